@@ -1,0 +1,45 @@
+"""The only module that reads a clock.
+
+Everything that decides takes the time as an argument; the edges take a Clock.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where the time comes from."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, UTC; may jump when somebody sets the machine's clock."""
+
+    def monotonic(self) -> float:
+        """Seconds since some point in the past; never jumps."""
+
+
+class SystemClock:
+    """The clock of this machine."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+class FakeClock:
+    """A clock that a test sets. Both readings move together, by `advance` alone."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self._now = now
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` pass (not negative)."""
+        if seconds < 0:
+            raise ValueError(f"time cannot go back by {seconds} seconds")
+        self._now += seconds

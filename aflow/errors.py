@@ -1,0 +1,192 @@
+"""The one exception tree of aflow; each class is one sentence.
+
+    AflowError
+    ├── InvalidInput                 what the user wrote cannot be used; exit code 2 where it is an option
+    │   ├── InvalidName
+    │   ├── InvalidSetting
+    │   ├── InvalidParameter
+    │   ├── InvalidDecorator
+    │   └── FlowFileError            no file, no flow, several flows, a file that does not import
+    ├── InvalidFlow                  a rule of the graph is broken (file, line)
+    ├── TaskError                    raised inside a task, by what the step asked for
+    │   ├── ArtifactNotFound
+    │   ├── ArtifactNotPicklable
+    │   ├── ArtifactNotLoadable
+    │   ├── InvalidTransition
+    │   ├── MergeArtifactsError
+    │   │   ├── UnhandledInMergeArtifacts
+    │   │   └── MissingInMergeArtifacts
+    │   └── TaskTimedOut
+    ├── StorageError
+    │   ├── ObjectNotFound
+    │   ├── CorruptBlob
+    │   └── StoreUnavailable
+    ├── MetadataError
+    │   ├── MetadataUnavailable
+    │   ├── MetadataTooNew
+    │   └── VersionConflict
+    ├── NotFound                     the client was asked for what is not there
+    │   └── NamespaceMismatch
+    └── RunFailed
+"""
+
+from __future__ import annotations
+
+
+class AflowError(Exception):
+    """aflow could not do what was asked."""
+
+    headline = "aflow failed"
+
+
+class InvalidInput(AflowError):
+    """What was given cannot be used."""
+
+    headline = "Invalid input"
+
+
+class InvalidName(InvalidInput):
+    """A name of a flow, run, step, task, artifact or tag is not allowed."""
+
+    headline = "Invalid name"
+
+
+class InvalidSetting(InvalidInput):
+    """A setting has a value that cannot be used."""
+
+    headline = "Invalid setting"
+
+
+class InvalidParameter(InvalidInput):
+    """A parameter has a value or a declaration that cannot be used."""
+
+    headline = "Invalid parameter"
+
+
+class InvalidDecorator(InvalidInput):
+    """A decorator is unknown, or was given an option that it does not take."""
+
+    headline = "Invalid decorator"
+
+
+class FlowFileError(InvalidInput):
+    """The flow file is missing, does not import, or does not name exactly one flow."""
+
+    headline = "Flow not loaded"
+
+
+class InvalidFlow(AflowError):
+    """A rule of the flow's graph is broken."""
+
+    headline = "Validity checker found an issue"
+
+    def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = file
+        self.line = line
+
+    def __str__(self) -> str:
+        if self.file and self.line:
+            return f"{self.message} ({self.file}, line {self.line})"
+        return self.message
+
+
+class TaskError(AflowError):
+    """A step asked for something that cannot be done."""
+
+    headline = "Step failure"
+
+
+class ArtifactNotFound(TaskError, AttributeError):
+    """A step read an artifact that no earlier step has left."""
+
+
+class ArtifactNotPicklable(TaskError):
+    """A step left a value that cannot be stored."""
+
+
+class ArtifactNotLoadable(TaskError):
+    """A stored artifact could not be turned back into a value."""
+
+
+class InvalidTransition(TaskError):
+    """A step's self.next() does not agree with the graph, or cannot be followed."""
+
+
+class MergeArtifactsError(TaskError):
+    """merge_artifacts was called with arguments, or in a step, that it cannot work with."""
+
+
+class UnhandledInMergeArtifacts(MergeArtifactsError):
+    """Inputs of a join disagree on artifacts that the join did not set itself."""
+
+    def __init__(self, message: str, unhandled: list[str]) -> None:
+        super().__init__(message)
+        self.artifact_names = unhandled
+
+
+class MissingInMergeArtifacts(MergeArtifactsError):
+    """An artifact named in include= is in none, or not all, of the inputs."""
+
+    def __init__(self, message: str, missing: list[str]) -> None:
+        super().__init__(message)
+        self.artifact_names = missing
+
+
+class TaskTimedOut(TaskError):
+    """A step ran longer than its @timeout allows."""
+
+
+class StorageError(AflowError):
+    """Something is wrong with stored bytes, or with the place that stores them."""
+
+    headline = "Storage error"
+
+
+class ObjectNotFound(StorageError):
+    """The object store has no object of this name."""
+
+
+class CorruptBlob(StorageError):
+    """The bytes of a blob are not those that its key names."""
+
+
+class StoreUnavailable(StorageError):
+    """The object store is missing, full, read-only or refuses to answer."""
+
+
+class MetadataError(AflowError):
+    """Something is wrong with the metadata."""
+
+    headline = "Metadata error"
+
+
+class MetadataUnavailable(MetadataError):
+    """The metadata store is missing, full, read-only, damaged or refuses to answer."""
+
+
+class MetadataTooNew(MetadataError):
+    """The metadata was written by a newer aflow than this one."""
+
+
+class VersionConflict(MetadataError):
+    """Somebody else has written to this run since it was read."""
+
+
+class NotFound(AflowError):
+    """There is no such flow, run, step, task or artifact."""
+
+    headline = "Object not found"
+
+
+class NamespaceMismatch(NotFound):
+    """The object is there, but not in the current namespace."""
+
+    headline = "Object not in namespace"
+
+
+class RunFailed(AflowError):
+    """A run ended without success."""
+
+    headline = "Run failed"

@@ -1,0 +1,1 @@
+"""Starting one attempt somewhere."""

@@ -1,0 +1,85 @@
+"""The graph of a flow: nodes and what leads where, as plain data.
+
+Read from the source of the steps by `flow/source.py`, checked by `flow/lint.py`, followed by the
+scheduler. `as_dict` and `from_dict` are the form in which a run stores the graph it began with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    """How a step goes on. A join is a property beside it: a join may go on in any way."""
+
+    LINEAR = "linear"  # self.next(self.a)
+    SPLIT = "split"  # self.next(self.a, self.b)
+    FOREACH = "foreach"  # self.next(self.a, foreach="xs")
+    PARALLEL = "parallel"  # self.next(self.a, num_parallel=n)
+    SWITCH = "switch"  # self.next({...}, condition="x")
+    END = "end"  # the last step: no self.next
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One step as the graph sees it.
+
+    `next` are the steps it may lead to, in the order written. `previous` the steps that may lead
+    to it. `splits` the names of the SPLIT, FOREACH and PARALLEL steps that are open around it,
+    outermost first. `join` is the step that closes the split which this node opens (None if it
+    opens none). `foreach` names the artifact iterated, `condition` the one a switch reads;
+    `cases` are the switch's values and steps.
+    """
+
+    name: str
+    kind: Kind
+    is_join: bool = False
+    next: tuple[str, ...] = ()
+    previous: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    join: str | None = None
+    foreach: str | None = None
+    condition: str | None = None
+    cases: tuple[tuple[str, str], ...] = ()
+    file: str = ""
+    line: int = 0
+    doc: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """All nodes of a flow, in the order in which the steps are written."""
+
+    flow: str
+    start: str
+    end: str
+    nodes: dict[str, Node] = field(default_factory=dict)
+    doc: str = ""
+
+    def __getitem__(self, step: str) -> Node:
+        return self.nodes[step]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The graph as values that JSON and msgpack can hold."""
+        return {
+            "flow": self.flow,
+            "start": self.start,
+            "end": self.end,
+            "doc": self.doc,
+            "nodes": [asdict(node) for node in self.nodes.values()],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Graph:
+        """The graph that `as_dict` gave; unknown keys of a later version are ignored."""
+        nodes = {}
+        for raw in data["nodes"]:
+            known = {key: value for key, value in raw.items() if key in Node.__slots__}
+            known["kind"] = Kind(known["kind"])
+            for key in ("next", "previous", "splits"):
+                known[key] = tuple(known[key])
+            known["cases"] = tuple((case, step) for case, step in known["cases"])
+            nodes[known["name"]] = Node(**known)
+        return cls(data["flow"], data["start"], data["end"], nodes, data.get("doc", ""))

@@ -1,0 +1,112 @@
+"""Names of things: what is allowed in them, and pathspecs.
+
+A pathspec is `Flow/run/step/task/artifact`, or the beginning of one. Names become file names and
+SQL values, so that every name which comes from outside passes one of the checks here first.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, NewType
+
+from aflow.errors import InvalidName
+
+FlowName = NewType("FlowName", str)
+RunId = NewType("RunId", str)
+StepName = NewType("StepName", str)
+TaskId = NewType("TaskId", int)
+BlobKey = NewType("BlobKey", str)
+
+PARAMETERS_STEP = StepName("_parameters")
+PARAMETERS_TASK = TaskId(0)
+
+_FLOW = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}\Z")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,254}\Z")
+_STEP = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}\Z")
+_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,254}\Z")
+_ARTIFACT = re.compile(r"[^\W\d]\w{0,254}\Z")
+_BLOB = re.compile(r"[0-9a-f]{64}\Z")
+
+MAX_TAG_LENGTH = 500
+MAX_TAGS = 50
+
+
+def _checked(pattern: re.Pattern[str], what: str, value: object) -> str:
+    if not isinstance(value, str) or not pattern.match(value) or ".." in value:
+        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+        raise InvalidName(f"{shown} cannot be the name of a {what}.")
+    return value
+
+
+def flow_name(value: str) -> FlowName:
+    """The value, if it can name a flow; raises InvalidName."""
+    return FlowName(_checked(_FLOW, "flow", value))
+
+
+def run_id(value: str) -> RunId:
+    """The value, if it can name a run; raises InvalidName."""
+    return RunId(_checked(_RUN, "run", value))
+
+
+def step_name(value: str) -> StepName:
+    """The value, if it can name a step (also `_parameters`); raises InvalidName."""
+    return StepName(_checked(_STEP, "step", value))
+
+
+def task_id(value: str) -> TaskId:
+    """The task's number, if the value can name a task; raises InvalidName."""
+    _checked(_TASK, "task", value)
+    if not value.isascii() or not value.isdigit() or len(value) > 18:
+        raise InvalidName(f"{value!r} cannot be the name of a task: tasks are numbered.")
+    return TaskId(int(value))
+
+
+def artifact_name(value: str) -> str:
+    """The value, if it can name an artifact; raises InvalidName."""
+    return _checked(_ARTIFACT, "artifact", value)
+
+
+def blob_key(value: str) -> BlobKey:
+    """The value, if it is a blob's key: 64 hex digits of blake3; raises InvalidName."""
+    return BlobKey(_checked(_BLOB, "blob", value))
+
+
+def tag(value: object) -> str:
+    """The value, if it can be a tag: 1 to 500 characters of valid UTF-8; raises InvalidName."""
+    if not isinstance(value, str) or not value:
+        raise InvalidName(f"{value!r} cannot be a tag: a tag is a text that is not empty.")
+    if len(value) > MAX_TAG_LENGTH:
+        raise InvalidName(
+            f"A tag of {len(value)} characters is too long: {value[:30]!r}...; "
+            f"at most {MAX_TAG_LENGTH} are allowed."
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidName(f"{value!r} cannot be a tag: it is not valid UTF-8.") from error
+    return value
+
+
+class Pathspec(NamedTuple):
+    """`Flow/run/step/task/artifact`, or the beginning of one."""
+
+    flow: FlowName
+    run: RunId | None = None
+    step: StepName | None = None
+    task: TaskId | None = None
+    artifact: str | None = None
+
+    def __str__(self) -> str:
+        return "/".join(str(part) for part in self if part is not None)
+
+    @classmethod
+    def parse(cls, text: str) -> Pathspec:
+        """Read a pathspec of one to five parts; raises InvalidName that names the part at fault."""
+        parts = text.split("/")
+        checks = (flow_name, run_id, step_name, task_id, artifact_name)
+        if len(parts) > len(checks):
+            raise InvalidName(
+                f"{text[:80]!r} has {len(parts)} parts; a pathspec has at most five: "
+                "Flow/run/step/task/artifact."
+            )
+        return cls(*(check(part) for check, part in zip(checks, parts, strict=False)))

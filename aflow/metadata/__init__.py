@@ -1,0 +1,1 @@
+"""The journal of each run and the records that clients read."""

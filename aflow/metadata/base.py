@@ -1,0 +1,252 @@
+"""The port of the metadata store: journals and records, two faces of one store.
+
+The *journal* of a run is its events, appended in batches; the state of the run is their fold.
+The *records* (flows, runs, tasks, attempts) are what clients list, filter and page through. Both
+are written by one `commit`, in one transaction.
+
+What every backend promises, and tests/contracts/test_metadata.py checks:
+
+- `create_run` is all or nothing, and refuses a run id that the flow already has.
+- `commit` is compare-and-set on the run's version: it applies all of the batch and the version
+  grows by one, or raises VersionConflict and nothing has changed. With durability `power` what it
+  wrote survives a power cut once it returns, with `process` any crash but that.
+- A reader sees commits whole, in order, and its own at once. Readers never block the writer.
+- A database of a newer version raises MetadataTooNew, one that is missing, locked for too long,
+  full, read-only or damaged raises MetadataUnavailable: one sentence with place, reason and what
+  to do.
+
+Calls block; one store object may be used from many threads. asyncio programs call it in a thread.
+Values are plain; times are seconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aflow.scheduler.states import AttemptState, RunState, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run. `key` is the store's own number for it, cheap to refer to.
+
+    `graph` is `Graph.as_dict()`; `settings` what the run was started with (max_workers, datastore,
+    isolation, python and aflow version, script, host, pid: all plain values). `steps` maps each
+    step's name to the time when its first task was recorded.
+    """
+
+    key: int
+    flow: str
+    run: str
+    state: RunState
+    user: str
+    created_at: float
+    finished_at: float | None
+    version: int
+    tags: tuple[str, ...]
+    system_tags: tuple[str, ...]
+    graph: dict[str, Any]
+    settings: dict[str, Any]
+    reason: str = ""
+    heartbeat_at: float | None = None
+    origin_run: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One task: what never changes of it. Written once, with its first attempt.
+
+    `split` and `index` place it in the innermost foreach around it (the task that opened the
+    foreach, and which item). `inputs` is `scheduler.messages.Inputs` in the form of
+    `encode_inputs`.
+    """
+
+    task: int
+    step: str
+    created_at: float
+    split: int | None = None
+    index: int | None = None
+    inputs: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt; written when it starts and again, whole, when it ends (upsert).
+
+    `manifest` is `storage.manifest.Manifest.encode()`, there if the attempt succeeded. `log` is
+    the attempt's output if it is small (`storage.logs`), else None and `log_chunks` says how many
+    chunk objects hold it. `host`, `pid` say where it ran; `max_rss` is in bytes, `cpu` in seconds.
+    """
+
+    task: int
+    attempt: int
+    state: AttemptState
+    started_at: float | None = None
+    finished_at: float | None = None
+    reason: str = ""
+    manifest: bytes | None = None
+    log: bytes | None = None
+    log_chunks: int = 0
+    stdout_size: int = 0
+    stderr_size: int = 0
+    host: str = ""
+    pid: int | None = None
+    handle: str = ""
+    max_rss: int | None = None
+    cpu: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataRecord:
+    """A named fact about an attempt, beside what the records above already say."""
+
+    task: int
+    attempt: int
+    field: str
+    value: str
+    type: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunUpdate:
+    """What a commit changes of the run itself; None leaves it as it is."""
+
+    state: RunState | None = None
+    finished_at: float | None = None
+    reason: str | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one commit writes: encoded events for the journal, and records."""
+
+    events: bytes = b""
+    tasks: list[TaskRecord] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    metadata: list[MetadataRecord] = field(default_factory=list)
+    run: RunUpdate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task joined with one of its attempts (the latest, unless another was asked for).
+
+    `attempt` is None for a task whose first attempt has not started. `attempts` is how many
+    attempts there are.
+    """
+
+    run_key: int
+    task: TaskRecord
+    attempt: AttemptRecord | None
+    attempts: int = 0
+
+    @property
+    def state(self) -> TaskState:
+        """The task's state, as the attempt tells it."""
+        if self.attempt is None:
+            return TaskState.READY
+        match self.attempt.state:
+            case AttemptState.SUCCEEDED:
+                return TaskState.SUCCEEDED
+            case AttemptState.QUEUED | AttemptState.RUNNING:
+                return TaskState.RUNNING
+            case AttemptState.CANCELLED | AttemptState.INTERRUPTED:
+                return TaskState.CANCELLED
+            case _:
+                return TaskState.FAILED
+
+
+class MetadataStore(Protocol):
+    """Journals and records; see the module's text for what is promised."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people and for other processes (`sqlite:///path`)."""
+
+    # ---- writing
+
+    def create_run(self, run: RunRecord, parameters: bytes) -> RunRecord:
+        """Record a new run (its flow too, if it is the first) with its task 0 of step
+        `_parameters`, succeeded, whose manifest is `parameters`. `run.key` is ignored; the answer
+        carries the real one and version 0. Raises VersionConflict if the flow has this run id."""
+
+    def commit(self, run_key: int, version: int, batch: Batch) -> int:
+        """Write the batch if the run is still at `version`; the new version."""
+
+    def beat(self, run_key: int, at: float) -> None:
+        """Say that the run's coordinator is alive. Does not change the version."""
+
+    def change_tags(
+        self, run_key: int, add: Sequence[str], remove: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Remove, then add user tags, in one step; the tags that the run has now. Raises
+        InvalidName for a tag that is not allowed, for a system tag, or past the limit."""
+
+    # ---- reading
+
+    def journal(self, run_key: int) -> Iterator[bytes]:
+        """The event batches of the run, oldest first."""
+
+    def flows(self) -> list[tuple[str, float]]:
+        """Name and time of creation of every flow, newest first."""
+
+    def runs(
+        self,
+        flow: str,
+        *,
+        tags: Sequence[str] = (),
+        states: Sequence[RunState] = (),
+        since: float | None = None,
+        limit: int | None = None,
+    ) -> list[RunRecord]:
+        """The flow's runs that have all `tags` (user or system), newest first. The graphs are
+        left out ({}): `run` has them."""
+
+    def run(self, flow: str, run: str) -> RunRecord | None:
+        """One run, whole; None where there is none."""
+
+    def steps(self, run_key: int) -> list[tuple[str, float, int]]:
+        """Name, time of its first task and number of tasks of every step that has begun, without
+        `_parameters`, newest first."""
+
+    def tasks(
+        self,
+        run_key: int,
+        *,
+        step: str | None = None,
+        split: int | None = None,
+        steps: Sequence[str] = (),
+        after: int | None = None,
+        limit: int | None = None,
+        light: bool = False,
+    ) -> Iterator[TaskView]:
+        """Tasks with their latest attempts, in one query that streams.
+
+        With `split`: the tasks of `steps` directly in the foreach that this task opened, ordered
+        by index (`after`: index above this one). Else ordered by task (`after`: task above this
+        one). `light` leaves manifests and logs out (None).
+        """
+
+    def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
+        """One task with its latest attempt, or with the attempt asked for."""
+
+    def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
+        """The manifests of the latest attempts of these tasks, where they succeeded."""
+
+    def split_manifests(
+        self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000
+    ) -> list[tuple[int, int, str, bytes]]:
+        """A page of a foreach join's inputs: (index, task, step, manifest) of the succeeded tasks
+        of `steps` directly in the foreach that `split` opened, by index from `start` on."""
+
+    def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
+        """All attempts of a task, oldest first."""
+
+    def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
+        """The metadata records of a task, oldest first."""
+
+    def close(self) -> None:
+        """Let go of files and connections. May be called twice."""

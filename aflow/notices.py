@@ -1,0 +1,115 @@
+"""What somebody who watches a run is told while it happens.
+
+The coordinator gives these, in order, to whoever asked (`Coordinator.start(watch=...)`,
+`run.events()`); the command line prints them. They are for people and dashboards: what the
+scheduler decides by are `scheduler.messages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from aflow.scheduler.states import RunState
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarting:
+    """The run is committed and its first task is about to be launched."""
+
+    at: float
+    flow: str
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarting:
+    """An attempt has begun. `attempt` counts from 0; `fallback` if @catch settles the task."""
+
+    at: float
+    run: str
+    step: str
+    task: int
+    attempt: int
+    pid: int | None
+    fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line (without its newline) that a task printed. `whole` is False for a piece of a line
+    that was too long to be held, whose rest follows."""
+
+    at: float
+    run: str
+    step: str
+    task: int
+    pid: int | None
+    stream: Literal["stdout", "stderr"]
+    text: bytes
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded:
+    """An attempt has ended and its outcome is committed.
+
+    `state` is the attempt's terminal state. `reason` is a sentence, empty on success.
+    `retry_at` is the time before which no further attempt starts, None if none follows.
+    `splits` is the number of child tasks if the step was a foreach that succeeded.
+    """
+
+    at: float
+    run: str
+    step: str
+    task: int
+    attempt: int
+    pid: int | None
+    state: str
+    reason: str = ""
+    retry_at: float | None = None
+    splits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far each step is; given now and then (every 300 s) in a run that takes long.
+
+    `running`, `done` and `failed` count tasks by step; `queued` those that wait for a worker;
+    `unstarted` are the steps of which no task has begun.
+    """
+
+    at: float
+    run: str
+    running: dict[str, int]
+    done: dict[str, int]
+    failed: dict[str, int]
+    queued: dict[str, int]
+    unstarted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStopping:
+    """The run was interrupted, or fails fast: `active` attempts are being stopped."""
+
+    at: float
+    run: str
+    reason: str
+    active: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The run is over and committed. `step` and `task` name the first failed task, if any."""
+
+    at: float
+    run: str
+    state: RunState
+    reason: str = ""
+    step: str | None = None
+    task: int | None = None
+
+
+Notice = (
+    RunStarting | TaskStarting | LogLine | TaskEnded | Progress | RunStopping | RunEnded
+)

@@ -1,0 +1,185 @@
+"""What happened (events) and what to do (commands).
+
+Events are what a run's journal stores: each has a stable short name and is a flat record of
+msgpack-able values, so that `encode_event(decode_event(x)) == x` and a journal can be read by a
+later version. Commands are never stored: a machine that replays its events gives them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aflow.scheduler.states import AttemptState, RunState
+
+# ------------------------------------------------------------------ values
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """Where a step went: what it gave to self.next().
+
+    `steps` are the steps that follow (empty at the end of the flow; one of the cases for a
+    switch). `foreach` is the name of the artifact that was iterated, `count` the number of
+    items, both None unless the step is a foreach split (for num_parallel, `foreach` is None and
+    `count` the size of the gang).
+    """
+
+    steps: tuple[str, ...] = ()
+    foreach: str | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, as a value. `state` is a terminal AttemptState.
+
+    `transition` is there if and only if the state is SUCCEEDED. `reason` is one sentence for
+    people, empty on success. `retryable` is False where the step asked not to be tried again.
+    """
+
+    state: AttemptState
+    transition: Transition | None = None
+    reason: str = ""
+    retryable: bool = True
+
+
+# ------------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The run begins; its parameters are committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """An executor has begun to run an attempt; `handle` finds it again after a restart."""
+
+    task: int
+    attempt: int
+    handle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt has ended. Old, late and second reports are ignored by the machine."""
+
+    task: int
+    attempt: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """The time that `RunMachine.wake_at` named has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Somebody wants the run to stop: live attempts are cancelled, nothing new starts."""
+
+    reason: str = ""
+
+
+Event = RunStarted | AttemptStarted | AttemptEnded | TimePassed | CancelRequested
+
+
+# ------------------------------------------------------------------ commands
+
+
+@dataclass(frozen=True, slots=True)
+class NoInputs:
+    """The first task of a run: it reads the parameters alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class FromTask:
+    """A task that follows one other task."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class FromBranches:
+    """A join of static branches: their last tasks, in the order in which the split named them."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FromForeach:
+    """A join of a foreach: every last task of the split that `split` opened, by split index.
+
+    `steps` are the steps that lead into the join (one, unless a switch leads there).
+    """
+
+    split: int
+    steps: tuple[str, ...]
+    count: int
+
+
+Inputs = NoInputs | FromTask | FromBranches | FromForeach
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchAttempt:
+    """Start this attempt of this task.
+
+    `split` and `index` name the innermost foreach that the task is in: the task that opened it
+    and the task's place in it (None outside of any foreach). `opens_index` is True for the first
+    task of an item, whose `self.input` is the item itself. `final` says that no attempt follows
+    if this one fails; `fallback` that the step is not to be run: @catch settles it.
+    """
+
+    task: int
+    step: str
+    attempt: int
+    inputs: Inputs
+    split: int | None = None
+    index: int | None = None
+    count: int | None = None
+    opens_index: bool = False
+    final: bool = True
+    fallback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAttempt:
+    """Stop this attempt; its end is reported as an AttemptEnded all the same."""
+
+    task: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAttempt:
+    """For the record: this attempt failed and another follows, not before `at`."""
+
+    task: int
+    attempt: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettled:
+    """For the record: the task is over: succeeded, failed or cancelled."""
+
+    task: int
+    attempt: int
+    succeeded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FinishRun:
+    """The run is over; nothing is live any more. Given exactly once.
+
+    `task` and `step` name the first task that failed, if one did.
+    """
+
+    state: RunState
+    reason: str = ""
+    step: str | None = None
+    task: int | None = None
+
+
+Command = LaunchAttempt | CancelAttempt | RetryAttempt | TaskSettled | FinishRun

@@ -1,0 +1,70 @@
+"""The port of the object store: the one thing that a storage backend implements.
+
+An object store holds named bytes. Names are relative paths of `[A-Za-z0-9_.-]` parts joined by
+`/`, made by this package alone from checked ids and digests (`check_name` refuses all else).
+
+What every backend promises, and tests/contracts/test_storage.py checks:
+
+- `put` is atomic: a reader sees the whole object or none, whatever is killed when. Putting a
+  name again replaces it.
+- `put_if_absent` writes only where nothing is, and says whether it wrote; of many at the same
+  time exactly one wins.
+- `get` gives the bytes, or a range of them; ObjectNotFound where there is no such object.
+- `list` gives the names under a prefix, sorted, without reading the objects.
+- `delete` of what is not there is fine.
+- A store that is missing, full, read-only or refuses raises StoreUnavailable: one sentence with
+  the place, the reason and what to do.
+- No backend retries, caches, limits or logs: wrappers do that.
+
+Calls block and are safe from many threads at once: a task's process needs no event loop to use
+them, and asyncio programs call them in a thread. What is put with `durable=True` survives a power
+cut once the call returns; else it survives any crash but that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from aflow.errors import InvalidName
+
+Buffer = bytes | bytearray | memoryview
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*\Z")
+
+
+def check_name(name: str) -> str:
+    """The name, if it can name an object; raises InvalidName for anything that could escape."""
+    if len(name) > 1000 or not _NAME.match(name) or ".." in name:
+        raise InvalidName(f"{name[:80]!r} cannot be the name of an object.")
+    return name
+
+
+class ObjectStore(Protocol):
+    """Named bytes; see the module's text for what is promised."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people and for other processes."""
+
+    def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
+        """Write the parts, one after the other, as one object."""
+
+    def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
+        """The same where no such object is; True if this call wrote it."""
+
+    def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
+        """The bytes from `start`, `length` of them or up to the end (fewer past the end).
+
+        A backend may give a private copy-on-write mapping instead of bytes.
+        """
+
+    def size(self, name: str) -> int | None:
+        """How many bytes the object has; None where there is no such object."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The names that begin with `prefix`, sorted."""
+
+    def delete(self, name: str) -> None:
+        """Remove the object, if it is there."""

@@ -1,0 +1,74 @@
+"""The repository's Python files as syntax trees, read once for all tests of the architecture."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@cache
+def tracked(*suffixes: str) -> tuple[Path, ...]:
+    """The files of the repository that end so, relative to its root; what git ignores left out."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    paths = (Path(name) for name in listed.split("\0") if name.endswith(suffixes))
+    return tuple(sorted(path for path in paths if (REPOSITORY / path).is_file()))
+
+
+def python_files(*folders: str) -> tuple[Path, ...]:
+    """The Python files under these folders, relative to the root."""
+    return tuple(path for path in tracked(".py") if path.parts[0] in folders)
+
+
+@cache
+def text_of(path: Path) -> str:
+    """The text of a file, by its path relative to the root."""
+    return (REPOSITORY / path).read_text(encoding="utf-8")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a Python file, by its path relative to the root."""
+    return ast.parse(text_of(path), filename=str(path))
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` for an attribute or a name, else an empty text."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return ""
+
+
+def uses(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything from a module that the file names.
+
+    Names are followed through `import x as y` and `from x import y`, so that
+    `from time import time as now; now()` is seen as `time.time`.
+    """
+    tree = tree_of(path)
+    meant: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                meant[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                meant[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        name = dotted(node)
+        first, dot, rest = name.partition(".")
+        if first in meant:
+            yield node.lineno, meant[first] + dot + rest

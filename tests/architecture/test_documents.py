@@ -1,0 +1,60 @@
+"""The documents are true: links lead somewhere, Python in them is Python."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.sources import REPOSITORY, text_of, tracked
+
+DOCUMENTS = tracked(".md")
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+FILE_IN_TEXT = re.compile(r"`((?:aflow|benchmarks|docs|examples|scripts|tests)/[\w./\-]+)`")
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """The anchor that a heading gets on the usual hosting sites."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def lost(path: Path, link: str) -> bool:
+    """Whether a link leads to no file, or to no heading of the file."""
+    if re.match(r"[a-z]+:", link):
+        return False
+    target, _, fragment = link.partition("#")
+    file = (REPOSITORY / path).parent / target if target else REPOSITORY / path
+    if not file.exists():
+        return True
+    return bool(fragment) and fragment not in map(anchor, HEADING.findall(file.read_text()))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_every_link_leads_to_a_file(path: Path) -> None:
+    assert [] == [link for link in LINK.findall(text_of(path)) if lost(path, link)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_every_file_that_is_named_exists(path: Path) -> None:
+    named = FILE_IN_TEXT.findall(text_of(path))
+
+    assert [] == [name for name in named if not (REPOSITORY / name).exists()]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_python_in_documents_is_python(path: Path) -> None:
+    for block in PYTHON.findall(text_of(path)):
+        assert ast.parse(block), block
+
+
+def test_every_document_is_found_from_the_readme() -> None:
+    linked = LINK.findall(text_of(Path("README.md")))
+
+    assert [] == [
+        str(path) for path in DOCUMENTS if path.parts[0] == "docs" and str(path) not in linked
+    ]

@@ -1,0 +1,146 @@
+"""Habits that a reader of any file may rely on."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.sources import dotted, python_files, text_of, tracked, tree_of, uses
+
+AFLOW = python_files("aflow")
+TESTS = python_files("tests")
+
+CLOCKS = {
+    f"time.{name}{unit}"
+    for name in ("time", "monotonic", "perf_counter", "process_time")
+    for unit in ("", "_ns")
+} | {
+    f"datetime.{name}"
+    for name in ("datetime.now", "datetime.utcnow", "datetime.today", "date.today")
+}
+ENVIRONMENT = {"os.environ", "os.getenv", "os.environb", "os.putenv", "os.unsetenv"}
+
+# Files that may name os.environ beside config.py, each with its reason.
+MAY_TOUCH_THE_ENVIRONMENT = {
+    Path("aflow/config.py"): "it is the one that reads settings",
+    Path("aflow/runner.py"): "@environment sets variables in the process of the task",
+}
+
+
+@pytest.mark.parametrize("path", AFLOW, ids=str)
+def test_only_the_clock_module_reads_a_clock(path: Path) -> None:
+    if path == Path("aflow/clock.py"):
+        assert CLOCKS & {name for _, name in uses(path)}, "clock.py reads no clock any more"
+        return
+
+    assert [] == [(line, name) for line, name in uses(path) if name in CLOCKS]
+
+
+@pytest.mark.parametrize("path", AFLOW, ids=str)
+def test_only_the_settings_read_the_environment(path: Path) -> None:
+    if path in MAY_TOUCH_THE_ENVIRONMENT:
+        return
+
+    found = [
+        (line, name) for line, name in uses(path) if ".".join(name.split(".")[:2]) in ENVIRONMENT
+    ]
+
+    assert [] == found
+
+
+@pytest.mark.parametrize("path", sorted(MAY_TOUCH_THE_ENVIRONMENT), ids=str)
+def test_every_exception_for_the_environment_is_needed(path: Path) -> None:
+    assert path in AFLOW
+
+    assert any(name.startswith("os.environ") for _, name in uses(path))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=str)
+def test_no_test_sleeps(path: Path) -> None:
+    if Path("tests/flows/flow_files") in path.parents:
+        return  # flows that have to take long, so that something can happen to them
+
+    sleeps = [
+        (node.lineno, ast.unparse(node))
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and dotted(node.func).rpartition(".")[2] == "sleep"
+        and not (node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0)
+    ]
+
+    assert [] == sleeps
+
+
+@pytest.mark.parametrize("path", TESTS, ids=str)
+def test_no_test_mocks(path: Path) -> None:
+    assert [] == [(line, name) for line, name in uses(path) if name.startswith("unittest.mock")]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=str)
+def test_every_test_asserts_something(path: Path) -> None:
+    silent = [
+        node.name
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and not any(asserts(each) for each in ast.walk(node))
+    ]
+
+    assert [] == silent
+
+
+def asserts(node: ast.AST) -> bool:
+    """Whether this node can make a test fail: an assert, `pytest.raises`, a `check_...` call."""
+    if isinstance(node, ast.Assert):
+        return True
+    if not isinstance(node, ast.Call):
+        return False
+    called = dotted(node.func) or ast.unparse(node.func)
+    last = called.rpartition(".")[2]
+    return called in {"pytest.raises", "pytest.warns", "pytest.fail"} or last.startswith(
+        ("assert_", "check", "expect_", "run_state_machine_as_test")
+    )
+
+
+@pytest.mark.parametrize(
+    "path", tracked(".py", ".sql", ".toml", ".md", "scripts/test", ".ci/run"), ids=str
+)
+def test_nothing_is_left_for_later(path: Path) -> None:
+    marker = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
+
+    assert [] == [line for line in text_of(path).splitlines() if marker.search(line)]
+
+
+PACKAGES = [
+    path for path in AFLOW if path.name == "__init__.py" and path.parts != ("aflow", path.name)
+]
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=str)
+def test_the_init_file_of_a_package_is_one_docstring(path: Path) -> None:
+    tree = tree_of(path)
+
+    assert 1 == len(tree.body)
+    assert ast.get_docstring(tree)
+
+
+@pytest.mark.parametrize("path", AFLOW, ids=str)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(tree_of(path))
+
+
+@pytest.mark.parametrize("path", AFLOW, ids=str)
+def test_no_exception_is_swallowed_without_a_word(path: Path) -> None:
+    lines = text_of(path).splitlines()
+    silent = [
+        (node.lineno, ast.unparse(node))
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ExceptHandler)
+        and all(isinstance(each, ast.Pass) for each in node.body)
+        and "#" not in "".join(lines[node.lineno - 1 : node.end_lineno])
+    ]
+
+    assert [] == silent

@@ -110,7 +110,10 @@ class FromBranches:
 class FromForeach:
     """A join of a foreach: every last task of the split that `split` opened, by split index.
 
-    `steps` are the steps that lead into the join (one, unless a switch leads there).
+    `steps` are the steps that lead into the join (one, unless a switch leads there). Where there
+    are several, or where the one is a switch that went back to itself, an item may have left more
+    than one task of `steps` directly in the split: the last one is the task of the highest number.
+    `count` is the number of items, which may be 0.
     """
 
     split: int
@@ -153,7 +156,7 @@ class CancelAttempt:
 
 @dataclass(frozen=True, slots=True)
 class RetryAttempt:
-    """For the record: this attempt failed and another follows, not before `at`."""
+    """For the record: this attempt ended without success and another follows, not before `at`."""
 
     task: int
     attempt: int
@@ -162,11 +165,16 @@ class RetryAttempt:
 
 @dataclass(frozen=True, slots=True)
 class TaskSettled:
-    """For the record: the task is over: succeeded, failed or cancelled."""
+    """For the record: the task is over: succeeded, failed or cancelled.
+
+    Given exactly once for each task that was launched. `reason` is a sentence unless it succeeded:
+    it differs from that of the outcome where the scheduler itself refused the outcome.
+    """
 
     task: int
     attempt: int
     succeeded: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,5 +48,27 @@ RUN_MOVES: dict[RunState, frozenset[RunState]] = {
     RunState.CANCELLED: frozenset(),
 }
 
+TASK_MOVES: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.READY: frozenset({TaskState.RUNNING, TaskState.CANCELLED}),
+    TaskState.RUNNING: frozenset(
+        {
+            TaskState.READY,
+            TaskState.WAITING,
+            TaskState.SUCCEEDED,
+            TaskState.FAILED,
+            TaskState.CANCELLED,
+        }
+    ),
+    TaskState.WAITING: frozenset({TaskState.READY, TaskState.CANCELLED}),
+    TaskState.SUCCEEDED: frozenset(),
+    TaskState.FAILED: frozenset(),
+    TaskState.CANCELLED: frozenset(),
+    TaskState.SKIPPED: frozenset(),
+}
+
 TERMINAL_RUN_STATES = frozenset(state for state, moves in RUN_MOVES.items() if not moves)
 TERMINAL_ATTEMPT_STATES = frozenset(AttemptState) - {AttemptState.QUEUED, AttemptState.RUNNING}
+
+
+class IllegalMove(AssertionError):
+    """The scheduler contradicts itself: a fault of aflow, never of a flow or of a worker."""

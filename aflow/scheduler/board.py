@@ -1,0 +1,138 @@
+"""Where the tasks of a run stand: ready, live, waiting. What starts next is decided here.
+
+First the tasks that are ready, in the order in which they became so; then the next item of the
+foreach that was opened last, so that of nested ones few are open at a time. A task or a foreach
+whose step is at its own bound is parked with the step; each attempt of the step that ends brings
+one back. So choosing costs the same however much there is to choose from.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+
+from aflow.scheduler.groups import Items
+from aflow.scheduler.messages import LaunchAttempt
+from aflow.scheduler.states import TaskState
+from aflow.scheduler.tasks import Step, Task
+
+
+class Board:
+    """The tasks of one run that are not over. At most `limit` are live at a time."""
+
+    __slots__ = ("cursors", "launched", "limit", "live", "pushed", "ready", "steps", "waiting")
+
+    def __init__(self, steps: dict[str, Step], limit: int) -> None:
+        self.steps = steps
+        self.limit = limit
+        self.launched = 0  # tasks so far, so also the number of the latest
+        self.live: dict[int, Task] = {}
+        self.ready: deque[Task] = deque()
+        self.cursors: list[Items] = []
+        self.waiting: list[tuple[float, int, Task]] = []  # a heap
+        self.pushed = 0  # keeps retries that are due at the same time in order
+
+    def add(self, task: Task) -> None:
+        """A new task may start."""
+        task.step.ready += 1
+        self.ready.append(task)
+
+    def open(self, items: Items) -> None:
+        """A foreach of at least one item may start."""
+        items.body.ready += items.expected
+        self.cursors.append(items)
+
+    def launch(self) -> LaunchAttempt | None:
+        """Make the next task live, if there is one that may start now."""
+        if len(self.live) >= self.limit:
+            return None
+        task = self._take()
+        if task is None:
+            return None
+        if not task.number:
+            self.launched += 1
+            task.number = self.launched
+        task.move(TaskState.RUNNING)
+        task.step.ready -= 1
+        task.step.launched += 1
+        self.live[task.number] = task
+        return task.next_attempt()
+
+    def _take(self) -> Task | None:
+        ready = self.ready
+        while ready:
+            task = ready.popleft()
+            if task.step.launched < task.step.bound:
+                return task
+            task.step.parked.append(task)
+        cursors = self.cursors
+        while cursors:
+            items = cursors[-1]
+            body = items.body
+            if body.launched >= body.bound:
+                body.parked_items.append(cursors.pop())
+                continue
+            index = items.next
+            items.next = index + 1
+            if items.next == items.expected:
+                cursors.pop()
+            return Task(body, items, index, items.entry)
+        return None
+
+    def begin(self, task: Task, handle: str) -> None:
+        """The live attempt of the task runs."""
+        task.handle = handle
+        task.step.running += 1
+
+    def end(self, task: Task) -> None:
+        """The live attempt of the task is over, and its worker free."""
+        del self.live[task.number]
+        step = task.step
+        step.launched -= 1
+        if task.handle is not None:
+            step.running -= 1
+        if step.parked:
+            self.ready.appendleft(step.parked.popleft())
+        elif step.parked_items:
+            self.cursors.append(step.parked_items.pop())
+
+    def again(self, task: Task) -> None:
+        """A task whose attempt was lost or cut short is the first to start."""
+        task.move(TaskState.READY)
+        task.step.ready += 1
+        self.ready.appendleft(task)
+
+    def wait(self, task: Task, at: float) -> None:
+        """A task is to be tried again, but not before `at`."""
+        task.move(TaskState.WAITING)
+        task.step.waiting += 1
+        self.pushed += 1
+        heappush(self.waiting, (at, self.pushed, task))
+
+    def wake(self, now: float) -> bool:
+        """Tasks whose time has come are ready; True if there was one."""
+        due = False
+        while self.waiting and self.waiting[0][0] <= now:
+            task = heappop(self.waiting)[2]
+            task.move(TaskState.READY)
+            task.step.waiting -= 1
+            self.add(task)
+            due = True
+        return due
+
+    def pending(self) -> list[Task]:
+        """The tasks that are ready, parked or waiting, without items that have not started."""
+        parked = [task for step in self.steps.values() for task in step.parked]
+        return [*self.ready, *parked, *(task for _, _, task in sorted(self.waiting))]
+
+    def clear(self) -> list[Task]:
+        """Forget all that is not live. The answer is those forgotten that had been launched."""
+        dropped = [task for task in self.pending() if task.number]
+        self.ready.clear()
+        self.cursors.clear()
+        self.waiting.clear()
+        for step in self.steps.values():
+            step.parked.clear()
+            step.parked_items.clear()
+            step.ready = step.waiting = 0
+        return dropped

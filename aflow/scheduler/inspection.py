@@ -1,0 +1,212 @@
+"""Looking into a run's machine: its snapshot, its story, and whether it agrees with itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from aflow.scheduler.board import Board
+from aflow.scheduler.groups import Branches, Group, Items
+from aflow.scheduler.messages import FinishRun
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState, TaskState
+from aflow.scheduler.tasks import Step, Task
+
+_SHOWN = 20  # tasks in a story
+
+
+def statistics(board: Board, splits: int, open_splits: int) -> dict[str, int]:
+    """Totals over all steps."""
+    steps = board.steps.values()
+    return {
+        "launched": board.launched,
+        "finished": sum(step.done + step.failed + step.cancelled for step in steps),
+        "live": len(board.live),
+        "ready": sum(step.ready for step in steps),
+        "waiting": len(board.waiting),
+        "splits": splits,
+        "open": open_splits,
+    }
+
+
+def snapshot(board: Board) -> tuple[Any, ...]:
+    """All that the board holds, as plain values, in an order that depends on nothing else."""
+    waiting = sorted(board.waiting, key=lambda entry: entry[:2])
+    return (
+        board.limit,
+        board.launched,
+        board.pushed,
+        tuple(_task(board.live[number]) for number in sorted(board.live)),
+        tuple(map(_task, board.ready)),
+        tuple(items.serial for items in board.cursors),
+        tuple((at, serial, _task(task)) for at, serial, task in waiting),
+        tuple(map(_step, board.steps.values())),
+        tuple(_group(group) for _, group in sorted(_groups(board).items())),
+    )
+
+
+def _task(task: Task) -> tuple[Any, ...]:
+    return (
+        task.step.name,
+        None if task.group is None else task.group.serial,
+        task.index,
+        task.inputs,
+        task.state,
+        task.number,
+        task.attempt,
+        task.failures,
+        task.losses,
+        task.fallback,
+        task.handle,
+    )
+
+
+def _step(step: Step) -> tuple[Any, ...]:
+    parked = tuple(map(_task, step.parked))
+    return (step.name, step.counts(), parked, tuple(each.serial for each in step.parked_items))
+
+
+def _group(group: Group) -> tuple[Any, ...]:
+    own = group.next if isinstance(group, Items) else tuple(group.last)
+    outer = None if group.group is None else group.group.serial
+    return (group.serial, group.task, outer, group.index, group.expected, group.arrived, own)
+
+
+def _cursors(board: Board) -> list[Items]:
+    parked = [items for step in board.steps.values() for items in step.parked_items]
+    return board.cursors + parked
+
+
+def _groups(board: Board) -> dict[int, Group]:
+    """The open splits by serial: all that a task, a cursor or another open split is in."""
+    found: dict[int, Group] = {}
+    inside: list[Group | None] = [task.group for task in (*board.live.values(), *board.pending())]
+    inside.extend(_cursors(board))
+    for group in inside:
+        while group is not None and group.serial not in found:
+            found[group.serial] = group
+            group = group.group
+    return found
+
+
+def story(state: RunState, stop: FinishRun | None, board: Board) -> str:
+    """Where a run is, in some lines."""
+    lines = [f"The run is {state}; {board.launched} tasks launched, {len(board.live)} live."]
+    if stop is not None:
+        lines.append(f"It stops with {stop}.")
+    tasks = [*board.live.values(), *board.pending()]
+    lines.extend(task.story() for task in tasks[:_SHOWN])
+    if len(tasks) > _SHOWN:
+        lines.append(f"... and {len(tasks) - _SHOWN} more.")
+    lines.extend(
+        f"split {group.serial} of task {group.task} ({group.step.name}): {group.arrived} of "
+        f"{group.expected} at {group.join.name}"
+        for group in list(_groups(board).values())[:_SHOWN]
+    )
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- invariants
+
+
+def broken(state: RunState, stop: FinishRun | None, board: Board, open_splits: int) -> str | None:
+    """What does not agree in a run's machine, None if all does."""
+    return (
+        _bounds(board)
+        or _tallies(board)
+        or (
+            _ending(state, stop, board)
+            if stop is not None or state is not RunState.RUNNING
+            else _progress(board) or _tokens(board, open_splits)
+        )
+    )
+
+
+def _bounds(board: Board) -> str | None:
+    if len(board.live) > board.limit:
+        return f"{len(board.live)} attempts are live, but {board.limit} are allowed."
+    for step in board.steps.values():
+        if step.launched > step.bound:
+            return f"{step.launched} attempts of {step.name} are live; its bound is {step.bound}."
+    return None
+
+
+def _tallies(board: Board) -> str | None:
+    live = Counter(task.step.name for task in board.live.values())
+    running = Counter(task.step.name for task in board.live.values() if task.handle is not None)
+    waiting = Counter(task.step.name for _, _, task in board.waiting)
+    pending = Counter(task.step.name for task in board.pending())
+    for items in _cursors(board):
+        pending[items.body.name] += items.expected - items.next
+    for name, step in board.steps.items():
+        told = (step.launched, step.running, step.waiting, step.ready + step.waiting)
+        found = (live[name], running[name], waiting[name], pending[name])
+        if told != found:
+            return f"Step {name} tells (live, running, waiting, pending) {told}, but has {found}."
+    over = sum(step.done + step.failed + step.cancelled for step in board.steps.values())
+    numbered = sum(1 for task in board.pending() if task.number)
+    if over + len(board.live) + numbered != board.launched:
+        return (
+            f"{board.launched} tasks were launched, but {over} are over, {len(board.live)} live "
+            f"and {numbered} to be tried again."
+        )
+    return _states(board)
+
+
+def _states(board: Board) -> str | None:
+    due = {id(task) for _, _, task in board.waiting}
+    for number, task in board.live.items():
+        if task.number != number or task.state is not TaskState.RUNNING or task.launch is None:
+            return f"Live under {number}: {task.story()}."
+    for task in board.pending():
+        if task.state is not (TaskState.WAITING if id(task) in due else TaskState.READY):
+            return f"Not where its state belongs: {task.story()}."
+    return None
+
+
+def _ending(state: RunState, stop: FinishRun | None, board: Board) -> str | None:
+    if board.pending() or _cursors(board):
+        return "Tasks are to start, but the run has not begun or is stopping."
+    if state in TERMINAL_RUN_STATES and (board.live or stop is None or stop.state is not state):
+        return "The run is over, but attempts are live or it ended in another way than it stopped."
+    if stop is not None and not board.live and state not in TERMINAL_RUN_STATES:
+        return "The run stops and nothing is live, but it is not over."
+    return None
+
+
+def _progress(board: Board) -> str | None:
+    """Nothing that could start is left lying, and something is to come."""
+    if len(board.live) < board.limit:
+        if board.ready or board.cursors:
+            return "There is room, but tasks that are ready were not launched."
+        for step in board.steps.values():
+            if (step.parked or step.parked_items) and step.launched < step.bound:
+                return f"Step {step.name} has room, but tasks of it are parked."
+    if not board.live and not board.waiting:
+        return "The run goes on, but nothing is live and nothing waits."
+    return None
+
+
+def _tokens(board: Board, open_splits: int) -> str | None:
+    """Every item and branch of every open split is on its way, still to start, or has arrived."""
+    groups = _groups(board)
+    inside = Counter(
+        task.group.serial
+        for task in (*board.live.values(), *board.pending())
+        if task.group is not None
+    )
+    inside.update(group.group.serial for group in groups.values() if group.group is not None)
+    for serial, group in groups.items():
+        to_start = group.expected - group.next if isinstance(group, Items) else 0
+        if inside[serial] + to_start + group.arrived != group.expected:
+            return (
+                f"Split {serial} has {group.expected} parts, but {group.arrived} have arrived, "
+                f"{inside[serial]} are on their way and {to_start} are to start."
+            )
+        if isinstance(group, Branches) and group.arrived != sum(map(bool, group.last)):
+            return f"Split {serial} counts {group.arrived} arrivals, but knows {group.last}."
+    if len(groups) != open_splits:
+        return f"{open_splits} splits are counted as open, but there are {len(groups)}."
+    roots = [task for task in (*board.live.values(), *board.pending()) if task.group is None]
+    if len(roots) + sum(group.group is None for group in groups.values()) != 1:
+        return "The run has not exactly one token outside of all splits."
+    return None

@@ -1,0 +1,346 @@
+"""The state machine of one run: events in, commands out, the time as an argument.
+
+No I/O, no clock, no chance: a machine that is built anew and fed the same events at the same times
+is equal, which is how a run is recovered from its journal. What it holds is what is live or may
+start; finished tasks are counts (see groups.py and board.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aflow.flow.graph import Graph, Kind
+from aflow.scheduler import inspection
+from aflow.scheduler.board import Board
+from aflow.scheduler.groups import Branches, Group, Items
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    AttemptStarted,
+    CancelAttempt,
+    CancelRequested,
+    Command,
+    Event,
+    FinishRun,
+    FromForeach,
+    FromTask,
+    LaunchAttempt,
+    NoInputs,
+    Outcome,
+    RetryAttempt,
+    RunStarted,
+    TaskSettled,
+    TimePassed,
+    Transition,
+)
+from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.states import RUN_MOVES, AttemptState, IllegalMove, RunState, TaskState
+from aflow.scheduler.tasks import Step, StepCounts, Task, steps_of
+from aflow.scheduler.transitions import disagreement, following
+
+_FAILURES = frozenset({AttemptState.FAILED, AttemptState.TIMED_OUT})
+
+
+class RunMachine:
+    """Decides what one run does next.
+
+    At most `max_workers + lookahead` attempts are live (launched and not yet reported as ended);
+    the lookahead is what an executor may hold in hand behind busy workers. A step whose policy has
+    a bound of its own keeps that too. `max_num_splits` is the widest foreach allowed. With
+    `fail_fast` the first task that fails cancels all others, else they may finish.
+
+    Raises InvalidFlow for a graph that cannot be followed, ValueError for bounds that leave no room
+    for any task.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        policies: Mapping[str, StepPolicy],
+        *,
+        max_workers: int,
+        lookahead: int = 0,
+        max_num_splits: int = 100,
+        fail_fast: bool = False,
+    ) -> None:
+        if max_workers < 1 or lookahead < 0:
+            raise ValueError(
+                f"a run needs max_workers of 1 or more and lookahead of 0 or more, "
+                f"not {max_workers} and {lookahead}"
+            )
+        self._start = graph.start
+        self._board = Board(steps_of(graph, policies), max_workers + lookahead)
+        self._max_num_splits = max_num_splits
+        self._fail_fast = fail_fast
+        self._state = RunState.PENDING
+        self._stop: FinishRun | None = None  # how the run will end, once it is known to stop
+        self._cancelled = False  # live attempts have been told to stop
+        self._splits = 0  # opened so far
+        self._open = 0  # of these, not joined yet
+        self._handled: Event | None = None  # the latest event, if it changed something
+
+    # ------------------------------------------------------------------ events
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take in what happened at `now` (seconds since the epoch); what is to be done, in order.
+
+        Old, late, second and unknown reports, and everything after the end of the run, change
+        nothing and give no commands. Never raises for what an event says.
+        """
+        commands: list[Command] = []
+        self._handled = None
+        if self._state is RunState.RUNNING:
+            if type(event) is AttemptEnded:
+                self._attempt_ended(event, now, commands)
+            elif type(event) is AttemptStarted:
+                self._attempt_started(event)
+            elif type(event) is TimePassed:
+                self._time_passed(event, now, commands)
+            elif type(event) is CancelRequested:
+                self._cancel(event, commands)
+        elif self._state is RunState.PENDING:
+            if type(event) is RunStarted:
+                self._run_started(event, commands)
+            elif type(event) is CancelRequested:
+                self._cancel(event, commands)
+        return commands
+
+    def journaled(self, event: Event) -> bool:
+        """Whether `event`, the one that was handled last, has changed the machine: only then does
+        it have to be stored. A replay of the stored ones alone gives an equal machine."""
+        return self._handled is event
+
+    def _run_started(self, event: RunStarted, commands: list[Command]) -> None:
+        self._handled = event
+        self._move(RunState.RUNNING)
+        self._board.add(Task(self._board.steps[self._start], None, 0, NoInputs()))
+        self._go_on(commands)
+
+    def _attempt_started(self, event: AttemptStarted) -> None:
+        task = self._board.live.get(event.task)
+        if task is None or task.attempt != event.attempt or task.handle is not None:
+            return
+        self._handled = event
+        self._board.begin(task, event.handle)
+
+    def _attempt_ended(self, event: AttemptEnded, now: float, commands: list[Command]) -> None:
+        task = self._board.live.get(event.task)
+        if task is None or task.attempt != event.attempt:
+            return
+        self._handled = event
+        self._board.end(task)
+        outcome = event.outcome
+        if outcome.state is AttemptState.SUCCEEDED:
+            self._succeeded(task, outcome.transition, commands)
+        elif self._stop is None:
+            self._try_again(task, outcome, now, commands)
+        elif outcome.state in _FAILURES:
+            self._settle(task, TaskState.FAILED, task.last_reason(outcome), commands)
+        else:
+            self._settle(task, TaskState.CANCELLED, self._why_cancelled(outcome), commands)
+        self._go_on(commands)
+
+    def _time_passed(self, event: TimePassed, now: float, commands: list[Command]) -> None:
+        if self._board.wake(now):
+            self._handled = event
+            self._go_on(commands)
+
+    def _cancel(self, event: CancelRequested, commands: list[Command]) -> None:
+        if self._cancelled:
+            return
+        self._handled = event
+        if self._stop is None:
+            reason = event.reason or "The run was cancelled."
+            self._stop_with(FinishRun(RunState.CANCELLED, reason), commands)
+        self._cancel_live(commands)
+        self._go_on(commands)
+
+    # ------------------------------------------------------------------ ends of attempts
+
+    def _succeeded(
+        self, task: Task, transition: Transition | None, commands: list[Command]
+    ) -> None:
+        fault = disagreement(task, transition, self._max_num_splits)
+        if fault is not None:
+            self._fail(task, fault, commands)
+            return
+        task.move(TaskState.SUCCEEDED)
+        task.step.done += 1
+        commands.append(TaskSettled(task.number, task.attempt, True))
+        if self._stop is None and transition is not None:
+            self._follow(task, transition)
+
+    def _try_again(self, task: Task, outcome: Outcome, now: float, commands: list[Command]) -> None:
+        wait = task.wait_after(outcome)
+        if wait is None:
+            self._fail(task, task.last_reason(outcome), commands)
+            return
+        commands.append(RetryAttempt(task.number, task.attempt, now + wait))
+        if wait > 0:
+            self._board.wait(task, now + wait)
+        else:
+            self._board.again(task)
+
+    def _fail(self, task: Task, reason: str, commands: list[Command]) -> None:
+        """The task is out of attempts: the run fails, unless it is stopping already."""
+        self._settle(task, TaskState.FAILED, reason, commands)
+        if self._stop is None:
+            end = FinishRun(RunState.FAILED, reason, task.step.name, task.number)
+            self._stop_with(end, commands)
+            if self._fail_fast:
+                self._cancel_live(commands)
+
+    def _settle(self, task: Task, state: TaskState, reason: str, commands: list[Command]) -> None:
+        task.move(state)
+        if state is TaskState.FAILED:
+            task.step.failed += 1
+        else:
+            task.step.cancelled += 1
+        commands.append(TaskSettled(task.number, task.attempt, False, reason))
+
+    def _why_cancelled(self, outcome: Outcome) -> str:
+        return outcome.reason or "The task was not finished: the run is stopping."
+
+    # ------------------------------------------------------------------ tokens
+
+    def _follow(self, task: Task, transition: Transition) -> None:
+        """Let what follows a finished task become ready."""
+        kind = task.step.kind
+        if kind is Kind.LINEAR or kind is Kind.SWITCH:
+            self._enter(following(task.step, transition), task.group, task.index, task.number)
+        elif kind is Kind.SPLIT:
+            self._open_branches(task)
+        elif kind is Kind.END:
+            self._stop = FinishRun(RunState.SUCCEEDED)
+        else:
+            self._open_items(task, transition.count or 0)
+
+    def _enter(self, step: Step, group: Group | None, index: int, task: int) -> None:
+        """A token moves on from `task` to `step`: to the join of its group, or to any other."""
+        if group is None or step is not group.join:
+            self._board.add(Task(step, group, index, FromTask(task)))
+        elif group.arrive(index, task):
+            self._open -= 1
+            self._board.add(Task(step, group.group, group.index, group.inputs()))
+
+    def _open_branches(self, task: Task) -> None:
+        branches = Branches(self._next_split(), task, _join_of(task))
+        for index, target in enumerate(task.step.targets):
+            if target is branches.join:
+                self._enter(target, branches, index, task.number)
+            else:
+                self._board.add(Task(target, branches, index, branches.entry))
+
+    def _open_items(self, task: Task, count: int) -> None:
+        join = _join_of(task)
+        if count:
+            self._board.open(Items(self._next_split(), task, join, count))
+        else:
+            nothing = FromForeach(task.number, join.inlets, 0)
+            self._board.add(Task(join, task.group, task.index, nothing))
+
+    def _next_split(self) -> int:
+        self._splits += 1
+        self._open += 1
+        return self._splits
+
+    # ------------------------------------------------------------------ going on, and stopping
+
+    def _go_on(self, commands: list[Command]) -> None:
+        """Launch what may start; or, if the run is stopping and nothing is live, finish it."""
+        if self._stop is None:
+            launch = self._board.launch()
+            while launch is not None:
+                commands.append(launch)
+                launch = self._board.launch()
+        elif not self._board.live:
+            self._move(self._stop.state)
+            commands.append(self._stop)
+
+    def _stop_with(self, end: FinishRun, commands: list[Command]) -> None:
+        """Launch nothing any more; the run ends with `end` when no attempt is live."""
+        self._stop = end
+        self._open = 0
+        for task in self._board.clear():
+            self._settle(task, TaskState.CANCELLED, f"Not tried again: {end.reason}", commands)
+
+    def _cancel_live(self, commands: list[Command]) -> None:
+        self._cancelled = True
+        commands.extend(CancelAttempt(each.number, each.attempt) for each in self._live())
+
+    def _move(self, state: RunState) -> None:
+        if state not in RUN_MOVES[self._state]:
+            raise IllegalMove(f"The run cannot become {state}. {self.story()}")
+        self._state = state
+
+    # ------------------------------------------------------------------ asking
+
+    @property
+    def state(self) -> RunState:
+        """The state of the run; it stays RUNNING while attempts of a stopping run are live."""
+        return self._state
+
+    @property
+    def stopping(self) -> FinishRun | None:
+        """How the run ends, as soon as that is known; None while it goes on."""
+        return self._stop
+
+    @property
+    def wake_at(self) -> float | None:
+        """When a TimePassed is due: the time of the earliest retry; None if none waits."""
+        waiting = self._board.waiting
+        return waiting[0][0] if waiting else None
+
+    def _live(self) -> list[Task]:
+        return sorted(self._board.live.values(), key=lambda task: task.number)
+
+    def live(self) -> list[LaunchAttempt]:
+        """The attempts that are out, by task: launched and not reported as ended."""
+        return [task.launch for task in self._live()]
+
+    def queued(self) -> list[LaunchAttempt]:
+        """Those of `live` that no executor has begun to run."""
+        return [task.launch for task in self._live() if task.handle is None]
+
+    def handles(self) -> dict[int, str]:
+        """The handles of the live attempts that have begun, by task."""
+        return {task.number: task.handle for task in self._live() if task.handle is not None}
+
+    def counts(self) -> dict[str, StepCounts]:
+        """How far each step is, in the order in which the steps are written."""
+        return {name: step.counts() for name, step in self._board.steps.items()}
+
+    def statistics(self) -> dict[str, int]:
+        """Totals for dashboards: `launched` and `finished` tasks; `live`, `ready` and `waiting`
+        ones; `splits` opened so far and those still `open`."""
+        return inspection.statistics(self._board, self._splits, self._open)
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """All that the machine holds, as plain values: equal machines have equal snapshots."""
+        run = (self._state, self._stop, self._cancelled, self._splits, self._open)
+        return (run, inspection.snapshot(self._board))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RunMachine):
+            return NotImplemented
+        return self.snapshot() == other.snapshot()
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def story(self) -> str:
+        """Where the run is, in some lines, for people who look for a fault."""
+        return inspection.story(self._state, self._stop, self._board)
+
+    def check_invariants(self) -> None:
+        """Check that the machine agrees with itself; raises IllegalMove (an AssertionError) with
+        what does not, and the story. Takes time in proportion to what the machine holds."""
+        broken = inspection.broken(self._state, self._stop, self._board, self._open)
+        if broken is not None:
+            raise IllegalMove(f"{broken}\n{self.story()}")
+
+
+def _join_of(task: Task) -> Step:
+    join = task.step.join
+    if join is None:  # steps_of refuses such a graph
+        raise IllegalMove(f"{task.story()} opens a split that no join closes.")
+    return join

@@ -1,0 +1,243 @@
+"""Steps and tasks as one run's machine holds them.
+
+A task is an object from the moment it may start until it is over; after that nothing is left of it
+but the tallies of its step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from aflow.errors import InvalidFlow
+from aflow.flow.graph import Graph, Kind, Node
+from aflow.scheduler.groups import NOWHERE, Group, Items, Place
+from aflow.scheduler.messages import Inputs, LaunchAttempt, Outcome
+from aflow.scheduler.policy import MAX_FALLBACKS, MAX_LOSSES, StepPolicy
+from aflow.scheduler.states import TASK_MOVES, AttemptState, IllegalMove, TaskState
+
+_UNBOUNDED = 1 << 62
+
+
+class StepCounts(NamedTuple):
+    """How many tasks of a step are where; a foreach's items that have not started are `ready`.
+
+    `queued` and `running` have a live attempt: handed to an executor, or begun by one.
+    """
+
+    ready: int
+    queued: int
+    running: int
+    waiting: int
+    done: int
+    failed: int
+    cancelled: int
+
+
+class Step:
+    """One step: what of its node and policy the machine asks for all the time, and its tallies.
+
+    `parked` and `parked_items` are tasks and cursors that may start but for the step's own bound.
+    """
+
+    __slots__ = (
+        "bound",
+        "cancelled",
+        "done",
+        "failed",
+        "inlets",
+        "is_join",
+        "join",
+        "kind",
+        "launched",
+        "name",
+        "next",
+        "parked",
+        "parked_items",
+        "policy",
+        "ready",
+        "running",
+        "targets",
+        "waiting",
+    )
+
+    def __init__(self, node: Node, policy: StepPolicy) -> None:
+        self.name = node.name
+        self.kind = node.kind
+        self.is_join = node.is_join
+        self.next = node.next
+        self.inlets = tuple(name for name in node.previous if name != node.name)
+        self.targets: tuple[Step, ...] = ()
+        self.join: Step | None = None
+        self.policy = policy
+        self.bound = policy.max_workers or _UNBOUNDED
+        self.parked: deque[Task] = deque()
+        self.parked_items: list[Items] = []
+        self.ready = self.launched = self.running = self.waiting = 0
+        self.done = self.failed = self.cancelled = 0
+
+    def counts(self) -> StepCounts:
+        """The tallies as a value."""
+        return StepCounts(
+            ready=self.ready,
+            queued=self.launched - self.running,
+            running=self.running,
+            waiting=self.waiting,
+            done=self.done,
+            failed=self.failed,
+            cancelled=self.cancelled,
+        )
+
+
+def steps_of(graph: Graph, policies: Mapping[str, StepPolicy]) -> dict[str, Step]:
+    """The steps of a graph, tied to one another; raises InvalidFlow for a graph that cannot run."""
+    default = StepPolicy()
+    steps = {name: Step(node, policies.get(name, default)) for name, node in graph.nodes.items()}
+    if graph.start not in steps:
+        raise InvalidFlow(f"Flow {graph.flow} has no step {graph.start!r} to start with.")
+    for step in steps.values():
+        _tie(step, graph[step.name], steps)
+    return steps
+
+
+def _tie(step: Step, node: Node, steps: dict[str, Step]) -> None:
+    """Turn the names that a node holds into steps."""
+
+    def fault(story: str) -> InvalidFlow:
+        return InvalidFlow(f"Step {step.name} {story}.", file=node.file, line=node.line)
+
+    for name in node.next:
+        if name not in steps:
+            raise fault(f"leads to {name}, which is no step")
+    step.targets = tuple(steps[name] for name in node.next)
+    if (node.kind is Kind.END) is bool(node.next):
+        raise fault("ends the flow but leads on" if node.next else "leads nowhere")
+    if node.kind in (Kind.LINEAR, Kind.FOREACH, Kind.PARALLEL) and len(node.next) != 1:
+        raise fault(f"leads to {len(node.next)} steps, but one may follow")
+    if node.kind not in (Kind.SPLIT, Kind.FOREACH, Kind.PARALLEL):
+        return
+    if node.join not in steps:
+        raise fault("opens a split that no join closes")
+    step.join = steps[node.join]
+    for target in step.targets:
+        if target.is_join and (target is not step.join or node.kind is not Kind.SPLIT):
+            raise fault(f"leads straight into the join {target.name}")
+
+
+class Task:
+    """One task that is not over.
+
+    `number` is 0 until its first attempt is launched, `attempt` -1. `failures` and `losses` count
+    what its retries and its patience have been used up by; `fallback` is 0 while the step itself is
+    run, then the number of the fallback attempt. `handle` is None until the live attempt begins.
+    """
+
+    __slots__ = (
+        "attempt",
+        "failures",
+        "fallback",
+        "group",
+        "handle",
+        "index",
+        "inputs",
+        "launch",
+        "losses",
+        "number",
+        "state",
+        "step",
+    )
+
+    launch: LaunchAttempt  # the live attempt, or the last one
+
+    def __init__(self, step: Step, group: Group | None, index: int, inputs: Inputs) -> None:
+        self.step = step
+        self.group = group
+        self.index = index
+        self.inputs = inputs
+        self.state = TaskState.READY
+        self.number = 0
+        self.attempt = -1
+        self.failures = 0
+        self.losses = 0
+        self.fallback = 0
+        self.handle: str | None = None
+
+    def move(self, state: TaskState) -> None:
+        """Change the state; raises IllegalMove, with the task's story, if the table forbids it."""
+        if state not in TASK_MOVES[self.state]:
+            raise IllegalMove(f"{self.story()} cannot become {state}.")
+        self.state = state
+
+    def place(self) -> Place:
+        """Where the task is in the innermost foreach around it."""
+        return NOWHERE if self.group is None else self.group.place(self.index)
+
+    def next_attempt(self) -> LaunchAttempt:
+        """Count one more attempt, and say how it is launched."""
+        self.attempt += 1
+        self.handle = None
+        group = self.group
+        split, index, count = NOWHERE if group is None else group.place(self.index)
+        if self.fallback:
+            final = self.fallback == MAX_FALLBACKS
+        else:
+            final = self.failures >= self.step.policy.retries
+        self.launch = LaunchAttempt(
+            self.number,
+            self.step.name,
+            self.attempt,
+            self.inputs,
+            split,
+            index,
+            count,
+            group is not None and group.opens(self),
+            final,
+            self.fallback > 0,
+        )
+        return self.launch
+
+    def wait_after(self, outcome: Outcome) -> float | None:
+        """Seconds until the attempt that follows one which ended like this (not with success);
+        None if none follows. Counts the end, so ask once."""
+        state = outcome.state
+        policy = self.step.policy
+        if state is AttemptState.INTERRUPTED or state is AttemptState.CANCELLED:
+            return 0.0  # of our own doing: it costs the task nothing
+        if self.fallback:
+            return self._fall_back()
+        if state is AttemptState.LOST and outcome.retryable:
+            self.losses += 1
+            return 0.0 if self.losses < MAX_LOSSES else self._fall_back()
+        if outcome.retryable and self.failures < policy.retries:
+            self.failures += 1
+            return policy.wait
+        return self._fall_back()
+
+    def _fall_back(self) -> float | None:
+        if not self.step.policy.catches or self.fallback == MAX_FALLBACKS:
+            return None
+        self.fallback += 1
+        return 0.0
+
+    def last_reason(self, outcome: Outcome) -> str:
+        """One sentence on why the task, whose last attempt ended like this, is over."""
+        reason = outcome.reason or (
+            f"Attempt {self.attempt} of step {self.step.name} (task {self.number}) ended as "
+            f"{outcome.state} and gave no reason."
+        )
+        if self.losses < MAX_LOSSES:
+            return reason
+        return (
+            f"Step {self.step.name} (task {self.number}) was lost {self.losses} times for no known "
+            f"reason, so it is not tried again; the last time: {reason}"
+        )
+
+    def story(self) -> str:
+        """The task in one line, for people who look for a fault."""
+        where = "" if self.group is None else f", index {self.index} of split {self.group.serial}"
+        return (
+            f"task {self.number or '(not launched)'} of step {self.step.name} ({self.state}, "
+            f"attempt {self.attempt}, {self.failures} failures, {self.losses} losses, fallback "
+            f"{self.fallback}, {self.inputs}{where})"
+        )

@@ -1,0 +1,129 @@
+"""aflow: flows of steps whose artifacts persist themselves, run by a light asyncio runtime.
+
+The one public door. It is lazy: `import aflow` costs next to nothing, and a name is imported from
+where it lives when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import aflow.metadata
+
+# Type checkers take this for typing.TYPE_CHECKING. Importing typing would cost as much as all
+# the rest of `import aflow` ten times over.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from aflow import errors
+    from aflow.client import (
+        DataArtifact,
+        Flow,
+        Metaflow,
+        Run,
+        Step,
+        Task,
+        default_metadata,
+        default_namespace,
+        get_metadata,
+        get_namespace,
+        metadata,
+        namespace,
+    )
+    from aflow.coordinator import Coordinator
+    from aflow.flow.current import current
+    from aflow.flow.decorators import catch, environment, resources, retry, timeout
+    from aflow.flow.parameters import JSONType, Parameter
+    from aflow.flow.spec import FlowSpec, step
+    from aflow.version import __version__
+
+__all__ = [
+    "Coordinator",
+    "DataArtifact",
+    "Flow",
+    "FlowSpec",
+    "JSONType",
+    "Metaflow",
+    "Parameter",
+    "Run",
+    "Step",
+    "Task",
+    "__version__",
+    "catch",
+    "current",
+    "default_metadata",
+    "default_namespace",
+    "environment",
+    "errors",
+    "get_metadata",
+    "get_namespace",
+    "metadata",
+    "namespace",
+    "resources",
+    "retry",
+    "step",
+    "timeout",
+]
+
+_HOMES = {
+    "aflow.client": (
+        "DataArtifact Flow Metaflow Run Step Task default_metadata default_namespace "
+        "get_metadata get_namespace namespace"
+    ),
+    "aflow.coordinator": "Coordinator",
+    "aflow.flow.current": "current",
+    "aflow.flow.decorators": "catch environment resources retry timeout",
+    "aflow.flow.parameters": "JSONType Parameter",
+    "aflow.flow.spec": "FlowSpec step",
+    "aflow.version": "__version__",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None and name != "errors":
+        raise AttributeError(f"module 'aflow' has no attribute {name!r}")
+    from importlib import import_module
+
+    if home is None:
+        return import_module("aflow.errors")
+    value = getattr(import_module(home), name)
+    if name == "FlowSpec":
+        _connect_the_command_line()
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
+
+
+def _connect_the_command_line() -> None:
+    """`MyFlow()` in a script starts the command line, which the language itself may not import."""
+    from aflow.flow.spec import set_launcher
+
+    def launch(flow: type[FlowSpec]) -> None:
+        from aflow.cli.main import run_script
+
+        run_script(flow)
+
+    set_launcher(launch)
+
+
+class _MetadataDoor(ModuleType):
+    """The package `aflow.metadata`, which can be called as the client's `metadata()`.
+
+    Both have a right to the name: whoever imports the package first would hide the function.
+    """
+
+    def __call__(self, description: str) -> str:
+        from aflow.client import metadata as switch
+
+        answer: str = switch(description)
+        return answer
+
+
+sys.modules["aflow.metadata"].__class__ = _MetadataDoor

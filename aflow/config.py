@@ -1,0 +1,310 @@
+"""What is set: defaults < files < environment < command line.
+
+Every key K is looked up as AFLOW_K, then as METAFLOW_K, in each of these places, first hit wins:
+
+1. the environment,
+2. `config.json` in the `.aflow` folder found by walking up from the working directory,
+3. `config.json` (`config_<profile>.json` with AFLOW_PROFILE) in $AFLOW_HOME or `~/.aflowconfig`,
+4. the same in $METAFLOW_HOME or `~/.metaflowconfig`.
+
+A value that is empty counts as not set. This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from aflow import ids
+from aflow.errors import InvalidName, InvalidSetting
+
+FOLDER = ".aflow"
+_PREFIXES = ("AFLOW_", "METAFLOW_")
+_FALSE = frozenset({"0", "false", "no", "off"})
+_TRUE = frozenset({"1", "true", "yes", "on"})
+
+Durability = Literal["power", "process"]
+Isolation = Literal["task", "worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one program, checked.
+
+    `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
+    None where nothing is set: the user's own. `max_log_size` is in MB per stream of an attempt.
+    """
+
+    root: Path
+    user: str
+    datastore: str = "local"
+    datastore_root: str | None = None
+    metadata: str = "local"
+    environment: str = "local"
+    durability: Durability = "power"
+    namespace: str | None = None
+    default_decospecs: tuple[str, ...] = ()
+    isolation: Isolation = "task"
+    debug: bool = False
+    no_color: bool = False
+    ui_url: str | None = None
+    max_workers: int = 16
+    max_num_splits: int = 100
+    max_log_size: int = 10
+
+    @classmethod
+    def load(
+        cls,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+        **overrides: Any,
+    ) -> Settings:
+        """Read the settings. `overrides` name fields and win over all; None leaves a field alone.
+
+        Raises InvalidSetting, naming key, value, place and what is allowed.
+        """
+        env = os.environ if env is None else env
+        base = _working_directory() if cwd is None else Path(cwd).absolute()
+        found = _walk_up(base)
+        sources = [_Source(env, "in the environment"), *_files(env, found)]
+        values: dict[str, Any] = {}
+        for name, (keys, parse) in _FIELDS.items():
+            hit = _override(name, overrides) or _look_up(sources, keys)
+            if hit is not None:
+                values[name] = parse(hit)
+        unknown = overrides.keys() - _FIELDS.keys()
+        if unknown:
+            raise TypeError(f"Settings.load() takes no {', '.join(sorted(unknown))}")
+        values.setdefault("user", _user_of_the_machine(env))
+        # The conventions of all terminal programs, which carry no prefix.
+        if env.get("NO_COLOR") or env.get("TERM") == "dumb":
+            values["no_color"] = True
+        return cls(root=_root(values, sources, base, found), **values)
+
+    @property
+    def storage_url(self) -> str:
+        """Where objects are, as `backends.open_store` takes it: `file:///.../.aflow`."""
+        return self.root.as_uri()
+
+    @property
+    def metadata_url(self) -> str:
+        """Where metadata is, as `backends.open_metadata` takes it: `sqlite:////.../metadata.db`."""
+        return "sqlite:///" + (self.root / "metadata.db").as_uri().removeprefix("file://")
+
+    @property
+    def default_namespace(self) -> str:
+        """The namespace that a program begins with: the one set, else `user:<user>`."""
+        return self.namespace or f"user:{self.user}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What one run is started with, all resolved and checked.
+
+    `parameters` hold a value for every parameter of the flow. `max_log_size` is in bytes per
+    stream of an attempt. `namespace` is the client's inside the run: None is the user's own,
+    "" none at all (the global one). `decospecs` are already attached to the definition; they are
+    here for the record. `run_id_file` is where the run's id is to be written.
+    """
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    max_workers: int = 16
+    max_num_splits: int = 100
+    max_log_size: int = 10_000_000
+    isolation: Isolation = "task"
+    fail_fast: bool = False
+    decospecs: tuple[str, ...] = ()
+    run_id_file: Path | None = None
+    namespace: str | None = None
+    script: str = ""
+    datastore: str = "local"
+    metadata: str = "local"
+
+
+# ------------------------------------------------------------------ looking a key up
+
+
+class _Source(NamedTuple):
+    values: Mapping[str, Any]
+    place: str
+
+
+class _Hit(NamedTuple):
+    """A value as it was found: under which key, and where."""
+
+    key: str
+    value: Any
+    place: str
+
+    def refuse(self, allowed: str) -> NoReturn:
+        raise InvalidSetting(f"{self.key} {self.place} is {self.value!r}; allowed: {allowed}.")
+
+
+def _look_up(sources: list[_Source], keys: tuple[str, ...]) -> _Hit | None:
+    for source in sources:
+        for prefix in _PREFIXES:
+            for key in keys:
+                value = source.values.get(prefix + key)
+                if value is not None and value != "":
+                    return _Hit(prefix + key, value, source.place)
+    return None
+
+
+def _override(name: str, overrides: Mapping[str, Any]) -> _Hit | None:
+    value = overrides.get(name)
+    return None if value is None else _Hit(name, value, "(given by the program)")
+
+
+# ------------------------------------------------------------------ checking a value
+
+
+def _text(hit: _Hit) -> str:
+    if not isinstance(hit.value, str):
+        hit.refuse("a text")
+    return hit.value
+
+
+def _choice(*allowed: str) -> Callable[[_Hit], str]:
+    def parse(hit: _Hit) -> str:
+        if hit.value not in allowed:
+            hit.refuse(", ".join(allowed))
+        return str(hit.value)
+
+    return parse
+
+
+def _number(hit: _Hit) -> int:
+    value = hit.value
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value)
+    if type(value) is not int or value < 1:
+        hit.refuse("a whole number of 1 or more")
+    return value
+
+
+def _flag(hit: _Hit) -> bool:
+    word = str(hit.value).strip().lower()
+    if word not in _TRUE and word not in _FALSE:
+        hit.refuse("1 or 0, true or false")
+    return word in _TRUE
+
+
+def _words(hit: _Hit) -> tuple[str, ...]:
+    if isinstance(hit.value, list | tuple) and all(isinstance(one, str) for one in hit.value):
+        return tuple(hit.value)
+    return tuple(_text(hit).split())
+
+
+def _user(hit: _Hit) -> str:
+    try:
+        return ids.tag(f"user:{_text(hit)}").removeprefix("user:")
+    except InvalidName:
+        hit.refuse("a name of at most 495 characters of valid UTF-8")
+
+
+# Field -> the keys it is read under (without prefix) and its check. RUN_... are the names that
+# `run` has always had for its own options.
+_FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
+    "user": (("USER",), _user),
+    "datastore": (("DEFAULT_DATASTORE",), _choice("local")),
+    "datastore_root": (("DATASTORE_ROOT",), _text),
+    "metadata": (("DEFAULT_METADATA",), _choice("local")),
+    "environment": (("DEFAULT_ENVIRONMENT",), _choice("local")),
+    "durability": (("DURABILITY",), _choice("power", "process")),
+    "namespace": (("NAMESPACE",), _text),
+    "default_decospecs": (("DEFAULT_DECOSPECS",), _words),
+    "isolation": (("RUN_ISOLATION", "ISOLATION"), _choice("task", "worker")),
+    "debug": (("DEBUG",), _flag),
+    "no_color": (("NO_COLOR",), _flag),
+    "ui_url": (("UI_URL",), _text),
+    "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
+    "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
+    "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),
+}
+
+
+# ------------------------------------------------------------------ files, folders, the user
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise InvalidSetting(
+            f"The working directory cannot be read ({error.strerror}): change to one that exists."
+        ) from error
+
+
+def _walk_up(base: Path) -> Path | None:
+    """The nearest `.aflow` folder in `base` or above it."""
+    # os.path.isdir, since it answers False (and does not raise) where it may not look.
+    return next(
+        (each / FOLDER for each in (base, *base.parents) if os.path.isdir(each / FOLDER)), None
+    )
+
+
+def _root(
+    values: Mapping[str, Any], sources: list[_Source], base: Path, found: Path | None
+) -> Path:
+    given = values.get("datastore_root")
+    if given is not None:
+        return base / Path(given).expanduser()
+    hit = _look_up(sources, ("DATASTORE_SYSROOT_LOCAL",))
+    if hit is not None:
+        return base / Path(_text(hit)).expanduser() / FOLDER
+    return found or base / FOLDER
+
+
+def _files(env: Mapping[str, str], found: Path | None) -> list[_Source]:
+    profile = env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
+    name = f"config_{profile}.json" if profile else "config.json"
+    homes = [
+        Path(env.get("AFLOW_HOME") or "~/.aflowconfig").expanduser() / name,
+        Path(env.get("METAFLOW_HOME") or "~/.metaflowconfig").expanduser() / name,
+    ]
+    sources = [source for home in homes if (source := _file(home)) is not None]
+    if profile and not sources:
+        raise InvalidSetting(
+            f"There is no profile {profile!r}: neither {homes[0]} nor {homes[1]} exists. "
+            "Write one of them, or unset AFLOW_PROFILE."
+        )
+    local = _file(found / "config.json") if found else None
+    return ([local] if local else []) + sources
+
+
+def _file(path: Path) -> _Source | None:
+    """What the file sets; None where there is no such file."""
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InvalidSetting(f"The settings in {path} cannot be read: {error.strerror}.") from error
+    import json  # most programs have no such file, and need not pay for it
+
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InvalidSetting(f"The settings in {path} are no valid JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise InvalidSetting(f"The settings in {path} must be one JSON object of keys and values.")
+    return _Source(values, f"in {path}")
+
+
+def _user_of_the_machine(env: Mapping[str, str]) -> str:
+    """Who runs this, where no setting says so. Never root by mere environment: under sudo or in
+    a container that would put everybody's runs in one namespace; root by uid is still root."""
+    for key in ("SUDO_USER", "USERNAME", "USER"):
+        name = env.get(key)
+        if name and name != "root":
+            return _user(_Hit(key, name, "in the environment"))
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container that runs under a uid without an account
+        return "unknown"

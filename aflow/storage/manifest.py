@@ -6,10 +6,12 @@ ride inside, all others are keys of blobs. Reading a manifest never unpickles an
 Format (docs/storage_format.md): a map with the keys
 
     v   1
+    s   the step
     a   {name: entry}                      what this attempt set
     i   {task: [names]}                    what it passes on, by the task that set it
     t   [[steps], foreach, count]          its transition
-    f   [[step, var, splits, index, value]...]  its foreach stack; value is a preview, a text
+    f   [[step, var, splits, index, value, split]...]  its foreach stack, outermost first; `value` is
+        a short text of the item, `split` the task that opened the foreach
     x   items of the foreach it opens (`storage.items`), or nil
     e   {type, message, traceback, caught}  the exception it ended with, or nil
 
@@ -50,14 +52,16 @@ class ForeachFrame(NamedTuple):
     step: str
     var: str
     num_splits: int
-    index: int
+    index: int  # type: ignore[assignment]  # the word that users know
     value: str
+    split: int
 
 
 @dataclass(slots=True)
 class Manifest:
     """What one attempt left."""
 
+    step: str = ""
     artifacts: dict[str, Entry] = field(default_factory=dict)
     inherited: dict[int, list[str]] = field(default_factory=dict)
     transition: tuple[tuple[str, ...], str | None, int | None] = ((), None, None)
@@ -70,6 +74,7 @@ class Manifest:
         return msgpack.packb(  # type: ignore[no-any-return]
             {
                 "v": VERSION,
+                "s": self.step,
                 "a": self.artifacts,
                 "i": self.inherited,
                 "t": self.transition,
@@ -90,6 +95,7 @@ class Manifest:
                     f"this one reads up to version {VERSION}. Upgrade aflow."
                 )
             return cls(
+                step=raw["s"],
                 artifacts={name: Entry(*entry) for name, entry in raw["a"].items()},
                 inherited={task: list(names) for task, names in raw["i"].items()},
                 transition=raw["t"],

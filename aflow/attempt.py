@@ -1,0 +1,101 @@
+"""What travels to the process that runs an attempt, and what comes back: plain msgpack arrays.
+
+    coordinator -> process   RunContext (once), AttemptSpec (each attempt)
+    process -> coordinator   STARTED, LOGGED and ENDED messages
+
+The first element of a message is its kind; unknown kinds are an error of ours, never of a user.
+Nothing in here is ever unpickled by the coordinator.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import msgpack
+
+from aflow.scheduler.messages import Outcome, Transition
+from aflow.scheduler.states import AttemptState
+
+# Kinds of messages from a process that runs attempts.
+STARTED = 0  # [STARTED, task, attempt, pid, at]
+LOGGED = 1  # [LOGGED, task, attempt, at, stream (0 stdout, 1 stderr), whole, bytes]
+ENDED = 2  # [ENDED, *AttemptReport]
+
+STREAMS: tuple[Literal["stdout"], Literal["stderr"]] = ("stdout", "stderr")
+
+NO_RETRY_EXIT_CODE = 202  # a step's process that ends with it is not tried again
+
+
+class RunContext(NamedTuple):
+    """What all attempts of a run have in common."""
+
+    flow: str
+    run: str
+    run_key: int
+    user: str
+    namespace: str | None
+    tags: tuple[str, ...]
+    storage_url: str
+    metadata_url: str
+    durability: str
+    max_num_splits: int
+    origin_run: str | None = None
+
+
+class AttemptSpec(NamedTuple):
+    """One attempt to run. `inputs` is `scheduler.codec.encode_inputs`; `manifests` are those of the
+    input tasks that are small enough to travel along (the others are read from the metadata)."""
+
+    step: str
+    task: int
+    attempt: int
+    inputs: bytes
+    split: int | None
+    split_index: int | None
+    splits: int | None
+    opens_index: bool
+    final: bool
+    fallback: bool
+    manifests: dict[int, bytes]
+
+    def encode(self) -> bytes:
+        """The spec as one message."""
+        return msgpack.packb(self)  # type: ignore[no-any-return]
+
+    @classmethod
+    def decode(cls, data: bytes) -> AttemptSpec:
+        """The spec that `encode` gave."""
+        return cls(*msgpack.unpackb(data, strict_map_key=False, use_list=False))
+
+
+class AttemptReport(NamedTuple):
+    """How an attempt ended, as its process says it. `state` is an AttemptState's value.
+
+    `steps`, `foreach`, `splits` are the transition of a success. `manifest` is there on success,
+    and on failure where there was something to say (the exception).
+    """
+
+    task: int
+    attempt: int
+    state: str
+    reason: str = ""
+    retryable: bool = True
+    steps: tuple[str, ...] = ()
+    foreach: str | None = None
+    splits: int | None = None
+    manifest: bytes | None = None
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    metadata: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """The report as the scheduler's value."""
+        state = AttemptState(self.state)
+        if state is AttemptState.SUCCEEDED:
+            return Outcome(state, Transition(tuple(self.steps), self.foreach, self.splits))
+        return Outcome(state, None, self.reason, self.retryable)
+
+    def message(self) -> tuple[Any, ...]:
+        """The report as a message."""
+        return (ENDED, *self)

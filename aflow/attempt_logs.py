@@ -1,0 +1,144 @@
+"""The logs of live attempts: split into lines as they come, kept, stored.
+
+A small log becomes part of the attempt's record and costs nothing more. What grows large, or
+belongs to an attempt that runs for long, is stored in numbered chunks, at most a second or so
+after it was written, so that others can read along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.storage.logs import LineSplitter, LogBuffer, chunk_name
+
+if TYPE_CHECKING:
+    from aflow.storage.base import ObjectStore
+
+MAX_INLINE = 8192  # bytes of log that ride in the attempt's record
+CHUNK = 1 << 20  # bytes after which a chunk is stored at once
+FLUSH = 1.0  # seconds after which whatever has come is stored
+
+Line = tuple[float, int, bytes, bool]  # at, stream, text, whole
+Owner = tuple[int, int]  # task, attempt
+
+
+class Kept(NamedTuple):
+    """What is left of a log at the end of its attempt. If `unstored` is there, the last chunk is
+    on its way: the attempt's end is to be recorded only when it has arrived."""
+
+    inline: bytes | None
+    chunks: int
+    stdout_size: int
+    stderr_size: int
+    unstored: asyncio.Future[None] | None
+
+
+class _Log:
+    __slots__ = ("buffer", "chunks", "splitters", "step")
+
+    def __init__(self, step: str, max_size: int) -> None:
+        self.step = step
+        self.splitters = (LineSplitter(), LineSplitter())
+        self.buffer = LogBuffer(max_size)
+        self.chunks = 0
+
+
+class AttemptLogs:
+    """The logs of one run's live attempts.
+
+    `stored(task, attempt, chunks, error)` is called on the event loop after each chunk: how many
+    there are now, or why this one could not be stored.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        flow: str,
+        run: str,
+        max_size: int,
+        stored: Callable[[int, int, int, Exception | None], None],
+    ) -> None:
+        self._store = store
+        self._flow = flow
+        self._run = run
+        self._max_size = max_size
+        self._stored = stored
+        self._logs: dict[Owner, _Log] = {}
+        self._loop = asyncio.get_running_loop()
+        self._thread: ThreadPoolExecutor | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def feed(
+        self, step: str, task: int, attempt: int, stream: int, at: float, chunk: bytes
+    ) -> list[Line]:
+        """Take in what an attempt has written; the lines that are complete with it."""
+        log = self._logs.get((task, attempt))
+        if log is None:
+            log = self._logs[(task, attempt)] = _Log(step, self._max_size)
+            if self._timer is None:
+                self._timer = self._loop.call_later(FLUSH, self._flush)
+        lines = self._add(log, stream, at, log.splitters[stream].feed(chunk))
+        if log.buffer.size >= CHUNK:
+            self._store_chunk((task, attempt), log)
+        return lines
+
+    def _add(
+        self, log: _Log, stream: int, at: float, texts: list[tuple[bytes, bool]]
+    ) -> list[Line]:
+        lines = []
+        for text, whole in texts:
+            log.buffer.add(at, stream, text, whole)
+            lines.append((at, stream, text, whole))
+        return lines
+
+    def finish(self, task: int, attempt: int, at: float) -> tuple[list[Line], Kept | None]:
+        """The attempt is over: its unfinished last lines, and what is left of its log (None if it
+        has written nothing)."""
+        log = self._logs.pop((task, attempt), None)
+        if log is None:
+            return [], None
+        lines = []
+        for stream, splitter in enumerate(log.splitters):
+            lines += self._add(log, stream, at, splitter.finish())
+        buffer = log.buffer
+        inline = unstored = None
+        if log.chunks == 0 and buffer.size <= MAX_INLINE:
+            inline = buffer.take_chunk()
+        elif buffer.size:
+            unstored = self._store_chunk((task, attempt), log)
+        return lines, Kept(inline, log.chunks, buffer.stdout_size, buffer.stderr_size, unstored)
+
+    def _flush(self) -> None:
+        """Store what has come lately; once a second, while there is any log."""
+        for owner, log in self._logs.items():
+            if log.buffer.size:
+                self._store_chunk(owner, log)
+        self._timer = self._loop.call_later(FLUSH, self._flush) if self._logs else None
+
+    def _store_chunk(self, owner: Owner, log: _Log) -> asyncio.Future[None]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "aflow-logs")  # one: chunks stay in order
+        name = chunk_name(self._flow, self._run, log.step, *owner, log.chunks)
+        log.chunks += 1
+        chunks = log.chunks
+        data = log.buffer.take_chunk()
+        future = self._loop.run_in_executor(self._thread, self._store.put, name, [data])
+        future.add_done_callback(lambda done: self._note(owner, chunks, done))
+        return future
+
+    def _note(self, owner: Owner, chunks: int, future: asyncio.Future[None]) -> None:
+        error = future.exception()
+        if isinstance(error, Exception) or error is None:
+            self._stored(*owner, chunks, error)
+        else:
+            raise error
+
+    async def close(self) -> None:
+        """Wait for the chunks that are on their way, and let the thread go."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.shutdown)

@@ -1,0 +1,56 @@
+"""URL -> concrete backend: the one module that names them all.
+
+file:///path/.aflow             storage.local
+memory:                         storage.memory, metadata.sqlite (in memory)
+sqlite:////path/metadata.db     metadata.sqlite
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from aflow.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.base import ObjectStore
+
+# Imports are inside the functions: a run pays for the backends that it uses, and no others.
+
+
+def open_store(url: str) -> ObjectStore:
+    """The object store at `url`; raises InvalidSetting for a kind that is not known."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "file":
+        from aflow.storage.local import LocalStore
+
+        return LocalStore(_path(url, rest))
+    if scheme == "memory":
+        from aflow.storage.memory import MemoryStore
+
+        return MemoryStore()
+    raise InvalidSetting(f"{url!r} is no datastore that aflow knows: use file:///path or memory:.")
+
+
+def open_metadata(url: str, durability: str = "power", *, read_only: bool = False) -> MetadataStore:
+    """The metadata store at `url`; raises InvalidSetting for a kind that is not known."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite":
+        from aflow.metadata.sqlite import SqliteMetadata
+
+        return SqliteMetadata(_path(url, rest), durability=durability, read_only=read_only)
+    if scheme == "memory":
+        from aflow.metadata.sqlite import SqliteMetadata
+
+        return SqliteMetadata(":memory:", durability=durability)
+    raise InvalidSetting(f"{url!r} is no metadata that aflow knows: use sqlite:///path or memory:.")
+
+
+def _path(url: str, rest: str) -> Path:
+    if not rest.startswith("//"):
+        raise InvalidSetting(f"{url!r} names no path: write three slashes, as in file:///data.")
+    path = unquote(rest[2:])
+    # sqlite:////abs and file:///abs both name /abs; sqlite:///abs is what SQLAlchemy users write.
+    return Path("/" + path.lstrip("/"))

@@ -1,0 +1,440 @@
+"""Drives one run: turns what executors report into events, and the machine's commands into deeds.
+
+A task that reads what another one has left is launched only when that is committed; others need
+not wait. So a foreach keeps its workers busy while the disk takes its time, and still nothing is
+ever built on a result that a power cut could take back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from aflow.attempt import STREAMS, AttemptReport, AttemptSpec, RunContext
+from aflow.attempt_logs import AttemptLogs, Kept
+from aflow.commits import GroupCommit
+from aflow.handover import Handover
+from aflow.metadata.base import AttemptRecord, RunUpdate, TaskRecord
+from aflow.notices import (
+    LogLine,
+    Notice,
+    Progress,
+    RunEnded,
+    RunStarting,
+    RunStopping,
+    TaskEnded,
+    TaskStarting,
+)
+from aflow.scheduler.codec import encode_inputs
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    AttemptStarted,
+    CancelAttempt,
+    CancelRequested,
+    Command,
+    Event,
+    FinishRun,
+    FromBranches,
+    FromForeach,
+    FromTask,
+    Inputs,
+    LaunchAttempt,
+    RetryAttempt,
+    RunStarted,
+    TaskSettled,
+    TimePassed,
+)
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.executors.base import Executor, Usage
+    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.scheduler.machine import RunMachine
+    from aflow.storage.base import ObjectStore
+
+HEARTBEAT = 10.0  # seconds between signs of life
+PROGRESS = 300.0  # seconds between reports of progress
+
+Watch = Callable[[Sequence[Notice]], None]
+
+
+class LiveAttempt:
+    """What the driver knows of an attempt between its launch and its end."""
+
+    __slots__ = ("fallback", "pid", "started_at", "step")
+
+    def __init__(self, step: str, fallback: bool) -> None:
+        self.step = step
+        self.fallback = fallback
+        self.pid: int | None = None
+        self.started_at: float | None = None
+
+
+class RunDriver:
+    """One run, from its first task to its end. `run` may be awaited once.
+
+    `watch` is called with the notices of one turn of the event loop; what it raises stops the run.
+    """
+
+    def __init__(
+        self,
+        machine: RunMachine,
+        run: RunRecord,
+        context: RunContext,
+        metadata: MetadataStore,
+        store: ObjectStore,
+        executor: Executor,
+        clock: Clock,
+        *,
+        parameters: bytes,
+        max_log_size: int,
+        watch: Watch | None = None,
+    ) -> None:
+        self._machine = machine
+        self._run = run
+        self._context = context
+        self._executor = executor
+        self._clock = clock
+        self._watch = watch
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[RunEnded] = self._loop.create_future()
+        self._commits = GroupCommit(metadata, run.key, run.version, self._committed, self._broken)
+        self._logs = AttemptLogs(store, run.flow, run.run, max_log_size, self._chunk_stored)
+        self._handover = Handover(parameters)
+        self._live: dict[tuple[int, int], LiveAttempt] = {}
+        self._uncommitted: dict[int, int] = {}  # task -> number of the commit that holds its end
+        self._settled_in: defaultdict[int, list[int]] = defaultdict(list)
+        self._held: defaultdict[int, list[LaunchAttempt]] = defaultdict(list)
+        self._announced: defaultdict[int, list[Notice]] = defaultdict(list)
+        self._final: tuple[int, RunEnded] | None = None
+        self._notices: list[Notice] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._retry_at: float | None = None
+        self._refused = ""
+        self._host = socket.gethostname()
+
+    async def run(self) -> RunEnded:
+        """Drive the run to its end. Raises what the metadata, the store or the watcher raised, if
+        one of them failed: the run is then as its last commit left it."""
+        try:
+            await self._executor.start(self._context, self)
+            self._tell(RunStarting(self._clock.now(), self._run.flow, self._run.run))
+            self._every(HEARTBEAT, "beat", lambda: self._commits.beat(self._clock.now()))
+            self._every(PROGRESS, "progress", self._report_progress)
+            self._handle(RunStarted())
+            return await self._ended
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+            await self._executor.stop()
+            await self._logs.close()
+            await self._commits.close()
+            self._flush_notices()
+
+    def cancel(self, reason: str) -> None:
+        """Stop the run: live attempts are cancelled, nothing new starts. May be called again."""
+        if self._machine.stopping is None:
+            self._tell(RunStopping(self._clock.now(), self._run.run, reason, len(self._live)))
+        self._handle(CancelRequested(reason))
+
+    # ------------------------------------------------------------ events in
+
+    def _handle(self, event: Event) -> None:
+        now = self._clock.now()
+        stopping = self._machine.stopping is not None
+        commands = self._machine.handle(event, now)
+        if self._machine.journaled(event):
+            self._commits.pending.events.append((now, event))
+        for command in commands:
+            self._obey(command)
+        wake_at = self._machine.wake_at
+        if wake_at is not None:
+            self._at(wake_at - now, "retry", lambda: self._handle(TimePassed()))
+        if not stopping and any(type(each) is CancelAttempt for each in commands):
+            self._note_stopping(event)
+        self._commits.touch()
+
+    def _note_stopping(self, event: Event) -> None:
+        end = self._machine.stopping
+        if end is not None and type(event) is not CancelRequested:
+            self._tell(RunStopping(self._clock.now(), self._run.run, end.reason, len(self._live)))
+
+    # ------------------------------------------------------------ commands out
+
+    def _obey(self, command: Command) -> None:
+        kind = type(command)
+        if kind is LaunchAttempt:
+            self._launch_when_committed(command)  # type: ignore[arg-type]
+        elif kind is TaskSettled:
+            self._note_settled(command)  # type: ignore[arg-type]
+        elif kind is RetryAttempt:
+            self._retry_at = command.at  # type: ignore[union-attr]
+        elif kind is CancelAttempt:
+            self._cancel_attempt(command)  # type: ignore[arg-type]
+        else:
+            self._finish(command)  # type: ignore[arg-type]
+
+    def _launch_when_committed(self, command: LaunchAttempt) -> None:
+        self._live[(command.task, command.attempt)] = LiveAttempt(command.step, command.fallback)
+        if command.attempt == 0:
+            self._commits.pending.tasks.append(
+                TaskRecord(
+                    command.task,
+                    command.step,
+                    self._clock.now(),
+                    command.split,
+                    command.index,
+                    encode_inputs(command.inputs),
+                )
+            )
+        number = self._waits_for(command.inputs)
+        if number is None:
+            self._launch(command)
+        else:
+            self._held[number].append(command)
+
+    def _waits_for(self, inputs: Inputs) -> int | None:
+        """The number of the commit that a task with these inputs has to wait for."""
+        if not self._uncommitted:
+            return None
+        if type(inputs) is FromTask:
+            return self._uncommitted.get(inputs.task)
+        if type(inputs) is FromBranches:
+            return max((self._uncommitted.get(task, -1) for task in inputs.tasks), default=-1)
+        return max(self._uncommitted.values()) if type(inputs) is FromForeach else None
+
+    def _launch(self, command: LaunchAttempt) -> None:
+        if (command.task, command.attempt) not in self._live:
+            return  # cancelled while it was held
+        self._executor.launch(
+            AttemptSpec(
+                command.step,
+                command.task,
+                command.attempt,
+                encode_inputs(command.inputs),
+                command.split,
+                command.index,
+                command.count,
+                command.opens_index,
+                command.final,
+                command.fallback,
+                self._handover.manifests_for(command.inputs),
+            )
+        )
+
+    def _cancel_attempt(self, command: CancelAttempt) -> None:
+        owner = (command.task, command.attempt)
+        for number, held in self._held.items():
+            for launch in held:
+                if (launch.task, launch.attempt) == owner:
+                    self._held[number].remove(launch)
+                    self._loop.call_soon(self._end_held, launch)
+                    return
+        self._executor.cancel(*owner)
+
+    def _end_held(self, launch: LaunchAttempt) -> None:
+        report = AttemptReport(
+            launch.task, launch.attempt, AttemptState.CANCELLED.value, "The task was cancelled."
+        )
+        self._conclude(report, None, None)
+
+    def _note_settled(self, command: TaskSettled) -> None:
+        """The machine's word on a task stands above the report: it may refuse a transition."""
+        if command.succeeded:
+            return
+        record = self._commits.pending.attempts.get((command.task, command.attempt))
+        if record is not None and record.state is AttemptState.SUCCEEDED:
+            self._commits.pending.attempts[(command.task, command.attempt)] = replace_state(
+                record, AttemptState.FAILED, command.reason
+            )
+            self._refused = command.reason
+
+    def _finish(self, command: FinishRun) -> None:
+        now = self._clock.now()
+        self._commits.pending.run = RunUpdate(command.state, now, command.reason)
+        ended = RunEnded(
+            now, self._run.run, command.state, command.reason, command.step, command.task
+        )
+        self._final = (self._commits.number, ended)
+
+    # ------------------------------------------------------------ what the executor says
+
+    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
+        """An attempt is running now."""
+        live = self._live[(task, attempt)]
+        live.pid, live.started_at = pid, at
+        self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
+            task, attempt, AttemptState.RUNNING, at, host=self._host, pid=pid
+        )
+        self._tell(TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback))
+        self._handle(AttemptStarted(task, attempt))
+
+    def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
+        """An attempt has written something."""
+        live = self._live[(task, attempt)]
+        lines = self._logs.feed(live.step, task, attempt, stream, at, chunk)
+        self._show(live, task, lines)
+
+    def _show(
+        self, live: LiveAttempt, task: int, lines: Sequence[tuple[float, int, bytes, bool]]
+    ) -> None:
+        if self._watch is None:
+            return
+        for at, stream, text, whole in lines:
+            self._tell(
+                LogLine(at, self._run.run, live.step, task, live.pid, STREAMS[stream], text, whole)
+            )
+
+    def ended(self, report: AttemptReport, usage: Usage) -> None:
+        """An attempt is over: its log is stored first, then its end is committed."""
+        live = self._live[(report.task, report.attempt)]
+        lines, log = self._logs.finish(report.task, report.attempt, self._clock.now())
+        self._show(live, report.task, lines)
+        if log is not None and log.unstored is not None:
+            log.unstored.add_done_callback(lambda _: self._conclude(report, usage, log))
+        else:
+            self._conclude(report, usage, log)
+
+    def _conclude(self, report: AttemptReport, usage: Usage | None, log: Kept | None) -> None:
+        if self._ended.done():
+            return
+        live = self._live.pop((report.task, report.attempt))
+        now = self._clock.now()
+        record = AttemptRecord(
+            report.task,
+            report.attempt,
+            AttemptState(report.state),
+            live.started_at,
+            report.finished_at or now,
+            report.reason,
+            report.manifest,
+            log.inline if log else None,
+            log.chunks if log else 0,
+            log.stdout_size if log else 0,
+            log.stderr_size if log else 0,
+            self._host,
+            live.pid,
+            "",
+            usage.max_rss if usage else None,
+            usage.cpu if usage else None,
+        )
+        pending, number = self._commits.pending, self._commits.number
+        pending.attempts[(report.task, report.attempt)] = record
+        if report.manifest is not None and report.state == AttemptState.SUCCEEDED.value:
+            self._handover.keep(report.task, report.manifest)
+            self._uncommitted[report.task] = number
+            self._settled_in[number].append(report.task)
+        self._retry_at, self._refused = None, ""
+        self._handle(AttemptEnded(report.task, report.attempt, report.outcome))
+        self._announced[number].append(self._end_notice(live, report, record))
+
+    def _end_notice(
+        self, live: LiveAttempt, report: AttemptReport, record: AttemptRecord
+    ) -> TaskEnded:
+        state = AttemptState.FAILED if self._refused else record.state
+        return TaskEnded(
+            record.finished_at or self._clock.now(),
+            self._run.run,
+            live.step,
+            report.task,
+            report.attempt,
+            live.pid,
+            state.value,
+            self._refused or report.reason,
+            self._retry_at,
+            report.splits if state is AttemptState.SUCCEEDED else None,
+        )
+
+    def _chunk_stored(self, task: int, attempt: int, chunks: int, error: Exception | None) -> None:
+        """A part of a log is in the store: readers may look for it; or it could not be stored."""
+        if error is not None:
+            self._broken(error)
+            return
+        live = self._live.get((task, attempt))
+        if live is not None and live.started_at is not None:
+            self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
+                task,
+                attempt,
+                AttemptState.RUNNING,
+                live.started_at,
+                log_chunks=chunks,
+                host=self._host,
+                pid=live.pid,
+            )
+            self._commits.touch()
+
+    # ------------------------------------------------------------ commits
+
+    def _committed(self, number: int) -> None:
+        for task in self._settled_in.pop(number, ()):
+            if self._uncommitted.get(task) == number:
+                del self._uncommitted[task]
+        for notice in self._announced.pop(number, ()):
+            self._tell(notice)
+        for command in self._held.pop(number, ()):
+            self._launch(command)
+        if self._final is not None and self._final[0] == number and not self._ended.done():
+            self._tell(self._final[1])
+            self._ended.set_result(self._final[1])
+
+    def _broken(self, error: BaseException) -> None:
+        """What the run rests on has failed: nothing more can be recorded, so it stops here."""
+        if not self._ended.done():
+            self._ended.set_exception(error)
+
+    # ------------------------------------------------------------ watching and time
+
+    def _tell(self, notice: Notice) -> None:
+        if self._watch is None:
+            return
+        if not self._notices:
+            self._loop.call_soon(self._flush_notices)
+        self._notices.append(notice)
+
+    def _flush_notices(self) -> None:
+        if not self._notices or self._watch is None:
+            return
+        notices, self._notices = self._notices, []
+        try:
+            self._watch(notices)
+        except Exception as error:  # a watcher that cannot watch (its terminal is gone, say)
+            self._watch = None
+            self._broken(error)
+
+    def _report_progress(self) -> None:
+        counts = self._machine.counts()
+        begun = {step: c.running + c.done + c.failed for step, c in counts.items()}
+        self._tell(
+            Progress(
+                self._clock.now(),
+                self._run.run,
+                {step: c.running for step, c in counts.items() if c.running},
+                {step: c.done for step, c in counts.items() if c.done},
+                {step: c.failed for step, c in counts.items() if c.failed},
+                {step: c.ready for step, c in counts.items() if c.ready},
+                tuple(step for step, n in begun.items() if not n),
+            )
+        )
+
+    def _every(self, seconds: float, name: str, what: Callable[[], None]) -> None:
+        def again() -> None:
+            what()
+            self._every(seconds, name, what)
+
+        self._at(seconds, name, again)
+
+    def _at(self, seconds: float, name: str, what: Callable[[], None]) -> None:
+        timer = self._timers.get(name)
+        if timer is not None:
+            timer.cancel()
+        self._timers[name] = self._loop.call_later(max(0.0, seconds), what)
+
+
+def replace_state(record: AttemptRecord, state: AttemptState, reason: str) -> AttemptRecord:
+    """The record with another end."""
+    return dataclasses.replace(record, state=state, reason=reason)

@@ -1,0 +1,64 @@
+"""The port of the executor: start one attempt somewhere, and say what becomes of it.
+
+What every executor promises, and tests/contracts/test_executors.py checks:
+
+- Each `launch` leads to at most one `started` and exactly one `ended` call, in this order, on the
+  event loop that `start` was called on; `ended` comes after all `logged` calls of the attempt.
+- What a step does wrong is FAILED; a step over its time TIMED_OUT; a machine or process that went
+  away under an attempt, without the step's doing, LOST; what our own `stop` cut short INTERRUPTED.
+- `cancel` may be called twice, or late; the attempt ends as CANCELLED, or as what it was before
+  the cancel reached it.
+- `stop` leaves no process, file descriptor or temporary file behind. It may be called twice.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from aflow.attempt import AttemptReport, AttemptSpec, RunContext
+
+
+class Reports(Protocol):
+    """Who is told what becomes of the attempts."""
+
+    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
+        """The attempt is running now."""
+
+    def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
+        """The attempt has written these bytes to stdout (0) or stderr (1)."""
+
+    def ended(self, report: AttemptReport, usage: Usage) -> None:
+        """The attempt is over."""
+
+
+class Usage:
+    """What an attempt used, where that is known: peak memory in bytes, CPU time in seconds."""
+
+    __slots__ = ("cpu", "max_rss")
+
+    def __init__(self, max_rss: int | None = None, cpu: float | None = None) -> None:
+        self.max_rss = max_rss
+        self.cpu = cpu
+
+
+NO_USAGE = Usage()
+
+
+class Executor(Protocol):
+    """Starts attempts of one run."""
+
+    @property
+    def lookahead(self) -> int:
+        """How many attempts more than can run it wants in hand."""
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        """Get ready to launch attempts of this run."""
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Start this attempt, now or as soon as there is room."""
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop this attempt: politely first, then by force."""
+
+    async def stop(self) -> None:
+        """Stop all that is still running and let go of everything."""

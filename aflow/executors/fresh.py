@@ -1,0 +1,200 @@
+"""Isolation `task`: a fresh process for each attempt, forked from the template."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+from aflow.attempt import AttemptReport, AttemptSpec
+from aflow.clock import Clock
+from aflow.executors import deaths, wire
+from aflow.executors.base import NO_USAGE, Reports, Usage
+from aflow.executors.link import TemplateLink
+from aflow.scheduler.states import AttemptState
+
+_CHUNK = 1 << 16
+
+
+class FreshProcess:
+    """One attempt in a process of its own, from the request to its end."""
+
+    __slots__ = (
+        "attempt", "ending", "fds", "pid", "report", "started_at", "task", "timers", "unpacker",
+    )  # fmt: skip
+
+    def __init__(self, spec: AttemptSpec, fds: list[int]) -> None:
+        self.task = spec.task
+        self.attempt = spec.attempt
+        self.fds = fds  # reading ends: stdout, stderr, report
+        self.pid: int | None = None
+        self.started_at = 0.0
+        self.unpacker = wire.unpacker()
+        self.report: AttemptReport | None = None
+        self.ending: tuple[AttemptState, str] | None = None  # why we are ending it, if we are
+        self.timers: list[asyncio.TimerHandle] = []
+
+
+class FreshProcesses:
+    """All attempts that run in processes of their own."""
+
+    def __init__(self, link: TemplateLink, reports: Reports, clock: Clock, grace: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._reports = reports
+        self._clock = clock
+        self._grace = grace
+        self._live: dict[int, FreshProcess] = {}
+        self._by_task: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def launch(self, spec: AttemptSpec, limit: float | None) -> None:
+        """Run an attempt; `limit` is after how many seconds it is killed from outside."""
+        try:
+            readers, writers = pipes(3)
+        except OSError as error:
+            reason = f"no pipes could be opened for the task: {error.strerror}"
+            now = self._clock.now()
+            report = deaths.stopped(spec.task, spec.attempt, AttemptState.LOST, reason, now, now)
+            # Later: who launches does not expect the answer before launch has returned.
+            self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+            return
+        process = FreshProcess(spec, readers)
+        child = self._link.fork(wire.RUN, spec.encode(), writers)
+        self._live[child] = process
+        self._by_task[(spec.task, spec.attempt)] = child
+        if limit is not None:
+            reason = "The step ran over its time and did not react; its process was killed."
+            self._after(
+                process, limit, lambda: self._end(child, AttemptState.TIMED_OUT, reason, 0.0)
+            )
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop an attempt, if it is live: SIGTERM, and SIGKILL after the grace time."""
+        child = self._by_task.get((task, attempt))
+        if child is not None:
+            self._end(child, AttemptState.CANCELLED, "The task was cancelled.", self._grace)
+
+    def interrupt(self) -> None:
+        """Stop everything: our own shutdown."""
+        for child in [*self._live]:
+            reason = "The task was interrupted: the run was stopped."
+            self._end(child, AttemptState.INTERRUPTED, reason, self._grace)
+
+    def _end(self, child: int, state: AttemptState, reason: str, grace: float) -> None:
+        process = self._live.get(child)
+        if process is None or process.ending is not None:
+            return
+        process.ending = (state, reason)
+        if grace:
+            self._link.kill(child, signal.SIGTERM)
+            self._after(process, grace, lambda: self._link.kill(child, signal.SIGKILL))
+        else:
+            self._link.kill(child, signal.SIGKILL)
+
+    def _after(self, process: FreshProcess, seconds: float, what: Callable[[], None]) -> None:
+        process.timers.append(self._loop.call_later(seconds, what))
+
+    # ------------------------------------------------------------ what the template says
+
+    def forked(self, child: int, pid: int, at: float) -> None:
+        """The process runs: from now on we listen to it."""
+        process = self._live[child]
+        process.pid, process.started_at = pid, at
+        self._reports.started(process.task, process.attempt, pid, at)
+        for number, fd in enumerate(process.fds):
+            self._loop.add_reader(fd, self._read, process, number)
+
+    def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
+        """The process has ended: take what is still in its pipes, and say how it went."""
+        process = self._live[child]
+        for number in range(3):
+            # A pipe holds one chunk. Whoever got away from the group may go on writing: not ours.
+            if self._read(process, number):
+                self._read(process, number)
+        self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
+
+    def not_forked(self, child: int, reason: str) -> None:
+        """There was no process to be had: the attempt is lost."""
+        self._lose(child, reason)
+
+    def lost(self, reason: str) -> None:
+        """The template is gone, and all processes with it."""
+        for child in [*self._live]:
+            self._lose(child, reason)
+
+    def _lose(self, child: int, reason: str) -> None:
+        process = self._live[child]
+        now = self._clock.now()
+        state, why = process.ending or (AttemptState.LOST, f"The task was lost: {reason}.")
+        report = deaths.stopped(
+            process.task, process.attempt, state, why, process.started_at or now, now
+        )
+        self._settle(child, process.report or report, NO_USAGE)
+
+    def _verdict(self, process: FreshProcess, status: int) -> AttemptReport:
+        if process.report is not None:
+            return process.report
+        now = self._clock.now()
+        if process.ending is not None:
+            state, reason = process.ending
+            return deaths.stopped(
+                process.task, process.attempt, state, reason, process.started_at, now
+            )
+        return deaths.report(process.task, process.attempt, status, process.started_at, now)
+
+    def _settle(self, child: int, report: AttemptReport, usage: Usage) -> None:
+        process = self._live.pop(child)
+        del self._by_task[(process.task, process.attempt)]
+        for timer in process.timers:
+            timer.cancel()
+        for number in range(3):
+            self._close(process, number)
+        self._reports.ended(report, usage)
+
+    # ------------------------------------------------------------ pipes
+
+    def _read(self, process: FreshProcess, number: int) -> bool:
+        """Read once from one of the pipes; False when there is nothing more for now."""
+        if process.fds[number] < 0:
+            return False
+        try:
+            data = os.read(process.fds[number], _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._close(process, number)
+            return False
+        if number < 2:
+            self._reports.logged(process.task, process.attempt, number, self._clock.now(), data)
+        else:
+            process.unpacker.feed(data)
+            for message in process.unpacker:
+                process.report = AttemptReport(*message[1:])
+        return True
+
+    def _close(self, process: FreshProcess, number: int) -> None:
+        fd = process.fds[number]
+        if fd >= 0:
+            process.fds[number] = -1
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+
+def pipes(count: int) -> tuple[list[int], list[int]]:
+    """Pipes: the reading ends (which do not block) and the writing ends; all or none."""
+    readers: list[int] = []
+    writers: list[int] = []
+    try:
+        for _ in range(count):
+            readable, writable = os.pipe()
+            readers.append(readable)
+            writers.append(writable)
+            os.set_blocking(readable, False)
+    except OSError:
+        wire.close_all(readers + writers)
+        raise
+    return readers, writers

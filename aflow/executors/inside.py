@@ -1,0 +1,101 @@
+"""What a process that runs attempts does to itself: its session, its streams, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_prctl: Any = None
+
+
+def load_prctl() -> None:
+    """Find prctl(2), once, before the processes are forked that call it."""
+    global _prctl
+    if sys.platform == "linux":
+        import ctypes  # costs start-up time: only the template pays it, while nobody waits
+
+        _prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+def begin(parent: int) -> None:
+    """Become a process of our own: own session, killed when the parent dies, default signals."""
+    os.setsid()
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before prctl could tell the kernel
+        os._exit(1)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    reseed()
+
+
+def reseed() -> None:
+    """Give a forked process random numbers of its own.
+
+    The `random` module does so by itself. NumPy's global generator does not; it is left alone
+    where the flow's file has seeded it, since then the file wants the same numbers in each task.
+    """
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return
+    generator = numpy_random.mtrand._rand._bit_generator
+    if getattr(generator, "seed_seq", None) is not None:
+        numpy_random.seed()
+
+
+def redirect(stdout: int, stderr: int) -> None:
+    """Let descriptors 1 and 2 lead to the coordinator, and 0 to nothing."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+
+
+def forget_exit_functions() -> None:
+    """Drop what the importing process wanted to do at its end: it is not ours to do.
+
+    Without this, each task would, say, delete the temporary folder that the flow's file made.
+    What a step registers itself still runs when its process ends.
+    """
+    import atexit
+    import weakref
+
+    atexit._clear()
+    for info in weakref.finalize._registry.values():  # type: ignore[attr-defined]
+        info.atexit = False
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+
+
+def end(code: int = 0) -> None:
+    """Leave the process: wait for the step's threads, run what the step registered, flush."""
+    import atexit
+    import threading
+
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        flush()
+    finally:
+        os._exit(code)
+
+
+def flush() -> None:
+    """Write out what the step has printed; streams that the step closed are fine."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue  # closed, or replaced by something that is no stream: nothing is held back
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of the bytes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

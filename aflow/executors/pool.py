@@ -1,0 +1,321 @@
+"""Isolation `worker`, and coroutine steps: processes that run many attempts each.
+
+Sequential workers are held a few specs ahead where tasks are short, so that no worker waits for
+the coordinator between two of them; a worker with nothing to do takes over what another one holds
+and has not begun. Coroutine steps all go to one process, whose event loop runs them side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from aflow.attempt import ENDED, LOGGED, STARTED, AttemptReport, AttemptSpec
+from aflow.clock import Clock
+from aflow.executors import deaths
+from aflow.executors.base import NO_USAGE, Reports
+from aflow.executors.link import TemplateLink
+from aflow.executors.worker_process import Owner, WorkerProcess
+from aflow.scheduler.states import AttemptState
+
+MAX_AHEAD = 8  # specs that a worker holds at most, the one that it runs included
+_WORTH_HOLDING = 0.002  # seconds of work that a worker should have in hand
+_CANCEL = b"\xc0"  # executors.coroutines.CANCEL; that module is the worker's side
+
+
+class WorkerPool:
+    """Processes of one kind, the specs that wait for them, and what they run."""
+
+    def __init__(
+        self,
+        link: TemplateLink,
+        reports: Reports,
+        clock: Clock,
+        *,
+        size: int,
+        coroutines: bool,
+        grace: float,
+        limit_of: Callable[[str], float | None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._reports = reports
+        self._clock = clock
+        self._size = size
+        self._coroutines = coroutines
+        self._grace = grace
+        self._limit_of = limit_of
+        self._queue: deque[AttemptSpec] = deque()
+        self._workers: dict[int, WorkerProcess] = {}
+        self._cancelled: dict[Owner, tuple[AttemptState, str]] = {}
+        self._timers: dict[Owner, asyncio.TimerHandle] = {}
+        self._kill_timers: dict[int, asyncio.TimerHandle] = {}
+        self._duration = 1.0  # of an attempt, in seconds, as it goes lately
+
+    # ------------------------------------------------------------ in
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Run an attempt as soon as there is room."""
+        self._queue.append(spec)
+        self._feed()
+
+    def knows(self, child: int) -> bool:
+        """Whether a process is one of ours."""
+        return child in self._workers
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop an attempt, wherever it is."""
+        self._end((task, attempt), AttemptState.CANCELLED, "The task was cancelled.", self._grace)
+
+    def interrupt(self) -> None:
+        """Stop everything: our own shutdown."""
+        reason = "The task was interrupted: the run was stopped."
+        while self._queue:
+            self._settle_unstarted(self._queue.popleft(), AttemptState.INTERRUPTED, reason)
+        for worker in self._workers.values():
+            for owner in [*worker.sent, *worker.running]:
+                self._end(owner, AttemptState.INTERRUPTED, reason, self._grace)
+            worker.ending = worker.ending or reason
+            worker.retire()
+            self._kill_later(worker, self._grace)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    # ------------------------------------------------------------ handing out
+
+    def _feed(self) -> None:
+        """Hand out what waits, while there is room."""
+        while self._queue:
+            worker = self._roomiest()
+            if worker is None:
+                return
+            if not worker.send(self._queue[0]):
+                worker.when_roomy(lambda: self._roomy(worker))
+                return
+            self._queue.popleft()
+
+    def _roomy(self, worker: WorkerProcess) -> None:
+        worker.when_roomy_stop()
+        self._feed()
+
+    def _roomiest(self) -> WorkerProcess | None:
+        """The worker to hand the next spec to; a new one while all are busy and there may be more."""
+        able = [each for each in self._workers.values() if each.ending is None]
+        if self._coroutines:
+            return able[0] if able else self._new_worker()
+        least = min(able, key=lambda each: each.in_hand, default=None)
+        if least is not None and least.in_hand == 0:
+            return least
+        if len(able) < self._size:
+            return self._new_worker()
+        return least if least is not None and least.in_hand < self._ahead() else None
+
+    def _ahead(self) -> int:
+        """How many specs a worker holds: more than one only while tasks are short."""
+        return max(1, min(MAX_AHEAD, int(_WORTH_HOLDING / self._duration)))
+
+    def _new_worker(self) -> WorkerProcess | None:
+        try:
+            worker = WorkerProcess(self._loop, self._link, self._coroutines)
+        except OSError as error:
+            if self._workers:  # go on with those there are
+                return None
+            self._refuse(f"no worker could be started: {error.strerror}")
+            return None
+        self._workers[worker.child] = worker
+        self._loop.add_reader(worker.reports, self._hear, worker)
+        return worker
+
+    def _refuse(self, reason: str) -> None:
+        while self._queue:
+            spec = self._queue.popleft()
+            self._settle_unstarted(spec, AttemptState.LOST, f"The task was lost: {reason}.")
+
+    def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
+        now = self._clock.now()
+        report = deaths.stopped(spec.task, spec.attempt, state, reason, now, now)
+        # Later: who calls launch or cancel does not expect the answer before that has returned.
+        self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+
+    # ------------------------------------------------------------ what workers say
+
+    def _hear(self, worker: WorkerProcess) -> None:
+        for message in worker.messages():
+            self._note(worker, message)
+        if self._queue:
+            self._feed()
+        elif worker.in_hand == 0 and not self._coroutines:
+            self._share(worker)
+
+    def _note(self, worker: WorkerProcess, message: tuple[Any, ...]) -> None:
+        kind = message[0]
+        if kind == ENDED:
+            self._note_end(worker, AttemptReport(*message[1:]))
+        elif kind == LOGGED:
+            self._reports.logged(*message[1:])
+        elif kind == STARTED:
+            _, task, attempt, pid, at = message
+            spec = worker.sent.pop((task, attempt))
+            worker.running[(task, attempt)] = at
+            self._watch(spec, at)
+            self._reports.started(task, attempt, pid, at)
+
+    def _note_end(self, worker: WorkerProcess, report: AttemptReport) -> None:
+        owner = (report.task, report.attempt)
+        del worker.running[owner]
+        self._duration += 0.2 * (report.finished_at - report.started_at - self._duration)
+        self._duration = max(self._duration, 1e-6)
+        self._unwatch(owner)
+        ending = self._cancelled.pop(owner, None)
+        if ending is not None and report.state == AttemptState.CANCELLED.value:
+            state, reason = ending
+            report = report._replace(state=state.value, reason=reason)
+        self._reports.ended(report, NO_USAGE)
+
+    def _share(self, idle: WorkerProcess) -> None:
+        """Let an idle worker have half of what the busiest one holds and has not begun."""
+        busiest = max(self._workers.values(), key=lambda each: len(each.sent))
+        if not busiest.sent or busiest is idle:
+            return
+        taken = busiest.take_back()
+        keep = len(taken) // 2
+        self._queue.extendleft(reversed(taken[keep:]))
+        for spec in taken[:keep]:
+            if not busiest.send(spec):
+                self._queue.append(spec)
+        self._feed()
+
+    # ------------------------------------------------------------ time and ends
+
+    def _watch(self, spec: AttemptSpec, at: float) -> None:
+        limit = self._limit_of(spec.step)
+        if limit is None:
+            return
+        owner = (spec.task, spec.attempt)
+        reason = "The step ran over its time and did not react; its process was killed."
+        self._timers[owner] = self._loop.call_later(
+            limit, lambda: self._end(owner, AttemptState.TIMED_OUT, reason, 0.0)
+        )
+
+    def _unwatch(self, owner: Owner) -> None:
+        if self._timers:
+            timer = self._timers.pop(owner, None)
+            if timer is not None:
+                timer.cancel()
+
+    def _end(self, owner: Owner, state: AttemptState, reason: str, grace: float) -> None:
+        for spec in self._queue:
+            if (spec.task, spec.attempt) == owner:
+                self._queue.remove(spec)
+                self._settle_unstarted(spec, state, reason)
+                return
+        worker = next(
+            (w for w in self._workers.values() if owner in w.sent or owner in w.running), None
+        )
+        if worker is None or owner in self._cancelled:
+            return
+        if owner in worker.sent:
+            self._recall(worker, owner, state, reason)
+        if owner in worker.running or owner in worker.sent:
+            self._cancelled[owner] = (state, reason)
+            self._stop_running(worker, owner, grace)
+
+    def _recall(
+        self, worker: WorkerProcess, owner: Owner, state: AttemptState, reason: str
+    ) -> None:
+        for spec in worker.take_back():
+            if (spec.task, spec.attempt) == owner:
+                self._settle_unstarted(spec, state, reason)
+            else:
+                self._queue.append(spec)
+
+    def _stop_running(self, worker: WorkerProcess, owner: Owner, grace: float) -> None:
+        if self._coroutines and grace:
+            worker.send_raw(_CANCEL + msgpack.packb(owner))
+            return
+        worker.ending = self._cancelled[owner][1]
+        self._queue.extend(worker.take_back())
+        if grace:
+            self._link.kill(worker.child, signal.SIGTERM)
+        self._kill_later(worker, grace)
+
+    def _kill_later(self, worker: WorkerProcess, grace: float) -> None:
+        if worker.child not in self._kill_timers:
+            self._kill_timers[worker.child] = self._loop.call_later(
+                grace, lambda: self._link.kill(worker.child, signal.SIGKILL)
+            )
+
+    # ------------------------------------------------------------ what the template says
+
+    def forked(self, child: int, pid: int) -> None:
+        """The process runs."""
+        self._workers[child].pid = pid
+
+    def exited(self, child: int, status: int) -> None:
+        """A worker has ended: blame what it was running, hand out again what it had not begun."""
+        worker = self._workers[child]
+        while messages := worker.messages():
+            for message in messages:
+                self._note(worker, message)
+        alone = len(worker.running) == 1
+        for stream, data in worker.rest_of_output():
+            if alone:
+                owner = next(iter(worker.running))
+                self._reports.logged(*owner, stream, self._clock.now(), data)
+        self._bury(worker, lambda owner, since: self._verdict(owner, since, status, alone))
+
+    def _verdict(self, owner: Owner, since: float, status: int, alone: bool) -> AttemptReport:
+        now = self._clock.now()
+        ending = self._cancelled.get(owner)
+        if ending is not None:
+            return deaths.stopped(*owner, *ending, since, now)
+        if alone:
+            return deaths.report(*owner, status, since, now)
+        reason = f"The task was lost with others of its process: {deaths.sentence(status)}"
+        return deaths.stopped(*owner, AttemptState.LOST, reason, since, now)
+
+    def not_forked(self, child: int, reason: str) -> None:
+        """There was no process to be had."""
+        worker = self._workers[child]
+        self._bury(worker, lambda owner, since: self._lost(owner, since, reason))
+        if not self._workers:
+            self._refuse(reason)
+
+    def lost(self, reason: str) -> None:
+        """The template is gone, and all workers with it."""
+        for worker in [*self._workers.values()]:
+            self._bury(worker, lambda owner, since: self._lost(owner, since, reason), again=False)
+        self._refuse(reason)
+
+    def _lost(self, owner: Owner, since: float, reason: str) -> AttemptReport:
+        state, why = self._cancelled.get(
+            owner, (AttemptState.LOST, f"The task was lost: {reason}.")
+        )
+        return deaths.stopped(*owner, state, why, since, self._clock.now())
+
+    def _bury(
+        self,
+        worker: WorkerProcess,
+        verdict: Callable[[Owner, float], AttemptReport],
+        again: bool = True,
+    ) -> None:
+        del self._workers[worker.child]
+        timer = self._kill_timers.pop(worker.child, None)
+        if timer is not None:
+            timer.cancel()
+        self._queue.extendleft(reversed(worker.unbegun()))
+        running = [*worker.running.items()]
+        worker.close()
+        for owner, since in running:
+            report = verdict(owner, since)
+            self._unwatch(owner)
+            self._cancelled.pop(owner, None)
+            self._reports.ended(report, NO_USAGE)
+        if again:
+            self._feed()

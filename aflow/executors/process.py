@@ -1,0 +1,196 @@
+"""Local processes: attempts run on this machine, forked from a template.
+
+isolation `task`    a fresh process for each attempt            executors/fresh.py
+isolation `worker`  a few processes that run many attempts      executors/pool.py
+coroutine steps     one process whose event loop runs them all  executors/pool.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aflow.attempt import AttemptSpec, RunContext
+from aflow.errors import AflowError
+from aflow.executors import deaths
+from aflow.executors.base import NO_USAGE, Reports
+from aflow.executors.fresh import FreshProcesses
+from aflow.executors.link import TemplateLink, TemplateProcess
+from aflow.executors.pool import MAX_AHEAD, WorkerPool
+from aflow.runner import timeout_of
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.flow.definition import FlowDefinition
+
+GRACE = 5.0  # seconds between asking a process to end and killing it
+BACKSTOP = 5.0  # seconds after its timeout in which a step may still react by itself
+
+StartTemplate = Callable[[], TemplateProcess]
+
+
+class ProcessExecutor:
+    """Runs the attempts of one run in local processes.
+
+    `first` is a template that has been forked already; `start_template` starts another one,
+    blocking, in any thread: where there is none yet, and when one has died.
+    """
+
+    def __init__(
+        self,
+        definition: FlowDefinition,
+        start_template: StartTemplate,
+        clock: Clock,
+        *,
+        first: TemplateProcess | None = None,
+        max_workers: int,
+        isolation: str = "task",
+        grace: float = GRACE,
+    ) -> None:
+        self._definition = definition
+        self._start_template = start_template
+        self._clock = clock
+        self._first = first
+        self._size = max_workers
+        self._sequential = isolation == "worker"
+        self._grace = grace
+        self._stopping = False
+        self._restart: asyncio.Task[None] | None = None
+        self._waiting: list[AttemptSpec] = []
+        self._idle = asyncio.Event()
+        self._limits = {
+            name: None if (limit := timeout_of(step)) is None else limit + BACKSTOP
+            for name, step in definition.steps.items()
+        }
+        self._link: TemplateLink | None = None
+        self._context: RunContext
+        self._reports: Reports
+
+    @property
+    def lookahead(self) -> int:
+        """How many attempts more than can run the executor wants in hand."""
+        return self._size * (MAX_AHEAD - 1) if self._sequential else 0
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        """Get ready to launch attempts of this run."""
+        self._context = context
+        self._reports = reports
+        self._use(self._first or await asyncio.to_thread(self._start_template))
+
+    def _use(self, process: TemplateProcess) -> None:
+        self._link = TemplateLink(asyncio.get_running_loop(), process, self)
+        self._link.configure(self._context)
+        self._fresh = FreshProcesses(self._link, self._reports, self._clock, self._grace)
+        self._workers = self._pool(self._link, coroutines=False)
+        self._coroutines = self._pool(self._link, coroutines=True)
+
+    def _pool(self, link: TemplateLink, *, coroutines: bool) -> WorkerPool:
+        return WorkerPool(
+            link,
+            self._reports,
+            self._clock,
+            size=self._size,
+            coroutines=coroutines,
+            grace=self._grace,
+            limit_of=self._limits.__getitem__,
+        )
+
+    # ------------------------------------------------------------ attempts
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Start this attempt, now or as soon as there is room."""
+        if self._link is None:
+            self._waiting.append(spec)
+        elif self._definition.steps[spec.step].is_async:
+            self._coroutines.launch(spec)
+        elif self._sequential:
+            self._workers.launch(spec)
+        else:
+            self._fresh.launch(spec, self._limits[spec.step])
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop this attempt: SIGTERM to its group, SIGKILL after the grace time."""
+        self._fresh.cancel(task, attempt)
+        self._workers.cancel(task, attempt)
+        self._coroutines.cancel(task, attempt)
+
+    async def stop(self) -> None:
+        """Interrupt all that runs, wait for it to end, and let go of the template."""
+        self._stopping = True
+        if self._restart is not None:
+            await self._restart
+        if self._link is None:
+            return
+        for each in (self._fresh, self._workers, self._coroutines):
+            each.interrupt()
+        self._note_idle()
+        await self._idle.wait()
+        self._link.close()
+        self._link = None
+
+    def _note_idle(self) -> None:
+        live = len(self._fresh) + len(self._workers) + len(self._coroutines)
+        if self._stopping and not live:
+            self._idle.set()
+
+    # ------------------------------------------------------------ what the template says
+
+    def forked(self, child: int, pid: int, at: float) -> None:
+        """A process runs."""
+        pool = self._pool_of(child)
+        if pool is None:
+            self._fresh.forked(child, pid, at)
+        else:
+            pool.forked(child, pid)
+
+    def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
+        """A process has ended."""
+        pool = self._pool_of(child)
+        if pool is None:
+            self._fresh.exited(child, status, max_rss, cpu)
+        else:
+            pool.exited(child, status)
+        self._note_idle()
+
+    def not_forked(self, child: int, reason: str) -> None:
+        """There was no process to be had."""
+        pool = self._pool_of(child)
+        (self._fresh if pool is None else pool).not_forked(child, reason)
+        self._note_idle()
+
+    def _pool_of(self, child: int) -> WorkerPool | None:
+        for pool in (self._workers, self._coroutines):
+            if pool.knows(child):
+                return pool
+        return None
+
+    def template_lost(self, reason: str) -> None:
+        """All processes are gone: their attempts are lost, and a new template is started."""
+        self._link = None
+        if not self._stopping:
+            self._restart = asyncio.ensure_future(self._start_again())
+        for each in (self._fresh, self._workers, self._coroutines):
+            each.lost(reason)
+        self._note_idle()
+
+    async def _start_again(self) -> None:
+        try:
+            process = await asyncio.to_thread(self._start_template)
+        except (OSError, AflowError) as error:
+            for spec in self._take_waiting():
+                now = self._clock.now()
+                reason = f"The task was lost: no process could be started for it ({error})."
+                report = deaths.stopped(
+                    spec.task, spec.attempt, AttemptState.LOST, reason, now, now
+                )
+                self._reports.ended(report, NO_USAGE)
+            return
+        self._use(process)
+        for spec in self._take_waiting():
+            self.launch(spec)
+
+    def _take_waiting(self) -> list[AttemptSpec]:
+        waiting, self._waiting = self._waiting, []
+        return waiting

@@ -1,0 +1,113 @@
+"""A template in a fresh interpreter: where there are threads or an event loop, nobody may fork.
+
+The new process is told which flow to import, and with which decorators from outside. A flow whose
+class cannot be imported (one made in a notebook) travels as cloudpickle bytes, over a socket that
+no other process can reach.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from aflow.errors import AflowError
+from aflow.executors import wire
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+
+
+class SpawnedTemplate:
+    """A template that runs in an interpreter of its own."""
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.control = control
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def reap(self) -> None:
+        """Wait for its end, which is near: its socket is closed."""
+        self._process.wait()
+
+
+def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) -> SpawnedTemplate:
+    """Start a template for a flow and wait until it has imported it. Blocks; any thread may call.
+
+    Raises AflowError with what the import said, OSError if there is no process to be had."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aflow.spawned", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    ours.sendall(msgpack.packb((wire.LOAD, source_of(definition), list(decospecs))))
+    kind, *rest = _first_message(ours)
+    if kind == wire.READY:
+        return SpawnedTemplate(ours, process)
+    ours.close()
+    process.wait()
+    raise AflowError(f"The flow {definition.name} could not be loaded again: {rest[0]}")
+
+
+def _first_message(control: socket.socket) -> tuple[Any, ...]:
+    unpacker = wire.unpacker()
+    while data := control.recv(1 << 16):
+        unpacker.feed(data)
+        for message in unpacker:
+            return tuple(message)
+    return (wire.NOT_READY, "its process ended while it was importing the flow")
+
+
+def source_of(definition: FlowDefinition) -> dict[str, Any]:
+    """Where the class comes from, as plain values; see `class_from`."""
+    cls = definition.cls
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None)
+    if file is None or getattr(module, cls.__qualname__, None) is not cls:
+        import cloudpickle  # rarely needed, and slow to import
+
+        return {"pickle": cloudpickle.dumps(cls)}
+    return {"file": os.path.abspath(file), "module": cls.__module__, "name": cls.__qualname__}
+
+
+def class_from(source: dict[str, Any]) -> Any:
+    """The class that `source_of` described, in another process."""
+    if "pickle" in source:
+        import pickle
+
+        return pickle.loads(source["pickle"])
+    module = _import(source["file"], source["module"])
+    return getattr(module, source["name"])
+
+
+def _import(file: str, name: str) -> Any:
+    """Import a module by name where that leads to the same file, else from its file.
+
+    The module `__main__` of the program that started us gets another name while it is imported, so
+    that its last lines do not run; afterwards it is known by both, for the pickles it has made.
+    """
+    if name != "__main__":
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin and os.path.samefile(spec.origin, file):
+            return importlib.import_module(name)
+    alias = name if name != "__main__" else "__aflow_main__"
+    spec = importlib.util.spec_from_file_location(alias, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[alias] = sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,137 @@
+"""Streams of a process that runs more than one attempt: each line knows its attempt."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+
+Owner = tuple[int, int]  # task, attempt
+Emit = Callable[[Owner, int, bytes], None]
+
+_HELD = 1 << 16  # bytes of a line that are held back at most
+
+
+class AttemptStream(io.TextIOBase):
+    """sys.stdout or sys.stderr: what is written belongs to the attempt that the context names.
+
+    Text goes on line by line; `finish` sends the rest of an attempt's last line. What is written
+    while no attempt runs goes to `descriptor`.
+    """
+
+    encoding = "utf-8"
+    errors = "surrogateescape"
+
+    def __init__(
+        self, number: int, descriptor: int, owner: ContextVar[Owner | None], emit: Emit
+    ) -> None:
+        self._number = number
+        self._descriptor = descriptor
+        self._owner = owner
+        self._emit = emit
+        self._held: dict[Owner, list[bytes]] = {}
+        self.buffer = _Bytes(self)
+
+    def write(self, text: str) -> int:
+        self.write_bytes(text.encode("utf-8", "surrogateescape"))
+        return len(text)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write bytes as they are."""
+        owner = self._owner.get()
+        if owner is None:
+            os.write(self._descriptor, data)
+            return
+        held = self._held.get(owner)
+        if data.endswith(b"\n"):
+            if held:
+                held.append(data)
+                data = b"".join(held)
+                del self._held[owner]
+            self._emit(owner, self._number, data)
+        elif held is None:
+            self._held[owner] = [data]
+        else:
+            held.append(data)
+            if len(held) > 1000 or sum(map(len, held)) > _HELD:
+                self._emit(owner, self._number, b"".join(self._held.pop(owner)))
+
+    def finish(self, owner: Owner) -> None:
+        """Send what an attempt has left of its last line."""
+        held = self._held.pop(owner, None)
+        if held:
+            self._emit(owner, self._number, b"".join(held))
+
+    def flush(self) -> None:
+        """Nothing: whole lines have gone, and half a line waits for its rest."""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return False
+
+
+class _Bytes(io.RawIOBase):
+    """sys.stdout.buffer."""
+
+    def __init__(self, stream: AttemptStream) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._stream.write_bytes(bytes(data))
+        return len(data)
+
+    def writable(self) -> bool:
+        return True
+
+
+class DescriptorCapture:
+    """What is written to descriptors 1 and 2 past Python: by C code, by child processes.
+
+    The process reads its own pipes, in a thread that sleeps until something comes, so that it can
+    say for certain which attempt was running. If the process is killed, the coordinator, which
+    holds the reading ends as well, reads the rest.
+    """
+
+    def __init__(
+        self, stdout: int, stderr: int, owner: Callable[[], Owner | None], emit: Emit
+    ) -> None:
+        self._pipes = {stdout: 0, stderr: 1}
+        self._owner = owner
+        self._emit = emit
+        self._lock = threading.Lock()
+        for fd in self._pipes:
+            os.set_blocking(fd, False)
+        threading.Thread(target=self._watch, name="aflow-capture", daemon=True).start()
+
+    def drain(self) -> None:
+        """Send what has been written so far."""
+        with self._lock:
+            for fd, number in self._pipes.items():
+                self._read(fd, number)
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        for fd in self._pipes:
+            poll.register(fd, select.POLLIN)
+        while True:
+            poll.poll()
+            self.drain()
+
+    def _read(self, fd: int, number: int) -> None:
+        while True:
+            try:
+                data = os.read(fd, _HELD)
+            except BlockingIOError:
+                return
+            owner = self._owner()
+            if not data or owner is None:
+                return
+            self._emit(owner, number, data)

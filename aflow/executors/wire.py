@@ -1,0 +1,102 @@
+"""Messages over a socket between the coordinator and the template process.
+
+A stream of msgpack values; file descriptors travel beside the first byte of the message that
+they belong to (SCM_RIGHTS), and arrive in the order in which they were sent.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+# Coordinator -> template
+CONFIGURE = 0  # [CONFIGURE, RunContext]
+RUN = 1  # [RUN, id, spec] with stdout, stderr, report
+WORK = 2  # [WORK, id, coroutines?] with tasks, reports, stdout and stderr (write), (read)
+KILL = 3  # [KILL, id, signal]
+LOAD = 4  # [LOAD, flow source]: the first message to a template that was spawned
+
+# Template -> coordinator
+FORKED = 0  # [FORKED, id, pid, at]
+EXITED = 1  # [EXITED, id, wait status, peak memory in bytes, CPU seconds]
+NOT_FORKED = 2  # [NOT_FORKED, id, reason]
+READY = 3  # [READY]
+NOT_READY = 4  # [NOT_READY, reason]
+
+MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253
+_CHUNK = 1 << 18
+
+
+def unpacker() -> msgpack.Unpacker:
+    """A reader of a stream of messages from our own processes."""
+    return msgpack.Unpacker(strict_map_key=False, use_list=False, max_buffer_size=1 << 31)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """Some bytes of the stream and the descriptors that came with them; b"" at its end."""
+    data, fds, _, _ = socket.recv_fds(sock, _CHUNK, MAX_FDS)
+    return data, fds
+
+
+class Outbox:
+    """The coordinator's sending side: never blocks the event loop, keeps the order."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._loop = loop
+        self._sock = sock
+        self._queue: deque[tuple[memoryview, list[int]]] = deque()
+        self._waiting = False
+
+    def send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
+        """Send a message; the descriptors are ours from now on and closed once they are sent."""
+        self._queue.append((memoryview(msgpack.packb(message)), list(fds)))
+        if not self._waiting:
+            self._flush()
+
+    def close(self) -> None:
+        """Forget what has not been sent."""
+        if self._waiting:
+            self._loop.remove_writer(self._sock)
+            self._waiting = False
+        while self._queue:
+            close_all(self._queue.popleft()[1])
+
+    def _flush(self) -> None:
+        while self._queue:
+            data, fds = self._queue[0]
+            try:
+                sent = socket.send_fds(self._sock, [data], fds) if fds else self._sock.send(data)
+            except BlockingIOError:
+                self._wait()
+                return
+            except OSError:  # the template is gone; its end is noticed on the reading side
+                self.close()
+                return
+            close_all(fds)
+            if sent == len(data):
+                self._queue.popleft()
+            else:
+                self._queue[0] = (data[sent:], [])
+        if self._waiting:
+            self._loop.remove_writer(self._sock)
+            self._waiting = False
+
+    def _wait(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self._loop.add_writer(self._sock, self._flush)
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,135 @@
+"""A process that runs attempts one after the other (isolation `worker`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from contextvars import ContextVar
+from typing import Any
+
+import msgpack
+
+from aflow.attempt import LOGGED, STARTED, AttemptSpec
+from aflow.clock import SystemClock
+from aflow.executors import inside
+from aflow.executors.streams import AttemptStream, DescriptorCapture, Owner
+from aflow.runner import Runner
+
+MAX_MESSAGE = 1 << 18  # bytes of a spec; bigger manifests do not travel with it
+
+
+class Link:
+    """The worker's side of its two sockets: specs come in whole, messages go out in order."""
+
+    def __init__(self, tasks: int, reports: int) -> None:
+        self.tasks = socket.socket(fileno=tasks)
+        self.reports = socket.socket(fileno=reports)
+        self._buffer = memoryview(bytearray(MAX_MESSAGE))
+        self._lock = threading.Lock()
+        self._clock = SystemClock()
+
+    def next(self) -> bytes:
+        """The next message; b"" when the coordinator has closed its end."""
+        size = self.tasks.recv_into(self._buffer)
+        return bytes(self._buffer[:size])
+
+    def say(self, *message: Any) -> None:
+        """Send a message."""
+        data = msgpack.packb(message)
+        with self._lock:
+            self.reports.sendall(data)
+
+    def log(self, owner: Owner, stream: int, data: bytes) -> None:
+        """Send what an attempt has written."""
+        self.say(LOGGED, *owner, stream, self._clock.now(), data)
+
+
+class Surroundings:
+    """What a step may change of its process, and the next one must not notice."""
+
+    def __init__(self, stdout: int, stderr: int) -> None:
+        self._fds = (stdout, stderr)
+        self._cwd = os.getcwd()
+        self._environ = dict(os.environ)
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        self._signals = {
+            number: signal.getsignal(number)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD)
+        }
+
+    def restore(self) -> None:
+        """Put everything back as it was."""
+        if _cwd() != self._cwd:
+            os.chdir(self._cwd)
+        if os.environ != self._environ:
+            os.environ.clear()
+            os.environ.update(self._environ)
+        os.umask(self._umask)
+        sys.stdin, sys.stdout, sys.stderr = self._streams
+        for number, handler in self._signals.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        inside.redirect(*self._fds)
+
+
+def _cwd() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # the step has removed the folder that it was in
+        return None
+
+
+class SequentialWorker:
+    """Leases nothing, decides nothing: runs the specs that it is sent, in order."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        tasks: int,
+        reports: int,
+        stdout: int,
+        stderr: int,
+        read_stdout: int,
+        read_stderr: int,
+    ) -> None:
+        self._runner = runner
+        self._link = Link(tasks, reports)
+        self._clock = SystemClock()
+        self._owner: ContextVar[Owner | None] = ContextVar("owner", default=None)
+        self._running: Owner | None = None
+        inside.redirect(stdout, stderr)
+        self._streams = [
+            AttemptStream(number, number + 1, self._owner, self._link.log) for number in (0, 1)
+        ]
+        sys.stdout, sys.stderr = self._streams
+        self._capture = DescriptorCapture(
+            read_stdout, read_stderr, lambda: self._running, self._link.log
+        )
+        self._surroundings = Surroundings(stdout, stderr)
+        self._pid = os.getpid()
+
+    def serve(self) -> None:
+        """Run what comes, until the coordinator closes its end."""
+        while data := self._link.next():
+            self._run(AttemptSpec.decode(data))
+
+    def _run(self, spec: AttemptSpec) -> None:
+        owner = (spec.task, spec.attempt)
+        self._link.say(STARTED, *owner, self._pid, self._clock.now())
+        self._running = owner
+        token = self._owner.set(owner)
+        report = self._runner.run(spec)
+        if os.getpid() != self._pid:
+            inside.end()  # the step forked, and this is its child: it has nothing to report
+        self._surroundings.restore()
+        for stream in self._streams:
+            stream.finish(owner)
+        self._capture.drain()
+        self._owner.reset(token)
+        self._running = None
+        self._link.say(*report.message())

@@ -1,0 +1,104 @@
+"""One run in the foreground: what `aflow run` and `python flow.py run` do.
+
+The template is forked first, while this process has neither threads nor an event loop; only then
+is asyncio imported, in one process, while the other one gets ready: on two cores at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aflow import backends
+
+if TYPE_CHECKING:
+    from aflow.config import RunOptions, Settings
+    from aflow.coordinator import RunHandle
+    from aflow.flow.definition import FlowDefinition
+    from aflow.notices import Notice, RunEnded
+
+# Imports are inside the functions: before the fork nothing may start a thread or make an event
+# loop, and what the template imports, it imports while the coordinator imports its own.
+
+
+def run(
+    definition: FlowDefinition,
+    options: RunOptions,
+    settings: Settings,
+    watch: Callable[[Sequence[Notice]], None],
+) -> tuple[RunEnded, int | None]:
+    """Run a flow to its end; how it ended, and the number of the signal that stopped it, if one
+    did. Raises what the storage or the metadata raised if the run could not go on."""
+    template = _fork_template(definition)
+    import asyncio
+
+    from aflow.executors.coroutines import fastest_loop
+
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        return runner.run(_run(definition, options, settings, watch, template))
+
+
+def _fork_template(definition: FlowDefinition) -> tuple[socket.socket, int]:
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return ours, pid
+    code = 1
+    try:
+        os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
+        ours.close()
+        from aflow.executors.template import Template
+
+        Template(theirs, definition, backends.open_store, backends.open_metadata).serve()
+        code = 0
+    except BaseException:  # a fault of ours: the coordinator will say that the template has died
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+async def _run(
+    definition: FlowDefinition,
+    options: RunOptions,
+    settings: Settings,
+    watch: Callable[[Sequence[Notice]], None],
+    template: tuple[socket.socket, int],
+) -> tuple[RunEnded, int | None]:
+    from aflow.coordinator import Coordinator
+    from aflow.executors.link import ForkedTemplate
+
+    async with Coordinator(
+        storage=settings.storage_url,
+        metadata=settings.metadata_url,
+        durability=settings.durability,
+        user=settings.user,
+    ) as coordinator:
+        handle = await coordinator.start(
+            definition, options=options, template=ForkedTemplate(*template), watch=watch
+        )
+        if options.run_id_file is not None:
+            Path(options.run_id_file).write_text(handle.id)
+        stopped_by = _stop_on_signals(handle)
+        return await handle.wait(), stopped_by[0] if stopped_by else None
+
+
+def _stop_on_signals(handle: RunHandle) -> list[int]:
+    """Let SIGINT and SIGTERM stop the run; the signals that have come, in order."""
+    import asyncio
+
+    came: list[int] = []
+
+    def stop(signum: signal.Signals) -> None:
+        came.append(signum.value)
+        handle.cancel(f"The run was stopped by {signum.name}.")
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, stop, signum)
+    return came

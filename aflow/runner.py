@@ -1,0 +1,407 @@
+"""Inside the process of a task: run one attempt, and say how it ended.
+
+`Runner.run` reads as its table of contents: prepare, call, conclude. The answer is always a
+report; nothing that a step does comes out of here as an exception.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
+from aflow.errors import AflowError, InvalidTransition, TaskError, TaskTimedOut
+from aflow.flow.caught import ExceptionWrapper
+from aflow.flow.current import current
+from aflow.flow.graph import Kind
+from aflow.flow.spec import NextCall, bind, left_artifacts, new_instance
+from aflow.inputs import Manifests
+from aflow.scheduler.codec import decode_inputs
+from aflow.scheduler.states import AttemptState
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+from aflow.storage.items import write_items
+from aflow.storage.manifest import Manifest
+from aflow.task import RunningTask
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+    from aflow.flow.spec import FlowSpec
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.blobs import BlobStore
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+class Execution:
+    """One attempt on its way through the runner."""
+
+    __slots__ = ("error", "flow", "spec", "started_at", "step", "task", "token")
+
+    def __init__(self, spec: AttemptSpec, step: StepDefinition, started_at: float) -> None:
+        self.spec = spec
+        self.step = step
+        self.started_at = started_at
+        self.error: BaseException | None = None
+        self.flow: FlowSpec
+        self.task: RunningTask
+        self.token: Any = None
+
+
+class Runner:
+    """Runs attempts of one run, one after the other or, for coroutine steps, many at a time."""
+
+    def __init__(
+        self,
+        definition: FlowDefinition,
+        context: RunContext,
+        blobs: BlobStore,
+        open_metadata: Callable[[], MetadataStore],
+        clock: Clock,
+    ) -> None:
+        self.definition = definition
+        self.context = context
+        self.manifests = Manifests(open_metadata, context.run_key)
+        self._blobs = blobs
+        self._clock = clock
+
+    def remember(self, manifests: dict[int, bytes]) -> None:
+        """Keep manifests that came along with a spec."""
+        for task, data in manifests.items():
+            if not self.manifests.knows(task):
+                self.manifests.remember(task, Manifest.decode(data))
+
+    def run(self, spec: AttemptSpec) -> AttemptReport:
+        """Run one attempt to its end."""
+        execution = self._begin(spec)
+        with self._settings_of(execution.step):
+            try:
+                self._prepare(execution)
+                if not spec.fallback:
+                    with alarm(execution.step):
+                        execution.step.function(*self._arguments(execution))
+            except BaseException as error:  # whatever a step raises is its outcome
+                execution.error = error
+            return self._conclude(execution)
+
+    async def run_async(self, spec: AttemptSpec) -> AttemptReport:
+        """The same for a coroutine step; cancelling it gives a report that says cancelled."""
+        import asyncio
+
+        execution = self._begin(spec)
+        try:
+            self._prepare(execution)
+            if not spec.fallback:
+                async with asyncio.timeout(timeout_of(execution.step)) as deadline:
+                    await execution.step.function(*self._arguments(execution))
+        except TimeoutError as error:
+            expired = deadline.expired()
+            execution.error = timed_out(execution.step) if expired else error
+        except BaseException as error:  # whatever a step raises is its outcome
+            execution.error = error
+        return self._conclude(execution)
+
+    # ------------------------------------------------------------ prepare
+
+    def _begin(self, spec: AttemptSpec) -> Execution:
+        self.remember(spec.manifests)
+        return Execution(spec, self.definition.steps[spec.step], self._clock.now())
+
+    def _prepare(self, execution: Execution) -> None:
+        spec, definition = execution.spec, self.definition
+        execution.flow = new_instance(definition)
+        reader = ArtifactReader(self._blobs)
+        execution.task = RunningTask(
+            definition, spec, decode_inputs(spec.inputs), self.manifests, self._blobs, reader
+        )
+        execution.token = current._set(self._current_values(spec))
+        bind(execution.flow, execution.task)
+
+    def _current_values(self, spec: AttemptSpec) -> dict[str, Any]:
+        context = self.context
+        return {
+            "flow_name": context.flow,
+            "pathspec": f"{context.flow}/{context.run}/{spec.step}/{spec.task}",
+            "run_id": context.run,
+            "step_name": spec.step,
+            "task_id": str(spec.task),
+            "retry_count": spec.attempt,
+            "origin_run_id": context.origin_run,
+            "namespace": context.namespace,
+            "username": context.user,
+            "tags": context.tags,
+            "graph": self.definition.graph,
+            "parameter_names": list(self.definition.parameters),
+        }
+
+    @staticmethod
+    def _arguments(execution: Execution) -> tuple[Any, ...]:
+        if execution.step.takes_inputs:
+            return (execution.flow, execution.task.join_inputs())
+        return (execution.flow,)
+
+    @contextmanager
+    def _settings_of(self, step: StepDefinition) -> Iterator[None]:
+        """The environment variables of @environment, put back afterwards."""
+        decorator = step.decorator("environment")
+        if decorator is None:
+            yield
+            return
+        before = {name: os.environ.get(name) for name in decorator.vars}
+        os.environ.update(decorator.vars)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    # ------------------------------------------------------------ conclude
+
+    def _conclude(self, execution: Execution) -> AttemptReport:
+        try:
+            if execution.spec.fallback:
+                return self._settle_by_fallback(execution)
+            if execution.error is None:
+                return self._succeed(execution)
+        except Exception as error:  # storing what the step left can fail as the step itself can
+            execution.error = error
+        finally:
+            if execution.token is not None:
+                current._reset(execution.token)
+        return self._fail(execution)
+
+    def _succeed(self, execution: Execution) -> AttemptReport:
+        catch = execution.step.decorator("catch")
+        if catch is not None and catch.var:
+            setattr(execution.flow, catch.var, None)
+        manifest = self._manifest(execution)
+        steps, foreach, count = self._transition(execution, manifest)
+        return self._success(execution, manifest, steps, foreach, count)
+
+    def _success(
+        self,
+        execution: Execution,
+        manifest: Manifest,
+        steps: tuple[str, ...],
+        foreach: str | None = None,
+        count: int | None = None,
+    ) -> AttemptReport:
+        manifest.transition = (steps, foreach, count)
+        return AttemptReport(
+            execution.spec.task,
+            execution.spec.attempt,
+            AttemptState.SUCCEEDED.value,
+            steps=steps,
+            foreach=foreach,
+            splits=count,
+            manifest=manifest.encode(),
+            started_at=execution.started_at,
+            finished_at=self._clock.now(),
+        )
+
+    def _manifest(self, execution: Execution) -> Manifest:
+        writer = ArtifactWriter(self._blobs)
+        manifest = execution.task.manifest(left_artifacts(execution.flow), writer)
+        execution.task.verify_mapped()
+        return manifest
+
+    def _transition(
+        self, execution: Execution, manifest: Manifest
+    ) -> tuple[tuple[str, ...], str | None, int | None]:
+        call: NextCall | None = execution.flow.__dict__.get("_aflow_next")
+        node = self.definition.graph[execution.step.name]
+        if call is None:
+            if node.kind is Kind.END:
+                return (), None, None
+            raise InvalidTransition(
+                f"Step {node.name!r} ended without calling self.next(): every step but the last "
+                "has to say which step follows."
+            )
+        if call.foreach is None:
+            return call.steps, None, call.num_parallel
+        manifest.items, count = self._items(execution, call.foreach)
+        return call.steps, call.foreach, count
+
+    def _items(self, execution: Execution, name: str) -> tuple[Any, int]:
+        values = getattr(execution.flow, name)
+        try:
+            iterator = iter(values)
+        except TypeError:
+            raise InvalidTransition(
+                f"Step {execution.step.name!r} has foreach={name!r}, but self.{name} is of type "
+                f"{type(values).__name__}, which cannot be iterated over."
+            ) from None
+        return write_items(iterator, self._blobs, self.context.max_num_splits)
+
+    def _settle_by_fallback(self, execution: Execution) -> AttemptReport:
+        """@catch, where the step's process died: the step is settled without running it."""
+        if execution.error is not None:
+            raise execution.error
+        reason = RuntimeError("the process that ran the step died; @catch settled the step")
+        return self._caught(execution, reason)
+
+    def _caught(self, execution: Execution, error: BaseException) -> AttemptReport:
+        catch = execution.step.decorator("catch")
+        if catch is not None and catch.var:
+            setattr(execution.flow, catch.var, ExceptionWrapper.of(error))
+        manifest = self._manifest(execution)
+        manifest.error = describe(error, caught=True)
+        return self._success(execution, manifest, self.definition.graph[execution.step.name].next)
+
+    def _fail(self, execution: Execution) -> AttemptReport:
+        error = execution.error
+        assert error is not None, "an attempt fails with an error"
+        catch = execution.step.decorator("catch")
+        if catch is not None and execution.spec.final and catches(error):
+            if catch.print_exception:
+                self._print_caught(execution, error)
+            try:
+                return self._caught(execution, error)
+            except Exception as another:  # what it left cannot be stored: that is the failure then
+                error = another
+        self._print_failure(execution, error)
+        return self._failure(execution, error)
+
+    def _failure(self, execution: Execution, error: BaseException) -> AttemptReport:
+        manifest = Manifest(step=execution.step.name, error=describe(error))
+        exit_code = error.code if isinstance(error, SystemExit) else None
+        return AttemptReport(
+            execution.spec.task,
+            execution.spec.attempt,
+            state_of(error).value,
+            reason=sentence(error),
+            retryable=exit_code != NO_RETRY_EXIT_CODE,
+            manifest=manifest.encode(),
+            started_at=execution.started_at,
+            finished_at=self._clock.now(),
+        )
+
+    # ------------------------------------------------------------ what people see
+
+    def _head(self, execution: Execution) -> str:
+        return f"<flow {self.context.flow} step {execution.step.name}>"
+
+    def _print_failure(self, execution: Execution, error: BaseException) -> None:
+        if isinstance(error, TaskError):
+            body = "".join(f"    {line}\n" for line in str(error).splitlines())
+        else:
+            body = "    Internal error\n" + user_traceback(error)
+        sys.stderr.write(f"{self._head(execution)} failed:\n{body}\n")
+        sys.stderr.flush()
+
+    def _print_caught(self, execution: Execution, error: BaseException) -> None:
+        lines = user_traceback(error).splitlines()
+        quoted = "".join(f">  {line}\n" for line in lines)
+        sys.stdout.write(f"@catch caught an exception from {self._head(execution)}\n{quoted}")
+        sys.stdout.flush()
+
+
+# ------------------------------------------------------------------ errors as values
+
+
+def catches(error: BaseException) -> bool:
+    """Whether @catch settles it: what the step raised, but not a wish to leave the process."""
+    return isinstance(error, Exception)
+
+
+def state_of(error: BaseException) -> AttemptState:
+    """The terminal state of an attempt that ended with this exception."""
+    if isinstance(error, TaskTimedOut):
+        return AttemptState.TIMED_OUT
+    return AttemptState.CANCELLED if is_cancellation(error) else AttemptState.FAILED
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether it is asyncio's CancelledError, without importing asyncio for steps that do not."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
+
+
+def sentence(error: BaseException) -> str:
+    """One line that says what went wrong."""
+    if isinstance(error, SystemExit):
+        return f"The step called sys.exit({error.code!r}); a step ends by returning."
+    if isinstance(error, AflowError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
+    """The exception as plain values, for the manifest."""
+    return {
+        "type": type(error).__name__,
+        "module": type(error).__module__,
+        "message": safe_text(error),
+        "traceback": user_traceback(error),
+        "caught": caught,
+    }
+
+
+def safe_text(error: BaseException) -> str:
+    """str(error), also where that raises."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"<its text cannot be shown: {type(another).__name__}>"
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the step's own first line on: frames of aflow above it say nothing."""
+    try:
+        frames = traceback.TracebackException.from_exception(error)
+        own = [frame for frame in frames.stack if not frame.filename.startswith(_PACKAGE)]
+        if own:
+            frames.stack = traceback.StackSummary.from_list(own)
+        return "".join(frames.format())
+    except Exception as another:  # an exception whose own __str__ raises
+        return f"{type(error).__name__} (no traceback: {type(another).__name__})\n"
+
+
+# ------------------------------------------------------------------ timeouts
+
+
+def timeout_of(step: StepDefinition) -> float | None:
+    """The seconds that @timeout allows the step; None without it."""
+    decorator = step.decorator("timeout")
+    return None if decorator is None else float(decorator.total_seconds)
+
+
+def timed_out(step: StepDefinition) -> TaskTimedOut:
+    """The exception of a step that ran too long."""
+    timeout = step.decorator("timeout")
+    assert timeout is not None, "only a step with @timeout times out"
+    return TaskTimedOut(
+        f"Step {step.name!r} timed out after {timeout.hours} hours, {timeout.minutes} minutes, "
+        f"{timeout.seconds} seconds."
+    )
+
+
+@contextmanager
+def alarm(step: StepDefinition) -> Iterator[None]:
+    """Raise TaskTimedOut in the step when its time is up. (Code that never comes back to Python
+    is stopped from outside, by the executor.)"""
+    seconds = timeout_of(step)
+    if seconds is None:
+        yield
+        return
+    import signal
+
+    def ring(signum: int, frame: Any) -> None:
+        traceback.print_stack(frame)
+        raise timed_out(step)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

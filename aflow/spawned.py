@@ -1,0 +1,43 @@
+"""The main program of a template that was spawned: `python -m aflow.spawned FD`."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+import msgpack
+
+from aflow import backends
+from aflow.executors import wire
+from aflow.executors.spawn import class_from
+from aflow.executors.template import Template
+from aflow.flow.attach import attach
+from aflow.flow.spec import define
+
+
+def main() -> None:
+    """Import the flow that the first message names, then serve."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    unpacker = wire.unpacker()
+    while data := control.recv(1 << 20):
+        unpacker.feed(data)
+        for message in unpacker:
+            _, source, decospecs = message
+            _serve(control, source, decospecs)
+            return
+
+
+def _serve(control: socket.socket, source: dict[str, Any], decospecs: list[str]) -> None:
+    try:
+        definition = attach(define(class_from(source)), decospecs)
+    except Exception as error:  # whatever the user's module raises is what its owner has to know
+        control.sendall(msgpack.packb((wire.NOT_READY, f"{type(error).__name__}: {error}")))
+        return
+    control.sendall(msgpack.packb((wire.READY,)))
+    Template(control, definition, backends.open_store, backends.open_metadata).serve()
+
+
+if __name__ == "__main__":
+    main()

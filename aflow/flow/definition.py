@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
-    from aflow.flow.decorators import StepDecorator
+    from aflow.errors import InvalidFlow
+    from aflow.flow.decorators import (
+        Catch,
+        Environment,
+        Resources,
+        Retry,
+        StepDecorator,
+        Timeout,
+    )
     from aflow.flow.graph import Graph
     from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
@@ -18,7 +26,7 @@ class StepDefinition:
     """One step: its function and the decorators on it, outermost first.
 
     `takes_inputs` is True for a join. `decorators` hold what was written in the source and what
-    `--with` added; at most one of each kind.
+    `--with` added; at most one of each kind. `line` is that of its `def`.
     """
 
     name: str
@@ -29,7 +37,19 @@ class StepDefinition:
     file: str
     line: int
 
-    def decorator(self, name: str) -> StepDecorator | None:
+    @overload
+    def decorator(self, name: Literal["catch"]) -> Catch | None: ...
+    @overload
+    def decorator(self, name: Literal["environment"]) -> Environment | None: ...
+    @overload
+    def decorator(self, name: Literal["resources"]) -> Resources | None: ...
+    @overload
+    def decorator(self, name: Literal["retry"]) -> Retry | None: ...
+    @overload
+    def decorator(self, name: Literal["timeout"]) -> Timeout | None: ...
+    @overload
+    def decorator(self, name: str) -> StepDecorator | None: ...
+    def decorator(self, name: str) -> Any:
         """The decorator of this name (`retry`, `catch`...), None if the step has none."""
         return next((each for each in self.decorators if each.name == name), None)
 
@@ -38,7 +58,9 @@ class StepDefinition:
 class FlowDefinition:
     """A flow class, read once: steps in the order written, parameters, constants, graph.
 
-    `constants` are the class attributes that every task can read and none may set.
+    `parameters` and `constants` (the class attributes that every task can read and none may set)
+    are by the name of the attribute. `problems` is what was found wrong while reading, and that
+    the graph cannot tell; `flow/lint.py` reports it with all else. `line` is that of the class.
     """
 
     cls: type[FlowSpec]
@@ -49,3 +71,5 @@ class FlowDefinition:
     parameters: Mapping[str, Parameter]
     constants: Mapping[str, Any]
     graph: Graph
+    problems: tuple[InvalidFlow, ...] = ()
+    line: int = 0

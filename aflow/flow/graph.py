@@ -28,9 +28,9 @@ class Node:
 
     `next` are the steps it may lead to, in the order written. `previous` the steps that may lead
     to it. `splits` the names of the SPLIT, FOREACH and PARALLEL steps that are open around it,
-    outermost first. `join` is the step that closes the split which this node opens (None if it
-    opens none). `foreach` names the artifact iterated, `condition` the one a switch reads;
-    `cases` are the switch's values and steps.
+    outermost first; a join stands outside of the split that it closes. `join` is the step that
+    closes the split which this node opens (None if it opens none). `foreach` names the artifact
+    iterated, `condition` the one a switch reads; `cases` are the switch's values and steps.
     """
 
     name: str

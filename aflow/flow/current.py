@@ -1,0 +1,137 @@
+"""`current`: what a running step can ask about itself.
+
+The values live in a context variable, so that coroutine steps which run side by side in one
+process each see their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from typing import Any
+
+from aflow.flow.names import did_you_mean
+
+Values = dict[str, Any]
+
+# What a task always knows. Outside of a task these are None, so that a helper which logs them
+# also works in a notebook.
+_KNOWN = frozenset(
+    {
+        "flow_name",
+        "graph",
+        "namespace",
+        "origin_run_id",
+        "parameter_names",
+        "pathspec",
+        "retry_count",
+        "run",
+        "run_id",
+        "step_name",
+        "tags",
+        "task",
+        "task_id",
+        "tempdir",
+        "username",
+    }
+)
+
+_values: ContextVar[Values | None] = ContextVar("aflow_current", default=None)
+_find: Callable[[str], Any] | None = None
+
+
+def set_lookup(find: Callable[[str], Any]) -> None:
+    """Say how `current.run` and `current.task` become client objects: by `find(pathspec)`."""
+    global _find
+    _find = find
+
+
+class Current:
+    """The task that runs here and now.
+
+    flow_name, run_id, step_name, task_id, pathspec, retry_count, origin_run_id, namespace,
+    username, tags, parameter_names, graph and tempdir are what the runner told; `run` and `task`
+    are client objects, made when they are first asked for.
+    """
+
+    __slots__ = ()
+
+    @property
+    def is_running_flow(self) -> bool:
+        """Whether this code runs inside a task."""
+        return _values.get() is not None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of this name; `default` where there is none, or no task runs."""
+        try:
+            value = getattr(self, name)
+        except AttributeError:
+            return default
+        return default if value is None else value
+
+    def __contains__(self, name: str) -> bool:
+        return self.get(name) is not None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        values = _values.get()
+        if values is not None and name in values:
+            return _settled(values, name)
+        if values is None:
+            return _outside(name)
+        if name in ("run", "task", "pathspec"):
+            return _derived(values, name)
+        if name in _KNOWN:
+            return None
+        known = sorted(_KNOWN | values.keys())
+        raise AttributeError(
+            f"current has no {name!r}.{did_you_mean(name, known)} It has: {', '.join(known)}."
+        )
+
+    def _set(self, values: Values) -> Token[Values | None]:
+        """A task begins: these are its values. One that is a function is called when it is first
+        asked for, and its answer kept. Gives what `_reset` takes."""
+        return _values.set(values)
+
+    def _reset(self, token: Token[Values | None]) -> None:
+        """The task is over."""
+        _values.reset(token)
+
+    def __repr__(self) -> str:
+        values = _values.get()
+        return "<current: no task>" if values is None else f"<current: {_pathspec(values)}>"
+
+
+def _settled(values: Values, name: str) -> Any:
+    value = values[name]
+    if callable(value):
+        value = values[name] = value()
+    return value
+
+
+def _outside(name: str) -> None:
+    if name not in _KNOWN:
+        raise AttributeError(
+            f"current has no {name!r}: no task runs here.{did_you_mean(name, _KNOWN)}"
+        )
+
+
+def _derived(values: Values, name: str) -> Any:
+    if name == "pathspec":
+        values[name] = _pathspec(values)
+    elif _find is None:
+        raise AttributeError(
+            f"current.{name} needs the client, which was not set up: import aflow first."
+        )
+    else:
+        depth = 2 if name == "run" else 4
+        values[name] = _find("/".join(_pathspec(values).split("/")[:depth]))
+    return values[name]
+
+
+def _pathspec(values: Values) -> str:
+    return "/".join(str(values[part]) for part in ("flow_name", "run_id", "step_name", "task_id"))
+
+
+current = Current()

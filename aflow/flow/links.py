@@ -1,0 +1,186 @@
+"""How a step goes on, as the self.next() in its source says."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from aflow.errors import InvalidFlow
+from aflow.flow.graph import Kind
+from aflow.flow.names import shown
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+Fault = Callable[[ast.AST, str], InvalidFlow]
+
+_HOW = "foreach", "num_parallel", "condition"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where a step leads to; the fields are those of graph.Node. `line` is that of the call."""
+
+    kind: Kind
+    next: tuple[str, ...] = ()
+    foreach: str | None = None
+    condition: str | None = None
+    cases: tuple[tuple[str, str], ...] = ()
+    line: int = 0
+
+
+class LinkReader:
+    """Reads the one self.next() of a step; all it raises is InvalidFlow, with file and line."""
+
+    def __init__(self, step: str, tree: FunctionNode, file: str) -> None:
+        self._step = step
+        self._tree = tree
+        self._file = file
+        arguments = [*tree.args.posonlyargs, *tree.args.args]
+        self._self = arguments[0].arg if arguments else "self"
+
+    def read(self, *, is_end: bool) -> Link:
+        """The step's link; of kind END for the end step, which must have no self.next()."""
+        calls = list(self._calls())
+        if is_end:
+            if calls:
+                raise self._fault(calls[0], "is the end of the flow: remove its self.next().")
+            return Link(Kind.END)
+        if not calls:
+            raise self._fault(
+                self._tree,
+                "does not say which step follows: end it with self.next(self.<step>), or make it "
+                "the end step.",
+            )
+        if len(calls) > 1:
+            raise self._fault(
+                calls[1], "calls self.next() more than once: keep one call, as its last statement."
+            )
+        self._check_last(calls[0])
+        return self._link(calls[0])
+
+    def _calls(self) -> Iterator[ast.Call]:
+        """All calls of self.next in the function, in the order written."""
+        found = [
+            node
+            for node in ast.walk(self._tree)
+            if isinstance(node, ast.Call) and self._attribute(node.func) == "next"
+        ]
+        yield from sorted(found, key=lambda node: (node.lineno, node.col_offset))
+
+    def _check_last(self, call: ast.Call) -> None:
+        last = self._tree.body[-1]
+        if not isinstance(last, ast.Expr) or last.value is not call:
+            raise self._fault(
+                call,
+                "must call self.next() as its last statement, outside of any if, for, with or "
+                "return.",
+            )
+
+    def _link(self, call: ast.Call) -> Link:
+        keywords = self._keywords(call)
+        if not call.args:
+            raise self._fault(
+                call, "calls self.next() without a step: write self.next(self.<step>)."
+            )
+        if isinstance(call.args[0], ast.Dict) or "condition" in keywords:
+            return self._switch(call, keywords)
+        steps = tuple(self._target(argument) for argument in call.args)
+        if not keywords:
+            return self._plain(call, steps)
+        ((keyword, value),) = keywords.items()
+        if len(steps) != 1:
+            raise self._fault(call, f"gives {keyword}= with {len(steps)} steps: name one step.")
+        if keyword == "foreach":
+            name = self._text(value, "foreach", "the name of the attribute to iterate over")
+            return Link(Kind.FOREACH, steps, foreach=name, line=call.lineno)
+        self._check_gang(value)
+        return Link(Kind.PARALLEL, steps, line=call.lineno)
+
+    def _keywords(self, call: ast.Call) -> dict[str, ast.expr]:
+        keywords: dict[str, ast.expr] = {}
+        for keyword in call.keywords:
+            if keyword.arg not in _HOW:
+                written = "**" if keyword.arg is None else f"{keyword.arg}="
+                raise self._fault(
+                    call, f"gives {written} to self.next(), which takes {'=, '.join(_HOW)}= alone."
+                )
+            keywords[keyword.arg] = keyword.value
+        if len(keywords) > 1:
+            raise self._fault(call, f"combines {' and '.join(keywords)}: use one of them.")
+        return keywords
+
+    def _plain(self, call: ast.Call, steps: tuple[str, ...]) -> Link:
+        twice = next((step for step in steps if steps.count(step) > 1), None)
+        if twice is not None:
+            raise self._fault(call, f"leads to {twice!r} twice: name each step once.")
+        return Link(Kind.LINEAR if len(steps) == 1 else Kind.SPLIT, steps, line=call.lineno)
+
+    def _switch(self, call: ast.Call, keywords: dict[str, ast.expr]) -> Link:
+        cases = call.args[0]
+        if len(call.args) != 1 or not isinstance(cases, ast.Dict) or "condition" not in keywords:
+            raise self._fault(
+                call,
+                'must write a switch as self.next({"a": self.x, "b": self.y}, condition="<name>").',
+            )
+        name = self._text(keywords["condition"], "condition", "the name of the attribute to read")
+        found: dict[object, tuple[str, str]] = {}
+        for key, value in zip(cases.keys, cases.values, strict=True):
+            case = self._case(call, key)
+            if case in found:
+                raise self._fault(call, f"has the case {case!r} twice: keep one of them.")
+            found[case] = (str(case), self._target(value))
+        if len(found) < 2:
+            raise self._fault(call, "is a switch with fewer than two cases: add one.")
+        pairs = tuple(found.values())
+        steps = tuple(dict.fromkeys(step for _, step in pairs))
+        return Link(Kind.SWITCH, steps, condition=name, cases=pairs, line=call.lineno)
+
+    def _case(self, call: ast.Call, key: ast.expr | None) -> str | int | float | bool:
+        value: object = None
+        if key is not None:
+            try:
+                value = ast.literal_eval(key)
+            except ValueError:
+                value = None
+        if not isinstance(value, str | int | float | bool):
+            written = "**" if key is None else ast.unparse(key)
+            raise self._fault(
+                key or call, f"has the case {written}: a case is a text, a number, True or False."
+            )
+        return value
+
+    def _target(self, argument: ast.expr) -> str:
+        name = self._attribute(argument)
+        if name is None:
+            raise self._fault(
+                argument,
+                f"gives {shown(ast.unparse(argument))} to self.next(): name steps one by one, as "
+                "in self.next(self.<step>).",
+            )
+        return name
+
+    def _attribute(self, node: ast.AST) -> str | None:
+        """`x` for `self.x`, None for all else."""
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            return node.attr if node.value.id == self._self else None
+        return None
+
+    def _text(self, value: ast.expr, keyword: str, meaning: str) -> str:
+        text = value.value if isinstance(value, ast.Constant) else None
+        if not isinstance(text, str) or not text.isidentifier():
+            raise self._fault(
+                value,
+                f"has {keyword}={shown(ast.unparse(value))}: {keyword} is {meaning}, as a text in "
+                "quotes.",
+            )
+        return text
+
+    def _check_gang(self, value: ast.expr) -> None:
+        if isinstance(value, ast.Constant) and (type(value.value) is not int or value.value < 1):
+            raise self._fault(
+                value, f"has num_parallel={value.value!r}: it must be a whole number above 0."
+            )
+
+    def _fault(self, node: ast.AST, story: str) -> InvalidFlow:
+        line = getattr(node, "lineno", self._tree.lineno)
+        return InvalidFlow(f"Step {self._step!r} {story}", file=self._file, line=line)

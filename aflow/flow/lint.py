@@ -1,0 +1,267 @@
+"""The rules of a flow's graph. A rule is a small function; a flow that breaks none can run.
+
+Rules stand in stages: one is checked only where those it builds on hold, so that a fault is
+reported once, and not by all that follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from aflow.errors import InvalidFlow
+from aflow.flow.definition import FlowDefinition
+from aflow.flow.graph import Kind, Node
+from aflow.flow.marks import step_mark
+from aflow.flow.names import STEP_NAME, did_you_mean
+from aflow.flow.parameters import declaration_problems
+from aflow.flow.structure import OPENERS, Frames, Way, cycle_from, open_in, reachable, ways_to
+
+Rule = Callable[[FlowDefinition], Iterable[InvalidFlow]]
+
+
+def check(definition: FlowDefinition) -> list[InvalidFlow]:
+    """All that is wrong with the flow, each with file and line; empty where nothing is."""
+    for stage in STAGES:
+        problems = [problem for rule in stage for problem in rule(definition)]
+        if problems:
+            return problems
+    return []
+
+
+# ------------------------------------------------------------ the steps, each alone
+
+
+def what_was_read(flow: FlowDefinition) -> Iterable[InvalidFlow]:
+    """Arguments, reserved names and self.next() are as they must be."""
+    return flow.problems
+
+
+def has_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """A flow has at least one step."""
+    if not flow.steps:
+        yield _of_flow(flow, f"Flow {flow.name} has no steps: put @step on a method.")
+
+
+def has_start_and_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """There is a first step and a last one."""
+    for word, step in (("start", flow.graph.start), ("end", flow.graph.end)):
+        if flow.steps and not step:
+            yield _of_flow(
+                flow,
+                f"Flow {flow.name} has no {word} step: name a step {word!r}, or mark one with "
+                f"@step({word}=True).",
+            )
+
+
+def one_start_and_one_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """At most one step is marked as start, and none is named so beside it; the same for end."""
+    for word in ("start", "end"):
+        marked = [
+            name for name, step in flow.steps.items() if getattr(step_mark(step.function), word)
+        ]
+        if marked and word in flow.steps and word not in marked:
+            marked.append(word)
+        for name in marked[1:]:
+            yield _of_node(
+                flow.graph[name],
+                f"Steps {marked[0]!r} and {name!r} both are the {word} of the flow: mark or name "
+                "only one of them so.",
+            )
+
+
+def step_names(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """Names of steps are small letters, digits and _, and do not begin with _."""
+    for node in flow.graph.nodes.values():
+        if not STEP_NAME.match(node.name):
+            yield _of_node(
+                node,
+                f"{node.name!r} cannot be the name of a step: use small letters, digits and _, "
+                "and begin with a letter.",
+            )
+
+
+def known_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """What a step leads to is a step."""
+    for node in flow.graph.nodes.values():
+        for name in node.next:
+            if name not in flow.steps:
+                yield _of_node(
+                    node,
+                    f"Step {node.name!r} leads to {name!r}, which is no step."
+                    f"{did_you_mean(name, flow.steps)} Write the step, or put @step on it.",
+                )
+
+
+def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """@catch stands where the way on does not depend on what the step computes."""
+    for step in flow.steps.values():
+        kind = flow.graph[step.name].kind
+        if step.decorator("catch") and kind in (Kind.FOREACH, Kind.PARALLEL, Kind.SWITCH):
+            yield _of_node(
+                flow.graph[step.name],
+                f"Step {step.name!r} cannot have @catch: it is a {kind.value}, and when it fails "
+                "nobody knows where to go on. Put @catch on the step before or after it.",
+            )
+
+
+def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """Names of parameters differ, and are no options of run."""
+    for problem in declaration_problems(flow.parameters):
+        yield _of_flow(flow, problem)
+
+
+# ------------------------------------------------------------ the steps together
+
+
+def all_steps_are_reached(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """Every step can be reached from the first."""
+    within = reachable(flow.graph.nodes, flow.graph.start)
+    for node in flow.graph.nodes.values():
+        if node.name not in within:
+            yield _of_node(
+                node,
+                f"Step {node.name!r} is never reached: lead to it with self.next(self.{node.name}) "
+                "in another step, or remove it.",
+            )
+
+
+def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """No way leads back, but that of a switch to itself."""
+    for node in flow.graph.nodes.values():
+        if node.name in node.next and (node.kind is not Kind.SWITCH or node.is_join):
+            yield _of_node(
+                node,
+                f"Step {node.name!r} leads to itself: only a switch that is no join may do that, "
+                "as one of its cases.",
+            )
+    cycle = cycle_from(flow.graph.nodes, flow.graph.start)
+    if cycle:
+        way = " -> ".join([*cycle, cycle[0]])
+        yield _of_node(
+            flow.graph[cycle[0]],
+            f"The steps {way} lead back to where they began: remove one of the links. A loop is a "
+            "switch that leads to itself.",
+        )
+
+
+def switches_have_a_way_out(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """Not all cases of a switch lead to itself."""
+    for node in flow.graph.nodes.values():
+        if node.kind is Kind.SWITCH and set(node.next) == {node.name}:
+            yield _of_node(
+                node,
+                f"All cases of the switch in step {node.name!r} lead to itself: add one that "
+                "leads on.",
+            )
+
+
+def no_join_right_after_its_split(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """Between a split and its join is at least one step on every branch."""
+    for node in flow.graph.nodes.values():
+        for name in node.next:
+            if node.kind in OPENERS and flow.graph[name].is_join:
+                yield _of_node(
+                    node,
+                    f"Step {node.name!r} splits and leads straight into the join {name!r}: put a "
+                    "step between them.",
+                )
+
+
+# ------------------------------------------------------------ splits and joins
+
+
+def splits_are_closed(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """Every split is closed by one join of all its branches, the innermost first."""
+    nodes = flow.graph.nodes
+    for name, ways in ways_to(nodes, flow.graph.start).items():
+        story = _join_fault(flow, name, ways) if nodes[name].is_join else _step_fault(name, ways)
+        if story is None and nodes[name].kind is Kind.END:
+            story = _end_fault(name, open_in(nodes[name], ways))
+        if story is not None:
+            yield _of_node(nodes[name], story)
+            return  # what follows would only be reported again
+
+
+def _step_fault(name: str, ways: list[Way]) -> str | None:
+    """An ordinary step is reached with the same splits open on every way."""
+    for source, frames in ways[1:]:
+        if frames == ways[0][1]:
+            continue
+        if [split for split, _ in frames] == [split for split, _ in ways[0][1]]:
+            return (
+                f"Branches of the split in step {_differing(frames, ways[0][1])!r} meet in step "
+                f"{name!r}, which is no join: give it the arguments (self, inputs)."
+            )
+        return (
+            f"Step {name!r} is reached from {ways[0][0]!r} {_inside(ways[0][1])} and from "
+            f"{source!r} {_inside(frames)}: close the splits with a join before the ways meet."
+        )
+    return None
+
+
+def _join_fault(flow: FlowDefinition, name: str, ways: list[Way]) -> str | None:
+    """A join is reached by all branches of one split, and by nothing else."""
+    first = ways[0][1]
+    if not first:
+        return (
+            f"Step {name!r} takes inputs as a join does, but no split is open where it stands: "
+            f"write it as def {name}(self), or add a split before it."
+        )
+    for source, frames in ways[1:]:
+        if not frames or frames[:-1] != first[:-1] or frames[-1][0] != first[-1][0]:
+            return (
+                f"The join {name!r} is reached from {ways[0][0]!r} {_inside(first)} and from "
+                f"{source!r} {_inside(frames)}: a join closes one split."
+            )
+    split = first[-1][0]
+    reached = {frames[-1][1] for _, frames in ways}
+    missing = [branch for branch in flow.graph[split].next if branch not in reached]
+    if missing:
+        return (
+            f"The join {name!r} closes the split in step {split!r}, but not all of its branches "
+            f"lead to it: lead {', '.join(repr(each) for each in missing)} to it too."
+        )
+    return None
+
+
+def _end_fault(name: str, frames: Frames) -> str | None:
+    if not frames:
+        return None
+    return (
+        f"The flow reaches its end {name!r} while the split in step {frames[-1][0]!r} is open: "
+        "add a step with the arguments (self, inputs) that joins its branches."
+    )
+
+
+def _inside(frames: Frames) -> str:
+    if not frames:
+        return "outside of any split"
+    return f"inside of the split in {frames[-1][0]!r}"
+
+
+def _differing(one: Frames, other: Frames) -> str:
+    return next(a[0] for a, b in zip(one, other, strict=True) if a != b)
+
+
+STAGES: tuple[tuple[Rule, ...], ...] = (
+    (
+        what_was_read,
+        has_steps,
+        has_start_and_end,
+        one_start_and_one_end,
+        step_names,
+        known_steps,
+        catch_on_steps_that_can_go_on,
+        parameters_are_declared_well,
+    ),
+    (all_steps_are_reached, no_cycles, switches_have_a_way_out, no_join_right_after_its_split),
+    (splits_are_closed,),
+)
+
+
+def _of_node(node: Node, message: str) -> InvalidFlow:
+    return InvalidFlow(message, file=node.file, line=node.line)
+
+
+def _of_flow(flow: FlowDefinition, message: str) -> InvalidFlow:
+    return InvalidFlow(message, file=flow.file, line=flow.line)

@@ -1,0 +1,47 @@
+"""Names that a flow may not use for its own, and what may have been meant by a wrong one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# What FlowSpec offers under its own names. A step, parameter, constant or artifact of such a name
+# would hide it.
+RESERVED_NAMES = frozenset(
+    {
+        "cmd",
+        "foreach_stack",
+        "index",
+        "input",
+        "merge_artifacts",
+        "name",
+        "next",
+        "script_name",
+    }
+)
+
+STEP_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+def is_artifact_name(value: object) -> bool:
+    """Whether a step may give this name to an artifact."""
+    return (
+        isinstance(value, str)
+        and value.isidentifier()
+        and not value.startswith(("__", "_aflow"))
+        and value not in RESERVED_NAMES
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name that is nearest, empty if none is near."""
+    import difflib  # only where something is wrong: start-up does not pay for it
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def shown(value: object) -> str:
+    """The value's repr, cut to fit into a sentence."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,195 @@
+"""Reads a flow class into a FlowDefinition: members along the MRO, graph from the source."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, cleandoc, unwrap
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.errors import InvalidFlow
+from aflow.flow.definition import FlowDefinition, StepDefinition
+from aflow.flow.graph import Graph, Kind, Node
+from aflow.flow.links import FunctionNode, Link, LinkReader
+from aflow.flow.marks import decorators_of, step_mark
+from aflow.flow.names import RESERVED_NAMES
+from aflow.flow.parameters import Parameter
+from aflow.flow.source import Sources
+from aflow.flow.structure import connect
+
+if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
+
+
+class Members(NamedTuple):
+    """What the classes of a flow hold, bases first, the nearest class winning."""
+
+    steps: dict[str, Callable[..., Any]]
+    parameters: dict[str, Parameter]
+    constants: dict[str, Any]
+    problems: list[str]
+
+
+def read_definition(cls: type[FlowSpec], root: type) -> FlowDefinition:
+    """The definition of a flow class; `root` is FlowSpec, whose own members are no part of it.
+
+    Raises InvalidFlow where the source of a step cannot be had. All that is wrong with what it
+    says is in `problems`, for lint.
+    """
+    members = _members(cls, root)
+    sources = Sources(cls.__name__)
+    trees = {name: sources.function(function) for name, function in members.steps.items()}
+    steps = {name: _step(name, function, *trees[name]) for name, function in members.steps.items()}
+    file = _file(cls, steps)
+    line = sources.class_line(file, cls.__qualname__)
+    problems = [InvalidFlow(problem, file=file, line=line) for problem in members.problems]
+    graph = _graph(cls, steps, {name: tree for name, (_, tree) in trees.items()}, problems)
+    return FlowDefinition(
+        cls=cls,
+        name=cls.__name__,
+        file=file,
+        doc=graph.doc,
+        steps=steps,
+        parameters=members.parameters,
+        constants=members.constants,
+        graph=graph,
+        problems=tuple(problems),
+        line=line,
+    )
+
+
+# ------------------------------------------------------------ members
+
+
+def _members(cls: type, root: type) -> Members:
+    attributes: dict[str, Any] = {}
+    for each in reversed(cls.__mro__):
+        if each not in root.__mro__:
+            attributes.update(vars(each))
+    members = Members({}, {}, {}, [])
+    for name, value in attributes.items():
+        _sort_in(members, name, value)
+    return members
+
+
+def _sort_in(members: Members, name: str, value: Any) -> None:
+    if name in RESERVED_NAMES:
+        members.problems.append(
+            f"{name!r} is a name that flows have a use for: give the step, parameter or attribute "
+            "another name."
+        )
+    elif step_mark(value) is not None:
+        members.steps[name] = value
+    elif decorators_of(value):
+        decorator = decorators_of(value)[0].name
+        members.problems.append(
+            f"The method {name!r} has @{decorator} but is no step: put @step on it."
+        )
+    elif isinstance(value, Parameter):
+        members.parameters[name] = value
+    elif not name.startswith("_") and not callable(value) and not hasattr(value, "__get__"):
+        members.constants[name] = value
+
+
+def _file(cls: type, steps: Mapping[str, StepDefinition]) -> str:
+    """The file of the class: that of a step written in it, else of its module."""
+    own = [step.file for step in steps.values() if step.name in vars(cls)]
+    if own:
+        return own[0]
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, "__file__", None) or f"<{cls.__module__}>"
+
+
+# ------------------------------------------------------------ steps
+
+
+def _step(name: str, function: Callable[..., Any], file: str, tree: FunctionNode) -> StepDefinition:
+    return StepDefinition(
+        name=name,
+        function=function,
+        decorators=decorators_of(function),
+        is_async=bool(_flags(function) & CO_COROUTINE),
+        takes_inputs=len(tree.args.posonlyargs) + len(tree.args.args) == 2,
+        file=file,
+        line=tree.lineno,
+    )
+
+
+def _flags(function: Callable[..., Any]) -> int:
+    """The kinds of a function and of the one that it wraps, together."""
+    flags = 0
+    for each in (function, unwrap(function)):
+        code = getattr(each, "__code__", None)
+        flags |= code.co_flags if code is not None else 0
+    return flags
+
+
+def _function_problem(step: StepDefinition, tree: FunctionNode) -> str | None:
+    """What is wrong with a step as a function."""
+    name = step.name
+    arguments = [*tree.args.posonlyargs, *tree.args.args]
+    if len(arguments) not in (1, 2) or tree.args.vararg or tree.args.kwonlyargs or tree.args.kwarg:
+        return (
+            f"Step {name!r} must take the argument (self), or (self, inputs) where it joins "
+            "branches; it takes others."
+        )
+    if _flags(step.function) & (CO_GENERATOR | CO_ASYNC_GENERATOR):
+        return f"Step {name!r} is a generator, which would do nothing: remove its yield."
+    if tree.name != name:
+        return (
+            f"Step {name!r} is the function {tree.name!r} under another name: give both the same "
+            "name."
+        )
+    return None
+
+
+# ------------------------------------------------------------ graph
+
+
+def _graph(
+    cls: type,
+    steps: Mapping[str, StepDefinition],
+    trees: Mapping[str, FunctionNode],
+    problems: list[InvalidFlow],
+) -> Graph:
+    start, end = _terminal(steps, "start"), _terminal(steps, "end")
+    nodes = {}
+    for step in steps.values():
+        tree = trees[step.name]
+        problem = _function_problem(step, tree)
+        if problem:
+            problems.append(InvalidFlow(problem, file=step.file, line=step.line))
+        try:
+            link = LinkReader(step.name, tree, step.file).read(is_end=step.name == end)
+        except InvalidFlow as problem_of_link:
+            problems.append(problem_of_link)
+            link = Link(Kind.LINEAR if step.name != end else Kind.END)
+        nodes[step.name] = _node(step, link)
+    doc = cleandoc(vars(cls).get("__doc__") or "")
+    return Graph(cls.__name__, start, end, connect(nodes, start), doc)
+
+
+def _terminal(steps: Mapping[str, StepDefinition], word: str) -> str:
+    """The step that is marked as the start (or end), else the one of that name, else the only
+    one; empty if there is none."""
+    for step in steps.values():
+        if getattr(step_mark(step.function), word):
+            return step.name
+    if word in steps:
+        return word
+    return next(iter(steps)) if len(steps) == 1 else ""
+
+
+def _node(step: StepDefinition, link: Link) -> Node:
+    return Node(
+        name=step.name,
+        kind=link.kind,
+        is_join=step.takes_inputs,
+        next=link.next,
+        foreach=link.foreach,
+        condition=link.condition,
+        cases=link.cases,
+        file=step.file,
+        line=step.line,
+        doc=cleandoc(step.function.__doc__ or ""),
+    )

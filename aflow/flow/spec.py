@@ -1,0 +1,318 @@
+"""FlowSpec and @step: what a flow is written with.
+
+While a step runs, the flow's instance is bound to a TaskContext, which reads the artifacts of
+earlier tasks when the step first touches them. Everything here runs inside of every task: it is
+kept to a few dictionary lookups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar, overload
+
+from aflow.errors import ArtifactNotFound, InvalidInput, InvalidTransition, TaskError
+from aflow.flow.marks import StepMark, mark_step
+from aflow.flow.names import RESERVED_NAMES, did_you_mean
+from aflow.flow.reading import read_definition
+from aflow.flow.transition import NextCall, follow
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+
+__all__ = [
+    "FlowSpec",
+    "NextCall",
+    "TaskContext",
+    "bind",
+    "define",
+    "left_artifacts",
+    "new_instance",
+    "set_launcher",
+    "step",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_launcher: Callable[[type[FlowSpec]], None] | None = None
+
+
+def set_launcher(launcher: Callable[[type[FlowSpec]], None]) -> None:
+    """Say what `MyFlow()` does: it calls `launcher(MyFlow)`."""
+    global _launcher
+    _launcher = launcher
+
+
+class TaskContext(Protocol):
+    """What a flow's instance asks while its step runs."""
+
+    @property
+    def flow_name(self) -> str:
+        """The flow's name."""
+
+    @property
+    def step_name(self) -> str:
+        """The name of the step that runs."""
+
+    @property
+    def read_only(self) -> frozenset[str]:
+        """The names of parameters and constants."""
+
+    @property
+    def index(self) -> int | None:
+        """The task's place in the innermost foreach around it; None outside of any."""
+
+    @property
+    def input(self) -> Any:
+        """The item of the innermost foreach around the task; None outside of any."""
+
+    def load(self, name: str) -> Any:
+        """The value of an artifact of an earlier task, or of a parameter; raises
+        ArtifactNotFound."""
+
+    def names(self) -> set[str]:
+        """The names of all that `load` can give."""
+
+    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+        """The levels of foreach around the task, outermost first: index, splits, item."""
+
+    def merge(
+        self,
+        flow: FlowSpec,
+        inputs: Any,
+        exclude: Collection[str] | None,
+        include: Collection[str] | None,
+    ) -> None:
+        """Take over what the inputs of a join agree on; see FlowSpec.merge_artifacts."""
+
+
+class FlowSpec:
+    """The base of all flows. `MyFlow()` runs the command line of the flow.
+
+    What a step sets on `self` is an artifact: stored when the step ends, and there in the steps
+    that follow.
+    """
+
+    # What may not be set. While a step runs, `bind` puts the second in place of the first.
+    _aflow_fixed: ClassVar[frozenset[str]] = RESERVED_NAMES
+    _aflow_fixed_in_step: ClassVar[frozenset[str]] = RESERVED_NAMES
+    _aflow_definition: ClassVar[FlowDefinition]
+
+    def __init__(self, use_cli: bool = True) -> None:
+        """With `use_cli`, hand over to the command line; without it, only make the object.
+
+        Raises InvalidInput where no command line was set up.
+        """
+        if not use_cli:
+            return
+        if _launcher is None:
+            raise InvalidInput(
+                f"{type(self).__name__}() starts the command line, which is not there: import "
+                f"FlowSpec from aflow, or write {type(self).__name__}(use_cli=False)."
+            )
+        _launcher(type(self))
+
+    # ------------------------------------------------------------ about the flow
+
+    @property
+    def name(self) -> str:
+        """The name of the flow: that of its class."""
+        return type(self).__name__
+
+    @property
+    def script_name(self) -> str:
+        """The name of the file that the flow is written in, without its folder."""
+        return define(type(self)).file.replace("\\", "/").rpartition("/")[2]
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        """The steps in the order written; each has its `.name`."""
+        return iter([getattr(self, name) for name in define(type(self)).steps])
+
+    # ------------------------------------------------------------ while a step runs
+
+    @property
+    def index(self) -> int | None:
+        """The task's place in the innermost foreach around it, from 0; None outside of any."""
+        return self._aflow_bound("index").index
+
+    @property
+    def input(self) -> Any:
+        """The item of the innermost foreach around the task; None outside of any."""
+        return self._aflow_bound("input").input
+
+    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+        """The levels of foreach around the task, outermost first: index, splits, item."""
+        return self._aflow_bound("foreach_stack()").foreach_stack()
+
+    def next(
+        self,
+        *steps: Any,
+        foreach: str | None = None,
+        num_parallel: int | None = None,
+        condition: str | None = None,
+    ) -> None:
+        """Say which steps follow; the last statement of every step but the end.
+
+        Raises InvalidTransition where the call is not the one that the source says, is the second
+        one, or the value of a switch is none of its cases.
+        """
+        state = self.__dict__
+        step_name = self._aflow_bound("next()").step_name
+        if "_aflow_next" in state:
+            raise InvalidTransition(
+                f"Step {step_name!r} called self.next() twice: a step goes on once."
+            )
+        node = define(type(self)).graph.nodes[step_name]
+        state["_aflow_next"] = follow(self, node, steps, foreach, num_parallel, condition)
+
+    def merge_artifacts(
+        self,
+        inputs: Any,
+        exclude: Collection[str] | None = None,
+        include: Collection[str] | None = None,
+    ) -> None:
+        """In a join, take over the artifacts on which all inputs that have them agree.
+
+        What the join has set already stays. `exclude` names artifacts to leave out, `include`
+        the only ones to take. Raises UnhandledInMergeArtifacts where inputs differ,
+        MissingInMergeArtifacts where an artifact to include is in no input, MergeArtifactsError
+        outside of a join or where both lists are given.
+        """
+        self._aflow_bound("merge_artifacts()").merge(self, inputs, exclude, include)
+
+    def _aflow_bound(self, what: str) -> TaskContext:
+        context: TaskContext | None = self.__dict__.get("_aflow_context")
+        if context is None:
+            raise TaskError(f"self.{what} is there only while a step runs.")
+        return context
+
+    # ------------------------------------------------------------ artifacts
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is in neither the instance nor the class.
+        if name.startswith(("__", "_aflow")):
+            raise AttributeError(name)
+        state = self.__dict__
+        context: TaskContext | None = state.get("_aflow_context")
+        if context is None:
+            raise AttributeError(
+                f"Flow {type(self).__name__} has no attribute {name!r}. Artifacts can be read in a "
+                "step that runs, and of finished runs with the client."
+            )
+        try:
+            value = context.load(name)
+        except ArtifactNotFound:
+            raise _not_found(self, context, name) from None
+        state[name] = value
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._aflow_fixed:
+            raise AttributeError(_cannot_set(type(self), name))
+        object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> NoReturn:
+        raise TaskError(
+            f"The flow {type(self).__name__} itself (self) cannot be stored or sent elsewhere: "
+            "take the values that you need of it."
+        )
+
+    def __repr__(self) -> str:
+        return f"<flow {type(self).__name__}>"
+
+
+def _not_found(flow: FlowSpec, context: TaskContext, name: str) -> ArtifactNotFound:
+    takes_inputs = define(type(flow)).steps[context.step_name].takes_inputs
+    advice = (
+        f" This step is a join: read inputs.<step>.{name}, or call self.merge_artifacts(inputs)."
+        if takes_inputs
+        else ""
+    )
+    return ArtifactNotFound(
+        f"Flow {context.flow_name} has no artifact {name!r} in step {context.step_name!r}: neither "
+        f"it nor a step before it has set self.{name}."
+        f"{did_you_mean(name, context.names())}{advice}"
+    )
+
+
+def _cannot_set(cls: type[FlowSpec], name: str) -> str:
+    definition = define(cls)
+    if name in definition.parameters:
+        what = "a parameter, and has the value that the run was started with"
+    elif name in definition.constants:
+        what = "a constant of the class"
+    elif name in RESERVED_NAMES:
+        what = "a name that flows have a use for"
+    else:
+        what = "a method of the class"
+    return f"self.{name} cannot be set: it is {what}. Use another name."
+
+
+# ------------------------------------------------------------ steps
+
+
+@overload
+def step(function: F) -> F: ...
+@overload
+def step(*, start: bool = False, end: bool = False) -> Callable[[F], F]: ...
+def step(function: Any = None, *, start: bool = False, end: bool = False) -> Any:
+    """Make a step of a method: `@step`, `@step(start=True)`, `@step(end=True)`.
+
+    Without marks, the steps named `start` and `end` are the first and the last. Works on
+    `async def`. Raises InvalidDecorator on what is no function.
+    """
+    mark = StepMark(bool(start), bool(end))
+
+    def put(function: F) -> F:
+        mark_step(function, mark)
+        return function
+
+    return put if function is None else put(function)
+
+
+# ------------------------------------------------------------ for those who run flows
+
+
+def define(cls: type[FlowSpec]) -> FlowDefinition:
+    """All there is to know about a flow class; read once and kept on the class.
+
+    Raises InvalidFlow, with file and line, where the source cannot be read. Whether what it says
+    is a flow that can run is for `lint.check` to say.
+    """
+    definition: FlowDefinition | None = cls.__dict__.get("_aflow_definition")
+    if definition is None:
+        definition = read_definition(cls, FlowSpec)
+        cls._aflow_fixed_in_step = _fixed_in_step(definition)
+        cls._aflow_definition = definition
+    return definition
+
+
+def new_instance(definition: FlowDefinition) -> FlowSpec:
+    """An instance of the flow to run one task with; its __init__ is not called."""
+    return object.__new__(definition.cls)
+
+
+def bind(flow: FlowSpec, context: TaskContext) -> None:
+    """Let the instance read from `context`, and refuse to set what may not be set."""
+    define(type(flow))
+    state = flow.__dict__
+    state["_aflow_context"] = context
+    state["_aflow_fixed"] = type(flow)._aflow_fixed_in_step
+
+
+def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
+    """What no step may set: reserved and read-only names, and methods, which a later step would
+    find in place of the artifact."""
+    cls = definition.cls
+    methods = {name for name in dir(cls) if name[0] != "_" and callable(getattr(cls, name))}
+    return RESERVED_NAMES.union(definition.parameters, definition.constants, methods)
+
+
+def left_artifacts(flow: FlowSpec) -> dict[str, Any]:
+    """What the step has set, or read and may have changed: its artifacts by name."""
+    context: TaskContext | None = flow.__dict__.get("_aflow_context")
+    read_only = context.read_only if context is not None else frozenset()
+    return {
+        name: value
+        for name, value in flow.__dict__.items()
+        if not name.startswith("_aflow") and name not in read_only
+    }

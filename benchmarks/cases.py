@@ -1,0 +1,173 @@
+"""What is measured, case by case; each gives rows for the table.
+
+Costs of a task are slopes: (time of many - time of few) / (many - few), so that start-up is not
+in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.measure import Bench, interleaved, slope
+from benchmarks.output import delays, lines_in_order
+from benchmarks.rows import Row, at_least, at_most
+
+MILLI = 1e3
+
+
+def fan(bench: Bench, isolation: str) -> Callable[[int], float]:
+    """Seconds of a whole foreach run of so many trivial tasks."""
+    return lambda n: bench.run(*fan_command(isolation, n)).seconds
+
+
+def fan_command(isolation: str, n: int) -> tuple[object, ...]:
+    """The command line of a foreach run with two workers."""
+    options = ("--max-workers", 2, "--max-num-splits", 1_000_000, "--isolation", isolation)
+    return ("flows/fan.py", "--no-pylint", "run", *options, "--n", n)
+
+
+def printed(bench: Bench, script: str) -> Callable[[int], float]:
+    """Seconds that a peer's program says its work took."""
+    return lambda n: bench.run(script, n).figure("run_seconds")
+
+
+def start(bench: Bench) -> list[Row]:
+    """A whole command: the two-step flow."""
+    commands = {
+        "aflow": ("flows/two_steps.py", "--no-pylint", "run"),
+        "metaflow": ("peers/metaflow_two_steps.py", "--no-pylint", "run"),
+    }
+    for command in commands.values():
+        bench.run(*command)  # the store exists, the files are in memory
+    taken = interleaved(
+        bench.rounds,
+        {name: lambda c=command: bench.run(*c).seconds for name, command in commands.items()},
+    )
+    ours, theirs = taken["aflow"], taken["metaflow"]
+    row = Row(
+        "start", "two-step flow, whole command", ours, "s", theirs, "metaflow",
+        "6x faster", theirs / ours >= 6,
+    )  # fmt: skip
+    return [row]
+
+
+def foreach_task(bench: Bench) -> list[Row]:
+    """A process for each task, beside Metaflow's and a bare fork."""
+
+    def metaflow(n: int) -> float:
+        options = ("--max-workers", 2, "--max-num-splits", 1000, "--n", n)
+        return bench.run("peers/metaflow_fan.py", "--no-pylint", "run", *options).seconds
+
+    few, many = 100, bench.size(2100, 600)
+    taken = interleaved(
+        bench.size(5, 2),
+        {
+            "aflow": lambda: slope(fan(bench, "task"), few, many),
+            "fork": lambda: slope(printed(bench, "peers/fork.py"), few, many),
+            "metaflow": lambda: slope(metaflow, 2, bench.size(22, 8)),
+        },
+    )
+    what = "foreach, isolation task, 2 workers: a task"
+    ours = taken["aflow"] * MILLI
+    return [
+        at_most("foreach-task", what, ours, "ms", 2.5, taken["metaflow"] * MILLI, "metaflow"),
+        Row("foreach-task", what, ours, "ms", taken["fork"] * MILLI, "bare fork and exit"),
+    ]
+
+
+def foreach_worker(bench: Bench) -> list[Row]:
+    """Many tasks a process, durability power, beside Ray and Dask, which store nothing."""
+    few, many = 1000, bench.size(11_000, 4000)
+    taken = interleaved(
+        bench.size(5, 2),
+        {
+            "aflow": lambda: slope(fan(bench, "worker"), few, many),
+            "ray": lambda: slope(printed(bench, "peers/ray_fan.py"), few, many),
+            "dask": lambda: slope(printed(bench, "peers/dask_fan.py"), few, many),
+        },
+    )
+    what = "foreach, isolation worker, 2 workers: a task"
+    ours = taken["aflow"] * MILLI
+    return [
+        at_most("foreach-worker", what, ours, "ms", 0.3, taken["ray"] * MILLI, "ray"),
+        Row("foreach-worker", what, ours, "ms", taken["dask"] * MILLI, "dask"),
+    ]
+
+
+def wide(bench: Bench) -> list[Row]:
+    """A hundred thousand tasks and their join: as cheap a task as a thousand."""
+    tasks = bench.size(100_000, 20_000)
+    near = interleaved(bench.rounds, {"few": lambda: slope(fan(bench, "worker"), 20, 2000)})["few"]
+    base = bench.run(*fan_command("worker", 20)).seconds
+    big = bench.run(*fan_command("worker", tasks))
+    far = (big.seconds - base) / (tasks - 20)
+    return [
+        at_most("wide", f"cost a task at {tasks:,} over that at 2,000", far / near, "x", 1.3),
+        at_most("wide", f"peak memory of the coordinator, {tasks:,} tasks", big.peak_mb, "MB", 250),
+        at_most("wide", f"sum over {tasks:,} inputs", big.figure("join_seconds"), "s", 5),
+        Row("wide", f"whole command, {tasks:,} tasks", big.seconds, "s"),
+    ]
+
+
+def coroutines(bench: Bench) -> list[Row]:
+    """Ten thousand coroutines that wait a second."""
+    tasks = bench.size(10_000, 2000)
+    floor = bench.run("peers/asyncio_waiting.py", tasks)
+    options = ("--max-workers", tasks, "--max-num-splits", tasks, "--n", tasks)
+    ours = bench.run("flows/waiting.py", "--no-pylint", "run", *options)
+    what = f"{tasks:,} async tasks of 1 s, whole command"
+    return [
+        at_most("async", what, ours.seconds, "s", 6, floor.seconds, "asyncio, nothing stored"),
+        at_most("async", "processes that ran them", ours.figure("processes"), "", 1),
+    ]
+
+
+def array(bench: Bench) -> list[Row]:
+    """An array from one task to the next, beside Metaflow."""
+    mb = bench.size(256, 64)
+    both = {"aflow": "flows/array.py", "metaflow": "peers/metaflow_array.py"}
+    done = {
+        name: bench.run(script, "--no-pylint", "run", "--mb", mb) for name, script in both.items()
+    }
+    rows = []
+    for figure, what in (
+        ("save_seconds", "end of the step to start of the next"),
+        ("load_seconds", "first element of the array"),
+    ):
+        ours, theirs = done["aflow"].figure(figure), done["metaflow"].figure(figure)
+        rows.append(Row("array", f"{mb} MB array: {what}", ours, "s", theirs, "metaflow"))
+    return rows
+
+
+def lines(bench: Bench) -> list[Row]:
+    """Printed lines: none lost, none out of order, fast, soon on the screen."""
+    few, many = 1000, bench.size(100_000, 20_000)
+    both = {"aflow": "flows/lines.py", "metaflow": "peers/metaflow_lines.py"}
+
+    def seconds(script: str, n: int) -> float:
+        finished = bench.run(script, "--no-pylint", "run", "--n", n)
+        lines_in_order(finished.output, n)
+        return finished.seconds
+
+    taken = interleaved(
+        bench.size(3, 1),
+        {
+            name: lambda s=script: slope(lambda n: seconds(s, n), few, many)
+            for name, script in both.items()
+        },
+    )
+    rate = {name: 1 / cost for name, cost in taken.items()}
+    last = {
+        name: delays(bench, script, 100, bench.size(1000, 300)) * MILLI
+        for name, script in both.items()
+    }
+    return [
+        at_least(
+            "lines", f"{many:,} lines of one task, all there, in order", rate["aflow"],
+            "lines/s", 50_000, rate["metaflow"], "metaflow",
+        ),
+        at_most(
+            "lines", "print to screen at 100 lines/s, p99", last["aflow"], "ms", 100,
+            last["metaflow"], "metaflow",
+        ),
+    ]  # fmt: skip

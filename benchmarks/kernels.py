@@ -1,0 +1,32 @@
+"""The parts alone: programs of this folder that print JSON lines of name, value, unit."""
+
+from __future__ import annotations
+
+from benchmarks.measure import Bench
+from benchmarks.rows import Row, at_least, at_most
+
+# Bars by the figure's name; figures without one are shown for information.
+AT_MOST = {
+    "machine.microseconds_per_event": 15.0,
+    "machine.bytes_per_finished_task": 300.0,
+}
+AT_LEAST: dict[str, float] = {}
+
+
+def rows_of(case: str, figures: dict[str, tuple[float, str]]) -> list[Row]:
+    """A row for each figure, with its bar if it has one."""
+    rows = []
+    for name, (value, unit) in figures.items():
+        if name in AT_MOST:
+            rows.append(at_most(case, name, value, unit, AT_MOST[name]))
+        elif name in AT_LEAST:
+            rows.append(at_least(case, name, value, unit, AT_LEAST[name]))
+        else:
+            rows.append(Row(case, name, value, unit))
+    return rows
+
+
+def machine(bench: Bench) -> list[Row]:
+    """The scheduler alone."""
+    tasks = bench.size(1_000_000, 100_000)
+    return rows_of("machine", bench.json_lines("machine.py", tasks))

@@ -1,0 +1,62 @@
+"""Measures aflow beside its peers and prints a table. `scripts/bench` makes the environment for it.
+
+    scripts/bench                    everything; takes a while
+    scripts/bench start foreach-task
+    scripts/bench --quick            smaller and fewer rounds: a first look
+
+The same machine, the same run, medians of interleaved rounds (A B A B ...). Costs of a task are
+slopes: (time of many - time of few) / (many - few), so that start-up is not in them. The table is
+kept as JSON beside the scratch folder (`--json`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import cases, kernels
+from benchmarks.measure import Bench
+from benchmarks.rows import Row, save, table
+
+CASES: dict[str, Callable[[Bench], list[Row]]] = {
+    "start": cases.start,
+    "foreach-task": cases.foreach_task,
+    "foreach-worker": cases.foreach_worker,
+    "wide": cases.wide,
+    "async": cases.coroutines,
+    "lines": cases.lines,
+    "array": cases.array,
+    "machine": kernels.machine,
+}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line, read."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")
+    parser.add_argument("--folder", type=Path, default=Path(".bench/work"), help="scratch folder")
+    parser.add_argument("--json", type=Path, default=Path(".bench/results.json"))
+    read = parser.parse_args()
+    unknown = [name for name in read.names if name not in CASES]
+    if unknown:
+        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    return read
+
+
+def main() -> None:
+    read = arguments()
+    bench = Bench(read.folder.resolve(), read.quick)
+    rows: list[Row] = []
+    for name in read.names or CASES:
+        print(f"measuring {name} ...", flush=True)
+        rows += CASES[name](bench)
+    print("\n" + table(rows))
+    save(read.json, rows, read.quick)
+    missed = sum(row.met is False for row in rows)
+    print(f"\n{sum(row.met is True for row in rows)} bars met, {missed} missed; see {read.json}")
+
+
+if __name__ == "__main__":
+    main()

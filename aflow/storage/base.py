@@ -1,7 +1,8 @@
 """The port of the object store: the one thing that a storage backend implements.
 
 An object store holds named bytes. Names are relative paths of `[A-Za-z0-9_.-]` parts joined by
-`/`, made by this package alone from checked ids and digests (`check_name` refuses all else).
+`/`, made by this package alone from checked ids and digests (`check_name` refuses all else). No
+name is a folder of another: where `a/b` is an object, `a` is none.
 
 What every backend promises, and tests/contracts/test_storage.py checks:
 
@@ -39,6 +40,13 @@ def check_name(name: str) -> str:
     if len(name) > 1000 or not _NAME.match(name) or ".." in name:
         raise InvalidName(f"{name[:80]!r} cannot be the name of an object.")
     return name
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix, if names can begin with it (the empty one: all); raises InvalidName."""
+    if prefix:
+        check_name(prefix.removesuffix("/"))
+    return prefix
 
 
 class ObjectStore(Protocol):

@@ -10,17 +10,17 @@ Format (docs/storage_format.md): a map with the keys
     a   {name: entry}                      what this attempt set
     i   {task: [names]}                    what it passes on, by the task that set it
     t   [[steps], foreach, count]          its transition
-    f   [[step, var, splits, index, value, split]...]  its foreach stack, outermost first; `value` is
-        a short text of the item, `split` the task that opened the foreach
+    f   [[step, var, splits, index, value, split]...]  its foreach stack, outermost first; `value`
+        is a short text of the item, `split` the task that opened the foreach
     x   items of the foreach it opens (`storage.items`), or nil
     e   {type, message, traceback, caught}  the exception it ended with, or nil
 
     entry = [encoding, size, type, preview, inline bytes or nil, [[blob key, size]...]]
 
-`encoding` is "pickle5" (inline, or the first blob is the pickle and the rest its out-of-band
-buffers, in order). `size` counts pickle and buffers together, in bytes, uncompressed. `type` is
-the qualified name of the value's class; `preview` a map of plain values for people: `repr` (short),
-`len`, `shape`, `dtype`, whatever applies.
+`encoding` is "pickle5": the pickle is the inline bytes, or the first blob where these are nil; the
+other blobs are its out-of-band buffers, in order. `size` counts pickle and buffers together, in
+bytes, uncompressed. `type` is the qualified name of the value's class; `preview` a map of plain
+values for people: `repr` (short), `len`, `shape`, `dtype`, `columns`, whatever applies.
 """
 
 from __future__ import annotations

@@ -1,0 +1,189 @@
+"""Artifacts: the values that tasks leave, as entries of manifests and blobs.
+
+A value is pickled (`storage.pickles`). Small pickles ride in the manifest; larger ones, and every
+buffer that left its pickle, are blobs. Arrays are neither copied when they are stored nor read
+when they are loaded: their bytes are hashed and written where they lie, and mapped copy-on-write.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound
+from aflow.storage import pickles
+from aflow.storage.base import Buffer
+from aflow.storage.blobs import BlobStore, digest_of
+from aflow.storage.manifest import Entry
+from aflow.storage.previews import preview
+
+ENCODING = "pickle5"
+
+_IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+
+class ArtifactWriter:
+    """Stores what one attempt leaves. `inline_total` is shared by all its artifacts, so that
+    manifests stay small; values past it become blobs however small they are."""
+
+    def __init__(
+        self, blobs: BlobStore, inline_limit: int = 4096, inline_total: int = 32768
+    ) -> None:
+        self._blobs = blobs
+        self._inline_limit = inline_limit
+        self._inline_left = inline_total
+
+    def save(self, name: str, value: object) -> Entry:
+        """Store a value; raises StoreUnavailable, and ArtifactNotPicklable, which names the part
+        at fault."""
+        parts, size, buffers = pickles.dump(f"Artifact {name!r}", name, value)
+        kind, facts = preview(value)
+        inline = self._inline(parts, size)
+        blobs = [] if inline is not None else [(str(self._blobs.put(*parts)), size)]
+        for buffer in buffers:
+            blobs.append((str(self._blobs.put(buffer, mappable=True)), buffer.nbytes))
+            size += buffer.nbytes
+        return Entry(ENCODING, size, kind, facts, inline, tuple(blobs))
+
+    def _inline(self, parts: Any, size: int) -> bytes | None:
+        if size > self._inline_limit or size > self._inline_left:
+            return None
+        self._inline_left -= size
+        return b"".join(parts)
+
+
+class ArtifactReader:
+    """Turns entries back into values. One reader serves one task, from any of its threads.
+
+    Blobs of 64 MiB and more that can be mapped are handed out before they are verified; who
+    relies on what was computed from them calls `verify_pending` first.
+    """
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._pending: dict[str, tuple[str, int]] = {}  # key -> artifact, size
+        self._verified: set[str] = set()
+        self._failures: list[AflowError] = []
+        self._thread: threading.Thread | None = None
+
+    def load(self, name: str, entry: Entry) -> Any:
+        """The value, writable and the caller's own. Raises ArtifactNotLoadable (names the
+        artifact, and the module that is missing), CorruptBlob, StoreUnavailable."""
+        if entry.encoding != ENCODING:
+            raise ArtifactNotLoadable(
+                f"Artifact {name!r} is stored as {entry.encoding!r}, which this aflow does not "
+                "know. Upgrade aflow."
+            )
+        blobs = list(entry.blobs)
+        if entry.inline is not None:
+            pickled: Buffer = entry.inline
+        else:
+            pickled = self._read(name, *blobs.pop(0))
+        buffers = [_writable(self._read(name, key, size)) for key, size in blobs]
+        return pickles.load(f"Artifact {name!r}", pickled, buffers)
+
+    def start_verification(self) -> None:
+        """Begin, in a thread, to verify what was handed out unverified; nothing if all was."""
+        if self._pending and self._thread is None:
+            self._thread = threading.Thread(target=self._verify, name="aflow-verify", daemon=True)
+            self._thread.start()
+
+    def verify_pending(self) -> None:
+        """Return when all that was handed out is verified; raises CorruptBlob, which names the
+        artifact, or what kept a blob from being read."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._verify()
+        if self._failures:
+            raise self._failures[0]
+
+    def _verify(self) -> None:
+        while self._pending:
+            key, (name, size) = self._pending.popitem()
+            try:
+                self._blobs.verify(key, size)
+            except AflowError as error:
+                self._failures.append(_named(name, error))
+            else:
+                self._verified.add(key)
+
+    def _read(self, name: str, key: str, size: int) -> Buffer:
+        try:
+            data, verified = self._blobs.map(key, size)
+        except (CorruptBlob, ObjectNotFound) as error:
+            raise _named(name, error) from error
+        if not verified and key not in self._verified:
+            self._pending[key] = (name, size)
+        return data
+
+
+def digest(entry: Entry) -> str:
+    """The identity of a stored value: entries of the same bytes have the same digest, whether
+    they ride inline or not."""
+    keys = [key for key, _ in entry.blobs]
+    if entry.inline is not None:
+        keys.insert(0, digest_of(entry.inline))
+    return keys[0] if len(keys) == 1 else digest_of(*(key.encode() for key in keys))
+
+
+def unchanged(value: object, entry: Entry, blobs: BlobStore | None = None) -> bool:
+    """Whether a value that was loaded from `entry` is still as it was then.
+
+    `value` is the very object that `load` gave. Python's own immutable values are; all others
+    are pickled again and compared with the entry and, because the same value can have several
+    pickles (sets, tables), with the pickle of a fresh copy. Large mapped arrays that nobody wrote
+    to are recognised without reading them. Without `blobs` a value that has some counts as
+    changed. Raises ArtifactNotPicklable if the value can no longer be stored.
+    """
+    if _is_immutable(value):
+        return True
+    if entry.blobs and blobs is None:
+        return False
+    parts, _, buffers = pickles.dump("A loaded artifact", "value", value)
+    keys = [key for key, _ in entry.blobs]
+    if entry.inline is None:
+        stored = keys.pop(0) == digest_of(*parts)
+    else:
+        stored = entry.inline == b"".join(parts)
+    if len(keys) != len(buffers) or not all(
+        key == (blobs.key_of_mapped(buffer) if blobs else None) or key == digest_of(buffer)
+        for key, buffer in zip(keys, buffers, strict=True)
+    ):
+        return False
+    return stored or _equals_fresh_copy(parts, entry, blobs)
+
+
+def _equals_fresh_copy(parts: Any, entry: Entry, blobs: BlobStore | None) -> bool:
+    if blobs is None:
+        fresh = pickles.load("A loaded artifact", entry.inline or b"")
+    else:
+        fresh = ArtifactReader(blobs).load("value", entry)
+    again = pickles.dump("A loaded artifact", "value", fresh)
+    return b"".join(again.parts) == b"".join(parts)
+
+
+def _is_immutable(value: object) -> bool:
+    if type(value) in _IMMUTABLE:
+        return True
+    # A tuple cannot hold itself without holding something mutable: this ends.
+    return (
+        isinstance(value, tuple | frozenset)
+        and type(value) in (tuple, frozenset)
+        and all(map(_is_immutable, value))
+    )
+
+
+def _writable(data: Buffer) -> Buffer:
+    """What a value may write to: bytes that cannot be written are copied."""
+    view = memoryview(data)
+    return bytearray(view) if view.readonly else view
+
+
+def _named(name: str, error: AflowError) -> AflowError:
+    sentence = f"Artifact {name!r}: {error}"
+    if isinstance(error, CorruptBlob):
+        return CorruptBlob(sentence)
+    if isinstance(error, ObjectNotFound):
+        return ArtifactNotLoadable(f"{sentence} Run the step that made it again.")
+    return type(error)(sentence)

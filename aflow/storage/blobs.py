@@ -1,0 +1,172 @@
+"""Blobs: objects named by the digest of their bytes.
+
+The key of a blob is the blake3 of its raw bytes, as 64 hex digits, and its object is called
+`blobs/<first 2 digits>/<the other 62>`. The object is the bytes, raw or as one zstd frame, and
+then a footer of 16 bytes: `AFB1`, the codec (0 raw, 1 zstd) as one byte, three zeros, the raw
+size as 8 bytes, little-endian. The footer comes last so that a raw blob begins on a page and can
+be mapped.
+
+Writing what is there already writes nothing. Reading verifies: bytes that are not those that the
+key names raise CorruptBlob. The digest is computed and checked here, once, for all stores.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Sequence
+
+from aflow.errors import CorruptBlob
+from aflow.ids import BlobKey, blob_key
+from aflow.storage import compression
+from aflow.storage.base import Buffer, ObjectStore
+from aflow.storage.mappings import Mappings
+
+# From here on a mapped blob is handed out before it is verified, and is never compressed.
+MAP_UNVERIFIED_FROM = 64 << 20
+
+_FOOTER = struct.Struct("<4sB3xQ")
+_MAGIC = b"AFB1"
+_RAW, _ZSTD = 0, 1
+_THREADS_FROM = 1 << 20
+
+
+def blob_name(key: str) -> str:
+    """The name of a blob's object; raises InvalidName for what is no key."""
+    blob_key(key)
+    return f"blobs/{key[:2]}/{key[2:]}"
+
+
+def digest_of(*parts: Buffer) -> BlobKey:
+    """The key of the parts, one after the other; large ones are hashed by many threads."""
+    import blake3  # when the first value is large enough to become a blob
+
+    state = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    for part in parts:
+        state.update(part)
+    return BlobKey(state.hexdigest())
+
+
+class BlobStore:
+    """Content-addressed blobs in an object store; safe from many threads at once."""
+
+    def __init__(self, store: ObjectStore, durable: bool = False) -> None:
+        self.store = store
+        self._durable = durable
+        self._mappings = Mappings()
+
+    def put(self, *parts: Buffer, mappable: bool = False) -> BlobKey:
+        """Store the parts, one after the other, as one blob; gives its key.
+
+        Nothing is written if it is there already. `mappable` keeps blobs of 64 MiB and more
+        raw; all others are compressed where it pays.
+        """
+        keep_raw = mappable and sum(map(_size, parts)) >= MAP_UNVERIFIED_FROM
+        return self._put([memoryview(part).cast("B") for part in parts], keep_raw)
+
+    def put_raw(self, *parts: Buffer) -> BlobKey:
+        """The same, but never compressed: `get_range` can read it."""
+        return self._put([memoryview(part).cast("B") for part in parts], True)
+
+    def get(self, key: str, size: int | None = None) -> Buffer:
+        """The raw bytes of a blob, verified.
+
+        `size` is what they should come to, where that is known: then a damaged or malicious
+        object cannot make this unpack more. Raises CorruptBlob, ObjectNotFound.
+        """
+        return self._verified(key, *self._open(key, size))
+
+    def map(self, key: str, size: int | None = None) -> tuple[Buffer, bool]:
+        """The raw bytes of a blob, and whether they have been verified.
+
+        What a store gives as a mapping of 64 MiB or more is given at once, unverified: the
+        caller calls `verify` before it relies on what it computed.
+        """
+        body, codec, raw_size = self._open(key, size)
+        if codec == _RAW and raw_size >= MAP_UNVERIFIED_FROM and isinstance(body.obj, mmap.mmap):
+            self._mappings.remember(body, key)
+            return body, False
+        return self._verified(key, body, codec, raw_size), True
+
+    def verify(self, key: str, size: int | None = None) -> None:
+        """Read a blob again and check it; raises CorruptBlob, ObjectNotFound."""
+        self.get(key, size)
+
+    def get_range(self, key: str, start: int, length: int) -> Buffer:
+        """Some bytes of a blob that `put_raw` stored, not verified: a caller that needs parts
+        alone keeps checksums of its own."""
+        return self.store.get(blob_name(key), start, length)
+
+    def has(self, key: str) -> bool:
+        """Whether the blob is there."""
+        return self.store.size(blob_name(key)) is not None
+
+    def key_of_mapped(self, buffer: memoryview) -> str | None:
+        """The key of a buffer that was mapped from a blob and not written to since."""
+        return self._mappings.key_of(buffer)
+
+    # ------------------------------------------------------------------ inside
+
+    def _put(self, parts: Sequence[memoryview], raw: bool) -> BlobKey:
+        known = self._mappings.key_of(parts[0]) if len(parts) == 1 else None
+        if known is not None:
+            return BlobKey(known)
+        key, size = digest_of(*parts), sum(map(_size, parts))
+        if not self._is_there(key, size, raw):
+            body: Sequence[Buffer] = parts
+            codec = _RAW if raw or not compression.pays(parts, size) else _ZSTD
+            if codec == _ZSTD:
+                body = compression.compress(parts, size)
+            footer = _FOOTER.pack(_MAGIC, codec, size)
+            self.store.put(blob_name(key), [*body, footer], durable=self._durable)
+        return key
+
+    def _is_there(self, key: str, size: int, raw: bool) -> bool:
+        """Whether the blob is stored whole; a cut off one is written again, and so healed."""
+        name = blob_name(key)
+        stored = self.store.size(name)
+        if stored is None or stored < _FOOTER.size:
+            return False
+        if stored == size + _FOOTER.size:
+            return True
+        magic, codec, raw_size = _FOOTER.unpack(
+            self.store.get(name, stored - _FOOTER.size, _FOOTER.size)
+        )
+        return magic == _MAGIC and raw_size == size and codec == _ZSTD and not raw
+
+    def _open(self, key: str, size: int | None) -> tuple[memoryview, int, int]:
+        """The body of a blob's object, its codec and its raw size."""
+        data = memoryview(self.store.get(blob_name(key)))
+        if data.nbytes < _FOOTER.size:
+            raise self._corrupt(key, "it is cut off")
+        magic, codec, raw_size = _FOOTER.unpack(data[-_FOOTER.size :])
+        body = data[: -_FOOTER.size]
+        if magic != _MAGIC or codec not in (_RAW, _ZSTD):
+            raise self._corrupt(key, "it is cut off, or not a blob")
+        if (codec == _RAW and body.nbytes != raw_size) or size not in (None, raw_size):
+            raise self._corrupt(key, "its size is another")
+        return body, codec, raw_size
+
+    def _verified(self, key: str, body: memoryview, codec: int, size: int) -> memoryview:
+        if codec == _ZSTD:
+            body = self._unpacked(key, body, size)
+        if digest_of(body) != key:
+            raise self._corrupt(key, "its digest is another")
+        self._mappings.remember(body, key)
+        return body
+
+    def _unpacked(self, key: str, body: memoryview, size: int) -> memoryview:
+        try:
+            return memoryview(compression.decompress(body, size))
+        except ValueError as error:
+            raise self._corrupt(key, f"it is {error}") from error
+
+    def _corrupt(self, key: str, how: str) -> CorruptBlob:
+        return CorruptBlob(
+            f"Blob {key} in {self.store.url} is damaged: {how}. Check the disk, delete the object "
+            f"{blob_name(key)!r} and run the step that made it again."
+        )
+
+
+def _size(part: Buffer) -> int:
+    return part.nbytes if isinstance(part, memoryview) else len(part)

@@ -1,0 +1,175 @@
+"""The items of a foreach, stored so that each task reads only its own.
+
+An item becomes a record: one byte (the length of its text; 0x80 is added if the item is an entry
+with blobs of its own), the text (at most 30 characters, for people), the pickle or the entry as
+msgpack. Records follow one another in a segment; after them comes a table with 20 bytes a record:
+offset (8 bytes), length (4), both little-endian, and the first 8 bytes of the record's blake3.
+
+`Manifest.items` is `[count, segment...]`. A segment is the bytes themselves (all records and the
+table, if together at most 16 KiB) or `[key, size, records]` of a raw blob. So a task reads 20
+bytes of the table and its record, whatever the number of items; who writes them holds one segment
+in memory, whatever comes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgpack
+
+from aflow.errors import CorruptBlob, StorageError
+from aflow.storage import pickles
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+from aflow.storage.base import Buffer
+from aflow.storage.blobs import BlobStore
+from aflow.storage.manifest import Entry
+from aflow.storage.previews import short_text
+
+INLINE_LIMIT = 16 << 10
+SEGMENT_SIZE = 8 << 20
+LARGE_ITEM = 1 << 20
+
+_ROW = struct.Struct("<QI8s")
+_HAS_BLOBS = 0x80
+_TEXT_BYTES = 0x7F
+
+
+class _Segment:
+    """Records on their way to a store."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.table = bytearray()
+
+    def add(self, record: bytes) -> None:
+        self.table += _ROW.pack(len(self.data), len(record), _checksum(record))
+        self.data += record
+
+    @property
+    def size(self) -> int:
+        return len(self.data) + len(self.table)
+
+    @property
+    def records(self) -> int:
+        return len(self.table) // _ROW.size
+
+    def stored(self, blobs: BlobStore) -> list[Any]:
+        return [str(blobs.put_raw(self.data, self.table)), self.size, self.records]
+
+
+def write_items(items: Iterable[Any], blobs: BlobStore, limit: int) -> tuple[Any, int]:
+    """Store the items; gives the value for `Manifest.items` and their number.
+
+    Stops at the first item past `limit`, with (None, limit + 1): the caller says that they are
+    too many. Raises ArtifactNotPicklable, which names the item, and what iterating raises.
+    """
+    writer = ArtifactWriter(blobs, inline_limit=0)
+    segments: list[Any] = []
+    segment, count = _Segment(), 0
+    for item in items:
+        if count == limit:
+            return None, count + 1
+        segment.add(_record(item, count, writer))
+        count += 1
+        if segment.size >= SEGMENT_SIZE:
+            segments.append(segment.stored(blobs))
+            segment = _Segment()
+    if segment.records:
+        small = not segments and segment.size <= INLINE_LIMIT
+        segments.append(bytes(segment.data + segment.table) if small else segment.stored(blobs))
+    return [count, *segments], count
+
+
+def read_item(items: Any, index: int, blobs: BlobStore) -> Any:
+    """Item number `index` of what `write_items` gave; each call gives a new object.
+
+    Raises CorruptBlob, ArtifactNotLoadable, StoreUnavailable, and StorageError if there is no
+    such item.
+    """
+    record = _Parsed.of(read_item_bytes(items, index, blobs))
+    if not record.has_blobs:
+        return pickles.load(f"Item {index} of the foreach", record.body)
+    entry = Entry(*msgpack.unpackb(record.body, use_list=False))
+    reader = ArtifactReader(blobs)
+    value = reader.load(f"item {index} of the foreach", entry)
+    reader.verify_pending()
+    return value
+
+
+def item_text(items: Any, index: int, blobs: BlobStore) -> str:
+    """A text of at most 30 characters for item number `index`; nothing is unpickled."""
+    return _Parsed.of(read_item_bytes(items, index, blobs)).text
+
+
+def read_item_bytes(items: Any, index: int, blobs: BlobStore) -> bytes:
+    """The record of item number `index`, verified."""
+    if not 0 <= index < items[0]:
+        raise StorageError(f"There is no item {index} in a foreach over {items[0]} items.")
+    for segment in items[1:]:
+        inline = isinstance(segment, bytes)
+        records = _inline_records(segment) if inline else segment[2]
+        if index < records:
+            return _inline_record(segment, index) if inline else _read(segment, index, blobs)
+        index -= records
+    raise StorageError(f"The items of a foreach are damaged: {items[0]} were expected.")
+
+
+class _Parsed(NamedTuple):
+    text: str
+    has_blobs: bool
+    body: bytes
+
+    @classmethod
+    def of(cls, record: bytes) -> _Parsed:
+        start = 1 + (record[0] & _TEXT_BYTES)
+        text = record[1:start].decode("utf-8", "replace")
+        return cls(text, bool(record[0] & _HAS_BLOBS), record[start:])
+
+
+def _record(item: Any, index: int, writer: ArtifactWriter) -> bytes:
+    text = short_text(item).encode("utf-8", "replace")  # at most 120 bytes
+    name = f"item {index}"
+    pickled = pickles.dump(f"Item {index} of the foreach", "item", item, LARGE_ITEM)
+    if not pickled.buffers and pickled.size <= LARGE_ITEM:
+        return b"".join((bytes((len(text),)), text, *pickled.parts))
+    entry = writer.save(name, item)
+    return b"".join((bytes((len(text) | _HAS_BLOBS,)), text, msgpack.packb(entry)))
+
+
+def _checksum(record: Buffer) -> bytes:
+    import blake3  # not before there is a foreach
+
+    return blake3.blake3(record).digest(8)
+
+
+def _inline_records(segment: bytes) -> int:
+    """How many records an inline segment has: its table ends where the segment does, and the
+    first record of it begins at 0, so the last row tells where the table begins."""
+    offset, length, _ = _ROW.unpack_from(segment, len(segment) - _ROW.size)
+    return (len(segment) - offset - length) // _ROW.size  # type: ignore[no-any-return]
+
+
+def _inline_record(segment: bytes, index: int) -> bytes:
+    rows = _inline_records(segment) * _ROW.size
+    row = _ROW.unpack_from(segment, len(segment) - rows + index * _ROW.size)
+    return _checked(segment[row[0] : row[0] + row[1]], row[2], "the manifest")
+
+
+def _read(segment: Any, index: int, blobs: BlobStore) -> bytes:
+    key, size, records = segment
+    start = size - (records - index) * _ROW.size
+    row = blobs.get_range(key, start, _ROW.size)
+    if len(row) < _ROW.size:
+        raise CorruptBlob(f"Blob {key} (items of a foreach) is cut off.")
+    offset, length, checksum = _ROW.unpack(row)
+    return _checked(bytes(blobs.get_range(key, offset, length)), checksum, f"blob {key}")
+
+
+def _checked(record: bytes, checksum: bytes, where: str) -> bytes:
+    if not record or _checksum(record) != checksum:
+        raise CorruptBlob(
+            f"An item of a foreach in {where} is damaged. Run the step that opened it again."
+        )
+    return record

@@ -1,0 +1,293 @@
+"""The object store on a disk of this machine (or one that many machines mount).
+
+An object is a file. It is written under a name of its own in `<root>/.tmp` and then renamed (for
+`put_if_absent`: linked) to its place, so that no reader ever sees a part of it and a writer that
+is killed leaves nothing but a temporary file, which `sweep` removes.
+
+With `durable=True` the order is: write, fsync the file, make the folders, rename, fsync the
+folder and each folder above it that this process has not yet fsynced. Who holds the name of the
+object after the call can count on its bytes after a power cut.
+
+Files and folders are made with the umask of the process, so that a team can share a root.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from aflow.errors import ObjectNotFound, StoreUnavailable
+from aflow.storage.base import Buffer, check_name, check_prefix
+
+# From here on `get` gives a private copy-on-write mapping. Below it a copy is quick, and a
+# mapping would cost a file descriptor as long as the value lives.
+MAP_FROM = 16 << 20
+# Larger writes than this are slower on ext4: they fall out of the processor's cache.
+_WRITE_SIZE = 8 << 20
+_JOIN_BELOW = 1 << 20
+
+_NOT_THERE = (FileNotFoundError, NotADirectoryError)
+_ADVICE = {
+    errno.ENOSPC: "the disk that holds it is full. Free some space and resume the run",
+    errno.EDQUOT: "your disk quota is used up. Free some space and resume the run",
+    errno.EROFS: "it is mounted read-only. Mount it for writing, or choose another datastore",
+    errno.EACCES: "permission denied. Check who owns it, or choose another datastore",
+    errno.EPERM: "the system does not permit it. Check its owner and what file system it is on",
+    errno.ENOENT: "the folder is not there. Check the path and that the disk is mounted",
+    errno.ENOTDIR: "a part of the path is a file. Choose another datastore",
+    errno.EIO: "the disk reports a fault. Check the disk before you resume the run",
+    errno.EMFILE: "this process has too many open files. Raise the limit (ulimit -n)",
+    errno.ENFILE: "this machine has too many open files. Close some programs",
+    errno.ESTALE: "the network share was mounted anew. Resume the run",
+}
+
+
+class LocalStore:
+    """Objects as files below a folder, which is made when the first object is put."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.path.abspath(root)
+        self._temporary = os.path.join(self._root, ".tmp")  # no object's name begins with a dot
+        self._synced: set[str] = set()
+        self._numbers = itertools.count()
+
+    @property
+    def url(self) -> str:
+        """`file:///absolute/path`."""
+        return Path(self._root).as_uri()
+
+    def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
+        """Write the parts, one after the other, as one object."""
+        self._write(name, parts, durable, _rename)
+
+    def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
+        """The same where no such object is; True if this call wrote it."""
+        return self.size(name) is None and self._write(name, parts, durable, _link)
+
+    def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
+        """The bytes from `start`: a bytearray, or from 16 MiB on a private writable mapping."""
+        try:
+            file = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode):
+                    raise self._missing(name)
+                there = max(0, status.st_size - start)
+                wanted = there if length is None else min(length, there)
+                return (_map if wanted >= MAP_FROM else _read)(file, start, wanted)
+            finally:
+                os.close(file)
+        except _NOT_THERE as error:
+            if not os.path.isdir(self._root):
+                raise self._unavailable(error, "read") from error
+            raise self._missing(name) from None
+        except OSError as error:
+            raise self._unavailable(error, "read") from error
+
+    def size(self, name: str) -> int | None:
+        """How many bytes the object has; None where there is no such object."""
+        try:
+            status = os.stat(self._path(name))
+        except _NOT_THERE:
+            return None
+        except OSError as error:
+            raise self._unavailable(error, "read") from error
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The names that begin with `prefix`, sorted; folders are read as the caller goes on."""
+        return self._walk(check_prefix(prefix).rpartition("/")[0], prefix)
+
+    def delete(self, name: str) -> None:
+        """Remove the object, if it is there. Its folders stay."""
+        try:
+            os.unlink(self._path(name))
+        except (*_NOT_THERE, IsADirectoryError):
+            return
+        except OSError as error:
+            raise self._unavailable(error, "written") from error
+
+    def sweep(self, older_than_s: float, now: float) -> int:
+        """Remove what killed writers left: temporary files last written more than `older_than_s`
+        seconds before `now` (seconds since the epoch). Gives how many were removed."""
+        removed = 0
+        try:
+            with os.scandir(self._temporary) as entries:
+                for entry in entries:
+                    if entry.stat().st_mtime < now - older_than_s:
+                        _remove(entry.path)
+                        removed += 1
+        except FileNotFoundError:  # nothing was ever written, or the writer was quicker
+            return removed
+        except OSError as error:
+            raise self._unavailable(error, "written") from error
+        return removed
+
+    # ------------------------------------------------------------------ inside
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{check_name(name)}"
+
+    def _missing(self, name: str) -> ObjectNotFound:
+        return ObjectNotFound(f"There is no object {name!r} in {self._root}.")
+
+    def _unavailable(self, error: OSError, what: str) -> StoreUnavailable:
+        advice = _ADVICE.get(error.errno or 0, error.strerror or type(error).__name__)
+        return StoreUnavailable(f"The datastore {self._root} cannot be {what}: {advice}.")
+
+    def _write(
+        self,
+        name: str,
+        parts: Sequence[Buffer],
+        durable: bool,
+        place: Callable[[str, str], bool],
+    ) -> bool:
+        path = self._path(name)
+        try:
+            temporary = self._write_temporary(parts, durable)
+            try:
+                placed = self._place(temporary, path, place)
+            finally:
+                _remove(temporary)
+            if durable:
+                self._sync_folders(os.path.dirname(path))
+        except OSError as error:
+            raise self._unavailable(error, "written") from error
+        return placed
+
+    def _write_temporary(self, parts: Sequence[Buffer], durable: bool) -> str:
+        # The process id tells people whose file it is; the random part keeps apart what
+        # processes of several machines write on one share.
+        number = f"{os.getpid()}-{next(self._numbers)}-{os.urandom(4).hex()}"
+        path = os.path.join(self._temporary, number)
+        try:
+            file = _create(path)
+        except FileNotFoundError:
+            os.makedirs(self._temporary, exist_ok=True)
+            file = _create(path)
+        try:
+            _write_all(file, parts)
+            if durable:
+                os.fsync(file)
+        except BaseException:
+            _remove(path)
+            raise
+        finally:
+            os.close(file)
+        return path
+
+    def _place(self, temporary: str, path: str, place: Callable[[str, str], bool]) -> bool:
+        try:
+            return place(temporary, path)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return place(temporary, path)
+
+    def _sync_folders(self, folder: str) -> None:
+        _sync(folder)
+        # Another process may have made the folders above without fsync: do it for them, once.
+        while folder not in self._synced:
+            self._synced.add(folder)
+            folder = os.path.dirname(folder)
+            if len(folder) < len(self._root):
+                _sync_if_readable(folder)
+                break
+            _sync(folder)
+
+    def _walk(self, folder: str, prefix: str) -> Iterator[str]:
+        for entry in self._entries(folder):
+            name = f"{folder}/{entry}" if folder else entry
+            if not entry.endswith("/"):
+                if name.startswith(prefix):
+                    yield name
+            elif name.startswith(prefix) or prefix.startswith(name):
+                yield from self._walk(name[:-1], prefix)
+
+    def _entries(self, folder: str) -> Sequence[str]:
+        """What a folder holds; folders end in `/`, so that sorting them sorts whole names."""
+        try:
+            with os.scandir(f"{self._root}/{folder}") as entries:
+                return sorted(
+                    entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
+                    for entry in entries
+                    if not entry.name.startswith(".")
+                )
+        except _NOT_THERE:
+            return ()
+        except OSError as error:
+            raise self._unavailable(error, "read") from error
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def _write_all(file: int, parts: Sequence[Buffer]) -> None:
+    if len(parts) > 1 and sum(map(_bytes_of, parts)) < _JOIN_BELOW:
+        parts = (b"".join(parts),)
+    for part in parts:
+        rest = memoryview(part).cast("B")
+        while rest:
+            rest = rest[os.write(file, rest[:_WRITE_SIZE]) :]
+
+
+def _bytes_of(part: Buffer) -> int:
+    return part.nbytes if isinstance(part, memoryview) else len(part)
+
+
+def _rename(temporary: str, path: str) -> bool:
+    os.replace(temporary, path)
+    return True
+
+
+def _link(temporary: str, path: str) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _remove(temporary: str) -> None:
+    try:
+        os.unlink(temporary)
+    except FileNotFoundError:  # it has been renamed
+        return
+
+
+def _sync(folder: str) -> None:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync_if_readable(folder: str) -> None:
+    # A folder that we may not read is not one in which we have just made the root.
+    if os.access(folder, os.R_OK):
+        _sync(folder)
+
+
+def _read(file: int, start: int, length: int) -> bytearray:
+    data = bytearray(length)
+    done = 0
+    with memoryview(data) as view:
+        while done < length:
+            count = os.preadv(file, [view[done:]], start + done)
+            if count == 0:  # the file is shorter than it was a moment ago
+                break
+            done += count
+    del data[done:]
+    return data
+
+
+def _map(file: int, start: int, length: int) -> memoryview:
+    before = start % mmap.ALLOCATIONGRANULARITY
+    mapping = mmap.mmap(file, before + length, access=mmap.ACCESS_COPY, offset=start - before)
+    return memoryview(mapping)[before:]

@@ -1,0 +1,179 @@
+"""The stored form of what an attempt prints.
+
+A record is one line: 16 digits, the microseconds since the epoch (UTC) at which the line came;
+one letter, `o` for stdout and `e` for stderr, in upper case for a piece of a line that goes on in
+the stream's next record; a space; the bytes as they were printed; a newline. Records stand in the
+order in which they came, and the times of one stream never go back, whatever the clock did.
+
+A log is these records, or the same in numbered chunks, each an object of whole records.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from aflow.errors import StorageError
+from aflow.storage.base import ObjectStore
+
+STREAMS = ("stdout", "stderr")
+MAX_LINE = 64 << 10
+TRUNCATED = b"[TRUNCATED - MAXIMUM LOG FILE SIZE REACHED]"
+
+_LETTERS = (b"O", b"o"), (b"E", b"e")  # by stream, then by whether the line is whole
+_KINDS = {
+    letter[0]: (stream, bool(whole))
+    for stream, letters in enumerate(_LETTERS)
+    for whole, letter in enumerate(letters)
+}
+_HEAD = 18
+
+
+class LogRecord(NamedTuple):
+    """A line that a task printed, without its newline, or a piece of one. `at` is in seconds."""
+
+    at: float
+    stream: str
+    text: bytes
+    whole: bool = True
+
+
+class LineSplitter:
+    """Cuts what comes out of a pipe into lines, at newlines alone."""
+
+    def __init__(self, max_line: int = MAX_LINE) -> None:
+        self._max_line = max_line
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
+        """The lines that `data` completes, without newlines, each with True; pieces of
+        `max_line` bytes of a line that is longer, with False, as they come."""
+        lines: list[tuple[bytes, bool]] = []
+        first, *others = data.split(b"\n")
+        self._rest += first
+        self._cut(lines)
+        if others:
+            lines.append((bytes(self._rest), True))
+            self._rest[:] = others.pop()
+            for line in others:
+                self._add(lines, line)
+            self._cut(lines)
+        return lines
+
+    def finish(self) -> list[tuple[bytes, bool]]:
+        """The last line, if the stream ended without a newline."""
+        if not self._rest:
+            return []
+        line = bytes(self._rest)
+        self._rest.clear()
+        return [(line, True)]
+
+    def _add(self, lines: list[tuple[bytes, bool]], line: bytes) -> None:
+        while len(line) > self._max_line:
+            lines.append((line[: self._max_line], False))
+            line = line[self._max_line :]
+        lines.append((line, True))
+
+    def _cut(self, lines: list[tuple[bytes, bool]]) -> None:
+        while len(self._rest) > self._max_line:
+            lines.append((bytes(self._rest[: self._max_line]), False))
+            del self._rest[: self._max_line]
+
+
+class LogBuffer:
+    """Collects the records of one attempt, until they are taken.
+
+    `max_size_per_stream` is in bytes of text, newlines included; when a stream reaches it, a line
+    that says so is its last.
+    """
+
+    def __init__(self, max_size_per_stream: int) -> None:
+        self._max_size = max_size_per_stream
+        self._records: list[bytes] = []
+        self._last = [0, 0]
+        self._full = [False, False]
+        self._sizes = [0, 0]
+        self.size = 0  # bytes of the records that have not been taken
+
+    @property
+    def stdout_size(self) -> int:
+        """Bytes of text of stdout so far, newlines included: what `as_text` comes to."""
+        return self._sizes[0]
+
+    @property
+    def stderr_size(self) -> int:
+        """The same for stderr."""
+        return self._sizes[1]
+
+    def add(self, at: float, stream: int, data: bytes, whole: bool = True) -> bool:
+        """Add a line (or a piece of one) without its newline, printed `at` seconds since the
+        epoch to stream 0 (stdout) or 1 (stderr). False if it was dropped: the stream is full."""
+        if self._full[stream]:
+            return False
+        size = len(data) + whole
+        kept = self._sizes[stream] + size <= self._max_size
+        if not kept:
+            self._full[stream] = whole = True
+            data, size = TRUNCATED, len(TRUNCATED) + 1
+        micros = int(at * 1e6)
+        if micros < self._last[stream]:
+            micros = self._last[stream]
+        self._last[stream] = micros
+        record = b"%016d%b %b\n" % (micros, _LETTERS[stream][whole], data)
+        self._records.append(record)
+        self._sizes[stream] += size
+        self.size += len(record)
+        return kept
+
+    def take_chunk(self) -> bytes:
+        """All records since the last call, whole, in order; empty if there are none."""
+        chunk = b"".join(self._records)
+        self._records.clear()
+        self.size = 0
+        return chunk
+
+
+def chunk_name(flow: str, run: str, step: str, task: int, attempt: int, number: int) -> str:
+    """The name of the object that holds chunk `number`, from 0, of an attempt's log."""
+    return f"logs/{flow}/{run}/{step}/{task}/{attempt}/{number:08d}"
+
+
+def read_chunks(
+    store: ObjectStore, flow: str, run: str, step: str, task: int, attempt: int, count: int
+) -> Iterator[bytes]:
+    """The first `count` chunks of an attempt's log; raises ObjectNotFound for one that is gone."""
+    for number in range(count):
+        yield bytes(store.get(chunk_name(flow, run, step, task, attempt, number)))
+
+
+def read_log(stored: bytes | Iterable[bytes]) -> Iterator[LogRecord]:
+    """The records of a log, or of its chunks in order, both streams merged by time.
+
+    Within a stream the order is that in which the lines came. Raises StorageError for bytes that
+    are no log.
+    """
+    by_stream: tuple[list[LogRecord], list[LogRecord]] = ([], [])
+    for chunk in (stored,) if isinstance(stored, bytes) else stored:
+        _parse(chunk, by_stream)
+    return heapq.merge(*by_stream, key=lambda record: record.at)
+
+
+def as_text(records: Iterable[LogRecord], stream: str | None = None) -> str:
+    """What was printed to a stream, or to both, as text; bytes that are no UTF-8 are replaced."""
+    wanted = (record for record in records if stream in (None, record.stream))
+    lines = (record.text + b"\n" if record.whole else record.text for record in wanted)
+    return b"".join(lines).decode("utf-8", "replace")
+
+
+def _parse(chunk: bytes, by_stream: tuple[list[LogRecord], list[LogRecord]]) -> None:
+    lines = chunk.split(b"\n")
+    if lines.pop():
+        raise StorageError("A log is damaged: its last line is cut off.")
+    for line in lines:
+        try:
+            stream, whole = _KINDS[line[16]]
+            at = int(line[:16]) / 1e6
+        except (LookupError, ValueError):
+            raise StorageError(f"A log is damaged: {line[:40]!r} is no line of one.") from None
+        by_stream[stream].append(LogRecord(at, STREAMS[stream], line[_HEAD:], whole))

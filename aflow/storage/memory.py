@@ -1,0 +1,56 @@
+"""The object store of tests and of throw-away runs: a dictionary in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+from aflow.errors import ObjectNotFound
+from aflow.storage.base import Buffer, check_name, check_prefix
+
+
+class MemoryStore:
+    """Objects that live as long as this object does; `durable` is accepted and means nothing."""
+
+    url = "memory:"
+
+    def __init__(self) -> None:
+        self._objects: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
+        """Write the parts, one after the other, as one object."""
+        data = b"".join(parts)
+        with self._lock:
+            self._objects[check_name(name)] = data
+
+    def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
+        """The same where no such object is; True if this call wrote it."""
+        data = b"".join(parts)
+        with self._lock:
+            return self._objects.setdefault(check_name(name), data) is data
+
+    def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
+        """The bytes from `start`, `length` of them or up to the end."""
+        try:
+            data = self._objects[check_name(name)]
+        except KeyError:
+            raise ObjectNotFound(f"There is no object {name!r} in {self.url}") from None
+        return data[start : None if length is None else start + length]
+
+    def size(self, name: str) -> int | None:
+        """How many bytes the object has; None where there is no such object."""
+        data = self._objects.get(check_name(name))
+        return None if data is None else len(data)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The names that begin with `prefix`, sorted."""
+        check_prefix(prefix)
+        with self._lock:
+            names = sorted(name for name in self._objects if name.startswith(prefix))
+        return iter(names)
+
+    def delete(self, name: str) -> None:
+        """Remove the object, if it is there."""
+        with self._lock:
+            self._objects.pop(check_name(name), None)

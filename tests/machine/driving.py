@@ -1,0 +1,150 @@
+"""Drives a machine by hand, and checks what holds after every event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aflow.flow.graph import Graph
+from aflow.scheduler.codec import decode_events, encode_events
+from aflow.scheduler.machine import RunMachine
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    AttemptStarted,
+    CancelAttempt,
+    CancelRequested,
+    Command,
+    Event,
+    FinishRun,
+    LaunchAttempt,
+    Outcome,
+    RunStarted,
+    TaskSettled,
+    TimePassed,
+    Transition,
+)
+from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
+
+
+class Run:
+    """One run: its machine, the time, what was stored of it and what it asked for so far."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        policies: Mapping[str, StepPolicy] | None = None,
+        *,
+        max_workers: int = 16,
+        **options: Any,
+    ) -> None:
+        self.graph = graph
+        self._made_of = (graph, policies or {}), {"max_workers": max_workers, **options}
+        self.machine = self.new_machine()
+        self.now = 1000.0
+        self.journal: list[tuple[float, Event]] = []
+        self.live: dict[int, LaunchAttempt] = {}
+        self.launched: list[LaunchAttempt] = []
+        self.settled: dict[int, TaskSettled] = {}
+        self.finish: FinishRun | None = None
+
+    def new_machine(self) -> RunMachine:
+        positional, named = self._made_of
+        return RunMachine(*positional, **named)
+
+    # ------------------------------------------------------------------ events
+
+    def tell(self, event: Event) -> list[Command]:
+        """Let the machine handle an event; its commands, after checking all that always holds."""
+        before = self.machine.snapshot()
+        commands = self.machine.handle(event, self.now)
+        if self.machine.journaled(event):
+            self.journal.append((self.now, event))
+        else:
+            assert [] == commands
+            assert before == self.machine.snapshot()
+        if isinstance(event, AttemptEnded) and self.machine.journaled(event):
+            del self.live[event.task]
+        for command in commands:
+            self._obey(command)
+        self.machine.check_invariants()
+        assert sorted(self.live.values(), key=lambda each: each.task) == self.machine.live()
+        return commands
+
+    def _obey(self, command: Command) -> None:
+        assert self.finish is None, f"{command} after the end"
+        match command:
+            case LaunchAttempt(task, _, attempt):
+                assert task not in self.live
+                assert task not in self.settled
+                assert attempt == sum(1 for each in self.launched if each.task == task)
+                assert task <= max((each.task for each in self.launched), default=0) + 1
+                self.live[task] = command
+                self.launched.append(command)
+            case TaskSettled(task):
+                assert task not in self.settled
+                assert task not in self.live
+                assert command.succeeded == (not command.reason)
+                self.settled[task] = command
+            case CancelAttempt(task, attempt):
+                assert attempt == self.live[task].attempt
+            case FinishRun():
+                assert not self.live
+                assert {each.task for each in self.launched} == set(self.settled)
+                assert self.machine.state is command.state in TERMINAL_RUN_STATES
+                self.finish = command
+
+    def start(self) -> list[Command]:
+        return self.tell(RunStarted())
+
+    def begin(self, task: int, handle: str = "") -> list[Command]:
+        return self.tell(AttemptStarted(task, self.live[task].attempt, handle))
+
+    def end(
+        self, task: int, state: AttemptState, reason: str = "", retryable: bool = True
+    ) -> list[Command]:
+        """The live attempt of the task ends without success."""
+        outcome = Outcome(state, None, reason, retryable)
+        return self.tell(AttemptEnded(task, self.live[task].attempt, outcome))
+
+    def fail(self, task: int, reason: str = "It broke.", retryable: bool = True) -> list[Command]:
+        return self.end(task, AttemptState.FAILED, reason, retryable)
+
+    def lose(self, task: int) -> list[Command]:
+        return self.end(task, AttemptState.LOST, "The machine is gone.")
+
+    def succeed(self, task: int, *steps: str, count: int | None = None) -> list[Command]:
+        """The live attempt ends well and goes on to `steps`, by default to where the graph goes."""
+        went = Transition(steps or self.graph[self.live[task].step].next, count=count)
+        return self.end_with(task, went)
+
+    def end_with(self, task: int, transition: Transition | None) -> list[Command]:
+        outcome = Outcome(AttemptState.SUCCEEDED, transition)
+        return self.tell(AttemptEnded(task, self.live[task].attempt, outcome))
+
+    def cancel(self, reason: str = "") -> list[Command]:
+        return self.tell(CancelRequested(reason))
+
+    def wake(self) -> list[Command]:
+        """Let the time pass to when the machine wants to be woken."""
+        assert self.machine.wake_at is not None
+        self.now = self.machine.wake_at
+        return self.tell(TimePassed())
+
+    # ------------------------------------------------------------------ asking
+
+    def replayed(self) -> RunMachine:
+        """A new machine that has been fed what was stored, by way of bytes."""
+        machine = self.new_machine()
+        for at, event in decode_events(encode_events(self.journal)):
+            machine.handle(event, at)
+            assert machine.journaled(event)
+        return machine
+
+    def steps(self) -> list[str]:
+        """The steps of the live attempts, by task."""
+        return [launch.step for launch in self.machine.live()]
+
+
+def launches(commands: list[Command]) -> list[LaunchAttempt]:
+    return [command for command in commands if isinstance(command, LaunchAttempt)]

@@ -1,0 +1,279 @@
+"""A world around a machine, and an independent idea of what the machine should do in it.
+
+What steps do (how many items, which case) is a function of where the task is, so that the whole run
+can be told beforehand by walking the graph, without any scheduling: `expected_visits`. While the
+run goes on, the world follows every task by its inputs alone and checks what it is launched with.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aflow.flow.graph import Graph, Kind
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    Command,
+    FromBranches,
+    FromForeach,
+    FromTask,
+    LaunchAttempt,
+    NoInputs,
+    Outcome,
+    RetryAttempt,
+    Transition,
+)
+from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.states import AttemptState, RunState
+from tests.machine.driving import Run
+from tests.machine.graphs import FAN_OUT, OPENERS
+
+Stack = tuple[tuple[str, int], ...]
+"""The open splits around a task, outermost first: the step that opened it, the index in it."""
+
+Visit = tuple[str, Stack, int]
+"""A task, by what it is: its step, its stack, and how often its step went back to itself before."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the steps of a run do, decided by a seed."""
+
+    graph: Graph
+    seed: int
+    widest: int = 3
+
+    def transition(self, visit: Visit) -> Transition:
+        step, _, iteration = visit
+        node = self.graph[step]
+        dice = zlib.crc32(repr((self.seed, visit)).encode())
+        if node.kind is Kind.SWITCH:
+            cases = node.next if iteration < 3 else [case for case in node.next if case != step]
+            return Transition((cases[dice % len(cases)],))
+        if node.kind in FAN_OUT:
+            return Transition(node.next, node.foreach, dice % (self.widest + 1))
+        return Transition(node.next)
+
+
+def expected_visits(graph: Graph, choices: Choices) -> Counter[Visit]:
+    """All tasks of a run that succeeds."""
+    visits: Counter[Visit] = Counter()
+
+    def walk(step: str, stack: Stack, until: str | None) -> None:
+        iteration = 0
+        while step != until:
+            visit = (step, stack, iteration)
+            visits[visit] += 1
+            went = choices.transition(visit)
+            node = graph[step]
+            if node.kind in OPENERS:
+                count = went.count if node.kind in FAN_OUT else len(node.next)
+                for index in range(count or 0):
+                    body = node.next[0 if node.kind in FAN_OUT else index]
+                    walk(body, (*stack, (step, index)), node.join)
+                after = node.join
+            else:
+                after = went.steps[0] if went.steps else until
+            iteration = iteration + 1 if after == step else 0
+            if after is None:
+                return
+            step = after
+
+    walk(graph.start, (), None)
+    return visits
+
+
+@dataclass
+class Seen:
+    """What the world knows of a task. `openers` are the tasks that opened the splits of `stack`."""
+
+    visit: Visit
+    openers: tuple[int, ...]
+    failures: int = 0
+    losses: int = 0
+    fallbacks: int = 0
+    ready_at: float = 0.0
+
+
+class World(Run):
+    """A run in which every launch is checked against what led to it."""
+
+    def __init__(
+        self, graph: Graph, policies: Mapping[str, StepPolicy], seed: int, **options: Any
+    ) -> None:
+        super().__init__(graph, policies, **options)
+        self.choices = Choices(graph, seed)
+        self.policies = policies
+        self.seen: dict[int, Seen] = {}
+        self.went: dict[int, Transition] = {}
+        self.arrived: dict[int, dict[int, int]] = defaultdict(dict)  # by opener: index -> task
+        self.joined: set[int] = set()
+        self.retries: dict[int, float] = {}
+
+    def _obey(self, command: Command) -> None:
+        super()._obey(command)
+        if isinstance(command, LaunchAttempt):
+            self._check_launch(command)
+        elif isinstance(command, RetryAttempt):
+            self.retries[command.task] = command.at
+
+    # ------------------------------------------------------------------ launches
+
+    def _check_launch(self, launch: LaunchAttempt) -> None:
+        if launch.attempt == 0:
+            assert launch.task == len(self.seen) + 1
+            self.seen[launch.task] = self._first_sight(launch)
+        seen = self.seen[launch.task]
+        policy = self._policy(launch.step)
+        assert self.now >= seen.ready_at
+        assert launch.fallback is (seen.fallbacks > 0)
+        if launch.fallback:
+            assert launch.final is (seen.fallbacks == 3)
+        else:
+            assert launch.final is (seen.failures == policy.retries)
+        assert self._place(seen) == (launch.split, launch.index, launch.count)
+        source = launch.inputs.task if isinstance(launch.inputs, FromTask) else None
+        opened = source is not None and self._kind(source) in FAN_OUT
+        assert launch.opens_index is opened
+
+    def _first_sight(self, launch: LaunchAttempt) -> Seen:
+        match launch.inputs:
+            case NoInputs():
+                assert launch.step == self.graph.start
+                return Seen((launch.step, (), 0), ())
+            case FromTask(source):
+                return self._follower(launch, source)
+            case FromBranches(tasks):
+                return self._join_of_branches(launch, tasks)
+            case FromForeach():
+                return self._join_of_items(launch, launch.inputs)
+
+    def _follower(self, launch: LaunchAttempt, source: int) -> Seen:
+        assert launch.step in self.went[source].steps
+        before = self.seen[source]
+        step, stack, iteration = before.visit
+        kind = self._kind(source)
+        if kind in OPENERS:
+            if kind is Kind.SPLIT:
+                index = self.graph[step].next.index(launch.step)
+            else:
+                assert launch.index is not None
+                index = launch.index
+            visit = (launch.step, (*stack, (step, index)), 0)
+            return Seen(visit, (*before.openers, source))
+        again = iteration + 1 if step == launch.step else 0
+        return Seen((launch.step, stack, again), before.openers)
+
+    def _join_of_branches(self, launch: LaunchAttempt, tasks: tuple[int, ...]) -> Seen:
+        opener = self.seen[tasks[0]].openers[-1]
+        assert self._kind(opener) is Kind.SPLIT
+        assert tasks == tuple(self.arrived[opener][index] for index in range(len(tasks)))
+        assert len(tasks) == len(self.went[opener].steps)
+        return self._joined(launch, opener)
+
+    def _join_of_items(self, launch: LaunchAttempt, inputs: FromForeach) -> Seen:
+        arrived = self.arrived[inputs.split]
+        assert inputs.count == self.went[inputs.split].count
+        assert set(arrived) == set(range(inputs.count))
+        assert set(inputs.steps) == set(self.graph[launch.step].previous)
+        # Readers find an item's last task as the highest number among these steps.
+        found: dict[int, int] = {}
+        for task, seen in self.seen.items():
+            split, index, _ = self._place(seen)
+            if split == inputs.split and index is not None and seen.visit[0] in inputs.steps:
+                found[index] = max(task, found.get(index, 0))
+        assert found == arrived
+        return self._joined(launch, inputs.split)
+
+    def _joined(self, launch: LaunchAttempt, opener: int) -> Seen:
+        assert opener not in self.joined, "a join is launched once"
+        self.joined.add(opener)
+        before = self.seen[opener]
+        assert launch.step == self.graph[before.visit[0]].join
+        return Seen((launch.step, before.visit[1], 0), before.openers)
+
+    def _place(self, seen: Seen) -> tuple[int | None, int | None, int | None]:
+        """The innermost foreach around a task: who opened it, the index, the width."""
+        _, stack, _ = seen.visit
+        for (step, index), opener in reversed(list(zip(stack, seen.openers, strict=True))):
+            if self.graph[step].kind in FAN_OUT:
+                return opener, index, self.went[opener].count
+        return None, None, None
+
+    def _kind(self, task: int) -> Kind:
+        return self.graph[self.seen[task].visit[0]].kind
+
+    def _policy(self, step: str) -> StepPolicy:
+        return self.policies.get(step, StepPolicy())
+
+    # ------------------------------------------------------------------ ends
+
+    def succeed_as_chosen(self, task: int) -> None:
+        """The live attempt of the task ends well, and goes where the choices say."""
+        seen = self.seen[task]
+        went = self.choices.transition(seen.visit)
+        self.went[task] = went
+        stack = seen.visit[1]
+        if stack and went.steps == (self.graph[stack[-1][0]].join,):
+            self.arrived[seen.openers[-1]][stack[-1][1]] = task
+        self.end_with(task, went)
+        assert self.settled[task].succeeded
+
+    def end_badly(self, task: int, state: AttemptState, retryable: bool) -> None:
+        """The live attempt ends without success; what the machine makes of it is checked."""
+        launch = self.live[task]
+        stopping = self.machine.stopping is not None
+        wait = None if stopping else self._expected_wait(launch, state, retryable)
+        self.retries.pop(task, None)
+        if wait is not None:
+            self.seen[task].ready_at = self.now + wait
+        outcome = Outcome(state, None, "It ended.", retryable)
+        self.tell(AttemptEnded(task, launch.attempt, outcome))
+        if wait is None:
+            assert not self.settled[task].succeeded
+            assert self.machine.stopping is not None
+        else:
+            assert self.retries[task] == self.now + wait
+            assert task not in self.settled
+
+    def _expected_wait(
+        self, launch: LaunchAttempt, state: AttemptState, retryable: bool
+    ) -> float | None:
+        seen, policy = self.seen[launch.task], self._policy(launch.step)
+        if state in (AttemptState.INTERRUPTED, AttemptState.CANCELLED):
+            return 0.0
+        if not launch.fallback and retryable:
+            if state is AttemptState.LOST:
+                seen.losses += 1
+                if seen.losses < 3:
+                    return 0.0
+            elif seen.failures < policy.retries:
+                seen.failures += 1
+                return policy.wait
+        if policy.catches and seen.fallbacks < 3:
+            seen.fallbacks += 1
+            return 0.0
+        return None
+
+    # ------------------------------------------------------------------ the whole run
+
+    def run_out(self) -> None:
+        """Let everything that is live end well, until the run is over."""
+        while self.finish is None:
+            if self.live:
+                self.succeed_as_chosen(next(iter(self.live)))
+            else:
+                self.wake()
+
+    def check_the_end(self) -> None:
+        """The run is over; if it succeeded, it did exactly what the graph and the choices say."""
+        assert self.finish is not None
+        visits = Counter(seen.visit for seen in self.seen.values())
+        expected = expected_visits(self.graph, self.choices)
+        if self.finish.state is RunState.SUCCEEDED:
+            assert expected == visits
+        else:
+            assert not visits - expected

@@ -1,0 +1,75 @@
+"""Policies: what they refuse, how they are stored, how they are read off a flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+
+from aflow.errors import InvalidSetting
+from aflow.flow.definition import FlowDefinition, StepDefinition
+from aflow.scheduler.policy import StepPolicy, policies_from
+
+
+@pytest.mark.parametrize(
+    ("options", "story"),
+    [
+        ({"retries": -1}, "retried -1 times"),
+        ({"wait": -0.5}, "wait -0.5 seconds"),
+        ({"wait": float("nan")}, "wait nan seconds"),
+        ({"wait": float("inf")}, "wait inf seconds"),
+        ({"max_workers": 0}, "on 0 workers"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused(options: dict[str, Any], story: str) -> None:
+    with pytest.raises(InvalidSetting, match=story):
+        StepPolicy(**options)
+
+
+def test_a_policy_survives_being_stored() -> None:
+    policy = StepPolicy(retries=3, wait=1.5, catches=True, max_workers=2)
+
+    assert policy == StepPolicy.from_dict(policy.as_dict())
+
+
+def test_keys_of_a_later_version_are_ignored() -> None:
+    assert StepPolicy(retries=1) == StepPolicy.from_dict({"retries": 1, "jitter": 0.5})
+
+
+@dataclass(frozen=True)
+class Decorator:
+    """What a decorator looks like from here."""
+
+    name: str
+    times: int = 0
+    wait_seconds: float = 0.0
+
+
+def step(name: str, *decorators: Decorator) -> StepDefinition:
+    return StepDefinition(
+        name=name,
+        function=step,
+        decorators=cast(Any, decorators),
+        is_async=False,
+        takes_inputs=False,
+        file="flow.py",
+        line=1,
+    )
+
+
+def test_policies_are_read_off_the_decorators() -> None:
+    steps = [
+        step("start"),
+        step("a", Decorator("retry", times=4, wait_seconds=120.0)),
+        step("b", Decorator("catch"), Decorator("retry", times=1)),
+        step("end", Decorator("resources")),
+    ]
+    definition = cast(FlowDefinition, type("", (), {"steps": {each.name: each for each in steps}}))
+
+    assert {
+        "start": StepPolicy(),
+        "a": StepPolicy(retries=4, wait=120.0),
+        "b": StepPolicy(retries=1, catches=True),
+        "end": StepPolicy(),
+    } == policies_from(definition)

@@ -129,11 +129,14 @@ class Environment(StepDecorator):
     """Environment variables that the step sees. Values that are not texts become texts."""
 
     name: ClassVar[str] = "environment"
-    vars: Mapping[str, str] = field(default_factory=dict)
+    vars: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
 
     def __post_init__(self) -> None:
         if not isinstance(self.vars, Mapping):
-            raise self._fault("vars", 'a mapping such as {"NAME": "value"}')
+            raise InvalidDecorator(
+                '@environment: vars must be a mapping such as {"NAME": "value"}, not of type '
+                f"{type(self.vars).__name__}."
+            )
         checked = {key: str(value) for key, value in self.vars.items()}
         for key, value in checked.items():
             if not _can_be_variable(key):

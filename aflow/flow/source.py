@@ -66,7 +66,15 @@ class Sources:
             )
         code = inner.__code__
         file, line = code.co_filename, code.co_firstlineno
-        tree = self._parsed(inner, file, line).functions.get((code.co_name, line))
+        source = self._parsed(file, inner.__globals__)
+        if source is None:
+            raise InvalidFlow(
+                f"The source of step {code.co_name!r} of flow {self._flow} cannot be read, and the "
+                "graph is read from it: write the flow into a file or a notebook cell.",
+                file=file,
+                line=line,
+            )
+        tree = source.functions.get((code.co_name, line))
         if tree is None:
             raise InvalidFlow(
                 f"The source of step {code.co_name!r} of flow {self._flow} is not where it was "
@@ -78,27 +86,24 @@ class Sources:
 
     def class_line(self, file: str, qualname: str) -> int:
         """The line on which the class begins; 0 where it is not known."""
-        source = self._files.get(file)
+        source = self._parsed(file, {})
         return source.classes.get(qualname, 0) if source else 0
 
-    def _parsed(self, function: FunctionType, file: str, line: int) -> SourceFile:
+    def _parsed(self, file: str, module: dict[str, Any]) -> SourceFile | None:
+        """The file, parsed; None where it has no source. Raises InvalidFlow if it is not Python
+        any more."""
         source = self._files.get(file)
         if source is None:
-            source = self._files[file] = self._read(function, file, line)
+            linecache.checkcache(file)
+            lines = linecache.getlines(file, module)
+            if not lines:
+                return None
+            source = self._files[file] = self._parse(file, "".join(lines))
         return source
 
-    def _read(self, function: FunctionType, file: str, line: int) -> SourceFile:
-        linecache.checkcache(file)
-        lines = linecache.getlines(file, function.__globals__)
-        if not lines:
-            raise InvalidFlow(
-                f"The source of step {function.__name__!r} of flow {self._flow} cannot be read, "
-                "and the graph is read from it: write the flow into a file or a notebook cell.",
-                file=file,
-                line=line,
-            )
+    def _parse(self, file: str, text: str) -> SourceFile:
         try:
-            return SourceFile("".join(lines))
+            return SourceFile(text)
         except SyntaxError as error:
             raise InvalidFlow(
                 f"The source of flow {self._flow} is no longer Python: {error.msg}. "

@@ -1,0 +1,77 @@
+"""Flows from source text, with known line numbers, and a context to run their steps in."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from aflow.errors import ArtifactNotFound
+from aflow.flow.spec import FlowSpec, bind, define, new_instance
+
+HEAD = (
+    "from aflow import FlowSpec, JSONType, Parameter, step, "
+    "retry, catch, timeout, environment, resources\n"
+)
+
+MakeFlow = Callable[[str], type[FlowSpec]]
+
+
+def load_flow(path: Path, body: str) -> type[FlowSpec]:
+    """The last flow class of a file that has the imports on line 1 and `body` from line 2 on."""
+    path.write_text(HEAD + textwrap.dedent(body).lstrip("\n"))
+    module: dict[str, Any] = {"__name__": "flow_under_test"}
+    exec(compile(path.read_text(), str(path), "exec"), module)
+    flows = [
+        each
+        for each in module.values()
+        if isinstance(each, type) and issubclass(each, FlowSpec) and each is not FlowSpec
+    ]
+    return flows[-1]
+
+
+class FakeContext:
+    """A TaskContext over a dictionary of artifacts; notes what was loaded and merged."""
+
+    def __init__(
+        self,
+        step_name: str,
+        artifacts: dict[str, Any],
+        read_only: Collection[str] = (),
+        index: int | None = None,
+        item: Any = None,
+    ) -> None:
+        self.flow_name = "TestFlow"
+        self.step_name = step_name
+        self.artifacts = artifacts
+        self.read_only = frozenset(read_only)
+        self.index = index
+        self.input = item
+        self.loaded: list[str] = []
+        self.merged: list[Any] = []
+
+    def load(self, name: str) -> Any:
+        self.loaded.append(name)
+        try:
+            return self.artifacts[name]
+        except KeyError:
+            raise ArtifactNotFound(name) from None
+
+    def names(self) -> set[str]:
+        return set(self.artifacts)
+
+    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+        return [] if self.index is None else [(self.index, 2, self.input)]
+
+    def merge(self, flow: FlowSpec, *arguments: Any) -> None:
+        self.merged.append(arguments)
+
+
+def running(cls: type[FlowSpec], step: str, **artifacts: Any) -> tuple[Any, FakeContext]:
+    """An instance of the flow inside of a step, and its context."""
+    definition = define(cls)
+    flow = new_instance(definition)
+    context = FakeContext(step, artifacts, [*definition.parameters, *definition.constants])
+    bind(flow, context)
+    return flow, context

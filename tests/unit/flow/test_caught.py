@@ -1,0 +1,74 @@
+"""The record of an exception can be stored, whatever the exception is."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from aflow.flow.caught import ExceptionWrapper
+
+
+class Plain(Exception):
+    pass
+
+
+class WithOtherArguments(Exception):
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{reason} ({code})")
+
+
+class WithoutText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+def record_of(error: BaseException) -> ExceptionWrapper:
+    try:
+        raise error
+    except BaseException as caught:
+        copy = pickle.loads(pickle.dumps(ExceptionWrapper.of(caught)))
+    assert isinstance(copy, ExceptionWrapper)
+    return copy
+
+
+def test_a_record_tells_type_message_and_traceback() -> None:
+    record = record_of(ValueError("too big"))
+
+    assert ("ValueError", "too big") == (record.type, record.message)
+    assert "raise error" in record.traceback
+    assert record.traceback == str(record)
+    assert "<ExceptionWrapper ValueError: too big>" == repr(record)
+
+
+def test_the_exception_itself_comes_back() -> None:
+    record = record_of(Plain("x", 1))
+
+    assert f"{__name__}.Plain" == record.type
+    assert isinstance(record.exception, Plain)
+    assert ("x", 1) == record.exception.args
+
+
+@pytest.mark.parametrize(
+    "error",
+    [WithOtherArguments(3, "full"), Plain(lambda: 1), type("Local", (Exception,), {})("x")],
+    ids=["other arguments", "a lambda inside", "a class that cannot be imported"],
+)
+def test_an_exception_that_cannot_be_stored_leaves_its_record(error: Exception) -> None:
+    record = record_of(error)
+
+    assert record.exception is None
+    assert str(error) == record.message
+
+
+def test_a_reader_without_the_class_still_reads_the_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = record_of(Plain("x"))
+    monkeypatch.delitem(globals(), "Plain")
+
+    assert (None, "x") == (record.exception, record.message)
+
+
+def test_an_exception_whose_text_fails_leaves_its_record() -> None:
+    assert "(no text: its __str__ raised RuntimeError)" == record_of(WithoutText()).message

@@ -1,0 +1,120 @@
+"""`current` tells each task about itself, and about no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from aflow.flow import current as module
+from aflow.flow.current import current, set_lookup
+
+
+def values(**more: Any) -> dict[str, Any]:
+    names = {"flow_name": "F", "run_id": "7", "step_name": "a", "task_id": "3", "retry_count": 0}
+    return {**names, **more}
+
+
+@contextmanager
+def task(**more: Any) -> Iterator[None]:
+    token = current._set(values(**more))
+    try:
+        yield
+    finally:
+        current._reset(token)
+
+
+def test_a_task_sees_its_values() -> None:
+    with task(tags=("x",)):
+        assert current.is_running_flow
+        assert ("F", "7", "a", "3", 0, ("x",)) == (
+            current.flow_name,
+            current.run_id,
+            current.step_name,
+            current.task_id,
+            current.retry_count,
+            current.tags,
+        )
+        assert "F/7/a/3" == current.pathspec
+        assert "<current: F/7/a/3>" == repr(current)
+
+
+def test_outside_of_a_task_what_is_known_is_none() -> None:
+    assert not current.is_running_flow
+    assert (None, None, "none") == (current.run_id, current.pathspec, current.get("run_id", "none"))
+    assert "run_id" not in current
+    assert "<current: no task>" == repr(current)
+
+
+def test_outside_of_a_task_an_unknown_name_is_told() -> None:
+    with pytest.raises(AttributeError) as caught:
+        current.runid  # noqa: B018
+    assert "current has no 'runid': no task runs here. Did you mean 'run_id'?" == str(caught.value)
+
+
+def test_an_unknown_name_is_told_with_those_there_are() -> None:
+    with task(card=1), pytest.raises(AttributeError) as caught:
+        current.stepname  # noqa: B018
+    assert "no 'stepname'. Did you mean 'step_name'? It has: card, flow_name," in str(caught.value)
+
+
+def test_get_gives_the_default_for_what_is_not_there() -> None:
+    with task():
+        assert ("a", 5, None) == (
+            current.get("step_name"),
+            current.get("card", 5),
+            current.get("origin_run_id"),
+        )
+        assert "step_name" in current
+        assert "card" not in current
+
+
+def test_a_value_that_is_a_function_is_called_once_when_it_is_asked_for() -> None:
+    calls: list[int] = []
+
+    def make() -> str:
+        calls.append(1)
+        return "/tmp/x"
+
+    with task(tempdir=make):
+        assert [] == calls
+        assert ("/tmp/x", "/tmp/x") == (current.tempdir, current.tempdir)
+    assert [1] == calls
+
+
+def test_run_and_task_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(module, "_find", None)
+    set_lookup(lambda pathspec: asked.append(pathspec) or pathspec.upper())  # type: ignore[func-returns-value]
+
+    with task():
+        assert ("F/7", "F/7/A/3") == (current.run, current.task)
+        assert "F/7" == current.run
+    assert ["F/7", "F/7/a/3"] == asked
+
+
+def test_without_the_client_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_find", None)
+
+    with task(), pytest.raises(AttributeError, match=r"current\.run needs the client"):
+        current.run  # noqa: B018
+
+
+async def test_coroutines_side_by_side_each_see_their_own() -> None:
+    both_began = asyncio.Barrier(2)
+    seen = []
+
+    async def one(number: str) -> None:
+        with task(task_id=number):
+            await both_began.wait()
+            seen.append((number, current.task_id))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(one("1"))
+        group.create_task(one("2"))
+
+    assert [("1", "1"), ("2", "2")] == sorted(seen)
+    assert not current.is_running_flow

@@ -1,0 +1,861 @@
+"""One tiny flow for each rule of the graph; every fault is told with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aflow.flow.lint import check
+from aflow.flow.spec import define
+from tests.unit.flow.flows import MakeFlow
+
+# (what is wrong, the flow from line 2 on, [(line, part of the sentence)])
+FAULTS = [
+    (
+        "a flow without steps",
+        """
+        class F(FlowSpec):
+            pass
+        """,
+        [(0, "Flow F has no steps")],
+    ),
+    (
+        "no start and no end",
+        """
+        class F(FlowSpec):
+            @step
+            def a(self):
+                self.next(self.b)
+            @step
+            def b(self):
+                self.next(self.a)
+        """,
+        [(2, "has no start step"), (2, "has no end step")],
+    ),
+    (
+        "two steps marked as start",
+        """
+        class F(FlowSpec):
+            @step(start=True)
+            def a(self):
+                self.next(self.end)
+            @step(start=True)
+            def b(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(7, "'a' and 'b' both are the start")],
+    ),
+    (
+        "a step named end beside the one marked as end",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                self.next(self.last)
+            @step(end=True)
+            def last(self):
+                pass
+        """,
+        [(7, "'last' and 'end' both are the end")],
+    ),
+    (
+        "a step name with capitals",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.Train)
+            @step
+            def Train(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(7, "'Train' cannot be the name of a step")],
+    ),
+    (
+        "a step name that begins with an underscore",
+        """
+        class F(FlowSpec):
+            @step(start=True, end=True)
+            def _only(self):
+                pass
+        """,
+        [(4, "'_only' cannot be the name of a step")],
+    ),
+    (
+        "a step of a reserved name",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+            @step
+            def input(self):
+                pass
+        """,
+        [(2, "'input' is a name that flows have a use for")],
+    ),
+    (
+        "a constant of a reserved name",
+        """
+        class F(FlowSpec):
+            name = "my flow"
+            @step
+            def only(self):
+                pass
+        """,
+        [(2, "'name' is a name that flows have a use for")],
+    ),
+    (
+        "a step with too many arguments",
+        """
+        class F(FlowSpec):
+            @step
+            def only(self, inputs, more):
+                pass
+        """,
+        [(4, "Step 'only' must take the argument (self)")],
+    ),
+    (
+        "a step that takes any arguments",
+        """
+        class F(FlowSpec):
+            @step
+            def only(self, *args):
+                pass
+        """,
+        [(4, "Step 'only' must take the argument (self)")],
+    ),
+    (
+        "a step that is a generator",
+        """
+        class F(FlowSpec):
+            @step
+            def only(self):
+                yield 1
+        """,
+        [(4, "is a generator")],
+    ),
+    (
+        "a step under another name",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+            @step
+            def last(self):
+                pass
+            end = last
+            del last
+        """,
+        [(7, "Step 'end' is the function 'last' under another name")],
+    ),
+    (
+        "a decorator without @step",
+        """
+        class F(FlowSpec):
+            @step
+            def only(self):
+                pass
+            @retry
+            def helper(self):
+                pass
+        """,
+        [(2, "method 'helper' has @retry but is no step")],
+    ),
+    (
+        "no self.next",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.x = 1
+            @step
+            def end(self):
+                pass
+        """,
+        [(4, "Step 'start' does not say which step follows")],
+    ),
+    (
+        "self.next in the end",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                self.next(self.start)
+        """,
+        [(8, "Step 'end' is the end of the flow")],
+    ),
+    (
+        "self.next twice",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                if self.x:
+                    self.next(self.end)
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(7, "calls self.next() more than once")],
+    ),
+    (
+        "self.next inside of an if",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                if True:
+                    self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(6, "must call self.next() as its last statement")],
+    ),
+    (
+        "self.next before something else",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+                self.x = 1
+            @step
+            def end(self):
+                pass
+        """,
+        [(5, "must call self.next() as its last statement")],
+    ),
+    (
+        "self.next that is returned",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                return self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(5, "must call self.next() as its last statement")],
+    ),
+    (
+        "self.next that is awaited",
+        """
+        class F(FlowSpec):
+            @step
+            async def start(self):
+                await self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(5, "must call self.next() as its last statement")],
+    ),
+    (
+        "a step that is not known",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.en)
+            @step
+            def end(self):
+                pass
+        """,
+        [(4, "leads to 'en', which is no step. Did you mean 'end'?")],
+    ),
+    (
+        "a method without @step",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.helper)
+            def helper(self):
+                pass
+            @step
+            def end(self):
+                pass
+        """,
+        [(4, "leads to 'helper', which is no step")],
+    ),
+    (
+        "a step that nothing leads to",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+            @step
+            def lost(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(7, "Step 'lost' is never reached")],
+    ),
+    (
+        "a cycle",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a)
+            @step
+            def a(self):
+                self.next(self.b)
+            @step
+            def b(self):
+                self.next({"again": self.a, "out": self.end}, condition="x")
+            @step
+            def end(self):
+                pass
+        """,
+        [(7, "The steps a -> b -> a lead back")],
+    ),
+    (
+        "a cycle through the start",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a)
+            @step
+            def a(self):
+                self.next({"again": self.start, "out": self.end}, condition="x")
+            @step
+            def end(self):
+                pass
+        """,
+        [(4, "The steps start -> a -> start lead back")],
+    ),
+    (
+        "a step that is no switch and leads to itself",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.start, self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(4, "Step 'start' leads to itself")],
+    ),
+    (
+        "a switch without a way out",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, self.b)
+            @step
+            def a(self):
+                self.next({"x": self.a, "y": self.a}, condition="v")
+            @step
+            def b(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(7, "All cases of the switch in step 'a' lead to itself")],
+    ),
+    (
+        "a split that is not joined",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, foreach="xs")
+            @step
+            def a(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(10, "reaches its end 'end' while the split in step 'start' is open")],
+    ),
+    (
+        "branches that meet in a step that is no join",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, self.b)
+            @step
+            def a(self):
+                self.next(self.c)
+            @step
+            def b(self):
+                self.next(self.c)
+            @step
+            def c(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(13, "Branches of the split in step 'start' meet in step 'c', which is no join")],
+    ),
+    (
+        "a join without a split",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.j)
+            @step
+            def j(self, inputs):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(7, "Step 'j' takes inputs as a join does, but no split is open")],
+    ),
+    (
+        "a start that takes inputs",
+        """
+        class F(FlowSpec):
+            @step
+            def only(self, inputs):
+                pass
+        """,
+        [(4, "Step 'only' takes inputs as a join does, but no split is open")],
+    ),
+    (
+        "a join of some branches only",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, self.b, self.c)
+            @step
+            def a(self):
+                self.next(self.j)
+            @step
+            def b(self):
+                self.next(self.j)
+            @step
+            def c(self):
+                self.next(self.j2)
+            @step
+            def j(self, inputs):
+                self.next(self.j2)
+            @step
+            def j2(self, inputs):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(16, "not all of its branches lead to it: lead 'c' to it too")],
+    ),
+    (
+        "a join of different splits",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, self.b)
+            @step
+            def a(self):
+                self.next(self.c, foreach="xs")
+            @step
+            def c(self):
+                self.next(self.j)
+            @step
+            def b(self):
+                self.next(self.j)
+            @step
+            def j(self, inputs):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(16, "The join 'j' is reached from")],
+    ),
+    (
+        "ways that meet with different splits open",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next({"x": self.a, "y": self.b}, condition="v")
+            @step
+            def a(self):
+                self.next(self.b, foreach="xs")
+            @step
+            def b(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(10, "close the splits with a join before the ways meet")],
+    ),
+    (
+        "a join right after its split",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, self.j)
+            @step
+            def a(self):
+                self.next(self.j)
+            @step
+            def j(self, inputs):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(4, "leads straight into the join 'j'")],
+    ),
+    (
+        "a gang without a join",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, num_parallel=4)
+            @step
+            def a(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(10, "while the split in step 'start' is open")],
+    ),
+    (
+        "@catch on a foreach",
+        """
+        class F(FlowSpec):
+            @catch
+            @step
+            def start(self):
+                self.next(self.a, foreach="xs")
+            @step
+            def a(self):
+                self.next(self.end)
+            @step
+            def end(self, inputs):
+                pass
+        """,
+        [(5, "Step 'start' cannot have @catch: it is a foreach")],
+    ),
+    (
+        "@catch on a switch",
+        """
+        class F(FlowSpec):
+            @catch(var="error")
+            @step
+            def start(self):
+                self.next({1: self.a, 2: self.end}, condition="x")
+            @step
+            def a(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(5, "Step 'start' cannot have @catch: it is a switch")],
+    ),
+    (
+        "a parameter with the name of an option of run",
+        """
+        class F(FlowSpec):
+            max_workers = Parameter("max-workers", default=3)
+            @step
+            def only(self):
+                pass
+        """,
+        [(2, "Parameter 'max-workers' has the name of an option of run")],
+    ),
+    (
+        "parameters that differ in capitals alone",
+        """
+        class F(FlowSpec):
+            alpha = Parameter("alpha")
+            ALPHA = Parameter("Alpha")
+            @step
+            def only(self):
+                pass
+        """,
+        [(2, "'alpha' and 'Alpha' cannot be told apart")],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS]
+)
+def test_a_fault_is_told_with_its_line(
+    make_flow: MakeFlow, body: str, expected: list[tuple[int, str]]
+) -> None:
+    problems = check(define(make_flow(body)))
+
+    assert [line for line, _ in expected] == [problem.line for problem in problems]
+    for (_, part), problem in zip(expected, problems, strict=True):
+        assert part in problem.message
+
+
+# What follows self.next( in step start, and what is wrong with it.
+CALLS = [
+    (")", "without a step"),
+    ("self.a, self.a)", "leads to 'a' twice"),
+    ("'a')", "gives \"'a'\" to self.next()"),
+    ("*[self.a])", "gives '*[self.a]' to self.next()"),
+    ("a)", "gives 'a' to self.next()"),
+    ("self.a.b)", "gives 'self.a.b' to self.next()"),
+    ("self.a, foreach='')", "has foreach=\"''\": foreach is the name"),
+    ("self.a, foreach='x y')", "foreach is the name of the attribute to iterate over"),
+    ("self.a, foreach=self.xs)", "has foreach='self.xs'"),
+    ("self.a, foreach=1)", "has foreach='1'"),
+    ("self.a, self.end, foreach='xs')", "gives foreach= with 2 steps"),
+    ("self.a, foreach='xs', num_parallel=2)", "combines foreach and num_parallel"),
+    ("self.a, num_parallel=0)", "has num_parallel=0: it must be a whole number above 0"),
+    ("self.a, num_parallel=True)", "has num_parallel=True"),
+    ("self.a, num_parallel='2')", "has num_parallel='2'"),
+    ("self.a, self.end, num_parallel=2)", "gives num_parallel= with 2 steps"),
+    ("self.a, forech='xs')", "gives forech= to self.next()"),
+    ("self.a, **{})", "gives ** to self.next()"),
+    ("self.a, condition='x')", "must write a switch as"),
+    ("{'x': self.a, 'y': self.end})", "must write a switch as"),
+    ("{'x': self.a, 'y': self.end}, self.a, condition='v')", "must write a switch as"),
+    ("{'x': self.a, 'y': self.end}, foreach='v')", "must write a switch as"),
+    ("{'x': self.a, 'y': self.end}, condition=self.v)", "has condition='self.v'"),
+    ("{'x': self.a, 'y': self.end}, condition='v', foreach='xs')", "combines condition and"),
+    ("{'x': self.a}, condition='v')", "is a switch with fewer than two cases"),
+    ("{}, condition='v')", "is a switch with fewer than two cases"),
+    ("{1: self.a, True: self.end}, condition='v')", "has the case True twice"),
+    ("{'x': self.a, **more}, condition='v')", "has the case **"),
+    ("{'x': self.a, None: self.end}, condition='v')", "has the case None"),
+    ("{'x': self.a, y: self.end}, condition='v')", "has the case y"),
+    ("{'x': self.a, (1, 2): self.end}, condition='v')", "has the case (1, 2)"),
+    ("{'x': self.a, 'y': 'end'}, condition='v')", "name steps one by one"),
+]
+
+
+@pytest.mark.parametrize(("call", "part"), CALLS, ids=[call for call, _ in CALLS])
+def test_a_next_that_cannot_be_read_is_told_with_its_line(
+    make_flow: MakeFlow, call: str, part: str
+) -> None:
+    flow = make_flow(
+        f"""
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next({call}
+            @step
+            def a(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """
+    )
+
+    (problem,) = check(define(flow))
+
+    assert 5 == problem.line
+    assert part in problem.message
+
+
+def test_a_problem_names_the_file_too(make_flow: MakeFlow, tmp_path: Path) -> None:
+    flow = make_flow("class F(FlowSpec):\n    pass\n    @step\n    def only(self, a, b): pass\n")
+
+    (problem,) = check(define(flow))
+
+    assert f"({tmp_path / 'flow_1.py'}, line 5)" in str(problem)
+
+
+def test_all_problems_of_a_stage_are_told_at_once(make_flow: MakeFlow) -> None:
+    flow = make_flow(
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.x = 1
+            @step
+            def b(self):
+                self.next(self.ende)
+            @step
+            def end(self):
+                pass
+        """
+    )
+
+    assert [4, 7] == [problem.line for problem in check(define(flow))]
+
+
+# Flows that Metaflow refuses in part, and that can run here.
+SOUND = [
+    (
+        "a single step",
+        """
+        class F(FlowSpec):
+            @step
+            def only(self):
+                pass
+        """,
+    ),
+    (
+        "start and end by marks",
+        """
+        class F(FlowSpec):
+            @step(start=True)
+            def first(self):
+                self.next(self.last)
+            @step(end=True)
+            def last(self):
+                pass
+        """,
+    ),
+    (
+        "a foreach inside of a split inside of a gang",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.gang, num_parallel=2)
+            @step
+            def gang(self):
+                self.next(self.a, self.b)
+            @step
+            def a(self):
+                self.next(self.item, foreach="xs")
+            @step
+            def item(self):
+                self.next(self.items)
+            @step
+            def items(self, inputs):
+                self.next(self.both)
+            @step
+            def b(self):
+                self.next(self.both)
+            @step
+            def both(self, inputs):
+                self.next(self.all)
+            @step
+            def all(self, inputs):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+    ),
+    (
+        "a join that is a split, and another that is the end",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, self.b)
+            @step
+            def a(self):
+                self.next(self.j)
+            @step
+            def b(self):
+                self.next(self.j)
+            @step
+            def j(self, inputs):
+                self.next(self.c, foreach="xs")
+            @step
+            def c(self):
+                self.next(self.end)
+            @step
+            def end(self, inputs):
+                pass
+        """,
+    ),
+    (
+        "a switch that leads into a join",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, foreach="xs")
+            @step
+            def a(self):
+                self.next({"easy": self.j, "hard": self.b}, condition="how")
+            @step
+            def b(self):
+                self.next(self.j)
+            @step
+            def j(self, inputs):
+                self.next({True: self.end, False: self.more}, condition="done")
+            @step
+            def more(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+    ),
+    (
+        "a loop inside of a foreach",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.loop, foreach="xs")
+            @step
+            def loop(self):
+                self.next({"again": self.loop, "done": self.j}, condition="how")
+            @step
+            def j(self, inputs):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+    ),
+]
+
+
+@pytest.mark.parametrize("body", [flow for _, flow in SOUND], ids=[name for name, _ in SOUND])
+def test_a_flow_that_can_run_has_no_problems(make_flow: MakeFlow, body: str) -> None:
+    assert [] == check(define(make_flow(body)))
+
+
+def wide_flow(branches: int) -> str:
+    lines = ["class F(FlowSpec):", "    @step", "    def start(self):"]
+    lines += [f"        self.next({', '.join(f'self.s{n}' for n in range(branches))})"]
+    for n in range(branches):
+        lines += ["    @step", f"    def s{n}(self):", "        self.next(self.j)"]
+    lines += ["    @step", "    def j(self, inputs):", "        self.next(self.end)"]
+    return "\n".join([*lines, "    @step", "    def end(self):", "        pass", ""])
+
+
+def test_a_join_of_five_hundred_branches_has_no_problems(make_flow: MakeFlow) -> None:
+    definition = define(make_flow(wide_flow(500)))
+
+    assert [] == check(definition)
+    assert 500 == len(definition.graph["j"].previous)

@@ -1,0 +1,227 @@
+"""Parameters: their types, their defaults, and the values that a run gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aflow.errors import InvalidParameter
+from aflow.flow.definition import FlowDefinition
+from aflow.flow.parameters import RESERVED, JSONType, Parameter, ParameterContext, resolve
+from aflow.flow.spec import define
+from tests.unit.flow.flows import MakeFlow
+
+
+def context(name: str) -> ParameterContext:
+    return ParameterContext("F", "ada", name, lambda line: None, "local", {})
+
+
+# ------------------------------------------------------------ types
+
+
+@pytest.mark.parametrize(
+    ("default", "expected"),
+    [
+        (None, str),
+        ("x", str),
+        (1, int),
+        (1.5, float),
+        (True, bool),
+        ([1], JSONType),
+        ({"a": 1}, JSONType),
+        (lambda ctx: 1, str),
+    ],
+)
+def test_the_type_is_that_of_the_default(default: object, expected: object) -> None:
+    assert expected is Parameter("p", default=default).type
+
+
+@pytest.mark.parametrize(
+    ("type", "written", "expected"),
+    [
+        (str, "1", "1"),
+        (str, "", ""),
+        (int, "-3", -3),
+        (int, 4, 4),
+        (float, "1e3", 1000.0),
+        (float, 2, 2.0),
+        (bool, "true", True),
+        (bool, "Yes", True),
+        (bool, "1", True),
+        (bool, "FALSE", False),
+        (bool, "no", False),
+        (bool, "0", False),
+        (bool, True, True),
+        (JSONType, '{"a": [1, null]}', {"a": [1, None]}),
+        (JSONType, {"a": 1}, {"a": 1}),
+    ],
+)
+def test_a_value_is_converted_to_the_type(type: Any, written: object, expected: object) -> None:
+    value = Parameter("p", type=type).convert(written)
+
+    assert (expected, expected.__class__) == (value, value.__class__)
+
+
+@pytest.mark.parametrize(
+    ("type", "written", "sentence"),
+    [
+        (int, "x", "Parameter 'p' has the value 'x', which is not a whole number (type int)."),
+        (int, 1.5, "Parameter 'p' has the value 1.5, which is not a whole number (type int)."),
+        (int, True, "Parameter 'p' has the value True, which is not a whole number (type int)."),
+        (
+            int,
+            "9" * 5000,
+            f"Parameter 'p' has the value '{'9' * 76}..., which is not a whole number (type int).",
+        ),
+        (float, "", "Parameter 'p' has the value '', which is not a number (type float)."),
+        (float, [1], "Parameter 'p' has the value [1], which is not a number (type float)."),
+        (
+            bool,
+            "maybe",
+            "Parameter 'p' has the value 'maybe', which is not one of true, false, yes, no, 1, 0 "
+            "(type bool).",
+        ),
+        (
+            bool,
+            2,
+            "Parameter 'p' has the value 2, which is not one of true, false, yes, no, 1, 0 "
+            "(type bool).",
+        ),
+        (str, 1, "Parameter 'p' has the value 1, which is not a text (type str)."),
+        (
+            JSONType,
+            "{a}",
+            "Parameter 'p' has the value '{a}', which is not JSON (such as {\"a\": 1}).",
+        ),
+        (
+            JSONType,
+            {1, 2},
+            "Parameter 'p' has the value {1, 2}, which is not JSON (such as {\"a\": 1}).",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_refused(type: Any, written: object, sentence: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        Parameter("p", type=type).convert(written)
+    assert sentence == str(caught.value)
+
+
+@given(st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans()))
+def test_what_is_printed_is_read_back(value: float) -> None:
+    assert value == Parameter("p", type=type(value)).convert(str(value))
+
+
+def test_a_separator_makes_a_list_of_values_of_the_type() -> None:
+    parameter = Parameter("p", type=int, separator=",", default="1,2")
+
+    assert [1, 2] == parameter.default
+    assert [3, 4, 5] == parameter.convert("3,4, 5")
+    assert [7] == parameter.convert([7]) == parameter.convert(7)
+    assert [] == parameter.convert("")
+    assert ["a", "b"] == Parameter("p", default=["a", "b"], separator="|").default
+    with pytest.raises(InvalidParameter, match="has the value 'x'"):
+        parameter.convert("1,x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ({"name": "a b"}, "'a b' cannot be the name of a parameter"),
+        ({"name": 3}, "3 cannot be the name of a parameter"),
+        ({"name": "p", "type": list}, "Parameter 'p' has the type <class 'list'>: use str,"),
+        ({"name": "p", "type": []}, "Parameter 'p' has the type []"),
+        ({"name": "p", "default": "x", "type": int}, "has the value 'x', which is not a whole"),
+        ({"name": "p", "separator": ""}, "Parameter 'p' has the separator ''"),
+    ],
+)
+def test_a_declaration_that_cannot_be_used_is_refused(arguments: Any, part: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        Parameter(**arguments)
+    assert part in str(caught.value)
+
+
+# ------------------------------------------------------------ the values of a run
+
+
+@pytest.fixture
+def definition(make_flow: MakeFlow) -> FlowDefinition:
+    return define(
+        make_flow(
+            """
+            class F(FlowSpec):
+                alpha = Parameter("alpha", default=0.5)
+                size = Parameter("batch-size", default=lambda ctx: "9", type=int)
+                owner = Parameter("owner", default=lambda ctx: ctx.user_name)
+                config = Parameter("config", type=JSONType)
+                must = Parameter("must", required=True)
+                @step
+                def only(self): pass
+            """
+        )
+    )
+
+
+def test_a_run_gets_what_was_given_and_defaults_for_the_rest(definition: FlowDefinition) -> None:
+    values = resolve(definition, {"must": "x", "alpha": "2"}, context)
+
+    assert [("alpha", 2.0), ("size", 9), ("owner", "ada"), ("config", None), ("must", "x")] == list(
+        values.items()
+    )
+
+
+@pytest.mark.parametrize("name", ["batch-size", "batch_size", "BATCH-SIZE", "size"])
+def test_a_value_may_be_given_by_name_or_attribute(definition: FlowDefinition, name: str) -> None:
+    assert 3 == resolve(definition, {"must": "x", name: "3"}, context)["size"]
+
+
+@pytest.mark.parametrize("given", [{}, {"must": None}])
+def test_a_required_parameter_must_be_given(definition: FlowDefinition, given: Any) -> None:
+    with pytest.raises(InvalidParameter, match="'must' is required: give it with --must"):
+        resolve(definition, given, context)
+
+
+def test_an_unknown_parameter_is_told_with_those_there_are(definition: FlowDefinition) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        resolve(definition, {"must": "x", "alhpa": 1}, context)
+    assert (
+        "Flow F has no parameter 'alhpa'. Did you mean 'alpha'? It has: alpha, batch-size, owner, "
+        "config, must." == str(caught.value)
+    )
+
+
+def one_parameter(make_flow: MakeFlow, declaration: str) -> FlowDefinition:
+    return define(
+        make_flow(
+            f"class F(FlowSpec):\n    p = {declaration}\n    @step\n    def only(self): pass\n"
+        )
+    )
+
+
+def test_a_default_that_fails_is_told(make_flow: MakeFlow) -> None:
+    definition = one_parameter(make_flow, 'Parameter("p", default=lambda ctx: 1 / 0)')
+
+    with pytest.raises(InvalidParameter, match="'p' is a function, and it failed: ZeroDivision"):
+        resolve(definition, {}, context)
+
+
+def test_a_default_of_another_type_is_told(make_flow: MakeFlow) -> None:
+    definition = one_parameter(make_flow, 'Parameter("p", type=int, default=lambda ctx: "x")')
+
+    with pytest.raises(InvalidParameter, match="'p' has the value 'x'"):
+        resolve(definition, {}, context)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_an_option_of_run_is_no_name_for_a_parameter(make_flow: MakeFlow, name: str) -> None:
+    definition = one_parameter(make_flow, f'Parameter("{name.replace("_", "-").upper()}")')
+
+    with pytest.raises(InvalidParameter, match="has the name of an option of run"):
+        resolve(definition, {}, context)
+
+
+def test_the_class_gives_the_parameter_itself(definition: FlowDefinition) -> None:
+    assert definition.parameters["size"] is vars(definition.cls)["size"]
+    assert "<Parameter batch-size: int>" == repr(definition.cls.size)  # type: ignore[attr-defined]

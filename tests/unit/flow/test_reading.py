@@ -1,0 +1,267 @@
+"""What is read from a flow class: its members, and the graph in the source of its steps."""
+
+from __future__ import annotations
+
+import json
+import linecache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow.errors import InvalidFlow
+from aflow.flow.graph import Graph, Kind
+from aflow.flow.lint import check
+from aflow.flow.spec import FlowSpec, define, step
+from tests.unit.flow.flows import HEAD, MakeFlow
+
+EVERY_KIND = """
+    class Kinds(FlowSpec):
+        '''All ways to go on.
+
+        More.
+        '''
+        @step
+        def start(self):
+            '''Where it begins.'''
+            self.next(self.a, self.b)
+        @step
+        def a(self):
+            self.next(self.item, foreach="xs")
+        @step
+        async def item(this):
+            this.next(this.items)
+        @step
+        def items(self, inputs):
+            self.next(self.both)
+        @step
+        def b(self):
+            self.next({"x": self.c, 2: self.d, True: self.b, -1.5: self.c}, condition="v")
+        @step
+        def c(self):
+            self.next(self.both)
+        @step
+        def d(self):
+            self.next(self.both)
+        @step
+        def both(self, inputs):
+            self.next(self.gang, num_parallel=self.n)
+        @step
+        def gang(self):
+            self.next(self.end)
+        @step
+        def end(self, inputs):
+            pass
+    """
+
+
+def test_every_way_to_go_on_is_read(make_flow: MakeFlow) -> None:
+    graph = define(make_flow(EVERY_KIND)).graph
+
+    assert ("start", "end") == (graph.start, graph.end)
+    assert {
+        "start": Kind.SPLIT,
+        "a": Kind.FOREACH,
+        "item": Kind.LINEAR,
+        "items": Kind.LINEAR,
+        "b": Kind.SWITCH,
+        "c": Kind.LINEAR,
+        "d": Kind.LINEAR,
+        "both": Kind.PARALLEL,
+        "gang": Kind.LINEAR,
+        "end": Kind.END,
+    } == {node.name: node.kind for node in graph.nodes.values()}
+    assert "xs" == graph["a"].foreach
+    assert "v" == graph["b"].condition
+    assert (("x", "c"), ("2", "d"), ("True", "b"), ("-1.5", "c")) == graph["b"].cases
+    assert ("c", "d", "b") == graph["b"].next
+
+
+def test_splits_are_tied_to_their_joins(make_flow: MakeFlow) -> None:
+    graph = define(make_flow(EVERY_KIND)).graph
+
+    assert {"start": "both", "a": "items", "both": "end"} == {
+        node.name: node.join for node in graph.nodes.values() if node.join
+    }
+    assert {"items", "both", "end"} == {node.name for node in graph.nodes.values() if node.is_join}
+    assert ("start", "a") == graph["item"].splits
+    assert ("start",) == graph["items"].splits == graph["b"].splits
+    assert () == graph["both"].splits == graph["end"].splits
+    assert ("both",) == graph["gang"].splits
+    assert ("items", "c", "d") == graph["both"].previous
+    assert ("start", "b") == graph["b"].previous
+
+
+def test_the_graph_survives_json(make_flow: MakeFlow) -> None:
+    graph = define(make_flow(EVERY_KIND)).graph
+
+    assert graph == Graph.from_dict(json.loads(json.dumps(graph.as_dict())))
+
+
+def test_documentation_files_and_lines_are_kept(make_flow: MakeFlow, tmp_path: Path) -> None:
+    definition = define(make_flow(EVERY_KIND))
+
+    assert "All ways to go on.\n\nMore." == definition.doc
+    assert "Where it begins." == definition.graph["start"].doc
+    assert (str(tmp_path / "flow_1.py"), 2) == (definition.file, definition.line)
+    assert (8, 8) == (definition.steps["start"].line, definition.graph["start"].line)
+
+
+def test_a_coroutine_step_is_known_as_one(make_flow: MakeFlow) -> None:
+    steps = define(make_flow(EVERY_KIND)).steps
+
+    assert ["item"] == [step.name for step in steps.values() if step.is_async]
+
+
+def test_a_definition_is_read_once(make_flow: MakeFlow) -> None:
+    flow = make_flow(EVERY_KIND)
+
+    assert define(flow) is define(flow)
+
+
+def test_a_single_step_is_start_and_end(make_flow: MakeFlow) -> None:
+    flow = make_flow("class F(FlowSpec):\n    @step\n    def work(self): pass\n")
+
+    assert ("work", "work") == (define(flow).graph.start, define(flow).graph.end)
+
+
+def test_steps_parameters_and_constants_are_inherited(make_flow: MakeFlow) -> None:
+    flow = make_flow(
+        """
+        class Shared:
+            size = 3
+        class Base(FlowSpec):
+            alpha = Parameter("alpha", default=1)
+            beta = Parameter("beta", default=1)
+            rate = 0.5
+            @step
+            def start(self):
+                self.next(self.middle)
+            @step
+            def middle(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        class Derived(Shared, Base):
+            beta = Parameter("beta", default=2)
+            rate = 0.7
+            @retry
+            @step
+            def middle(self):
+                '''Another one.'''
+                self.next(self.end)
+        """
+    )
+    definition = define(flow)
+
+    assert [] == check(definition)
+    assert ["start", "middle", "end"] == list(definition.steps)
+    assert "Another one." == definition.graph["middle"].doc
+    assert {"alpha": 1, "beta": 2} == {
+        name: each.default for name, each in definition.parameters.items()
+    }
+    assert {"rate": 0.7, "size": 3} == definition.constants
+    assert "Base" == define(flow.__mro__[2]).name
+
+
+def test_only_plain_public_values_are_constants(make_flow: MakeFlow) -> None:
+    flow = make_flow(
+        """
+        class F(FlowSpec):
+            kept = {"a": 1}
+            none = None
+            _private = 1
+            annotated: int
+            class Inner: pass
+            shorthand = lambda self: 1
+            alpha = Parameter("alpha")
+            @property
+            def size(self): return 1
+            @staticmethod
+            def helper(): return 1
+            @step
+            def only(self): pass
+        """
+    )
+
+    assert {"kept": {"a": 1}, "none": None} == define(flow).constants
+
+
+def test_decorators_are_kept_outermost_first_through_wrappers(make_flow: MakeFlow) -> None:
+    flow = make_flow(
+        """
+        import functools
+        def loud(function):
+            @functools.wraps(function)
+            def wrapper(*args):
+                return function(*args)
+            return wrapper
+        class F(FlowSpec):
+            @catch(var="error")
+            @loud
+            @step
+            @retry(times=1)
+            async def only(self):
+                pass
+        """
+    )
+    step = define(flow).steps["only"]
+
+    assert ["catch", "retry"] == [each.name for each in step.decorators]
+    assert (True, False, 13) == (step.is_async, step.takes_inputs, step.line)
+    assert [] == check(define(flow))
+
+
+def test_a_flow_of_a_notebook_cell_is_read_from_its_cell() -> None:
+    cell = HEAD + "class F(FlowSpec):\n    @step\n    def only(self): pass\n"
+    name = "<cell of a notebook>"
+    linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)
+    module: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(cell, name, "exec"), module)
+
+    definition = define(module["F"])
+
+    assert (name, 2, 4) == (definition.file, definition.line, definition.steps["only"].line)
+    assert [] == check(definition)
+
+
+def test_a_flow_without_source_says_so() -> None:
+    module: dict[str, Any] = {"__name__": "nowhere"}
+    exec(HEAD + "class F(FlowSpec):\n    @step\n    def only(self): pass\n", module)
+
+    with pytest.raises(InvalidFlow, match="source of step 'only' of flow F cannot be read"):
+        define(module["F"])
+
+
+def test_a_file_that_changed_since_it_was_imported_is_refused(
+    make_flow: MakeFlow, tmp_path: Path
+) -> None:
+    flow = make_flow("class F(FlowSpec):\n    @step\n    def only(self): pass\n")
+    (tmp_path / "flow_1.py").write_text("# one more line\n" * 9)
+
+    with pytest.raises(InvalidFlow, match="the file has changed since"):
+        define(flow)
+
+
+def test_a_file_that_is_no_longer_python_is_refused(make_flow: MakeFlow, tmp_path: Path) -> None:
+    flow = make_flow("class F(FlowSpec):\n    @step\n    def only(self): pass\n")
+    (tmp_path / "flow_1.py").write_text("class F(\n" * 9)
+
+    with pytest.raises(InvalidFlow, match="is no longer Python") as caught:
+        define(flow)
+    assert str(tmp_path / "flow_1.py") == caught.value.file
+
+
+def test_a_flow_inside_of_a_function_is_read() -> None:
+    class Local(FlowSpec):
+        @step
+        def start(self) -> None:
+            self.next(self.end)
+
+        @step
+        def end(self) -> None:
+            pass
+
+    assert ("end",) == define(Local).graph["start"].next
+    assert define(Local).line < define(Local).steps["start"].line

@@ -6,10 +6,9 @@ where it lives when it is first asked for.
 
 from __future__ import annotations
 
-import sys
 from types import ModuleType
 
-import aflow.metadata
+import aflow.metadata as _metadata_package
 
 # Type checkers take this for typing.TYPE_CHECKING. Importing typing would cost as much as all
 # the rest of `import aflow` ten times over.
@@ -126,4 +125,4 @@ class _MetadataDoor(ModuleType):
         return answer
 
 
-sys.modules["aflow.metadata"].__class__ = _MetadataDoor
+_metadata_package.__class__ = _MetadataDoor

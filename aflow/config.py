@@ -35,7 +35,8 @@ class Settings:
     """All settings of one program, checked.
 
     `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
-    None where nothing is set: the user's own. `max_log_size` is in MB per stream of an attempt.
+    None where nothing is set: the user's own. `max_log_size` is in MB (2**20 bytes) per stream
+    of an attempt.
     """
 
     root: Path
@@ -114,7 +115,7 @@ class RunOptions:
     tags: tuple[str, ...] = ()
     max_workers: int = 16
     max_num_splits: int = 100
-    max_log_size: int = 10_000_000
+    max_log_size: int = 10 << 20
     isolation: Isolation = "task"
     fail_fast: bool = False
     decospecs: tuple[str, ...] = ()

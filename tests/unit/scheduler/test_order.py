@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aflow.scheduler.messages import LaunchAttempt
+from aflow.scheduler.messages import FromTask, LaunchAttempt
 from aflow.scheduler.policy import StepPolicy
 from aflow.scheduler.states import AttemptState
 from tests.machine.driving import Run, launches
@@ -153,13 +153,13 @@ def test_counts_tell_how_far_each_step_is() -> None:
 
 
 def test_a_task_that_was_interrupted_starts_again_before_all_others() -> None:
-    run = Run(WIDE, max_workers=1)
+    run = Run(BRANCHES, max_workers=1)
     run.start()
-    run.succeed(1, count=3)
+    run.succeed(1)
 
     commands = run.end(2, AttemptState.INTERRUPTED)
 
-    assert LaunchAttempt(2, "body", 1, run.launched[1].inputs, 1, 0, 3, True) == commands[-1]
+    assert LaunchAttempt(2, "left", 1, FromTask(1)) == commands[-1]
 
 
 @pytest.mark.parametrize(("workers", "lookahead"), [(0, 0), (-1, 3), (1, -1)])

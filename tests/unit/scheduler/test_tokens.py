@@ -116,6 +116,17 @@ def test_a_foreach_of_no_items_inside_another_counts_as_one_item_of_it() -> None
     assert [LaunchAttempt(4, "last", 0, FromForeach(1, ("middle",), 1))] == launches(run.succeed(3))
 
 
+def test_a_join_inside_a_foreach_stays_at_the_index_of_its_item() -> None:
+    run = Run(NESTED)
+    run.start()
+    run.succeed(1, count=2)
+    run.succeed(3, count=1)
+
+    [middle] = launches(run.succeed(4))
+
+    assert (1, 1, 2) == (middle.split, middle.index, middle.count)
+
+
 def test_num_parallel_is_a_foreach_without_an_artifact() -> None:
     run = Run(graph(foreach("s", "a", "j", Kind.PARALLEL), linear("a", "j"), end("j")))
     run.start()
@@ -222,3 +233,12 @@ def test_a_join_may_be_a_switch() -> None:
     run.succeed(2)
 
     assert ["b"] == [each.step for each in launches(run.end_with(3, Transition(("b",))))]
+
+
+def test_a_join_is_not_among_the_steps_that_lead_into_it() -> None:
+    flow = graph(foreach("s", "a", join="j"), linear("a", "j"), switch("j", "j", "end"), end())
+    run = Run(flow)
+    run.start()
+    run.succeed(1, count=1)
+
+    assert [FromForeach(1, ("a",), 1)] == [each.inputs for each in launches(run.succeed(2))]

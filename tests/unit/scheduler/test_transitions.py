@@ -102,6 +102,36 @@ def test_a_join_that_closes_nothing_fails_the_step_that_led_there() -> None:
     assert "no split that j closes is open there" in run.finish.reason
 
 
+def test_a_way_out_of_two_splits_at_once_fails_the_step() -> None:
+    flow = graph(
+        foreach("start", "a", join="outer"),
+        foreach("a", "b", join="inner"),
+        switch("b", "inner", "outer"),
+        linear("inner", "outer"),
+        end("outer"),
+    )
+    run = Run(flow)
+    run.start()
+    run.succeed(1, count=1)
+    run.succeed(2, count=1)
+    run.succeed(3, "outer")
+
+    assert run.finish is not None
+    assert "no split that outer closes is open there" in run.finish.reason
+
+
+def test_a_join_cannot_go_back_to_itself() -> None:
+    flow = graph(foreach("start", "a", join="j"), linear("a", "j"), switch("j", "j", "end"), end())
+    run = Run(flow)
+    run.start()
+    run.succeed(1, count=1)
+    run.succeed(2)
+    run.succeed(3, "j")
+
+    assert run.finish is not None
+    assert "no split that j closes is open there" in run.finish.reason
+
+
 def test_an_end_inside_a_split_fails_the_end() -> None:
     flow = graph(split("start", "a", "end", join="j"), linear("a", "j"), linear("j", "end"), end())
     run = Run(flow)

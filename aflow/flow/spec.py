@@ -8,6 +8,7 @@ kept to a few dictionary lookups.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
 from aflow.errors import ArtifactNotFound, InvalidInput, InvalidTransition, TaskError
@@ -303,7 +304,10 @@ def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
     """What no step may set: reserved and read-only names, and methods, which a later step would
     find in place of the artifact."""
     cls = definition.cls
-    methods = {name for name in dir(cls) if name[0] != "_" and callable(getattr(cls, name))}
+    public = {name: getattr_static(cls, name) for name in dir(cls) if not name.startswith("_")}
+    methods = [
+        name for name, value in public.items() if callable(value) or isinstance(value, classmethod)
+    ]
     return RESERVED_NAMES.union(definition.parameters, definition.constants, methods)
 
 

@@ -15,6 +15,8 @@ HEAD = (
     "retry, catch, timeout, environment, resources\n"
 )
 
+# What is wrong, the flow from line 2 on, and the problems: line and part of the sentence.
+Fault = tuple[str, str, list[tuple[int, str]]]
 MakeFlow = Callable[[str], type[FlowSpec]]
 
 

@@ -88,7 +88,12 @@ def test_a_value_that_is_a_function_is_called_once_when_it_is_asked_for() -> Non
 def test_run_and_task_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(module, "_find", None)
-    set_lookup(lambda pathspec: asked.append(pathspec) or pathspec.upper())  # type: ignore[func-returns-value]
+
+    def find(pathspec: str) -> str:
+        asked.append(pathspec)
+        return pathspec.upper()
+
+    set_lookup(find)
 
     with task():
         assert ("F/7", "F/7/A/3") == (current.run, current.task)

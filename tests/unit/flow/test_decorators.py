@@ -51,6 +51,10 @@ def test_numbers_may_be_written_as_texts() -> None:
     assert Resources(cpu=2, memory=1.5e3, gpu=0) == Resources(cpu="2", memory="1.5e3", gpu="0")
 
 
+def test_the_values_of_environment_variables_are_not_shown() -> None:
+    assert "secret" not in repr(Environment(vars={"TOKEN": "secret"}))
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "sentence"),
     [
@@ -99,7 +103,7 @@ def test_numbers_may_be_written_as_texts() -> None:
         (
             Environment,
             {"vars": ["A"]},
-            '@environment: vars must be a mapping such as {"NAME": "value"}, not [\'A\'].',
+            '@environment: vars must be a mapping such as {"NAME": "value"}, not of type list.',
         ),
         (
             Environment,

@@ -92,6 +92,8 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(home), name)
     if name == "FlowSpec":
         _connect_the_command_line()
+    if name == "current":
+        _connect_the_client()
     globals()[name] = value
     return value
 
@@ -110,6 +112,18 @@ def _connect_the_command_line() -> None:
         run_script(flow)
 
     set_launcher(launch)
+
+
+def _connect_the_client() -> None:
+    """`current.run` and `current.task` are objects of the client, for the same reason."""
+    from aflow.flow.current import set_lookup
+
+    def find(pathspec: str) -> Run | Task:
+        from aflow.client import Run, Task
+
+        return Run(pathspec) if pathspec.count("/") == 1 else Task(pathspec)
+
+    set_lookup(find)
 
 
 class _MetadataDoor(ModuleType):

@@ -1,0 +1,119 @@
+"""What a flow has to pass before it runs: the rules of the graph, and a look at the code.
+
+The code is looked at by ruff, or by pylint, whichever the flow's environment has: its own
+program, which works beside our start-up.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aflow.errors import InvalidFlow
+from aflow.flow.lint import check
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+    from aflow.flow.definition import FlowDefinition
+
+Note = Callable[[str], None]
+
+# Only what cannot be meant: code that does not parse, undefined names, misplaced statements.
+_RUFF = ("check", "--select", "E9,F63,F7,F82", "--no-cache", "--quiet", "--output-format=concise")
+_RUFF_WARNINGS = ("--extend-select", "E,F,W,B")
+# Artifacts and the lazy names of the package are not seen by looking at the code.
+_PYLINT = ("--score=n", "--disable=no-member,no-name-in-module")
+
+
+def check_graph(definition: FlowDefinition, note: Note) -> None:
+    """Hold the flow against the rules of the graph; raises InvalidFlow with all that is wrong."""
+    note("Validating your flow...")
+    problems = check(definition)
+    if problems:
+        raise _together(problems)
+    note("    The graph looks good!")
+
+
+def _together(problems: Sequence[InvalidFlow]) -> InvalidFlow:
+    if len(problems) == 1:
+        return problems[0]
+    error = InvalidFlow("\n".join(str(problem) for problem in problems))
+    error.headline = f"Validity checker found {len(problems)} issues"
+    return error
+
+
+class CodeCheck:
+    """A program that looks for errors in the flow's file, from the moment this is made.
+
+    Use it as a context: what still runs at the end of the block is stopped.
+    """
+
+    def __init__(self, file: str, *, wanted: bool = True, warnings: bool = False) -> None:
+        self._wanted = wanted
+        self._name = ""
+        self._process: Popen[bytes] | None = None
+        tool = _tool() if wanted else None
+        if tool is not None:
+            from subprocess import PIPE, STDOUT, Popen  # a run without the check is spared it
+
+            self._name, command = tool
+            arguments = _arguments(self._name, warnings)
+            self._process = Popen([*command, *arguments, file], stdout=PIPE, stderr=STDOUT)
+
+    def __enter__(self) -> CodeCheck:
+        return self
+
+    def finish(self, note: Note) -> None:
+        """Wait for its verdict and note it; raises InvalidFlow with what it has found."""
+        if not self._wanted:
+            return
+        if self._process is None:
+            note("Pylint not found, so extra checks are disabled.")
+            return
+        title = self._name.capitalize()
+        note(f"Running {self._name}...")
+        output = self._process.communicate()[0].decode(errors="replace").strip()
+        code = self._process.returncode
+        if code == 0:
+            note(f"    {title} is happy!")
+        elif _found_something(self._name, code):
+            error = InvalidFlow(f"{output}\nCorrect this, or pass --no-pylint to run all the same.")
+            error.headline = f"{title} is not happy"
+            raise error
+        else:
+            last = output.splitlines()[-1] if output else f"exit code {code}"
+            note(f"    {title} did not work, so extra checks are disabled: {last}")
+
+    def __exit__(self, *exc: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+
+def _tool() -> tuple[str, list[str]] | None:
+    """Name of the tool and the command that starts it; None if there is none here."""
+    for name in ("ruff", "pylint"):
+        for folder in (Path(sys.executable).parent, Path(sys.prefix) / "bin"):
+            program = folder / name
+            if program.is_file():
+                return name, [str(program)]
+    from importlib.util import find_spec
+
+    for name in ("ruff", "pylint"):  # installed for the user alone: its program is elsewhere
+        if find_spec(name) is not None:
+            return name, [sys.executable, "-m", name]
+    return None
+
+
+def _arguments(tool: str, warnings: bool) -> tuple[str, ...]:
+    if tool == "ruff":
+        return (*_RUFF, *_RUFF_WARNINGS) if warnings else _RUFF
+    return _PYLINT if warnings else ("--errors-only", *_PYLINT)
+
+
+def _found_something(tool: str, code: int) -> bool:
+    # To ruff 1 is findings and 2 trouble of its own; pylint adds up bits, of which 32 is trouble.
+    return code == 1 if tool == "ruff" else 0 < code < 32

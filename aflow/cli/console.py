@@ -1,0 +1,264 @@
+"""What a person sees of a run: the log on stdout; banner, checks and final errors on stderr.
+
+A line of the log is `<time> <head><text>`: local time with milliseconds, then
+`[run/step/task (pid n)] `, then what the task printed, byte for byte. Nothing of it is decoded,
+stripped or interpreted, and a turn of the coordinator's loop is written by one call.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+from aflow.cli.output import Output
+from aflow.cli.problems import show
+from aflow.notices import (
+    LogLine,
+    Notice,
+    Progress,
+    RunEnded,
+    RunStarting,
+    RunStopping,
+    TaskEnded,
+    TaskStarting,
+)
+from aflow.scheduler.states import AttemptState, RunState
+
+if TYPE_CHECKING:
+    from aflow.cli.progress import ProgressBars
+
+_MAGENTA = b"\x1b[35m"
+_GREEN = b"\x1b[32m"
+_BOLD = b"\x1b[1m"
+_BAD = b"\x1b[31m\x1b[1m"
+_RESET = b"\x1b[0m"
+
+_MILLISECONDS = [b".%03d " % number for number in range(1000)]
+_SIGNAL = re.compile(r"stopped by (SIG[A-Z]+)")
+
+
+class Console:
+    """Prints the notices of one run; `watch` is what the coordinator calls with them.
+
+    `colors` is whether the log may be coloured; `bars` are drawn under it, if there are any. A
+    stdout that cannot be written to any more (nobody reads it, the disk is full) does not stop
+    the run: its log is stored all the same.
+    """
+
+    def __init__(
+        self,
+        out: BinaryIO,
+        *,
+        flow: str = "",
+        colors: bool = False,
+        ui_url: str | None = None,
+        bars: ProgressBars | None = None,
+    ) -> None:
+        self._output = Output(out)
+        self._bars = bars
+        self._ui = f"{ui_url.rstrip('/')}/{flow}/" if ui_url else ""
+        self._time_color, self._head_color, self._bold, self._bad, self._reset = (
+            (_MAGENTA, _GREEN, _BOLD, _BAD, _RESET) if colors else (b"",) * 5
+        )
+        self._second = -1
+        self._stamp = b""
+        self._owner: tuple[int, int | None] | None = None  # the task and pid that _head is of
+        self._head = b""
+        self._unfinished: tuple[int, str] | None = None  # the task and stream of a piece of a line
+        self._said_failed = False
+        self._say: dict[type, Callable[..., None]] = {
+            Progress: self._progress,
+            RunEnded: self._run_ended,
+            RunStarting: self._run_starting,
+            RunStopping: self._run_stopping,
+            TaskEnded: self._task_ended,
+            TaskStarting: self._task_starting,
+        }
+
+    def watch(self, notices: Sequence[Notice]) -> None:
+        """Print what has happened, in this order, and flush."""
+        if self._bars is not None:
+            self._output.add(self._bars.erase())
+        for notice in notices:
+            if type(notice) is LogLine:
+                self._log_line(notice)
+            else:
+                self._say[type(notice)](notice)
+        if self._bars is not None:
+            self._output.add(self._bars.draw(notices))
+        self._output.flush()
+
+    # ------------------------------------------------------------ the log of the tasks
+
+    def _log_line(self, line: LogLine) -> None:
+        """The one that has to be fast: it is called for every line that any task prints."""
+        second = int(line.at)
+        if second != self._second:
+            self._begin_second(second)
+        if self._owner != (line.task, line.pid):
+            self._begin_head(line.run, line.step, line.task, line.pid)
+        if line.whole and self._unfinished is None:
+            self._output.add(
+                b"%b%b%b%b\n"
+                % (self._stamp, _MILLISECONDS[int(line.at % 1 * 1000)], self._head, line.text)
+            )
+        else:
+            self._piece(line)
+
+    def _piece(self, line: LogLine) -> None:
+        """A piece of a line that is too long to be held, or the line after one."""
+        owner = (line.task, line.stream)
+        if self._unfinished != owner:
+            self._end_piece()
+            self._output.add(self._stamp + _MILLISECONDS[int(line.at % 1 * 1000)] + self._head)
+        self._output.add(line.text + b"\n" if line.whole else line.text)
+        self._unfinished = None if line.whole else owner
+
+    def _end_piece(self) -> None:
+        if self._unfinished is not None:
+            self._output.add(b"\n")
+            self._unfinished = None
+
+    def _begin_second(self, second: int) -> None:
+        text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        self._stamp = self._time_color + text.encode()
+        self._second = second
+
+    def _begin_head(self, run: str, step: str, task: int, pid: int | None) -> None:
+        process = "" if pid is None else f" (pid {pid})"
+        head = f"[{run}/{step}/{task}{process}] "
+        # The reset ends the colour of the time, too, which stands right before.
+        self._head = self._reset + self._head_color + head.encode() + self._reset
+        self._owner = (task, pid)
+
+    # ------------------------------------------------------------ what the system says
+
+    def _system(self, at: float, text: str, *, bad: bool = False) -> None:
+        """A line without a task."""
+        self._head = self._reset
+        self._owner = None
+        self._line(at, text, bad)
+
+    def _of_task(self, notice: TaskStarting | TaskEnded, text: str, *, bad: bool = False) -> None:
+        if self._owner != (notice.task, notice.pid):
+            self._begin_head(notice.run, notice.step, notice.task, notice.pid)
+        self._line(notice.at, text, bad)
+
+    def _line(self, at: float, text: str, bad: bool) -> None:
+        self._end_piece()
+        if int(at) != self._second:
+            self._begin_second(int(at))
+        body = (self._bad if bad else self._bold) + text.encode("utf-8", "replace") + self._reset
+        milliseconds = _MILLISECONDS[int(at % 1 * 1000)]
+        self._output.add(self._stamp + milliseconds + self._head + body + b"\n")
+
+    def _task_starting(self, notice: TaskStarting) -> None:
+        text = "Task is starting."
+        if notice.fallback:
+            text = "Task fallback is starting to handle the failure."
+        elif notice.attempt:
+            text = "Task is starting (retry)."
+        self._of_task(notice, text)
+
+    def _task_ended(self, notice: TaskEnded) -> None:
+        if notice.state == AttemptState.SUCCEEDED:
+            if notice.splits is not None:
+                self._of_task(notice, f"Foreach yields {notice.splits} child steps.")
+            self._of_task(notice, "Task finished successfully.")
+        elif notice.state in (AttemptState.CANCELLED, AttemptState.INTERRUPTED):
+            self._of_task(notice, "[KILLED BY ORCHESTRATOR]", bad=True)
+        else:
+            self._of_task(notice, f"Task failed. {notice.reason}".rstrip(), bad=True)
+            self._next_attempt(notice)
+
+    def _next_attempt(self, notice: TaskEnded) -> None:
+        wait = 0 if notice.retry_at is None else round(notice.retry_at - notice.at)
+        if wait > 0:
+            self._of_task(notice, f"The task is tried again in {plural(wait, 'second')}.")
+
+    def _run_starting(self, notice: RunStarting) -> None:
+        text = f"Workflow starting (run-id {notice.run})"
+        seen = f", see it in the UI at {self._ui}{notice.run}" if self._ui else ":"
+        self._system(notice.at, text + seen)
+
+    def _run_stopping(self, notice: RunStopping) -> None:
+        # The notice has a sentence, and no field that tells our own signals from a failure.
+        signal = _SIGNAL.search(notice.reason)
+        if signal is None:
+            self._say_failed(notice.at)
+        else:
+            again = " pressing Ctrl+C again" if signal[1] == "SIGINT" else " a second signal"
+            self._system(
+                notice.at,
+                f"Workflow interrupted. Please avoid{again} "
+                "to let the workflow clean up process finish.",
+                bad=True,
+            )
+        if notice.active:
+            text = f"Terminating {plural(notice.active, 'active task')}..."
+            self._system(notice.at, text, bad=True)
+
+    def _run_ended(self, notice: RunEnded) -> None:
+        if notice.state is RunState.SUCCEEDED:
+            seen = f" See the run in the UI at {self._ui}{notice.run}" if self._ui else ""
+            self._system(notice.at, f"Done!{seen}")
+            return
+        if notice.state is RunState.CANCELLED:
+            self._system(notice.at, f"Workflow was stopped. {notice.reason}".rstrip(), bad=True)
+            return
+        self._say_failed(notice.at)
+        self._output.flush()
+        show(*_failure(notice))
+
+    def _say_failed(self, at: float) -> None:
+        if not self._said_failed:
+            self._system(at, "Workflow failed.", bad=True)
+            self._said_failed = True
+
+    # ------------------------------------------------------------ now and then
+
+    def _progress(self, notice: Progress) -> None:
+        for text in progress_lines(notice):
+            self._system(notice.at, text)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 task`, `2 tasks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def progress_lines(notice: Progress) -> list[str]:
+    """Three sentences: what runs, what waits for a worker, what has not begun."""
+    running, queued, unstarted = notice.running, notice.queued, notice.unstarted
+    steps = [_step_counts(step, notice) for step in running]
+    lines = [_tasks(sum(running.values()), "running", ", ".join(steps))]
+    waiting = ", ".join(f"{step} ({count})" for step, count in queued.items())
+    lines.append(_tasks(sum(queued.values()), "waiting in the queue", waiting))
+    if len(unstarted) == 1:
+        lines.append(f"{unstarted[0]} step has not started")
+    elif unstarted:
+        lines.append(f"{len(unstarted)} steps have not started: {', '.join(unstarted)}.")
+    return lines
+
+
+def _step_counts(step: str, notice: Progress) -> str:
+    counts = f"{notice.running[step]} running; {notice.done.get(step, 0)} done"
+    failed = notice.failed.get(step, 0)
+    return f"{step} ({counts}; {failed} failed)" if failed else f"{step} ({counts})"
+
+
+def _tasks(count: int, doing: str, which: str) -> str:
+    if not count:
+        return f"No tasks are {doing}."
+    verb = "task is" if count == 1 else "tasks are"
+    return f"{count} {verb} {doing}: {which}."
+
+
+def _failure(notice: RunEnded) -> tuple[str, str]:
+    """Headline and sentence of the error at the end."""
+    if notice.step is None:
+        return "Run failed", notice.reason or "The run ended without success."
+    failed = f"Step {notice.step} (task-id {notice.task}) failed"
+    return "Step failure", f"{failed}: {notice.reason}" if notice.reason else f"{failed}."

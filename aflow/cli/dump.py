@@ -1,0 +1,87 @@
+"""`dump`: the artifacts that tasks have left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aflow.cli.options import flag, option
+from aflow.cli.selection import pathspec_argument, tasks_of
+from aflow.cli.session import Session
+from aflow.errors import StorageError
+
+if TYPE_CHECKING:
+    from aflow.client import DataArtifact, Task
+
+
+def dump_parameters() -> list[click.Parameter]:
+    """The argument and the options of `dump`."""
+    return [
+        pathspec_argument(),
+        flag("--private/--no-private", help="Also artifacts whose names begin with _."),
+        option(
+            "--max-value-size",
+            type=click.IntRange(min=0),
+            default=1000,
+            show_default=True,
+            metavar="BYTES",
+            help="Show values up to this size; 0 for names alone.",
+        ),
+        option("--include", metavar="A,B", default="", help="Only these artifacts."),
+        option(
+            "--file",
+            type=click.Path(dir_okay=False, writable=True),
+            metavar="FILE",
+            help="Write the values to this file: a pickle of {task: {name: value}}.",
+        ),
+    ]
+
+
+def dump(
+    session: Session, path: str, private: bool, max_value_size: int, include: str, file: str | None
+) -> None:
+    """Show the artifacts of each task, sorted by name; or write all values to a file."""
+    wanted = {name.strip() for name in include.split(",") if name.strip()}
+    values: dict[str, dict[str, Any]] = {}
+    for task in tasks_of(session, path):
+        artifacts = _artifacts(task, private, wanted)
+        if file is None:
+            _show(session, task, artifacts, max_value_size)
+        else:
+            values[task.pathspec] = {artifact.id: artifact.data for artifact in artifacts}
+    if file is not None:
+        _write(Path(file), values)
+        session.note(f"Artifacts written to {file}")
+
+
+def _artifacts(task: Task, private: bool, wanted: set[str]) -> list[DataArtifact]:
+    return sorted(
+        (
+            artifact
+            for artifact in task
+            if (private or not artifact.id.startswith("_"))
+            and (not wanted or artifact.id in wanted)
+        ),
+        key=lambda artifact: artifact.id,
+    )
+
+
+def _show(session: Session, task: Task, artifacts: list[DataArtifact], max_value_size: int) -> None:
+    session.note(f"Dumping output of {task.pathspec}")
+    for artifact in artifacts:
+        facts = f"{artifact.id} [size: {artifact.size} type: {artifact.type}]"
+        if artifact.size > max_value_size:
+            click.echo(f"{facts} < artifact too large >" if max_value_size else artifact.id)
+        else:
+            click.echo(f"{facts} = {artifact.data!r}")
+
+
+def _write(file: Path, values: dict[str, dict[str, Any]]) -> None:
+    import pickle  # only where a file is asked for
+
+    try:
+        file.write_bytes(pickle.dumps(values, protocol=pickle.HIGHEST_PROTOCOL))
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,184 @@
+"""The commands of a flow: `python flow.py COMMAND ...` and `aflow COMMAND flow.py ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import cleandoc
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aflow.cli.options import Command, flag, option, run_options, top_options, write_sections
+from aflow.cli.session import Session, bound
+from aflow.version import __version__
+
+if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
+
+# Name -> what it does. The order is that of the help.
+COMMANDS = {
+    "run": "Run the flow.",
+    "check": "Check that the flow can run (what is done without a command).",
+    "show": "Show the steps, what they say of themselves and who leads where.",
+    "dump": "Show the artifacts of tasks.",
+    "logs": "Show what tasks have printed.",
+    "output-dot": "Write the graph for graphviz.",
+    "output-raw": "Write the graph as text, or as JSON.",
+    "version": "Show the version of aflow.",
+    "help": "Show this help.",
+}
+_NORMALIZED = {
+    # --max_workers is --max-workers: a parameter keeps the underscores of its name.
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+}
+
+
+class FlowGroup(click.Group):
+    """The commands of one flow; each is made when it is asked for. `flow` is None where a
+    pathspec alone says what is meant."""
+
+    def __init__(self, flow: type[FlowSpec] | None, script: str) -> None:
+        super().__init__(
+            name=flow.__name__ if flow else "aflow",
+            params=list(top_options()),
+            help=_help_of(flow, script),
+            invoke_without_command=True,
+            callback=self._without_command,
+            context_settings=_NORMALIZED,
+        )
+        self._flow = flow
+        self._script = script
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names; what they mean to this flow is not looked at yet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, None where there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        params, body = _MAKERS[cmd_name](self._flow)
+        taken = {opt.lstrip("-") for each in params for opt in each.opts} - {"with"}
+        general = top_options(after_command=True, without=taken)
+        if any("--with" in each.opts for each in params):  # its own stands among its options
+            general = [each for each in general if each.name != "with_"]
+        return Command(
+            cmd_name,
+            params=[*params, *general],
+            callback=bound(body, self._flow, self._script),
+            help=COMMANDS[cmd_name],
+            context_settings=_NORMALIZED,
+        )
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, without making them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write commands first: they are what one looks for."""
+        self.format_commands(ctx, formatter)
+        write_sections(self, ctx, formatter)
+
+    def _without_command(self, **_: Any) -> object:
+        ctx = click.get_current_context()
+        if ctx.invoked_subcommand is not None:
+            return None
+        check = self.get_command(ctx, "check")
+        assert check is not None
+        with check.make_context("check", [], parent=ctx) as inner:
+            return check.invoke(inner)
+
+
+def _help_of(flow: type[FlowSpec] | None, script: str) -> str:
+    doc = cleandoc(flow.__doc__ or "") if flow else ""
+    return f"""{doc}
+
+\b
+Examples:
+  python {script} run --max-workers 4
+  python {script} run --help            the flow's parameters, too
+  python {script} --with retry run      every step is tried again
+  python {script} dump RUN/STEP         what a step has left
+"""
+
+
+Maker = Callable[[Any], tuple[list[click.Parameter], Callable[..., object]]]
+
+
+def _run(flow: type[FlowSpec]) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.options import parameter_options
+    from aflow.cli.run import run
+    from aflow.flow.spec import define
+
+    own = parameter_options(define(flow).parameters)
+    parameters = list(define(flow).parameters)
+
+    def body(session: Session, **values: Any) -> object:
+        given = {name: values.pop(key) for name, key in zip(parameters, own, strict=True)}
+        return run(session, given, **values)
+
+    return [*own.values(), *run_options()], body
+
+
+def _check(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.run import check
+
+    warnings = option("--warnings/--no-warnings", default=False, help="Show warnings, too.")
+    return [warnings], check
+
+
+def _show(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.graphs import show
+
+    return [], show
+
+
+def _dot(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.graphs import output_dot
+
+    return [], output_dot
+
+
+def _raw(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.graphs import output_raw
+
+    return [flag("--json", "as_json", help="As JSON.")], output_raw
+
+
+def _dump(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.dump import dump, dump_parameters
+
+    return dump_parameters(), dump
+
+
+def _logs(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.logs import logs, logs_parameters
+
+    return logs_parameters(), logs
+
+
+def _version(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    return [], lambda session: click.echo(f"aflow {__version__}")
+
+
+def _help(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    def body(session: Session) -> None:
+        ctx = click.get_current_context()
+        click.echo((ctx.parent or ctx).get_help())
+
+    return [], body
+
+
+_MAKERS: dict[str, Maker] = {
+    "run": _run,
+    "check": _check,
+    "show": _show,
+    "dump": _dump,
+    "logs": _logs,
+    "output-dot": _dot,
+    "output-raw": _raw,
+    "version": _version,
+    "help": _help,
+}

@@ -1,0 +1,87 @@
+"""`show`, `output-dot`, `output-raw`: the graph of a flow, for people and for programs."""
+
+from __future__ import annotations
+
+import inspect
+
+import click
+
+from aflow.cli.session import Session
+from aflow.flow.graph import Graph, Kind, Node
+
+
+def show(session: Session) -> None:
+    """The flow's text, then each step with its own text and where it leads."""
+    graph = session.define().graph
+    if graph.doc:
+        click.echo(f"\n{inspect.cleandoc(graph.doc)}")
+    for node in in_order(graph):
+        click.echo(f"\nStep {click.style(node.name, bold=True)}")
+        for line in inspect.cleandoc(node.doc or "?").splitlines():
+            click.echo(f"    {line}".rstrip())
+        if node.next:
+            click.echo(f"    => {', '.join(_labelled(node))}")
+    click.echo()
+
+
+def _labelled(node: Node) -> list[str]:
+    """The steps that follow, each with what decides."""
+    if node.kind is Kind.FOREACH:
+        return [f"{step} (foreach {node.foreach})" for step in node.next]
+    if node.kind is Kind.PARALLEL:
+        return [f"{step} (num_parallel)" for step in node.next]
+    if node.kind is Kind.SWITCH:
+        return [f"{step} ({node.condition} is {case})" for case, step in node.cases]
+    return list(node.next)
+
+
+def in_order(graph: Graph) -> list[Node]:
+    """The nodes from the start on, each after all that lead to it; what is not reached, last."""
+    after: list[str] = []
+    seen: set[str] = set()
+    stack = [(graph.start, False)]
+    while stack:
+        name, done = stack.pop()
+        if done:
+            after.append(name)
+        elif name not in seen and name in graph.nodes:
+            seen.add(name)
+            stack.append((name, True))
+            stack.extend((step, False) for step in graph[name].next)
+    unreached = [name for name in graph.nodes if name not in seen]
+    return [graph[name] for name in [*reversed(after), *unreached]]
+
+
+def output_dot(session: Session) -> None:
+    """The graph in the language of graphviz."""
+    graph = session.define().graph
+    click.echo(f"digraph {graph.flow} {{")
+    click.echo("  rankdir=LR;")
+    for node in in_order(graph):
+        kind = f"{node.kind.value} join" if node.is_join else node.kind.value
+        click.echo(
+            f'  "{node.name}" [label=<<b>{node.name}</b><br/><font point-size="10">{kind}</font>>'
+            ' fontname="Helvetica" shape="record"];'
+        )
+    for node in in_order(graph):
+        for step in node.next:
+            click.echo(f'  "{node.name}" -> "{step}";')
+    click.echo("}")
+
+
+def output_raw(session: Session, as_json: bool) -> None:
+    """The graph as a line a step, or as the JSON that runs store."""
+    graph = session.define().graph
+    if as_json:
+        import json
+
+        click.echo(json.dumps(graph.as_dict(), indent=2))
+        return
+    for node in in_order(graph):
+        facts = [f"kind={node.kind.value}"]
+        facts += ["join"] if node.is_join else []
+        facts += [f"foreach={node.foreach}"] if node.foreach else []
+        facts += [f"condition={node.condition}"] if node.condition else []
+        facts += [f"splits={','.join(node.splits)}"] if node.splits else []
+        facts += [f"next={','.join(node.next)}"] if node.next else []
+        click.echo(f"{node.name} {' '.join(facts)}")

@@ -1,0 +1,149 @@
+"""From `flow.py` or `flow.py:Name` to the flow class.
+
+The file is imported under its own stem, with its folder on sys.path, so that what its steps
+pickle can be loaded by whoever imports it by that name. Its `if __name__ == "__main__"` block
+does not run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from aflow.errors import FlowFileError
+
+if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
+
+_TARGET = re.compile(r"(?P<path>.+\.py)(:(?P<name>\w+))?\Z", re.DOTALL)
+
+_loading = False
+
+
+def is_target(word: str) -> bool:
+    """Whether a word of the command line means a flow file."""
+    return bool(_TARGET.match(word)) and not word.startswith("-")
+
+
+def in_progress() -> bool:
+    """Whether a flow file is being imported: a `MyFlow()` in it is not to start anything."""
+    return _loading
+
+
+def load_flow(target: str) -> type[FlowSpec]:
+    """The flow class of `path.py[:Name]`.
+
+    Raises FlowFileError where there is no such file, it does not import, or it is not clear which
+    flow is meant.
+    """
+    match = _TARGET.match(target)
+    if match is None:
+        raise FlowFileError(f"{target!r} is no flow file: give path/to/flow.py or flow.py:Name.")
+    path = Path(match["path"])
+    _check_file(path)
+    return _choose(_import(path.resolve(), path), path, match["name"])
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        here = sorted(each.name for each in path.parent.glob("*.py"))[:8]
+        hint = f" Files there: {', '.join(here)}." if here else ""
+        raise FlowFileError(f"There is no file {path}.{hint}")
+    if not path.is_file():
+        raise FlowFileError(f"{path} is a folder, not a flow file.")
+    if not os.access(path, os.R_OK):
+        raise FlowFileError(f"{path} cannot be read: permission denied.")
+
+
+def _import(path: Path, shown: Path) -> ModuleType:
+    name = path.stem
+    if name in sys.modules:
+        raise FlowFileError(
+            f"{shown} has the name of a module that is in use ({name!r}): rename the file."
+        )
+    module = ModuleType(name)
+    loader = SourceFileLoader(name, str(path))
+    module.__loader__ = loader
+    module.__file__ = str(path)
+    sys.path.insert(0, str(path.parent))
+    sys.modules[name] = module
+    try:
+        _execute(loader, module, path)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _execute(loader: SourceFileLoader, module: ModuleType, path: Path) -> None:
+    global _loading
+    _loading = True
+    try:
+        loader.exec_module(module)
+    except SyntaxError as error:
+        where = f"{error.filename or path}, line {error.lineno}"
+        source = f": {error.text.strip()}" if error.text else ""
+        raise FlowFileError(f"{where}: {error.msg}{source}") from error
+    except ModuleNotFoundError as error:
+        raise FlowFileError(
+            f"{_place(error, path)}: there is no module {error.name!r}. "
+            f"Install it for {sys.executable}, or correct the name."
+        ) from error
+    except SystemExit as error:
+        raise FlowFileError(f"{_place(error, path)}: the file ends the program.") from error
+    except Exception as error:
+        raise FlowFileError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
+    finally:
+        _loading = False
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """The innermost line of the flow file itself that led to the error."""
+    line = None
+    frames = error.__traceback__
+    while frames is not None:
+        if frames.tb_frame.f_code.co_filename == str(path):
+            line = frames.tb_lineno
+        frames = frames.tb_next
+    return f"{path}, line {line}" if line else str(path)
+
+
+def _choose(module: ModuleType, path: Path, name: str | None) -> type[FlowSpec]:
+    flows = _flows_of(module)
+    if name is not None:
+        if name not in flows:
+            raise FlowFileError(f"{path} holds no flow {name!r}; {_those_in_it(flows)}.")
+        return flows[name]
+    own = {key: flow for key, flow in flows.items() if flow.__module__ == module.__name__} or flows
+    # A flow that others in the file derive from is there to be derived from.
+    last = [key for key, flow in own.items() if not _has_heirs(flow, own)]
+    if len(last) == 1:
+        return own[last[0]]
+    if not last:
+        raise FlowFileError(f"{path} holds no flow: no class in it derives from FlowSpec.")
+    raise FlowFileError(
+        f"{path} holds several flows: {', '.join(last)}. Choose one: {path}:{last[0]}"
+    )
+
+
+def _has_heirs(flow: type[FlowSpec], flows: dict[str, type[FlowSpec]]) -> bool:
+    return any(other is not flow and issubclass(other, flow) for other in flows.values())
+
+
+def _those_in_it(flows: dict[str, type[FlowSpec]]) -> str:
+    return f"flows in it: {', '.join(flows)}" if flows else "there is no flow in it"
+
+
+def _flows_of(module: ModuleType) -> dict[str, type[FlowSpec]]:
+    from aflow.flow.spec import FlowSpec
+
+    return {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, FlowSpec) and value is not FlowSpec
+    }

@@ -1,0 +1,157 @@
+"""Where the command line begins: the command `aflow`, and `MyFlow()` in a script.
+
+aflow COMMAND flow.py[:Name] [options in any place]
+aflow flow.py[:Name] [options] COMMAND [options]     the same
+python flow.py [options] COMMAND [options]           the same
+aflow dump|logs Flow/run/step                        no file is needed
+aflow status | version | help
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import click
+
+from aflow.cli import loading
+from aflow.cli.flow_commands import COMMANDS, FlowGroup
+from aflow.cli.options import run_options, top_options
+from aflow.cli.problems import guarded
+from aflow.version import __version__
+
+if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
+
+_HELP = f"""\
+aflow {__version__}: flows of steps, run with all their artifacts kept.
+
+Usage: aflow COMMAND flow.py[:Name] [OPTIONS]
+
+Commands for a flow (aflow COMMAND flow.py --help shows the options):
+{{commands}}
+Commands for this folder:
+  status      The flows that have run here, and their latest runs.
+  version     Show the version of aflow.
+  help        Show this help.
+
+Examples:
+  aflow run flow.py --alpha 0.5 --max-workers 4
+  aflow run flow.py --help              the flow's parameters, too
+  aflow run flow.py --with retry        every step is tried again
+  aflow logs MyFlow/1234/start          what a step has printed
+  python flow.py run                    the same without this command
+"""
+
+# What a pathspec alone can say.
+_NEED_NO_FILE = ("dump", "logs")
+
+
+class Line(NamedTuple):
+    """A command line taken apart: the words that are neither command nor file keep their order,
+    those ahead of the command's name apart."""
+
+    ahead: list[str]
+    command: str | None
+    target: str | None
+    rest: list[str]
+
+
+def run_program(words: Sequence[str]) -> NoReturn:
+    """The command `aflow` with these words; ends the program."""
+    sys.exit(guarded(lambda: _program(words)))
+
+
+def run_script(flow: type[FlowSpec]) -> None:
+    """`MyFlow()` in a script: its command line; ends the program. Where the file is only being
+    loaded, nothing happens: whoever loads it decides what is done with the flow."""
+    if loading.in_progress():
+        return
+    script = sys.argv[0]
+    sys.exit(guarded(lambda: _flow_group(flow, script, sys.argv[1:])))
+
+
+def _flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:
+    shown = os.path.basename(script)
+    group = FlowGroup(flow, shown)
+    return group.main(list(words), prog_name=shown, standalone_mode=False)
+
+
+def _program(words: Sequence[str]) -> object:
+    line = take_apart(words)
+    if line.target is not None:
+        command = [] if line.command is None else [line.command]
+        flow = loading.load_flow(line.target)
+        return _flow_group(flow, line.target, [*line.ahead, *command, *line.rest])
+    if line.command in _NEED_NO_FILE:
+        return _flow_group(None, "aflow", [*line.ahead, line.command, *line.rest])
+    if line.command == "status":
+        from aflow.cli.status import status
+
+        return status(line.rest)
+    if line.command == "version" or "--version" in words:
+        click.echo(f"aflow {__version__}")
+        return 0
+    if line.command in (None, "help") or "--help" in words or "-h" in words:
+        click.echo(_help())
+        return 0
+    if line.command in COMMANDS:
+        raise click.UsageError(f"Which flow? Write: aflow {line.command} flow.py")
+    raise click.UsageError(f"There is no command {line.command!r}. See: aflow help")
+
+
+def _help() -> str:
+    commands = [f"  {name:<11} {text}\n" for name, text in COMMANDS.items()]
+    return _HELP.format(commands="".join(commands[:-2]))
+
+
+def take_apart(words: Sequence[str]) -> Line:
+    """Find the command and the flow file among the options."""
+    ahead: list[str] = []
+    rest: list[str] = []
+    command = target = None
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word.startswith("-"):
+            taken = 1 + _takes_next(words, position)
+            (rest if command else ahead).extend(words[position : position + taken])
+            position += taken
+            continue
+        position += 1
+        if loading.is_target(word):
+            target = word
+            break
+        if command == "logs" and word == "show":  # the name of what it does anyway
+            rest.append(word)
+            continue
+        if command is not None:
+            rest.append(word)  # the argument of a command that needs no file
+            break
+        command = word
+    tail = list(words[position:])
+    if command is None and target is not None:
+        return Line([], None, target, [*ahead, *tail])
+    return Line(ahead, command, target, [*rest, *tail])
+
+
+def _takes_next(words: Sequence[str], position: int) -> bool:
+    """Whether the option here has the next word as its value. One that is not known is a
+    parameter of the flow, which has a value."""
+    option = words[position]
+    if "=" in option or option in _flags() or position + 1 == len(words):
+        return False
+    return option in _valued() or not loading.is_target(words[position + 1])
+
+
+def _flags() -> set[str]:
+    known = [each for each in (*top_options(), *run_options()) if each.is_flag]
+    names = {name for each in known for name in (*each.opts, *each.secondary_opts)}
+    return names | {"--help", "-h", "--version"}
+
+
+def _valued() -> set[str]:
+    known = [each for each in (*top_options(), *run_options()) if not each.is_flag]
+    return {name for each in known for name in each.opts}

@@ -1,0 +1,245 @@
+"""The options of the command line, in sections, and where else their values may come from.
+
+Every option can be given in the environment as well: AFLOW_<OPTION>, else METAFLOW_<OPTION>;
+for `run` and the parameters AFLOW_RUN_<OPTION>, else METAFLOW_RUN_<OPTION>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aflow import ids
+from aflow.errors import InvalidName, InvalidParameter
+from aflow.flow.parameters import Parameter, type_name
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:  # it is generic for type checkers alone, before click 8.5
+    ParamType = click.ParamType
+
+GENERAL = "General options"
+OPTIONS = "Options"
+PARAMETERS = "Parameters of the flow"
+
+# What every command takes, before its name or after it.
+TOP_NAMES = (
+    "quiet",
+    "metadata",
+    "environment",
+    "datastore",
+    "datastore_root",
+    "package_suffixes",
+    "with_",
+    "pylint",
+    "event_logger",
+    "monitor",
+)
+
+
+class Option(click.Option):
+    """An option that knows its section of the help."""
+
+    section = OPTIONS
+
+
+class Command(click.Command):
+    """A command whose help lists its options by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one definition list a section."""
+        write_sections(self, ctx, formatter)
+
+
+def write_sections(
+    command: click.Command, ctx: click.Context, formatter: click.HelpFormatter
+) -> None:
+    """Write the command's options into its help, by section, in the order they first come."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            sections.setdefault(getattr(parameter, "section", GENERAL), []).append(record)
+    for title, records in sections.items():
+        with formatter.section(title):
+            formatter.write_dl(records)
+
+
+def environment_names(name: str, scope: str = "") -> list[str]:
+    """The environment variables that stand for an option, the strongest first."""
+    plain = (scope + name.lstrip("-")).replace("-", "_").upper()
+    return [f"AFLOW_{plain}", f"METAFLOW_{plain}"]
+
+
+def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest: Any) -> Option:
+    """An option; with a `scope` ("" or "run_") it is read from the environment, too."""
+    made = Option(names, **rest)
+    made.section = section
+    if scope is not None:
+        long = next(name for name in names if name.startswith("--"))
+        made.envvar = environment_names(long.partition("/")[0], scope)
+    return made
+
+
+def flag(*names: str, help: str, **rest: Any) -> Option:
+    """An option without a value, off unless it is given."""
+    return option(*names, is_flag=True, default=False, help=help, **rest)
+
+
+# ------------------------------------------------------------ every command
+
+
+def top_options(*, after_command: bool = False, without: Collection[str] = ()) -> list[Option]:
+    """The options of every command. After the command's name they take nothing from the
+    environment: what was said before the name (or there) is then still to be seen. `without`
+    are the names that the command has for itself."""
+    scope = None if after_command else ""
+    rest: dict[str, Any] = {"section": GENERAL, "scope": scope, "default": None}
+    made = [
+        option(
+            "--quiet/--not-quiet",
+            help="Print nothing about the checks before the run.  [default: not-quiet]",
+            **rest,
+        ),
+        _choice("--metadata", ["local"], "Where the metadata is.", rest),
+        _choice("--environment", ["local"], "Environment that tasks run in.", rest),
+        _choice("--datastore", ["local"], "Where the artifacts are.", rest),
+        option("--datastore-root", metavar="PATH", help="Folder of the local datastore.", **rest),
+        option(
+            "--package-suffixes",
+            metavar="SUFFIXES",
+            help="Accepted for old scripts; local runs need no code package.",
+            **rest,
+        ),
+        option("--pylint/--no-pylint", help="Look for errors in the code first.", **rest),
+        _choice("--event-logger", ["nullSidecarLogger", "debugLogger"], "Accepted, unused.", rest),
+        _choice("--monitor", ["nullSidecarMonitor", "debugMonitor"], "Accepted, unused.", rest),
+        with_option(GENERAL, scope),
+    ]
+    return [each for each in made if not set(each.opts) & {f"--{name}" for name in without}]
+
+
+def _choice(name: str, values: list[str], help: str, rest: Mapping[str, Any]) -> Option:
+    return option(name, type=click.Choice(values), help=help, **rest)
+
+
+def with_option(section: str, scope: str | None) -> Option:
+    """`--with`, which may be given many times."""
+    return option(
+        "--with",
+        "with_",
+        section=section,
+        scope=scope,
+        multiple=True,
+        metavar="DECORATOR",
+        help="Put a decorator on every step, as in retry:times=2.",
+    )
+
+
+# ------------------------------------------------------------ run
+
+
+def run_options() -> list[Option]:
+    """The options of `run`, without the parameters of the flow. Those that Settings know have no
+    default here: it is theirs."""
+    number: dict[str, Any] = {"type": click.IntRange(min=1), "metavar": "N", "default": None}
+    return [
+        option(
+            "--tag",
+            "tags",
+            scope="run_",
+            multiple=True,
+            type=TagType(),
+            metavar="TAG",
+            help="Mark the run; may be given many times.",
+        ),
+        option("--max-workers", help="Tasks that run at once.  [default: 16]", **number),
+        option("--max-num-splits", help="Items that a foreach may have.  [default: 100]", **number),
+        option(
+            "--max-log-size",
+            help="Log kept of each stream of an attempt, in MB.  [default: 10]",
+            **number,
+        ),
+        with_option(OPTIONS, "run_"),
+        _file("--run-id-file", "Write the run's id to this file."),
+        _file("--runner-attribute-file", "Write run id, flow and metadata to this file, as JSON."),
+        option(
+            "--namespace",
+            scope="run_",
+            default=None,
+            metavar="NAME",
+            help="Namespace of the client inside the run; empty for the global one.",
+        ),
+        option(
+            "--isolation",
+            type=click.Choice(["task", "worker"]),
+            default=None,
+            help="A fresh process for each task, or processes that run many.  [default: task]",
+        ),
+        flag("--fail-fast", help="Stop all tasks when one has failed for good.", scope="run_"),
+        flag("--progress", help="Show a bar for each step (on a terminal).", scope="run_"),
+    ]
+
+
+def _file(name: str, help: str) -> Option:
+    kind = click.Path(dir_okay=False, writable=True)
+    return option(name, scope="run_", default=None, type=kind, metavar="FILE", help=help)
+
+
+class TagType(ParamType):
+    """A tag."""
+
+    name = "tag"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The tag; a usage error for what cannot be one."""
+        try:
+            return ids.tag(value)
+        except InvalidName as error:
+            self.fail(str(error), param, ctx)
+
+
+# ------------------------------------------------------------ the flow's own
+
+
+class ParameterType(ParamType):
+    """A value of a flow's parameter, converted by the parameter itself."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self.name = type_name(parameter.type).lower()
+        self._parameter = parameter
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value in the parameter's type; a usage error where it has none."""
+        try:
+            return self._parameter.convert(value)
+        except InvalidParameter as error:
+            self.fail(str(error), param, ctx)
+
+
+def parameter_options(parameters: Mapping[str, Parameter]) -> dict[str, Option]:
+    """Option by the name under which click gives its value, which is `parameter_<n>`: so none
+    can be taken for an option of ours."""
+    made = {}
+    for number, parameter in enumerate(parameters.values()):
+        made[f"parameter_{number}"] = option(
+            f"--{parameter.name}",
+            f"parameter_{number}",
+            section=PARAMETERS,
+            scope="run_",
+            default=None,
+            type=ParameterType(parameter),
+            help=_parameter_help(parameter),
+        )
+    return made
+
+
+def _parameter_help(parameter: Parameter) -> str:
+    facts = ["required"] if parameter.required else []
+    if parameter.default is not None and parameter.show_default:
+        default = "computed" if callable(parameter.default) else parameter.default
+        facts.append(f"default: {default}")
+    noted = f"  [{'; '.join(facts)}]" if facts else ""
+    return f"{parameter.help or ''}{noted}".strip()

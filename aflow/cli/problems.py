@@ -1,0 +1,96 @@
+"""From an exception to one sentence on stderr and an exit code.
+
+0    done
+1    the run, or what was asked, failed
+2    what was typed cannot be used
+130  interrupted (SIGINT); 143 ended by SIGTERM
+141  nobody reads our output any more (SIGPIPE)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import click
+
+from aflow.config import Settings
+from aflow.errors import AflowError, InvalidInput, InvalidSetting
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+NO_READER = 141
+
+
+def guarded(body: Callable[[], object]) -> int:
+    """The exit code of `body()`, which is what it returns if that is a number, else 0.
+
+    Whatever it raises becomes a sentence on stderr; with AFLOW_DEBUG=1 the traceback comes first.
+    """
+    try:
+        code = body()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.secho("Interrupted.", fg="red", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        forget_stdout()
+        return NO_READER
+    except AflowError as error:
+        _traceback_if_asked_for()
+        show(error.headline, str(error))
+        return USAGE if isinstance(error, InvalidInput) else FAILED
+    except Exception as error:  # noqa: BLE001 -- whatever it is, a person gets a sentence
+        _unexpected(error)
+        return FAILED
+
+
+def show(headline: str, message: str) -> None:
+    """Write an error on stderr in the layout that users of Metaflow know."""
+    lines = "\n".join(f"    {line}".rstrip() for line in message.splitlines())
+    color = _wishes().color
+    click.secho(f"    {headline}:", fg="red", bold=True, err=True, color=color)
+    click.secho(lines, fg="red", err=True, color=color)
+
+
+def forget_stdout() -> None:
+    """Send what is still buffered for stdout nowhere, so that the exit is quiet."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _unexpected(error: Exception) -> None:
+    shown = _traceback_if_asked_for()
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    message = f"{text}\nThis is a fault of aflow itself; please report it with the traceback"
+    show("aflow failed unexpectedly", message + ("." if shown else " (set AFLOW_DEBUG=1)."))
+
+
+def _traceback_if_asked_for() -> bool:
+    asked = _wishes().debug
+    if asked:
+        import traceback  # nobody pays for it on a good day
+
+        traceback.print_exc()
+    return asked
+
+
+class _Wishes(NamedTuple):
+    debug: bool = False
+    color: bool | None = None  # None: as the terminal can
+
+
+def _wishes() -> _Wishes:
+    try:
+        settings = Settings.load()
+    except InvalidSetting:  # it is what went wrong, and has its own sentence
+        return _Wishes()
+    return _Wishes(settings.debug, False if settings.no_color else None)

@@ -1,0 +1,193 @@
+"""`run` and `check`: all checks, then the run in the foreground."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aflow import ids
+from aflow.cli.checks import CodeCheck, check_graph
+from aflow.cli.session import Session
+from aflow.config import RunOptions, Settings
+from aflow.errors import InvalidName
+from aflow.flow.decorators import attach
+from aflow.flow.parameters import ParameterContext, resolve
+from aflow.notices import Notice, RunEnded, RunStarting
+from aflow.scheduler.states import RunState
+from aflow.version import __version__
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+
+
+def check(session: Session, warnings: bool) -> None:
+    """`check`: whether the flow can run; raises InvalidFlow where it cannot."""
+    definition = session.define()
+    settings = session.settings()
+    _banner(session, definition, settings)
+    wanted = session.wants_code_check
+    with CodeCheck(definition.file, wanted=wanted, warnings=warnings) as code:
+        check_graph(attach(definition, _decospecs(session, settings)), session.note)
+        code.finish(session.note)
+
+
+def run(
+    session: Session,
+    given: Mapping[str, Any],
+    *,
+    max_workers: int | None,
+    max_num_splits: int | None,
+    max_log_size: int | None,
+    isolation: str | None,
+    runner_attribute_file: str | None,
+    progress: bool,
+    **rest: Any,
+) -> int:
+    """`run`: the exit code. `given` are the parameters that were given, by attribute."""
+    settings = session.settings(
+        max_workers=max_workers,
+        max_num_splits=max_num_splits,
+        max_log_size=max_log_size,
+        isolation=isolation,
+    )
+    definition = session.define()
+    with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
+        _banner(session, definition, settings)
+        if not settings.root.exists():
+            session.note(f"Creating local datastore in current directory ({settings.root})")
+        decospecs = _decospecs(session, settings)
+        definition = attach(definition, decospecs)
+        check_graph(definition, session.note)
+        options = _options(session, definition, settings, decospecs, given, **rest)
+        watch = _watch(definition, settings, progress, runner_attribute_file)
+        code.finish(session.note)
+    from aflow import foreground  # what is only checked needs none of it
+
+    ended, signum = foreground.run(definition, options, settings, watch)
+    return _exit_code(ended, signum)
+
+
+def _exit_code(ended: RunEnded, signum: int | None) -> int:
+    if ended.state is RunState.SUCCEEDED:
+        return 0
+    return 1 if signum is None else 128 + signum
+
+
+def _banner(session: Session, definition: FlowDefinition, settings: Settings) -> None:
+    color = False if settings.no_color else None
+    banner = f"aflow {__version__} executing {definition.name} for user:{settings.user}"
+    session.note(click.style(banner, fg="magenta") if color is None else banner)
+
+
+def _decospecs(session: Session, settings: Settings) -> tuple[str, ...]:
+    return (*session.top["with_"], *settings.default_decospecs)
+
+
+# ------------------------------------------------------------ what the run is started with
+
+
+def _options(
+    session: Session,
+    definition: FlowDefinition,
+    settings: Settings,
+    decospecs: tuple[str, ...],
+    given: Mapping[str, Any],
+    *,
+    tags: Sequence[str],
+    fail_fast: bool,
+    run_id_file: str | None,
+    namespace: str | None,
+) -> RunOptions:
+    return RunOptions(
+        parameters=_values(definition, settings, given),
+        tags=_checked_tags(tags),
+        max_workers=settings.max_workers,
+        max_num_splits=settings.max_num_splits,
+        max_log_size=settings.max_log_size << 20,
+        isolation=settings.isolation,
+        fail_fast=fail_fast,
+        decospecs=decospecs,
+        run_id_file=_writable(run_id_file),
+        namespace=settings.namespace if namespace is None else namespace,
+        script=session.script,
+        datastore=settings.datastore,
+        metadata=settings.metadata,
+    )
+
+
+def _values(
+    definition: FlowDefinition, settings: Settings, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    def context(name: str) -> ParameterContext:
+        return ParameterContext(
+            definition.name, settings.user, name, click.echo, settings.datastore, {}
+        )
+
+    return resolve(definition, given, context)
+
+
+def _checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    unique = tuple(dict.fromkeys(tags))
+    if len(unique) > ids.MAX_TAGS:
+        raise InvalidName(
+            f"A run can have at most {ids.MAX_TAGS} tags; {len(unique)} were given with --tag."
+        )
+    return unique
+
+
+def _writable(file: str | None) -> Path | None:
+    """The path, if its folder is there: better said now than when the run has begun."""
+    if file is None:
+        return None
+    path = Path(file)
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {path.parent} to write {path.name} in.")
+    return path
+
+
+# ------------------------------------------------------------ what watches the run
+
+
+def _watch(
+    definition: FlowDefinition, settings: Settings, progress: bool, attribute_file: str | None
+) -> Callable[[Sequence[Notice]], None]:
+    from aflow.cli.console import Console
+
+    terminal = sys.stdout.isatty()
+    colors = terminal and not settings.no_color
+    bars = None
+    if progress and terminal:
+        from aflow.cli.progress import ProgressBars  # rich costs as much as all the rest
+
+        bars = ProgressBars(definition.graph, colors=colors)
+    sys.stdout.flush()
+    console = Console(
+        sys.stdout.buffer, flow=definition.name, colors=colors, ui_url=settings.ui_url, bars=bars
+    )
+    path = _writable(attribute_file)
+    return console.watch if path is None else _also_writing(path, settings, console.watch)
+
+
+def _also_writing(
+    path: Path, settings: Settings, watch: Callable[[Sequence[Notice]], None]
+) -> Callable[[Sequence[Notice]], None]:
+    """Write what a program that has started us wants to know, as soon as the run is recorded."""
+
+    def tell(notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            if type(notice) is RunStarting:
+                import json
+
+                facts = {
+                    "run_id": notice.run,
+                    "flow_name": notice.flow,
+                    "metadata": f"{settings.metadata}@{settings.root.parent}",
+                }
+                path.write_text(json.dumps(facts))
+        watch(notices)
+
+    return tell

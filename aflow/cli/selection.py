@@ -1,0 +1,54 @@
+"""From the pathspec that `dump` and `logs` are given to the tasks that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from aflow.cli.session import Session
+from aflow.ids import Pathspec
+
+if TYPE_CHECKING:
+    from aflow.client import Task
+
+HELP = "RUN[/STEP[/TASK]], or the same with the flow's name before it."
+
+
+def pathspec_argument() -> click.Argument:
+    """The argument PATHSPEC."""
+    return click.Argument(["path"], metavar="PATHSPEC")
+
+
+def tasks_of(session: Session, path: str, attempt: int | None = None) -> Iterator[Task]:
+    """The tasks that a path means, in the order of their numbers step by step, whosever they are.
+
+    Raises InvalidName for what is no pathspec, NotFound for what is not there.
+    """
+    from aflow import client
+
+    spec = _pathspec(session, path)
+    client.metadata(f"local@{session.settings().root}")
+    client.namespace(None)  # who names a run exactly means it, whosever it is
+    if spec.task is not None:
+        yield client.Task(str(spec), attempt=attempt)
+        return
+    if spec.step is not None:
+        steps = [client.Step(str(spec))]
+    else:
+        steps = sorted(client.Run(str(spec)), key=lambda step: step.created_at)
+    for step in steps:
+        for task in sorted(step, key=lambda task: int(task.id)):
+            yield task if attempt is None else client.Task(task.pathspec, attempt=attempt)
+
+
+def _pathspec(session: Session, path: str) -> Pathspec:
+    flow = session.flow.__name__ if session.flow else None
+    if flow is not None and not path.startswith(f"{flow}/"):
+        path = f"{flow}/{path}"
+    spec = Pathspec.parse(path)
+    if spec.run is None or spec.artifact is not None:
+        expected = HELP if flow else "FLOW/RUN[/STEP[/TASK]]"
+        raise click.BadParameter(f"{path!r} names no run, step or task: give {expected}")
+    return spec

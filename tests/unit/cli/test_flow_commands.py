@@ -1,0 +1,232 @@
+"""The commands of a flow, up to the point where one of them begins to work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from aflow import FlowSpec, JSONType, Parameter, retry, step
+from aflow.cli.flow_commands import COMMANDS, FlowGroup
+from aflow.cli.options import Command, option, top_options, with_option
+from aflow.cli.session import Session, bound
+
+
+class ManyFlow(FlowSpec):
+    """A flow with parameters.
+
+    It does nothing.
+    """
+
+    alpha = Parameter("alpha", help="Learning rate", default=0.01)
+    names = Parameter("names", separator=",")
+    some_plan = Parameter("some_plan", type=JSONType, required=True)
+    today = Parameter("today", default=lambda context: context.parameter_name)
+
+    @retry(times=1)
+    @step
+    def start(self):
+        """The first."""
+        self.xs = [1, 2]
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.kind = "a"
+        self.next({"a": self.left, "b": self.end}, condition="kind")
+
+    @step
+    def left(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+def invoke(*words: str, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(FlowGroup(ManyFlow, "many.py"), words, env=env)
+
+
+# ------------------------------------------------------------ help
+
+
+def test_help_teaches_all_commands_by_example() -> None:
+    text = invoke("--help").output
+
+    assert [] == [name for name in COMMANDS if f"  {name} " not in text]
+    assert "python many.py run --max-workers 4" in text
+    assert "A flow with parameters.\n\n  It does nothing." in text
+
+
+def test_the_command_help_says_the_same() -> None:
+    assert invoke("--help").output.splitlines()[1:] == invoke("help").output.splitlines()[1:]
+
+
+def test_help_of_run_begins_with_the_parameters_and_their_defaults() -> None:
+    text = invoke("run", "--help").output
+    plain = " ".join(text.split())
+
+    assert text.index("Parameters of the flow") < text.index("--tag") < text.index("--quiet")
+    assert "--alpha FLOAT Learning rate [default: 0.01]" in plain
+    assert "--some_plan JSON [required]" in plain
+    assert "--today STR [default: computed]" in plain
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    result = invoke(name, "--help")
+
+    assert 0 == result.exit_code
+    assert COMMANDS[name] in " ".join(result.output.split())
+
+
+# ------------------------------------------------------------ the graph
+
+
+def test_show_tells_the_steps_in_order_with_their_texts() -> None:
+    assert (
+        "\nA flow with parameters.\n\nIt does nothing.\n"
+        "\nStep start\n    The first.\n    => work (foreach xs)\n"
+        "\nStep work\n    ?\n    => join\n"
+        "\nStep join\n    ?\n    => left (kind is a), end (kind is b)\n"
+        "\nStep left\n    ?\n    => end\n"
+        "\nStep end\n    ?\n\n"
+    ) == invoke("show").output
+
+
+def test_dot_has_every_step_and_every_edge() -> None:
+    lines = invoke("output-dot").output.splitlines()
+
+    assert "digraph ManyFlow {" == lines[0]
+    assert 5 == sum("label=" in each for each in lines)
+    assert [
+        '  "start" -> "work";',
+        '  "work" -> "join";',
+        '  "join" -> "left";',
+        '  "join" -> "end";',
+        '  "left" -> "end";',
+    ] == [each for each in lines if "->" in each]
+
+
+def test_raw_output_is_a_line_a_step() -> None:
+    assert [
+        "start kind=foreach foreach=xs next=work",
+        "work kind=linear splits=start next=join",
+        "join kind=switch join condition=kind next=left,end",
+        "left kind=linear next=end",
+        "end kind=end",
+    ] == invoke("output-raw").output.splitlines()
+
+
+def test_raw_output_as_json_is_the_graph_that_runs_store() -> None:
+    import json
+
+    from aflow.flow.graph import Graph
+    from aflow.flow.spec import define
+
+    assert define(ManyFlow).graph == Graph.from_dict(
+        json.loads(invoke("output-raw", "--json").output)
+    )
+
+
+# ------------------------------------------------------------ wrong words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rnu"], "No such command 'rnu'"),
+        (["run", "--beta", "1"], "No such option"),
+        (["run", "--alpha", "x"], "Parameter 'alpha' has the value 'x', which is not a number"),
+        (["run", "--some_plan", "{"], "which is not JSON"),
+        (["run", "--max-workers", "0"], "'--max-workers': 0 is not in the range x>=1"),
+        (["run", "--isolation", "cell"], "'cell' is not one of 'task', 'worker'"),
+        (["--datastore", "floppy", "run"], "'floppy' is not 'local'"),
+        (["run", "--tag", ""], "cannot be a tag"),
+        (["run", "--tag", "x" * 501], "is too long"),
+    ],
+)
+def test_a_word_that_cannot_be_used_is_a_usage_error(words: list[str], message: str) -> None:
+    result = invoke(*words)
+
+    assert 2 == result.exit_code
+    assert message in " ".join(result.output.split())
+
+
+def test_parameters_come_from_the_environment_and_are_checked_there() -> None:
+    result = invoke("run", env={"METAFLOW_RUN_ALPHA": "x"})
+
+    assert 2 == result.exit_code
+    assert "which is not a number" in " ".join(result.output.split())
+
+
+# ------------------------------------------------------------ options in any place
+
+
+class Seen:
+    """What a command's body was called with."""
+
+    def __init__(self) -> None:
+        self.session: Session
+        self.own: dict[str, Any]
+
+    def __call__(self, session: Session, **own: Any) -> None:
+        self.session, self.own = session, own
+
+
+def called(words: list[str], env: dict[str, str] | None = None) -> Seen:
+    seen = Seen()
+    group = click.Group("flow.py", params=list(top_options()))
+    params: list[click.Parameter] = [option("--size", default=1), with_option("Options", "run_")]
+    general = top_options(after_command=True, without=["with"])
+    group.add_command(
+        Command("go", params=[*params, *general], callback=bound(seen, None, "flow.py"))
+    )
+    result = CliRunner().invoke(group, words, env=env, catch_exceptions=False)
+    assert 0 == result.exit_code, result.output
+    return seen
+
+
+@pytest.mark.parametrize("words", [["--quiet", "go"], ["go", "--quiet"]])
+def test_an_option_of_every_command_may_stand_before_it_or_behind(words: list[str]) -> None:
+    assert True is called(words).session.top["quiet"]
+
+
+def test_what_stands_behind_the_command_wins() -> None:
+    words = ["--quiet", "--datastore-root", "a", "go", "--not-quiet", "--datastore-root", "b"]
+    top = called(words).session.top
+
+    assert (False, "b") == (top["quiet"], top["datastore_root"])
+
+
+def test_decorators_add_up_from_both_places() -> None:
+    words = ["--with", "retry", "go", "--with", "timeout:seconds=1", "--with", "catch"]
+
+    assert ("retry", "timeout:seconds=1", "catch") == called(words).session.top["with_"]
+
+
+def test_a_command_gets_its_own_options_alone() -> None:
+    assert {"size": 3} == called(["--quiet", "go", "--size", "3", "--with", "retry"]).own
+
+
+@pytest.mark.parametrize("prefix", ["AFLOW", "METAFLOW"])
+def test_options_of_every_command_come_from_the_environment(prefix: str) -> None:
+    assert True is called(["go"], {f"{prefix}_QUIET": "1"}).session.top["quiet"]
+
+
+def test_our_own_variable_is_stronger_than_the_old_one() -> None:
+    env = {"AFLOW_PYLINT": "0", "METAFLOW_PYLINT": "1"}
+
+    assert not called(["go"], env).session.wants_code_check
+
+
+def test_the_code_is_checked_unless_that_is_refused() -> None:
+    assert called(["go"]).session.wants_code_check
+    assert not called(["go", "--no-pylint"]).session.wants_code_check

@@ -1,0 +1,64 @@
+"""The words of the command line: which is the command, which the flow, which the rest."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aflow.cli.main import Line, take_apart
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("", Line([], None, None, [])),
+        ("status", Line([], "status", None, [])),
+        ("run flow.py", Line([], "run", "flow.py", [])),
+        (
+            "run flow.py:Name --alpha 1 --quiet",
+            Line([], "run", "flow.py:Name", ["--alpha", "1", "--quiet"]),
+        ),
+        (
+            "run --max-workers 3 flow.py --alpha 1",
+            Line([], "run", "flow.py", ["--max-workers", "3", "--alpha", "1"]),
+        ),
+        ("run --alpha 1 flow.py", Line([], "run", "flow.py", ["--alpha", "1"])),
+        ("run --fail-fast flow.py x", Line([], "run", "flow.py", ["--fail-fast", "x"])),
+        ("--quiet run flow.py", Line(["--quiet"], "run", "flow.py", [])),
+        ("--with retry run flow.py", Line(["--with", "retry"], "run", "flow.py", [])),
+        ("--with=retry run flow.py", Line(["--with=retry"], "run", "flow.py", [])),
+        ("flow.py run --alpha 1", Line([], None, "flow.py", ["run", "--alpha", "1"])),
+        ("flow.py --quiet run", Line([], None, "flow.py", ["--quiet", "run"])),
+        ("--quiet flow.py run", Line([], None, "flow.py", ["--quiet", "run"])),
+        (
+            "run --run-id-file a.py flow.py",
+            Line([], "run", "flow.py", ["--run-id-file", "a.py"]),
+        ),
+        ("run --unknown flow.py", Line([], "run", "flow.py", ["--unknown"])),
+        ("run --help", Line([], "run", None, ["--help"])),
+        ("run flow.py --help", Line([], "run", "flow.py", ["--help"])),
+        ("logs My/1/a --stdout", Line([], "logs", None, ["My/1/a", "--stdout"])),
+        ("logs --stdout My/1/a", Line([], "logs", None, ["--stdout", "My/1/a"])),
+        (
+            "logs show --timestamps flow.py 1/a",
+            Line([], "logs", "flow.py", ["show", "--timestamps", "1/a"]),
+        ),
+    ],
+)
+def test_command_and_flow_are_found_among_the_options(words: str, line: Line) -> None:
+    assert line == take_apart(words.split())
+
+
+WORDS = st.sampled_from(
+    ["run", "flow.py", "--quiet", "--alpha", "1", "--max-workers", "logs", "a/b"]
+)
+
+
+@given(st.lists(WORDS))
+def test_no_word_is_lost_or_made_up(words: list[str]) -> None:
+    line = take_apart(words)
+    taken = [*line.ahead, *line.rest]
+    taken += [word for word in (line.command, line.target) if word is not None]
+
+    assert sorted(words) == sorted(taken)

@@ -1,0 +1,75 @@
+"""From what went wrong to a sentence and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+import pytest
+
+from aflow.cli.problems import guarded
+from aflow.errors import AflowError, InvalidFlow, InvalidParameter, NotFound
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def body() -> object:
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize(("answer", "code"), [(None, 0), (0, 0), (1, 1), (143, 143), ("x", 0)])
+def test_the_exit_code_is_the_answer_if_it_is_a_number(answer: object, code: int) -> None:
+    assert code == guarded(lambda: answer)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (NotFound("No run 7."), 1, "    Object not found:\n    No run 7.\n"),
+        (AflowError("one\n  two"), 1, "    aflow failed:\n    one\n      two\n"),
+        (
+            InvalidFlow("No end.", file="f.py", line=3),
+            1,
+            "    Validity checker found an issue:\n    No end. (f.py, line 3)\n",
+        ),
+        (InvalidParameter("No number."), 2, "    Invalid parameter:\n    No number.\n"),
+        (click.UsageError("No such thing."), 2, "Error: No such thing.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (click.Abort(), 130, "Interrupted.\n"),
+    ],
+)
+def test_every_error_has_its_sentence_and_its_exit_code(
+    error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code == guarded(raising(error))
+    assert text == capsys.readouterr().err
+
+
+def test_a_fault_of_ours_asks_for_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 1 == guarded(raising(ZeroDivisionError("division by zero")))
+
+    text = capsys.readouterr().err
+    assert text.startswith(
+        "    aflow failed unexpectedly:\n    ZeroDivisionError: division by zero"
+    )
+    assert "set AFLOW_DEBUG=1" in text
+    assert "Traceback" not in text
+
+
+def test_the_traceback_is_shown_to_who_asks_for_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFLOW_DEBUG", "1")
+    guarded(raising(NotFound("No run 7.")))
+
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_a_setting_that_cannot_be_used_does_not_hide_the_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFLOW_MAX_WORKERS", "many")
+    guarded(raising(NotFound("No run 7.")))
+
+    assert "No run 7." in capsys.readouterr().err

@@ -291,9 +291,7 @@ def test_the_user_is_the_first_who_is_named_and_not_root(env: dict[str, str], us
     assert user == Settings.load({"AFLOW_HOME": "/no", "METAFLOW_HOME": "/no", **env}, "/").user
 
 
-def test_a_uid_without_an_account_is_unknown(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_uid_without_an_account_is_unknown(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 4_123_456)
     del world.env["USER"]
 

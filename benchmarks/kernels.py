@@ -9,8 +9,16 @@ from benchmarks.rows import Row, at_least, at_most
 AT_MOST = {
     "machine.microseconds_per_event": 15.0,
     "machine.bytes_per_finished_task": 300.0,
+    "save_memory_over_array": 100.0,
+    "save_durable_memory_over_array": 100.0,
+    "load_and_change_memory_over_array": 100.0,
+    "load_to_first_element": 20.0,
+    "column_added_bytes_over_the_column": 4096.0,
 }
-AT_LEAST: dict[str, float] = {}
+AT_LEAST = {
+    "save": 0.8,
+    "save_durable": 0.5,
+}
 
 
 def rows_of(case: str, figures: dict[str, tuple[float, str]]) -> list[Row]:
@@ -30,3 +38,11 @@ def machine(bench: Bench) -> list[Row]:
     """The scheduler alone."""
     tasks = bench.size(1_000_000, 100_000)
     return rows_of("machine", bench.json_lines("machine.py", tasks))
+
+
+def artifacts(bench: Bench) -> list[Row]:
+    """Arrays and tables, stored and loaded without a run around them."""
+    size, rounds = bench.size(1024, 256), bench.size(3, 1)
+    folder = bench.folder / "artifacts"
+    options = ("--megabytes", size, "--rounds", rounds, "--folder", folder)
+    return rows_of("artifacts", bench.json_lines("artifacts.py", *options))

@@ -28,6 +28,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "lines": cases.lines,
     "array": cases.array,
     "machine": kernels.machine,
+    "artifacts": kernels.artifacts,
 }
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from aflow.attempt import STREAMS, AttemptReport, AttemptSpec, RunContext
 from aflow.attempt_logs import AttemptLogs, Kept
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 HEARTBEAT = 10.0  # seconds between signs of life
 PROGRESS = 300.0  # seconds between reports of progress
 
+P = ParamSpec("P")
 Watch = Callable[[Sequence[Notice]], None]
 
 
@@ -73,6 +75,22 @@ class LiveAttempt:
         self.fallback = fallback
         self.pid: int | None = None
         self.started_at: float | None = None
+
+
+def _guarded(method: Callable[P, None]) -> Callable[P, None]:
+    """A callback of the event loop: a fault in it ends the run with that fault, rather than
+    being logged somewhere while the run waits for ever."""
+
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 -- handed to whoever waits for the run
+            driver = args[0]
+            assert isinstance(driver, RunDriver), "only methods of the driver are guarded"
+            driver._broken(error)
+
+    return guarded
 
 
 class RunDriver:
@@ -264,6 +282,7 @@ class RunDriver:
 
     # ------------------------------------------------------------ what the executor says
 
+    @_guarded
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """An attempt is running now."""
         live = self._live[(task, attempt)]
@@ -274,6 +293,7 @@ class RunDriver:
         self._tell(TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback))
         self._handle(AttemptStarted(task, attempt))
 
+    @_guarded
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
         """An attempt has written something."""
         live = self._live[(task, attempt)]
@@ -290,6 +310,7 @@ class RunDriver:
                 LogLine(at, self._run.run, live.step, task, live.pid, STREAMS[stream], text, whole)
             )
 
+    @_guarded
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over: its log is stored first, then its end is committed."""
         live = self._live[(report.task, report.attempt)]
@@ -300,6 +321,7 @@ class RunDriver:
         else:
             self._conclude(report, usage, log)
 
+    @_guarded
     def _conclude(self, report: AttemptReport, usage: Usage | None, log: Kept | None) -> None:
         if self._ended.done():
             return
@@ -370,6 +392,7 @@ class RunDriver:
 
     # ------------------------------------------------------------ commits
 
+    @_guarded
     def _committed(self, number: int) -> None:
         for task in self._settled_in.pop(number, ()):
             if self._uncommitted.get(task) == number:

@@ -1,33 +1,33 @@
 """The one exception tree of aflow; each class is one sentence.
 
-    AflowError
-    ├── InvalidInput                 what the user wrote cannot be used; exit code 2 where it is an option
-    │   ├── InvalidName
-    │   ├── InvalidSetting
-    │   ├── InvalidParameter
-    │   ├── InvalidDecorator
-    │   └── FlowFileError            no file, no flow, several flows, a file that does not import
-    ├── InvalidFlow                  a rule of the graph is broken (file, line)
-    ├── TaskError                    raised inside a task, by what the step asked for
-    │   ├── ArtifactNotFound
-    │   ├── ArtifactNotPicklable
-    │   ├── ArtifactNotLoadable
-    │   ├── InvalidTransition
-    │   ├── MergeArtifactsError
-    │   │   ├── UnhandledInMergeArtifacts
-    │   │   └── MissingInMergeArtifacts
-    │   └── TaskTimedOut
-    ├── StorageError
-    │   ├── ObjectNotFound
-    │   ├── CorruptBlob
-    │   └── StoreUnavailable
-    ├── MetadataError
-    │   ├── MetadataUnavailable
-    │   ├── MetadataTooNew
-    │   └── VersionConflict
-    ├── NotFound                     the client was asked for what is not there
-    │   └── NamespaceMismatch
-    └── RunFailed
+AflowError
+├── InvalidInput                 what the user wrote cannot be used; exit code 2 where it is an option
+│   ├── InvalidName
+│   ├── InvalidSetting
+│   ├── InvalidParameter
+│   ├── InvalidDecorator
+│   └── FlowFileError            no file, no flow, several flows, a file that does not import
+├── InvalidFlow                  a rule of the graph is broken (file, line)
+├── TaskError                    raised inside a task, by what the step asked for
+│   ├── ArtifactNotFound
+│   ├── ArtifactNotPicklable
+│   ├── ArtifactNotLoadable
+│   ├── InvalidTransition
+│   ├── MergeArtifactsError
+│   │   ├── UnhandledInMergeArtifacts
+│   │   └── MissingInMergeArtifacts
+│   └── TaskTimedOut
+├── StorageError
+│   ├── ObjectNotFound
+│   ├── CorruptBlob
+│   └── StoreUnavailable
+├── MetadataError
+│   ├── MetadataUnavailable
+│   ├── MetadataTooNew
+│   └── VersionConflict
+├── NotFound                     the client was asked for what is not there
+│   └── NamespaceMismatch
+└── RunFailed
 """
 
 from __future__ import annotations

@@ -110,6 +110,4 @@ class RunEnded:
     task: int | None = None
 
 
-Notice = (
-    RunStarting | TaskStarting | LogLine | TaskEnded | Progress | RunStopping | RunEnded
-)
+Notice = RunStarting | TaskStarting | LogLine | TaskEnded | Progress | RunStopping | RunEnded

@@ -71,6 +71,7 @@ class RunningTask:
             raise ArtifactNotFound(name)
         origin, entry = found
         value = self._reader.load(name, entry)
+        self._reader.start_verification()
         if name not in self.read_only:
             self._loaded[name] = Loaded(origin, entry, value)
         return value
@@ -193,12 +194,16 @@ class RunningTask:
         manifest.inherited = self._passed_on(manifest.artifacts.keys())
         return manifest
 
+    def verify_mapped(self) -> None:
+        """Return when all that was mapped unverified has been verified; raises CorruptBlob."""
+        self._reader.verify_pending()
+
     def _changed(self, name: str, value: Any, writer: ArtifactWriter) -> Entry | None:
         """The entry of a value that is new or has changed; None for one that is as it was."""
         loaded = self._loaded.get(name)
         if loaded is None:
             return writer.save(name, value)
-        if value is loaded.value and unchanged(value, loaded.entry):
+        if value is loaded.value and unchanged(value, loaded.entry, self._blobs):
             return None
         entry = writer.save(name, value)
         return None if digest(entry) == digest(loaded.entry) else entry

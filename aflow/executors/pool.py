@@ -24,6 +24,7 @@ from aflow.executors.worker_process import Owner, WorkerProcess
 from aflow.scheduler.states import AttemptState
 
 MAX_AHEAD = 8  # specs that a worker holds at most, the one that it runs included
+MAX_STILLBORN = 3  # workers in a row that may end before they have begun anything
 _WORTH_HOLDING = 0.002  # seconds of work that a worker should have in hand
 _CANCEL = b"\xc0"  # executors.coroutines.CANCEL; that module is the worker's side
 
@@ -55,6 +56,7 @@ class WorkerPool:
         self._cancelled: dict[Owner, tuple[AttemptState, str]] = {}
         self._timers: dict[Owner, asyncio.TimerHandle] = {}
         self._kill_timers: dict[int, asyncio.TimerHandle] = {}
+        self._stillborn = 0
         self._duration = 1.0  # of an attempt, in seconds, as it goes lately
 
     # ------------------------------------------------------------ in
@@ -163,6 +165,7 @@ class WorkerPool:
             _, task, attempt, pid, at = message
             spec = worker.sent.pop((task, attempt))
             worker.running[(task, attempt)] = at
+            self._stillborn = 0
             self._watch(spec, at)
             self._reports.started(task, attempt, pid, at)
 
@@ -264,11 +267,14 @@ class WorkerPool:
             for message in messages:
                 self._note(worker, message)
         alone = len(worker.running) == 1
+        self._stillborn += not worker.running and not worker.ending
         for stream, data in worker.rest_of_output():
             if alone:
                 owner = next(iter(worker.running))
                 self._reports.logged(*owner, stream, self._clock.now(), data)
         self._bury(worker, lambda owner, since: self._verdict(owner, since, status, alone))
+        if self._stillborn >= MAX_STILLBORN:
+            self._refuse(f"workers end before they begin: {deaths.sentence(status)}")
 
     def _verdict(self, owner: Owner, since: float, status: int, alone: bool) -> AttemptReport:
         now = self._clock.now()

@@ -41,13 +41,12 @@ class WorkerProcess:
         self._reports, their_reports = socket.socketpair()
         readers, writers = pipes(2)
         self._pipes = readers
-        for each in (ours, theirs, self._reports):
+        for each in (ours, self._reports):
             each.setblocking(False)
-        blocking = socket.socket(fileno=os.dup(theirs.fileno()))
         self.child = link.fork(
             wire.WORK,
             coroutines,
-            [blocking.detach(), their_reports.detach(), *writers, *map(os.dup, readers)],
+            [os.dup(theirs.fileno()), their_reports.detach(), *writers, *map(os.dup, readers)],
         )
 
     @property
@@ -91,7 +90,8 @@ class WorkerProcess:
         taken: list[AttemptSpec] = []
         while True:
             try:
-                data = self._taken_back.recv(_CHUNK)
+                # Not O_NONBLOCK: that would be the other process's as well.
+                data = self._taken_back.recv(_CHUNK, socket.MSG_DONTWAIT)
             except (BlockingIOError, ConnectionResetError):
                 return taken
             if not data:

@@ -1,0 +1,132 @@
+"""SQLite connections: how they are opened, brought up to date, and what their errors mean."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aflow.errors import MetadataTooNew, MetadataUnavailable
+from aflow.metadata.statements import LATEST, migrations
+
+BUSY_TIMEOUT = 30.0  # seconds to wait for another process's commit
+
+_ADVICE = {
+    "SQLITE_FULL": "the disk is full: free some space and resume the run",
+    "SQLITE_IOERR": "the disk has failed or is full: check it and resume the run",
+    "SQLITE_READONLY": "it cannot be written: check its permissions",
+    "SQLITE_CANTOPEN": "it cannot be opened: check that its folder is there and may be written",
+    "SQLITE_PERM": "it may not be opened: check its permissions",
+    "SQLITE_BUSY": "another process has kept it locked for too long: see what else runs here",
+    "SQLITE_LOCKED": "another process has kept it locked for too long: see what else runs here",
+    "SQLITE_CORRUPT": "it is damaged: save what can be saved with `sqlite3 FILE .recover`",
+    "SQLITE_NOTADB": "it is no database: move the file away",
+}
+
+
+@contextmanager
+def errors_named(where: str) -> Iterator[None]:
+    """Turn sqlite3's errors into one sentence with place, reason and advice. Our own mistakes
+    (wrong SQL, wrong arguments) stay what they are."""
+    try:
+        yield
+    except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError):
+            raise
+        name = getattr(error, "sqlite_errorname", "") or ""
+        advice = next(
+            (text for prefix, text in _ADVICE.items() if name.startswith(prefix)), str(error)
+        )
+        raise MetadataUnavailable(f"The metadata in {where} cannot be used: {advice}.") from error
+
+
+def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.Connection:
+    """Open the database at `path` (None: one in memory), up to date.
+
+    Raises MetadataUnavailable and MetadataTooNew."""
+    where = str(path or "memory")
+    with errors_named(where):
+        if path is None:
+            connection = _open(":memory:")
+        elif read_only:
+            connection = _open_to_read(path)
+        else:
+            _make_folder(path)
+            connection = _open(str(path))
+        try:
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            _bring_up_to_date(connection, where, read_only)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _open(database: str, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(
+        database, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=uri
+    )
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        raise MetadataUnavailable(f"Nothing has run here yet: there is no {path}.")
+    return _open(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MetadataUnavailable(
+            f"The folder {path.parent} for the metadata cannot be made: {error.strerror}."
+        ) from error
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, where: str, read_only: bool) -> None:
+    version = _version(connection)
+    if version > LATEST:
+        raise MetadataTooNew(
+            f"The metadata in {where} has version {version}, written by a newer aflow; this one "
+            f"knows versions up to {LATEST}. Upgrade aflow, or use another folder."
+        )
+    if version == LATEST:
+        return
+    if read_only:
+        raise MetadataUnavailable(
+            f"The metadata in {where} has version {version} and cannot be read as it is: run any "
+            "flow there once, which brings it up to date."
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    _migrate(connection)
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Apply what is missing, in one transaction: of several processes one does it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(connection)
+        for number, text in migrations():
+            if number > version:
+                for statement in _split(text):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _split(text: str) -> Iterator[str]:
+    """The statements of a script, one by one: executescript would commit before it begins."""
+    statement = ""
+    for line in text.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

@@ -1,0 +1,80 @@
+-- name: journal
+SELECT events FROM journal WHERE run_key = ? ORDER BY version
+
+-- name: flows
+SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
+
+-- name: run
+SELECT key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run
+FROM runs WHERE flow = ? AND run = ?
+
+-- name: runs
+SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run
+FROM runs
+WHERE flow = :flow AND (:since IS NULL OR created_at >= :since)
+  AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
+  AND NOT EXISTS (
+    SELECT 1 FROM json_each(:tags) AS wanted
+    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value))
+ORDER BY created_at DESC, key DESC LIMIT :limit
+
+-- name: tags
+SELECT run_key, tag, is_system FROM run_tags
+WHERE run_key IN (SELECT value FROM json_each(?)) ORDER BY run_key, tag
+
+-- name: tags_of_run
+SELECT tag, is_system FROM run_tags WHERE run_key = ? ORDER BY tag
+
+-- name: steps
+SELECT step, created_at,
+  (SELECT count(*) FROM tasks WHERE tasks.run_key = steps.run_key AND tasks.step = steps.step)
+FROM steps WHERE run_key = ? AND step <> '_parameters' ORDER BY created_at DESC, step
+
+-- name: tasks
+SELECT {columns} FROM tasks t LEFT JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+WHERE t.run_key = :run_key AND t.task > :after ORDER BY t.task LIMIT :limit
+
+-- name: tasks_of_step
+SELECT {columns} FROM tasks t LEFT JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+WHERE t.run_key = :run_key AND t.step = :step AND t.task > :after ORDER BY t.task LIMIT :limit
+
+-- name: tasks_of_split
+SELECT {columns} FROM tasks t LEFT JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+WHERE t.run_key = :run_key AND t.split = :split AND t.split_index > :after
+  AND (:steps = '[]' OR t.step IN (SELECT value FROM json_each(:steps)))
+ORDER BY t.split_index, t.task LIMIT :limit
+
+-- name: task
+SELECT {columns} FROM tasks t LEFT JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt = coalesce(:attempt,
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task))
+WHERE t.run_key = :run_key AND t.task = :task
+
+-- name: manifests
+SELECT a.task, a.manifest FROM attempts a
+WHERE a.run_key = ?1 AND a.task IN (SELECT value FROM json_each(?2))
+  AND a.state = 'succeeded' AND a.manifest IS NOT NULL
+  AND a.attempt = (SELECT max(attempt) FROM attempts WHERE run_key = ?1 AND task = a.task)
+
+-- name: split_manifests
+SELECT t.split_index, t.task, t.step, a.manifest FROM tasks t JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+WHERE t.run_key = ? AND t.split = ? AND t.split_index >= ?
+  AND t.step IN (SELECT value FROM json_each(?))
+  AND a.state = 'succeeded' AND a.manifest IS NOT NULL
+ORDER BY t.split_index, t.task LIMIT ?
+
+-- name: attempts
+SELECT task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu
+FROM attempts WHERE run_key = ? AND task = ? ORDER BY attempt
+
+-- name: metadata
+SELECT task, attempt, field, value, type, created_at FROM metadata
+WHERE run_key = ? AND task = ? ORDER BY number

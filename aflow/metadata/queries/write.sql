@@ -1,0 +1,39 @@
+-- name: add_flow
+INSERT INTO flows (flow, created_at) VALUES (?, ?) ON CONFLICT DO NOTHING
+
+-- name: add_run
+INSERT INTO runs (flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run)
+VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)
+
+-- name: add_tag
+INSERT INTO run_tags (run_key, tag, is_system) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+
+-- name: remove_tag
+DELETE FROM run_tags WHERE run_key = ? AND tag = ? AND NOT is_system
+
+-- name: advance
+UPDATE runs SET version = version + 1 WHERE key = ? AND version = ?
+
+-- name: update_run
+UPDATE runs SET state = coalesce(?, state), finished_at = coalesce(?, finished_at), reason = coalesce(?, reason)
+WHERE key = ?
+
+-- name: beat
+UPDATE runs SET heartbeat_at = ? WHERE key = ?
+
+-- name: add_step
+INSERT INTO steps (run_key, step, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+
+-- name: add_task
+INSERT INTO tasks (run_key, task, step, created_at, split, split_index, inputs) VALUES (?, ?, ?, ?, ?, ?, ?)
+
+-- name: put_attempt
+INSERT OR REPLACE INTO attempts (run_key, task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: add_metadata
+INSERT INTO metadata (run_key, task, number, attempt, field, value, type, created_at)
+SELECT ?1, ?2, coalesce(max(number), 0) + 1, ?3, ?4, ?5, ?6, ?7 FROM metadata WHERE run_key = ?1 AND task = ?2
+
+-- name: add_events
+INSERT INTO journal (run_key, version, events) VALUES (?, ?, ?)

@@ -1,0 +1,123 @@
+"""Records as rows, and rows as records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from aflow.metadata.base import AttemptRecord, MetadataRecord, RunRecord, TaskRecord, TaskView
+from aflow.scheduler.states import AttemptState, RunState
+
+Row = Sequence[Any]
+
+_TASK = "t.run_key, t.task, t.step, t.created_at, t.split, t.split_index, t.inputs"
+_ATTEMPT = (
+    "a.attempt, a.state, a.started_at, a.finished_at, a.reason, {bulk}, a.log_chunks, "
+    "a.stdout_size, a.stderr_size, a.host, a.pid, a.handle, a.max_rss, a.cpu"
+)
+COLUMNS = f"{_TASK}, {_ATTEMPT.format(bulk='a.manifest, a.log')}"
+LIGHT_COLUMNS = f"{_TASK}, {_ATTEMPT.format(bulk='NULL, NULL')}"
+
+# By value: calling an enum's class for each of many rows costs more than all the rest.
+_STATES = {state.value: state for state in AttemptState}
+
+
+def run_row(run: RunRecord) -> Row:
+    """A new run as `add_run` takes it."""
+    return (
+        run.flow,
+        run.run,
+        run.state.value,
+        run.user,
+        run.created_at,
+        run.finished_at,
+        json.dumps(run.graph),
+        json.dumps(run.settings),
+        run.reason,
+        run.heartbeat_at,
+        run.origin_run,
+    )
+
+
+def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
+    """A run from its row and its tags."""
+    tags = list(tags)
+    return RunRecord(
+        key=row[0],
+        flow=row[1],
+        run=row[2],
+        state=RunState(row[3]),
+        user=row[4],
+        created_at=row[5],
+        finished_at=row[6],
+        version=row[7],
+        tags=tuple(tag for tag, is_system in tags if not is_system),
+        system_tags=tuple(tag for tag, is_system in tags if is_system),
+        graph=json.loads(row[8]),
+        settings=json.loads(row[9]),
+        reason=row[10],
+        heartbeat_at=row[11],
+        origin_run=row[12],
+    )
+
+
+def task_row(run_key: int, task: TaskRecord) -> Row:
+    """A task as `add_task` takes it."""
+    return (
+        run_key,
+        task.task,
+        task.step,
+        task.created_at,
+        task.split,
+        task.index,
+        task.inputs,
+    )
+
+
+def attempt_row(run_key: int, attempt: AttemptRecord) -> Row:
+    """An attempt as `put_attempt` takes it."""
+    return (
+        run_key,
+        attempt.task,
+        attempt.attempt,
+        attempt.state.value,
+        attempt.started_at,
+        attempt.finished_at,
+        attempt.reason,
+        attempt.manifest,
+        attempt.log,
+        attempt.log_chunks,
+        attempt.stdout_size,
+        attempt.stderr_size,
+        attempt.host,
+        attempt.pid,
+        attempt.handle,
+        attempt.max_rss,
+        attempt.cpu,
+    )
+
+
+def attempt_record(row: Row) -> AttemptRecord:
+    """An attempt from the columns of the query `attempts`."""
+    return AttemptRecord(row[0], row[1], _STATES[row[2]], *row[3:])
+
+
+def task_view(row: Row) -> TaskView:
+    """A task and its attempt from COLUMNS or LIGHT_COLUMNS."""
+    task = TaskRecord(*row[1:7])
+    attempt = None if row[7] is None else attempt_record((row[1], *row[7:]))
+    return TaskView(row[0], task, attempt, 0 if attempt is None else attempt.attempt + 1)
+
+
+def metadata_row(run_key: int, record: MetadataRecord) -> Row:
+    """A metadata record as `add_metadata` takes it."""
+    return (
+        run_key,
+        record.task,
+        record.attempt,
+        record.field,
+        record.value,
+        record.type,
+        record.created_at,
+    )

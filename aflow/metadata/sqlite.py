@@ -1,0 +1,314 @@
+"""Metadata in SQLite: one file, many processes; or in memory, for tests.
+
+Write-ahead log: readers see whole commits and never wait for the writer. With durability `power`
+each commit is on the disk before it returns (synchronous FULL), with `process` it survives any
+crash but that of the machine (synchronous NORMAL).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aflow import ids
+from aflow.errors import InvalidName, VersionConflict
+from aflow.metadata import rows
+from aflow.metadata.base import (
+    AttemptRecord,
+    Batch,
+    MetadataRecord,
+    RunRecord,
+    RunUpdate,
+    TaskView,
+)
+from aflow.metadata.connections import connect, errors_named
+from aflow.metadata.statements import statements
+from aflow.scheduler.codec import encode_inputs
+from aflow.scheduler.messages import NoInputs
+from aflow.scheduler.states import AttemptState, RunState
+
+_PAGE = 500  # rows a fetch
+_SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
+
+
+class SqliteMetadata:
+    """The metadata store of one file, or of memory (path ":memory:")."""
+
+    def __init__(
+        self, path: Path | str, durability: str = "power", read_only: bool = False
+    ) -> None:
+        self._path = None if str(path) == ":memory:" else Path(path)
+        self._read_only = read_only
+        self._synchronous = _SYNCHRONOUS[durability]
+        self._lock = threading.RLock()
+        self._writer: sqlite3.Connection | None = None
+        self._readers: list[sqlite3.Connection] = []
+        self._local = threading.local()
+        self._known_steps: set[tuple[int, str]] = set()
+        if self._path is None:
+            self._writer = self._connect(False)
+
+    @property
+    def url(self) -> str:
+        """Where it is: `sqlite:///path`, or `memory:`."""
+        if self._path is None:
+            return "memory:"
+        return "sqlite:///" + self._path.absolute().as_uri().removeprefix("file://")
+
+    # ------------------------------------------------------------------ writing
+
+    def create_run(self, run: RunRecord, parameters: bytes) -> RunRecord:
+        """Record a new run with its parameters; see the port."""
+        sql = statements("write")
+        with self._transaction() as db:
+            db.execute(sql["add_flow"], (run.flow, run.created_at))
+            try:
+                key = db.execute(sql["add_run"], rows.run_row(run)).lastrowid or 0
+            except sqlite3.IntegrityError as error:
+                raise VersionConflict(f"There is a run {run.flow}/{run.run} already.") from error
+            tags = [(key, tag, 0) for tag in run.tags] + [(key, tag, 1) for tag in run.system_tags]
+            db.executemany(sql["add_tag"], tags)
+            at, step, task = run.created_at, ids.PARAMETERS_STEP, ids.PARAMETERS_TASK
+            inputs = encode_inputs(NoInputs())
+            db.execute(sql["add_task"], (key, task, step, at, None, None, inputs))
+            attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
+            db.execute(sql["put_attempt"], rows.attempt_row(key, attempt))
+        return replace(run, key=key, version=0)
+
+    def commit(self, run_key: int, version: int, batch: Batch) -> int:
+        """Write the batch if the run is still at `version`; see the port."""
+        sql = statements("write")
+        with self._transaction() as db:
+            if db.execute(sql["advance"], (run_key, version)).rowcount != 1:
+                raise VersionConflict(
+                    "Somebody else has written to this run: two coordinators drive it. This one "
+                    "stops."
+                )
+            if batch.events:
+                db.execute(sql["add_events"], (run_key, version + 1, batch.events))
+            self._add_tasks(db, run_key, batch)
+            if batch.attempts:
+                rows_ = [rows.attempt_row(run_key, attempt) for attempt in batch.attempts]
+                db.executemany(sql["put_attempt"], rows_)
+            if batch.metadata:
+                more = [rows.metadata_row(run_key, record) for record in batch.metadata]
+                db.executemany(sql["add_metadata"], more)
+            if batch.run is not None:
+                self._update_run(db, run_key, batch.run)
+        self._known_steps.update((run_key, task.step) for task in batch.tasks)
+        return version + 1
+
+    def _add_tasks(self, db: sqlite3.Connection, run_key: int, batch: Batch) -> None:
+        if not batch.tasks:
+            return
+        sql = statements("write")
+        db.executemany(sql["add_task"], [rows.task_row(run_key, task) for task in batch.tasks])
+        for task in batch.tasks:
+            if (run_key, task.step) not in self._known_steps:
+                db.execute(sql["add_step"], (run_key, task.step, task.created_at))
+
+    def _update_run(self, db: sqlite3.Connection, run_key: int, update: RunUpdate) -> None:
+        state = None if update.state is None else update.state.value
+        values = (state, update.finished_at, update.reason, run_key)
+        db.execute(statements("write")["update_run"], values)
+
+    def beat(self, run_key: int, at: float) -> None:
+        """Say that the run's coordinator is alive; see the port."""
+        with self._transaction() as db:
+            db.execute(statements("write")["beat"], (at, run_key))
+
+    def change_tags(
+        self, run_key: int, add: Sequence[str], remove: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Remove, then add user tags; see the port."""
+        sql = statements("write")
+        for tag in [*add, *remove]:
+            ids.tag(tag)
+        with self._transaction() as db:
+            known = dict(db.execute(statements("read")["tags_of_run"], (run_key,)).fetchall())
+            for tag in [*add, *remove]:
+                if known.get(tag):
+                    raise InvalidName(f"{tag!r} is a system tag, which nobody may add or remove.")
+            db.executemany(sql["remove_tag"], [(run_key, tag) for tag in remove])
+            db.executemany(sql["add_tag"], [(run_key, tag, 0) for tag in add])
+            now = db.execute(statements("read")["tags_of_run"], (run_key,)).fetchall()
+            tags = tuple(tag for tag, is_system in now if not is_system)
+            if len(tags) > ids.MAX_TAGS:
+                raise InvalidName(
+                    f"A run can have at most {ids.MAX_TAGS} tags; it would have {len(tags)}."
+                )
+        return tags
+
+    # ------------------------------------------------------------------ reading
+
+    def journal(self, run_key: int) -> Iterator[bytes]:
+        """The event batches of the run, oldest first."""
+        for (events,) in self._stream(statements("read")["journal"], (run_key,)):
+            yield events
+
+    def flows(self) -> list[tuple[str, float]]:
+        """Name and time of creation of every flow, newest first."""
+        return self._all(statements("read")["flows"], ())
+
+    def runs(
+        self,
+        flow: str,
+        *,
+        tags: Sequence[str] = (),
+        states: Sequence[RunState] = (),
+        since: float | None = None,
+        limit: int | None = None,
+    ) -> list[RunRecord]:
+        """The flow's runs, newest first; see the port."""
+        found = self._all(
+            statements("read")["runs"],
+            {
+                "flow": flow,
+                "since": since,
+                "states": json.dumps([state.value for state in states]),
+                "tags": json.dumps(list(tags)),
+                "limit": -1 if limit is None else limit,
+            },
+        )
+        keys = json.dumps([row[0] for row in found])
+        by_run: dict[int, list[tuple[str, int]]] = {}
+        for key, tag, is_system in self._all(statements("read")["tags"], (keys,)):
+            by_run.setdefault(key, []).append((tag, is_system))
+        return [rows.run_record(row, by_run.get(row[0], ())) for row in found]
+
+    def run(self, flow: str, run: str) -> RunRecord | None:
+        """One run, whole; None where there is none."""
+        found = self._all(statements("read")["run"], (flow, run))
+        if not found:
+            return None
+        tags = self._all(statements("read")["tags_of_run"], (found[0][0],))
+        return rows.run_record(found[0], tags)
+
+    def steps(self, run_key: int) -> list[tuple[str, float, int]]:
+        """Name, time and number of tasks of every step that has begun, newest first."""
+        return self._all(statements("read")["steps"], (run_key,))
+
+    def tasks(
+        self,
+        run_key: int,
+        *,
+        step: str | None = None,
+        split: int | None = None,
+        steps: Sequence[str] = (),
+        after: int | None = None,
+        limit: int | None = None,
+        light: bool = False,
+    ) -> Iterator[TaskView]:
+        """Tasks with their latest attempts, in one query that streams; see the port."""
+        name = "tasks" if step is None else "tasks_of_step"
+        if split is not None:
+            name = "tasks_of_split"
+        sql = statements("read")[name]
+        values = {
+            "run_key": run_key,
+            "step": step,
+            "split": split,
+            "steps": json.dumps(list(steps)),
+            "after": -1 if after is None else after,
+            "limit": -1 if limit is None else limit,
+        }
+        return map(rows.task_view, self._stream(_with_columns(sql, light), values))
+
+    def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
+        """One task with its latest attempt, or with the attempt asked for."""
+        values = {"run_key": run_key, "task": task, "attempt": attempt}
+        found = self._all(_with_columns(statements("read")["task"]), values)
+        return rows.task_view(found[0]) if found else None
+
+    def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
+        """The manifests of the latest attempts of these tasks, where they succeeded."""
+        wanted = json.dumps(list(tasks))
+        return dict(self._all(statements("read")["manifests"], (run_key, wanted)))
+
+    def split_manifests(
+        self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000
+    ) -> list[tuple[int, int, str, bytes]]:
+        """A page of a foreach join's inputs; see the port."""
+        values = (run_key, split, start, json.dumps(list(steps)), limit)
+        return self._all(statements("read")["split_manifests"], values)
+
+    def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
+        """All attempts of a task, oldest first."""
+        found = self._all(statements("read")["attempts"], (run_key, task))
+        return [rows.attempt_record(row) for row in found]
+
+    def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
+        """The metadata records of a task, oldest first."""
+        found = self._all(statements("read")["metadata"], (run_key, task))
+        return [MetadataRecord(*row) for row in found]
+
+    # ------------------------------------------------------------------ connections
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """The writing connection, in a transaction that is kept if the block ends well."""
+        with self._lock, errors_named(self._where):
+            if self._writer is None:
+                self._writer = self._connect(self._read_only)
+            db = self._writer
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def _all(self, sql: str, values: Any) -> list[Any]:
+        with errors_named(self._where):
+            if self._path is None:
+                with self._lock:
+                    return self._reader().execute(sql, values).fetchall()
+            return self._reader().execute(sql, values).fetchall()
+
+    def _stream(self, sql: str, values: Any) -> Iterator[Any]:
+        with errors_named(self._where):
+            cursor = self._reader().execute(sql, values)
+            while page := cursor.fetchmany(_PAGE):
+                yield from page
+
+    def _reader(self) -> sqlite3.Connection:
+        """This thread's connection for reading."""
+        if self._path is None:
+            assert self._writer is not None, "a store in memory is open from the start"
+            return self._writer
+        reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = self._connect(self._read_only)
+            with self._lock:
+                self._readers.append(reader)
+        return reader
+
+    def _connect(self, read_only: bool) -> sqlite3.Connection:
+        return connect(self._path, synchronous=self._synchronous, read_only=read_only)
+
+    @property
+    def _where(self) -> str:
+        return str(self._path or "memory")
+
+    def close(self) -> None:
+        """Let go of files and connections. May be called twice."""
+        with self._lock:
+            for each in self._readers:
+                each.close()
+            self._readers.clear()
+            self._local = threading.local()
+            if self._writer is not None and self._path is not None:
+                self._writer.close()
+                self._writer = None
+
+
+def _with_columns(sql: str, light: bool = False) -> str:
+    return sql.replace("{columns}", rows.LIGHT_COLUMNS if light else rows.COLUMNS)

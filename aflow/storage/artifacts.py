@@ -84,7 +84,7 @@ class ArtifactReader:
 
     def start_verification(self) -> None:
         """Begin, in a thread, to verify what was handed out unverified; nothing if all was."""
-        if self._pending and self._thread is None:
+        if self._pending and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._verify, name="aflow-verify", daemon=True)
             self._thread.start()
 
@@ -99,8 +99,11 @@ class ArtifactReader:
             raise self._failures[0]
 
     def _verify(self) -> None:
-        while self._pending:
-            key, (name, size) = self._pending.popitem()
+        while True:
+            try:
+                key, (name, size) = self._pending.popitem()
+            except KeyError:  # all done
+                return
             try:
                 self._blobs.verify(key, size)
             except AflowError as error:
@@ -123,8 +126,8 @@ def digest(entry: Entry) -> str:
     they ride inline or not."""
     keys = [key for key, _ in entry.blobs]
     if entry.inline is not None:
-        keys.insert(0, digest_of(entry.inline))
-    return keys[0] if len(keys) == 1 else digest_of(*(key.encode() for key in keys))
+        keys.insert(0, digest_of([entry.inline]))
+    return keys[0] if len(keys) == 1 else digest_of(key.encode() for key in keys)
 
 
 def unchanged(value: object, entry: Entry, blobs: BlobStore | None = None) -> bool:
@@ -143,11 +146,11 @@ def unchanged(value: object, entry: Entry, blobs: BlobStore | None = None) -> bo
     parts, _, buffers = pickles.dump("A loaded artifact", "value", value)
     keys = [key for key, _ in entry.blobs]
     if entry.inline is None:
-        stored = keys.pop(0) == digest_of(*parts)
+        stored = keys.pop(0) == digest_of(parts)
     else:
         stored = entry.inline == b"".join(parts)
     if len(keys) != len(buffers) or not all(
-        key == (blobs.key_of_mapped(buffer) if blobs else None) or key == digest_of(buffer)
+        key == (blobs.key_of_mapped(buffer) if blobs else None) or key == digest_of([buffer])
         for key, buffer in zip(keys, buffers, strict=True)
     ):
         return False

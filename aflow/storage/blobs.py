@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from aflow.errors import CorruptBlob
 from aflow.ids import BlobKey, blob_key
@@ -28,7 +28,7 @@ MAP_UNVERIFIED_FROM = 64 << 20
 _FOOTER = struct.Struct("<4sB3xQ")
 _MAGIC = b"AFB1"
 _RAW, _ZSTD = 0, 1
-_THREADS_FROM = 1 << 20
+_VERIFIED_AT_ONCE = 8 << 20
 
 
 def blob_name(key: str) -> str:
@@ -37,7 +37,7 @@ def blob_name(key: str) -> str:
     return f"blobs/{key[:2]}/{key[2:]}"
 
 
-def digest_of(*parts: Buffer) -> BlobKey:
+def digest_of(parts: Iterable[Buffer]) -> BlobKey:
     """The key of the parts, one after the other; large ones are hashed by many threads."""
     import blake3  # when the first value is large enough to become a blob
 
@@ -88,9 +88,16 @@ class BlobStore:
             return body, False
         return self._verified(key, body, codec, raw_size), True
 
-    def verify(self, key: str, size: int | None = None) -> None:
-        """Read a blob again and check it; raises CorruptBlob, ObjectNotFound."""
-        self.get(key, size)
+    def verify(self, key: str, size: int) -> None:
+        """Read again, a piece at a time, what `map` gave unverified; raises CorruptBlob,
+        ObjectNotFound. Mapping it once more would count as memory of this process."""
+        name = blob_name(key)
+        pieces = range(0, size, _VERIFIED_AT_ONCE)
+        found = digest_of(
+            self.store.get(name, at, min(_VERIFIED_AT_ONCE, size - at)) for at in pieces
+        )
+        if found != key:
+            raise self._corrupt(key, "its digest is another")
 
     def get_range(self, key: str, start: int, length: int) -> Buffer:
         """Some bytes of a blob that `put_raw` stored, not verified: a caller that needs parts
@@ -111,7 +118,7 @@ class BlobStore:
         known = self._mappings.key_of(parts[0]) if len(parts) == 1 else None
         if known is not None:
             return BlobKey(known)
-        key, size = digest_of(*parts), sum(map(_size, parts))
+        key, size = digest_of(parts), sum(map(_size, parts))
         if not self._is_there(key, size, raw):
             body: Sequence[Buffer] = parts
             codec = _RAW if raw or not compression.pays(parts, size) else _ZSTD
@@ -150,7 +157,7 @@ class BlobStore:
     def _verified(self, key: str, body: memoryview, codec: int, size: int) -> memoryview:
         if codec == _ZSTD:
             body = self._unpacked(key, body, size)
-        if digest_of(body) != key:
+        if digest_of([body]) != key:
             raise self._corrupt(key, "its digest is another")
         self._mappings.remember(body, key)
         return body

@@ -13,6 +13,8 @@ from itertools import islice
 from types import CoroutineType, FunctionType
 from typing import Any
 
+from aflow.storage.previews import short_repr
+
 _MAX_VISITED = 100_000
 _MAX_TEXT = 200
 
@@ -45,45 +47,44 @@ def safe_text(error: BaseException) -> str:
     """The text of an exception in one line of at most 200 characters; never raises."""
     try:
         text = " ".join(str(error).split()).rstrip(".")
-    except Exception as another:  # noqa: BLE001 (the user's exception, and its __str__)
+    except Exception as another:  # noqa: BLE001 -- the user's exception, and its __str__
         text = f"its text cannot be shown: {type(another).__name__}"
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
 
 
-def _children(value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, str | bytes | bytearray | int | float):
+def _children(value: Any) -> Iterator[tuple[str, object]]:
+    kind = type(value)  # isinstance would ask the value itself, which may raise
+    if issubclass(kind, str | bytes | bytearray | int | float | type):
         return
-    if isinstance(value, dict):
+    if issubclass(kind, dict):
         for key, item in value.items():
             yield f"[{_short(key)}]", item
             yield f".keys()[{_short(key)}]", key
-    elif isinstance(value, list | tuple | deque):
+    elif issubclass(kind, list | tuple | deque):
         yield from ((f"[{index}]", item) for index, item in enumerate(value))
-    elif isinstance(value, set | frozenset):
+    elif issubclass(kind, set | frozenset):
         yield from (("{...}", item) for item in value)
-    elif isinstance(value, FunctionType):
+    elif issubclass(kind, FunctionType):
         yield from _captured(value)
     yield from ((f".{name}", item) for name, item in _attributes(value).items())
 
 
 def _attributes(value: object) -> Mapping[str, object]:
-    if isinstance(value, type):
-        return {}
     found: dict[str, object] = {}
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
             found[name] = _attribute(value, name)
     own: Any = _attribute(value, "__dict__")
-    if isinstance(own, dict):
-        found.update((name, item) for name, item in own.items() if isinstance(name, str))
+    if type(own) is dict:
+        found.update((name, item) for name, item in own.items() if type(name) is str)
     return found
 
 
 def _attribute(value: object, name: str) -> object:
     try:
         return object.__getattribute__(value, name)
-    except Exception:  # noqa: BLE001 (a slot not set, or a property of the user's that raises)
+    except Exception:  # noqa: BLE001 -- a slot not set, or a property that raises
         return None
 
 
@@ -94,16 +95,15 @@ def _captured(function: FunctionType) -> Iterator[tuple[str, object]]:
 
 
 def _short(key: object) -> str:
-    if isinstance(key, str):
-        return repr(key if len(key) <= 40 else key[:37] + "...")
-    return repr(key) if isinstance(key, int | float | bool | None) else type(key).__name__
+    return short_repr(key, 40) if type(key) in (str, int, bool) else type(key).__name__
 
 
 def _advice(culprit: object) -> str:
-    if isinstance(culprit, Generator | CoroutineType):
+    kind = type(culprit)
+    if issubclass(kind, Generator | CoroutineType):
         return "It can be run only once: store what it gives, for example list(...), instead."
-    if isinstance(culprit, io.IOBase):
+    if issubclass(kind, io.IOBase):
         return "Store the path of the file, or what it holds, instead."
-    if type(culprit).__module__ in ("_thread", "threading"):
+    if kind.__module__ in ("_thread", "threading"):
         return "Make it where it is used, in a local variable, or leave it out in __getstate__."
     return "Keep it in a local variable, or give its class a __reduce__ that leaves it out."

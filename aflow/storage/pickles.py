@@ -53,7 +53,7 @@ def dump(what: str, root: str, value: object, out_of_band_from: int = OUT_OF_BAN
         return _dump(pickle.Pickler, value, out_of_band_from)
     except (MemoryError, RecursionError) as error:
         raise _too_large_or_deep(what, error) from error
-    except Exception:  # noqa: BLE001 (whatever the value's own code raises; cloudpickle says it again)
+    except Exception:  # noqa: BLE001 -- the value's own code; the next line raises it again
         return _dump_by_value(what, root, value, out_of_band_from)
 
 
@@ -85,7 +85,8 @@ def _dump(pickler: Callable[..., pickle.Pickler], value: object, out_of_band_fro
         return False
 
     pickler(sink, PROTOCOL, buffer_callback=keep_in_band).dump(value)
-    return Pickled(sink, sum(map(len, sink)), buffers)
+    parts = [part.raw() if type(part) is pickle.PickleBuffer else part for part in sink]
+    return Pickled(parts, sum(map(len, parts)), buffers)
 
 
 def _dump_by_value(what: str, root: str, value: object, out_of_band_from: int) -> Pickled:
@@ -110,7 +111,7 @@ def _tracking_pickler() -> Any:
 
         def reducer_override(self, obj: Any) -> Any:
             Tracking.last = obj
-            if isinstance(obj, io.IOBase):
+            if issubclass(type(obj), io.IOBase):
                 # cloudpickle would read the file and store a copy of the text instead.
                 raise pickle.PicklingError(f"cannot pickle {type(obj).__name__!r} object")
             return super().reducer_override(obj)

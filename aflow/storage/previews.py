@@ -36,26 +36,26 @@ def preview(value: object) -> tuple[str, dict[str, Any]]:
     name = f"{kind.__module__}.{kind.__qualname__}"
     try:
         return name, _of_library(value)
-    except Exception:  # noqa: BLE001 (a value that is half made: its type is all we say)
+    except Exception:  # noqa: BLE001 -- a value that is half made: its type is all we say
         return name, {}
 
 
-def short_text(value: object, length: int = 30) -> str:
+def short_text(value: Any, length: int = 30) -> str:
     """The value in at most `length` characters, for a foreach stack: a str as it is, others as
     their repr, or by their type where they are no plain values."""
-    text = value if type(value) is str else short_repr(value)
+    text: str = value if type(value) is str else short_repr(value)
     return text[:length]
 
 
-def short_repr(value: object, length: int = _REPR_LENGTH) -> str:
+def short_repr(value: Any, length: int = _REPR_LENGTH) -> str:
     """The repr of a value of Python's own types, cut; the name of the type of any other."""
     kind = type(value)
     if kind in _SIMPLE:
         return repr(value)
-    if isinstance(value, int) and kind is int:
+    if kind is int:
         bits = value.bit_length()
         return repr(value) if bits <= _MAX_BITS else f"<int of {bits} bits>"
-    if isinstance(value, str | bytes) and kind in (str, bytes):
+    if kind is str or kind is bytes:
         text = repr(value[:length])
         return text if len(value) <= length and len(text) <= length else text[: length - 3] + "..."
     if kind in _SEQUENCES:

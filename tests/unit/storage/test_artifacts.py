@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aflow.errors import ArtifactNotLoadable, CorruptBlob, StoreUnavailable
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, digest, unchanged
+from aflow.storage.blobs import MAP_UNVERIFIED_FROM, BlobStore, blob_name
+from aflow.storage.local import LocalStore
+from aflow.storage.manifest import Entry
+from aflow.storage.memory import MemoryStore
+
+STORES: dict[str, Callable[[Path], Any]] = {
+    "memory": lambda path: MemoryStore(),
+    "local": lambda path: LocalStore(path),
+}
+
+
+@pytest.fixture(params=STORES)
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    return BlobStore(STORES[request.param](tmp_path))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> BlobStore:
+    return BlobStore(LocalStore(tmp_path))
+
+
+def names_in(blobs: BlobStore) -> list[str]:
+    return list(blobs.store.list(""))
+
+
+def bytes_in(blobs: BlobStore) -> int:
+    return sum(blobs.store.size(name) or 0 for name in names_in(blobs))
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(max_size=20_000)
+    | st.datetimes(),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+@given(VALUES, st.sampled_from([0, 100, 4096]))
+def test_what_was_saved_is_what_is_loaded(value: object, inline_limit: int) -> None:
+    blobs = BlobStore(MemoryStore())
+    entry = ArtifactWriter(blobs, inline_limit=inline_limit).save("x", value)
+
+    assert value == ArtifactReader(blobs).load("x", entry)
+    assert unchanged(value, entry, blobs)
+
+
+def test_small_values_ride_in_the_manifest(blobs: BlobStore) -> None:
+    entry = ArtifactWriter(blobs).save("x", [1, 2, 3])
+
+    assert [] == names_in(blobs)
+    assert len(entry.inline or b"") == entry.size
+    assert () == entry.blobs
+
+
+def test_larger_values_are_one_blob(blobs: BlobStore) -> None:
+    entry = ArtifactWriter(blobs).save("x", list(range(10_000)))
+
+    assert entry.inline is None
+    assert [blob_name(entry.blobs[0][0])] == names_in(blobs)
+
+
+def test_a_manifest_does_not_grow_past_its_total(blobs: BlobStore) -> None:
+    writer = ArtifactWriter(blobs, inline_limit=100, inline_total=150)
+    entries = [writer.save("x", "a" * 60 + str(number)) for number in range(3)]
+
+    assert [True, True, False] == [entry.inline is not None for entry in entries[:1] * 2] + [
+        entries[2].inline is not None
+    ]
+
+
+def test_the_same_value_has_the_same_digest_inline_or_not(blobs: BlobStore) -> None:
+    array = np.arange(100_000)
+    for value in ("a text", array, [array, array + 1]):
+        inline = ArtifactWriter(blobs).save("x", value)
+        outside = ArtifactWriter(blobs, inline_limit=0).save("y", value)
+
+        assert inline.inline is not None
+        assert outside.inline is None
+        assert digest(inline) == digest(outside)
+
+
+def test_different_values_have_different_digests(blobs: BlobStore) -> None:
+    writer = ArtifactWriter(blobs)
+    array = np.arange(100_000)
+    values = ["a", "b", array, array + 1, array.astype(float), [array, array], list(range(10_000))]
+
+    assert len(values) == len({digest(writer.save("x", value)) for value in values})
+
+
+# ------------------------------------------------------------------ arrays and tables
+
+
+@pytest.mark.parametrize("size", [10, 1000, 100_000, 3_000_000])
+def test_an_array_comes_back_writable_and_ones_own(blobs: BlobStore, size: int) -> None:
+    array = np.random.default_rng(0).random(size)
+    entry = ArtifactWriter(blobs).save("x", array)
+    first, second = (ArtifactReader(blobs).load("x", entry) for _ in range(2))
+    first[0] = 42.0
+
+    assert array[0] == second[0]
+    assert array[0] == ArtifactReader(blobs).load("x", entry)[0]
+    assert np.array_equal(array[1:], first[1:])
+
+
+def test_an_array_that_may_not_be_written_to_stays_so(blobs: BlobStore) -> None:
+    array = np.arange(100_000)
+    array.setflags(write=False)
+    loaded = ArtifactReader(blobs).load("x", ArtifactWriter(blobs).save("x", array))
+
+    assert not loaded.flags.writeable
+    assert np.array_equal(array, loaded)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.asfortranarray(np.random.default_rng(0).random((300, 400))),
+        np.random.default_rng(0).random((600, 600))[::2, ::3],
+        np.zeros((0, 5)),
+        np.array(["a", None, {}], dtype=object),
+        np.zeros(50_000, dtype=[("a", "i4"), ("b", "f8")]),
+        np.array(3.5),
+    ],
+    ids=["fortran", "strided", "empty", "objects", "records", "scalar"],
+)
+def test_arrays_of_every_kind_come_back(blobs: BlobStore, array: np.ndarray) -> None:
+    loaded = ArtifactReader(blobs).load("x", ArtifactWriter(blobs).save("x", array))
+
+    assert array.dtype == loaded.dtype
+    assert np.array_equal(array, loaded)
+
+
+def test_a_table_with_one_new_column_stores_only_the_column(blobs: BlobStore) -> None:
+    columns = {
+        name: np.random.default_rng(number).random(100_000)
+        for number, name in enumerate("abcdefgh")
+    }
+    writer = ArtifactWriter(blobs)
+    table = pd.DataFrame(columns)
+    entry = writer.save("table", table)
+    before = bytes_in(blobs)
+    table = ArtifactReader(blobs).load("table", entry)
+    table["new"] = np.random.default_rng(99).random(100_000)
+    entry = writer.save("table", table)
+
+    assert bytes_in(blobs) - before < 1.1 * 800_000
+    pd.testing.assert_frame_equal(table, ArtifactReader(blobs).load("table", entry))
+
+
+def test_a_large_bytes_value_is_pickled_without_a_copy_of_it() -> None:
+    from aflow.storage import pickles
+
+    value = os.urandom(1 << 20)
+    parts = pickles.dump("x", "x", [value]).parts
+
+    assert any(part is value for part in parts)
+
+
+def test_a_list_of_very_many_arrays_does_not_become_as_many_objects(blobs: BlobStore) -> None:
+    value = [np.full(8192, number) for number in range(1100)]
+    entry = ArtifactWriter(blobs).save("x", value)
+
+    assert 1025 == len(entry.blobs)
+    assert np.array_equal(value, ArtifactReader(blobs).load("x", entry))
+
+
+# ------------------------------------------------------------------ verification
+
+
+@pytest.fixture(scope="module")
+def large() -> np.ndarray:
+    return np.random.default_rng(0).random(MAP_UNVERIFIED_FROM // 8)
+
+
+def damage(blobs: BlobStore, key: str) -> None:
+    with open(Path(blobs.store.url.removeprefix("file://")) / blob_name(key), "r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_a_damaged_artifact_names_itself_and_the_key(disk: BlobStore) -> None:
+    entry = ArtifactWriter(disk).save("model", np.random.default_rng(0).random(10_000))
+    damage(disk, entry.blobs[0][0])
+
+    with pytest.raises(CorruptBlob, match=f"Artifact 'model': Blob {entry.blobs[0][0]}"):
+        ArtifactReader(disk).load("model", entry)
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_a_damaged_large_array_is_noticed_before_the_commit(
+    disk: BlobStore, large: np.ndarray, in_background: bool
+) -> None:
+    entry = ArtifactWriter(disk).save("x", large)
+    damage(disk, entry.blobs[0][0])
+    reader = ArtifactReader(disk)
+    reader.load("x", entry)
+    if in_background:
+        reader.start_verification()
+
+    with pytest.raises(CorruptBlob, match=f"Artifact 'x': Blob {entry.blobs[0][0]}"):
+        reader.verify_pending()
+
+
+def test_a_whole_large_array_passes_verification_though_it_was_changed(
+    disk: BlobStore, large: np.ndarray
+) -> None:
+    reader = ArtifactReader(disk)
+    entry = ArtifactWriter(disk).save("x", large)
+    reader.load("x", entry)[:] = 0
+    reader.start_verification()
+    reader.verify_pending()
+    reader.load("x", entry)
+    reader.start_verification()
+    reader.verify_pending()
+
+
+def test_no_thread_is_started_where_nothing_large_was_mapped(blobs: BlobStore) -> None:
+    import threading
+
+    before = threading.active_count()
+    reader = ArtifactReader(blobs)
+    reader.load("x", ArtifactWriter(blobs).save("x", np.zeros(100_000)))
+    reader.start_verification()
+
+    assert before == threading.active_count()
+    reader.verify_pending()
+
+
+def test_an_artifact_whose_blob_is_gone_says_what_to_do(blobs: BlobStore) -> None:
+    entry = ArtifactWriter(blobs).save("x", list(range(10_000)))
+    blobs.store.delete(blob_name(entry.blobs[0][0]))
+
+    with pytest.raises(ArtifactNotLoadable, match=r"'x': There is no object.*Run the step"):
+        ArtifactReader(blobs).load("x", entry)
+
+
+def test_a_store_that_is_gone_is_unavailable(tmp_path: Path) -> None:
+    entry = ArtifactWriter(BlobStore(MemoryStore())).save("x", list(range(10_000)))
+
+    with pytest.raises(StoreUnavailable, match="the folder is not there"):
+        ArtifactReader(BlobStore(LocalStore(tmp_path / "gone"))).load("x", entry)
+
+
+def test_an_encoding_of_a_newer_aflow_is_refused_by_name(blobs: BlobStore) -> None:
+    with pytest.raises(ArtifactNotLoadable, match=r"'x' is stored as 'arrow9'.*Upgrade"):
+        ArtifactReader(blobs).load("x", Entry("arrow9", 1, "int", {}, b"1"))
+
+
+# ------------------------------------------------------------------ change detection
+
+
+class Thing:
+    def __init__(self) -> None:
+        self.parts = {"a": [1, 2], "b": {"x", "y", "z"}}
+
+
+CHANGES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "list": ([1, 2], lambda value: value.append(3)),
+    "set": ({"a", "b", "c", "d"}, lambda value: value.remove("c")),
+    "dict in tuple": ((1, {"a": 1}), lambda value: value[1].update(a=2)),
+    "object": (Thing(), lambda value: value.parts["b"].add("w")),
+    "small array": (np.arange(10), lambda value: value.fill(1)),
+    "array": (np.arange(100_000), lambda value: value.fill(1)),
+    "large array": (np.random.default_rng(0).random(3_000_000), lambda value: value.fill(1)),
+    "table": (pd.DataFrame({"a": range(100_000)}), lambda value: value.__setitem__("b", 1)),
+    "text table": (pd.DataFrame({"a": ["x", "y"] * 5000}), lambda value: value.pop("a")),
+    "large list": (list(range(100_000)), lambda value: value.pop()),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_value_that_was_only_read_is_unchanged_and_one_that_was_written_to_is_not(
+    blobs: BlobStore, kind: str
+) -> None:
+    original, change = CHANGES[kind]
+    entry = ArtifactWriter(blobs).save("x", original)
+    value = ArtifactReader(blobs).load("x", entry)
+    repr(value)
+
+    assert unchanged(value, entry, blobs)
+    change(value)
+    assert not unchanged(value, entry, blobs)
+
+
+def test_a_set_with_another_order_inside_is_unchanged(blobs: BlobStore) -> None:
+    original = {f"name {number}" for number in range(1000)}
+    for number in range(10, 1000):
+        original.discard(f"name {number}")
+    entry = ArtifactWriter(blobs).save("x", original)
+    value = ArtifactReader(blobs).load("x", entry)
+
+    assert unchanged(value, entry, blobs)
+
+
+@pytest.mark.parametrize("value", [1, "text", (1, ("a", frozenset({2})), None), 2.5, b"1", True])
+def test_immutable_values_are_unchanged_without_looking(value: object) -> None:
+    assert unchanged(value, Entry("pickle5", 0, "", {}, b"never looked at"))
+
+
+def test_an_untouched_large_array_is_saved_again_without_hashing(
+    disk: BlobStore, large: np.ndarray
+) -> None:
+    if not os.path.exists("/proc/self/smaps"):
+        pytest.skip("there is no /proc/self/smaps to tell which pages were written to")
+    entry = ArtifactWriter(disk).save("x", large)
+    value = ArtifactReader(disk).load("x", entry)
+    damage(disk, entry.blobs[0][0])  # who hashed it again would find another key
+
+    assert math.isfinite(value.sum())
+    assert entry.blobs == ArtifactWriter(disk).save("y", value).blobs
+
+
+def test_the_second_load_gives_another_object(blobs: BlobStore) -> None:
+    entry = ArtifactWriter(blobs).save("x", [1])
+    reader = ArtifactReader(blobs)
+
+    assert reader.load("x", entry) is not reader.load("x", entry)

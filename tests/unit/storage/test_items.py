@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aflow.errors import ArtifactNotPicklable, CorruptBlob, StorageError
+from aflow.storage.base import Buffer
+from aflow.storage.blobs import BlobStore
+from aflow.storage.items import SEGMENT_SIZE, item_text, read_item, write_items
+from aflow.storage.memory import MemoryStore
+
+
+@pytest.fixture
+def blobs() -> BlobStore:
+    return BlobStore(MemoryStore())
+
+
+def written(items: Any, blobs: BlobStore, limit: int = 10**9) -> Any:
+    """The items as they come out of a manifest."""
+    value, _ = write_items(items, blobs, limit)
+    return msgpack.unpackb(msgpack.packb(value), use_list=False)
+
+
+ITEMS = st.lists(
+    st.none()
+    | st.integers()
+    | st.text()
+    | st.tuples(st.text(), st.floats(allow_nan=False))
+    | st.binary(min_size=10_000, max_size=20_000)
+)
+
+
+@given(ITEMS)
+def test_each_item_is_read_on_its_own(items: list[object]) -> None:
+    blobs = BlobStore(MemoryStore())
+    stored = written(items, blobs)
+
+    assert len(items) == stored[0]
+    assert items == [read_item(stored, index, blobs) for index in range(len(items))]
+
+
+def test_few_small_items_ride_in_the_manifest(blobs: BlobStore) -> None:
+    stored = written(["a", "b", "c"], blobs)
+
+    assert [] == list(blobs.store.list(""))
+    assert "b" == read_item(stored, 1, blobs)
+
+
+def test_a_foreach_may_have_no_items(blobs: BlobStore) -> None:
+    assert ([0], 0) == write_items([], blobs, 5)
+
+
+def test_any_iterable_will_do(blobs: BlobStore) -> None:
+    for items in ({"a": 1}, range(3), iter([1]), np.arange(3), (each for each in "abc"), "word"):
+        value, count = write_items(items, blobs, 10)
+
+        assert count == value[0]
+
+
+def test_an_endless_iterable_stops_at_the_limit(blobs: BlobStore) -> None:
+    assert (None, 101) == write_items(itertools.count(), blobs, 100)
+
+
+def test_as_many_items_as_the_limit_are_fine(blobs: BlobStore) -> None:
+    assert 100 == write_items(range(100), blobs, 100)[1]
+
+
+class ReadCounting(MemoryStore):
+    read = 0
+
+    def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
+        data = super().get(name, start, length)
+        self.read += len(data)
+        return data
+
+
+def test_a_task_reads_no_more_than_its_own_item() -> None:
+    store = ReadCounting()
+    blobs = BlobStore(store)
+    stored = written((f"item {number}" for number in range(100_000)), blobs)
+    store.read = 0
+
+    assert "item 77777" == read_item(stored, 77_777, blobs)
+    assert store.read < 100
+
+
+def test_many_items_are_held_a_segment_at_a_time(blobs: BlobStore) -> None:
+    size, held = 200_000, 3 * SEGMENT_SIZE // 200_000
+
+    def items() -> Iterator[bytes]:
+        for number in range(held):
+            yield number.to_bytes(4, "little") * (size // 4)
+
+    stored = written(items(), blobs)
+
+    assert 3 <= len(stored) - 1 <= 4
+    for index in (0, 41, 42, held - 1):
+        assert index.to_bytes(4, "little") == read_item(stored, index, blobs)[:4]
+
+
+def test_a_large_item_is_an_artifact_of_its_own(blobs: BlobStore) -> None:
+    arrays = [np.random.default_rng(number).random(500_000) for number in range(3)]
+    stored = written([*arrays, bytes(2 << 20)], blobs)
+
+    assert len(msgpack.packb(stored)) < 2000
+    assert np.array_equal(arrays[2], read_item(stored, 2, blobs))
+    assert read_item(stored, 2, blobs).flags.writeable
+    assert bytes(2 << 20) == read_item(stored, 3, blobs)
+
+
+def test_the_text_of_an_item_needs_no_unpickling(blobs: BlobStore) -> None:
+    class Local:
+        def __reduce__(self) -> Any:
+            return (int, ("not a number",))
+
+    stored = written(["first", ("svm", 0.1), Local(), "é" * 50, "\ud800", np.zeros(10**6)], blobs)
+
+    assert ["first", "('svm', 0.1)", "<Local>", "é" * 30, "?", "<ndarray>"] == [
+        item_text(stored, index, blobs) for index in range(6)
+    ]
+
+
+def test_an_item_that_cannot_be_stored_is_named(blobs: BlobStore) -> None:
+    with pytest.raises(ArtifactNotPicklable, match=r"Item 1 of the foreach .*: item\[0\] is of"):
+        write_items([1, [threading.Lock()]], blobs, 10)
+
+
+def test_what_iterating_raises_comes_through(blobs: BlobStore) -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise LookupError("the user's own")
+
+    with pytest.raises(LookupError, match="the user's own"):
+        write_items(items(), blobs, 10)
+
+
+@pytest.mark.parametrize("index", [-1, 3, 100])
+def test_there_are_no_other_items(blobs: BlobStore, index: int) -> None:
+    stored = written("abc", blobs)
+
+    with pytest.raises(StorageError, match=f"no item {index} in a foreach over 3 items"):
+        read_item(stored, index, blobs)
+
+
+def test_a_flipped_bit_in_an_item_or_its_row_is_noticed() -> None:
+    store = MemoryStore()
+    blobs = BlobStore(store)
+    items = [f"item {number}" for number in range(2000)]
+    stored = written(items, blobs)
+    (name,) = store.list("")
+    whole = bytes(store.get(name))
+    row = stored[1][1] - (2000 - 1234) * 20
+    for position in (whole.index(b"item 1234"), row, row + 8, row + 15):
+        store.put(name, [whole[:position], bytes([whole[position] ^ 1]), whole[position + 1 :]])
+
+        with pytest.raises(
+            CorruptBlob, match=r"An item of a foreach in blob [0-9a-f]{64} is damag"
+        ):
+            read_item(stored, 1234, blobs)
+        assert "item 7" == read_item(stored, 7, blobs)

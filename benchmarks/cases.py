@@ -125,7 +125,7 @@ def coroutines(bench: Bench) -> list[Row]:
 def array(bench: Bench) -> list[Row]:
     """An array from one task to the next, beside Metaflow."""
     mb = bench.size(256, 64)
-    both = {"aflow": "flows/array.py", "metaflow": "peers/metaflow_array.py"}
+    both = {"aflow": "flows/large_array.py", "metaflow": "peers/metaflow_array.py"}
     done = {
         name: bench.run(script, "--no-pylint", "run", "--mb", mb) for name, script in both.items()
     }

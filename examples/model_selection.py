@@ -15,17 +15,21 @@ model that crashes or hangs takes nothing else with it. Look at the result with
         print(task.data.candidate, task.data.scores.mean())
 """
 
+# These take seconds to import. They are imported once: tasks are forked from a process that has
+# them already. (In Metaflow every task would import them again.)
+from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
 from aflow import FlowSpec, Parameter, catch, retry, step
 
 
 def build(candidate):
     """The untrained model that a candidate describes."""
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-
     kinds = {
         "logistic": lambda **settings: LogisticRegression(max_iter=2000, **settings),
         "forest": lambda **settings: RandomForestClassifier(random_state=0, **settings),
@@ -41,9 +45,6 @@ class ModelSelectionFlow(FlowSpec):
 
     @step
     def start(self):
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
         x, y = load_digits(return_X_y=True)
         # Arrays leave this task as they are, and the tasks below map them from disk: five workers
         # share one copy.
@@ -64,8 +65,6 @@ class ModelSelectionFlow(FlowSpec):
     @retry(times=1, minutes_between_retries=0)
     @step
     def evaluate(self):
-        from sklearn.model_selection import cross_val_score
-
         self.candidate = self.input
         self.scores = cross_val_score(
             build(self.candidate), self.x_train, self.y_train, cv=self.folds

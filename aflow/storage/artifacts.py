@@ -8,6 +8,7 @@ when they are loaded: their bytes are hashed and written where they lie, and map
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound
@@ -45,7 +46,7 @@ class ArtifactWriter:
             size += buffer.nbytes
         return Entry(ENCODING, size, kind, facts, inline, tuple(blobs))
 
-    def _inline(self, parts: Any, size: int) -> bytes | None:
+    def _inline(self, parts: Sequence[Buffer], size: int) -> bytes | None:
         if size > self._inline_limit or size > self._inline_left:
             return None
         self._inline_left -= size
@@ -143,21 +144,22 @@ def unchanged(value: object, entry: Entry, blobs: BlobStore | None = None) -> bo
         return True
     if entry.blobs and blobs is None:
         return False
-    parts, _, buffers = pickles.dump("A loaded artifact", "value", value)
+    parts, size, buffers = pickles.dump("A loaded artifact", "value", value)
     keys = [key for key, _ in entry.blobs]
     if entry.inline is None:
-        stored = keys.pop(0) == digest_of(parts)
+        stored = keys.pop(0) == digest_of(parts, size)
     else:
         stored = entry.inline == b"".join(parts)
     if len(keys) != len(buffers) or not all(
-        key == (blobs.key_of_mapped(buffer) if blobs else None) or key == digest_of([buffer])
+        key == (blobs.key_of_mapped(buffer) if blobs else None)
+        or key == digest_of([buffer], buffer.nbytes)
         for key, buffer in zip(keys, buffers, strict=True)
     ):
         return False
     return stored or _equals_fresh_copy(parts, entry, blobs)
 
 
-def _equals_fresh_copy(parts: Any, entry: Entry, blobs: BlobStore | None) -> bool:
+def _equals_fresh_copy(parts: Sequence[Buffer], entry: Entry, blobs: BlobStore | None) -> bool:
     if blobs is None:
         fresh = pickles.load("A loaded artifact", entry.inline or b"")
     else:

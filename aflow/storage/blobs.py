@@ -13,6 +13,7 @@ key names raise CorruptBlob. The digest is computed and checked here, once, for 
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Iterable, Sequence
 
@@ -29,6 +30,8 @@ _FOOTER = struct.Struct("<4sB3xQ")
 _MAGIC = b"AFB1"
 _RAW, _ZSTD = 0, 1
 _VERIFIED_AT_ONCE = 8 << 20
+_THREADS_FROM = 1 << 20
+_threads_of: int | None = None  # the process that started blake3's threads
 
 
 def blob_name(key: str) -> str:
@@ -37,14 +40,26 @@ def blob_name(key: str) -> str:
     return f"blobs/{key[:2]}/{key[2:]}"
 
 
-def digest_of(parts: Iterable[Buffer]) -> BlobKey:
-    """The key of the parts, one after the other; large ones are hashed by many threads."""
+def digest_of(parts: Iterable[Buffer], size: int = 0) -> BlobKey:
+    """The key of the parts, one after the other. If they come to `size` bytes of 1 MiB and more,
+    many threads hash them."""
     import blake3  # when the first value is large enough to become a blob
 
-    state = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    state = blake3.blake3(max_threads=blake3.blake3.AUTO if _may_use_threads(size) else 1)
     for part in parts:
         state.update(part)
     return BlobKey(state.hexdigest())
+
+
+def _may_use_threads(size: int) -> bool:
+    """Threads do not survive a fork, but blake3 would wait for those of the parent for ever: who
+    was forked from a process that used them hashes alone."""
+    global _threads_of
+    if size < _THREADS_FROM:
+        return False
+    if _threads_of is None:
+        _threads_of = os.getpid()
+    return _threads_of == os.getpid()
 
 
 class BlobStore:
@@ -94,7 +109,7 @@ class BlobStore:
         name = blob_name(key)
         pieces = range(0, size, _VERIFIED_AT_ONCE)
         found = digest_of(
-            self.store.get(name, at, min(_VERIFIED_AT_ONCE, size - at)) for at in pieces
+            (self.store.get(name, at, min(_VERIFIED_AT_ONCE, size - at)) for at in pieces), size
         )
         if found != key:
             raise self._corrupt(key, "its digest is another")
@@ -118,7 +133,8 @@ class BlobStore:
         known = self._mappings.key_of(parts[0]) if len(parts) == 1 else None
         if known is not None:
             return BlobKey(known)
-        key, size = digest_of(parts), sum(map(_size, parts))
+        size = sum(map(_size, parts))
+        key = digest_of(parts, size)
         if not self._is_there(key, size, raw):
             body: Sequence[Buffer] = parts
             codec = _RAW if raw or not compression.pays(parts, size) else _ZSTD
@@ -157,7 +173,7 @@ class BlobStore:
     def _verified(self, key: str, body: memoryview, codec: int, size: int) -> memoryview:
         if codec == _ZSTD:
             body = self._unpacked(key, body, size)
-        if digest_of([body]) != key:
+        if digest_of([body], body.nbytes) != key:
             raise self._corrupt(key, "its digest is another")
         self._mappings.remember(body, key)
         return body

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,24 @@ def test_a_missing_blob_is_not_found(store: MemoryStore) -> None:
 def test_only_digests_are_keys(store: MemoryStore, key: str) -> None:
     with pytest.raises(InvalidName):
         BlobStore(store).get(key)
+
+
+FORKS = """
+import os, sys
+from aflow.storage.blobs import digest_of
+data = bytes(20 << 20)
+expected = digest_of([data], len(data))
+child = os.fork()
+if child == 0:
+    os._exit(0 if digest_of([data], len(data)) == expected else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_forked_after_a_large_digest_can_make_large_digests() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], timeout=60, check=False)
+
+    assert 0 == done.returncode
 
 
 # ------------------------------------------------------------------ mapped blobs

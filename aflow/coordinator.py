@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow import backends
@@ -255,7 +255,7 @@ class Coordinator:
             record.run,
             record.key,
             self._user,
-            options.namespace,
+            f"user:{self._user}" if options.namespace is None else options.namespace or None,
             record.tags,
             self._store.url,
             self._records.url,

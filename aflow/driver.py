@@ -360,7 +360,7 @@ class RunDriver:
     ) -> TaskEnded:
         state = AttemptState.FAILED if self._refused else record.state
         return TaskEnded(
-            record.finished_at or self._clock.now(),
+            self._clock.now(),  # by the clock that stamped the lines before it
             self._run.run,
             live.step,
             report.task,
@@ -402,8 +402,9 @@ class RunDriver:
         for command in self._held.pop(number, ()):
             self._launch(command)
         if self._final is not None and self._final[0] == number and not self._ended.done():
-            self._tell(self._final[1])
-            self._ended.set_result(self._final[1])
+            ended = dataclasses.replace(self._final[1], at=self._clock.now())
+            self._tell(ended)
+            self._ended.set_result(ended)
 
     def _broken(self, error: BaseException) -> None:
         """What the run rests on has failed: nothing more can be recorded, so it stops here."""
@@ -425,7 +426,7 @@ class RunDriver:
         notices, self._notices = self._notices, []
         try:
             self._watch(notices)
-        except Exception as error:  # a watcher that cannot watch (its terminal is gone, say)
+        except Exception as error:  # noqa: BLE001 -- a watcher that cannot watch (its terminal is gone, say)
             self._watch = None
             self._broken(error)
 

@@ -1,7 +1,7 @@
 """The one exception tree of aflow; each class is one sentence.
 
 AflowError
-├── InvalidInput                 what the user wrote cannot be used; exit code 2 where it is an option
+├── InvalidInput                 what was given cannot be used; exit code 2 for options
 │   ├── InvalidName
 │   ├── InvalidSetting
 │   ├── InvalidParameter
@@ -127,7 +127,7 @@ class UnhandledInMergeArtifacts(MergeArtifactsError):
 
 
 class MissingInMergeArtifacts(MergeArtifactsError):
-    """An artifact named in include= is in none, or not all, of the inputs."""
+    """An artifact named in include= is in none of the inputs."""
 
     def __init__(self, message: str, missing: list[str]) -> None:
         super().__init__(message)

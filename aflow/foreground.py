@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aflow import backends
@@ -36,7 +35,7 @@ def run(
     template = _fork_template(definition)
     import asyncio
 
-    from aflow.executors.coroutines import fastest_loop
+    from aflow.loops import fastest_loop
 
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         return runner.run(_run(definition, options, settings, watch, template))
@@ -56,7 +55,7 @@ def _fork_template(definition: FlowDefinition) -> tuple[socket.socket, int]:
 
         Template(theirs, definition, backends.open_store, backends.open_metadata).serve()
         code = 0
-    except BaseException:  # a fault of ours: the coordinator will say that the template has died
+    except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the template has died
         import traceback
 
         traceback.print_exc()
@@ -71,6 +70,8 @@ async def _run(
     watch: Callable[[Sequence[Notice]], None],
     template: tuple[socket.socket, int],
 ) -> tuple[RunEnded, int | None]:
+    import asyncio
+
     from aflow.coordinator import Coordinator
     from aflow.executors.link import ForkedTemplate
 
@@ -84,7 +85,7 @@ async def _run(
             definition, options=options, template=ForkedTemplate(*template), watch=watch
         )
         if options.run_id_file is not None:
-            Path(options.run_id_file).write_text(handle.id)
+            await asyncio.to_thread(options.run_id_file.write_text, handle.id)
         stopped_by = _stop_on_signals(handle)
         return await handle.wait(), stopped_by[0] if stopped_by else None
 

@@ -7,7 +7,8 @@ SQL values, so that every name which comes from outside passes one of the checks
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, NewType
+from collections.abc import Callable
+from typing import Any, NamedTuple, NewType
 
 from aflow.errors import InvalidName
 
@@ -103,7 +104,9 @@ class Pathspec(NamedTuple):
     def parse(cls, text: str) -> Pathspec:
         """Read a pathspec of one to five parts; raises InvalidName that names the part at fault."""
         parts = text.split("/")
-        checks = (flow_name, run_id, step_name, task_id, artifact_name)
+        checks: tuple[Callable[[str], Any], ...] = (
+            flow_name, run_id, step_name, task_id, artifact_name
+        )  # fmt: skip
         if len(parts) > len(checks):
             raise InvalidName(
                 f"{text[:80]!r} has {len(parts)} parts; a pathspec has at most five: "

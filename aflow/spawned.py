@@ -32,7 +32,7 @@ def main() -> None:
 def _serve(control: socket.socket, source: dict[str, Any], decospecs: list[str]) -> None:
     try:
         definition = attach(define(class_from(source)), decospecs)
-    except Exception as error:  # whatever the user's module raises is what its owner has to know
+    except Exception as error:  # noqa: BLE001 -- whatever the user's module raises is what its owner has to know
         control.sendall(msgpack.packb((wire.NOT_READY, f"{type(error).__name__}: {error}")))
         return
     control.sendall(msgpack.packb((wire.READY,)))

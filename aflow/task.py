@@ -160,7 +160,7 @@ class RunningTask:
         exclude: Collection[str] | None,
         include: Collection[str] | None,
     ) -> None:
-        """Take over, by key, the artifacts on which the inputs agree; see FlowSpec.merge_artifacts."""
+        """Take over, by key, what the inputs agree on; see FlowSpec.merge_artifacts."""
         if not self._definition.steps[self.step_name].takes_inputs:
             raise MergeArtifactsError(
                 f"merge_artifacts was called in step {self.step_name!r}, which is not a join: "

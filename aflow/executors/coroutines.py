@@ -13,6 +13,7 @@ from aflow.clock import SystemClock
 from aflow.executors import inside
 from aflow.executors.streams import AttemptStream, DescriptorCapture, Owner
 from aflow.executors.work import Link
+from aflow.loops import fastest_loop
 from aflow.runner import Runner
 
 CANCEL = b"\xc0"  # msgpack's nil: what precedes [task, attempt] where a spec would stand
@@ -98,12 +99,3 @@ class CoroutineWorker:
     def _oldest(self) -> Owner | None:
         """Who is taken to have written past Python: several may run, so the first of them."""
         return next(iter(self._tasks), None)
-
-
-def fastest_loop() -> type[asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop where it is installed, else asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop  # type: ignore[return-value]

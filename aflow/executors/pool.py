@@ -8,6 +8,7 @@ and has not begun. Coroutine steps all go to one process, whose event loop runs 
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -98,7 +99,7 @@ class WorkerPool:
             if worker is None:
                 return
             if not worker.send(self._queue[0]):
-                worker.when_roomy(lambda: self._roomy(worker))
+                worker.when_roomy(functools.partial(self._roomy, worker))
                 return
             self._queue.popleft()
 
@@ -107,7 +108,7 @@ class WorkerPool:
         self._feed()
 
     def _roomiest(self) -> WorkerProcess | None:
-        """The worker to hand the next spec to; a new one while all are busy and there may be more."""
+        """Who gets the next spec; a new worker while all are busy and there may be more."""
         able = [each for each in self._workers.values() if each.ending is None]
         if self._coroutines:
             return able[0] if able else self._new_worker()

@@ -18,7 +18,6 @@ from aflow.executors.base import NO_USAGE, Reports
 from aflow.executors.fresh import FreshProcesses
 from aflow.executors.link import TemplateLink, TemplateProcess
 from aflow.executors.pool import MAX_AHEAD, WorkerPool
-from aflow.runner import timeout_of
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
@@ -61,10 +60,13 @@ class ProcessExecutor:
         self._waiting: list[AttemptSpec] = []
         self._idle = asyncio.Event()
         self._limits = {
-            name: None if (limit := timeout_of(step)) is None else limit + BACKSTOP
+            name: None
+            if (timeout := step.decorator("timeout")) is None
+            else timeout.total_seconds + BACKSTOP
             for name, step in definition.steps.items()
         }
         self._link: TemplateLink | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._context: RunContext
         self._reports: Reports
 
@@ -77,10 +79,12 @@ class ProcessExecutor:
         """Get ready to launch attempts of this run."""
         self._context = context
         self._reports = reports
-        self._use(self._first or await asyncio.to_thread(self._start_template))
+        self._loop = asyncio.get_running_loop()
+        first = self._first
+        self._use(await asyncio.to_thread(self._start_template) if first is None else first)
 
     def _use(self, process: TemplateProcess) -> None:
-        self._link = TemplateLink(asyncio.get_running_loop(), process, self)
+        self._link = TemplateLink(self._loop, process, self)
         self._link.configure(self._context)
         self._fresh = FreshProcesses(self._link, self._reports, self._clock, self._grace)
         self._workers = self._pool(self._link, coroutines=False)
@@ -170,7 +174,7 @@ class ProcessExecutor:
         """All processes are gone: their attempts are lost, and a new template is started."""
         self._link = None
         if not self._stopping:
-            self._restart = asyncio.ensure_future(self._start_again())
+            self._restart = self._loop.create_task(self._start_again())
         for each in (self._fresh, self._workers, self._coroutines):
             each.lost(reason)
         self._note_idle()

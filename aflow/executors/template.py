@@ -163,7 +163,7 @@ class Template:
             self._control.close()
             body()
             code = 0
-        except BaseException:  # a fault of ours: the coordinator reports it with the exit code
+        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
             import traceback
 
             traceback.print_exc()

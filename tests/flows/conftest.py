@@ -1,0 +1,129 @@
+"""Real flows, run by the real command line in real processes, and the checker for after them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aflow.metadata.base import TaskView
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.scheduler.states import RunState
+
+TIMEOUT = 90  # seconds after which a run that hangs fails its test
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What the tasks printed, without timestamps and heads."""
+        return [line.split("] ", 1)[1] for line in self.out.splitlines() if "] " in line]
+
+
+class Workspace:
+    """A folder with flow files, and what has run in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, source: str, name: str = "flow.py") -> Path:
+        """Write a flow file; `from aflow import *`-style names are imported for it."""
+        file = self.path / name
+        file.write_text(PREAMBLE + textwrap.dedent(source) + POSTAMBLE.format(name="Flow_"))
+        return file
+
+    def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
+        """Start `python flow.py ARGS` and do not wait."""
+        return subprocess.Popen(
+            [sys.executable, "flow.py", *args],
+            cwd=self.path,
+            env=os.environ | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="surrogateescape",
+        )
+
+    def finish(self, process: subprocess.Popen[str]) -> Ran:
+        """Wait for the end of what `start` started."""
+        try:
+            out, err = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"the run hangs:\n{out}\n{err}")
+        return Ran(process.returncode, out, err)
+
+    def run(self, *args: str, **env: str) -> Ran:
+        """Run `python flow.py --no-pylint run ARGS`."""
+        return self.finish(self.start("--no-pylint", "run", *args, **env))
+
+    @property
+    def metadata(self) -> SqliteMetadata:
+        """What was recorded."""
+        return SqliteMetadata(self.path / ".aflow" / "metadata.db", read_only=True)
+
+    def latest(self) -> tuple[RunState, list[TaskView]]:
+        """The state of the latest run, and its tasks without `_parameters`, by number."""
+        metadata = self.metadata
+        try:
+            run = metadata.runs("Flow_")[0]
+            return run.state, [each for each in metadata.tasks(run.key) if each.task.task]
+        finally:
+            metadata.close()
+
+    def check(self) -> None:
+        """What has to hold after every run, however it went: nothing is damaged, no process is
+        left, no attempt is still said to be running, no committed task has two successes."""
+        with sqlite3.connect(self.path / ".aflow" / "metadata.db") as connection:
+            assert ("ok",) == connection.execute("PRAGMA integrity_check").fetchone()
+        assert [] == processes_in(self.path)
+        assert [] == [path.name for path in self.path.glob(".aflow/tmp/*")]
+
+
+PREAMBLE = """\
+import os, signal, sys, time
+from aflow import FlowSpec, JSONType, Parameter, catch, current, environment, resources, retry
+from aflow import step, timeout
+
+"""
+
+POSTAMBLE = """
+
+if __name__ == "__main__":
+    {name}()
+"""
+
+
+def processes_in(folder: Path) -> list[int]:
+    """The processes whose working directory is the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").resolve() == folder.resolve():
+                    found.append(int(entry.name))
+            except OSError:  # it has ended while we looked
+                continue
+    return found
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """An empty folder to run flows in."""
+    return Workspace(tmp_path)

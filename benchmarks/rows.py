@@ -25,11 +25,14 @@ class Row:
     peer_name: str = ""
     bar: str = ""
     met: bool | None = None
+    more_is_better: bool = False
 
     @property
-    def ratio(self) -> float | None:
-        """The peer's figure over aflow's: above 1 aflow is the smaller."""
-        return self.peer / self.value if self.peer is not None and self.value else None
+    def better(self) -> float | None:
+        """How many times better aflow is than the peer; below 1 it is worse."""
+        if not self.peer or not self.value:
+            return None
+        return self.value / self.peer if self.more_is_better else self.peer / self.value
 
 
 def at_most(
@@ -57,18 +60,18 @@ def at_least(
 ) -> Row:
     """A row whose bar is a lower limit."""
     bar = f">= {limit:g} {unit}"
-    return Row(case, what, value, unit, peer, peer_name, bar, value >= limit)
+    return Row(case, what, value, unit, peer, peer_name, bar, value >= limit, True)
 
 
-HEADINGS = ("case", "what", "aflow", "peer", "peer/aflow", "bar", "")
+HEADINGS = ("case", "what", "aflow", "peer", "better", "bar", "")
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """The row as texts."""
     peer = "" if row.peer is None else f"{row.peer:.4g} {row.unit} ({row.peer_name})"
-    ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
+    better = "" if row.better is None else f"{row.better:.3g}x"
     verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-    return row.case, row.what, f"{row.value:.4g} {row.unit}", peer, ratio, row.bar, verdict
+    return row.case, row.what, f"{row.value:.4g} {row.unit}", peer, better, row.bar, verdict
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -95,6 +98,6 @@ def save(path: Path, rows: Sequence[Row], quick: bool) -> None:
     data = {
         "quick": quick,
         "machine": machine,
-        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+        "rows": [{**asdict(row), "better": row.better} for row in rows],
     }
     path.write_text(json.dumps(data, indent=2) + "\n")

@@ -23,7 +23,7 @@ from aflow.inputs import Manifests
 from aflow.scheduler.codec import decode_inputs
 from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
-from aflow.storage.items import write_items
+from aflow.storage.items import ItemReader, write_items
 from aflow.storage.manifest import Manifest
 from aflow.task import RunningTask
 
@@ -68,6 +68,11 @@ class Runner:
         self.manifests = Manifests(open_metadata, context.run_key)
         self._blobs = blobs
         self._clock = clock
+        self._item_reader = ItemReader(blobs)
+
+    def expect_many(self) -> None:
+        """Get ready to run many attempts in this process: hold what several of them read."""
+        self._item_reader = ItemReader(self._blobs, hold=True)
 
     def remember(self, manifests: dict[int, bytes]) -> None:
         """Keep manifests that came along with a spec."""
@@ -116,7 +121,13 @@ class Runner:
         execution.flow = new_instance(definition)
         reader = ArtifactReader(self._blobs)
         execution.task = RunningTask(
-            definition, spec, decode_inputs(spec.inputs), self.manifests, self._blobs, reader
+            definition,
+            spec,
+            decode_inputs(spec.inputs),
+            self.manifests,
+            self._blobs,
+            reader,
+            self._item_reader,
         )
         execution.token = current._set(self._current_values(spec))
         bind(execution.flow, execution.task)

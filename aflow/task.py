@@ -12,7 +12,6 @@ from aflow.ids import PARAMETERS_TASK
 from aflow.inputs import InputTask, JoinInputs, Manifests, TaskArtifacts
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
 from aflow.storage.artifacts import digest, unchanged
-from aflow.storage.items import item_text, read_item
 from aflow.storage.manifest import Entry, ForeachFrame, Manifest
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
     from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
     from aflow.storage.blobs import BlobStore
+    from aflow.storage.items import Item, ItemReader
 
 
 class Loaded(NamedTuple):
@@ -46,6 +46,7 @@ class RunningTask:
         manifests: Manifests,
         blobs: BlobStore,
         reader: ArtifactReader,
+        items: ItemReader,
     ) -> None:
         self.flow_name = definition.name
         self.step_name = spec.step
@@ -55,6 +56,8 @@ class RunningTask:
         self._manifests = manifests
         self._blobs = blobs
         self._reader = reader
+        self._items = items
+        self._own_item: Item | None = None
         self._loaded: dict[str, Loaded] = {}
         self._merged: dict[str, tuple[int, Entry]] = {}
         parent = inputs.task if isinstance(inputs, FromTask) else PARAMETERS_TASK
@@ -97,7 +100,11 @@ class RunningTask:
 
     def _item(self, frame: ForeachFrame) -> Any:
         items = self._manifests.of(frame.split).items
-        return None if items is None else read_item(items, frame.index, self._blobs)
+        if items is None:
+            return None
+        if self._own_item is not None and frame.split == self._spec.split:
+            return self._own_item.value(self._blobs)
+        return self._items.read(items, frame.index).value(self._blobs)
 
     @property
     def stack(self) -> tuple[ForeachFrame, ...]:
@@ -121,7 +128,9 @@ class RunningTask:
 
     def _new_frame(self, split: int, opener: Manifest) -> ForeachFrame:
         index, count = self._spec.split_index or 0, self._spec.splits or 0
-        text = "" if opener.items is None else item_text(opener.items, index, self._blobs)
+        if opener.items is not None:
+            self._own_item = self._items.read(opener.items, index)
+        text = "" if self._own_item is None else self._own_item.text
         split_step = self._definition.graph[self.step_name].splits[-1]
         return ForeachFrame(split_step, opener.transition[1] or "", count, index, text, split)
 

@@ -51,6 +51,7 @@ class CoroutineWorker:
         import os
 
         self._pid = os.getpid()
+        self._runner.expect_many()
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
             runner.run(self._serve())
 

@@ -51,9 +51,11 @@ class Surroundings:
     """What a step may change of its process, and the next one must not notice."""
 
     def __init__(self, stdout: int, stderr: int) -> None:
-        self._fds = (stdout, stderr)
+        self._descriptors = [os.open(os.devnull, os.O_RDONLY), stdout, stderr]
         self._cwd = os.getcwd()
         self._environ = dict(os.environ)
+        # As bytes, the form that the interpreter holds: comparing os.environ would decode it all.
+        self._raw_environ = dict(os.environb)
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
@@ -66,7 +68,7 @@ class Surroundings:
         """Put everything back as it was."""
         if _cwd() != self._cwd:
             os.chdir(self._cwd)
-        if os.environ != self._environ:
+        if os.environb._data != self._raw_environ:  # type: ignore[attr-defined]
             os.environ.clear()
             os.environ.update(self._environ)
         os.umask(self._umask)
@@ -74,7 +76,8 @@ class Surroundings:
         for number, handler in self._signals.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
-        inside.redirect(*self._fds)
+        for target, descriptor in enumerate(self._descriptors):
+            os.dup2(descriptor, target)
 
 
 def _cwd() -> str | None:
@@ -115,6 +118,7 @@ class SequentialWorker:
 
     def serve(self) -> None:
         """Run what comes, until the coordinator closes its end."""
+        self._runner.expect_many()
         while data := self._link.next():
             self._run(AttemptSpec.decode(data))
 

@@ -82,50 +82,72 @@ def write_items(items: Iterable[Any], blobs: BlobStore, limit: int) -> tuple[Any
     return [count, *segments], count
 
 
-def read_item(items: Any, index: int, blobs: BlobStore) -> Any:
-    """Item number `index` of what `write_items` gave; each call gives a new object.
+class Item(NamedTuple):
+    """One item, not unpickled yet. `text` is for people, at most 30 characters."""
 
-    Raises CorruptBlob, ArtifactNotLoadable, StoreUnavailable, and StorageError if there is no
-    such item.
-    """
-    record = _Parsed.of(read_item_bytes(items, index, blobs))
-    if not record.has_blobs:
-        return pickles.load(f"Item {index} of the foreach", record.body)
-    entry = Entry(*msgpack.unpackb(record.body, use_list=False))
-    reader = ArtifactReader(blobs)
-    value = reader.load(f"item {index} of the foreach", entry)
-    reader.verify_pending()
-    return value
-
-
-def item_text(items: Any, index: int, blobs: BlobStore) -> str:
-    """A text of at most 30 characters for item number `index`; nothing is unpickled."""
-    return _Parsed.of(read_item_bytes(items, index, blobs)).text
-
-
-def read_item_bytes(items: Any, index: int, blobs: BlobStore) -> bytes:
-    """The record of item number `index`, verified."""
-    if not 0 <= index < items[0]:
-        raise StorageError(f"There is no item {index} in a foreach over {items[0]} items.")
-    for segment in items[1:]:
-        inline = isinstance(segment, bytes)
-        records = _inline_records(segment) if inline else segment[2]
-        if index < records:
-            return _inline_record(segment, index) if inline else _read(segment, index, blobs)
-        index -= records
-    raise StorageError(f"The items of a foreach are damaged: {items[0]} were expected.")
-
-
-class _Parsed(NamedTuple):
+    index: int  # type: ignore[assignment]  # the word that users know
     text: str
     has_blobs: bool
     body: bytes
 
-    @classmethod
-    def of(cls, record: bytes) -> _Parsed:
+    def value(self, blobs: BlobStore) -> Any:
+        """The item itself; each call gives a new object. Raises CorruptBlob,
+        ArtifactNotLoadable, StoreUnavailable."""
+        if not self.has_blobs:
+            return pickles.load(f"Item {self.index} of the foreach", self.body)
+        entry = Entry(*msgpack.unpackb(self.body, use_list=False))
+        reader = ArtifactReader(blobs)
+        value = reader.load(f"item {self.index} of the foreach", entry)
+        reader.verify_pending()
+        return value
+
+
+class ItemReader:
+    """Reads items, each verified.
+
+    With `hold` it keeps the last segment that it read from (a few MiB), for a process that runs
+    one item after the other; without, it reads an item's own bytes alone.
+    """
+
+    def __init__(self, blobs: BlobStore, hold: bool = False) -> None:
+        self._blobs = blobs
+        self._hold = hold
+        self._held: tuple[str, Buffer] = ("", b"")
+
+    def read(self, items: Any, index: int) -> Item:
+        """Item number `index` of what `write_items` gave. Raises CorruptBlob, StoreUnavailable,
+        and StorageError if there is no such item."""
+        record = self._record(items, index)
         start = 1 + (record[0] & _TEXT_BYTES)
         text = record[1:start].decode("utf-8", "replace")
-        return cls(text, bool(record[0] & _HAS_BLOBS), record[start:])
+        return Item(index, text, bool(record[0] & _HAS_BLOBS), record[start:])
+
+    def _record(self, items: Any, index: int) -> bytes:
+        if not 0 <= index < items[0]:
+            raise StorageError(f"There is no item {index} in a foreach over {items[0]} items.")
+        for segment in items[1:]:
+            inline = isinstance(segment, bytes)
+            records = _inline_records(segment) if inline else segment[2]
+            if index < records:
+                return _inline_record(segment, index) if inline else self._read(segment, index)
+            index -= records
+        raise StorageError(f"The items of a foreach are damaged: {items[0]} were expected.")
+
+    def _read(self, segment: Any, index: int) -> bytes:
+        key, size, records = segment
+        row = self._bytes(key, size, size - (records - index) * _ROW.size, _ROW.size)
+        if len(row) < _ROW.size:
+            raise CorruptBlob(f"Blob {key} (items of a foreach) is cut off.")
+        offset, length, checksum = _ROW.unpack(row)
+        record = bytes(self._bytes(key, size, offset, length))
+        return _checked(record, checksum, f"blob {key}")
+
+    def _bytes(self, key: str, size: int, start: int, length: int) -> Buffer:
+        if not self._hold:
+            return self._blobs.get_range(key, start, length)
+        if self._held[0] != key:
+            self._held = (key, self._blobs.get_range(key, 0, size))
+        return self._held[1][start : start + length]
 
 
 def _record(item: Any, index: int, writer: ArtifactWriter) -> bytes:
@@ -155,16 +177,6 @@ def _inline_record(segment: bytes, index: int) -> bytes:
     rows = _inline_records(segment) * _ROW.size
     row = _ROW.unpack_from(segment, len(segment) - rows + index * _ROW.size)
     return _checked(segment[row[0] : row[0] + row[1]], row[2], "the manifest")
-
-
-def _read(segment: Any, index: int, blobs: BlobStore) -> bytes:
-    key, size, records = segment
-    start = size - (records - index) * _ROW.size
-    row = blobs.get_range(key, start, _ROW.size)
-    if len(row) < _ROW.size:
-        raise CorruptBlob(f"Blob {key} (items of a foreach) is cut off.")
-    offset, length, checksum = _ROW.unpack(row)
-    return _checked(bytes(blobs.get_range(key, offset, length)), checksum, f"blob {key}")
 
 
 def _checked(record: bytes, checksum: bytes, where: str) -> bytes:

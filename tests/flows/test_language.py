@@ -379,3 +379,40 @@ def test_a_join_may_go_on_in_any_way(workspace: Workspace) -> None:
     ran = workspace.run()
     assert "sum 30" in ran.lines, ran.out + ran.err
     assert workspace.latest()[0] is RunState.SUCCEEDED
+
+
+def test_a_loop_inside_of_a_foreach_joins_with_its_last_round(workspace: Workspace) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.xs = [1, 2, 3]
+                self.next(self.begin, foreach="xs")
+
+            @step
+            def begin(self):
+                self.n = 0
+                self.next(self.loop)
+
+            @step
+            def loop(self):
+                self.n += 1
+                self.more = self.n < self.input
+                self.next({True: self.loop, False: self.after}, condition="more")
+
+            @step
+            def after(self):
+                self.next(self.join)
+
+            @step
+            def join(self, inputs):
+                print("rounds", [each.n for each in inputs])
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    for isolation in ("task", "worker"):
+        ran = workspace.run("--isolation", isolation)
+        assert "rounds [1, 2, 3]" in ran.lines, ran.out + ran.err

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from aflow.errors import ArtifactNotPicklable, CorruptBlob, StorageError
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore
-from aflow.storage.items import SEGMENT_SIZE, item_text, read_item, write_items
+from aflow.storage.items import SEGMENT_SIZE, ItemReader, write_items
 from aflow.storage.memory import MemoryStore
 
 
@@ -44,14 +44,16 @@ def test_each_item_is_read_on_its_own(items: list[object]) -> None:
     stored = written(items, blobs)
 
     assert len(items) == stored[0]
-    assert items == [read_item(stored, index, blobs) for index in range(len(items))]
+    for hold in (False, True):
+        reader = ItemReader(blobs, hold)
+        assert items == [reader.read(stored, index).value(blobs) for index in range(len(items))]
 
 
 def test_few_small_items_ride_in_the_manifest(blobs: BlobStore) -> None:
     stored = written(["a", "b", "c"], blobs)
 
     assert [] == list(blobs.store.list(""))
-    assert "b" == read_item(stored, 1, blobs)
+    assert "b" == ItemReader(blobs).read(stored, 1).value(blobs)
 
 
 def test_a_foreach_may_have_no_items(blobs: BlobStore) -> None:
@@ -88,7 +90,7 @@ def test_a_task_reads_no_more_than_its_own_item() -> None:
     stored = written((f"item {number}" for number in range(100_000)), blobs)
     store.read = 0
 
-    assert "item 77777" == read_item(stored, 77_777, blobs)
+    assert "item 77777" == ItemReader(blobs).read(stored, 77_777).value(blobs)
     assert store.read < 100
 
 
@@ -103,7 +105,7 @@ def test_many_items_are_held_a_segment_at_a_time(blobs: BlobStore) -> None:
 
     assert 3 <= len(stored) - 1 <= 4
     for index in (0, 41, 42, held - 1):
-        assert index.to_bytes(4, "little") == read_item(stored, index, blobs)[:4]
+        assert index.to_bytes(4, "little") == ItemReader(blobs).read(stored, index).value(blobs)[:4]
 
 
 def test_a_large_item_is_an_artifact_of_its_own(blobs: BlobStore) -> None:
@@ -111,9 +113,9 @@ def test_a_large_item_is_an_artifact_of_its_own(blobs: BlobStore) -> None:
     stored = written([*arrays, bytes(2 << 20)], blobs)
 
     assert len(msgpack.packb(stored)) < 2000
-    assert np.array_equal(arrays[2], read_item(stored, 2, blobs))
-    assert read_item(stored, 2, blobs).flags.writeable
-    assert bytes(2 << 20) == read_item(stored, 3, blobs)
+    assert np.array_equal(arrays[2], ItemReader(blobs).read(stored, 2).value(blobs))
+    assert ItemReader(blobs).read(stored, 2).value(blobs).flags.writeable
+    assert bytes(2 << 20) == ItemReader(blobs).read(stored, 3).value(blobs)
 
 
 def test_the_text_of_an_item_needs_no_unpickling(blobs: BlobStore) -> None:
@@ -124,7 +126,7 @@ def test_the_text_of_an_item_needs_no_unpickling(blobs: BlobStore) -> None:
     stored = written(["first", ("svm", 0.1), Local(), "é" * 50, "\ud800", np.zeros(10**6)], blobs)
 
     assert ["first", "('svm', 0.1)", "<Local>", "é" * 30, "?", "<ndarray>"] == [
-        item_text(stored, index, blobs) for index in range(6)
+        ItemReader(blobs).read(stored, index).text for index in range(6)
     ]
 
 
@@ -147,7 +149,7 @@ def test_there_are_no_other_items(blobs: BlobStore, index: int) -> None:
     stored = written("abc", blobs)
 
     with pytest.raises(StorageError, match=f"no item {index} in a foreach over 3 items"):
-        read_item(stored, index, blobs)
+        ItemReader(blobs).read(stored, index).value(blobs)
 
 
 def test_a_flipped_bit_in_an_item_or_its_row_is_noticed() -> None:
@@ -164,5 +166,5 @@ def test_a_flipped_bit_in_an_item_or_its_row_is_noticed() -> None:
         with pytest.raises(
             CorruptBlob, match=r"An item of a foreach in blob [0-9a-f]{64} is damag"
         ):
-            read_item(stored, 1234, blobs)
-        assert "item 7" == read_item(stored, 7, blobs)
+            ItemReader(blobs).read(stored, 1234).value(blobs)
+        assert "item 7" == ItemReader(blobs).read(stored, 7).value(blobs)

@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 from aflow import Flow
+from aflow.errors import AflowError
 
-run = Flow("ModelSelectionFlow").latest_successful_run
+try:
+    run = Flow("ModelSelectionFlow").latest_successful_run
+except AflowError as error:  # nothing has run here at all
+    sys.exit(f"No chart of ModelSelectionFlow: {error}")
 if run is None:
-    sys.exit("No run has succeeded here yet: python model_selection.py run")
+    sys.exit("ModelSelectionFlow has not succeeded here yet: python model_selection.py run")
 
 target = Path(sys.argv[1] if len(sys.argv) > 1 else "model_selection.png")
 target.write_bytes(run.data.chart)

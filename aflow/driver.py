@@ -8,10 +8,9 @@ ever built on a result that a power cut could take back.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import socket
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -33,7 +32,6 @@ from aflow.notices import (
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import (
     AttemptEnded,
-    AttemptStarted,
     CancelAttempt,
     CancelRequested,
     Command,
@@ -49,7 +47,7 @@ from aflow.scheduler.messages import (
     TaskSettled,
     TimePassed,
 )
-from aflow.scheduler.states import AttemptState
+from aflow.scheduler.states import AttemptState, RunState
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -134,6 +132,7 @@ class RunDriver:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._retry_at: float | None = None
         self._refused = ""
+        self._wakes_at: float | None = None
         self._host = socket.gethostname()
 
     async def run(self) -> RunEnded:
@@ -171,15 +170,23 @@ class RunDriver:
         for command in commands:
             self._obey(command)
         wake_at = self._machine.wake_at
-        if wake_at is not None:
-            self._at(wake_at - now, "retry", lambda: self._handle(TimePassed()))
-        if not stopping and any(type(each) is CancelAttempt for each in commands):
-            self._note_stopping(event)
+        if wake_at is not None and wake_at != self._wakes_at:
+            self._wakes_at = wake_at
+            self._at(wake_at - now, "retry", self._wake)
+        if not stopping:
+            self._note_stopping(commands)
         self._commits.touch()
 
-    def _note_stopping(self, event: Event) -> None:
+    def _wake(self) -> None:
+        self._wakes_at = None  # the machine may name the same time again: then we came early
+        self._handle(TimePassed())
+
+    def _note_stopping(self, commands: Sequence[Command]) -> None:
+        """Say that the run fails fast. (What `cancel` does, it says itself.)"""
         end = self._machine.stopping
-        if end is not None and type(event) is not CancelRequested:
+        if end is None or end.state is not RunState.FAILED:
+            return
+        if any(type(each) is CancelAttempt for each in commands):
             self._tell(RunStopping(self._clock.now(), self._run.run, end.reason, len(self._live)))
 
     # ------------------------------------------------------------ commands out
@@ -267,8 +274,8 @@ class RunDriver:
             return
         record = self._commits.pending.attempts.get((command.task, command.attempt))
         if record is not None and record.state is AttemptState.SUCCEEDED:
-            self._commits.pending.attempts[(command.task, command.attempt)] = replace_state(
-                record, AttemptState.FAILED, command.reason
+            self._commits.pending.attempts[(command.task, command.attempt)] = record._replace(
+                state=AttemptState.FAILED, reason=command.reason
             )
             self._refused = command.reason
 
@@ -291,7 +298,6 @@ class RunDriver:
             task, attempt, AttemptState.RUNNING, at, host=self._host, pid=pid
         )
         self._tell(TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback))
-        self._handle(AttemptStarted(task, attempt))
 
     @_guarded
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
@@ -402,7 +408,7 @@ class RunDriver:
         for command in self._held.pop(number, ()):
             self._launch(command)
         if self._final is not None and self._final[0] == number and not self._ended.done():
-            ended = dataclasses.replace(self._final[1], at=self._clock.now())
+            ended = self._final[1]._replace(at=self._clock.now())
             self._tell(ended)
             self._ended.set_result(ended)
 
@@ -432,16 +438,20 @@ class RunDriver:
 
     def _report_progress(self) -> None:
         counts = self._machine.counts()
-        begun = {step: c.running + c.done + c.failed for step, c in counts.items()}
+        begun = {each.step for each in self._live.values()}
         self._tell(
             Progress(
                 self._clock.now(),
                 self._run.run,
-                {step: c.running for step, c in counts.items() if c.running},
+                Counter(each.step for each in self._live.values() if each.started_at is not None),
                 {step: c.done for step, c in counts.items() if c.done},
                 {step: c.failed for step, c in counts.items() if c.failed},
                 {step: c.ready for step, c in counts.items() if c.ready},
-                tuple(step for step, n in begun.items() if not n),
+                tuple(
+                    step
+                    for step, c in counts.items()
+                    if step not in begun and not c.done + c.failed
+                ),
             )
         )
 
@@ -457,8 +467,3 @@ class RunDriver:
         if timer is not None:
             timer.cancel()
         self._timers[name] = self._loop.call_later(max(0.0, seconds), what)
-
-
-def replace_state(record: AttemptRecord, state: AttemptState, reason: str) -> AttemptRecord:
-    """The record with another end."""
-    return dataclasses.replace(record, state=state, reason=reason)

@@ -7,14 +7,12 @@ scheduler decides by are `scheduler.messages`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aflow.scheduler.states import RunState
 
 
-@dataclass(frozen=True, slots=True)
-class RunStarting:
+class RunStarting(NamedTuple):
     """The run is committed and its first task is about to be launched."""
 
     at: float
@@ -22,8 +20,7 @@ class RunStarting:
     run: str
 
 
-@dataclass(frozen=True, slots=True)
-class TaskStarting:
+class TaskStarting(NamedTuple):
     """An attempt has begun. `attempt` counts from 0; `fallback` if @catch settles the task."""
 
     at: float
@@ -35,8 +32,7 @@ class TaskStarting:
     fallback: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
+class LogLine(NamedTuple):
     """A line (without its newline) that a task printed. `whole` is False for a piece of a line
     that was too long to be held, whose rest follows."""
 
@@ -50,8 +46,7 @@ class LogLine:
     whole: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TaskEnded:
+class TaskEnded(NamedTuple):
     """An attempt has ended and its outcome is committed.
 
     `state` is the attempt's terminal state. `reason` is a sentence, empty on success.
@@ -71,8 +66,7 @@ class TaskEnded:
     splits: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far each step is; given now and then (every 300 s) in a run that takes long.
 
     `running`, `done` and `failed` count tasks by step; `queued` those that wait for a worker;
@@ -88,8 +82,7 @@ class Progress:
     unstarted: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RunStopping:
+class RunStopping(NamedTuple):
     """The run was interrupted, or fails fast: `active` attempts are being stopped."""
 
     at: float
@@ -98,8 +91,7 @@ class RunStopping:
     active: int
 
 
-@dataclass(frozen=True, slots=True)
-class RunEnded:
+class RunEnded(NamedTuple):
     """The run is over and committed. `step` and `task` name the first failed task, if any."""
 
     at: float

@@ -23,13 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+class RunRecord(NamedTuple):
     """One run. `key` is the store's own number for it, cheap to refer to.
 
     `graph` is `Graph.as_dict()`; `settings` what the run was started with (max_workers, datastore,
@@ -54,8 +53,7 @@ class RunRecord:
     origin_run: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRecord:
+class TaskRecord(NamedTuple):
     """One task: what never changes of it. Written once, with its first attempt.
 
     `split` and `index` place it in the innermost foreach around it (the task that opened the
@@ -67,12 +65,11 @@ class TaskRecord:
     step: str
     created_at: float
     split: int | None = None
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]
     inputs: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
+class AttemptRecord(NamedTuple):
     """One attempt; written when it starts and again, whole, when it ends (upsert).
 
     `manifest` is `storage.manifest.Manifest.encode()`, there if the attempt succeeded. `log` is
@@ -98,8 +95,7 @@ class AttemptRecord:
     cpu: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MetadataRecord:
+class MetadataRecord(NamedTuple):
     """A named fact about an attempt, beside what the records above already say."""
 
     task: int
@@ -110,8 +106,7 @@ class MetadataRecord:
     created_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class RunUpdate:
+class RunUpdate(NamedTuple):
     """What a commit changes of the run itself; None leaves it as it is."""
 
     state: RunState | None = None
@@ -130,8 +125,7 @@ class Batch:
     run: RunUpdate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskView:
+class TaskView(NamedTuple):
     """A task joined with one of its attempts (the latest, unless another was asked for).
 
     `attempt` is None for a task whose first attempt has not started. `attempts` is how many

@@ -64,38 +64,12 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
 
 def task_row(run_key: int, task: TaskRecord) -> Row:
     """A task as `add_task` takes it."""
-    return (
-        run_key,
-        task.task,
-        task.step,
-        task.created_at,
-        task.split,
-        task.index,
-        task.inputs,
-    )
+    return (run_key, *task)
 
 
 def attempt_row(run_key: int, attempt: AttemptRecord) -> Row:
     """An attempt as `put_attempt` takes it."""
-    return (
-        run_key,
-        attempt.task,
-        attempt.attempt,
-        attempt.state.value,
-        attempt.started_at,
-        attempt.finished_at,
-        attempt.reason,
-        attempt.manifest,
-        attempt.log,
-        attempt.log_chunks,
-        attempt.stdout_size,
-        attempt.stderr_size,
-        attempt.host,
-        attempt.pid,
-        attempt.handle,
-        attempt.max_rss,
-        attempt.cpu,
-    )
+    return (run_key, attempt.task, attempt.attempt, attempt.state.value, *attempt[3:])
 
 
 def attempt_record(row: Row) -> AttemptRecord:

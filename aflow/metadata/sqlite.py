@@ -12,7 +12,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ class SqliteMetadata:
             db.execute(sql["add_task"], (key, task, step, at, None, None, inputs))
             attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
             db.execute(sql["put_attempt"], rows.attempt_row(key, attempt))
-        return replace(run, key=key, version=0)
+        return run._replace(key=key, version=0)
 
     def commit(self, run_key: int, version: int, batch: Batch) -> int:
         """Write the batch if the run is still at `version`; see the port."""

@@ -7,15 +7,14 @@ later version. Commands are never stored: a machine that replays its events give
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from aflow.scheduler.states import AttemptState, RunState
 
 # ------------------------------------------------------------------ values
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """Where a step went: what it gave to self.next().
 
     `steps` are the steps that follow (empty at the end of the flow; one of the cases for a
@@ -26,11 +25,10 @@ class Transition:
 
     steps: tuple[str, ...] = ()
     foreach: str | None = None
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an attempt ended, as a value. `state` is a terminal AttemptState.
 
     `transition` is there if and only if the state is SUCCEEDED. `reason` is one sentence for
@@ -46,13 +44,11 @@ class Outcome:
 # ------------------------------------------------------------------ events
 
 
-@dataclass(frozen=True, slots=True)
-class RunStarted:
+class RunStarted(NamedTuple):
     """The run begins; its parameters are committed."""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptStarted:
+class AttemptStarted(NamedTuple):
     """An executor has begun to run an attempt; `handle` finds it again after a restart."""
 
     task: int
@@ -60,8 +56,7 @@ class AttemptStarted:
     handle: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptEnded:
+class AttemptEnded(NamedTuple):
     """An attempt has ended. Old, late and second reports are ignored by the machine."""
 
     task: int
@@ -69,13 +64,11 @@ class AttemptEnded:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class TimePassed:
+class TimePassed(NamedTuple):
     """The time that `RunMachine.wake_at` named has come."""
 
 
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
+class CancelRequested(NamedTuple):
     """Somebody wants the run to stop: live attempts are cancelled, nothing new starts."""
 
     reason: str = ""
@@ -87,27 +80,23 @@ Event = RunStarted | AttemptStarted | AttemptEnded | TimePassed | CancelRequeste
 # ------------------------------------------------------------------ commands
 
 
-@dataclass(frozen=True, slots=True)
-class NoInputs:
+class NoInputs(NamedTuple):
     """The first task of a run: it reads the parameters alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class FromTask:
+class FromTask(NamedTuple):
     """A task that follows one other task."""
 
     task: int
 
 
-@dataclass(frozen=True, slots=True)
-class FromBranches:
+class FromBranches(NamedTuple):
     """A join of static branches: their last tasks, in the order in which the split named them."""
 
     tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FromForeach:
+class FromForeach(NamedTuple):
     """A join of a foreach: every last task of the split that `split` opened, by split index.
 
     `steps` are the steps that lead into the join (one, unless a switch leads there). Where there
@@ -118,14 +107,13 @@ class FromForeach:
 
     split: int
     steps: tuple[str, ...]
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 Inputs = NoInputs | FromTask | FromBranches | FromForeach
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchAttempt:
+class LaunchAttempt(NamedTuple):
     """Start this attempt of this task.
 
     `split` and `index` name the innermost foreach that the task is in: the task that opened it
@@ -139,23 +127,21 @@ class LaunchAttempt:
     attempt: int
     inputs: Inputs
     split: int | None = None
-    index: int | None = None
-    count: int | None = None
+    index: int | None = None  # type: ignore[assignment]
+    count: int | None = None  # type: ignore[assignment]
     opens_index: bool = False
     final: bool = True
     fallback: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CancelAttempt:
+class CancelAttempt(NamedTuple):
     """Stop this attempt; its end is reported as an AttemptEnded all the same."""
 
     task: int
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class RetryAttempt:
+class RetryAttempt(NamedTuple):
     """For the record: this attempt ended without success and another follows, not before `at`."""
 
     task: int
@@ -163,8 +149,7 @@ class RetryAttempt:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSettled:
+class TaskSettled(NamedTuple):
     """For the record: the task is over: succeeded, failed or cancelled.
 
     Given exactly once for each task that was launched. `reason` is a sentence unless it succeeded:
@@ -177,8 +162,7 @@ class TaskSettled:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FinishRun:
+class FinishRun(NamedTuple):
     """The run is over; nothing is live any more. Given exactly once.
 
     `task` and `step` name the first task that failed, if one did.

@@ -93,7 +93,7 @@ class Workspace:
         with sqlite3.connect(self.path / ".aflow" / "metadata.db") as connection:
             assert ("ok",) == connection.execute("PRAGMA integrity_check").fetchone()
         assert [] == processes_in(self.path)
-        assert [] == [path.name for path in self.path.glob(".aflow/tmp/*")]
+        assert [] == [path.name for path in self.path.glob(".aflow/.tmp/*")]
 
 
 PREAMBLE = """\

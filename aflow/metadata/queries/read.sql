@@ -63,18 +63,16 @@ WHERE a.run_key = ?1 AND a.task IN (SELECT value FROM json_each(?2))
   AND a.attempt = (SELECT max(attempt) FROM attempts WHERE run_key = ?1 AND task = a.task)
 
 -- name: split_manifests
-SELECT t.split_index, t.task, t.step, a.manifest FROM tasks t JOIN attempts a
+-- A switch that loops leaves several tasks for one item: the last one went on to the join. (Beside
+-- max(), SQLite takes the other columns from the row that has it.)
+SELECT t.split_index, max(t.task), t.step, a.manifest FROM tasks t INDEXED BY tasks_by_split
+JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
 WHERE t.run_key = ?1 AND t.split = ?2 AND t.split_index >= ?3
   AND t.step IN (SELECT value FROM json_each(?4))
   AND a.state = 'succeeded' AND a.manifest IS NOT NULL
-  -- A switch that loops leaves several tasks for one item: the last one went on to the join.
-  AND NOT EXISTS (
-    SELECT 1 FROM tasks later
-    WHERE later.run_key = ?1 AND later.split = ?2 AND later.split_index = t.split_index
-      AND later.task > t.task AND later.step IN (SELECT value FROM json_each(?4)))
-ORDER BY t.split_index LIMIT ?5
+GROUP BY t.split_index ORDER BY t.split_index LIMIT ?5
 
 -- name: attempts
 SELECT task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu

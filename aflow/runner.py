@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.blobs import BlobStore
 
+_AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -83,12 +84,13 @@ class Runner:
     def run(self, spec: AttemptSpec) -> AttemptReport:
         """Run one attempt to its end."""
         execution = self._begin(spec)
-        with self._settings_of(execution.step):
+        step = execution.step
+        with self._settings_of(step) if step.decorator("environment") else _AS_IT_IS:
             try:
                 self._prepare(execution)
                 if not spec.fallback:
-                    with alarm(execution.step):
-                        execution.step.function(*self._arguments(execution))
+                    with alarm(step) if step.decorator("timeout") else _AS_IT_IS:
+                        step.function(*self._arguments(execution))
             except BaseException as error:  # whatever a step raises is its outcome
                 execution.error = error
             return self._conclude(execution)
@@ -159,9 +161,7 @@ class Runner:
     def _settings_of(self, step: StepDefinition) -> Iterator[None]:
         """The environment variables of @environment, put back afterwards."""
         decorator = step.decorator("environment")
-        if decorator is None:
-            yield
-            return
+        assert decorator is not None, "only steps with @environment have variables of their own"
         before = {name: os.environ.get(name) for name in decorator.vars}
         os.environ.update(decorator.vars)
         try:
@@ -400,9 +400,7 @@ def alarm(step: StepDefinition) -> Iterator[None]:
     """Raise TaskTimedOut in the step when its time is up. (Code that never comes back to Python
     is stopped from outside, by the executor.)"""
     seconds = timeout_of(step)
-    if seconds is None:
-        yield
-        return
+    assert seconds is not None, "only a step with @timeout has an alarm"
     import signal
 
     def ring(signum: int, frame: Any) -> None:

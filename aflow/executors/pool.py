@@ -58,6 +58,7 @@ class WorkerPool:
         self._timers: dict[Owner, asyncio.TimerHandle] = {}
         self._kill_timers: dict[int, asyncio.TimerHandle] = {}
         self._stillborn = 0
+        self._ahead = 1  # specs that a worker holds: more than one only while tasks are short
         self._duration = 1.0  # of an attempt, in seconds, as it goes lately
 
     # ------------------------------------------------------------ in
@@ -109,19 +110,17 @@ class WorkerPool:
 
     def _roomiest(self) -> WorkerProcess | None:
         """Who gets the next spec; a new worker while all are busy and there may be more."""
-        able = [each for each in self._workers.values() if each.ending is None]
-        if self._coroutines:
-            return able[0] if able else self._new_worker()
-        least = min(able, key=lambda each: each.in_hand, default=None)
-        if least is not None and least.in_hand == 0:
+        able, least, in_hand = 0, None, 0
+        for worker in self._workers.values():
+            if worker.ending is None:
+                able += 1
+                if least is None or worker.in_hand < in_hand:
+                    least, in_hand = worker, worker.in_hand
+        if least is not None and (self._coroutines or not in_hand):
             return least
-        if len(able) < self._size:
+        if able < (1 if self._coroutines else self._size):
             return self._new_worker()
-        return least if least is not None and least.in_hand < self._ahead() else None
-
-    def _ahead(self) -> int:
-        """How many specs a worker holds: more than one only while tasks are short."""
-        return max(1, min(MAX_AHEAD, int(_WORTH_HOLDING / self._duration)))
+        return least if in_hand < self._ahead else None
 
     def _new_worker(self) -> WorkerProcess | None:
         try:
@@ -174,7 +173,7 @@ class WorkerPool:
         owner = (report.task, report.attempt)
         del worker.running[owner]
         self._duration += 0.2 * (report.finished_at - report.started_at - self._duration)
-        self._duration = max(self._duration, 1e-6)
+        self._ahead = max(1, min(MAX_AHEAD, int(_WORTH_HOLDING / max(self._duration, 1e-6))))
         self._unwatch(owner)
         ending = self._cancelled.pop(owner, None)
         if ending is not None and report.state == AttemptState.CANCELLED.value:

@@ -107,15 +107,17 @@ class DescriptorCapture:
         self._owner = owner
         self._emit = emit
         self._lock = threading.Lock()
+        self._poll = select.poll()
         for fd in self._pipes:
             os.set_blocking(fd, False)
+            self._poll.register(fd, select.POLLIN)
         threading.Thread(target=self._watch, name="aflow-capture", daemon=True).start()
 
     def drain(self) -> None:
         """Send what has been written so far."""
         with self._lock:
-            for fd, number in self._pipes.items():
-                self._read(fd, number)
+            for fd, _ in self._poll.poll(0):
+                self._read(fd, self._pipes[fd])
 
     def _watch(self) -> None:
         poll = select.poll()

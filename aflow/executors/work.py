@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# signal's own functions turn each number into an enum, which takes longer than the call.
+import _signal  # type: ignore[import-not-found]
 import os
 import signal
 import socket
@@ -12,7 +14,7 @@ from typing import Any
 
 import msgpack
 
-from aflow.attempt import LOGGED, STARTED, AttemptSpec
+from aflow.attempt import LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.executors import inside
 from aflow.executors.streams import AttemptStream, DescriptorCapture, Owner
@@ -36,11 +38,22 @@ class Link:
         size = self.tasks.recv_into(self._buffer)
         return bytes(self._buffer[:size])
 
+    def next_if_any(self) -> bytes | None:
+        """The next message; None if there is none yet, b"" when the coordinator has gone."""
+        try:
+            size = self.tasks.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        return bytes(self._buffer[:size])
+
     def say(self, *message: Any) -> None:
         """Send a message."""
-        data = msgpack.packb(message)
+        self.send(msgpack.packb(message))
+
+    def send(self, messages: bytes) -> None:
+        """Send messages that are packed already."""
         with self._lock:
-            self.reports.sendall(data)
+            self.reports.sendall(messages)
 
     def log(self, owner: Owner, stream: int, data: bytes) -> None:
         """Send what an attempt has written."""
@@ -59,10 +72,8 @@ class Surroundings:
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        self._signals = {
-            number: signal.getsignal(number)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD)
-        }
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD)
+        self._signals = {int(number): _signal.getsignal(number) for number in numbers}
 
     def restore(self) -> None:
         """Put everything back as it was."""
@@ -74,8 +85,8 @@ class Surroundings:
         os.umask(self._umask)
         sys.stdin, sys.stdout, sys.stderr = self._streams
         for number, handler in self._signals.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
+            if _signal.getsignal(number) is not handler:
+                _signal.signal(number, handler)
         for target, descriptor in enumerate(self._descriptors):
             os.dup2(descriptor, target)
 
@@ -119,12 +130,24 @@ class SequentialWorker:
     def serve(self) -> None:
         """Run what comes, until the coordinator closes its end."""
         self._runner.expect_many()
-        while data := self._link.next():
-            self._run(AttemptSpec.decode(data))
+        data = self._link.next()
+        ended = b""  # the report of the last attempt: it goes out with the start of the next one
+        while data:
+            spec = AttemptSpec.decode(data)
+            started = (STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
+            self._link.send(ended + msgpack.packb(started))
+            ended = msgpack.packb(self._run(spec).message())
+            waiting = self._link.next_if_any()
+            if waiting is None:
+                self._link.send(ended)
+                ended = b""
+                waiting = self._link.next()
+            data = waiting
+        if ended:
+            self._link.send(ended)
 
-    def _run(self, spec: AttemptSpec) -> None:
+    def _run(self, spec: AttemptSpec) -> AttemptReport:
         owner = (spec.task, spec.attempt)
-        self._link.say(STARTED, *owner, self._pid, self._clock.now())
         self._running = owner
         token = self._owner.set(owner)
         report = self._runner.run(spec)
@@ -136,4 +159,4 @@ class SequentialWorker:
         self._capture.drain()
         self._owner.reset(token)
         self._running = None
-        self._link.say(*report.message())
+        return report

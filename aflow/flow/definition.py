@@ -51,7 +51,10 @@ class StepDefinition:
     def decorator(self, name: str) -> StepDecorator | None: ...
     def decorator(self, name: str) -> Any:
         """The decorator of this name (`retry`, `catch`...), None if the step has none."""
-        return next((each for each in self.decorators if each.name == name), None)
+        for each in self.decorators:  # a loop: asked several times for each task
+            if each.name == name:
+                return each
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
 from aflow.scheduler.states import AttemptState, RunState
 
+_CHUNKS = (64, 16, 4, 1)  # rows a statement; 64 of 17 values each are well below SQLite's limit
 _PAGE = 500  # rows a fetch
 _SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
 
@@ -93,8 +94,8 @@ class SqliteMetadata:
                 db.execute(sql["add_events"], (run_key, version + 1, batch.events))
             self._add_tasks(db, run_key, batch)
             if batch.attempts:
-                rows_ = [rows.attempt_row(run_key, attempt) for attempt in batch.attempts]
-                db.executemany(sql["put_attempt"], rows_)
+                attempts = [rows.attempt_row(run_key, attempt) for attempt in batch.attempts]
+                _insert(db, sql["put_attempt"], attempts)
             if batch.metadata:
                 more = [rows.metadata_row(run_key, record) for record in batch.metadata]
                 db.executemany(sql["add_metadata"], more)
@@ -107,7 +108,7 @@ class SqliteMetadata:
         if not batch.tasks:
             return
         sql = statements("write")
-        db.executemany(sql["add_task"], [rows.task_row(run_key, task) for task in batch.tasks])
+        _insert(db, sql["add_task"], [rows.task_row(run_key, task) for task in batch.tasks])
         for task in batch.tasks:
             if (run_key, task.step) not in self._known_steps:
                 db.execute(sql["add_step"], (run_key, task.step, task.created_at))
@@ -307,6 +308,22 @@ class SqliteMetadata:
             if self._writer is not None and self._path is not None:
                 self._writer.close()
                 self._writer = None
+
+
+def _insert(db: sqlite3.Connection, sql: str, values: Sequence[rows.Row]) -> None:
+    """Insert many rows with few statements of many rows each.
+
+    sqlite3 gives the interpreter's lock away for each statement and has to get it back from the
+    coordinator's busy thread: for each of a thousand rows that would cost more than the rows.
+    The sizes are few, so that the prepared statements are found again.
+    """
+    head, _, row = sql.partition("VALUES ")
+    at = 0
+    for size in _CHUNKS:
+        while len(values) - at >= size:
+            statement = f"{head}VALUES {', '.join([row] * size)}"
+            db.execute(statement, [value for each in values[at : at + size] for value in each])
+            at += size
 
 
 def _with_columns(sql: str, light: bool = False) -> str:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
+LEFTOVERS = 86400.0  # seconds after which what a dead writer has left in the store is removed
+
 
 class RunHandle:
     """A run that a coordinator drives."""
@@ -129,6 +131,7 @@ class Coordinator:
     def _open(self) -> None:
         storage, metadata = self._storage, self._metadata
         self._store = backends.open_store(storage) if isinstance(storage, str) else storage
+        self._store.sweep(LEFTOVERS, self._clock.now())
         self._records = (
             backends.open_metadata(metadata, self._durability)
             if isinstance(metadata, str)

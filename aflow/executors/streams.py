@@ -36,7 +36,8 @@ class AttemptStream(io.TextIOBase):
         self.buffer = _Bytes(self)
 
     def write(self, text: str) -> int:
-        self.write_bytes(text.encode("utf-8", "surrogateescape"))
+        if text:
+            self.write_bytes(text.encode("utf-8", "surrogateescape"))
         return len(text)
 
     def write_bytes(self, data: bytes) -> None:
@@ -56,7 +57,7 @@ class AttemptStream(io.TextIOBase):
             self._held[owner] = [data]
         else:
             held.append(data)
-            if len(held) > 1000 or sum(map(len, held)) > _HELD:
+            if len(held) > 1000 or len(data) > _HELD:
                 self._emit(owner, self._number, b"".join(self._held.pop(owner)))
 
     def finish(self, owner: Owner) -> None:

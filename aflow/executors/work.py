@@ -20,11 +20,17 @@ from aflow.executors import inside
 from aflow.executors.streams import AttemptStream, DescriptorCapture, Owner
 from aflow.runner import Runner
 
+HOLD = 0.01  # seconds that printed lines may wait for others
+MAX_HELD = 1 << 16  # bytes of them
 MAX_MESSAGE = 1 << 18  # bytes of a spec; bigger manifests do not travel with it
 
 
 class Link:
-    """The worker's side of its two sockets: specs come in whole, messages go out in order."""
+    """The worker's side of its two sockets: specs come in whole, messages go out in order.
+
+    What attempts print goes out at once, unless something has just gone out: then it waits some
+    milliseconds for more, since a message a line would keep the coordinator busier than the step.
+    """
 
     def __init__(self, tasks: int, reports: int) -> None:
         self.tasks = socket.socket(fileno=tasks)
@@ -32,6 +38,11 @@ class Link:
         self._buffer = memoryview(bytearray(MAX_MESSAGE))
         self._lock = threading.Lock()
         self._clock = SystemClock()
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._logged_at = 0.0
+        self._holding = threading.Event()
+        threading.Thread(target=self._send_held, name="aflow-log", daemon=True).start()
 
     def next(self) -> bytes:
         """The next message; b"" when the coordinator has closed its end."""
@@ -53,11 +64,39 @@ class Link:
     def send(self, messages: bytes) -> None:
         """Send messages that are packed already."""
         with self._lock:
-            self.reports.sendall(messages)
+            self._flush(messages)
 
     def log(self, owner: Owner, stream: int, data: bytes) -> None:
-        """Send what an attempt has written."""
-        self.say(LOGGED, *owner, stream, self._clock.now(), data)
+        """Send what an attempt has written, now or soon."""
+        now = self._clock.now()
+        message = msgpack.packb((LOGGED, *owner, stream, now, data))
+        with self._lock:
+            recent = abs(now - self._logged_at) < HOLD
+            if (recent or self._held) and self._held_size < MAX_HELD:
+                self._held.append(message)
+                self._held_size += len(message)
+                if len(self._held) == 1:
+                    self._holding.set()
+            else:
+                self._logged_at = now
+                self._flush(message)
+
+    def _flush(self, message: bytes = b"") -> None:
+        if self._held:
+            message = b"".join((*self._held, message))
+            self._held.clear()
+            self._held_size = 0
+        self.reports.sendall(message)
+
+    def _send_held(self) -> None:
+        """What is held waits for more no longer than HOLD."""
+        wait = threading.Event().wait  # never set: a pause
+        while self._holding.wait():
+            self._holding.clear()
+            wait(HOLD)
+            with self._lock:
+                if self._held:
+                    self._flush()
 
 
 class Surroundings:

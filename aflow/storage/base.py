@@ -76,3 +76,7 @@ class ObjectStore(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove the object, if it is there."""
+
+    def sweep(self, older_than_s: float, now: float) -> int:
+        """Remove what writers that died have left behind, if it was last touched longer than
+        `older_than_s` seconds before `now`; how many things that were."""

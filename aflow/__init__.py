@@ -121,7 +121,9 @@ def _connect_the_client() -> None:
     def find(pathspec: str) -> Run | Task:
         from aflow.client import Run, Task
 
-        return Run(pathspec) if pathspec.count("/") == 1 else Task(pathspec)
+        # A run may look at itself in whatever namespace it was started.
+        kind = Run if pathspec.count("/") == 1 else Task
+        return kind(pathspec, _namespace_check=False)
 
     set_lookup(find)
 

@@ -24,8 +24,7 @@ def test_the_import_contracts_of_pyproject_hold(repository: Path) -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     modules = {module_name(path): path for path in python_files("aflow")}
     graph = {
-        name: {each for each in imported_at_start(tree_of(path)) if each in modules}
-        for name, path in modules.items()
+        name: set(imported_at_start(tree_of(path), set(modules))) for name, path in modules.items()
     }
 
     assert set(modules) == set(TopologicalSorter(graph).static_order())
@@ -37,15 +36,19 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_at_start(node: ast.AST) -> Iterator[str]:
-    """What is imported while the module is: not inside functions, not for types alone."""
+def imported_at_start(node: ast.AST, modules: set[str]) -> Iterator[str]:
+    """Which of the modules are imported while this one is: not inside functions, not for types.
+
+    `from package import module` needs the module, not what the package's own file defines.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
+            yield from modules.intersection(alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom) and child.module:
-            yield child.module
-            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            for alias in child.names:
+                inside = f"{child.module}.{alias.name}"
+                yield from modules.intersection([inside if inside in modules else child.module])
         elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
         elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from imported_at_start(child)
+            yield from imported_at_start(child, modules)

@@ -1,0 +1,43 @@
+"""What has run, as objects: flows, runs, steps, tasks and their artifacts.
+
+    run = Flow("MyFlow").latest_successful_run
+    run.data.score
+    [task.data.loss for task in run["train"]]
+
+Everything here is plain calls (no event loop is needed, a running one does no harm), lazy (a value
+is read when it is asked for) and may be used from many threads. Listings begin with the newest.
+"""
+
+from __future__ import annotations
+
+from aflow.client.artifact import DataArtifact, TaskData
+from aflow.client.flow import Flow, Metaflow
+from aflow.client.run import Run
+from aflow.client.step import Step
+from aflow.client.task import Task
+from aflow.client.where import (
+    connect_to,
+    default_metadata,
+    default_namespace,
+    get_metadata,
+    get_namespace,
+    metadata,
+    namespace,
+)
+
+__all__ = [
+    "DataArtifact",
+    "Flow",
+    "Metaflow",
+    "Run",
+    "Step",
+    "Task",
+    "TaskData",
+    "connect_to",
+    "default_metadata",
+    "default_namespace",
+    "get_metadata",
+    "get_namespace",
+    "metadata",
+    "namespace",
+]

@@ -1,0 +1,214 @@
+"""What all objects of the client have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from aflow.client.missing import not_in_namespace
+from aflow.client.where import get_namespace, place, place_at
+from aflow.errors import InvalidInput, NotFound
+from aflow.ids import Pathspec
+
+if TYPE_CHECKING:
+    from aflow.client.source import RunSource
+    from aflow.client.where import Place
+
+_SHAPES = ("Flow", "Flow/run", "Flow/run/step", "Flow/run/step/task", "Flow/run/step/task/artifact")
+
+_DEPTH_OF_TASKS = 4
+
+
+class ClientObject:
+    """A flow, run, step, task or artifact, named by its pathspec.
+
+    Making one raises InvalidName or InvalidInput for what is no pathspec of its kind, NotFound for
+    what is not there, NamespaceMismatch for what is not in the namespace.
+    """
+
+    _depth: ClassVar[int]
+    _kinds: ClassVar[dict[int, type[ClientObject]]] = {}
+    _spec: Pathspec
+    _place: Place
+    _attempt: int | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "_depth" in cls.__dict__:
+            cls._kinds[cls._depth] = cls
+
+    def __init__(
+        self,
+        pathspec: str,
+        attempt: int | None = None,
+        *,
+        _namespace_check: bool = True,
+        _place: Place | None = None,
+    ) -> None:
+        self._spec = self._parsed(pathspec)
+        self._attempt = self._checked_attempt(attempt)
+        self._place = _place or place()
+        self._find()
+        if _namespace_check:
+            self._check_namespace()
+
+    @classmethod
+    def _parsed(cls, pathspec: object) -> Pathspec:
+        kind, shape = cls.__name__, _SHAPES[cls._depth - 1]
+        if not isinstance(pathspec, str):
+            raise InvalidInput(f"{kind} takes a pathspec such as '{shape}', not {pathspec!r}.")
+        spec = Pathspec.parse(pathspec)
+        if sum(part is not None for part in spec) != cls._depth:
+            raise InvalidInput(f"{pathspec!r} is no pathspec of a {kind}: write '{shape}'.")
+        return spec
+
+    @classmethod
+    def _checked_attempt(cls, attempt: object) -> int | None:
+        if attempt is None:
+            return None
+        if cls._depth < _DEPTH_OF_TASKS:
+            raise InvalidInput(f"A {cls.__name__} has no attempts: leave out attempt={attempt!r}.")
+        if type(attempt) is not int or attempt < 0:
+            raise InvalidInput(f"attempt={attempt!r} counts no attempt: give 0 or more.")
+        return attempt
+
+    @classmethod
+    def _blank(cls, spec: Pathspec, place: Place) -> Self:
+        """An object whose fields the caller fills in, since it has found it already."""
+        self = cls.__new__(cls)
+        self._spec, self._place = spec, place
+        return self
+
+    def _find(self) -> None:
+        """Look the object up; raises MissingObject if it is not there."""
+        raise NotImplementedError
+
+    def _check_namespace(self) -> None:
+        if not self.is_in_namespace():
+            raise not_in_namespace(repr(self), get_namespace(), self.system_tags)
+
+    # ------------------------------------------------------------ names
+
+    @property
+    def id(self) -> str:
+        """The last part of the pathspec."""
+        return self.path_components[-1]
+
+    @property
+    def pathspec(self) -> str:
+        """`Flow/run/step/task/artifact`, as far as the object's kind goes."""
+        return str(self._spec)
+
+    @property
+    def path_components(self) -> list[str]:
+        """The parts of the pathspec."""
+        return self.pathspec.split("/")
+
+    @property
+    def parent(self) -> Any:
+        """What the object is a part of; None for a flow."""
+        kind = self._kinds.get(self._depth - 1)
+        if kind is None:
+            return None
+        above = "/".join(self.path_components[:-1])
+        return kind(above, _namespace_check=False, _place=self._place)
+
+    @property
+    def origin_pathspec(self) -> str | None:
+        """The pathspec of what this was taken over from by a resumed run; None if it was not."""
+        return None
+
+    # ------------------------------------------------------------ tags
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """All tags of the run."""
+        return self.user_tags | self.system_tags
+
+    @property
+    def user_tags(self) -> frozenset[str]:
+        """The tags that people gave to the run."""
+        return frozenset()
+
+    @property
+    def system_tags(self) -> frozenset[str]:
+        """The tags that aflow gave to the run."""
+        return frozenset()
+
+    def is_in_namespace(self) -> bool:
+        """Whether the object is in the current namespace."""
+        wanted = get_namespace()
+        return wanted is None or wanted in self.tags
+
+    # ------------------------------------------------------------ times
+
+    @property
+    def created_at(self) -> datetime:
+        """When it began, with this machine's time zone."""
+        raise NotImplementedError
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it ended, with this machine's time zone; None if it has not."""
+        return None
+
+    # ------------------------------------------------------------ parts
+
+    def __iter__(self) -> Iterator[Any]:
+        """The parts, newest first."""
+        raise NotImplementedError
+
+    def _part(self, name: str) -> Any:
+        """The part of this id; raises MissingObject if there is none."""
+        raise NotImplementedError
+
+    def __getitem__(self, id: object) -> Any:
+        return self._part(str(id))
+
+    def __contains__(self, id: object) -> bool:
+        try:
+            self._part(str(id))
+        except NotFound:
+            return False
+        return True
+
+    # ------------------------------------------------------------ as text, as bytes
+
+    def __repr__(self) -> str:
+        attempt = "" if self._attempt is None else f", attempt={self._attempt}"
+        return f"{type(self).__name__}({self.pathspec!r}{attempt})"
+
+    def __reduce__(self) -> Any:
+        return _restored, (type(self), self.pathspec, self._attempt, self._place.description)
+
+
+class PartOfRun(ClientObject):
+    """A run, or a part of one."""
+
+    _source: RunSource
+
+    @property
+    def user_tags(self) -> frozenset[str]:
+        """The tags that people gave to the run."""
+        return frozenset(self._source.record.tags)
+
+    @property
+    def system_tags(self) -> frozenset[str]:
+        """The tags that aflow gave to the run."""
+        return frozenset(self._source.record.system_tags)
+
+    @property
+    def origin_pathspec(self) -> str | None:
+        """The pathspec of what this was taken over from by a resumed run; None if it was not."""
+        origin = self._source.record.origin_run
+        if origin is None:
+            return None
+        return "/".join((self._spec.flow, origin, *self.path_components[2:]))
+
+
+def _restored(
+    kind: type[ClientObject], pathspec: str, attempt: int | None, description: str
+) -> ClientObject:
+    """The object that was pickled, wherever it was read from; whoever has it may have it."""
+    return kind(pathspec, attempt, _namespace_check=False, _place=place_at(description))

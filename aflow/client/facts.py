@@ -1,0 +1,116 @@
+"""The facts of a task under the names that people look for, put together from its records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.flow.caught import ExceptionWrapper
+from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState
+from aflow.storage.manifest import ForeachFrame, Manifest
+
+if TYPE_CHECKING:
+    from aflow.client.source import RunSource
+    from aflow.metadata.base import AttemptRecord, TaskView
+
+_FROM_TAGS = ("runtime", "python_version", "aflow_version", "user")
+
+
+class Fact(NamedTuple):
+    """A named text about a task; `at` is in seconds since the epoch."""
+
+    name: str
+    value: str
+    at: float
+    type: str
+
+
+def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact]:
+    """The facts of all attempts, or of the one asked for, oldest first."""
+    task = view.task.task
+    if attempt is None:
+        attempts = source.metadata.attempts(source.key, task)
+    else:
+        attempts = [] if view.attempt is None else [view.attempt]
+    found = [fact for each in attempts for fact in _of_attempt(source, view, each)]
+    found += [
+        Fact(record.field, record.value, record.created_at, record.type)
+        for record in source.metadata.metadata(source.key, task)
+        if attempt in (None, record.attempt)
+    ]
+    return sorted(found, key=lambda fact: fact.at)
+
+
+def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> Iterator[Fact]:
+    began = view.task.created_at if attempt.started_at is None else attempt.started_at
+    values = {"attempt": str(attempt.attempt), **from_tags(source), **_where(source)}
+    values |= {"host": attempt.host, "pid": str(attempt.pid or "")}
+    if attempt.manifest is not None:
+        values |= _foreach(Manifest.decode(attempt.manifest).stack)
+    for name, value in values.items():
+        if value:
+            yield Fact(name, value, began, name)
+    if attempt.state not in TERMINAL_ATTEMPT_STATES:
+        return
+    ended = began if attempt.finished_at is None else attempt.finished_at
+    succeeded = attempt.state is AttemptState.SUCCEEDED
+    yield Fact("attempt_ok", str(succeeded), ended, "internal_attempt_status")
+    if attempt.max_rss is not None:
+        yield Fact("max-rss", str(attempt.max_rss), ended, "bytes")
+    if attempt.cpu is not None:
+        yield Fact("cpu", f"{attempt.cpu:.6g}", ended, "seconds")
+    yield Fact("attempt-done", str(attempt.attempt), ended, "attempt-done")
+
+
+def from_tags(source: RunSource) -> dict[str, str]:
+    """What the system tags say: runtime, python_version, aflow_version, user."""
+    pairs = (tag.partition(":") for tag in source.record.system_tags)
+    return {name: value for name, _, value in pairs if name in _FROM_TAGS}
+
+
+def _where(source: RunSource) -> dict[str, str]:
+    scheme, _, rest = (source.setting("storage") or "").partition(":")
+    return {
+        "ds-type": "local" if scheme == "file" else scheme,
+        "ds-root": rest.removeprefix("//"),
+        "script-name": PurePath(source.setting("script") or "").name,
+        "origin-run-id": source.record.origin_run or "",
+    }
+
+
+def _foreach(stack: tuple[ForeachFrame, ...]) -> dict[str, str]:
+    if not stack:
+        return {}
+    return {
+        "foreach-stack": json.dumps([frame._asdict() for frame in stack]),
+        "foreach-execution-path": ",".join(f"{frame.step}:{frame.index}" for frame in stack),
+    }
+
+
+def environment(source: RunSource, view: TaskView) -> dict[str, Any]:
+    """What a task ran with."""
+    known = from_tags(source)
+    return {
+        "environment_type": "local",
+        "flow_name": source.record.flow,
+        "script": source.setting("script"),
+        "username": source.record.user,
+        "runtime": known.get("runtime"),
+        "python_version": known.get("python_version"),
+        "aflow_version": known.get("aflow_version"),
+        "host": view.attempt.host if view.attempt else None,
+    }
+
+
+def exception(view: TaskView, manifest: Manifest) -> ExceptionWrapper | None:
+    """What the attempt ended with; None if it ended well, or has not ended."""
+    error, attempt = manifest.error, view.attempt
+    if error is not None:
+        module, kind = error.get("module") or "builtins", error["type"]
+        name = kind if module == "builtins" else f"{module}.{kind}"
+        return ExceptionWrapper(name, error["message"], error["traceback"])
+    if attempt is None or not attempt.reason:
+        return None
+    return ExceptionWrapper(attempt.state.value, attempt.reason, attempt.reason)

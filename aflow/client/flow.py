@@ -1,0 +1,129 @@
+"""All flows, and one of them with its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+from aflow import ids
+from aflow.client.base import ClientObject
+from aflow.client.missing import checked, missing_flow, not_in_namespace
+from aflow.client.run import Run
+from aflow.client.source import RunSource
+from aflow.client.times import local_time
+from aflow.client.where import get_namespace, place
+from aflow.errors import InvalidInput
+from aflow.scheduler.states import RunState
+
+
+class Metaflow:
+    """All flows that have run, newest first: iterate, or ask for one by name."""
+
+    @property
+    def flows(self) -> list[Flow]:
+        """The flows with a run in the current namespace."""
+        return list(self)
+
+    def __iter__(self) -> Iterator[Flow]:
+        here = place()
+        if not here.has_begun:
+            return
+        for name, created_at in here.metadata.flows():
+            flow = Flow._blank(ids.Pathspec(ids.flow_name(name)), here)
+            flow._created_at = created_at
+            if flow.is_in_namespace():
+                yield flow
+
+    def __getitem__(self, name: str) -> Flow:
+        checked("flow", ids.flow_name, name)
+        return Flow(name)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == flow.id for flow in self)
+
+    def __repr__(self) -> str:
+        return "Metaflow()"
+
+
+class Flow(ClientObject):
+    """A flow that has run: `Flow("MyFlow")`. Its parts are the runs in the current namespace."""
+
+    _depth = 1
+    _created_at: float
+
+    def _find(self) -> None:
+        found = dict(self._place.metadata.flows()).get(self._spec.flow)
+        if found is None:
+            raise missing_flow(self._place, self._spec.flow)
+        self._created_at = found
+
+    def _check_namespace(self) -> None:
+        if not self.is_in_namespace():
+            latest = self._place.metadata.runs(self._spec.flow, limit=1)
+            tags = latest[0].system_tags if latest else ()
+            raise not_in_namespace(repr(self), get_namespace(), tags)
+
+    def is_in_namespace(self) -> bool:
+        """Whether a run of the flow is in the current namespace."""
+        wanted = get_namespace()
+        return wanted is None or bool(
+            self._place.metadata.runs(self._spec.flow, tags=[wanted], limit=1)
+        )
+
+    @property
+    def created_at(self) -> datetime:
+        """When its first run began."""
+        return local_time(self._created_at)
+
+    @property
+    def latest_run(self) -> Run | None:
+        """The newest run in the namespace; None if there is none."""
+        return next(self.runs(limit=1), None)
+
+    @property
+    def latest_successful_run(self) -> Run | None:
+        """The newest run in the namespace that succeeded; None if there is none."""
+        return next(self.runs(status=RunState.SUCCEEDED, limit=1), None)
+
+    def runs(
+        self,
+        *tags: str,
+        status: str | Iterable[str] | None = None,
+        since: datetime | float | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Run]:
+        """The runs in the namespace that have all `tags`, newest first; one query.
+
+        `status` is one of pending, running, succeeded, failed, cancelled, or several of them;
+        `since` a time (without a zone: of this machine's) or seconds since the epoch; `limit` how
+        many at most. Raises InvalidInput for another status."""
+        wanted = get_namespace()
+        records = self._place.metadata.runs(
+            self._spec.flow,
+            tags=[*tags, *([] if wanted is None else [wanted])],
+            states=_states(status),
+            since=since.timestamp() if isinstance(since, datetime) else since,
+            limit=limit,
+        )
+        return (Run._of(RunSource(self._place, record)) for record in records)
+
+    def __iter__(self) -> Iterator[Run]:
+        """The runs in the namespace, newest first."""
+        return self.runs()
+
+    def _part(self, name: str) -> Any:
+        checked("run", ids.run_id, name)
+        return Run(f"{self.pathspec}/{name}", _place=self._place)
+
+
+def _states(status: str | Iterable[str] | None) -> list[RunState]:
+    if status is None:
+        return []
+    wanted = [status] if isinstance(status, str) else list(status)
+    try:
+        return [RunState(each) for each in wanted]
+    except ValueError as error:
+        raise InvalidInput(
+            f"{status!r} is no status of a run: use {', '.join(RunState)}."
+        ) from error

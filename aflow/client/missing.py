@@ -1,0 +1,106 @@
+"""What is said where something is not there: its name, what may have been meant, where to look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aflow.errors import InvalidName, NamespaceMismatch, NotFound
+from aflow.flow.names import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from aflow.client.source import RunSource
+    from aflow.client.where import Place
+
+_RUNS_COMPARED = 500
+
+
+class MissingObject(NotFound, KeyError):
+    """There is no such flow, run, step, task or artifact; a KeyError, since `run["step"]` is how
+    most are looked for."""
+
+    __str__ = Exception.__str__  # that of KeyError is a repr
+
+
+class MissingArtifact(NotFound, AttributeError):
+    """The task has no artifact of this name; an AttributeError, so that hasattr() works."""
+
+
+def checked(what: str, check: Callable[[str], object], name: str) -> None:
+    """Raises MissingObject for a name that nothing of this kind can have."""
+    try:
+        check(name)
+    except InvalidName as error:
+        raise MissingObject(f"There is no {what} {name!r}: {error}") from error
+
+
+def missing_flow(place: Place, flow: str) -> MissingObject:
+    """What to raise for a flow that never ran."""
+    known = [name for name, _ in place.metadata.flows()]
+    there = f" These have: {_listed(known)}." if known else ""
+    return MissingObject(f"Flow {flow!r} has never run here.{did_you_mean(flow, known)}{there}")
+
+
+def missing_run(place: Place, flow: str, run: str) -> MissingObject:
+    """What to raise for a run that is not there, perhaps because its flow is not."""
+    if flow not in (name for name, _ in place.metadata.flows()):
+        return missing_flow(place, flow)
+    known = [each.run for each in place.metadata.runs(flow, limit=_RUNS_COMPARED)]
+    latest = f" Its latest run is {known[0]!r}; Flow({flow!r}) lists all." if known else ""
+    return MissingObject(f"Flow {flow!r} has no run {run!r}.{did_you_mean(run, known)}{latest}")
+
+
+def missing_step(source: RunSource, step: str) -> MissingObject:
+    """What to raise for a step that no task has begun."""
+    where = f"Run {source.pathspec!r}"
+    if step in source.graph.nodes:
+        return MissingObject(f"{where} has not come to step {step!r} ({source.record.state}).")
+    known = list(source.graph.nodes)
+    return MissingObject(
+        f"{where} has no step {step!r}.{did_you_mean(step, known)} It has: {_listed(known)}."
+    )
+
+
+def missing_task(source: RunSource, step: str, task: int, attempt: int | None) -> MissingObject:
+    """What to raise for a task of another step, an attempt that was not made, or no task."""
+    there = source.metadata.task(source.key, task)
+    if there is None:
+        hint = f"Step('{source.pathspec}/{step}') lists those of the step."
+        return MissingObject(f"Run {source.pathspec!r} has no task {task}. {hint}")
+    if there.task.step != step:
+        right = f"{source.pathspec}/{there.task.step}/{task}"
+        return MissingObject(
+            f"Task {task} is none of step {step!r} but of {there.task.step!r}: Task({right!r})."
+        )
+    made = len(source.metadata.attempts(source.key, task))
+    return MissingObject(
+        f"Task '{source.pathspec}/{step}/{task}' has no attempt {attempt}: {made} "
+        f"{'was' if made == 1 else 'were'} made, counted from 0."
+    )
+
+
+def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]) -> str:
+    """Why a task has no artifact of this name."""
+    names = sorted(known)
+    if not names and state != "succeeded":
+        return f"Task {pathspec!r} has no artifact {name!r}: it is {state} and has left none."
+    return (
+        f"Task {pathspec!r} has no artifact {name!r}.{did_you_mean(name, names)} "
+        f"It has: {_listed(names) or 'none'}."
+    )
+
+
+def not_in_namespace(what: str, namespace: str | None, tags: Iterable[str]) -> NamespaceMismatch:
+    """What to raise for an object of somebody else's."""
+    owners = sorted(tag for tag in tags if tag.startswith("user:"))
+    of = f" It has {owners[0]!r}." if owners else ""
+    return NamespaceMismatch(
+        f"{what} is not in the namespace {namespace!r}.{of} Call namespace(None) to see "
+        "everybody's runs, or namespace(...) with a tag that it has."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:20])
+    return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown

@@ -1,0 +1,134 @@
+"""One execution of a flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from aflow import ids
+from aflow.client.base import PartOfRun
+from aflow.client.missing import MissingObject, checked, missing_run
+from aflow.client.source import RunSource
+from aflow.client.step import Step
+from aflow.client.times import local_time
+from aflow.errors import InvalidInput
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
+
+if TYPE_CHECKING:
+    from aflow.client.artifact import TaskData
+    from aflow.client.task import Task
+
+
+class Run(PartOfRun):
+    """A run: `Run("Flow/run")`. Its parts are the steps that have begun.
+
+    While it goes on, `status`, `successful`, `finished`, `finished_at`, `data` and the steps are
+    those of the moment; tags are those of when the object was made, and what it changed itself.
+    """
+
+    _depth = 2
+
+    def _find(self) -> None:
+        flow, run = self.path_components
+        source = RunSource.find(self._place, flow, run)
+        if source is None:
+            raise missing_run(self._place, flow, run)
+        self._source = source
+
+    @classmethod
+    def _of(cls, source: RunSource) -> Self:
+        record = source.record
+        spec = ids.Pathspec(ids.FlowName(record.flow), ids.RunId(record.run))
+        self = cls._blank(spec, source.place)
+        self._source = source
+        return self
+
+    # ------------------------------------------------------------ how it goes
+
+    @property
+    def status(self) -> str:
+        """pending, running, succeeded, failed or cancelled."""
+        return self._source.refresh().state.value
+
+    @property
+    def successful(self) -> bool:
+        """Whether the run has ended well."""
+        return self._source.refresh().state is RunState.SUCCEEDED
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self._source.refresh().state in TERMINAL_RUN_STATES
+
+    @property
+    def created_at(self) -> datetime:
+        """When the run began."""
+        return local_time(self._source.record.created_at)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When the run ended, well or not; None if it has not."""
+        return local_time(self._source.refresh().finished_at)
+
+    # ------------------------------------------------------------ what it left
+
+    @property
+    def end_task(self) -> Task | None:
+        """The task of the last step; None if the run has not come there."""
+        try:
+            step = Step._found_in(self._source, self._source.graph.end)
+        except MissingObject:
+            return None
+        return step.task
+
+    @property
+    def data(self) -> TaskData | None:
+        """The artifacts of the last step; None if the run has not come there."""
+        end = self.end_task
+        return None if end is None else end.data
+
+    # ------------------------------------------------------------ steps
+
+    def steps(self, *tags: str) -> Iterator[Step]:
+        """The steps that have begun, newest first; none if the run lacks one of the tags."""
+        if not self.tags.issuperset(tags):
+            return
+        for name, created_at, _ in self._source.metadata.steps(self._source.key):
+            yield Step._of(self._source, name, created_at)
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.steps()
+
+    def _part(self, name: str) -> Any:
+        checked("step", ids.step_name, name)
+        return Step._found_in(self._source, name)
+
+    # ------------------------------------------------------------ tags
+
+    def add_tag(self, tag: str) -> None:
+        """Give the run a tag; raises InvalidName for a tag that is not allowed or too many."""
+        self.replace_tags((), (tag,))
+
+    def add_tags(self, tags: Iterable[str]) -> None:
+        """Give the run these tags, in one step; raises as `add_tag` does."""
+        self.replace_tags((), tags)
+
+    def remove_tag(self, tag: str) -> None:
+        """Take a tag away, if it is there; raises InvalidName for a system tag."""
+        self.replace_tags((tag,), ())
+
+    def remove_tags(self, tags: Iterable[str]) -> None:
+        """Take these tags away, in one step; raises as `remove_tag` does."""
+        self.replace_tags(tags, ())
+
+    def replace_tag(self, tag_to_remove: str, tag_to_add: str) -> None:
+        """Take one tag away and give another, in one step."""
+        self.replace_tags((tag_to_remove,), (tag_to_add,))
+
+    def replace_tags(self, tags_to_remove: Iterable[str], tags_to_add: Iterable[str]) -> None:
+        """Take tags away, then give others, in one step: all of it is done, or nothing."""
+        for each in (tags_to_remove, tags_to_add):
+            if isinstance(each, str):  # it would become a tag for each of its letters
+                raise InvalidInput(f"{each!r} is one tag: give a list of tags, as [{each!r}].")
+        self._source.change_tags(tags_to_add, tags_to_remove)

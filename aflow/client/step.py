@@ -1,0 +1,165 @@
+"""All tasks of one step of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from aflow import ids
+from aflow.client.base import PartOfRun
+from aflow.client.missing import checked, missing_run, missing_step
+from aflow.client.source import RunSource
+from aflow.client.task import Task
+from aflow.client.times import local_time
+from aflow.flow.graph import Kind
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import TaskView
+
+# Up to so many tasks are listed by one query; of more, never more are held at a time.
+_WINDOW = 10_000
+# So many tasks that stand together read what they inherit in one query.
+_PAGE = 200
+
+
+class Step(PartOfRun):
+    """A step of a run that has begun: `Step("Flow/run/step")`. Its parts are its tasks.
+
+    `for task in step` costs one query for up to 10,000 tasks; what they left comes with it.
+    """
+
+    _depth = 3
+    _created_at: float
+
+    def _find(self) -> None:
+        flow, run, step = self.path_components
+        source = RunSource.find(self._place, flow, run)
+        if source is None:
+            raise missing_run(self._place, flow, run)
+        self._source = source
+        self._created_at = _begun_at(source, step)
+
+    @classmethod
+    def _of(cls, source: RunSource, name: str, created_at: float) -> Self:
+        record = source.record
+        spec = ids.Pathspec(ids.FlowName(record.flow), ids.RunId(record.run), ids.StepName(name))
+        self = cls._blank(spec, source.place)
+        self._source, self._created_at = source, created_at
+        return self
+
+    @classmethod
+    def _found_in(cls, source: RunSource, name: str) -> Self:
+        return cls._of(source, name, _begun_at(source, name))
+
+    @property
+    def created_at(self) -> datetime:
+        """When its first task was created."""
+        return local_time(self._created_at)
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When its last task ended; None while one of them has not."""
+        last = 0.0
+        for view in self._source.metadata.tasks(self._source.key, step=self.id, light=True):
+            if view.attempt is None or view.attempt.finished_at is None:
+                return None
+            last = max(last, view.attempt.finished_at)
+        return local_time(last)
+
+    @property
+    def environment_info(self) -> dict[str, Any]:
+        """What its tasks ran with; see `Task.environment_info`."""
+        return self.task.environment_info
+
+    # ------------------------------------------------------------ tasks
+
+    @property
+    def task(self) -> Task:
+        """The task, of a step that has one; the newest, of a step that has many."""
+        found = list(self._views(limit=2))
+        if len(found) > 1:
+            *_, last = self._views(light=True)
+            return Task._found_in(self._source, self._spec, last.task.task)
+        return Task._of(self._source, found[0], settled=self._source.is_over)
+
+    def tasks(self, *tags: str) -> Iterator[Task]:
+        """The tasks, newest first; none if the run lacks one of the tags."""
+        if not self.tags.issuperset(tags):
+            return
+        settled = self._source.is_over
+        for window in self._windows():
+            for start in range(0, len(window), _PAGE):
+                page: list[Task] = []
+                for view in window[start : start + _PAGE]:
+                    page.append(Task._of(self._source, view, settled=settled, page=page))
+                yield from page
+
+    def __iter__(self) -> Iterator[Task]:
+        return self.tasks()
+
+    def _windows(self) -> Iterator[list[TaskView]]:
+        """The views of the tasks in pieces, newest first. The store gives the oldest first, and
+        all of them at once may be more than the memory holds."""
+        views = list(self._views(limit=_WINDOW + 1))
+        if len(views) <= _WINDOW:
+            yield views[::-1]
+            return
+        views.clear()
+        begins: list[int | None] = [None]
+        begins += [
+            view.task.task
+            for number, view in enumerate(self._views(light=True), 1)
+            if number % _WINDOW == 0
+        ]
+        for after in reversed(begins):
+            yield list(self._views(after=after, limit=_WINDOW))[::-1]
+
+    def _views(self, **how: Any) -> Iterator[TaskView]:
+        return self._source.metadata.tasks(self._source.key, step=self.id, **how)
+
+    def _part(self, name: str) -> Any:
+        checked("task", ids.task_id, name)
+        return Task._found_in(self._source, self._spec, int(name))
+
+    # ------------------------------------------------------------ gangs
+
+    @property
+    def control_task(self) -> Task | None:
+        """The task of a gang (num_parallel) that leads it; None for a step that is in none."""
+        return next(self.control_tasks(), None)
+
+    def control_tasks(self, *tags: str) -> Iterator[Task]:
+        """The tasks that lead a gang, newest first: those of index 0."""
+        node = self._source.graph.nodes.get(self.id)
+        around = node.splits[-1:] if node else ()
+        if any(self._source.graph[split].kind is Kind.PARALLEL for split in around):
+            yield from (task for task in self.tasks(*tags) if task.index == 0)
+
+    # ------------------------------------------------------------ neighbours
+
+    @property
+    def parent_steps(self) -> Iterator[Step]:
+        """The steps that may lead here, of those that have begun."""
+        node = self._source.graph.nodes.get(self.id)
+        return self._begun(node.previous if node else ())
+
+    @property
+    def child_steps(self) -> Iterator[Step]:
+        """The steps that this one may lead to, of those that have begun."""
+        node = self._source.graph.nodes.get(self.id)
+        return self._begun(node.next if node else ())
+
+    def _begun(self, names: tuple[str, ...]) -> Iterator[Step]:
+        begun = {name: at for name, at, _ in self._source.metadata.steps(self._source.key)}
+        for name in names:
+            if name in begun:
+                yield Step._of(self._source, name, begun[name])
+
+
+def _begun_at(source: RunSource, step: str) -> float:
+    """When the step's first task was created; raises MissingObject if none was."""
+    first = next(source.metadata.tasks(source.key, step=step, limit=1, light=True), None)
+    if first is None:
+        raise missing_step(source, step)
+    return first.task.created_at

@@ -1,0 +1,221 @@
+"""Where the client looks for runs, and whose runs it shows.
+
+Both are choices of the whole program. Without one, runs are looked for where `aflow run` would put
+them from the working directory of the moment, and those of the user are shown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from aflow import ids
+from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
+from aflow.flow.current import current
+
+if TYPE_CHECKING:
+    from aflow.config import Settings
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.base import ObjectStore
+    from aflow.storage.blobs import BlobStore
+
+_LOCAL = "local@"
+
+
+class Place:
+    """One metadata store, and the object stores that its runs have used.
+
+    `open_metadata(read_only)` opens it. `database` is its file, where it is one; `storage` an
+    object store, or the URL of the one that stands beside the metadata.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        open_metadata: Callable[[bool], MetadataStore],
+        storage: str | ObjectStore,
+        database: Path | None = None,
+    ) -> None:
+        self.description = description
+        self._open_metadata = open_metadata
+        self._storage = storage
+        self._database = database
+        self._opened: dict[int, MetadataStore] = {}  # by process: none may cross a fork
+        self._blobs: dict[str, BlobStore] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has run here."""
+        return self._database is None or self._database.exists()
+
+    @property
+    def metadata(self) -> MetadataStore:
+        """The store to read from; raises NotFound where nothing has run yet."""
+        if not self.has_begun:
+            raise NotFound(
+                f"Nothing has run here yet: there is no {self._database}. Run a flow, or call "
+                "metadata('local@/path') to look elsewhere."
+            )
+        store = self._opened.get(os.getpid())
+        if store is None:
+            store = self._opened[os.getpid()] = self._open_metadata(True)
+        return store
+
+    def change_tags(self, run_key: int, add: list[str], remove: list[str]) -> tuple[str, ...]:
+        """Change a run's tags; the ones it has now. Nothing is kept open for writing."""
+        store = self._open_metadata(False)
+        try:
+            return store.change_tags(run_key, add, remove)
+        finally:
+            if store is not self._opened.get(os.getpid()):
+                store.close()
+
+    def blobs(self, url: str) -> BlobStore:
+        """The blobs in the object store at `url`, as a run has recorded it."""
+        found = self._blobs.get(url)
+        if found is None:
+            from aflow.storage.blobs import BlobStore
+
+            found = self._blobs[url] = BlobStore(self._store(url))
+        return found
+
+    def _store(self, url: str) -> ObjectStore:
+        if not isinstance(self._storage, str):
+            return self._storage
+        from aflow import backends
+
+        # A folder that was moved, or is mounted elsewhere, still holds its data beside its
+        # metadata.
+        moved = url.startswith("file:") and not os.path.isdir(unquote(url.removeprefix("file://")))
+        return backends.open_store(self._storage if moved or not url else url)
+
+
+_places: dict[str, Place] = {}
+_chosen: Place | None = None
+_namespace: str | None = None
+_namespace_is_chosen = False
+
+
+# ------------------------------------------------------------------ where
+
+
+def place() -> Place:
+    """Where the client looks at this moment."""
+    return _chosen or _local()
+
+
+def place_at(description: str) -> Place:
+    """The place that `get_metadata` gave this description of; raises MetadataUnavailable for one
+    that was in the memory of another process."""
+    found = _places.get(description)
+    if found is not None:
+        return found
+    if description.startswith(_LOCAL):
+        return _local(description.removeprefix(_LOCAL))
+    raise MetadataUnavailable(
+        f"The metadata {description!r} belongs to another process and cannot be read here."
+    )
+
+
+def metadata(description: str) -> str:
+    """Look for runs elsewhere: `local@/path` names an `.aflow` folder or the folder that has one,
+    `local` is where `aflow run` would put them. Gives what `get_metadata` gives from now on.
+
+    Raises InvalidInput for anything else."""
+    global _chosen
+    if description == "local":
+        _chosen = _local()
+    elif description.startswith(_LOCAL) and description != _LOCAL:
+        _chosen = _local(description.removeprefix(_LOCAL))
+    else:
+        raise InvalidInput(
+            f"{description!r} is no metadata that aflow knows: write local@/path or local."
+        )
+    return _chosen.description
+
+
+def get_metadata() -> str:
+    """Where runs are looked for: `local@/path/.aflow`."""
+    return place().description
+
+
+def default_metadata() -> str:
+    """Forget what `metadata` chose: look where `aflow run` would put runs."""
+    global _chosen
+    _chosen = None
+    return get_metadata()
+
+
+def connect_to(metadata_store: MetadataStore, store: ObjectStore) -> str:
+    """Read from stores that are open already (in a test, in memory), until `metadata` or
+    `default_metadata` is called. They are not closed by the client."""
+    global _chosen
+    description = f"{metadata_store.url}#{id(metadata_store)}"
+    _chosen = _places[description] = Place(description, lambda read_only: metadata_store, store)
+    return description
+
+
+def _local(path: str | None = None) -> Place:
+    from aflow.config import Settings
+
+    settings = Settings.load(datastore_root=None if path is None else _root_in(path))
+    description = f"{_LOCAL}{settings.root}"
+    found = _places.get(description)
+    if found is None:
+        database = settings.root / "metadata.db"
+        opened = partial(_open_metadata, settings)
+        found = _places[description] = Place(description, opened, settings.storage_url, database)
+    return found
+
+
+def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
+    from aflow import backends
+
+    return backends.open_metadata(settings.metadata_url, settings.durability, read_only=read_only)
+
+
+def _root_in(path: str) -> str:
+    from aflow.config import FOLDER
+
+    folder = Path(path).expanduser().absolute()
+    has_one = (folder / FOLDER).is_dir() and not (folder / "metadata.db").exists()
+    return str(folder / FOLDER if has_one else folder)
+
+
+# ------------------------------------------------------------------ whose
+
+
+def namespace(tag: str | None) -> str | None:
+    """Show the runs that have this tag alone, as `user:somebody`; None shows everybody's.
+
+    Gives the tag; raises InvalidName for what is none."""
+    global _namespace, _namespace_is_chosen
+    _namespace = None if tag is None else ids.tag(tag)
+    _namespace_is_chosen = True
+    return _namespace
+
+
+def get_namespace() -> str | None:
+    """The tag that a run must have to be shown; None for no such wish.
+
+    Where none was chosen it is that of the run inside of a task, else `user:<name>`, or what
+    AFLOW_NAMESPACE says."""
+    if _namespace_is_chosen:
+        return _namespace
+    if current.is_running_flow:
+        inside: str | None = current.namespace
+        return inside
+    from aflow.config import Settings
+
+    return Settings.load().default_namespace
+
+
+def default_namespace() -> str | None:
+    """Forget what `namespace` chose; gives what `get_namespace` gives from now on."""
+    global _namespace_is_chosen
+    _namespace_is_chosen = False
+    return get_namespace()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+# signal's own functions turn each number into an enum, which writes to many more pages.
+import _signal  # type: ignore[import-not-found]
+import _thread
+import atexit
 import os
-import signal
 import sys
 from typing import Any
 
@@ -24,13 +27,12 @@ def begin(parent: int) -> None:
     """Become a process of our own: own session, killed when the parent dies, default signals."""
     os.setsid()
     if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before prctl could tell the kernel
         os._exit(1)
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _signal.set_wakeup_fd(-1)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     reseed()
 
 
@@ -49,12 +51,16 @@ def reseed() -> None:
 
 
 def redirect(stdout: int, stderr: int) -> None:
-    """Let descriptors 1 and 2 lead to the coordinator, and 0 to nothing."""
+    """Let descriptors 1 and 2 lead to the coordinator."""
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+
+
+def close_stdin() -> None:
+    """Let descriptor 0 lead to nothing, here and in all processes that will be forked."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
 
 
 def forget_exit_functions() -> None:
@@ -63,7 +69,6 @@ def forget_exit_functions() -> None:
     Without this, each task would, say, delete the temporary folder that the flow's file made.
     What a step registers itself still runs when its process ends.
     """
-    import atexit
     import weakref
 
     atexit._clear()
@@ -74,12 +79,14 @@ def forget_exit_functions() -> None:
 
 def end(code: int = 0) -> None:
     """Leave the process: wait for the step's threads, run what the step registered, flush."""
-    import atexit
-    import threading
-
     try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+        # Asked first: most steps leave neither, and each call writes to pages that are shared.
+        if _thread._count():
+            import threading
+
+            threading._shutdown()  # type: ignore[attr-defined]
+        if atexit._ncallbacks():
+            atexit._run_exitfuncs()
         flush()
     finally:
         os._exit(code)

@@ -22,6 +22,7 @@ import msgpack
 from aflow.attempt import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors import inside, wire
+from aflow.executors.warm_up import warm_up
 from aflow.runner import Runner
 from aflow.storage.blobs import BlobStore
 
@@ -84,9 +85,11 @@ class Template:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         inside.load_prctl()
+        inside.close_stdin()
         inside.forget_exit_functions()
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="surrogateescape")  # type: ignore[union-attr]
+        warm_up()
         # Pages of objects that the collector has moved to its permanent generation stay shared
         # with the forked processes: a collection there does not touch them.
         gc.collect()
@@ -111,7 +114,10 @@ class Template:
         if kind == wire.RUN:
             child, spec = rest
             fds = self._take(3)
-            self._fork(child, fds, lambda: self._run_one(AttemptSpec.decode(spec), *fds))
+            attempt = AttemptSpec.decode(spec)
+            # Decoded here, where it stays decoded for all tasks that read the same.
+            self._configured.remember(attempt.manifests)
+            self._fork(child, fds, lambda: self._run_one(attempt, *fds))
         elif kind == wire.KILL:
             child, signum = rest
             if child in self._pids:
@@ -160,7 +166,7 @@ class Template:
         code = 1
         try:
             inside.begin(self._pid)
-            self._control.close()
+            os.close(self._control.fileno())
             body()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
@@ -172,15 +178,12 @@ class Template:
 
     def _run_one(self, spec: AttemptSpec, stdout: int, stderr: int, report: int) -> None:
         inside.redirect(stdout, stderr)
-        os.close(stdout)
-        os.close(stderr)
         pid = os.getpid()
         ended = self._configured.run(spec)
         if os.getpid() != pid:
             return  # the step forked, and this is its child: it has nothing to report
         inside.flush()
         inside.write_all(report, msgpack.packb(ended.message()))
-        os.close(report)
 
     def _work(self, coroutines: bool, *fds: int) -> None:
         # Only these processes need the modules (asyncio among them, for the coroutines).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from aflow.metadata.base import TaskView
@@ -41,7 +43,7 @@ def test_a_failing_step_is_tried_again_after_its_wait(workspace: Workspace, isol
     starts = [each.started_at or 0.0 for each in metadata.attempts(run.key, 1)]
     metadata.close()
     assert 3 == len(starts)
-    assert all(later - earlier >= 0.3 for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier >= 0.3 for earlier, later in pairwise(starts))
     workspace.check()
 
 

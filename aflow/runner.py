@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
 from aflow.errors import AflowError, InvalidTransition, TaskError, TaskTimedOut
@@ -70,6 +71,9 @@ class Runner:
         self._blobs = blobs
         self._clock = clock
         self._item_reader = ItemReader(blobs)
+        # Where the client looks inside of a step; None lets it look where it would by itself.
+        folder, _, name = context.metadata_url.removeprefix("sqlite://").rpartition("/")
+        self._metadata_folder = unquote(folder) if name == "metadata.db" else None
 
     def expect_many(self) -> None:
         """Get ready to run many attempts in this process: hold what several of them read."""
@@ -149,6 +153,7 @@ class Runner:
             "tags": context.tags,
             "graph": self.definition.graph,
             "parameter_names": list(self.definition.parameters),
+            "metadata_folder": self._metadata_folder,
         }
 
     @staticmethod
@@ -261,7 +266,7 @@ class Runner:
     def _caught(self, execution: Execution, error: BaseException) -> AttemptReport:
         catch = execution.step.decorator("catch")
         if catch is not None and catch.var:
-            setattr(execution.flow, catch.var, ExceptionWrapper.of(error))
+            setattr(execution.flow, catch.var, ExceptionWrapper.of(error, user_traceback(error)))
         manifest = self._manifest(execution)
         manifest.error = describe(error, caught=True)
         return self._success(execution, manifest, self.definition.graph[execution.step.name].next)

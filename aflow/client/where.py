@@ -104,8 +104,8 @@ _namespace_is_chosen = False
 
 
 def place() -> Place:
-    """Where the client looks at this moment."""
-    return _chosen or _local()
+    """Where the client looks at this moment: a step looks where its own run is recorded."""
+    return _chosen or _local(current.get("metadata_folder"))
 
 
 def place_at(description: str) -> Place:

@@ -20,8 +20,8 @@ class ExceptionWrapper:
         self._pickled = pickled
 
     @classmethod
-    def of(cls, error: BaseException) -> ExceptionWrapper:
-        """The record of an exception."""
+    def of(cls, error: BaseException, text: str | None = None) -> ExceptionWrapper:
+        """The record of an exception; `text` is its formatted traceback, made here without it."""
         import traceback  # only where a step failed: start-up does not pay for it
 
         kind = type(error)
@@ -30,7 +30,8 @@ class ExceptionWrapper:
             if kind.__module__ == "builtins"
             else (f"{kind.__module__}.{kind.__qualname__}")
         )
-        text = "".join(traceback.format_exception(error))
+        if text is None:
+            text = "".join(traceback.format_exception(error))
         return cls(name, _text_of(error), text, _pickle_of(error))
 
     @property

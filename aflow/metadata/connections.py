@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +43,18 @@ def errors_named(where: str) -> Iterator[None]:
         raise MetadataUnavailable(f"The metadata in {where} cannot be used: {advice}.") from error
 
 
+@contextmanager
+def damage_named(where: str) -> Iterator[None]:
+    """Turn what is raised by reading a record that is none into one sentence: SQLite notices
+    damage in its own pages, not in what is written there."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise MetadataUnavailable(
+            f"The metadata in {where} cannot be used: {_ADVICE['SQLITE_CORRUPT']}."
+        ) from error
+
+
 def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.Connection:
     """Open the database at `path` (None: one in memory), up to date.
 
@@ -55,6 +69,8 @@ def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.
             _make_folder(path)
             connection = _open(str(path))
         try:
+            if path is not None and not read_only:
+                _begin_log(connection, path)
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             _bring_up_to_date(connection, where, read_only)
         except BaseException:
@@ -70,7 +86,13 @@ def _open(database: str, uri: bool = False) -> sqlite3.Connection:
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
-    if not path.exists():
+    try:
+        there = path.exists() and path.stat().st_size > 0
+    except OSError as error:
+        raise MetadataUnavailable(
+            f"The metadata in {path} cannot be looked for: {error.strerror}."
+        ) from error
+    if not there:
         raise MetadataUnavailable(f"Nothing has run here yet: there is no {path}.")
     return _open(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
@@ -81,6 +103,24 @@ def _make_folder(path: Path) -> None:
     except OSError as error:
         raise MetadataUnavailable(
             f"The folder {path.parent} for the metadata cannot be made: {error.strerror}."
+        ) from error
+
+
+def _begin_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Give a new database its write-ahead log, one process at a time: SQLite would turn away at
+    once, without waiting, whoever does so while another one so much as looks at the file."""
+    try:
+        if path.stat().st_size:
+            return
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            connection.execute("PRAGMA journal_mode = WAL")
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise MetadataUnavailable(
+            f"The metadata in {path} cannot be made: {error.strerror}."
         ) from error
 
 
@@ -98,19 +138,23 @@ def _bring_up_to_date(connection: sqlite3.Connection, where: str, read_only: boo
             f"The metadata in {where} has version {version} and cannot be read as it is: run any "
             "flow there once, which brings it up to date."
         )
-    connection.execute("PRAGMA journal_mode = WAL")
-    _migrate(connection)
+    _migrate(connection, where)
 
 
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def _migrate(connection: sqlite3.Connection, where: str) -> None:
     """Apply what is missing, in one transaction: of several processes one does it."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = _version(connection)
+        if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise MetadataUnavailable(
+                f"The metadata in {where} cannot be used: it is a database of something else; name "
+                "another file."
+            )
         for number, text in migrations():
             if number > version:
                 for statement in _split(text):

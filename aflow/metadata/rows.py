@@ -16,8 +16,9 @@ _ATTEMPT = (
     "a.attempt, a.state, a.started_at, a.finished_at, a.reason, {bulk}, a.log_chunks, "
     "a.stdout_size, a.stderr_size, a.host, a.pid, a.handle, a.max_rss, a.cpu"
 )
-COLUMNS = f"{_TASK}, {_ATTEMPT.format(bulk='a.manifest, a.log')}"
-LIGHT_COLUMNS = f"{_TASK}, {_ATTEMPT.format(bulk='NULL, NULL')}"
+_ATTEMPTS = "(SELECT count(*) FROM attempts WHERE run_key = t.run_key AND task = t.task)"
+COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='a.manifest, a.log')}"
+LIGHT_COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='NULL, NULL')}"
 
 # By value: calling an enum's class for each of many rows costs more than all the rest.
 _STATES = {state.value: state for state in AttemptState}
@@ -80,8 +81,8 @@ def attempt_record(row: Row) -> AttemptRecord:
 def task_view(row: Row) -> TaskView:
     """A task and its attempt from COLUMNS or LIGHT_COLUMNS."""
     task = TaskRecord(*row[1:7])
-    attempt = None if row[7] is None else attempt_record((row[1], *row[7:]))
-    return TaskView(row[0], task, attempt, 0 if attempt is None else attempt.attempt + 1)
+    attempt = None if row[8] is None else attempt_record((row[1], *row[8:]))
+    return TaskView(row[0], task, attempt, row[7])
 
 
 def metadata_row(run_key: int, record: MetadataRecord) -> Row:

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from aflow.metadata.base import (
     RunUpdate,
     TaskView,
 )
-from aflow.metadata.connections import connect, errors_named
+from aflow.metadata.connections import connect, damage_named, errors_named
 from aflow.metadata.statements import statements
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
@@ -48,8 +48,8 @@ class SqliteMetadata:
         self._synchronous = _SYNCHRONOUS[durability]
         self._lock = threading.RLock()
         self._writer: sqlite3.Connection | None = None
-        self._readers: list[sqlite3.Connection] = []
-        self._local = threading.local()
+        self._idle: list[sqlite3.Connection] = []  # readers that nobody uses now
+        self._idle_lock = threading.Lock()  # apart, so that no reader waits for a commit
         self._known_steps: set[tuple[int, str]] = set()
         if self._path is None:
             self._writer = self._connect(False)
@@ -180,7 +180,8 @@ class SqliteMetadata:
         by_run: dict[int, list[tuple[str, int]]] = {}
         for key, tag, is_system in self._all(statements("read")["tags"], (keys,)):
             by_run.setdefault(key, []).append((tag, is_system))
-        return [rows.run_record(row, by_run.get(row[0], ())) for row in found]
+        with damage_named(self._where):
+            return [rows.run_record(row, by_run.get(row[0], ())) for row in found]
 
     def run(self, flow: str, run: str) -> RunRecord | None:
         """One run, whole; None where there is none."""
@@ -188,7 +189,8 @@ class SqliteMetadata:
         if not found:
             return None
         tags = self._all(statements("read")["tags_of_run"], (found[0][0],))
-        return rows.run_record(found[0], tags)
+        with damage_named(self._where):
+            return rows.run_record(found[0], tags)
 
     def steps(self, run_key: int) -> list[tuple[str, float, int]]:
         """Name, time and number of tasks of every step that has begun, newest first."""
@@ -218,13 +220,16 @@ class SqliteMetadata:
             "after": -1 if after is None else after,
             "limit": -1 if limit is None else limit,
         }
-        return map(rows.task_view, self._stream(_with_columns(sql, light), values))
+        return self._views(_with_columns(sql, light), values)
+
+    def _views(self, sql: str, values: Any) -> Iterator[TaskView]:
+        with damage_named(self._where):
+            yield from map(rows.task_view, self._stream(sql, values))
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
         """One task with its latest attempt, or with the attempt asked for."""
         values = {"run_key": run_key, "task": task, "attempt": attempt}
-        found = self._all(_with_columns(statements("read")["task"]), values)
-        return rows.task_view(found[0]) if found else None
+        return next(self._views(_with_columns(statements("read")["task"]), values), None)
 
     def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
         """The manifests of the latest attempts of these tasks, where they succeeded."""
@@ -241,7 +246,8 @@ class SqliteMetadata:
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
         """All attempts of a task, oldest first."""
         found = self._all(statements("read")["attempts"], (run_key, task))
-        return [rows.attempt_record(row) for row in found]
+        with damage_named(self._where):
+            return [rows.attempt_record(row) for row in found]
 
     def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
         """The metadata records of a task, oldest first."""
@@ -267,29 +273,43 @@ class SqliteMetadata:
                 raise
 
     def _all(self, sql: str, values: Any) -> list[Any]:
-        with errors_named(self._where):
-            if self._path is None:
-                with self._lock:
-                    return self._reader().execute(sql, values).fetchall()
-            return self._reader().execute(sql, values).fetchall()
+        with errors_named(self._where), self._reading() as db:
+            return db.execute(sql, values).fetchall()
 
     def _stream(self, sql: str, values: Any) -> Iterator[Any]:
-        with errors_named(self._where):
-            cursor = self._reader().execute(sql, values)
+        if self._path is None:  # its one connection is everybody's: nobody may stay on it
+            yield from self._all(sql, values)
+            return
+        with (
+            errors_named(self._where),
+            self._reading() as db,
+            closing(db.execute(sql, values)) as cursor,
+        ):
             while page := cursor.fetchmany(_PAGE):
                 yield from page
 
-    def _reader(self) -> sqlite3.Connection:
-        """This thread's connection for reading."""
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one query. Nobody else has it meanwhile: a stream that is not finished
+        keeps its own view of the database, and nobody else's."""
         if self._path is None:
             assert self._writer is not None, "a store in memory is open from the start"
-            return self._writer
-        reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
-        if reader is None:
-            reader = self._local.reader = self._connect(self._read_only)
             with self._lock:
-                self._readers.append(reader)
-        return reader
+                yield self._writer
+            return
+        idle = self._idle
+        try:
+            reader = idle.pop()
+        except IndexError:
+            reader = self._connect(self._read_only)
+        try:
+            yield reader
+        finally:
+            with self._idle_lock:
+                if idle is self._idle:
+                    idle.append(reader)
+                else:  # the store was closed meanwhile
+                    reader.close()
 
     def _connect(self, read_only: bool) -> sqlite3.Connection:
         return connect(self._path, synchronous=self._synchronous, read_only=read_only)
@@ -300,11 +320,11 @@ class SqliteMetadata:
 
     def close(self) -> None:
         """Let go of files and connections. May be called twice."""
+        with self._idle_lock:
+            idle, self._idle = self._idle, []
+        for reader in idle:
+            reader.close()
         with self._lock:
-            for each in self._readers:
-                each.close()
-            self._readers.clear()
-            self._local = threading.local()
             if self._writer is not None and self._path is not None:
                 self._writer.close()
                 self._writer = None

@@ -93,7 +93,7 @@ class ClientObject:
     @property
     def id(self) -> str:
         """The last part of the pathspec."""
-        return self.path_components[-1]
+        return str(self._spec[self._depth - 1])
 
     @property
     def pathspec(self) -> str:

@@ -90,10 +90,9 @@ class Step(PartOfRun):
         settled = self._source.is_over
         for window in self._windows():
             for start in range(0, len(window), _PAGE):
-                page: list[Task] = []
-                for view in window[start : start + _PAGE]:
-                    page.append(Task._of(self._source, view, settled=settled, page=page))
-                yield from page
+                page = window[start : start + _PAGE]
+                for view in page:
+                    yield Task._of(self._source, view, settled=settled, page=page)
 
     def __iter__(self) -> Iterator[Task]:
         return self.tasks()

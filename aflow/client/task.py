@@ -53,7 +53,7 @@ class Task(PartOfRun):
     _depth = 4
     _view: TaskView
     _settled: bool
-    _page: Sequence[Task] = ()
+    _page: Sequence[TaskView] = ()
     _decoded: Manifest | None = None
 
     def _find(self) -> None:
@@ -65,10 +65,10 @@ class Task(PartOfRun):
 
     @classmethod
     def _of(
-        cls, source: RunSource, view: TaskView, *, settled: bool, page: Sequence[Task] = ()
+        cls, source: RunSource, view: TaskView, *, settled: bool, page: Sequence[TaskView] = ()
     ) -> Self:
-        """The task of a view. `settled`: the run was over before the view was read. `page`: tasks
-        that were read together and will likely be asked for the same."""
+        """The task of a view. `settled`: the run was over before the view was read. `page`: views
+        that were read together: their tasks will likely be asked for the same."""
         record = source.record
         spec = ids.Pathspec(
             ids.FlowName(record.flow),
@@ -197,7 +197,8 @@ class Task(PartOfRun):
 
     def _origins(self, name: str) -> set[int]:
         """The tasks that the task and those read with it have inherited an artifact from."""
-        found = (each._manifest.origin(name) for each in self._page if each._view.attempt)
+        manifests = (view.attempt.manifest for view in self._page if view.attempt is not None)
+        found = (Manifest.decode(data).origin(name) for data in manifests if data is not None)
         return {origin for origin in found if origin is not None}
 
     def _no_artifact(self, name: str) -> str:

@@ -24,20 +24,22 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 _LOCAL = "local@"
+_SQLITE = "sqlite:///"
 
 
 class Place:
     """One metadata store, and the object stores that its runs have used.
 
-    `open_metadata(read_only)` opens it. `database` is its file, where it is one; `storage` an
-    object store, or the URL of the one that stands beside the metadata.
+    `open_metadata(read_only)` opens it, or gives one that is open already: then there is no
+    `database`, which is its file. `storage` is an object store, or the URL of the one that stands
+    beside the metadata, if one does.
     """
 
     def __init__(
         self,
         description: str,
         open_metadata: Callable[[bool], MetadataStore],
-        storage: str | ObjectStore,
+        storage: str | ObjectStore | None,
         database: Path | None = None,
     ) -> None:
         self.description = description
@@ -71,7 +73,7 @@ class Place:
         try:
             return store.change_tags(run_key, add, remove)
         finally:
-            if store is not self._opened.get(os.getpid()):
+            if self._database is not None:  # else somebody else has opened it
                 store.close()
 
     def blobs(self, url: str) -> BlobStore:
@@ -84,14 +86,14 @@ class Place:
         return found
 
     def _store(self, url: str) -> ObjectStore:
-        if not isinstance(self._storage, str):
+        if self._storage is not None and not isinstance(self._storage, str):
             return self._storage
         from aflow import backends
 
         # A folder that was moved, or is mounted elsewhere, still holds its data beside its
         # metadata.
         moved = url.startswith("file:") and not os.path.isdir(unquote(url.removeprefix("file://")))
-        return backends.open_store(self._storage if moved or not url else url)
+        return backends.open_store(self._storage if moved and self._storage else url)
 
 
 _places: dict[str, Place] = {}
@@ -104,8 +106,8 @@ _namespace_is_chosen = False
 
 
 def place() -> Place:
-    """Where the client looks at this moment: a step looks where its own run is recorded."""
-    return _chosen or _local(current.get("metadata_folder"))
+    """Where the client looks at this moment."""
+    return _chosen or _inside() or _local()
 
 
 def place_at(description: str) -> Place:
@@ -114,27 +116,22 @@ def place_at(description: str) -> Place:
     found = _places.get(description)
     if found is not None:
         return found
-    if description.startswith(_LOCAL):
-        return _local(description.removeprefix(_LOCAL))
-    raise MetadataUnavailable(
-        f"The metadata {description!r} belongs to another process and cannot be read here."
-    )
+    try:
+        return _described(description)
+    except InvalidInput as error:
+        raise MetadataUnavailable(
+            f"The metadata {description!r} belongs to another process and cannot be read here."
+        ) from error
 
 
 def metadata(description: str) -> str:
     """Look for runs elsewhere: `local@/path` names an `.aflow` folder or the folder that has one,
-    `local` is where `aflow run` would put them. Gives what `get_metadata` gives from now on.
+    `sqlite:////path/file.db` a database, `local` is where `aflow run` would put them. Gives what
+    `get_metadata` gives from now on.
 
     Raises InvalidInput for anything else."""
     global _chosen
-    if description == "local":
-        _chosen = _local()
-    elif description.startswith(_LOCAL) and description != _LOCAL:
-        _chosen = _local(description.removeprefix(_LOCAL))
-    else:
-        raise InvalidInput(
-            f"{description!r} is no metadata that aflow knows: write local@/path or local."
-        )
+    _chosen = _described(description)
     return _chosen.description
 
 
@@ -157,6 +154,39 @@ def connect_to(metadata_store: MetadataStore, store: ObjectStore) -> str:
     description = f"{metadata_store.url}#{id(metadata_store)}"
     _chosen = _places[description] = Place(description, lambda read_only: metadata_store, store)
     return description
+
+
+def _described(description: str) -> Place:
+    if description == "local":
+        return _local()
+    if description.startswith(_LOCAL) and description != _LOCAL:
+        return _local(description.removeprefix(_LOCAL))
+    if description.startswith(_SQLITE) and description != _SQLITE:
+        return _database(description)
+    raise InvalidInput(
+        f"{description!r} is no metadata that aflow knows: write local@/path, sqlite:////path or "
+        "local."
+    )
+
+
+def _inside() -> Place | None:
+    """Inside of a task: where its run is recorded, if the runner told."""
+    url = current.get("metadata_url") if current.is_running_flow else None
+    return None if url is None else place_at(url)
+
+
+def _database(url: str) -> Place:
+    found = _places.get(url)
+    if found is None:
+        file = Path(unquote(url.removeprefix(_SQLITE)))
+        found = _places[url] = Place(url, partial(_open_url, url), None, file)
+    return found
+
+
+def _open_url(url: str, read_only: bool) -> MetadataStore:
+    from aflow import backends
+
+    return backends.open_metadata(url, read_only=read_only)
 
 
 def _local(path: str | None = None) -> Place:

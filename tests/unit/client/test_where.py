@@ -90,7 +90,29 @@ def test_the_public_door_has_the_same_switch(tmp_path: Path) -> None:
     assert f"local@{tmp_path / 'x'}" == aflow.get_metadata()
 
 
-@pytest.mark.parametrize("description", ["", "local@", "service@there", "/path"])
+def test_a_database_can_be_named_by_its_url(tmp_path: Path) -> None:
+    write_run(tmp_path / "a folder", x=5)
+    url = SqliteMetadata(tmp_path / "a folder" / "metadata.db").url
+    assert url == metadata(url)
+
+    task = Task("Flow/1/start/1")
+    default_metadata()
+
+    assert (5, "y" * 100_000) == (task.data.x, task.data.big)
+    assert 5 == pickle.loads(pickle.dumps(task)).data.x
+
+
+def test_inside_of_a_task_runs_are_looked_for_where_its_own_is_recorded(tmp_path: Path) -> None:
+    write_run(tmp_path / "elsewhere", x=5)
+    url = SqliteMetadata(tmp_path / "elsewhere" / "metadata.db").url
+    token = current._set({"metadata_url": url, "namespace": None})
+    try:
+        assert 5 == Task("Flow/1/start/1").data.x
+    finally:
+        current._reset(token)
+
+
+@pytest.mark.parametrize("description", ["", "local@", "sqlite:///", "service@there", "/path"])
 def test_unknown_metadata_is_refused(description: str) -> None:
     with pytest.raises(InvalidInput, match="local@/path"):
         metadata(description)

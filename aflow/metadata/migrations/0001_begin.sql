@@ -32,8 +32,6 @@ CREATE TABLE run_tags (
     PRIMARY KEY (run_key, tag)
 ) WITHOUT ROWID;
 
-CREATE INDEX run_tags_by_tag ON run_tags (tag, run_key);
-
 CREATE TABLE steps (
     run_key INTEGER NOT NULL,
     step TEXT NOT NULL,

@@ -11,7 +11,7 @@ FROM runs WHERE flow = ? AND run = ?
 -- name: runs
 SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run
 FROM runs
-WHERE flow = :flow AND (:since IS NULL OR created_at >= :since)
+WHERE flow = :flow AND created_at >= coalesce(:since, -9e999)
   AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
   AND NOT EXISTS (
     SELECT 1 FROM json_each(:tags) AS wanted
@@ -37,7 +37,8 @@ SELECT {columns} FROM tasks t LEFT JOIN attempts a
 WHERE t.run_key = :run_key AND t.task > :after ORDER BY t.task LIMIT :limit
 
 -- name: tasks_of_step
-SELECT {columns} FROM tasks t LEFT JOIN attempts a
+-- (Left alone, SQLite prefers the primary key, and would read all tasks of the run.)
+SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
 WHERE t.run_key = :run_key AND t.step = :step AND t.task > :after ORDER BY t.task LIMIT :limit

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
 from aflow.errors import AflowError, InvalidTransition, TaskError, TaskTimedOut
@@ -71,9 +70,6 @@ class Runner:
         self._blobs = blobs
         self._clock = clock
         self._item_reader = ItemReader(blobs)
-        # Where the client looks inside of a step; None lets it look where it would by itself.
-        folder, _, name = context.metadata_url.removeprefix("sqlite://").rpartition("/")
-        self._metadata_folder = unquote(folder) if name == "metadata.db" else None
 
     def expect_many(self) -> None:
         """Get ready to run many attempts in this process: hold what several of them read."""
@@ -153,7 +149,7 @@ class Runner:
             "tags": context.tags,
             "graph": self.definition.graph,
             "parameter_names": list(self.definition.parameters),
-            "metadata_folder": self._metadata_folder,
+            "metadata_url": context.metadata_url,
         }
 
     @staticmethod
@@ -345,8 +341,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"The step called sys.exit({error.code!r}); a step ends by returning."
     if isinstance(error, AflowError):
-        return str(error)
-    text = " ".join(str(error).split())
+        return safe_text(error)
+    text = " ".join(safe_text(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -362,11 +358,16 @@ def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
 
 
 def safe_text(error: BaseException) -> str:
-    """str(error), also where that raises."""
+    """str(error), also where that raises; what cannot be stored as text in it is escaped."""
     try:
-        return str(error)
+        return storable(str(error))
     except Exception as another:
         return f"<its text cannot be shown: {type(another).__name__}>"
+
+
+def storable(text: str) -> str:
+    """The text, with what Python could not decode (in the name of a file, say) as `\\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def user_traceback(error: BaseException) -> str:
@@ -376,7 +377,7 @@ def user_traceback(error: BaseException) -> str:
         own = [frame for frame in frames.stack if not frame.filename.startswith(_PACKAGE)]
         if own:
             frames.stack = traceback.StackSummary.from_list(own)
-        return "".join(frames.format())
+        return storable("".join(frames.format()))
     except Exception as another:  # an exception whose own __str__ raises
         return f"{type(error).__name__} (no traceback: {type(another).__name__})\n"
 

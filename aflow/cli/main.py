@@ -19,7 +19,7 @@ import click
 from aflow.cli import loading
 from aflow.cli.flow_commands import COMMANDS, FlowGroup
 from aflow.cli.options import run_options, top_options
-from aflow.cli.problems import guarded
+from aflow.cli.problems import guarded, leave
 from aflow.version import __version__
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Line(NamedTuple):
 
 def run_program(words: Sequence[str]) -> NoReturn:
     """The command `aflow` with these words; ends the program."""
-    sys.exit(guarded(lambda: _program(words)))
+    leave(guarded(lambda: _program(words)))
 
 
 def run_script(flow: type[FlowSpec]) -> None:
@@ -70,7 +70,7 @@ def run_script(flow: type[FlowSpec]) -> None:
     if loading.in_progress():
         return
     script = sys.argv[0]
-    sys.exit(guarded(lambda: _flow_group(flow, script, sys.argv[1:])))
+    leave(guarded(lambda: _flow_group(flow, script, sys.argv[1:])))
 
 
 def _flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:

@@ -55,6 +55,39 @@ def damage_named(where: str) -> Iterator[None]:
         ) from error
 
 
+class OpenFiles:
+    """The files of a database that is open for writing.
+
+    SQLite does not notice when somebody deletes or replaces them: it goes on writing, without a
+    word, into files that nobody will find again.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._path = str(path)
+        self._identity = _identity(self._path)
+        # Some network drives cannot have the log beside the file; SQLite does without it there.
+        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        self._beside = [f"{path}-wal", f"{path}-shm"] if mode == "wal" else []
+
+    def check(self) -> None:
+        """Raises MetadataUnavailable if one of them is gone. Inside of a transaction all of them
+        are there; outside of one they need not be."""
+        if _identity(self._path) != self._identity or not all(map(os.path.exists, self._beside)):
+            raise MetadataUnavailable(
+                f"The metadata in {self._path} cannot be used: its files were deleted or replaced "
+                "while they were in use. Put them back if you can, and start again."
+            )
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file is at the path; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:  # gone, or out of reach, which is the same to a writer
+        return None
+    return found.st_dev, found.st_ino
+
+
 def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.Connection:
     """Open the database at `path` (None: one in memory), up to date.
 

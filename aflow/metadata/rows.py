@@ -24,6 +24,12 @@ LIGHT_COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='NULL, NULL')}"
 _STATES = {state.value: state for state in AttemptState}
 
 
+def text(value: str) -> str:
+    """The value as SQLite can hold it. What Python could not decode (a file's name in the message
+    of an exception) becomes an escape such as `\\udce9`: no message is a reason to lose a run."""
+    return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+
+
 def run_row(run: RunRecord) -> Row:
     """A new run as `add_run` takes it."""
     return (
@@ -35,7 +41,7 @@ def run_row(run: RunRecord) -> Row:
         run.finished_at,
         json.dumps(run.graph),
         json.dumps(run.settings),
-        run.reason,
+        text(run.reason),
         run.heartbeat_at,
         run.origin_run,
     )
@@ -70,7 +76,8 @@ def task_row(run_key: int, task: TaskRecord) -> Row:
 
 def attempt_row(run_key: int, attempt: AttemptRecord) -> Row:
     """An attempt as `put_attempt` takes it."""
-    return (run_key, attempt.task, attempt.attempt, attempt.state.value, *attempt[3:])
+    task, number, state, started_at, finished_at, reason, *rest = attempt
+    return (run_key, task, number, state.value, started_at, finished_at, text(reason), *rest)
 
 
 def attempt_record(row: Row) -> AttemptRecord:
@@ -92,7 +99,7 @@ def metadata_row(run_key: int, record: MetadataRecord) -> Row:
         record.task,
         record.attempt,
         record.field,
-        record.value,
+        text(record.value),
         record.type,
         record.created_at,
     )

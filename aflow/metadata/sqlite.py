@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aflow import ids
-from aflow.errors import InvalidName, VersionConflict
+from aflow.errors import InvalidName, InvalidSetting, VersionConflict
 from aflow.metadata import rows
 from aflow.metadata.base import (
     AttemptRecord,
@@ -26,7 +26,7 @@ from aflow.metadata.base import (
     RunUpdate,
     TaskView,
 )
-from aflow.metadata.connections import connect, damage_named, errors_named
+from aflow.metadata.connections import OpenFiles, connect, damage_named, errors_named
 from aflow.metadata.statements import statements
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
@@ -43,11 +43,15 @@ class SqliteMetadata:
     def __init__(
         self, path: Path | str, durability: str = "power", read_only: bool = False
     ) -> None:
-        self._path = None if str(path) == ":memory:" else Path(path)
+        if durability not in _SYNCHRONOUS:
+            raise InvalidSetting(f"durability={durability!r} is unknown: use power or process.")
+        # Absolute, since the program may change its folder while it uses the store.
+        self._path = None if str(path) == ":memory:" else Path(path).absolute()
         self._read_only = read_only
         self._synchronous = _SYNCHRONOUS[durability]
         self._lock = threading.RLock()
         self._writer: sqlite3.Connection | None = None
+        self._files: OpenFiles | None = None
         self._idle: list[sqlite3.Connection] = []  # readers that nobody uses now
         self._idle_lock = threading.Lock()  # apart, so that no reader waits for a commit
         self._known_steps: set[tuple[int, str]] = set()
@@ -59,7 +63,7 @@ class SqliteMetadata:
         """Where it is: `sqlite:///path`, or `memory:`."""
         if self._path is None:
             return "memory:"
-        return "sqlite:///" + self._path.absolute().as_uri().removeprefix("file://")
+        return "sqlite:///" + self._path.as_uri().removeprefix("file://")
 
     # ------------------------------------------------------------------ writing
 
@@ -115,7 +119,8 @@ class SqliteMetadata:
 
     def _update_run(self, db: sqlite3.Connection, run_key: int, update: RunUpdate) -> None:
         state = None if update.state is None else update.state.value
-        values = (state, update.finished_at, update.reason, run_key)
+        reason = None if update.reason is None else rows.text(update.reason)
+        values = (state, update.finished_at, reason, run_key)
         db.execute(statements("write")["update_run"], values)
 
     def beat(self, run_key: int, at: float) -> None:
@@ -262,9 +267,12 @@ class SqliteMetadata:
         with self._lock, errors_named(self._where):
             if self._writer is None:
                 self._writer = self._connect(self._read_only)
+                self._files = OpenFiles(self._path, self._writer) if self._path else None
             db = self._writer
             db.execute("BEGIN IMMEDIATE")
             try:
+                if self._files is not None:
+                    self._files.check()
                 yield db
                 db.execute("COMMIT")
             except BaseException:

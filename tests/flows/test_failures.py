@@ -78,6 +78,15 @@ def test_indentation_and_odd_bytes_of_printed_lines_are_kept(workspace: Workspac
         assert "to stderr" in ran.lines
 
 
+def test_an_error_whose_text_is_no_text_is_shown_with_escapes(workspace: Workspace) -> None:
+    workspace.write(one_step(r"raise ValueError('caf\udce9')"))
+    for isolation in ISOLATIONS:
+        ran = workspace.run("--isolation", isolation)
+        assert ran.code == 1
+        assert r"ValueError: caf\udce9" in ran.out
+        assert "exit code" not in ran.out + ran.err
+
+
 SIBLINGS = """
 class Flow_(FlowSpec):
     @step

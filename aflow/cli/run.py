@@ -14,7 +14,6 @@ from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.session import Session
 from aflow.config import RunOptions, Settings
 from aflow.errors import InvalidName
-from aflow.flow.decorators import attach
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.notices import Notice, RunEnded, RunStarting
 from aflow.scheduler.states import RunState
@@ -31,7 +30,7 @@ def check(session: Session, warnings: bool) -> None:
     _banner(session, definition, settings)
     wanted = session.wants_code_check
     with CodeCheck(definition.file, wanted=wanted, warnings=warnings) as code:
-        check_graph(attach(definition, _decospecs(session, settings)), session.note)
+        check_graph(_with(definition, _decospecs(session, settings)), session.note)
         code.finish(session.note)
 
 
@@ -60,7 +59,7 @@ def run(
         if not settings.root.exists():
             session.note(f"Creating local datastore in current directory ({settings.root})")
         decospecs = _decospecs(session, settings)
-        definition = attach(definition, decospecs)
+        definition = _with(definition, decospecs)
         check_graph(definition, session.note)
         options = _options(session, definition, settings, decospecs, given, **rest)
         watch = _watch(definition, settings, progress, runner_attribute_file)
@@ -69,6 +68,15 @@ def run(
 
     ended, signum = foreground.run(definition, options, settings, watch)
     return _exit_code(ended, signum)
+
+
+def _with(definition: FlowDefinition, decospecs: Sequence[str]) -> FlowDefinition:
+    """The flow with the decorators from outside, if there are any."""
+    if not decospecs:
+        return definition
+    from aflow.flow.decorators import attach  # a start without decorators does not pay for them
+
+    return attach(definition, decospecs)
 
 
 def _exit_code(ended: RunEnded, signum: int | None) -> int:

@@ -1,0 +1,104 @@
+"""kill -9 of task processes at random moments: the run goes on, and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from aflow.scheduler.states import AttemptState, RunState
+from aflow.storage.manifest import Manifest
+from tests.flows.conftest import Workspace
+
+KILLS = 50
+SQUARES = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.xs = list(range(150))
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        time.sleep(0.02)
+        self.y = self.input ** 2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.total = sum(each.y for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("total", self.total)
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, as far as they are still there."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(child) for child in task.read_text().split()]
+        except OSError:  # it has ended while we looked
+            continue
+    return found
+
+
+def kill_tasks_of(process: subprocess.Popen[str], chance: random.Random, kills: int) -> int:
+    """Kill that many task processes of a run, one after the other; how many it came to."""
+    killed, pause = 0, threading.Event()
+    while process.poll() is None and killed < kills:
+        victims = [task for child in children_of(process.pid) for task in children_of(child)]
+        if victims:
+            victim = chance.choice(victims)
+            try:
+                os.kill(victim, signal.SIGKILL)
+                killed += 1
+            except ProcessLookupError:
+                continue
+        pause.wait(chance.uniform(0.0, 0.05))
+    return killed
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_tasks_killed_at_random_moments_are_run_again_and_nothing_is_lost(
+    workspace: Workspace, isolation: str
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    workspace.write(SQUARES)
+    process = workspace.start(
+        "--no-pylint", "run", "--isolation", isolation, "--max-workers", "3",
+        "--max-num-splits", "1000", "--with", "retry:times=50,seconds=0",
+    )  # fmt: skip
+    output: list[str] = []
+    reader = threading.Thread(target=lambda: output.append(process.stdout.read()))  # type: ignore[union-attr]
+    reader.start()
+    killed = kill_tasks_of(process, random.Random(seed), KILLS // 2)
+    reader.join()
+    ran = workspace.finish(process)
+
+    assert 0 == ran.code, output[0] + ran.err
+    assert KILLS // 2 == killed
+    assert f"total {sum(x * x for x in range(150))}" in output[0]
+    state, tasks = workspace.latest()
+    assert RunState.SUCCEEDED is state
+    assert 150 + 3 == len(tasks)
+    metadata = workspace.metadata
+    run = metadata.runs("Flow_")[0]
+    for each in tasks:
+        ends = [attempt.state for attempt in metadata.attempts(run.key, each.task.task)]
+        assert 1 == ends.count(AttemptState.SUCCEEDED)
+        assert AttemptState.SUCCEEDED is ends[-1]
+        assert each.attempt is not None
+        if each.task.step == "work":
+            assert "y" in Manifest.decode(each.attempt.manifest or b"").artifacts
+    metadata.close()
+    workspace.check()

@@ -1,0 +1,135 @@
+"""The coordinator inside of somebody else's program."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow.coordinator import Coordinator
+from aflow.errors import InvalidParameter
+from aflow.flow.spec import FlowSpec
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.notices import LogLine, RunEnded, TaskStarting
+from aflow.scheduler.states import RunState
+
+FILE = Path(__file__).parent / "flow_files" / "embedded.py"
+
+
+@pytest.fixture
+def flow() -> Iterator[type[FlowSpec]]:
+    """The flow's class, from a module of its own."""
+    spec = importlib.util.spec_from_file_location("embedded_flow_file", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module.EmbeddedFlow
+    del sys.modules[spec.name]
+
+
+def coordinator(folder: Path, **options: Any) -> Coordinator:
+    """A coordinator whose runs are recorded in the folder."""
+    return Coordinator(
+        storage=folder.as_uri(), metadata=f"sqlite:///{folder}/metadata.db", **options
+    )
+
+
+def open_files() -> int:
+    """How many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+async def test_a_flow_runs_inside_of_a_program_that_hears_what_happens(
+    flow: type[FlowSpec], tmp_path: Path, isolation: Any
+) -> None:
+    async with coordinator(tmp_path, max_workers=2, isolation=isolation) as runs:
+        run = await runs.start(flow, n=4)
+        notices = [notice async for notice in run.events()]
+        ended = await run.wait()
+    assert RunState.SUCCEEDED is ended.state
+    assert isinstance(notices[-1], RunEnded)
+    assert b"ys [0, 2, 4, 6]" in [each.text for each in notices if isinstance(each, LogLine)]
+    assert 7 == sum(isinstance(each, TaskStarting) for each in notices)
+    assert run.pathspec == f"EmbeddedFlow/{run.id}"
+
+
+async def test_several_runs_and_coordinators_live_side_by_side(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path / "a") as one, coordinator(tmp_path / "b") as other:
+        runs = [await each.start(flow, n=n) for each in (one, other) for n in (1, 2)]
+        ended = [await run.wait() for run in runs]
+    assert [RunState.SUCCEEDED] * 4 == [each.state for each in ended]
+    assert 4 == len({run.id for run in runs})
+
+
+async def test_a_run_can_be_cancelled_twice_and_late(flow: type[FlowSpec], tmp_path: Path) -> None:
+    async with coordinator(tmp_path, max_workers=2) as runs:
+        run = await runs.start(flow, rest=60.0)
+        async for notice in run.events():
+            if isinstance(notice, LogLine):
+                run.cancel("no longer wanted")
+                run.cancel("really")
+        ended = await run.wait()
+        run.cancel("too late")
+    assert (RunState.CANCELLED, "no longer wanted") == (ended.state, ended.reason)
+
+
+async def test_leaving_the_block_stops_what_runs_and_leaves_nothing_behind(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path) as runs:  # what is opened once and kept, is open now
+        await (await runs.start(flow)).wait()
+    before = open_files()
+    async with coordinator(tmp_path, max_workers=2) as runs:
+        run = await runs.start(flow, rest=60.0)
+        async for notice in run.events():
+            if isinstance(notice, LogLine):
+                break
+    assert RunState.CANCELLED is (await run.wait()).state
+    assert open_files() <= before
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert [] == children
+    metadata = SqliteMetadata(tmp_path / "metadata.db", read_only=True)
+    assert [RunState.CANCELLED, RunState.SUCCEEDED] == [
+        each.state for each in metadata.runs("EmbeddedFlow")
+    ]
+    metadata.close()
+
+
+async def test_a_wrong_parameter_begins_nothing(flow: type[FlowSpec], tmp_path: Path) -> None:
+    async with coordinator(tmp_path) as runs:
+        with pytest.raises(InvalidParameter, match="n"):
+            await runs.start(flow, n="many")
+        with pytest.raises(InvalidParameter, match="m"):
+            await runs.start(flow, m=1)
+
+
+async def test_a_flow_made_on_the_spot_travels_by_value(tmp_path: Path) -> None:
+    source = FILE.read_text().replace("class EmbeddedFlow", "class SpotFlow")
+    script = tmp_path / "spot.py"
+    script.write_text(source)
+    module: dict[str, Any] = {"__name__": "__spot__", "__file__": str(script)}
+    exec(compile(source, str(script), "exec"), module)
+    async with coordinator(tmp_path / "data") as runs:
+        run = await runs.start(module["SpotFlow"])
+        assert RunState.SUCCEEDED is (await run.wait()).state
+
+
+async def test_who_stops_waiting_does_not_stop_the_run(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path) as runs:
+        run = await runs.start(flow, rest=0.2)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(run.wait(), 0.001)
+        assert RunState.SUCCEEDED is (await run.wait()).state

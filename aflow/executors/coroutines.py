@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from contextvars import ContextVar
 
 import msgpack
 
 from aflow.attempt import STARTED, AttemptSpec
 from aflow.clock import SystemClock
-from aflow.executors import inside
-from aflow.executors.streams import AttemptStream, DescriptorCapture, Owner
+from aflow.executors.streams import Owner, WorkerStreams
 from aflow.executors.work import Link
 from aflow.loops import fastest_loop
 from aflow.runner import Runner
@@ -22,29 +19,14 @@ CANCEL = b"\xc0"  # msgpack's nil: what precedes [task, attempt] where a spec wo
 class CoroutineWorker:
     """Runs every spec that it is sent as a task of its event loop, at once."""
 
-    def __init__(
-        self,
-        runner: Runner,
-        tasks: int,
-        reports: int,
-        stdout: int,
-        stderr: int,
-        read_stdout: int,
-        read_stderr: int,
-    ) -> None:
+    def __init__(self, runner: Runner, tasks: int, reports: int, *descriptors: int) -> None:
         self._runner = runner
         self._link = Link(tasks, reports)
         self._link.tasks.setblocking(False)
         self._clock = SystemClock()
         self._pid = 0
-        self._owner: ContextVar[Owner | None] = ContextVar("owner", default=None)
         self._tasks: dict[Owner, asyncio.Task[None]] = {}
-        inside.redirect(stdout, stderr)
-        self._streams = [
-            AttemptStream(number, number + 1, self._owner, self._link.log) for number in (0, 1)
-        ]
-        sys.stdout, sys.stderr = self._streams
-        self._capture = DescriptorCapture(read_stdout, read_stderr, self._oldest, self._link.log)
+        self._streams = WorkerStreams(descriptors, self._oldest, self._link.log)
 
     def serve(self) -> None:
         """Run what comes, until the coordinator closes its end."""
@@ -88,12 +70,10 @@ class CoroutineWorker:
 
     async def _run(self, spec: AttemptSpec) -> None:
         owner = (spec.task, spec.attempt)
-        self._owner.set(owner)
+        self._streams.owner.set(owner)
         self._link.say(STARTED, *owner, self._pid, self._clock.now())
         report = await self._runner.run_async(spec)
-        for stream in self._streams:
-            stream.finish(owner)
-        self._capture.drain()
+        self._streams.finish(owner)
         del self._tasks[owner]
         self._link.say(*report.message())
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import select
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+
+from aflow.executors import inside
 
 Owner = tuple[int, int]  # task, attempt
 Emit = Callable[[Owner, int, bytes], None]
@@ -138,3 +141,27 @@ class DescriptorCapture:
             if not data or owner is None:
                 return
             self._emit(owner, number, data)
+
+
+class WorkerStreams:
+    """The streams of this process, from now on: each line goes out as that of its attempt.
+
+    `descriptors` are the pipes for stdout and stderr, first to write, then to read. `running`
+    says which attempt is taken to have written past Python.
+    """
+
+    def __init__(
+        self, descriptors: Sequence[int], running: Callable[[], Owner | None], emit: Emit
+    ) -> None:
+        stdout, stderr, *readers = descriptors
+        inside.redirect(stdout, stderr)
+        self.owner: ContextVar[Owner | None] = ContextVar("owner", default=None)
+        self._streams = [AttemptStream(number, number + 1, self.owner, emit) for number in (0, 1)]
+        sys.stdout, sys.stderr = self._streams
+        self._capture = DescriptorCapture(readers[0], readers[1], running, emit)
+
+    def finish(self, owner: Owner) -> None:
+        """The attempt is over: send what is left of its output."""
+        for stream in self._streams:
+            stream.finish(owner)
+        self._capture.drain()

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-from contextvars import ContextVar
 from typing import Any
 
 import msgpack
@@ -17,7 +16,7 @@ import msgpack
 from aflow.attempt import LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.executors import inside
-from aflow.executors.streams import AttemptStream, DescriptorCapture, Owner
+from aflow.executors.streams import Owner, WorkerStreams
 from aflow.runner import Runner
 
 HOLD = 0.01  # seconds that printed lines may wait for others
@@ -140,30 +139,13 @@ def _cwd() -> str | None:
 class SequentialWorker:
     """Leases nothing, decides nothing: runs the specs that it is sent, in order."""
 
-    def __init__(
-        self,
-        runner: Runner,
-        tasks: int,
-        reports: int,
-        stdout: int,
-        stderr: int,
-        read_stdout: int,
-        read_stderr: int,
-    ) -> None:
+    def __init__(self, runner: Runner, tasks: int, reports: int, *descriptors: int) -> None:
         self._runner = runner
         self._link = Link(tasks, reports)
         self._clock = SystemClock()
-        self._owner: ContextVar[Owner | None] = ContextVar("owner", default=None)
         self._running: Owner | None = None
-        inside.redirect(stdout, stderr)
-        self._streams = [
-            AttemptStream(number, number + 1, self._owner, self._link.log) for number in (0, 1)
-        ]
-        sys.stdout, sys.stderr = self._streams
-        self._capture = DescriptorCapture(
-            read_stdout, read_stderr, lambda: self._running, self._link.log
-        )
-        self._surroundings = Surroundings(stdout, stderr)
+        self._streams = WorkerStreams(descriptors, lambda: self._running, self._link.log)
+        self._surroundings = Surroundings(*descriptors[:2])
         self._pid = os.getpid()
 
     def serve(self) -> None:
@@ -188,14 +170,12 @@ class SequentialWorker:
     def _run(self, spec: AttemptSpec) -> AttemptReport:
         owner = (spec.task, spec.attempt)
         self._running = owner
-        token = self._owner.set(owner)
+        token = self._streams.owner.set(owner)
         report = self._runner.run(spec)
         if os.getpid() != self._pid:
             inside.end()  # the step forked, and this is its child: it has nothing to report
         self._surroundings.restore()
-        for stream in self._streams:
-            stream.finish(owner)
-        self._capture.drain()
-        self._owner.reset(token)
+        self._streams.finish(owner)
+        self._streams.owner.reset(token)
         self._running = None
         return report

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
-from aflow.errors import AflowError, InvalidTransition, TaskError, TaskTimedOut
+from aflow.errors import AflowError, InvalidTransition, TaskTimedOut
 from aflow.flow.caught import ExceptionWrapper
 from aflow.flow.current import current
 from aflow.flow.graph import Kind
@@ -301,7 +301,7 @@ class Runner:
         return f"<flow {self.context.flow} step {execution.step.name}>"
 
     def _print_failure(self, execution: Execution, error: BaseException) -> None:
-        if isinstance(error, TaskError):
+        if isinstance(error, AflowError):
             body = "".join(f"    {line}\n" for line in str(error).splitlines())
         else:
             body = "    Internal error\n" + user_traceback(error)

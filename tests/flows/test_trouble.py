@@ -1,0 +1,252 @@
+"""Trouble that a step makes, or meets: its neighbours and the next task are unharmed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aflow.scheduler.states import RunState
+from tests.flows.conftest import Workspace
+from tests.flows.test_decorators import one_step, states
+from tests.flows.test_failures import ISOLATIONS
+from tests.flows.test_language import FAN
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_the_next_task_does_not_notice_what_a_step_did_to_its_process(
+    workspace: Workspace, isolation: str
+) -> None:
+    workspace.write("""
+        import asyncio, random, threading
+
+        def state():
+            handler = signal.getsignal(signal.SIGTERM)
+            return (os.getcwd(), dict(os.environ), os.umask(0o022), handler,
+                    sys.stdout.writable(), os.fstat(0).st_rdev)
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                os.umask(0o022)
+                self.before = state()[:3]
+                os.mkdir("gone"); os.chdir("gone"); os.rmdir("../gone")
+                os.environ["LEAK"] = "1"; os.environ.pop("AFLOW_USER", None)
+                os.umask(0o777)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+                asyncio.run(asyncio.sleep(0))
+                if os.fork() == 0:
+                    print("the child of the step")
+                    return
+                os.wait()
+                print("the step itself")
+                os.close(0); os.close(1); os.close(2)
+                sys.stdout = None
+                self.next(self.end)
+
+            @step
+            def end(self):
+                now = state()
+                assert now[:2] == self.before[:2], (now, self.before)
+                assert now[2] == 0o022
+                assert now[3] is signal.SIG_DFL
+                print("unharmed", random.random() != random.random())
+    """)
+    ran = workspace.run("--isolation", isolation, "--max-workers", "1")
+    assert ran.code == 0, ran.out + ran.err
+    assert "unharmed True" in ran.lines
+    assert "the step itself" in ran.lines
+    workspace.check()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_daemon_that_holds_on_to_stdout_does_not_hold_up_the_run(
+    workspace: Workspace, isolation: str
+) -> None:
+    workspace.write(one_step(
+        "import subprocess\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print('left it behind')"
+    ))  # fmt: skip
+    ran = workspace.run("--isolation", isolation)
+    assert ran.code == 0, ran.out + ran.err
+    assert "left it behind" in ran.lines
+    workspace.check()  # it is gone, too
+
+
+def test_a_stopped_task_is_ended_by_its_time_limit_and_cannot_commit_later(
+    workspace: Workspace,
+) -> None:
+    workspace.write(one_step(
+        "if current.retry_count == 0: os.kill(os.getpid(), signal.SIGSTOP)\nself.x = 1",
+        "@retry(times=1, seconds=0)\n@timeout(seconds=0.2)",
+    ))  # fmt: skip
+    ran = workspace.run()
+    assert ran.code == 0, ran.out + ran.err
+    metadata = workspace.metadata
+    run = metadata.runs("Flow_")[0]
+    ends = [attempt.state.value for attempt in metadata.attempts(run.key, 1)]
+    metadata.close()
+    assert ["timed_out", "succeeded"] == ends
+    workspace.check()
+
+
+def test_a_poison_task_does_not_take_its_neighbours_along(workspace: Workspace) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.xs = list(range(40))
+                self.next(self.work, foreach="xs")
+
+            @catch(var="problem", print_exception=False)
+            @retry(times=2, seconds=0)
+            @step
+            def work(self):
+                if self.input == 7:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                self.tries = current.retry_count
+                self.next(self.join)
+
+            @step
+            def join(self, inputs):
+                self.bad = [i for i, each in enumerate(inputs) if each.problem is not None]
+                self.tries = sum(each.tries for each in inputs if each.problem is None)
+                self.next(self.end)
+
+            @step
+            def end(self):
+                print("bad", self.bad, "tries of the others", self.tries)
+    """)
+    ran = workspace.run("--isolation", "worker", "--max-workers", "2")
+    assert ran.code == 0, ran.out + ran.err
+    assert "bad [7] tries of the others 0" in ran.lines
+    workspace.check()
+
+
+def test_many_failures_at_once_are_retried_as_often_as_said_and_no_more(
+    workspace: Workspace,
+) -> None:
+    workspace.write(
+        FAN.replace("        self.y = ", "        assert current.retry_count\n        self.y = ")
+    )
+    ran = workspace.run(
+        "--n", "100", "--isolation", "worker", "--with", "retry:times=1,seconds=0.2"
+    )
+    assert ran.code == 0, ran.out + ran.err
+    _, tasks = workspace.latest()
+    assert {2} == {each.attempts for each in tasks if each.task.step == "work"}
+    workspace.check()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_output_past_the_limit_is_dropped_and_memory_stays_bounded(
+    workspace: Workspace, isolation: str
+) -> None:
+    workspace.write(one_step(
+        "line = 'x' * 999\n"
+        "for _ in range(30_000): print(line)\n"
+        "sys.stdout.write('y' * 20_000_000 + chr(10))\n"
+        "print(chr(0), chr(27) + '[31m', file=sys.stderr)"
+    ))  # fmt: skip
+    process = workspace.start("--no-pylint", "run", "--isolation", isolation, "--max-log-size", "1")
+    ran = workspace.finish(process)
+    assert ran.code == 0, ran.err
+    assert 30_000 == sum("x" * 999 in line for line in ran.lines)
+    task = workspace.latest()[1][0]
+    assert task.attempt is not None
+    assert task.attempt.stdout_size < 1_100_000
+    logs = workspace.finish(workspace.start("logs", f"{run_id(workspace)}/start"))
+    assert "[TRUNCATED - MAXIMUM LOG FILE SIZE REACHED]" in logs.out
+    assert "\x00 \x1b[31m" in logs.out + logs.err
+
+
+def run_id(workspace: Workspace) -> str:
+    """The id of the latest run."""
+    metadata = workspace.metadata
+    try:
+        return metadata.runs("Flow_")[0].run
+    finally:
+        metadata.close()
+
+
+def test_a_damaged_blob_is_named_and_not_used(workspace: Workspace) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.x = os.urandom(100_000)
+                self.next(self.damage)
+
+            @step
+            def damage(self):
+                import pathlib
+                for blob in pathlib.Path(".aflow/blobs").glob("*/*"):
+                    data = bytearray(blob.read_bytes())
+                    data[5000] ^= 1
+                    blob.chmod(0o600)
+                    blob.write_bytes(data)
+                self.next(self.end)
+
+            @step
+            def end(self):
+                print(len(self.x))
+    """)
+    ran = workspace.run()
+    assert ran.code == 1
+    assert "Artifact 'x'" in ran.out
+    assert "is damaged" in ran.out
+    assert ["succeeded", "succeeded", "failed"] == states(workspace.latest()[1])
+    workspace.check()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_full_disk_ends_the_run_with_one_sentence(workspace: Workspace, isolation: str) -> None:
+    mount(workspace.path)
+    try:
+        workspace.write(one_step("self.x = os.urandom(16 << 20)"))
+        ran = workspace.run("--isolation", isolation)
+        assert ran.code == 1, ran.out + ran.err
+        assert "full" in ran.out + ran.err
+        assert "Traceback" not in ran.out + ran.err
+        assert RunState.FAILED is workspace.latest()[0]
+        workspace.check()
+    finally:
+        subprocess.run(["umount", "--lazy", workspace.path], check=True)
+
+
+def mount(folder: Path) -> None:
+    """Make the folder a disk of 8 MB; skips where that is not allowed."""
+    if os.geteuid():
+        pytest.skip("only root may mount a small disk to fill")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no small disk could be mounted: {done.stderr.strip()}")
+
+
+def test_runs_in_one_folder_at_the_same_time_do_not_disturb_one_another(
+    workspace: Workspace,
+) -> None:
+    workspace.write(FAN)
+    running = [workspace.start("--no-pylint", "run", "--isolation", "worker") for _ in range(6)]
+    ended = [workspace.finish(process) for process in running]
+    assert [0] * 6 == [ran.code for ran in ended], ended
+    metadata = workspace.metadata
+    runs = metadata.runs("Flow_")
+    metadata.close()
+    assert 6 == len({run.run for run in runs})
+    assert {RunState.SUCCEEDED} == {run.state for run in runs}
+    workspace.check()
+
+
+def test_a_wide_foreach_and_a_nested_one_come_out_right(workspace: Workspace) -> None:
+    workspace.write(FAN.replace('print("ys", self.ys)', 'print("sum", sum(self.ys))'))
+    ran = workspace.run("--n", "5000", "--max-num-splits", "5000", "--isolation", "worker")
+    assert ran.code == 0, ran.err
+    assert f"sum {sum(x * x for x in range(5000))}" in ran.lines
+    workspace.check()

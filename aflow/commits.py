@@ -112,4 +112,5 @@ class GroupCommit:
     async def close(self) -> None:
         """Wait until all is written and let the thread go. May be called twice."""
         await self._idle.wait()
-        self._thread.shutdown(wait=False)
+        # A sign of life may still be on its way: it must not open again what is closed after us.
+        await asyncio.to_thread(self._thread.shutdown)

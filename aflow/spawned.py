@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from typing import Any
@@ -37,6 +38,7 @@ def _serve(control: socket.socket, source: dict[str, Any], decospecs: list[str])
         return
     control.sendall(msgpack.packb((wire.READY,)))
     Template(control, definition, backends.open_store, backends.open_metadata).serve()
+    os._exit(0)  # at once: threads that the flow's file has started do not hold us up
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import msgpack
 
 from aflow.attempt import STARTED, AttemptSpec
 from aflow.clock import SystemClock
+from aflow.executors import inside
 from aflow.executors.streams import Owner, WorkerStreams
 from aflow.executors.work import Link
 from aflow.loops import fastest_loop
@@ -30,8 +32,6 @@ class CoroutineWorker:
 
     def serve(self) -> None:
         """Run what comes, until the coordinator closes its end."""
-        import os
-
         self._pid = os.getpid()
         self._runner.expect_many()
         with asyncio.Runner(loop_factory=fastest_loop()) as runner:
@@ -73,6 +73,8 @@ class CoroutineWorker:
         self._streams.owner.set(owner)
         self._link.say(STARTED, *owner, self._pid, self._clock.now())
         report = await self._runner.run_async(spec)
+        if os.getpid() != self._pid:
+            inside.end()  # the step forked, and this is its child: it has nothing to report
         self._streams.finish(owner)
         del self._tasks[owner]
         self._link.say(*report.message())

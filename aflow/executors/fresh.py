@@ -56,7 +56,7 @@ class FreshProcesses:
         try:
             readers, writers = pipes(3)
         except OSError as error:
-            reason = f"no pipes could be opened for the task: {error.strerror}"
+            reason = f"The task was lost: no pipes could be opened for it: {error.strerror}."
             now = self._clock.now()
             report = deaths.stopped(spec.task, spec.attempt, AttemptState.LOST, reason, now, now)
             # Later: who launches does not expect the answer before launch has returned.
@@ -123,7 +123,9 @@ class FreshProcesses:
 
     def lost(self, reason: str) -> None:
         """The template is gone, and all processes with it."""
-        for child in [*self._live]:
+        for child, process in [*self._live.items()]:
+            if process.pid is not None:
+                deaths.kill_what_is_left(process.pid)
             self._lose(child, reason)
 
     def _lose(self, child: int, reason: str) -> None:

@@ -14,8 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
-
 from aflow.attempt import ENDED, LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import Clock
 from aflow.executors import deaths
@@ -27,7 +25,6 @@ from aflow.scheduler.states import AttemptState
 MAX_AHEAD = 8  # specs that a worker holds at most, the one that it runs included
 MAX_STILLBORN = 3  # workers in a row that may end before they have begun anything
 _WORTH_HOLDING = 0.002  # seconds of work that a worker should have in hand
-_CANCEL = b"\xc0"  # executors.coroutines.CANCEL; that module is the worker's side
 
 
 class WorkerPool:
@@ -75,6 +72,7 @@ class WorkerPool:
     def cancel(self, task: int, attempt: int) -> None:
         """Stop an attempt, wherever it is."""
         self._end((task, attempt), AttemptState.CANCELLED, "The task was cancelled.", self._grace)
+        self._feed()
 
     def interrupt(self) -> None:
         """Stop everything: our own shutdown."""
@@ -198,9 +196,9 @@ class WorkerPool:
 
     def _watch(self, spec: AttemptSpec, at: float) -> None:
         limit = self._limit_of(spec.step)
-        if limit is None:
-            return
         owner = (spec.task, spec.attempt)
+        if limit is None or owner in self._cancelled:
+            return
         reason = "The step ran over its time and did not react; its process was killed."
         self._timers[owner] = self._loop.call_later(
             limit, lambda: self._end(owner, AttemptState.TIMED_OUT, reason, 0.0)
@@ -240,7 +238,13 @@ class WorkerPool:
 
     def _stop_running(self, worker: WorkerProcess, owner: Owner, grace: float) -> None:
         if self._coroutines and grace:
-            worker.send_raw(_CANCEL + msgpack.packb(owner))
+            worker.cancel(owner)
+            # A coroutine can refuse, or never come back to the event loop. Then its process goes,
+            # and the others in it are lost.
+            self._unwatch(owner)
+            self._timers[owner] = self._loop.call_later(
+                grace, self._stop_running, worker, owner, 0.0
+            )
             return
         worker.ending = self._cancelled[owner][1]
         self._queue.extend(worker.take_back())
@@ -263,25 +267,26 @@ class WorkerPool:
     def exited(self, child: int, status: int) -> None:
         """A worker has ended: blame what it was running, hand out again what it had not begun."""
         worker = self._workers[child]
-        while messages := worker.messages():
-            for message in messages:
-                self._note(worker, message)
+        for message in worker.last_messages():
+            self._note(worker, message)
         alone = len(worker.running) == 1
+        # What dies while we end the process for the sake of another attempt is not to blame.
+        to_blame = alone and worker.ending is None
         self._stillborn += not worker.running and not worker.ending
         for stream, data in worker.rest_of_output():
             if alone:
                 owner = next(iter(worker.running))
                 self._reports.logged(*owner, stream, self._clock.now(), data)
-        self._bury(worker, lambda owner, since: self._verdict(owner, since, status, alone))
+        self._bury(worker, lambda owner, since: self._verdict(owner, since, status, to_blame))
         if self._stillborn >= MAX_STILLBORN:
             self._refuse(f"workers end before they begin: {deaths.sentence(status)}")
 
-    def _verdict(self, owner: Owner, since: float, status: int, alone: bool) -> AttemptReport:
+    def _verdict(self, owner: Owner, since: float, status: int, to_blame: bool) -> AttemptReport:
         now = self._clock.now()
         ending = self._cancelled.get(owner)
         if ending is not None:
             return deaths.stopped(*owner, *ending, since, now)
-        if alone:
+        if to_blame:
             return deaths.report(*owner, status, since, now)
         reason = f"The task was lost with others of its process: {deaths.sentence(status)}"
         return deaths.stopped(*owner, AttemptState.LOST, reason, since, now)
@@ -296,6 +301,8 @@ class WorkerPool:
     def lost(self, reason: str) -> None:
         """The template is gone, and all workers with it."""
         for worker in [*self._workers.values()]:
+            if worker.pid is not None:
+                deaths.kill_what_is_left(worker.pid)
             self._bury(worker, lambda owner, since: self._lost(owner, since, reason), again=False)
         self._refuse(reason)
 
@@ -315,7 +322,7 @@ class WorkerPool:
         timer = self._kill_timers.pop(worker.child, None)
         if timer is not None:
             timer.cancel()
-        self._queue.extendleft(reversed(worker.unbegun()))
+        self._take_over(worker.unbegun())
         running = [*worker.running.items()]
         worker.close()
         for owner, since in running:
@@ -325,3 +332,13 @@ class WorkerPool:
             self._reports.ended(report, NO_USAGE)
         if again:
             self._feed()
+
+    def _take_over(self, specs: list[AttemptSpec]) -> None:
+        """Queue again what a dead worker had not begun, unless it was to be stopped."""
+        for spec in reversed(specs):
+            ending = self._cancelled.pop((spec.task, spec.attempt), None)
+            self._unwatch((spec.task, spec.attempt))
+            if ending is None:
+                self._queue.appendleft(spec)
+            else:
+                self._settle_unstarted(spec, *ending)

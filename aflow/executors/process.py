@@ -56,7 +56,7 @@ class ProcessExecutor:
         self._sequential = isolation == "worker"
         self._grace = grace
         self._stopping = False
-        self._restart: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None  # a template that is being started
         self._waiting: list[AttemptSpec] = []
         self._idle = asyncio.Event()
         self._limits = {
@@ -80,8 +80,15 @@ class ProcessExecutor:
         self._context = context
         self._reports = reports
         self._loop = asyncio.get_running_loop()
-        first = self._first
-        self._use(await asyncio.to_thread(self._start_template) if first is None else first)
+        if self._first is not None:
+            self._use(self._first)
+            return
+        self._starting = self._loop.create_task(self._start_one())
+        # If who waits here is cancelled, the process comes all the same: `stop` lets go of it.
+        await asyncio.shield(self._starting)
+
+    async def _start_one(self) -> None:
+        self._use(await asyncio.to_thread(self._start_template))
 
     def _use(self, process: TemplateProcess) -> None:
         self._link = TemplateLink(self._loop, process, self)
@@ -107,6 +114,7 @@ class ProcessExecutor:
         """Start this attempt, now or as soon as there is room."""
         if self._link is None:
             self._waiting.append(spec)
+            self._see_that_one_starts()
         elif self._definition.steps[spec.step].is_async:
             self._coroutines.launch(spec)
         elif self._sequential:
@@ -116,6 +124,14 @@ class ProcessExecutor:
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: SIGTERM to its group, SIGKILL after the grace time."""
+        for spec in self._waiting:
+            if (spec.task, spec.attempt) == (task, attempt):
+                self._waiting.remove(spec)
+                now = self._clock.now()
+                state, reason = AttemptState.CANCELLED, "The task was cancelled."
+                report = deaths.stopped(task, attempt, state, reason, now, now)
+                self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+                return
         self._fresh.cancel(task, attempt)
         self._workers.cancel(task, attempt)
         self._coroutines.cancel(task, attempt)
@@ -123,16 +139,16 @@ class ProcessExecutor:
     async def stop(self) -> None:
         """Interrupt all that runs, wait for it to end, and let go of the template."""
         self._stopping = True
-        if self._restart is not None:
-            await self._restart
-        if self._link is None:
-            return
-        for each in (self._fresh, self._workers, self._coroutines):
-            each.interrupt()
-        self._note_idle()
-        await self._idle.wait()
-        self._link.close()
-        self._link = None
+        if self._starting is not None:
+            await asyncio.wait([self._starting])  # what it raises was for `start`
+        if self._link is not None:
+            for each in (self._fresh, self._workers, self._coroutines):
+                each.interrupt()
+            self._note_idle()
+            await self._idle.wait()
+        link, self._link = self._link, None  # it may have died meanwhile, or been stopped twice
+        if link is not None:
+            link.close()
 
     def _note_idle(self) -> None:
         live = len(self._fresh) + len(self._workers) + len(self._coroutines)
@@ -173,15 +189,18 @@ class ProcessExecutor:
     def template_lost(self, reason: str) -> None:
         """All processes are gone: their attempts are lost, and a new template is started."""
         self._link = None
-        if not self._stopping:
-            self._restart = self._loop.create_task(self._start_again())
+        self._see_that_one_starts()
         for each in (self._fresh, self._workers, self._coroutines):
             each.lost(reason)
         self._note_idle()
 
+    def _see_that_one_starts(self) -> None:
+        if not self._stopping and (self._starting is None or self._starting.done()):
+            self._starting = self._loop.create_task(self._start_again())
+
     async def _start_again(self) -> None:
         try:
-            process = await asyncio.to_thread(self._start_template)
+            await self._start_one()
         except (OSError, AflowError) as error:
             for spec in self._take_waiting():
                 now = self._clock.now()
@@ -191,7 +210,6 @@ class ProcessExecutor:
                 )
                 self._reports.ended(report, NO_USAGE)
             return
-        self._use(process)
         for spec in self._take_waiting():
             self.launch(spec)
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -45,29 +46,37 @@ def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) ->
     """Start a template for a flow and wait until it has imported it. Blocks; any thread may call.
 
     Raises AflowError with what the import said, OSError if there is no process to be had."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "aflow.spawned", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-    ours.sendall(msgpack.packb((wire.LOAD, source_of(definition), list(decospecs))))
-    kind, *rest = _first_message(ours)
-    if kind == wire.READY:
+    request = (wire.LOAD, source_of(definition), list(decospecs))
+    with ExitStack() as made:
+        ours, theirs = socket.socketpair()
+        made.enter_context(ours)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "aflow.spawned", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        made.enter_context(process)  # waits for its end ...
+        made.callback(process.kill)  # ... which a thread of the flow's file could put off
+        kind, *rest = _answer(ours, msgpack.packb(request))
+        if kind != wire.READY:
+            raise AflowError(f"The flow {definition.name} could not be loaded again: {rest[0]}")
+        made.pop_all()
         return SpawnedTemplate(ours, process)
-    ours.close()
-    process.wait()
-    raise AflowError(f"The flow {definition.name} could not be loaded again: {rest[0]}")
 
 
-def _first_message(control: socket.socket) -> tuple[Any, ...]:
+def _answer(control: socket.socket, request: bytes) -> tuple[Any, ...]:
+    """The first thing that the process says to the request."""
     unpacker = wire.unpacker()
-    while data := control.recv(1 << 16):
-        unpacker.feed(data)
-        for message in unpacker:
-            return tuple(message)
+    try:
+        control.sendall(request)
+        while data := control.recv(1 << 16):
+            unpacker.feed(data)
+            for message in unpacker:
+                return tuple(message)
+    except ConnectionError:  # it has ended with our request unread
+        pass
     return (wire.NOT_READY, "its process ended while it was importing the flow")
 
 

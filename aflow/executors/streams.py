@@ -21,8 +21,9 @@ _HELD = 1 << 16  # bytes of a line that are held back at most
 class AttemptStream(io.TextIOBase):
     """sys.stdout or sys.stderr: what is written belongs to the attempt that the context names.
 
-    Text goes on line by line; `finish` sends the rest of an attempt's last line. What is written
-    while no attempt runs goes to `descriptor`.
+    Text goes on line by line, long lines in pieces; `finish` sends the rest of an attempt's last
+    line. What is written while no attempt runs goes to `descriptor`, and so does what a process
+    writes that the step has forked: the way to the coordinator is not its own.
     """
 
     encoding = "utf-8"
@@ -35,8 +36,14 @@ class AttemptStream(io.TextIOBase):
         self._descriptor = descriptor
         self._owner = owner
         self._emit = emit
-        self._held: dict[Owner, list[bytes]] = {}
+        self._held: dict[Owner, bytearray] = {}
+        self._forked = False
         self.buffer = _Bytes(self)
+        os.register_at_fork(after_in_child=self._leave)
+
+    def _leave(self) -> None:
+        self._forked = True
+        self._held.clear()
 
     def write(self, text: str) -> int:
         if text:
@@ -46,28 +53,24 @@ class AttemptStream(io.TextIOBase):
     def write_bytes(self, data: bytes) -> None:
         """Write bytes as they are."""
         owner = self._owner.get()
-        if owner is None:
-            os.write(self._descriptor, data)
+        if owner is None or self._forked:
+            inside.write_all(self._descriptor, data)
             return
-        held = self._held.get(owner)
-        if data.endswith(b"\n"):
-            if held:
-                held.append(data)
-                data = b"".join(held)
-                del self._held[owner]
-            self._emit(owner, self._number, data)
-        elif held is None:
-            self._held[owner] = [data]
+        held = self._held.pop(owner, None)
+        if held is not None:
+            held += data
+        whole = data if held is None else held
+        if data.endswith(b"\n") or len(whole) > _HELD:
+            for start in range(0, len(whole), _HELD):
+                self._emit(owner, self._number, bytes(whole[start : start + _HELD]))
         else:
-            held.append(data)
-            if len(held) > 1000 or len(data) > _HELD:
-                self._emit(owner, self._number, b"".join(self._held.pop(owner)))
+            self._held[owner] = bytearray(data) if held is None else held
 
     def finish(self, owner: Owner) -> None:
         """Send what an attempt has left of its last line."""
         held = self._held.pop(owner, None)
         if held:
-            self._emit(owner, self._number, b"".join(held))
+            self._emit(owner, self._number, bytes(held))
 
     def flush(self) -> None:
         """Nothing: whole lines have gone, and half a line waits for its rest."""

@@ -110,7 +110,10 @@ class Surroundings:
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD)
+        numbers = (
+            signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD, signal.SIGHUP,
+            signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2,
+        )  # fmt: skip
         self._signals = {int(number): _signal.getsignal(number) for number in numbers}
 
     def restore(self) -> None:
@@ -121,6 +124,7 @@ class Surroundings:
             os.environ.clear()
             os.environ.update(self._environ)
         os.umask(self._umask)
+        _signal.alarm(0)
         sys.stdin, sys.stdout, sys.stderr = self._streams
         for number, handler in self._signals.items():
             if _signal.getsignal(number) is not handler:

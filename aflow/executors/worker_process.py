@@ -6,7 +6,10 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+
+import msgpack
 
 from aflow.attempt import AttemptSpec
 from aflow.executors import wire
@@ -16,6 +19,7 @@ from aflow.executors.link import TemplateLink
 Owner = tuple[int, int]
 
 _CHUNK = 1 << 18
+_CANCEL = b"\xc0"  # executors.coroutines.CANCEL; that module is the worker's side
 
 
 class WorkerProcess:
@@ -36,18 +40,17 @@ class WorkerProcess:
         self._loop = loop
         self._unpacker = wire.unpacker()
         self._open = True
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._specs, self._taken_back = ours, theirs
-        self._reports, their_reports = socket.socketpair()
-        readers, writers = pipes(2)
-        self._pipes = readers
-        for each in (ours, self._reports):
+        with ExitStack() as made:  # where one of them cannot be had, none is kept
+            self._specs, self._taken_back = _pair(made, socket.SOCK_SEQPACKET)
+            self._reports, their_reports = _pair(made, socket.SOCK_STREAM)
+            self._pipes, writers = pipes(2)
+            made.callback(wire.close_all, self._pipes + writers)
+            tasks, *readers = (_copy(made, fd) for fd in (self._taken_back.fileno(), *self._pipes))
+            made.pop_all()
+        for each in (self._specs, self._reports):
             each.setblocking(False)
-        self.child = link.fork(
-            wire.WORK,
-            coroutines,
-            [os.dup(theirs.fileno()), their_reports.detach(), *writers, *map(os.dup, readers)],
-        )
+        theirs = [tasks, their_reports.detach(), *writers, *readers]
+        self.child = link.fork(wire.WORK, coroutines, theirs)
 
     @property
     def in_hand(self) -> int:
@@ -66,9 +69,9 @@ class WorkerProcess:
         self.sent[(spec.task, spec.attempt)] = spec
         return True
 
-    def send_raw(self, data: bytes) -> bool:
-        """Hand it a message that is no spec."""
-        return self._send(data)
+    def cancel(self, owner: Owner) -> None:
+        """Ask it to cancel a coroutine. If there is no room even for that, it does not listen."""
+        self._send(_CANCEL + msgpack.packb(owner))
 
     def _send(self, data: bytes) -> bool:
         try:
@@ -88,17 +91,25 @@ class WorkerProcess:
     def take_back(self) -> list[AttemptSpec]:
         """Take back every spec that the process has not taken itself."""
         taken: list[AttemptSpec] = []
-        while True:
-            try:
-                # Not O_NONBLOCK: that would be the other process's as well.
-                data = self._taken_back.recv(_CHUNK, socket.MSG_DONTWAIT)
-            except (BlockingIOError, ConnectionResetError):
-                return taken
-            if not data:
-                return taken
+        cancels: list[bytes] = []
+        while data := self._next_sent():
+            if data.startswith(_CANCEL):
+                cancels.append(data)
+                continue
             spec = AttemptSpec.decode(data)
             del self.sent[(spec.task, spec.attempt)]
             taken.append(spec)
+        for data in cancels:
+            self._send(data)
+        return taken
+
+    def _next_sent(self) -> bytes:
+        """The next message that the process has not taken; b"" if there is none."""
+        try:
+            # Not O_NONBLOCK: that would be the other process's as well.
+            return self._taken_back.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except (BlockingIOError, ConnectionResetError):
+            return b""
 
     def unbegun(self) -> list[AttemptSpec]:
         """After its death: every spec that it was sent and had not begun. One of them it may have
@@ -108,16 +119,26 @@ class WorkerProcess:
         return specs
 
     def messages(self) -> list[tuple[Any, ...]]:
-        """What it has said since the last call."""
+        """What it has said since the last call, or the beginning of that."""
+        self._receive()
+        return list(self._unpacker)
+
+    def last_messages(self) -> list[tuple[Any, ...]]:
+        """All that a dead process has said and nobody has read."""
+        while self._receive():
+            continue
+        return list(self._unpacker)
+
+    def _receive(self) -> bool:
         try:
             data = self._reports.recv(_CHUNK)
         except (BlockingIOError, ConnectionResetError):
-            return []
+            return False
         if not data:
             self._loop.remove_reader(self._reports)
-            return []
+            return False
         self._unpacker.feed(data)
-        return list(self._unpacker)
+        return True
 
     def rest_of_output(self) -> list[tuple[int, bytes]]:
         """What a dead process has left in its pipes: (stream, bytes)."""
@@ -145,3 +166,18 @@ class WorkerProcess:
         for each in (self._specs, self._taken_back, self._reports):
             each.close()
         wire.close_all(self._pipes)
+
+
+def _pair(made: ExitStack, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a socket, closed again if `made` is."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    made.enter_context(ours)
+    made.enter_context(theirs)
+    return ours, theirs
+
+
+def _copy(made: ExitStack, fd: int) -> int:
+    """Another descriptor of the same file, closed again if `made` is."""
+    copy = os.dup(fd)
+    made.callback(os.close, copy)
+    return copy

@@ -107,6 +107,9 @@ def _connect_the_command_line() -> None:
     from aflow.flow.spec import set_launcher
 
     def launch(flow: type[FlowSpec]) -> None:
+        from aflow import collector
+
+        collector.seldom()
         from aflow.cli.main import run_script
 
         run_script(flow)

@@ -7,6 +7,9 @@ import sys
 
 def main() -> None:
     """Run the command line on sys.argv; leaves the program with its exit code."""
+    from aflow import collector
+
+    collector.seldom()
     from aflow.cli.main import run_program
 
     run_program(sys.argv[1:])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from aflow import collector
 from aflow.attempt import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors import inside, wire
@@ -92,6 +93,7 @@ class Template:
         warm_up()
         # Pages of objects that the collector has moved to its permanent generation stay shared
         # with the forked processes: a collection there does not touch them.
+        collector.as_usual()
         gc.collect()
         gc.freeze()
         return readable

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import select
+import sys
 from typing import BinaryIO
 
-from aflow.cli.problems import show
+from aflow.cli.problems import forget_stdout, show
 
 _LARGE = 1 << 16
 
@@ -60,6 +61,8 @@ class Output:
 
     def _give_up(self, error: OSError) -> None:
         self._closed = True
+        if self._out is getattr(sys.stdout, "buffer", None):
+            forget_stdout()  # what it still holds would fail once more at the end of the program
         if not isinstance(error, BrokenPipeError):
             show(
                 "Output error",

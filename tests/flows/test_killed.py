@@ -102,3 +102,47 @@ def test_tasks_killed_at_random_moments_are_run_again_and_nothing_is_lost(
             assert "y" in Manifest.decode(each.attempt.manifest or b"").artifacts
     metadata.close()
     workspace.check()
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_a_killed_template_costs_the_run_nothing_but_time(
+    workspace: Workspace, isolation: str
+) -> None:
+    workspace.write(SQUARES)
+    process = workspace.start(
+        "--no-pylint", "run", "--isolation", isolation, "--max-workers", "3",
+        "--max-num-splits", "1000",
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "/work/20 " in line:
+            break
+    os.kill(children_of(process.pid)[0], signal.SIGKILL)
+    ran = workspace.finish(process)
+    assert 0 == ran.code, ran.out + ran.err
+    assert f"total {sum(x * x for x in range(150))}" in ran.lines
+    workspace.check()
+
+
+def test_what_was_committed_before_the_coordinator_was_killed_can_be_read(
+    workspace: Workspace,
+) -> None:
+    workspace.write(SQUARES)
+    process = workspace.start(
+        "--no-pylint", "run", "--max-workers", "2", "--max-num-splits", "1000"
+    )
+    assert process.stdout is not None
+    done = 0
+    for line in process.stdout:
+        done += "Task finished successfully." in line
+        if done == 10:
+            break
+    process.kill()
+    workspace.finish(process)
+    workspace.check()
+    _, tasks = workspace.latest()
+    kept = [each for each in tasks if each.attempt and each.attempt.manifest]
+    assert 10 <= len(kept)  # what was announced, was committed
+    for each in kept:
+        assert each.attempt is not None
+        assert Manifest.decode(each.attempt.manifest or b"").step == each.task.step

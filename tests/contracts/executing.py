@@ -1,0 +1,278 @@
+"""An executor at work on the flow of deeds, and somebody who takes down what it reports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow.attempt import AttemptReport, AttemptSpec, RunContext
+from aflow.clock import SystemClock
+from aflow.executors.base import Usage
+from aflow.executors.link import TemplateProcess
+from aflow.executors.process import ProcessExecutor
+from aflow.executors.spawn import start_template
+from aflow.flow.spec import define
+from aflow.scheduler.codec import encode_inputs
+from aflow.scheduler.messages import FromTask
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+from aflow.storage.blobs import BlobStore
+from aflow.storage.manifest import Manifest
+from aflow.storage.memory import MemoryStore
+from tests.contracts.flow_of_deeds import DeedFlow
+
+KINDS = ["task", "worker", "coroutine"]
+GRACE = 0.3  # seconds; for tests in which nobody is to wait for it, and for those that do
+BLOBS = BlobStore(MemoryStore())  # what is small rides in the manifests
+PARENTS = 10_000  # the tasks that each task reads its deed from have numbers from here on
+
+
+class Recorder:
+    """Reports, taken down: what was said of each task, in order."""
+
+    def __init__(self) -> None:
+        self.said: defaultdict[int, list[str]] = defaultdict(list)
+        self.pids: dict[int, int | None] = {}
+        self.reports: dict[int, AttemptReport] = {}
+        self.usages: dict[int, Usage] = {}
+        self.sizes: defaultdict[int, int] = defaultdict(int)
+        self.largest = 0
+        self.keeps: Callable[[int], bool] = lambda task: True
+        self._output: defaultdict[tuple[int, int], bytearray] = defaultdict(bytearray)
+        self._changed = asyncio.Event()
+
+    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
+        self.said[task].append("started")
+        self.pids[task] = pid
+        self._changed.set()
+
+    def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
+        if self.said[task][-1:] != ["logged"]:
+            self.said[task].append("logged")
+        self.sizes[task] += len(chunk)
+        self.largest = max(self.largest, len(chunk))
+        if self.keeps(task):
+            self._output[(task, stream)] += chunk
+        self._changed.set()
+
+    def ended(self, report: AttemptReport, usage: Usage) -> None:
+        self.said[report.task].append("ended")
+        self.reports[report.task] = report
+        self.usages[report.task] = usage
+        self._changed.set()
+
+    async def until(self, happened: Callable[[], Any]) -> None:
+        """Wait until what was said makes it so."""
+        while not happened():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def out(self, task: int, stream: int = 0) -> bytes:
+        """What the task has written so far."""
+        return bytes(self._output[(task, stream)])
+
+    def lines(self, task: int) -> list[bytes]:
+        """What the task has written to stdout, without the order of lines."""
+        return sorted(self.out(task).splitlines())
+
+
+class Bench:
+    """One executor, what it was given and what it has said."""
+
+    def __init__(self, executor: ProcessExecutor, kind: str, templates: list[TemplateProcess]):
+        self.executor = executor
+        self.kind = kind
+        self.templates = templates  # those that were started, the last one last
+        self.recorder = Recorder()
+        self._tasks = 0
+
+    def launch(self, deed: str, *args: Any, step: str | None = None) -> int:
+        """Have an attempt do a deed; the number of its task."""
+        self._tasks += 1
+        task, parent = self._tasks, PARENTS + self._tasks
+        manifest = Manifest(step="start")
+        manifest.artifacts["deed"] = ArtifactWriter(BLOBS).save("deed", (deed, *args))
+        along = {0: Manifest(step="_parameters").encode(), parent: manifest.encode()}
+        step = step or ("act_async" if self.kind == "coroutine" else "act")
+        inputs = encode_inputs(FromTask(parent))
+        self.executor.launch(
+            AttemptSpec(step, task, 0, inputs, None, None, None, False, True, False, along)
+        )
+        return task
+
+    def cancel(self, task: int) -> None:
+        self.executor.cancel(task, 0)
+
+    async def started(self, *tasks: int) -> list[int]:
+        """Wait until the tasks have started; the processes that they run in."""
+        await self.recorder.until(lambda: all(task in self.recorder.pids for task in tasks))
+        pids = [self.recorder.pids[task] for task in tasks]
+        assert None not in pids
+        return [pid for pid in pids if pid is not None]
+
+    async def written(self, task: int, data: bytes) -> None:
+        """Wait until the task has written this."""
+        await self.recorder.until(lambda: data in self.recorder.out(task))
+
+    async def ended(self, *tasks: int) -> list[str]:
+        """Wait until the tasks have ended; their states."""
+        await self.recorder.until(lambda: all(task in self.recorder.reports for task in tasks))
+        return [self.recorder.reports[task].state for task in tasks]
+
+    async def does(self, deed: str, *args: Any) -> Any:
+        """What the deed returns, done in an attempt that succeeds."""
+        task = self.launch(deed, *args)
+        assert ["succeeded"] == await self.ended(task), self.reason(task)
+        return self.result(task)
+
+    def result(self, task: int) -> Any:
+        """What the deed of a task has returned."""
+        manifest = self.recorder.reports[task].manifest
+        assert manifest is not None
+        return ArtifactReader(BLOBS).load("result", Manifest.decode(manifest).artifacts["result"])
+
+    def reason(self, task: int) -> str:
+        """Why a task did not succeed."""
+        return self.recorder.reports[task].reason
+
+    def check_order(self) -> None:
+        """Of each task that was launched: at most one start, then its output, then one end."""
+        orders = [["started", "logged", "ended"], ["started", "ended"], ["ended"]]
+        for task in range(1, self._tasks + 1):
+            assert self.recorder.said[task] in orders, f"task {task}"
+
+
+def new_executor(
+    kind: str = "task",
+    workers: int = 2,
+    grace: float = GRACE,
+    start: Callable[[], TemplateProcess] | None = None,
+) -> Bench:
+    """An executor that has not started."""
+    definition = define(DeedFlow)
+    templates: list[TemplateProcess] = []
+
+    def start_one() -> TemplateProcess:
+        templates.append(start() if start else start_template(definition))
+        return templates[-1]
+
+    executor = ProcessExecutor(
+        definition,
+        start_one,
+        SystemClock(),
+        max_workers=workers,
+        isolation="worker" if kind == "worker" else "task",
+        grace=grace,
+    )
+    return Bench(executor, kind, templates)
+
+
+def context_in(folder: Path) -> RunContext:
+    """What all attempts have in common."""
+    return RunContext(
+        flow="DeedFlow",
+        run="1",
+        run_key=1,
+        user="tester",
+        namespace=None,
+        tags=(),
+        storage_url=(folder / "store").as_uri(),
+        metadata_url=f"sqlite:///{folder}/metadata.db",
+        durability="process",
+        max_num_splits=100,
+    )
+
+
+@asynccontextmanager
+async def executing(folder: Path, kind: str = "task", **options: Any) -> AsyncIterator[Bench]:
+    """An executor at work; afterwards it has kept the order, and nothing is left of it."""
+    with nothing_left():
+        bench = new_executor(kind, **options)
+        try:
+            await bench.executor.start(context_in(folder), bench.recorder)
+            yield bench
+        finally:
+            await bench.executor.stop()
+        await settled()
+        bench.check_order()
+
+
+async def settled() -> None:
+    """Let the event loop do what is due now."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+# ------------------------------------------------------------------ what is left
+
+
+@contextmanager
+def nothing_left() -> Iterator[None]:
+    """Whatever is done in here leaves no process and no descriptor behind."""
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("this system does not list processes and descriptors")
+    mark = f"DEEDS_MARK={uuid.uuid4().hex}"
+    name, _, value = mark.partition("=")
+    before = descriptors()
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        left = processes_with(mark)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    assert [] == left
+    assert [] == zombies()
+    assert before == descriptors()
+
+
+def descriptors() -> list[str]:
+    """The open files of this process."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found.append(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+    return sorted(found)
+
+
+def processes_with(mark: str) -> list[int]:
+    """Every process that has inherited the variable, whoever its parent is now."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            environment = Path(f"/proc/{entry}/environ").read_bytes()
+        except OSError:  # it has ended, or is none of ours
+            continue
+        if mark.encode() in environment.split(b"\0"):
+            found.append(int(entry))
+    return found
+
+
+def zombies() -> list[int]:
+    """Children that have ended and that nobody has waited for."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return []
+    return [] if found is None else [found.si_pid]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (one that waits for its parent does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,255 @@
+"""A flow whose steps do whatever a test asks of them; imported by the processes of the attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from aflow.executors import inside
+from aflow.executors.warm_up import warm_up
+from aflow.flow.decorators import timeout
+from aflow.flow.spec import FlowSpec, step
+
+NOBODY = 54321  # a user that has no processes
+
+if os.environ.get("DEEDS_MAY_NOT_FORK"):
+    # Root may always fork, and so this process stops being root. What it needs of root's files, it
+    # reads before.
+    inside.load_prctl()
+    warm_up()
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+    os.setuid(NOBODY)
+if os.environ.get("DEEDS_CANNOT_BE_IMPORTED"):
+    raise ImportError("this file is in no mood")
+if os.environ.get("DEEDS_DIE_AT_IMPORT"):
+    os._exit(7)
+if os.environ.get("DEEDS_LEAVE_A_THREAD"):
+    threading.Thread(target=threading.Event().wait).start()
+
+
+class DeedFlow(FlowSpec):
+    """`self.deed` is the name of a function below and its arguments."""
+
+    @step
+    def start(self) -> None:
+        self.next(self.act)
+
+    @step
+    def act(self) -> None:
+        name, *args = self.deed
+        self.result = DEEDS[name](*args)
+        self.next(self.act_async)
+
+    @step
+    async def act_async(self) -> None:
+        name, *args = self.deed
+        self.result = DEEDS[name](*args)
+        if inspect.isawaitable(self.result):
+            self.result = await self.result
+        self.next(self.hurry)
+
+    @timeout(seconds=1)
+    @step
+    def hurry(self) -> None:
+        name, *args = self.deed
+        self.result = DEEDS[name](*args)
+        self.next(self.end)
+
+    @step
+    def end(self) -> None:
+        """Nothing."""
+
+
+def speak() -> str:
+    print("to stdout")
+    print("to stderr", file=sys.stderr)
+    os.write(1, b"past Python\n")
+    return "spoken"
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+def leave(code: int) -> None:
+    os._exit(code)
+
+
+def leave_politely(code: int) -> None:
+    sys.exit(code)
+
+
+def kill_yourself(number: int) -> None:
+    os.kill(os.getpid(), number)
+    signal.pause()
+
+
+def wait() -> None:
+    """For ever, in a way that every signal ends."""
+    print("waiting")
+    while True:
+        signal.pause()
+
+
+def ignore_the_polite() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    wait()
+
+
+def be_deaf() -> None:
+    """For ever, with an ear for nothing but SIGKILL."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    wait()
+
+
+async def wait_async() -> None:
+    print("waiting")
+    await asyncio.Event().wait()
+
+
+async def ignore_the_polite_async() -> None:
+    print("waiting")
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            continue
+
+
+def write(data: bytes, repeat: int = 1, times: int = 1, stream: str = "stdout") -> None:
+    """Bytes as they are, by Python's stream: so many copies at once, so many times."""
+    for _ in range(times):
+        getattr(sys, stream).buffer.write(data * repeat)
+
+
+def write_lines(count: int) -> None:
+    for number in range(count):
+        print("line", number)
+
+
+def fork() -> int:
+    """A child that comes back from the step, as the parent does."""
+    child = os.fork()
+    if child == 0:
+        print("the child")
+        return 0
+    os.waitpid(child, 0)
+    print("the parent")
+    return child
+
+
+def sing_in_chorus(voices: int, lines: int) -> None:
+    """Several processes that print at once."""
+    children = []
+    for voice in range(1, voices):
+        child = os.fork()
+        if child == 0:
+            sing(voice, lines)
+            sys.stdout.flush()
+            os._exit(0)
+        children.append(child)
+    sing(0, lines)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def sing(voice: int, lines: int) -> None:
+    for number in range(lines):
+        print(f"voice {voice} line {number}\n", end="")
+
+
+def leave_a_daemon() -> int:
+    """A grandchild in a session of its own that holds stdout for ever; its number."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        daemon = os.fork()
+        if daemon == 0:
+            signal.pause()
+        os.write(writable, b"%d" % daemon)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(readable, 100))
+
+
+def leave_a_child() -> int:
+    """A process that outlives the step; its number."""
+    return subprocess.Popen(["tail", "-f", "/dev/null"]).pid
+
+
+def leave_a_child_and_wait() -> None:
+    print(leave_a_child(), flush=True)
+    wait()
+
+
+def spoil(what: str) -> None:
+    """Change something of the process that the next task must not notice."""
+    SPOILS[what]()
+
+
+def spoil_and_fail(what: str) -> None:
+    spoil(what)
+    raise ValueError(what)
+
+
+def _close_descriptors() -> None:
+    os.close(1)
+    os.close(2)
+
+
+def _replace_streams() -> None:
+    sys.stdout = sys.stderr = io.StringIO()
+
+
+SPOILS: dict[str, Callable[[], Any]] = {
+    "folder": lambda: os.chdir("/"),
+    "variable": lambda: os.environ.update(SPOILT="yes"),
+    "no variables": lambda: os.environ.clear(),
+    "umask": lambda: os.umask(0o777),
+    "SIGTERM": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "SIGINT": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    "SIGPIPE": lambda: signal.signal(signal.SIGPIPE, signal.SIG_DFL),
+    "SIGUSR1": lambda: signal.signal(signal.SIGUSR1, print),
+    "alarm": lambda: signal.alarm(1000),
+    "closed descriptors": _close_descriptors,
+    "closed streams": lambda: (sys.stdout.close(), sys.stderr.close()),
+    "other streams": _replace_streams,
+    "no streams": lambda: (delattr(sys, "stdout"), delattr(sys, "stderr")),
+}
+
+
+def look() -> dict[str, Any]:
+    """What a step could have changed."""
+    umask = os.umask(0)
+    os.umask(umask)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1)
+    return {
+        "pid": os.getpid(),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "umask": umask,
+        "signals": [repr(signal.getsignal(number)) for number in numbers],
+        "alarm": signal.alarm(0),
+        "descriptors": [os.readlink(f"/proc/self/fd/{number}") for number in range(3)],
+        "spoken": speak(),
+    }
+
+
+DEEDS: dict[str, Callable[..., Any]] = {
+    each.__name__: each  # type: ignore[attr-defined]
+    for each in (
+        speak, fail, leave, leave_politely, kill_yourself, wait, ignore_the_polite, be_deaf,
+        wait_async, ignore_the_polite_async, write, write_lines, fork, sing_in_chorus,
+        leave_a_daemon, leave_a_child, leave_a_child_and_wait, spoil, spoil_and_fail, look,
+    )
+}  # fmt: skip

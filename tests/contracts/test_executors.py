@@ -1,0 +1,407 @@
+"""What every executor promises: order, ends, cancellation, stopping. Kinds of attempts are `task`
+(a process each), `worker` (processes that run many) and `coroutine` (one process runs them all).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from aflow.errors import AflowError
+from aflow.executors import process
+from aflow.executors.link import TemplateProcess
+from aflow.executors.spawn import start_template
+from aflow.flow.spec import define
+from tests.contracts.executing import (
+    KINDS,
+    context_in,
+    executing,
+    is_alive,
+    new_executor,
+    nothing_left,
+    settled,
+)
+from tests.contracts.flow_of_deeds import DeedFlow
+
+pytestmark = pytest.mark.timeout(60)
+
+PATIENCE = 600.0  # seconds of grace for tests in which nobody may be killed
+
+
+# ------------------------------------------------------------------ how attempts end
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_attempt_starts_writes_and_ends(kind: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch("speak")
+        assert ["succeeded"] == await bench.ended(task)
+
+        assert ["started", "logged", "ended"] == bench.recorder.said[task]
+        assert "spoken" == bench.result(task)
+        assert [b"past Python", b"to stdout"] == bench.recorder.lines(task)
+        assert b"to stderr\n" == bench.recorder.out(task, 1)
+        report, usage = bench.recorder.reports[task], bench.recorder.usages[task]
+        assert ("act_async",) == report.steps or kind == "coroutine"
+        assert report.started_at <= report.finished_at
+        assert (kind == "task") is (usage.max_rss is not None and usage.max_rss > 1 << 20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_each_of_many_attempts_ends_once_with_its_own_output(
+    kind: str, tmp_path: Path
+) -> None:
+    async with executing(tmp_path, kind, workers=3) as bench:
+        tasks = [bench.launch("write", b"task %d\n" % number) for number in range(1, 61)]
+        states = await bench.ended(*tasks)
+
+        assert ["succeeded"] * 60 == states
+        assert [b"task %d\n" % task for task in tasks] == [
+            bench.recorder.out(task) for task in tasks
+        ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("deed", "argument", "reason"),
+    [
+        ("fail", "no good", "ValueError: no good"),
+        ("fail", "caf\udce9", "ValueError: caf"),
+        ("leave_politely", 3, "The step called sys.exit(3)"),
+        ("leave", 3, "left with exit code 3 before the step had ended"),
+        ("kill_yourself", signal.SIGKILL, "was killed (SIGKILL)"),
+        ("kill_yourself", signal.SIGSEGV, "segmentation fault"),
+        ("kill_yourself", signal.SIGUSR2, "signal 12 (SIGUSR2)"),
+    ],
+)
+async def test_what_a_step_does_wrong_is_its_failure(
+    kind: str, deed: str, argument: object, reason: str, tmp_path: Path
+) -> None:
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch(deed, argument)
+        assert ["failed"] == await bench.ended(task)
+
+        assert reason in bench.reason(task)
+        assert bench.recorder.reports[task].retryable
+        assert "spoken" == await bench.does("speak")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("deed", ["leave", "leave_politely"])
+async def test_exit_code_202_is_not_worth_another_try(kind: str, deed: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch(deed, 202)
+
+        assert ["failed"] == await bench.ended(task)
+        assert not bench.recorder.reports[task].retryable
+
+
+@pytest.mark.parametrize("kind", ["task", "worker"])
+async def test_a_step_that_reacts_to_nothing_is_killed_when_its_time_is_over(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "BACKSTOP", 0.2)
+    async with executing(tmp_path, kind, grace=PATIENCE) as bench:
+        task = bench.launch("be_deaf", step="hurry")
+
+        assert ["timed_out"] == await bench.ended(task)
+        assert "did not react" in bench.reason(task)
+        assert "spoken" == await bench.does("speak")
+
+
+@pytest.mark.parametrize("kind", ["task", "worker"])
+async def test_a_step_over_its_time_is_told_so(kind: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch("wait", step="hurry")
+
+        assert ["timed_out"] == await bench.ended(task)
+        assert "timed out after 0 hours, 0 minutes, 1 seconds" in bench.reason(task)
+
+
+# ------------------------------------------------------------------ cancelling
+
+
+def waiting_of(kind: str) -> str:
+    return "wait_async" if kind == "coroutine" else "wait"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_attempt_that_runs_can_be_cancelled_twice(kind: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind, grace=PATIENCE) as bench:
+        task, other = bench.launch(waiting_of(kind)), bench.launch(waiting_of(kind))
+        await bench.started(task, other)
+        bench.cancel(task)
+        bench.cancel(task)
+
+        assert ["cancelled"] == await bench.ended(task)
+        assert "The task was cancelled." == bench.reason(task)
+        bench.cancel(task)
+        assert other not in bench.recorder.reports
+        bench.cancel(other)
+        assert ["cancelled"] == await bench.ended(other)
+        assert "spoken" == await bench.does("speak")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_cancelling_late_changes_nothing(kind: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch("speak")
+        await bench.ended(task)
+        bench.cancel(task)
+        bench.cancel(99)
+
+        assert "spoken" == await bench.does("speak")
+        assert "succeeded" == bench.recorder.reports[task].state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_cancelling_at_once_ends_every_attempt_once(kind: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind, grace=PATIENCE) as bench:
+        tasks = [bench.launch(waiting_of(kind)) for _ in range(20)]
+        for task in tasks:
+            bench.cancel(task)
+
+        assert ["cancelled"] * 20 == await bench.ended(*tasks)
+        assert "spoken" == await bench.does("speak")
+
+
+async def test_what_waits_for_a_worker_is_cancelled_without_starting(tmp_path: Path) -> None:
+    async with executing(tmp_path, "worker", workers=1, grace=PATIENCE) as bench:
+        first, second, third = (bench.launch("wait") for _ in range(3))
+        await bench.started(first)
+        bench.cancel(second)
+
+        assert ["cancelled"] == await bench.ended(second)
+        assert ["ended"] == bench.recorder.said[second]
+        bench.cancel(first)
+        await bench.started(third)
+        bench.cancel(third)
+        assert ["cancelled"] * 2 == await bench.ended(first, third)
+
+
+@pytest.mark.parametrize("kind", ["task", "worker"])
+async def test_a_step_that_ignores_sigterm_is_killed_after_the_grace_time(
+    kind: str, tmp_path: Path
+) -> None:
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch("ignore_the_polite")
+        await bench.written(task, b"waiting")
+        (pid,) = await bench.started(task)
+        bench.cancel(task)
+
+        assert ["cancelled"] == await bench.ended(task)
+        assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("deed", ["ignore_the_polite_async", "wait"])
+async def test_a_coroutine_that_does_not_listen_goes_with_its_process(
+    deed: str, tmp_path: Path
+) -> None:
+    async with executing(tmp_path, "coroutine") as bench:
+        innocent = bench.launch("wait_async")
+        await bench.started(innocent)
+        task = bench.launch(deed)
+        await bench.started(task)
+        unheard = bench.launch("speak")
+        bench.cancel(task)
+
+        assert ["cancelled", "lost"] == await bench.ended(task, innocent)
+        assert ["succeeded"] == await bench.ended(unheard)
+
+
+async def test_a_cancel_does_not_hold_up_what_was_sent_with_it(tmp_path: Path) -> None:
+    async with executing(tmp_path, "coroutine", grace=PATIENCE) as bench:
+        busy = bench.launch("wait_async")
+        await bench.started(busy)
+        others = [bench.launch("speak") for _ in range(5)]
+        cancelled = bench.launch("wait_async")
+        bench.cancel(cancelled)
+        bench.cancel(busy)
+        bench.cancel(others[0])
+
+        states = await bench.ended(busy, cancelled, *others)
+        assert ["cancelled", "cancelled"] == states[:2]
+        assert ["succeeded"] * 4 == states[3:]
+
+
+# ------------------------------------------------------------------ stopping
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_stopping_interrupts_what_runs_and_what_waits(kind: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind, grace=PATIENCE) as bench:
+        tasks = [bench.launch(waiting_of(kind)) for _ in range(5)]
+        await bench.started(*tasks[:2])
+        await asyncio.gather(bench.executor.stop(), bench.executor.stop())
+        await bench.executor.stop()
+        await settled()
+
+        assert {"interrupted"} == {bench.recorder.reports[task].state for task in tasks}
+
+
+@pytest.mark.parametrize("kind", ["task", "worker", "coroutine"])
+async def test_stopping_kills_who_does_not_listen(kind: str, tmp_path: Path) -> None:
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch("ignore_the_polite")
+        await bench.written(task, b"waiting")
+        await bench.executor.stop()
+
+        assert "interrupted" == bench.recorder.reports[task].state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_stopping_at_any_time_leaves_nothing_and_ends_everything(
+    kind: str, tmp_path: Path
+) -> None:
+    for turns in (0, 1, 3, 30):
+        async with executing(tmp_path, kind, workers=3) as bench:
+            for _ in range(10):
+                bench.launch("speak")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        bench.check_order()  # each attempt has ended, once
+
+
+async def test_stopping_before_the_start_does_nothing() -> None:
+    with nothing_left():
+        bench = new_executor()
+        await bench.executor.stop()
+
+        assert [] == bench.templates
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    with nothing_left():
+        bench = new_executor()
+        start = asyncio.create_task(bench.executor.start(context_in(tmp_path), bench.recorder))
+        await asyncio.sleep(0)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        await bench.executor.stop()
+
+        assert 1 == len(bench.templates)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        ("DEEDS_CANNOT_BE_IMPORTED", "could not be loaded again: ImportError: this file is in no"),
+        ("DEEDS_DIE_AT_IMPORT", "its process ended while it was importing the flow"),
+    ],
+)
+async def test_a_flow_that_cannot_be_imported_is_named_and_leaves_nothing(
+    trouble: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(trouble, "yes")
+    with nothing_left():
+        bench = new_executor()
+        with pytest.raises(AflowError, match=sentence):
+            await bench.executor.start(context_in(tmp_path), bench.recorder)
+        await bench.executor.stop()
+
+        assert [] == bench.templates
+
+
+async def test_a_thread_that_the_flow_file_has_started_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEDS_LEAVE_A_THREAD", "yes")
+    async with executing(tmp_path, "task", grace=PATIENCE) as bench:
+        assert "spoken" == await bench.does("speak")
+
+
+# ------------------------------------------------------------------ when processes go away
+
+
+async def test_a_worker_that_is_killed_fails_its_attempt_and_the_others_run(
+    tmp_path: Path,
+) -> None:
+    async with executing(tmp_path, "worker", workers=1) as bench:
+        task = bench.launch("wait")
+        others = [bench.launch("speak") for _ in range(10)]
+        (pid,) = await bench.started(task)
+        os.kill(pid, signal.SIGKILL)
+
+        assert ["failed"] == await bench.ended(task)
+        assert ["succeeded"] * 10 == await bench.ended(*others)
+
+
+async def test_coroutines_whose_process_is_killed_are_lost_and_new_ones_run(
+    tmp_path: Path,
+) -> None:
+    async with executing(tmp_path, "coroutine") as bench:
+        tasks = [bench.launch("wait_async") for _ in range(3)]
+        pids = await bench.started(*tasks)
+        os.kill(pids[0], signal.SIGKILL)
+
+        assert 1 == len({*pids})
+        assert ["lost"] * 3 == await bench.ended(*tasks)
+        assert "with others of its process" in bench.reason(tasks[0])
+        assert "spoken" == await bench.does("speak")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_attempts_are_lost_with_the_template_and_the_next_ones_run(
+    kind: str, tmp_path: Path
+) -> None:
+    async with executing(tmp_path, kind) as bench:
+        tasks = [bench.launch("leave_a_child_and_wait"), bench.launch(waiting_of(kind))]
+        await bench.started(tasks[0])
+        await bench.written(tasks[0], b"waiting")
+        child = int(bench.recorder.out(tasks[0]).split()[0])
+        os.kill(bench.templates[0].pid, signal.SIGKILL)
+
+        assert ["lost", "lost"] == await bench.ended(*tasks)
+        assert "the process that starts tasks has died" in bench.reason(tasks[0])
+        later = bench.launch("speak")
+        cancelled = bench.launch(waiting_of(kind))
+        bench.cancel(cancelled)
+        assert ["succeeded", "cancelled"] == await bench.ended(later, cancelled)
+        assert 2 == len(bench.templates)
+        assert not is_alive(child)
+
+
+async def test_where_no_template_can_be_had_attempts_are_lost_until_one_can(
+    tmp_path: Path,
+) -> None:
+    refusals = iter([None, OSError(11, "no process for you"), AflowError("not again"), None])
+
+    def start() -> TemplateProcess:
+        refusal = next(refusals)
+        if refusal is not None:
+            raise refusal
+        return start_template(define(DeedFlow))
+
+    async with executing(tmp_path, "task", start=start) as bench:
+        os.kill(bench.templates[0].pid, signal.SIGKILL)
+        assert ["lost"] == await bench.ended(bench.launch("wait"))
+        states, task = ["lost"], 0
+        while states[-1] == "lost":
+            reason = bench.reason(task) if task else "no process could be started for it"
+            assert "no process could be started for it" in reason
+            task = bench.launch("speak")
+            states += await bench.ended(task)
+
+        assert "succeeded" == states[-1]
+        assert 2 <= states.count("lost") <= 3  # one or two of them found the start going on
+        assert 2 == len(bench.templates)
+
+
+async def test_a_template_that_dies_while_the_executor_stops_holds_up_nothing(
+    tmp_path: Path,
+) -> None:
+    async with executing(tmp_path, "task", grace=PATIENCE) as bench:
+        task = bench.launch("ignore_the_polite")
+        await bench.written(task, b"waiting")
+        stopping = asyncio.create_task(bench.executor.stop())
+        await settled()
+        os.kill(bench.templates[0].pid, signal.SIGKILL)
+        await stopping
+
+        assert "interrupted" == bench.recorder.reports[task].state
+        assert 1 == len(bench.templates)

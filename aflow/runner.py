@@ -305,14 +305,22 @@ class Runner:
             body = "".join(f"    {line}\n" for line in str(error).splitlines())
         else:
             body = "    Internal error\n" + user_traceback(error)
-        sys.stderr.write(f"{self._head(execution)} failed:\n{body}\n")
-        sys.stderr.flush()
+        show("stderr", f"{self._head(execution)} failed:\n{body}\n")
 
     def _print_caught(self, execution: Execution, error: BaseException) -> None:
         lines = user_traceback(error).splitlines()
         quoted = "".join(f">  {line}\n" for line in lines)
-        sys.stdout.write(f"@catch caught an exception from {self._head(execution)}\n{quoted}")
-        sys.stdout.flush()
+        show("stdout", f"@catch caught an exception from {self._head(execution)}\n{quoted}")
+
+
+def show(stream: str, text: str) -> None:
+    """Write to sys.stdout or sys.stderr, as the step has left it: the reason of a failure is in the
+    report, whether it can be shown or not."""
+    try:
+        getattr(sys, stream).write(text)
+        getattr(sys, stream).flush()
+    except Exception:  # the step has closed it, or put something of its own in its place
+        return
 
 
 # ------------------------------------------------------------------ errors as values

@@ -94,9 +94,9 @@ def end(code: int = 0) -> None:
 
 def flush() -> None:
     """Write out what the step has printed; streams that the step closed are fine."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
         try:
-            stream.flush()
+            getattr(sys, name).flush()
         except (OSError, ValueError, AttributeError):
             continue  # closed, or replaced by something that is no stream: nothing is held back
 

@@ -91,10 +91,10 @@ class WorkerPool:
 
     # ------------------------------------------------------------ handing out
 
-    def _feed(self) -> None:
+    def _feed(self, may_grow: bool = True) -> None:
         """Hand out what waits, while there is room."""
         while self._queue:
-            worker = self._roomiest()
+            worker = self._roomiest(may_grow)
             if worker is None:
                 return
             if not worker.send(self._queue[0]):
@@ -106,7 +106,7 @@ class WorkerPool:
         worker.when_roomy_stop()
         self._feed()
 
-    def _roomiest(self) -> WorkerProcess | None:
+    def _roomiest(self, may_grow: bool) -> WorkerProcess | None:
         """Who gets the next spec; a new worker while all are busy and there may be more."""
         able, least, in_hand = 0, None, 0
         for worker in self._workers.values():
@@ -116,7 +116,7 @@ class WorkerPool:
                     least, in_hand = worker, worker.in_hand
         if least is not None and (self._coroutines or not in_hand):
             return least
-        if able < (1 if self._coroutines else self._size):
+        if may_grow and able < (1 if self._coroutines else self._size):
             return self._new_worker()
         return least if in_hand < self._ahead else None
 
@@ -294,7 +294,8 @@ class WorkerPool:
     def not_forked(self, child: int, reason: str) -> None:
         """There was no process to be had."""
         worker = self._workers[child]
-        self._bury(worker, lambda owner, since: self._lost(owner, since, reason))
+        self._bury(worker, lambda owner, since: self._lost(owner, since, reason), again=False)
+        self._feed(may_grow=False)  # to those there are: another one could not be had either
         if not self._workers:
             self._refuse(reason)
 

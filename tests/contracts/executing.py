@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import uuid
 from collections import defaultdict
@@ -227,7 +228,7 @@ def nothing_left() -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
-        left = processes_with(mark)
+        left = [pid for pid in processes_with(mark) if not ends(pid)]
         for pid in left:
             os.kill(pid, signal.SIGKILL)
     assert [] == left
@@ -268,6 +269,18 @@ def zombies() -> list[int]:
     except ChildProcessError:
         return []
     return [] if found is None else [found.si_pid]
+
+
+def ends(pid: int, patience: float = 5.0) -> bool:
+    """Whether a process has ended, or does so soon: one that was killed still takes a moment."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], patience)[0])
+    finally:
+        os.close(descriptor)
 
 
 def is_alive(pid: int) -> bool:

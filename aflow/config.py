@@ -109,6 +109,10 @@ class RunOptions:
     stream of an attempt. `namespace` is the client's inside the run: None is the user's own,
     "" none at all (the global one). `decospecs` are already attached to the definition; they are
     here for the record. `run_id_file` is where the run's id is to be written.
+
+    `origin_run` is the run to resume (its parameters are taken then), `rerun_step` a step of it to
+    run again in any case, `rerun_missing` whether tasks are run again whose blobs are missing.
+    `run_id` names the run, None leaves that to aflow.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -124,6 +128,10 @@ class RunOptions:
     script: str = ""
     datastore: str = "local"
     metadata: str = "local"
+    origin_run: str | None = None
+    rerun_step: str | None = None
+    rerun_missing: bool = False
+    run_id: str | None = None
 
 
 # ------------------------------------------------------------------ looking a key up

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -28,6 +28,7 @@ from aflow.notices import (
     RunStopping,
     TaskEnded,
     TaskStarting,
+    TaskTakenOver,
 )
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import (
@@ -42,6 +43,7 @@ from aflow.scheduler.messages import (
     FromTask,
     Inputs,
     LaunchAttempt,
+    Outcome,
     RetryAttempt,
     RunStarted,
     TaskSettled,
@@ -53,11 +55,13 @@ if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.executors.base import Executor, Usage
     from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.precedents import Precedent, Precedents
     from aflow.scheduler.machine import RunMachine
     from aflow.storage.base import ObjectStore
 
 HEARTBEAT = 10.0  # seconds between signs of life
 PROGRESS = 300.0  # seconds between reports of progress
+AT_ONCE = 100  # results taken over in one turn of the event loop, which takes some milliseconds
 
 P = ParamSpec("P")
 Watch = Callable[[Sequence[Notice]], None]
@@ -110,6 +114,7 @@ class RunDriver:
         parameters: bytes,
         max_log_size: int,
         watch: Watch | None = None,
+        precedents: Precedents | None = None,
     ) -> None:
         self._machine = machine
         self._run = run
@@ -117,6 +122,8 @@ class RunDriver:
         self._executor = executor
         self._clock = clock
         self._watch = watch
+        self._precedents = precedents
+        self._taken_over: deque[tuple[LaunchAttempt, Precedent]] = deque()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[RunEnded] = self._loop.create_future()
         self._commits = GroupCommit(metadata, run.key, run.version, self._committed, self._broken)
@@ -140,7 +147,8 @@ class RunDriver:
         one of them failed: the run is then as its last commit left it."""
         try:
             await self._executor.start(self._context, self)
-            self._tell(RunStarting(self._clock.now(), self._run.flow, self._run.run))
+            run = self._run
+            self._tell(RunStarting(self._clock.now(), run.flow, run.run, run.origin_run))
             self._every(HEARTBEAT, "beat", lambda: self._commits.beat(self._clock.now()))
             self._every(PROGRESS, "progress", self._report_progress)
             self._handle(RunStarted())
@@ -205,23 +213,73 @@ class RunDriver:
             self._finish(command)  # type: ignore[arg-type]
 
     def _launch_when_committed(self, command: LaunchAttempt) -> None:
+        if command.attempt == 0 and self._begin_task(command):
+            return
         self._live[(command.task, command.attempt)] = LiveAttempt(command.step, command.fallback)
-        if command.attempt == 0:
-            self._commits.pending.tasks.append(
-                TaskRecord(
-                    command.task,
-                    command.step,
-                    self._clock.now(),
-                    command.split,
-                    command.index,
-                    encode_inputs(command.inputs),
-                )
-            )
         number = self._waits_for(command.inputs)
         if number is None:
             self._launch(command)
         else:
             self._held[number].append(command)
+
+    def _begin_task(self, command: LaunchAttempt) -> bool:
+        """Record a new task; whether the result of another one stands for it."""
+        precedent, cache_key = None, None
+        if self._precedents is not None:
+            precedent = self._precedents.find(command)
+            cache_key = self._precedents.cache_key(command.task)
+        self._commits.pending.tasks.append(
+            TaskRecord(
+                command.task,
+                command.step,
+                self._clock.now(),
+                command.split,
+                command.index,
+                encode_inputs(command.inputs),
+                "" if precedent is None else precedent.origin,
+                cache_key,
+            )
+        )
+        if precedent is None:
+            return False
+        if not self._taken_over:
+            self._loop.call_soon(self._take_over_some)
+        self._taken_over.append((command, precedent))
+        return True
+
+    @_guarded
+    def _take_over_some(self) -> None:
+        """Let results stand that need not be computed: some at a time, since each may lead to more
+        of them, and others want to have their turn in the event loop."""
+        for _ in range(min(AT_ONCE, len(self._taken_over))):
+            self._take_over(*self._taken_over[0])
+            self._taken_over.popleft()
+        if self._taken_over:
+            self._loop.call_soon(self._take_over_some)
+
+    def _take_over(self, command: LaunchAttempt, precedent: Precedent) -> None:
+        now = self._clock.now()
+        task, attempt = command.task, command.attempt
+        self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
+            task, attempt, AttemptState.SUCCEEDED, now, now, manifest=precedent.manifest
+        )
+        number = self._commits.number
+        self._note_success(task, precedent.manifest, number)
+        outcome = Outcome(AttemptState.SUCCEEDED, precedent.transition)
+        self._handle(AttemptEnded(task, attempt, outcome))
+        self._announced[number].append(
+            TaskTakenOver(
+                now, self._run.run, command.step, task, precedent.origin, precedent.cached
+            )
+        )
+
+    def _note_success(self, task: int, manifest: bytes, number: int) -> None:
+        """A task has succeeded: what its manifest says is in commit `number`."""
+        self._handover.keep(task, manifest)
+        self._uncommitted[task] = number
+        self._settled_in[number].append(task)
+        if self._precedents is not None:
+            self._precedents.settled(task, manifest)
 
     def _waits_for(self, inputs: Inputs) -> int | None:
         """The number of the commit that a task with these inputs has to wait for."""
@@ -254,6 +312,8 @@ class RunDriver:
 
     def _cancel_attempt(self, command: CancelAttempt) -> None:
         owner = (command.task, command.attempt)
+        if owner not in self._live:
+            return  # its result is being taken over, which is its end
         for number, held in self._held.items():
             for launch in held:
                 if (launch.task, launch.attempt) == owner:
@@ -354,9 +414,7 @@ class RunDriver:
         pending, number = self._commits.pending, self._commits.number
         pending.attempts[(report.task, report.attempt)] = record
         if report.manifest is not None and report.state == AttemptState.SUCCEEDED.value:
-            self._handover.keep(report.task, report.manifest)
-            self._uncommitted[report.task] = number
-            self._settled_in[number].append(report.task)
+            self._note_success(report.task, report.manifest, number)
         self._retry_at, self._refused = None, ""
         self._handle(AttemptEnded(report.task, report.attempt, report.outcome))
         self._announced[number].append(self._end_notice(live, report, record))

@@ -13,11 +13,13 @@ from aflow.scheduler.states import RunState
 
 
 class RunStarting(NamedTuple):
-    """The run is committed and its first task is about to be launched."""
+    """The run is committed and its first task is about to be launched. `origin` is the run that
+    it resumes."""
 
     at: float
     flow: str
     run: str
+    origin: str | None = None
 
 
 class TaskStarting(NamedTuple):
@@ -30,6 +32,18 @@ class TaskStarting(NamedTuple):
     attempt: int
     pid: int | None
     fallback: bool = False
+
+
+class TaskTakenOver(NamedTuple):
+    """A task was not run: the result of `origin` (`run/step/task`) stands for it, and is committed.
+    `cached` if the cache knew it, else the run resumes that of `origin`."""
+
+    at: float
+    run: str
+    step: str
+    task: int
+    origin: str
+    cached: bool = False
 
 
 class LogLine(NamedTuple):
@@ -102,4 +116,13 @@ class RunEnded(NamedTuple):
     task: int | None = None
 
 
-Notice = RunStarting | TaskStarting | LogLine | TaskEnded | Progress | RunStopping | RunEnded
+Notice = (
+    RunStarting
+    | TaskStarting
+    | TaskTakenOver
+    | LogLine
+    | TaskEnded
+    | Progress
+    | RunStopping
+    | RunEnded
+)

@@ -23,6 +23,7 @@ from aflow.notices import (
     RunStopping,
     TaskEnded,
     TaskStarting,
+    TaskTakenOver,
 )
 from aflow.scheduler.states import AttemptState, RunState
 
@@ -68,6 +69,8 @@ class Console:
         self._head = b""
         self._unfinished: tuple[int, str] | None = None  # the task and stream of a piece of a line
         self._said_failed = False
+        self._flow = flow
+        self._cloning: str | None = None  # the run whose results are being taken over
         self._say: dict[type, Callable[..., None]] = {
             Progress: self._progress,
             RunEnded: self._run_ended,
@@ -75,6 +78,7 @@ class Console:
             RunStopping: self._run_stopping,
             TaskEnded: self._task_ended,
             TaskStarting: self._task_starting,
+            TaskTakenOver: self._task_taken_over,
         }
 
     def watch(self, notices: Sequence[Notice]) -> None:
@@ -154,7 +158,17 @@ class Console:
         milliseconds = _MILLISECONDS[int(at % 1 * 1000)]
         self._output.add(self._stamp + milliseconds + self._head + body + b"\n")
 
+    def _task_taken_over(self, notice: TaskTakenOver) -> None:
+        if self._owner != (notice.task, None):
+            self._begin_head(notice.run, notice.step, notice.task, None)
+        if notice.cached:
+            text = f"Nothing has changed since task {notice.origin}: its result is used again."
+        else:
+            text = f"Cloning previously run task {notice.origin}"
+        self._line(notice.at, text, bad=False)
+
     def _task_starting(self, notice: TaskStarting) -> None:
+        self._end_cloning(notice.at)
         text = "Task is starting."
         if notice.fallback:
             text = "Task fallback is starting to handle the failure."
@@ -182,6 +196,14 @@ class Console:
         text = f"Workflow starting (run-id {notice.run})"
         seen = f", see it in the UI at {self._ui}{notice.run}" if self._ui else ":"
         self._system(notice.at, text + seen)
+        if notice.origin is not None:
+            self._system(notice.at, f"Cloning {self._flow}/{notice.origin}")
+            self._cloning = notice.origin
+
+    def _end_cloning(self, at: float) -> None:
+        if self._cloning is not None:
+            self._system(at, f"{self._flow}/{self._cloning} cloned!")
+            self._cloning = None
 
     def _run_stopping(self, notice: RunStopping) -> None:
         # The notice has a sentence, and no field that tells our own signals from a failure.
@@ -201,6 +223,7 @@ class Console:
             self._system(notice.at, text, bad=True)
 
     def _run_ended(self, notice: RunEnded) -> None:
+        self._end_cloning(notice.at)
         if notice.state is RunState.SUCCEEDED:
             seen = f" See the run in the UI at {self._ui}{notice.run}" if self._ui else ""
             self._system(notice.at, f"Done!{seen}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Name -> what it does. The order is that of the help.
 COMMANDS = {
     "run": "Run the flow.",
+    "resume": "Run what a run of the flow has not finished.",
     "check": "Check that the flow can run (what is done without a command).",
     "show": "Show the steps, what they say of themselves and who leads where.",
     "dump": "Show the artifacts of tasks.",
@@ -122,6 +123,12 @@ def _run(flow: type[FlowSpec]) -> tuple[list[click.Parameter], Callable[..., obj
     return [*own.values(), *run_options()], body
 
 
+def _resume(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.resume import resume, resume_parameters
+
+    return resume_parameters(), resume
+
+
 def _check(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.run import check
 
@@ -173,6 +180,7 @@ def _help(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
 
 _MAKERS: dict[str, Maker] = {
     "run": _run,
+    "resume": _resume,
     "check": _check,
     "show": _show,
     "dump": _dump,

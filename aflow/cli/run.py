@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
 
+Origin = Callable[["FlowDefinition", Settings], dict[str, Any]]
+"""Says which run is resumed, as fields of RunOptions."""
+
+
 def check(session: Session, warnings: bool) -> None:
     """`check`: whether the flow can run; raises InvalidFlow where it cannot."""
     definition = session.define()
@@ -44,9 +48,11 @@ def run(
     isolation: str | None,
     runner_attribute_file: str | None,
     progress: bool,
+    origin: Origin | None = None,
     **rest: Any,
 ) -> int:
-    """`run`: the exit code. `given` are the parameters that were given, by attribute."""
+    """`run`, and `resume` with an `origin`: the exit code. `given` are the parameters that were
+    given, by attribute."""
     settings = session.settings(
         max_workers=max_workers,
         max_num_splits=max_num_splits,
@@ -61,7 +67,11 @@ def run(
         decospecs = _decospecs(session, settings)
         definition = _with(definition, decospecs)
         check_graph(definition, session.note)
-        options = _options(session, definition, settings, decospecs, given, **rest)
+        if origin is None:
+            values = _values(definition, settings, given)
+        else:
+            values, rest = {}, {**rest, **origin(definition, settings)}
+        options = _options(session, settings, decospecs, values, **rest)
         watch = _watch(definition, settings, progress, runner_attribute_file)
         code.finish(session.note)
     from aflow import foreground  # what is only checked needs none of it
@@ -100,18 +110,18 @@ def _decospecs(session: Session, settings: Settings) -> tuple[str, ...]:
 
 def _options(
     session: Session,
-    definition: FlowDefinition,
     settings: Settings,
     decospecs: tuple[str, ...],
-    given: Mapping[str, Any],
+    values: dict[str, Any],
     *,
     tags: Sequence[str],
     fail_fast: bool,
     run_id_file: str | None,
-    namespace: str | None,
+    namespace: str | None = None,
+    **resumed: Any,
 ) -> RunOptions:
     return RunOptions(
-        parameters=_values(definition, settings, given),
+        parameters=values,
         tags=_checked_tags(tags),
         max_workers=settings.max_workers,
         max_num_splits=settings.max_num_splits,
@@ -124,6 +134,7 @@ def _options(
         script=session.script,
         datastore=settings.datastore,
         metadata=settings.metadata,
+        **resumed,
     )
 
 

@@ -47,6 +47,8 @@ def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> It
     began = view.task.created_at if attempt.started_at is None else attempt.started_at
     values = {"attempt": str(attempt.attempt), **from_tags(source), **_where(source)}
     values |= {"host": attempt.host, "pid": str(attempt.pid or "")}
+    if view.task.origin:
+        values |= _origin(view.task.origin)
     if attempt.manifest is not None:
         values |= _foreach(Manifest.decode(attempt.manifest).stack)
     for name, value in values.items():
@@ -78,6 +80,11 @@ def _where(source: RunSource) -> dict[str, str]:
         "script-name": PurePath(source.setting("script") or "").name,
         "origin-run-id": source.record.origin_run or "",
     }
+
+
+def _origin(origin: str) -> dict[str, str]:
+    run, _, task = origin.split("/")
+    return {"origin-run-id": run, "origin-task-id": task}
 
 
 def _foreach(stack: tuple[ForeachFrame, ...]) -> dict[str, str]:

@@ -25,6 +25,9 @@ def size(source: RunSource, view: TaskView, stream: str) -> int:
     attempt = view.attempt
     if attempt is None:
         return 0
+    if view.task.origin:
+        found = _origin(source, view.task.origin)
+        return size(*found, stream) if found is not None else 0
     if attempt.state in TERMINAL_ATTEMPT_STATES:
         return attempt.stdout_size if stream == "stdout" else attempt.stderr_size
     return sum(
@@ -48,7 +51,19 @@ def lines(source: RunSource, view: TaskView, stream: str) -> Iterator[tuple[floa
         yield pieces[0].at, b"".join(piece.text for piece in pieces)
 
 
+def _origin(source: RunSource, origin: str) -> tuple[RunSource, TaskView] | None:
+    """The task whose result was taken over, which is the one that printed something; None if its
+    run has been deleted."""
+    run, _, task = origin.split("/")
+    run_source = type(source).find(source.place, source.record.flow, run)
+    view = None if run_source is None else source.metadata.task(run_source.key, int(task))
+    return None if run_source is None or view is None else (run_source, view)
+
+
 def _records(source: RunSource, view: TaskView) -> Iterator[LogRecord]:
+    if view.task.origin:
+        found = _origin(source, view.task.origin)
+        return _records(*found) if found is not None else iter(())
     attempt = view.attempt
     if attempt is None:
         return iter(())

@@ -151,9 +151,10 @@ class Task(PartOfRun):
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The task that this one was taken over from by a resumed run; None if it ran itself."""
-        above, origin = super().origin_pathspec, self.metadata_dict.get("origin-task-id")
-        return f"{above.rpartition('/')[0]}/{origin}" if above and origin else None
+        """The task that this one was taken over from by a resumed run, or by the cache; None if it
+        ran itself."""
+        origin = self._view.task.origin
+        return f"{self._spec.flow}/{origin}" if origin else None
 
     # ------------------------------------------------------------ artifacts
 

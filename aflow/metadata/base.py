@@ -58,7 +58,9 @@ class TaskRecord(NamedTuple):
 
     `split` and `index` place it in the innermost foreach around it (the task that opened the
     foreach, and which item). `inputs` is `scheduler.messages.Inputs` in the form of
-    `encode_inputs`.
+    `encode_inputs`. `origin` is the task (`run/step/task`, of the same flow) whose result this one
+    took over instead of running, empty if it ran. `cache_key` names all that its result depends
+    on, if that was looked at.
     """
 
     task: int
@@ -67,6 +69,17 @@ class TaskRecord(NamedTuple):
     split: int | None = None
     index: int | None = None  # type: ignore[assignment]
     inputs: bytes = b""
+    origin: str = ""
+    cache_key: bytes | None = None
+
+
+class CachedTask(NamedTuple):
+    """A task that succeeded before with the cache key that was asked for."""
+
+    pathspec: str
+    run_key: int
+    task: int
+    manifest: bytes
 
 
 class AttemptRecord(NamedTuple):
@@ -235,6 +248,10 @@ class MetadataStore(Protocol):
     ) -> list[tuple[int, int, str, bytes]]:
         """A page of a foreach join's inputs: (index, task, step, manifest) of the succeeded tasks
         of `steps` directly in the foreach that `split` opened, by index from `start` on."""
+
+    def cached(self, flow: str, key: bytes) -> CachedTask | None:
+        """The latest task of the flow's runs that has this cache key and succeeded; None where
+        there is none."""
 
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
         """All attempts of a task, oldest first."""

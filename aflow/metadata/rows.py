@@ -11,7 +11,10 @@ from aflow.scheduler.states import AttemptState, RunState
 
 Row = Sequence[Any]
 
-_TASK = "t.run_key, t.task, t.step, t.created_at, t.split, t.split_index, t.inputs"
+_TASK = (
+    "t.run_key, t.task, t.step, t.created_at, t.split, t.split_index, t.inputs, t.origin, "
+    "t.cache_key"
+)
 _ATTEMPT = (
     "a.attempt, a.state, a.started_at, a.finished_at, a.reason, {bulk}, a.log_chunks, "
     "a.stdout_size, a.stderr_size, a.host, a.pid, a.handle, a.max_rss, a.cpu"
@@ -87,9 +90,9 @@ def attempt_record(row: Row) -> AttemptRecord:
 
 def task_view(row: Row) -> TaskView:
     """A task and its attempt from COLUMNS or LIGHT_COLUMNS."""
-    task = TaskRecord(*row[1:7])
-    attempt = None if row[8] is None else attempt_record((row[1], *row[8:]))
-    return TaskView(row[0], task, attempt, row[7])
+    task = TaskRecord(*row[1:9])
+    attempt = None if row[10] is None else attempt_record((row[1], *row[10:]))
+    return TaskView(row[0], task, attempt, row[9])
 
 
 def metadata_row(run_key: int, record: MetadataRecord) -> Row:

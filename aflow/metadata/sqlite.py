@@ -21,6 +21,7 @@ from aflow.metadata import rows
 from aflow.metadata.base import (
     AttemptRecord,
     Batch,
+    CachedTask,
     MetadataRecord,
     RunRecord,
     RunUpdate,
@@ -80,7 +81,7 @@ class SqliteMetadata:
             db.executemany(sql["add_tag"], tags)
             at, step, task = run.created_at, ids.PARAMETERS_STEP, ids.PARAMETERS_TASK
             inputs = encode_inputs(NoInputs())
-            db.execute(sql["add_task"], (key, task, step, at, None, None, inputs))
+            db.execute(sql["add_task"], (key, task, step, at, None, None, inputs, "", None))
             attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
             db.execute(sql["put_attempt"], rows.attempt_row(key, attempt))
         return run._replace(key=key, version=0)
@@ -247,6 +248,15 @@ class SqliteMetadata:
         """A page of a foreach join's inputs; see the port."""
         values = (run_key, split, start, json.dumps(list(steps)), limit)
         return self._all(statements("read")["split_manifests"], values)
+
+    def cached(self, flow: str, key: bytes) -> CachedTask | None:
+        """The latest succeeded task of the flow with this cache key; see the port."""
+        found = self._all(statements("read")["cached"], (key, flow))
+        # An aggregate gives a row in any case, of nothing where nothing was found.
+        if not found or found[0][0] is None:
+            return None
+        run, step, task, run_key, _, manifest = found[0]
+        return CachedTask(f"{run}/{step}/{task}", run_key, task, manifest)
 
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
         """All attempts of a task, oldest first."""

@@ -15,6 +15,7 @@ from aflow.ids import MAX_TAG_LENGTH, MAX_TAGS
 from aflow.metadata.base import (
     AttemptRecord,
     Batch,
+    CachedTask,
     MetadataRecord,
     MetadataStore,
     RunRecord,
@@ -73,6 +74,28 @@ def tasks_of(step: str, numbers: Sequence[int], split: int | None = None) -> lis
 @pytest.fixture
 def run(store: MetadataStore) -> RunRecord:
     return store.create_run(a_run(), b"parameters")
+
+
+# ------------------------------------------------------------------ what was computed before
+
+
+def test_the_latest_task_that_succeeded_with_a_cache_key_is_found(store: MetadataStore) -> None:
+    keys = []
+    for number, name in enumerate(("1", "2", "3")):
+        made = store.create_run(a_run(run=name, created_at=100.0 + number), b"parameters")
+        keys.append(made.key)
+        task = TaskRecord(7, "work", 200.0 + number, origin="0/work/1", cache_key=b"k")
+        failed = succeeded(7)._replace(state=AttemptState.FAILED)
+        ended = failed if name == "3" else succeeded(7, name.encode())
+        store.commit(made.key, 0, Batch(tasks=[task], attempts=[ended]))
+    other = store.create_run(a_run("Other"), b"parameters")
+    store.commit(other.key, 0, Batch(tasks=[task], attempts=[succeeded(7)]))
+
+    assert CachedTask("2/work/7", keys[1], 7, b"2") == store.cached("Flow", b"k")
+    assert store.cached("Flow", b"another") is None
+    view = store.task(keys[1], 7)
+    assert view is not None
+    assert ("0/work/1", b"k") == (view.task.origin, view.task.cache_key)
 
 
 # ------------------------------------------------------------------ runs

@@ -123,6 +123,17 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, as far as they are still there."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(child) for child in task.read_text().split()]
+        except OSError:  # it has ended while we looked
+            continue
+    return found
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """An empty folder to run flows in."""

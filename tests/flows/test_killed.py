@@ -7,13 +7,12 @@ import random
 import signal
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 
 from aflow.scheduler.states import AttemptState, RunState
 from aflow.storage.manifest import Manifest
-from tests.flows.conftest import Workspace
+from tests.flows.conftest import Workspace, children_of
 
 KILLS = 50
 SQUARES = """
@@ -38,17 +37,6 @@ class Flow_(FlowSpec):
     def end(self):
         print("total", self.total)
 """
-
-
-def children_of(pid: int) -> list[int]:
-    """The processes that a process has started, as far as they are still there."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [int(child) for child in task.read_text().split()]
-        except OSError:  # it has ended while we looked
-            continue
-    return found
 
 
 def kill_tasks_of(process: subprocess.Popen[str], chance: random.Random, kills: int) -> int:

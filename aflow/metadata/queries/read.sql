@@ -79,6 +79,15 @@ GROUP BY t.split_index ORDER BY t.split_index LIMIT ?5
 SELECT task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu
 FROM attempts WHERE run_key = ? AND task = ? ORDER BY attempt
 
+-- name: cached
+-- Of several tasks with the key, the latest one that succeeded.
+SELECT runs.run, t.step, t.task, t.run_key, max(t.created_at), a.manifest FROM tasks t
+JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+JOIN runs ON runs.key = t.run_key
+WHERE t.cache_key = ?1 AND runs.flow = ?2 AND a.state = 'succeeded' AND a.manifest IS NOT NULL
+
 -- name: metadata
 SELECT task, attempt, field, value, type, created_at FROM metadata
 WHERE run_key = ? AND task = ? ORDER BY number

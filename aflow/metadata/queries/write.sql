@@ -25,7 +25,8 @@ UPDATE runs SET heartbeat_at = ? WHERE key = ?
 INSERT INTO steps (run_key, step, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
 
 -- name: add_task
-INSERT INTO tasks (run_key, task, step, created_at, split, split_index, inputs) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO tasks (run_key, task, step, created_at, split, split_index, inputs, origin, cache_key)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: put_attempt
 INSERT OR REPLACE INTO attempts (run_key, task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu)

@@ -99,11 +99,14 @@ class RecordedRun:
         transition: tuple[tuple[str, ...], str | None, int | None] = ((), None, None),
         stack: Sequence[ForeachFrame] = (),
         error: dict[str, Any] | None = None,
+        origin: str = "",
         **attempt: Any,
     ) -> RecordedRun:
         """A task that has succeeded, unless `attempt` says otherwise."""
         at = self._begin + task
-        self._batch.tasks.append(TaskRecord(task, step, at, split, index, encode_inputs(inputs)))
+        self._batch.tasks.append(
+            TaskRecord(task, step, at, split, index, encode_inputs(inputs), origin)
+        )
         writer = ArtifactWriter(BlobStore(self._records.store))
         manifest = Manifest(
             step,

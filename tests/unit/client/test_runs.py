@@ -233,9 +233,8 @@ def test_steps_know_their_neighbours_that_have_begun(records: Records) -> None:
 
 
 def test_a_resumed_run_names_its_origin(records: Records) -> None:
-    records.run("2", origin="1").task(5, "start", {"x": 1}).fact(5, 0, "origin-task-id", "3").task(
-        6, "middle"
-    ).commit()
+    run = records.run("2", origin="1").task(5, "start", {"x": 1}, origin="1/start/3")
+    run.task(6, "middle").commit()
 
     assert "Flow/1" == Run("Flow/2").origin_pathspec
     assert "Flow/1/start" == Step("Flow/2/start").origin_pathspec

@@ -1,0 +1,86 @@
+"""`resume`: a new run that takes over what another one has finished."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aflow.cli.options import flag, option, run_options
+from aflow.cli.run import run
+from aflow.cli.session import Session
+from aflow.errors import InvalidInput, InvalidName, NotFound
+from aflow.ids import run_id as checked_run_id
+
+if TYPE_CHECKING:
+    from aflow.config import Settings
+    from aflow.flow.definition import FlowDefinition
+
+_NOT_OURS = ("namespace",)
+
+
+def resume_parameters() -> list[click.Parameter]:
+    """The argument and the options of `resume`: those of `run`, and which run to resume."""
+    return [
+        click.Argument(["step_to_rerun"], required=False, metavar="[STEP_TO_RERUN]"),
+        option(
+            "--origin-run-id",
+            metavar="RUN",
+            help="The run to resume.  [default: the latest run of the flow]",
+        ),
+        flag("--rerun-missing", help="Run tasks again whose artifacts are not in the store."),
+        *(each for each in run_options() if each.name not in _NOT_OURS),
+        option("--run-id", hidden=True, help="The new run's id, which is no number."),
+        option("--resume-identifier", hidden=True, help="Accepted, unused."),
+    ]
+
+
+def resume(
+    session: Session,
+    step_to_rerun: str | None,
+    origin_run_id: str | None,
+    rerun_missing: bool,
+    run_id: str | None,
+    resume_identifier: str | None,
+    **values: Any,
+) -> int:
+    """`resume`: the exit code."""
+
+    def origin(definition: FlowDefinition, settings: Settings) -> dict[str, Any]:
+        if step_to_rerun is not None and step_to_rerun not in definition.steps:
+            raise InvalidInput(
+                f"{definition.name} has no step {step_to_rerun!r} to run again; its steps are: "
+                f"{', '.join(definition.steps)}."
+            )
+        return {
+            "origin_run": origin_run_id or _latest(definition.name, settings),
+            "rerun_step": step_to_rerun,
+            "rerun_missing": rerun_missing,
+            "run_id": _checked(run_id),
+        }
+
+    return run(session, {}, origin=origin, **values)
+
+
+def _latest(flow: str, settings: Settings) -> str:
+    """The latest run of the flow: what one has just seen fail."""
+    from aflow import backends
+
+    url = settings.metadata_url
+    if settings.root.exists():
+        metadata = backends.open_metadata(url)
+        try:
+            runs = metadata.runs(flow, limit=1)
+        finally:
+            metadata.close()
+        if runs:
+            return runs[0].run
+    raise NotFound(f"There is no run of {flow} to resume in {url}. Start one with the command run.")
+
+
+def _checked(run_id: str | None) -> str | None:
+    if run_id is None:
+        return None
+    if run_id.isdigit():
+        raise InvalidName(f"{run_id!r} cannot be given as a run's id: it must not be a number.")
+    return checked_run_id(run_id)

@@ -1,0 +1,7 @@
+-- Tasks that were not run but taken over: from the origin of a resumed run, or from any run whose
+-- task had the same cache key.
+
+ALTER TABLE tasks ADD COLUMN origin TEXT NOT NULL DEFAULT '';  -- run/step/task, of the same flow
+ALTER TABLE tasks ADD COLUMN cache_key BLOB;
+
+CREATE INDEX tasks_by_cache_key ON tasks (cache_key) WHERE cache_key IS NOT NULL;

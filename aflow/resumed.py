@@ -1,0 +1,182 @@
+"""Resuming: a new run takes over what another run of the flow has finished.
+
+A task takes over the result of the task that stood in its place in the origin: same step, same
+inputs, same item of the same foreach. So nothing is taken over whose inputs were computed anew,
+and where the graph has changed the run goes on with what is left to do. Blobs are shared by key;
+only manifests are written again, with the numbers that the tasks have in the new run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from aflow.errors import InvalidInput
+from aflow.flow.graph import Graph, Kind
+from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
+from aflow.precedents import Precedent
+from aflow.scheduler.codec import encode_inputs
+from aflow.scheduler.messages import (
+    FromBranches,
+    FromForeach,
+    FromTask,
+    Inputs,
+    LaunchAttempt,
+    Transition,
+)
+from aflow.scheduler.states import TaskState
+from aflow.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.storage.blobs import BlobStore
+
+Place = tuple[str, bytes, int | None]
+"""Step, inputs and index of a task, with the numbers of the origin: no two tasks share it."""
+
+
+class Finished:
+    """What the origin has finished: the manifest of each task by its place."""
+
+    def __init__(self, views: Iterable[TaskView]) -> None:
+        self.tasks: dict[Place, tuple[int, bytes]] = {}
+        self.parameters = b""
+        for view in views:
+            manifest = view.attempt.manifest if view.attempt is not None else None
+            if view.state is not TaskState.SUCCEEDED or manifest is None:
+                continue
+            if view.task.step == PARAMETERS_STEP:
+                self.parameters = manifest
+            else:
+                place = (view.task.step, view.task.inputs, view.task.index)
+                self.tasks[place] = (view.task.task, manifest)
+
+    def leave_out(self, steps: Collection[str], tasks: Collection[int]) -> None:
+        """Forget the tasks of these steps, and these tasks: they are to run again."""
+        self.tasks = {
+            place: found
+            for place, found in self.tasks.items()
+            if place[0] not in steps and found[0] not in tasks
+        }
+
+
+class ResumedRun:
+    """The precedents of a run that resumes `origin`."""
+
+    def __init__(self, origin: str, finished: Finished, graph: Graph) -> None:
+        self._origin = origin
+        self._finished = finished.tasks
+        self._graph = graph
+        self._origin_of = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
+        self._number_in: dict[int, int] = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
+        self._renewed: set[int] = set()  # splits of which some task was not taken over
+
+    def find(self, launch: LaunchAttempt) -> Precedent | None:
+        """The result of the task in the same place of the origin."""
+        inputs = self._in_origin(launch.inputs)
+        found = None
+        if inputs is not None:
+            found = self._finished.get((launch.step, encode_inputs(inputs), launch.index))
+        precedent = None if found is None else self._take_over(launch, *found)
+        if precedent is None and launch.split is not None:
+            self._renewed.add(launch.split)
+        return precedent
+
+    def _take_over(self, launch: LaunchAttempt, task: int, data: bytes) -> Precedent | None:
+        manifest = Manifest.decode(data)
+        transition = Transition(*manifest.transition)
+        if not fits(self._graph, launch.step, transition):
+            return None
+        self._origin_of[launch.task] = task
+        self._number_in[task] = launch.task
+        renumber(manifest, self._number_in)
+        origin = f"{self._origin}/{launch.step}/{task}"
+        return Precedent(origin, manifest.encode(), transition)
+
+    def _in_origin(self, inputs: Inputs) -> Inputs | None:
+        """The inputs with the origin's numbers; None where one of them was computed anew."""
+        origin_of = self._origin_of
+        if type(inputs) is FromTask:
+            task = origin_of.get(inputs.task)
+            return None if task is None else FromTask(task)
+        if type(inputs) is FromBranches:
+            tasks = tuple(origin_of[task] for task in inputs.tasks if task in origin_of)
+            return FromBranches(tasks) if len(tasks) == len(inputs.tasks) else None
+        if type(inputs) is FromForeach:
+            split = origin_of.get(inputs.split)
+            if split is None or inputs.split in self._renewed:
+                return None
+            return FromForeach(split, inputs.steps, inputs.count)
+        return inputs
+
+    def cache_key(self, task: int) -> bytes | None:
+        """None: a resumed run finds tasks by their places."""
+        return None
+
+    def settled(self, task: int, manifest: bytes) -> None:
+        """Nothing has to be known of tasks that ran."""
+
+
+def renumber(manifest: Manifest, number_in: Mapping[int, int]) -> None:
+    """Let a manifest refer to tasks by the numbers that they have in another run."""
+    manifest.inherited = {number_in[task]: names for task, names in manifest.inherited.items()}
+    manifest.stack = tuple(frame._replace(split=number_in[frame.split]) for frame in manifest.stack)
+
+
+def fits(graph: Graph, step: str, transition: Transition) -> bool:
+    """Whether the step, as the flow has it now, may have gone on like this."""
+    node = graph.nodes.get(step)
+    if node is None:
+        return False
+    if node.kind is Kind.SWITCH:
+        return len(transition.steps) == 1 and transition.steps[0] in node.next
+    counted = node.kind in (Kind.FOREACH, Kind.PARALLEL)
+    return tuple(transition.steps) == node.next and counted is (transition.count is not None)
+
+
+# ------------------------------------------------------------ before the run begins
+
+
+def finished_of(metadata: MetadataStore, origin: RunRecord, rerun: str | None) -> Finished:
+    """What the origin has finished, without the tasks of the step to run again."""
+    finished = Finished(metadata.tasks(origin.key))
+    if rerun is not None:
+        finished.leave_out({rerun}, ())
+    return finished
+
+
+def check_blobs(
+    finished: Finished, blobs: BlobStore, origin: RunRecord, *, leave_out: bool
+) -> list[str]:
+    """The tasks (`step/task`) with an artifact whose blob is not in the store any more.
+
+    With `leave_out` they are forgotten, to run again; else InvalidInput names the first blob and
+    what can be done.
+    """
+    there: dict[str, bool] = {}
+    missing: dict[int, str] = {}
+    for (step, _, _), (task, data) in finished.tasks.items():
+        for name, key in blobs_in(Manifest.decode(data)):
+            if key not in there:
+                there[key] = blobs.has(key)
+            if there[key]:
+                continue
+            if not leave_out:
+                raise InvalidInput(
+                    f"{origin.flow}/{origin.run} cannot be resumed as it is: blob {key} of "
+                    f"{name}, which task {step}/{task} left, is not in the store any more. Give "
+                    "--rerun-missing to run such tasks again."
+                )
+            missing[task] = f"{step}/{task}"
+    finished.leave_out((), missing)
+    return list(missing.values())
+
+
+def blobs_in(manifest: Manifest) -> Iterable[tuple[str, str]]:
+    """What each blob that the manifest itself refers to is of, and its key."""
+    for name, entry in manifest.artifacts.items():
+        for key, _ in entry.blobs:
+            yield f"artifact {name!r}", key
+    for segment in (manifest.items or (0,))[1:]:
+        if not isinstance(segment, bytes):
+            yield "the items of its foreach", segment[0]

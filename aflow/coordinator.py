@@ -13,32 +13,22 @@ and leaves no process, descriptor or temporary file behind. Several may live in 
 from __future__ import annotations
 
 import asyncio
-import platform
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from aflow import backends, ids, owner
+from aflow import backends
 from aflow.attempt import RunContext
 from aflow.clock import SystemClock
 from aflow.config import Durability, Isolation, RunOptions, Settings
+from aflow.creation import Creation, NewRun
 from aflow.driver import RunDriver, Watch
-from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.executors.process import GRACE, ProcessExecutor
 from aflow.executors.spawn import start_template
-from aflow.flow.parameters import ParameterContext, resolve
 from aflow.flow.spec import define
-from aflow.ids import PARAMETERS_STEP
 from aflow.metadata.base import RunRecord
 from aflow.notices import Notice, RunEnded
-from aflow.resumed import ResumedRun, check_blobs, finished_of
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.policy import policies_from
-from aflow.scheduler.states import RunState
-from aflow.storage.artifacts import ArtifactWriter
-from aflow.storage.blobs import BlobStore
-from aflow.storage.manifest import Manifest
-from aflow.version import __version__
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -46,8 +36,6 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
-    from aflow.precedents import Precedents
-    from aflow.resumed import Finished
     from aflow.storage.base import ObjectStore
 
 LEFTOVERS = 86400.0  # seconds after which what a dead writer has left in the store is removed
@@ -141,6 +129,9 @@ class Coordinator:
             if isinstance(metadata, str)
             else metadata
         )
+        self._creation = Creation(
+            self._records, self._store, self._durability, self._user, self._clock
+        )
 
     async def __aexit__(self, *exc: object) -> None:
         """Stop all runs that are still going on, and let go of everything."""
@@ -166,138 +157,24 @@ class Coordinator:
         one); without it one is started."""
         options = options or RunOptions(max_workers=self._max_workers, isolation=self._isolation)
         definition = define(flow) if isinstance(flow, type) else flow
-        origin = await asyncio.to_thread(self._origin, definition, options)
         given = options.parameters | parameters
-        values = self._values(definition, given, origin)
-        record, manifest = await asyncio.to_thread(
-            self._create, definition, options, values, origin
-        )
-        precedents: Precedents | None = None
-        if origin is not None:
-            assert options.origin_run is not None, "an origin has a name"
-            precedents = ResumedRun(options.origin_run, origin, definition.graph)
+        new = await asyncio.to_thread(self._creation.create, definition, options, given)
         listeners: list[Watch] = [] if watch is None else [watch]
-        driver = self._driver(
-            definition, options, record, manifest, template, listeners, precedents
-        )
-        handle = RunHandle(record, driver, listeners)
+        driver = self._driver(definition, options, new, template, listeners)
+        handle = RunHandle(new.record, driver, listeners)
         # The run outlives this call; __aexit__ waits for it, so that no task outlives its block.
         handle.task = asyncio.get_running_loop().create_task(driver.run())
         self._runs.add(handle)
         handle.task.add_done_callback(lambda _: self._runs.discard(handle))
         return handle
 
-    def _origin(self, definition: FlowDefinition, options: RunOptions) -> Finished | None:
-        """What the run to resume has finished; None where no run is resumed.
-
-        Raises NotFound where there is no such run, InvalidInput where it cannot be resumed.
-        """
-        if options.origin_run is None:
-            return None
-        flow, run = definition.name, ids.run_id(options.origin_run)
-        origin = self._records.run(flow, run)
-        if origin is None:
-            raise NotFound(f"There is no run {flow}/{run} to resume in {self._records.url}.")
-        driven_by = origin.settings.get("owner")
-        if origin.state is RunState.RUNNING and owner.is_alive(
-            driven_by, origin.heartbeat_at, self._clock.now()
-        ):
-            raise InvalidInput(
-                f"{flow}/{run} is still running: wait until it has ended, or stop it, before it "
-                "is resumed."
-            )
-        if options.rerun_step is not None and options.rerun_step not in definition.steps:
-            raise InvalidInput(
-                f"{flow} has no step {options.rerun_step!r} to run again; its steps are: "
-                f"{', '.join(definition.steps)}."
-            )
-        finished = finished_of(self._records, origin, options.rerun_step)
-        blobs = BlobStore(self._store)
-        check_blobs(finished, blobs, origin, leave_out=options.rerun_missing)
-        return finished
-
-    def _values(
-        self, definition: FlowDefinition, given: Mapping[str, Any], origin: Finished | None
-    ) -> dict[str, Any]:
-        """The values of the parameters; of a resumed run those alone that its origin has not."""
-        if origin is not None:
-            there = Manifest.decode(origin.parameters).artifacts
-            new = {name: each for name, each in definition.parameters.items() if name not in there}
-            definition = replace(definition, parameters=new)
-
-        def context(name: str) -> ParameterContext:
-            return ParameterContext(definition.name, self._user, name, print, "local", {})
-
-        return resolve(definition, given, context)
-
-    def _create(
-        self,
-        definition: FlowDefinition,
-        options: RunOptions,
-        values: Mapping[str, Any],
-        origin: Finished | None,
-    ) -> tuple[RunRecord, bytes]:
-        writer = ArtifactWriter(BlobStore(self._store, self._durability == "power"))
-        manifest = Manifest(step=PARAMETERS_STEP)
-        if origin is not None:
-            manifest.artifacts = dict(Manifest.decode(origin.parameters).artifacts)
-        for name, value in {**definition.constants, **values}.items():
-            manifest.artifacts[name] = writer.save(name, value)
-        encoded = manifest.encode()
-        now = self._clock.now()
-        if options.run_id is not None:
-            record = self._record(definition, options, ids.run_id(options.run_id), now)
-            return self._records.create_run(record, encoded), encoded
-        for number in range(1000):
-            record = self._record(definition, options, str(int(now * 1e6) + number), now)
-            try:
-                return self._records.create_run(record, encoded), encoded
-            except VersionConflict:  # another run began in the same microsecond
-                continue
-        raise AflowError("No free run id was found: a thousand runs began in this millisecond.")
-
-    def _record(
-        self, definition: FlowDefinition, options: RunOptions, run: str, now: float
-    ) -> RunRecord:
-        return RunRecord(
-            key=0,
-            flow=definition.name,
-            run=run,
-            state=RunState.RUNNING,
-            user=self._user,
-            created_at=now,
-            finished_at=None,
-            version=0,
-            tags=tuple(sorted(options.tags)),
-            system_tags=(
-                f"aflow_version:{__version__}",
-                f"python_version:{platform.python_version()}",
-                "runtime:dev",
-                f"user:{self._user}",
-            ),
-            graph=definition.graph.as_dict(),
-            settings={
-                "storage": self._store.url,
-                "max_workers": options.max_workers,
-                "max_num_splits": options.max_num_splits,
-                "isolation": options.isolation,
-                "durability": self._durability,
-                "script": definition.file,
-                "parameters": list(definition.parameters),
-                "owner": owner.this_process(),
-            },
-            origin_run=options.origin_run,
-        )
-
     def _driver(
         self,
         definition: FlowDefinition,
         options: RunOptions,
-        record: RunRecord,
-        manifest: bytes,
+        new: NewRun,
         template: TemplateProcess | None,
         listeners: list[Watch],
-        precedents: Precedents | None,
     ) -> RunDriver:
         executor = ProcessExecutor(
             definition,
@@ -318,11 +195,11 @@ class Coordinator:
         )
         context = RunContext(
             definition.name,
-            record.run,
-            record.key,
+            new.record.run,
+            new.record.key,
             self._user,
             f"user:{self._user}" if options.namespace is None else options.namespace or None,
-            record.tags,
+            new.record.tags,
             self._store.url,
             self._records.url,
             self._durability,
@@ -336,14 +213,14 @@ class Coordinator:
 
         return RunDriver(
             machine,
-            record,
+            new.record,
             context,
             self._records,
             self._store,
             executor,
             self._clock,
-            parameters=manifest,
+            parameters=new.parameters,
             max_log_size=options.max_log_size,
             watch=tell,
-            precedents=precedents,
+            precedents=new.precedents,
         )

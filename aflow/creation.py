@@ -1,0 +1,173 @@
+"""A run before its first task: its parameters, its record, and what it need not compute again."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow import ids, owner
+from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
+from aflow.flow.parameters import ParameterContext, resolve
+from aflow.ids import PARAMETERS_STEP
+from aflow.metadata.base import RunRecord
+from aflow.resumed import ResumedRun, check_blobs, finished_of
+from aflow.scheduler.states import RunState
+from aflow.storage.artifacts import ArtifactWriter
+from aflow.storage.blobs import BlobStore
+from aflow.storage.manifest import Manifest
+from aflow.version import __version__
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.config import Durability, RunOptions
+    from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import MetadataStore
+    from aflow.precedents import Precedents
+    from aflow.resumed import Finished
+    from aflow.storage.base import ObjectStore
+
+
+class NewRun(NamedTuple):
+    """A run that is recorded, and has not begun. `parameters` is the manifest of its task 0."""
+
+    record: RunRecord
+    parameters: bytes
+    precedents: Precedents | None
+
+
+class Creation:
+    """Creates runs in one place, for one user. All calls block."""
+
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        store: ObjectStore,
+        durability: Durability,
+        user: str,
+        clock: Clock,
+    ) -> None:
+        self._metadata = metadata
+        self._store = store
+        self._durability = durability
+        self._user = user
+        self._clock = clock
+
+    def create(
+        self, definition: FlowDefinition, options: RunOptions, given: Mapping[str, Any]
+    ) -> NewRun:
+        """Record a new run of the flow. Raises InvalidParameter, NotFound and InvalidInput (for a
+        run that cannot be resumed), StorageError and MetadataError; nothing is recorded then."""
+        origin = self._origin(definition, options)
+        values = self._values(definition, given, origin)
+        parameters = self._parameters(definition, values, origin).encode()
+        record = self._recorded(definition, options, parameters)
+        precedents = None
+        if origin is not None:
+            assert options.origin_run is not None, "an origin has a name"
+            precedents = ResumedRun(options.origin_run, origin, definition.graph)
+        return NewRun(record, parameters, precedents)
+
+    def _origin(self, definition: FlowDefinition, options: RunOptions) -> Finished | None:
+        """What the run to resume has finished; None where no run is resumed.
+
+        Raises NotFound where there is no such run, InvalidInput where it cannot be resumed.
+        """
+        if options.origin_run is None:
+            return None
+        flow, run = definition.name, ids.run_id(options.origin_run)
+        origin = self._metadata.run(flow, run)
+        if origin is None:
+            raise NotFound(f"There is no run {flow}/{run} to resume in {self._metadata.url}.")
+        driven_by = origin.settings.get("owner")
+        if origin.state is RunState.RUNNING and owner.is_alive(
+            driven_by, origin.heartbeat_at, self._clock.now()
+        ):
+            raise InvalidInput(
+                f"{flow}/{run} is still running: wait until it has ended, or stop it, before it "
+                "is resumed."
+            )
+        if options.rerun_step is not None and options.rerun_step not in definition.steps:
+            raise InvalidInput(
+                f"{flow} has no step {options.rerun_step!r} to run again; its steps are: "
+                f"{', '.join(definition.steps)}."
+            )
+        finished = finished_of(self._metadata, origin, options.rerun_step)
+        blobs = BlobStore(self._store)
+        check_blobs(finished, blobs, origin, leave_out=options.rerun_missing)
+        return finished
+
+    def _values(
+        self, definition: FlowDefinition, given: Mapping[str, Any], origin: Finished | None
+    ) -> dict[str, Any]:
+        """The values of the parameters; of a resumed run those alone that its origin has not."""
+        if origin is not None:
+            there = Manifest.decode(origin.parameters).artifacts
+            new = {name: each for name, each in definition.parameters.items() if name not in there}
+            definition = replace(definition, parameters=new)
+
+        def context(name: str) -> ParameterContext:
+            return ParameterContext(definition.name, self._user, name, print, "local", {})
+
+        return resolve(definition, given, context)
+
+    def _parameters(
+        self, definition: FlowDefinition, values: Mapping[str, Any], origin: Finished | None
+    ) -> Manifest:
+        """What task 0 leaves: the flow's constants, and the values of its parameters."""
+        writer = ArtifactWriter(BlobStore(self._store, self._durability == "power"))
+        manifest = Manifest(step=PARAMETERS_STEP)
+        if origin is not None:
+            manifest.artifacts = dict(Manifest.decode(origin.parameters).artifacts)
+        for name, value in {**definition.constants, **values}.items():
+            manifest.artifacts[name] = writer.save(name, value)
+        return manifest
+
+    def _recorded(
+        self, definition: FlowDefinition, options: RunOptions, parameters: bytes
+    ) -> RunRecord:
+        now = self._clock.now()
+        if options.run_id is not None:
+            record = self._record(definition, options, ids.run_id(options.run_id), now)
+            return self._metadata.create_run(record, parameters)
+        for number in range(1000):
+            record = self._record(definition, options, str(int(now * 1e6) + number), now)
+            try:
+                return self._metadata.create_run(record, parameters)
+            except VersionConflict:  # another run began in the same microsecond
+                continue
+        raise AflowError("No free run id was found: a thousand runs began in this millisecond.")
+
+    def _record(
+        self, definition: FlowDefinition, options: RunOptions, run: str, now: float
+    ) -> RunRecord:
+        return RunRecord(
+            key=0,
+            flow=definition.name,
+            run=run,
+            state=RunState.RUNNING,
+            user=self._user,
+            created_at=now,
+            finished_at=None,
+            version=0,
+            tags=tuple(sorted(options.tags)),
+            system_tags=(
+                f"aflow_version:{__version__}",
+                f"python_version:{platform.python_version()}",
+                "runtime:dev",
+                f"user:{self._user}",
+            ),
+            graph=definition.graph.as_dict(),
+            settings={
+                "storage": self._store.url,
+                "max_workers": options.max_workers,
+                "max_num_splits": options.max_num_splits,
+                "isolation": options.isolation,
+                "durability": self._durability,
+                "script": definition.file,
+                "parameters": list(definition.parameters),
+                "owner": owner.this_process(),
+            },
+            origin_run=options.origin_run,
+        )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from aflow.coordinator import Coordinator
     from aflow.flow.current import current
-    from aflow.flow.decorators import catch, environment, resources, retry, timeout
+    from aflow.flow.decorators import cache, catch, environment, resources, retry, timeout
     from aflow.flow.parameters import JSONType, Parameter
     from aflow.flow.spec import FlowSpec, step
     from aflow.version import __version__
@@ -50,6 +50,7 @@ __all__ = [
     "Step",
     "Task",
     "__version__",
+    "cache",
     "catch",
     "current",
     "default_metadata",
@@ -73,7 +74,7 @@ _HOMES = {
     ),
     "aflow.coordinator": "Coordinator",
     "aflow.flow.current": "current",
-    "aflow.flow.decorators": "catch environment resources retry timeout",
+    "aflow.flow.decorators": "cache catch environment resources retry timeout",
     "aflow.flow.parameters": "JSONType Parameter",
     "aflow.flow.spec": "FlowSpec step",
     "aflow.version": "__version__",

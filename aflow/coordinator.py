@@ -223,4 +223,5 @@ class Coordinator:
             max_log_size=options.max_log_size,
             watch=tell,
             precedents=new.precedents,
+            facts=(new.facts,),
         )

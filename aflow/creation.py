@@ -8,10 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import ids, owner
+from aflow.caching.code import code_of
+from aflow.caching.tasks import CachedTasks, cached_steps
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.ids import PARAMETERS_STEP
 from aflow.metadata.base import RunRecord
+from aflow.precedents import InTurn
 from aflow.resumed import ResumedRun, check_blobs, finished_of
 from aflow.scheduler.states import RunState
 from aflow.storage.artifacts import ArtifactWriter
@@ -20,20 +23,31 @@ from aflow.storage.manifest import Manifest
 from aflow.version import __version__
 
 if TYPE_CHECKING:
+    from aflow.caching.code import Code
     from aflow.clock import Clock
     from aflow.config import Durability, RunOptions
     from aflow.flow.definition import FlowDefinition
-    from aflow.metadata.base import MetadataStore
+    from aflow.metadata.base import MetadataRecord, MetadataStore
     from aflow.precedents import Precedents
     from aflow.resumed import Finished
     from aflow.storage.base import ObjectStore
 
 
+class Plan(NamedTuple):
+    """What a run begins with. `parameters` is the manifest of its task 0."""
+
+    parameters: bytes
+    code: Code
+    precedents: Precedents | None
+
+
 class NewRun(NamedTuple):
-    """A run that is recorded, and has not begun. `parameters` is the manifest of its task 0."""
+    """A run that is recorded, and has not begun. `facts` are about its code, and are still to be
+    recorded."""
 
     record: RunRecord
     parameters: bytes
+    facts: MetadataRecord
     precedents: Precedents | None
 
 
@@ -59,15 +73,45 @@ class Creation:
     ) -> NewRun:
         """Record a new run of the flow. Raises InvalidParameter, NotFound and InvalidInput (for a
         run that cannot be resumed), StorageError and MetadataError; nothing is recorded then."""
+        plan = self.plan(definition, options, given, self._store)
+        record = self._recorded(definition, options, plan.parameters)
+        facts = plan.code.record(self._clock.now())
+        return NewRun(record, plan.parameters, facts, plan.precedents)
+
+    def plan(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        given: Mapping[str, Any],
+        store: ObjectStore,
+    ) -> Plan:
+        """What a run would begin with. Its parameters are stored in `store`, nothing is recorded.
+        Raises what `create` raises."""
         origin = self._origin(definition, options)
         values = self._values(definition, given, origin)
-        parameters = self._parameters(definition, values, origin).encode()
-        record = self._recorded(definition, options, parameters)
-        precedents = None
+        parameters = self._parameters(definition, values, origin, store).encode()
+        code = code_of(definition)
+        precedents = self._precedents(definition, options, origin, code, parameters)
+        return Plan(parameters, code, precedents)
+
+    def _precedents(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        origin: Finished | None,
+        code: Code,
+        parameters: bytes,
+    ) -> Precedents | None:
+        """Who knows results that the run need not compute; None where nobody does."""
+        known: list[Precedents] = []
         if origin is not None:
             assert options.origin_run is not None, "an origin has a name"
-            precedents = ResumedRun(options.origin_run, origin, definition.graph)
-        return NewRun(record, parameters, precedents)
+            known.append(ResumedRun(options.origin_run, origin, definition.graph))
+        steps = cached_steps(definition)
+        if steps:
+            blobs = BlobStore(self._store)
+            known.append(CachedTasks(definition, steps, code, self._metadata, blobs, parameters))
+        return InTurn(*known) if len(known) > 1 else next(iter(known), None)
 
     def _origin(self, definition: FlowDefinition, options: RunOptions) -> Finished | None:
         """What the run to resume has finished; None where no run is resumed.
@@ -113,10 +157,14 @@ class Creation:
         return resolve(definition, given, context)
 
     def _parameters(
-        self, definition: FlowDefinition, values: Mapping[str, Any], origin: Finished | None
+        self,
+        definition: FlowDefinition,
+        values: Mapping[str, Any],
+        origin: Finished | None,
+        store: ObjectStore,
     ) -> Manifest:
         """What task 0 leaves: the flow's constants, and the values of its parameters."""
-        writer = ArtifactWriter(BlobStore(self._store, self._durability == "power"))
+        writer = ArtifactWriter(BlobStore(store, self._durability == "power"))
         manifest = Manifest(step=PARAMETERS_STEP)
         if origin is not None:
             manifest.artifacts = dict(Manifest.decode(origin.parameters).artifacts)

@@ -54,7 +54,7 @@ from aflow.scheduler.states import AttemptState, RunState
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.executors.base import Executor, Usage
-    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.metadata.base import MetadataRecord, MetadataStore, RunRecord
     from aflow.precedents import Precedent, Precedents
     from aflow.scheduler.machine import RunMachine
     from aflow.storage.base import ObjectStore
@@ -99,6 +99,7 @@ class RunDriver:
     """One run, from its first task to its end. `run` may be awaited once.
 
     `watch` is called with the notices of one turn of the event loop; what it raises stops the run.
+    `facts` are recorded with the first commit.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class RunDriver:
         max_log_size: int,
         watch: Watch | None = None,
         precedents: Precedents | None = None,
+        facts: Sequence[MetadataRecord] = (),
     ) -> None:
         self._machine = machine
         self._run = run
@@ -127,6 +129,7 @@ class RunDriver:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[RunEnded] = self._loop.create_future()
         self._commits = GroupCommit(metadata, run.key, run.version, self._committed, self._broken)
+        self._commits.pending.metadata += facts
         self._logs = AttemptLogs(store, run.flow, run.run, max_log_size, self._chunk_stored)
         self._handover = Handover(parameters)
         self._live: dict[tuple[int, int], LiveAttempt] = {}

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from aflow.errors import InvalidInput
-from aflow.flow.graph import Graph, Kind
+from aflow.flow.graph import Graph
 from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
-from aflow.precedents import Precedent
+from aflow.precedents import Precedent, blobs_in, fits
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import (
     FromBranches,
@@ -123,17 +123,6 @@ def renumber(manifest: Manifest, number_in: Mapping[int, int]) -> None:
     manifest.stack = tuple(frame._replace(split=number_in[frame.split]) for frame in manifest.stack)
 
 
-def fits(graph: Graph, step: str, transition: Transition) -> bool:
-    """Whether the step, as the flow has it now, may have gone on like this."""
-    node = graph.nodes.get(step)
-    if node is None:
-        return False
-    if node.kind is Kind.SWITCH:
-        return len(transition.steps) == 1 and transition.steps[0] in node.next
-    counted = node.kind in (Kind.FOREACH, Kind.PARALLEL)
-    return tuple(transition.steps) == node.next and counted is (transition.count is not None)
-
-
 # ------------------------------------------------------------ before the run begins
 
 
@@ -170,13 +159,3 @@ def check_blobs(
             missing[task] = f"{step}/{task}"
     finished.leave_out((), missing)
     return list(missing.values())
-
-
-def blobs_in(manifest: Manifest) -> Iterable[tuple[str, str]]:
-    """What each blob that the manifest itself refers to is of, and its key."""
-    for name, entry in manifest.artifacts.items():
-        for key, _ in entry.blobs:
-            yield f"artifact {name!r}", key
-    for segment in (manifest.items or (0,))[1:]:
-        if not isinstance(segment, bytes):
-            yield "the items of its foreach", segment[0]

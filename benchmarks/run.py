@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import cases, kernels
+from benchmarks import again, cases, kernels
 from benchmarks.measure import Bench
 from benchmarks.rows import Row, save, table
 
@@ -27,6 +27,9 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "async": cases.coroutines,
     "lines": cases.lines,
     "array": cases.array,
+    "resume": again.resume,
+    "cached": again.cached,
+    "beginnings": again.beginnings,
     "machine": kernels.machine,
     "artifacts": kernels.artifacts,
 }

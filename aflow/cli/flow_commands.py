@@ -23,6 +23,7 @@ COMMANDS = {
     "show": "Show the steps, what they say of themselves and who leads where.",
     "dump": "Show the artifacts of tasks.",
     "logs": "Show what tasks have printed.",
+    "explain": "Say why tasks ran, or did not.",
     "output-dot": "Write the graph for graphviz.",
     "output-raw": "Write the graph as text, or as JSON.",
     "version": "Show the version of aflow.",
@@ -166,6 +167,12 @@ def _logs(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     return logs_parameters(), logs
 
 
+def _explain(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.explain import explain, explain_parameters
+
+    return explain_parameters(), explain
+
+
 def _version(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     return [], lambda session: click.echo(f"aflow {__version__}")
 
@@ -185,6 +192,7 @@ _MAKERS: dict[str, Maker] = {
     "show": _show,
     "dump": _dump,
     "logs": _logs,
+    "explain": _explain,
     "output-dot": _dot,
     "output-raw": _raw,
     "version": _version,

@@ -3,7 +3,7 @@
 aflow COMMAND flow.py[:Name] [options in any place]
 aflow flow.py[:Name] [options] COMMAND [options]     the same
 python flow.py [options] COMMAND [options]           the same
-aflow dump|logs Flow/run/step                        no file is needed
+aflow dump|explain|logs Flow/run/step                      no file is needed
 aflow status | version | help
 """
 
@@ -46,7 +46,7 @@ Examples:
 """
 
 # What a pathspec alone can say.
-_NEED_NO_FILE = ("dump", "logs")
+_NEED_NO_FILE = ("dump", "explain", "logs")
 
 
 class Line(NamedTuple):

@@ -163,6 +163,8 @@ def run_options() -> list[Option]:
             **number,
         ),
         with_option(OPTIONS, "run_"),
+        flag("--cache", help="Use results of earlier runs where nothing has changed (see @cache)."),
+        flag("--dry-run", help="Only say which tasks would run, and why."),
         _file("--run-id-file", "Write the run's id to this file."),
         _file("--runner-attribute-file", "Write run id, flow and metadata to this file, as JSON."),
         option(

@@ -48,6 +48,8 @@ def run(
     isolation: str | None,
     runner_attribute_file: str | None,
     progress: bool,
+    cache: bool,
+    dry_run: bool,
     origin: Origin | None = None,
     **rest: Any,
 ) -> int:
@@ -62,9 +64,9 @@ def run(
     definition = session.define()
     with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
         _banner(session, definition, settings)
-        if not settings.root.exists():
+        if not settings.root.exists() and not dry_run:
             session.note(f"Creating local datastore in current directory ({settings.root})")
-        decospecs = _decospecs(session, settings)
+        decospecs = (*_decospecs(session, settings), *(("cache",) if cache else ()))
         definition = _with(definition, decospecs)
         check_graph(definition, session.note)
         if origin is None:
@@ -72,8 +74,13 @@ def run(
         else:
             values, rest = {}, {**rest, **origin(definition, settings)}
         options = _options(session, settings, decospecs, values, **rest)
-        watch = _watch(definition, settings, progress, runner_attribute_file)
         code.finish(session.note)
+    if dry_run:
+        from aflow.cli import explain
+
+        explain.dry_run(definition, options, settings)
+        return 0
+    watch = _watch(definition, settings, progress, runner_attribute_file)
     from aflow import foreground  # what is only checked needs none of it
 
     ended, signum = foreground.run(definition, options, settings, watch)

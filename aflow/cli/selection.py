@@ -28,7 +28,7 @@ def tasks_of(session: Session, path: str, attempt: int | None = None) -> Iterato
     """
     from aflow import client
 
-    spec = _pathspec(session, path)
+    spec = pathspec(session, path)
     client.metadata(f"local@{session.settings().root}")
     client.namespace(None)  # who names a run exactly means it, whosever it is
     if spec.task is not None:
@@ -43,7 +43,9 @@ def tasks_of(session: Session, path: str, attempt: int | None = None) -> Iterato
             yield task if attempt is None else client.Task(task.pathspec, attempt=attempt)
 
 
-def _pathspec(session: Session, path: str) -> Pathspec:
+def pathspec(session: Session, path: str) -> Pathspec:
+    """The path, which names a run at least; raises InvalidName, and a usage error if it does
+    not."""
     flow = session.flow.__name__ if session.flow else None
     if flow is not None and not path.startswith(f"{flow}/"):
         path = f"{flow}/{path}"

@@ -5,7 +5,8 @@
     --with retry:times=2,seconds=10         on every step, from the command line (`attach`)
 
 What they say is carried out elsewhere: @retry and @catch by the scheduler and the runner,
-@timeout and @environment by the runner, @resources by executors that have resources to give.
+@timeout and @environment by the runner, @resources by executors that have resources to give,
+@cache before a task is launched.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class StepDecorator:
     """What all step decorators have in common: a name, and options that are checked when made."""
 
     name: ClassVar[str] = ""
+
+    def shapes_result(self) -> Mapping[str, object] | None:
+        """The options that the step's result may depend on, which the cache looks at; None where
+        the decorator makes no difference to it."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def _set(self, option: str, value: object) -> None:
         """Keep an option in its checked form (the value is frozen for everybody else)."""
@@ -73,6 +79,9 @@ class Retry(StepDecorator):
         self._number("minutes_between_retries")
         if self.seconds is not None:
             self._number("seconds")
+
+    def shapes_result(self) -> None:
+        """None: the result of a later attempt is as good."""
 
     @property
     def wait_seconds(self) -> float:
@@ -118,6 +127,9 @@ class Timeout(StepDecorator):
                 "@timeout needs a time above 0: give it seconds=, minutes= or hours=."
             )
 
+    def shapes_result(self) -> None:
+        """None: a step that is done was in time."""
+
     @property
     def total_seconds(self) -> float:
         """The whole time that an attempt may take, in seconds."""
@@ -148,6 +160,10 @@ class Environment(StepDecorator):
                 raise InvalidDecorator(f"@environment: the value of {key} has a NUL character.")
         self._set("vars", checked)
 
+    def shapes_result(self) -> Mapping[str, object]:
+        """The variables, by name."""
+        return self.vars
+
 
 @dataclass(frozen=True, slots=True)
 class Resources(StepDecorator):
@@ -170,9 +186,35 @@ class Resources(StepDecorator):
             if getattr(self, option) is not None:
                 self._number(option)
 
+    def shapes_result(self) -> None:
+        """None: more of them make it quicker, not different."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache(StepDecorator):
+    """Do not run a task again whose code, inputs and declared environment are those of a task that
+    has succeeded before: take its result.
+
+    With `enabled=False` the step always runs, under `run --cache`, too. Another `version` means
+    that what was computed before does not count any more.
+    """
+
+    name: ClassVar[str] = "cache"
+    enabled: bool = True
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.enabled, bool):
+            raise self._fault("enabled", "True or False")
+        self._set("version", str(self.version))
+
+    def shapes_result(self) -> Mapping[str, object] | None:
+        """The version, if there is one."""
+        return {"version": self.version} if self.version else None
+
 
 STEP_DECORATORS: dict[str, type[StepDecorator]] = {
-    each.name: each for each in (Catch, Environment, Resources, Retry, Timeout)
+    each.name: each for each in (Cache, Catch, Environment, Resources, Retry, Timeout)
 }
 
 
@@ -320,3 +362,12 @@ def resources(
 def resources(function: object = None, **options: Any) -> Any:
     """Say what the step needs; see Resources."""
     return _decorate("resources", function, options)
+
+
+@overload
+def cache(function: F) -> F: ...
+@overload
+def cache(*, enabled: bool = True, version: str = "") -> Callable[[F], F]: ...
+def cache(function: object = None, **options: Any) -> Any:
+    """Take the result of an earlier task where nothing has changed; see Cache."""
+    return _decorate("cache", function, options)

@@ -250,8 +250,8 @@ class MetadataStore(Protocol):
         of `steps` directly in the foreach that `split` opened, by index from `start` on."""
 
     def cached(self, flow: str, key: bytes) -> CachedTask | None:
-        """The latest task of the flow's runs that has this cache key and succeeded; None where
-        there is none."""
+        """The task of the flow's runs that has this cache key and succeeded; None where there is
+        none. Of several the latest that ran, before those that took a result over."""
 
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
         """All attempts of a task, oldest first."""

@@ -250,12 +250,11 @@ class SqliteMetadata:
         return self._all(statements("read")["split_manifests"], values)
 
     def cached(self, flow: str, key: bytes) -> CachedTask | None:
-        """The latest succeeded task of the flow with this cache key; see the port."""
+        """A succeeded task of the flow with this cache key; see the port."""
         found = self._all(statements("read")["cached"], (key, flow))
-        # An aggregate gives a row in any case, of nothing where nothing was found.
-        if not found or found[0][0] is None:
+        if not found:
             return None
-        run, step, task, run_key, _, manifest = found[0]
+        run, step, task, run_key, manifest = found[0]
         return CachedTask(f"{run}/{step}/{task}", run_key, task, manifest)
 
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:

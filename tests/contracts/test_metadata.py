@@ -79,6 +79,18 @@ def run(store: MetadataStore) -> RunRecord:
 # ------------------------------------------------------------------ what was computed before
 
 
+def test_a_task_that_ran_is_found_before_those_that_took_its_result_over(
+    store: MetadataStore,
+) -> None:
+    for name, origin in (("1", ""), ("2", "1/work/7"), ("3", "1/work/7")):
+        made = store.create_run(a_run(run=name), b"parameters")
+        task = TaskRecord(7, "work", 200.0, origin=origin, cache_key=b"k")
+        store.commit(made.key, 0, Batch(tasks=[task], attempts=[succeeded(7)]))
+    found = store.cached("Flow", b"k")
+    assert found is not None
+    assert "1/work/7" == found.pathspec
+
+
 def test_the_latest_task_that_succeeded_with_a_cache_key_is_found(store: MetadataStore) -> None:
     keys = []
     for number, name in enumerate(("1", "2", "3")):

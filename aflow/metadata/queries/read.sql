@@ -80,13 +80,14 @@ SELECT task, attempt, state, started_at, finished_at, reason, manifest, log, log
 FROM attempts WHERE run_key = ? AND task = ? ORDER BY attempt
 
 -- name: cached
--- Of several tasks with the key, the latest one that succeeded.
-SELECT runs.run, t.step, t.task, t.run_key, max(t.created_at), a.manifest FROM tasks t
+-- Of several tasks with the key that succeeded, the latest that ran; else the latest of all.
+SELECT runs.run, t.step, t.task, t.run_key, a.manifest FROM tasks t
 JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
 JOIN runs ON runs.key = t.run_key
 WHERE t.cache_key = ?1 AND runs.flow = ?2 AND a.state = 'succeeded' AND a.manifest IS NOT NULL
+ORDER BY t.origin = '' DESC, t.run_key DESC LIMIT 1
 
 -- name: metadata
 SELECT task, attempt, field, value, type, created_at FROM metadata

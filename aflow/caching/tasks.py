@@ -1,0 +1,203 @@
+"""The cache: a task whose code, inputs, parameters and environment are those of a task that has
+succeeded before is not run again.
+
+The key of a task is the digest of the fingerprint of its step (`fingerprint.py`), of its declared
+environment (`code.py`), of what its input tasks left (names and digests of all artifacts that it
+can read, among them the parameters and constants), and of its item and its place in a foreach. What
+the step reads from elsewhere (files, a clock, the network) is not seen: such a step is not to be
+cached.
+
+What a cached task set itself is shared by key; what it passes on is passed on from the tasks of
+this run, which left the same.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgpack
+
+from aflow.ids import PARAMETERS_TASK
+from aflow.precedents import Precedent, blobs_in, fits
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, LaunchAttempt, Transition
+from aflow.storage.artifacts import digest
+from aflow.storage.blobs import digest_of
+from aflow.storage.items import ItemReader
+from aflow.storage.manifest import ForeachFrame, Manifest
+
+if TYPE_CHECKING:
+    from aflow.caching.code import Code
+    from aflow.caching.fingerprint import Fingerprint
+    from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import CachedTask, MetadataStore
+    from aflow.storage.blobs import BlobStore
+
+_VERSION = 1
+
+
+class Left(NamedTuple):
+    """What a task of this run has left: digests of its own artifacts, the names that it passes on
+    by the task that set them, its foreach stack, and a digest of all of it together."""
+
+    own: dict[str, str]
+    inherited: dict[int, list[str]]
+    stack: tuple[ForeachFrame, ...]
+    content: str
+
+
+class CachedTasks:
+    """The precedents of a run that looks for what was computed before.
+
+    `steps` are those that may be taken from the cache, `code` is that of all steps.
+    """
+
+    def __init__(
+        self,
+        definition: FlowDefinition,
+        steps: Collection[str],
+        code: Code,
+        metadata: MetadataStore,
+        blobs: BlobStore,
+        parameters: bytes,
+    ) -> None:
+        self._flow = definition.name
+        self._graph = definition.graph
+        self._code = {
+            name: code_digest(code.steps[name], code.environments[name]) for name in steps
+        }
+        self._metadata = metadata
+        self._blobs = blobs
+        self._items = ItemReader(blobs, hold=True)
+        self._left: dict[int, Left] = {}
+        self._openers: dict[int, Manifest] = {}  # of the foreachs that are open
+        self._places: dict[int, tuple[int, str, int]] = {}  # live task -> split, step, index
+        self._branches: defaultdict[int, dict[tuple[str, int], int]] = defaultdict(dict)
+        self._keys: dict[int, bytes] = {}
+        self.settled(PARAMETERS_TASK, parameters)
+
+    # ------------------------------------------------------------ before a launch
+
+    def find(self, launch: LaunchAttempt) -> Precedent | None:
+        """The result of a task with the same key, if all its blobs are still there."""
+        if launch.split is not None and launch.index is not None:
+            self._places[launch.task] = (launch.split, launch.step, launch.index)
+        code = self._code.get(launch.step)
+        if code is None:
+            return None
+        inputs = self._contents(launch)
+        key = bytes.fromhex(_hash((_VERSION, launch.step, code, inputs, self._place(launch))))
+        self._keys[launch.task] = key
+        found = self._metadata.cached(self._flow, key)
+        return None if found is None else self._fit(found, launch)
+
+    def _contents(self, launch: LaunchAttempt) -> list[str]:
+        """Digests of what the input tasks have left."""
+        return [self._left[task].content for task in self._input_tasks(launch)]
+
+    def _input_tasks(self, launch: LaunchAttempt) -> list[int]:
+        inputs = launch.inputs
+        if type(inputs) is FromTask:
+            return [inputs.task]
+        if type(inputs) is FromBranches:
+            return list(inputs.tasks)
+        if type(inputs) is FromForeach:
+            return self._foreach_tasks(inputs)
+        return [int(PARAMETERS_TASK)]
+
+    def _foreach_tasks(self, inputs: FromForeach) -> list[int]:
+        """The input tasks in the order of the items: of each item the one that came last."""
+        branches = self._branches[inputs.split]
+        return [
+            max(branches[step, index] for step in inputs.steps if (step, index) in branches)
+            for index in range(inputs.count)
+        ]
+
+    def _place(self, launch: LaunchAttempt) -> tuple[int | None, str]:
+        """The index of the task and the digest of its item, where it opens one."""
+        if not launch.opens_index or launch.index is None or launch.split is None:
+            return launch.index, ""
+        items = self._openers[launch.split].items
+        if items is None:  # a gang has members, not items
+            return launch.index, str(launch.count)
+        return launch.index, digest_of([self._items.read(items, launch.index).body])
+
+    # ------------------------------------------------------------ what was found
+
+    def _fit(self, found: CachedTask, launch: LaunchAttempt) -> Precedent | None:
+        manifest = Manifest.decode(found.manifest)
+        keys = {key for _, key in blobs_in(manifest)}
+        if manifest.error is not None or not all(map(self._blobs.has, keys)):
+            return None
+        transition = Transition(*manifest.transition)
+        if not fits(self._graph, launch.step, transition):
+            return None
+        passed = set().union(*manifest.inherited.values())
+        manifest.inherited = self._owners(launch, passed)
+        manifest.stack = self._stack(launch, manifest)
+        return Precedent(found.pathspec, manifest.encode(), transition, cached=True)
+
+    def _owners(self, launch: LaunchAttempt, names: set[str]) -> dict[int, list[str]]:
+        """Which tasks of this run set what the task passes on."""
+        owners: defaultdict[int, list[str]] = defaultdict(list)
+        missing = set(names)
+        parameters = int(PARAMETERS_TASK)
+        for task in (*self._input_tasks(launch), parameters):
+            if not missing:
+                break
+            left = self._left[task]
+            for owner, there in ((task, left.own), *left.inherited.items()):
+                owners[owner] += sorted(missing.intersection(there))
+                missing.difference_update(there)
+        return {task: there for task, there in owners.items() if there}
+
+    def _stack(self, launch: LaunchAttempt, manifest: Manifest) -> tuple[ForeachFrame, ...]:
+        inputs = launch.inputs
+        if type(inputs) is FromForeach:
+            return self._left[inputs.split].stack
+        above = self._left[self._input_tasks(launch)[0]].stack
+        if not launch.opens_index or launch.split is None:
+            return above
+        return (*above, manifest.stack[-1]._replace(split=launch.split))
+
+    # ------------------------------------------------------------ after an end
+
+    def cache_key(self, task: int) -> bytes | None:
+        """The key that `find` has looked for."""
+        return self._keys.pop(task, None)
+
+    def settled(self, task: int, manifest: bytes) -> None:
+        """Note what the task has left, for the keys of those that follow."""
+        decoded = Manifest.decode(manifest)
+        own = {name: digest(entry) for name, entry in decoded.artifacts.items()}
+        everything = dict(own)
+        for owner, names in decoded.inherited.items():
+            everything.update((name, self._left[owner].own[name]) for name in names)
+        content = _hash(sorted(everything.items()))
+        self._left[task] = Left(own, decoded.inherited, decoded.stack, content)
+        if decoded.transition[2] is not None:
+            self._openers[task] = decoded
+        place = self._places.pop(task, None)
+        if place is not None:
+            split, step, index = place
+            self._branches[split][step, index] = task
+
+
+def cached_steps(definition: FlowDefinition) -> list[str]:
+    """The steps whose results may be taken from the cache."""
+    decorated = {name: step.decorator("cache") for name, step in definition.steps.items()}
+    if not any(decorated.values()):
+        return []  # most flows need not import the decorators for this
+    from aflow.flow.decorators import Cache
+
+    return [name for name, each in decorated.items() if isinstance(each, Cache) and each.enabled]
+
+
+def code_digest(fingerprint: Fingerprint, environment: Mapping[str, str]) -> str:
+    """One digest for all that a step's result depends on beside its inputs."""
+    return _hash((sorted(fingerprint.items()), sorted(environment.items())))
+
+
+def _hash(value: Iterable[object]) -> str:
+    return digest_of([msgpack.packb(value, unicode_errors="surrogatepass")])

@@ -1,0 +1,106 @@
+"""`explain`: why tasks ran, or did not; and `run --dry-run`, which says it before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from aflow.cli.selection import pathspec, pathspec_argument
+from aflow.cli.session import Session
+from aflow.errors import NotFound
+
+if TYPE_CHECKING:
+    from aflow.config import RunOptions, Settings
+    from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import MetadataStore
+
+_NAMED = 3  # tasks that are named where many share one line
+
+
+def explain_parameters() -> list[click.Parameter]:
+    """The argument of `explain`."""
+    return [pathspec_argument()]
+
+
+def explain(session: Session, path: str) -> None:
+    """Say of every task that the path means why it ran, or did not."""
+    from aflow import backends
+    from aflow.caching.explain import explain as explained
+    from aflow.storage.blobs import BlobStore
+
+    spec = pathspec(session, path)
+    settings = session.settings()
+    assert spec.run is not None, "a path without a run was refused"
+    with _metadata(settings) as metadata:
+        run = metadata.run(spec.flow, spec.run)
+        if run is None:
+            raise NotFound(f"There is no run {spec.flow}/{spec.run} in {metadata.url}.")
+        blobs = BlobStore(backends.open_store(settings.storage_url))
+        task = None if spec.task is None else int(spec.task)
+        found = [*explained(metadata, blobs, run, step=spec.step, task=task)]
+    if not found:
+        raise NotFound(f"There is no task {spec} in {settings.metadata_url}.")
+    for line in _grouped((each.step, each.pathspec, each.text) for each in found):
+        click.echo(line)
+
+
+def dry_run(definition: FlowDefinition, options: RunOptions, settings: Settings) -> None:
+    """Say which tasks a run with these options would run, and why; nothing is run or recorded."""
+    from aflow import backends
+    from aflow.clock import SystemClock
+    from aflow.creation import Creation
+    from aflow.dry_run import DryRun
+    from aflow.storage.blobs import BlobStore
+    from aflow.storage.memory import MemoryStore
+
+    with _metadata(settings) as metadata:
+        store = backends.open_store(settings.storage_url)
+        creation = Creation(metadata, store, settings.durability, settings.user, SystemClock())
+        plan = creation.plan(definition, options, options.parameters, MemoryStore())
+        blobs = BlobStore(store)
+        dry = DryRun(definition, plan, metadata, blobs, options)
+        forecasts = [*dry.forecasts()]
+    lines = ((each.step, _named(each.step, each.position), each.text) for each in forecasts)
+    for line in _grouped(lines):
+        click.echo(line)
+    for step in dry.unforeseen(each.step for each in forecasts):
+        click.echo(f"{step} depends on the results of those that would run")
+
+
+def _named(step: str, position: tuple[int, ...]) -> str:
+    return f"{step}[{']['.join(map(str, position))}]" if position else step
+
+
+@contextmanager
+def _metadata(settings: Settings) -> Iterator[MetadataStore]:
+    """The metadata, to be read; that of no run at all where nothing has run yet."""
+    import tempfile
+
+    from aflow import backends
+
+    if (settings.root / "metadata.db").exists():
+        metadata = backends.open_metadata(settings.metadata_url, read_only=True)
+        try:
+            yield metadata
+        finally:
+            metadata.close()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        metadata = backends.open_metadata(f"sqlite:///{folder}/metadata.db")
+        try:
+            yield metadata
+        finally:
+            metadata.close()
+
+
+def _grouped(lines: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """One line for all tasks of a step of which the same is to be said."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for step, name, text in lines:
+        groups.setdefault((step, text), []).append(name)
+    for (_, text), names in groups.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield f"{', '.join(names[:_NAMED])}{more} {text}"

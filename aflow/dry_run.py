@@ -1,0 +1,168 @@
+"""A run that is only thought through: which tasks would run, and why.
+
+The scheduler's machine is asked as in a real run; tasks whose results are known end at once, and
+all others are where it stops. What comes after those depends on what they would leave.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.caching.basis import basis_of
+from aflow.caching.explain import why
+from aflow.caching.history import History, Place, Places, item_value
+from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
+from aflow.inputs import Manifests
+from aflow.scheduler.machine import RunMachine
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    FromForeach,
+    FromTask,
+    LaunchAttempt,
+    Outcome,
+    RunStarted,
+)
+from aflow.scheduler.policy import policies_from
+from aflow.scheduler.states import AttemptState
+from aflow.storage.artifacts import ArtifactReader
+from aflow.storage.items import ItemReader
+from aflow.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from aflow.caching.basis import Basis, Value
+    from aflow.config import RunOptions
+    from aflow.creation import Plan
+    from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import MetadataStore
+    from aflow.precedents import Precedent
+    from aflow.scheduler.messages import Command
+    from aflow.storage.blobs import BlobStore
+
+AT_ONCE = 1 << 20  # tasks that may be live at once: none of them is started
+
+
+class Forecast(NamedTuple):
+    """What would become of one task: whether it would run, and in words why, or why not."""
+
+    step: str
+    position: tuple[int, ...]
+    runs: bool
+    text: str
+
+
+class Settled(Manifests):
+    """The manifests of tasks whose results are known."""
+
+    def __init__(self, parameters: bytes) -> None:
+        self._by_task = {int(PARAMETERS_TASK): Manifest.decode(parameters)}
+        self._in_split: dict[int, dict[int, tuple[int, str]]] = {}
+
+    def add(self, launch: LaunchAttempt, manifest: Manifest) -> None:
+        """Note what the task leaves."""
+        self._by_task[launch.task] = manifest
+        if launch.split is not None and launch.index is not None:
+            tasks = self._in_split.setdefault(launch.split, {})
+            tasks[launch.index] = (launch.task, launch.step)
+
+    def of(self, task: int) -> Manifest:
+        """The manifest of a task."""
+        return self._by_task[task]
+
+    def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
+        """All inputs of a foreach join, which are on one page."""
+        tasks = self._in_split.get(inputs.split, {})
+        return [
+            (index, task, step, self._by_task[task])
+            for index, (task, step) in sorted(tasks.items())
+            if index >= start
+        ]
+
+
+class DryRun:
+    """One simulated run of a flow."""
+
+    def __init__(
+        self,
+        definition: FlowDefinition,
+        plan: Plan,
+        metadata: MetadataStore,
+        blobs: BlobStore,
+        options: RunOptions,
+    ) -> None:
+        self._definition = definition
+        self._plan = plan
+        self._origin_run = options.origin_run
+        self._blobs = blobs
+        self._reader = ArtifactReader(blobs)
+        self._items = ItemReader(blobs, hold=True)
+        self._settled = Settled(plan.parameters)
+        self._history = History(metadata, blobs, metadata.runs(definition.name))
+        self._places = Places()
+        self._machine = RunMachine(
+            definition.graph,
+            policies_from(definition),
+            max_workers=AT_ONCE,
+            max_num_splits=options.max_num_splits,
+        )
+
+    def forecasts(self) -> Iterator[Forecast]:
+        """Every task that can be foreseen, in the order in which they would begin."""
+        commands = deque(self._machine.handle(RunStarted(), 0.0))
+        while commands:
+            command = commands.popleft()
+            if not isinstance(command, LaunchAttempt):
+                continue
+            precedents = self._plan.precedents
+            precedent = None if precedents is None else precedents.find(command)
+            yield self._forecast(command, precedent)
+            if precedent is not None:
+                commands += self._take_over(command, precedent)
+
+    def unforeseen(self, seen: Iterable[str]) -> list[str]:
+        """The steps that come after those that would run."""
+        known = {PARAMETERS_STEP, *seen}
+        return [step for step in self._definition.steps if step not in known]
+
+    def _forecast(self, launch: LaunchAttempt, precedent: Precedent | None) -> Forecast:
+        place = self._places.of(launch.task, launch.step, launch.split, launch.index)
+        if precedent is None:
+            return Forecast(
+                place.step, place.position, True, f"would run: {self._why(launch, place)}"
+            )
+        run = f"{self._definition.name}/{precedent.origin.split('/')[0]}"
+        known = f"nothing has changed since {run}" if precedent.cached else f"{run} has finished it"
+        return Forecast(place.step, place.position, False, f"would not run: {known}")
+
+    def _why(self, launch: LaunchAttempt, place: Place) -> str:
+        precedents = self._plan.precedents
+        key = None if precedents is None else precedents.cache_key(launch.task)
+        flow = self._definition.name
+        if key is None and self._origin_run is not None:
+            return f"{flow}/{self._origin_run} has not finished it with these inputs"
+        return why(self._basis(launch), key, self._history.find(place), flow)
+
+    def _take_over(self, launch: LaunchAttempt, precedent: Precedent) -> list[Command]:
+        manifest = Manifest.decode(precedent.manifest)
+        self._settled.add(launch, manifest)
+        if self._plan.precedents is not None:
+            self._plan.precedents.settled(launch.task, precedent.manifest)
+        outcome = Outcome(AttemptState.SUCCEEDED, precedent.transition)
+        return self._machine.handle(AttemptEnded(launch.task, launch.attempt, outcome), 0.0)
+
+    def _basis(self, launch: LaunchAttempt) -> Basis:
+        return basis_of(
+            launch.step,
+            launch.inputs,
+            self._item(launch),
+            self._plan.code,
+            self._settled,
+            self._reader,
+        )
+
+    def _item(self, launch: LaunchAttempt) -> Value | None:
+        if not launch.opens_index or launch.index is None or type(launch.inputs) is not FromTask:
+            return None
+        items = self._settled.of(launch.inputs.task).items
+        return None if items is None else item_value(self._items, items, launch.index)

@@ -1,0 +1,5 @@
+"""Python, and the door of aflow."""
+
+import aflow
+
+assert aflow.__version__

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         default_namespace,
         get_metadata,
         get_namespace,
+        inspect_spin,
         metadata,
         namespace,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "errors",
     "get_metadata",
     "get_namespace",
+    "inspect_spin",
     "metadata",
     "namespace",
     "resources",
@@ -70,7 +72,7 @@ __all__ = [
 _HOMES = {
     "aflow.client": (
         "DataArtifact Flow Metaflow Run Step Task default_metadata default_namespace "
-        "get_metadata get_namespace namespace"
+        "get_metadata get_namespace inspect_spin namespace"
     ),
     "aflow.coordinator": "Coordinator",
     "aflow.flow.current": "current",

@@ -102,6 +102,18 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class SpinOptions:
+    """Which task is spun: the first of the step that failed, else the first, of the latest run that
+    has one, unless `run` and `task` say more. `artifacts` take the place of those of its inputs:
+    values by name, for a join {pathspec: values by name}."""
+
+    step: str
+    run: str | None = None
+    task: int | None = None
+    artifacts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class RunOptions:
     """What one run is started with, all resolved and checked.
 
@@ -112,7 +124,8 @@ class RunOptions:
 
     `origin_run` is the run to resume (its parameters are taken then), `rerun_step` a step of it to
     run again in any case, `rerun_missing` whether tasks are run again whose blobs are missing.
-    `run_id` names the run, None leaves that to aflow.
+    `run_id` names the run, None leaves that to aflow. With `spin` one step runs alone, on inputs of
+    an earlier run.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -132,6 +145,7 @@ class RunOptions:
     rerun_step: str | None = None
     rerun_missing: bool = False
     run_id: str | None = None
+    spin: SpinOptions | None = None
 
 
 # ------------------------------------------------------------------ looking a key up

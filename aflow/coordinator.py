@@ -27,8 +27,9 @@ from aflow.executors.spawn import start_template
 from aflow.flow.spec import define
 from aflow.metadata.base import RunRecord
 from aflow.notices import Notice, RunEnded
-from aflow.scheduler.machine import RunMachine
+from aflow.scheduler.machine import Machine, RunMachine
 from aflow.scheduler.policy import policies_from
+from aflow.scheduler.single import SingleTask
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
+    from aflow.scheduler.messages import LaunchAttempt
     from aflow.storage.base import ObjectStore
 
 LEFTOVERS = 86400.0  # seconds after which what a dead writer has left in the store is removed
@@ -185,14 +187,7 @@ class Coordinator:
             isolation=options.isolation,
             grace=self._grace,
         )
-        machine = RunMachine(
-            definition.graph,
-            policies_from(definition),
-            max_workers=options.max_workers,
-            lookahead=executor.lookahead,
-            max_num_splits=options.max_num_splits,
-            fail_fast=options.fail_fast,
-        )
+        machine = _machine(definition, options, new.launch, executor.lookahead)
         context = RunContext(
             definition.name,
             new.record.run,
@@ -204,7 +199,7 @@ class Coordinator:
             self._records.url,
             self._durability,
             options.max_num_splits,
-            options.origin_run,
+            new.record.origin_run,
         )
 
         def tell(notices: Sequence[Notice]) -> None:
@@ -224,4 +219,21 @@ class Coordinator:
             watch=tell,
             precedents=new.precedents,
             facts=(new.facts,),
+            settled=new.settled,
         )
+
+
+def _machine(
+    definition: FlowDefinition, options: RunOptions, only: LaunchAttempt | None, lookahead: int
+) -> Machine:
+    """What decides the run: that of the whole flow, or of the only task that there is."""
+    if only is not None:
+        return SingleTask(only)
+    return RunMachine(
+        definition.graph,
+        policies_from(definition),
+        max_workers=options.max_workers,
+        lookahead=lookahead,
+        max_num_splits=options.max_num_splits,
+        fail_fast=options.fail_fast,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,10 +13,11 @@ from aflow.caching.tasks import CachedTasks, cached_steps
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.ids import PARAMETERS_STEP
-from aflow.metadata.base import RunRecord
+from aflow.metadata.base import SPIN, RunRecord
 from aflow.precedents import InTurn
 from aflow.resumed import ResumedRun, check_blobs, finished_of
 from aflow.scheduler.states import RunState
+from aflow.spinning import find_task, prepare
 from aflow.storage.artifacts import ArtifactWriter
 from aflow.storage.blobs import BlobStore
 from aflow.storage.manifest import Manifest
@@ -25,11 +26,13 @@ from aflow.version import __version__
 if TYPE_CHECKING:
     from aflow.caching.code import Code
     from aflow.clock import Clock
-    from aflow.config import Durability, RunOptions
+    from aflow.config import Durability, RunOptions, SpinOptions
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataRecord, MetadataStore
     from aflow.precedents import Precedents
     from aflow.resumed import Finished
+    from aflow.scheduler.messages import LaunchAttempt
+    from aflow.spinning import Settled
     from aflow.storage.base import ObjectStore
 
 
@@ -42,13 +45,18 @@ class Plan(NamedTuple):
 
 
 class NewRun(NamedTuple):
-    """A run that is recorded, and has not begun. `facts` are about its code, and are still to be
-    recorded."""
+    """A run that is recorded, and has not begun.
+
+    `facts` about its code are still to be recorded, and so are tasks that are `settled` before it
+    begins. `launch` is its only task, if it has but one.
+    """
 
     record: RunRecord
     parameters: bytes
     facts: MetadataRecord
-    precedents: Precedents | None
+    precedents: Precedents | None = None
+    settled: Sequence[Settled] = ()
+    launch: LaunchAttempt | None = None
 
 
 class Creation:
@@ -73,10 +81,21 @@ class Creation:
     ) -> NewRun:
         """Record a new run of the flow. Raises InvalidParameter, NotFound and InvalidInput (for a
         run that cannot be resumed), StorageError and MetadataError; nothing is recorded then."""
+        if options.spin is not None:
+            return self._spin(definition, options, options.spin)
         plan = self.plan(definition, options, given, self._store)
         record = self._recorded(definition, options, plan.parameters)
         facts = plan.code.record(self._clock.now())
         return NewRun(record, plan.parameters, facts, plan.precedents)
+
+    def _spin(self, definition: FlowDefinition, options: RunOptions, which: SpinOptions) -> NewRun:
+        """A run of one task, with the inputs that it had before."""
+        origin, task = find_task(self._metadata, definition.name, which)
+        spin = prepare(self._metadata, self._writer(), definition, origin, task, which.artifacts)
+        named = replace(options, origin_run=origin.run)
+        record = self._recorded(definition, named, spin.parameters, SPIN)
+        facts = code_of(definition).record(self._clock.now())
+        return NewRun(record, spin.parameters, facts, None, spin.inputs, spin.launch)
 
     def plan(
         self,
@@ -124,6 +143,8 @@ class Creation:
         origin = self._metadata.run(flow, run)
         if origin is None:
             raise NotFound(f"There is no run {flow}/{run} to resume in {self._metadata.url}.")
+        if origin.kind == SPIN:
+            raise InvalidInput(f"{flow}/{run} is a spin of one task, which cannot be resumed.")
         driven_by = origin.settings.get("owner")
         if origin.state is RunState.RUNNING and owner.is_alive(
             driven_by, origin.heartbeat_at, self._clock.now()
@@ -164,7 +185,7 @@ class Creation:
         store: ObjectStore,
     ) -> Manifest:
         """What task 0 leaves: the flow's constants, and the values of its parameters."""
-        writer = ArtifactWriter(BlobStore(store, self._durability == "power"))
+        writer = self._writer(store)
         manifest = Manifest(step=PARAMETERS_STEP)
         if origin is not None:
             manifest.artifacts = dict(Manifest.decode(origin.parameters).artifacts)
@@ -172,15 +193,23 @@ class Creation:
             manifest.artifacts[name] = writer.save(name, value)
         return manifest
 
+    def _writer(self, store: ObjectStore | None = None) -> ArtifactWriter:
+        return ArtifactWriter(BlobStore(store or self._store, self._durability == "power"))
+
     def _recorded(
-        self, definition: FlowDefinition, options: RunOptions, parameters: bytes
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        parameters: bytes,
+        kind: str = "",
     ) -> RunRecord:
         now = self._clock.now()
         if options.run_id is not None:
-            record = self._record(definition, options, ids.run_id(options.run_id), now)
+            record = self._record(definition, options, ids.run_id(options.run_id), now, kind)
             return self._metadata.create_run(record, parameters)
         for number in range(1000):
-            record = self._record(definition, options, str(int(now * 1e6) + number), now)
+            run = f"{kind}-" * bool(kind) + str(int(now * 1e6) + number)
+            record = self._record(definition, options, run, now, kind)
             try:
                 return self._metadata.create_run(record, parameters)
             except VersionConflict:  # another run began in the same microsecond
@@ -188,7 +217,7 @@ class Creation:
         raise AflowError("No free run id was found: a thousand runs began in this millisecond.")
 
     def _record(
-        self, definition: FlowDefinition, options: RunOptions, run: str, now: float
+        self, definition: FlowDefinition, options: RunOptions, run: str, now: float, kind: str
     ) -> RunRecord:
         return RunRecord(
             key=0,
@@ -218,4 +247,5 @@ class Creation:
                 "owner": owner.this_process(),
             },
             origin_run=options.origin_run,
+            kind=kind,
         )

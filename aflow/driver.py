@@ -18,7 +18,7 @@ from aflow.attempt import STREAMS, AttemptReport, AttemptSpec, RunContext
 from aflow.attempt_logs import AttemptLogs, Kept
 from aflow.commits import GroupCommit
 from aflow.handover import Handover
-from aflow.metadata.base import AttemptRecord, RunUpdate, TaskRecord
+from aflow.metadata.base import SPIN, AttemptRecord, RunUpdate, TaskRecord
 from aflow.notices import (
     LogLine,
     Notice,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from aflow.executors.base import Executor, Usage
     from aflow.metadata.base import MetadataRecord, MetadataStore, RunRecord
     from aflow.precedents import Precedent, Precedents
-    from aflow.scheduler.machine import RunMachine
+    from aflow.scheduler.machine import Machine
     from aflow.storage.base import ObjectStore
 
 HEARTBEAT = 10.0  # seconds between signs of life
@@ -99,12 +99,12 @@ class RunDriver:
     """One run, from its first task to its end. `run` may be awaited once.
 
     `watch` is called with the notices of one turn of the event loop; what it raises stops the run.
-    `facts` are recorded with the first commit.
+    `facts`, and tasks that are `settled` before the run begins, are recorded with its first commit.
     """
 
     def __init__(
         self,
-        machine: RunMachine,
+        machine: Machine,
         run: RunRecord,
         context: RunContext,
         metadata: MetadataStore,
@@ -117,6 +117,7 @@ class RunDriver:
         watch: Watch | None = None,
         precedents: Precedents | None = None,
         facts: Sequence[MetadataRecord] = (),
+        settled: Sequence[tuple[TaskRecord, AttemptRecord]] = (),
     ) -> None:
         self._machine = machine
         self._run = run
@@ -144,6 +145,11 @@ class RunDriver:
         self._refused = ""
         self._wakes_at: float | None = None
         self._host = socket.gethostname()
+        for task, attempt in settled:
+            self._commits.pending.tasks.append(task)
+            self._commits.pending.attempts[(task.task, attempt.attempt)] = attempt
+            assert attempt.manifest is not None, "a task that is settled has left something"
+            self._note_success(task.task, attempt.manifest, self._commits.number)
 
     async def run(self) -> RunEnded:
         """Drive the run to its end. Raises what the metadata, the store or the watcher raised, if
@@ -151,7 +157,8 @@ class RunDriver:
         try:
             await self._executor.start(self._context, self)
             run = self._run
-            self._tell(RunStarting(self._clock.now(), run.flow, run.run, run.origin_run))
+            spins = run.kind == SPIN
+            self._tell(RunStarting(self._clock.now(), run.flow, run.run, run.origin_run, spins))
             self._every(HEARTBEAT, "beat", lambda: self._commits.beat(self._clock.now()))
             self._every(PROGRESS, "progress", self._report_progress)
             self._handle(RunStarted())

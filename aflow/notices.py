@@ -14,12 +14,13 @@ from aflow.scheduler.states import RunState
 
 class RunStarting(NamedTuple):
     """The run is committed and its first task is about to be launched. `origin` is the run that
-    it resumes."""
+    it resumes, or (with `spins`) of which it runs one task again."""
 
     at: float
     flow: str
     run: str
     origin: str | None = None
+    spins: bool = False
 
 
 class TaskStarting(NamedTuple):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "run": "Run the flow.",
     "resume": "Run what a run of the flow has not finished.",
+    "spin": "Run one step again on the inputs that it had before.",
     "check": "Check that the flow can run (what is done without a command).",
     "show": "Show the steps, what they say of themselves and who leads where.",
     "dump": "Show the artifacts of tasks.",
@@ -130,6 +131,12 @@ def _resume(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     return resume_parameters(), resume
 
 
+def _spin(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.spin import spin, spin_parameters
+
+    return spin_parameters(), spin
+
+
 def _check(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.run import check
 
@@ -188,6 +195,7 @@ def _help(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
 _MAKERS: dict[str, Maker] = {
     "run": _run,
     "resume": _resume,
+    "spin": _spin,
     "check": _check,
     "show": _show,
     "dump": _dump,

@@ -80,7 +80,31 @@ def run(
 
         explain.dry_run(definition, options, settings)
         return 0
-    watch = _watch(definition, settings, progress, runner_attribute_file)
+    return _in_foreground(definition, options, settings, progress, runner_attribute_file)
+
+
+def execute(
+    session: Session,
+    definition: FlowDefinition,
+    settings: Settings,
+    *,
+    runner_attribute_file: str | None,
+    progress: bool,
+    **rest: Any,
+) -> int:
+    """Run one step of a flow that has been checked, as the options `rest` say: the exit code."""
+    options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
+    return _in_foreground(definition, options, settings, progress, runner_attribute_file)
+
+
+def _in_foreground(
+    definition: FlowDefinition,
+    options: RunOptions,
+    settings: Settings,
+    progress: bool,
+    attribute_file: str | None,
+) -> int:
+    watch = _watch(definition, settings, progress, attribute_file)
     from aflow import foreground  # what is only checked needs none of it
 
     ended, signum = foreground.run(definition, options, settings, watch)

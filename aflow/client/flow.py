@@ -12,7 +12,7 @@ from aflow.client.missing import checked, missing_flow, not_in_namespace
 from aflow.client.run import Run
 from aflow.client.source import RunSource
 from aflow.client.times import local_time
-from aflow.client.where import get_namespace, place
+from aflow.client.where import get_namespace, listed_kind, place
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import RunState
 
@@ -60,7 +60,7 @@ class Flow(ClientObject):
 
     def _check_namespace(self) -> None:
         if not self.is_in_namespace():
-            latest = self._place.metadata.runs(self._spec.flow, limit=1)
+            latest = self._place.metadata.runs(self._spec.flow, limit=1, kind=listed_kind())
             tags = latest[0].system_tags if latest else ()
             raise not_in_namespace(repr(self), get_namespace(), tags)
 
@@ -68,7 +68,7 @@ class Flow(ClientObject):
         """Whether a run of the flow is in the current namespace."""
         wanted = get_namespace()
         return wanted is None or bool(
-            self._place.metadata.runs(self._spec.flow, tags=[wanted], limit=1)
+            self._place.metadata.runs(self._spec.flow, tags=[wanted], limit=1, kind=listed_kind())
         )
 
     @property
@@ -105,6 +105,7 @@ class Flow(ClientObject):
             states=_states(status),
             since=since.timestamp() if isinstance(since, datetime) else since,
             limit=limit,
+            kind=listed_kind(),
         )
         return (Run._of(RunSource(self._place, record)) for record in records)
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from aflow import ids
 from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
 from aflow.flow.current import current
+from aflow.metadata.base import SPIN
 
 if TYPE_CHECKING:
     from aflow.config import Settings
@@ -98,6 +99,7 @@ class Place:
 
 _places: dict[str, Place] = {}
 _chosen: Place | None = None
+_kind = ""  # of the runs that lists show
 _namespace: str | None = None
 _namespace_is_chosen = False
 
@@ -130,9 +132,22 @@ def metadata(description: str) -> str:
     `get_metadata` gives from now on.
 
     Raises InvalidInput for anything else."""
-    global _chosen
-    _chosen = _described(description)
+    global _chosen, _kind
+    _chosen, _kind = _described(description), ""
     return _chosen.description
+
+
+def inspect_spin(datastore_root: str = ".") -> None:
+    """Look in this folder, and list the runs that `spin` has made instead of those of whole flows,
+    until `metadata` or `default_metadata` is called. (Who knows a run's id reaches it anyway.)"""
+    global _kind
+    metadata(f"{_LOCAL}{datastore_root}")
+    _kind = SPIN
+
+
+def listed_kind() -> str:
+    """Which kind of runs lists show."""
+    return _kind
 
 
 def get_metadata() -> str:
@@ -142,8 +157,8 @@ def get_metadata() -> str:
 
 def default_metadata() -> str:
     """Forget what `metadata` chose: look where `aflow run` would put runs."""
-    global _chosen
-    _chosen = None
+    global _chosen, _kind
+    _chosen, _kind = None, ""
     return get_metadata()
 
 

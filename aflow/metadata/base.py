@@ -27,13 +27,15 @@ from typing import Any, NamedTuple, Protocol
 
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
+SPIN = "spin"
+
 
 class RunRecord(NamedTuple):
     """One run. `key` is the store's own number for it, cheap to refer to.
 
     `graph` is `Graph.as_dict()`; `settings` what the run was started with (max_workers, datastore,
-    isolation, python and aflow version, script, host, pid: all plain values). `steps` maps each
-    step's name to the time when its first task was recorded.
+    isolation, python and aflow version, script, host, pid: all plain values). `kind` is
+    empty for a run of a whole flow, and SPIN for one of a single task, which lists leave out.
     """
 
     key: int
@@ -51,6 +53,7 @@ class RunRecord(NamedTuple):
     reason: str = ""
     heartbeat_at: float | None = None
     origin_run: str | None = None
+    kind: str = ""
 
 
 class TaskRecord(NamedTuple):
@@ -208,9 +211,10 @@ class MetadataStore(Protocol):
         states: Sequence[RunState] = (),
         since: float | None = None,
         limit: int | None = None,
+        kind: str = "",
     ) -> list[RunRecord]:
-        """The flow's runs that have all `tags` (user or system), newest first. The graphs are
-        left out ({}): `run` has them."""
+        """The flow's runs of this kind that have all `tags` (user or system), newest first. The
+        graphs are left out ({}): `run` has them."""
 
     def run(self, flow: str, run: str) -> RunRecord | None:
         """One run, whole; None where there is none."""

@@ -47,6 +47,7 @@ def run_row(run: RunRecord) -> Row:
         text(run.reason),
         run.heartbeat_at,
         run.origin_run,
+        run.kind,
     )
 
 
@@ -69,6 +70,7 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
         reason=row[10],
         heartbeat_at=row[11],
         origin_run=row[12],
+        kind=row[13],
     )
 
 

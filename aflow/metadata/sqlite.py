@@ -170,12 +170,14 @@ class SqliteMetadata:
         states: Sequence[RunState] = (),
         since: float | None = None,
         limit: int | None = None,
+        kind: str = "",
     ) -> list[RunRecord]:
         """The flow's runs, newest first; see the port."""
         found = self._all(
             statements("read")["runs"],
             {
                 "flow": flow,
+                "kind": kind,
                 "since": since,
                 "states": json.dumps([state.value for state in states]),
                 "tags": json.dumps(list(tags)),

@@ -8,7 +8,7 @@ start; finished tasks are counts (see groups.py and board.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from aflow.flow.graph import Graph, Kind
 from aflow.scheduler import inspection
@@ -39,6 +39,32 @@ from aflow.scheduler.tasks import Step, StepCounts, Task, steps_of
 from aflow.scheduler.transitions import disagreement, following
 
 _FAILURES = frozenset({AttemptState.FAILED, AttemptState.TIMED_OUT})
+
+
+class Machine(Protocol):
+    """What drives a run has to know of the machine that decides it."""
+
+    @property
+    def stopping(self) -> FinishRun | None:
+        """How the run will end, once it is known to stop."""
+        ...
+
+    @property
+    def wake_at(self) -> float | None:
+        """When TimePassed is wanted, None if it is not."""
+        ...
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take in what happened at `now`; what is to be done, in order."""
+        ...
+
+    def journaled(self, event: Event) -> bool:
+        """Whether the event, the one that was handled last, has changed anything."""
+        ...
+
+    def counts(self) -> Mapping[str, StepCounts]:
+        """How far each step is."""
+        ...
 
 
 class RunMachine:

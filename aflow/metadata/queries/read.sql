@@ -5,13 +5,13 @@ SELECT events FROM journal WHERE run_key = ? ORDER BY version
 SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 
 -- name: run
-SELECT key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run
+SELECT key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind
 FROM runs WHERE flow = ? AND run = ?
 
 -- name: runs
-SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run
+SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
 FROM runs
-WHERE flow = :flow AND created_at >= coalesce(:since, -9e999)
+WHERE flow = :flow AND kind = :kind AND created_at >= coalesce(:since, -9e999)
   AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
   AND NOT EXISTS (
     SELECT 1 FROM json_each(:tags) AS wanted

@@ -2,8 +2,8 @@
 INSERT INTO flows (flow, created_at) VALUES (?, ?) ON CONFLICT DO NOTHING
 
 -- name: add_run
-INSERT INTO runs (flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run)
-VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)
+INSERT INTO runs (flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind)
+VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)
 
 -- name: add_tag
 INSERT INTO run_tags (run_key, tag, is_system) VALUES (?, ?, ?) ON CONFLICT DO NOTHING

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from aflow.caching.basis import basis_of
 from aflow.caching.explain import why
 from aflow.caching.history import History, Place, Places, item_value
-from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
-from aflow.inputs import Manifests
+from aflow.inputs import KnownManifests
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
     AttemptEnded,
-    FromForeach,
     FromTask,
     LaunchAttempt,
     Outcome,
@@ -52,34 +50,6 @@ class Forecast(NamedTuple):
     text: str
 
 
-class Settled(Manifests):
-    """The manifests of tasks whose results are known."""
-
-    def __init__(self, parameters: bytes) -> None:
-        self._by_task = {int(PARAMETERS_TASK): Manifest.decode(parameters)}
-        self._in_split: dict[int, dict[int, tuple[int, str]]] = {}
-
-    def add(self, launch: LaunchAttempt, manifest: Manifest) -> None:
-        """Note what the task leaves."""
-        self._by_task[launch.task] = manifest
-        if launch.split is not None and launch.index is not None:
-            tasks = self._in_split.setdefault(launch.split, {})
-            tasks[launch.index] = (launch.task, launch.step)
-
-    def of(self, task: int) -> Manifest:
-        """The manifest of a task."""
-        return self._by_task[task]
-
-    def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
-        """All inputs of a foreach join, which are on one page."""
-        tasks = self._in_split.get(inputs.split, {})
-        return [
-            (index, task, step, self._by_task[task])
-            for index, (task, step) in sorted(tasks.items())
-            if index >= start
-        ]
-
-
 class DryRun:
     """One simulated run of a flow."""
 
@@ -97,7 +67,7 @@ class DryRun:
         self._blobs = blobs
         self._reader = ArtifactReader(blobs)
         self._items = ItemReader(blobs, hold=True)
-        self._settled = Settled(plan.parameters)
+        self._settled = KnownManifests(Manifest.decode(plan.parameters))
         self._history = History(metadata, blobs, metadata.runs(definition.name))
         self._places = Places()
         self._machine = RunMachine(
@@ -122,7 +92,7 @@ class DryRun:
 
     def unforeseen(self, seen: Iterable[str]) -> list[str]:
         """The steps that come after those that would run."""
-        known = {PARAMETERS_STEP, *seen}
+        known = set(seen)
         return [step for step in self._definition.steps if step not in known]
 
     def _forecast(self, launch: LaunchAttempt, precedent: Precedent | None) -> Forecast:
@@ -145,7 +115,7 @@ class DryRun:
 
     def _take_over(self, launch: LaunchAttempt, precedent: Precedent) -> list[Command]:
         manifest = Manifest.decode(precedent.manifest)
-        self._settled.add(launch, manifest)
+        self._settled.add(launch.task, manifest, launch.step, launch.split, launch.index)
         if self._plan.precedents is not None:
             self._plan.precedents.settled(launch.task, precedent.manifest)
         outcome = Outcome(AttemptState.SUCCEEDED, precedent.transition)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import ArtifactNotFound, StorageError
+from aflow.ids import PARAMETERS_TASK
 from aflow.scheduler.messages import FromForeach
 from aflow.storage.manifest import Entry, ForeachFrame, Manifest
 
@@ -64,6 +65,44 @@ class Manifests:
         """Up to PAGE inputs of a foreach join from split index `start` on."""
         rows = self.metadata.split_manifests(self._run_key, inputs.split, inputs.steps, start, PAGE)
         return [(index, task, step, Manifest.decode(data)) for index, task, step, data in rows]
+
+
+class KnownManifests(Manifests):
+    """Manifests that are all in memory, of a run that no metadata store knows."""
+
+    def __init__(self, parameters: Manifest) -> None:
+        self._by_task = {int(PARAMETERS_TASK): parameters}
+        self._in_split: dict[int, dict[int, tuple[int, str]]] = {}
+
+    def add(
+        self,
+        task: int,
+        manifest: Manifest,
+        step: str,
+        split: int | None = None,
+        index: int | None = None,
+    ) -> None:
+        """Note what a task has left; `split` and `index` are its place in the foreach around it."""
+        self._by_task[task] = manifest
+        if split is not None and index is not None:
+            self._in_split.setdefault(split, {})[index] = (task, step)
+
+    def knows(self, task: int) -> bool:
+        """Whether the manifest is there."""
+        return task in self._by_task
+
+    def of(self, task: int) -> Manifest:
+        """The manifest of a task."""
+        return self._by_task[task]
+
+    def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
+        """All inputs of a foreach join from split index `start` on."""
+        tasks = self._in_split.get(inputs.split, {})
+        return [
+            (index, task, step, self._by_task[task])
+            for index, (task, step) in sorted(tasks.items())
+            if index >= start
+        ]
 
 
 class TaskArtifacts:

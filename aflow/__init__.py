@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     )
     from aflow.coordinator import Coordinator
     from aflow.flow.current import current
-    from aflow.flow.decorators import cache, catch, environment, resources, retry, timeout
+    from aflow.flow.decorators.cache import cache
+    from aflow.flow.decorators.catch import catch
+    from aflow.flow.decorators.environment import environment
+    from aflow.flow.decorators.resources import resources
+    from aflow.flow.decorators.retry import retry
+    from aflow.flow.decorators.timeout import timeout
     from aflow.flow.parameters import JSONType, Parameter
     from aflow.flow.spec import FlowSpec, step
     from aflow.version import __version__
@@ -76,7 +81,12 @@ _HOMES = {
     ),
     "aflow.coordinator": "Coordinator",
     "aflow.flow.current": "current",
-    "aflow.flow.decorators": "cache catch environment resources retry timeout",
+    "aflow.flow.decorators.cache": "cache",
+    "aflow.flow.decorators.catch": "catch",
+    "aflow.flow.decorators.environment": "environment",
+    "aflow.flow.decorators.resources": "resources",
+    "aflow.flow.decorators.retry": "retry",
+    "aflow.flow.decorators.timeout": "timeout",
     "aflow.flow.parameters": "JSONType Parameter",
     "aflow.flow.spec": "FlowSpec step",
     "aflow.version": "__version__",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from aflow.around import Around, Makers, Scene, await_through, call_through, makers_of
 from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
 from aflow.errors import AflowError, InvalidTransition, TaskTimedOut
 from aflow.flow.caught import ExceptionWrapper
@@ -41,16 +42,33 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 class Execution:
     """One attempt on its way through the runner."""
 
-    __slots__ = ("error", "flow", "spec", "started_at", "step", "task", "token")
+    __slots__ = (
+        "arounds",
+        "error",
+        "flow",
+        "inputs",
+        "spec",
+        "started_at",
+        "step",
+        "task",
+        "token",
+    )
 
     def __init__(self, spec: AttemptSpec, step: StepDefinition, started_at: float) -> None:
         self.spec = spec
         self.step = step
         self.started_at = started_at
         self.error: BaseException | None = None
+        self.arounds: list[Around] = []
+        self.inputs: Any = None  # of a join
         self.flow: FlowSpec
         self.task: RunningTask
         self.token: Any = None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the step's function is called with."""
+        return (self.flow, self.inputs) if self.step.takes_inputs else (self.flow,)
 
 
 class Runner:
@@ -70,6 +88,7 @@ class Runner:
         self._blobs = blobs
         self._clock = clock
         self._item_reader = ItemReader(blobs)
+        self._makers: dict[str, Makers] = {}
 
     def expect_many(self) -> None:
         """Get ready to run many attempts in this process: hold what several of them read."""
@@ -88,29 +107,79 @@ class Runner:
         with self._settings_of(step) if step.decorator("environment") else _AS_IT_IS:
             try:
                 self._prepare(execution)
-                if not spec.fallback:
-                    with alarm(step) if step.decorator("timeout") else _AS_IT_IS:
-                        step.function(*self._arguments(execution))
+                if execution.arounds:
+                    self._surround(execution)
+                elif not spec.fallback:
+                    self._call(execution)
             except BaseException as error:  # whatever a step raises is its outcome
                 execution.error = error
             return self._conclude(execution)
 
     async def run_async(self, spec: AttemptSpec) -> AttemptReport:
         """The same for a coroutine step; cancelling it gives a report that says cancelled."""
-        import asyncio
-
         execution = self._begin(spec)
         try:
             self._prepare(execution)
-            if not spec.fallback:
-                async with asyncio.timeout(timeout_of(execution.step)) as deadline:
-                    await execution.step.function(*self._arguments(execution))
-        except TimeoutError as error:
-            expired = deadline.expired()
-            execution.error = timed_out(execution.step) if expired else error
+            if execution.arounds:
+                await self._surround_async(execution)
+            elif not spec.fallback:
+                await self._await(execution)
         except BaseException as error:  # whatever a step raises is its outcome
             execution.error = error
         return self._conclude(execution)
+
+    # ------------------------------------------------------------ call
+
+    @staticmethod
+    def _call(execution: Execution) -> None:
+        step = execution.step
+        with alarm(step) if step.decorator("timeout") else _AS_IT_IS:
+            step.function(*execution.arguments)
+
+    @staticmethod
+    async def _await(execution: Execution) -> None:
+        import asyncio
+
+        try:
+            async with asyncio.timeout(timeout_of(execution.step)) as deadline:
+                await execution.step.function(*execution.arguments)
+        except TimeoutError:
+            if deadline.expired():
+                raise timed_out(execution.step) from None
+            raise
+
+    def _surround(self, execution: Execution) -> None:
+        """The same as `_call`, inside of what decorators do."""
+        begun: list[Around] = []
+        try:
+            self._before(execution, begun)
+            call_through(execution.arounds, lambda: self._call(execution))
+        except BaseException as error:  # whatever a step raises is its outcome
+            execution.error = error
+        self._after(execution, begun)
+
+    async def _surround_async(self, execution: Execution) -> None:
+        begun: list[Around] = []
+        try:
+            self._before(execution, begun)
+            await await_through(execution.arounds, lambda: self._await(execution))
+        except BaseException as error:  # whatever a step raises is its outcome
+            execution.error = error
+        self._after(execution, begun)
+
+    @staticmethod
+    def _before(execution: Execution, begun: list[Around]) -> None:
+        for each in execution.arounds:
+            begun.append(each)
+            each.before()
+
+    @staticmethod
+    def _after(execution: Execution, begun: list[Around]) -> None:
+        for each in reversed(begun):
+            try:
+                each.after(execution.error)
+            except Exception as error:  # what a decorator raises is the step's outcome
+                execution.error = error
 
     # ------------------------------------------------------------ prepare
 
@@ -131,8 +200,33 @@ class Runner:
             reader,
             self._item_reader,
         )
-        execution.token = current._set(self._current_values(spec))
+        values = self._current_values(spec)
+        execution.token = current._set(values)
         bind(execution.flow, execution.task)
+        if execution.step.takes_inputs:
+            execution.inputs = execution.task.join_inputs()
+        if execution.step.decorators and not spec.fallback:
+            execution.arounds = self._arounds(execution, values)
+
+    def _arounds(self, execution: Execution, values: dict[str, Any]) -> list[Around]:
+        step = execution.step
+        makers = self._makers.get(step.name)
+        if makers is None:
+            makers = self._makers[step.name] = makers_of(step)
+        if not makers:
+            return []
+        scene = Scene(
+            self.definition,
+            step,
+            execution.flow,
+            execution.inputs,
+            execution.spec,
+            self.context,
+            self._blobs,
+            self._clock,
+            values,
+        )
+        return [kind(decorator, scene) for kind, decorator in makers]
 
     def _current_values(self, spec: AttemptSpec) -> dict[str, Any]:
         context = self.context
@@ -151,12 +245,6 @@ class Runner:
             "parameter_names": list(self.definition.parameters),
             "metadata_url": context.metadata_url,
         }
-
-    @staticmethod
-    def _arguments(execution: Execution) -> tuple[Any, ...]:
-        if execution.step.takes_inputs:
-            return (execution.flow, execution.task.join_inputs())
-        return (execution.flow,)
 
     @contextmanager
     def _settings_of(self, step: StepDefinition) -> Iterator[None]:
@@ -206,6 +294,8 @@ class Runner:
         count: int | None = None,
     ) -> AttemptReport:
         manifest.transition = (steps, foreach, count)
+        for each in reversed(execution.arounds):
+            each.stored(manifest)
         return AttemptReport(
             execution.spec.task,
             execution.spec.attempt,
@@ -279,7 +369,16 @@ class Runner:
             except Exception as another:  # what it left cannot be stored: that is the failure then
                 error = another
         self._print_failure(execution, error)
+        self._tell_of_failure(execution, error)
         return self._failure(execution, error)
+
+    def _tell_of_failure(self, execution: Execution, error: BaseException) -> None:
+        for each in reversed(execution.arounds):
+            try:
+                each.failed(error)
+            except Exception as another:  # the attempt has failed already: that is its outcome
+                told = f"{self._head(execution)}: @{each.decorator.name}, too: {sentence(another)}"
+                show("stderr", told + "\n")
 
     def _failure(self, execution: Execution, error: BaseException) -> AttemptReport:
         manifest = Manifest(step=execution.step.name, error=describe(error))

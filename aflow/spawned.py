@@ -13,7 +13,7 @@ from aflow import backends
 from aflow.executors import wire
 from aflow.executors.spawn import class_from
 from aflow.executors.template import Template
-from aflow.flow.decorators import attach
+from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define
 
 

@@ -186,12 +186,12 @@ class CachedTasks:
 
 def cached_steps(definition: FlowDefinition) -> list[str]:
     """The steps whose results may be taken from the cache."""
-    decorated = {name: step.decorator("cache") for name, step in definition.steps.items()}
-    if not any(decorated.values()):
-        return []  # most flows need not import the decorators for this
-    from aflow.flow.decorators import Cache
-
-    return [name for name, each in decorated.items() if isinstance(each, Cache) and each.enabled]
+    found = []
+    for name, step in definition.steps.items():
+        cache = step.decorator("cache")
+        if cache is not None and cache.enabled:
+            found.append(name)
+    return found
 
 
 def code_digest(fingerprint: Fingerprint, environment: Mapping[str, str]) -> str:

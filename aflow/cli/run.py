@@ -115,7 +115,9 @@ def _with(definition: FlowDefinition, decospecs: Sequence[str]) -> FlowDefinitio
     """The flow with the decorators from outside, if there are any."""
     if not decospecs:
         return definition
-    from aflow.flow.decorators import attach  # a start without decorators does not pay for them
+    from aflow.flow.decorators.attach import (
+        attach,  # a start without decorators does not pay for them
+    )
 
     return attach(definition, decospecs)
 

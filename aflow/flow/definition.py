@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
     from aflow.errors import InvalidFlow
-    from aflow.flow.decorators import (
-        Catch,
-        Environment,
-        Resources,
-        Retry,
-        StepDecorator,
-        Timeout,
-    )
+    from aflow.flow.decorators.base import StepDecorator
+    from aflow.flow.decorators.cache import Cache
+    from aflow.flow.decorators.catch import Catch
+    from aflow.flow.decorators.environment import Environment
+    from aflow.flow.decorators.resources import Resources
+    from aflow.flow.decorators.retry import Retry
+    from aflow.flow.decorators.timeout import Timeout
     from aflow.flow.graph import Graph
     from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
@@ -26,7 +25,7 @@ class StepDefinition:
     """One step: its function and the decorators on it, outermost first.
 
     `takes_inputs` is True for a join. `decorators` hold what was written in the source and what
-    `--with` added; at most one of each kind. `line` is that of its `def`.
+    `--with` added; at most one of a kind that is not repeatable. `line` is that of its `def`.
     """
 
     name: str
@@ -37,6 +36,8 @@ class StepDefinition:
     file: str
     line: int
 
+    @overload
+    def decorator(self, name: Literal["cache"]) -> Cache | None: ...
     @overload
     def decorator(self, name: Literal["catch"]) -> Catch | None: ...
     @overload

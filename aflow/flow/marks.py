@@ -10,7 +10,7 @@ from aflow.errors import InvalidDecorator
 from aflow.flow.names import shown
 
 if TYPE_CHECKING:
-    from aflow.flow.decorators import StepDecorator
+    from aflow.flow.decorators.base import StepDecorator
 
 
 class StepMark(NamedTuple):
@@ -47,7 +47,7 @@ def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> Non
     """Put a decorator outside of those that are there; raises InvalidDecorator for a second one
     of the same kind."""
     there = decorators_of(function)
-    if any(each.name == decorator.name for each in there):
+    if not decorator.repeatable and any(each.name == decorator.name for each in there):
         raise InvalidDecorator(
             f"Step {function.__name__!r} has @{decorator.name} twice: keep one of them."
         )

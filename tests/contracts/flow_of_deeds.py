@@ -16,7 +16,7 @@ from typing import Any
 
 from aflow.executors import inside
 from aflow.executors.warm_up import warm_up
-from aflow.flow.decorators import timeout
+from aflow.flow.decorators.timeout import timeout
 from aflow.flow.spec import FlowSpec, step
 
 NOBODY = 54321  # a user that has no processes

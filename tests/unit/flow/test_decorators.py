@@ -10,21 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators import (
-    STEP_DECORATORS,
-    Catch,
-    Environment,
-    Resources,
-    Retry,
-    Timeout,
-    attach,
-    catch,
-    environment,
-    parse_spec,
-    resources,
-    retry,
-    timeout,
-)
+from aflow.flow.decorators.attach import attach, parse_spec
+from aflow.flow.decorators.catch import Catch, catch
+from aflow.flow.decorators.environment import Environment, environment
+from aflow.flow.decorators.registry import KINDS
+from aflow.flow.decorators.resources import Resources, resources
+from aflow.flow.decorators.retry import Retry, retry
+from aflow.flow.decorators.timeout import Timeout, timeout
 from aflow.flow.marks import decorators_of
 from aflow.flow.options import read_options
 from aflow.flow.spec import define
@@ -246,7 +238,7 @@ def test_options_that_are_no_json_are_texts(options: dict[str, str]) -> None:
     assert texts == read_options(",".join(f"{name}={value}" for name, value in texts.items()))
 
 
-@given(st.sampled_from([*STEP_DECORATORS, "x"]), st.text())
+@given(st.sampled_from([*KINDS, "x"]), st.text())
 def test_any_spec_is_read_or_refused_with_a_sentence(name: str, text: str) -> None:
     try:
         told = parse_spec(f"{name}:{text}").name

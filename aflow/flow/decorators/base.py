@@ -1,0 +1,91 @@
+"""What all step decorators have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from math import isfinite
+from types import FunctionType
+from typing import Any, ClassVar, TypeVar
+
+from aflow.errors import InvalidDecorator
+from aflow.flow.marks import add_decorator
+from aflow.flow.names import did_you_mean, shown
+
+F = TypeVar("F", bound=Callable[..., Any])
+Number = int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class StepDecorator:
+    """What all step decorators have in common: a name, and options that are checked when made."""
+
+    name: ClassVar[str] = ""
+    around: ClassVar[str] = ""  # `module:Class` of what it does inside the task's process
+    repeatable: ClassVar[bool] = False  # whether a step may have several of the kind
+
+    def shapes_result(self) -> Mapping[str, object] | None:
+        """The options that the step's result may depend on, which the cache looks at; None where
+        the decorator makes no difference to it."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def _set(self, option: str, value: object) -> None:
+        """Keep an option in its checked form (the value is frozen for everybody else)."""
+        object.__setattr__(self, option, value)
+
+    def _fault(self, option: str, expected: str) -> InvalidDecorator:
+        value = getattr(self, option)
+        return InvalidDecorator(f"@{self.name}: {option} must be {expected}, not {shown(value)}.")
+
+    def _number(self, option: str, *, positive: bool = False) -> float:
+        """Check a number of at least 0 (above 0 if `positive`) and keep it as one; raises
+        InvalidDecorator."""
+        number = as_number(getattr(self, option))
+        if number is None or number < 0 or (positive and number == 0):
+            raise self._fault(option, "a number above 0" if positive else "a number of 0 or more")
+        self._set(option, number)
+        return number
+
+
+def build(kind: type[StepDecorator], options: Mapping[str, Any]) -> StepDecorator:
+    """A decorator with these options; raises InvalidDecorator for an option that it has not, or a
+    value that cannot be used."""
+    known = [each.name for each in fields(kind) if each.init]
+    for option in options:
+        if option not in known:
+            raise InvalidDecorator(
+                f"@{kind.name} has no option {option!r}.{did_you_mean(option, known)} "
+                f"Its options are: {', '.join(known)}."
+            )
+    return kind(**options)
+
+
+def decorate(kind: type[StepDecorator], function: object, options: Mapping[str, Any]) -> Any:
+    """Put the decorator on the function, or give what does so (`@retry` and `@retry(...)`)."""
+    if function is None:
+        decorator = build(kind, options)
+
+        def put(function: F) -> F:
+            add_decorator(function, decorator)
+            return function
+
+        return put
+    if not isinstance(function, FunctionType):
+        raise InvalidDecorator(
+            f"@{kind.name} takes its options by name, as in @{kind.name}(option=value), and stands "
+            f"on a step; it was given {shown(function)}."
+        )
+    add_decorator(function, build(kind, options))
+    return function
+
+
+def as_number(value: object) -> float | None:
+    """The value as a finite number; None for what is none (True and False are none)."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        if isinstance(value, str):
+            value = int(value) if value.strip().isdecimal() else float(value)
+        return value if isfinite(value) else None
+    except (ValueError, OverflowError):
+        return None

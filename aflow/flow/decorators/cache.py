@@ -1,0 +1,41 @@
+"""@cache: do not compute again what was computed before. Carried out before a task is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, overload
+
+from aflow.flow.decorators.base import F, StepDecorator, decorate
+
+
+@dataclass(frozen=True, slots=True)
+class Cache(StepDecorator):
+    """Do not run a task again whose code, inputs and declared environment are those of a task that
+    has succeeded before: take its result.
+
+    With `enabled=False` the step always runs, under `run --cache`, too. Another `version` means
+    that what was computed before does not count any more.
+    """
+
+    name: ClassVar[str] = "cache"
+    enabled: bool = True
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.enabled, bool):
+            raise self._fault("enabled", "True or False")
+        self._set("version", str(self.version))
+
+    def shapes_result(self) -> Mapping[str, object] | None:
+        """The version, if there is one."""
+        return {"version": self.version} if self.version else None
+
+
+@overload
+def cache(function: F) -> F: ...
+@overload
+def cache(*, enabled: bool = True, version: str = "") -> Callable[[F], F]: ...
+def cache(function: object = None, **options: Any) -> Any:
+    """Take the result of an earlier task where nothing has changed; see Cache."""
+    return decorate(Cache, function, options)

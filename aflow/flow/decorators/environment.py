@@ -1,0 +1,53 @@
+"""@environment: variables for one step. Carried out by the runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, overload
+
+from aflow.errors import InvalidDecorator
+from aflow.flow.decorators.base import F, StepDecorator, decorate
+from aflow.flow.names import shown
+
+
+@dataclass(frozen=True, slots=True)
+class Environment(StepDecorator):
+    """Environment variables that the step sees. Values that are not texts become texts."""
+
+    name: ClassVar[str] = "environment"
+    vars: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vars, Mapping):
+            raise InvalidDecorator(
+                '@environment: vars must be a mapping such as {"NAME": "value"}, not of type '
+                f"{type(self.vars).__name__}."
+            )
+        checked = {key: str(value) for key, value in self.vars.items()}
+        for key, value in checked.items():
+            if not _can_be_variable(key):
+                raise InvalidDecorator(
+                    f"@environment: {shown(key)} cannot be the name of an environment variable."
+                )
+            if "\0" in value:
+                # The value may be a secret: it is not shown.
+                raise InvalidDecorator(f"@environment: the value of {key} has a NUL character.")
+        self._set("vars", checked)
+
+    def shapes_result(self) -> Mapping[str, object]:
+        """The variables, by name."""
+        return self.vars
+
+
+@overload
+def environment(function: F) -> F: ...
+@overload
+def environment(*, vars: Mapping[str, object]) -> Callable[[F], F]: ...
+def environment(function: object = None, **options: Any) -> Any:
+    """Set environment variables for the step; see Environment."""
+    return decorate(Environment, function, options)
+
+
+def _can_be_variable(key: object) -> bool:
+    return isinstance(key, str) and bool(key) and "=" not in key and "\0" not in key

@@ -1,0 +1,38 @@
+"""Which step decorators there are, by name. Each is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from aflow.errors import InvalidDecorator
+from aflow.flow.decorators.base import StepDecorator, build
+from aflow.flow.names import did_you_mean
+
+# Name -> class, in the module of the same name.
+KINDS = {
+    "cache": "Cache",
+    "catch": "Catch",
+    "environment": "Environment",
+    "resources": "Resources",
+    "retry": "Retry",
+    "timeout": "Timeout",
+}
+
+
+def kind_of(name: str) -> type[StepDecorator]:
+    """The class of the decorator of this name; raises InvalidDecorator if there is none."""
+    if name not in KINDS:
+        raise InvalidDecorator(
+            f"There is no step decorator {name!r}.{did_you_mean(name, KINDS)} "
+            f"Known are: {', '.join(sorted(KINDS))}."
+        )
+    kind: type[StepDecorator] = getattr(import_module(f"{__package__}.{name}"), KINDS[name])
+    return kind
+
+
+def make(name: str, options: Mapping[str, Any]) -> StepDecorator:
+    """The decorator of this name; raises InvalidDecorator for an unknown name, an unknown option
+    or a value that cannot be used."""
+    return build(kind_of(name), options)

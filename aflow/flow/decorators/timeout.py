@@ -1,0 +1,45 @@
+"""@timeout: stop an attempt that takes too long. Carried out by the runner and the executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, overload
+
+from aflow.errors import InvalidDecorator
+from aflow.flow.decorators.base import F, StepDecorator, decorate
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout(StepDecorator):
+    """Stop an attempt that runs longer than `seconds`, `minutes` and `hours` taken together."""
+
+    name: ClassVar[str] = "timeout"
+    seconds: float = 0
+    minutes: float = 0
+    hours: float = 0
+
+    def __post_init__(self) -> None:
+        for option in ("seconds", "minutes", "hours"):
+            self._number(option)
+        if self.total_seconds <= 0:
+            raise InvalidDecorator(
+                "@timeout needs a time above 0: give it seconds=, minutes= or hours=."
+            )
+
+    def shapes_result(self) -> None:
+        """None: a step that is done was in time."""
+
+    @property
+    def total_seconds(self) -> float:
+        """The whole time that an attempt may take, in seconds."""
+        return self.seconds + 60.0 * self.minutes + 3600.0 * self.hours
+
+
+@overload
+def timeout(function: F) -> F: ...
+@overload
+def timeout(*, seconds: float = 0, minutes: float = 0, hours: float = 0) -> Callable[[F], F]: ...
+def timeout(function: object = None, **options: Any) -> Any:
+    """Stop an attempt that runs too long; see Timeout."""
+    return decorate(Timeout, function, options)

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.resources import resources
     from aflow.flow.decorators.retry import retry
     from aflow.flow.decorators.timeout import timeout
+    from aflow.flow.events import MetaflowEvent, Trigger
+    from aflow.flow.flow_decorators.exit_hook import exit_hook
+    from aflow.flow.flow_decorators.project import project
+    from aflow.flow.flow_decorators.schedule import schedule
+    from aflow.flow.flow_decorators.trigger import namespaced_event_name, trigger
+    from aflow.flow.flow_decorators.trigger_on_finish import trigger_on_finish
     from aflow.flow.parameters import JSONType, Parameter
     from aflow.flow.spec import FlowSpec, step
     from aflow.version import __version__
@@ -51,10 +57,12 @@ __all__ = [
     "FlowSpec",
     "JSONType",
     "Metaflow",
+    "MetaflowEvent",
     "Parameter",
     "Run",
     "Step",
     "Task",
+    "Trigger",
     "__version__",
     "cache",
     "catch",
@@ -63,15 +71,21 @@ __all__ = [
     "default_namespace",
     "environment",
     "errors",
+    "exit_hook",
     "get_metadata",
     "get_namespace",
     "inspect_spin",
     "metadata",
     "namespace",
+    "namespaced_event_name",
+    "project",
     "resources",
     "retry",
+    "schedule",
     "step",
     "timeout",
+    "trigger",
+    "trigger_on_finish",
 ]
 
 _HOMES = {
@@ -87,6 +101,12 @@ _HOMES = {
     "aflow.flow.decorators.resources": "resources",
     "aflow.flow.decorators.retry": "retry",
     "aflow.flow.decorators.timeout": "timeout",
+    "aflow.flow.events": "MetaflowEvent Trigger",
+    "aflow.flow.flow_decorators.exit_hook": "exit_hook",
+    "aflow.flow.flow_decorators.project": "project",
+    "aflow.flow.flow_decorators.schedule": "schedule",
+    "aflow.flow.flow_decorators.trigger": "namespaced_event_name trigger",
+    "aflow.flow.flow_decorators.trigger_on_finish": "trigger_on_finish",
     "aflow.flow.parameters": "JSONType Parameter",
     "aflow.flow.spec": "FlowSpec step",
     "aflow.version": "__version__",

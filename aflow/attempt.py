@@ -27,7 +27,8 @@ NO_RETRY_EXIT_CODE = 202  # a step's process that ends with it is not tried agai
 
 
 class RunContext(NamedTuple):
-    """What all attempts of a run have in common."""
+    """What all attempts of a run have in common. `told` is what the flow's decorators add to
+    `current`."""
 
     flow: str
     run: str
@@ -40,6 +41,7 @@ class RunContext(NamedTuple):
     durability: str
     max_num_splits: int
     origin_run: str | None = None
+    told: dict[str, Any] | None = None
 
 
 class AttemptSpec(NamedTuple):

@@ -126,6 +126,9 @@ class RunOptions:
     run again in any case, `rerun_missing` whether tasks are run again whose blobs are missing.
     `run_id` names the run, None leaves that to aflow. With `spin` one step runs alone, on inputs of
     an earlier run.
+
+    `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
+    said to have started this one.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -146,6 +149,9 @@ class RunOptions:
     rerun_missing: bool = False
     run_id: str | None = None
     spin: SpinOptions | None = None
+    branch: str | None = None
+    production: bool | None = None
+    trigger: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------ looking a key up

@@ -25,6 +25,7 @@ from aflow.driver import RunDriver, Watch
 from aflow.executors.process import GRACE, ProcessExecutor
 from aflow.executors.spawn import start_template
 from aflow.flow.spec import define
+from aflow.flow_values import told
 from aflow.metadata.base import RunRecord
 from aflow.notices import Notice, RunEnded
 from aflow.scheduler.machine import Machine, RunMachine
@@ -200,6 +201,7 @@ class Coordinator:
             self._durability,
             options.max_num_splits,
             new.record.origin_run,
+            told(new.record),
         )
 
         def tell(notices: Sequence[Notice]) -> None:

@@ -12,6 +12,7 @@ from aflow.caching.code import code_of
 from aflow.caching.tasks import CachedTasks, cached_steps
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.parameters import ParameterContext, resolve
+from aflow.flow_values import system_tags, values_of
 from aflow.ids import PARAMETERS_STEP
 from aflow.metadata.base import SPIN, RunRecord
 from aflow.precedents import InTurn
@@ -204,12 +205,15 @@ class Creation:
         kind: str = "",
     ) -> RunRecord:
         now = self._clock.now()
+        values = values_of(definition, options, self._user, self._metadata)
         if options.run_id is not None:
-            record = self._record(definition, options, ids.run_id(options.run_id), now, kind)
+            record = self._record(
+                definition, options, ids.run_id(options.run_id), now, kind, values
+            )
             return self._metadata.create_run(record, parameters)
         for number in range(1000):
             run = f"{kind}-" * bool(kind) + str(int(now * 1e6) + number)
-            record = self._record(definition, options, run, now, kind)
+            record = self._record(definition, options, run, now, kind, values)
             try:
                 return self._metadata.create_run(record, parameters)
             except VersionConflict:  # another run began in the same microsecond
@@ -217,7 +221,13 @@ class Creation:
         raise AflowError("No free run id was found: a thousand runs began in this millisecond.")
 
     def _record(
-        self, definition: FlowDefinition, options: RunOptions, run: str, now: float, kind: str
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        run: str,
+        now: float,
+        kind: str,
+        values: Mapping[str, Any],
     ) -> RunRecord:
         return RunRecord(
             key=0,
@@ -234,6 +244,7 @@ class Creation:
                 f"python_version:{platform.python_version()}",
                 "runtime:dev",
                 f"user:{self._user}",
+                *system_tags(values),
             ),
             graph=definition.graph.as_dict(),
             settings={
@@ -245,6 +256,7 @@ class Creation:
                 "script": definition.file,
                 "parameters": list(definition.parameters),
                 "owner": owner.this_process(),
+                **values,
             },
             origin_run=options.origin_run,
             kind=kind,

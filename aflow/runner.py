@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -244,6 +244,7 @@ class Runner:
             "graph": self.definition.graph,
             "parameter_names": list(self.definition.parameters),
             "metadata_url": context.metadata_url,
+            **_told(context.told or {}),
         }
 
     @contextmanager
@@ -420,6 +421,15 @@ def show(stream: str, text: str) -> None:
         getattr(sys, stream).flush()
     except Exception:  # the step has closed it, or put something of its own in its place
         return
+
+
+def _told(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flow's decorators add to `current`."""
+    if "trigger" not in told:
+        return dict(told)
+    from aflow.flow.events import Trigger  # few runs have one
+
+    return {**told, "trigger": Trigger(told["trigger"])}
 
 
 # ------------------------------------------------------------------ errors as values

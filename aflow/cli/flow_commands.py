@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow.cli.options import Command, flag, option, run_options, top_options, write_sections
+from aflow.cli.options import (
+    Command,
+    flag,
+    flow_options,
+    option,
+    run_options,
+    top_options,
+    write_sections,
+)
 from aflow.cli.session import Session, bound
 from aflow.version import __version__
 
@@ -44,7 +52,7 @@ class FlowGroup(click.Group):
     def __init__(self, flow: type[FlowSpec] | None, script: str) -> None:
         super().__init__(
             name=flow.__name__ if flow else "aflow",
-            params=list(top_options()),
+            params=[*top_options(), *flow_options(flow)],
             help=_help_of(flow, script),
             invoke_without_command=True,
             callback=self._without_command,
@@ -63,7 +71,10 @@ class FlowGroup(click.Group):
             return None
         params, body = _MAKERS[cmd_name](self._flow)
         taken = {opt.lstrip("-") for each in params for opt in each.opts} - {"with"}
-        general = top_options(after_command=True, without=taken)
+        general = [
+            *top_options(after_command=True, without=taken),
+            *flow_options(self._flow, after_command=True, without=taken),
+        ]
         if any("--with" in each.opts for each in params):  # its own stands among its options
             general = [each for each in general if each.name != "with_"]
         return Command(

@@ -7,14 +7,18 @@ import inspect
 import click
 
 from aflow.cli.session import Session
+from aflow.flow.flow_decorators.base import FlowDecorator
 from aflow.flow.graph import Graph, Kind, Node
 
 
 def show(session: Session) -> None:
     """The flow's text, then each step with its own text and where it leads."""
-    graph = session.define().graph
+    definition = session.define()
+    graph = definition.graph
     if graph.doc:
         click.echo(f"\n{inspect.cleandoc(graph.doc)}")
+    for decorator in definition.decorators:
+        click.echo(f"\n{_written(decorator)}")
     for node in in_order(graph):
         click.echo(f"\nStep {click.style(node.name, bold=True)}")
         for line in inspect.cleandoc(node.doc or "?").splitlines():
@@ -22,6 +26,12 @@ def show(session: Session) -> None:
         if node.next:
             click.echo(f"    => {', '.join(_labelled(node))}")
     click.echo()
+
+
+def _written(decorator: FlowDecorator) -> str:
+    """The decorator as in the source, without the options that say nothing."""
+    options = {key: each for key, each in decorator.as_dict()["options"].items() if each}
+    return f"@{decorator.kind}({', '.join(f'{key}={each!r}' for key, each in options.items())})"
 
 
 def _labelled(node: Node) -> list[str]:
@@ -71,11 +81,13 @@ def output_dot(session: Session) -> None:
 
 def output_raw(session: Session, as_json: bool) -> None:
     """The graph as a line a step, or as the JSON that runs store."""
-    graph = session.define().graph
+    definition = session.define()
+    graph = definition.graph
     if as_json:
         import json
 
-        click.echo(json.dumps(graph.as_dict(), indent=2))
+        decorators = [each.as_dict() for each in definition.decorators]
+        click.echo(json.dumps({**graph.as_dict(), "decorators": decorators}, indent=2))
         return
     for node in in_order(graph):
         facts = [f"kind={node.kind.value}"]

@@ -149,7 +149,7 @@ def _takes_next(words: Sequence[str], position: int) -> bool:
 def _flags() -> set[str]:
     known = [each for each in (*top_options(), *run_options()) if each.is_flag]
     names = {name for each in known for name in (*each.opts, *each.secondary_opts)}
-    return names | {"--help", "-h", "--version"}
+    return names | {"--help", "-h", "--version", "--production"}
 
 
 def _valued() -> set[str]:

@@ -16,6 +16,8 @@ from aflow.errors import InvalidName, InvalidParameter
 from aflow.flow.parameters import Parameter, type_name
 
 if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
+
     ParamType = click.ParamType[Any]
 else:  # it is generic for type checkers alone, before click 8.5
     ParamType = click.ParamType
@@ -36,6 +38,9 @@ TOP_NAMES = (
     "pylint",
     "event_logger",
     "monitor",
+    "branch",
+    "production",
+    "trigger",
 )
 
 
@@ -136,6 +141,37 @@ def with_option(section: str, scope: str | None) -> Option:
         metavar="DECORATOR",
         help="Put a decorator on every step, as in retry:times=2.",
     )
+
+
+def flow_options(
+    flow: type[FlowSpec] | None, *, after_command: bool = False, without: Collection[str] = ()
+) -> list[Option]:
+    """The options that the flow's decorators add to every command, as `top_options` are."""
+    from aflow.flow.flow_decorators.base import flow_decorators_of
+
+    kinds = {each.kind for each in flow_decorators_of(flow)} if flow else set()
+    rest: dict[str, Any] = {
+        "section": GENERAL,
+        "scope": None if after_command else "",
+        "default": None,
+    }
+    made = [option for kind, add in _OF_DECORATORS.items() if kind in kinds for option in add(rest)]
+    return [each for each in made if not set(each.opts) & {f"--{name}" for name in without}]
+
+
+def _of_project(rest: Mapping[str, Any]) -> list[Option]:
+    return [
+        option("--branch", metavar="NAME", help="Branch of the project to run on.", **rest),
+        option("--production", is_flag=True, help="Run on the production branch.", **rest),
+    ]
+
+
+def _of_trigger(rest: Mapping[str, Any]) -> list[Option]:
+    text = "A run (Flow/run) that is said to have started this one; may be given many times."
+    return [option("--trigger", metavar="RUN", multiple=True, help=text, **rest)]
+
+
+_OF_DECORATORS = {"project": _of_project, "trigger_on_finish": _of_trigger}
 
 
 # ------------------------------------------------------------ run

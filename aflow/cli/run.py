@@ -74,6 +74,7 @@ def run(
         else:
             values, rest = {}, {**rest, **origin(definition, settings)}
         options = _options(session, settings, decospecs, values, **rest)
+        _show_project(session, definition, settings)
         code.finish(session.note)
     if dry_run:
         from aflow.cli import explain
@@ -94,6 +95,7 @@ def execute(
 ) -> int:
     """Run one step of a flow that has been checked, as the options `rest` say: the exit code."""
     options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
+    _show_project(session, definition, settings)
     return _in_foreground(definition, options, settings, progress, runner_attribute_file)
 
 
@@ -134,6 +136,16 @@ def _banner(session: Session, definition: FlowDefinition, settings: Settings) ->
     session.note(click.style(banner, fg="magenta") if color is None else banner)
 
 
+def _show_project(session: Session, definition: FlowDefinition, settings: Settings) -> None:
+    """Say where in its project the run stands; raises InvalidInput for a branch that cannot be."""
+    if definition.project is not None:
+        top = session.top
+        place = definition.project.place(
+            definition.name, settings.user, top["branch"], top["production"]
+        )
+        session.note(f"Project: {place['project_name']}, Branch: {place['branch_name']}")
+
+
 def _decospecs(session: Session, settings: Settings) -> tuple[str, ...]:
     return (*session.top["with_"], *settings.default_decospecs)
 
@@ -167,6 +179,9 @@ def _options(
         script=session.script,
         datastore=settings.datastore,
         metadata=settings.metadata,
+        branch=session.top["branch"],
+        production=session.top["production"],
+        trigger=session.top["trigger"],
         **resumed,
     )
 

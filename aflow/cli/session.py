@@ -78,6 +78,7 @@ def _top_values(ctx: click.Context) -> dict[str, Any]:
     for name in (each.name for each in ctx.command.params if _is_general(each)):
         if name in top and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
             top[name] = ctx.params[name]
-    # Decorators add up, wherever they were given.
-    top["with_"] = (*(ahead.get("with_") or ()), *(ctx.params.get("with_") or ()))
+    # These add up, wherever they were given.
+    for name in ("with_", "trigger"):
+        top[name] = (*(ahead.get(name) or ()), *(ctx.params.get(name) or ()))
     return top

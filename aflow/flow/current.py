@@ -32,6 +32,7 @@ _KNOWN = frozenset(
         "task",
         "task_id",
         "tempdir",
+        "trigger",
         "username",
     }
 )
@@ -46,12 +47,22 @@ def set_lookup(find: Callable[[str], Any]) -> None:
     _find = find
 
 
+def look_up(pathspec: str, what: str = "trigger") -> Any:
+    """The client's object of a run or a task, for `current.<what>`; raises AttributeError where no
+    client was set up."""
+    if _find is None:
+        raise AttributeError(
+            f"current.{what} needs the client, which was not set up: import aflow first."
+        )
+    return _find(pathspec)
+
+
 class Current:
     """The task that runs here and now.
 
     flow_name, run_id, step_name, task_id, pathspec, retry_count, origin_run_id, namespace,
-    username, tags, parameter_names, graph and tempdir are what the runner told; `run` and `task`
-    are client objects, made when they are first asked for.
+    username, tags, parameter_names, graph, tempdir and what the flow's decorators add are what the
+    runner told; `run`, `task` and `trigger` are made when they are first asked for.
     """
 
     __slots__ = ()
@@ -120,13 +131,9 @@ def _outside(name: str) -> None:
 def _derived(values: Values, name: str) -> Any:
     if name == "pathspec":
         values[name] = _pathspec(values)
-    elif _find is None:
-        raise AttributeError(
-            f"current.{name} needs the client, which was not set up: import aflow first."
-        )
     else:
         depth = 2 if name == "run" else 4
-        values[name] = _find("/".join(_pathspec(values).split("/")[:depth]))
+        values[name] = look_up("/".join(_pathspec(values).split("/")[:depth]), name)
     return values[name]
 
 

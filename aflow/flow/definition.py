@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.resources import Resources
     from aflow.flow.decorators.retry import Retry
     from aflow.flow.decorators.timeout import Timeout
+    from aflow.flow.flow_decorators.base import FlowDecorator
+    from aflow.flow.flow_decorators.project import Project
     from aflow.flow.graph import Graph
     from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
@@ -65,6 +67,7 @@ class FlowDefinition:
     `parameters` and `constants` (the class attributes that every task can read and none may set)
     are by the name of the attribute. `problems` is what was found wrong while reading, and that
     the graph cannot tell; `flow/lint.py` reports it with all else. `line` is that of the class.
+    `decorators` are those of the class and of its bases.
     """
 
     cls: type[FlowSpec]
@@ -77,3 +80,11 @@ class FlowDefinition:
     graph: Graph
     problems: tuple[InvalidFlow, ...] = ()
     line: int = 0
+    decorators: tuple[FlowDecorator, ...] = ()
+
+    @property
+    def project(self) -> Project | None:
+        """The flow's @project, None if it has none."""
+        found: Any = next((each for each in self.decorators if each.kind == "project"), None)
+        project: Project | None = found
+        return project

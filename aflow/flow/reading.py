@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.errors import InvalidFlow
 from aflow.flow.definition import FlowDefinition, StepDefinition
+from aflow.flow.flow_decorators.base import flow_decorators_of
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.flow.links import FunctionNode, Link, LinkReader
 from aflow.flow.marks import decorators_of, step_mark
@@ -55,6 +56,7 @@ def read_definition(cls: type[FlowSpec], root: type) -> FlowDefinition:
         graph=graph,
         problems=tuple(problems),
         line=line,
+        decorators=flow_decorators_of(cls),
     )
 
 

@@ -81,7 +81,8 @@ def run(
 
         explain.dry_run(definition, options, settings)
         return 0
-    return _in_foreground(definition, options, settings, progress, runner_attribute_file)
+    watch = _watch(definition, settings, progress, runner_attribute_file)
+    return _with_hooks(definition, settings, *_in_foreground(definition, options, settings, watch))
 
 
 def execute(
@@ -96,20 +97,35 @@ def execute(
     """Run one step of a flow that has been checked, as the options `rest` say: the exit code."""
     options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
     _show_project(session, definition, settings)
-    return _in_foreground(definition, options, settings, progress, runner_attribute_file)
+    watch = _watch(definition, settings, progress, runner_attribute_file)
+    return _exit_code(*_in_foreground(definition, options, settings, watch))
 
 
 def _in_foreground(
     definition: FlowDefinition,
     options: RunOptions,
     settings: Settings,
-    progress: bool,
-    attribute_file: str | None,
-) -> int:
-    watch = _watch(definition, settings, progress, attribute_file)
+    watch: Callable[[Sequence[Notice]], None],
+) -> tuple[RunEnded, int | None]:
     from aflow import foreground  # what is only checked needs none of it
 
-    ended, signum = foreground.run(definition, options, settings, watch)
+    return foreground.run(definition, options, settings, watch)
+
+
+def _with_hooks(
+    definition: FlowDefinition, settings: Settings, ended: RunEnded, signum: int | None
+) -> int:
+    """Call the exit hooks, if there are any; the exit code of the run, which they do not change."""
+    if any(each.kind == "exit_hook" for each in definition.decorators):
+        from aflow.exit_hooks import run_hooks  # few flows have some
+
+        run_hooks(
+            definition,
+            f"{definition.name}/{ended.run}",
+            succeeded=ended.state is RunState.SUCCEEDED,
+            metadata_url=settings.metadata_url,
+            say=lambda text: click.echo(text, err=True),
+        )
     return _exit_code(ended, signum)
 
 

@@ -46,7 +46,7 @@ def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) ->
     """Start a template for a flow and wait until it has imported it. Blocks; any thread may call.
 
     Raises AflowError with what the import said, OSError if there is no process to be had."""
-    request = (wire.LOAD, source_of(definition), list(decospecs))
+    request = (wire.LOAD, source_of(definition.cls), list(decospecs))
     with ExitStack() as made:
         ours, theirs = socket.socketpair()
         made.enter_context(ours)
@@ -55,7 +55,7 @@ def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) ->
                 [sys.executable, "-m", "aflow.spawned", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=fresh_environment(),
             )
         made.enter_context(process)  # waits for its end ...
         made.callback(process.kill)  # ... which a thread of the flow's file could put off
@@ -80,20 +80,25 @@ def _answer(control: socket.socket, request: bytes) -> tuple[Any, ...]:
     return (wire.NOT_READY, "its process ended while it was importing the flow")
 
 
-def source_of(definition: FlowDefinition) -> dict[str, Any]:
-    """Where the class comes from, as plain values; see `class_from`."""
-    cls = definition.cls
-    module = sys.modules.get(cls.__module__)
+def fresh_environment() -> dict[str, str]:
+    """The environment of a fresh interpreter that imports what this one can."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def source_of(made: Any) -> dict[str, Any]:
+    """Where a class or a function comes from, as plain values; see `class_from`."""
+    home, name = getattr(made, "__module__", None), getattr(made, "__qualname__", "")
+    module = sys.modules.get(home or "")
     file = getattr(module, "__file__", None)
-    if file is None or getattr(module, cls.__qualname__, None) is not cls:
+    if file is None or getattr(module, name, None) is not made:
         import cloudpickle  # rarely needed, and slow to import
 
-        return {"pickle": cloudpickle.dumps(cls)}
-    return {"file": os.path.abspath(file), "module": cls.__module__, "name": cls.__qualname__}
+        return {"pickle": cloudpickle.dumps(made)}
+    return {"file": os.path.abspath(file), "module": home, "name": name}
 
 
 def class_from(source: dict[str, Any]) -> Any:
-    """The class that `source_of` described, in another process."""
+    """The class or function that `source_of` described, in another process."""
     if "pickle" in source:
         import pickle
 

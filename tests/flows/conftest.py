@@ -48,8 +48,15 @@ class Workspace:
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
         """Start `python flow.py ARGS` and do not wait."""
+        return self._start(["flow.py", *args], env)
+
+    def start_aflow(self, *args: str, **env: str) -> subprocess.Popen[str]:
+        """Start `aflow ARGS` and do not wait."""
+        return self._start(["-m", "aflow", *args], env)
+
+    def _start(self, args: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "flow.py", *args],
+            [sys.executable, *args],
             cwd=self.path,
             env=os.environ | env,
             stdin=subprocess.DEVNULL,

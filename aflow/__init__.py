@@ -48,11 +48,15 @@ if TYPE_CHECKING:
     from aflow.flow.flow_decorators.trigger_on_finish import trigger_on_finish
     from aflow.flow.parameters import JSONType, Parameter
     from aflow.flow.spec import FlowSpec, step
+    from aflow.programmatic.executing import ExecutingRun, ExecutingTask
+    from aflow.programmatic.runner import Runner
     from aflow.version import __version__
 
 __all__ = [
     "Coordinator",
     "DataArtifact",
+    "ExecutingRun",
+    "ExecutingTask",
     "Flow",
     "FlowSpec",
     "JSONType",
@@ -60,6 +64,7 @@ __all__ = [
     "MetaflowEvent",
     "Parameter",
     "Run",
+    "Runner",
     "Step",
     "Task",
     "Trigger",
@@ -109,6 +114,8 @@ _HOMES = {
     "aflow.flow.flow_decorators.trigger_on_finish": "trigger_on_finish",
     "aflow.flow.parameters": "JSONType Parameter",
     "aflow.flow.spec": "FlowSpec step",
+    "aflow.programmatic.executing": "ExecutingRun ExecutingTask",
+    "aflow.programmatic.runner": "Runner",
     "aflow.version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

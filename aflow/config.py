@@ -101,6 +101,11 @@ class Settings:
         return self.namespace or f"user:{self.user}"
 
 
+def environment_with(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of this program, and what is to be set for one that it starts."""
+    return {**os.environ, **more}
+
+
 @dataclass(frozen=True, slots=True)
 class SpinOptions:
     """Which task is spun: the first of the step that failed, else the first, of the latest run that

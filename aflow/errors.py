@@ -27,6 +27,7 @@ AflowError
 │   └── VersionConflict
 ├── NotFound                     the client was asked for what is not there
 │   └── NamespaceMismatch
+├── CommandFailed                a command that was started has begun no run
 └── RunFailed
 """
 
@@ -186,7 +187,29 @@ class NamespaceMismatch(NotFound):
     headline = "Object not in namespace"
 
 
+class CommandFailed(AflowError, RuntimeError):
+    """A command that a program has started ended before it had begun a run."""
+
+    headline = "Command failed"
+
+
 class RunFailed(AflowError):
-    """A run ended without success."""
+    """A run ended without success. `run` is the client's object of it; `step`, `task` and `reason`
+    name the first task that failed, if one did."""
 
     headline = "Run failed"
+
+    def __init__(
+        self,
+        message: str,
+        run: object = None,
+        *,
+        step: str | None = None,
+        task: int | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.run = run
+        self.step = step
+        self.task = task
+        self.reason = reason

@@ -46,7 +46,33 @@ def load_flow(target: str) -> type[FlowSpec]:
         raise FlowFileError(f"{target!r} is no flow file: give path/to/flow.py or flow.py:Name.")
     path = Path(match["path"])
     _check_file(path)
-    return _choose(_import(path.resolve(), path), path, match["name"])
+    return _choose(_import(path.resolve(), path, path.stem), path, match["name"])
+
+
+def look_into(path: Path) -> list[type[FlowSpec]]:
+    """The flows of a file that other ones in it do not derive from, to see what they say. The
+    program is left as it was: it may have another module of the file's name.
+
+    Raises FlowFileError where the file does not import, or holds no flow.
+    """
+    from aflow.flow.spec import define
+
+    _check_file(path)
+    before = list(sys.path)
+    name = f"_aflow_looks_into_{path.stem}"
+    sys.modules.pop(name, None)
+    module = _import(path.resolve(), path, name)
+    try:
+        own = _own_flows(module)
+        flows = [own[key] for key in _heirless(own)]
+        for flow in flows:
+            define(flow)  # while the module is there to be asked
+    finally:
+        sys.path[:] = before
+        del sys.modules[name]
+    if not flows:
+        raise _no_flow(path)
+    return flows
 
 
 def _check_file(path: Path) -> None:
@@ -60,8 +86,7 @@ def _check_file(path: Path) -> None:
         raise FlowFileError(f"{path} cannot be read: permission denied.")
 
 
-def _import(path: Path, shown: Path) -> ModuleType:
-    name = path.stem
+def _import(path: Path, shown: Path, name: str) -> ModuleType:
     if name in sys.modules:
         raise FlowFileError(
             f"{shown} has the name of a module that is in use ({name!r}): rename the file."
@@ -119,16 +144,31 @@ def _choose(module: ModuleType, path: Path, name: str | None) -> type[FlowSpec]:
         if name not in flows:
             raise FlowFileError(f"{path} holds no flow {name!r}; {_those_in_it(flows)}.")
         return flows[name]
-    own = {key: flow for key, flow in flows.items() if flow.__module__ == module.__name__} or flows
-    # A flow that others in the file derive from is there to be derived from.
-    last = [key for key, flow in own.items() if not _has_heirs(flow, own)]
+    own = _own_flows(module)
+    last = _heirless(own)
     if len(last) == 1:
         return own[last[0]]
     if not last:
-        raise FlowFileError(f"{path} holds no flow: no class in it derives from FlowSpec.")
+        raise _no_flow(path)
     raise FlowFileError(
         f"{path} holds several flows: {', '.join(last)}. Choose one: {path}:{last[0]}"
     )
+
+
+def _own_flows(module: ModuleType) -> dict[str, type[FlowSpec]]:
+    """The flows that the file defines; where it defines none, those that it imports."""
+    flows = _flows_of(module)
+    return {key: flow for key, flow in flows.items() if flow.__module__ == module.__name__} or flows
+
+
+def _heirless(flows: dict[str, type[FlowSpec]]) -> list[str]:
+    """The names of the flows that none of the others derive from: what is derived from is there
+    for that."""
+    return [key for key, flow in flows.items() if not _has_heirs(flow, flows)]
+
+
+def _no_flow(path: Path) -> FlowFileError:
+    return FlowFileError(f"{path} holds no flow: no class in it derives from FlowSpec.")
 
 
 def _has_heirs(flow: type[FlowSpec], flows: dict[str, type[FlowSpec]]) -> bool:

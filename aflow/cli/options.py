@@ -247,12 +247,12 @@ class ParameterType(ParamType):
 
     def __init__(self, parameter: Parameter) -> None:
         self.name = type_name(parameter.type).lower()
-        self._parameter = parameter
+        self.parameter = parameter
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value in the parameter's type; a usage error where it has none."""
         try:
-            return self._parameter.convert(value)
+            return self.parameter.convert(value)
         except InvalidParameter as error:
             self.fail(str(error), param, ctx)
 

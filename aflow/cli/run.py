@@ -12,7 +12,7 @@ import click
 from aflow import ids
 from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.session import Session
-from aflow.config import RunOptions, Settings
+from aflow.config import FOLDER, RunOptions, Settings
 from aflow.errors import InvalidName
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.notices import Notice, RunEnded, RunStarting
@@ -255,6 +255,11 @@ def _watch(
     return console.watch if path is None else _also_writing(path, settings, console.watch)
 
 
+def _folder_of(settings: Settings) -> Path:
+    """What the client calls the place: the folder that has the `.aflow`, or one of another name."""
+    return settings.root.parent if settings.root.name == FOLDER else settings.root
+
+
 def _also_writing(
     path: Path, settings: Settings, watch: Callable[[Sequence[Notice]], None]
 ) -> Callable[[Sequence[Notice]], None]:
@@ -268,7 +273,7 @@ def _also_writing(
                 facts = {
                     "run_id": notice.run,
                     "flow_name": notice.flow,
-                    "metadata": f"{settings.metadata}@{settings.root.parent}",
+                    "metadata": f"{settings.metadata}@{_folder_of(settings)}",
                 }
                 path.write_text(json.dumps(facts))
         watch(notices)

@@ -1,0 +1,254 @@
+"""A command in a process of its own, whose output goes to files that can be read meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Literal
+
+from aflow.errors import InvalidInput
+
+Stream = Literal["stdout", "stderr"]
+
+LOOK_AGAIN = 0.05  # seconds: how often a growing file is looked at, while somebody follows it
+_PIECE = 1 << 16
+
+
+class Command:
+    """A process that was started; `process` is its Popen, `log_files` the paths of its output."""
+
+    def __init__(
+        self, command: Sequence[str], cwd: str | None, env: Mapping[str, str] | None
+    ) -> None:
+        self.command = list(command)
+        self.timeout = False
+        self._folder = tempfile.mkdtemp(prefix="aflow-")
+        self.log_files = {
+            name: os.path.join(self._folder, f"{name}.log") for name in ("stdout", "stderr")
+        }
+        try:
+            with (
+                open(self.log_files["stdout"], "wb") as out,
+                open(self.log_files["stderr"], "wb") as err,
+            ):
+                self.process = subprocess.Popen(
+                    self.command,
+                    cwd=cwd,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                )
+        except OSError:
+            self.cleanup()
+            raise
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code; None while the process runs."""
+        return self.process.poll()
+
+    # ------------------------------------------------------------ waiting
+
+    def wait_here(self, show: bool) -> int:
+        """Wait for the end and give the exit code; with `show`, copy the output meanwhile. What
+        interrupts the waiting stops the process, too."""
+        try:
+            if show:
+                self._copy_until_ended()
+            return self.process.wait()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _copy_until_ended(self) -> None:
+        with (
+            _end_of(self.process) as ended,
+            self._opened("stdout") as out,
+            self._opened("stderr") as err,
+        ):
+            files = [(out, sys.stdout), (err, sys.stderr)]
+            over = False
+            while not over:
+                over = bool(select.select([ended], [], [], LOOK_AGAIN)[0])
+                for file, to in files:
+                    if text := file.read():
+                        to.write(text)
+                        to.flush()
+
+    async def wait(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 -- the name that programs know it by
+        stream: Stream | None = None,
+    ) -> None:
+        """Wait for the end, printing one of the streams meanwhile if it is named. A process that
+        takes longer than `timeout` seconds is stopped."""
+        body = self.ended() if stream is None else self.emit_logs(stream)
+        try:
+            await asyncio.wait_for(body, timeout)
+        except TimeoutError:
+            self.timeout = True
+            await asyncio.to_thread(self.kill)
+
+    async def ended(self) -> int:
+        """Wait for the end; the exit code."""
+        with _end_of(self.process) as ended:
+            await _readable([ended])
+        return self.process.wait()
+
+    def kill(self, termination_timeout: float = 10.0) -> None:
+        """Stop the process: it may end its tasks first, for so many seconds. May be called late."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(termination_timeout)
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # its template sees it, and kills the tasks
+                self.process.wait()
+
+    # ------------------------------------------------------------ output
+
+    def output(self, stream: Stream) -> str:
+        """What the process has written so far; raises InvalidInput when it was cleaned up."""
+        with self._opened(stream) as file:
+            return file.read()
+
+    async def stream_log(
+        self, stream: Stream, position: int | None = None
+    ) -> AsyncIterator[tuple[int, str]]:
+        """The lines of a stream as they come, until the process ends: each with the position
+        behind it, from which another call may go on."""
+        with self._opened(stream) as file:
+            file.seek(position or 0)
+            over = False
+            rest = ""
+            while not over:
+                over = self.process.poll() is not None  # looked at before what is read
+                while line := file.readline(_PIECE):
+                    rest += line
+                    if rest.endswith("\n"):
+                        yield file.tell(), rest.rstrip("\n")
+                        rest = ""
+                if not over:
+                    await self._more()
+            if rest:
+                yield file.tell(), rest
+
+    async def _more(self) -> None:
+        """Wait until there may be more to read."""
+        try:
+            await asyncio.wait_for(self.ended(), LOOK_AGAIN)
+        except TimeoutError:
+            return
+
+    async def emit_logs(
+        self, stream: Stream = "stdout", custom_logger: Callable[[str], object] | None = None
+    ) -> None:
+        """Give every line of a stream to the function (else to stdout), until the process ends."""
+        async for _, line in self.stream_log(stream):
+            if custom_logger is None:
+                sys.stdout.write(line + "\n")
+            else:
+                custom_logger(line)
+
+    def _opened(self, stream: Stream) -> IO[str]:
+        if stream not in self.log_files:
+            raise InvalidInput(f"There is no stream {stream!r}: ask for stdout or stderr.")
+        try:
+            return open(self.log_files[stream], encoding="utf-8", errors="replace", newline="\n")
+        except FileNotFoundError as error:
+            raise InvalidInput(
+                f"The {stream} of this command was removed by cleanup(): read it before."
+            ) from error
+
+    def cleanup(self) -> None:
+        """Remove the files of the output. The process is left alone."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# ------------------------------------------------------------ descriptors that tell
+
+
+@contextmanager
+def _end_of(process: subprocess.Popen[bytes]) -> Iterator[int]:
+    """A descriptor that can be read once the process has ended."""
+    try:
+        fd = os.pidfd_open(process.pid) if process.poll() is None else _at_its_end()
+    except ProcessLookupError:  # it was waited for by somebody else meanwhile
+        fd = _at_its_end()
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _at_its_end() -> int:
+    """A descriptor that can be read at once."""
+    fd, writer = os.pipe()
+    os.close(writer)
+    return fd
+
+
+async def _readable(fds: Sequence[int]) -> None:
+    """Wait until one of the descriptors can be read."""
+    loop = asyncio.get_running_loop()
+    seen: asyncio.Future[None] = loop.create_future()
+
+    def see() -> None:
+        if not seen.done():
+            seen.set_result(None)
+
+    for fd in fds:
+        loop.add_reader(fd, see)
+    try:
+        await seen
+    finally:
+        for fd in fds:
+            loop.remove_reader(fd)
+
+
+class Announcement:
+    """A pipe with a name, through which a command says what it has started.
+
+    Use it as a context; give `path` to the command.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="aflow-")
+        self.path = Path(self._folder) / "attributes"
+        os.mkfifo(self.path)
+        # Not blocking: there is no writer yet, and perhaps never one.
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def __enter__(self) -> Announcement:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def wait(self, process: subprocess.Popen[bytes], at_most: float) -> bytes:
+        """What was said; empty if the process has ended, or so many seconds are over, and nothing
+        was."""
+        with _end_of(process) as ended:
+            try:
+                await asyncio.wait_for(_readable([self._fd, ended]), at_most)
+            except TimeoutError:
+                return b""
+        return self.read()
+
+    def read(self) -> bytes:
+        """What was said so far."""
+        try:
+            # It is written in one piece, which a pipe does not divide.
+            return os.read(self._fd, _PIECE)
+        except BlockingIOError:  # a writer has opened it and says nothing
+            return b""

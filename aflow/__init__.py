@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from aflow.flow.flow_decorators.trigger_on_finish import trigger_on_finish
     from aflow.flow.parameters import JSONType, Parameter
     from aflow.flow.spec import FlowSpec, step
+    from aflow.programmatic.direct import arun, run
     from aflow.programmatic.executing import ExecutingRun, ExecutingTask
+    from aflow.programmatic.notebook import NBRunner
     from aflow.programmatic.runner import Runner
     from aflow.version import __version__
 
@@ -62,6 +64,7 @@ __all__ = [
     "JSONType",
     "Metaflow",
     "MetaflowEvent",
+    "NBRunner",
     "Parameter",
     "Run",
     "Runner",
@@ -69,6 +72,7 @@ __all__ = [
     "Task",
     "Trigger",
     "__version__",
+    "arun",
     "cache",
     "catch",
     "current",
@@ -86,6 +90,7 @@ __all__ = [
     "project",
     "resources",
     "retry",
+    "run",
     "schedule",
     "step",
     "timeout",
@@ -114,7 +119,9 @@ _HOMES = {
     "aflow.flow.flow_decorators.trigger_on_finish": "trigger_on_finish",
     "aflow.flow.parameters": "JSONType Parameter",
     "aflow.flow.spec": "FlowSpec step",
+    "aflow.programmatic.direct": "arun run",
     "aflow.programmatic.executing": "ExecutingRun ExecutingTask",
+    "aflow.programmatic.notebook": "NBRunner",
     "aflow.programmatic.runner": "Runner",
     "aflow.version": "__version__",
 }

@@ -1,0 +1,113 @@
+"""Flows that are written in cells of a notebook."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aflow import NBRunner
+from aflow.errors import FlowFileError
+from aflow.flow.spec import FlowSpec
+from aflow.programmatic.notebook import flow_file_of
+from tests.flows.conftest import Workspace
+from tests.flows.test_run_inside import InsideFlow
+
+CELL = """
+%time
+from aflow import FlowSpec, NBRunner, Parameter, step
+!echo hello
+
+class CellFlow(FlowSpec):
+    n = Parameter("n", default=2)
+
+    @step
+    def start(self):
+        self.xs = list(range(self.n))
+        self.next(self.double, foreach="xs")
+
+    @step
+    def double(self):
+        self.y = self.input * 2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.total = sum(each.y for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+"""
+NOTEBOOK = f"""
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for cell in ({CELL!r} + "LAST", "import aflow; INNER"):
+    shell.run_cell(cell, store_history=True).raise_error()
+"""
+
+
+def notebook(workspace: Workspace, last: str, inner: str = "None") -> str:
+    """What a notebook prints whose first cell ends with `last`, and whose second is `inner`."""
+    pytest.importorskip("IPython", reason="there is no notebook without IPython")
+    script = NOTEBOOK.replace("LAST", last).replace("INNER", inner)
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=workspace.path,
+        env=os.environ | {"IPYTHONDIR": str(workspace.path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert 0 == result.returncode, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_the_flow_of_a_cell_runs_as_a_file(workspace: Workspace) -> None:
+    said = notebook(
+        workspace, "print('total', NBRunner(CellFlow, pylint=False).nbrun(n=4).data.total)"
+    )
+
+    assert "total 12\n" in said
+    assert "Task is starting." in said
+    assert [] == list(workspace.path.glob("*.py"))
+    workspace.check()
+
+
+def test_the_flow_of_an_earlier_cell_runs_too_and_can_be_resumed(workspace: Workspace) -> None:
+    inner = (
+        "nb = NBRunner(CellFlow, show_output=False, pylint=False, base_dir='.'); "
+        "run = nb.run(n=3).run; spun = nb.spin('join').task; "
+        "again = nb.resume(origin_run_id=run.id).run; nb.cleanup(); nb.cleanup(); "
+        "print('totals', run.data.total, spun.data.total, again.data.total, "
+        "again.origin_pathspec == run.pathspec)"
+    )
+
+    assert "totals 6 6 6 True\n" in notebook(workspace, "None", inner)
+
+
+def test_the_flow_of_a_cell_runs_inside_of_the_notebook(workspace: Workspace) -> None:
+    inner = "print('inside', aflow.run(CellFlow, n=5).data.total)"
+
+    assert "inside 20\n" in notebook(workspace, "None", inner)
+    workspace.check()
+
+
+def test_outside_of_a_notebook_the_file_of_the_class_is_taken(tmp_path: Path) -> None:
+    run = NBRunner(InsideFlow, show_output=False, pylint=False, base_dir=tmp_path).nbrun(n=2)
+
+    assert [-5, -4] == run.data.ys
+
+
+def test_a_class_whose_source_is_nowhere_is_named() -> None:
+    made = type("MadeFlow", (FlowSpec,), {"__module__": "nowhere"})
+
+    with pytest.raises(FlowFileError, match="MadeFlow was found in no cell and no file"):
+        flow_file_of(made)

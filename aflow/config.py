@@ -214,7 +214,7 @@ def _choice(*allowed: str) -> Callable[[_Hit], str]:
 def _number(hit: _Hit) -> int:
     value = hit.value
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        value = int(value)
+        value = int(value.strip())
     if type(value) is not int or value < 1:
         hit.refuse("a whole number of 1 or more")
     return value

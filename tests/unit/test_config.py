@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aflow.backends import open_store
@@ -261,6 +261,7 @@ def test_colours_can_be_refused(world: World, name: str) -> None:
     assert not world.load().no_color
 
 
+@example("7\x1f")
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20))
 def test_any_number_that_is_accepted_is_one_or_more(text: str) -> None:
     try:

@@ -120,7 +120,9 @@ class _Bench:
     def run(self, name: str, inputs: Any, item: Any, index: int) -> StepResult:
         """Run the step."""
         step = self._definition.steps[name]
-        context = _CONTEXT._replace(flow=self._definition.name)
+        flow, project = self._definition.name, self._definition.project
+        told = None if project is None else project.place(flow, _CONTEXT.user)
+        context = _CONTEXT._replace(flow=flow, told=told)
         spec = self._spec(step, inputs, item, index)
         runner = _Runner(self._definition, context, self._blobs, _no_metadata, SystemClock())
         runner.manifests = self._manifests

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aflow import FlowSpec, Parameter, catch, current, environment, retry, step, timeout
+from aflow import FlowSpec, Parameter, catch, current, environment, project, retry, step, timeout
 from aflow.errors import (
     ArtifactNotFound,
     ArtifactNotPicklable,
@@ -182,3 +182,13 @@ def test_inputs_that_a_step_cannot_have_are_refused(call: Any, told: str) -> Non
 def test_a_parameter_that_is_wrong_is_refused() -> None:
     with pytest.raises(InvalidParameter):
         run_step(Training.start, parameters={"lr": "much"})
+
+
+def test_a_step_of_a_project_knows_its_branch() -> None:
+    @project(name="demo", branch="b")
+    class ProjectFlow(FlowSpec):
+        @step
+        def start(self) -> None:
+            self.place = (current.project_name, current.branch_name, current.trigger)
+
+    assert ("demo", "test.b", None) == run_step(ProjectFlow.start, flow=ProjectFlow).place

@@ -190,5 +190,12 @@ def test_a_step_of_a_project_knows_its_branch() -> None:
         @step
         def start(self) -> None:
             self.place = (current.project_name, current.branch_name, current.trigger)
+            self.next(self.end)
 
-    assert ("demo", "test.b", None) == run_step(ProjectFlow.start, flow=ProjectFlow).place
+        @step
+        def end(self) -> None:
+            pass
+
+    left = run_step(ProjectFlow.start, flow=ProjectFlow).artifacts
+
+    assert ("demo", "test.b", None) == left["place"]

@@ -33,6 +33,7 @@ COMMANDS = {
     "dump": "Show the artifacts of tasks.",
     "logs": "Show what tasks have printed.",
     "explain": "Say why tasks ran, or did not.",
+    "tag": "Add, remove, replace or list the tags of runs.",
     "output-dot": "Write the graph for graphviz.",
     "output-raw": "Write the graph as text, or as JSON.",
     "version": "Show the version of aflow.",
@@ -69,7 +70,22 @@ class FlowGroup(click.Group):
         """The command of this name, None where there is none."""
         if cmd_name not in COMMANDS:
             return None
-        params, body = _MAKERS[cmd_name](self._flow)
+        if cmd_name == "tag":
+            return self._tag()
+        return self._made(cmd_name, COMMANDS[cmd_name], *_MAKERS[cmd_name](self._flow))
+
+    def _tag(self) -> click.Group:
+        """The only command that has commands of its own."""
+        from aflow.cli.tags import tag_commands
+
+        group = click.Group("tag", help=COMMANDS["tag"], context_settings=_NORMALIZED)
+        for name, (help, params, body) in tag_commands().items():
+            group.add_command(self._made(name, help, params, body))
+        return group
+
+    def _made(
+        self, name: str, help: str, params: list[click.Parameter], body: Callable[..., object]
+    ) -> Command:
         taken = {opt.lstrip("-") for each in params for opt in each.opts} - {"with"}
         general = [
             *top_options(after_command=True, without=taken),
@@ -78,10 +94,10 @@ class FlowGroup(click.Group):
         if any("--with" in each.opts for each in params):  # its own stands among its options
             general = [each for each in general if each.name != "with_"]
         return Command(
-            cmd_name,
+            name,
             params=[*params, *general],
             callback=bound(body, self._flow, self._script),
-            help=COMMANDS[cmd_name],
+            help=help,
             context_settings=_NORMALIZED,
         )
 

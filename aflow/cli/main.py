@@ -47,6 +47,8 @@ Examples:
 
 # What a pathspec alone can say.
 _NEED_NO_FILE = ("dump", "explain", "logs")
+# What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
+_SECOND_WORDS = {"logs": ("show",), "tag": ("add", "remove", "replace", "list")}
 
 
 class Line(NamedTuple):
@@ -124,7 +126,7 @@ def take_apart(words: Sequence[str]) -> Line:
         if loading.is_target(word):
             target = word
             break
-        if command == "logs" and word == "show":  # the name of what it does anyway
+        if word in _SECOND_WORDS.get(command or "", ()):
             rest.append(word)
             continue
         if command is not None:

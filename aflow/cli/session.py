@@ -73,7 +73,7 @@ def _is_general(parameter: click.Parameter) -> bool:
 
 def _top_values(ctx: click.Context) -> dict[str, Any]:
     """The options of every command: those behind the command's name before those ahead of it."""
-    ahead = ctx.parent.params if ctx.parent is not None else {}
+    ahead = ctx.find_root().params if ctx.parent is not None else {}
     top = {name: ahead.get(name) for name in TOP_NAMES}
     for name in (each.name for each in ctx.command.params if _is_general(each)):
         if name in top and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:

@@ -193,7 +193,8 @@ class MetadataStore(Protocol):
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
         """Remove, then add user tags, in one step; the tags that the run has now. Raises
-        InvalidName for a tag that is not allowed, for a system tag, or past the limit."""
+        InvalidName for a tag that is not allowed, for a system tag, or past the limit; NotFound
+        where there is no such run."""
 
     # ---- reading
 

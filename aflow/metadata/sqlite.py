@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aflow import ids
-from aflow.errors import InvalidName, InvalidSetting, VersionConflict
+from aflow.errors import InvalidName, InvalidSetting, NotFound, VersionConflict
 from aflow.metadata import rows
 from aflow.metadata.base import (
     AttemptRecord,
@@ -137,6 +137,8 @@ class SqliteMetadata:
         for tag in [*add, *remove]:
             ids.tag(tag)
         with self._transaction() as db:
+            if db.execute(statements("read")["run_exists"], (run_key,)).fetchone() is None:
+                raise NotFound("The run whose tags were to be changed is not there any more.")
             known = dict(db.execute(statements("read")["tags_of_run"], (run_key,)).fetchall())
             for tag in [*add, *remove]:
                 if known.get(tag):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aflow.errors import InvalidName, VersionConflict
+from aflow.errors import InvalidName, NotFound, VersionConflict
 from aflow.ids import MAX_TAG_LENGTH, MAX_TAGS
 from aflow.metadata.base import (
     AttemptRecord,
@@ -538,6 +538,13 @@ def test_tags_that_are_not_allowed_change_nothing(
         store.change_tags(made.key, add, remove)
 
     assert made == store.run("Flow", "1")
+
+
+def test_a_run_that_is_not_there_cannot_be_tagged(store: MetadataStore, run: RunRecord) -> None:
+    with pytest.raises(NotFound, match="not there any more"):
+        store.change_tags(run.key + 1, ["a"], [])
+    another = store.create_run(a_run(run="2"), b"")
+    assert () == store.change_tags(another.key, [], [])
 
 
 def test_tags_changed_from_many_threads_are_all_there(store: MetadataStore, run: RunRecord) -> None:

@@ -8,6 +8,9 @@ SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 SELECT key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind
 FROM runs WHERE flow = ? AND run = ?
 
+-- name: run_exists
+SELECT 1 FROM runs WHERE key = ?
+
 -- name: runs
 SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
 FROM runs

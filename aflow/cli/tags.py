@@ -1,0 +1,258 @@
+"""`tag`: the tags of runs that are over or still going on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from aflow.cli.options import flag, option
+from aflow.cli.session import Session
+from aflow.errors import InvalidInput, NamespaceMismatch, NotFound
+
+if TYPE_CHECKING:
+    from aflow.client import Flow, Run
+
+_WIDTH = 120  # of the columns of a list
+_GAP = 4
+
+
+class Command(NamedTuple):
+    """One of the commands below `tag`."""
+
+    help: str
+    parameters: list[click.Parameter]
+    body: Callable[..., object]
+
+
+def tag_commands() -> dict[str, Command]:
+    """The commands below `tag`, by name."""
+    words = click.Argument(["tags"], nargs=-1, required=True)
+    return {
+        "add": Command("Add tags to a run.", [words, *_which_run()], add),
+        "remove": Command("Remove tags from a run.", [words, *_which_run()], remove),
+        "replace": Command(
+            "Remove tags from a run and add others, in one step.",
+            [
+                *_which_run(),
+                option("--add", "to_add", multiple=True, metavar="TAG", help="A tag to add."),
+                option(
+                    "--remove", "to_remove", multiple=True, metavar="TAG", help="A tag to remove."
+                ),
+            ],
+            replace,
+        ),
+        "list": Command("List the tags of runs.", _list_parameters(), list_),
+    }
+
+
+def _which_run() -> list[click.Parameter]:
+    return [
+        option("--run-id", metavar="RUN", help="The run.  [required]"),
+        option(
+            "--namespace", metavar="TAG", help="Where the run has to be.  [default: user:<you>]"
+        ),
+    ]
+
+
+def _list_parameters() -> list[click.Parameter]:
+    return [
+        click.Argument(["run"], required=False),
+        option("--run-id", metavar="RUN", help="Only those of this run."),
+        flag("--all", "of_all", help="Those of all runs of the flow.  [default]"),
+        flag("--my-runs", help="Those of your own runs."),
+        flag("--hide-system-tags", help="Only the tags that people gave."),
+        flag("--group-by-tag", help="Show which runs have each tag."),
+        flag("--group-by-run", help="Show which tags each run has."),
+        flag("--flat", help="One tag a line, nothing else."),
+    ]
+
+
+# ------------------------------------------------------------------ changing
+
+
+def add(session: Session, tags: tuple[str, ...], run_id: str | None, namespace: str | None) -> None:
+    """Give the run these tags."""
+    _change(session, run_id, namespace, (), tags)
+
+
+def remove(
+    session: Session, tags: tuple[str, ...], run_id: str | None, namespace: str | None
+) -> None:
+    """Take these tags from the run."""
+    _change(session, run_id, namespace, tags, ())
+
+
+def replace(
+    session: Session,
+    run_id: str | None,
+    namespace: str | None,
+    to_add: tuple[str, ...],
+    to_remove: tuple[str, ...],
+) -> None:
+    """Take tags from the run and give it others; both have to be named."""
+    if not to_remove:
+        raise InvalidInput("Say which tag to remove: --remove TAG. To add alone: tag add TAG.")
+    if not to_add:
+        raise InvalidInput("Say which tag to add: --add TAG. To remove alone: tag remove TAG.")
+    _change(session, run_id, namespace, to_remove, to_add)
+
+
+def _change(
+    session: Session,
+    run_id: str | None,
+    namespace: str | None,
+    to_remove: Iterable[str],
+    to_add: Iterable[str],
+) -> None:
+    run = _run(session, run_id, namespace)
+    run.replace_tags(to_remove, to_add)
+    session.note("Operation successful. New tags:")
+    _print({run.pathspec: run.tags}, {run.pathspec: run.system_tags}, session)
+
+
+def _run(session: Session, run_id: str | None, namespace: str | None) -> Run:
+    """The run that the options name; raises NotFound, NamespaceMismatch, InvalidInput."""
+    from aflow import client
+
+    flow = _flow(session, _own(session) if namespace is None else namespace)
+    wanted = client.get_namespace()
+    if run_id is None:
+        latest = flow.latest_run
+        known = f" The latest run in {wanted!r} is {latest.id}." if latest else ""
+        raise InvalidInput(f"Say which run: --run-id RUN.{known}")
+    try:
+        return client.Run(f"{flow.id}/{run_id.removeprefix(flow.id + '/')}")
+    except NamespaceMismatch as error:
+        raise _not_in(f"Run {flow.id}/{run_id}", wanted) from error
+
+
+def _flow(session: Session, namespace: str | None) -> Flow:
+    """The flow as the client shows it; "" and None are everybody's namespace."""
+    from aflow import client
+
+    assert session.flow is not None
+    client.metadata(f"local@{session.settings().root}")
+    client.namespace(namespace or None)
+    name = session.flow.__name__
+    try:
+        return client.Flow(name)
+    except NamespaceMismatch as error:
+        raise _not_in(f"Flow {name}", namespace) from error
+
+
+def _own(session: Session) -> str | None:
+    return session.settings().default_namespace
+
+
+def _not_in(what: str, namespace: str | None) -> NotFound:
+    hint = "Name another with --namespace TAG, or everybody's with --namespace ''."
+    return NamespaceMismatch(f"{what} is not in the namespace {namespace!r}. {hint}")
+
+
+# ------------------------------------------------------------------ listing
+
+
+def list_(
+    session: Session,
+    run: str | None,
+    run_id: str | None,
+    of_all: bool,
+    my_runs: bool,
+    hide_system_tags: bool,
+    group_by_tag: bool,
+    group_by_run: bool,
+    flat: bool,
+) -> None:
+    """List the tags of one run or of many: together, by tag, or by run."""
+    _refuse_both({"--all": of_all, "--my-runs": my_runs})
+    _refuse_both({"--run-id": run_id is not None, "RUN": run is not None})
+    _refuse_both({"--group-by-tag": group_by_tag, "--group-by-run": group_by_run, "--flat": flat})
+    wanted = None if of_all or my_runs else run_id or run
+    if wanted is None:
+        runs = list(_flow(session, _own(session) if my_runs else None))
+    else:
+        runs = [_run(session, wanted, "")]
+    tags, system = _grouped(runs, group_by_tag, group_by_run, hide_system_tags)
+    if flat:
+        for tag in sorted(tag for group in tags.values() for tag in group):
+            click.echo(tag)
+    else:
+        _print(tags, system, session, by_tag=group_by_tag)
+
+
+def _refuse_both(given: dict[str, bool]) -> None:
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        raise InvalidInput(f"{names[0]} cannot be used together with {names[1]}: give one.")
+
+
+Groups = dict[str, frozenset[str]]
+
+
+def _grouped(
+    runs: list[Run], by_tag: bool, by_run: bool, hide_system_tags: bool
+) -> tuple[Groups, Groups]:
+    """What to show under each heading, all of it and what of it is the system's."""
+    if by_tag:
+        system_tags = frozenset().union(*(run.system_tags for run in runs))
+        runs_of: dict[str, set[str]] = {}
+        for run in runs:
+            for tag in run.user_tags if hide_system_tags else run.tags:
+                runs_of.setdefault(tag, set()).add(run.pathspec)
+        groups = {tag: frozenset(paths) for tag, paths in runs_of.items()}
+        return groups, {tag: paths for tag, paths in groups.items() if tag in system_tags}
+    system = {run.pathspec: frozenset() if hide_system_tags else run.system_tags for run in runs}
+    tags = {run.pathspec: run.user_tags | system[run.pathspec] for run in runs}
+    if by_run:
+        return tags, system
+    together = ",".join(tags)
+    return (
+        {together: frozenset().union(*tags.values())},
+        {together: frozenset().union(*system.values())},
+    )
+
+
+# ------------------------------------------------------------------ printing
+
+
+def _print(tags: Groups, system: Groups, session: Session, by_tag: bool = False) -> None:
+    """All groups in order; with --quiet one line each, for programs."""
+    if session.top.get("quiet"):
+        for group in sorted(tags):
+            click.echo(" ; ".join(_fields(group, tags[group], system.get(group), by_tag)))
+        return
+    click.echo("\nSystem tags and tags; only tags can be modified\n" + "-" * 56 + "\n")
+    for group in sorted(tags):
+        own = group not in system
+        if by_tag:
+            click.echo(f"For tag {click.style(group, bold=own)}")
+        elif len(tags) > 1:
+            click.echo(f"For run {group}")
+        bold = frozenset() if by_tag else tags[group] - system.get(group, frozenset())
+        for line in _columns(sorted(tags[group]), bold):
+            click.echo(line)
+        click.echo()
+
+
+def _fields(
+    group: str, all_of: frozenset[str], system: frozenset[str] | None, by_tag: bool
+) -> list[str]:
+    if by_tag:
+        return [f"{'user' if system is None else 'system'}:{group}", ",".join(sorted(all_of))]
+    system = system or frozenset()
+    return [group, ",".join(sorted(system)), ",".join(sorted(all_of - system))]
+
+
+def _columns(words: list[str], bold: frozenset[str]) -> Iterator[str]:
+    """The words in as many columns as fit, read downwards."""
+    if not words:
+        return
+    width = max(map(len, words))
+    columns = max(1, (_WIDTH + _GAP) // (width + _GAP))
+    rows = -(-len(words) // columns)
+    for row in range(rows):
+        cells = (click.style(word, bold=True) + " " * (width - len(word)) if word in bold
+                 else word.ljust(width) for word in words[row::rows])  # fmt: skip
+        yield (" " * _GAP).join(cells).rstrip()

@@ -33,7 +33,15 @@ if TYPE_CHECKING:
         namespace,
     )
     from aflow.coordinator import Coordinator
+    from aflow.flow.configs import Config, ConfigValue, config_expr
     from aflow.flow.current import current
+    from aflow.flow.custom import (
+        USER_SKIP_STEP,
+        FlowMutator,
+        StepMutator,
+        UserStepDecorator,
+        user_step_decorator,
+    )
     from aflow.flow.decorators.cache import cache
     from aflow.flow.decorators.catch import catch
     from aflow.flow.decorators.environment import environment
@@ -46,7 +54,15 @@ if TYPE_CHECKING:
     from aflow.flow.flow_decorators.schedule import schedule
     from aflow.flow.flow_decorators.trigger import namespaced_event_name, trigger
     from aflow.flow.flow_decorators.trigger_on_finish import trigger_on_finish
+    from aflow.flow.includefile import IncludeFile
+    from aflow.flow.mutable import MutableFlow, MutableStep
     from aflow.flow.parameters import JSONType, Parameter
+    from aflow.flow.parsers import (
+        conda_environment_yml_parser,
+        pyproject_toml_parser,
+        requirements_txt_parser,
+        yaml_parser,
+    )
     from aflow.flow.spec import FlowSpec, step
     from aflow.programmatic.direct import arun, run
     from aflow.programmatic.executing import ExecutingRun, ExecutingTask
@@ -55,26 +71,37 @@ if TYPE_CHECKING:
     from aflow.version import __version__
 
 __all__ = [
+    "USER_SKIP_STEP",
+    "Config",
+    "ConfigValue",
     "Coordinator",
     "DataArtifact",
     "ExecutingRun",
     "ExecutingTask",
     "Flow",
+    "FlowMutator",
     "FlowSpec",
+    "IncludeFile",
     "JSONType",
     "Metaflow",
     "MetaflowEvent",
+    "MutableFlow",
+    "MutableStep",
     "NBRunner",
     "Parameter",
     "Run",
     "Runner",
     "Step",
+    "StepMutator",
     "Task",
     "Trigger",
+    "UserStepDecorator",
     "__version__",
     "arun",
     "cache",
     "catch",
+    "conda_environment_yml_parser",
+    "config_expr",
     "current",
     "default_metadata",
     "default_namespace",
@@ -88,6 +115,8 @@ __all__ = [
     "namespace",
     "namespaced_event_name",
     "project",
+    "pyproject_toml_parser",
+    "requirements_txt_parser",
     "resources",
     "retry",
     "run",
@@ -96,6 +125,8 @@ __all__ = [
     "timeout",
     "trigger",
     "trigger_on_finish",
+    "user_step_decorator",
+    "yaml_parser",
 ]
 
 _HOMES = {
@@ -104,7 +135,11 @@ _HOMES = {
         "get_metadata get_namespace inspect_spin namespace"
     ),
     "aflow.coordinator": "Coordinator",
+    "aflow.flow.configs": "Config ConfigValue config_expr",
     "aflow.flow.current": "current",
+    "aflow.flow.custom": (
+        "FlowMutator StepMutator USER_SKIP_STEP UserStepDecorator user_step_decorator"
+    ),
     "aflow.flow.decorators.cache": "cache",
     "aflow.flow.decorators.catch": "catch",
     "aflow.flow.decorators.environment": "environment",
@@ -117,7 +152,12 @@ _HOMES = {
     "aflow.flow.flow_decorators.schedule": "schedule",
     "aflow.flow.flow_decorators.trigger": "namespaced_event_name trigger",
     "aflow.flow.flow_decorators.trigger_on_finish": "trigger_on_finish",
+    "aflow.flow.includefile": "IncludeFile",
+    "aflow.flow.mutable": "MutableFlow MutableStep",
     "aflow.flow.parameters": "JSONType Parameter",
+    "aflow.flow.parsers": (
+        "conda_environment_yml_parser pyproject_toml_parser requirements_txt_parser yaml_parser"
+    ),
     "aflow.flow.spec": "FlowSpec step",
     "aflow.programmatic.direct": "arun run",
     "aflow.programmatic.executing": "ExecutingRun ExecutingTask",

@@ -159,6 +159,31 @@ class RunOptions:
     trigger: tuple[str, ...] = ()
 
 
+def configs_in_environment(
+    env: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The files and the values of configs that AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE give,
+    each a JSON object by name (METAFLOW_... are read, too). Raises InvalidSetting."""
+    sources = [_Source(os.environ if env is None else env, "in the environment")]
+    found = []
+    for key in ("FLOW_CONFIG", "FLOW_CONFIG_VALUE"):
+        hit = _look_up(sources, (key,))
+        found.append({} if hit is None else _mapping(hit))
+    return found[0], found[1]
+
+
+def _mapping(hit: _Hit) -> dict[str, Any]:
+    import json
+
+    try:
+        value = json.loads(hit.value)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        hit.refuse('a JSON object such as {"name": ...}')
+    return value
+
+
 # ------------------------------------------------------------------ looking a key up
 
 

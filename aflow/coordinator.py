@@ -20,11 +20,11 @@ from aflow import backends
 from aflow.attempt import RunContext
 from aflow.clock import SystemClock
 from aflow.config import Durability, Isolation, RunOptions, Settings
+from aflow.configured import configured
 from aflow.creation import Creation, NewRun
 from aflow.driver import RunDriver, Watch
 from aflow.executors.process import GRACE, ProcessExecutor
 from aflow.executors.spawn import start_template
-from aflow.flow.spec import define
 from aflow.flow_values import told
 from aflow.metadata.base import RunRecord
 from aflow.notices import Notice, RunEnded
@@ -159,7 +159,7 @@ class Coordinator:
         then. `template` is a process that has imported the flow already (the command line has
         one); without it one is started."""
         options = options or RunOptions(max_workers=self._max_workers, isolation=self._isolation)
-        definition = define(flow) if isinstance(flow, type) else flow
+        definition = configured(flow) if isinstance(flow, type) else flow
         given = options.parameters | parameters
         new = await asyncio.to_thread(self._creation.create, definition, options, given)
         listeners: list[Watch] = [] if watch is None else [watch]

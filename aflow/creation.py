@@ -14,6 +14,7 @@ from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.flow_values import system_tags, values_of
 from aflow.ids import PARAMETERS_STEP
+from aflow.included import included
 from aflow.metadata.base import SPIN, RunRecord
 from aflow.precedents import InTurn
 from aflow.resumed import ResumedRun, check_blobs, finished_of
@@ -173,10 +174,13 @@ class Creation:
             new = {name: each for name, each in definition.parameters.items() if name not in there}
             definition = replace(definition, parameters=new)
 
-        def context(name: str) -> ParameterContext:
-            return ParameterContext(definition.name, self._user, name, print, "local", {})
+        configs = definition.config_values or {}
 
-        return resolve(definition, given, context)
+        def context(name: str) -> ParameterContext:
+            return ParameterContext(definition.name, self._user, name, print, "local", configs)
+
+        values = resolve(definition, given, context)
+        return included(definition.parameters, values)
 
     def _parameters(
         self,

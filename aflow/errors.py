@@ -64,6 +64,18 @@ class InvalidParameter(InvalidInput):
     headline = "Invalid parameter"
 
 
+class InvalidConfig(InvalidInput):
+    """A config has a value or a declaration that cannot be used."""
+
+    headline = "Invalid config"
+
+
+class MissingExtra(InvalidInput):
+    """Something was asked for that needs a package which is not installed."""
+
+    headline = "Package not installed"
+
+
 class InvalidDecorator(InvalidInput):
     """A decorator is unknown, or was given an option that it does not take."""
 

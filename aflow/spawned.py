@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import msgpack
 
 from aflow import backends
+from aflow.configured import with_values
 from aflow.executors import wire
 from aflow.executors.spawn import class_from
 from aflow.executors.template import Template
@@ -25,14 +27,19 @@ def main() -> None:
     while data := control.recv(1 << 20):
         unpacker.feed(data)
         for message in unpacker:
-            _, source, decospecs = message
-            _serve(control, source, decospecs)
+            _, source, decospecs, configs = message
+            _serve(control, source, decospecs, configs)
             return
 
 
-def _serve(control: socket.socket, source: dict[str, Any], decospecs: list[str]) -> None:
+def _serve(
+    control: socket.socket, source: dict[str, Any], decospecs: list[str], configs: bytes | None
+) -> None:
     try:
-        definition = attach(define(class_from(source)), decospecs)
+        definition = define(class_from(source))
+        if configs is not None:
+            definition = with_values(definition, pickle.loads(configs))  # noqa: S301 -- from the process that started us
+        definition = attach(definition, decospecs)
     except Exception as error:  # noqa: BLE001 -- whatever the user's module raises is what its owner has to know
         control.sendall(msgpack.packb((wire.NOT_READY, f"{type(error).__name__}: {error}")))
         return

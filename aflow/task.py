@@ -17,6 +17,7 @@ from aflow.storage.manifest import Entry, ForeachFrame, Manifest
 if TYPE_CHECKING:
     from aflow.attempt import AttemptSpec
     from aflow.flow.definition import FlowDefinition
+    from aflow.flow.graph import Node
     from aflow.flow.spec import FlowSpec
     from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
     from aflow.storage.blobs import BlobStore
@@ -105,6 +106,11 @@ class RunningTask:
         if self._own_item is not None and frame.split == self._spec.split:
             return self._own_item.value(self._blobs)
         return self._items.read(items, frame.index).value(self._blobs)
+
+    @property
+    def node(self) -> Node:
+        """The step, as the graph has it."""
+        return self._definition.graph.nodes[self.step_name]
 
     @property
     def stack(self) -> tuple[ForeachFrame, ...]:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.attempt import AttemptSpec, RunContext
 from aflow.clock import SystemClock
+from aflow.configured import configured
 from aflow.errors import InvalidInput
 from aflow.flow.parameters import ParameterContext, resolve
-from aflow.flow.spec import FlowSpec, define
+from aflow.flow.spec import FlowSpec
 from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
+from aflow.included import included
 from aflow.inputs import KnownManifests, TaskArtifacts
 from aflow.runner import Execution, Runner
 from aflow.scheduler.codec import encode_inputs
@@ -79,7 +81,7 @@ def run_step(
     ArtifactNotPicklable, TaskTimedOut: what would fail the task.
     """
     flow = flow or _flow_of(step)
-    definition = alone(define(flow), step.__name__)
+    definition = alone(configured(flow), step.__name__)
     return _Bench(definition, parameters or {}).run(step.__name__, inputs, input, index)
 
 
@@ -112,7 +114,7 @@ class _Bench:
         def context(name: str) -> ParameterContext:
             return ParameterContext(definition.name, "test", name, print, "memory", {})
 
-        values = resolve(definition, parameters, context)
+        values = included(definition.parameters, resolve(definition, parameters, context))
         first = self._manifest(PARAMETERS_STEP, {**definition.constants, **values})
         self._read_only = sorted(first.artifacts)
         self._manifests = KnownManifests(first)

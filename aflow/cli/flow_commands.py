@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,11 @@ from aflow.cli.options import (
     write_sections,
 )
 from aflow.cli.session import Session, bound
+from aflow.configured import GivenConfigs
 from aflow.version import __version__
 
 if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
 
 # Name -> what it does. The order is that of the help.
@@ -50,7 +52,9 @@ class FlowGroup(click.Group):
     """The commands of one flow; each is made when it is asked for. `flow` is None where a
     pathspec alone says what is meant."""
 
-    def __init__(self, flow: type[FlowSpec] | None, script: str) -> None:
+    def __init__(
+        self, flow: type[FlowSpec] | None, script: str, configs: GivenConfigs | None = None
+    ) -> None:
         super().__init__(
             name=flow.__name__ if flow else "aflow",
             params=[*top_options(), *flow_options(flow)],
@@ -61,6 +65,22 @@ class FlowGroup(click.Group):
         )
         self._flow = flow
         self._script = script
+        self._configs = configs or GivenConfigs()
+        self._definition: FlowDefinition | None = None
+
+    def _defined(self, values: Mapping[str, Any] | None = None) -> FlowDefinition:
+        """The flow with the configs that were given, made once; or with those of another run."""
+        from aflow.configured import configured, with_values
+        from aflow.flow.spec import define
+
+        assert self._flow is not None, "only flows are run"
+        if values is not None:
+            if self._configs.files or self._configs.values:
+                raise click.UsageError("A resumed run has the configs of its origin: give none.")
+            return with_values(define(self._flow), values)
+        if self._definition is None:
+            self._definition = configured(self._flow, self._configs)
+        return self._definition
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names; what they mean to this flow is not looked at yet."""
@@ -72,7 +92,9 @@ class FlowGroup(click.Group):
             return None
         if cmd_name == "tag":
             return self._tag()
-        return self._made(cmd_name, COMMANDS[cmd_name], *_MAKERS[cmd_name](self._flow))
+        maker = _MAKERS[cmd_name]
+        made = maker(self._defined() if maker is _run else None)
+        return self._made(cmd_name, COMMANDS[cmd_name], *made)
 
     def _tag(self) -> click.Group:
         """The only command that has commands of its own."""
@@ -96,7 +118,7 @@ class FlowGroup(click.Group):
         return Command(
             name,
             params=[*params, *general],
-            callback=bound(body, self._flow, self._script),
+            callback=bound(body, self._flow, self._script, self._defined),
             help=help,
             context_settings=_NORMALIZED,
         )
@@ -137,13 +159,12 @@ Examples:
 Maker = Callable[[Any], tuple[list[click.Parameter], Callable[..., object]]]
 
 
-def _run(flow: type[FlowSpec]) -> tuple[list[click.Parameter], Callable[..., object]]:
+def _run(definition: FlowDefinition) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.options import parameter_options
     from aflow.cli.run import run
-    from aflow.flow.spec import define
 
-    own = parameter_options(define(flow).parameters)
-    parameters = list(define(flow).parameters)
+    own = parameter_options(definition.parameters)
+    parameters = list(definition.parameters)
 
     def body(session: Session, **values: Any) -> object:
         given = {name: values.pop(key) for name, key in zip(parameters, own, strict=True)}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import click
 
 from aflow.cli import loading
+from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
 from aflow.cli.flow_commands import COMMANDS, FlowGroup
 from aflow.cli.options import run_options, top_options
 from aflow.cli.problems import guarded, leave
@@ -77,8 +78,9 @@ def run_script(flow: type[FlowSpec]) -> None:
 
 def _flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:
     shown = os.path.basename(script)
-    group = FlowGroup(flow, shown)
-    return group.main(list(words), prog_name=shown, standalone_mode=False)
+    configs, rest = given_configs(words)
+    group = FlowGroup(flow, shown, configs)
+    return group.main(rest, prog_name=shown, standalone_mode=False)
 
 
 def _program(words: Sequence[str]) -> object:
@@ -118,7 +120,7 @@ def take_apart(words: Sequence[str]) -> Line:
     while position < len(words):
         word = words[position]
         if word.startswith("-"):
-            taken = 1 + _takes_next(words, position)
+            taken = 3 if word in CONFIG_OPTIONS else 1 + _takes_next(words, position)
             (rest if command else ahead).extend(words[position : position + taken])
             position += taken
             continue

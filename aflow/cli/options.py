@@ -276,6 +276,8 @@ def parameter_options(parameters: Mapping[str, Parameter]) -> dict[str, Option]:
 
 def _parameter_help(parameter: Parameter) -> str:
     facts = ["required"] if parameter.required else []
+    if parameter.choices is not None:
+        facts.append(f"one of: {', '.join(map(str, parameter.choices))}")
     if parameter.default is not None and parameter.show_default:
         default = "computed" if callable(parameter.default) else parameter.default
         facts.append(f"default: {default}")

@@ -15,6 +15,7 @@ from aflow.cli.session import Session
 from aflow.config import FOLDER, RunOptions, Settings
 from aflow.errors import InvalidName
 from aflow.flow.parameters import ParameterContext, resolve
+from aflow.ids import PARAMETERS_STEP
 from aflow.notices import Notice, RunEnded, RunStarting
 from aflow.scheduler.states import RunState
 from aflow.version import __version__
@@ -73,6 +74,9 @@ def run(
             values = _values(definition, settings, given)
         else:
             values, rest = {}, {**rest, **origin(definition, settings)}
+            if definition.config_values:
+                found = _configs_of(definition, rest["origin_run"], settings)
+                definition = _with(session.define(found), decospecs)
         options = _options(session, settings, decospecs, values, **rest)
         _show_project(session, definition, settings)
         code.finish(session.note)
@@ -83,6 +87,19 @@ def run(
         return 0
     watch = _watch(definition, settings, progress, runner_attribute_file)
     return _with_hooks(definition, settings, *_in_foreground(definition, options, settings, watch))
+
+
+def _configs_of(definition: FlowDefinition, run: str, settings: Settings) -> dict[str, Any]:
+    """The values of the flow's configs that an earlier run had, by attribute."""
+    from aflow.client import Run
+    from aflow.client.where import place_at
+
+    place = place_at(f"local@{settings.root}")
+    origin = Run(f"{definition.name}/{run}", _namespace_check=False, _place=place)
+    known = definition.config_values or {}
+    there = origin[PARAMETERS_STEP].task.artifacts
+    found = {each.id: each.data for each in there if each.id in known}
+    return {**known, **found}
 
 
 def execute(
@@ -205,9 +222,11 @@ def _options(
 def _values(
     definition: FlowDefinition, settings: Settings, given: Mapping[str, Any]
 ) -> dict[str, Any]:
+    configs = definition.config_values or {}
+
     def context(name: str) -> ParameterContext:
         return ParameterContext(
-            definition.name, settings.user, name, click.echo, settings.datastore, {}
+            definition.name, settings.user, name, click.echo, settings.datastore, configs
         )
 
     return resolve(definition, given, context)

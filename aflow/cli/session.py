@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ class Session:
     flow: type[FlowSpec] | None
     script: str
     top: dict[str, Any]
+    defined: Callable[[Mapping[str, Any] | None], FlowDefinition]
 
     def settings(self, **more: Any) -> Settings:
         """The settings as the command line has them; `more` are those of the command itself."""
@@ -33,12 +34,11 @@ class Session:
         }
         return Settings.load(**top, **more)
 
-    def define(self) -> FlowDefinition:
-        """The flow's definition; raises InvalidFlow where its source cannot be read."""
-        from aflow.flow.spec import define
-
-        assert self.flow is not None
-        return define(self.flow)
+    def define(self, configs: Mapping[str, Any] | None = None) -> FlowDefinition:
+        """The flow's definition, as its configs and mutators make it; `configs` are values by
+        attribute, of an earlier run. Raises InvalidFlow where the source cannot be read,
+        InvalidConfig and InvalidDecorator."""
+        return self.defined(configs)
 
     @property
     def wants_code_check(self) -> bool:
@@ -54,7 +54,12 @@ class Session:
 Body = Callable[..., object]
 
 
-def bound(body: Body, flow: type[FlowSpec] | None, script: str) -> Callable[..., object]:
+def bound(
+    body: Body,
+    flow: type[FlowSpec] | None,
+    script: str,
+    defined: Callable[[Mapping[str, Any] | None], FlowDefinition],
+) -> Callable[..., object]:
     """`body(session, **values of the command's own options)` as a callback for click."""
 
     @click.pass_context
@@ -62,7 +67,7 @@ def bound(body: Body, flow: type[FlowSpec] | None, script: str) -> Callable[...,
         top = _top_values(ctx)
         shared = {"with_", *(each.name for each in ctx.command.params if _is_general(each))}
         own = {name: value for name, value in values.items() if name not in shared}
-        return body(Session(flow, script, top), **own)
+        return body(Session(flow, script, top, defined), **own)
 
     return call
 

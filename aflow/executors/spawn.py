@@ -46,7 +46,7 @@ def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) ->
     """Start a template for a flow and wait until it has imported it. Blocks; any thread may call.
 
     Raises AflowError with what the import said, OSError if there is no process to be had."""
-    request = (wire.LOAD, source_of(definition.cls), list(decospecs))
+    request = (wire.LOAD, source_of(definition.cls), list(decospecs), _configs_of(definition))
     with ExitStack() as made:
         ours, theirs = socket.socketpair()
         made.enter_context(ours)
@@ -78,6 +78,16 @@ def _answer(control: socket.socket, request: bytes) -> tuple[Any, ...]:
     except ConnectionError:  # it has ended with our request unread
         pass
     return (wire.NOT_READY, "its process ended while it was importing the flow")
+
+
+def _configs_of(definition: FlowDefinition) -> bytes | None:
+    """The values of its configs, which a parser may have made of any types."""
+    if definition.config_values is None:
+        return None
+    import cloudpickle  # rarely needed, and slow to import
+
+    values: bytes = cloudpickle.dumps(dict(definition.config_values))
+    return values
 
 
 def fresh_environment() -> dict[str, str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
     from aflow.errors import InvalidFlow
+    from aflow.flow.configs import Config
+    from aflow.flow.custom import FlowMutator
     from aflow.flow.decorators.base import StepDecorator
     from aflow.flow.decorators.cache import Cache
     from aflow.flow.decorators.catch import Catch
@@ -67,7 +69,8 @@ class FlowDefinition:
     `parameters` and `constants` (the class attributes that every task can read and none may set)
     are by the name of the attribute. `problems` is what was found wrong while reading, and that
     the graph cannot tell; `flow/lint.py` reports it with all else. `line` is that of the class.
-    `decorators` are those of the class and of its bases.
+    `decorators` and `mutators` are those of the class and of its bases. `configs` are by
+    attribute, and so are their values, None until they are known (`aflow/configured.py`).
     """
 
     cls: type[FlowSpec]
@@ -81,6 +84,19 @@ class FlowDefinition:
     problems: tuple[InvalidFlow, ...] = ()
     line: int = 0
     decorators: tuple[FlowDecorator, ...] = ()
+    configs: Mapping[str, Config] = field(default_factory=dict)
+    config_values: Mapping[str, Any] | None = None
+    mutators: tuple[FlowMutator, ...] = ()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it is not what it will be once the values of its configs are known."""
+        return bool(
+            self.configs
+            or self.mutators
+            or any(each.is_late for each in self.decorators)
+            or any(each.is_late for step in self.steps.values() for each in step.decorators)
+        )
 
     @property
     def project(self) -> Project | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from aflow.flow.names import shown
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 Fault = Callable[[ast.AST, str], InvalidFlow]
 
+_CONFIG_KEY = re.compile(r"self\.\w+(\.\w+|\[[^\]]+\])+\Z")
 _HOW = "foreach", "num_parallel", "condition"
 
 
@@ -142,6 +144,8 @@ class LinkReader:
                 value = ast.literal_eval(key)
             except ValueError:
                 value = None
+        if value is None and key is not None and _CONFIG_KEY.match(ast.unparse(key)):
+            return ast.unparse(key)  # what it stands for is known with the configs
         if not isinstance(value, str | int | float | bool):
             written = "**" if key is None else ast.unparse(key)
             raise self._fault(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from aflow.errors import InvalidParameter
 from aflow.flow.names import did_you_mean, shown
@@ -73,7 +73,8 @@ class Parameter:
     `type` is str, int, float, bool or JSONType; where it is None, the type of the default, else
     str. `default` is a value or a function of a ParameterContext, called when a run starts.
     Without a default the value is None, unless the parameter is `required`. With a `separator`
-    the value is a list of values of the type. Raises InvalidParameter for a declaration that
+    the value is a list of values of the type. With `choices`, or the type `Literal["a", "b"]`, the
+    value is one of these. Raises InvalidParameter for a declaration that
     cannot be used.
 
     `name` is what people write (`--name`), `attribute` the name in the flow class.
@@ -88,14 +89,18 @@ class Parameter:
         required: bool | None = None,
         show_default: bool | None = None,
         separator: str | None = None,
+        choices: Sequence[Any] | None = None,
     ) -> None:
         self.name = self.attribute = _checked_name(name)
         self.help = help
         self.required = bool(required)
         self.show_default = True if show_default is None else show_default
         self.separator = _checked_separator(name, separator)
+        type, choices = _literal(type, choices)
+        self.infers_type = type is None
         sample = default[0] if separator and isinstance(default, list) and default else default
         self.type = _checked_type(name, type, sample)
+        self.choices = None if choices is None else [self._convert_one(each) for each in choices]
         self.default = default
         if default is not None and not callable(default):
             self.default = self.convert(default)
@@ -122,6 +127,11 @@ class Parameter:
             parts = [value]
         return [self._convert_one(part) for part in parts]
 
+    @staticmethod
+    def type_of(value: Any) -> Any:
+        """The type that a parameter with this default has, if it declares none."""
+        return _type_of(value)
+
     def value_of_default(self, context: Callable[[str], ParameterContext]) -> Any:
         """The value where none was given; raises InvalidParameter where a function as the default
         fails, or gives a value of another type."""
@@ -136,14 +146,22 @@ class Parameter:
             ) from error
         return None if value is None else self.convert(value)
 
+    choices: list[Any] | None = None  # while the choices themselves are converted
+
     def _convert_one(self, value: Any) -> Any:
         try:
-            return _CONVERTERS[self.type](value)
+            converted = _CONVERTERS[self.type](value)
         except (ValueError, OverflowError, RecursionError):
             raise InvalidParameter(
                 f"Parameter {self.name!r} has the value {shown(value)}, "
                 f"which is not {_EXPECTED[self.type]}."
             ) from None
+        if self.choices is not None and converted not in self.choices:
+            raise InvalidParameter(
+                f"Parameter {self.name!r} has the value {shown(value)}, which is none of its "
+                f"choices: {', '.join(map(str, self.choices))}."
+            )
+        return converted
 
     def __repr__(self) -> str:
         return f"<Parameter {self.name}: {type_name(self.type)}>"
@@ -171,6 +189,14 @@ def _checked_separator(name: str, separator: object) -> str | None:
     raise InvalidParameter(
         f"Parameter {name!r} has the separator {shown(separator)}: use a text such as ','."
     )
+
+
+def _literal(type: Any, choices: Sequence[Any] | None) -> tuple[Any, Sequence[Any] | None]:
+    """The type and the choices of `Literal["a", "b"]`; both as they are for any other type."""
+    if type is None or get_origin(type) is not Literal:
+        return type, choices
+    values = get_args(type)
+    return values[0].__class__, values if choices is None else choices
 
 
 def _checked_type(name: str, type: Any, default: Any) -> Any:

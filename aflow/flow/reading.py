@@ -29,6 +29,7 @@ class Members(NamedTuple):
     parameters: dict[str, Parameter]
     constants: dict[str, Any]
     problems: list[str]
+    configs: dict[str, Any]
 
 
 def read_definition(cls: type[FlowSpec], root: type) -> FlowDefinition:
@@ -57,6 +58,8 @@ def read_definition(cls: type[FlowSpec], root: type) -> FlowDefinition:
         problems=tuple(problems),
         line=line,
         decorators=flow_decorators_of(cls),
+        configs=members.configs,
+        mutators=_mutators_of(cls),
     )
 
 
@@ -68,7 +71,7 @@ def _members(cls: type, root: type) -> Members:
     for each in reversed(cls.__mro__):
         if each not in root.__mro__:
             attributes.update(vars(each))
-    members = Members({}, {}, {}, [])
+    members = Members({}, {}, {}, [], {})
     for name, value in attributes.items():
         _sort_in(members, name, value)
     return members
@@ -89,8 +92,24 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
         )
     elif isinstance(value, Parameter):
         members.parameters[name] = value
+    elif _is_config(value):
+        members.configs[name] = value
     elif not name.startswith("_") and not callable(value) and not hasattr(value, "__get__"):
         members.constants[name] = value
+
+
+# Most flows have neither configs nor mutators: what they are is not imported for those.
+
+
+def _is_config(value: Any) -> bool:
+    module = sys.modules.get("aflow.flow.configs")
+    return module is not None and isinstance(value, module.Config)
+
+
+def _mutators_of(cls: type) -> tuple[Any, ...]:
+    module = sys.modules.get("aflow.flow.custom")
+    found: tuple[Any, ...] = () if module is None else module.mutators_of(cls)
+    return found
 
 
 def _file(cls: type, steps: Mapping[str, StepDefinition]) -> str:

@@ -19,6 +19,7 @@ from aflow.flow.transition import NextCall, follow
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
+    from aflow.flow.graph import Node
 
 __all__ = [
     "FlowSpec",
@@ -53,6 +54,10 @@ class TaskContext(Protocol):
     @property
     def step_name(self) -> str:
         """The name of the step that runs."""
+
+    @property
+    def node(self) -> Node:
+        """The step that runs, as the graph has it."""
 
     @property
     def read_only(self) -> frozenset[str]:
@@ -157,13 +162,12 @@ class FlowSpec:
         one, or the value of a switch is none of its cases.
         """
         state = self.__dict__
-        step_name = self._aflow_bound("next()").step_name
+        context = self._aflow_bound("next()")
         if "_aflow_next" in state:
             raise InvalidTransition(
-                f"Step {step_name!r} called self.next() twice: a step goes on once."
+                f"Step {context.step_name!r} called self.next() twice: a step goes on once."
             )
-        node = define(type(self)).graph.nodes[step_name]
-        state["_aflow_next"] = follow(self, node, steps, foreach, num_parallel, condition)
+        state["_aflow_next"] = follow(self, context.node, steps, foreach, num_parallel, condition)
 
     def merge_artifacts(
         self,
@@ -297,7 +301,9 @@ def bind(flow: FlowSpec, context: TaskContext) -> None:
     define(type(flow))
     state = flow.__dict__
     state["_aflow_context"] = context
-    state["_aflow_fixed"] = type(flow)._aflow_fixed_in_step
+    fixed = type(flow)._aflow_fixed_in_step
+    # A mutator may have added parameters that the class knows nothing of.
+    state["_aflow_fixed"] = fixed if context.read_only <= fixed else fixed | context.read_only
 
 
 def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
@@ -308,7 +314,8 @@ def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
     methods = [
         name for name, value in public.items() if callable(value) or isinstance(value, classmethod)
     ]
-    return RESERVED_NAMES.union(definition.parameters, definition.constants, methods)
+    own = (definition.parameters, definition.constants, definition.configs)
+    return RESERVED_NAMES.union(*own, methods)
 
 
 def left_artifacts(flow: FlowSpec) -> dict[str, Any]:

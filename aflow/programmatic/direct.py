@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow import ids
@@ -13,12 +13,13 @@ from aflow.cli.checks import check_graph
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.config import RunOptions, Settings
+from aflow.configured import GivenConfigs, configured
 from aflow.coordinator import Coordinator
 from aflow.errors import InvalidInput, InvalidName, RunFailed
 from aflow.exit_hooks import hooks_of, run_hooks
 from aflow.flow.decorators.attach import attach
 from aflow.flow.names import shown
-from aflow.flow.spec import FlowSpec, define
+from aflow.flow.spec import FlowSpec
 from aflow.loops import fastest_loop
 from aflow.scheduler.states import RunState
 
@@ -58,13 +59,15 @@ async def arun(
     storage: str | None = None,
     metadata: str | None = None,
     watch: Watch | None = None,
+    configs: Mapping[str, Any] | None = None,
     **parameters: Any,
 ) -> Run:
     """Run a flow to its end, in the event loop of the moment; gives the client's object of the run.
 
     All other keywords are parameters of the flow. `decorators` are what `--with` takes, `storage`
-    and `metadata` are URLs; what is not given is as the settings say. `watch` is told what happens
-    (aflow.notices). Exit hooks are called.
+    and `metadata` are URLs, `configs` are values by the names of the flow's configs; what is not
+    given is as the settings say. `watch` is told what happens (aflow.notices). Exit hooks are
+    called.
 
     Raises RunFailed, which has the run, for a run without success; InvalidInput, InvalidFlow,
     StorageError or MetadataError where none has begun. Cancelling it stops the run.
@@ -75,7 +78,7 @@ async def arun(
         "isolation": isolation,
     }
     settings = Settings.load(**given)
-    definition = _checked(flow, decorators)
+    definition = _checked(flow, decorators, configs)
     options = RunOptions(
         parameters=parameters,
         tags=_tags(tags),
@@ -100,10 +103,12 @@ async def arun(
     return await asyncio.to_thread(_concluded, definition, ended, settings, metadata)
 
 
-def _checked(flow: object, decorators: Sequence[str]) -> FlowDefinition:
+def _checked(
+    flow: object, decorators: Sequence[str], configs: Mapping[str, Any] | None
+) -> FlowDefinition:
     if not isinstance(flow, type) or not issubclass(flow, FlowSpec):
         raise InvalidInput(f"run takes the class of a flow, not {shown(flow)}.")
-    definition = attach(define(flow), decorators)
+    definition = attach(configured(flow, GivenConfigs(values=configs or {})), decorators)
     check_graph(definition, lambda _: None)
     return definition
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.registry import make
+from aflow.flow.decorators.registry import KINDS, make
 from aflow.flow.options import read_options
 
 if TYPE_CHECKING:
@@ -15,16 +16,25 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
 
-def parse_spec(spec: str) -> StepDecorator:
+def parse_spec(spec: str) -> Any:
     """The decorator that `name` or `name:option=value,...` describes; see `flow/options.py`.
 
     Raises InvalidDecorator for all that cannot be understood.
     """
     name, _, text = spec.partition(":")
+    name = name.strip()
     try:
-        return make(name.strip(), read_options(text))
+        if name not in KINDS and ("." in name or "aflow.flow.custom" in sys.modules):
+            return _custom(name, read_options(text))
+        return make(name, read_options(text))
     except InvalidDecorator as error:
         raise InvalidDecorator(f"--with {spec}: {error}") from None
+
+
+def _custom(name: str, options: Mapping[str, Any]) -> Any:
+    from aflow.flow.mutable import named  # only where --with asks for a decorator of the user's
+
+    return named(name, [], options, {})
 
 
 def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
@@ -35,7 +45,12 @@ def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
     """
     decorators = [parse_spec(spec) for spec in specs]
     steps = {name: _with(step, decorators) for name, step in definition.steps.items()}
-    return replace(definition, steps=steps)
+    definition = replace(definition, steps=steps)
+    if any(getattr(each, "pre_mutate", None) for each in decorators):
+        from aflow.flow.mutable import mutated_by
+
+        return mutated_by(definition, decorators)
+    return definition
 
 
 def _with(step: StepDefinition, decorators: Sequence[StepDecorator]) -> StepDefinition:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from math import isfinite
@@ -23,6 +24,7 @@ class StepDecorator:
     name: ClassVar[str] = ""
     around: ClassVar[str] = ""  # `module:Class` of what it does inside the task's process
     repeatable: ClassVar[bool] = False  # whether a step may have several of the kind
+    is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known
 
     def shapes_result(self) -> Mapping[str, object] | None:
         """The options that the step's result may depend on, which the cache looks at; None where
@@ -52,12 +54,45 @@ def build(kind: type[StepDecorator], options: Mapping[str, Any]) -> StepDecorato
     value that cannot be used."""
     known = [each.name for each in fields(kind) if each.init]
     for option in options:
-        if option not in known:
+        if option not in known and not option.startswith("_aflow_unpacked_"):
             raise InvalidDecorator(
                 f"@{kind.name} has no option {option!r}.{did_you_mean(option, known)} "
                 f"Its options are: {', '.join(known)}."
             )
+    if "aflow.flow.configs" in sys.modules and _is_delayed(options):
+        return DelayedDecorator(kind, options)
     return kind(**options)
+
+
+def _is_delayed(options: Mapping[str, Any]) -> bool:
+    from aflow.flow.configs import is_delayed  # here, since most programs have no configs
+
+    return is_delayed(options)
+
+
+@dataclass(frozen=True, slots=True)
+class DelayedDecorator(StepDecorator):
+    """A decorator whose options are expressions of configs."""
+
+    is_late: ClassVar[bool] = True
+    kind: type[StepDecorator]
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name of the decorator that it will be."""
+        return self.kind.name
+
+    @property
+    def repeatable(self) -> bool:  # type: ignore[override]
+        """Whether a step may have several of the kind."""
+        return self.kind.repeatable
+
+    def resolved(self, configs: Mapping[str, Any]) -> StepDecorator:
+        """The decorator; raises InvalidConfig and InvalidDecorator."""
+        from aflow.flow.configs import evaluated
+
+        return build(self.kind, evaluated(self.options, configs))
 
 
 def decorate(kind: type[StepDecorator], function: object, options: Mapping[str, Any]) -> Any:

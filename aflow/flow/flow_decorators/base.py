@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
@@ -20,6 +21,7 @@ class FlowDecorator:
 
     kind: ClassVar[str] = ""
     repeatable: ClassVar[bool] = False  # whether a flow may have several of the kind
+    is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known
 
     def as_dict(self) -> dict[str, Any]:
         """Its kind and options as values that JSON can hold; a function is its name."""
@@ -50,12 +52,45 @@ def build(kind: type[FlowDecorator], options: Mapping[str, Any]) -> FlowDecorato
     value that cannot be used."""
     known = [each.name for each in fields(kind)]
     for option in options:
-        if option not in known:
+        if option not in known and not option.startswith("_aflow_unpacked_"):
             raise InvalidDecorator(
                 f"@{kind.kind} has no option {option!r}.{did_you_mean(option, known)} "
                 f"Its options are: {', '.join(known)}."
             )
+    if "aflow.flow.configs" in sys.modules and _is_delayed(options):
+        return DelayedFlowDecorator(kind, options)
     return kind(**options)
+
+
+def _is_delayed(options: Mapping[str, Any]) -> bool:
+    from aflow.flow.configs import is_delayed  # here, since most programs have no configs
+
+    return is_delayed(options)
+
+
+@dataclass(frozen=True, slots=True)
+class DelayedFlowDecorator(FlowDecorator):
+    """A decorator whose options are expressions of configs."""
+
+    is_late: ClassVar[bool] = True
+    of: type[FlowDecorator]
+    options: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """The kind of the decorator that it will be."""
+        return self.of.kind
+
+    @property
+    def repeatable(self) -> bool:  # type: ignore[override]
+        """Whether a flow may have several of the kind."""
+        return self.of.repeatable
+
+    def resolved(self, configs: Mapping[str, Any]) -> FlowDecorator:
+        """The decorator; raises InvalidConfig and InvalidDecorator."""
+        from aflow.flow.configs import evaluated
+
+        return build(self.of, evaluated(self.options, configs))
 
 
 def decorate(kind: type[FlowDecorator], flow: object, options: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aflow.errors import ArtifactNotFound
+from aflow.flow.graph import Node
 from aflow.flow.spec import FlowSpec, bind, define, new_instance
 
 HEAD = (
@@ -38,14 +39,15 @@ class FakeContext:
 
     def __init__(
         self,
-        step_name: str,
+        node: Node,
         artifacts: dict[str, Any],
         read_only: Collection[str] = (),
         index: int | None = None,
         item: Any = None,
     ) -> None:
         self.flow_name = "TestFlow"
-        self.step_name = step_name
+        self.node = node
+        self.step_name = node.name
         self.artifacts = artifacts
         self.read_only = frozenset(read_only)
         self.index = index
@@ -74,6 +76,7 @@ def running(cls: type[FlowSpec], step: str, **artifacts: Any) -> tuple[Any, Fake
     """An instance of the flow inside of a step, and its context."""
     definition = define(cls)
     flow = new_instance(definition)
-    context = FakeContext(step, artifacts, [*definition.parameters, *definition.constants])
+    node = definition.graph.nodes[step]
+    context = FakeContext(node, artifacts, [*definition.parameters, *definition.constants])
     bind(flow, context)
     return flow, context

@@ -1,0 +1,40 @@
+"""`--config NAME PATH` and `--config-value NAME JSON`: read before anything else on the line, since
+commands and their options depend on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from aflow.config import configs_in_environment
+from aflow.configured import GivenConfigs
+
+CONFIG_OPTIONS = ("--config", "--config-value")
+
+
+def given_configs(words: Sequence[str]) -> tuple[GivenConfigs, list[str]]:
+    """What is given for configs, and the other words in their order. What stands on the line wins
+    over the environment. Raises a usage error for an option that is not complete."""
+    given: dict[str, dict[str, Any]] = {option: {} for option in CONFIG_OPTIONS}
+    rest: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word not in given:
+            rest.append(word)
+            position += 1
+            continue
+        pair = words[position + 1 : position + 3]
+        if len(pair) < 2:
+            raise click.UsageError(f"{word} takes two words: a config's name, and its value.")
+        given[word][pair[0]] = pair[1]
+        position += 3
+    files, values = given.values()
+    told = {*files, *values}
+    of_files, of_values = configs_in_environment()
+    return GivenConfigs(
+        {**{name: each for name, each in of_files.items() if name not in told}, **files},
+        {**{name: each for name, each in of_values.items() if name not in told}, **values},
+    ), rest

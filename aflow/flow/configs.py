@@ -1,0 +1,270 @@
+"""Configs: values that a flow is read with, before its decorators and parameters are.
+
+class MyFlow(FlowSpec):
+    config = Config("config", default="config.json")
+
+    @retry(times=config.retries)            # evaluated when values are known
+    @environment(vars={"A": config_expr("config.env.upper()")})
+    @step
+    def start(self):
+        self.config.retries                                     # a value, as any artifact
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from aflow.errors import InvalidConfig
+from aflow.flow.names import shown
+
+_UNPACKED = "_aflow_unpacked_"
+
+
+class ConfigValue(dict[Any, Any]):
+    """What a config holds: a dict that cannot be changed, whose keys can be read as attributes."""
+
+    def __init__(self, data: Mapping[Any, Any]) -> None:
+        super().__init__({key: _frozen(value) for key, value in data.items()})
+
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(f"The config has no key {key!r}.") from None
+
+    def to_dict(self) -> dict[Any, Any]:
+        """The same as plain dicts and lists, which can be changed."""
+        return {key: _thawed(value) for key, value in self.items()}
+
+    def __reduce__(self) -> Any:
+        return (ConfigValue, (self.to_dict(),))
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("A config cannot be changed: take a copy with .to_dict().")
+
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
+    clear = update = setdefault = pop = popitem = _refuse
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, ConfigValue):
+        return value
+    if isinstance(value, Mapping):
+        return ConfigValue(value)
+    if isinstance(value, list | tuple | set):
+        return type(value)(map(_frozen, value))
+    return value
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, ConfigValue):
+        return value.to_dict()
+    if isinstance(value, list | tuple | set):
+        return type(value)(map(_thawed, value))
+    return value
+
+
+# ------------------------------------------------------------ evaluated later
+
+
+class Delayed:
+    """An expression of config values: evaluated when the flow's configs are known.
+
+    `d.name`, `d["key"]` and `**d` are such expressions, too.
+    """
+
+    def __init__(self, text: str, evaluate: Callable[[Mapping[str, Any]], Any]) -> None:
+        self._text = text
+        self._evaluate = evaluate
+
+    def __getattr__(self, name: str) -> Delayed:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Delayed(f"{self._text}.{name}", lambda values: getattr(self._evaluate(values), name))
+
+    def __getitem__(self, key: Any) -> Delayed:
+        if isinstance(key, str) and key.startswith(_UNPACKED):
+            return self
+        return Delayed(f"{self._text}[{key!r}]", lambda values: self._evaluate(values)[key])
+
+    def keys(self) -> list[str]:
+        """What `**` asks for: one key that stands for all that there will be."""
+        return [f"{_UNPACKED}{id(self)}"]
+
+    def __call__(self, context: Any) -> Any:
+        """The value, as the default of a parameter."""
+        return evaluated(self, context.configs)
+
+    def __repr__(self) -> str:
+        return f"config_expr({self._text!r})"
+
+
+def config_expr(text: str) -> Any:
+    """An expression of config values by name, as a text: `config_expr("config.size * 2")`. It may
+    use what the module has that it is written in."""
+    frame = inspect.currentframe()
+    caller = None if frame is None else frame.f_back
+    names = {} if caller is None else caller.f_globals
+
+    def evaluate(values: Mapping[str, Any]) -> Any:
+        return eval(text, names, dict(values))  # noqa: S307 -- text of the flow's own source
+
+    return Delayed(text, evaluate)
+
+
+def is_delayed(value: Any) -> bool:
+    """Whether something in the value is still to be evaluated."""
+    if isinstance(value, Delayed | Config):
+        return True
+    if isinstance(value, Mapping):
+        return any(_is_unpacked(key) or is_delayed(each) for key, each in value.items())
+    return isinstance(value, list | tuple) and any(map(is_delayed, value))
+
+
+def evaluated(value: Any, values: Mapping[str, Any]) -> Any:
+    """The value with all that was delayed evaluated; raises InvalidConfig where that fails."""
+    if isinstance(value, Config):
+        value = value._as_delayed()
+    if isinstance(value, Delayed):
+        try:
+            return value._evaluate(values)
+        except Exception as error:
+            raise InvalidConfig(
+                f"The expression {value._text!r} of configs cannot be evaluated: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if isinstance(value, Mapping) and is_delayed(value):
+        found: dict[Any, Any] = {}
+        for key, each in value.items():
+            if _is_unpacked(key):
+                found.update(evaluated(each, values))
+            else:
+                found[key] = evaluated(each, values)
+        return found
+    if isinstance(value, list | tuple):
+        return type(value)([evaluated(each, values) for each in value])
+    return value
+
+
+def _is_unpacked(key: object) -> bool:
+    return isinstance(key, str) and key.startswith(_UNPACKED)
+
+
+# ------------------------------------------------------------ declared
+
+
+class Config:
+    """A config of a flow: `config = Config("config", default="config.json")`.
+
+    The value comes from `--config-value NAME JSON`, else the file of `--config NAME PATH`, else the
+    file `default`, else `default_value`; `default` and `default_value` may be functions of a
+    ParameterContext. A text is parsed by `parser` (a function of the text, or its dotted path),
+    else as JSON; it has to be a mapping, unless the config is `plain`: then any value will do, and
+    a text without a parser stays a text. Without any of these the value is None, unless the config
+    is `required`.
+
+    Raises InvalidConfig for a declaration that cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: Any,
+        default: Any = None,
+        default_value: Any = None,
+        help: str | None = None,
+        required: bool | None = None,
+        parser: str | Callable[[str], Any] | None = None,
+        plain: bool | None = False,
+        **rest: Any,
+    ) -> None:
+        if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+            raise InvalidConfig(f"{shown(name)} cannot be the name of a config: use a word.")
+        if default is not None and default_value is not None:
+            raise InvalidConfig(f"Config {name!r} has both a default and a default_value.")
+        if rest and set(rest) - {"show_default"}:
+            raise InvalidConfig(f"Config {name!r} has no option {next(iter(rest))!r}.")
+        self.name = name
+        self._default = default
+        self._default_value = default_value
+        self._help = help
+        self._required = bool(required) and default is None and default_value is None
+        self._parser = parser
+        self._plain = bool(plain)
+        self._attribute = name
+
+    def __set_name__(self, owner: Any, attribute: str) -> None:
+        self._attribute = attribute
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        # No __set__: once it is read, the value in the instance's __dict__ comes first.
+        return self if instance is None else instance.__getattr__(self._attribute)
+
+    def _as_delayed(self) -> Delayed:
+        return Delayed(self.name, lambda values: values[self.name])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._as_delayed(), name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._as_delayed()[key]
+
+    def keys(self) -> list[str]:
+        """What `**` asks for: one key that stands for all that there will be."""
+        return self._as_delayed().keys()
+
+    def __repr__(self) -> str:
+        return f"<Config {self.name}>"
+
+
+def value_of(config: Config, given: Any, where: str) -> Any:
+    """The value of a config, from what was given for it: a text, or a value that is parsed already.
+
+    `where` says in words where it comes from. Raises InvalidConfig for what cannot be used.
+    """
+    value = given
+    if isinstance(given, str):
+        value = _parsed(config, given, where)
+    if value is None or config._plain:
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidConfig(
+            f"Config {config.name!r}, {where}, is {shown(value)}: it has to be a mapping of keys "
+            "and values (or the config has to be plain=True)."
+        )
+    return ConfigValue(value)
+
+
+def _parsed(config: Config, text: str, where: str) -> Any:
+    parser = config._parser
+    if parser is None and config._plain:
+        return text
+    try:
+        return _parser_of(parser)(text)
+    except Exception as error:
+        raise InvalidConfig(
+            f"Config {config.name!r}, {where}, does not parse: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _parser_of(parser: Any) -> Callable[[str], Any]:
+    if parser is None:
+        import json
+
+        return json.loads
+    if isinstance(parser, str):
+        from importlib import import_module
+
+        module, _, name = parser.rpartition(".")
+        found: Callable[[str], Any] = getattr(import_module(module or "aflow.flow.parsers"), name)
+        return found
+    return parser  # type: ignore[no-any-return]
+
+
+def names_of(configs: Mapping[str, Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by attribute as expressions see them: by the name of the config, and the attribute."""
+    by_name = {config.name: values[attribute] for attribute, config in configs.items()}
+    return {**by_name, **values}

@@ -1,0 +1,306 @@
+"""Step decorators and mutators that users write.
+
+@user_step_decorator
+def timed(step_name, flow, inputs, attributes):
+    began = time.time()
+    yield                        # the step runs here
+    flow.seconds = time.time() - began
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from aflow.errors import InvalidDecorator
+from aflow.flow.configs import evaluated
+from aflow.flow.marks import add_decorator, step_mark
+from aflow.flow.names import did_you_mean, shown
+
+if TYPE_CHECKING:
+    from aflow.flow.mutable import MutableFlow, MutableStep
+
+USER_SKIP_STEP: dict[str, Any] = {}
+"""What a generator yields to skip the step."""
+
+_MUTATORS = "_aflow_mutators"
+_known: dict[str, type[Custom]] = {}
+
+
+class Custom:
+    """What custom decorators and mutators have in common: options, and `init` that takes them."""
+
+    decorator_name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__ != __name__:
+            cls.decorator_name = vars(cls).get("decorator_name") or (
+                f"{cls.__module__}.{cls.__qualname__}"
+            )
+            _known[cls.decorator_name] = cls
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._args = args
+        self._kwargs = kwargs
+
+    def init(self, *args: Any, **kwargs: Any) -> None:
+        """Take the options; to be overridden by what has any."""
+
+    def get_args_kwargs(self) -> tuple[list[Any], dict[str, Any]]:
+        """The options that it was given."""
+        return list(self._args), dict(self._kwargs)
+
+    def begun(self, configs: Mapping[str, Any]) -> Any:
+        """A copy with its options evaluated and `init` called. Raises InvalidDecorator."""
+        made = copy.copy(self)
+        made._args = tuple(evaluated(each, configs) for each in self._args)
+        made._kwargs = evaluated(self._kwargs, configs)
+        if (made._args or made._kwargs) and type(self).init is Custom.init:
+            raise InvalidDecorator(
+                f"{self.decorator_name} was given options, and has no method init to take them."
+            )
+        try:
+            made.init(*made._args, **made._kwargs)
+        except Exception as error:
+            raise InvalidDecorator(
+                f"{self.decorator_name} failed in init: {type(error).__name__}: {error}."
+            ) from error
+        return made
+
+
+class _OnStep(type):
+    """`@Decorator` and `@Decorator(...)`: called with a step it is put on, else it is made."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], FunctionType) and step_mark(args[0]) is not None:
+            made: Any = super().__call__(*args[1:], **kwargs)
+            add_decorator(args[0], made)
+            return args[0]
+        return super().__call__(*args, **kwargs)
+
+
+class OnStep(Custom, metaclass=_OnStep):
+    """A custom decorator or mutator that stands on a step."""
+
+    around: ClassVar[str] = ""
+    repeatable: ClassVar[bool] = False
+    is_late: ClassVar[bool] = True
+
+    def __call__(self, step: Any) -> Any:
+        """Put it on a step; raises InvalidDecorator for what is none."""
+        if not isinstance(step, FunctionType) or step_mark(step) is None:
+            raise InvalidDecorator(
+                f"@{self.decorator_name} was put on {shown(step)}, which is no step: write it "
+                "above @step."
+            )
+        made: Any = self  # what stands on a step need not be one of ours
+        add_decorator(step, made)
+        return step
+
+    @property
+    def name(self) -> str:
+        """Its name among the decorators of the step."""
+        return self.decorator_name
+
+    def shapes_result(self) -> Mapping[str, object] | None:
+        """Its options: the step's result may depend on them."""
+        return {"options": (self._args, sorted(self._kwargs.items()))}
+
+
+class UserStepDecorator(OnStep):
+    """A step decorator as a class: override `pre_step`, `post_step`, and `init` for options."""
+
+    around: ClassVar[str] = "aflow.around_custom:AroundCustom"
+
+    def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> Any:
+        """Called before the step. A function that is returned is called instead of it, with flow
+        (and inputs, in a join)."""
+
+    def post_step(self, step_name: str, flow: Any, exception: Exception | None = None) -> Any:
+        """Called after the step, before its artifacts are stored. Returns the exception that the
+        step ends with, None for none; or a pair of that and what self.next() is called with."""
+        return exception
+
+    @property
+    def skip_step(self) -> bool | dict[str, Any]:
+        """Whether the step is skipped: True, or a dict of what self.next() is called with."""
+        chosen: bool | dict[str, Any] = self.__dict__.get("_skip_step", False)
+        return chosen
+
+    @skip_step.setter
+    def skip_step(self, value: bool | dict[str, Any]) -> None:
+        self.__dict__["_skip_step"] = value
+
+
+class StepMutator(OnStep):
+    """Changes the decorators of a step before the flow runs: override `pre_mutate` or `mutate`."""
+
+    def pre_mutate(self, mutable_step: MutableStep) -> None:
+        """Called as soon as the configs are known."""
+
+    def mutate(self, mutable_step: MutableStep) -> None:
+        """Called when all mutators have had their pre_mutate."""
+
+    def add_to_package(self) -> Any:
+        """Files to add to the code package; see the code package."""
+
+    def shapes_result(self) -> None:
+        """None: what it has added counts for itself."""
+
+
+class FlowMutator(Custom):
+    """Changes a flow before it runs: its steps' decorators, parameters, and its own decorators."""
+
+    def __call__(self, flow: Any) -> Any:
+        """Put it on the class of a flow; raises InvalidDecorator for what is none."""
+        if not isinstance(flow, type):
+            raise InvalidDecorator(
+                f"@{self.decorator_name} was put on {shown(flow)}: a mutator of flows stands on "
+                "the class of a flow."
+            )
+        setattr(flow, _MUTATORS, (self, *vars(flow).get(_MUTATORS, ())))
+        return flow
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and _is_flow(args[0]):
+            made = super().__new__(cls)
+            made.__init__()  # type: ignore[misc]
+            return made(args[0])
+        return super().__new__(cls)
+
+    def pre_mutate(self, mutable_flow: MutableFlow) -> None:
+        """Called as soon as the configs are known; parameters may be changed only here."""
+
+    def mutate(self, mutable_flow: MutableFlow) -> None:
+        """Called when all mutators have had their pre_mutate."""
+
+    def add_to_package(self) -> Any:
+        """Files to add to the code package; see the code package."""
+
+
+def _is_flow(value: Any) -> bool:
+    return isinstance(value, type) and hasattr(value, "_aflow_fixed")
+
+
+def mutators_of(flow: type) -> tuple[FlowMutator, ...]:
+    """The mutators of a flow class and of its bases: those of the bases first, as in the MRO."""
+    found: list[FlowMutator] = []
+    for each in reversed(flow.__mro__):
+        found += reversed(vars(each).get(_MUTATORS, ()))
+    return tuple(found)
+
+
+# ------------------------------------------------------------ from a generator
+
+
+def user_step_decorator(*args: Any, **kwargs: Any) -> Any:
+    """Make a step decorator of a generator function of (step_name, flow, inputs[, attributes]).
+
+    What is before its `yield` runs before the step, what is after it afterwards; an exception of
+    the step comes out of the `yield`, and is over if it is caught. Yielding a function runs it
+    instead of the step; yielding a dict skips the step, and calls self.next() with what it holds
+    (USER_SKIP_STEP is empty: as the step itself would). Raises InvalidDecorator.
+    """
+    if not args:
+        return lambda function: user_step_decorator(function, **kwargs)
+    function = args[0]
+    if not isinstance(function, FunctionType) or not inspect.isgeneratorfunction(function):
+        raise InvalidDecorator("@user_step_decorator stands on a generator function alone.")
+    count = len(inspect.signature(function).parameters)
+    if count not in (3, 4) or (kwargs and count != 4):
+        raise InvalidDecorator(
+            f"@user_step_decorator: {function.__name__} has to take (step_name, flow, inputs), and "
+            "attributes as the fourth if there are options."
+        )
+    body = {
+        "decorator_name": f"{function.__module__}.{function.__name__}",
+        "__module__": function.__module__,
+        "__doc__": function.__doc__,
+        "_function": staticmethod(function),
+        "_takes_attributes": count == 4,
+    }
+    return _OnStep(function.__name__, (FromGenerator,), body)
+
+
+class FromGenerator(UserStepDecorator):
+    """A step decorator that a generator function describes."""
+
+    _function: ClassVar[Callable[..., Any]]
+    _takes_attributes: ClassVar[bool] = False
+
+    def init(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse what the generator cannot take."""
+        if args:
+            raise InvalidDecorator(f"@{self.decorator_name} takes its options by name.")
+        if kwargs and not self._takes_attributes:
+            raise InvalidDecorator(
+                f"@{self.decorator_name} was given options: its function has to take attributes as "
+                "the fourth argument."
+            )
+
+    def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> Any:
+        """Run the generator to its yield."""
+        more = (self._kwargs,) if self._takes_attributes else ()
+        self._generator = self._function(step_name, flow, inputs, *more)
+        try:
+            value = next(self._generator)
+        except StopIteration:  # it has not yielded: the step does not run
+            self._generator = None
+            self.skip_step = True
+            return None
+        if isinstance(value, dict):
+            self.skip_step = value or True
+            return None
+        return value
+
+    def post_step(self, step_name: str, flow: Any, exception: Exception | None = None) -> Any:
+        """Run the rest of the generator."""
+        if self._generator is None:
+            return exception
+        try:
+            if exception is None:
+                next(self._generator)
+            else:
+                self._generator.throw(exception)
+        except StopIteration as end:
+            return end.value
+        except Exception as error:  # noqa: BLE001 -- it is what the step ends with
+            return error
+        return InvalidDecorator(f"@{self.decorator_name} has yielded twice: a step runs once.")
+
+
+# ------------------------------------------------------------ by name
+
+
+def custom_named(name: str) -> type[OnStep] | None:
+    """The custom step decorator or mutator of this name, which may be the end of its dotted path;
+    imported if it is not known. None for what is no dotted path, and unknown.
+
+    Raises InvalidDecorator where the path leads nowhere, or the name means several.
+    """
+    found = {path: kind for path, kind in _known.items() if f".{path}".endswith(f".{name}")}
+    kinds = [kind for kind in found.values() if issubclass(kind, OnStep)]
+    if len(kinds) > 1 and name not in found:
+        raise InvalidDecorator(f"{name!r} may be any of {', '.join(found)}: write its whole path.")
+    if kinds:
+        kind = found.get(name, kinds[0])
+        return kind if issubclass(kind, OnStep) else None
+    return _imported(name) if "." in name else None
+
+
+def _imported(path: str) -> type[OnStep]:
+    from importlib import import_module
+
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidDecorator(f"There is no step decorator {path!r}: {error}.") from error
+    if not isinstance(found, type) or not issubclass(found, OnStep):
+        near = did_you_mean(path, _known)
+        raise InvalidDecorator(f"{path!r} is no step decorator.{near}")
+    return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aflow import ids
 from aflow.client.base import ClientObject
+from aflow.client.filters import checked_limit, seconds, statuses
 from aflow.client.missing import checked, missing_flow, not_in_namespace
 from aflow.client.run import Run
 from aflow.client.source import RunSource
@@ -15,6 +16,11 @@ from aflow.client.times import local_time
 from aflow.client.where import get_namespace, listed_kind, place
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import RunState
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import RunRecord
+
+_PAGE = 500  # runs a query
 
 
 class Metaflow:
@@ -91,23 +97,47 @@ class Flow(ClientObject):
         *tags: str,
         status: str | Iterable[str] | None = None,
         since: datetime | float | None = None,
+        until: datetime | float | None = None,
         limit: int | None = None,
+        after: Run | str | None = None,
     ) -> Iterator[Run]:
-        """The runs in the namespace that have all `tags`, newest first; one query.
+        """The runs in the namespace that have all `tags`, newest first, read as they are asked
+        for.
 
         `status` is one of pending, running, succeeded, failed, cancelled, or several of them;
-        `since` a time (without a zone: of this machine's) or seconds since the epoch; `limit` how
-        many at most. Raises InvalidInput for another status."""
+        `since` and `until` are times (without a zone: of this machine's) or seconds since the
+        epoch, between which the runs have begun; `limit` is how many at most; `after` a run, or
+        its id, with which the last page ended. Raises InvalidInput for what is none of these,
+        NotFound for a run that is not there."""
         wanted = get_namespace()
-        records = self._place.metadata.runs(
-            self._spec.flow,
+        return self._in_pages(
+            checked_limit(limit),
+            None if after is None else self._record(after),
             tags=[*tags, *([] if wanted is None else [wanted])],
-            states=_states(status),
-            since=since.timestamp() if isinstance(since, datetime) else since,
-            limit=limit,
+            states=statuses(RunState, status, "a run"),
+            since=seconds("since", since),
+            until=seconds("until", until),
             kind=listed_kind(),
         )
-        return (Run._of(RunSource(self._place, record)) for record in records)
+
+    def _record(self, run: Run | str) -> RunRecord:
+        found = run if isinstance(run, Run) else self[run]
+        if found.path_components[0] != self.id:
+            raise InvalidInput(f"after={found!r} is no run of {self!r}.")
+        return found._source.record
+
+    def _in_pages(self, limit: int | None, last: RunRecord | None, **which: Any) -> Iterator[Run]:
+        size = _PAGE
+        while limit is None or limit > 0:
+            size = size if limit is None else min(size, limit)
+            after = None if last is None else (last.created_at, last.key)
+            page = self._place.metadata.runs(self._spec.flow, limit=size, after=after, **which)
+            for record in page:
+                yield Run._of(RunSource(self._place, record))
+            if len(page) < size:
+                return
+            last = page[-1]
+            limit = None if limit is None else limit - size
 
     def __iter__(self) -> Iterator[Run]:
         """The runs in the namespace, newest first."""
@@ -116,15 +146,3 @@ class Flow(ClientObject):
     def _part(self, name: str) -> Any:
         checked("run", ids.run_id, name)
         return Run(f"{self.pathspec}/{name}", _place=self._place)
-
-
-def _states(status: str | Iterable[str] | None) -> list[RunState]:
-    if status is None:
-        return []
-    wanted = [status] if isinstance(status, str) else list(status)
-    try:
-        return [RunState(each) for each in wanted]
-    except ValueError as error:
-        raise InvalidInput(
-            f"{status!r} is no status of a run: use {', '.join(RunState)}."
-        ) from error

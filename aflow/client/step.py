@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow import ids
 from aflow.client.base import PartOfRun
+from aflow.client.filters import checked_limit, statuses
 from aflow.client.missing import checked, missing_run, missing_step
 from aflow.client.source import RunSource
 from aflow.client.task import Task
 from aflow.client.times import local_time
 from aflow.flow.graph import Kind
+from aflow.scheduler.states import TaskState
 
 if TYPE_CHECKING:
     from aflow.metadata.base import TaskView
 
-# Up to so many tasks are listed by one query; of more, never more are held at a time.
+# Up to so many tasks are listed by one query, and never more are held at a time.
 _WINDOW = 10_000
 # So many tasks that stand together read what they inherit in one query.
 _PAGE = 200
+# States that tasks have inside of a run alone: what is recorded has one of the others.
+_NEVER_RECORDED = frozenset({TaskState.WAITING, TaskState.SKIPPED})
 
 
 class Step(PartOfRun):
@@ -77,45 +81,48 @@ class Step(PartOfRun):
     @property
     def task(self) -> Task:
         """The task, of a step that has one; the newest, of a step that has many."""
-        found = list(self._views(limit=2))
-        if len(found) > 1:
-            *_, last = self._views(light=True)
-            return Task._found_in(self._source, self._spec, last.task.task)
-        return Task._of(self._source, found[0], settled=self._source.is_over)
+        [view] = self._newest(limit=1)
+        return Task._of(self._source, view, settled=self._source.is_over)
 
-    def tasks(self, *tags: str) -> Iterator[Task]:
-        """The tasks, newest first; none if the run lacks one of the tags."""
+    def tasks(
+        self,
+        *tags: str,
+        status: str | Iterable[str] | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Task]:
+        """The tasks, newest first, read as they are asked for; none if the run lacks one of the
+        tags.
+
+        `status` is one of ready, running, succeeded, failed, cancelled, or several of them;
+        `limit` how many at most. Raises InvalidInput for another status or a limit below 0."""
+        states = statuses(TaskState, status, "a task", without=_NEVER_RECORDED)
+        limit = checked_limit(limit)
         if not self.tags.issuperset(tags):
-            return
-        settled = self._source.is_over
-        for window in self._windows():
-            for start in range(0, len(window), _PAGE):
-                page = window[start : start + _PAGE]
-                for view in page:
-                    yield Task._of(self._source, view, settled=settled, page=page)
+            return iter(())
+        return self._in_windows(states, limit)
 
     def __iter__(self) -> Iterator[Task]:
         return self.tasks()
 
-    def _windows(self) -> Iterator[list[TaskView]]:
-        """The views of the tasks in pieces, newest first. The store gives the oldest first, and
-        all of them at once may be more than the memory holds."""
-        views = list(self._views(limit=_WINDOW + 1))
-        if len(views) <= _WINDOW:
-            yield views[::-1]
-            return
-        views.clear()
-        begins: list[int | None] = [None]
-        begins += [
-            view.task.task
-            for number, view in enumerate(self._views(light=True), 1)
-            if number % _WINDOW == 0
-        ]
-        for after in reversed(begins):
-            yield list(self._views(after=after, limit=_WINDOW))[::-1]
+    def _in_windows(self, states: list[TaskState], limit: int | None) -> Iterator[Task]:
+        settled = self._source.is_over
+        before: int | None = None
+        while limit is None or limit > 0:
+            size = _WINDOW if limit is None else min(_WINDOW, limit)
+            # One more than is shown tells whether to ask again.
+            window = list(self._newest(states=states, before=before, limit=size + 1))
+            shown = window[:size]
+            for start in range(0, len(shown), _PAGE):
+                page = shown[start : start + _PAGE]
+                for view in page:
+                    yield Task._of(self._source, view, settled=settled, page=page)
+            if len(window) <= size:
+                return
+            before = shown[-1].task.task
+            limit = None if limit is None else limit - size
 
-    def _views(self, **how: Any) -> Iterator[TaskView]:
-        return self._source.metadata.tasks(self._source.key, step=self.id, **how)
+    def _newest(self, **how: Any) -> Iterator[TaskView]:
+        return self._source.metadata.newest_tasks(self._source.key, step=self.id, **how)
 
     def _part(self, name: str) -> Any:
         checked("task", ids.task_id, name)

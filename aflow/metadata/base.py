@@ -4,7 +4,7 @@ The *journal* of a run is its events, appended in batches; the state of the run 
 The *records* (flows, runs, tasks, attempts) are what clients list, filter and page through. Both
 are written by one `commit`, in one transaction.
 
-What every backend promises, and tests/contracts/test_metadata.py checks:
+What every backend promises, and tests/contracts/test_metadata*.py check:
 
 - `create_run` is all or nothing, and refuses a run id that the flow already has.
 - `commit` is compare-and-set on the run's version: it applies all of the batch and the version
@@ -158,15 +158,30 @@ class TaskView(NamedTuple):
         """The task's state, as the attempt tells it."""
         if self.attempt is None:
             return TaskState.READY
-        match self.attempt.state:
-            case AttemptState.SUCCEEDED:
-                return TaskState.SUCCEEDED
-            case AttemptState.QUEUED | AttemptState.RUNNING:
-                return TaskState.RUNNING
-            case AttemptState.CANCELLED | AttemptState.INTERRUPTED:
-                return TaskState.CANCELLED
-            case _:
-                return TaskState.FAILED
+        return TASK_STATES[self.attempt.state]
+
+
+# What the latest attempt's state makes of a task. One without attempts is READY.
+TASK_STATES = {
+    AttemptState.QUEUED: TaskState.RUNNING,
+    AttemptState.RUNNING: TaskState.RUNNING,
+    AttemptState.SUCCEEDED: TaskState.SUCCEEDED,
+    AttemptState.FAILED: TaskState.FAILED,
+    AttemptState.TIMED_OUT: TaskState.FAILED,
+    AttemptState.LOST: TaskState.FAILED,
+    AttemptState.CANCELLED: TaskState.CANCELLED,
+    AttemptState.INTERRUPTED: TaskState.CANCELLED,
+}
+
+
+class StepProgress(NamedTuple):
+    """How far a step has come: when its first task was created, how many tasks are in each state,
+    and when the last of those that have ended did."""
+
+    step: str
+    created_at: float
+    tasks: dict[TaskState, int]
+    finished_at: float | None
 
 
 class MetadataStore(Protocol):
@@ -211,11 +226,14 @@ class MetadataStore(Protocol):
         tags: Sequence[str] = (),
         states: Sequence[RunState] = (),
         since: float | None = None,
+        until: float | None = None,
+        after: tuple[float, int] | None = None,
         limit: int | None = None,
         kind: str = "",
     ) -> list[RunRecord]:
-        """The flow's runs of this kind that have all `tags` (user or system), newest first. The
-        graphs are left out ({}): `run` has them."""
+        """The flow's runs of this kind that have all `tags` (user or system), newest first: those
+        created at `since` or later and before `until`, and of these the ones that come after the
+        run of this time of creation and key. The graphs are left out ({}): `run` has them."""
 
     def run(self, flow: str, run: str) -> RunRecord | None:
         """One run, whole; None where there is none."""
@@ -241,6 +259,22 @@ class MetadataStore(Protocol):
         by index (`after`: index above this one). Else ordered by task (`after`: task above this
         one). `light` leaves manifests and logs out (None).
         """
+
+    def newest_tasks(
+        self,
+        run_key: int,
+        *,
+        step: str | None = None,
+        states: Sequence[TaskState] = (),
+        before: int | None = None,
+        limit: int | None = None,
+        light: bool = False,
+    ) -> Iterator[TaskView]:
+        """Tasks of the run or of a step with their latest attempts, the newest (with the greatest
+        number) first, in one query that streams: those in one of `states`, below `before`."""
+
+    def progress(self, run_key: int) -> list[StepProgress]:
+        """How far every step that has begun has come, without `_parameters`, oldest first."""
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
         """One task with its latest attempt, or with the attempt asked for."""

@@ -6,8 +6,16 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from aflow.metadata.base import AttemptRecord, MetadataRecord, RunRecord, TaskRecord, TaskView
-from aflow.scheduler.states import AttemptState, RunState
+from aflow.metadata.base import (
+    TASK_STATES,
+    AttemptRecord,
+    MetadataRecord,
+    RunRecord,
+    StepProgress,
+    TaskRecord,
+    TaskView,
+)
+from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 Row = Sequence[Any]
 
@@ -95,6 +103,25 @@ def task_view(row: Row) -> TaskView:
     task = TaskRecord(*row[1:9])
     attempt = None if row[10] is None else attempt_record((row[1], *row[10:]))
     return TaskView(row[0], task, attempt, row[9])
+
+
+def attempt_states(states: Sequence[TaskState]) -> list[str]:
+    """The states of latest attempts that tasks in these states have, as the queries take them:
+    "" is that of no attempt."""
+    none = [""] if TaskState.READY in states else []
+    return none + [state.value for state, made in TASK_STATES.items() if made in states]
+
+
+def progress(found: Iterable[Row]) -> list[StepProgress]:
+    """What the query `progress` tells of each step, in the order of their first tasks."""
+    steps: dict[str, StepProgress] = {}
+    for step, created_at, state, count, finished_at in found:
+        made = TASK_STATES[_STATES[state]] if state else TaskState.READY
+        so_far = steps.setdefault(step, StepProgress(step, created_at, {}, None))
+        so_far.tasks[made] = so_far.tasks.get(made, 0) + count
+        ends = [at for at in (so_far.finished_at, finished_at) if at is not None]
+        steps[step] = so_far._replace(finished_at=max(ends, default=None))
+    return list(steps.values())
 
 
 def metadata_row(run_key: int, record: MetadataRecord) -> Row:

@@ -25,16 +25,18 @@ from aflow.metadata.base import (
     MetadataRecord,
     RunRecord,
     RunUpdate,
+    StepProgress,
     TaskView,
 )
 from aflow.metadata.connections import OpenFiles, connect, damage_named, errors_named
 from aflow.metadata.statements import statements
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
-from aflow.scheduler.states import AttemptState, RunState
+from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 _CHUNKS = (64, 16, 4, 1)  # rows a statement; 64 of 17 values each are well below SQLite's limit
 _PAGE = 500  # rows a fetch
+_NO_TASK = 2**63 - 1  # above all numbers of tasks
 _SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
 
 
@@ -171,16 +173,22 @@ class SqliteMetadata:
         tags: Sequence[str] = (),
         states: Sequence[RunState] = (),
         since: float | None = None,
+        until: float | None = None,
+        after: tuple[float, int] | None = None,
         limit: int | None = None,
         kind: str = "",
     ) -> list[RunRecord]:
         """The flow's runs, newest first; see the port."""
+        after_time, after_key = after or (None, None)
         found = self._all(
             statements("read")["runs"],
             {
                 "flow": flow,
                 "kind": kind,
                 "since": since,
+                "until": until,
+                "after_time": after_time,
+                "after_key": after_key,
                 "states": json.dumps([state.value for state in states]),
                 "tags": json.dumps(list(tags)),
                 "limit": -1 if limit is None else limit,
@@ -231,6 +239,33 @@ class SqliteMetadata:
             "limit": -1 if limit is None else limit,
         }
         return self._views(_with_columns(sql, light), values)
+
+    def newest_tasks(
+        self,
+        run_key: int,
+        *,
+        step: str | None = None,
+        states: Sequence[TaskState] = (),
+        before: int | None = None,
+        limit: int | None = None,
+        light: bool = False,
+    ) -> Iterator[TaskView]:
+        """Tasks with their latest attempts, the newest first; see the port."""
+        name = "newest_tasks" if step is None else "newest_tasks_of_step"
+        values = {
+            "run_key": run_key,
+            "step": step,
+            "states": json.dumps(rows.attempt_states(states)),
+            "before": _NO_TASK if before is None else before,
+            "limit": -1 if limit is None else limit,
+        }
+        return self._views(_with_columns(statements("read")[name], light), values)
+
+    def progress(self, run_key: int) -> list[StepProgress]:
+        """How far every step that has begun has come, oldest first."""
+        found = self._all(statements("read")["progress"], (run_key,))
+        with damage_named(self._where):
+            return rows.progress(found)
 
     def _views(self, sql: str, values: Any) -> Iterator[TaskView]:
         with damage_named(self._where):

@@ -1,9 +1,9 @@
-"""What every metadata store promises; a new backend is one line in BACKENDS."""
+"""What every metadata store promises; a new backend is one line in metadata_stores.py."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,10 @@ from aflow.metadata.base import (
     TaskRecord,
     TaskView,
 )
-from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
 from aflow.scheduler.states import AttemptState, RunState, TaskState
-
-BACKENDS: dict[str, Callable[[Path], MetadataStore]] = {
-    "memory": lambda folder: SqliteMetadata(":memory:"),
-    "sqlite": lambda folder: SqliteMetadata(folder / "a folder" / "metadata.db"),
-    "sqlite-process": lambda folder: SqliteMetadata(folder / "metadata.db", durability="process"),
-}
+from tests.contracts.metadata_stores import BACKENDS, a_run, succeeded, tasks_of
 
 
 @pytest.fixture(params=BACKENDS)
@@ -40,35 +34,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MetadataSt
     opened = BACKENDS[request.param](tmp_path)
     yield opened
     opened.close()
-
-
-def a_run(flow: str = "Flow", run: str = "1", **changes: Any) -> RunRecord:
-    record = RunRecord(
-        key=0,
-        flow=flow,
-        run=run,
-        state=RunState.RUNNING,
-        user="ann",
-        created_at=100.0,
-        finished_at=None,
-        version=0,
-        tags=(),
-        system_tags=(),
-        graph={"start": {"next": ["end"]}},
-        settings={"max_workers": 5, "script": "flöw.py"},
-    )
-    return record._replace(**changes)
-
-
-def succeeded(task: int, manifest: bytes | None = b"left", attempt: int = 0) -> AttemptRecord:
-    return AttemptRecord(task, attempt, AttemptState.SUCCEEDED, 1.0, 2.0, manifest=manifest)
-
-
-def tasks_of(step: str, numbers: Sequence[int], split: int | None = None) -> list[TaskRecord]:
-    return [
-        TaskRecord(number, step, 200.0 + number, split, None if split is None else place)
-        for place, number in enumerate(numbers)
-    ]
 
 
 @pytest.fixture

@@ -12,9 +12,13 @@ FROM runs WHERE flow = ? AND run = ?
 SELECT 1 FROM runs WHERE key = ?
 
 -- name: runs
+-- (One upper bound of the time is for the index; unary + keeps the others from it.)
 SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
 FROM runs
 WHERE flow = :flow AND kind = :kind AND created_at >= coalesce(:since, -9e999)
+  AND created_at <= min(coalesce(:until, 9e999), coalesce(:after_time, 9e999))
+  AND +created_at < coalesce(:until, 9e999)
+  AND (:after_key IS NULL OR (+created_at, +key) < (:after_time, :after_key))
   AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
   AND NOT EXISTS (
     SELECT 1 FROM json_each(:tags) AS wanted
@@ -45,6 +49,29 @@ SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
 WHERE t.run_key = :run_key AND t.step = :step AND t.task > :after ORDER BY t.task LIMIT :limit
+
+-- name: newest_tasks
+SELECT {columns} FROM tasks t LEFT JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+WHERE t.run_key = :run_key AND t.task < :before
+  AND (:states = '[]' OR coalesce(a.state, '') IN (SELECT value FROM json_each(:states)))
+ORDER BY t.task DESC LIMIT :limit
+
+-- name: newest_tasks_of_step
+SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+WHERE t.run_key = :run_key AND t.step = :step AND t.task < :before
+  AND (:states = '[]' OR coalesce(a.state, '') IN (SELECT value FROM json_each(:states)))
+ORDER BY t.task DESC LIMIT :limit
+
+-- name: progress
+SELECT t.step, min(t.created_at), coalesce(a.state, ''), count(*), max(a.finished_at)
+FROM tasks t LEFT JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+WHERE t.run_key = ? AND t.step <> '_parameters' GROUP BY 1, 3 ORDER BY 2, 1
 
 -- name: tasks_of_split
 SELECT {columns} FROM tasks t LEFT JOIN attempts a

@@ -70,6 +70,69 @@ def test_runs_are_filtered_by_tags_status_and_time(records: Records) -> None:
     assert ["3"] == [run.id for run in flow.runs(limit=1)]
 
 
+def test_runs_are_read_page_by_page(records: Records) -> None:
+    for number in range(1, 7):
+        records.run(str(number), at=BEGIN + number)
+    flow = Flow("Flow")
+
+    first = list(flow.runs(limit=2))
+    assert ["6", "5"] == [run.id for run in first]
+    assert ["4", "3"] == [run.id for run in flow.runs(limit=2, after=first[-1])]
+    assert ["2", "1"] == [run.id for run in flow.runs(after="3")]
+    assert ["3", "2"] == [run.id for run in flow.runs(since=BEGIN + 2, until=BEGIN + 4)]
+    assert [] == list(flow.runs(limit=0))
+
+
+def test_more_runs_than_one_query_gives_are_listed(records: Records) -> None:
+    for number in range(1, 1102):
+        records.run(str(number), at=BEGIN)  # all at once: their keys tell the order
+
+    assert [str(number) for number in range(1101, 0, -1)] == [run.id for run in Flow("Flow")]
+    assert 700 == len(list(Flow("Flow").runs(limit=700)))
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"limit": -1}, "limit=-1 counts nothing"),
+        ({"limit": "3"}, "limit='3' counts nothing"),
+        ({"since": "yesterday"}, "since='yesterday' is no time"),
+        ({"until": True}, "until=True is no time"),
+        ({"status": ["failed", "odd"]}, "'odd' is no status of a run"),
+        ({"after": "9"}, "has no run '9'"),
+    ],
+)
+def test_what_runs_cannot_be_narrowed_by_is_refused(
+    records: Records, how: dict[str, object], sentence: str
+) -> None:
+    records.run()
+
+    with pytest.raises((InvalidInput, NotFound), match=sentence):
+        Flow("Flow").runs(**how)
+
+
+def test_a_page_does_not_go_on_after_a_run_of_another_flow(records: Records) -> None:
+    records.run()
+    records.run(flow="Other")
+
+    with pytest.raises(InvalidInput, match=r"Run\('Other/1'\) is no run of Flow\('Flow'\)"):
+        Flow("Flow").runs(after=Run("Other/1"))
+
+
+def test_tasks_are_narrowed_by_status_and_number(records: Records) -> None:
+    recorded = records.run().task(1, "start").task(2, "start", state=AttemptState.FAILED)
+    recorded.task(3, "start", state=AttemptState.TIMED_OUT).task(4, "start").commit()
+    step = Step("Flow/1/start")
+
+    assert ["3", "2"] == [task.id for task in step.tasks(status="failed")]
+    assert ["4"] == [task.id for task in step.tasks(status="succeeded", limit=1)]
+    assert ["4", "3", "2"] == [task.id for task in step.tasks(limit=3)]
+    assert [] == list(step.tasks("no such tag", status="failed"))
+    assert [] == list(step.tasks(limit=0))
+    with pytest.raises(InvalidInput, match="'skipped' is no status of a task: use ready, running"):
+        step.tasks(status="skipped")
+
+
 def test_an_unknown_status_is_refused_with_the_known_ones(records: Records) -> None:
     records.run()
 

@@ -74,7 +74,7 @@ def test_listing_a_step_and_reading_its_own_artifacts_is_one_query(
     values = [(task["y"].data, task.successful, task.stdout, task.index) for task in step]
 
     assert [(index, True, "", index) for index in reversed(range(WIDTH))] == values
-    assert Counter({"tasks": 1}) == counting.asked
+    assert Counter({"newest_tasks": 1}) == counting.asked
 
 
 def test_what_all_tasks_inherit_is_read_once(records: Records, counting: CountingMetadata) -> None:
@@ -85,7 +85,7 @@ def test_what_all_tasks_inherit_is_read_once(records: Records, counting: Countin
     values = {(task.data.x, task.data.alpha) for task in step}
 
     assert {("shared", 0.5)} == values
-    assert Counter({"tasks": 1, "manifests": 2}) == counting.asked
+    assert Counter({"newest_tasks": 1, "manifests": 2}) == counting.asked
 
 
 def test_what_each_task_inherits_from_another_one_is_read_in_pages(
@@ -100,7 +100,7 @@ def test_what_each_task_inherits_from_another_one_is_read_in_pages(
     counting.asked.clear()
 
     assert [*reversed(range(1, 1001))] == [task.data.x for task in step]
-    assert Counter({"tasks": 1, "manifests": 5}) == counting.asked
+    assert Counter({"newest_tasks": 1, "manifests": 5}) == counting.asked
 
 
 def test_more_tasks_than_one_query_gives_are_listed_newest_first_in_pieces(
@@ -111,7 +111,7 @@ def test_more_tasks_than_one_query_gives_are_listed_newest_first_in_pieces(
     counting.asked.clear()
 
     assert [*reversed(range(2, 2 * WIDTH + 3))] == [int(task.id) for task in step]
-    assert Counter({"tasks": 5}) == counting.asked
+    assert Counter({"newest_tasks": 3}) == counting.asked
 
 
 def test_a_task_that_failed_in_a_run_that_is_over_is_not_read_again(

@@ -1,0 +1,97 @@
+"""What every metadata store promises of lists: order, filters, pages, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow.metadata.base import (
+    TASK_STATES,
+    Batch,
+    MetadataStore,
+    RunRecord,
+)
+from aflow.scheduler.states import AttemptState, TaskState
+from tests.contracts.metadata_stores import BACKENDS, a_run, succeeded, tasks_of
+
+
+@pytest.fixture(params=BACKENDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MetadataStore]:
+    opened = BACKENDS[request.param](tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def run(store: MetadataStore) -> RunRecord:
+    return store.create_run(a_run(), b"parameters")
+
+
+def test_tasks_come_newest_first_by_step_state_and_page(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    batch = Batch(tasks=[*tasks_of("a", [1, 2]), *tasks_of("b", [3, 4, 5])])
+    failed = succeeded(4, manifest=None)._replace(state=AttemptState.TIMED_OUT)
+    # The attempt before the latest one does not count.
+    batch.attempts = [succeeded(1), succeeded(2), succeeded(4), failed._replace(attempt=1)]
+    batch.attempts += [succeeded(5, manifest=None)._replace(state=AttemptState.RUNNING)]
+    store.commit(run.key, 0, batch)
+
+    def found(**how: Any) -> list[int]:
+        return [view.task.task for view in store.newest_tasks(run.key, **how)]
+
+    assert [5, 4, 3, 2, 1, 0] == found()
+    assert [5, 4, 3] == found(step="b")
+    assert [4, 3] == found(step="b", before=5)
+    assert [3] == found(before=4, limit=1)
+    assert [4] == found(states=[TaskState.FAILED])
+    assert [3] == found(states=[TaskState.READY])
+    assert [5, 3] == found(states=[TaskState.READY, TaskState.RUNNING])
+    assert [2, 1] == found(step="a", states=[TaskState.SUCCEEDED])
+    assert [] == found(step="a", states=[TaskState.FAILED])
+    assert [None] == [
+        view.attempt.manifest for view in store.newest_tasks(run.key, before=2, limit=1, light=True)
+        if view.attempt
+    ]  # fmt: skip
+
+
+def test_the_progress_of_steps_is_told_by_the_states_of_their_tasks(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    batch = Batch(tasks=[*tasks_of("a", [1]), *tasks_of("b", [2, 3, 4])])
+    lost = succeeded(2, manifest=None)._replace(state=AttemptState.LOST, finished_at=50.0)
+    failed = succeeded(3, manifest=None)._replace(state=AttemptState.FAILED, finished_at=40.0)
+    batch.attempts = [succeeded(1)._replace(finished_at=9.0), lost, failed]
+    store.commit(run.key, 0, batch)
+
+    first, second = store.progress(run.key)
+    assert ("a", {TaskState.SUCCEEDED: 1}, 9.0) == (first.step, first.tasks, first.finished_at)
+    assert ("b", {TaskState.FAILED: 2, TaskState.READY: 1}, 50.0) == (
+        second.step, second.tasks, second.finished_at
+    )  # fmt: skip
+
+
+def test_every_state_of_an_attempt_makes_a_state_of_its_task() -> None:
+    assert set(AttemptState) == set(TASK_STATES)
+
+
+def test_runs_come_in_pages_and_before_a_time(store: MetadataStore) -> None:
+    # Of runs that were created at once the later one is the newer one.
+    for number, at in enumerate((10.0, 20.0, 20.0, 20.0, 30.0), 1):
+        store.create_run(a_run(run=str(number), created_at=at), b"")
+
+    def found(**how: Any) -> str:
+        return "".join(run.run for run in store.runs("Flow", **how))
+
+    assert "4321" == found(until=30.0)
+    assert "432" == found(since=20.0, until=30.0)
+    pages, last = [], None
+    while page := store.runs("Flow", after=last, limit=2):
+        pages.append("".join(run.run for run in page))
+        last = (page[-1].created_at, page[-1].key)
+    assert ["54", "32", "1"] == pages
+    assert "21" == found(after=(20.0, 3))
+    assert "21" == found(after=(20.0, 3), until=30.0)

@@ -44,12 +44,16 @@ if TYPE_CHECKING:
     )
     from aflow.flow.decorators.cache import cache
     from aflow.flow.decorators.catch import catch
+    from aflow.flow.decorators.compute import batch, kubernetes
     from aflow.flow.decorators.environment import environment
+    from aflow.flow.decorators.packages import conda, pypi
     from aflow.flow.decorators.resources import resources
     from aflow.flow.decorators.retry import retry
+    from aflow.flow.decorators.secrets import secrets
     from aflow.flow.decorators.timeout import timeout
     from aflow.flow.events import MetaflowEvent, Trigger
     from aflow.flow.flow_decorators.exit_hook import exit_hook
+    from aflow.flow.flow_decorators.packages import conda_base, pypi_base
     from aflow.flow.flow_decorators.project import project
     from aflow.flow.flow_decorators.schedule import schedule
     from aflow.flow.flow_decorators.trigger import namespaced_event_name, trigger
@@ -98,8 +102,11 @@ __all__ = [
     "UserStepDecorator",
     "__version__",
     "arun",
+    "batch",
     "cache",
     "catch",
+    "conda",
+    "conda_base",
     "conda_environment_yml_parser",
     "config_expr",
     "current",
@@ -111,16 +118,20 @@ __all__ = [
     "get_metadata",
     "get_namespace",
     "inspect_spin",
+    "kubernetes",
     "metadata",
     "namespace",
     "namespaced_event_name",
     "project",
+    "pypi",
+    "pypi_base",
     "pyproject_toml_parser",
     "requirements_txt_parser",
     "resources",
     "retry",
     "run",
     "schedule",
+    "secrets",
     "step",
     "timeout",
     "trigger",
@@ -142,10 +153,14 @@ _HOMES = {
     ),
     "aflow.flow.decorators.cache": "cache",
     "aflow.flow.decorators.catch": "catch",
+    "aflow.flow.decorators.compute": "batch kubernetes",
     "aflow.flow.decorators.environment": "environment",
+    "aflow.flow.decorators.packages": "conda pypi",
     "aflow.flow.decorators.resources": "resources",
     "aflow.flow.decorators.retry": "retry",
+    "aflow.flow.decorators.secrets": "secrets",
     "aflow.flow.decorators.timeout": "timeout",
+    "aflow.flow.flow_decorators.packages": "conda_base pypi_base",
     "aflow.flow.events": "MetaflowEvent Trigger",
     "aflow.flow.flow_decorators.exit_hook": "exit_hook",
     "aflow.flow.flow_decorators.project": "project",

@@ -55,6 +55,7 @@ class Settings:
     max_workers: int = 16
     max_num_splits: int = 100
     max_log_size: int = 10
+    default_secrets_backend: str | None = None
 
     @classmethod
     def load(
@@ -280,6 +281,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "debug": (("DEBUG",), _flag),
     "no_color": (("NO_COLOR",), _flag),
     "ui_url": (("UI_URL",), _text),
+    "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),

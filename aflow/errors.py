@@ -70,6 +70,12 @@ class InvalidConfig(InvalidInput):
     headline = "Invalid config"
 
 
+class SecretsError(AflowError):
+    """A secret that a step asks for is not to be had, or would hide a variable."""
+
+    headline = "Secrets"
+
+
 class MissingExtra(InvalidInput):
     """Something was asked for that needs a package which is not installed."""
 

@@ -70,6 +70,7 @@ def run(
         decospecs = (*_decospecs(session, settings), *(("cache",) if cache else ()))
         definition = _with(definition, decospecs)
         check_graph(definition, session.note)
+        _note_differences(session, definition)
         if origin is None:
             values = _values(definition, settings, given)
         else:
@@ -87,6 +88,16 @@ def run(
         return 0
     watch = _watch(definition, settings, progress, runner_attribute_file)
     return _with_hooks(definition, settings, *_in_foreground(definition, options, settings, watch))
+
+
+def _note_differences(session: Session, definition: FlowDefinition) -> None:
+    """Say what this run does otherwise than the flow asks for, if anything."""
+    if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
+        return
+    from aflow.local_notes import notes  # only for flows that ask for something
+
+    for note in notes(definition):
+        session.note(note)
 
 
 def _configs_of(definition: FlowDefinition, run: str, settings: Settings) -> dict[str, Any]:

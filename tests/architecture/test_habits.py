@@ -27,6 +27,7 @@ ENVIRONMENT = {"os.environ", "os.getenv", "os.environb", "os.putenv", "os.unsete
 MAY_TOUCH_THE_ENVIRONMENT = {
     Path("aflow/config.py"): "it is the one that reads settings",
     Path("aflow/runner.py"): "@environment sets variables in the process of the task",
+    Path("aflow/secrets.py"): "@secrets sets variables in the process of the task",
     Path("aflow/executors/spawn.py"): "a process that is started inherits it",
     Path("aflow/executors/work.py"): "a process of many tasks puts back what a task has changed",
 }

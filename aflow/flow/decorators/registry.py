@@ -10,14 +10,19 @@ from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.base import StepDecorator, build
 from aflow.flow.names import did_you_mean
 
-# Name -> class, in the module of the same name.
+# Name -> module and class.
 KINDS = {
-    "cache": "Cache",
-    "catch": "Catch",
-    "environment": "Environment",
-    "resources": "Resources",
-    "retry": "Retry",
-    "timeout": "Timeout",
+    "batch": ("compute", "Batch"),
+    "cache": ("cache", "Cache"),
+    "catch": ("catch", "Catch"),
+    "conda": ("packages", "Conda"),
+    "environment": ("environment", "Environment"),
+    "kubernetes": ("compute", "Kubernetes"),
+    "pypi": ("packages", "Pypi"),
+    "resources": ("resources", "Resources"),
+    "retry": ("retry", "Retry"),
+    "secrets": ("secrets", "Secrets"),
+    "timeout": ("timeout", "Timeout"),
 }
 
 
@@ -28,7 +33,8 @@ def kind_of(name: str) -> type[StepDecorator]:
             f"There is no step decorator {name!r}.{did_you_mean(name, KINDS)} "
             f"Known are: {', '.join(sorted(KINDS))}."
         )
-    kind: type[StepDecorator] = getattr(import_module(f"{__package__}.{name}"), KINDS[name])
+    module, cls = KINDS[name]
+    kind: type[StepDecorator] = getattr(import_module(f"{__package__}.{module}"), cls)
     return kind
 
 

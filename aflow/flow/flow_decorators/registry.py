@@ -12,8 +12,10 @@ from aflow.flow.names import did_you_mean
 
 # Name -> module and class.
 FLOW_KINDS = {
+    "conda_base": ("packages", "CondaBase"),
     "exit_hook": ("exit_hook", "ExitHook"),
     "project": ("project", "Project"),
+    "pypi_base": ("packages", "PypiBase"),
     "schedule": ("schedule", "Schedule"),
     "trigger": ("trigger", "TriggeredBy"),
     "trigger_on_finish": ("trigger_on_finish", "TriggeredOnFinish"),

@@ -198,7 +198,7 @@ def test_a_spec_is_read(spec: str, expected: object) -> None:
 @pytest.mark.parametrize(
     ("spec", "part"),
     [
-        ("rety", "There is no step decorator 'rety'. Did you mean 'retry'? Known are: cache, "),
+        ("rety", "There is no step decorator 'rety'. Did you mean 'retry'? Known are: batch, "),
         ("", "There is no step decorator ''."),
         ("retry:time=2", "has no option 'time'. Did you mean 'times'?"),
         ("retry:2", "'2' is no option"),

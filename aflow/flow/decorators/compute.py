@@ -1,0 +1,98 @@
+"""@batch and @kubernetes: where a step is to run, and on what. A local run keeps them in mind and
+runs the step here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from aflow.flow.decorators.base import StepDecorator, decorate
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(StepDecorator):
+    """Run the step as a job of AWS Batch, with these resources and options of the job.
+
+    Memory and shared memory are in MB. None leaves an option to the settings.
+    """
+
+    name: ClassVar[str] = "batch"
+    cpu: Any = None
+    gpu: Any = None
+    memory: Any = None
+    image: Any = None
+    queue: Any = None
+    iam_role: Any = None
+    execution_role: Any = None
+    shared_memory: Any = None
+    max_swap: Any = None
+    swappiness: Any = None
+    inferentia: Any = None
+    trainium: Any = None
+    efa: Any = None
+    host_volumes: Any = None
+    efs_volumes: Any = None
+    use_tmpfs: Any = False
+    tmpfs_tempdir: Any = True
+    tmpfs_size: Any = None
+    tmpfs_path: Any = None
+    aws_batch_tags: Any = None
+    ephemeral_storage: Any = None
+    log_driver: Any = None
+    log_options: Any = None
+    executable: Any = None
+    privileged: Any = False
+
+    def shapes_result(self) -> None:
+        """None: where a step runs makes no difference to what it leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kubernetes(StepDecorator):
+    """Run the step as a job of Kubernetes, with these resources and options of the pod.
+
+    Memory and disk are in MB. None leaves an option to the settings.
+    """
+
+    name: ClassVar[str] = "kubernetes"
+    cpu: Any = 1
+    memory: Any = 4096
+    disk: Any = 10240
+    image: Any = None
+    image_pull_policy: Any = None
+    image_pull_secrets: Any = None
+    service_account: Any = None
+    secrets: Any = None
+    node_selector: Any = None
+    namespace: Any = None
+    gpu: Any = None
+    gpu_vendor: Any = None
+    tolerations: Any = None
+    labels: Any = None
+    annotations: Any = None
+    use_tmpfs: Any = False
+    tmpfs_tempdir: Any = True
+    tmpfs_size: Any = None
+    tmpfs_path: Any = None
+    persistent_volume_claims: Any = None
+    shared_memory: Any = None
+    port: Any = None
+    compute_pool: Any = None
+    executable: Any = None
+    hostname_resolution_timeout: Any = 600
+    qos: Any = "burstable"
+    extended_resources: Any = None
+    security_context: Any = None
+
+    def shapes_result(self) -> None:
+        """None: where a step runs makes no difference to what it leaves."""
+
+
+def batch(function: Any = None, **options: Any) -> Any:
+    """Run the step as a job of AWS Batch; see Batch."""
+    return decorate(Batch, function, options)
+
+
+def kubernetes(function: Any = None, **options: Any) -> Any:
+    """Run the step as a job of Kubernetes; see Kubernetes."""
+    return decorate(Kubernetes, function, options)

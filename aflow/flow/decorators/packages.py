@@ -1,0 +1,80 @@
+"""@conda and @pypi: which packages a step asks for. A local run uses what is installed, and says so
+where that is something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, overload
+
+from aflow.flow.decorators.base import F, StepDecorator, decorate
+
+Packages = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pypi(StepDecorator):
+    """Packages from PyPI: `packages` are versions by name, `python` is Python's version.
+
+    `disabled=True` lets a step do without what the flow asks for (`@pypi_base`).
+    """
+
+    name: ClassVar[str] = "pypi"
+    packages: Packages = field(default_factory=dict)
+    python: str | None = None
+    disabled: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_packages(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Conda(StepDecorator):
+    """Packages from conda; `libraries` is an older word for `packages`."""
+
+    name: ClassVar[str] = "conda"
+    packages: Packages = field(default_factory=dict)
+    libraries: Packages = field(default_factory=dict)
+    python: str | None = None
+    disabled: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_packages(self)
+
+
+def check_packages(decorator: Any) -> None:
+    """Check the options that all these decorators have; raises InvalidDecorator."""
+    for option in ("packages", "libraries"):
+        value = getattr(decorator, option, {})
+        if not isinstance(value, Mapping):
+            raise decorator._fault(option, 'a mapping such as {"numpy": "1.26"}')
+        if value:
+            decorator._set(option, {str(key): str(each) for key, each in value.items()})
+    if decorator.python is not None:
+        decorator._set("python", str(decorator.python))
+
+
+@overload
+def pypi(function: F) -> F: ...
+@overload
+def pypi(
+    *, packages: Packages = ..., python: str | None = None, disabled: bool | None = None
+) -> Callable[[F], F]: ...
+def pypi(function: object = None, **options: Any) -> Any:
+    """Ask for packages from PyPI; see Pypi."""
+    return decorate(Pypi, function, options)
+
+
+@overload
+def conda(function: F) -> F: ...
+@overload
+def conda(
+    *,
+    packages: Packages = ...,
+    libraries: Packages = ...,
+    python: str | None = None,
+    disabled: bool | None = None,
+) -> Callable[[F], F]: ...
+def conda(function: object = None, **options: Any) -> Any:
+    """Ask for packages from conda; see Conda."""
+    return decorate(Conda, function, options)

@@ -1,0 +1,68 @@
+"""What a local run does otherwise than the flow asks for, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+
+_REMOTE = {"batch": "AWS Batch", "kubernetes": "Kubernetes"}
+
+
+def notes(definition: FlowDefinition) -> Iterator[str]:
+    """One sentence for each thing; none for most flows."""
+    for name, service in _REMOTE.items():
+        steps = [step.name for step in definition.steps.values() if step.decorator(name)]
+        if steps:
+            yield f"@{name}: {', '.join(steps)} would run on {service}; this run is local: here."
+    wanted: dict[str, list[str]] = {}
+    for step in definition.steps.values():
+        for package, version in packages_of(definition, step).items():
+            wanted.setdefault(f"{package} {version}".strip(), []).append(step.name)
+    for text, steps in wanted.items():
+        package, _, version = text.partition(" ")
+        there = _installed(package)
+        if there is None:
+            yield f"Package {text} is not installed, which is asked for by: {', '.join(steps)}."
+        elif version and not _fits(there, version):
+            told = f"Package {text} is asked for by {', '.join(steps)}"
+            yield f"{told}; {there} is installed, and used."
+
+
+def packages_of(definition: FlowDefinition, step: StepDefinition) -> dict[str, str]:
+    """The packages that a step asks for: its own before those of the flow."""
+    found: dict[str, str] = {}
+    for kind in ("conda", "pypi"):
+        own: Any = step.decorator(kind)
+        if own is not None and own.disabled:
+            continue
+        bases = [each for each in definition.decorators if each.kind == f"{kind}_base"]
+        for each in [*bases, *([own] if own is not None else [])]:
+            found.update(_packages(each))
+    return found
+
+
+def _packages(decorator: Any) -> Mapping[str, str]:
+    if decorator.disabled:
+        return {}
+    return {**getattr(decorator, "libraries", {}), **decorator.packages}
+
+
+def _installed(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package.partition("[")[0])
+    except PackageNotFoundError:
+        return None
+
+
+def _fits(there: str, wanted: str) -> bool:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        return SpecifierSet(wanted if wanted[0] in "<>=!~" else f"=={wanted}").contains(there, True)
+    except InvalidSpecifier:  # conda has forms of its own
+        return there.startswith(wanted.lstrip("="))

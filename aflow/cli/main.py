@@ -4,6 +4,7 @@ aflow COMMAND flow.py[:Name] [options in any place]
 aflow flow.py[:Name] [options] COMMAND [options]     the same
 python flow.py [options] COMMAND [options]           the same
 aflow dump|explain|logs Flow/run/step                      no file is needed
+aflow runs [Flow] [options]
 aflow status | version | help
 """
 
@@ -34,7 +35,8 @@ Usage: aflow COMMAND flow.py[:Name] [OPTIONS]
 Commands for a flow (aflow COMMAND flow.py --help shows the options):
 {{commands}}
 Commands for this folder:
-  status      The flows that have run here, and their latest runs.
+  status      The flows that have run here, what runs now, what has failed last.
+  runs        The runs of a flow or of all (aflow runs --help shows how to choose).
   version     Show the version of aflow.
   help        Show this help.
 
@@ -95,6 +97,10 @@ def _program(words: Sequence[str]) -> object:
         from aflow.cli.status import status
 
         return status(line.rest)
+    if line.command == "runs":
+        from aflow.cli.runs import runs
+
+        return runs(line.rest)
     if line.command == "version" or "--version" in words:
         click.echo(f"aflow {__version__}")
         return 0

@@ -1,24 +1,27 @@
-"""`aflow status`: the flows that have run here, and how their latest runs went."""
+"""`aflow status`: the flows that have run here, what runs now, and what has failed last."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from aflow.cli import tables
 from aflow.clock import SystemClock
 from aflow.config import Settings
+from aflow.scheduler.states import RunState, TaskState
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
 
 _COLUMNS = ("FLOW", "LATEST RUN", "STATE", "STARTED", "TOOK", "USER")
+_RUNNING = 20  # runs of one flow that are shown
 
 
 def status(words: Sequence[str]) -> int:
-    """Print a table with a line a flow, the latest first; raises a usage error for any word."""
+    """Print a table with a line a flow, the latest first, then what runs and what has failed;
+    raises a usage error for any word."""
     if words:
         raise click.UsageError(f"aflow status takes no {words[0]!r}.")
     from aflow import backends
@@ -29,46 +32,61 @@ def status(words: Sequence[str]) -> int:
         return 0
     metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=True)
     try:
-        runs = latest_runs(metadata)
+        _show(settings, metadata)
     finally:
         metadata.close()
-    click.echo(f"Datastore: {settings.root}\n")
-    now = SystemClock.now()
-    for line in table([_COLUMNS, *(_row(run, now) for run in runs)]):
-        click.echo(line)
     return 0
 
 
-def latest_runs(metadata: MetadataStore) -> list[RunRecord]:
+def _show(settings: Settings, metadata: MetadataStore) -> None:
+    now = SystemClock.now()
+    runs = _latest_runs(metadata)
+    click.echo(f"Datastore: {settings.root}\n")
+    tables.show(_COLUMNS, [_row(run, now) for run in runs])
+    running = [run for each in runs for run in _running(metadata, each.flow)]
+    failed = [run for run in runs if run.state is RunState.FAILED]
+    for title, lines in (
+        ("Running:", [_goes_on(metadata, run, now) for run in running]),
+        ("Failed:", [_failed(metadata, run) for run in failed]),
+    ):
+        if lines:
+            click.echo(f"\n{title}")
+            for line in lines:
+                click.echo(f"  {line}")
+
+
+def _latest_runs(metadata: MetadataStore) -> list[RunRecord]:
     """The latest run of each flow, the latest of all first."""
     runs = [run for flow, _ in metadata.flows() for run in metadata.runs(flow, limit=1)]
     return sorted(runs, key=lambda run: run.created_at, reverse=True)
 
 
+def _running(metadata: MetadataStore, flow: str) -> list[RunRecord]:
+    return metadata.runs(flow, states=[RunState.PENDING, RunState.RUNNING], limit=_RUNNING)
+
+
 def _row(run: RunRecord, now: float) -> tuple[str, ...]:
-    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.created_at))
-    took = duration((run.finished_at or now) - run.created_at)
-    return (run.flow, run.run, run.state.value, started, took, run.user)
+    started, took = tables.local(run.created_at), tables.took(run, now)
+    return (run.flow, run.run, tables.state(run, now), started, took, run.user)
 
 
-def duration(seconds: float) -> str:
-    """A time in the two largest of its units, as `1m 05s`."""
-    if seconds < 60:
-        return f"{max(seconds, 0.0):.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m {rest:02}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours}h {minutes:02}m"
-    days, hours = divmod(hours, 24)
-    return f"{days}d {hours:02}h"
+def _goes_on(metadata: MetadataStore, run: RunRecord, now: float) -> str:
+    where = f"{run.flow}/{run.run}"
+    if tables.state(run, now) == "left behind":
+        return f"{where}  left behind: whatever drove it is gone; see the command resume"
+    steps = "; ".join(_counts(metadata, run)) or "no task yet"
+    return f"{where}  for {tables.took(run, now)}: {steps}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows as lines, each column as wide as its widest cell."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _counts(metadata: MetadataStore, run: RunRecord) -> Iterator[str]:
+    """The steps that have tasks to do, with how many of them are where."""
+    for step in metadata.progress(run.key):
+        if set(step.tasks) != {TaskState.SUCCEEDED}:
+            counts = (f"{count} {state.value}" for state, count in step.tasks.items())
+            yield f"{step.step} {', '.join(counts)}"
+
+
+def _failed(metadata: MetadataStore, run: RunRecord) -> str:
+    from aflow.client.failures import failed_task, why
+
+    return f"{run.flow}/{run.run}  {why(run, failed_task(metadata, run)) or 'no reason was kept'}"

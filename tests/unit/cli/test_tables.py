@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aflow.cli.status import duration, table
+from aflow.cli.tables import duration, table
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""`aflow runs [FLOW]`: the runs that are recorded here, newest first."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aflow import ids
+from aflow.cli import tables
+from aflow.cli.options import Command, flag, option
+from aflow.clock import SystemClock
+from aflow.config import Settings
+from aflow.errors import InvalidInput, NotFound
+from aflow.flow.names import did_you_mean
+from aflow.scheduler.states import RunState
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord
+
+_COLUMNS = ("RUN", "STATE", "STARTED", "TOOK", "USER", "TAGS")
+_AGO = re.compile(r"(\d{1,6})([smhdw])\Z")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_WHEN = "a time such as 2025-12-24, 2025-12-24T18:00 or 30m, 2h, 7d, 1w (ago)"
+
+
+def runs(words: Sequence[str]) -> object:
+    """The command with these words: prints the runs."""
+    command = Command(
+        "runs",
+        params=[
+            click.Argument(["flow"], required=False),
+            option(
+                "--status",
+                "states",
+                multiple=True,
+                type=click.Choice([state.value for state in RunState]),
+                help="Only runs of this status; may be given several times.",
+            ),
+            option("--tag", "tags", multiple=True, help="Only runs that have this tag."),
+            option("--since", metavar="WHEN", help=f"Only runs begun since {_WHEN}."),
+            option("--until", metavar="WHEN", help="Only runs begun before."),
+            option(
+                "--limit",
+                type=click.IntRange(min=0),
+                default=20,
+                show_default=True,
+                help="So many at most; 0 for all.",
+            ),
+            flag("--json", "as_json", help="As a list of objects."),
+        ],
+        callback=_runs,
+        help="The runs that are recorded here, newest first: of one flow, or of all.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    return command.main(list(words), prog_name="aflow runs", standalone_mode=False)
+
+
+def _runs(
+    flow: str | None,
+    states: tuple[str, ...],
+    tags: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    now = SystemClock.now()
+    which: dict[str, Any] = {
+        "states": [RunState(state) for state in states],
+        "tags": [ids.tag(tag) for tag in tags],
+        "since": _time("--since", since, now),
+        "until": _time("--until", until, now),
+        "limit": limit or None,
+    }
+    found = _found(flow, which)
+    if as_json:
+        click.echo(json.dumps([_as_json(run, now) for run in found], indent=2))
+    elif found:
+        tables.show(_COLUMNS, [_row(run, now) for run in found])
+    else:
+        click.echo("No such runs.")
+
+
+def _found(flow: str | None, which: dict[str, Any]) -> list[RunRecord]:
+    from aflow import backends
+
+    settings = Settings.load()
+    if not (settings.root / "metadata.db").exists():
+        raise NotFound(f"Nothing has run here yet: there is no datastore {settings.root}.")
+    url = settings.metadata_url
+    with closing(backends.open_metadata(url, settings.durability, read_only=True)) as metadata:
+        flows = [name for name, _ in metadata.flows()] if flow is None else [_known(metadata, flow)]
+        of_each = [metadata.runs(each, **which) for each in flows]
+    newest_first = heapq.merge(*of_each, key=lambda run: run.created_at, reverse=True)
+    return list(islice(newest_first, which["limit"]))
+
+
+def _known(metadata: MetadataStore, flow: str) -> str:
+    known = [name for name, _ in metadata.flows()]
+    if flow not in known:
+        there = f" These have: {', '.join(known[:20])}." if known else ""
+        raise NotFound(f"Flow {flow!r} has never run here.{did_you_mean(flow, known)}{there}")
+    return flow
+
+
+def _time(name: str, text: str | None, now: float) -> float | None:
+    """A time that was typed, in seconds since the epoch; raises InvalidInput for what is none."""
+    if text is None:
+        return None
+    ago = _AGO.match(text)
+    if ago:
+        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}).total_seconds()
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"{name} {text!r} is no time: write {_WHEN}.") from error
+
+
+def _row(run: RunRecord, now: float) -> tuple[str, ...]:
+    started, took = tables.local(run.created_at), tables.took(run, now)
+    where, tags = f"{run.flow}/{run.run}", ", ".join(run.tags)
+    return (where, tables.state(run, now), started, took, run.user, tags)
+
+
+def _as_json(run: RunRecord, now: float) -> dict[str, Any]:
+    return {
+        "pathspec": f"{run.flow}/{run.run}",
+        "flow": run.flow,
+        "run": run.run,
+        "status": run.state.value,
+        "left_behind": tables.state(run, now) == "left behind",
+        "user": run.user,
+        "created_at": _iso(run.created_at),
+        "finished_at": None if run.finished_at is None else _iso(run.finished_at),
+        "reason": run.reason,
+        "origin_run": run.origin_run,
+        "tags": list(run.tags),
+        "system_tags": list(run.system_tags),
+    }
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()

@@ -1,0 +1,82 @@
+"""Tables of runs: in colours on a terminal, as plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from aflow import owner
+from aflow.scheduler.states import RunState
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import RunRecord
+
+_COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "left behind": "yellow"}
+
+
+def show(
+    head: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str] = _COLOURS
+) -> None:
+    """Write the table to stdout. On a terminal the last column is folded if need be."""
+    if not sys.stdout.isatty():
+        for line in table([head, *rows]):
+            click.echo(line)
+        return
+    # Imported here, since it takes longer than all the rest of the command.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in head:  # ids are to be copied: only the last column gives way
+        made.add_column(name, no_wrap=name != head[-1])
+    for row in rows:
+        made.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+    Console().print(made)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines, each column as wide as its widest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def state(run: RunRecord, now: float) -> str:
+    """The run's state; `left behind` for one that nobody drives any more."""
+    driven_by = run.settings.get("owner")
+    if run.state is RunState.RUNNING and not owner.is_alive(driven_by, run.heartbeat_at, now):
+        return "left behind"
+    return run.state.value
+
+
+def local(at: float) -> str:
+    """A time of this machine's zone, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def took(run: RunRecord, now: float) -> str:
+    """How long the run has taken so far; nobody knows it of one that was left behind."""
+    if run.finished_at is None and state(run, now) == "left behind":
+        return "?"
+    return duration((run.finished_at or now) - run.created_at)
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest of its units, as `1m 05s`."""
+    if seconds < 60:
+        return f"{max(seconds, 0.0):.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h {minutes:02}m"
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours:02}h"

@@ -68,6 +68,8 @@ if TYPE_CHECKING:
         yaml_parser,
     )
     from aflow.flow.spec import FlowSpec, step
+    from aflow.multicore import parallel_imap_unordered, parallel_map
+    from aflow.profiling import profile
     from aflow.programmatic.direct import arun, run
     from aflow.programmatic.executing import ExecutingRun, ExecutingTask
     from aflow.programmatic.notebook import NBRunner
@@ -122,6 +124,9 @@ __all__ = [
     "metadata",
     "namespace",
     "namespaced_event_name",
+    "parallel_imap_unordered",
+    "parallel_map",
+    "profile",
     "project",
     "pypi",
     "pypi_base",
@@ -178,6 +183,8 @@ _HOMES = {
     "aflow.programmatic.executing": "ExecutingRun ExecutingTask",
     "aflow.programmatic.notebook": "NBRunner",
     "aflow.programmatic.runner": "Runner",
+    "aflow.multicore": "parallel_imap_unordered parallel_map",
+    "aflow.profiling": "profile",
     "aflow.version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

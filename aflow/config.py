@@ -160,6 +160,11 @@ class RunOptions:
     trigger: tuple[str, ...] = ()
 
 
+def usable_cpus() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def configs_in_environment(
     env: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:

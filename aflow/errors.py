@@ -35,9 +35,13 @@ from __future__ import annotations
 
 
 class AflowError(Exception):
-    """aflow could not do what was asked."""
+    """aflow could not do what was asked. The first argument is the sentence; classes derived from
+    it may take more."""
 
     headline = "aflow failed"
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class InvalidInput(AflowError):

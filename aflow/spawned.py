@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 
-from aflow import backends
+from aflow import backends, compat
 from aflow.configured import with_values
 from aflow.executors import wire
 from aflow.executors.spawn import class_from
@@ -27,7 +27,9 @@ def main() -> None:
     while data := control.recv(1 << 20):
         unpacker.feed(data)
         for message in unpacker:
-            _, source, decospecs, configs = message
+            _, source, decospecs, configs, is_metaflow = message
+            if is_metaflow:
+                compat.install()
             _serve(control, source, decospecs, configs)
             return
 

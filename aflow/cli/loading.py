@@ -46,6 +46,7 @@ def load_flow(target: str) -> type[FlowSpec]:
         raise FlowFileError(f"{target!r} is no flow file: give path/to/flow.py or flow.py:Name.")
     path = Path(match["path"])
     _check_file(path)
+    _stand_for_metaflow()
     return _choose(_import(path.resolve(), path, path.stem), path, match["name"])
 
 
@@ -58,6 +59,7 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
     from aflow.flow.spec import define
 
     _check_file(path)
+    _stand_for_metaflow()
     before = list(sys.path)
     name = f"_aflow_looks_into_{path.stem}"
     sys.modules.pop(name, None)
@@ -73,6 +75,13 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
     if not flows:
         raise _no_flow(path)
     return flows
+
+
+def _stand_for_metaflow() -> None:
+    """Let a file that imports Metaflow have aflow, where Metaflow is not installed."""
+    from aflow.compat import install_if_missing
+
+    install_if_missing()
 
 
 def _check_file(path: Path) -> None:

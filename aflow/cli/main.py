@@ -44,6 +44,7 @@ Examples:
   aflow run flow.py --alpha 0.5 --max-workers 4
   aflow run flow.py --help              the flow's parameters, too
   aflow run flow.py --with retry        every step is tried again
+  aflow run --compat flow.py            `import metaflow` is aflow, installed or not
   aflow logs MyFlow/1234/start          what a step has printed
   python flow.py run                    the same without this command
 """
@@ -86,6 +87,11 @@ def _flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) 
 
 
 def _program(words: Sequence[str]) -> object:
+    if "--compat" in words:
+        from aflow.compat import install
+
+        install()
+        words = [word for word in words if word != "--compat"]
     line = take_apart(words)
     if line.target is not None:
         command = [] if line.command is None else [line.command]

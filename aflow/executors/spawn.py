@@ -46,7 +46,13 @@ def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) ->
     """Start a template for a flow and wait until it has imported it. Blocks; any thread may call.
 
     Raises AflowError with what the import said, OSError if there is no process to be had."""
-    request = (wire.LOAD, source_of(definition.cls), list(decospecs), _configs_of(definition))
+    request = (
+        wire.LOAD,
+        source_of(definition.cls),
+        list(decospecs),
+        _configs_of(definition),
+        _is_metaflow(),
+    )
     with ExitStack() as made:
         ours, theirs = socket.socketpair()
         made.enter_context(ours)
@@ -78,6 +84,12 @@ def _answer(control: socket.socket, request: bytes) -> tuple[Any, ...]:
     except ConnectionError:  # it has ended with our request unread
         pass
     return (wire.NOT_READY, "its process ended while it was importing the flow")
+
+
+def _is_metaflow() -> bool:
+    """Whether aflow stands for Metaflow in this process."""
+    compat = sys.modules.get("aflow.compat")
+    return compat is not None and compat.is_installed()
 
 
 def _configs_of(definition: FlowDefinition) -> bytes | None:

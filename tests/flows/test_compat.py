@@ -1,0 +1,165 @@
+"""Files that say `import metaflow` run on aflow: without Metaflow, or with --compat."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import util
+
+import pytest
+
+from aflow import client, compat
+from tests.flows.conftest import Ran, Workspace
+
+THEIRS = """
+from metaflow import (
+    Config, FlowSpec, IncludeFile, JSONType, Parameter, S3 as _S3, batch, card, catch, conda,
+    conda_base, config_expr, current, environment, kubernetes, parallel_map, profile, project, pypi,
+    resources, retry, schedule, secrets, step, timeout, trigger, trigger_on_finish,
+)
+from metaflow.exception import MetaflowException, MetaflowNotFound
+from metaflow.metaflow_config import DEFAULT_DATASTORE, SOMETHING_ELSE
+from metaflow.util import get_username
+import metaflow
+import metaflow.client.core
+
+
+class MyError(MetaflowException):
+    headline = "Mine"
+
+    def __init__(self, msg, lineno=None):
+        super().__init__(msg, lineno)
+
+
+@project(name="theirs")
+class TheirFlow(FlowSpec):
+    alpha = Parameter("alpha", default=0.5, type=float)
+    data = Parameter("data", default='{"a": 1}', type=JSONType)
+
+    @retry(times=1)
+    @step
+    def start(self):
+        self.xs = [1, 2, 3]
+        self.next(self.work, foreach="xs")
+
+    @catch(var="broken")
+    @step
+    def work(self):
+        with profile("work"):
+            self.y = parallel_map(lambda x: x * self.alpha, [self.input])
+        if self.input == 2:
+            raise MyError("not this one", 3)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.broken = [str(each.broken.exception) for each in inputs if each.broken]
+        self.user = get_username()
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.settings = DEFAULT_DATASTORE, SOMETHING_ELSE, current.project_name
+        try:
+            metaflow.Flow("NoSuchFlow")
+        except MetaflowNotFound:
+            self.found = False
+
+
+if __name__ == "__main__":
+    TheirFlow()
+"""
+
+
+def program(workspace: Workspace, *words: str) -> Ran:
+    """Run `python -m aflow WORDS`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "aflow", *words],
+        cwd=workspace.path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def write(workspace: Workspace, leave_out: str = " S3 as _S3, card,") -> None:
+    """Write their file, without names that need the cloud."""
+    source = THEIRS
+    for word in leave_out.split(","):
+        source = source.replace(f"{word},", "") if word.strip() else source
+    (workspace.path / "theirs.py").write_text(source)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("run", "theirs.py"), ("theirs.py", "run"), ("run", "--compat", "theirs.py")],
+    ids=" ".join,
+)
+def test_a_file_that_imports_metaflow_runs(workspace: Workspace, words: tuple[str, ...]) -> None:
+    if "--compat" not in words and util.find_spec("metaflow") is not None:
+        pytest.skip("Metaflow itself is installed here: only --compat can stand for it")
+    write(workspace)
+    ran = program(workspace, *words)
+    assert 0 == ran.code, ran.err
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    run = client.Flow("TheirFlow").latest_run
+    assert run is not None
+    assert ["not this one"] == run.data.broken
+    assert ("local", None, "theirs") == run.data.settings
+    assert run.data.found is False
+    workspace.check()
+
+
+def test_a_name_that_aflow_has_not_is_told(workspace: Workspace) -> None:
+    (workspace.path / "theirs.py").write_text("from metaflow import FlowSpec, Deployer\n")
+    ran = program(workspace, "run", "--compat", "theirs.py")
+    assert 2 == ran.code
+    assert "theirs.py, line 1" in ran.err
+    assert "Deployer" in ran.err
+
+
+def in_fresh_python(code: str) -> str:
+    """What a fresh interpreter prints that runs the code."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def test_after_install_the_names_of_metaflow_are_aflows() -> None:
+    code = """
+from aflow import compat
+compat.install()
+compat.install()
+import aflow, aflow.errors, metaflow, metaflow.exception
+from metaflow.plugins.parsers import yaml_parser
+assert metaflow.FlowSpec is aflow.FlowSpec
+assert metaflow.exception.MetaflowException is aflow.errors.AflowError
+assert metaflow.metaflow_current.current is aflow.current
+assert "Parameter" in dir(metaflow) and "parallel_map" in dir(metaflow)
+print("fine")
+"""
+    assert "fine\n" == in_fresh_python(code)
+
+
+def test_who_has_imported_metaflow_itself_is_told() -> None:
+    code = """
+import sys, types
+sys.modules["metaflow"] = types.ModuleType("metaflow")
+from aflow import compat
+try:
+    compat.install()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    assert "InvalidInput Metaflow has been imported already" in in_fresh_python(code)
+
+
+@pytest.mark.parametrize("module", sorted(compat.MODULES))
+def test_every_name_has_a_home(module: str) -> None:
+    for name, home in compat.MODULES[module].items():
+        if not home.startswith("aflow.cards"):
+            assert compat._value(home) is not None, name

@@ -43,3 +43,17 @@ class FakeClock:
         if seconds < 0:
             raise ValueError(f"time cannot go back by {seconds} seconds")
         self._now += seconds
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest of its units, as `1m 05s`."""
+    if seconds < 60:
+        return f"{max(seconds, 0.0):.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h {minutes:02}m"
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours:02}h"

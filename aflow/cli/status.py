@@ -10,6 +10,7 @@ import click
 from aflow.cli import tables
 from aflow.clock import SystemClock
 from aflow.config import Settings
+from aflow.metadata.failures import failed_task, why
 from aflow.scheduler.states import RunState, TaskState
 
 if TYPE_CHECKING:
@@ -87,6 +88,4 @@ def _counts(metadata: MetadataStore, run: RunRecord) -> Iterator[str]:
 
 
 def _failed(metadata: MetadataStore, run: RunRecord) -> str:
-    from aflow.client.failures import failed_task, why
-
     return f"{run.flow}/{run.run}  {why(run, failed_task(metadata, run)) or 'no reason was kept'}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow import owner
+from aflow.clock import duration
 from aflow.scheduler.states import RunState
 
 if TYPE_CHECKING:
@@ -66,17 +67,3 @@ def took(run: RunRecord, now: float) -> str:
     if run.finished_at is None and state(run, now) == "left behind":
         return "?"
     return duration((run.finished_at or now) - run.created_at)
-
-
-def duration(seconds: float) -> str:
-    """A time in the two largest of its units, as `1m 05s`."""
-    if seconds < 60:
-        return f"{max(seconds, 0.0):.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m {rest:02}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours}h {minutes:02}m"
-    days, hours = divmod(hours, 24)
-    return f"{days}d {hours:02}h"

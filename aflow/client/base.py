@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from aflow.client.missing import not_in_namespace
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _SHAPES = ("Flow", "Flow/run", "Flow/run/step", "Flow/run/step/task", "Flow/run/step/task/artifact")
 
 _DEPTH_OF_TASKS = 4
+_COMPLETED = 100
 
 
 class ClientObject:
@@ -172,6 +174,10 @@ class ClientObject:
         except NotFound:
             return False
         return True
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """The ids of the newest parts, for completion in notebooks."""
+        return [part.id for part in islice(self, _COMPLETED)]
 
     # ------------------------------------------------------------ as text, as bytes
 

@@ -48,6 +48,12 @@ class Metaflow:
     def __contains__(self, name: object) -> bool:
         return any(name == flow.id for flow in self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from aflow.client import notebook  # only notebooks need it
+
+        return notebook.metaflow(self)
+
     def __repr__(self) -> str:
         return "Metaflow()"
 
@@ -142,6 +148,12 @@ class Flow(ClientObject):
     def __iter__(self) -> Iterator[Run]:
         """The runs in the namespace, newest first."""
         return self.runs()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from aflow.client import notebook  # only notebooks need it
+
+        return notebook.flow(self)
 
     def _part(self, name: str) -> Any:
         checked("run", ids.run_id, name)

@@ -18,6 +18,7 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 if TYPE_CHECKING:
     from aflow.client.artifact import TaskData
     from aflow.client.task import Task
+    from aflow.flow.events import Trigger
 
 
 class Run(PartOfRun):
@@ -88,6 +89,16 @@ class Run(PartOfRun):
         end = self.end_task
         return None if end is None else end.data
 
+    @property
+    def trigger(self) -> Trigger | None:
+        """What started the run, as `current.trigger` was in its tasks; None if nothing did."""
+        facts = self._source.setting("trigger")
+        if not facts:
+            return None
+        from aflow.flow.events import Trigger
+
+        return Trigger(facts, lambda path: Run(path, _namespace_check=False, _place=self._place))
+
     # ------------------------------------------------------------ steps
 
     def steps(self, *tags: str) -> Iterator[Step]:
@@ -103,6 +114,12 @@ class Run(PartOfRun):
     def _part(self, name: str) -> Any:
         checked("step", ids.step_name, name)
         return Step._found_in(self._source, name)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from aflow.client import notebook  # only notebooks need it
+
+        return notebook.run(self)
 
     # ------------------------------------------------------------ tags
 

@@ -128,6 +128,12 @@ class Step(PartOfRun):
         checked("task", ids.task_id, name)
         return Task._found_in(self._source, self._spec, int(name))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from aflow.client import notebook  # only notebooks need it
+
+        return notebook.step(self)
+
     # ------------------------------------------------------------ gangs
 
     @property

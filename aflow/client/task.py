@@ -271,6 +271,12 @@ class Task(PartOfRun):
         """What the task ran with: flow_name, script, username, host, runtime, versions."""
         return facts.environment(self._source, self._now)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from aflow.client import notebook  # only notebooks need it
+
+        return notebook.task(self)
+
     # ------------------------------------------------------------ neighbours
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aflow.cli.tables import duration, table
+from aflow.cli.tables import table
+from aflow.clock import duration
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,11 @@ class RecordedRun:
         self._batch.metadata.append(MetadataRecord(task, attempt, name, value, name, at))
         return self
 
+    def end(self, state: RunState, reason: str = "") -> RecordedRun:
+        """The end of the run, with its reason."""
+        self._batch.run = RunUpdate(state, self._begin + 1000, reason)
+        return self.commit()
+
     def commit(self, state: RunState | None = None) -> RecordedRun:
         """Write it; `state` is how the run has ended, if it has."""
         if state is not None:

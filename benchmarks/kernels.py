@@ -13,6 +13,9 @@ AT_MOST = {
     "save_durable_memory_over_array": 100.0,
     "load_and_change_memory_over_array": 100.0,
     "load_to_first_element": 20.0,
+    "client.list_1000_runs": 300.0,
+    "client.first_task_of_many": 300.0,
+    "client.list_100000_tasks_memory": 100.0,
     "column_added_bytes_over_the_column": 4096.0,
 }
 AT_LEAST = {
@@ -46,3 +49,15 @@ def artifacts(bench: Bench) -> list[Row]:
     folder = bench.folder / "artifacts"
     options = ("--megabytes", size, "--rounds", rounds, "--folder", folder)
     return rows_of("artifacts", bench.json_lines("artifacts.py", *options))
+
+
+def metadata(bench: Bench) -> list[Row]:
+    """What a commit costs a task."""
+    options = ("--tasks", bench.size(4000, 800), "--folder", bench.folder / "metadata")
+    return rows_of("metadata", bench.json_lines("metadata.py", *options))
+
+
+def client(bench: Bench) -> list[Row]:
+    """Lists of runs and tasks, read with the client."""
+    options = ("--tasks", bench.size(100_000, 20_000), "--folder", bench.folder / "client")
+    return rows_of("client", bench.json_lines("client.py", *options))

@@ -32,6 +32,8 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "beginnings": again.beginnings,
     "machine": kernels.machine,
     "artifacts": kernels.artifacts,
+    "metadata": kernels.metadata,
+    "client": kernels.client,
 }
 
 

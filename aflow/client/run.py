@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from aflow.client.task import Task
     from aflow.flow.events import Trigger
 
+Tags = str | Iterable[str]
+
 
 class Run(PartOfRun):
     """A run: `Run("Flow/run")`. Its parts are the steps that have begun.
@@ -90,6 +92,10 @@ class Run(PartOfRun):
         return None if end is None else end.data
 
     @property
+    def code(self) -> None:
+        """None: a run whose tasks run on this machine keeps no copy of its code."""
+
+    @property
     def trigger(self) -> Trigger | None:
         """What started the run, as `current.trigger` was in its tasks; None if nothing did."""
         facts = self._source.setting("trigger")
@@ -123,29 +129,37 @@ class Run(PartOfRun):
 
     # ------------------------------------------------------------ tags
 
-    def add_tag(self, tag: str) -> None:
-        """Give the run a tag; raises InvalidName for a tag that is not allowed or too many."""
-        self.replace_tags((), (tag,))
+    def add_tag(self, tag: Tags) -> None:
+        """Give the run a tag, or several as `add_tags` does."""
+        self.replace_tags((), tag)
 
-    def add_tags(self, tags: Iterable[str]) -> None:
-        """Give the run these tags, in one step; raises as `add_tag` does."""
+    def add_tags(self, tags: Tags) -> None:
+        """Give the run these tags, in one step; one text is one tag. Raises InvalidName for a tag
+        that is not allowed or one too many."""
         self.replace_tags((), tags)
 
-    def remove_tag(self, tag: str) -> None:
-        """Take a tag away, if it is there; raises InvalidName for a system tag."""
-        self.replace_tags((tag,), ())
+    def remove_tag(self, tag: Tags) -> None:
+        """Take a tag away, or several as `remove_tags` does."""
+        self.replace_tags(tag, ())
 
-    def remove_tags(self, tags: Iterable[str]) -> None:
-        """Take these tags away, in one step; raises as `remove_tag` does."""
+    def remove_tags(self, tags: Tags) -> None:
+        """Take these tags away, those that are there, in one step; one text is one tag. Raises
+        InvalidName for a system tag."""
         self.replace_tags(tags, ())
 
-    def replace_tag(self, tag_to_remove: str, tag_to_add: str) -> None:
+    def replace_tag(self, tag_to_remove: Tags, tag_to_add: Tags) -> None:
         """Take one tag away and give another, in one step."""
-        self.replace_tags((tag_to_remove,), (tag_to_add,))
+        self.replace_tags(tag_to_remove, tag_to_add)
 
-    def replace_tags(self, tags_to_remove: Iterable[str], tags_to_add: Iterable[str]) -> None:
-        """Take tags away, then give others, in one step: all of it is done, or nothing."""
-        for each in (tags_to_remove, tags_to_add):
-            if isinstance(each, str):  # it would become a tag for each of its letters
-                raise InvalidInput(f"{each!r} is one tag: give a list of tags, as [{each!r}].")
-        self._source.change_tags(tags_to_add, tags_to_remove)
+    def replace_tags(self, tags_to_remove: Tags, tags_to_add: Tags) -> None:
+        """Take tags away, then give others, in one step: all of it is done, or nothing. Raises as
+        `add_tags` and `remove_tags` do."""
+        self._source.change_tags(_listed(tags_to_add), _listed(tags_to_remove))
+
+
+def _listed(tags: object) -> list[str]:
+    if isinstance(tags, str):  # not a tag for each of its letters
+        return [tags]
+    if isinstance(tags, bytes) or not isinstance(tags, Iterable):
+        raise InvalidInput(f"{tags!r} is neither a tag nor a list of tags.")
+    return list(tags)

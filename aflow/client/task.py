@@ -267,6 +267,10 @@ class Task(PartOfRun):
         return facts.from_tags(self._source).get("runtime")
 
     @property
+    def code(self) -> None:
+        """None: a task that runs on this machine keeps no copy of its code."""
+
+    @property
     def environment_info(self) -> dict[str, Any]:
         """What the task ran with: flow_name, script, username, host, runtime, versions."""
         return facts.environment(self._source, self._now)

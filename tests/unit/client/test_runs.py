@@ -333,11 +333,32 @@ def test_tags_are_added_removed_and_replaced(records: Records) -> None:
     assert {"e", "f", "g"} == Run("Flow/1").user_tags
 
 
-def test_a_tag_in_place_of_a_list_of_tags_is_refused(records: Records) -> None:
-    records.run()
+def test_one_text_is_one_tag_and_a_list_is_many(records: Records) -> None:
+    records.run(tags=["old"])
+    run = Run("Flow/1")
 
-    with pytest.raises(InvalidInput, match=r"\['good'\]"):
-        Run("Flow/1").add_tags("good")
+    run.add_tags("good")
+    run.add_tag(["a", "b"])
+    run.replace_tag(["old"], "new")
+    run.remove_tags("a")
+
+    assert {"good", "b", "new"} == run.user_tags
+
+
+@pytest.mark.parametrize("tags", [5, None, b"good", [5], [["a"]]])
+def test_what_is_no_tag_is_refused(records: Records, tags: object) -> None:
+    records.run(tags=["old"])
+
+    with pytest.raises(InvalidInput):
+        Run("Flow/1").add_tags(tags)
+    assert {"old"} == Run("Flow/1").user_tags
+
+
+def test_code_that_ran_here_is_not_kept(records: Records) -> None:
+    records.run().task(1, "start").commit()
+
+    assert Run("Flow/1").code is None
+    assert Task("Flow/1/start/1").code is None
 
 
 def test_system_tags_and_too_many_tags_are_refused_and_nothing_is_changed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 
 import pytest
 
@@ -30,9 +31,7 @@ class Flow_(FlowSpec):
 @pytest.fixture
 def two_runs(workspace: Workspace) -> tuple[Run, Run]:
     """A run, and one that its end has started, as the client reads them."""
-    workspace.write(
-        "from aflow import trigger_on_finish\n\n@trigger_on_finish(flow='Flow_')" + FLOW
-    )
+    workspace.write(FLOW)
     assert 0 == workspace.run("--run-id-file", "first").code
     first = (workspace.path / "first").read_text()
     second = workspace.run("--trigger", f"Flow_/{first}", "--run-id-file", "second")
@@ -44,7 +43,7 @@ def two_runs(workspace: Workspace) -> tuple[Run, Run]:
 
 
 @pytest.fixture(autouse=True)
-def _choices() -> object:
+def _choices() -> Iterator[None]:
     yield
     client.default_metadata()
     client.default_namespace()

@@ -50,7 +50,7 @@ def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> It
     if view.task.origin:
         values |= _origin(view.task.origin)
     if attempt.manifest is not None:
-        values |= _foreach(Manifest.decode(attempt.manifest).stack)
+        values |= _foreach(source, Manifest.decode(attempt.manifest).stack)
     for name, value in values.items():
         if value:
             yield Fact(name, value, began, name)
@@ -87,12 +87,17 @@ def _origin(origin: str) -> dict[str, str]:
     return {"origin-run-id": run, "origin-task-id": task}
 
 
-def _foreach(stack: tuple[ForeachFrame, ...]) -> dict[str, str]:
+def _foreach(source: RunSource, stack: tuple[ForeachFrame, ...]) -> dict[str, str]:
     if not stack:
         return {}
+    nodes = source.graph.nodes
+    # The path names the step that each foreach has led into, not the one that opened it.
+    entered = (nodes[each.step].next[0] for each in stack)
     return {
         "foreach-stack": json.dumps([frame._asdict() for frame in stack]),
-        "foreach-execution-path": ",".join(f"{frame.step}:{frame.index}" for frame in stack),
+        "foreach-execution-path": ",".join(
+            f"{step}:{frame.index}" for step, frame in zip(entered, stack, strict=True)
+        ),
     }
 
 

@@ -349,7 +349,7 @@ def test_the_facts_of_a_task_have_the_names_that_people_look_for(records: Record
         "user": "tester",
         "script-name": "flow.py",
         "ds-type": "memory",
-        "foreach-execution-path": "start:1",
+        "foreach-execution-path": "middle:1",
         "origin-run-id": "0",
         "host": "here",
         "pid": "7",

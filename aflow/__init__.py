@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from aflow import errors
+    from aflow.cards.get import get_cards
     from aflow.client import (
         DataArtifact,
         Flow,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         user_step_decorator,
     )
     from aflow.flow.decorators.cache import cache
+    from aflow.flow.decorators.card import card
     from aflow.flow.decorators.catch import catch
     from aflow.flow.decorators.compute import batch, kubernetes
     from aflow.flow.decorators.environment import environment
@@ -106,6 +108,7 @@ __all__ = [
     "arun",
     "batch",
     "cache",
+    "card",
     "catch",
     "conda",
     "conda_base",
@@ -117,6 +120,7 @@ __all__ = [
     "environment",
     "errors",
     "exit_hook",
+    "get_cards",
     "get_metadata",
     "get_namespace",
     "inspect_spin",
@@ -157,6 +161,8 @@ _HOMES = {
         "FlowMutator StepMutator USER_SKIP_STEP UserStepDecorator user_step_decorator"
     ),
     "aflow.flow.decorators.cache": "cache",
+    "aflow.cards.get": "get_cards",
+    "aflow.flow.decorators.card": "card",
     "aflow.flow.decorators.catch": "catch",
     "aflow.flow.decorators.compute": "batch kubernetes",
     "aflow.flow.decorators.environment": "environment",

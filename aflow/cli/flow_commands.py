@@ -35,6 +35,7 @@ COMMANDS = {
     "dump": "Show the artifacts of tasks.",
     "logs": "Show what tasks have printed.",
     "explain": "Say why tasks ran, or did not.",
+    "card": "View, get, list or make the cards of tasks.",
     "tag": "Add, remove, replace or list the tags of runs.",
     "output-dot": "Write the graph for graphviz.",
     "output-raw": "Write the graph as text, or as JSON.",
@@ -90,18 +91,21 @@ class FlowGroup(click.Group):
         """The command of this name, None where there is none."""
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name == "tag":
-            return self._tag()
+        if cmd_name in ("card", "tag"):
+            return self._with_commands(cmd_name)
         maker = _MAKERS[cmd_name]
         made = maker(self._defined() if maker is _run else None)
         return self._made(cmd_name, COMMANDS[cmd_name], *made)
 
-    def _tag(self) -> click.Group:
-        """The only command that has commands of its own."""
+    def _with_commands(self, cmd_name: str) -> click.Group:
+        """A command that has commands of its own."""
+        from aflow.cli.cards import card_commands
         from aflow.cli.tags import tag_commands
 
-        group = click.Group("tag", help=COMMANDS["tag"], context_settings=_NORMALIZED)
-        for name, (help, params, body) in tag_commands().items():
+        group = click.Group(cmd_name, help=COMMANDS[cmd_name], context_settings=_NORMALIZED)
+        commands: Mapping[str, tuple[str, list[click.Parameter], Callable[..., object]]]
+        commands = card_commands() if cmd_name == "card" else tag_commands()
+        for name, (help, params, body) in commands.items():
             group.add_command(self._made(name, help, params, body))
         return group
 

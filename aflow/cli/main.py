@@ -50,9 +50,13 @@ Examples:
 """
 
 # What a pathspec alone can say.
-_NEED_NO_FILE = ("dump", "explain", "logs")
+_NEED_NO_FILE = ("card", "dump", "explain", "logs")
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
-_SECOND_WORDS = {"logs": ("show",), "tag": ("add", "remove", "replace", "list")}
+_SECOND_WORDS = {
+    "card": ("view", "get", "list", "create", "server"),
+    "logs": ("show",),
+    "tag": ("add", "remove", "replace", "list"),
+}
 
 
 class Line(NamedTuple):

@@ -14,6 +14,7 @@ from aflow.flow.names import did_you_mean
 KINDS = {
     "batch": ("compute", "Batch"),
     "cache": ("cache", "Cache"),
+    "card": ("card", "CardDecorator"),
     "catch": ("catch", "Catch"),
     "conda": ("packages", "Conda"),
     "environment": ("environment", "Environment"),

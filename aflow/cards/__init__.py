@@ -1,0 +1,1 @@
+"""Cards: pages that steps leave for people, one self-contained HTML file each."""

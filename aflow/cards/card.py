@@ -1,0 +1,146 @@
+"""Kinds of cards: what makes a page of a task. Users derive their own from `Card`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+from aflow.cards.components import rendered
+from aflow.cards.page import graph_svg, head, names_and_values, page, section
+from aflow.errors import InvalidInput
+from aflow.flow.names import did_you_mean
+
+GROUP = "aflow.cards"
+_MAX_SHOWN = 300
+
+
+class Card:
+    """A kind of card: override `type` and `render`.
+
+    `options` are those of @card; `components` what the step has added (only for kinds with
+    ALLOW_USER_COMPONENTS, else none); `graph` is the flow's graph as plain values.
+    """
+
+    type: ClassVar[str | None] = None
+    ALLOW_USER_COMPONENTS: ClassVar[bool] = False
+    RUNTIME_UPDATABLE: ClassVar[bool] = False
+    RELOAD_POLICY_NEVER: ClassVar[str] = "never"
+    RELOAD_POLICY_ALWAYS: ClassVar[str] = "always"
+    RELOAD_POLICY_ONCHANGE: ClassVar[str] = "onchange"
+    RELOAD_POLICY: ClassVar[str] = "never"
+
+    def __init__(
+        self,
+        options: Mapping[str, Any] | None = None,
+        components: Sequence[Any] = (),
+        graph: Any = None,
+        flow: Any = None,
+    ) -> None:
+        self.options = dict(options or {})
+        self.components = list(components)
+        self.graph = graph
+        self.flow = flow
+
+    def render(self, task: Any) -> str:
+        """The page as HTML. `task` has what a Task of the client has."""
+        raise NotImplementedError(f"{type(self).__name__} has no method render.")
+
+    def render_runtime(self, task: Any, data: Any) -> str:
+        """The page while the step still runs; `data` is what refresh was given."""
+        return self.render(task)
+
+    def refresh(self, task: Any, data: Any) -> Any:
+        """Kept for old code: pages are made whole each time."""
+        return data
+
+
+class BlankCard(Card):
+    """Only what the step has added."""
+
+    type = "blank"
+    ALLOW_USER_COMPONENTS = True
+    RUNTIME_UPDATABLE = True
+
+    def render(self, task: Any) -> str:
+        """The components, under the title that the options may give."""
+        title = self.options.get("title")
+        top = head(str(title), task.pathspec, {}) if title else ""
+        return page(str(title or task.pathspec), top + "".join(map(rendered, self.components)))
+
+
+class DefaultCard(Card):
+    """What the step has added, then its parameters, artifacts, graph and times."""
+
+    type = "default"
+    ALLOW_USER_COMPONENTS = True
+    RUNTIME_UPDATABLE = True
+
+    def render(self, task: Any) -> str:
+        """The whole card."""
+        title = str(self.options.get("title") or task.pathspec.split("/")[2])
+        parts = [head(title, task.pathspec, _facts(task)), *map(rendered, self.components)]
+        if not self.options.get("only_components"):
+            parts.append(section("Parameters", names_and_values(_rows(task.parameters))))
+            parts.append(section("Artifacts", names_and_values(_rows(task.own_artifacts))))
+            if self.graph is not None:
+                step = task.pathspec.split("/")[2]
+                parts.append(section("Flow", graph_svg(self.graph, step)))
+        return page(f"{title} - {task.pathspec}", "".join(parts))
+
+
+class ErrorCard(Card):
+    """Says why a card could not be made."""
+
+    type = "error"
+
+    def render(self, task: Any) -> str:
+        """The error."""
+        told = self.options.get("error", "")
+        kind = self.options.get("kind", "")
+        body = f'<div class="error"><b>The card of type {kind} could not be made.</b></div>'
+        from aflow.cards.components import Error
+
+        return page(
+            f"Error - {task.pathspec}",
+            head("Error", task.pathspec, {}) + body + Error(told, "What it said").render(),
+        )
+
+
+def kind_of(name: str) -> type[Card]:
+    """The kind of card of this type: ours, a class that has been defined, or the entry point of a
+    package (group aflow.cards). Raises InvalidInput where there is none."""
+    known = {each.type: each for each in _all(Card) if each.type}
+    if name in known:
+        return known[name]
+    for each in entry_points(group=GROUP):
+        loaded = each.load()
+        for card in loaded if isinstance(loaded, list | tuple) else [loaded]:
+            known[card.type] = card
+    if name not in known:
+        names = [str(each) for each in known]
+        raise InvalidInput(
+            f"There is no card of type {name!r}.{did_you_mean(name, names)} There are: "
+            f"{', '.join(sorted(names))}."
+        )
+    return known[name]
+
+
+def _all(kind: type[Card]) -> list[type[Card]]:
+    return [each for sub in kind.__subclasses__() for each in (sub, *_all(sub))]
+
+
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(name, type(value).__name__, _text(value)) for name, value in sorted(values.items())]
+
+
+def _text(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _facts(task: Any) -> dict[str, str]:
+    took = (task.finished_at or 0) - (task.started_at or 0)
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(task.started_at))
+    return {"Run by": task.user, "Started": at, "Took": f"{max(took, 0):.2f} s"}

@@ -1,0 +1,337 @@
+"""What a card is made of. Each component is HTML by itself; what it shows is escaped."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from textwrap import dedent
+from typing import Any
+
+from aflow.errors import InvalidInput
+
+_MAX_TEXT = 10_000  # characters of one value
+
+
+class Component:
+    """A part of a card; custom ones override `render`, which gives HTML."""
+
+    def render(self) -> str:
+        """The component as HTML, which is put into the page as it is."""
+        raise NotImplementedError(f"{type(self).__name__} has no method render.")
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Change what is shown; the next refresh of the card shows it."""
+        raise InvalidInput(f"A {type(self).__name__} of a card cannot be updated.")
+
+
+class Markdown(Component):
+    """A text in Markdown. Indentation that all lines have is taken away; HTML in it is shown as
+    text."""
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+
+    def update(self, text: str = "") -> None:
+        """Show another text."""
+        self._text = text
+
+    def render(self) -> str:
+        """The text as HTML."""
+        from markdown_it import MarkdownIt
+
+        parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+        return f'<div class="markdown">{parser.render(dedent(str(self._text)))}</div>'
+
+
+class Artifact(Component):
+    """A value: its type, and as much of it as can be read."""
+
+    def __init__(self, artifact: Any, name: str | None = None, compressed: bool = True) -> None:
+        self._artifact = artifact
+        self._name = name
+
+    def update(self, artifact: Any) -> None:
+        """Show another value."""
+        self._artifact = artifact
+
+    def render(self) -> str:
+        """The value in a box."""
+        head = f"<b>{escape(self._name)}</b> " if self._name else ""
+        kind = escape(type(self._artifact).__qualname__)
+        return (
+            f'<div class="artifact">{head}<span class="type">{kind}</span>'
+            f"<pre>{escape(_shown(self._artifact))}</pre></div>"
+        )
+
+
+class Table(Component):
+    """Rows of values or components, under `headers`; `disable_updates` is accepted for old code."""
+
+    def __init__(
+        self,
+        data: Sequence[Sequence[Any]] | None = None,
+        headers: Sequence[str] | None = None,
+        disable_updates: bool = False,
+    ) -> None:
+        self._data = [list(row) for row in data or []]
+        self._headers = list(headers or [])
+
+    @classmethod
+    def from_dataframe(cls, dataframe: Any = None, truncate: bool = True) -> Table:
+        """The first rows of a pandas DataFrame (100 with `truncate`), with its index."""
+        shown = dataframe.head(100) if truncate else dataframe
+        rows = [[index, *row] for index, row in zip(shown.index, shown.values, strict=True)]
+        return cls(rows, ["", *map(str, shown.columns)])
+
+    def update(self, data: Sequence[Sequence[Any]], headers: Sequence[str] | None = None) -> None:
+        """Show other rows."""
+        self._data = [list(row) for row in data]
+        self._headers = list(headers) if headers is not None else self._headers
+
+    def render(self) -> str:
+        """A table that can be scrolled sideways."""
+        head = "".join(f"<th>{escape(str(each))}</th>" for each in self._headers)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{_cell(each)}</td>" for each in row) + "</tr>"
+            for row in self._data
+        )
+        thead = f"<thead><tr>{head}</tr></thead>" if head else ""
+        return f'<div class="scroll"><table>{thead}<tbody>{rows}</tbody></table></div>'
+
+
+class Image(Component):
+    """A picture: the bytes of a PNG, JPEG, GIF, WebP or SVG file, or (`from_...`) a figure."""
+
+    def __init__(self, src: Any = None, label: str | None = None, disable_updates: bool = True):
+        self._label = label
+        self._src = _data_url(src)
+
+    @classmethod
+    def from_matplotlib(cls, plot: Any, label: str | None = None) -> Image:
+        """A figure of matplotlib, or what has a `get_figure` (axes)."""
+        import io
+
+        figure = plot.get_figure() if hasattr(plot, "get_figure") else plot
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", bbox_inches="tight")
+        return cls(buffer.getvalue(), label)
+
+    @classmethod
+    def from_pil_image(cls, pilimage: Any, label: str | None = None) -> Image:
+        """An image of Pillow."""
+        import io
+
+        buffer = io.BytesIO()
+        pilimage.save(buffer, format="PNG")
+        return cls(buffer.getvalue(), label)
+
+    def update(self, image: Any, label: str | None = None) -> None:
+        """Show another picture."""
+        self._src, self._label = _data_url(image), label or self._label
+
+    def render(self) -> str:
+        """The picture, with its label below."""
+        label = escape(self._label or "")
+        caption = f"<figcaption>{label}</figcaption>" if label else ""
+        return f'<figure><img src="{self._src}" alt="{label}">{caption}</figure>'
+
+
+class Error(Component):
+    """An exception or a text that says what went wrong."""
+
+    def __init__(self, exception: Any, title: str | None = None) -> None:
+        self._exception = exception
+        self._title = title or type(exception).__name__
+
+    def render(self) -> str:
+        """The title and the text."""
+        text = escape(str(self._exception))
+        return f'<div class="error"><b>{escape(self._title)}</b><pre>{text}</pre></div>'
+
+
+class ProgressBar(Component):
+    """How far something is: `value` of `max`, in `unit`."""
+
+    def __init__(
+        self,
+        max: float = 100,
+        label: str | None = None,
+        value: float = 0,
+        unit: str | None = None,
+        metadata: str | None = None,
+    ) -> None:
+        self._max, self._label, self._value = max, label, value
+        self._unit, self._metadata = unit, metadata
+
+    def update(self, new_value: float, metadata: str | None = None) -> None:
+        """Move on."""
+        self._value = new_value
+        self._metadata = metadata if metadata is not None else self._metadata
+
+    def render(self) -> str:
+        """A bar, with what it counts."""
+        unit = escape(f" {self._unit}" if self._unit else "")
+        told = escape(self._metadata or "")
+        return (
+            f'<div class="progress"><span>{escape(self._label or "")}</span>'
+            f'<progress max="{self._max}" value="{self._value}"></progress>'
+            f"<span>{self._value}/{self._max}{unit} {told}</span></div>"
+        )
+
+
+class ValueBox(Component):
+    """One value, large, with a title and how it has changed."""
+
+    def __init__(
+        self,
+        title: str | None = None,
+        value: Any = "",
+        subtitle: str | None = None,
+        theme: str | None = None,
+        change_indicator: str | None = None,
+    ) -> None:
+        self._title, self._value, self._subtitle = title, value, subtitle
+        self._theme, self._change = theme, change_indicator
+
+    def update(self, **changed: Any) -> None:
+        """Change any of title, value, subtitle, theme, change_indicator."""
+        for name, value in changed.items():
+            setattr(self, {"change_indicator": "_change"}.get(name, f"_{name}"), value)
+
+    def render(self) -> str:
+        """The box."""
+        parts = [("title", self._title), ("value", self._value), ("note", self._subtitle)]
+        lines = "".join(
+            f'<div class="{kind}">{escape(str(text))}</div>' for kind, text in parts if text
+        )
+        change = f'<div class="note">{escape(self._change)}</div>' if self._change else ""
+        return f'<div class="valuebox">{lines}{change}</div>'
+
+
+class PythonCode(Component):
+    """Source text: of a function, or as it was given."""
+
+    def __init__(
+        self, code_func: Callable[..., Any] | None = None, code_string: str | None = None
+    ) -> None:
+        self._code = code_string if code_func is None else dedent(inspect.getsource(code_func))
+
+    def render(self) -> str:
+        """The text as code."""
+        return f'<pre class="code">{escape(self._code or "")}</pre>'
+
+
+class JSONViewer(Component):
+    """Values that JSON can hold, to be opened and closed."""
+
+    def __init__(self, data: Any, collapsible: bool = True, max_height: str | None = None) -> None:
+        self._data = data
+
+    def update(self, data: Any) -> None:
+        """Show other values."""
+        self._data = data
+
+    def render(self) -> str:
+        """A tree."""
+        return f'<div class="json">{_tree(self._data)}</div>'
+
+
+class VegaChart(Component):
+    """A chart in Vega-Lite (a dict), drawn when the card is made. Needs vl-convert-python."""
+
+    def __init__(self, spec: Mapping[str, Any], show_controls: bool = False) -> None:
+        self._spec = dict(spec)
+
+    @classmethod
+    def from_altair_chart(cls, altair_chart: Any) -> VegaChart:
+        """A chart of Altair."""
+        return cls(altair_chart.to_dict())
+
+    def update(self, spec: Mapping[str, Any]) -> None:
+        """Show another chart."""
+        self._spec = dict(spec)
+
+    def render(self) -> str:
+        """The chart as SVG; its text, with a sentence, where it cannot be drawn."""
+        try:
+            import vl_convert
+        except ImportError:
+            told = "Charts are drawn with vl-convert-python: install aflow[cards]."
+            return f'<p class="note">{told}</p>{JSONViewer(self._spec).render()}'
+        schema = str(self._spec.get("$schema", "vega-lite"))
+        draw = vl_convert.vegalite_to_svg if "vega-lite" in schema else vl_convert.vega_to_svg
+        return f'<div class="chart">{draw(json.dumps(self._spec))}</div>'
+
+
+# ------------------------------------------------------------ pieces
+
+
+def as_component(value: Any) -> Component:
+    """The value itself, if it is a component; a text is Markdown, a figure a picture, a table of
+    pandas a table, and all else is shown as a value."""
+    if isinstance(value, Component) or hasattr(value, "render"):
+        return value  # type: ignore[no-any-return]
+    if isinstance(value, str):
+        return Markdown(value)
+    if hasattr(value, "savefig"):
+        return Image.from_matplotlib(value)
+    if type(value).__module__.startswith("pandas") and hasattr(value, "columns"):
+        return Table.from_dataframe(value)
+    return Artifact(value)
+
+
+def rendered(component: Any) -> str:
+    """The HTML of a component; of a custom one that gives a dict, that as a tree. What goes wrong
+    is shown in its place."""
+    try:
+        html = component.render()
+    except Exception as error:  # noqa: BLE001 -- one part that fails leaves the others
+        return Error(error, f"{type(component).__name__} cannot be shown").render()
+    return html if isinstance(html, str) else JSONViewer(html).render()
+
+
+def _cell(value: Any) -> str:
+    return rendered(value) if hasattr(value, "render") else escape(str(value))
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}... ({len(text)} characters)"
+
+
+def _tree(value: Any, name: str = "") -> str:
+    head = f"<b>{escape(name)}</b> " if name else ""
+    if isinstance(value, Mapping | list | tuple) and value:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+        inside = "".join(f"<li>{_tree(each, str(key))}</li>" for key, each in pairs)
+        summary = f"<summary>{head}{len(value)} items</summary>"
+        return f"<details open>{summary}<ul>{inside}</ul></details>"
+    return f"{head}<code>{escape(_shown(value))}</code>"
+
+
+_KINDS = {
+    b"\x89PNG": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
+    b"<svg": "svg+xml",
+    b"<?xm": "svg+xml",
+}
+
+
+def _data_url(src: Any) -> str:
+    if isinstance(src, str) and src.startswith("data:image/"):
+        return escape(src)
+    if not isinstance(src, bytes | bytearray | memoryview):
+        raise InvalidInput(
+            f"Image takes the bytes of a picture, not {type(src).__name__}: Image.from_matplotlib "
+            "takes a figure, Image.from_pil_image an image."
+        )
+    data = bytes(src)
+    kind = next((name for magic, name in _KINDS.items() if data.startswith(magic)), None)
+    if kind is None:
+        raise InvalidInput("Image was given bytes that are no PNG, JPEG, GIF, WebP or SVG.")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

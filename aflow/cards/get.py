@@ -1,0 +1,109 @@
+"""get_cards: the cards of a task that has run, for programs and notebooks."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING, Any, overload
+
+from aflow.cards import store
+from aflow.errors import NotFound
+
+if TYPE_CHECKING:
+    from aflow.client import Task
+    from aflow.storage.base import ObjectStore
+
+
+class FoundCard:
+    """One card: `type`, `id`, `hash`, and its page as `html`. In a notebook it shows itself."""
+
+    def __init__(self, place: ObjectStore, stored: store.StoredCard, pathspec: str) -> None:
+        self._place = place
+        self._stored = stored
+        self.pathspec = pathspec
+        self.type = stored.type
+        self.id = stored.id or None
+        self.hash = stored.hash
+
+    @property
+    def html(self) -> str:
+        """The page."""
+        return bytes(self._place.get(self._stored.name)).decode("utf-8", "surrogatepass")
+
+    @property
+    def path(self) -> str:
+        """The name of its object in the store."""
+        return self._stored.name
+
+    def write(self, path: Path) -> None:
+        """Write the page to a file."""
+        path.write_text(self.html, encoding="utf-8", errors="surrogatepass")
+
+    def view(self) -> None:
+        """Show the page in a browser."""
+        path = Path(gettempdir()) / f"{self.pathspec.replace('/', '-')}-{self.hash}.html"
+        self.write(path)
+        webbrowser.open(path.as_uri())
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        frame = "width:100%;height:40rem;border:0"
+        return f'<iframe style="{frame}" srcdoc="{escape(self.html, quote=True)}"></iframe>'
+
+    def __repr__(self) -> str:
+        told = f", id={self.id!r}" if self.id else ""
+        return f"<card of {self.pathspec}: type={self.type!r}{told}>"
+
+
+class CardContainer(Sequence[FoundCard]):
+    """The cards of a task, in the order of its decorators."""
+
+    def __init__(self, cards: list[FoundCard]) -> None:
+        self._cards = cards
+
+    @overload
+    def __getitem__(self, place: int) -> FoundCard: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[FoundCard]: ...
+    def __getitem__(self, place: int | slice) -> Any:
+        return self._cards[place]
+
+    def __len__(self) -> int:
+        return len(self._cards)
+
+    def __iter__(self) -> Iterator[FoundCard]:
+        return iter(self._cards)
+
+    def _repr_html_(self) -> str:
+        return "".join(each._repr_html_() for each in self._cards)
+
+    def __repr__(self) -> str:
+        return repr(self._cards)
+
+
+def get_cards(
+    task: Task | str,
+    id: str | None = None,
+    type: str | None = None,
+    follow_resumed: bool = True,
+) -> CardContainer:
+    """The cards of a task (or of the task of this pathspec), those of this `id` and `type` alone if
+    they are given. Those of a task whose result was taken over are its origin's, unless
+    `follow_resumed` is False. Raises NotFound for a task that is not there."""
+    from aflow.client import Task as ClientTask
+
+    found = ClientTask(task, _namespace_check=False) if isinstance(task, str) else task
+    if follow_resumed and found.origin_pathspec is not None:
+        try:
+            return get_cards(found.origin_pathspec, id, type)
+        except NotFound:  # the origin is gone, and its cards with it
+            return CardContainer([])
+    place = found._source.blobs.store
+    folder = store.prefix(*found.pathspec.split("/"))
+    cards = [FoundCard(place, each, found.pathspec) for each in store.listed(place, folder)]
+    return CardContainer(
+        [each for each in cards if id in (None, each.id) and type in (None, each.type)]
+    )

@@ -1,0 +1,154 @@
+"""The page around the parts of a card: one HTML file, light and dark, with nothing from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from string import Template
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aflow.flow.graph import Graph
+
+_STYLE = """
+:root{--bg:#fff;--fg:#1b1f24;--dim:#667085;--line:#e4e7ec;--box:#f8f9fb;--hot:#5b5bd6;--bad:#c4320a}
+@media(prefers-color-scheme:dark){:root{--bg:#14161a;--fg:#e6e8eb;--dim:#98a2b3;--line:#2b3038;
+--box:#1c1f25;--hot:#9e9cff;--bad:#ff8a65}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.55 system-ui,sans-serif}
+main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
+header{border-bottom:1px solid var(--line);margin-bottom:1.75rem;padding-bottom:1rem}
+h1{font-size:1.6rem;margin:0 0 .35rem;letter-spacing:-.01em}
+h2{font-size:1.05rem;margin:2.25rem 0 .75rem}
+.path,.note,.type,figcaption{color:var(--dim);font-size:.87rem}
+.facts{display:flex;flex-wrap:wrap;gap:.4rem 1.5rem;margin:.75rem 0 0;font-size:.87rem}
+.facts b{color:var(--dim);font-weight:500;margin-right:.35rem}
+table{border-collapse:collapse;width:100%;font-size:.9rem}
+th{text-align:left;color:var(--dim);font-weight:500}
+th,td{padding:.45rem .75rem .45rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+.scroll{overflow-x:auto}
+pre,code{font:.84rem/1.5 ui-monospace,SFMono-Regular,Menlo,monospace}
+pre{background:var(--box);border:1px solid var(--line);border-radius:8px;padding:.75rem 1rem;
+overflow-x:auto;margin:.4rem 0 0;white-space:pre-wrap;word-break:break-word}
+td pre{margin:0}
+img,svg{max-width:100%;height:auto}
+figure{margin:1rem 0}
+.error{border-left:3px solid var(--bad);padding-left:1rem;margin:1rem 0}
+.error b{color:var(--bad)}
+.valuebox{display:inline-block;background:var(--box);border:1px solid var(--line);
+border-radius:12px;padding:1rem 1.5rem;margin:.35rem .6rem .35rem 0}
+.valuebox .title{color:var(--dim);font-size:.87rem}
+.valuebox .value{font-size:1.8rem;font-weight:600;letter-spacing:-.02em}
+.progress{display:flex;gap:1rem;align-items:center;margin:.75rem 0}
+progress{flex:1;accent-color:var(--hot);height:.7rem}
+.artifact,.markdown,.chart,.json{margin:1rem 0}
+.chart svg{background:#fff;border-radius:8px;padding:.5rem}
+details ul{list-style:none;padding-left:1.25rem;margin:.2rem 0}
+summary{cursor:pointer}
+.graph text{fill:var(--fg);font:13px system-ui,sans-serif}
+.graph rect{fill:var(--box);stroke:var(--line)}
+.graph .here rect{stroke:var(--hot);stroke-width:2}
+.graph path{fill:none;stroke:var(--dim);stroke-width:1.2}
+a{color:var(--hot)}
+"""
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>$title</title><style>$style</style></head>
+<body><main>$body</main></body></html>
+""")
+
+
+def page(title: str, body: str) -> str:
+    """A whole page with this body, which is HTML."""
+    return _PAGE.substitute(title=escape(title), style=_STYLE, body=body)
+
+
+def head(title: str, path: str, facts: Mapping[str, str]) -> str:
+    """The top of a card: what it is of, and the facts of its task."""
+    told = "".join(
+        f"<span><b>{escape(name)}</b>{escape(value)}</span>" for name, value in facts.items()
+    )
+    return (
+        f'<header><h1>{escape(title)}</h1><div class="path">{escape(path)}</div>'
+        f'<div class="facts">{told}</div></header>'
+    )
+
+
+def section(title: str, body: str) -> str:
+    """A part with a title; nothing if there is nothing in it."""
+    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
+
+
+def names_and_values(rows: Iterable[tuple[str, str, str]]) -> str:
+    """A table of name, type and text; nothing if there are no rows."""
+    lines = "".join(
+        f"<tr><td><b>{escape(name)}</b></td><td class='type'>{escape(kind)}</td>"
+        f"<td><code>{escape(text)}</code></td></tr>"
+        for name, kind, text in rows
+    )
+    return f'<div class="scroll"><table><tbody>{lines}</tbody></table></div>' if lines else ""
+
+
+# ------------------------------------------------------------ the graph
+
+_WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 150, 34, 26, 30
+
+
+def graph_svg(graph: Graph, here: str) -> str:
+    """The steps of a flow, each below those that lead to it; `here` is marked."""
+    rows = _rows(graph)
+    widest = max(len(row) for row in rows)
+    places = {}
+    for depth, row in enumerate(rows):
+        left = (widest - len(row)) * (_WIDTH + _GAP_X) / 2
+        for number, name in enumerate(row):
+            places[name] = (left + number * (_WIDTH + _GAP_X), depth * (_HEIGHT + _GAP_Y))
+    lines = [
+        _line(places[name], places[after])
+        for name, node in graph.nodes.items()
+        if name in places
+        for after in node.next
+        if after in places
+    ]
+    boxes = [_box(name, *place, marked=name == here) for name, place in places.items()]
+    width = widest * (_WIDTH + _GAP_X)
+    height = len(rows) * (_HEIGHT + _GAP_Y)
+    return (
+        f'<svg class="graph" viewBox="-4 -4 {width} {height}" width="{width}" role="img" '
+        f'aria-label="graph of the flow">{"".join(lines)}{"".join(boxes)}</svg>'
+    )
+
+
+def _rows(graph: Graph) -> list[list[str]]:
+    """The steps by their longest distance from the start; a loop does not count."""
+    depth: dict[str, int] = {}
+    todo = [(graph.start, 0)]
+    while todo:
+        name, distance = todo.pop()
+        if distance <= depth.get(name, -1) or distance > len(graph.nodes):
+            continue
+        depth[name] = distance
+        todo += [(after, distance + 1) for after in graph.nodes[name].next if after != name]
+    rows: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
+    for name in graph.nodes:
+        if name in depth:
+            rows[depth[name]].append(name)
+    return [row for row in rows if row]
+
+
+def _line(start: tuple[float, float], end: tuple[float, float]) -> str:
+    x, y = start[0] + _WIDTH / 2, start[1] + _HEIGHT
+    to_x, to_y = end[0] + _WIDTH / 2, end[1]
+    middle = (y + to_y) / 2
+    return f'<path d="M{x} {y}C{x} {middle} {to_x} {middle} {to_x} {to_y}"/>'
+
+
+def _box(name: str, x: float, y: float, *, marked: bool) -> str:
+    shown = escape(name if len(name) <= 18 else f"{name[:17]}…")
+    return (
+        f'<g class="{"here" if marked else ""}"><rect x="{x}" y="{y}" width="{_WIDTH}" '
+        f'height="{_HEIGHT}" rx="8"/><text x="{x + _WIDTH / 2}" y="{y + 22}" '
+        f'text-anchor="middle">{shown}</text></g>'
+    )

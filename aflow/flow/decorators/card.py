@@ -1,0 +1,50 @@
+"""@card: a page that a step leaves for people. Carried out by `aflow.cards.around`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from aflow.flow.decorators.base import StepDecorator, decorate
+
+_ID = re.compile(r"[A-Za-z0-9_]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class CardDecorator(StepDecorator):
+    """A card of kind `type`, with `id` if the step has several; `options` are for that kind.
+
+    Making it may take `timeout` seconds; with `save_errors` a card that fails is replaced by one
+    that says why. `refresh_interval` is the least time in seconds between two refreshes;
+    `customize` lets `current.card` mean this card alone. `scope` is accepted for old code.
+    """
+
+    name: ClassVar[str] = "card"
+    around: ClassVar[str] = "aflow.cards.around:AroundCard"
+    repeatable: ClassVar[bool] = True
+    type: str = "default"
+    id: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 45
+    scope: str = "task"
+    save_errors: bool = True
+    customize: bool = False
+    refresh_interval: float = 5
+
+    def __post_init__(self) -> None:
+        if self.id is not None and not _ID.match(str(self.id)):
+            raise self._fault("id", "letters, digits and _")
+        if not isinstance(self.options, Mapping):
+            raise self._fault("options", "a mapping")
+        self._number("timeout", positive=True)
+        self._number("refresh_interval")
+
+    def shapes_result(self) -> None:
+        """None: a card shows what a step leaves, and is no part of it."""
+
+
+def card(function: Any = None, **options: Any) -> Any:
+    """Leave a card; see CardDecorator."""
+    return decorate(CardDecorator, function, options)

@@ -1,0 +1,189 @@
+"""@card: pages that steps leave, and the commands and functions that find them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from aflow import client, get_cards
+from tests.flows.conftest import Ran, Workspace
+
+FLOW = """
+from aflow import card
+from aflow.cards.card import Card
+from aflow.cards.components import *
+
+class Mine(Card):
+    type = "mine"
+    def render(self, task):
+        return f"<p>{task.pathspec} {task.data.score} {self.options['a']} {task['score'].data}</p>"
+
+class Slow(Card):
+    type = "slow"
+    def render(self, task):
+        while True:
+            pass
+
+class Failing(Card):
+    type = "failing"
+    def render(self, task):
+        raise KeyError("oops")
+
+class Flow_(FlowSpec):
+    alpha = Parameter("alpha", default=0.25)
+
+    @card(type="unknown", save_errors=False)
+    @card(type="failing")
+    @card(type="slow", timeout=0.2)
+    @card(type="mine", options={"a": 3})
+    @card(type="blank", id="second", options={"title": "Blank one"})
+    @card
+    @step
+    def start(self):
+        self.score = 0.75
+        self.text = "<script>alert(1)</script>"
+        current.card.append(Markdown("# Hello *there*"))
+        current.card.append("plain **text**", id="part")
+        current.card.extend([Artifact(self.text, "shown"), ValueBox("Score", self.score)])
+        current.card["second"].append(Table([["a", 1]], headers=["name", "n"]))
+        current.card.refresh()
+        assert list(current.card.components) == ["part"]
+        assert len(current.card) == 4
+        current.card["nowhere"].append("lost")
+        self.next(self.end)
+
+    @card(type="default", options={"only_components": True})
+    @step
+    def end(self):
+        if os.path.exists("broken"):
+            raise ValueError("broken")
+"""
+
+
+@pytest.fixture
+def ran(workspace: Workspace) -> Workspace:
+    """A workspace with a run that has left cards."""
+    workspace.write(FLOW)
+    first = workspace.run()
+    assert 0 == first.code, first.err
+    for told in ("'unknown'", "oops", "longer than 0.2 s", "no card with the id 'nowhere'"):
+        assert told in first.err + first.out
+    return workspace
+
+
+def latest(workspace: Workspace) -> client.Run:
+    """The latest run."""
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    run = client.Flow("Flow_").latest_run
+    assert run is not None
+    return run
+
+
+def command(workspace: Workspace, *args: str) -> Ran:
+    """Run `python flow.py card ARGS`."""
+    return workspace.finish(workspace.start("card", *args))
+
+
+def test_the_default_card_shows_parts_parameters_artifacts_graph_and_times(ran: Workspace) -> None:
+    task = latest(ran)["start"].task
+    (card,) = get_cards(task, type="default")
+    assert "<h1>Hello <em>there</em></h1>" in card.html
+    assert "plain <strong>text</strong>" in card.html
+    for part in ("alpha", "0.25", "score", "0.75", "<svg", "Took", task.pathspec):
+        assert part in card.html
+    assert "<script>" not in card.html
+    assert "prefers-color-scheme:dark" in card.html
+    for outside in ('src="http', 'href="http', "@import", "url(http"):
+        assert outside not in card.html
+
+
+def test_each_card_has_its_own_parts(ran: Workspace) -> None:
+    cards = get_cards(latest(ran)["start"].task)
+    assert ["failing", "slow", "mine", "blank", "default"] == [each.type for each in cards]
+    (blank,) = get_cards(latest(ran)["start"].task, id="second")
+    assert "<td>a</td><td>1</td>" in blank.html
+    assert "Blank one" in blank.html
+    assert "Hello" not in blank.html
+    (only,) = get_cards(latest(ran)["end"].task.pathspec)
+    assert "Parameters" not in only.html
+    assert "srcdoc=" in only._repr_html_()
+
+
+def test_a_custom_card_reads_its_task_and_options(ran: Workspace) -> None:
+    (mine,) = get_cards(latest(ran)["start"].task, type="mine")
+    assert f"<p>{mine.pathspec} 0.75 3 0.75</p>" == mine.html
+
+
+@pytest.mark.parametrize(("kind", "told"), [("failing", "oops"), ("slow", "longer than 0.2 s")])
+def test_a_card_that_cannot_be_made_is_an_error_card(ran: Workspace, kind: str, told: str) -> None:
+    (card,) = get_cards(latest(ran)["start"].task, type=kind)
+    assert "could not be made" in card.html
+    assert told in card.html
+    ran.check()
+
+
+def test_cards_are_listed_printed_and_written(ran: Workspace) -> None:
+    run = latest(ran).id
+    listed = command(ran, "list", f"{run}/start").out.splitlines()
+    assert ["failing", "slow", "mine", "blank", "default"] == [each.split()[1] for each in listed]
+    as_json = json.loads(command(ran, "list", run, "--type", "default", "--as-json").out)
+    assert {"start", "end"} == {each["pathspec"].split("/")[2] for each in as_json}
+    assert "Blank one" in command(ran, "get", f"{run}/start", "--id", "second").out
+    written = command(ran, "get", f"{run}/start", "page.html", "--hash", listed[2].split()[3])
+    assert 0 == written.code, written.err
+    assert "0.75 3" in (ran.path / "page.html").read_text()
+    absent = command(ran, "get", f"{run}/start", "--id", "none")
+    assert 1 == absent.code
+    assert "There is no card of" in absent.err
+
+
+def test_a_card_is_made_of_a_task_that_has_run(ran: Workspace) -> None:
+    made = command(ran, "create", f"{latest(ran).id}/start")
+    assert 0 == made.code, made.err
+    assert "0.25" in made.out
+    assert "0.75" in made.out
+    unknown = command(ran, "create", f"{latest(ran).id}/start", "--type", "defualt")
+    assert "There is no card of type 'defualt'. Did you mean 'default'?" in unknown.err
+
+
+def test_cards_of_a_resumed_run_are_those_of_its_origin(ran: Workspace) -> None:
+    (ran.path / "broken").touch()
+    assert 1 == ran.run().code
+    (ran.path / "broken").unlink()
+    assert 0 == ran.finish(ran.start("--no-pylint", "resume")).code
+    task = latest(ran)["start"].task
+    assert 5 == len(get_cards(task))
+    assert 0 == len(get_cards(task, follow_resumed=False))
+
+
+def test_aflow_shows_cards_without_a_flow_file(ran: Workspace) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "aflow", "card", "list", latest(ran).pathspec],
+        cwd=ran.path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 6 == len(done.stdout.splitlines()), done.stderr
+
+
+async def test_the_server_shows_cards(ran: Workspace) -> None:
+    pytest.importorskip("aiohttp")
+    from aiohttp.test_utils import TestClient, TestServer
+
+    from aflow.cards.server import application
+
+    run = latest(ran)
+    app = application(f"local@{ran.path}", "Flow_", None)
+    async with TestClient(TestServer(app)) as browser:
+        index = await (await browser.get("/")).text()
+        assert f"{run.pathspec}/start/1" in index
+        (card,) = get_cards(run["start"].task, type="mine")
+        page = await browser.get(f"/card/{card.pathspec}/{card.hash}")
+        assert card.html == await page.text()
+        assert 404 == (await browser.get(f"/card/{card.pathspec}/nothing")).status

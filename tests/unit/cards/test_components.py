@@ -1,0 +1,111 @@
+"""The components of cards: what they show, escaped, with nothing from outside."""
+
+from __future__ import annotations
+
+import pytest
+
+from aflow.cards.components import (
+    Artifact,
+    Component,
+    Error,
+    Image,
+    JSONViewer,
+    Markdown,
+    ProgressBar,
+    PythonCode,
+    Table,
+    ValueBox,
+    VegaChart,
+    as_component,
+    rendered,
+)
+from aflow.errors import InvalidInput
+
+EVIL = "<script>alert('x')</script>"
+PNG = b"\x89PNG\r\n\x1a\n0000"
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        Markdown(EVIL),
+        Artifact(EVIL, EVIL),
+        Table([[EVIL]], headers=[EVIL]),
+        Error(EVIL, EVIL),
+        ProgressBar(label=EVIL, unit=EVIL, metadata=EVIL),
+        ValueBox(EVIL, EVIL, EVIL, change_indicator=EVIL),
+        PythonCode(code_string=EVIL),
+        JSONViewer({EVIL: [EVIL]}),
+        Image(PNG, EVIL),
+    ],
+)
+def test_what_a_component_shows_is_escaped(component: Component) -> None:
+    html = component.render()
+    assert "<script" not in html
+    assert "alert" in html
+
+
+def test_a_table_holds_values_and_components() -> None:
+    html = Table([[1, Markdown("**x**")]], headers=["a", "b"]).render()
+    assert "<th>a</th>" in html
+    assert "<strong>x</strong>" in html
+
+
+def test_a_dataframe_is_a_table() -> None:
+    pandas = pytest.importorskip("pandas")
+    html = Table.from_dataframe(pandas.DataFrame({"n": [1, 2]})).render()
+    assert "<th>n</th>" in html
+    assert "<td>2</td>" in html
+
+
+def test_a_figure_is_a_picture() -> None:
+    pyplot = pytest.importorskip("matplotlib.figure")
+    figure = pyplot.Figure()
+    figure.subplots().plot([1, 2])
+    assert 'src="data:image/png;base64,iVBOR' in Image.from_matplotlib(figure).render()
+    assert isinstance(as_component(figure), Image)
+
+
+@pytest.mark.parametrize("src", [b"no picture", "http://somewhere/x.png", None, 3])
+def test_what_is_no_picture_is_refused(src: object) -> None:
+    with pytest.raises(InvalidInput, match="Image"):
+        Image(src)
+
+
+def test_a_chart_is_drawn_without_a_network() -> None:
+    pytest.importorskip("vl_convert")
+    spec = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": [{"a": "x", "b": 2}]},
+        "mark": "bar",
+        "encoding": {"x": {"field": "a"}, "y": {"field": "b", "type": "quantitative"}},
+    }
+    assert "<svg" in VegaChart(spec).render()
+
+
+def test_a_part_that_fails_leaves_the_others() -> None:
+    class Broken(Component):
+        def render(self) -> str:
+            raise KeyError("oops")
+
+    assert "Broken cannot be shown" in rendered(Broken())
+
+
+def test_components_are_updated() -> None:
+    bar = ProgressBar(max=4)
+    bar.update(3)
+    assert 'value="3"' in bar.render()
+    box = ValueBox("a", 1)
+    box.update(value=2)
+    assert ">2<" in box.render()
+    with pytest.raises(InvalidInput, match="cannot be updated"):
+        Error("x").update("y")
+
+
+def test_the_source_of_a_function_is_shown() -> None:
+    assert "def test_the_source" in PythonCode(test_the_source_of_a_function_is_shown).render()
+
+
+def test_values_become_components() -> None:
+    assert isinstance(as_component("text"), Markdown)
+    assert isinstance(as_component([1]), Artifact)

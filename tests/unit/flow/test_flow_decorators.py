@@ -239,8 +239,10 @@ def test_hooks_that_cannot_be_called_are_refused(options: dict[str, Any]) -> Non
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "conda_base": {"libraries": {"numpy": ">=1.26"}},
     "exit_hook": {"on_error": ["alarm", _done]},
     "project": {"name": "p"},
+    "pypi_base": {"packages": {"numpy": ">=1.26"}},
     "schedule": {"weekly": True},
     "trigger": {"event": "e"},
     "trigger_on_finish": {"flows": ["F"]},

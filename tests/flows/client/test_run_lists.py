@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from aflow.metadata.base import AttemptRecord, Batch, RunRecord, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.owner import this_process
 from aflow.scheduler.states import AttemptState, RunState
-from tests.flows.conftest import Ran, Workspace
+from tests.flows.conftest import TIMEOUT, Ran, Workspace
 
 FLOW = """
 class Flow_(FlowSpec):
@@ -153,6 +156,28 @@ def test_nothing_is_listed_where_nothing_has_run(workspace: Workspace) -> None:
     assert 1 == ran.code
     assert "Nothing has run here yet" in ran.err
     assert [] == list(workspace.path.iterdir())
+
+
+def test_a_terminal_is_shown_colours_and_whole_ids(recorded: Workspace) -> None:
+    ours, theirs = os.openpty()
+    ran = subprocess.run(
+        [sys.executable, "-m", "aflow", "runs"],
+        cwd=recorded.path,
+        env=os.environ | {"COLUMNS": "90", "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        check=False,
+        timeout=TIMEOUT,
+    )
+    os.close(theirs)
+    with open(ours, "rb") as terminal:
+        shown = os.read(terminal.fileno(), 1 << 16).decode()
+    [latest, *_] = json.loads(aflow(recorded, "runs", "--limit", "1", "--json").out)
+
+    assert 0 == ran.returncode
+    assert latest["pathspec"] in shown
+    assert "\x1b[31mfailed" in shown
+    assert "\x1b[32msucceeded" in shown
 
 
 def test_status_tells_what_runs_and_what_has_failed_where(recorded: Workspace) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from aflow.client.missing import not_in_namespace
 from aflow.client.where import get_namespace, place, place_at
-from aflow.errors import InvalidInput, NotFound
+from aflow.errors import InvalidInput, InvalidName, NotFound
 from aflow.ids import Pathspec
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _COMPLETED = 100
 class ClientObject:
     """A flow, run, step, task or artifact, named by its pathspec.
 
-    Making one raises InvalidName or InvalidInput for what is no pathspec of its kind, NotFound for
+    Making one raises InvalidName for what is no pathspec of its kind, NotFound for
     what is not there, NamespaceMismatch for what is not in the namespace.
     """
 
@@ -59,10 +59,10 @@ class ClientObject:
     def _parsed(cls, pathspec: object) -> Pathspec:
         kind, shape = cls.__name__, _SHAPES[cls._depth - 1]
         if not isinstance(pathspec, str):
-            raise InvalidInput(f"{kind} takes a pathspec such as '{shape}', not {pathspec!r}.")
+            raise InvalidName(f"{kind} takes a pathspec such as '{shape}', not {pathspec!r}.")
         spec = Pathspec.parse(pathspec)
         if sum(part is not None for part in spec) != cls._depth:
-            raise InvalidInput(f"{pathspec!r} is no pathspec of a {kind}: write '{shape}'.")
+            raise InvalidName(f"{pathspec!r} is no pathspec of a {kind}: write '{shape}'.")
         return spec
 
     @classmethod

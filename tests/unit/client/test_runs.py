@@ -204,7 +204,7 @@ def test_a_part_that_is_not_there_is_a_key_error(records: Records) -> None:
     ("kind", "pathspec"), [(Flow, "Flow/1"), (Run, "Flow"), (Task, "Flow/1/start"), (Run, 5)]
 )
 def test_a_pathspec_of_another_shape_is_refused(kind: type[Run], pathspec: str) -> None:
-    with pytest.raises(InvalidInput, match="pathspec"):
+    with pytest.raises(InvalidName, match="pathspec"):
         kind(pathspec)
 
 

@@ -27,6 +27,7 @@ from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.manifest import Manifest
 from aflow.task import RunningTask
+from aflow.variables import Variables
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
     from aflow.storage.blobs import BlobStore
+
+ENVIRONMENT = Variables("environment")
 
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -46,6 +49,7 @@ class Execution:
         "arounds",
         "error",
         "flow",
+        "held",
         "inputs",
         "spec",
         "started_at",
@@ -60,6 +64,7 @@ class Execution:
         self.started_at = started_at
         self.error: BaseException | None = None
         self.arounds: list[Around] = []
+        self.held: Mapping[str, str] = {}  # environment variables
         self.inputs: Any = None  # of a join
         self.flow: FlowSpec
         self.task: RunningTask
@@ -103,17 +108,15 @@ class Runner:
     def run(self, spec: AttemptSpec) -> AttemptReport:
         """Run one attempt to its end."""
         execution = self._begin(spec)
-        step = execution.step
-        with self._settings_of(step) if step.decorator("environment") else _AS_IT_IS:
-            try:
-                self._prepare(execution)
-                if execution.arounds:
-                    self._surround(execution)
-                elif not spec.fallback:
-                    self._call(execution)
-            except BaseException as error:  # whatever a step raises is its outcome
-                execution.error = error
-            return self._conclude(execution)
+        try:
+            self._prepare(execution)
+            if execution.arounds:
+                self._surround(execution)
+            elif not spec.fallback:
+                self._call(execution)
+        except BaseException as error:  # whatever a step raises is its outcome
+            execution.error = error
+        return self._conclude(execution)
 
     async def run_async(self, spec: AttemptSpec) -> AttemptReport:
         """The same for a coroutine step; cancelling it gives a report that says cancelled."""
@@ -205,7 +208,13 @@ class Runner:
         bind(execution.flow, execution.task)
         if execution.step.takes_inputs:
             execution.inputs = execution.task.join_inputs()
-        if execution.step.decorators and not spec.fallback:
+        if not execution.step.decorators:
+            return
+        environment = execution.step.decorator("environment")
+        if environment is not None:
+            ENVIRONMENT.take(environment.vars)
+            execution.held = environment.vars
+        if not spec.fallback:
             execution.arounds = self._arounds(execution, values)
 
     def _arounds(self, execution: Execution, values: dict[str, Any]) -> list[Around]:
@@ -247,22 +256,6 @@ class Runner:
             **_told(context.told or {}),
         }
 
-    @contextmanager
-    def _settings_of(self, step: StepDefinition) -> Iterator[None]:
-        """The environment variables of @environment, put back afterwards."""
-        decorator = step.decorator("environment")
-        assert decorator is not None, "only steps with @environment have variables of their own"
-        before = {name: os.environ.get(name) for name in decorator.vars}
-        os.environ.update(decorator.vars)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-
     # ------------------------------------------------------------ conclude
 
     def _conclude(self, execution: Execution) -> AttemptReport:
@@ -274,6 +267,7 @@ class Runner:
         except Exception as error:  # storing what the step left can fail as the step itself can
             execution.error = error
         finally:
+            ENVIRONMENT.release(execution.held)
             if execution.token is not None:
                 current._reset(execution.token)
         return self._fail(execution)

@@ -14,8 +14,10 @@ from typing import Any, Protocol
 from aflow.around import Around
 from aflow.config import Settings
 from aflow.errors import SecretsError
+from aflow.variables import Variables
 
 GROUP = "aflow.secrets"
+SECRETS = Variables("secrets")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -44,6 +46,7 @@ class AroundSecrets(Around):
 
     def before(self) -> None:
         """Ask all backends, then set the variables."""
+        self._held: dict[str, str] = {}
         decorator: Any = self.decorator
         found: dict[str, str] = {}
         for source in decorator.sources:
@@ -51,22 +54,23 @@ class AroundSecrets(Around):
                 if name in found:
                     raise SecretsError(f"@secrets: two sources have the variable {name}.")
                 found[name] = value
-        taken = [] if decorator.allow_override else [name for name in found if name in os.environ]
+        taken = [] if decorator.allow_override else [name for name in found if _is_set(name)]
         if taken:
             raise SecretsError(
                 f"@secrets: the variable {taken[0]} is set already: say allow_override=True, or "
                 "unset it."
             )
-        self._before = {name: os.environ.get(name) for name in found}
-        os.environ.update(found)
+        SECRETS.take(found)
+        self._held = found
 
     def after(self, error: BaseException | None) -> None:
         """Put back what was there."""
-        for name, value in getattr(self, "_before", {}).items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        SECRETS.release(self._held)
+
+
+def _is_set(name: str) -> bool:
+    """Whether the variable is there, and not from a step that runs beside this one."""
+    return name in os.environ and not SECRETS.holds(name)
 
 
 def _variables(source: str | Mapping[str, Any], role: str | None) -> dict[str, str]:

@@ -66,9 +66,12 @@ def environment_of(step: StepDefinition) -> dict[str, str]:
     for decorator in step.decorators:
         options = decorator.shapes_result()
         if options is not None:
-            found[f"@{decorator.name}"] = "on"
+            label = f"@{decorator.name}"
+            while label in found:  # one of several of its kind
+                label += "+"
+            found[label] = "on"
             for name, value in options.items():
-                found[f"@{decorator.name} {name}"] = _short(value)
+                found[f"{label} {name}"] = _short(value)
     return found
 
 

@@ -87,7 +87,7 @@ class OnStep(Custom, metaclass=_OnStep):
     """A custom decorator or mutator that stands on a step."""
 
     around: ClassVar[str] = ""
-    repeatable: ClassVar[bool] = False
+    repeatable: ClassVar[bool] = True
     is_late: ClassVar[bool] = True
 
     def __call__(self, step: Any) -> Any:

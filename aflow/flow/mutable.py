@@ -81,8 +81,10 @@ class MutableStep:
 
     @property
     def decorator_specs(self) -> Iterator[Spec]:
-        """All its decorators: short name, full name, options by place, options by name."""
-        return map(_spec_of, [*self._draft.steps[self.name]])
+        """All its decorators: short name, full name, options by place, options by name. Ours come
+        first, then custom ones, then mutators; of each, those next to the step first."""
+        outwards = [*reversed(self._draft.steps[self.name])]
+        return map(_spec_of, sorted(outwards, key=_rank))
 
     def has_decorator(self, name: str) -> bool:
         """Whether it has a decorator of this name (short, or full with its dots)."""
@@ -99,7 +101,8 @@ class MutableStep:
         deco_kwargs: Mapping[str, Any] | None = None,
         duplicates: int = IGNORE,
     ) -> Any:
-        """Add a decorator: itself (`retry`, a custom one), or its name, or `name:option=value`.
+        """Add a decorator: itself (`retry`, a custom one), or its name, or `name:option=value`. It
+        becomes the outermost.
 
         Where the step has one of the kind, of which it can have but one: IGNORE keeps that one,
         OVERRIDE replaces it, ERROR raises InvalidDecorator. Gives the decorator, None if ignored.
@@ -108,14 +111,15 @@ class MutableStep:
         if isinstance(made, StepMutator) and not self._draft.pre_mutate:
             raise self._draft.refuse("mutators of steps are added in pre_mutate alone.")
         there = self._draft.steps[self.name]
-        same = [each for each in there if each.name == made.name and not made.repeatable]
+        once = isinstance(made, OnStep) or not made.repeatable
+        same = [each for each in there if each.name == made.name and once]
         if same and duplicates == IGNORE:
             return None
         if same and duplicates == ERROR:
             raise self._draft.refuse(f"step {self.name!r} has @{made.name} already.")
         if duplicates not in (IGNORE, ERROR, OVERRIDE):
             raise self._draft.refuse(f"duplicates cannot be {shown(duplicates)}.")
-        self._draft.steps[self.name] = [each for each in there if each not in same] + [made]
+        self._draft.steps[self.name] = [made] + [each for each in there if each not in same]
         return made
 
     def remove_decorator(
@@ -257,6 +261,12 @@ def _spec_of(decorator: Any) -> Spec:
     return (name, f"{kind.__module__}.{kind.__qualname__}", [], options)
 
 
+def _rank(decorator: Any) -> int:
+    if isinstance(decorator, StepMutator):
+        return 2
+    return int(isinstance(decorator, OnStep))
+
+
 def _is_named(spec: Spec, name: str) -> bool:
     return spec[1] == name if "." in name else spec[0] == name
 
@@ -341,9 +351,9 @@ def _of_steps(draft: Draft, method: str, chosen: Sequence[StepMutator] | None = 
             and each not in done
             and (chosen is None or each in chosen)
         ]:
-            done.append(mutators[0])
-            act = getattr(mutators[0], method)
-            _turn(draft, mutators[0], act, MutableStep(draft, name))
+            mutator = mutators[-1]  # the one next to the step comes first
+            done.append(mutator)
+            _turn(draft, mutator, getattr(mutator, method), MutableStep(draft, name))
 
 
 def _turn(draft: Draft, mutator: Custom, act: Callable[[Any], object], subject: Any) -> None:

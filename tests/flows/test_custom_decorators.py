@@ -82,6 +82,15 @@ class Grown(FlowMutator):
             retry, deco_kwargs={"times": 2, "seconds": 0}, duplicates=MutableFlow.OVERRIDE
         )
 
+class Marked(StepMutator):
+    def init(self, name):
+        self.mark = name
+
+    def mutate(self, mutable_step):
+        known = [spec[0] for spec in mutable_step.decorator_specs]
+        print("mutate", self.mark, ",".join(known))
+        mutable_step.add_decorator(noted, deco_kwargs={"word": self.mark})
+
 class Broken(FlowMutator):
     def mutate(self, mutable_flow):
         raise KeyError("oops")
@@ -179,6 +188,19 @@ def test_a_flow_mutator_adds_parameters_and_changes_decorators(write: Workspace)
     assert 0 == ran.code, ran.err
     assert (7, 0) == (latest(write).data.own, latest(write).data.tries)
     assert "--extra" in command(write, "run", "--help").out
+
+
+def test_what_mutators_and_the_command_line_add_is_outermost(write: Workspace) -> None:
+    write.write(flow_with("@Marked('x')\n    @replaced\n    @Marked('y')\n    @retry(times=0)"))
+    ran = command(write, "run", "--with", "custom.forgiving")
+    assert 0 == ran.code, ran.out + ran.err
+    told = [line for line in ran.out.splitlines() if line.startswith("mutate")]
+    assert [
+        "mutate y retry,replaced,Marked,Marked",
+        "mutate x retry,replaced,noted,Marked,Marked",
+    ] == told
+    data = latest(write)["start"].task.data
+    assert ("y before start", "after start instead") == (data.before, data.after)
 
 
 def test_mutators_of_a_base_class_are_inherited(write: Workspace) -> None:

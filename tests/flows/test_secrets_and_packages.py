@@ -118,3 +118,42 @@ def test_an_option_that_batch_has_not_is_refused(workspace: Workspace) -> None:
     ran = run(workspace, "@batch(cpus=2)", "pass")
     assert 0 != ran.code
     assert "@batch has no option 'cpus'. Did you mean 'cpu'?" in ran.err
+
+
+@pytest.mark.parametrize(
+    "decorator", [f"@secrets(sources=[{INLINE}])", '@environment(vars={"PASSWORD": "hunter2"})']
+)
+def test_coroutines_side_by_side_hold_the_same_variable(
+    workspace: Workspace, decorator: str
+) -> None:
+    workspace.write(
+        f"""
+import asyncio
+from aflow import environment, secrets
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.words = ["a", "b", "c"]
+        self.next(self.each, foreach="words")
+
+    {decorator}
+    @step
+    async def each(self):
+        await asyncio.sleep(0.02 * self.index)
+        self.length = len(os.environ["PASSWORD"])
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        assert [7, 7, 7] == [each.length for each in inputs]
+        self.next(self.end)
+
+    @step
+    async def end(self):
+        assert "PASSWORD" not in os.environ
+"""
+    )
+    ran = workspace.finish(workspace.start("--no-pylint", "run"))
+    assert 0 == ran.code, ran.out + ran.err
+    workspace.check()

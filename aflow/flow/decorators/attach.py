@@ -38,7 +38,8 @@ def _custom(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
-    """The flow with these decorators on every step; raises InvalidDecorator.
+    """The flow with these decorators around every step, the last outermost; raises
+    InvalidDecorator.
 
     A step that has a decorator of the kind already keeps its own: the source wins over the
     command line, and of two specs of a kind the first wins.
@@ -56,5 +57,5 @@ def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
 def _with(step: StepDefinition, decorators: Sequence[StepDecorator]) -> StepDefinition:
     for decorator in decorators:
         if step.decorator(decorator.name) is None:
-            step = replace(step, decorators=(*step.decorators, decorator))
+            step = replace(step, decorators=(decorator, *step.decorators))
     return step

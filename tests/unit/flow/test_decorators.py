@@ -265,8 +265,8 @@ def test_attached_decorators_are_on_every_step_and_the_source_wins(make_flow: Ma
     before = define(flow)
     after = attach(before, ["retry:times=4", "timeout:hours=1", "retry:times=5"])
 
-    assert (Retry(times=1), Timeout(hours=1)) == after.steps["start"].decorators
-    assert (Retry(times=4), Timeout(hours=1)) == after.steps["end"].decorators
+    assert (Timeout(hours=1), Retry(times=1)) == after.steps["start"].decorators
+    assert (Timeout(hours=1), Retry(times=4)) == after.steps["end"].decorators
     assert () == before.steps["end"].decorators
     assert (before.graph, before.cls) == (after.graph, after.cls)
 

@@ -71,6 +71,7 @@ class FlowDefinition:
     the graph cannot tell; `flow/lint.py` reports it with all else. `line` is that of the class.
     `decorators` and `mutators` are those of the class and of its bases. `configs` are by
     attribute, and so are their values, None until they are known (`aflow/configured.py`).
+    `unmutated` is the flow before its mutators have changed it, None where there was nothing to do.
     """
 
     cls: type[FlowSpec]
@@ -87,6 +88,7 @@ class FlowDefinition:
     configs: Mapping[str, Config] = field(default_factory=dict)
     config_values: Mapping[str, Any] | None = None
     mutators: tuple[FlowMutator, ...] = ()
+    unmutated: FlowDefinition | None = None
 
     @property
     def is_late(self) -> bool:

@@ -55,6 +55,13 @@ class Draft:
             decorators=tuple(self.decorators),
         )
 
+    def attach(self, decorators: Sequence[Any]) -> None:
+        """Put decorators from outside around every step that has none of the kind."""
+        for there in self.steps.values():
+            for decorator in decorators:
+                if all(each.name != decorator.name for each in there):
+                    there.insert(0, decorator)
+
     def refuse(self, text: str) -> InvalidDecorator:
         """An error of the mutator whose turn it is."""
         return InvalidDecorator(f"{self.mutator}: {text}")
@@ -322,9 +329,12 @@ def _made_for_flow(draft: Draft, kind: Any, kwargs: Mapping[str, Any]) -> FlowDe
 # ------------------------------------------------------------ all of them, in order
 
 
-def mutated(definition: FlowDefinition) -> FlowDefinition:
+def mutated(definition: FlowDefinition, attached: Sequence[Any] = ()) -> FlowDefinition:
     """The flow after its mutators: pre_mutate of those of the flow, then of steps; then mutate in
-    the same order. Raises InvalidDecorator, naming the mutator that failed."""
+    the same order. `attached` are decorators from outside, which mutate sees on every step.
+
+    Raises InvalidDecorator, naming the mutator that failed.
+    """
     draft = Draft(_evaluated(definition))
     for name in draft.steps:
         draft.steps[name] = [
@@ -334,11 +344,13 @@ def mutated(definition: FlowDefinition) -> FlowDefinition:
     for mutator in draft.flow_mutators:  # which may add others
         _turn(draft, mutator, mutator.pre_mutate, MutableFlow(draft))
     _of_steps(draft, "pre_mutate")
+    draft.attach(attached)
+    _of_steps(draft, "pre_mutate", [each for each in attached if isinstance(each, StepMutator)])
     draft.pre_mutate = False
     for mutator in draft.flow_mutators:
         _turn(draft, mutator, mutator.mutate, MutableFlow(draft))
     _of_steps(draft, "mutate")
-    return draft.finished()
+    return replace(draft.finished(), unmutated=definition)
 
 
 def _of_steps(draft: Draft, method: str, chosen: Sequence[StepMutator] | None = None) -> None:
@@ -387,14 +399,3 @@ def _evaluated(definition: FlowDefinition) -> FlowDefinition:
         for each in definition.decorators
     )
     return replace(definition, steps=steps, decorators=decorators)
-
-
-def mutated_by(definition: FlowDefinition, decorators: Sequence[Any]) -> FlowDefinition:
-    """The flow after those mutators of steps among `decorators` that stand on its steps: for those
-    that came from outside. Raises InvalidDecorator."""
-    draft = Draft(replace(definition, mutators=()))
-    chosen = [each for each in decorators if isinstance(each, StepMutator)]
-    _of_steps(draft, "pre_mutate", chosen)
-    draft.pre_mutate = False
-    _of_steps(draft, "mutate", chosen)
-    return draft.finished()

@@ -196,11 +196,19 @@ def test_what_mutators_and_the_command_line_add_is_outermost(write: Workspace) -
     assert 0 == ran.code, ran.out + ran.err
     told = [line for line in ran.out.splitlines() if line.startswith("mutate")]
     assert [
-        "mutate y retry,replaced,Marked,Marked",
-        "mutate x retry,replaced,noted,Marked,Marked",
-    ] == told
+        "mutate y retry,replaced,forgiving,Marked,Marked",
+        "mutate x retry,replaced,forgiving,noted,Marked,Marked",
+    ] == told[-2:]
     data = latest(write)["start"].task.data
     assert ("y before start", "after start instead") == (data.before, data.after)
+
+
+def test_mutators_see_what_the_command_line_adds(write: Workspace) -> None:
+    body = "assert current.retry_count == 2"
+    write.write(flow_with("@Marked('x')", body, head="@Grown"))
+    ran = command(write, "run", "--with", "retry:times=9,seconds=0", "--with", "custom.forgiving")
+    assert 0 == ran.code, ran.out + ran.err
+    assert any("mutate x retry,forgiving,Marked" in line for line in ran.out.splitlines())
 
 
 def test_mutators_of_a_base_class_are_inherited(write: Workspace) -> None:

@@ -42,16 +42,19 @@ def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
     InvalidDecorator.
 
     A step that has a decorator of the kind already keeps its own: the source wins over the
-    command line, and of two specs of a kind the first wins.
+    command line, and of two specs of a kind the first wins. Mutators of the flow begin anew, so
+    that they see what is attached.
     """
     decorators = [parse_spec(spec) for spec in specs]
-    steps = {name: _with(step, decorators) for name, step in definition.steps.items()}
-    definition = replace(definition, steps=steps)
-    if any(getattr(each, "pre_mutate", None) for each in decorators):
-        from aflow.flow.mutable import mutated_by
+    if not decorators:
+        return definition
+    before = definition.unmutated
+    if before is not None or any(getattr(each, "pre_mutate", None) for each in decorators):
+        from aflow.flow.mutable import mutated  # only for flows with mutators
 
-        return mutated_by(definition, decorators)
-    return definition
+        return mutated(before or definition, decorators)
+    steps = {name: _with(step, decorators) for name, step in definition.steps.items()}
+    return replace(definition, steps=steps)
 
 
 def _with(step: StepDefinition, decorators: Sequence[StepDecorator]) -> StepDefinition:

@@ -147,7 +147,7 @@ def check_blobs(
     for (step, _, _), (task, data) in finished.tasks.items():
         for name, key in blobs_in(Manifest.decode(data)):
             if key not in there:
-                there[key] = blobs.has(key)
+                there[key] = blobs.claim(key)
             if there[key]:
                 continue
             if not leave_out:

@@ -128,7 +128,7 @@ class CachedTasks:
     def _fit(self, found: CachedTask, launch: LaunchAttempt) -> Precedent | None:
         manifest = Manifest.decode(found.manifest)
         keys = {key for _, key in blobs_in(manifest)}
-        if manifest.error is not None or not all(map(self._blobs.has, keys)):
+        if manifest.error is not None or not all(map(self._blobs.claim, keys)):
             return None
         transition = Transition(*manifest.transition)
         if not fits(self._graph, launch.step, transition):

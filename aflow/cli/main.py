@@ -35,6 +35,7 @@ Usage: aflow COMMAND flow.py[:Name] [OPTIONS]
 Commands for a flow (aflow COMMAND flow.py --help shows the options):
 {{commands}}
 Commands for this folder:
+  gc          Delete old runs, and what nothing refers to any more.
   status      The flows that have run here, what runs now, what has failed last.
   runs        The runs of a flow or of all (aflow runs --help shows how to choose).
   version     Show the version of aflow.
@@ -107,6 +108,10 @@ def _program(words: Sequence[str]) -> object:
         from aflow.cli.status import status
 
         return status(line.rest)
+    if line.command == "gc":
+        from aflow.cli.gc import gc
+
+        return gc(line.rest)
     if line.command == "runs":
         from aflow.cli.runs import runs
 

@@ -211,7 +211,15 @@ class MetadataStore(Protocol):
         InvalidName for a tag that is not allowed, for a system tag, or past the limit; NotFound
         where there is no such run."""
 
+    def delete_run(self, run_key: int) -> None:
+        """Remove a run with all its records, in one step, and its flow if that was its last run.
+        Fine if there is no such run."""
+
     # ---- reading
+
+    def all_manifests(self) -> Iterator[tuple[int, bytes]]:
+        """The manifests of all attempts of all runs, each with the key of its run: what they refer
+        to is in use."""
 
     def journal(self, run_key: int) -> Iterator[bytes]:
         """The event batches of the run, oldest first."""

@@ -155,7 +155,24 @@ class SqliteMetadata:
                 )
         return tags
 
+    def delete_run(self, run_key: int) -> None:
+        """Remove a run with all its records; see the port."""
+        sql = statements("write")
+        with self._transaction() as db:
+            for table in ("journal", "metadata", "attempts", "tasks", "steps", "run_tags"):
+                db.execute(sql[f"delete_{table}"], (run_key,))
+            db.execute(sql["delete_run"], (run_key,))
+            db.execute(sql["delete_empty_flows"])
+
     # ------------------------------------------------------------------ reading
+
+    def all_manifests(self) -> Iterator[tuple[int, bytes]]:
+        """The manifests of all attempts; see the port."""
+        last = (-1, -1, -1)
+        while found := self._all(statements("read")["all_manifests"], (*last, _PAGE)):
+            for run_key, task, attempt, manifest in found:
+                last = (run_key, task, attempt)
+                yield run_key, manifest
 
     def journal(self, run_key: int) -> Iterator[bytes]:
         """The event batches of the run, oldest first."""

@@ -77,6 +77,17 @@ class ObjectStore(Protocol):
     def delete(self, name: str) -> None:
         """Remove the object, if it is there."""
 
+    def touch(self, name: str) -> bool:
+        """Say that the object is wanted: `remove_untouched` leaves it alone for a while. False
+        where there is no such object."""
+        ...
+
+    def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
+        """Remove the object if it was neither written nor touched since then (seconds since the
+        epoch); how many bytes it had, None if it stays or was not there. A touch at the same time
+        either keeps the object, or says that it is gone. With `dry_run` it stays in any case."""
+        ...
+
     def sweep(self, older_than_s: float, now: float) -> int:
         """Remove what writers that died have left behind, if it was last touched longer than
         `older_than_s` seconds before `now`; how many things that were."""

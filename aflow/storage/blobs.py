@@ -123,6 +123,11 @@ class BlobStore:
         """Whether the blob is there."""
         return self.store.size(blob_name(key)) is not None
 
+    def claim(self, key: str) -> bool:
+        """Whether the blob is there; if it is, it is not removed before somebody has had the time
+        to commit a manifest that refers to it."""
+        return self.store.touch(blob_name(key))
+
     def key_of_mapped(self, buffer: memoryview) -> str | None:
         """The key of a buffer that was mapped from a blob and not written to since."""
         return self._mappings.key_of(buffer)
@@ -135,7 +140,8 @@ class BlobStore:
             return BlobKey(known)
         size = sum(map(_size, parts))
         key = digest_of(parts, size)
-        if not self._is_there(key, size, raw):
+        # What is there is touched, so that nobody removes it before a manifest refers to it.
+        if not (self._is_there(key, size, raw) and self.store.touch(blob_name(key))):
             body: Sequence[Buffer] = parts
             codec = _RAW if raw or not compression.pays(parts, size) else _ZSTD
             if codec == _ZSTD:

@@ -14,12 +14,12 @@ in memory, whatever comes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgpack
 
-from aflow.errors import CorruptBlob, StorageError
+from aflow.errors import CorruptBlob, ObjectNotFound, StorageError
 from aflow.storage import pickles
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
 from aflow.storage.base import Buffer
@@ -148,6 +148,34 @@ class ItemReader:
         if self._held[0] != key:
             self._held = (key, self._blobs.get_range(key, 0, size))
         return self._held[1][start : start + length]
+
+
+def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str]:
+    """The keys of all blobs that the items of a foreach are in, and those that large items have of
+    their own. Segments in `seen` are not read again; one that is gone has nothing to say."""
+    for segment in (items or (0,))[1:]:
+        if isinstance(segment, bytes):
+            yield from _blobs_in(segment, _inline_records(segment))
+            continue
+        key, size, records = segment
+        yield key
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            data = bytes(blobs.get_range(key, 0, size))
+        except ObjectNotFound:
+            continue
+        yield from _blobs_in(data, records)
+
+
+def _blobs_in(segment: bytes, records: int) -> Iterator[str]:
+    for row in range(len(segment) - records * _ROW.size, len(segment), _ROW.size):
+        offset, length, _ = _ROW.unpack_from(segment, row)
+        if length and segment[offset] & _HAS_BLOBS:
+            start = offset + 1 + (segment[offset] & _TEXT_BYTES)
+            entry = Entry(*msgpack.unpackb(segment[start : offset + length], use_list=False))
+            yield from (key for key, _ in entry.blobs)
 
 
 def _record(item: Any, index: int, writer: ArtifactWriter) -> bytes:

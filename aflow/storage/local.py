@@ -115,6 +115,42 @@ class LocalStore:
         except OSError as error:
             raise self._unavailable(error, "written") from error
 
+    def touch(self, name: str) -> bool:
+        """Say that the object is wanted: its time of modification becomes now."""
+        try:
+            os.utime(self._path(name))
+        except _NOT_THERE:
+            return False
+        except OSError as error:
+            raise self._unavailable(error, "written") from error
+        return True
+
+    def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
+        """Remove the object if it was neither written nor touched since then; see the port."""
+        path = self._path(name)
+        try:
+            status = os.stat(path)
+            if status.st_mtime >= since or not stat.S_ISREG(status.st_mode):
+                return None
+            return status.st_size if dry_run else self._set_aside(path, since)
+        except _NOT_THERE:
+            return None
+        except OSError as error:
+            raise self._unavailable(error, "written") from error
+
+    def _set_aside(self, path: str, since: float) -> int | None:
+        """Move the file away first: who touches it from then on learns that it is gone, and who
+        was quicker gets it back."""
+        aside = os.path.join(self._temporary, f"{os.getpid()}-{next(self._numbers)}-removed")
+        os.makedirs(self._temporary, exist_ok=True)
+        os.rename(path, aside)
+        status = os.stat(aside)
+        if status.st_mtime >= since:
+            os.rename(aside, path)
+            return None
+        os.unlink(aside)
+        return status.st_size
+
     def sweep(self, older_than_s: float, now: float) -> int:
         """Remove what killed writers left: temporary files last written more than `older_than_s`
         seconds before `now` (seconds since the epoch). Gives how many were removed."""

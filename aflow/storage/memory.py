@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
+from aflow.clock import SystemClock
 from aflow.errors import ObjectNotFound
 from aflow.storage.base import Buffer, check_name, check_prefix
 
@@ -16,6 +17,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}
+        self._touched: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
@@ -23,12 +25,14 @@ class MemoryStore:
         data = b"".join(parts)
         with self._lock:
             self._objects[check_name(name)] = data
+            self._touched[name] = SystemClock.now()
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """The same where no such object is; True if this call wrote it."""
         data = b"".join(parts)
         with self._lock:
-            return self._objects.setdefault(check_name(name), data) is data
+            self._touched.setdefault(check_name(name), SystemClock.now())
+            return self._objects.setdefault(name, data) is data
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
         """The bytes from `start`, `length` of them or up to the end."""
@@ -54,6 +58,25 @@ class MemoryStore:
         """Remove the object, if it is there."""
         with self._lock:
             self._objects.pop(check_name(name), None)
+            self._touched.pop(name, None)
+
+    def touch(self, name: str) -> bool:
+        """Say that the object is wanted."""
+        with self._lock:
+            there = check_name(name) in self._objects
+            if there:
+                self._touched[name] = SystemClock.now()
+        return there
+
+    def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
+        """Remove the object if it was neither written nor touched since then."""
+        with self._lock:
+            data = self._objects.get(check_name(name))
+            if data is None or self._touched[name] >= since:
+                return None
+            if not dry_run:
+                del self._objects[name], self._touched[name]
+        return len(data)
 
     def sweep(self, older_than_s: float, now: float) -> int:
         """Nothing is ever left behind in memory."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aflow.clock import SystemClock
 from aflow.errors import CorruptBlob, InvalidName, ObjectNotFound
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import BlobStore, blob_name
@@ -187,6 +188,43 @@ def test_prefixes_that_could_escape_are_refused(store: ObjectStore) -> None:
     for prefix in ("../", "/", "a/../b", "."):
         with pytest.raises(InvalidName):
             store.list(prefix)
+
+
+def test_what_nobody_has_touched_since_then_is_removed(store: ObjectStore) -> None:
+    store.put("a/b", [b"12345"])
+    now = SystemClock.now()
+    assert store.remove_untouched("a/b", now - 3600) is None
+    assert 5 == store.remove_untouched("a/b", now + 3600, dry_run=True)
+    assert 5 == store.size("a/b")
+    assert 5 == store.remove_untouched("a/b", now + 3600)
+    assert store.size("a/b") is None
+    assert store.remove_untouched("a/b", now + 3600) is None
+
+
+def test_a_touch_keeps_an_object_or_says_that_it_is_gone(store: ObjectStore) -> None:
+    store.put("a", [b"1"])
+    before = SystemClock.now() + 0.1
+    assert store.touch("a")
+    assert not store.touch("b")
+    assert 1 == store.remove_untouched("a", before)
+    assert not store.touch("a")
+
+
+def test_of_touches_and_removals_at_the_same_time_none_loses_an_object(store: ObjectStore) -> None:
+    def claim(number: int) -> bool:
+        name = f"objects/{number % 50}"
+        if not store.touch(name):
+            store.put(name, [b"x"])
+        return store.size(name) is not None
+
+    since = SystemClock.now()  # whatever is touched from here on has to stay
+    for number in range(50):
+        store.put(f"objects/{number}", [b"x"])
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [pool.submit(claim, number) for number in range(400)]
+        for number in range(400):
+            assert store.remove_untouched(f"objects/{number % 50}", since) is None
+        assert all(each.result() for each in claimed)
 
 
 def test_the_url_names_the_place(store: ObjectStore) -> None:

@@ -122,3 +122,8 @@ ORDER BY t.origin = '' DESC, t.run_key DESC LIMIT 1
 -- name: metadata
 SELECT task, attempt, field, value, type, created_at FROM metadata
 WHERE run_key = ? AND task = ? ORDER BY number
+
+-- name: all_manifests
+SELECT run_key, task, attempt, manifest FROM attempts
+WHERE (run_key, task, attempt) > (?, ?, ?) AND manifest IS NOT NULL
+ORDER BY run_key, task, attempt LIMIT ?

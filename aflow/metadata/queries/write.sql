@@ -38,3 +38,27 @@ SELECT ?1, ?2, coalesce(max(number), 0) + 1, ?3, ?4, ?5, ?6, ?7 FROM metadata WH
 
 -- name: add_events
 INSERT INTO journal (run_key, version, events) VALUES (?, ?, ?)
+
+-- name: delete_journal
+DELETE FROM journal WHERE run_key = ?
+
+-- name: delete_metadata
+DELETE FROM metadata WHERE run_key = ?
+
+-- name: delete_attempts
+DELETE FROM attempts WHERE run_key = ?
+
+-- name: delete_tasks
+DELETE FROM tasks WHERE run_key = ?
+
+-- name: delete_steps
+DELETE FROM steps WHERE run_key = ?
+
+-- name: delete_run_tags
+DELETE FROM run_tags WHERE run_key = ?
+
+-- name: delete_run
+DELETE FROM runs WHERE key = ?
+
+-- name: delete_empty_flows
+DELETE FROM flows WHERE NOT EXISTS (SELECT 1 FROM runs WHERE runs.flow = flows.flow)

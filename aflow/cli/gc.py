@@ -1,0 +1,118 @@
+"""`aflow gc`: delete runs, and then what nothing refers to any more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from aflow.cli.options import flag, option
+from aflow.config import Settings
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SHOWN = 20  # runs that are named
+
+
+def gc(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    command = click.Command("gc", params=_parameters(), callback=_gc, help=_HELP)
+    return command.main([*words], prog_name="aflow gc", standalone_mode=False)
+
+
+_HELP = """Delete runs, then what nothing refers to any more: artifacts, logs, cards.
+
+Runs are deleted for which all of the options hold; without any, no run is. Never deleted are runs
+that go on, and those that a run that goes on has resumed. It may run beside other runs.
+
+\b
+  aflow gc --older-than 30d --dry-run     what that would delete, and how much it is
+  aflow gc --failed --keep 5              failed runs, but for the 5 newest of each flow
+  aflow gc                                only what nothing refers to
+"""
+
+
+def _parameters() -> list[click.Parameter]:
+    return [
+        option("--flow", metavar="NAME", help="Runs of this flow."),
+        option("--older-than", metavar="TIME", help="Runs that ended so long ago: 12h, 30d, 8w."),
+        option("--tag", "tags", multiple=True, metavar="TAG", help="Runs with this tag."),
+        flag("--failed", help="Runs that did not succeed."),
+        option(
+            "--keep",
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help="But for the N newest of each flow.",
+        ),
+        flag("--spins", help="Runs of `spin` instead of whole runs."),
+        option(
+            "--grace",
+            default="1h",
+            show_default=True,
+            metavar="TIME",
+            help="Leave alone what was written or used so short a time ago.",
+        ),
+        option("--datastore-root", metavar="PATH", help="Folder of the local datastore."),
+        flag("--dry-run", help="Only say what would be deleted."),
+    ]
+
+
+def _gc(
+    flow: str | None,
+    older_than: str | None,
+    tags: tuple[str, ...],
+    failed: bool,
+    keep: int,
+    spins: bool,
+    grace: str,
+    datastore_root: str | None,
+    dry_run: bool,
+) -> int:
+    from aflow import backends
+    from aflow.clock import SystemClock
+    from aflow.garbage import Wanted, collect
+
+    settings = Settings.load(datastore_root=datastore_root)
+    if not (settings.root / "metadata.db").exists():
+        click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
+        return 0
+    now = SystemClock.now()
+    before = None if older_than is None else now - _seconds("--older-than", older_than)
+    wanted = Wanted(flow, before, tags, failed, keep, spins)
+    metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=dry_run)
+    try:
+        store = backends.open_store(settings.storage_url)
+        kept = _seconds("--grace", grace)
+        removed = collect(metadata, store, wanted, now, grace=kept, dry_run=dry_run)
+    finally:
+        metadata.close()
+    _tell(removed, dry_run)
+    return 0
+
+
+def _tell(removed: Any, dry_run: bool) -> None:
+    for run in removed.runs[:_SHOWN]:
+        click.echo(f"{run.flow}/{run.run}  {run.state.value}")
+    if len(removed.runs) > _SHOWN:
+        click.echo(f"and {len(removed.runs) - _SHOWN} more")
+    verb = "would be deleted" if dry_run else "deleted"
+    click.echo(
+        f"{len(removed.runs)} runs and {removed.objects} objects {verb}: {_size(removed.size)}."
+    )
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _seconds(name: str, text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if found is None:
+        raise click.BadParameter(f"{name} takes a number and a unit, as 90s, 30m, 12h, 30d, 8w.")
+    return float(found[1]) * _UNITS[found[2]]

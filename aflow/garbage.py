@@ -1,0 +1,145 @@
+"""Deleting runs, and then what nothing refers to any more.
+
+Safe while other runs are written: a blob is removed only if no manifest refers to it and nobody has
+written or touched it for a while (`grace`). Whoever is about to refer to a blob that is there
+already touches it first (`BlobStore.put`, `BlobStore.claim`); the store sees to it that a touch and
+a removal at the same time end in one of the two. The idea is that of Nix's garbage collector, with
+times in place of locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow import owner
+from aflow.metadata.base import SPIN
+from aflow.scheduler.states import RunState
+from aflow.storage.blobs import BlobStore, blob_name
+from aflow.storage.items import blobs_of_items
+from aflow.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.storage.base import ObjectStore
+
+GRACE = 3600.0  # seconds
+
+
+class Wanted(NamedTuple):
+    """Which runs are to go: those for which all that is given holds. None of them if nothing is.
+
+    `before` is when they have ended at the latest (seconds since the epoch), `tags` they have all
+    of, `failed` says that they did not succeed, `keep` how many of the newest of each flow stay in
+    any case, `spins` whether only spins are meant.
+    """
+
+    flow: str | None = None
+    before: float | None = None
+    tags: Sequence[str] = ()
+    failed: bool = False
+    keep: int = 0
+    spins: bool = False
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no run is meant."""
+        return self == Wanted()
+
+
+class Removed(NamedTuple):
+    """What was removed, or would be: runs, objects in the store and their bytes."""
+
+    runs: list[RunRecord]
+    objects: int
+    size: int
+
+
+def runs_to_delete(metadata: MetadataStore, wanted: Wanted, now: float) -> list[RunRecord]:
+    """The runs that are to go. Never one that goes on, or that one which goes on has resumed."""
+    if wanted.is_nothing:
+        return []
+    flows = [wanted.flow] if wanted.flow is not None else [flow for flow, _ in metadata.flows()]
+    return [run for flow in flows for run in _of_flow(metadata, flow, wanted, now)]
+
+
+def _of_flow(metadata: MetadataStore, flow: str, wanted: Wanted, now: float) -> Iterator[RunRecord]:
+    runs = metadata.runs(flow)
+    spins = metadata.runs(flow, kind=SPIN)
+    alive = [run for run in (*runs, *spins) if _goes_on(run, now)]
+    needed = {run.run for run in alive} | {run.origin_run for run in alive}
+    for run in spins if wanted.spins else runs[wanted.keep :]:
+        if run.run not in needed and _is_meant(run, wanted):
+            yield run
+
+
+def _goes_on(run: RunRecord, now: float) -> bool:
+    return run.state in (RunState.PENDING, RunState.RUNNING) and owner.is_alive(
+        run.settings.get("owner"), run.heartbeat_at, now
+    )
+
+
+def _is_meant(run: RunRecord, wanted: Wanted) -> bool:
+    ended = run.finished_at or run.heartbeat_at or run.created_at
+    if wanted.before is not None and ended > wanted.before:
+        return False
+    if wanted.failed and run.state is RunState.SUCCEEDED:
+        return False
+    return set(wanted.tags) <= {*run.tags, *run.system_tags}
+
+
+def collect(
+    metadata: MetadataStore,
+    store: ObjectStore,
+    wanted: Wanted,
+    now: float,
+    *,
+    grace: float = GRACE,
+    dry_run: bool = False,
+) -> Removed:
+    """Delete runs, then every object that nothing refers to and nobody has touched for `grace`
+    seconds. With `dry_run` say only what that would be. May be interrupted, and called again."""
+    runs = runs_to_delete(metadata, wanted, now)
+    gone = {run.key for run in runs}
+    if not dry_run:
+        for key in gone:
+            metadata.delete_run(key)
+    known = {
+        (flow, run.run)
+        for flow, _ in metadata.flows()
+        for kind in ("", SPIN)
+        for run in metadata.runs(flow, kind=kind)
+        if run.key not in gone
+    }
+    used = _used(metadata, BlobStore(store), gone if dry_run else set())
+    removed = size = 0
+    for name in _unused(store, used, known):
+        taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
+        if taken is not None:
+            removed, size = removed + 1, size + taken
+    return Removed(runs, removed, size)
+
+
+def _used(metadata: MetadataStore, blobs: BlobStore, without: set[int]) -> set[str]:
+    """The names of all blobs that manifests refer to."""
+    used: set[str] = set()
+    seen: set[str] = set()  # segments of items, which several manifests may share
+    for run_key, data in metadata.all_manifests():
+        if run_key in without:
+            continue
+        manifest = Manifest.decode(data)
+        for entry in manifest.artifacts.values():
+            used.update(blob_name(key) for key, _ in entry.blobs)
+        used.update(map(blob_name, blobs_of_items(manifest.items, blobs, seen)))
+    return used
+
+
+def _unused(store: ObjectStore, used: set[str], known: set[tuple[str, str]]) -> Iterable[str]:
+    for name in store.list("blobs/"):
+        if name not in used:
+            yield name
+    for folder in ("logs/", "cards/"):
+        for name in store.list(folder):
+            _, flow, run, *_ = name.split("/")
+            if (flow, run) not in known:
+                yield name

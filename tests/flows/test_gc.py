@@ -1,0 +1,216 @@
+"""`aflow gc`: runs go, and then what nothing refers to any more, whoever writes meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aflow import client
+from aflow.scheduler.states import RunState
+from tests.flows.conftest import Ran, Workspace
+
+FLOW = """
+from aflow import card
+
+class Flow_(FlowSpec):
+    number = Parameter("number", default=0)
+    fails = Parameter("fails", default=False)
+
+    @card
+    @step
+    def start(self):
+        self.same = bytes(100_000)
+        self.own = bytes([self.number + 1]) * 100_000
+        self.xs = [b"x" * 2_000_000, b"y" * (self.number + 2_000_000)]
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        if self.index == 0 and self.number < 3:  # else nobody reads what is printed
+            for _ in range(200):
+                print("a line of a log that is long enough to become an object " * 20)
+        self.size = len(self.input)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.sizes = [each.size for each in inputs]
+        self.merge_artifacts(inputs, exclude=["size"])
+        if self.fails:
+            raise ValueError("broken")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        if os.path.exists("gate"):
+            open("gate").read()  # until the test has opened it, and closed it again
+        assert len(self.same) == len(self.own) == 100_000
+"""
+
+
+@pytest.fixture
+def flow(workspace: Workspace) -> Workspace:
+    """A workspace with a flow."""
+    workspace.write(FLOW)
+    return workspace
+
+
+def gc(workspace: Workspace, *args: str) -> Ran:
+    """Run `aflow gc ARGS`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "aflow", "gc", *args],
+        cwd=workspace.path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def runs(workspace: Workspace) -> list[client.Run]:
+    """All runs, newest first."""
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    return [run for flow in client.Metaflow() for run in flow]
+
+
+def objects(workspace: Workspace) -> set[Path]:
+    """All objects of the store."""
+    root = workspace.path / ".aflow"
+    folders = ("blobs", "logs", "cards")
+    return {path for folder in folders for path in (root / folder).rglob("*") if path.is_file()}
+
+
+def run(workspace: Workspace, *args: str) -> Ran:
+    """Run the flow."""
+    return workspace.run(*args)
+
+
+def everything_can_be_read(of: client.Run) -> None:
+    """Every artifact of the run is whole."""
+    for step in of:
+        for task in step:
+            for artifact in task:
+                assert artifact.data is not None or artifact.id == "fails"
+
+
+def test_without_options_only_what_nothing_refers_to_goes(flow: Workspace) -> None:
+    assert 0 == run(flow).code
+    before = objects(flow)
+    lost = flow.path / ".aflow" / "blobs" / "00" / ("0" * 62)
+    lost.parent.mkdir(exist_ok=True)
+    lost.write_bytes(b"nobody wants this")
+    young = gc(flow)
+    assert "0 runs and 0 objects deleted" in young.out, young.err
+    assert "0 runs and 1 objects deleted: 17 bytes." in gc(flow, "--grace", "0s").out
+    assert before == objects(flow)
+    everything_can_be_read(runs(flow)[0])
+
+
+def test_a_dry_run_says_what_would_go_and_deletes_nothing(flow: Workspace) -> None:
+    assert 0 == run(flow).code
+    assert 0 == run(flow, "--number", "1").code
+    before = objects(flow)
+    dry = gc(flow, "--keep", "1", "--grace", "0s", "--dry-run")
+    newest, oldest = runs(flow)
+    assert f"{oldest.pathspec}  succeeded\n1 runs and " in dry.out
+    assert "would be deleted: " in dry.out
+    assert before == objects(flow)
+    real = gc(flow, "--keep", "1", "--grace", "0s")
+    assert real.out == dry.out.replace("would be deleted", "deleted")
+    assert [newest.id] == [each.id for each in runs(flow)]
+    assert before > objects(flow)
+    everything_can_be_read(runs(flow)[0])
+
+
+def test_what_other_runs_share_stays(flow: Workspace) -> None:
+    assert 0 == run(flow).code
+    only_one = objects(flow)
+    assert 0 == run(flow, "--number", "1").code
+    assert 0 == run(flow, "--number", "0", "--tag", "old").code
+    assert "1 runs" in gc(flow, "--tag", "old", "--grace", "0s").out
+    for each in runs(flow):
+        everything_can_be_read(each)
+    assert 0 == gc(flow, "--keep", "1", "--grace", "0s").code
+    everything_can_be_read(runs(flow)[0])
+    assert len(only_one) == len(objects(flow))
+
+
+def test_runs_are_chosen_by_failure_age_and_flow(flow: Workspace) -> None:
+    assert 1 == run(flow, "--fails", "True").code
+    assert 0 == run(flow).code
+    assert "0 runs" in gc(flow, "--older-than", "1d").out
+    assert "0 runs" in gc(flow, "--failed", "--flow", "Other").out
+    assert "1 runs" in gc(flow, "--failed", "--older-than", "0s").out
+    assert [RunState.SUCCEEDED.value] == [each.status for each in runs(flow)]
+    assert "1 runs" in gc(flow, "--older-than", "0s", "--grace", "0s").out
+    assert [] == runs(flow)
+    assert set() == objects(flow)
+
+
+def test_a_resumed_run_lives_on_without_its_origin(flow: Workspace) -> None:
+    assert 0 == run(flow).code
+    resumed = flow.finish(flow.start("--no-pylint", "resume", "end"))
+    assert 0 == resumed.code, resumed.err
+    assert "1 runs" in gc(flow, "--keep", "1", "--grace", "0s").out
+    (left,) = runs(flow)
+    everything_can_be_read(left)
+    again = flow.finish(flow.start("--no-pylint", "resume", "end"))
+    assert 0 == again.code, again.err
+
+
+def test_a_run_that_goes_on_stays_and_keeps_all_it_needs(flow: Workspace) -> None:
+    assert 0 == run(flow).code
+    os.mkfifo(flow.path / "gate")
+    process = flow.start("--no-pylint", "run", "--number", "3")
+    with (flow.path / "gate").open("w"):  # opens when the last step reads from it
+        swept = gc(flow, "--older-than", "0s", "--grace", "0s")
+        assert "1 runs" in swept.out, swept.err
+    finished = flow.finish(process)
+    assert 0 == finished.code, finished.err
+    everything_can_be_read(runs(flow)[0])
+
+
+def test_a_run_that_was_killed_can_be_deleted(flow: Workspace) -> None:
+    os.mkfifo(flow.path / "gate")
+    process = flow.start("--no-pylint", "run", "--number", "3")
+    with (flow.path / "gate").open("w"):
+        process.send_signal(signal.SIGKILL)
+        flow.finish(process)
+    assert "1 runs" in gc(flow, "--failed", "--grace", "0s").out
+    assert [] == runs(flow)
+
+
+def test_spins_go_when_they_are_meant(flow: Workspace) -> None:
+    assert 0 == run(flow).code
+    assert 0 == flow.finish(flow.start("--no-pylint", "spin", "end")).code
+    assert "1 runs" in gc(flow, "--spins", "--grace", "0s").out
+    assert 1 == len(runs(flow))
+    assert "0 runs" in gc(flow, "--spins").out
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--older-than", "soon"], "--older-than takes a number and a unit"),
+        (["--grace", "1"], "--grace takes a number and a unit"),
+        (["--keep", "-1"], "Invalid value for '--keep'"),
+        (["more"], "unexpected extra argument"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(flow: Workspace, args: list[str], told: str) -> None:
+    assert 0 == run(flow).code
+    refused = gc(flow, *args)
+    assert 2 == refused.code
+    assert told in refused.err
+
+
+def test_where_nothing_has_run_there_is_nothing_to_delete(workspace: Workspace) -> None:
+    done = gc(workspace)
+    assert (0, True) == (done.code, "Nothing has run here yet" in done.out)

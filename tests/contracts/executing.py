@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import select
 import signal
@@ -222,6 +223,7 @@ def nothing_left() -> Iterator[None]:
         pytest.skip("this system does not list processes and descriptors")
     mark = f"DEEDS_MARK={uuid.uuid4().hex}"
     name, _, value = mark.partition("=")
+    gc.collect()  # what earlier tests have dropped is not closed in the midst of this one
     before = descriptors()
     os.environ[name] = value
     try:

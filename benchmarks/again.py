@@ -9,6 +9,7 @@ from benchmarks.measure import Bench, interleaved
 from benchmarks.rows import Row, at_most
 
 MILLI = 1e3
+WIDE = ("--max-workers", 2, "--max-num-splits", 1_000_000, "--isolation", "worker")
 
 
 def resume(bench: Bench) -> list[Row]:
@@ -47,3 +48,11 @@ def beginnings(bench: Bench) -> list[Row]:
         at_most("beginnings", "import aflow", imported, "ms", 60),
         at_most("beginnings", "python flow.py --help", both[0], "ms", 250, both[1], "metaflow"),
     ]
+
+
+def garbage(bench: Bench) -> list[Row]:
+    """Deleting runs of many tasks, each with a blob and a log of its own."""
+    tasks = bench.size(10_000, 1000)
+    bench.run("flows/blobs.py", "--no-pylint", "run", *WIDE, "--n", tasks)
+    began = bench.run("flows/gc_all.py").seconds
+    return [at_most("gc", f"gc of {tasks:,} tasks with a blob each", began, "s", 10)]

@@ -30,6 +30,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "resume": again.resume,
     "cached": again.cached,
     "beginnings": again.beginnings,
+    "gc": again.garbage,
     "machine": kernels.machine,
     "artifacts": kernels.artifacts,
     "metadata": kernels.metadata,

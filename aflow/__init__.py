@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.compute import batch, kubernetes
     from aflow.flow.decorators.environment import environment
     from aflow.flow.decorators.packages import conda, pypi
+    from aflow.flow.decorators.parallel import parallel, pytorch_parallel
     from aflow.flow.decorators.resources import resources
     from aflow.flow.decorators.retry import retry
     from aflow.flow.decorators.secrets import secrets
@@ -128,6 +129,7 @@ __all__ = [
     "metadata",
     "namespace",
     "namespaced_event_name",
+    "parallel",
     "parallel_imap_unordered",
     "parallel_map",
     "profile",
@@ -135,6 +137,7 @@ __all__ = [
     "pypi",
     "pypi_base",
     "pyproject_toml_parser",
+    "pytorch_parallel",
     "requirements_txt_parser",
     "resources",
     "retry",
@@ -167,6 +170,7 @@ _HOMES = {
     "aflow.flow.decorators.compute": "batch kubernetes",
     "aflow.flow.decorators.environment": "environment",
     "aflow.flow.decorators.packages": "conda pypi",
+    "aflow.flow.decorators.parallel": "parallel pytorch_parallel",
     "aflow.flow.decorators.resources": "resources",
     "aflow.flow.decorators.retry": "retry",
     "aflow.flow.decorators.secrets": "secrets",

@@ -97,6 +97,7 @@ class RunMachine:
         self._start = graph.start
         self._board = Board(steps_of(graph, policies), max_workers + lookahead)
         self._max_num_splits = max_num_splits
+        self._max_workers = max_workers
         self._fail_fast = fail_fast
         self._state = RunState.PENDING
         self._stop: FinishRun | None = None  # how the run will end, once it is known to stop
@@ -186,7 +187,7 @@ class RunMachine:
     def _succeeded(
         self, task: Task, transition: Transition | None, commands: list[Command]
     ) -> None:
-        fault = disagreement(task, transition, self._max_num_splits)
+        fault = disagreement(task, transition, self._max_num_splits, self._max_workers)
         if fault is not None:
             self._fail(task, fault, commands)
             return

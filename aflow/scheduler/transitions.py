@@ -13,7 +13,9 @@ from aflow.scheduler.tasks import Step, Task
 FAN_OUT = frozenset({Kind.FOREACH, Kind.PARALLEL})
 
 
-def disagreement(task: Task, transition: Transition | None, max_num_splits: int) -> str | None:
+def disagreement(
+    task: Task, transition: Transition | None, max_num_splits: int, max_workers: int
+) -> str | None:
     """A sentence that says what is wrong with a transition of this task; None if it can be
     followed."""
     step = task.step
@@ -21,6 +23,8 @@ def disagreement(task: Task, transition: Transition | None, max_num_splits: int)
         return f"Step {step.name} succeeded without saying which steps follow it."
     if not _agrees(step, transition):
         return _story(step, transition)
+    if step.kind is Kind.PARALLEL:
+        return _too_large(step, transition.count, max_workers)
     if step.kind in FAN_OUT:
         return _too_many(step, transition.count, max_num_splits)
     if step.kind is Kind.END:
@@ -37,6 +41,15 @@ def disagreement(task: Task, transition: Transition | None, max_num_splits: int)
                 f"{target.name} closes is open there."
             )
     return None
+
+
+def _too_large(step: Step, count: int | None, max_workers: int) -> str | None:
+    if count is None or count <= max_workers:
+        return None
+    return (
+        f"Step {step.name} starts a gang of {count} members, which all run at once, and only "
+        f"{max_workers} tasks may: start the run with --max-workers {count}."
+    )
 
 
 def following(step: Step, transition: Transition) -> Step:

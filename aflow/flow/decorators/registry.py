@@ -19,6 +19,8 @@ KINDS = {
     "conda": ("packages", "Conda"),
     "environment": ("environment", "Environment"),
     "kubernetes": ("compute", "Kubernetes"),
+    "parallel": ("parallel", "Parallel"),
+    "pytorch_parallel": ("parallel", "PytorchParallel"),
     "pypi": ("packages", "Pypi"),
     "resources": ("resources", "Resources"),
     "retry": ("retry", "Retry"),

@@ -1,0 +1,44 @@
+"""@parallel: a step whose tasks are members of a gang, which all run at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from aflow.flow.decorators.base import StepDecorator, decorate
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel(StepDecorator):
+    """The step is started with `num_parallel`: `current.parallel` says which member this is."""
+
+    name: ClassVar[str] = "parallel"
+    around: ClassVar[str] = "aflow.gangs:AroundParallel"
+
+
+@dataclass(frozen=True, slots=True)
+class PytorchParallel(StepDecorator):
+    """The same, with the variables that torch.distributed reads: MASTER_ADDR, MASTER_PORT,
+    WORLD_SIZE, NUM_NODES, NODE_RANK. `master_port` is one that the run's id gives, unless it is
+    said."""
+
+    name: ClassVar[str] = "pytorch_parallel"
+    around: ClassVar[str] = "aflow.gangs:AroundPytorch"
+    master_port: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.master_port is not None and not 0 < int(self._number("master_port")) < 65536:
+            raise self._fault("master_port", "a port from 1 to 65535")
+
+    def shapes_result(self) -> None:
+        """None: the port makes no difference."""
+
+
+def parallel(function: Any = None, **options: Any) -> Any:
+    """Make the step one of a gang; see Parallel."""
+    return decorate(Parallel, function, options)
+
+
+def pytorch_parallel(function: Any = None, **options: Any) -> Any:
+    """Make the step one of a gang of torch processes; see PytorchParallel."""
+    return decorate(PytorchParallel, function, options)

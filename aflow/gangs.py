@@ -1,0 +1,66 @@
+"""How the members of a gang know each other: `current.parallel`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from aflow.around import Around
+from aflow.errors import InvalidTransition
+
+_PORTS = 51_000, 10_000  # the first, and how many: above those that systems hand out
+
+
+class Gang(NamedTuple):
+    """One member's place: the address of member 0, how many members there are, which one this is,
+    and the task of member 0 (None for the others, who reach it by its address)."""
+
+    main_ip: str
+    num_nodes: int
+    node_index: int
+    control_task_id: str | None
+
+
+class AroundParallel(Around):
+    """Tells the step about its gang."""
+
+    def before(self) -> None:
+        """Set `current.parallel`; raises InvalidTransition in a step that is in no gang."""
+        spec = self.scene.spec
+        if not spec.opens_index or spec.split_index is None or spec.splits is None:
+            raise InvalidTransition(
+                f"Step {spec.step!r} has @{self.decorator.name}, and was not started with "
+                f"self.next(self.{spec.step}, num_parallel=...)."
+            )
+        control = str(spec.task) if spec.split_index == 0 else None
+        self.gang = Gang("127.0.0.1", spec.splits, spec.split_index, control)
+        self.scene.values["parallel"] = self.gang
+
+
+class AroundPytorch(AroundParallel):
+    """The same, with variables for torch.distributed."""
+
+    def before(self) -> None:
+        """Set `current.parallel` and the variables."""
+        super().before()
+        decorator: Any = self.decorator
+        run = "".join(filter(str.isdigit, self.scene.context.run)) or "0"
+        first, count = _PORTS
+        port = decorator.master_port or first + int(run) % count
+        found = {
+            "MASTER_ADDR": self.gang.main_ip,
+            "MASTER_PORT": str(int(port)),
+            "NODE_RANK": str(self.gang.node_index),
+            "NUM_NODES": str(self.gang.num_nodes),
+            "WORLD_SIZE": str(self.gang.num_nodes),
+        }
+        self._before = {name: os.environ.get(name) for name in found}
+        os.environ.update(found)
+
+    def after(self, error: BaseException | None) -> None:
+        """Put back the variables that were there."""
+        for name, value in getattr(self, "_before", {}).items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -276,8 +276,9 @@ class Runner:
         catch = execution.step.decorator("catch")
         if catch is not None and catch.var:
             setattr(execution.flow, catch.var, None)
+        iterator = self._take_iterator(execution)
         manifest = self._manifest(execution)
-        steps, foreach, count = self._transition(execution, manifest)
+        steps, foreach, count = self._transition(execution, manifest, iterator)
         return self._success(execution, manifest, steps, foreach, count)
 
     def _success(
@@ -309,8 +310,21 @@ class Runner:
         execution.task.verify_mapped()
         return manifest
 
+    @staticmethod
+    def _take_iterator(execution: Execution) -> Iterator[Any] | None:
+        """What a foreach goes over, where it can be gone over only once (a generator): its items
+        are stored one by one, and it is no artifact."""
+        call: NextCall | None = execution.flow.__dict__.get("_aflow_next")
+        if call is None or call.foreach is None:
+            return None
+        value = execution.flow.__dict__.get(call.foreach)
+        if not isinstance(value, Iterator):
+            return None
+        del execution.flow.__dict__[call.foreach]
+        return value
+
     def _transition(
-        self, execution: Execution, manifest: Manifest
+        self, execution: Execution, manifest: Manifest, iterator: Iterator[Any] | None = None
     ) -> tuple[tuple[str, ...], str | None, int | None]:
         call: NextCall | None = execution.flow.__dict__.get("_aflow_next")
         node = self.definition.graph[execution.step.name]
@@ -323,11 +337,13 @@ class Runner:
             )
         if call.foreach is None:
             return call.steps, None, call.num_parallel
-        manifest.items, count = self._items(execution, call.foreach)
+        manifest.items, count = self._items(execution, call.foreach, iterator)
         return call.steps, call.foreach, count
 
-    def _items(self, execution: Execution, name: str) -> tuple[Any, int]:
-        values = getattr(execution.flow, name)
+    def _items(
+        self, execution: Execution, name: str, iterator: Iterator[Any] | None
+    ) -> tuple[Any, int]:
+        values = getattr(execution.flow, name) if iterator is None else iterator
         try:
             iterator = iter(values)
         except TypeError:

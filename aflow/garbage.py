@@ -104,30 +104,28 @@ def collect(
     if not dry_run:
         for key in gone:
             metadata.delete_run(key)
-    known = {
-        (flow, run.run)
+    # Runs that begin from here on have written or touched all they refer to a moment ago.
+    left = {
+        run.key: (flow, run.run)
         for flow, _ in metadata.flows()
         for kind in ("", SPIN)
         for run in metadata.runs(flow, kind=kind)
         if run.key not in gone
     }
-    used = _used(metadata, BlobStore(store), gone if dry_run else set())
+    used = _used(metadata, BlobStore(store), left)
     removed = size = 0
-    for name in _unused(store, used, known):
+    for name in _unused(store, used, {*left.values()}):
         taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
         if taken is not None:
             removed, size = removed + 1, size + taken
     return Removed(runs, removed, size)
 
 
-def _used(metadata: MetadataStore, blobs: BlobStore, without: set[int]) -> set[str]:
-    """The names of all blobs that manifests refer to."""
+def _used(metadata: MetadataStore, blobs: BlobStore, runs: Iterable[int]) -> set[str]:
+    """The names of all blobs that the manifests of these runs refer to."""
     used: set[str] = set()
     seen: set[str] = set()  # segments of items, which several manifests may share
-    for run_key, data in metadata.all_manifests():
-        if run_key in without:
-            continue
-        manifest = Manifest.decode(data)
+    for manifest in (Manifest.decode(data) for key in runs for data in metadata.all_manifests(key)):
         for entry in manifest.artifacts.values():
             used.update(blob_name(key) for key, _ in entry.blobs)
         used.update(map(blob_name, blobs_of_items(manifest.items, blobs, seen)))

@@ -112,8 +112,8 @@ class Task(PartOfRun):
 
     @property
     def successful(self) -> bool:
-        """Whether the attempt has ended well."""
-        return self._now.state is TaskState.SUCCEEDED
+        """Whether the attempt has ended well by itself: not where @catch has settled it."""
+        return self._now.state is TaskState.SUCCEEDED and self._manifest.error is None
 
     @property
     def finished(self) -> bool:

@@ -217,9 +217,9 @@ class MetadataStore(Protocol):
 
     # ---- reading
 
-    def all_manifests(self) -> Iterator[tuple[int, bytes]]:
-        """The manifests of all attempts of all runs, each with the key of its run: what they refer
-        to is in use."""
+    def all_manifests(self, run_key: int) -> Iterator[bytes]:
+        """The manifests of all attempts of a run, some of them twice: what they refer to is in
+        use."""
 
     def journal(self, run_key: int) -> Iterator[bytes]:
         """The event batches of the run, oldest first."""

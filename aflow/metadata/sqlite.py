@@ -159,20 +159,26 @@ class SqliteMetadata:
         """Remove a run with all its records; see the port."""
         sql = statements("write")
         with self._transaction() as db:
+            found = db.execute(statements("read")["flow_of_run"], (run_key,)).fetchone()
+            if found is None:
+                return
             for table in ("journal", "metadata", "attempts", "tasks", "steps", "run_tags"):
                 db.execute(sql[f"delete_{table}"], (run_key,))
             db.execute(sql["delete_run"], (run_key,))
-            db.execute(sql["delete_empty_flows"])
+            db.execute(sql["delete_empty_flow"], found)
 
     # ------------------------------------------------------------------ reading
 
-    def all_manifests(self) -> Iterator[tuple[int, bytes]]:
-        """The manifests of all attempts; see the port."""
-        last = (-1, -1, -1)
-        while found := self._all(statements("read")["all_manifests"], (*last, _PAGE)):
-            for run_key, task, attempt, manifest in found:
-                last = (run_key, task, attempt)
-                yield run_key, manifest
+    def all_manifests(self, run_key: int) -> Iterator[bytes]:
+        """The manifests of all attempts of a run; see the port."""
+        after, more = -1, True
+        while more:
+            found = self._all(statements("read")["all_manifests"], (run_key, after, _PAGE))
+            yield from (manifest for _, manifest in found)
+            # A page may end between the attempts of a task, of which there are fewer than a page:
+            # the next one begins with that task again.
+            more = len(found) == _PAGE
+            after = found[-1][0] - 1 if more else after
 
     def journal(self, run_key: int) -> Iterator[bytes]:
         """The event batches of the run, oldest first."""

@@ -45,6 +45,7 @@ class Choices:
     graph: Graph
     seed: int
     widest: int = 3
+    largest_gang: int = 3
 
     def transition(self, visit: Visit) -> Transition:
         step, _, iteration = visit
@@ -54,7 +55,8 @@ class Choices:
             cases = node.next if iteration < 3 else [case for case in node.next if case != step]
             return Transition((cases[dice % len(cases)],))
         if node.kind in FAN_OUT:
-            return Transition(node.next, node.foreach, dice % (self.widest + 1))
+            widest = self.largest_gang if node.kind is Kind.PARALLEL else self.widest
+            return Transition(node.next, node.foreach, dice % (widest + 1))
         return Transition(node.next)
 
 
@@ -105,7 +107,8 @@ class World(Run):
         self, graph: Graph, policies: Mapping[str, StepPolicy], seed: int, **options: Any
     ) -> None:
         super().__init__(graph, policies, **options)
-        self.choices = Choices(graph, seed)
+        # A gang that is larger than what may run at once is refused.
+        self.choices = Choices(graph, seed, largest_gang=min(3, options.get("max_workers", 16)))
         self.policies = policies
         self.seen: dict[int, Seen] = {}
         self.went: dict[int, Transition] = {}

@@ -124,6 +124,8 @@ SELECT task, attempt, field, value, type, created_at FROM metadata
 WHERE run_key = ? AND task = ? ORDER BY number
 
 -- name: all_manifests
-SELECT run_key, task, attempt, manifest FROM attempts
-WHERE (run_key, task, attempt) > (?, ?, ?) AND manifest IS NOT NULL
-ORDER BY run_key, task, attempt LIMIT ?
+SELECT task, manifest FROM attempts
+WHERE run_key = ? AND task > ? AND manifest IS NOT NULL ORDER BY task LIMIT ?
+
+-- name: flow_of_run
+SELECT flow FROM runs WHERE key = ?

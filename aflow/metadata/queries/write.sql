@@ -60,5 +60,5 @@ DELETE FROM run_tags WHERE run_key = ?
 -- name: delete_run
 DELETE FROM runs WHERE key = ?
 
--- name: delete_empty_flows
-DELETE FROM flows WHERE NOT EXISTS (SELECT 1 FROM runs WHERE runs.flow = flows.flow)
+-- name: delete_empty_flow
+DELETE FROM flows WHERE flow = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.flow = ?1)

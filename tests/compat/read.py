@@ -1,0 +1,39 @@
+"""Prints what the client says of the latest run, as JSON; runs on both. Usage: read.py FLOW"""
+
+import json
+import sys
+
+if len(sys.argv) > 2:  # ours: where Metaflow is installed, too
+    from aflow import compat
+
+    compat.install()
+
+from metaflow import Flow, namespace
+
+INTERNAL = {"name", "script_name"}
+
+
+def shown(value):
+    if hasattr(value, "stacktrace") or isinstance(value, BaseException):
+        return "an exception"  # their texts hold the paths of files
+    return repr(value) if not isinstance(value, set) else repr(sorted(value))
+
+
+def main():
+    namespace(None)
+    run = Flow(sys.argv[1]).latest_run
+    found = {"finished": run.finished, "successful": run.successful, "steps": {}}
+    for step in run:
+        tasks = []
+        for task in step:
+            artifacts = {
+                each.id: shown(each.data)
+                for each in task.artifacts
+                if not each.id.startswith("_") and each.id not in INTERNAL
+            }
+            tasks.append({"artifacts": artifacts, "ok": task.successful, "out": task.stdout})
+        found["steps"][step.id] = sorted(tasks, key=lambda task: json.dumps(task, sort_keys=True))
+    print(json.dumps(found))
+
+
+main()

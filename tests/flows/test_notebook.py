@@ -101,7 +101,10 @@ def test_the_flow_of_a_cell_runs_inside_of_the_notebook(workspace: Workspace) ->
 
 
 def test_outside_of_a_notebook_the_file_of_the_class_is_taken(tmp_path: Path) -> None:
-    run = NBRunner(InsideFlow, show_output=False, pylint=False, base_dir=tmp_path).nbrun(n=2)
+    # The module of the flow imports its neighbours, which are on the path of the tests alone.
+    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    notebook = NBRunner(InsideFlow, show_output=False, env=env, pylint=False, base_dir=tmp_path)
+    run = notebook.nbrun(n=2)
 
     assert [-5, -4] == run.data.ys
 

@@ -22,6 +22,7 @@ from aflow import ids
 from aflow.errors import InvalidName, InvalidSetting
 
 FOLDER = ".aflow"
+PACKAGE_SUFFIXES = (".py", ".R", ".RDS")
 _PREFIXES = ("AFLOW_", "METAFLOW_")
 _FALSE = frozenset({"0", "false", "no", "off"})
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -56,6 +57,7 @@ class Settings:
     max_num_splits: int = 100
     max_log_size: int = 10
     default_secrets_backend: str | None = None
+    package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
 
     @classmethod
     def load(
@@ -134,7 +136,8 @@ class RunOptions:
     an earlier run.
 
     `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
-    said to have started this one.
+    said to have started this one. `package_suffixes` are those of the files that are kept as the
+    run's code.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -158,6 +161,7 @@ class RunOptions:
     branch: str | None = None
     production: bool | None = None
     trigger: tuple[str, ...] = ()
+    package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
 
 
 def usable_cpus() -> int:
@@ -264,6 +268,13 @@ def _words(hit: _Hit) -> tuple[str, ...]:
     return tuple(_text(hit).split())
 
 
+def _suffixes(hit: _Hit) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in _text(hit).split(",") if word.strip())
+    if not words:
+        hit.refuse("suffixes of files, as in .py,.sql")
+    return words
+
+
 def _user(hit: _Hit) -> str:
     try:
         return ids.tag(f"user:{_text(hit)}").removeprefix("user:")
@@ -287,6 +298,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "no_color": (("NO_COLOR",), _flag),
     "ui_url": (("UI_URL",), _text),
     "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
+    "package_suffixes": (("DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"), _suffixes),
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import ids, owner
+from aflow import ids, owner, package
 from aflow.caching.code import code_of
 from aflow.caching.tasks import CachedTasks, cached_steps
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
@@ -199,7 +199,10 @@ class Creation:
         return manifest
 
     def _writer(self, store: ObjectStore | None = None) -> ArtifactWriter:
-        return ArtifactWriter(BlobStore(store or self._store, self._durability == "power"))
+        return ArtifactWriter(self._blobs(store))
+
+    def _blobs(self, store: ObjectStore | None = None) -> BlobStore:
+        return BlobStore(store or self._store, self._durability == "power")
 
     def _recorded(
         self,
@@ -209,7 +212,8 @@ class Creation:
         kind: str = "",
     ) -> RunRecord:
         now = self._clock.now()
-        values = values_of(definition, options, self._user, self._metadata)
+        code = package.for_the_record(definition, self._blobs(), options.package_suffixes)
+        values = {**values_of(definition, options, self._user, self._metadata), "code": code}
         if options.run_id is not None:
             record = self._record(
                 definition, options, ids.run_id(options.run_id), now, kind, values

@@ -17,6 +17,7 @@ AflowError
 │   │   ├── UnhandledInMergeArtifacts
 │   │   └── MissingInMergeArtifacts
 │   └── TaskTimedOut
+├── CodePackageError             code cannot be packaged, unpacked, or is not there
 ├── StorageError
 │   ├── ObjectNotFound
 │   ├── CorruptBlob
@@ -159,6 +160,12 @@ class MissingInMergeArtifacts(MergeArtifactsError):
 
 class TaskTimedOut(TaskError):
     """A step ran longer than its @timeout allows."""
+
+
+class CodePackageError(AflowError):
+    """The code of a flow cannot be packaged or unpacked, or its package is not there."""
+
+    headline = "Code package"
 
 
 class StorageError(AflowError):

@@ -106,19 +106,25 @@ def collect(
             metadata.delete_run(key)
     # Runs that begin from here on have written or touched all they refer to a moment ago.
     left = {
-        run.key: (flow, run.run)
+        run.key: run
         for flow, _ in metadata.flows()
         for kind in ("", SPIN)
         for run in metadata.runs(flow, kind=kind)
         if run.key not in gone
     }
     used = _used(metadata, BlobStore(store), left)
+    used.update(blob_name(code) for run in left.values() if (code := _code_of(run)))
     removed = size = 0
-    for name in _unused(store, used, {*left.values()}):
+    for name in _unused(store, used, {(run.flow, run.run) for run in left.values()}):
         taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
         if taken is not None:
             removed, size = removed + 1, size + taken
     return Removed(runs, removed, size)
+
+
+def _code_of(run: RunRecord) -> str | None:
+    key: str | None = run.settings.get("code", {}).get("key")
+    return key
 
 
 def _used(metadata: MetadataStore, blobs: BlobStore, runs: Iterable[int]) -> set[str]:

@@ -36,6 +36,7 @@ COMMANDS = {
     "logs": "Show what tasks have printed.",
     "explain": "Say why tasks ran, or did not.",
     "card": "View, get, list or make the cards of tasks.",
+    "package": "Show, list or save the code package of the flow.",
     "tag": "Add, remove, replace or list the tags of runs.",
     "output-dot": "Write the graph for graphviz.",
     "output-raw": "Write the graph as text, or as JSON.",
@@ -91,7 +92,7 @@ class FlowGroup(click.Group):
         """The command of this name, None where there is none."""
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in ("card", "tag"):
+        if cmd_name in _GROUPS:
             return self._with_commands(cmd_name)
         maker = _MAKERS[cmd_name]
         made = maker(self._defined() if maker is _run else None)
@@ -99,13 +100,8 @@ class FlowGroup(click.Group):
 
     def _with_commands(self, cmd_name: str) -> click.Group:
         """A command that has commands of its own."""
-        from aflow.cli.cards import card_commands
-        from aflow.cli.tags import tag_commands
-
         group = click.Group(cmd_name, help=COMMANDS[cmd_name], context_settings=_NORMALIZED)
-        commands: Mapping[str, tuple[str, list[click.Parameter], Callable[..., object]]]
-        commands = card_commands() if cmd_name == "card" else tag_commands()
-        for name, (help, params, body) in commands.items():
+        for name, (help, params, body) in _GROUPS[cmd_name]().items():
             group.add_command(self._made(name, help, params, body))
         return group
 
@@ -160,6 +156,7 @@ Examples:
 """
 
 
+Commands = Mapping[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 Maker = Callable[[Any], tuple[list[click.Parameter], Callable[..., object]]]
 
 
@@ -243,6 +240,26 @@ def _help(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
 
     return [], body
 
+
+def _cards() -> Commands:
+    from aflow.cli.cards import card_commands
+
+    return card_commands()
+
+
+def _tags() -> Commands:
+    from aflow.cli.tags import tag_commands
+
+    return tag_commands()
+
+
+def _package() -> Commands:
+    from aflow.cli.package import package_commands
+
+    return package_commands()
+
+
+_GROUPS: dict[str, Callable[[], Commands]] = {"card": _cards, "package": _package, "tag": _tags}
 
 _MAKERS: dict[str, Maker] = {
     "run": _run,

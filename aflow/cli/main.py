@@ -35,6 +35,7 @@ Usage: aflow COMMAND flow.py[:Name] [OPTIONS]
 Commands for a flow (aflow COMMAND flow.py --help shows the options):
 {{commands}}
 Commands for this folder:
+  code        Compare the code of a run with that of this folder, or get it.
   gc          Delete old runs, and what nothing refers to any more.
   status      The flows that have run here, what runs now, what has failed last.
   runs        The runs of a flow or of all (aflow runs --help shows how to choose).
@@ -55,7 +56,9 @@ _NEED_NO_FILE = ("card", "dump", "explain", "logs")
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
 _SECOND_WORDS = {
     "card": ("view", "get", "list", "create", "server"),
+    "code": ("diff", "diff-runs", "patch", "pull"),
     "logs": ("show",),
+    "package": ("info", "list", "save"),
     "tag": ("add", "remove", "replace", "list"),
 }
 
@@ -108,6 +111,10 @@ def _program(words: Sequence[str]) -> object:
         from aflow.cli.status import status
 
         return status(line.rest)
+    if line.command == "code":
+        from aflow.cli.code import code
+
+        return code([*line.ahead, *line.rest])
     if line.command == "gc":
         from aflow.cli.gc import gc
 

@@ -115,7 +115,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         option(
             "--package-suffixes",
             metavar="SUFFIXES",
-            help="Accepted for old scripts; local runs need no code package.",
+            help="Files that are part of the code.  [default: .py,.R,.RDS]",
             **rest,
         ),
         option("--pylint/--no-pylint", help="Look for errors in the code first.", **rest),

@@ -226,6 +226,7 @@ def _options(
         branch=session.top["branch"],
         production=session.top["production"],
         trigger=session.top["trigger"],
+        package_suffixes=settings.package_suffixes,
         **resumed,
     )
 

@@ -30,7 +30,13 @@ class Session:
         """The settings as the command line has them; `more` are those of the command itself."""
         top = {
             name: self.top.get(name)
-            for name in ("metadata", "environment", "datastore", "datastore_root")
+            for name in (
+                "metadata",
+                "environment",
+                "datastore",
+                "datastore_root",
+                "package_suffixes",
+            )
         }
         return Settings.load(**top, **more)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aflow import ids
 from aflow.client.base import PartOfRun
+from aflow.client.code import RunCode, code_of
 from aflow.client.missing import MissingObject, checked, missing_run
 from aflow.client.source import RunSource
 from aflow.client.step import Step
@@ -92,8 +93,10 @@ class Run(PartOfRun):
         return None if end is None else end.data
 
     @property
-    def code(self) -> None:
-        """None: a run whose tasks run on this machine keeps no copy of its code."""
+    def code(self) -> RunCode | None:
+        """The code of the run, as it was when it began; None where it was not kept: the flow was
+        in no file, or there was too much beside it."""
+        return code_of(self._source)
 
     @property
     def trigger(self) -> Trigger | None:

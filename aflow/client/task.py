@@ -12,6 +12,7 @@ from aflow import ids
 from aflow.client import facts, lineage, logs
 from aflow.client.artifact import DataArtifact, TaskData
 from aflow.client.base import PartOfRun
+from aflow.client.code import RunCode, code_of
 from aflow.client.missing import (
     artifact_sentence,
     checked,
@@ -267,8 +268,9 @@ class Task(PartOfRun):
         return facts.from_tags(self._source).get("runtime")
 
     @property
-    def code(self) -> None:
-        """None: a task that runs on this machine keeps no copy of its code."""
+    def code(self) -> RunCode | None:
+        """The code of the task's run; see Run.code."""
+        return code_of(self._source)
 
     @property
     def environment_info(self) -> dict[str, Any]:

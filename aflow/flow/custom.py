@@ -146,7 +146,8 @@ class StepMutator(OnStep):
         """Called when all mutators have had their pre_mutate."""
 
     def add_to_package(self) -> Any:
-        """Files to add to the code package; see the code package."""
+        """Files for the code package, beside those of the flow's folder: an iterable of pairs of
+        (path of a file, its name in the package)."""
 
     def shapes_result(self) -> None:
         """None: what it has added counts for itself."""
@@ -179,7 +180,8 @@ class FlowMutator(Custom):
         """Called when all mutators have had their pre_mutate."""
 
     def add_to_package(self) -> Any:
-        """Files to add to the code package; see the code package."""
+        """Files for the code package, beside those of the flow's folder: an iterable of pairs of
+        (path of a file, its name in the package)."""
 
 
 def _is_flow(value: Any) -> bool:

@@ -53,6 +53,7 @@ class Draft:
             steps=steps,
             parameters=self.parameters,
             decorators=tuple(self.decorators),
+            mutators=tuple(self.flow_mutators),
         )
 
     def attach(self, decorators: Sequence[Any]) -> None:

@@ -1,0 +1,150 @@
+"""`aflow code`: the code that runs were started with, against this folder or another run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+from aflow.cli.options import flag, option
+from aflow.config import Settings
+from aflow.errors import CodePackageError, InvalidInput
+
+_HELP = """The code of a run: compare it with the files here or with that of another run, or get it.
+
+\b
+  aflow code diff MyFlow/1234              what makes the files here those of the run
+  aflow code diff-runs MyFlow/1 MyFlow/2   what was changed between two runs
+  aflow code patch MyFlow/1234             the same as diff, as a file for `git apply`
+  aflow code pull MyFlow/1234              the files themselves, in a new folder
+"""
+
+
+def code(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    group = click.Group("code", help=_HELP)
+    for name, (help, params, body) in _commands().items():
+        group.add_command(click.Command(name, help=help, params=params, callback=body))
+    return group.main([*words], prog_name="aflow code", standalone_mode=False)
+
+
+def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:
+    root = option("--datastore-root", metavar="PATH", help="Folder of the local datastore.")
+    run = click.Argument(["run_pathspec"], metavar="FLOW/RUN")
+    other = click.Argument(["target_run_pathspec"], metavar="FLOW/RUN")
+    folder = option("--dir", "folder", metavar="DIR", help="Where to.  [default: flow_run_code]")
+    file = option(
+        "--file-path", "--file_path", metavar="FILE", help="Where to.  [default: flow_run.patch]"
+    )
+    overwrite = flag("--overwrite", help="Replace the file if there is one.")
+    return {
+        "diff": ("What would make the files of this folder those of the run.", [run, root], diff),
+        "diff-runs": ("What was changed from one run to another.", [run, other, root], diff_runs),
+        "patch": (
+            "Write the difference to a file for `git apply`.",
+            [run, file, overwrite, root],
+            patch,
+        ),
+        "pull": ("Get the code of a run.", [run, folder, root], pull),
+    }
+
+
+def diff(run_pathspec: str, datastore_root: str | None) -> int:
+    """Print the difference between this folder and the run."""
+    click.echo(_against_here(run_pathspec, datastore_root, color=sys.stdout.isatty()), nl=False)
+    return 0
+
+
+def diff_runs(run_pathspec: str, target_run_pathspec: str, datastore_root: str | None) -> int:
+    """Print the difference between two runs."""
+    with TemporaryDirectory(prefix="aflow-code-") as folder:
+        _unpacked(run_pathspec, datastore_root, Path(folder, "a"))
+        _unpacked(target_run_pathspec, datastore_root, Path(folder, "b"))
+        click.echo(_difference(folder, color=sys.stdout.isatty()), nl=False)
+    return 0
+
+
+def patch(
+    run_pathspec: str, file_path: str | None, overwrite: bool, datastore_root: str | None
+) -> int:
+    """Write the difference between this folder and the run."""
+    path = Path(file_path or f"{_label(run_pathspec)}.patch")
+    if path.exists() and not overwrite:
+        raise InvalidInput(f"{path} exists already: name another file, or give --overwrite.")
+    path.write_text(_against_here(run_pathspec, datastore_root, color=False), encoding="utf-8")
+    click.echo(f"Patch saved in {path}. Apply it by: git apply --verbose {path}", err=True)
+    return 0
+
+
+def pull(run_pathspec: str, folder: str | None, datastore_root: str | None) -> int:
+    """Write the files of the run to a new folder."""
+    path = Path(folder or f"{_label(run_pathspec)}_code")
+    if path.exists():
+        raise InvalidInput(f"{path} exists already: name another folder with --dir.")
+    _unpacked(run_pathspec, datastore_root, path)
+    click.echo(f"Code downloaded to {path}", err=True)
+    return 0
+
+
+# ------------------------------------------------------------------ how
+
+
+def _against_here(run: str, root: str | None, *, color: bool) -> str:
+    """The difference from the files here to those of the run: of the files that the run had."""
+    with TemporaryDirectory(prefix="aflow-code-") as folder:
+        theirs, ours = Path(folder, "b"), Path(folder, "a")
+        _unpacked(run, root, theirs)
+        ours.mkdir()
+        for path in (each for each in theirs.rglob("*") if each.is_file()):
+            name = path.relative_to(theirs)
+            if Path(name).is_file():
+                (ours / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(name, ours / name)
+        return _difference(folder, color=color)
+
+
+def _unpacked(run: str, root: str | None, folder: Path) -> None:
+    from aflow import package
+    from aflow.client import Run
+    from aflow.client.where import place_at
+
+    place = place_at(f"local@{Settings.load(datastore_root=root).root}")
+    found = Run(run, _namespace_check=False, _place=place).code
+    if found is None:
+        raise CodePackageError(
+            f"The code of {run} was not kept: its flow was in no file, or there was too much in "
+            "the same folder."
+        )
+    with found.tarball as archive:
+        package.unpack_from(archive, folder)
+
+
+def _difference(folder: str, *, color: bool) -> str:
+    """From `a` to `b` of the folder, as git writes it, for `git apply`."""
+    command = [
+        "git",
+        "diff",
+        "--no-index",
+        "--no-prefix",
+        f"--color={'always' if color else 'never'}",
+    ]
+    # Whatever the user has configured of git, this is what `git apply` reads.
+    env = {"GIT_CONFIG_NOSYSTEM": "1", "HOME": folder, "PATH": os.defpath}
+    if shutil.which("git") is None:
+        raise CodePackageError("Comparing code needs git, which is not installed: install it.")
+    done = subprocess.run(
+        [*command, "a", "b"], cwd=folder, env=env, capture_output=True, check=False
+    )
+    if done.returncode not in (0, 1):
+        raise CodePackageError(f"git could not compare the code: {done.stderr.decode().strip()}")
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _label(run: str) -> str:
+    return run.lower().replace("/", "_")

@@ -1,0 +1,70 @@
+"""`package`: what the code package of the flow is made of."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from aflow import package
+from aflow.cli.options import option
+from aflow.cli.session import Session
+from aflow.errors import CodePackageError
+from aflow.version import __version__
+
+Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
+
+
+def package_commands() -> Commands:
+    """The commands below `package`, by name: help, parameters, body."""
+    archive = option(
+        "--archive/--no-archive",
+        default=False,
+        help="The names inside of the archive.  [default: those on this machine]",
+    )
+    path = click.Argument(["path"], type=click.Path(dir_okay=False))
+    return {
+        "info": ("Show what goes into the code package.", [], info),
+        "list": ("List the files of the code package.", [archive], list_),
+        "save": ("Write the code package to a file (.tgz: compressed).", [path], save),
+    }
+
+
+def info(session: Session) -> None:
+    """Its size, its files, and where they come from."""
+    definition = session.define()
+    suffixes = session.settings().package_suffixes
+    files = package.members(definition, suffixes)
+    size = len(package.pack(files))
+    click.echo(f"Package size: {_size(size)}\nNumber of files: {len(files)}\n")
+    click.echo(f"aflow version: {__version__}\n")
+    click.echo(f"User code in flow {definition.name}:")
+    click.echo(f"  - Packaged from directory {Path(definition.file).absolute().parent}/")
+    click.echo(f"  - Filtered by suffixes: {', '.join(suffixes)}")
+
+
+def list_(session: Session, archive: bool) -> None:
+    """A line a file."""
+    session.note("Files included in the code package (change with --package-suffixes):")
+    files = package.members(session.define(), session.settings().package_suffixes)
+    for name, path in files.items():
+        click.echo(name if archive else str(path))
+
+
+def save(session: Session, path: str) -> None:
+    """Write it."""
+    files = package.members(session.define(), session.settings().package_suffixes)
+    data = package.pack(files)
+    if path.endswith(("gz",)):
+        data = gzip.compress(data, mtime=0)
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise CodePackageError(f"{path} cannot be written: {error.strerror}.") from error
+    session.note(f"Code package saved in {path}")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1024:.1f} KB" if size < 1 << 20 else f"{size / (1 << 20):.2f} MB"

@@ -1,0 +1,93 @@
+"""The code of a run, as it was when the run began."""
+
+from __future__ import annotations
+
+import platform
+import tarfile
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aflow.client.source import RunSource
+
+
+class RunCode:
+    """The code package of a run: the flow file, and what stood beside it."""
+
+    def __init__(self, source: RunSource, key: str, script: str) -> None:
+        self._source = source
+        self._key = key
+        self._script = script
+
+    @property
+    def path(self) -> str:
+        """Where the package is: the store's URL and the name of the blob."""
+        from aflow.storage.blobs import blob_name
+
+        return f"{self._source.setting('storage')}/{blob_name(self._key)}"
+
+    @property
+    def script_name(self) -> str:
+        """The file of the flow, inside of the package."""
+        return self._script
+
+    @property
+    def info(self) -> dict[str, str]:
+        """Facts about the code: flow_name, script, code_key, username, versions, platform."""
+        from aflow.client import facts  # as few programs ask for the code
+
+        found = {"flow_name": self._source.record.flow, "script": self._script}
+        tags = facts.from_tags(self._source)
+        known = {
+            str(name): tags[name] for name in ("python_version", "aflow_version") if name in tags
+        }
+        return {
+            **found,
+            **known,
+            "code_key": self._key,
+            "username": self._source.record.user,
+            "platform": platform.system(),
+        }
+
+    @cached_property
+    def tarball(self) -> tarfile.TarFile:
+        """The package as an open archive, the same one each time. Raises CodePackageError."""
+        from aflow import package
+
+        return package.opened(self._data)
+
+    @property
+    def flowspec(self) -> str:
+        """The text of the flow file. Raises CodePackageError."""
+        from aflow import package
+
+        with package.opened(self._data) as archive:
+            file = archive.extractfile(self._script)
+            assert file is not None, "the flow file is a plain file of the package"
+            return file.read().decode("utf-8")
+
+    def extract(self) -> TemporaryDirectory[str]:
+        """A new temporary folder with the files, which goes when it is closed or forgotten. Raises
+        CodePackageError."""
+        from aflow import package
+
+        folder = TemporaryDirectory(prefix="aflow-code-")
+        package.unpack(self._data, Path(folder.name))
+        return folder
+
+    @cached_property
+    def _data(self) -> bytes:
+        from aflow import package
+
+        return package.fetch(self._source.blobs, self._key)
+
+    def __repr__(self) -> str:
+        return f"RunCode({self._source.pathspec!r}, script={self._script!r})"
+
+
+def code_of(source: RunSource) -> RunCode | None:
+    """The code of the run; None where it was not kept."""
+    facts: dict[str, Any] = source.setting("code") or {}
+    return RunCode(source, facts["key"], facts["script"]) if "key" in facts else None

@@ -1,0 +1,231 @@
+"""The code package: the code of a flow as one archive, which is named by its content.
+
+It holds the files below the folder of the flow file that end with one of the suffixes (`.py`,
+`.R` and `.RDS` unless others are asked for), and what mutators add. Left out are hidden folders,
+`__pycache__` and virtual environments. Symbolic links are followed, each folder once.
+
+The format is a POSIX tar (pax), sorted by name, of plain files alone: owners, times and modes are
+those of nobody, so that the same code is the same bytes, and is stored once however often it runs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.config import PACKAGE_SUFFIXES
+from aflow.errors import CodePackageError, StorageError
+from aflow.flow.custom import FlowMutator, StepMutator
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+    from aflow.storage.blobs import BlobStore
+
+_NOT_CODE = frozenset({"__pycache__", "node_modules"})
+
+
+class Limits(NamedTuple):
+    """The largest package: how many files and folders are looked at, and bytes in all."""
+
+    entries: int
+    size: int
+
+
+FOR_THE_RECORD = Limits(1_000, 4 << 20)  # kept with each run: it may cost milliseconds at most
+TO_TRAVEL = Limits(100_000, 512 << 20)
+
+
+class Package(NamedTuple):
+    """A code package in a store: its key, the flow file's name inside of it, and its raw size."""
+
+    key: str
+    script: str
+    size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the settings of a run."""
+        return self._asdict()
+
+
+def members(
+    definition: FlowDefinition,
+    suffixes: Sequence[str] = PACKAGE_SUFFIXES,
+    limits: Limits = TO_TRAVEL,
+) -> dict[str, Path]:
+    """The files of the flow's package, by their names inside of it, sorted. Raises CodePackageError
+    where there is no file of the flow, or too much beside it."""
+    file = Path(os.path.abspath(definition.file))
+    if not file.is_file():
+        raise CodePackageError(
+            f"{definition.name} was defined in no file that could be packaged ({definition.file}): "
+            "write the flow to a file."
+        )
+    found = {file.name: file}
+    for path in _below(str(file.parent), limits):
+        if path.endswith(tuple(suffixes)):
+            found[os.path.relpath(path, file.parent)] = Path(path)
+    found.update(_added(definition))
+    return dict(sorted(found.items()))
+
+
+def pack(files: Mapping[str, Path], limits: Limits = TO_TRAVEL) -> bytes:
+    """The archive of these files. Raises CodePackageError for what cannot be read, or is too
+    large."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, path in files.items():
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise CodePackageError(
+                    f"{path} cannot be put into the code package: {error.strerror}."
+                ) from error
+            if buffer.tell() + len(content) > limits.size:
+                raise _too_large(f"more than {limits.size >> 20} MB", path.parent)
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def store(
+    definition: FlowDefinition,
+    blobs: BlobStore,
+    suffixes: Sequence[str] = PACKAGE_SUFFIXES,
+    limits: Limits = TO_TRAVEL,
+) -> Package:
+    """Pack the code of the flow and put it into the store, where it may be already. Raises
+    CodePackageError and StorageError."""
+    data = pack(members(definition, suffixes, limits), limits)
+    return Package(blobs.put(data), os.path.basename(definition.file), len(data))
+
+
+def for_the_record(
+    definition: FlowDefinition, blobs: BlobStore, suffixes: Sequence[str]
+) -> dict[str, Any]:
+    """What the settings of a run on this machine say of its code: the package, or why there is
+    none (`left_out`), since such a run does not depend on it."""
+    try:
+        return store(definition, blobs, suffixes, FOR_THE_RECORD).as_dict()
+    except CodePackageError as error:
+        return {"left_out": str(error)}
+
+
+def fetch(blobs: BlobStore, key: str) -> bytes:
+    """The archive of this key; raises CodePackageError where it is not there, or damaged."""
+    try:
+        return bytes(blobs.get(key))
+    except StorageError as error:
+        raise CodePackageError(f"The code package {key} cannot be read: {error}") from error
+
+
+def opened(data: bytes) -> tarfile.TarFile:
+    """The archive, to read from; raises CodePackageError for what is none."""
+    try:
+        return tarfile.open(fileobj=io.BytesIO(data))
+    except tarfile.TarError as error:
+        raise CodePackageError(f"This is no code package: {error}.") from error
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Write the files of the archive below the folder, and nothing outside of it. Raises
+    CodePackageError."""
+    with opened(data) as archive:
+        unpack_from(archive, folder)
+
+
+def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
+    """The same, from an archive that is open."""
+    try:
+        archive.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError) as error:
+        raise CodePackageError(f"The code cannot be unpacked to {folder}: {error}.") from error
+
+
+# ------------------------------------------------------------------ which files
+
+
+def _below(folder: str, limits: Limits) -> Iterator[str]:
+    """The files below the folder, whatever they are."""
+    todo, seen, entries = [folder], {os.path.realpath(folder)}, 0
+    while todo:
+        where = todo.pop()
+        for entry in _entries(where):
+            entries += 1
+            if entries > limits.entries:
+                raise _too_large(f"more than {limits.entries} files", folder)
+            if entry.name.startswith(".") or entry.name in _NOT_CODE:
+                continue
+            if not _is_folder(entry):
+                yield entry.path
+                continue
+            real = os.path.realpath(entry.path)
+            if real not in seen and not os.path.exists(os.path.join(real, "pyvenv.cfg")):
+                seen.add(real)
+                todo.append(entry.path)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise CodePackageError(
+            f"The folder {folder} cannot be put into the code package: {error.strerror}."
+        ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that goes round in circles: nobody can read it as a file either
+        return False
+
+
+def _too_large(what: str, folder: str | Path) -> CodePackageError:
+    return CodePackageError(
+        f"There is {what} to package below {folder}: put the flow into a folder of its own."
+    )
+
+
+# ------------------------------------------------------------------ what mutators add
+
+
+def _added(definition: FlowDefinition) -> dict[str, Path]:
+    """What mutators add: each gives pairs of (path, name inside of the package)."""
+    found: dict[str, Path] = {}
+    for mutator in _mutators(definition):
+        for given in mutator.add_to_package() or ():
+            name, path = _pair(mutator, given)
+            if found.setdefault(name, path) != path:
+                raise CodePackageError(
+                    f"{name} of the code package would be both {found[name]} and {path}: "
+                    "mutators have to choose other names."
+                )
+    return found
+
+
+def _mutators(definition: FlowDefinition) -> Iterator[FlowMutator | StepMutator]:
+    yield from definition.mutators
+    for step in definition.steps.values():
+        on_step: list[Any] = [*step.decorators]  # a mutator among them is no decorator
+        yield from (each for each in on_step if isinstance(each, StepMutator))
+
+
+def _pair(mutator: object, given: Any) -> tuple[str, Path]:
+    usable = isinstance(given, tuple) and len(given) in (2, 3)
+    if not usable or not all(isinstance(each, str | os.PathLike) for each in given[:2]):
+        raise CodePackageError(
+            f"add_to_package of {type(mutator).__name__} gave {given!r}: it has to give pairs of "
+            "(path of a file, its name in the package)."
+        )
+    name = os.path.normpath(os.fspath(given[1]))
+    if os.path.isabs(name) or name.startswith(".."):
+        raise CodePackageError(
+            f"add_to_package of {type(mutator).__name__}: {name} is outside of the package."
+        )
+    return name, Path(given[0])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from html import escape
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from aflow.cards.components import rendered
+from aflow.cards.components import Table, rendered
 from aflow.cards.page import graph_svg, head, names_and_values, page, section
 from aflow.errors import InvalidInput
 from aflow.flow.names import did_you_mean
 
 GROUP = "aflow.cards"
 _MAX_SHOWN = 300
+_MAX_ROWS = 10
 
 
 class Card:
@@ -80,12 +82,14 @@ class DefaultCard(Card):
     def render(self, task: Any) -> str:
         """The whole card."""
         title = str(self.options.get("title") or task.pathspec.split("/")[2])
-        parts = [head(title, task.pathspec, _facts(task)), *map(rendered, self.components)]
+        step = task.pathspec.split("/")[2]
+        doc = self.graph.nodes[step].doc if self.graph is not None else ""
+        top = head(title, task.pathspec, _facts(task), doc.strip())
+        parts = [top, *map(rendered, self.components)]
         if not self.options.get("only_components"):
             parts.append(section("Parameters", names_and_values(_rows(task.parameters))))
             parts.append(section("Artifacts", names_and_values(_rows(task.own_artifacts))))
             if self.graph is not None:
-                step = task.pathspec.split("/")[2]
                 parts.append(section("Flow", graph_svg(self.graph, step)))
         return page(f"{title} - {task.pathspec}", "".join(parts))
 
@@ -132,12 +136,18 @@ def _all(kind: type[Card]) -> list[type[Card]]:
 
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    return [(name, type(value).__name__, _text(value)) for name, value in sorted(values.items())]
+    return [(name, type(value).__name__, _html(value)) for name, value in sorted(values.items())]
 
 
-def _text(value: Any) -> str:
+def _html(value: Any) -> str:
+    """A table of pandas as its first rows, a large collection closed, all else as a text."""
+    if type(value).__module__.startswith("pandas") and hasattr(value, "columns"):
+        shape = " x ".join(map(str, value.shape))
+        table = rendered(Table.from_dataframe(value.head(_MAX_ROWS)))
+        return f"<details><summary>{shape}</summary>{table}</details>"
     text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    short = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    return f"<code>{escape(short)}</code>"
 
 
 def _facts(task: Any) -> dict[str, str]:

@@ -83,7 +83,8 @@ class Table(Component):
     def from_dataframe(cls, dataframe: Any = None, truncate: bool = True) -> Table:
         """The first rows of a pandas DataFrame (100 with `truncate`), with its index."""
         shown = dataframe.head(100) if truncate else dataframe
-        rows = [[index, *row] for index, row in zip(shown.index, shown.values, strict=True)]
+        # Row by row as tuples, which keep the type of each column.
+        rows = [list(row) for row in shown.itertuples(name=None)]
         return cls(rows, ["", *map(str, shown.columns)])
 
     def update(self, data: Sequence[Sequence[Any]], headers: Sequence[str] | None = None) -> None:
@@ -182,6 +183,10 @@ class ProgressBar(Component):
         )
 
 
+_THEMES = ("default", "success", "warning", "danger", "info")
+_CHART_SIZE = {"width": 640, "height": 280}
+
+
 class ValueBox(Component):
     """One value, large, with a title and how it has changed."""
 
@@ -207,8 +212,14 @@ class ValueBox(Component):
         lines = "".join(
             f'<div class="{kind}">{escape(str(text))}</div>' for kind, text in parts if text
         )
-        change = f'<div class="note">{escape(self._change)}</div>' if self._change else ""
-        return f'<div class="valuebox">{lines}{change}</div>'
+        falls = str(self._change or "").lstrip().startswith(("-", "\u2212", "\u2193"))
+        change = (
+            f'<div class="{"falls" if falls else "grows"}">{escape(str(self._change))}</div>'
+            if self._change
+            else ""
+        )
+        theme = f" {self._theme}" if self._theme in _THEMES else ""
+        return f'<div class="valuebox{theme}">{lines}{change}</div>'
 
 
 class PythonCode(Component):
@@ -262,8 +273,13 @@ class VegaChart(Component):
             told = "Charts are drawn with vl-convert-python: install aflow[cards]."
             return f'<p class="note">{told}</p>{JSONViewer(self._spec).render()}'
         schema = str(self._spec.get("$schema", "vega-lite"))
-        draw = vl_convert.vegalite_to_svg if "vega-lite" in schema else vl_convert.vega_to_svg
-        return f'<div class="chart">{draw(json.dumps(self._spec))}</div>'
+        if "vega-lite" not in schema:
+            return f'<div class="chart">{vl_convert.vega_to_svg(json.dumps(self._spec))}</div>'
+        # A chart that names no size would be as narrow as its bars.
+        spec = {**_CHART_SIZE, **self._spec} if "mark" in self._spec else self._spec
+        if not isinstance(spec.get("width", 0), int | float | dict):  # "container": of a browser
+            spec = {**spec, "width": _CHART_SIZE["width"]}
+        return f'<div class="chart">{vl_convert.vegalite_to_svg(json.dumps(spec))}</div>'
 
 
 # ------------------------------------------------------------ pieces

@@ -7,23 +7,30 @@ from html import escape
 from string import Template
 from typing import TYPE_CHECKING
 
+from aflow.flow.graph import Kind
+
 if TYPE_CHECKING:
     from aflow.flow.graph import Graph
 
 _STYLE = """
-:root{--bg:#fff;--fg:#1b1f24;--dim:#667085;--line:#e4e7ec;--box:#f8f9fb;--hot:#5b5bd6;--bad:#c4320a}
+:root{--bg:#fff;--fg:#1b1f24;--dim:#667085;--line:#e4e7ec;--box:#f8f9fb;--hot:#5b5bd6;--bad:#c4320a;
+--good:#067647;--warn:#b54708}
 @media(prefers-color-scheme:dark){:root{--bg:#14161a;--fg:#e6e8eb;--dim:#98a2b3;--line:#2b3038;
---box:#1c1f25;--hot:#9e9cff;--bad:#ff8a65}}
+--box:#1c1f25;--hot:#9e9cff;--bad:#ff8a65;--good:#47cd89;--warn:#fdb022}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.55 system-ui,sans-serif}
 main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
 header{border-bottom:1px solid var(--line);margin-bottom:1.75rem;padding-bottom:1rem}
 h1{font-size:1.6rem;margin:0 0 .35rem;letter-spacing:-.01em}
 h2{font-size:1.05rem;margin:2.25rem 0 .75rem}
+.doc{margin:.6rem 0 0;max-width:44rem;white-space:pre-line}
+.values td:last-child{width:99%}
+.values td{white-space:nowrap}
+.values td:last-child{white-space:normal}
 .path,.note,.type,figcaption{color:var(--dim);font-size:.87rem}
 .facts{display:flex;flex-wrap:wrap;gap:.4rem 1.5rem;margin:.75rem 0 0;font-size:.87rem}
 .facts b{color:var(--dim);font-weight:500;margin-right:.35rem}
-table{border-collapse:collapse;width:100%;font-size:.9rem}
+table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th{text-align:left;color:var(--dim);font-weight:500}
 th,td{padding:.45rem .75rem .45rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 .scroll{overflow-x:auto}
@@ -39,6 +46,12 @@ figure{margin:1rem 0}
 border-radius:12px;padding:1rem 1.5rem;margin:.35rem .6rem .35rem 0}
 .valuebox .title{color:var(--dim);font-size:.87rem}
 .valuebox .value{font-size:1.8rem;font-weight:600;letter-spacing:-.02em}
+.grows{color:var(--good);font-size:.87rem}
+.falls{color:var(--bad);font-size:.87rem}
+.valuebox.success{border-color:var(--good)}
+.valuebox.warning{border-color:var(--warn)}
+.valuebox.danger{border-color:var(--bad)}
+.valuebox.info{border-color:var(--hot)}
 .progress{display:flex;gap:1rem;align-items:center;margin:.75rem 0}
 progress{flex:1;accent-color:var(--hot);height:.7rem}
 .artifact,.markdown,.chart,.json{margin:1rem 0}
@@ -48,6 +61,8 @@ summary{cursor:pointer}
 .graph text{fill:var(--fg);font:13px system-ui,sans-serif}
 .graph rect{fill:var(--box);stroke:var(--line)}
 .graph .here rect{stroke:var(--hot);stroke-width:2}
+.graph .label{fill:var(--dim);font-size:11px}
+.graph marker path{fill:var(--dim);stroke:none}
 .graph path{fill:none;stroke:var(--dim);stroke-width:1.2}
 a{color:var(--hot)}
 """
@@ -65,13 +80,14 @@ def page(title: str, body: str) -> str:
     return _PAGE.substitute(title=escape(title), style=_STYLE, body=body)
 
 
-def head(title: str, path: str, facts: Mapping[str, str]) -> str:
-    """The top of a card: what it is of, and the facts of its task."""
+def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:
+    """The top of a card: what it is of, what that does, and the facts of its task."""
     told = "".join(
         f"<span><b>{escape(name)}</b>{escape(value)}</span>" for name, value in facts.items()
     )
+    told_doc = f'<p class="doc">{escape(doc)}</p>' if doc else ""
     return (
-        f'<header><h1>{escape(title)}</h1><div class="path">{escape(path)}</div>'
+        f'<header><h1>{escape(title)}</h1><div class="path">{escape(path)}</div>{told_doc}'
         f'<div class="facts">{told}</div></header>'
     )
 
@@ -82,13 +98,15 @@ def section(title: str, body: str) -> str:
 
 
 def names_and_values(rows: Iterable[tuple[str, str, str]]) -> str:
-    """A table of name, type and text; nothing if there are no rows."""
+    """A table of name, type and value, which is HTML; nothing if there are no rows."""
     lines = "".join(
         f"<tr><td><b>{escape(name)}</b></td><td class='type'>{escape(kind)}</td>"
-        f"<td><code>{escape(text)}</code></td></tr>"
-        for name, kind, text in rows
+        f"<td>{value}</td></tr>"
+        for name, kind, value in rows
     )
-    return f'<div class="scroll"><table><tbody>{lines}</tbody></table></div>' if lines else ""
+    if not lines:
+        return ""
+    return f'<div class="scroll"><table class="values"><tbody>{lines}</tbody></table></div>'
 
 
 # ------------------------------------------------------------ the graph
@@ -112,12 +130,44 @@ def graph_svg(graph: Graph, here: str) -> str:
         for after in node.next
         if after in places
     ]
-    boxes = [_box(name, *place, marked=name == here) for name, place in places.items()]
+    boxes = [
+        _box(name, *place, marked=name == here, many=_runs_often(graph, name))
+        for name, place in places.items()
+    ]
+    labels = [_label(_why(graph, name), *place) for name, place in places.items()]
     width = widest * (_WIDTH + _GAP_X)
     height = len(rows) * (_HEIGHT + _GAP_Y)
     return (
         f'<svg class="graph" viewBox="-4 -4 {width} {height}" width="{width}" role="img" '
-        f'aria-label="graph of the flow">{"".join(lines)}{"".join(boxes)}</svg>'
+        f'aria-label="graph of the flow">{_ARROW}{"".join((*lines, *boxes, *labels))}</svg>'
+    )
+
+
+_ARROW = (
+    '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+    'orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
+)
+
+
+def _runs_often(graph: Graph, name: str) -> bool:
+    """Whether the step has a task for each item of a foreach."""
+    kinds = (graph.nodes[split].kind for split in graph.nodes[name].splits)
+    return any(kind in (Kind.FOREACH, Kind.PARALLEL) for kind in kinds)
+
+
+def _why(graph: Graph, name: str) -> str:
+    """What decides on what follows the step, if anything does."""
+    node = graph.nodes[name]
+    if node.foreach:
+        return f"for each of {node.foreach}"
+    return f"by {node.condition}" if node.condition else ""
+
+
+def _label(text: str, x: float, y: float) -> str:
+    if not text:
+        return ""
+    return (
+        f'<text class="label" x="{x + _WIDTH / 2 + 8}" y="{y + _HEIGHT + 20}">{escape(text)}</text>'
     )
 
 
@@ -142,13 +192,19 @@ def _line(start: tuple[float, float], end: tuple[float, float]) -> str:
     x, y = start[0] + _WIDTH / 2, start[1] + _HEIGHT
     to_x, to_y = end[0] + _WIDTH / 2, end[1]
     middle = (y + to_y) / 2
-    return f'<path d="M{x} {y}C{x} {middle} {to_x} {middle} {to_x} {to_y}"/>'
+    curve = f"M{x} {y}C{x} {middle} {to_x} {middle} {to_x} {to_y}"
+    return f'<path d="{curve}" marker-end="url(#arrow)"/>'
 
 
-def _box(name: str, x: float, y: float, *, marked: bool) -> str:
+def _box(name: str, x: float, y: float, *, marked: bool, many: bool) -> str:
+    behind = (
+        f'<rect x="{x + 5}" y="{y + 5}" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>'
+        if many
+        else ""
+    )
     shown = escape(name if len(name) <= 18 else f"{name[:17]}…")
     return (
-        f'<g class="{"here" if marked else ""}"><rect x="{x}" y="{y}" width="{_WIDTH}" '
+        f'<g class="{"here" if marked else ""}">{behind}<rect x="{x}" y="{y}" width="{_WIDTH}" '
         f'height="{_HEIGHT}" rx="8"/><text x="{x + _WIDTH / 2}" y="{y + 22}" '
         f'text-anchor="middle">{shown}</text></g>'
     )

@@ -109,3 +109,26 @@ def test_the_source_of_a_function_is_shown() -> None:
 def test_values_become_components() -> None:
     assert isinstance(as_component("text"), Markdown)
     assert isinstance(as_component([1]), Artifact)
+
+
+def test_a_table_of_pandas_keeps_the_type_of_each_column() -> None:
+    pandas = pytest.importorskip("pandas", reason="tables of pandas need it")
+
+    html = Table.from_dataframe(pandas.DataFrame({"n": [1], "x": [0.5]})).render()
+
+    assert "<td>1</td><td>0.5</td>" in html
+
+
+@pytest.mark.parametrize(("change", "shown"), [("+2%", "grows"), ("-2%", "falls")])
+def test_a_value_that_falls_looks_otherwise_than_one_that_grows(change: str, shown: str) -> None:
+    assert f'<div class="{shown}">{change}</div>' in ValueBox(change_indicator=change).render()
+
+
+def test_a_chart_without_a_size_is_given_one() -> None:
+    pytest.importorskip("vl_convert", reason="charts are drawn with the extra cards")
+    spec = {"mark": "bar", "data": {"values": [{"a": "A"}]}, "encoding": {"x": {"field": "a"}}}
+
+    wide = VegaChart({**spec, "width": "container"}).render()
+
+    assert 'width="6' in wide
+    assert 'width="1' in VegaChart({**spec, "width": 100}).render()

@@ -33,7 +33,7 @@ COMMANDS = {
     "check": "Check that the flow can run (what is done without a command).",
     "show": "Show the steps, what they say of themselves and who leads where.",
     "dump": "Show the artifacts of tasks.",
-    "logs": "Show what tasks have printed.",
+    "logs": "Show what tasks have printed, or redact it.",
     "explain": "Say why tasks ran, or did not.",
     "card": "View, get, list or make the cards of tasks.",
     "package": "Show, list or save the code package of the flow.",
@@ -100,7 +100,12 @@ class FlowGroup(click.Group):
 
     def _with_commands(self, cmd_name: str) -> click.Group:
         """A command that has commands of its own."""
-        group = click.Group(cmd_name, help=COMMANDS[cmd_name], context_settings=_NORMALIZED)
+        group = _Group(
+            cmd_name,
+            unsaid=_UNSAID.get(cmd_name),
+            help=COMMANDS[cmd_name],
+            context_settings=_NORMALIZED,
+        )
         for name, (help, params, body) in _GROUPS[cmd_name]().items():
             group.add_command(self._made(name, help, params, body))
         return group
@@ -141,6 +146,25 @@ class FlowGroup(click.Group):
         assert check is not None
         with check.make_context("check", [], parent=ctx) as inner:
             return check.invoke(inner)
+
+
+class _Group(click.Group):
+    """Commands below a command; `unsaid` is the one that is meant where none is named."""
+
+    def __init__(self, name: str, unsaid: str | None = None, **rest: Any) -> None:
+        super().__init__(name, **rest)
+        self._unsaid = unsaid
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name of the command first."""
+        if self._unsaid is not None and not {"-h", "--help"} & set(args[:1]):
+            named = next((word for word in args if word in self.commands), None)
+            if named is None:
+                args = [self._unsaid, *args]
+            else:
+                args.remove(named)
+                args = [named, *args]
+        return super().parse_args(ctx, args)
 
 
 def _help_of(flow: type[FlowSpec] | None, script: str) -> str:
@@ -217,12 +241,6 @@ def _dump(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     return dump_parameters(), dump
 
 
-def _logs(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.logs import logs, logs_parameters
-
-    return logs_parameters(), logs
-
-
 def _explain(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.explain import explain, explain_parameters
 
@@ -253,13 +271,26 @@ def _tags() -> Commands:
     return tag_commands()
 
 
+def _logs() -> Commands:
+    from aflow.cli.logs import logs_commands
+
+    return logs_commands()
+
+
 def _package() -> Commands:
     from aflow.cli.package import package_commands
 
     return package_commands()
 
 
-_GROUPS: dict[str, Callable[[], Commands]] = {"card": _cards, "package": _package, "tag": _tags}
+_GROUPS: dict[str, Callable[[], Commands]] = {
+    "card": _cards,
+    "logs": _logs,
+    "package": _package,
+    "tag": _tags,
+}
+# What a group does that is given no command of its own.
+_UNSAID = {"logs": "show"}
 
 _MAKERS: dict[str, Maker] = {
     "run": _run,
@@ -268,7 +299,6 @@ _MAKERS: dict[str, Maker] = {
     "check": _check,
     "show": _show,
     "dump": _dump,
-    "logs": _logs,
     "explain": _explain,
     "output-dot": _dot,
     "output-raw": _raw,

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import heapq
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from aflow.cli.options import option
-from aflow.cli.selection import tasks_of
+from aflow.cli.options import flag, option
+from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
+from aflow.errors import NotFound
 
 if TYPE_CHECKING:
     from aflow.client import Task
 
+Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 _STREAMS = {"stdout": ("stdout",), "stderr": ("stderr",), "both": ("stdout", "stderr")}
 
 
-def logs_parameters() -> list[click.Parameter]:
-    """The arguments and the options of `logs`."""
+def logs_commands() -> Commands:
+    """The commands below `logs`, by name: help, parameters, body."""
+    scrub_help = "Put a line that says so in the place of what tasks have printed, for good."
+    return {
+        "show": ("Show what tasks have printed.", _show_parameters(), show),
+        "scrub": (scrub_help, _scrub_parameters(), scrub),
+    }
+
+
+def _show_parameters() -> list[click.Parameter]:
     return [
-        # `logs show PATHSPEC` is how it was written when there was more than one thing to do.
-        click.Argument(["words"], nargs=-1, required=True, metavar="[show] PATHSPEC"),
+        pathspec_argument(),
         option("--stdout", "stream", flag_value="stdout", help="What was printed to stdout."),
         option("--stderr", "stream", flag_value="stderr", help="What was printed to stderr."),
         option(
@@ -45,14 +55,56 @@ def logs_parameters() -> list[click.Parameter]:
     ]
 
 
-def logs(
-    session: Session, words: tuple[str, ...], stream: str, timestamps: bool, attempt: int | None
+def _scrub_parameters() -> list[click.Parameter]:
+    return [
+        pathspec_argument(),
+        option("--stdout", "stream", flag_value="stdout", help="What was printed to stdout."),
+        option("--stderr", "stream", flag_value="stderr", help="What was printed to stderr."),
+        option("--both", "stream", flag_value="both", default="both", help="Both.  [default]"),
+        option(
+            "--attempt",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="That of this attempt, counted from 0.",
+        ),
+        option(
+            "--latest/--all",
+            default=True,
+            help="That of the latest attempt, or of all.  [default: latest]",
+        ),
+        flag("--include-not-done", help="Of tasks that have not ended, too."),
+    ]
+
+
+def scrub(
+    session: Session,
+    path: str,
+    stream: str,
+    attempt: int | None,
+    latest: bool,
+    include_not_done: bool,
 ) -> None:
+    """Redact the logs of each task."""
+    from aflow.client import redact  # few programs do
+
+    every = not latest and attempt is None
+    count = 0
+    for task in tasks_of(session, path, attempt):
+        if not (include_not_done or task.finished):
+            continue
+        for each in redact.scrub(task, _STREAMS[stream], every_attempt=every):
+            count += 1
+            session.note(f"Logs have been scrubbed for {each}")
+    if count == 0:
+        raise NotFound(
+            f"There is nothing to redact of {path}: its tasks have printed nothing there, or are "
+            "not over yet (--include-not-done redacts what they have printed so far)."
+        )
+
+
+def show(session: Session, path: str, stream: str, timestamps: bool, attempt: int | None) -> None:
     """Write the log of each task to stdout, byte for byte."""
-    paths = words[1:] if words[0] == "show" else words
-    if len(paths) != 1:
-        raise click.UsageError("Give one pathspec: logs RUN[/STEP[/TASK]]")
-    for task in tasks_of(session, paths[0], attempt):
+    for task in tasks_of(session, path, attempt):
         session.note(f"Dumping logs of {task.pathspec}")
         _write(task, _STREAMS[stream], timestamps)
 

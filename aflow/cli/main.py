@@ -57,7 +57,7 @@ _NEED_NO_FILE = ("card", "dump", "explain", "logs")
 _SECOND_WORDS = {
     "card": ("view", "get", "list", "create", "server"),
     "code": ("diff", "diff-runs", "patch", "pull"),
-    "logs": ("show",),
+    "logs": ("show", "scrub"),
     "package": ("info", "list", "save"),
     "tag": ("add", "remove", "replace", "list"),
 }

@@ -51,6 +51,13 @@ def lines(source: RunSource, view: TaskView, stream: str) -> Iterator[tuple[floa
         yield pieces[0].at, b"".join(piece.text for piece in pieces)
 
 
+def owner(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView]:
+    """The task that has printed what this one shows: itself, or the one whose result it took
+    over, if that is still there."""
+    found = _origin(source, view.task.origin) if view.task.origin else None
+    return found or (source, view)
+
+
 def _origin(source: RunSource, origin: str) -> tuple[RunSource, TaskView] | None:
     """The task whose result was taken over, which is the one that printed something; None if its
     run has been deleted."""

@@ -7,7 +7,8 @@ them from the working directory of the moment, and those of the user are shown.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,9 +71,15 @@ class Place:
 
     def change_tags(self, run_key: int, add: list[str], remove: list[str]) -> tuple[str, ...]:
         """Change a run's tags; the ones it has now. Nothing is kept open for writing."""
+        with self.writing() as store:
+            return store.change_tags(run_key, add, remove)
+
+    @contextmanager
+    def writing(self) -> Iterator[MetadataStore]:
+        """The store to write to, for a moment."""
         store = self._open_metadata(False)
         try:
-            return store.change_tags(run_key, add, remove)
+            yield store
         finally:
             if self._database is not None:  # else somebody else has opened it
                 store.close()

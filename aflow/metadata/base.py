@@ -122,6 +122,17 @@ class MetadataRecord(NamedTuple):
     created_at: float
 
 
+class ReplacedLog(NamedTuple):
+    """What takes the place of an attempt's log; the fields are those of AttemptRecord."""
+
+    task: int
+    attempt: int
+    log: bytes | None
+    log_chunks: int
+    stdout_size: int
+    stderr_size: int
+
+
 class RunUpdate(NamedTuple):
     """What a commit changes of the run itself; None leaves it as it is."""
 
@@ -210,6 +221,11 @@ class MetadataStore(Protocol):
         """Remove, then add user tags, in one step; the tags that the run has now. Raises
         InvalidName for a tag that is not allowed, for a system tag, or past the limit; NotFound
         where there is no such run."""
+
+    def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
+        """Put these logs in the place of those of attempts that are over, in one step, and leave
+        nothing of the old ones in the store's own files, as far as it has files of its own: that
+        may take as long as copying them."""
 
     def delete_run(self, run_key: int) -> None:
         """Remove a run with all its records, in one step, and its flow if that was its last run.

@@ -16,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from aflow import ids
-from aflow.errors import InvalidName, InvalidSetting, NotFound, VersionConflict
+from aflow.errors import (
+    InvalidName,
+    InvalidSetting,
+    MetadataUnavailable,
+    NotFound,
+    VersionConflict,
+)
 from aflow.metadata import rows
 from aflow.metadata.base import (
     AttemptRecord,
     Batch,
     CachedTask,
     MetadataRecord,
+    ReplacedLog,
     RunRecord,
     RunUpdate,
     StepProgress,
@@ -154,6 +161,26 @@ class SqliteMetadata:
                     f"A run can have at most {ids.MAX_TAGS} tags; it would have {len(tags)}."
                 )
         return tags
+
+    def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
+        """Put these logs in the place of others; see the port."""
+        if not logs:
+            return
+        sql = statements("write")["replace_log"]
+        values = [(*log[2:], run_key, log.task, log.attempt) for log in logs]
+        with self._transaction() as db:
+            db.executemany(sql, values)
+        with self._lock, errors_named(self._where):
+            # Pages keep what was moved or replaced until they are written anew, all of them; and
+            # so does the log, until it is cut off.
+            assert self._writer is not None, "there was a transaction"
+            self._writer.execute("VACUUM")
+            busy, *_ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise MetadataUnavailable(
+                f"The logs in {self._where} are redacted, but others use the file, and it may "
+                "still hold the old ones: do the same again when they have ended."
+            )
 
     def delete_run(self, run_key: int) -> None:
         """Remove a run with all its records; see the port."""

@@ -18,6 +18,7 @@ from aflow.metadata.base import (
     CachedTask,
     MetadataRecord,
     MetadataStore,
+    ReplacedLog,
     RunRecord,
     RunUpdate,
     TaskRecord,
@@ -556,3 +557,20 @@ def test_a_store_may_be_closed_twice(store: MetadataStore) -> None:
     assert store.run("Flow", "1") is not None
     store.close()
     store.close()
+
+
+# ------------------------------------------------------------------ logs that are redacted
+
+
+def test_a_log_is_replaced_and_the_rest_of_the_attempt_stays(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    before = succeeded(7)._replace(log=b"a secret", stdout_size=9, host="here")
+    store.commit(run.key, 0, Batch(tasks=tasks_of("work", [7, 8]), attempts=[before, succeeded(8)]))
+
+    store.replace_logs(run.key, [ReplacedLog(7, 0, b"nothing", 0, 7, 0)])
+    store.replace_logs(run.key, [])
+
+    assert [before._replace(log=b"nothing", stdout_size=7)] == store.attempts(run.key, 7)
+    assert [succeeded(8)] == store.attempts(run.key, 8)
+    assert 2 == store.commit(run.key, 1, Batch())

@@ -32,6 +32,9 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 INSERT OR REPLACE INTO attempts (run_key, task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
+-- name: replace_log
+UPDATE attempts SET log = ?, log_chunks = ?, stdout_size = ?, stderr_size = ? WHERE run_key = ? AND task = ? AND attempt = ?
+
 -- name: add_metadata
 INSERT INTO metadata (run_key, task, number, attempt, field, value, type, created_at)
 SELECT ?1, ?2, coalesce(max(number), 0) + 1, ?3, ?4, ?5, ?6, ?7 FROM metadata WHERE run_key = ?1 AND task = ?2

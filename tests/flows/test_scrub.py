@@ -1,0 +1,117 @@
+"""`logs scrub`: what was printed by mistake is nowhere any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import Ran, Workspace
+
+FLOW = """
+class Flow_(FlowSpec):
+    @retry(times=1, minutes_between_retries=0)
+    @step
+    def start(self):
+        print("SECRET of stdout", current.retry_count)
+        print("SECRET of stderr", file=sys.stderr)
+        if current.retry_count == 0:
+            raise ValueError("again")
+        self.next(self.loud)
+
+    @step
+    def loud(self):
+        for number in range(30_000):
+            print(number, "SECRET that fills chunks of the log " * 2)
+        print("a line of no interest", file=sys.stderr)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("a line that stays")
+"""
+
+
+@pytest.fixture
+def run(workspace: Workspace) -> str:
+    """A run whose tasks have printed secrets; its id."""
+    workspace.write(FLOW)
+    ran = workspace.run("--run-id-file", "id")
+    assert 0 == ran.code, ran.err
+    return (workspace.path / "id").read_text()
+
+
+def scrub(workspace: Workspace, *words: str) -> Ran:
+    """`logs scrub` that goes well."""
+    ran = workspace.finish(workspace.start("logs", "scrub", *words))
+    assert 0 == ran.code, ran.err
+    return ran
+
+
+def shown(workspace: Workspace, *words: str) -> str:
+    """What `logs` shows."""
+    return workspace.finish(workspace.start("logs", *words)).out
+
+
+def files_with(folder: Path, text: bytes) -> list[str]:
+    """The files of the datastore that hold the text, packed or not; code is not looked at."""
+    return [
+        str(path)
+        for path in (folder / ".aflow").rglob("*")
+        if path.is_file() and "blobs" not in path.parts and text in path.read_bytes()
+    ]
+
+
+def test_nothing_of_what_was_redacted_is_left_in_any_file(workspace: Workspace, run: str) -> None:
+    assert [] != files_with(workspace.path, b"SECRET")
+
+    said = scrub(workspace, "--all", f"{run}/start").err + scrub(workspace, f"{run}/loud").err
+
+    assert 3 == said.count("Logs have been scrubbed for ")
+    assert [] == files_with(workspace.path, b"SECRET")
+    assert "[REDACTED task stdout]\n[REDACTED task stderr]\n" == shown(workspace, f"{run}/start")
+    assert "a line that stays\n" == shown(workspace, f"{run}/end")
+    workspace.check()
+
+
+def test_one_stream_is_redacted_and_the_other_stays(workspace: Workspace, run: str) -> None:
+    scrub(workspace, "--stdout", f"{run}/loud")
+
+    assert "[REDACTED task stdout]\n" == shown(workspace, "--stdout", f"{run}/loud")
+    assert "a line of no interest\n" == shown(workspace, "--stderr", f"{run}/loud")
+
+
+def test_the_latest_attempt_alone_is_redacted_unless_all_are_meant(
+    workspace: Workspace, run: str
+) -> None:
+    scrub(workspace, f"{run}/start")
+
+    assert "SECRET of stdout 0\n" == shown(workspace, "--stdout", "--attempt", "0", f"{run}/start")
+    assert "[REDACTED task stdout]\n" == shown(workspace, "--stdout", f"{run}/start")
+
+    scrub(workspace, "--attempt", "0", "--stdout", f"{run}/start")
+    first = shown(workspace, "--attempt", "0", f"{run}/start")
+    assert "[REDACTED task stdout]\n" in first
+    assert "SECRET of stderr\n" in first
+
+
+def test_the_log_of_a_task_that_was_taken_over_is_that_of_its_origin(
+    workspace: Workspace, run: str
+) -> None:
+    resumed = workspace.finish(
+        workspace.start("resume", "end", "--origin-run-id", run, "--run-id-file", "id")
+    )
+    assert 0 == resumed.code, resumed.err
+    clone = (workspace.path / "id").read_text()
+
+    scrub(workspace, f"{clone}/start")
+
+    assert "SECRET" not in shown(workspace, f"{run}/start")
+
+
+def test_what_has_printed_nothing_is_said_in_one_sentence(workspace: Workspace, run: str) -> None:
+    ran = workspace.finish(workspace.start("logs", "scrub", "--stderr", f"{run}/end"))
+
+    assert 1 == ran.code
+    assert f"There is nothing to redact of {run}/end" in ran.err
+    assert "Traceback" not in ran.err

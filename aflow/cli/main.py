@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
@@ -34,13 +35,8 @@ Usage: aflow COMMAND flow.py[:Name] [OPTIONS]
 
 Commands for a flow (aflow COMMAND flow.py --help shows the options):
 {{commands}}
-Commands for this folder:
-  code        Compare the code of a run with that of this folder, or get it.
-  gc          Delete old runs, and what nothing refers to any more.
-  status      The flows that have run here, what runs now, what has failed last.
-  runs        The runs of a flow or of all (aflow runs --help shows how to choose).
-  version     Show the version of aflow.
-  help        Show this help.
+Other commands:
+{{others}}
 
 Examples:
   aflow run flow.py --alpha 0.5 --max-workers 4
@@ -51,12 +47,34 @@ Examples:
   python flow.py run                    the same without this command
 """
 
+# Commands that no flow file belongs to: name -> what it does, and the function that does it, which
+# is given the words that follow.
+OTHERS = {
+    "status": (
+        "The flows that have run here, what runs, what has failed last.",
+        "aflow.cli.status:status",
+    ),
+    "runs": (
+        "The runs of a flow or of all (aflow runs --help shows how to choose).",
+        "aflow.cli.runs:runs",
+    ),
+    "code": (
+        "Compare the code of a run with that of this folder, or get it.",
+        "aflow.cli.code:code",
+    ),
+    "gc": ("Delete old runs, and what nothing refers to any more.", "aflow.cli.gc:gc"),
+    "configure": (
+        "Say where data and metadata are: for this user, in profiles.",
+        "aflow.cli.configure:configure",
+    ),
+    "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
+}
+
 # What a pathspec alone can say.
 _NEED_NO_FILE = ("card", "dump", "explain", "logs")
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
 _SECOND_WORDS = {
     "card": ("view", "get", "list", "create", "server"),
-    "code": ("diff", "diff-runs", "patch", "pull"),
     "logs": ("show", "scrub"),
     "package": ("info", "list", "save"),
     "tag": ("add", "remove", "replace", "list"),
@@ -95,6 +113,9 @@ def _flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) 
 
 
 def _program(words: Sequence[str]) -> object:
+    if words and words[0] in OTHERS:
+        module, _, function = OTHERS[words[0]][1].partition(":")
+        return getattr(import_module(module), function)(words[1:])
     if "--compat" in words:
         from aflow.compat import install
 
@@ -107,22 +128,6 @@ def _program(words: Sequence[str]) -> object:
         return _flow_group(flow, line.target, [*line.ahead, *command, *line.rest])
     if line.command in _NEED_NO_FILE:
         return _flow_group(None, "aflow", [*line.ahead, line.command, *line.rest])
-    if line.command == "status":
-        from aflow.cli.status import status
-
-        return status(line.rest)
-    if line.command == "code":
-        from aflow.cli.code import code
-
-        return code([*line.ahead, *line.rest])
-    if line.command == "gc":
-        from aflow.cli.gc import gc
-
-        return gc(line.rest)
-    if line.command == "runs":
-        from aflow.cli.runs import runs
-
-        return runs(line.rest)
     if line.command == "version" or "--version" in words:
         click.echo(f"aflow {__version__}")
         return 0
@@ -135,8 +140,10 @@ def _program(words: Sequence[str]) -> object:
 
 
 def _help() -> str:
-    commands = [f"  {name:<11} {text}\n" for name, text in COMMANDS.items()]
-    return _HELP.format(commands="".join(commands[:-2]))
+    of_flows = [f"  {name:<11} {text}\n" for name, text in COMMANDS.items()]
+    others = [f"  {name:<11} {text}\n" for name, (text, _) in OTHERS.items()]
+    others += ["  version     Show the version of aflow.\n", "  help        Show this help."]
+    return _HELP.format(commands="".join(of_flows[:-2]), others="".join(others))
 
 
 def take_apart(words: Sequence[str]) -> Line:

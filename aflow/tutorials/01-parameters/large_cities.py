@@ -1,0 +1,39 @@
+"""Parameters, and a file that becomes part of the run."""
+
+import csv
+import io
+
+from aflow import FlowSpec, IncludeFile, Parameter, step
+
+
+class LargeCitiesFlow(FlowSpec):
+    """List the cities above a size."""
+
+    minimum = Parameter("minimum", default=300_000, help="The smallest population that counts")
+    cities = IncludeFile("cities", default="cities.csv", help="city,country,population")
+
+    @step
+    def start(self):
+        """Read the table. The file is kept with the run: it may change later."""
+        self.rows = [
+            (row["city"], int(row["population"]))
+            for row in csv.DictReader(io.StringIO(self.cities))
+        ]
+        self.next(self.choose)
+
+    @step
+    def choose(self):
+        """Keep the large ones, the largest first."""
+        large = [row for row in self.rows if row[1] >= self.minimum]
+        self.large = sorted(large, key=lambda row: -row[1])
+        self.next(self.end)
+
+    @step
+    def end(self):
+        """Show them."""
+        for city, population in self.large:
+            print(f"{city:<12} {population:>9,}")
+
+
+if __name__ == "__main__":
+    LargeCitiesFlow()

@@ -234,6 +234,9 @@ def _connect_the_command_line() -> None:
         run_script(flow)
 
     set_launcher(launch)
+    from aflow.cli.uncaught import tell_definition_errors
+
+    tell_definition_errors()
 
 
 def _connect_the_client() -> None:

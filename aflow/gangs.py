@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from aflow.around import Around
 from aflow.errors import InvalidTransition
+from aflow.variables import Variables
 
+_VARIABLES = Variables("pytorch_parallel")
 _PORTS = 51_000, 10_000  # the first, and how many: above those that systems hand out
 
 
 class Gang(NamedTuple):
     """One member's place: the address of member 0, how many members there are, which one this is,
-    and the task of member 0 (None for the others, who reach it by its address)."""
+    and the task of member 0."""
 
     main_ip: str
     num_nodes: int
     node_index: int
-    control_task_id: str | None
+    control_task_id: str
 
 
 class AroundParallel(Around):
@@ -32,13 +34,16 @@ class AroundParallel(Around):
                 f"Step {spec.step!r} has @{self.decorator.name}, and was not started with "
                 f"self.next(self.{spec.step}, num_parallel=...)."
             )
-        control = str(spec.task) if spec.split_index == 0 else None
+        # Members start together, so their tasks are numbered one after the other.
+        control = str(spec.task - spec.split_index)
         self.gang = Gang("127.0.0.1", spec.splits, spec.split_index, control)
         self.scene.values["parallel"] = self.gang
 
 
 class AroundPytorch(AroundParallel):
     """The same, with variables for torch.distributed."""
+
+    _found: Mapping[str, str] = {}
 
     def before(self) -> None:
         """Set `current.parallel` and the variables."""
@@ -54,13 +59,10 @@ class AroundPytorch(AroundParallel):
             "NUM_NODES": str(self.gang.num_nodes),
             "WORLD_SIZE": str(self.gang.num_nodes),
         }
-        self._before = {name: os.environ.get(name) for name in found}
-        os.environ.update(found)
+        _VARIABLES.take(found)
+        self._found = found
 
     def after(self, error: BaseException | None) -> None:
         """Put back the variables that were there."""
-        for name, value in getattr(self, "_before", {}).items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _VARIABLES.release(self._found)
+        self._found = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from aflow.errors import InvalidParameter
@@ -100,6 +100,8 @@ class Parameter:
         self.infers_type = type is None
         sample = default[0] if separator and isinstance(default, list) and default else default
         self.type = _checked_type(name, type, sample)
+        if choices is not None and (isinstance(choices, str) or not isinstance(choices, Iterable)):
+            raise InvalidParameter(f"Parameter {name}: choices={choices!r} is no list of values.")
         self.choices = None if choices is None else [self._convert_one(each) for each in choices]
         self.default = default
         if default is not None and not callable(default):

@@ -4,6 +4,10 @@ First the tasks that are ready, in the order in which they became so; then the n
 foreach that was opened last, so that of nested ones few are open at a time. A task or a foreach
 whose step is at its own bound is parked with the step; each attempt of the step that ends brings
 one back. So choosing costs the same however much there is to choose from.
+
+The members of a gang wait for one another, so they start together: when a gang's turn has come and
+there is no room for all of it, no other item starts until there is. A member that is to be tried
+again keeps its place meanwhile: else two gangs could each have what the other lacks.
 """
 
 from __future__ import annotations
@@ -18,13 +22,27 @@ from aflow.scheduler.tasks import Step, Task
 
 
 class Board:
-    """The tasks of one run that are not over. At most `limit` are live at a time."""
+    """The tasks of one run that are not over. At most `limit` are live at a time; of these
+    `workers` certainly run, the others may wait behind them. `held` places are kept."""
 
-    __slots__ = ("cursors", "launched", "limit", "live", "pushed", "ready", "steps", "waiting")
+    __slots__ = (
+        "cursors",
+        "held",
+        "launched",
+        "limit",
+        "live",
+        "pushed",
+        "ready",
+        "steps",
+        "waiting",
+        "workers",
+    )
 
-    def __init__(self, steps: dict[str, Step], limit: int) -> None:
+    def __init__(self, steps: dict[str, Step], limit: int, workers: int) -> None:
         self.steps = steps
         self.limit = limit
+        self.workers = workers
+        self.held = 0
         self.launched = 0  # tasks so far, so also the number of the latest
         self.live: dict[int, Task] = {}
         self.ready: deque[Task] = deque()
@@ -44,11 +62,12 @@ class Board:
 
     def launch(self) -> LaunchAttempt | None:
         """Make the next task live, if there is one that may start now."""
-        if len(self.live) >= self.limit:
-            return None
         task = self._take()
         if task is None:
             return None
+        if task.holds:
+            task.holds = False
+            self.held -= 1
         if not task.number:
             self.launched += 1
             task.number = self.launched
@@ -60,15 +79,20 @@ class Board:
 
     def _take(self) -> Task | None:
         ready = self.ready
+        has_room = len(self.live) + self.held < self.limit
         while ready:
+            if not has_room and not ready[0].holds:
+                return None
             task = ready.popleft()
             if task.step.launched < task.step.bound:
                 return task
             task.step.parked.append(task)
         cursors = self.cursors
-        while cursors:
+        while cursors and has_room:
             items = cursors[-1]
             body = items.body
+            if items.gang and not self._fits(items):
+                return None
             if body.launched >= body.bound:
                 body.parked_items.append(cursors.pop())
                 continue
@@ -78,6 +102,14 @@ class Board:
                 cursors.pop()
             return Task(body, items, index, items.entry)
         return None
+
+    def _fits(self, gang: Items) -> bool:
+        """Whether all members can run at once; or go on starting, once they have begun to."""
+        count = gang.expected
+        return gang.next > 0 or (
+            len(self.live) + self.held + count <= self.workers
+            and gang.body.launched + count <= gang.body.bound
+        )
 
     def begin(self, task: Task, handle: str) -> None:
         """The live attempt of the task runs."""
@@ -99,12 +131,14 @@ class Board:
     def again(self, task: Task) -> None:
         """A task whose attempt was lost or cut short is the first to start."""
         task.move(TaskState.READY)
+        self._hold(task)
         task.step.ready += 1
         self.ready.appendleft(task)
 
     def wait(self, task: Task, at: float) -> None:
         """A task is to be tried again, but not before `at`."""
         task.move(TaskState.WAITING)
+        self._hold(task)
         task.step.waiting += 1
         self.pushed += 1
         heappush(self.waiting, (at, self.pushed, task))
@@ -116,9 +150,19 @@ class Board:
             task = heappop(self.waiting)[2]
             task.move(TaskState.READY)
             task.step.waiting -= 1
-            self.add(task)
+            if task.holds:  # whoever is before it may wait for its gang
+                task.step.ready += 1
+                self.ready.appendleft(task)
+            else:
+                self.add(task)
             due = True
         return due
+
+    def _hold(self, task: Task) -> None:
+        """Keep the place of a member whose gang waits for it."""
+        if task.is_member and not task.holds:
+            task.holds = True
+            self.held += 1
 
     def pending(self) -> list[Task]:
         """The tasks that are ready, parked or waiting, without items that have not started."""
@@ -131,6 +175,7 @@ class Board:
         self.ready.clear()
         self.cursors.clear()
         self.waiting.clear()
+        self.held = 0
         for step in self.steps.values():
             step.parked.clear()
             step.parked_items.clear()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Union
 
+from aflow.flow.graph import Kind
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask
 
 if TYPE_CHECKING:
@@ -47,13 +48,17 @@ class _Split:
 
 
 class Items(_Split):
-    """An open foreach; `next` is the index of the first item that has not started."""
+    """An open foreach; `next` is the index of the first item that has not started.
 
-    __slots__ = ("body", "next")
+    The items of a `gang` start together: its members, who may wait for one another.
+    """
+
+    __slots__ = ("body", "gang", "next")
 
     def __init__(self, serial: int, task: Task, join: Step, count: int) -> None:
         super().__init__(serial, task, join, count)
         self.body = task.step.targets[0]
+        self.gang = task.step.kind is Kind.PARALLEL
         self.next = 0
 
     def arrive(self, index: int, task: int) -> bool:

@@ -34,6 +34,7 @@ def snapshot(board: Board) -> tuple[Any, ...]:
     return (
         board.limit,
         board.launched,
+        board.held,
         board.pushed,
         tuple(_task(board.live[number]) for number in sorted(board.live)),
         tuple(map(_task, board.ready)),
@@ -57,6 +58,7 @@ def _task(task: Task) -> tuple[Any, ...]:
         task.losses,
         task.fallback,
         task.handle,
+        task.holds,
     )
 
 
@@ -122,8 +124,11 @@ def broken(state: RunState, stop: FinishRun | None, board: Board, open_splits: i
 
 
 def _bounds(board: Board) -> str | None:
-    if len(board.live) > board.limit:
-        return f"{len(board.live)} attempts are live, but {board.limit} are allowed."
+    if len(board.live) + board.held > board.limit:
+        return (
+            f"{len(board.live)} attempts are live and {board.held} places kept, but {board.limit} "
+            "are allowed."
+        )
     for step in board.steps.values():
         if step.launched > step.bound:
             return f"{step.launched} attempts of {step.name} are live; its bound is {step.bound}."
@@ -142,6 +147,9 @@ def _tallies(board: Board) -> str | None:
         found = (live[name], running[name], waiting[name], pending[name])
         if told != found:
             return f"Step {name} tells (live, running, waiting, pending) {told}, but has {found}."
+    holding = sum(task.holds for task in board.pending())
+    if holding != board.held:
+        return f"{board.held} places are kept, but {holding} tasks hold one."
     over = sum(step.done + step.failed + step.cancelled for step in board.steps.values())
     numbered = sum(1 for task in board.pending() if task.number)
     if over + len(board.live) + numbered != board.launched:
@@ -175,12 +183,18 @@ def _ending(state: RunState, stop: FinishRun | None, board: Board) -> str | None
 
 def _progress(board: Board) -> str | None:
     """Nothing that could start is left lying, and something is to come."""
-    if len(board.live) < board.limit:
-        if board.ready or board.cursors:
+    if any(task.holds for task in board.ready):
+        return "A member of a gang has its place, but was not launched."
+    if len(board.live) + board.held < board.limit:
+        waits = board.cursors and board.cursors[-1].gang and not board.cursors[-1].next
+        if board.ready or (board.cursors and not waits):
             return "There is room, but tasks that are ready were not launched."
         for step in board.steps.values():
             if (step.parked or step.parked_items) and step.launched < step.bound:
                 return f"Step {step.name} has room, but tasks of it are parked."
+    for items in board.cursors:
+        if items.gang and items.next:
+            return "A gang has begun to start, and some of its members were not launched."
     if not board.live and not board.waiting:
         return "The run goes on, but nothing is live and nothing waits."
     return None

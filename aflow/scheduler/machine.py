@@ -95,7 +95,7 @@ class RunMachine:
                 f"not {max_workers} and {lookahead}"
             )
         self._start = graph.start
-        self._board = Board(steps_of(graph, policies), max_workers + lookahead)
+        self._board = Board(steps_of(graph, policies), max_workers + lookahead, max_workers)
         self._max_num_splits = max_num_splits
         self._max_workers = max_workers
         self._fail_fast = fail_fast

@@ -131,6 +131,7 @@ class Task:
     `number` is 0 until its first attempt is launched, `attempt` -1. `failures` and `losses` count
     what its retries and its patience have been used up by; `fallback` is 0 while the step itself is
     run, then the number of the fallback attempt. `handle` is None until the live attempt begins.
+    `holds` says that its place among the live attempts is kept for it until it starts again.
     """
 
     __slots__ = (
@@ -139,6 +140,7 @@ class Task:
         "fallback",
         "group",
         "handle",
+        "holds",
         "index",
         "inputs",
         "launch",
@@ -162,6 +164,12 @@ class Task:
         self.losses = 0
         self.fallback = 0
         self.handle: str | None = None
+        self.holds = False
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the task is a member of a gang."""
+        return isinstance(self.group, Items) and self.group.gang and self.group.opens(self)
 
     def move(self, state: TaskState) -> None:
         """Change the state; raises IllegalMove, with the task's story, if the table forbids it."""

@@ -44,11 +44,16 @@ def disagreement(
 
 
 def _too_large(step: Step, count: int | None, max_workers: int) -> str | None:
-    if count is None or count <= max_workers:
+    if count is None or count <= min(max_workers, step.targets[0].bound):
         return None
+    if count > max_workers:
+        return (
+            f"Step {step.name} starts a gang of {count} members, which all run at once, and only "
+            f"{max_workers} tasks may: start the run with --max-workers {count}."
+        )
     return (
         f"Step {step.name} starts a gang of {count} members, which all run at once, and only "
-        f"{max_workers} tasks may: start the run with --max-workers {count}."
+        f"{step.targets[0].bound} tasks of {step.targets[0].name} may."
     )
 
 

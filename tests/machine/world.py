@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aflow.flow.graph import Graph, Kind
@@ -46,6 +46,7 @@ class Choices:
     seed: int
     widest: int = 3
     largest_gang: int = 3
+    bounds: Mapping[str, int | None] = field(default_factory=dict)
 
     def transition(self, visit: Visit) -> Transition:
         step, _, iteration = visit
@@ -55,7 +56,9 @@ class Choices:
             cases = node.next if iteration < 3 else [case for case in node.next if case != step]
             return Transition((cases[dice % len(cases)],))
         if node.kind in FAN_OUT:
-            widest = self.largest_gang if node.kind is Kind.PARALLEL else self.widest
+            widest = self.widest
+            if node.kind is Kind.PARALLEL:
+                widest = min(self.largest_gang, self.bounds.get(node.next[0]) or self.largest_gang)
             return Transition(node.next, node.foreach, dice % (widest + 1))
         return Transition(node.next)
 
@@ -108,7 +111,12 @@ class World(Run):
     ) -> None:
         super().__init__(graph, policies, **options)
         # A gang that is larger than what may run at once is refused.
-        self.choices = Choices(graph, seed, largest_gang=min(3, options.get("max_workers", 16)))
+        self.choices = Choices(
+            graph,
+            seed,
+            largest_gang=min(3, options.get("max_workers", 16)),
+            bounds={name: policy.max_workers for name, policy in policies.items()},
+        )
         self.policies = policies
         self.seen: dict[int, Seen] = {}
         self.went: dict[int, Transition] = {}

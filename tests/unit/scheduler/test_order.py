@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from aflow.flow.graph import Kind
 from aflow.scheduler.messages import FromTask, LaunchAttempt
 from aflow.scheduler.policy import StepPolicy
 from aflow.scheduler.states import AttemptState
@@ -166,3 +167,72 @@ def test_a_task_that_was_interrupted_starts_again_before_all_others() -> None:
 def test_a_run_without_room_for_a_task_is_refused(workers: int, lookahead: int) -> None:
     with pytest.raises(ValueError, match="max_workers"):
         Run(LINE, max_workers=workers, lookahead=lookahead)
+
+
+# ------------------------------------------------------------------ gangs
+
+GANG = graph(
+    foreach("s", "a", join="j"),
+    foreach("a", "member", join="g", kind=Kind.PARALLEL),
+    linear("member", "g"),
+    linear("g", "j"),
+    end("j"),
+)
+
+
+def test_the_members_of_a_gang_start_together_with_numbers_that_follow_one_another() -> None:
+    run = Run(GANG, max_workers=4)
+    run.start()
+    run.succeed(1, count=3)  # tasks 2 to 4
+
+    assert [] == launches(run.succeed(2, count=4))
+    assert [] == launches(run.succeed(3, count=4))
+    started = launches(run.succeed(4, count=4))
+    assert [(5, 0), (6, 1), (7, 2), (8, 3)] == [(each.task, each.index) for each in started]
+
+
+def test_no_item_starts_before_a_gang_whose_turn_has_come() -> None:
+    run = Run(GANG, max_workers=3)
+    run.start()
+    run.succeed(1, count=9)  # tasks 2 to 4, and more to come
+
+    assert [] == launches(run.succeed(2, count=3))
+    assert [] == launches(run.succeed(3, count=3))
+    assert ["member"] * 3 == [each.step for each in launches(run.succeed(4, count=3))]
+
+
+def test_a_member_that_is_tried_again_finds_its_place_free() -> None:
+    policies = {"member": StepPolicy(retries=1, wait=60.0)}
+    run = Run(GANG, policies, max_workers=3)
+    run.start()
+    run.succeed(1, count=1)
+    run.succeed(2, count=3)  # members 3 to 5
+
+    assert [] == launches(run.end(3, AttemptState.FAILED))
+    assert [(3, 1)] == [(each.task, each.attempt) for each in launches(run.wake())]
+
+
+def test_two_gangs_that_lose_members_do_not_take_each_others_places() -> None:
+    run = Run(GANG, {"member": StepPolicy(retries=1, wait=60.0)}, max_workers=4)
+    run.start()
+    run.succeed(1, count=2)
+    run.succeed(2, count=2)
+    run.succeed(3, count=2)
+    members = sorted(run.live)
+    assert 4 == len(members)
+    run.end(members[0], AttemptState.FAILED)
+    run.end(members[2], AttemptState.FAILED)
+
+    again = [each.task for each in launches(run.wake())]
+
+    assert [members[0], members[2]] == sorted(again)
+
+
+def test_a_gang_that_its_step_has_no_room_for_is_refused() -> None:
+    run = Run(GANG, {"member": StepPolicy(max_workers=2)}, max_workers=8)
+    run.start()
+    run.succeed(1, count=1)
+    run.succeed(2, count=3)
+
+    assert run.machine.stopping is not None
+    assert "only 2 tasks of member may" in run.machine.stopping.reason

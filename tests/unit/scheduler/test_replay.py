@@ -107,7 +107,7 @@ def test_a_snapshot_of_a_finished_run_holds_no_tasks() -> None:
         run.succeed(min(run.live))
 
     _, board = run.machine.snapshot()
-    _, _, _, live, ready, cursors, waiting, _, groups = board
+    *_, live, ready, cursors, waiting, _, groups = board
 
     assert ((), (), (), (), ()) == (live, ready, cursors, waiting, groups)
     assert {

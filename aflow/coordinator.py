@@ -23,7 +23,7 @@ from aflow.config import Durability, Isolation, RunOptions, Settings
 from aflow.configured import configured
 from aflow.creation import Creation, NewRun
 from aflow.driver import RunDriver, Watch
-from aflow.executors.process import GRACE, ProcessExecutor
+from aflow.executors.process import GRACE, ProcessExecutor, needs_of
 from aflow.executors.spawn import start_template
 from aflow.flow_values import told
 from aflow.metadata.base import RunRecord
@@ -180,7 +180,7 @@ class Coordinator:
         listeners: list[Watch],
     ) -> RunDriver:
         executor = ProcessExecutor(
-            definition,
+            needs_of(definition),
             lambda: start_template(definition, options.decospecs),
             self._clock,
             first=template,

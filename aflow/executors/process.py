@@ -8,8 +8,8 @@ coroutine steps     one process whose event loop runs them all  executors/pool.p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.attempt import AttemptSpec, RunContext
 from aflow.errors import AflowError
@@ -30,8 +30,29 @@ BACKSTOP = 5.0  # seconds after its timeout in which a step may still react by i
 StartTemplate = Callable[[], TemplateProcess]
 
 
+class StepNeeds(NamedTuple):
+    """What has to be known of a step to run it: whether it is a coroutine, and after how many
+    seconds it is killed from outside (None: never)."""
+
+    is_async: bool
+    limit: float | None
+
+
+def needs_of(definition: FlowDefinition) -> dict[str, StepNeeds]:
+    """The needs of every step of a flow."""
+    return {
+        name: StepNeeds(
+            step.is_async,
+            None
+            if (timeout := step.decorator("timeout")) is None
+            else timeout.total_seconds + BACKSTOP,
+        )
+        for name, step in definition.steps.items()
+    }
+
+
 class ProcessExecutor:
-    """Runs the attempts of one run in local processes.
+    """Runs the attempts of one run in local processes; `needs` are those of its steps.
 
     `first` is a template that has been forked already; `start_template` starts another one,
     blocking, in any thread: where there is none yet, and when one has died.
@@ -39,7 +60,7 @@ class ProcessExecutor:
 
     def __init__(
         self,
-        definition: FlowDefinition,
+        needs: Mapping[str, StepNeeds],
         start_template: StartTemplate,
         clock: Clock,
         *,
@@ -48,7 +69,7 @@ class ProcessExecutor:
         isolation: str = "task",
         grace: float = GRACE,
     ) -> None:
-        self._definition = definition
+        self._needs = needs
         self._start_template = start_template
         self._clock = clock
         self._first = first
@@ -59,12 +80,6 @@ class ProcessExecutor:
         self._starting: asyncio.Task[None] | None = None  # a template that is being started
         self._waiting: list[AttemptSpec] = []
         self._idle = asyncio.Event()
-        self._limits = {
-            name: None
-            if (timeout := step.decorator("timeout")) is None
-            else timeout.total_seconds + BACKSTOP
-            for name, step in definition.steps.items()
-        }
         self._link: TemplateLink | None = None
         self._loop: asyncio.AbstractEventLoop
         self._context: RunContext
@@ -105,7 +120,7 @@ class ProcessExecutor:
             size=self._size,
             coroutines=coroutines,
             grace=self._grace,
-            limit_of=self._limits.__getitem__,
+            limit_of=lambda step: self._needs[step].limit,
         )
 
     # ------------------------------------------------------------ attempts
@@ -115,12 +130,12 @@ class ProcessExecutor:
         if self._link is None:
             self._waiting.append(spec)
             self._see_that_one_starts()
-        elif self._definition.steps[spec.step].is_async:
+        elif self._needs[spec.step].is_async:
             self._coroutines.launch(spec)
         elif self._sequential:
             self._workers.launch(spec)
         else:
-            self._fresh.launch(spec, self._limits[spec.step])
+            self._fresh.launch(spec, self._needs[spec.step].limit)
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: SIGTERM to its group, SIGKILL after the grace time."""

@@ -12,9 +12,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
@@ -23,6 +23,16 @@ from aflow.executors import wire
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
+
+
+class Request(NamedTuple):
+    """How a flow is loaded in another process. `source` is as `source_of` gives it, `configs` are
+    pickled values, which only the process that loads the flow reads."""
+
+    source: dict[str, Any]
+    decospecs: list[str]
+    configs: bytes | None
+    is_metaflow: bool
 
 
 class SpawnedTemplate:
@@ -46,13 +56,19 @@ def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) ->
     """Start a template for a flow and wait until it has imported it. Blocks; any thread may call.
 
     Raises AflowError with what the import said, OSError if there is no process to be had."""
-    request = (
-        wire.LOAD,
-        source_of(definition.cls),
-        list(decospecs),
-        _configs_of(definition),
-        _is_metaflow(),
+    return start_from(request_of(definition, decospecs), definition.name, fresh_environment())
+
+
+def request_of(definition: FlowDefinition, decospecs: Sequence[str] = ()) -> Request:
+    """What a fresh interpreter has to be told to load the flow: plain values."""
+    return Request(
+        source_of(definition.cls), list(decospecs), _configs_of(definition), _is_metaflow()
     )
+
+
+def start_from(request: Request, name: str, environment: Mapping[str, str]) -> SpawnedTemplate:
+    """Start a template for the flow of this name that the request describes, in this environment.
+    Blocks; raises what `start_template` raises."""
     with ExitStack() as made:
         ours, theirs = socket.socketpair()
         made.enter_context(ours)
@@ -61,13 +77,13 @@ def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) ->
                 [sys.executable, "-m", "aflow.spawned", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=fresh_environment(),
+                env=environment,
             )
         made.enter_context(process)  # waits for its end ...
         made.callback(process.kill)  # ... which a thread of the flow's file could put off
-        kind, *rest = _answer(ours, msgpack.packb(request))
+        kind, *rest = _answer(ours, msgpack.packb((wire.LOAD, *request)))
         if kind != wire.READY:
-            raise AflowError(f"The flow {definition.name} could not be loaded again: {rest[0]}")
+            raise AflowError(f"The flow {name} could not be loaded again: {rest[0]}")
         made.pop_all()
         return SpawnedTemplate(ours, process)
 

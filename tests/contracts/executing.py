@@ -20,7 +20,7 @@ from aflow.attempt import AttemptReport, AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.base import Usage
 from aflow.executors.link import TemplateProcess
-from aflow.executors.process import ProcessExecutor
+from aflow.executors.process import ProcessExecutor, needs_of
 from aflow.executors.spawn import start_template
 from aflow.flow.spec import define
 from aflow.scheduler.codec import encode_inputs
@@ -167,7 +167,7 @@ def new_executor(
         return templates[-1]
 
     executor = ProcessExecutor(
-        definition,
+        needs_of(definition),
         start_one,
         SystemClock(),
         max_workers=workers,

@@ -28,7 +28,7 @@ NO_RETRY_EXIT_CODE = 202  # a step's process that ends with it is not tried agai
 
 class RunContext(NamedTuple):
     """What all attempts of a run have in common. `told` is what the flow's decorators add to
-    `current`."""
+    `current`. Without `persist` nothing is stored of what steps leave, nor even pickled."""
 
     flow: str
     run: str
@@ -42,6 +42,7 @@ class RunContext(NamedTuple):
     max_num_splits: int
     origin_run: str | None = None
     told: dict[str, Any] | None = None
+    persist: bool = True
 
 
 class AttemptSpec(NamedTuple):

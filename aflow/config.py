@@ -58,6 +58,7 @@ class Settings:
     max_log_size: int = 10
     default_secrets_backend: str | None = None
     package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
+    spin_persist: bool = True
 
     @classmethod
     def load(
@@ -113,12 +114,14 @@ def environment_with(more: Mapping[str, str]) -> dict[str, str]:
 class SpinOptions:
     """Which task is spun: the first of the step that failed, else the first, of the latest run that
     has one, unless `run` and `task` say more. `artifacts` take the place of those of its inputs:
-    values by name, for a join {pathspec: values by name}."""
+    values by name, for a join {pathspec: values by name}. Without `persist` none of the artifacts
+    that the step leaves is stored."""
 
     step: str
     run: str | None = None
     task: int | None = None
     artifacts: dict[str, Any] = field(default_factory=dict)
+    persist: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +302,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "ui_url": (("UI_URL",), _text),
     "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
     "package_suffixes": (("DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"), _suffixes),
+    "spin_persist": (("SPIN_PERSIST",), _flag),
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),

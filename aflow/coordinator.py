@@ -202,6 +202,7 @@ class Coordinator:
             options.max_num_splits,
             new.record.origin_run,
             told(new.record),
+            options.spin is None or options.spin.persist,
         )
 
         def tell(notices: Sequence[Notice]) -> None:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aflow.around import Around, Makers, Scene, await_through, call_through, makers_of
@@ -305,9 +306,12 @@ class Runner:
         )
 
     def _manifest(self, execution: Execution) -> Manifest:
-        writer = ArtifactWriter(self._blobs)
-        manifest = execution.task.manifest(left_artifacts(execution.flow), writer)
-        execution.task.verify_mapped()
+        task = execution.task
+        if self.context.persist:
+            manifest = task.manifest(left_artifacts(execution.flow), ArtifactWriter(self._blobs))
+        else:
+            manifest = Manifest(step=execution.step.name, stack=task.stack)
+        task.verify_mapped()
         return manifest
 
     @staticmethod
@@ -351,7 +355,10 @@ class Runner:
                 f"Step {execution.step.name!r} has foreach={name!r}, but self.{name} is of type "
                 f"{type(values).__name__}, which cannot be iterated over."
             ) from None
-        return write_items(iterator, self._blobs, self.context.max_num_splits)
+        limit = self.context.max_num_splits
+        if not self.context.persist:
+            return None, sum(1 for _ in islice(iterator, limit + 1))
+        return write_items(iterator, self._blobs, limit)
 
     def _settle_by_fallback(self, execution: Execution) -> AttemptReport:
         """@catch, where the step's process died: the step is settled without running it."""

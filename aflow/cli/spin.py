@@ -32,6 +32,11 @@ def spin_parameters() -> list[click.Parameter]:
             type=click.Path(dir_okay=False, exists=True),
             help="A Python file whose ARTIFACTS, a dict, take the place of those of the inputs.",
         ),
+        option(
+            "--persist/--no-persist",
+            default=None,
+            help="Store the artifacts that the step leaves, or none.  [default: persist]",
+        ),
         *(each for each in run_options() if each.name in _SHARED),
     ]
 
@@ -41,12 +46,13 @@ def spin(
     path: str,
     skip_decorators: bool,
     artifacts_module: str | None,
+    persist: bool | None,
     **values: Any,
 ) -> int:
     """`spin`: the exit code."""
     from aflow.spinning import alone
 
-    settings = session.settings(max_log_size=values.pop("max_log_size"))
+    settings = session.settings(max_log_size=values.pop("max_log_size"), spin_persist=persist)
     definition = session.define()
     which = _which(path, definition)
     with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
@@ -57,7 +63,7 @@ def spin(
         session,
         spun,
         settings,
-        spin=SpinOptions(**which, artifacts=artifacts),
+        spin=SpinOptions(**which, artifacts=artifacts, persist=settings.spin_persist),
         **values,
     )
 

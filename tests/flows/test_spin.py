@@ -150,6 +150,51 @@ def test_a_spin_is_in_nobodys_way(ran: Workspace) -> None:
     assert "is a spin of one task, which cannot be resumed" in refused.err
 
 
+@pytest.mark.parametrize("how", ["option", "setting"])
+def test_without_persist_nothing_is_stored_of_what_the_step_leaves(
+    workspace: Workspace, how: str
+) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.xs = [1, 2]
+                if os.path.exists("again"):
+                    self.big = os.urandom(100_000)
+                    self.lock = open(__file__)
+                self.next(self.each, foreach="xs")
+            @step
+            def each(self):
+                self.next(self.end)
+            @step
+            def end(self, inputs):
+                pass
+        """)
+    assert 0 == workspace.run().code
+    (workspace.path / "again").touch()
+    refused = spin(workspace, "start")
+    assert 1 == refused.code  # an open file cannot be pickled
+    assert "'lock'" in refused.err
+    before = stored(workspace)
+    args = ("--no-persist",) if how == "option" else ()
+    spun = workspace.finish(
+        workspace.start(
+            "--no-pylint", "spin", "start", *args, AFLOW_SPIN_PERSIST="1" if args else "0"
+        )
+    )
+    assert 0 == spun.code, spun.err
+    assert "Foreach yields 2 child steps." in spun.out
+    assert before == stored(workspace)
+    task = flow(workspace)[run_of(spun)]["start"].task
+    assert task.successful
+    assert [] == [each.id for each in task]
+
+
+def stored(workspace: Workspace) -> list[str]:
+    """The blobs that are in the store."""
+    return sorted(path.name for path in workspace.path.glob(".aflow/blobs/*/*"))
+
+
 def test_spins_are_listed_for_who_inspects_them(ran: Workspace) -> None:
     ids = {run_of(spin(ran, "end")), run_of(spin(ran, "join"))}
     client.inspect_spin(str(ran.path))

@@ -1,7 +1,7 @@
 """What travels to the process that runs an attempt, and what comes back: plain msgpack arrays.
 
     coordinator -> process   RunContext (once), AttemptSpec (each attempt)
-    process -> coordinator   STARTED, LOGGED and ENDED messages
+    process -> coordinator   STARTED, LOGGED, GROWN and ENDED messages
 
 The first element of a message is its kind; unknown kinds are an error of ours, never of a user.
 Nothing in here is ever unpickled by the coordinator.
@@ -20,6 +20,7 @@ from aflow.scheduler.states import AttemptState
 STARTED = 0  # [STARTED, task, attempt, pid, at]
 LOGGED = 1  # [LOGGED, task, attempt, at, stream (0 stdout, 1 stderr), whole, bytes]
 ENDED = 2  # [ENDED, *AttemptReport]
+GROWN = 3  # [GROWN, task, attempt, items so far of its foreach, manifest as of now]
 
 STREAMS: tuple[Literal["stdout"], Literal["stderr"]] = ("stdout", "stderr")
 

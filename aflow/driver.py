@@ -42,6 +42,7 @@ from aflow.scheduler.messages import (
     FromForeach,
     FromTask,
     Inputs,
+    ItemsReady,
     LaunchAttempt,
     Outcome,
     RetryAttempt,
@@ -70,13 +71,15 @@ Watch = Callable[[Sequence[Notice]], None]
 class LiveAttempt:
     """What the driver knows of an attempt between its launch and its end."""
 
-    __slots__ = ("fallback", "pid", "started_at", "step")
+    __slots__ = ("chunks", "fallback", "manifest", "pid", "started_at", "step")
 
     def __init__(self, step: str, fallback: bool) -> None:
         self.step = step
         self.fallback = fallback
         self.pid: int | None = None
         self.started_at: float | None = None
+        self.chunks = 0  # of its log, in the store
+        self.manifest: bytes | None = None  # what it has left already
 
 
 def _guarded(method: Callable[P, None]) -> Callable[P, None]:
@@ -149,7 +152,7 @@ class RunDriver:
             self._commits.pending.tasks.append(task)
             self._commits.pending.attempts[(task.task, attempt.attempt)] = attempt
             assert attempt.manifest is not None, "a task that is settled has left something"
-            self._note_success(task.task, attempt.manifest, self._commits.number)
+            self._note_left(task.task, attempt.manifest, self._commits.number)
 
     async def run(self) -> RunEnded:
         """Drive the run to its end. Raises what the metadata, the store or the watcher raised, if
@@ -274,7 +277,7 @@ class RunDriver:
             task, attempt, AttemptState.SUCCEEDED, now, now, manifest=precedent.manifest
         )
         number = self._commits.number
-        self._note_success(task, precedent.manifest, number)
+        self._note_left(task, precedent.manifest, number)
         outcome = Outcome(AttemptState.SUCCEEDED, precedent.transition)
         self._handle(AttemptEnded(task, attempt, outcome))
         self._announced[number].append(
@@ -283,8 +286,8 @@ class RunDriver:
             )
         )
 
-    def _note_success(self, task: int, manifest: bytes, number: int) -> None:
-        """A task has succeeded: what its manifest says is in commit `number`."""
+    def _note_left(self, task: int, manifest: bytes, number: int) -> None:
+        """A task has left something: what its manifest says is in commit `number`."""
         self._handover.keep(task, manifest)
         self._uncommitted[task] = number
         self._settled_in[number].append(task)
@@ -364,10 +367,32 @@ class RunDriver:
         """An attempt is running now."""
         live = self._live[(task, attempt)]
         live.pid, live.started_at = pid, at
-        self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
-            task, attempt, AttemptState.RUNNING, at, host=self._host, pid=pid
-        )
+        self._note_running(task, attempt, live)
         self._tell(TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback))
+
+    def _note_running(self, task: int, attempt: int, live: LiveAttempt) -> None:
+        self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
+            task,
+            attempt,
+            AttemptState.RUNNING,
+            live.started_at,
+            manifest=live.manifest,
+            log_chunks=live.chunks,
+            host=self._host,
+            pid=live.pid,
+        )
+
+    @_guarded
+    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
+        """An attempt has made items of its foreach: tasks for them may start, once what they read
+        of it is committed."""
+        live = self._live.get((task, attempt))
+        if live is None or self._ended.done():
+            return
+        live.manifest = manifest
+        self._note_running(task, attempt, live)
+        self._note_left(task, manifest, self._commits.number)
+        self._handle(ItemsReady(task, attempt, count))
 
     @_guarded
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
@@ -424,7 +449,7 @@ class RunDriver:
         pending, number = self._commits.pending, self._commits.number
         pending.attempts[(report.task, report.attempt)] = record
         if report.manifest is not None and report.state == AttemptState.SUCCEEDED.value:
-            self._note_success(report.task, report.manifest, number)
+            self._note_left(report.task, report.manifest, number)
         self._retry_at, self._refused = None, ""
         self._handle(AttemptEnded(report.task, report.attempt, report.outcome))
         self._announced[number].append(self._end_notice(live, report, record))
@@ -453,15 +478,8 @@ class RunDriver:
             return
         live = self._live.get((task, attempt))
         if live is not None and live.started_at is not None:
-            self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
-                task,
-                attempt,
-                AttemptState.RUNNING,
-                live.started_at,
-                log_chunks=chunks,
-                host=self._host,
-                pid=live.pid,
-            )
+            live.chunks = chunks
+            self._note_running(task, attempt, live)
             self._commits.touch()
 
     # ------------------------------------------------------------ commits

@@ -26,7 +26,10 @@ class Handover:
         self._latest: tuple[int, dict[int, bytes]] | None = None
 
     def keep(self, task: int, manifest: bytes) -> None:
-        """Keep the manifest of a task that has just succeeded; the oldest ones go."""
+        """Keep the manifest that a task has just left; the oldest ones go."""
+        if self._latest is not None and self._latest[0] == task:
+            self._latest = None  # it has grown
+        self._size -= len(self._manifests.pop(task, b""))
         if len(manifest) > MAX_ALONG:
             return
         self._manifests[task] = manifest

@@ -61,6 +61,15 @@ class Manifests:
             self.remember(task, manifest)
         return manifest
 
+    def with_item(self, task: int, index: int) -> Manifest:
+        """The manifest of a task that opens a foreach, from when it had made the item at `index`:
+        it may go on making them."""
+        manifest = self.of(task)
+        if manifest.items is not None and index >= manifest.items[0]:
+            self._cache.pop(task, None)
+            manifest = self.of(task)
+        return manifest
+
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
         """Up to PAGE inputs of a foreach join from split index `start` on."""
         rows = self.metadata.split_manifests(self._run_key, inputs.split, inputs.steps, start, PAGE)
@@ -92,6 +101,10 @@ class KnownManifests(Manifests):
         return task in self._by_task
 
     def of(self, task: int) -> Manifest:
+        """The manifest of a task."""
+        return self._by_task[task]
+
+    def with_item(self, task: int, index: int) -> Manifest:
         """The manifest of a task."""
         return self._by_task[task]
 
@@ -181,7 +194,7 @@ class InputTask:
         stack = self._aflow_artifacts.manifest.stack
         return self._aflow_item(stack[-1]) if stack else None
 
-    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+    def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
         """The levels of foreach around the input, outermost first: index, splits, item."""
         stack = self._aflow_artifacts.manifest.stack
         return [(frame.index, frame.num_splits, self._aflow_item(frame)) for frame in stack]

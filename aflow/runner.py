@@ -95,16 +95,24 @@ class Runner:
         self._clock = clock
         self._item_reader = ItemReader(blobs)
         self._makers: dict[str, Makers] = {}
+        # Tells the coordinator of items while a step still makes them: task, attempt, how many, and
+        # the manifest. None where nobody would hear it.
+        self.announce: Callable[[int, int, int, bytes], None] | None = None
 
     def expect_many(self) -> None:
         """Get ready to run many attempts in this process: hold what several of them read."""
         self._item_reader = ItemReader(self._blobs, hold=True)
 
-    def remember(self, manifests: dict[int, bytes]) -> None:
+    def remember(self, spec: AttemptSpec) -> None:
         """Keep manifests that came along with a spec."""
-        for task, data in manifests.items():
-            if not self.manifests.knows(task):
+        for task, data in spec.manifests.items():
+            if not self.manifests.knows(task) or self._has_grown(task, spec):
                 self.manifests.remember(task, Manifest.decode(data))
+
+    def _has_grown(self, task: int, spec: AttemptSpec) -> bool:
+        """Whether what is known of a task is from before it had made the item of the spec."""
+        items = self.manifests.of(task).items if task == spec.split else None
+        return items is not None and (spec.split_index or 0) >= items[0]
 
     def run(self, spec: AttemptSpec) -> AttemptReport:
         """Run one attempt to its end."""
@@ -188,7 +196,7 @@ class Runner:
     # ------------------------------------------------------------ prepare
 
     def _begin(self, spec: AttemptSpec) -> Execution:
-        self.remember(spec.manifests)
+        self.remember(spec)
         return Execution(spec, self.definition.steps[spec.step], self._clock.now())
 
     def _prepare(self, execution: Execution) -> None:
@@ -341,8 +349,33 @@ class Runner:
             )
         if call.foreach is None:
             return call.steps, None, call.num_parallel
-        manifest.items, count = self._items(execution, call.foreach, iterator)
+        if iterator is not None and self._may_stream(execution.step):
+            count = self._stream(execution, manifest, call, iterator)
+        else:
+            manifest.items, count = self._items(execution, call.foreach, iterator)
         return call.steps, call.foreach, count
+
+    def _may_stream(self, step: StepDefinition) -> bool:
+        """Whether tasks for its items may start before all of them are there: see the scheduler."""
+        tried_again = step.decorator("retry") or step.decorator("catch")
+        return self.announce is not None and not tried_again
+
+    def _stream(
+        self, execution: Execution, manifest: Manifest, call: NextCall, iterator: Iterator[Any]
+    ) -> int:
+        from aflow.streamed import write_streamed  # few steps do
+
+        announce, spec = self.announce, execution.spec
+        assert announce is not None, "there is somebody to tell"
+        manifest.transition = (call.steps, call.foreach, None)
+
+        def tell(items: Any, count: int) -> None:
+            manifest.items = items
+            announce(spec.task, spec.attempt, count, manifest.encode())
+
+        limit = self.context.max_num_splits
+        manifest.items, count = write_streamed(iterator, self._blobs, limit, self._clock, tell)
+        return count
 
     def _items(
         self, execution: Execution, name: str, iterator: Iterator[Any] | None

@@ -95,7 +95,7 @@ class RunningTask:
         stack = self.stack
         return self._item(stack[-1]) if stack else None
 
-    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+    def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
         """The levels of foreach around the task, outermost first: index, splits, item."""
         return [(frame.index, frame.num_splits, self._item(frame)) for frame in self.stack]
 
@@ -133,8 +133,9 @@ class RunningTask:
         return (*opener.stack, self._new_frame(inputs.task, opener))
 
     def _new_frame(self, split: int, opener: Manifest) -> ForeachFrame:
-        index, count = self._spec.split_index or 0, self._spec.splits or 0
+        index, count = self._spec.split_index or 0, self._spec.splits
         if opener.items is not None:
+            opener = self._manifests.with_item(split, index)
             self._own_item = self._items.read(opener.items, index)
         text = "" if self._own_item is None else self._own_item.text
         split_step = self._definition.graph[self.step_name].splits[-1]

@@ -176,7 +176,7 @@ class CachedTasks:
             everything.update((name, self._left[owner].own[name]) for name in names)
         content = _hash(sorted(everything.items()))
         self._left[task] = Left(own, decoded.inherited, decoded.stack, content)
-        if decoded.transition[2] is not None:
+        if decoded.transition[2] is not None or decoded.items is not None:
             self._openers[task] = decoded
         place = self._places.pop(task, None)
         if place is not None:

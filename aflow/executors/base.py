@@ -3,7 +3,7 @@
 What every executor promises, and tests/contracts/test_executors.py checks:
 
 - Each `launch` leads to at most one `started` and exactly one `ended` call, in this order, on the
-  event loop that `start` was called on; `ended` comes after all `logged` calls of the attempt.
+  event loop that `start` was called on; `logged` and `grown` calls of the attempt are between them.
 - What a step does wrong is FAILED; a step over its time TIMED_OUT; a machine or process that went
   away under an attempt, without the step's doing, LOST; what our own `stop` cut short INTERRUPTED.
 - `cancel` may be called twice, or late; the attempt ends as CANCELLED, or as what it was before
@@ -28,6 +28,10 @@ class Reports(Protocol):
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
         """The attempt has written these bytes to stdout (0) or stderr (1)."""
+
+    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
+        """The attempt, which still runs, has so many items of its foreach so far. The manifest says
+        what the tasks for them read of it."""
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """The attempt is over."""

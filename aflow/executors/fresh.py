@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from aflow.attempt import AttemptReport, AttemptSpec
+from aflow.attempt import GROWN, AttemptReport, AttemptSpec
 from aflow.clock import Clock
 from aflow.executors import deaths, wire
 from aflow.executors.base import NO_USAGE, Reports, Usage
@@ -175,7 +175,10 @@ class FreshProcesses:
         else:
             process.unpacker.feed(data)
             for message in process.unpacker:
-                process.report = AttemptReport(*message[1:])
+                if message[0] == GROWN:
+                    self._reports.grown(*message[1:])
+                else:
+                    process.report = AttemptReport(*message[1:])
         return True
 
     def _close(self, process: FreshProcess, number: int) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from aflow.attempt import ENDED, LOGGED, STARTED, AttemptReport, AttemptSpec
+from aflow.attempt import ENDED, GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import Clock
 from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Reports
@@ -157,6 +157,8 @@ class WorkerPool:
         kind = message[0]
         if kind == ENDED:
             self._note_end(worker, AttemptReport(*message[1:]))
+        elif kind == GROWN:
+            self._reports.grown(*message[1:])
         elif kind == LOGGED:
             self._reports.logged(*message[1:])
         elif kind == STARTED:

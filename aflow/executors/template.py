@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from aflow import collector
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt import GROWN, AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors import inside, wire
 from aflow.executors.warm_up import warm_up
@@ -118,7 +118,7 @@ class Template:
             fds = self._take(3)
             attempt = AttemptSpec.decode(spec)
             # Decoded here, where it stays decoded for all tasks that read the same.
-            self._configured.remember(attempt.manifests)
+            self._configured.remember(attempt)
             self._fork(child, fds, lambda: self._run_one(attempt, *fds))
         elif kind == wire.KILL:
             child, signum = rest
@@ -181,7 +181,9 @@ class Template:
     def _run_one(self, spec: AttemptSpec, stdout: int, stderr: int, report: int) -> None:
         inside.redirect(stdout, stderr)
         pid = os.getpid()
-        ended = self._configured.run(spec)
+        runner = self._configured
+        runner.announce = lambda *grown: inside.write_all(report, msgpack.packb((GROWN, *grown)))
+        ended = runner.run(spec)
         if os.getpid() != pid:
             return  # the step forked, and this is its child: it has nothing to report
         inside.flush()

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-from aflow.attempt import LOGGED, STARTED, AttemptReport, AttemptSpec
+from aflow.attempt import GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.executors import inside
 from aflow.executors.streams import Owner, WorkerStreams
@@ -149,6 +149,7 @@ class SequentialWorker:
         self._clock = SystemClock()
         self._running: Owner | None = None
         self._streams = WorkerStreams(descriptors, lambda: self._running, self._link.log)
+        runner.announce = lambda *grown: self._link.say(GROWN, *grown)
         self._surroundings = Surroundings(*descriptors[:2])
         self._pid = os.getpid()
 

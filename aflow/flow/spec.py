@@ -78,7 +78,7 @@ class TaskContext(Protocol):
     def names(self) -> set[str]:
         """The names of all that `load` can give."""
 
-    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+    def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
         """The levels of foreach around the task, outermost first: index, splits, item."""
 
     def merge(
@@ -145,7 +145,7 @@ class FlowSpec:
         """The item of the innermost foreach around the task; None outside of any."""
         return self._aflow_bound("input").input
 
-    def foreach_stack(self) -> list[tuple[int, int, Any]]:
+    def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
         """The levels of foreach around the task, outermost first: index, splits, item."""
         return self._aflow_bound("foreach_stack()").foreach_stack()
 

@@ -304,7 +304,8 @@ class MetadataStore(Protocol):
         """One task with its latest attempt, or with the attempt asked for."""
 
     def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
-        """The manifests of the latest attempts of these tasks, where they succeeded."""
+        """The manifests of the latest attempts of these tasks, where they succeeded, or run and
+        have left one already."""
 
     def split_manifests(
         self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000

@@ -57,8 +57,17 @@ class Board:
 
     def open(self, items: Items) -> None:
         """A foreach of at least one item may start."""
-        items.body.ready += items.expected
+        items.body.ready += items.known
         self.cursors.append(items)
+
+    def grow(self, items: Items, count: int) -> None:
+        """The foreach has this many items now."""
+        if count == items.known:
+            return
+        items.body.ready += count - items.known
+        if items.next == items.known:  # all there were have started
+            self.cursors.append(items)
+        items.known = count
 
     def launch(self) -> LaunchAttempt | None:
         """Make the next task live, if there is one that may start now."""
@@ -98,7 +107,7 @@ class Board:
                 continue
             index = items.next
             items.next = index + 1
-            if items.next == items.expected:
+            if items.next == items.known:
                 cursors.pop()
             return Task(body, items, index, items.entry)
         return None

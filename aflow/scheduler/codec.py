@@ -10,6 +10,7 @@ change their meaning. Fields at the end that have their usual value are left out
                                         AttemptEnded with success; steps follow
     e  task attempt state [reason retryable transition]
                                         AttemptEnded otherwise; state is a letter
+    i  task attempt count               ItemsReady
     t                                   TimePassed
     c  [reason]                         CancelRequested
 
@@ -35,6 +36,7 @@ from aflow.scheduler.messages import (
     FromForeach,
     FromTask,
     Inputs,
+    ItemsReady,
     NoInputs,
     Outcome,
     RunStarted,
@@ -75,6 +77,8 @@ def _row(event: Event) -> tuple[Any, ...]:
         return (*row, event.handle) if event.handle else row
     if isinstance(event, CancelRequested):
         return ("c", event.reason) if event.reason else ("c",)
+    if isinstance(event, ItemsReady):
+        return ("i", *event)
     return ("s",) if isinstance(event, RunStarted) else ("t",)
 
 
@@ -132,6 +136,7 @@ _READERS: dict[str, Any] = {
     "s": RunStarted,
     "b": AttemptStarted,
     "e": _read_ended,
+    "i": ItemsReady,
     "t": TimePassed,
     "c": CancelRequested,
 }

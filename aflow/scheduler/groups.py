@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Place = tuple[int | None, int | None, int | None]
 """The innermost foreach around a task: the task that opened it, the index in it, its width."""
 
+UNKNOWN = -1  # items of a foreach that still come
+
 NOWHERE: Place = (None, None, None)
 
 
@@ -50,13 +52,17 @@ class _Split:
 class Items(_Split):
     """An open foreach; `next` is the index of the first item that has not started.
 
-    The items of a `gang` start together: its members, who may wait for one another.
+    The items of a `gang` start together: its members, who may wait for one another. `known` is how
+    many items there are so far; while they still come, `expected` is UNKNOWN.
     """
 
-    __slots__ = ("body", "gang", "next")
+    __slots__ = ("body", "gang", "known", "next")
 
-    def __init__(self, serial: int, task: Task, join: Step, count: int) -> None:
-        super().__init__(serial, task, join, count)
+    def __init__(
+        self, serial: int, task: Task, join: Step, count: int, *, grows: bool = False
+    ) -> None:
+        super().__init__(serial, task, join, UNKNOWN if grows else count)
+        self.known = count
         self.body = task.step.targets[0]
         self.gang = task.step.kind is Kind.PARALLEL
         self.next = 0
@@ -72,7 +78,7 @@ class Items(_Split):
 
     def place(self, index: int) -> Place:
         """The innermost foreach of a task at this index: this one."""
-        return (self.task, index, self.expected)
+        return (self.task, index, None if self.expected == UNKNOWN else self.expected)
 
     def opens(self, task: Task) -> bool:
         """Whether the task is the first one of its item."""

@@ -59,6 +59,7 @@ def _task(task: Task) -> tuple[Any, ...]:
         task.fallback,
         task.handle,
         task.holds,
+        None if task.stream is None else task.stream.serial,
     )
 
 
@@ -68,7 +69,7 @@ def _step(step: Step) -> tuple[Any, ...]:
 
 
 def _group(group: Group) -> tuple[Any, ...]:
-    own = group.next if isinstance(group, Items) else tuple(group.last)
+    own = (group.next, group.known) if isinstance(group, Items) else tuple(group.last)
     outer = None if group.group is None else group.group.serial
     return (group.serial, group.task, outer, group.index, group.expected, group.arrived, own)
 
@@ -83,6 +84,7 @@ def _groups(board: Board) -> dict[int, Group]:
     found: dict[int, Group] = {}
     inside: list[Group | None] = [task.group for task in (*board.live.values(), *board.pending())]
     inside.extend(_cursors(board))
+    inside.extend(task.stream for task in board.live.values())
     for group in inside:
         while group is not None and group.serial not in found:
             found[group.serial] = group
@@ -141,7 +143,7 @@ def _tallies(board: Board) -> str | None:
     waiting = Counter(task.step.name for _, _, task in board.waiting)
     pending = Counter(task.step.name for task in board.pending())
     for items in _cursors(board):
-        pending[items.body.name] += items.expected - items.next
+        pending[items.body.name] += items.known - items.next
     for name, step in board.steps.items():
         told = (step.launched, step.running, step.waiting, step.ready + step.waiting)
         found = (live[name], running[name], waiting[name], pending[name])
@@ -203,24 +205,23 @@ def _progress(board: Board) -> str | None:
 def _tokens(board: Board, open_splits: int) -> str | None:
     """Every item and branch of every open split is on its way, still to start, or has arrived."""
     groups = _groups(board)
-    inside = Counter(
-        task.group.serial
-        for task in (*board.live.values(), *board.pending())
-        if task.group is not None
-    )
+    # A task that has opened a foreach already is counted as that.
+    tokens = [each for each in (*board.live.values(), *board.pending()) if each.stream is None]
+    inside = Counter(task.group.serial for task in tokens if task.group is not None)
     inside.update(group.group.serial for group in groups.values() if group.group is not None)
     for serial, group in groups.items():
-        to_start = group.expected - group.next if isinstance(group, Items) else 0
-        if inside[serial] + to_start + group.arrived != group.expected:
+        to_start = group.known - group.next if isinstance(group, Items) else 0
+        parts = group.known if isinstance(group, Items) else group.expected
+        if inside[serial] + to_start + group.arrived != parts:
             return (
-                f"Split {serial} has {group.expected} parts, but {group.arrived} have arrived, "
+                f"Split {serial} has {parts} parts, but {group.arrived} have arrived, "
                 f"{inside[serial]} are on their way and {to_start} are to start."
             )
         if isinstance(group, Branches) and group.arrived != sum(map(bool, group.last)):
             return f"Split {serial} counts {group.arrived} arrivals, but knows {group.last}."
     if len(groups) != open_splits:
         return f"{open_splits} splits are counted as open, but there are {len(groups)}."
-    roots = [task for task in (*board.live.values(), *board.pending()) if task.group is None]
+    roots = [task for task in tokens if task.group is None]
     if len(roots) + sum(group.group is None for group in groups.values()) != 1:
         return "The run has not exactly one token outside of all splits."
     return None

@@ -24,6 +24,7 @@ from aflow.scheduler.messages import (
     FinishRun,
     FromForeach,
     FromTask,
+    ItemsReady,
     LaunchAttempt,
     NoInputs,
     Outcome,
@@ -121,6 +122,8 @@ class RunMachine:
                 self._attempt_ended(event, now, commands)
             elif type(event) is AttemptStarted:
                 self._attempt_started(event)
+            elif type(event) is ItemsReady:
+                self._items_ready(event, commands)
             elif type(event) is TimePassed:
                 self._time_passed(event, now, commands)
             elif type(event) is CancelRequested:
@@ -149,6 +152,23 @@ class RunMachine:
             return
         self._handled = event
         self._board.begin(task, event.handle)
+
+    def _items_ready(self, event: ItemsReady, commands: list[Command]) -> None:
+        task = self._board.live.get(event.task)
+        if task is None or task.attempt != event.attempt or self._stop is not None:
+            return
+        if not task.step.may_stream or event.count > self._max_num_splits:
+            return
+        known = 0 if task.stream is None else task.stream.known
+        if event.count <= known:
+            return
+        self._handled = event
+        if task.stream is None:
+            task.stream = Items(self._next_split(), task, _join_of(task), event.count, grows=True)
+            self._board.open(task.stream)
+        else:
+            self._board.grow(task.stream, event.count)
+        self._go_on(commands)
 
     def _attempt_ended(self, event: AttemptEnded, now: float, commands: list[Command]) -> None:
         task = self._board.live.get(event.task)
@@ -199,7 +219,8 @@ class RunMachine:
 
     def _try_again(self, task: Task, outcome: Outcome, now: float, commands: list[Command]) -> None:
         wait = task.wait_after(outcome)
-        if wait is None:
+        # Another attempt would make its items anew, while tasks for these have begun.
+        if wait is None or task.stream is not None:
             self._fail(task, task.last_reason(outcome), commands)
             return
         commands.append(RetryAttempt(task.number, task.attempt, now + wait))
@@ -260,11 +281,21 @@ class RunMachine:
 
     def _open_items(self, task: Task, count: int) -> None:
         join = _join_of(task)
-        if count:
+        if task.stream is not None:
+            self._close_stream(task.stream, count)
+        elif count:
             self._board.open(Items(self._next_split(), task, join, count))
         else:
             nothing = FromForeach(task.number, join.inlets, 0)
             self._board.add(Task(join, task.group, task.index, nothing))
+
+    def _close_stream(self, items: Items, count: int) -> None:
+        """No more items come; all of them may be at the join already."""
+        self._board.grow(items, count)
+        items.expected = count
+        if items.arrived == count:
+            self._open -= 1
+            self._board.add(Task(items.join, items.group, items.index, items.inputs()))
 
     def _next_split(self) -> int:
         self._splits += 1

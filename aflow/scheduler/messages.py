@@ -64,6 +64,15 @@ class AttemptEnded(NamedTuple):
     outcome: Outcome
 
 
+class ItemsReady(NamedTuple):
+    """A live attempt, which opens a foreach, has stored this many of its items so far: tasks for
+    them may start before it ends."""
+
+    task: int
+    attempt: int
+    count: int  # type: ignore[assignment]
+
+
 class TimePassed(NamedTuple):
     """The time that `RunMachine.wake_at` named has come."""
 
@@ -74,7 +83,7 @@ class CancelRequested(NamedTuple):
     reason: str = ""
 
 
-Event = RunStarted | AttemptStarted | AttemptEnded | TimePassed | CancelRequested
+Event = RunStarted | AttemptStarted | ItemsReady | AttemptEnded | TimePassed | CancelRequested
 
 
 # ------------------------------------------------------------------ commands
@@ -117,7 +126,8 @@ class LaunchAttempt(NamedTuple):
     """Start this attempt of this task.
 
     `split` and `index` name the innermost foreach that the task is in: the task that opened it
-    and the task's place in it (None outside of any foreach). `opens_index` is True for the first
+    and the task's place in it (None outside of any foreach); `count` is None, too, where nobody
+    knows yet how many items there will be. `opens_index` is True for the first
     task of an item, whose `self.input` is the item itself. `final` says that no attempt follows
     if this one fails; `fallback` that the step is not to be run: @catch settles it.
     """

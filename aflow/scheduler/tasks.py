@@ -77,6 +77,13 @@ class Step:
         self.ready = self.launched = self.running = self.waiting = 0
         self.done = self.failed = self.cancelled = 0
 
+    @property
+    def may_stream(self) -> bool:
+        """Whether tasks for its items may start before it ends: not where it may be tried again,
+        and would make its items anew."""
+        policy = self.policy
+        return self.kind is Kind.FOREACH and policy.retries == 0 and not policy.catches
+
     def counts(self) -> StepCounts:
         """The tallies as a value."""
         return StepCounts(
@@ -132,6 +139,7 @@ class Task:
     what its retries and its patience have been used up by; `fallback` is 0 while the step itself is
     run, then the number of the fallback attempt. `handle` is None until the live attempt begins.
     `holds` says that its place among the live attempts is kept for it until it starts again.
+    `stream` is the foreach that its live attempt has opened before its end.
     """
 
     __slots__ = (
@@ -148,6 +156,7 @@ class Task:
         "number",
         "state",
         "step",
+        "stream",
     )
 
     launch: LaunchAttempt  # the live attempt, or the last one
@@ -165,6 +174,7 @@ class Task:
         self.fallback = 0
         self.handle: str | None = None
         self.holds = False
+        self.stream: Items | None = None
 
     @property
     def is_member(self) -> bool:

@@ -25,6 +25,11 @@ def disagreement(
         return _story(step, transition)
     if step.kind is Kind.PARALLEL:
         return _too_large(step, transition.count, max_workers)
+    if task.stream is not None and (transition.count or 0) < task.stream.known:
+        return (
+            f"Foreach in step {step.name} has {transition.count} items, but tasks for "
+            f"{task.stream.known} have begun."
+        )
     if step.kind in FAN_OUT:
         return _too_many(step, transition.count, max_num_splits)
     if step.kind is Kind.END:

@@ -59,27 +59,53 @@ class _Segment:
         return [str(blobs.put_raw(self.data, self.table)), self.size, self.records]
 
 
+class ItemWriter:
+    """Stores items one after the other; `count` is how many there are."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._writer = ArtifactWriter(blobs, inline_limit=0)
+        self._segments: list[Any] = []
+        self._segment = _Segment()
+        self.count = 0
+
+    def add(self, item: Any) -> None:
+        """One more item; raises ArtifactNotPicklable, which names it."""
+        self._segment.add(_record(item, self.count, self._writer))
+        self.count += 1
+        if self._segment.size >= SEGMENT_SIZE:
+            self._store()
+
+    def cut(self) -> list[Any]:
+        """What `Manifest.items` is as of now; all items so far are stored then."""
+        if self._segment.records:
+            self._store()
+        return [self.count, *self._segments]
+
+    def finish(self) -> tuple[list[Any], int]:
+        """The value for `Manifest.items`, and the number of items."""
+        if self._segments or self._segment.size > INLINE_LIMIT:
+            return self.cut(), self.count
+        inline = bytes(self._segment.data + self._segment.table)
+        return [self.count, *([inline] if inline else [])], self.count
+
+    def _store(self) -> None:
+        self._segments.append(self._segment.stored(self._blobs))
+        self._segment = _Segment()
+
+
 def write_items(items: Iterable[Any], blobs: BlobStore, limit: int) -> tuple[Any, int]:
     """Store the items; gives the value for `Manifest.items` and their number.
 
     Stops at the first item past `limit`, with (None, limit + 1): the caller says that they are
     too many. Raises ArtifactNotPicklable, which names the item, and what iterating raises.
     """
-    writer = ArtifactWriter(blobs, inline_limit=0)
-    segments: list[Any] = []
-    segment, count = _Segment(), 0
+    writer = ItemWriter(blobs)
     for item in items:
-        if count == limit:
-            return None, count + 1
-        segment.add(_record(item, count, writer))
-        count += 1
-        if segment.size >= SEGMENT_SIZE:
-            segments.append(segment.stored(blobs))
-            segment = _Segment()
-    if segment.records:
-        small = not segments and segment.size <= INLINE_LIMIT
-        segments.append(bytes(segment.data + segment.table) if small else segment.stored(blobs))
-    return [count, *segments], count
+        if writer.count == limit:
+            return None, limit + 1
+        writer.add(item)
+    return writer.finish()
 
 
 class Item(NamedTuple):

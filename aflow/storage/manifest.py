@@ -51,7 +51,7 @@ class ForeachFrame(NamedTuple):
 
     step: str
     var: str
-    num_splits: int
+    num_splits: int | None
     index: int  # type: ignore[assignment]  # the word that users know
     value: str
     split: int

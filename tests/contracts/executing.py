@@ -65,6 +65,10 @@ class Recorder:
             self._output[(task, stream)] += chunk
         self._changed.set()
 
+    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
+        self.said[task].append("grown")
+        self._changed.set()
+
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         self.said[report.task].append("ended")
         self.reports[report.task] = report

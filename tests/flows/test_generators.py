@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from aflow import client
 from tests.flows.conftest import Workspace
 
@@ -68,3 +70,105 @@ def test_an_endless_generator_stops_at_the_limit(workspace: Workspace) -> None:
     assert 1 == ran.code
     assert "7" in ran.err
     assert "--max-num-splits" in ran.err
+
+
+HAND_IN_HAND = """
+class Flow_(FlowSpec):
+    def found(self):
+        for number in range(4):
+            yield number
+            # The next item comes when the task for this one has run.
+            while not os.path.exists(f"done-{number}"):
+                time.sleep(0.005)
+
+    DECORATOR
+    @step
+    def start(self):
+        self.word = "x" * 100_000
+        self.items = self.found()
+        self.next(self.work, foreach="items")
+
+    @step
+    def work(self):
+        self.seen = self.input, self.foreach_stack()[0][1], len(self.word)
+        open(f"done-{self.input}", "w").close()
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.all_seen = [each.seen for each in inputs]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("seen", self.all_seen)
+"""
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_tasks_begin_while_the_generator_still_yields(workspace: Workspace, isolation: str) -> None:
+    workspace.write(HAND_IN_HAND.replace("    DECORATOR\n", ""))
+
+    ran = workspace.run("--isolation", isolation)
+
+    assert 0 == ran.code, ran.err
+    seen = [(number, None, 100_000) for number in range(4)]
+    assert f"seen {seen}" in ran.lines
+    workspace.check()
+
+
+def test_a_generator_that_fails_later_fails_its_run_and_is_resumed_anew(
+    workspace: Workspace,
+) -> None:
+    source = HAND_IN_HAND.replace("    DECORATOR\n", "")
+    workspace.write(
+        source.replace("range(4):", "range(4):\n            self.check(number)").replace(
+            "    @step\n    def start",
+            "    def check(self, number):\n"
+            "        if number == 2 and not os.path.exists('mended'):\n"
+            "            raise ValueError('no more')\n\n"
+            "    @step\n    def start",
+        )
+    )
+    failed = workspace.run()
+    assert 1 == failed.code
+    assert "ValueError: no more" in failed.err
+    assert 2 == len([line for line in failed.lines if "finished successfully" in line])
+    (workspace.path / "mended").touch()
+
+    resumed = workspace.finish(workspace.start("resume"))
+
+    assert 0 == resumed.code, resumed.err
+    assert f"seen {[(number, None, 100_000) for number in range(4)]}" in resumed.lines
+    workspace.check()
+
+
+def test_where_a_step_may_be_tried_again_tasks_begin_when_all_items_are_there(
+    workspace: Workspace,
+) -> None:
+    workspace.write(
+        FLOW.replace(
+            "    @step\n    def start",
+            "    @retry(times=1, minutes_between_retries=0)\n    @step\n    def start",
+        ).replace("self.fails and number == 3", "current.retry_count == 0 and number == 3")
+    )
+    ran = workspace.run()
+    assert 0 == ran.code, ran.err
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    run = client.Flow("Flow_").latest_run
+    assert run is not None
+    assert 5 == len(list(run["work"]))
+
+
+def test_a_generator_of_many_items_is_told_of_now_and_then(workspace: Workspace) -> None:
+    workspace.write(FLOW)
+    ran = workspace.run(
+        "--count", "3000", "--max-num-splits", "3000", "--isolation", "worker", "--cache"
+    )
+    assert 0 == ran.code, ran.err
+    again = workspace.run(
+        "--count", "3000", "--max-num-splits", "3000", "--isolation", "worker", "--cache"
+    )
+    assert 0 == again.code, again.err
+    workspace.check()

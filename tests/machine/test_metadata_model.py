@@ -110,17 +110,20 @@ class ModelRun:
         return [self.view(self.tasks[task]) for task in sorted(self.tasks)]
 
     def manifests(self) -> dict[int, bytes]:
-        """What the latest attempts have left that succeeded."""
+        """What the latest attempts have left that succeeded, or run."""
+        return self._left_by(AttemptState.SUCCEEDED, AttemptState.RUNNING)
+
+    def _left_by(self, *states: AttemptState) -> dict[int, bytes]:
         latest = [self.latest(task) for task in self.attempts]
         return {
             each.task: each.manifest
             for each in latest
-            if each and each.state is AttemptState.SUCCEEDED and each.manifest is not None
+            if each and each.state in states and each.manifest is not None
         }
 
     def split_manifests(self, split: int, steps: list[str]) -> list[tuple[int, int, str, bytes]]:
         """The inputs of a join, by index; of several tasks for one item the last one."""
-        manifests = self.manifests()
+        manifests = self._left_by(AttemptState.SUCCEEDED)
         return sorted(
             {
                 task.index: (task.index, task.task, task.step, manifests[task.task])

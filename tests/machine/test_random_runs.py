@@ -72,9 +72,16 @@ class RandomRun(RuleBasedStateMachine):
                 self.world.succeed_as_chosen(self.pick(data))
 
     @precondition(lambda self: self.world.live)
+    @rule(data=st.data(), some=st.integers(1, 3))
+    def items_come_before_the_end(self, data: st.DataObject, some: int) -> None:
+        self.world.stream(self.pick(data), some)
+
+    @precondition(lambda self: self.world.live)
     @rule(data=st.data(), state=st.sampled_from(OURS))
     def an_attempt_is_cut_short(self, data: st.DataObject, state: AttemptState) -> None:
-        self.world.end_badly(self.pick(data), state, True)
+        alive = [task for task in sorted(self.world.live) if task not in self.world.streamed]
+        if alive:
+            self.world.end_badly(data.draw(st.sampled_from(alive)), state, True)
 
     @precondition(lambda self: self.world.live)
     @rule(data=st.data(), state=st.sampled_from(THEIRS))
@@ -86,6 +93,8 @@ class RandomRun(RuleBasedStateMachine):
             self.world.end_badly(data.draw(st.sampled_from(alive)), state, True)
 
     def survives(self, task: int, state: AttemptState) -> bool:
+        if task in self.world.streamed:
+            return False
         seen, launch = self.world.seen[task], self.world.live[task]
         return seen.losses < 2 if state is AttemptState.LOST else not launch.final
 

@@ -20,6 +20,7 @@ from aflow.scheduler.messages import (
     FromBranches,
     FromForeach,
     FromTask,
+    ItemsReady,
     LaunchAttempt,
     NoInputs,
     Outcome,
@@ -123,6 +124,7 @@ class World(Run):
         self.arrived: dict[int, dict[int, int]] = defaultdict(dict)  # by opener: index -> task
         self.joined: set[int] = set()
         self.retries: dict[int, float] = {}
+        self.streamed: dict[int, int] = {}  # by opener: items that came before its end
 
     def _obey(self, command: Command) -> None:
         super()._obey(command)
@@ -211,7 +213,8 @@ class World(Run):
         _, stack, _ = seen.visit
         for (step, index), opener in reversed(list(zip(stack, seen.openers, strict=True))):
             if self.graph[step].kind in FAN_OUT:
-                return opener, index, self.went[opener].count
+                # Nobody knows how many there will be while the opener still makes them.
+                return opener, index, None if opener in self.live else self.went[opener].count
         return None, None, None
 
     def _kind(self, task: int) -> Kind:
@@ -233,11 +236,31 @@ class World(Run):
         self.end_with(task, went)
         assert self.settled[task].succeeded
 
+    def stream(self, task: int, some: int) -> None:
+        """If the live attempt opens a foreach, it says that some more items are there."""
+        seen, launch = self.seen[task], self.live[task]
+        went = self.choices.transition(seen.visit)
+        if self._kind(task) is not Kind.FOREACH:
+            assert [] == self.tell(ItemsReady(task, launch.attempt, some))
+            return
+        count = min(went.count or 0, self.streamed.get(task, 0) + some)
+        policy = self._policy(launch.step)
+        if policy.retries or policy.catches or self.machine.stopping is not None:
+            assert [] == self.tell(ItemsReady(task, launch.attempt, count))
+            return
+        self.went[task] = went
+        event = ItemsReady(task, launch.attempt, count)
+        self.tell(event)
+        assert self.machine.journaled(event) is (count > self.streamed.get(task, 0))
+        if count:
+            self.streamed[task] = count
+
     def end_badly(self, task: int, state: AttemptState, retryable: bool) -> None:
         """The live attempt ends without success; what the machine makes of it is checked."""
         launch = self.live[task]
         stopping = self.machine.stopping is not None
-        wait = None if stopping else self._expected_wait(launch, state, retryable)
+        over = stopping or task in self.streamed
+        wait = None if over else self._expected_wait(launch, state, retryable)
         self.retries.pop(task, None)
         if wait is not None:
             self.seen[task].ready_at = self.now + wait

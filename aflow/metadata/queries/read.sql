@@ -90,7 +90,7 @@ WHERE t.run_key = :run_key AND t.task = :task
 -- name: manifests
 SELECT a.task, a.manifest FROM attempts a
 WHERE a.run_key = ?1 AND a.task IN (SELECT value FROM json_each(?2))
-  AND a.state = 'succeeded' AND a.manifest IS NOT NULL
+  AND a.state IN ('succeeded', 'running') AND a.manifest IS NOT NULL
   AND a.attempt = (SELECT max(attempt) FROM attempts WHERE run_key = ?1 AND task = a.task)
 
 -- name: split_manifests

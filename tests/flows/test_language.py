@@ -416,3 +416,86 @@ def test_a_loop_inside_of_a_foreach_joins_with_its_last_round(workspace: Workspa
     for isolation in ("task", "worker"):
         ran = workspace.run("--isolation", isolation)
         assert "rounds [1, 2, 3]" in ran.lines, ran.out + ran.err
+
+
+def test_a_join_may_be_a_switch_and_a_switch_may_lead_into_a_join(workspace: Workspace) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.xs = [1, 2, 3]
+                self.next(self.work, foreach="xs")
+
+            @step
+            def work(self):
+                self.y = self.input
+                self.odd = self.y % 2 == 1
+                self.next({True: self.join, False: self.extra}, condition="odd")
+
+            @step
+            def extra(self):
+                self.y = -self.y
+                self.next(self.join)
+
+            @step
+            def join(self, inputs):
+                self.ys = [each.y for each in inputs]
+                self.kind = "few" if len(self.ys) < 5 else "many"
+                self.next({"few": self.few, "many": self.many}, condition="kind")
+
+            @step
+            def few(self):
+                print("few", self.ys)
+                self.next(self.end)
+
+            @step
+            def many(self):
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    for isolation in ("task", "worker"):
+        ran = workspace.run("--isolation", isolation)
+        assert "few [1, -2, 3]" in ran.lines, ran.out + ran.err
+    assert workspace.latest()[0] is RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("join", "told"),
+    [
+        (
+            "self.again = False\n        "
+            "self.next({True: self.join, False: self.end}, condition='again')",
+            "only a switch that is no join may do that",
+        ),
+        ("self.next(self.missing)", "which is no step"),
+    ],
+)
+def test_what_no_scheduler_could_run_is_refused_in_a_sentence(
+    workspace: Workspace, join: str, told: str
+) -> None:
+    workspace.write(FAN.replace("self.next(self.end)", join, 1))
+    ran = workspace.run()
+    assert 1 == ran.code
+    assert told in ran.err
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("self.next(self.work, ", "self.next(self.join, ", "leads straight into the join"),
+        ("def join(self, inputs):", "def join(self):", "is open"),
+    ],
+)
+def test_a_foreach_that_is_not_joined_well_is_refused(
+    workspace: Workspace, old: str, new: str, told: str
+) -> None:
+    assert old in FAN
+    workspace.write(FAN.replace(old, new))
+    ran = workspace.run()
+    assert 1 == ran.code
+    assert told in ran.err
+    assert "Traceback" not in ran.err

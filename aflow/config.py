@@ -135,6 +135,7 @@ class RunOptions:
 
     `origin_run` is the run to resume (its parameters are taken then), `rerun_step` a step of it to
     run again in any case, `rerun_missing` whether tasks are run again whose blobs are missing.
+    With `clone_only` nothing runs that cannot be taken over. `resume_identifier` says who resumes.
     `run_id` names the run, None leaves that to aflow. With `spin` one step runs alone, on inputs of
     an earlier run.
 
@@ -159,6 +160,8 @@ class RunOptions:
     origin_run: str | None = None
     rerun_step: str | None = None
     rerun_missing: bool = False
+    clone_only: bool = False
+    resume_identifier: str | None = None
     run_id: str | None = None
     spin: SpinOptions | None = None
     branch: str | None = None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from aflow import backends
 from aflow.attempt import RunContext
 from aflow.clock import SystemClock
+from aflow.cloning import AT_ONCE, CloneOnly
 from aflow.config import Durability, Isolation, RunOptions, Settings
 from aflow.configured import configured
 from aflow.creation import Creation, NewRun
@@ -189,6 +190,11 @@ class Coordinator:
             grace=self._grace,
         )
         machine = _machine(definition, options, new.launch, executor.lookahead)
+        precedents = new.precedents
+        if options.clone_only:
+            assert isinstance(machine, RunMachine), "only whole runs are resumed"
+            assert precedents is not None, "who resumes a run knows its results"
+            machine = precedents = CloneOnly(machine, precedents, _cloned(new.record))
         context = RunContext(
             definition.name,
             new.record.run,
@@ -220,10 +226,17 @@ class Coordinator:
             parameters=new.parameters,
             max_log_size=options.max_log_size,
             watch=tell,
-            precedents=new.precedents,
+            precedents=precedents,
             facts=(new.facts,),
             settled=new.settled,
         )
+
+
+def _cloned(run: RunRecord) -> str:
+    return (
+        f"What {run.flow}/{run.origin_run} has finished is taken over, and nothing else was to be "
+        "run (--clone-only)."
+    )
 
 
 def _machine(
@@ -235,7 +248,7 @@ def _machine(
     return RunMachine(
         definition.graph,
         policies_from(definition),
-        max_workers=options.max_workers,
+        max_workers=AT_ONCE if options.clone_only else options.max_workers,
         lookahead=lookahead,
         max_num_splits=options.max_num_splits,
         fail_fast=options.fail_fast,

@@ -140,6 +140,8 @@ class Creation:
         Raises NotFound where there is no such run, InvalidInput where it cannot be resumed.
         """
         if options.origin_run is None:
+            if options.clone_only:
+                raise InvalidInput("Tasks can be taken over only from a run that is resumed.")
             return None
         flow, run = definition.name, ids.run_id(options.origin_run)
         origin = self._metadata.run(flow, run)
@@ -264,6 +266,7 @@ class Creation:
                 "script": definition.file,
                 "parameters": list(definition.parameters),
                 "owner": owner.this_process(),
+                "resume_identifier": options.resume_identifier,
                 **values,
             },
             origin_run=options.origin_run,

@@ -30,8 +30,9 @@ def resume_parameters() -> list[click.Parameter]:
         ),
         flag("--rerun-missing", help="Run tasks again whose artifacts are not in the store."),
         *(each for each in run_options() if each.name not in _NOT_OURS),
-        option("--run-id", hidden=True, help="The new run's id, which is no number."),
-        option("--resume-identifier", hidden=True, help="Accepted, unused."),
+        flag("--clone-only/--no-clone-only", help="Take over what is finished, and run nothing."),
+        option("--run-id", metavar="NAME", help="The new run's id, which is no number."),
+        option("--resume-identifier", metavar="NAME", help="Who resumes, for the record."),
     ]
 
 
@@ -42,6 +43,7 @@ def resume(
     rerun_missing: bool,
     run_id: str | None,
     resume_identifier: str | None,
+    clone_only: bool,
     **values: Any,
 ) -> int:
     """`resume`: the exit code."""
@@ -56,8 +58,13 @@ def resume(
             "origin_run": origin_run_id or _latest(definition.name, settings),
             "rerun_step": step_to_rerun,
             "rerun_missing": rerun_missing,
+            "clone_only": clone_only,
             "run_id": _checked(run_id),
+            "resume_identifier": resume_identifier,
         }
+
+    if clone_only and values["dry_run"]:
+        raise click.UsageError("--clone-only runs nothing, so there is nothing for --dry-run.")
 
     return run(session, {}, origin=origin, **values)
 

@@ -87,7 +87,11 @@ def run(
         explain.dry_run(definition, options, settings)
         return 0
     watch = _watch(definition, settings, progress, runner_attribute_file)
-    return _with_hooks(definition, settings, *_in_foreground(definition, options, settings, watch))
+    ended, signum = _in_foreground(definition, options, settings, watch)
+    if options.clone_only:
+        stopped = ended.state is RunState.CANCELLED and signum is None  # as was wanted
+        return 0 if stopped else _exit_code(ended, signum)
+    return _with_hooks(definition, settings, ended, signum)
 
 
 def _note_differences(session: Session, definition: FlowDefinition) -> None:

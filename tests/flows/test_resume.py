@@ -109,6 +109,45 @@ def test_nothing_is_copied_in_the_store(workspace: Workspace) -> None:
     assert 1_000_000 == len(newest(workspace)[0].data.big)
 
 
+def test_what_is_finished_can_be_taken_over_without_running_the_rest(failed: Workspace) -> None:
+    ran = resume(failed, "--clone-only", "--run-id", "taken", "--max-workers", "1")
+    assert 0 == ran.code, ran.err
+    assert "nothing else was to be run (--clone-only)" in ran.out
+    assert [] == [line for line in ran.lines if line.startswith(("start r", "work 2", "total"))]
+    taken = newest(failed)[0]
+    assert (False, "taken") == (taken.successful, taken.id)
+    assert (RunState.CANCELLED, 3) == (failed.latest()[0], len(failed.latest()[1]))
+    assert ["start", "work", "work"] == sorted(
+        task.origin_pathspec.split("/")[2]  # type: ignore[union-attr]
+        for step in taken
+        for task in step
+    )
+    went_on = resume(failed)
+    assert 0 == went_on.code, went_on.err
+    assert ["work 2", "total 33 0.7 taken"] == [
+        line for line in went_on.lines if line.startswith(("start r", "work", "total"))
+    ]
+    failed.check()
+
+
+def test_a_step_to_rerun_is_left_out_of_what_is_only_taken_over(failed: Workspace) -> None:
+    assert 0 == resume(failed).code
+    ran = resume(failed, "join", "--clone-only")
+    assert 0 == ran.code, ran.err
+    assert {"start", "work"} == {step.id for step in newest(failed)[0]}
+    assert 3 == len([*newest(failed)[0]["work"]])
+
+
+def test_a_whole_run_that_is_only_taken_over_is_a_whole_run(failed: Workspace) -> None:
+    assert 0 == resume(failed).code
+    ran = resume(failed, "--clone-only")
+    assert 0 == ran.code, ran.err
+    run = newest(failed)[0]
+    assert run.successful
+    assert [10, 11, 12] == run.data.ys
+    assert all(task.origin_pathspec for step in run for task in step)
+
+
 def test_a_step_to_rerun_runs_again_and_all_that_follows_it(failed: Workspace) -> None:
     resume(failed)
     ran = resume(failed, "join")
@@ -298,6 +337,7 @@ def test_a_missing_blob_is_named_and_its_task_can_be_run_again(workspace: Worksp
         (("--origin-run-id", "../x"), 2, "cannot be the name of a run"),
         (("--alpha", "1"), 2, "No such option"),
         (("--run-id", "123"), 2, "must not be a number"),
+        (("--clone-only", "--dry-run"), 2, "nothing for --dry-run"),
     ],
 )
 def test_what_cannot_be_resumed_ends_in_a_sentence(

@@ -13,10 +13,11 @@ and leaves no process, descriptor or temporary file behind. Several may live in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow import backends
+from aflow.admission import Admission, WhenFull
 from aflow.attempt import RunContext
 from aflow.clock import SystemClock
 from aflow.cloning import AT_ONCE, CloneOnly
@@ -45,6 +46,17 @@ if TYPE_CHECKING:
 LEFTOVERS = 86400.0  # seconds after which what a dead writer has left in the store is removed
 
 
+class Stopping:
+    """What `RunHandle.cancel` gives. The run is being stopped already; to await this is to wait
+    until it has stopped, and to be told how it ended."""
+
+    def __init__(self, run: RunHandle) -> None:
+        self._run = run
+
+    def __await__(self) -> Generator[Any, None, RunEnded]:
+        return self._run.wait().__await__()
+
+
 class RunHandle:
     """A run that a coordinator drives."""
 
@@ -71,22 +83,34 @@ class RunHandle:
         if the run could not be recorded any more."""
         return await asyncio.shield(self.task)
 
-    def cancel(self, reason: str = "The run was cancelled.") -> None:
-        """Stop the run; `wait` tells when it has stopped. May be called again, and late."""
+    def cancel(self, reason: str = "The run was cancelled.") -> Stopping:
+        """Stop the run: begun at once, and awaited (`await run.cancel()`) it tells how the run has
+        ended. May be called again, and late, when it changes nothing."""
         if not self.task.done():
             self._driver.cancel(reason)
+        return Stopping(self)
 
     async def events(self) -> AsyncIterator[Notice]:
-        """The run's notices from now on, until it ends. Several may listen; one who is slow holds
-        the others up in nothing, and finds all notices when it comes back."""
+        """The run's notices from the first `anext` on, until it ends. Several may listen; one who
+        is slow holds the others up in nothing, and finds all notices when it comes back: they are
+        kept for it until then. Who no longer listens closes the iterator (`aclosing`)."""
         queue: asyncio.Queue[Sequence[Notice]] = asyncio.Queue()
-        self._listeners.append(queue.put_nowait)
-        self.task.add_done_callback(lambda _: queue.put_nowait(()))
-        if self.task.done():
+        hear = queue.put_nowait
+
+        def end(_: object) -> None:
             queue.put_nowait(())
-        while notices := await queue.get():
-            for notice in notices:
-                yield notice
+
+        self._listeners.append(hear)
+        self.task.add_done_callback(end)
+        try:
+            if self.task.done():
+                end(None)
+            while notices := await queue.get():
+                for notice in notices:
+                    yield notice
+        finally:
+            self._listeners.remove(hear)
+            self.task.remove_done_callback(end)
 
 
 class Coordinator:
@@ -94,6 +118,10 @@ class Coordinator:
 
     `storage` and `metadata` are URLs or backends. `max_workers` bounds the live attempts of each
     run, `isolation` is `task` (a fresh process for each) or `worker` (processes that run many).
+
+    `max_runs` bounds the runs that go on at once. When there are so many, `start` waits until one
+    has ended, first come, first served (`when_full="wait"`), or raises CoordinatorFull
+    (`when_full="refuse"`).
     """
 
     def __init__(
@@ -103,6 +131,8 @@ class Coordinator:
         metadata: str | MetadataStore,
         max_workers: int = 16,
         isolation: Isolation = "task",
+        max_runs: int | None = None,
+        when_full: WhenFull = "wait",
         durability: Durability = "power",
         user: str | None = None,
         grace: float = GRACE,
@@ -116,6 +146,8 @@ class Coordinator:
         self._grace = grace
         self._user = user or Settings.load().user
         self._clock = clock or SystemClock()
+        self._admission = Admission(max_runs, when_full)
+        self._beginning: set[asyncio.Task[RunHandle]] = set()
         self._runs: set[RunHandle] = set()
         self._store: ObjectStore
         self._records: MetadataStore
@@ -138,12 +170,20 @@ class Coordinator:
         )
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop all runs that are still going on, and let go of everything."""
+        """Stop all runs that are still going on, and let go of everything. Who waits in `start`
+        is told CoordinatorClosed."""
+        self._admission.close()
+        await asyncio.gather(*self._beginning, return_exceptions=True)  # their starters are told
         for run in [*self._runs]:
             run.cancel("The coordinator was closed.")
         await asyncio.gather(*(run.task for run in self._runs), return_exceptions=True)
         if isinstance(self._metadata, str):
             await asyncio.to_thread(self._records.close)
+
+    @property
+    def runs(self) -> tuple[RunHandle, ...]:
+        """The runs that are going on, in the order of their ids."""
+        return tuple(sorted(self._runs, key=lambda run: run.id))
 
     async def start(
         self,
@@ -156,21 +196,52 @@ class Coordinator:
     ) -> RunHandle:
         """Begin a run of the flow with these parameters. The run is recorded when this returns.
 
-        Raises InvalidFlow, InvalidParameter, StorageError and MetadataError; nothing has begun
-        then. `template` is a process that has imported the flow already (the command line has
-        one); without it one is started."""
+        Raises InvalidFlow, InvalidParameter, CoordinatorFull, CoordinatorClosed, StorageError and
+        MetadataError; nothing has begun then. If it is cancelled no run goes on either. `template`
+        is a process that has imported the flow already (the command line has one); without it one
+        is started."""
         options = options or RunOptions(max_workers=self._max_workers, isolation=self._isolation)
         definition = configured(flow) if isinstance(flow, type) else flow
         given = options.parameters | parameters
-        new = await asyncio.to_thread(self._creation.create, definition, options, given)
-        listeners: list[Watch] = [] if watch is None else [watch]
-        driver = self._driver(definition, options, new, template, listeners)
+        await self._admission.enter()
+        # A task of its own: what a thread has begun to record cannot be called back when `start`
+        # is cancelled, so it is finished, and the run stopped. __aexit__ waits for it.
+        beginning = asyncio.get_running_loop().create_task(
+            self._begin(definition, options, given, template, watch)
+        )
+        self._beginning.add(beginning)
+        beginning.add_done_callback(self._beginning.discard)
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(_stop_unwanted)
+            raise
+
+    async def _begin(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        given: Mapping[str, Any],
+        template: TemplateProcess | None,
+        watch: Watch | None,
+    ) -> RunHandle:
+        try:
+            new = await asyncio.to_thread(self._creation.create, definition, options, given)
+            listeners: list[Watch] = [] if watch is None else [watch]
+            driver = self._driver(definition, options, new, template, listeners)
+        except BaseException:
+            self._admission.leave()
+            raise
         handle = RunHandle(new.record, driver, listeners)
         # The run outlives this call; __aexit__ waits for it, so that no task outlives its block.
         handle.task = asyncio.get_running_loop().create_task(driver.run())
         self._runs.add(handle)
-        handle.task.add_done_callback(lambda _: self._runs.discard(handle))
+        handle.task.add_done_callback(lambda _: self._let_go(handle))
         return handle
+
+    def _let_go(self, run: RunHandle) -> None:
+        self._runs.discard(run)
+        self._admission.leave()
 
     def _driver(
         self,
@@ -237,6 +308,12 @@ def _cloned(run: RunRecord) -> str:
         f"What {run.flow}/{run.origin_run} has finished is taken over, and nothing else was to be "
         "run (--clone-only)."
     )
+
+
+def _stop_unwanted(beginning: asyncio.Task[RunHandle]) -> None:
+    """Stop a run that has begun when nobody waited for it any more."""
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().cancel("The run was cancelled while it began.")
 
 
 def _machine(

@@ -29,6 +29,8 @@ AflowError
 ├── NotFound                     the client was asked for what is not there
 │   └── NamespaceMismatch
 ├── CommandFailed                a command that was started has begun no run
+├── CoordinatorClosed            a run was to begin in a coordinator that has been closed
+├── CoordinatorFull              a coordinator has as many runs as it may have at once
 └── RunFailed
 """
 
@@ -220,6 +222,18 @@ class CommandFailed(AflowError, RuntimeError):
     """A command that a program has started ended before it had begun a run."""
 
     headline = "Command failed"
+
+
+class CoordinatorClosed(AflowError):
+    """A run was to begin in a coordinator that has been closed."""
+
+    headline = "Coordinator closed"
+
+
+class CoordinatorFull(AflowError):
+    """A coordinator has as many runs as it may have at once, and lets nobody wait."""
+
+    headline = "Coordinator full"
 
 
 class RunFailed(AflowError):

@@ -87,6 +87,7 @@ class TemplateLink:
             data = b""
         if not data:
             self.close()
+            self.reap()
             self._children.template_lost("the process that starts tasks has died")
             return
         self._unpacker.feed(data)
@@ -94,13 +95,18 @@ class TemplateLink:
             self._says[kind](*rest)
 
     def close(self) -> None:
-        """Let go of the template: it kills what it has forked, and ends. May be called twice."""
+        """Let go of the template: it kills what it has forked, and ends. May be called twice;
+        `reap` waits for its end."""
         if not self._open:
             return
         self._open = False
         self._loop.remove_reader(self._process.control)
         self._outbox.close()
         self._process.control.close()
+
+    def reap(self) -> None:
+        """Wait for the end of a template that was let go of: some milliseconds, since it has
+        memory to give back. Blocks; any thread may call."""
         self._process.reap()
 
 

@@ -164,6 +164,7 @@ class ProcessExecutor:
         link, self._link = self._link, None  # it may have died meanwhile, or been stopped twice
         if link is not None:
             link.close()
+            await asyncio.to_thread(link.reap)
 
     def _note_idle(self) -> None:
         live = len(self._fresh) + len(self._workers) + len(self._coroutines)

@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aflow.coordinator import Coordinator
 from aflow.errors import InvalidParameter
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.notices import LogLine, RunEnded, TaskStarting
 from aflow.scheduler.states import RunState
+from tests.flows.embedded import FILE, at_work, coordinator, flow
 
-FILE = Path(__file__).parent / "flow_files" / "embedded.py"
-
-
-@pytest.fixture
-def flow() -> Iterator[type[FlowSpec]]:
-    """The flow's class, from a module of its own."""
-    spec = importlib.util.spec_from_file_location("embedded_flow_file", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module.EmbeddedFlow
-    del sys.modules[spec.name]
-
-
-def coordinator(folder: Path, **options: Any) -> Coordinator:
-    """A coordinator whose runs are recorded in the folder."""
-    return Coordinator(
-        storage=folder.as_uri(), metadata=f"sqlite:///{folder}/metadata.db", **options
-    )
+__all__ = ["flow"]  # a fixture
 
 
 def open_files() -> int:
@@ -92,9 +69,7 @@ async def test_leaving_the_block_stops_what_runs_and_leaves_nothing_behind(
     before = open_files()
     async with coordinator(tmp_path, max_workers=2) as runs:
         run = await runs.start(flow, rest=60.0)
-        async for notice in run.events():
-            if isinstance(notice, LogLine):
-                break
+        await at_work(run)
     assert RunState.CANCELLED is (await run.wait()).state
     assert open_files() <= before
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()

@@ -1,0 +1,113 @@
+"""How long a run keeps the event loop of the program that embeds it from its own work.
+
+    python -m benchmarks.embedded [--tasks 10000] [--isolation worker]
+
+A heartbeat on the host's loop asks to be called every millisecond. What it is late by is what a
+request of an embedding service would wait. Beside it: the processor time that the loop's thread
+has used meanwhile, which other work of the machine cannot lengthen. Prints JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from aflow import Coordinator, FlowSpec, Parameter, step
+from aflow.config import RunOptions
+
+BEAT = 0.001  # seconds between beats of the host's heart
+
+
+class EmbeddedFan(FlowSpec):
+    """Many trivial tasks and a join."""
+
+    n = Parameter("n", default=10)
+
+    @step
+    def start(self) -> None:
+        self.xs = range(self.n)
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self) -> None:
+        self.y = self.input
+        self.next(self.join)
+
+    @step
+    def join(self, inputs) -> None:
+        self.total = sum(each.y for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self) -> None:
+        pass
+
+
+class Heart:
+    """Beats on the loop, and knows how late it was: (seconds late, seconds of processor time)."""
+
+    def __init__(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._beat())
+        self.beats: list[tuple[float, float]] = []
+
+    async def _beat(self) -> None:
+        while True:
+            due, used = time.perf_counter() + BEAT, time.thread_time()
+            await asyncio.sleep(BEAT)
+            self.beats.append((time.perf_counter() - due, time.thread_time() - used))
+
+    def stop(self) -> None:
+        """Stop beating."""
+        self._task.cancel()
+
+
+async def measure(tasks: int, isolation: str) -> None:
+    """One run of so many tasks."""
+    idle = Heart()
+    await asyncio.sleep(2)
+    idle.stop()
+    options = RunOptions(
+        parameters={"n": tasks}, max_workers=2, max_num_splits=tasks, isolation=isolation
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        heart, began = Heart(), time.perf_counter()
+        async with Coordinator(
+            storage=Path(folder).as_uri(), metadata=f"sqlite:///{folder}/metadata.db"
+        ) as coordinator:
+            run = await coordinator.start(EmbeddedFan, options=options)
+            noticed = 0
+            async for _ in run.events():
+                noticed += 1
+            ended = await run.wait()
+        seconds = time.perf_counter() - began
+        heart.stop()
+    assert ended.state.value == "succeeded", ended.reason
+    tell("embedded.seconds", seconds, "s")
+    tell("embedded.notices", noticed, "notices")
+    for name, beats in (("idle", idle.beats), ("embedded", heart.beats)):
+        late = sorted(beat[0] for beat in beats)
+        tell(f"{name}.longest", late[-1] * 1e3, "ms")
+        tell(f"{name}.p99.9", late[int(len(late) * 0.999)] * 1e3, "ms")
+        tell(f"{name}.over10", sum(each > 0.01 for each in late), "beats")
+        tell(f"{name}.processor", max(beat[1] for beat in beats) * 1e3, "ms")
+
+
+def tell(name: str, value: float, unit: str) -> None:
+    """One figure."""
+    print(json.dumps({"name": name, "value": round(value, 3), "unit": unit}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--isolation", choices=["task", "worker"], default="worker")
+    read = parser.parse_args()
+    asyncio.run(measure(read.tasks, read.isolation))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Coordinators inside of the test's own program, and the flow that they run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow.coordinator import Coordinator, RunHandle
+from aflow.flow.spec import FlowSpec
+from aflow.notices import LogLine
+
+FILE = Path(__file__).parent / "flow_files" / "embedded.py"
+
+
+@pytest.fixture
+def flow() -> Iterator[type[FlowSpec]]:
+    """The flow's class, from a module of its own."""
+    spec = importlib.util.spec_from_file_location("embedded_flow_file", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module.EmbeddedFlow
+    del sys.modules[spec.name]
+
+
+def coordinator(folder: Path, **options: Any) -> Coordinator:
+    """A coordinator whose runs are recorded in the folder."""
+    return Coordinator(
+        storage=folder.as_uri(), metadata=f"sqlite:///{folder}/metadata.db", **options
+    )
+
+
+async def at_work(run: RunHandle) -> None:
+    """Wait until a task of the run has printed something."""
+    async for notice in run.events():
+        if isinstance(notice, LogLine):
+            return

@@ -1,0 +1,233 @@
+"""What a coordinator owes the program that it lives in: order at its door, and no trace of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import threading
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow.coordinator import Coordinator
+from aflow.errors import CoordinatorClosed, CoordinatorFull, InvalidInput, InvalidParameter
+from aflow.flow.spec import FlowSpec
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.scheduler.states import RunState
+from aflow.storage.local import LocalStore
+from tests.flows.embedded import at_work, coordinator, flow
+
+__all__ = ["flow"]  # a fixture
+
+
+def states(folder: Path) -> list[RunState]:
+    """The states of all runs that are recorded in the folder, the latest first."""
+    metadata = SqliteMetadata(folder / "metadata.db", read_only=True)
+    try:
+        return [each.state for each in metadata.runs("EmbeddedFlow")]
+    finally:
+        metadata.close()
+
+
+# ---------------------------------------------------------------- how many runs at once
+
+
+async def test_a_run_too_many_waits_until_another_one_has_ended(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path, max_runs=1) as runs:
+        first = await runs.start(flow, rest=60.0)
+        second = asyncio.ensure_future(runs.start(flow))
+        third = asyncio.ensure_future(runs.start(flow, n=1))
+        await at_work(first)
+        assert (False, False) == (second.done(), third.done())
+        assert (first,) == runs.runs
+
+        await first.cancel()
+        assert RunState.SUCCEEDED is (await (await second).wait()).state
+        assert RunState.SUCCEEDED is (await (await third).wait()).state
+    assert (await second).id < (await third).id
+
+
+async def test_a_run_too_many_is_refused_where_nobody_is_to_wait(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path, max_runs=1, when_full="refuse") as runs:
+        first = await runs.start(flow, rest=60.0)
+        with pytest.raises(CoordinatorFull, match="max_runs"):
+            await runs.start(flow)
+        await first.cancel()
+        await (await runs.start(flow)).wait()
+    assert [RunState.SUCCEEDED, RunState.CANCELLED] == states(tmp_path)
+
+
+async def test_a_run_that_does_not_begin_takes_nobodys_place(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path, max_runs=1, when_full="refuse") as runs:
+        for _ in range(3):
+            with pytest.raises(InvalidParameter):
+                await runs.start(flow, n="many")
+        assert RunState.SUCCEEDED is (await (await runs.start(flow)).wait()).state
+
+
+async def test_who_waits_at_the_door_is_told_that_it_closes(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path, max_runs=1) as runs:
+        await runs.start(flow, rest=60.0)
+        waiting = [asyncio.ensure_future(runs.start(flow)) for _ in range(3)]
+        await asyncio.sleep(0)
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [CoordinatorClosed] * 3 == [type(each) for each in told]
+    with pytest.raises(CoordinatorClosed):
+        await runs.start(flow)
+    assert [RunState.CANCELLED] == states(tmp_path)
+
+
+async def test_who_leaves_the_line_is_not_missed(flow: type[FlowSpec], tmp_path: Path) -> None:
+    async with coordinator(tmp_path, max_runs=1) as runs:
+        first = await runs.start(flow, rest=60.0)
+        gone = asyncio.ensure_future(runs.start(flow))
+        stays = asyncio.ensure_future(runs.start(flow))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await first.cancel()
+        assert RunState.SUCCEEDED is (await (await stays).wait()).state
+    assert gone.cancelled()
+
+
+@pytest.mark.parametrize("wrong", [{"max_runs": 0}, {"max_runs": True}, {"when_full": "drop"}])
+def test_a_door_that_cannot_be_is_a_sentence(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(wrong))):
+        coordinator(tmp_path, **wrong)
+
+
+# ---------------------------------------------------------------- starting and stopping
+
+
+async def test_a_start_that_is_cancelled_leaves_no_run_that_goes_on(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path, max_runs=1) as runs:
+        unwanted = asyncio.ensure_future(runs.start(flow, rest=60.0))
+        await asyncio.sleep(0)  # it is recording the run now, in a thread
+        unwanted.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await unwanted
+        assert RunState.SUCCEEDED is (await (await runs.start(flow)).wait()).state
+    assert [RunState.SUCCEEDED, RunState.CANCELLED] == states(tmp_path)
+
+
+async def test_a_start_that_is_going_on_when_the_block_ends_is_stopped_in_it(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path) as runs:
+        late = asyncio.ensure_future(runs.start(flow, rest=60.0))
+        await asyncio.sleep(0)
+    assert RunState.CANCELLED is (await (await late).wait()).state
+    assert [RunState.CANCELLED] == states(tmp_path)
+
+
+async def test_a_cancel_can_be_awaited_to_know_how_the_run_ended(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path, max_workers=2) as runs:
+        run = await runs.start(flow, rest=60.0)
+        await at_work(run)
+        ended = await run.cancel("no longer wanted")
+        assert (RunState.CANCELLED, "no longer wanted") == (ended.state, ended.reason)
+        assert () == runs.runs
+        assert ended == await run.cancel("again")
+
+
+async def test_listeners_come_and_go_and_each_hears_everything_meanwhile(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path) as runs:
+        run = await runs.start(flow)
+        async with aclosing(run.events()) as leaving:
+            first = await anext(leaving)
+        heard = [notice async for notice in run.events()]
+        assert first not in heard
+        assert await run.wait() == heard[-1]
+        assert [] == [notice async for notice in run.events()]
+
+
+# ---------------------------------------------------------------- a good guest
+
+
+def traces() -> dict[str, Any]:
+    """What a guest could leave in its host's process."""
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
+        "tasks": len(asyncio.all_tasks()),
+        "signals": {each: signal.getsignal(each) for each in signal.valid_signals()},
+        "threads": {each.name for each in threading.enumerate() if "asyncio" not in each.name},
+        "files": os.listdir(tempfile.gettempdir()),
+        "folder": os.getcwd(),
+        "variables": dict(os.environ),
+    }
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+async def test_nothing_is_left_in_the_program_and_its_signals_are_its_own(
+    flow: type[FlowSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: Any
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    async with coordinator(tmp_path / "data") as runs:  # what is opened once and kept, is open now
+        await (await runs.start(flow)).wait()
+    before = traces()
+
+    async with coordinator(tmp_path / "data", isolation=isolation, max_workers=2) as runs:
+        cut, whole = await runs.start(flow, rest=60.0), await runs.start(flow)
+        await at_work(cut)
+        await whole.wait()
+        assert before["signals"] == traces()["signals"]
+
+    assert before == traces()
+
+
+class _Noting:
+    """Notes in which threads the methods of a backend are called."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, set[int]] = {}
+
+    def of(self, backend: Any) -> Any:
+        """The backend, every call of which is noted."""
+        seen = self.seen
+
+        class Noted(type(backend)):  # type: ignore[misc]
+            def __getattribute__(self, name: str) -> Any:
+                if not name.startswith("_") and name != "url":
+                    seen.setdefault(name, set()).add(threading.get_ident())
+                return super().__getattribute__(name)
+
+        backend.__class__ = Noted
+        return backend
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+async def test_nothing_that_blocks_is_called_on_the_loop_of_the_program(
+    flow: type[FlowSpec], tmp_path: Path, isolation: Any
+) -> None:
+    noting = _Noting()
+    store = noting.of(LocalStore(tmp_path / "store"))
+    metadata = noting.of(SqliteMetadata(tmp_path / "metadata.db"))
+    async with Coordinator(storage=store, metadata=metadata, isolation=isolation) as runs:
+        run = await runs.start(flow, n=20)
+        assert RunState.SUCCEEDED is (await run.wait()).state
+    metadata.close()
+
+    assert {"commit", "create_run", "put"} <= set(noting.seen)
+    on_the_loop = {name for name, who in noting.seen.items() if threading.get_ident() in who}
+    assert on_the_loop <= {"close"}

@@ -229,7 +229,7 @@ class MetadataStore(Protocol):
 
     def delete_run(self, run_key: int) -> None:
         """Remove a run with all its records, in one step, and its flow if that was its last run.
-        Fine if there is no such run."""
+        Fine if there is no such run. Its key is never given to another."""
 
     # ---- reading
 

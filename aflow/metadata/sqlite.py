@@ -192,6 +192,7 @@ class SqliteMetadata:
             for table in ("journal", "metadata", "attempts", "tasks", "steps", "run_tags"):
                 db.execute(sql[f"delete_{table}"], (run_key,))
             db.execute(sql["delete_run"], (run_key,))
+            db.execute(sql["retire_key"], (run_key,))
             db.execute(sql["delete_empty_flow"], found)
 
     # ------------------------------------------------------------------ reading

@@ -198,7 +198,11 @@ def test_a_log_that_is_deleted_after_a_crash_takes_whole_commits_with_it(path: P
 # ------------------------------------------------------------------ indexes and descriptors
 
 
-MAY_SCAN = {"flows": ["SCAN flows"]}  # it is asked for all of them
+MAY_SCAN = {
+    "flows": ["SCAN flows"],  # it is asked for all of them
+    "add_run": ["SCAN retired_keys"],  # one row
+    "retire_key": ["SCAN retired_keys"],
+}
 # Flows and steps are few. `progress` counts all tasks of a run, whatever order they come in.
 MAY_SORT = {"flows": 1, "steps": 1, "progress": 2}
 

@@ -2,8 +2,9 @@
 INSERT INTO flows (flow, created_at) VALUES (?, ?) ON CONFLICT DO NOTHING
 
 -- name: add_run
-INSERT INTO runs (flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind)
-VALUES (?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)
+INSERT INTO runs (key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind)
+SELECT 1 + max(last_key, coalesce((SELECT max(key) FROM runs), 0)), ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?
+FROM retired_keys
 
 -- name: add_tag
 INSERT INTO run_tags (run_key, tag, is_system) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
@@ -62,6 +63,9 @@ DELETE FROM run_tags WHERE run_key = ?
 
 -- name: delete_run
 DELETE FROM runs WHERE key = ?
+
+-- name: retire_key
+UPDATE retired_keys SET last_key = max(last_key, ?)
 
 -- name: delete_empty_flow
 DELETE FROM flows WHERE flow = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.flow = ?1)

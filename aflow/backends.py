@@ -2,7 +2,7 @@
 
 file:///path/.aflow             storage.local
 memory:                         storage.memory, metadata.sqlite (in memory)
-sqlite:////path/metadata.db     metadata.sqlite
+sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from aflow.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
+    from aflow.queue.base import Queue
     from aflow.storage.base import ObjectStore
 
 # Imports are inside the functions: a run pays for the backends that it uses, and no others.
@@ -46,6 +47,21 @@ def open_metadata(url: str, durability: str = "power", *, read_only: bool = Fals
 
         return SqliteMetadata(":memory:", durability=durability)
     raise InvalidSetting(f"{url!r} is no metadata that aflow knows: use sqlite:///path or memory:.")
+
+
+def open_queue(url: str) -> Queue:
+    """The queue at `url`; raises InvalidSetting for a kind that is not known. It belongs to the
+    event loop in which it is first used."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "memory":
+        from aflow.queue.memory import MemoryQueue
+
+        return MemoryQueue()
+    if scheme == "sqlite":
+        from aflow.queue.sqlite import SqliteQueue
+
+        return SqliteQueue(_path(url, rest))
+    raise InvalidSetting(f"{url!r} is no queue that aflow knows: use sqlite:///path or memory:.")
 
 
 def _path(url: str, rest: str) -> Path:

@@ -26,6 +26,11 @@ AflowError
 │   ├── MetadataUnavailable
 │   ├── MetadataTooNew
 │   └── VersionConflict
+├── QueueError
+│   ├── QueueUnavailable
+│   ├── LeaseLost                a message is not ours any more
+│   ├── InvalidMessage
+│   └── ForgedMessage
 ├── NotFound                     the client was asked for what is not there
 │   └── NamespaceMismatch
 ├── CommandFailed                a command that was started has begun no run
@@ -35,6 +40,8 @@ AflowError
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class AflowError(Exception):
@@ -204,6 +211,40 @@ class MetadataTooNew(MetadataError):
 
 class VersionConflict(MetadataError):
     """Somebody else has written to this run since it was read."""
+
+
+class QueueError(AflowError):
+    """Something is wrong with a queue, or with a message in it."""
+
+    headline = "Queue error"
+
+
+class QueueUnavailable(QueueError):
+    """The broker is away, full, or refuses to answer."""
+
+
+class LeaseLost(QueueError):
+    """Leases had ended when they were to be extended or ended: others may have the messages now.
+    `lost` are the ids of these messages, `held` the leases of an extension that did not fail."""
+
+    def __init__(self, message: str, lost: Sequence[str] = (), held: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.lost = tuple(lost)
+        self.held = list(held)
+
+    @classmethod
+    def of(cls, lost: Sequence[str], held: Sequence[object] = ()) -> LeaseLost:
+        """The error that names these messages."""
+        named = ", ".join(lost[:3]) + (" and others" if len(lost) > 3 else "")
+        return cls(f"The lease of {named} had ended: it took too long.", lost, held)
+
+
+class InvalidMessage(QueueError):
+    """A message cannot be read: it is damaged, too large, or of a kind that is not known."""
+
+
+class ForgedMessage(QueueError):
+    """A message is not signed as it has to be."""
 
 
 class NotFound(AflowError):

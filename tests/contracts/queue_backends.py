@@ -1,0 +1,41 @@
+"""The queues that the promises of the port are tested on.
+
+A backend is how to open it (again and again: each time another user of the same queue), and how
+short a lease can be there, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aflow.queue.base import Queue
+from aflow.queue.memory import MemoryQueue
+from aflow.queue.sqlite import SqliteQueue
+
+MAX_DELIVERIES = 3
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One queue that exists; `open` gives one more user of it."""
+
+    open: Callable[[], Queue]
+    shortest: float = 0.05
+    shares: bool = True  # whether several users may open it
+
+
+@contextmanager
+def _memory(folder: Path) -> Iterator[Backend]:
+    queue = MemoryQueue(MAX_DELIVERIES)
+    yield Backend(lambda: queue)
+
+
+@contextmanager
+def _sqlite(folder: Path) -> Iterator[Backend]:
+    yield Backend(lambda: SqliteQueue(folder / "a folder" / "queue.db", MAX_DELIVERIES))
+
+
+BACKENDS = {"memory": _memory, "sqlite": _sqlite}

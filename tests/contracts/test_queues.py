@@ -1,0 +1,333 @@
+"""What every queue promises; a new backend is a few lines in queue_backends.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from aflow.errors import InvalidName, LeaseLost
+from aflow.queue.base import Depth, Lease, Message, Queue
+from tests.contracts.queue_backends import BACKENDS, MAX_DELIVERIES, Backend
+
+LONG = 60.0  # seconds of a lease that does not end meanwhile
+WAIT = 20.0  # seconds after which a test would fail
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    with BACKENDS[request.param](tmp_path) as found:
+        yield found
+
+
+@pytest_asyncio.fixture
+async def queue(backend: Backend) -> AsyncIterator[Queue]:
+    opened = backend.open()
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture
+async def other(backend: Backend) -> AsyncIterator[Queue]:
+    """Another user of the same queue."""
+    opened = backend.open()
+    yield opened
+    await opened.close()
+
+
+def messages(*names: str) -> list[Message]:
+    return [Message(name, f"body of {name}".encode()) for name in names]
+
+
+def ids(leases: list[Lease]) -> list[str]:
+    return [lease.id for lease in leases]
+
+
+async def one(queue: Queue, ttl: float = LONG, topic: str = "t") -> Lease:
+    """The next message of the topic, waiting for it."""
+    (lease,) = await queue.lease([topic], 1, ttl, WAIT)
+    return lease
+
+
+# ------------------------------------------------------------------ put and lease
+
+
+async def test_what_is_put_is_leased_by_somebody_else_byte_for_byte(
+    queue: Queue, other: Queue
+) -> None:
+    body = bytes(range(256)) * 100
+    await queue.put("t", [Message("run/1:a", body)])
+
+    lease = await one(other)
+
+    assert ("t", "run/1:a", body, 1) == (lease.topic, lease.id, lease.body, lease.deliveries)
+
+
+async def test_messages_come_in_the_order_in_which_they_were_put(queue: Queue) -> None:
+    await queue.put("t", messages("a", "b"))
+    await queue.put("t", messages("c"))
+
+    assert ["a", "b"] == ids(await queue.lease(["t"], 2, LONG))
+    assert ["c"] == ids(await queue.lease(["t"], 2, LONG))
+    assert [] == await queue.lease(["t"], 2, LONG)
+
+
+async def test_a_thousand_messages_are_all_delivered_once(queue: Queue, other: Queue) -> None:
+    await queue.put("t", messages(*map(str, range(1000))))
+    found: list[str] = []
+    while leases := await (other if len(found) % 3 else queue).lease(["t"], 77, LONG):
+        found += ids(leases)
+
+    assert sorted(map(str, range(1000))) == sorted(found)
+
+
+async def test_a_message_that_is_there_is_not_put_again(queue: Queue) -> None:
+    await queue.put("t", messages("a"))
+    await queue.put("t", messages("a", "b"))
+    first = await queue.lease(["t"], 5, LONG)
+    await queue.put("t", messages("a"))
+
+    assert ["a", "b"] == sorted(ids(first))
+    assert [] == await queue.lease(["t"], 5, LONG)
+    await queue.ack(first)
+    await queue.put("t", messages("a"))
+    assert ["a"] == ids([await one(queue)])
+
+
+async def test_topics_are_apart_and_the_first_goes_first(queue: Queue) -> None:
+    await queue.put("t", messages("a", "b"))
+    await queue.put("u", messages("a"))
+
+    leases = await queue.lease(["u", "t", "empty"], 2, LONG)
+
+    assert [("u", "a"), ("t", "a")] == [(each.topic, each.id) for each in leases]
+    assert [("t", "b")] == [(each.topic, each.id) for each in await queue.lease(["t"], 9, LONG)]
+
+
+async def test_putting_and_ending_nothing_is_fine(queue: Queue) -> None:
+    await queue.put("t", [])
+    await queue.ack([])
+    await queue.release([])
+    await queue.remove("t", [])
+
+    assert [] == await queue.extend([], LONG)
+    assert [] == await queue.lease(["t"], 1, LONG)
+
+
+@pytest.mark.parametrize("topic", ["", "a b", "a/b", "x" * 65, "ü", "a\n"])
+async def test_what_cannot_be_a_topic_is_refused(queue: Queue, topic: str) -> None:
+    with pytest.raises(InvalidName, match="topic"):
+        await queue.put(topic, messages("a"))
+    with pytest.raises(InvalidName, match="topic"):
+        await queue.lease([topic], 1, LONG)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 257, "ü", "a\n"])
+async def test_what_cannot_be_an_id_is_refused_and_nothing_of_it_is_put(
+    queue: Queue, name: str
+) -> None:
+    with pytest.raises(InvalidName, match="id of a message"):
+        await queue.put("t", [*messages("good"), Message(name, b"")])
+    assert Depth(0, 0, 0) == await queue.depth("t")
+
+
+# ------------------------------------------------------------------ waiting
+
+
+async def test_who_waits_is_woken_by_a_put(queue: Queue, other: Queue) -> None:
+    waiting = asyncio.create_task(one(queue))
+    await asyncio.sleep(0)
+
+    await other.put("t", messages("a"))
+
+    assert "a" == (await waiting).id
+
+
+async def test_one_message_wakes_one_of_many(queue: Queue, other: Queue) -> None:
+    waiting = [asyncio.create_task(other.lease(["t"], 1, LONG, WAIT)) for _ in range(3)]
+    for name in ("a", "b", "c"):
+        await queue.put("t", messages(name))
+
+    found = [ids(leases) for leases in await asyncio.gather(*waiting)]
+
+    assert [["a"], ["b"], ["c"]] == sorted(found)
+
+
+async def test_waiting_ends_with_its_time(queue: Queue) -> None:
+    assert [] == await queue.lease(["t"], 1, LONG, 0.1)
+
+
+async def test_waiting_can_be_cancelled_and_loses_nothing(queue: Queue, other: Queue) -> None:
+    waiting = asyncio.create_task(one(queue))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await other.put("t", messages("a"))
+
+    assert "a" == (await one(other)).id
+
+
+# ------------------------------------------------------------------ the ends of leases
+
+
+async def test_an_acknowledged_message_is_gone(queue: Queue, backend: Backend) -> None:
+    await queue.put("t", messages("a", "b"))
+    lease = await one(queue, backend.shortest)
+    await queue.ack([lease])
+
+    assert "b" == (await one(queue)).id
+    assert Depth(0, 1, 0) == await queue.depth("t")
+    with pytest.raises(LeaseLost, match="a had ended"):
+        await queue.ack([lease])
+
+
+async def test_a_lease_whose_time_has_passed_is_delivered_again(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    await queue.put("t", messages("a"))
+    first = await one(queue, backend.shortest)
+
+    second = await one(other)
+
+    assert ("a", 2) == (second.id, second.deliveries)
+    assert first.token != second.token
+
+
+async def test_who_has_lost_a_lease_changes_nothing(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    await queue.put("t", messages("a", "b"))
+    late = await one(queue, backend.shortest)
+    mine = await one(queue)
+    again = await one(other)
+    assert late.id == again.id
+
+    for act in (queue.ack, queue.release):
+        with pytest.raises(LeaseLost) as caught:
+            await act([late])
+        assert (late.id,) == caught.value.lost
+    with pytest.raises(LeaseLost) as caught:
+        await queue.extend([late, mine], LONG)
+    assert (late.id,) == caught.value.lost
+    assert [mine.id] == [lease.id for lease in caught.value.held]  # type: ignore[attr-defined]
+
+    await other.ack([again])
+    await queue.ack([mine])
+    assert Depth(0, 0, 0) == await queue.depth("t")
+
+
+async def test_a_lease_that_is_extended_does_not_end(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    await queue.put("t", messages("a"))
+    lease = await one(queue, backend.shortest)
+    (longer,) = await queue.extend([lease], LONG)
+
+    assert longer.expires_at > lease.expires_at
+    assert [] == await other.lease(["t"], 1, LONG, 3 * backend.shortest)
+    await queue.ack([longer])
+
+
+async def test_a_released_message_is_delivered_again_at_once(queue: Queue, other: Queue) -> None:
+    await queue.put("t", messages("a"))
+    await queue.release([await one(queue)])
+
+    again = await one(other)
+    assert ("a", 2) == (again.id, again.deliveries)
+
+
+async def test_a_release_wakes_who_waits(queue: Queue, other: Queue) -> None:
+    await queue.put("t", messages("a"))
+    lease = await one(queue)
+    waiting = asyncio.create_task(one(other))
+    await asyncio.sleep(0)
+
+    await queue.release([lease])
+
+    assert "a" == (await waiting).id
+
+
+async def test_a_release_may_be_delayed(queue: Queue, backend: Backend) -> None:
+    await queue.put("t", messages("a", "b"))
+    first = await one(queue)
+    await queue.release([first], delay=3 * backend.shortest)
+
+    assert "b" == (await one(queue)).id
+    assert ("a", 2) == ((again := await one(queue)).id, again.deliveries)
+
+
+async def test_a_release_that_is_not_counted_takes_its_delivery_back(queue: Queue) -> None:
+    await queue.put("t", messages("a"))
+    for _ in range(2 * MAX_DELIVERIES):
+        lease = await one(queue)
+        assert 1 == lease.deliveries
+        await queue.release([lease], counted=False)
+
+
+# ------------------------------------------------------------------ poison
+
+
+async def test_what_comes_back_too_often_is_buried(queue: Queue, other: Queue) -> None:
+    await queue.put("t", messages("poison"))
+    for number in range(MAX_DELIVERIES):
+        lease = await one(queue)
+        assert number + 1 == lease.deliveries
+        await queue.release([lease])
+
+    assert [] == await queue.lease(["t"], 1, LONG)
+    (buried,) = await other.buried("t")
+    assert ("t", "poison", b"body of poison", MAX_DELIVERIES) == buried[:4]
+    assert Depth(0, 0, 1) == await queue.depth("t")
+
+
+async def test_what_kills_its_worker_each_time_is_buried(queue: Queue, backend: Backend) -> None:
+    await queue.put("t", messages("poison"))
+    for _ in range(MAX_DELIVERIES):
+        await one(queue, backend.shortest)
+
+    assert [] == await queue.lease(["t"], 1, LONG, 4 * backend.shortest)
+    assert ["poison"] == [each.id for each in await queue.buried("t")]
+
+
+async def test_buried_messages_are_removed_when_somebody_says_so(queue: Queue) -> None:
+    await queue.put("t", messages("poison"))
+    for _ in range(MAX_DELIVERIES):
+        await queue.release([await one(queue)])
+    await queue.remove("t", ["poison", "no such message"])
+
+    assert [] == await queue.buried("t")
+    await queue.put("t", messages("poison"))
+    assert 1 == (await one(queue)).deliveries
+
+
+async def test_what_is_leased_is_not_removed(queue: Queue) -> None:
+    await queue.put("t", messages("a", "b"))
+    lease = await one(queue)
+    await queue.remove("t", ["a", "b"])
+
+    assert Depth(0, 1, 0) == await queue.depth("t")
+    await queue.ack([lease])
+
+
+# ------------------------------------------------------------------ the end
+
+
+async def test_closing_twice_is_fine_and_leaves_leases_to_their_time(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    await queue.put("t", messages("a"))
+    await one(queue, backend.shortest)
+    await queue.close()
+    await queue.close()
+
+    assert 2 == (await one(other)).deliveries
+
+
+async def test_the_url_names_no_password(queue: Queue) -> None:
+    assert "secret" not in queue.url
+    assert ":" in queue.url

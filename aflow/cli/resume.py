@@ -31,6 +31,10 @@ def resume_parameters() -> list[click.Parameter]:
         flag("--rerun-missing", help="Run tasks again whose artifacts are not in the store."),
         *(each for each in run_options() if each.name not in _NOT_OURS),
         flag("--clone-only/--no-clone-only", help="Take over what is finished, and run nothing."),
+        flag(
+            "--reentrant/--no-reentrant",
+            help="Let others resume the same run at the same time: one does it, all wait for it.",
+        ),
         option("--run-id", metavar="NAME", help="The new run's id, which is no number."),
         option("--resume-identifier", metavar="NAME", help="Who resumes, for the record."),
     ]
@@ -44,6 +48,7 @@ def resume(
     run_id: str | None,
     resume_identifier: str | None,
     clone_only: bool,
+    reentrant: bool,
     **values: Any,
 ) -> int:
     """`resume`: the exit code."""
@@ -59,14 +64,29 @@ def resume(
             "rerun_step": step_to_rerun,
             "rerun_missing": rerun_missing,
             "clone_only": clone_only,
-            "run_id": _checked(run_id),
+            "run_id": None if run_id is None else _checked(run_id),
             "resume_identifier": resume_identifier,
         }
 
     if clone_only and values["dry_run"]:
         raise click.UsageError("--clone-only runs nothing, so there is nothing for --dry-run.")
 
-    return run(session, {}, origin=origin, **values)
+    if not reentrant:
+        return run(session, {}, origin=origin, **values)
+    if run_id is None or origin_run_id is None:
+        raise click.UsageError(
+            "--reentrant needs --run-id and --origin-run-id: all who call it have to mean the same."
+        )
+    from aflow.cli.reentrant import lead_or_follow
+
+    return lead_or_follow(
+        session,
+        _checked(run_id),
+        lambda: run(session, {}, origin=origin, **values),
+        clone_only=clone_only,
+        run_id_file=values["run_id_file"],
+        runner_attribute_file=values["runner_attribute_file"],
+    )
 
 
 def _latest(flow: str, settings: Settings) -> str:
@@ -85,9 +105,7 @@ def _latest(flow: str, settings: Settings) -> str:
     raise NotFound(f"There is no run of {flow} to resume in {url}. Start one with the command run.")
 
 
-def _checked(run_id: str | None) -> str | None:
-    if run_id is None:
-        return None
+def _checked(run_id: str) -> str:
     if run_id.isdigit():
         raise InvalidName(f"{run_id!r} cannot be given as a run's id: it must not be a number.")
     return checked_run_id(run_id)

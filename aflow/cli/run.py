@@ -295,22 +295,23 @@ def _folder_of(settings: Settings) -> Path:
     return settings.root.parent if settings.root.name == FOLDER else settings.root
 
 
+def announcement(flow: str, run: str, settings: Settings) -> str:
+    """What a program that has started us wants to know of a run, as JSON."""
+    import json
+
+    place = f"{settings.metadata}@{_folder_of(settings)}"
+    return json.dumps({"run_id": run, "flow_name": flow, "metadata": place})
+
+
 def _also_writing(
     path: Path, settings: Settings, watch: Callable[[Sequence[Notice]], None]
 ) -> Callable[[Sequence[Notice]], None]:
-    """Write what a program that has started us wants to know, as soon as the run is recorded."""
+    """Announce the run as soon as it is recorded."""
 
     def tell(notices: Sequence[Notice]) -> None:
         for notice in notices:
             if type(notice) is RunStarting:
-                import json
-
-                facts = {
-                    "run_id": notice.run,
-                    "flow_name": notice.flow,
-                    "metadata": f"{settings.metadata}@{_folder_of(settings)}",
-                }
-                path.write_text(json.dumps(facts))
+                path.write_text(announcement(notice.flow, notice.run, settings))
         watch(notices)
 
     return tell

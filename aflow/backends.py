@@ -3,6 +3,7 @@
 file:///path/.aflow             storage.local
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
+redis://host:6379/0             queue.redis
 """
 
 from __future__ import annotations
@@ -61,7 +62,14 @@ def open_queue(url: str) -> Queue:
         from aflow.queue.sqlite import SqliteQueue
 
         return SqliteQueue(_path(url, rest))
-    raise InvalidSetting(f"{url!r} is no queue that aflow knows: use sqlite:///path or memory:.")
+    if scheme in ("redis", "rediss"):
+        from aflow.queue.redis import RedisQueue
+
+        return RedisQueue(url)
+    raise InvalidSetting(
+        f"{scheme!r} is no kind of queue that aflow knows: use sqlite:///path, redis://host or "
+        "memory:."
+    )
 
 
 def _path(url: str, rest: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from aflow.queue.base import Queue
 from aflow.queue.memory import MemoryQueue
 from aflow.queue.sqlite import SqliteQueue
+from tests.support.servers import redis_server
 
 MAX_DELIVERIES = 3
 
@@ -38,4 +39,16 @@ def _sqlite(folder: Path) -> Iterator[Backend]:
     yield Backend(lambda: SqliteQueue(folder / "a folder" / "queue.db", MAX_DELIVERIES))
 
 
-BACKENDS = {"memory": _memory, "sqlite": _sqlite}
+@contextmanager
+def _redis(folder: Path) -> Iterator[Backend]:
+    from aflow.queue.redis import RedisQueue
+
+    server = redis_server(folder)
+    try:
+        url = f"redis://127.0.0.1:{server.port}/0"
+        yield Backend(lambda: RedisQueue(url, MAX_DELIVERIES))
+    finally:
+        server.kill()
+
+
+BACKENDS = {"memory": _memory, "sqlite": _sqlite, "redis": _redis}

@@ -1,0 +1,152 @@
+"""Private servers for tests: on free ports, in temporary folders, gone with the test session.
+
+Where a server is not installed, the test that wants it is skipped and says so; with
+AFLOW_TEST_SERVERS=required in the environment, as in continuous integration, it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+START = 30.0  # seconds within which a server has to answer
+_POSTGRES = [*sorted(Path("/usr/lib/postgresql").glob("*/bin")), Path("/usr/bin")]
+
+
+class Server:
+    """A process that serves on a port of this machine. It can be killed and started again, with
+    the same port and the same data."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        answers: Callable[[], bool] | None = None,
+    ) -> None:
+        self.name = name
+        self.port = port
+        self._command = list(command)
+        self._log = log
+        self._answers = answers or self._listens
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Server:
+        """Start it, and wait until it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"
+            )
+        give_up_at = time.monotonic() + START
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > give_up_at:
+                self.kill()
+                pytest.fail(f"{self.name} did not start:\n{self._log.read_text()[-4000:]}")
+            select_nothing(0.02)
+        return self
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:
+        """End it; what it had in memory is lost, unless the signal says otherwise."""
+        if self._process is not None:
+            self._process.send_signal(signum)
+            self._process.wait(START)
+            self._process = None
+
+
+def select_nothing(seconds: float) -> None:
+    """Let a server that has just been started have the processor for a moment."""
+    import select
+
+    select.select([], [], [], seconds)
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def missing(what: str) -> NoReturn:
+    """There is no such server here."""
+    if os.environ.get("AFLOW_TEST_SERVERS") == "required":
+        pytest.fail(f"{what} is not installed, and AFLOW_TEST_SERVERS says that it has to be")
+    pytest.skip(f"{what} is not installed")
+
+
+def redis_server(folder: Path, *options: str) -> Server:
+    """A Redis server that keeps what it was told in an append-only file."""
+    program = shutil.which("redis-server")
+    if program is None:
+        missing("redis-server")
+    port = free_port()
+    words = f"--port {port} --bind 127.0.0.1 --save  --appendonly yes --appendfsync always"
+    command = [program, *words.split(" "), "--dir", str(folder), *options]
+    return Server("redis", command, port, folder / "redis.log").start()
+
+
+def postgres_server(folder: Path) -> Server:
+    """A PostgreSQL server with the user `aflow`, the password `secret` and the database `aflow`."""
+    programs = next((each for each in _POSTGRES if (each / "initdb").exists()), None)
+    if programs is None:
+        missing("PostgreSQL")
+    data = folder / "data"
+    # It refuses to run as root.
+    as_nobody = []
+    if os.getuid() == 0:
+        as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        data.mkdir()
+        os.chown(data, 65534, 65534)
+        for each in (folder, *folder.parents):
+            if each == Path("/tmp"):
+                break
+            each.chmod(0o755)
+    password = folder / "password"
+    password.write_text("secret")
+    made = subprocess.run(
+        [*as_nobody, programs / "initdb", "-D", data, "-U", "aflow", "--pwfile", password,
+         "-A", "scram-sha-256", "-E", "UTF8", "--no-locale", "--no-sync"],
+        capture_output=True, cwd="/", check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.fail(f"initdb failed: {made.stderr.decode()}")
+    port = free_port()
+    command = [*as_nobody, str(programs / "postgres"), "-D", str(data), "-p", str(port),
+               "-h", "127.0.0.1", "-k", "", "-F", "-c", "max_connections=200",
+               "-c", "shared_buffers=64MB"]  # fmt: skip
+    url = f"postgresql://aflow:secret@127.0.0.1:{port}/postgres"
+    psql = [str(programs / "psql"), "-q", url, "-c"]
+
+    def answers() -> bool:
+        return subprocess.run([*psql, "SELECT 1"], capture_output=True, check=False).returncode == 0
+
+    server = Server("postgres", command, port, folder / "postgres.log", answers).start()
+    subprocess.run([*psql, "CREATE DATABASE aflow"], check=True, capture_output=True)
+    return server
+
+
+def moto_server(folder: Path) -> Server:
+    """moto's stand-in for AWS: any credentials are good."""
+    try:
+        import moto.server  # noqa: F401 -- looked for, not used
+    except ImportError:
+        missing("moto[server]")
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return Server("moto", command, port, folder / "moto.log").start()

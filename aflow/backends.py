@@ -1,6 +1,7 @@
 """URL -> concrete backend: the one module that names them all.
 
 file:///path/.aflow             storage.local
+s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached) and retries
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
 redis://host:6379/0             queue.redis
@@ -33,7 +34,19 @@ def open_store(url: str) -> ObjectStore:
         from aflow.storage.memory import MemoryStore
 
         return MemoryStore()
-    raise InvalidSetting(f"{url!r} is no datastore that aflow knows: use file:///path or memory:.")
+    if scheme == "s3":
+        from aflow.config import Settings
+        from aflow.storage.cached import CachedStore
+        from aflow.storage.retrying import RetryingStore
+        from aflow.storage.s3 import S3Store
+
+        settings = Settings.load()
+        folder = Path(settings.cache_folder).expanduser() / "objects" / _folder_name(url)
+        return CachedStore(RetryingStore(S3Store(url)), folder, settings.cache_size << 20)
+    raise InvalidSetting(
+        f"{url!r} is no datastore that aflow knows: use file:///path, "
+        "s3://bucket/prefix or memory:."
+    )
 
 
 def open_metadata(url: str, durability: str = "power", *, read_only: bool = False) -> MetadataStore:
@@ -70,6 +83,11 @@ def open_queue(url: str) -> Queue:
         f"{scheme!r} is no kind of queue that aflow knows: use sqlite:///path, redis://host or "
         "memory:."
     )
+
+
+def _folder_name(url: str) -> str:
+    """A name that differs for different URLs."""
+    return "".join(each if each.isalnum() else "-" for each in url)[-100:]
 
 
 def _path(url: str, rest: str) -> Path:

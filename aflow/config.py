@@ -37,7 +37,7 @@ class Settings:
 
     `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
     None where nothing is set: the user's own. `max_log_size` is in MB (2**20 bytes) per stream
-    of an attempt.
+    of an attempt. `cache_size` is in MB, too: of copies of remote blobs below `cache_folder`.
     """
 
     root: Path
@@ -58,6 +58,10 @@ class Settings:
     max_log_size: int = 10
     default_secrets_backend: str | None = None
     package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
+    datastore_s3: str | None = None
+    s3_endpoint: str | None = None
+    cache_folder: str = "~/.cache/aflow"
+    cache_size: int = 10_000
     spin_persist: bool = True
 
     @classmethod
@@ -91,8 +95,21 @@ class Settings:
 
     @property
     def storage_url(self) -> str:
-        """Where objects are, as `backends.open_store` takes it: `file:///.../.aflow`."""
-        return self.root.as_uri()
+        """Where objects are, as `backends.open_store` takes it: `file:///.../.aflow`, or
+        `s3://bucket/prefix`. Raises InvalidSetting where that is in S3, and nothing says where."""
+        if self.datastore == "local":
+            return self.root.as_uri()
+        place = self.datastore_root if _is_s3(self.datastore_root) else self.datastore_s3
+        if place is None or not _is_s3(place):
+            raise InvalidSetting(
+                "--datastore s3 needs to know where in S3: give --datastore-root "
+                "s3://bucket/prefix, or set AFLOW_DATASTORE_SYSROOT_S3."
+            )
+        if self.s3_endpoint and "?" not in place:
+            from urllib.parse import quote
+
+            place += f"?endpoint={quote(self.s3_endpoint, safe='')}"
+        return place
 
     @property
     def metadata_url(self) -> str:
@@ -292,7 +309,11 @@ def _user(hit: _Hit) -> str:
 # `run` has always had for its own options.
 _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "user": (("USER",), _user),
-    "datastore": (("DEFAULT_DATASTORE",), _choice("local")),
+    "datastore": (("DEFAULT_DATASTORE",), _choice("local", "s3")),
+    "datastore_s3": (("DATASTORE_SYSROOT_S3",), _text),
+    "s3_endpoint": (("S3_ENDPOINT_URL",), _text),
+    "cache_folder": (("CLIENT_CACHE_PATH",), _text),
+    "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),
     "datastore_root": (("DATASTORE_ROOT",), _text),
     "metadata": (("DEFAULT_METADATA",), _choice("local")),
     "environment": (("DEFAULT_ENVIRONMENT",), _choice("local")),
@@ -313,6 +334,10 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
 
 
 # ------------------------------------------------------------------ files, folders, the user
+
+
+def _is_s3(place: str | None) -> bool:
+    return place is not None and place.startswith("s3://")
 
 
 def _working_directory() -> Path:
@@ -336,7 +361,7 @@ def _root(
     values: Mapping[str, Any], sources: list[_Source], base: Path, found: Path | None
 ) -> Path:
     given = values.get("datastore_root")
-    if given is not None:
+    if given is not None and not _is_s3(given):
         return base / Path(given).expanduser()
     hit = _look_up(sources, ("DATASTORE_SYSROOT_LOCAL",))
     if hit is not None:

@@ -22,6 +22,7 @@ AflowError
 │   ├── ObjectNotFound
 │   ├── CorruptBlob
 │   └── StoreUnavailable
+│       └── StoreBusy            another try may go well
 ├── MetadataError
 │   ├── MetadataUnavailable
 │   ├── MetadataTooNew
@@ -193,6 +194,10 @@ class CorruptBlob(StorageError):
 
 class StoreUnavailable(StorageError):
     """The object store is missing, full, read-only or refuses to answer."""
+
+
+class StoreBusy(StoreUnavailable):
+    """The object store did not answer, or not whole: another try may go well."""
 
 
 class MetadataError(AflowError):

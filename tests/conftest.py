@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.s3 import s3_bucket, s3_server  # noqa: F401 -- fixtures of all tests
+
 # A deadline would make slow machines fail tests that are right.
 settings.register_profile(
     "aflow", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -27,7 +29,7 @@ def repository() -> Path:
 def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting of the developer's shell or home reaches a test or the processes it starts."""
     for name in os.environ:
-        if name.startswith(("AFLOW_", "METAFLOW_")):
+        if name.startswith(("AFLOW_", "METAFLOW_", "AWS_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("AFLOW_USER", "tester")
     monkeypatch.setenv("AFLOW_HOME", str(tmp_path_factory.getbasetemp() / "no-home"))

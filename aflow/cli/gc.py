@@ -10,6 +10,7 @@ import click
 
 from aflow.cli.options import flag, option
 from aflow.config import Settings
+from aflow.errors import InvalidInput
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHOWN = 20  # runs that are named
@@ -54,7 +55,12 @@ def _parameters() -> list[click.Parameter]:
             metavar="TIME",
             help="Leave alone what was written or used so short a time ago.",
         ),
-        option("--datastore-root", metavar="PATH", help="Folder of the local datastore."),
+        option("--datastore", type=click.Choice(["local", "s3"]), help="Where the artifacts are."),
+        option("--datastore-root", metavar="PATH", help="Its folder, or s3://bucket/prefix."),
+        flag(
+            "--sole-owner",
+            help="No other metadata than this has runs in the datastore (asked for in S3).",
+        ),
         flag("--dry-run", help="Only say what would be deleted."),
     ]
 
@@ -67,14 +73,22 @@ def _gc(
     keep: int,
     spins: bool,
     grace: str,
+    datastore: str | None,
     datastore_root: str | None,
+    sole_owner: bool,
     dry_run: bool,
 ) -> int:
     from aflow import backends
     from aflow.clock import SystemClock
     from aflow.garbage import Wanted, collect
 
-    settings = Settings.load(datastore_root=datastore_root)
+    settings = Settings.load(datastore=datastore, datastore_root=datastore_root)
+    if settings.datastore != "local" and settings.metadata == "local" and not sole_owner:
+        raise InvalidInput(
+            f"{settings.storage_url} may be shared with others, of whose runs the metadata in "
+            f"{settings.root} knows nothing: what only they need would be deleted. Give "
+            "--sole-owner if nobody else has runs there."
+        )
     if not (settings.root / "metadata.db").exists():
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0

@@ -110,8 +110,13 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         ),
         _choice("--metadata", ["local"], "Where the metadata is.", rest),
         _choice("--environment", ["local"], "Environment that tasks run in.", rest),
-        _choice("--datastore", ["local"], "Where the artifacts are.", rest),
-        option("--datastore-root", metavar="PATH", help="Folder of the local datastore.", **rest),
+        _choice("--datastore", ["local", "s3"], "Where the artifacts are.", rest),
+        option(
+            "--datastore-root",
+            metavar="PATH",
+            help="Folder of the local datastore, or s3://bucket/prefix.",
+            **rest,
+        ),
         option(
             "--package-suffixes",
             metavar="SUFFIXES",

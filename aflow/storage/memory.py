@@ -32,7 +32,10 @@ class MemoryStore:
         data = b"".join(parts)
         with self._lock:
             self._touched.setdefault(check_name(name), SystemClock.now())
-            return self._objects.setdefault(name, data) is data
+            if name in self._objects:
+                return False
+            self._objects[name] = data
+            return True
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
         """The bytes from `start`, `length` of them or up to the end."""

@@ -1,0 +1,68 @@
+"""A bucket on a private stand-in for S3, one server a test session, one bucket a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.servers import Server, moto_server
+
+if TYPE_CHECKING:
+    from aflow.storage.s3 import S3Store
+
+ACCESS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+_numbers = itertools.count()
+
+
+class S3Bucket:
+    """An empty bucket; `url` is what aflow takes."""
+
+    def __init__(self, server: Server) -> None:
+        self.endpoint = f"http://127.0.0.1:{server.port}"
+        self.name = f"bucket-{os.getpid()}-{next(_numbers)}"
+        self.url = f"s3://{self.name}/a/prefix?endpoint={self.endpoint}"
+        self._stores: list[S3Store] = []
+        store = self.store()
+        name = self.name
+        store._portal.call(lambda s3: s3.create_bucket(Bucket=name))
+
+    def store(self, url: str | None = None) -> S3Store:
+        """A store in the bucket, closed when the test is over."""
+        from aflow.storage.s3 import S3Store
+
+        store = S3Store(url or self.url)
+        self._stores.append(store)
+        return store
+
+    def names(self) -> list[str]:
+        """All keys of the bucket."""
+        name = self.name
+        answer = self._stores[0]._portal.call(lambda s3: s3.list_objects_v2(Bucket=name))
+        return [each["Key"] for each in answer.get("Contents", ())]
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The stand-in."""
+    server = moto_server(Path(tmp_path_factory.mktemp("moto")))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Bucket]:
+    """An empty bucket, and credentials for it in the environment."""
+    for name, value in ACCESS.items():
+        monkeypatch.setenv(name, value)
+    bucket = S3Bucket(s3_server)
+    yield bucket
+    bucket.close()

@@ -1,0 +1,112 @@
+"""A store that fails now and then: calls are made again, and nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from aflow.errors import ObjectNotFound, StoreBusy, StoreUnavailable
+from aflow.storage.memory import MemoryStore
+from aflow.storage.retrying import FIRST_WAIT, LONGEST_WAIT, TRIES, RetryingStore
+
+
+class FailingStore(MemoryStore):
+    """Fails the next calls: before it has done what was asked for, or after that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = 0
+        self.after = 0
+
+    def _done(self, act: Callable[[], Any]) -> Any:
+        if self.before:
+            self.before -= 1
+            raise StoreBusy("It is busy.")
+        answer = act()
+        if self.after:
+            self.after -= 1
+            raise StoreBusy("The answer was lost.")
+        return answer
+
+    def put(self, *args: Any, **kwargs: Any) -> None:
+        self._done(lambda: super(FailingStore, self).put(*args, **kwargs))
+
+    def put_if_absent(self, *args: Any, **kwargs: Any) -> bool:
+        wrote: bool = self._done(lambda: super(FailingStore, self).put_if_absent(*args, **kwargs))
+        return wrote
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        return self._done(lambda: super(FailingStore, self).get(*args, **kwargs))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        for name in super().list(prefix):
+            yield name
+            self._done(lambda: None)
+
+
+@pytest.fixture
+def inner() -> FailingStore:
+    return FailingStore()
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    """How long the store has waited, in seconds."""
+    return []
+
+
+@pytest.fixture
+def store(inner: FailingStore, waits: list[float]) -> RetryingStore:
+    return RetryingStore(inner, waits.append, lambda: 0.5)
+
+
+def test_what_fails_is_tried_again_with_longer_and_longer_waits(
+    store: RetryingStore, inner: FailingStore, waits: list[float]
+) -> None:
+    store.put("a", [b"1"])
+    inner.before = TRIES - 1
+
+    assert b"1" == store.get("a")
+    assert [0.5 * min(LONGEST_WAIT, FIRST_WAIT * 2**each) for each in range(1, TRIES)] == waits
+
+
+def test_a_store_that_stays_busy_is_given_up_in_a_sentence(
+    store: RetryingStore, inner: FailingStore
+) -> None:
+    inner.before = TRIES
+    with pytest.raises(StoreUnavailable, match=f"tried {TRIES} times.*resume the run"):
+        store.put("a", [b"1"])
+
+
+def test_what_another_try_cannot_mend_is_not_tried_again(
+    store: RetryingStore, waits: list[float]
+) -> None:
+    with pytest.raises(ObjectNotFound):
+        store.get("nothing")
+    assert [] == waits
+
+
+def test_an_object_whose_answer_was_lost_is_ours(store: RetryingStore, inner: FailingStore) -> None:
+    inner.after = 1
+    assert store.put_if_absent("a", [b"mi", b"ne"])
+    assert b"mine" == inner.get("a")
+
+
+def test_an_object_that_somebody_else_has_written_is_not_ours(
+    store: RetryingStore, inner: FailingStore
+) -> None:
+    inner.put("a", [b"theirs"])
+    inner.before = 1
+    assert not store.put_if_absent("a", [b"mine"])
+    assert not store.put_if_absent("a", [b"theirs"])
+
+
+def test_a_list_that_breaks_off_goes_on_where_it_was(
+    store: RetryingStore, inner: FailingStore
+) -> None:
+    for name in "abcd":
+        inner.put(name, [])
+    inner.before = 3
+    assert [*"abcd"] == [*store.list("")]

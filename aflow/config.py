@@ -63,6 +63,7 @@ class Settings:
     cache_folder: str = "~/.cache/aflow"
     cache_size: int = 10_000
     spin_persist: bool = True
+    tempdir: str = "."
 
     @classmethod
     def load(
@@ -326,6 +327,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "ui_url": (("UI_URL",), _text),
     "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
     "package_suffixes": (("DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"), _suffixes),
+    "tempdir": (("TEMPDIR",), _text),
     "spin_persist": (("SPIN_PERSIST",), _flag),
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from aflow.around import Around, Makers, Scene, await_through, call_through, makers_of
 from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
+from aflow.config import Settings
 from aflow.errors import AflowError, InvalidTransition, TaskTimedOut
 from aflow.flow.caught import ExceptionWrapper
 from aflow.flow.current import current
 from aflow.flow.graph import Kind
+from aflow.flow.outline import outline
 from aflow.flow.spec import NextCall, bind, left_artifacts, new_instance
 from aflow.inputs import Manifests
 from aflow.scheduler.codec import decode_inputs
@@ -259,7 +261,8 @@ class Runner:
             "namespace": context.namespace,
             "username": context.user,
             "tags": context.tags,
-            "graph": self.definition.graph,
+            "graph": lambda: outline(self.definition),
+            "tempdir": lambda: Settings.load().tempdir,
             "parameter_names": list(self.definition.parameters),
             "metadata_url": context.metadata_url,
             **_told(context.told or {}),

@@ -126,6 +126,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         option("--pylint/--no-pylint", help="Look for errors in the code first.", **rest),
         _choice("--event-logger", ["nullSidecarLogger", "debugLogger"], "Accepted, unused.", rest),
         _choice("--monitor", ["nullSidecarMonitor", "debugMonitor"], "Accepted, unused.", rest),
+        _choice("--mode", ["spin"], "Accepted: spins are kept where all else is.", rest),
         with_option(GENERAL, scope),
     ]
     return [each for each in made if not set(each.opts) & {f"--{name}" for name in without}]
@@ -284,7 +285,15 @@ def _parameter_help(parameter: Parameter) -> str:
     if parameter.choices is not None:
         facts.append(f"one of: {', '.join(map(str, parameter.choices))}")
     if parameter.default is not None and parameter.show_default:
-        default = "computed" if callable(parameter.default) else parameter.default
-        facts.append(f"default: {default}")
+        facts.append(f"default: {_default_text(parameter)}")
     noted = f"  [{'; '.join(facts)}]" if facts else ""
     return f"{parameter.help or ''}{noted}".strip()
+
+
+def _default_text(parameter: Parameter) -> str:
+    """The default as one would write it."""
+    if callable(parameter.default):
+        return "computed"
+    if parameter.separator is not None and not isinstance(parameter.default, str):
+        return parameter.separator.join(map(str, parameter.default or ()))
+    return str(parameter.default)

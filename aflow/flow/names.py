@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 # What FlowSpec offers under its own names. A step, parameter, constant or artifact of such a name
 # would hide it.
@@ -45,3 +46,14 @@ def shown(value: object) -> str:
     """The value's repr, cut to fit into a sentence."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: functions and classes by their names, others as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return getattr(value, "__qualname__", None) or shown(value)

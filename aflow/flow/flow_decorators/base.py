@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from aflow.errors import InvalidDecorator
-from aflow.flow.names import did_you_mean, shown
+from aflow.flow.names import did_you_mean, plain, shown
 
 C = TypeVar("C", bound=type)
 
@@ -25,7 +25,7 @@ class FlowDecorator:
 
     def as_dict(self) -> dict[str, Any]:
         """Its kind and options as values that JSON can hold; a function is its name."""
-        options = {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+        options = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
         return {"type": self.kind, "options": options}
 
     def _set(self, option: str, value: object) -> None:
@@ -35,16 +35,6 @@ class FlowDecorator:
     def _fault(self, option: str, expected: str) -> InvalidDecorator:
         value = getattr(self, option)
         return InvalidDecorator(f"@{self.kind}: {option} must be {expected}, not {shown(value)}.")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return getattr(value, "__qualname__", None) or shown(value)
 
 
 def build(kind: type[FlowDecorator], options: Mapping[str, Any]) -> FlowDecorator:

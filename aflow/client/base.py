@@ -185,6 +185,18 @@ class ClientObject:
         attempt = "" if self._attempt is None else f", attempt={self._attempt}"
         return f"{type(self).__name__}({self.pathspec!r}{attempt})"
 
+    def _identity(self) -> tuple[object, ...]:
+        return (type(self), self._spec, self._attempt, self._place.description)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same thing in the same place, whatever of it was read when."""
+        if not isinstance(other, ClientObject):
+            return NotImplemented
+        return self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
     def __reduce__(self) -> Any:
         return _restored, (type(self), self.pathspec, self._attempt, self._place.description)
 

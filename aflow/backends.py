@@ -5,6 +5,7 @@ s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
 redis://host:6379/0             queue.redis
+postgresql://host/database      queue.postgres
 """
 
 from __future__ import annotations
@@ -79,9 +80,13 @@ def open_queue(url: str) -> Queue:
         from aflow.queue.redis import RedisQueue
 
         return RedisQueue(url)
+    if scheme in ("postgresql", "postgres"):
+        from aflow.queue.postgres import PostgresQueue
+
+        return PostgresQueue(url)
     raise InvalidSetting(
-        f"{scheme!r} is no kind of queue that aflow knows: use sqlite:///path, redis://host or "
-        "memory:."
+        f"{scheme!r} is no kind of queue that aflow knows: use sqlite:///path, redis://host, "
+        "postgresql://host/database or memory:."
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.s3 import s3_bucket, s3_server  # noqa: F401 -- fixtures of all tests
+from tests.support.servers import postgres_server  # noqa: F401 -- the same
 
 # A deadline would make slow machines fail tests that are right.
 settings.register_profile(

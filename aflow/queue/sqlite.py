@@ -6,6 +6,8 @@ Write-ahead log; a transaction per call. What was put survives any crash but tha
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +108,7 @@ class SqliteQueue:
         """Up to `limit` messages; see the port."""
         for topic in topics:
             check_topic(topic)
-        taken, _ = await self._do(lambda db: self._take(db, topics, limit, ttl))
+        taken, _ = await self._take_or_give_back(topics, limit, ttl)
         if taken or wait <= 0:
             return taken
         return await self._wait(topics, limit, ttl, self._clock.monotonic() + wait)
@@ -118,7 +120,7 @@ class SqliteQueue:
         try:
             while True:
                 bell.clear()
-                taken, due = await self._do(lambda db: self._take(db, topics, limit, ttl))
+                taken, due = await self._take_or_give_back(topics, limit, ttl)
                 left = give_up_at - self._clock.monotonic()
                 if taken or left <= 0:
                     return taken
@@ -127,6 +129,18 @@ class SqliteQueue:
                 await bell.wait(left)
         finally:
             bell.close()
+
+    async def _take_or_give_back(
+        self, topics: Sequence[str], limit: int, ttl: float
+    ) -> tuple[list[Lease], float | None]:
+        """The same as `_take`; what it took for somebody who is cancelled meanwhile goes back."""
+        taking = self._begin(lambda db: self._take(db, topics, limit, ttl))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taken, _ = await taking
+            await self.release(taken, counted=False)
+            raise
 
     def _listen(self) -> Any:
         try:
@@ -243,9 +257,12 @@ class SqliteQueue:
 
     async def _do(self, what: Callable[[sqlite3.Connection], T]) -> T:
         """One transaction, in the thread that has the connection."""
+        return await self._begin(what)
+
+    def _begin(self, what: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "aflow-queue")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, what)
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._transact, what)
 
     def _transact(self, what: Callable[[sqlite3.Connection], T]) -> T:
         with self._errors_named():
@@ -266,9 +283,16 @@ class SqliteQueue:
         db = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
-        db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
-        db.executescript(_SCHEMA)
+        # One process at a time: SQLite turns others away at once while it gets its log.
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if self._path.stat().st_size == 0:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.executescript(_SCHEMA)
+        finally:
+            os.close(folder)
         return db
 
     def _disconnect(self) -> None:

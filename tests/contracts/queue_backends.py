@@ -14,7 +14,7 @@ from pathlib import Path
 from aflow.queue.base import Queue
 from aflow.queue.memory import MemoryQueue
 from aflow.queue.sqlite import SqliteQueue
-from tests.support.servers import redis_server
+from tests.support.servers import Server, new_database, redis_server
 
 MAX_DELIVERIES = 3
 
@@ -49,6 +49,14 @@ def _redis(folder: Path) -> Iterator[Backend]:
         yield Backend(lambda: RedisQueue(url, MAX_DELIVERIES))
     finally:
         server.kill()
+
+
+@contextmanager
+def postgres(server: Server) -> Iterator[Backend]:
+    from aflow.queue.postgres import PostgresQueue
+
+    with new_database(server) as url:
+        yield Backend(lambda: PostgresQueue(url, MAX_DELIVERIES))
 
 
 BACKENDS = {"memory": _memory, "sqlite": _sqlite, "redis": _redis}

@@ -11,16 +11,20 @@ import pytest_asyncio
 
 from aflow.errors import InvalidName, LeaseLost
 from aflow.queue.base import Depth, Lease, Message, Queue
-from tests.contracts.queue_backends import BACKENDS, MAX_DELIVERIES, Backend
+from tests.contracts.queue_backends import BACKENDS, MAX_DELIVERIES, Backend, postgres
 
 LONG = 60.0  # seconds of a lease that does not end meanwhile
 WAIT = 20.0  # seconds after which a test would fail
 pytestmark = pytest.mark.asyncio
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[*BACKENDS, "postgres"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    with BACKENDS[request.param](tmp_path) as found:
+    if request.param == "postgres":
+        made = postgres(request.getfixturevalue("postgres_server"))
+    else:
+        made = BACKENDS[request.param](tmp_path)
+    with made as found:
         yield found
 
 
@@ -253,12 +257,14 @@ async def test_a_release_wakes_who_waits(queue: Queue, other: Queue) -> None:
 
 
 async def test_a_release_may_be_delayed(queue: Queue, backend: Backend) -> None:
-    await queue.put("t", messages("a", "b"))
-    first = await one(queue)
-    await queue.release([first], delay=3 * backend.shortest)
+    await queue.put("t", messages("a"))
+    await queue.release([await one(queue)], delay=backend.shortest)
+    again = await one(queue)
+    assert ("a", 2) == (again.id, again.deliveries)
 
-    assert "b" == (await one(queue)).id
-    assert ("a", 2) == ((again := await one(queue)).id, again.deliveries)
+    await queue.release([again], delay=LONG)
+    assert [] == await queue.lease(["t"], 1, LONG, backend.shortest)
+    assert Depth(1, 0, 0) == await queue.depth("t")
 
 
 async def test_a_release_that_is_not_counted_takes_its_delivery_back(queue: Queue) -> None:

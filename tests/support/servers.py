@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -103,8 +105,8 @@ def redis_server(folder: Path, *options: str) -> Server:
     return Server("redis", command, port, folder / "redis.log").start()
 
 
-def postgres_server(folder: Path) -> Server:
-    """A PostgreSQL server with the user `aflow`, the password `secret` and the database `aflow`."""
+def _postgres(folder: Path) -> Server:
+    """A PostgreSQL server with the user `aflow` and the password `secret`."""
     programs = next((each for each in _POSTGRES if (each / "initdb").exists()), None)
     if programs is None:
         missing("PostgreSQL")
@@ -138,9 +140,32 @@ def postgres_server(folder: Path) -> Server:
     def answers() -> bool:
         return subprocess.run([*psql, "SELECT 1"], capture_output=True, check=False).returncode == 0
 
-    server = Server("postgres", command, port, folder / "postgres.log", answers).start()
-    subprocess.run([*psql, "CREATE DATABASE aflow"], check=True, capture_output=True)
-    return server
+    return Server("postgres", command, port, folder / "postgres.log", answers).start()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The PostgreSQL server of the test session."""
+    server = _postgres(Path(tmp_path_factory.mktemp("postgres")))
+    yield server
+    server.kill(signal.SIGINT)
+
+
+@contextmanager
+def new_database(server: Server) -> Iterator[str]:
+    """The URL of an empty database; it is dropped afterwards, whoever is still connected."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _psql(server, f"CREATE DATABASE {name}")
+    try:
+        yield f"postgresql://aflow:secret@127.0.0.1:{server.port}/{name}"
+    finally:
+        _psql(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _psql(server: Server, command: str) -> None:
+    url = f"postgresql://aflow:secret@127.0.0.1:{server.port}/postgres"
+    program = next(each for each in _POSTGRES if (each / "psql").exists()) / "psql"
+    subprocess.run([program, "-q", url, "-c", command], check=True, capture_output=True)
 
 
 def moto_server(folder: Path) -> Server:

@@ -1,0 +1,115 @@
+"""Queues whose broker goes away, refuses, or is told nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from aflow import backends
+from aflow.errors import InvalidSetting, QueueUnavailable
+from aflow.queue.base import Message
+from aflow.queue.redis import RedisQueue
+from aflow.queue.sqlite import SqliteQueue
+from tests.support.servers import Server, free_port, new_database, redis_server
+
+pytestmark = pytest.mark.asyncio
+WAIT = 20.0
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("amqp://host", "'amqp' is no kind of queue"),
+        ("queue.db", "no kind of queue"),
+        ("redis://host?colour=red", "no place of a queue"),
+        ("postgresql://host", "no place of a queue"),
+        ("sqlite:relative", "names no path"),
+    ],
+)
+async def test_what_is_no_queue_is_refused_in_a_sentence(url: str, told: str) -> None:
+    with pytest.raises(InvalidSetting, match=told):
+        backends.open_queue(url)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "postgresql"])
+async def test_a_broker_that_is_not_there_is_named_without_its_password(scheme: str) -> None:
+    queue = backends.open_queue(f"{scheme}://me:secret@127.0.0.1:{free_port()}/0")
+    with pytest.raises(QueueUnavailable, match="does not answer") as caught:
+        await queue.put("t", [Message("a", b"")])
+    assert "secret" not in str(caught.value)
+    assert "secret" not in queue.url
+    await queue.close()
+
+
+async def test_wrong_credentials_are_refused_in_a_sentence(
+    postgres_server: Server, tmp_path: Path
+) -> None:
+    redis = redis_server(tmp_path, "--requirepass", "right")
+    try:
+        with new_database(postgres_server) as url:
+            for wrong in (
+                url.replace("secret", "wrong"),
+                f"redis://:wrong@127.0.0.1:{redis.port}/0",
+            ):
+                queue = backends.open_queue(wrong)
+                with pytest.raises(QueueUnavailable, match="correct user and password"):
+                    await queue.lease(["t"], 1, 1.0)
+                await queue.close()
+    finally:
+        redis.kill()
+
+
+async def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(tmp_path: Path) -> None:
+    server = redis_server(tmp_path)
+    queue = RedisQueue(f"redis://127.0.0.1:{server.port}/0")
+    try:
+        await queue.put("t", [Message(name, b"") for name in "abc"])
+        (held,) = await queue.lease(["t"], 1, 60.0)
+        waiting = asyncio.create_task(queue.lease(["empty"], 1, 60.0, WAIT))
+        await asyncio.sleep(0)
+        server.kill()
+
+        with pytest.raises(QueueUnavailable):
+            await queue.put("t", [Message("d", b"")])
+        with pytest.raises(QueueUnavailable):
+            await waiting
+        server.start()
+
+        await queue.ack([held])
+        assert ["b", "c"] == [each.id for each in await queue.lease(["t"], 9, 60.0)]
+    finally:
+        await queue.close()
+        server.kill()
+
+
+async def test_connections_that_the_server_drops_are_made_anew(postgres_server: Server) -> None:
+    with new_database(postgres_server) as url:
+        queue = backends.open_queue(url)
+        await queue.put("t", [Message("a", b"")])
+        waiting = asyncio.create_task(queue.lease(["u"], 1, 60.0, WAIT))
+        await asyncio.sleep(0)
+        other = backends.open_queue(url)
+        async with other._transaction() as db:  # type: ignore[attr-defined]
+            await db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        await other.put("u", [Message("b", b"")])
+
+        try:
+            found = await waiting
+        except QueueUnavailable:  # it was in the middle of a call
+            found = await queue.lease(["u"], 1, 60.0, WAIT)
+        assert ["b"] == [each.id for each in found]
+        await queue.close()
+        await other.close()
+
+
+async def test_a_file_that_is_no_queue_is_named(tmp_path: Path) -> None:
+    (tmp_path / "queue.db").write_text("nothing of the kind, and long enough to be read " * 10)
+    queue = SqliteQueue(tmp_path / "queue.db")
+    with pytest.raises(QueueUnavailable, match=r"queue\.db cannot be used"):
+        await queue.put("t", [Message("a", b"")])
+    await queue.close()

@@ -64,6 +64,7 @@ class Settings:
     cache_size: int = 10_000
     spin_persist: bool = True
     tempdir: str = "."
+    service_auth_keys: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def load(
@@ -292,6 +293,10 @@ def _words(hit: _Hit) -> tuple[str, ...]:
     return tuple(_text(hit).split())
 
 
+def _keys(hit: _Hit) -> tuple[str, ...]:
+    return tuple(key.strip() for key in _text(hit).split(",") if key.strip())
+
+
 def _suffixes(hit: _Hit) -> tuple[str, ...]:
     words = tuple(word.strip() for word in _text(hit).split(",") if word.strip())
     if not words:
@@ -329,6 +334,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "package_suffixes": (("DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"), _suffixes),
     "tempdir": (("TEMPDIR",), _text),
     "spin_persist": (("SPIN_PERSIST",), _flag),
+    "service_auth_keys": (("SERVICE_AUTH_KEY",), _keys),
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),

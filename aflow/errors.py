@@ -27,6 +27,7 @@ AflowError
 │   ├── MetadataUnavailable
 │   ├── MetadataTooNew
 │   └── VersionConflict
+├── RegistrationRefused          the metadata service cannot do what a request asks for
 ├── QueueError
 │   ├── QueueUnavailable
 │   ├── LeaseLost                a message is not ours any more
@@ -216,6 +217,22 @@ class MetadataTooNew(MetadataError):
 
 class VersionConflict(MetadataError):
     """Somebody else has written to this run since it was read."""
+
+
+class RegistrationRefused(AflowError):
+    """The metadata service cannot do what a request asks for: its answer is `status` and `body`."""
+
+    headline = "Request refused"
+
+    def __init__(self, status: int, body: object) -> None:
+        super().__init__(f"{status}: {body}")
+        self.status = status
+        self.body = body
+
+    @classmethod
+    def of(cls, status: int, message: str) -> RegistrationRefused:
+        """The refusal that says this sentence."""
+        return cls(status, {"message": message})
 
 
 class QueueError(AflowError):

@@ -67,6 +67,10 @@ OTHERS = {
         "Say where data and metadata are: for this user, in profiles.",
         "aflow.cli.configure:configure",
     ),
+    "metadata-service": (
+        "Serve metadata over HTTP, also to Metaflow's clients.",
+        "aflow.cli.metadata_service:metadata_service",
+    ),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
 

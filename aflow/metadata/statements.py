@@ -13,7 +13,12 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 @cache
 def statements(kind: str) -> dict[str, str]:
     """The statements of `queries/<kind>.sql`, by name."""
-    parts = _NAME.split((_FOLDER / "queries" / f"{kind}.sql").read_text())
+    return named((_FOLDER / "queries" / f"{kind}.sql").read_text())
+
+
+def named(text: str) -> dict[str, str]:
+    """The statements of a text in which each follows a line `-- name: ...`, by name."""
+    parts = _NAME.split(text)
     return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
 
 

@@ -1,0 +1,58 @@
+"""`aflow metadata-service`: what Metaflow's clients and aflow's register over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from aflow.cli.options import option
+from aflow.config import Settings
+
+_HELP = """Serve metadata over HTTP, as Metaflow's own service does.
+
+An unmodified Metaflow uses it with METAFLOW_DEFAULT_METADATA=service and METAFLOW_SERVICE_URL.
+AFLOW_SERVICE_AUTH_KEY is the key that clients have to send (several: with commas between them).
+
+\b
+  aflow metadata-service --metadata sqlite:///srv/metadata.db
+  aflow metadata-service --metadata postgresql://aflow@db/aflow --host 0.0.0.0 --port 8080
+"""
+
+
+def metadata_service(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    command = click.Command(
+        "metadata-service",
+        params=[
+            option(
+                "--metadata",
+                metavar="URL",
+                help="sqlite:///path or postgresql://...  [default: .aflow/metadata.db]",
+            ),
+            option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
+            option(
+                "--port",
+                type=click.IntRange(0, 65535),
+                default=8080,
+                show_default=True,
+                help="Port; 0 takes a free one.",
+            ),
+        ],
+        callback=_serve,
+        help=_HELP,
+    )
+    return command.main([*words], prog_name="aflow metadata-service", standalone_mode=False)
+
+
+def _serve(metadata: str | None, host: str, port: int) -> None:
+    from aflow.clock import SystemClock
+    from aflow.service.database import open_database
+    from aflow.service.serve import serve
+
+    settings = Settings.load()
+    database = open_database(metadata or settings.metadata_url, settings.durability)
+    try:
+        serve(database, SystemClock(), host, port, settings.service_auth_keys, click.echo)
+    finally:
+        database.close()

@@ -1,0 +1,229 @@
+"""The HTTP face: aiohttp around the table of routes.
+
+The database is asked in threads. A list that is longer than a chunk is streamed, chunk by chunk;
+whatever is short carries an ETag, and is not sent again to who has it (304).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aflow.errors import AflowError, MetadataUnavailable, MissingExtra, RegistrationRefused
+from aflow.service import checks
+from aflow.service.messages import CHUNK, Asked, Listing
+from aflow.service.routes import ROUTES, Route
+
+try:
+    from aiohttp import web
+except ImportError as error:
+    raise MissingExtra("The metadata service needs aiohttp: install aflow[server].") from error
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.service.database import Database
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SPOKEN = "2.5.1"
+"""The version of metaflow-service whose language this is: clients ask for it."""
+_VERSION_HEADER = "METADATA_SERVICE_VERSION"
+_LARGEST_BODY = 64 << 20
+_OPEN = frozenset({"/ping", "/healthcheck"})  # to load balancers, which have no key
+
+_log = logging.getLogger("aflow.service")
+
+
+def application(
+    database: Database, clock: Clock, keys: Sequence[str] = (), threads: int = 8
+) -> web.Application:
+    """The service as an application of aiohttp. With `keys`, a request has to carry one of them as
+    `x-api-key` or as bearer token; else it is answered 401."""
+    service = _Service(database, clock, ThreadPoolExecutor(threads, "service"))
+    app = web.Application(
+        client_max_size=_LARGEST_BODY, middlewares=[_named_version, _errors_answered, _Keys(keys)]
+    )
+    app.router.add_get("/ping", _ping)
+    app.router.add_get("/version", _version)
+    app.router.add_get("/healthcheck", service.healthcheck)
+    app.router.add_get("/auth/token", _no_token)
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, service.handler(route))
+    app.on_cleanup.append(service.close)
+    return app
+
+
+class _Service:
+    def __init__(self, database: Database, clock: Clock, threads: ThreadPoolExecutor) -> None:
+        self._database = database
+        self._clock = clock
+        self._threads = threads
+
+    def handler(self, route: Route) -> Handler:
+        """What answers requests of this route."""
+        in_transaction = self._database.write if route.writes else self._database.read
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            asked = Asked(
+                {kind: checks.path_name(kind, value) for kind, value in request.match_info.items()},
+                request.query,
+                await request.read() if route.writes else b"",
+                self._clock.now(),
+                self._database.words,
+            )
+            answer = await self._in_thread(
+                lambda: in_transaction(lambda session: route.answer(session, asked))
+            )
+            if isinstance(answer, Listing):
+                return await self._listed(request, answer)
+            return _sent(request, json.dumps(answer.body).encode(), answer.status, answer.headers)
+
+        return handle
+
+    async def _listed(self, request: web.Request, listing: Listing) -> web.StreamResponse:
+        rows = await self._in_thread(lambda: self._database.read(listing.first))
+        if listing.page is not None:
+            headers = listing.page.headers([row[0] for row in rows])
+            return _sent(request, _told(listing, rows), 200, headers)
+        if len(rows) < CHUNK:
+            return _sent(request, _told(listing, rows), 200, {})
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.headers[_VERSION_HEADER] = SPOKEN
+        response.enable_compression()
+        await response.prepare(request)
+        opening = b"["
+        while rows:
+            last = rows[-1][0] if len(rows) == CHUNK else None
+            chunk = await self._in_thread(partial(_told, listing, rows))
+            await response.write(opening + chunk[1:-1])
+            opening, rows = b", ", []
+            if last is not None:
+                rows = await self._in_thread(
+                    partial(self._database.read, partial(listing.after, key=last))
+                )
+        await response.write(b"]")
+        await response.write_eof()
+        return response
+
+    async def healthcheck(self, request: web.Request) -> web.StreamResponse:
+        """Whether the database can be asked; 503."""
+        try:
+            await self._in_thread(
+                lambda: self._database.read(lambda session: session.rows("SELECT 1"))
+            )
+        except MetadataUnavailable as error:
+            return web.json_response({"status": "DOWN", "detail": str(error)}, status=503)
+        return web.json_response({"status": "UP"})
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def close(self, _: web.Application) -> None:
+        """Let go of threads and database."""
+        self._threads.shutdown()
+        self._database.close()
+
+
+class _Keys:
+    """Turns away who has none of the keys."""
+
+    __middleware_version__ = 1
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._keys and request.path not in _OPEN and not self._known(request):
+            return web.json_response(
+                {"message": "this service wants a key: x-api-key, or Authorization: Bearer"},
+                status=401,
+            )
+        return await handler(request)
+
+    def _known(self, request: web.Request) -> bool:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given = [request.headers.get("x-api-key", "")]
+        if scheme.lower() == "bearer":
+            given.append(token.strip())
+        return any(
+            hmac.compare_digest(one.encode("utf-8", "surrogateescape"), key)
+            for one in given
+            for key in self._keys
+        )
+
+
+@web.middleware
+async def _named_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    if not response.prepared:
+        response.headers[_VERSION_HEADER] = SPOKEN
+    return response
+
+
+@web.middleware
+async def _errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal and failure is an answer in JSON."""
+    try:
+        return await handler(request)
+    except RegistrationRefused as refused:
+        return web.json_response(refused.body, status=refused.status)
+    except web.HTTPException as said:  # of aiohttp: no such route, too large a body
+        headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else None
+        return web.json_response({"message": said.reason}, status=said.status, headers=headers)
+    except MetadataUnavailable as error:
+        _log.error("%s %s: %s", request.method, request.path, error)
+        return web.json_response(_failure(503, "Service Unavailable", str(error)), status=503)
+    except AflowError as error:
+        _log.error("%s %s: %s", request.method, request.path, error)
+        return web.json_response(_failure(500, "Internal Server Error", str(error)), status=500)
+
+
+def _failure(status: int, title: str, detail: str) -> dict[str, Any]:
+    # The traceback is for the log of the service, not for those who ask.
+    return {
+        "traceback": "",
+        "detail": detail,
+        "status": status,
+        "title": title,
+        "type": "about:blank",
+    }
+
+
+def _told(listing: Listing, rows: Sequence[Any]) -> bytes:
+    return json.dumps([listing.tell(row) for row in rows]).encode()
+
+
+def _sent(
+    request: web.Request, body: bytes, status: int, headers: dict[str, str]
+) -> web.StreamResponse:
+    """The answer, or 304 for who has it already."""
+    from blake3 import blake3
+
+    if request.method == "GET" and status == 200:
+        tag = f'"{blake3(body).hexdigest(16)}"'
+        headers = {**headers, "ETag": tag}
+        if tag in request.headers.get("If-None-Match", ""):
+            return web.Response(status=304, headers=headers)
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+
+async def _ping(_: web.Request) -> web.StreamResponse:
+    return web.Response(text="pong")
+
+
+async def _version(_: web.Request) -> web.StreamResponse:
+    return web.Response(text=SPOKEN)
+
+
+async def _no_token(_: web.Request) -> web.StreamResponse:
+    return web.json_response(
+        {"message": "this service gives out no credentials: use those of your own account"},
+        status=403,
+    )

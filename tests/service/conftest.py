@@ -1,0 +1,107 @@
+"""The service on a port of this machine, over each database that it can use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient, TestServer
+
+from aflow.clock import FakeClock
+from aflow.service.app import application
+from aflow.service.database import Database, open_database
+from tests.support.servers import Server, postgres_server
+
+WHO = {"user_name": "ada", "tags": ["t"], "system_tags": ["user:ada"]}
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A PostgreSQL server of these tests."""
+    server = postgres_server(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.kill()
+
+
+def postgres_url(server: Server) -> str:
+    return f"postgresql://aflow:secret@127.0.0.1:{server.port}/aflow"
+
+
+@pytest.fixture(params=["sqlite", "memory", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without registrations."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/metadata.db"
+    if request.param == "memory":
+        return "memory:"
+    import psycopg
+
+    url = postgres_url(request.getfixturevalue("postgres"))
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return url
+
+
+@pytest.fixture
+def database(url: str) -> Database:
+    """It, opened; the service closes it."""
+    return open_database(url, "process")
+
+
+@dataclass
+class Service:
+    """A client of the service, and the clock that the service reads."""
+
+    http: TestClient[Any, Any]
+    clock: FakeClock
+
+    async def get(self, path: str, status: int = 200, **more: Any) -> Any:
+        return await self._json(await self.http.get(path, **more), status)
+
+    async def post(self, path: str, body: Any = WHO, status: int = 200) -> Any:
+        return await self._json(await self.http.post(path, json=body), status)
+
+    async def patch(self, path: str, body: Any, status: int = 200) -> Any:
+        return await self._json(await self.http.patch(path, json=body), status)
+
+    async def _json(self, response: ClientResponse, status: int) -> Any:
+        assert status == response.status, await response.text()
+        assert "2.5.1" == response.headers["METADATA_SERVICE_VERSION"]
+        return await response.json(content_type=None)
+
+    async def task(self) -> str:
+        """The path of a new task of a new step of a new run of the flow F."""
+        await self.http.post("/flows/F", json=WHO)
+        run = (await self.post("/flows/F/run"))["run_number"]
+        step = f"/flows/F/runs/{run}/steps/start"
+        await self.post(f"{step}/step")
+        return f"{step}/tasks/{(await self.post(f'{step}/task'))['task_id']}"
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[..., Any]]:
+    """Start a service over a database."""
+    clients: list[TestClient[Any, Any]] = []
+
+    async def start(database: Database, **options: Any) -> Service:
+        clock = FakeClock()
+        client = TestClient(TestServer(application(database, clock, **options)))
+        await client.start_server()
+        clients.append(client)
+        return Service(client, clock)
+
+    yield start
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+async def service(serve: Callable[..., Any], database: Database) -> Service:
+    """The service, without keys."""
+    started: Service = await serve(database)
+    return started

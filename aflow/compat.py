@@ -67,10 +67,13 @@ _CARDS = {
         "VegaChart",
     )
 } | {
+    "EventsTimeline": "aflow.cards.viewers:EventsTimeline",
+    "YAMLViewer": "aflow.cards.viewers:YAMLViewer",
     "MetaflowCard": "aflow.cards.card:Card",
     "MetaflowCardComponent": "aflow.cards.components:Component",
     "BlankCard": "aflow.cards.card:BlankCard",
     "DefaultCard": "aflow.cards.card:DefaultCard",
+    "ErrorCard": "aflow.cards.card:ErrorCard",
     "get_cards": "aflow.cards.get:get_cards",
 }
 _PARAMETERS = {

@@ -236,10 +236,19 @@ class PythonCode(Component):
 
 
 class JSONViewer(Component):
-    """Values that JSON can hold, to be opened and closed."""
+    """Values that JSON can hold, to be opened and closed. `max_height` is a length of CSS, such as
+    `300px`, above which one scrolls. A button for copying there is not: the card has no scripts."""
 
-    def __init__(self, data: Any, collapsible: bool = True, max_height: str | None = None) -> None:
-        self._data = data
+    def __init__(
+        self,
+        data: Any,
+        collapsible: bool = True,
+        max_height: str | None = None,
+        show_copy_button: bool = True,
+        title: str | None = None,
+    ) -> None:
+        self._data, self._title = data, title
+        self._collapsible, self._max_height = collapsible, max_height
 
     def update(self, data: Any) -> None:
         """Show other values."""
@@ -247,7 +256,18 @@ class JSONViewer(Component):
 
     def render(self) -> str:
         """A tree."""
-        return f'<div class="json">{_tree(self._data)}</div>'
+        return self._framed(_tree(self._data), "")
+
+    def _framed(self, html: str, name: str, kind: str = "json") -> str:
+        """The HTML under the title (else under the name), to be opened where that is wanted."""
+        height = escape(self._max_height or "")
+        style = f' style="max-height:{height};overflow:auto"' if height else ""
+        title = escape(self._title or name)
+        if title and self._collapsible:
+            html = f"<details open><summary><b>{title}</b></summary>{html}</details>"
+        elif title:
+            html = f"<p><b>{title}</b></p>{html}"
+        return f'<div class="{kind}"{style}>{html}</div>'
 
 
 class VegaChart(Component):

@@ -54,7 +54,14 @@ border-radius:12px;padding:1rem 1.5rem;margin:.35rem .6rem .35rem 0}
 .valuebox.info{border-color:var(--hot)}
 .progress{display:flex;gap:1rem;align-items:center;margin:.75rem 0}
 progress{flex:1;accent-color:var(--hot);height:.7rem}
-.artifact,.markdown,.chart,.json{margin:1rem 0}
+.artifact,.markdown,.chart,.json,.timeline{margin:1rem 0}
+.timeline ol{list-style:none;padding:0;margin:.4rem 0}
+.timeline li{border-left:3px solid var(--line);padding:.2rem .8rem;margin:.3rem 0}
+.timeline time{color:var(--dim);font-size:.87rem}
+.timeline li.success{border-color:var(--good)}
+.timeline li.warning{border-color:var(--warn)}
+.timeline li.error,.timeline li.critical{border-color:var(--bad)}
+.timeline li.info,.timeline li.primary,.timeline li.tool_call{border-color:var(--hot)}
 .chart svg{background:#fff;border-radius:8px;padding:.5rem}
 details ul{list-style:none;padding-left:1.25rem;margin:.2rem 0}
 summary{cursor:pointer}

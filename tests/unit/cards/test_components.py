@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from aflow.cards.components import (
@@ -19,9 +21,19 @@ from aflow.cards.components import (
     as_component,
     rendered,
 )
+from aflow.cards.viewers import EventsTimeline, YAMLViewer
 from aflow.errors import InvalidInput
 
 EVIL = "<script>alert('x')</script>"
+
+
+def timeline(*args: Any, **kwargs: Any) -> EventsTimeline:
+    """A timeline with one event."""
+    events = EventsTimeline(title="Steps", max_events=2)
+    events.update(*args, **kwargs)
+    return events
+
+
 PNG = b"\x89PNG\r\n\x1a\n0000"
 
 
@@ -35,7 +47,9 @@ PNG = b"\x89PNG\r\n\x1a\n0000"
         ProgressBar(label=EVIL, unit=EVIL, metadata=EVIL),
         ValueBox(EVIL, EVIL, EVIL, change_indicator=EVIL),
         PythonCode(code_string=EVIL),
-        JSONViewer({EVIL: [EVIL]}),
+        JSONViewer({EVIL: [EVIL]}, max_height=EVIL, title=EVIL),
+        YAMLViewer({EVIL: [EVIL]}, title=EVIL),
+        timeline({EVIL: EVIL, "timestamp": EVIL}, payloads={EVIL: EVIL}),
         Image(PNG, EVIL),
     ],
 )
@@ -100,6 +114,46 @@ def test_components_are_updated() -> None:
     assert ">2<" in box.render()
     with pytest.raises(InvalidInput, match="cannot be updated"):
         Error("x").update("y")
+
+
+def test_values_are_shown_as_yaml() -> None:
+    html = YAMLViewer({"a": {"b": [1, "x"]}, "kind": PNG}).render()
+    assert "<summary><b>YAML</b>" in html
+    assert "b:" in html or "&quot;b&quot;:" in html  # with PyYAML, or without
+
+
+def test_a_viewer_may_be_bounded_and_is_open_for_good_if_wanted() -> None:
+    html = JSONViewer([1], collapsible=False, max_height="300px", title="Numbers").render()
+    assert 'style="max-height:300px;overflow:auto"' in html
+    assert "<p><b>Numbers</b></p>" in html
+
+
+def test_events_are_shown_the_latest_first_and_all_are_counted() -> None:
+    events = timeline({"step": "one"})
+    for step in ("two", "three"):
+        events.update(
+            {"step": step, "timestamp": 0},
+            style_theme="success",
+            priority="high",
+            payloads={"more": JSONViewer({"of": step})},
+            finished=step == "three",
+        )
+    html = events.render()
+    assert html.index("three") < html.index("two")
+    assert "one" not in html
+    assert "3 events, finished" in html
+    assert '<li class="success high"><time>1970-01-01 00:00:00 UTC</time>' in html
+    stats = events.get_stats()
+    assert (3, 2, True) == tuple(
+        stats[name] for name in ("total_events", "displayed_events", "finished")
+    )
+    assert stats["first_event"] <= stats["last_update"]
+
+
+@pytest.mark.parametrize("wrong", [{"style_theme": "shiny"}, {"priority": "soon"}])
+def test_an_event_of_no_known_kind_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(InvalidInput, match="is one of"):
+        timeline({}, **wrong)
 
 
 def test_the_source_of_a_function_is_shown() -> None:

@@ -116,7 +116,7 @@ class _Service:
         """Whether the database can be asked; 503."""
         try:
             await self._in_thread(
-                lambda: self._database.read(lambda session: session.rows("SELECT 1"))
+                lambda: self._database.write(lambda session: session.rows("SELECT 1"))
             )
         except MetadataUnavailable as error:
             return web.json_response({"status": "DOWN", "detail": str(error)}, status=503)

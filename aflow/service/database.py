@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from aflow.errors import InvalidSetting, MetadataTooNew
-from aflow.metadata.connections import connect, errors_named
+from aflow.metadata.connections import OpenFiles, connect, errors_named
 from aflow.metadata.statements import named
 
 T = TypeVar("T")
@@ -117,6 +117,7 @@ class SqliteDatabase:
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
         self._writer = self._connect()
+        self._files = None if path is None else OpenFiles(path, self._writer)
         self.write(self._make_tables)
 
     def _connect(self) -> sqlite3.Connection:
@@ -154,6 +155,8 @@ class SqliteDatabase:
     def _transaction(self) -> Iterator[None]:
         self._writer.execute("BEGIN IMMEDIATE")
         try:
+            if self._files is not None:
+                self._files.check()
             yield
             self._writer.execute("COMMIT")
         except BaseException:

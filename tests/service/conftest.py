@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,37 +14,21 @@ from aiohttp.test_utils import TestClient, TestServer
 from aflow.clock import FakeClock
 from aflow.service.app import application
 from aflow.service.database import Database, open_database
-from tests.support.servers import Server, postgres_server
+from tests.support.servers import new_database
 
 WHO = {"user_name": "ada", "tags": ["t"], "system_tags": ["user:ada"]}
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A PostgreSQL server of these tests."""
-    server = postgres_server(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.kill()
-
-
-def postgres_url(server: Server) -> str:
-    return f"postgresql://aflow:secret@127.0.0.1:{server.port}/aflow"
-
-
 @pytest.fixture(params=["sqlite", "memory", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database without registrations."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/metadata.db"
-    if request.param == "memory":
-        return "memory:"
-    import psycopg
-
-    url = postgres_url(request.getfixturevalue("postgres"))
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-    return url
+        yield f"sqlite:///{tmp_path}/metadata.db"
+    elif request.param == "memory":
+        yield "memory:"
+    else:
+        with new_database(request.getfixturevalue("postgres_server")) as url:
+            yield url
 
 
 @pytest.fixture

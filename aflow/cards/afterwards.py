@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aflow.cards.card import kind_of
+from aflow.cards import store
+from aflow.cards.around import in_time
+from aflow.cards.card import ErrorCard, kind_of
+from aflow.runner import sentence
 
 if TYPE_CHECKING:
     from aflow.client import Task
@@ -33,11 +37,33 @@ class FinishedTask:
         return self._task[name]
 
 
-def page_of(task: Task, type: str) -> str:
-    """The page of a card of this kind. Raises InvalidInput for an unknown kind, and what the kind
-    raises."""
-    kind = kind_of(type)
-    return kind({}, (), task._source.graph).render(FinishedTask(task))
+def page_of(
+    task: Task,
+    type: str,
+    options: Mapping[str, Any],
+    timeout: float | None = None,
+    *,
+    save_errors: bool = False,
+) -> str:
+    """The page of a card of this kind, which may take `timeout` seconds. Where it fails: what the
+    kind raises, or with `save_errors` a page that says why. Raises InvalidInput for an unknown
+    kind."""
+    made, finished = kind_of(type)(options, (), task._source.graph), FinishedTask(task)
+    try:
+        if timeout is None:
+            return made.render(finished)
+        return in_time(lambda: made.render(finished), timeout)
+    except Exception as error:
+        if not save_errors:
+            raise
+        return ErrorCard({"error": sentence(error), "kind": type}).render(finished)
+
+
+def keep(task: Task, type: str, id: str | None, html: str) -> str:
+    """Keep the page as one more card of the task; its hash."""
+    place, folder = task._source.blobs.store, store.prefix(*task.pathspec.split("/"))
+    number = max((each.number for each in store.listed(place, folder)), default=-1) + 1
+    return store.put(place, folder, number, type, id, html)
 
 
 def _parameters(task: Task) -> dict[str, Any]:

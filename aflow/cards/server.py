@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.cards.get import FoundCard, get_cards
 from aflow.cards.page import page
@@ -12,35 +14,45 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 _RUNS = 5  # of each flow
-_RELOAD = "<script>setTimeout(()=>location.reload(),3000)</script>"
 
 
-def serve(metadata: str, flow: str | None, run: str | None, port: int) -> None:
-    """Serve on 127.0.0.1 until it is interrupted. Raises MissingExtra without aiohttp."""
+class Shown(NamedTuple):
+    """Which cards are shown: the newest `limit` of a flow or of all, of one run or of the latest,
+    of runs in a namespace or of everybody's."""
+
+    metadata: str
+    flow: str | None = None
+    run: str | None = None
+    namespace: str | None = None
+    limit: int = 30
+
+
+def serve(shown: Shown, port: int, interval: int) -> None:
+    """Serve on 127.0.0.1 until it is interrupted; pages look again after `interval` seconds. Raises
+    MissingExtra without aiohttp."""
     try:
         from aiohttp import web
     except ImportError as error:
         from aflow.errors import MissingExtra
 
         raise MissingExtra("The card server needs aiohttp: install aflow[server].") from error
-    web.run_app(
-        application(metadata, flow, run), host="127.0.0.1", port=port, print=lambda *_: None
-    )
+    app = application(shown, interval)
+    web.run_app(app, host="127.0.0.1", port=port, print=lambda *_: None)
 
 
-def application(metadata: str, flow: str | None, run: str | None) -> web.Application:
+def application(shown: Shown, interval: int = 5) -> web.Application:
     """The server as an application of aiohttp."""
     from aiohttp import web
 
     async def index(request: web.Request) -> web.Response:
         import asyncio
 
-        return html(await asyncio.to_thread(_index, metadata, flow, run))
+        return html(await asyncio.to_thread(_index, shown, interval))
 
     async def one(request: web.Request) -> web.Response:
         import asyncio
 
-        found = await asyncio.to_thread(_find, metadata, request.match_info["path"])
+        found = await asyncio.to_thread(_find, shown, request.match_info["path"])
         if found is None:
             raise web.HTTPNotFound(text="There is no such card.")
         return html(found.html)
@@ -53,37 +65,38 @@ def application(metadata: str, flow: str | None, run: str | None) -> web.Applica
     return app
 
 
-def _index(metadata: str, flow: str | None, run: str | None) -> str:
+def _index(shown: Shown, interval: int) -> str:
     lines = [
         f'<li><a href="/card/{escape(each.pathspec)}/{each.hash}">{escape(each.pathspec)}</a> '
         f'<span class="type">{escape(each.type)} {escape(each.id or "")}</span></li>'
-        for each in _cards(metadata, flow, run)
+        for each in islice(_cards(shown), shown.limit)
     ]
     body = f"<ul>{''.join(lines)}</ul>" if lines else "<p>No cards yet.</p>"
-    return page("Cards", f"<header><h1>Cards</h1></header>{body}{_RELOAD}")
+    again = f"<script>setTimeout(()=>location.reload(),{interval * 1000})</script>"
+    return page("Cards", f"<header><h1>Cards</h1></header>{body}{again}")
 
 
-def _cards(metadata: str, flow: str | None, run: str | None) -> list[FoundCard]:
+def _cards(shown: Shown) -> Iterator[FoundCard]:
     from aflow import client
 
-    client.metadata(metadata)
-    client.namespace(None)
-    flows = client.Metaflow().flows if flow is None else [client.Flow(flow)]
-    found: list[FoundCard] = []
-    for each in flows:
-        runs = [each[run]] if run is not None else each.runs(limit=_RUNS)
-        for one in runs:
-            for step in one:
+    client.metadata(shown.metadata)
+    client.namespace(shown.namespace)
+    flows = client.Metaflow().flows
+    for flow in (each for each in flows if shown.flow in (None, each.id)):
+        runs = flow.runs(limit=_RUNS)
+        if shown.run is not None:
+            runs = (flow[each] for each in (shown.run,) if each in flow)
+        for run in runs:
+            for step in run:
                 for task in step:
-                    found += get_cards(task)
-    return found
+                    yield from get_cards(task)
 
 
-def _find(metadata: str, path: str) -> FoundCard | None:
+def _find(shown: Shown, path: str) -> FoundCard | None:
     from aflow import client
 
-    client.metadata(metadata)
+    client.metadata(shown.metadata)
     pathspec, _, digest = path.rpartition("/")
-    client.namespace(None)
+    client.namespace(shown.namespace)
     cards = get_cards(pathspec)
     return next((each for each in cards if each.hash == digest), None)

@@ -26,8 +26,8 @@ def prefix(flow: str, run: str, step: str, task: int | str) -> str:
     return f"cards/{flow}/{run}/{step}/{task}/"
 
 
-def put(store: ObjectStore, folder: str, number: int, type: str, id: str | None, html: str) -> None:
-    """Keep a card, in place of what was kept under its number."""
+def put(store: ObjectStore, folder: str, number: int, type: str, id: str | None, html: str) -> str:
+    """Keep a card, in place of what was kept under its number; the hash of its content."""
     data = html.encode("utf-8", "surrogatepass")
     digest = sha1(data, usedforsecurity=False).hexdigest()[:10]
     name = f"{folder}{number}-{type}-{id or ''}-{digest}.html"
@@ -36,12 +36,14 @@ def put(store: ObjectStore, folder: str, number: int, type: str, id: str | None,
     for each in before:
         if each != name:
             store.delete(each)
+    return digest
 
 
 def listed(store: ObjectStore, folder: str) -> Iterator[StoredCard]:
     """The cards of a task, in the order of their decorators."""
     found = []
     for name in store.list(folder):
-        number, type, id, rest = name.rpartition("/")[2].split("-")
-        found.append(StoredCard(int(number), type, id, rest.removesuffix(".html"), name))
+        number, _, rest = name.rpartition("/")[2].partition("-")
+        type, id, digest = rest.rsplit("-", 2)  # the name of a type may have hyphens
+        found.append(StoredCard(int(number), type, id, digest.removesuffix(".html"), name))
     yield from sorted(found)

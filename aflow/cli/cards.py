@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from aflow.cli.options import flag, option
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
-from aflow.errors import NotFound
+from aflow.errors import NotFound, StorageError
 
 if TYPE_CHECKING:
     from aflow.cards.get import FoundCard
@@ -38,7 +38,6 @@ def card_commands() -> dict[str, Command]:
         ),
     ]
     file = click.Argument(["file"], required=False, type=click.Path(dir_okay=False))
-    port = option("--port", type=int, default=8324, show_default=True, help="Port of the server.")
     return {
         "view": Command("Show a card in a browser.", [pathspec_argument(), *which], view),
         "get": Command(
@@ -46,24 +45,52 @@ def card_commands() -> dict[str, Command]:
         ),
         "list": Command(
             "List the cards of tasks.",
-            [pathspec_argument(), *which, flag("--as-json", help="As JSON.")],
+            [
+                pathspec_argument(),
+                *which,
+                flag("--as-json", help="As JSON."),
+                option("--file", metavar="FILE", help="Write the list to this file."),
+            ],
             list_,
         ),
         "create": Command(
-            "Make a card of a task that has run, without storing it.",
-            [
-                pathspec_argument(),
-                option("--type", default="default", show_default=True, help="Kind of the card."),
-                option("--file", metavar="FILE", help="Write it to this file."),
-            ],
-            create,
+            "Make one more card of a task that has run.", _create_parameters(), create
         ),
         "server": Command(
             "Show the cards of the latest runs in a browser, as they come.",
-            [port, option("--run-id", metavar="RUN", help="Only those of this run.")],
+            _server_parameters(),
             server,
         ),
     }
+
+
+def _create_parameters() -> list[click.Parameter]:
+    return [
+        pathspec_argument(),
+        option("--type", default="default", show_default=True, help="Kind of the card."),
+        option("--id", metavar="ID", help="Id of the card."),
+        option("--options", metavar="JSON", help="Options of the kind, as a JSON object."),
+        option("--timeout", type=float, metavar="S", help="Time in which it has to be made."),
+        flag("--render-error-card", help="Where it fails, make a card that says why."),
+        option("--file", metavar="FILE", help="Write it to this file instead of keeping it."),
+    ]
+
+
+def _server_parameters() -> list[click.Parameter]:
+    number = click.IntRange(min=1)
+    return [
+        option("--port", type=int, default=8324, show_default=True, help="Port of the server."),
+        option("--run-id", metavar="RUN", help="Only those of this run."),
+        option("--namespace", metavar="NAME", help="Only those of runs in this namespace."),
+        option("--max-cards", type=number, default=30, show_default=True, help="The newest N."),
+        option(
+            "--poll-interval",
+            type=number,
+            default=5,
+            show_default=True,
+            help="Seconds after which the page looks again.",
+        ),
+    ]
 
 
 def view(session: Session, path: str, **which: str | None) -> None:
@@ -77,45 +104,90 @@ def get(session: Session, path: str, file: str | None, **which: str | None) -> N
     if file is None:
         click.echo(card.html)
     else:
-        card.write(Path(file))
-        session.note(f"Card written to {file}")
+        _write(session, file, card.html, "Card")
 
 
-def list_(session: Session, path: str, as_json: bool, **which: str | None) -> None:
+def list_(
+    session: Session, path: str, as_json: bool, file: str | None, **which: str | None
+) -> None:
     """A line a card: its task, type, id and hash."""
     cards = [*_cards(session, path, which)]
     if as_json:
         import json
 
         fields = ("pathspec", "type", "id", "hash", "path")
-        click.echo(json.dumps([{name: getattr(each, name) for name in fields} for each in cards]))
-        return
-    if not cards:
+        text = json.dumps([{name: getattr(each, name) for name in fields} for each in cards])
+    elif not cards:
         raise NotFound(f"There are no cards of {path} (with these options).")
-    for each in cards:
-        click.echo("  ".join([each.pathspec, each.type, each.id or "-", each.hash]))
-
-
-def create(session: Session, path: str, type: str, file: str | None) -> None:
-    """Make a page of a finished task."""
-    from aflow.cards.afterwards import page_of
-
-    html = page_of(next(iter(tasks_of(session, path))), type)
-    if file is None:
-        click.echo(html)
     else:
-        Path(file).write_text(html, encoding="utf-8")
-        session.note(f"Card written to {file}")
+        columns = [(each.pathspec, each.type, each.id or "-", each.hash) for each in cards]
+        text = "\n".join(map("  ".join, columns))
+    if file is None:
+        click.echo(text)
+    else:
+        _write(session, file, text + "\n", "List")
 
 
-def server(session: Session, port: int, run_id: str | None) -> None:
+def create(
+    session: Session,
+    path: str,
+    type: str,
+    id: str | None,
+    options: str | None,
+    timeout: float | None,
+    render_error_card: bool,
+    file: str | None,
+) -> None:
+    """Make a page of a finished task, and keep it."""
+    from aflow.cards.afterwards import keep, page_of
+
+    given = _options(options)
+    if id is not None and not id.isidentifier():
+        raise click.BadParameter(f"{id!r} cannot be the id of a card: use letters, digits and _.")
+    task = next(iter(tasks_of(session, path)))
+    html = page_of(task, type, given, timeout, save_errors=render_error_card)
+    if file is None:
+        click.echo(f"Card created with type: {type} and hash: {keep(task, type, id, html)}")
+    else:
+        _write(session, file, html, "Card")
+
+
+def _options(text: str | None) -> dict[str, Any]:
+    import json
+
+    try:
+        options = {} if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"--options is no JSON: {error}.") from error
+    if not isinstance(options, dict):
+        raise click.BadParameter("--options takes a JSON object of options by name.")
+    return options
+
+
+def _write(session: Session, file: str, text: str, what: str) -> None:
+    try:
+        Path(file).write_text(text, encoding="utf-8", errors="surrogatepass")
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror}.") from error
+    session.note(f"{what} written to {file}")
+
+
+def server(
+    session: Session,
+    port: int,
+    run_id: str | None,
+    namespace: str | None,
+    max_cards: int,
+    poll_interval: int,
+) -> None:
     """Serve until it is interrupted."""
-    from aflow.cards.server import serve
+    from aflow.cards.server import Shown, serve
 
     flow = session.flow.__name__ if session.flow else None
     url = f"http://127.0.0.1:{port}/"
     click.echo(f"Cards are at {url} (Ctrl-C stops)")
-    serve(f"local@{session.settings().root}", flow, run_id, port)
+    shown = Shown(f"local@{session.settings().root}", flow, run_id, namespace, max_cards)
+    serve(shown, port, poll_interval)
 
 
 def _one(session: Session, path: str, which: dict[str, str | None]) -> FoundCard:

@@ -136,18 +136,64 @@ def test_cards_are_listed_printed_and_written(ran: Workspace) -> None:
     written = command(ran, "get", f"{run}/start", "page.html", "--hash", listed[2].split()[3])
     assert 0 == written.code, written.err
     assert "0.75 3" in (ran.path / "page.html").read_text()
+    kept = command(ran, "list", f"{run}/start", "--file", "list.txt")
+    assert (0, "") == (kept.code, kept.out)
+    assert listed == (ran.path / "list.txt").read_text().splitlines()
+    for words in (("list", f"{run}/start", "--file"), ("create", f"{run}/start", "--file")):
+        refused = command(ran, *words, "nowhere/x")
+        assert (1, "") == (refused.code, refused.out)
+        assert "nowhere/x cannot be written" in refused.err
     absent = command(ran, "get", f"{run}/start", "--id", "none")
     assert 1 == absent.code
     assert "There is no card of" in absent.err
 
 
 def test_a_card_is_made_of_a_task_that_has_run(ran: Workspace) -> None:
-    made = command(ran, "create", f"{latest(ran).id}/start")
+    task = latest(ran)["start"].task
+    made = command(ran, "create", f"{latest(ran).id}/start", "--id", "again")
     assert 0 == made.code, made.err
-    assert "0.25" in made.out
-    assert "0.75" in made.out
+    (card,) = get_cards(task, id="again")
+    assert f"Card created with type: default and hash: {card.hash}\n" == made.out
+    assert "0.25" in card.html
+    assert "0.75" in card.html
+    assert 6 == len(get_cards(task))
+    options = ("--type", "blank", "--options", '{"title": "Mine"}', "--file", "mine.html")
+    written = command(ran, "create", f"{latest(ran).id}/start", *options)
+    assert (0, "") == (written.code, written.out)
+    assert "Mine" in (ran.path / "mine.html").read_text()
+    assert 6 == len(get_cards(task))
     unknown = command(ran, "create", f"{latest(ran).id}/start", "--type", "defualt")
     assert "There is no card of type 'defualt'. Did you mean 'default'?" in unknown.err
+
+
+@pytest.mark.parametrize(("kind", "told"), [("failing", "oops"), ("slow", "longer than 0.2 s")])
+def test_a_card_that_cannot_be_made_afterwards_is_told_or_shown(
+    ran: Workspace, kind: str, told: str
+) -> None:
+    words = ("create", f"{latest(ran).id}/start", "--type", kind, "--timeout", "0.2")
+    failed = command(ran, *words)
+    assert (1, "") == (failed.code, failed.out)
+    assert told in failed.err
+    assert "Traceback" not in failed.err
+    assert 0 == command(ran, *words, "--render-error-card", "--id", "error").code
+    (card,) = get_cards(latest(ran)["start"].task, id="error")
+    assert told in card.html
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--options", "{"), "--options is no JSON"),
+        (("--options", "[]"), "takes a JSON object"),
+        (("--id", "a-b"), "cannot be the id of a card"),
+    ],
+)
+def test_what_a_card_cannot_have_is_a_usage_error(
+    ran: Workspace, words: tuple[str, ...], told: str
+) -> None:
+    refused = command(ran, "create", f"{latest(ran).id}/start", *words)
+    assert (2, "") == (refused.code, refused.out)
+    assert told in refused.err
 
 
 def test_cards_of_a_resumed_run_are_those_of_its_origin(ran: Workspace) -> None:
@@ -176,14 +222,24 @@ async def test_the_server_shows_cards(ran: Workspace) -> None:
     pytest.importorskip("aiohttp")
     from aiohttp.test_utils import TestClient, TestServer
 
-    from aflow.cards.server import application
+    from aflow.cards.server import Shown, application
 
     run = latest(ran)
-    app = application(f"local@{ran.path}", "Flow_", None)
+    app = application(Shown(f"local@{ran.path}", "Flow_"), interval=7)
     async with TestClient(TestServer(app)) as browser:
         index = await (await browser.get("/")).text()
         assert f"{run.pathspec}/start/1" in index
+        assert (6, True) == (index.count("<li>"), "7000" in index)
         (card,) = get_cards(run["start"].task, type="mine")
         page = await browser.get(f"/card/{card.pathspec}/{card.hash}")
         assert card.html == await page.text()
+        other = (
+            (Shown(f"local@{ran.path}", namespace="nobody"), 0),
+            (Shown(f"local@{ran.path}", namespace="user:tester", limit=2), 2),
+            (Shown(f"local@{ran.path}", run="7"), 0),
+            (Shown(f"local@{ran.path}", run=run.id), 6),
+        )
+        for shown, count in other:
+            async with TestClient(TestServer(application(shown))) as another:
+                assert count == (await (await another.get("/")).text()).count("<li>")
         assert 404 == (await browser.get(f"/card/{card.pathspec}/nothing")).status

@@ -6,6 +6,7 @@ memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
 redis://host:6379/0             queue.redis
 postgresql://host/database      queue.postgres
+sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for others than AWS
 """
 
 from __future__ import annotations
@@ -84,9 +85,13 @@ def open_queue(url: str) -> Queue:
         from aflow.queue.postgres import PostgresQueue
 
         return PostgresQueue(url)
+    if scheme in ("sqs", "sqs+http", "sqs+https"):
+        from aflow.queue.sqs import SqsQueue
+
+        return SqsQueue(url, open_store=open_store)
     raise InvalidSetting(
         f"{scheme!r} is no kind of queue that aflow knows: use sqlite:///path, redis://host, "
-        "postgresql://host/database or memory:."
+        "postgresql://host/database, sqs://region/prefix or memory:."
     )
 
 

@@ -6,6 +6,7 @@ short a lease can be there, in seconds.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class Backend:
 
     open: Callable[[], Queue]
     shortest: float = 0.05
-    shares: bool = True  # whether several users may open it
+    strict: bool = True  # whether it knows ids and exact numbers; SQS does not
+    many: int = 1000  # messages of a test with many
 
 
 @contextmanager
@@ -57,6 +59,16 @@ def postgres(server: Server) -> Iterator[Backend]:
 
     with new_database(server) as url:
         yield Backend(lambda: PostgresQueue(url, MAX_DELIVERIES))
+
+
+@contextmanager
+def sqs(server: Server) -> Iterator[Backend]:
+    """Queues of a name of their own on the stand-in for AWS, whose leases are whole seconds."""
+    from aflow.queue.sqs import SqsQueue
+
+    prefix = f"test-{uuid.uuid4().hex[:8]}"
+    url = f"sqs+http://127.0.0.1:{server.port}/{prefix}?region=us-east-1"
+    yield Backend(lambda: SqsQueue(url, MAX_DELIVERIES), shortest=1.0, strict=False, many=100)
 
 
 BACKENDS = {"memory": _memory, "sqlite": _sqlite, "redis": _redis}

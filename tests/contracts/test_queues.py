@@ -11,17 +11,24 @@ import pytest_asyncio
 
 from aflow.errors import InvalidName, LeaseLost
 from aflow.queue.base import Depth, Lease, Message, Queue
-from tests.contracts.queue_backends import BACKENDS, MAX_DELIVERIES, Backend, postgres
+from tests.contracts.queue_backends import BACKENDS, MAX_DELIVERIES, Backend, postgres, sqs
+from tests.support.s3 import ACCESS
 
 LONG = 60.0  # seconds of a lease that does not end meanwhile
 WAIT = 20.0  # seconds after which a test would fail
 pytestmark = pytest.mark.asyncio
 
 
-@pytest.fixture(params=[*BACKENDS, "postgres"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+@pytest.fixture(params=[*BACKENDS, "postgres", "sqs"])
+def backend(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Backend]:
     if request.param == "postgres":
         made = postgres(request.getfixturevalue("postgres_server"))
+    elif request.param == "sqs":
+        for name, value in ACCESS.items():
+            monkeypatch.setenv(name, value)
+        made = sqs(request.getfixturevalue("s3_server"))
     else:
         made = BACKENDS[request.param](tmp_path)
     with made as found:
@@ -49,6 +56,11 @@ def messages(*names: str) -> list[Message]:
 
 def ids(leases: list[Lease]) -> list[str]:
     return [lease.id for lease in leases]
+
+
+def strict(backend: Backend) -> None:
+    if not backend.strict:
+        pytest.skip("this broker cannot: its page says so")
 
 
 async def one(queue: Queue, ttl: float = LONG, topic: str = "t") -> Lease:
@@ -80,16 +92,19 @@ async def test_messages_come_in_the_order_in_which_they_were_put(queue: Queue) -
     assert [] == await queue.lease(["t"], 2, LONG)
 
 
-async def test_a_thousand_messages_are_all_delivered_once(queue: Queue, other: Queue) -> None:
-    await queue.put("t", messages(*map(str, range(1000))))
+async def test_many_messages_are_all_delivered_once(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    await queue.put("t", messages(*map(str, range(backend.many))))
     found: list[str] = []
     while leases := await (other if len(found) % 3 else queue).lease(["t"], 77, LONG):
         found += ids(leases)
 
-    assert sorted(map(str, range(1000))) == sorted(found)
+    assert sorted(map(str, range(backend.many))) == sorted(found)
 
 
-async def test_a_message_that_is_there_is_not_put_again(queue: Queue) -> None:
+async def test_a_message_that_is_there_is_not_put_again(queue: Queue, backend: Backend) -> None:
+    strict(backend)
     await queue.put("t", messages("a"))
     await queue.put("t", messages("a", "b"))
     first = await queue.lease(["t"], 5, LONG)
@@ -264,7 +279,9 @@ async def test_a_release_may_be_delayed(queue: Queue, backend: Backend) -> None:
 
     await queue.release([again], delay=LONG)
     assert [] == await queue.lease(["t"], 1, LONG, backend.shortest)
-    assert Depth(1, 0, 0) == await queue.depth("t")
+    ready, leased, buried = await queue.depth("t")
+    assert (1, 0) == (ready + leased, buried)
+    assert ready or not backend.strict
 
 
 async def test_a_release_that_is_not_counted_takes_its_delivery_back(queue: Queue) -> None:
@@ -311,12 +328,12 @@ async def test_buried_messages_are_removed_when_somebody_says_so(queue: Queue) -
     assert 1 == (await one(queue)).deliveries
 
 
-async def test_what_is_leased_is_not_removed(queue: Queue) -> None:
+async def test_what_is_leased_is_not_removed(queue: Queue, backend: Backend) -> None:
     await queue.put("t", messages("a", "b"))
     lease = await one(queue)
     await queue.remove("t", ["a", "b"])
 
-    assert Depth(0, 1, 0) == await queue.depth("t")
+    assert Depth(0 if backend.strict else 1, 1, 0) == await queue.depth("t")
     await queue.ack([lease])
 
 

@@ -1,0 +1,195 @@
+"""What SQS asks for beside the promises of the port: large bodies, strangers, refusals."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import pytest_asyncio
+
+from aflow import backends
+from aflow.errors import InvalidMessage, InvalidSetting, LeaseLost, QueueUnavailable
+from aflow.queue.base import Depth, Message
+from aflow.queue.letters import LARGEST, MOST, calls_of
+from aflow.queue.sqs import SqsQueue
+from aflow.storage.local import LocalStore
+from tests.support.s3 import ACCESS
+from tests.support.servers import Server, free_port, moto_server
+
+LONG = 60.0
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture
+def url(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in ACCESS.items():
+        monkeypatch.setenv(name, value)
+    prefix = f"test-{uuid.uuid4().hex[:8]}"
+    return f"sqs+http://127.0.0.1:{s3_server.port}/{prefix}?region=us-east-1"
+
+
+@pytest_asyncio.fixture
+async def queue(url: str) -> AsyncIterator[SqsQueue]:
+    opened = SqsQueue(url)
+    yield opened
+    await opened.close()
+
+
+def stored(folder: Path) -> list[str]:
+    return [name for _, _, names in os.walk(folder) for name in names]
+
+
+async def test_a_body_that_is_too_large_goes_to_the_store_and_leaves_it_when_acknowledged(
+    url: str, tmp_path: Path
+) -> None:
+    body = os.urandom(LARGEST)
+    queue = backends.open_queue(f"{url}&bodies={quote(f'file://{tmp_path}/bodies', safe='')}")
+    await queue.put("t", [Message("large", body), Message("small", b"")])
+    assert 1 == len(stored(tmp_path / "bodies"))
+
+    leases = await queue.lease(["t"], 2, LONG)
+    assert {"large": body, "small": b""} == {each.id: each.body for each in leases}
+    await queue.release(leases, counted=False)
+    leases = await queue.lease(["t"], 2, LONG)
+    assert {"large": body, "small": b""} == {each.id: each.body for each in leases}
+    await queue.ack(leases)
+    assert [] == stored(tmp_path / "bodies")
+    await queue.close()
+
+
+async def test_a_body_that_is_too_large_is_refused_where_there_is_no_store(queue: SqsQueue) -> None:
+    with pytest.raises(InvalidMessage, match=r"too large for SQS: name a store"):
+        await queue.put("t", [Message("small", b""), Message("large", bytes(LARGEST))])
+    assert Depth(0, 0, 0) == await queue.depth("t")
+
+
+async def test_who_has_no_store_is_told_that_a_body_is_in_one(
+    url: str, queue: SqsQueue, tmp_path: Path
+) -> None:
+    sender = SqsQueue(f"{url}&bodies=there", open_store=lambda _: LocalStore(tmp_path))
+    await sender.put("t", [Message("large", bytes(LARGEST))])
+    with pytest.raises(QueueUnavailable, match="has its body in a store: name it"):
+        await queue.lease(["t"], 1, 1.0)
+    await sender.close()
+
+
+async def test_a_message_whose_body_is_gone_is_buried(url: str, tmp_path: Path) -> None:
+    queue = SqsQueue(f"{url}&bodies=there", open_store=lambda _: LocalStore(tmp_path))
+    await queue.put("t", [Message("large", bytes(LARGEST))])
+    for name in tmp_path.rglob("*"):
+        if name.is_file():
+            name.unlink()
+
+    assert [] == await queue.lease(["t"], 1, LONG)
+    assert [("large", b"")] == [each[1:3] for each in await queue.buried("t")]
+    await queue.close()
+
+
+@pytest.mark.parametrize("text", ["{not json", "x" * 200_000, "kwE=", "ü"])
+async def test_what_is_no_message_of_ours_is_buried_and_the_others_come(
+    queue: SqsQueue, text: str
+) -> None:
+    await queue._call("send_message", QueueUrl=await queue._url_of(queue._name("t")),
+                      MessageBody=text)  # fmt: skip
+    await queue.put("t", [Message("a", b"")])
+
+    leases = await queue.lease(["t"], 5, LONG)
+
+    assert ["a"] == [each.id for each in leases]
+    (buried,) = await queue.buried("t")
+    assert text.encode().startswith(buried.body)
+    await queue.remove("t", [buried.id])
+    assert [] == await queue.buried("t")
+
+
+async def test_a_lease_of_somebody_else_is_not_acknowledged(url: str, queue: SqsQueue) -> None:
+    other = SqsQueue(url)
+    await queue.put("t", [Message("a", b"")])
+    (lease,) = await queue.lease(["t"], 1, LONG)
+    with pytest.raises(LeaseLost):
+        await other.ack([lease])
+    await queue.ack([lease])
+    await other.close()
+
+
+async def test_a_queue_that_was_deleted_is_named_and_made_anew(queue: SqsQueue) -> None:
+    await queue.put("t", [Message("a", b"")])
+    await queue._call("delete_queue", QueueUrl=await queue._url_of(queue._name("t")))
+    with pytest.raises(QueueUnavailable, match="was deleted: try again"):
+        await queue.put("t", [Message("a", b"")])
+    await queue.put("t", [Message("a", b"")])
+    assert 1 == len(await queue.lease(["t"], 5, LONG))
+
+
+async def test_long_names_of_topics_stay_apart(queue: SqsQueue) -> None:
+    names = ["a" * 63 + "b", "a" * 64, "tasks.gpu", "tasks-gpu", "tasks_gpu"]
+    made = [queue._name(each) for each in names]
+    assert len(names) == len(set(made))
+    assert 80 >= max(len(each) + len("-buried") for each in made)
+
+
+async def test_an_endpoint_that_is_not_there_is_named(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = SqsQueue(f"sqs+http://127.0.0.1:{free_port()}/prefix?region=us-east-1")
+    with pytest.raises(QueueUnavailable, match=r"prefix.* does not answer"):
+        await queue.put("t", [Message("a", b"")])
+    await queue.close()
+
+
+async def test_who_has_no_credentials_is_told_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ACCESS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    queue = SqsQueue(url)
+    with pytest.raises(QueueUnavailable, match=r"refuses us .*check the credentials"):
+        await queue.lease(["t"], 1, LONG)
+    await queue.close()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A stand-in that checks credentials."""
+    monkeypatch.setenv("INITIAL_NO_AUTH_ACTION_COUNT", "0")
+    server = moto_server(tmp_path)
+    yield server
+    server.kill()
+
+
+async def test_wrong_credentials_are_refused_in_a_sentence(url: str, guarded: Server) -> None:
+    queue = SqsQueue(f"sqs+http://127.0.0.1:{guarded.port}/prefix?region=us-east-1")
+    with pytest.raises(QueueUnavailable, match=r"refuses us .*check the credentials"):
+        await queue.lease(["t"], 1, LONG)
+    await queue.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqs://", "sqs://eu-west-1", "sqs://eu-west-1/a.b", "sqs://key:secret@eu-west-1/prefix",
+     "sqs+http:///prefix", "sqs://eu-west-1/prefix?colour=red"],
+)  # fmt: skip
+async def test_what_is_no_place_is_refused_without_what_is_secret(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="write sqs://region/prefix") as caught:
+        backends.open_queue(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "calls"),
+    [
+        ([], []),
+        ([1], [range(1)]),
+        ([1] * (MOST + 1), [range(MOST), range(MOST, MOST + 1)]),
+        ([LARGEST, LARGEST], [range(1), range(1, 2)]),
+        ([LARGEST // 2, LARGEST // 2, 1], [range(2), range(2, 3)]),
+    ],
+)
+async def test_calls_hold_no_more_than_sqs_takes(sizes: list[int], calls: list[Any]) -> None:
+    assert calls == list(calls_of(sizes))

@@ -109,6 +109,25 @@ def test_outside_of_a_notebook_the_file_of_the_class_is_taken(tmp_path: Path) ->
     assert [-5, -4] == run.data.ys
 
 
+async def test_a_notebook_resumes_and_spins_and_waits(tmp_path: Path) -> None:
+    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def runner() -> NBRunner:  # the nb... methods clean up, so that each has a runner of its own
+        return NBRunner(InsideFlow, show_output=False, env=env, pylint=False, base_dir=tmp_path)
+
+    notebook = runner()
+    begun = await notebook.async_run(n=2)
+    run = (await begun.wait()).run
+    assert [-5, -4] == run.data.ys
+    assert run.pathspec == runner().nbresume(origin_run_id=run.id).origin_pathspec
+    assert [-5, -4] == runner().nbspin(f"{run.id}/end").data.ys
+    resumed = await (await notebook.async_resume(origin_run_id=run.id)).wait()
+    spun = await (await notebook.async_spin(f"{run.id}/end")).wait()
+    assert ("successful", "successful") == (resumed.status, spun.status)
+    notebook.cleanup()
+    assert [] == [*tmp_path.glob("*.py")]
+
+
 def test_a_class_whose_source_is_nowhere_is_named() -> None:
     made = type("MadeFlow", (FlowSpec,), {"__module__": "nowhere"})
 

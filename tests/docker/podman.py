@@ -1,0 +1,146 @@
+"""Containers without an engine: podman and runc, as root, from a base that debootstrap makes.
+
+The base is made once and kept below the user's cache folder, since that takes a minute or two.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+MIRROR = "http://deb.debian.org/debian"
+BASE = "localhost/aflow-base:bookworm"
+NEEDED = ("podman", "runc", "debootstrap")
+CONFIGURATION = """\
+[containers]
+netns = "host"
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"""
+
+
+class Podman:
+    """Images and containers in a folder of their own, apart from those of the machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.wheels = folder / "wheels"
+        configuration = folder / "containers.conf"
+        configuration.write_text(CONFIGURATION)
+        self._configuration = str(configuration)
+        self._places = ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
+
+    def command(self, *words: object) -> list[str]:
+        """The command line of `podman WORDS`."""
+        return ["podman", *self._places, "--storage-driver", "overlay", *map(str, words)]
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the moment, and where podman finds its configuration."""
+        return os.environ | {"CONTAINERS_CONF": self._configuration}
+
+    def __call__(self, *words: object) -> subprocess.CompletedProcess[str]:
+        """Run `podman WORDS` to its end, well or not."""
+        return subprocess.run(
+            self.command(*words),
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def must(self, *words: object) -> str:
+        """Run `podman WORDS`, which has to end well; what it printed."""
+        done = self(*words)
+        assert 0 == done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    def has(self, image: str) -> bool:
+        """Whether there is such an image."""
+        return 0 == self("image", "exists", image).returncode
+
+    def build(self, repository: Path, image: str) -> None:
+        """Build the image of the repository as it is now, from the base and the wheels."""
+        arguments = {"BASE": BASE, "PIP_FIND_LINKS": "/wheels", "PIP_NO_INDEX": "1"}
+        given = [
+            word for name, each in arguments.items() for word in ("--build-arg", f"{name}={each}")
+        ]
+        self.must(
+            *("build", "--quiet", "--format", "docker", "--file", repository / "docker/Dockerfile"),
+            *("--volume", f"{self.wheels}:/wheels:ro", "--tag", image, *given, repository),
+        )
+
+
+def why_not() -> str:
+    """Why there can be no containers here; "" if there can be."""
+    if sys.platform != "linux" or os.getuid() != 0:
+        return "containers are run as root on Linux"
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    return f"there is no {', '.join(missing)}" if missing else ""
+
+
+@contextmanager
+def podman_in_cache() -> Iterator[Podman]:
+    """Podman with the base, and the user's cache folder for itself."""
+    reason = why_not()
+    if reason:
+        pytest.skip(f"{reason}: no image is built")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "aflow-containers"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        podman = Podman(folder)
+        if not podman.has(BASE):
+            _make_base(podman)
+        yield podman
+
+
+def _make_base(podman: Podman) -> None:
+    """Make the base image; where its packages cannot be fetched there is nothing to test."""
+    root = podman.folder / "base"
+    shutil.rmtree(root, ignore_errors=True)
+    made = subprocess.run(
+        ["debootstrap", "--variant=minbase", "--include=python3,python3-venv",
+         "bookworm", root, MIRROR],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    if made.returncode:
+        shutil.rmtree(root, ignore_errors=True)
+        pytest.skip(f"debootstrap could not make a base image: {made.stdout[-500:]}")
+    archive = podman.folder / "base.tar"
+    subprocess.run(
+        ["tar", "-C", root, "--exclude=./var/cache/apt", "-cf", archive, "."], check=True
+    )
+    shutil.rmtree(root)
+    podman.must("import", archive, BASE)
+    archive.unlink()
+
+
+def fetch_wheels(podman: Podman, repository: Path) -> None:
+    """Have the wheels that the image is built from, of the pinned versions."""
+    podman.wheels.mkdir(exist_ok=True)
+    pins = repository / "docker" / "constraints.txt"
+    wanted = [line for line in pins.read_text().splitlines() if line and line[0] != "#"]
+    fetched = subprocess.run(
+        # Redis needs async-timeout on the Python of the base, which is older than ours may be.
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+         "--python-version=3.11", "--dest", podman.wheels, "async-timeout", *wanted],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if fetched.returncode:
+        pytest.skip(f"the wheels for the image could not be fetched: {fetched.stderr[-500:]}")

@@ -1,0 +1,147 @@
+"""The image, built and run without an engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aflow.version import __version__
+from tests.docker.podman import Podman, fetch_wheels, podman_in_cache
+from tests.support.s3 import S3Bucket, s3_bucket, s3_server
+
+__all__ = ["s3_bucket", "s3_server"]  # fixtures
+
+IMAGE = "localhost/aflow-under-test"
+USER = 1000
+
+# One process of the test session builds the image, for all tests; making the base takes a while.
+pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
+
+FLOW = """
+import os
+from aflow import FlowSpec, step
+
+class SquaresFlow(FlowSpec):
+    @step
+    def start(self):
+        self.xs = [1, 2, 3]
+        self.next(self.square, foreach="xs")
+
+    @step
+    def square(self):
+        self.y = self.input ** 2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.ys = [each.y for each in inputs]
+        self.data = b"x" * 100_000
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("squares", self.ys, "by", os.getuid())
+
+if __name__ == "__main__":
+    SquaresFlow()
+"""
+
+REST = """
+import time
+from aflow import FlowSpec, step
+
+class RestFlow(FlowSpec):
+    @step
+    def start(self):
+        print("at work", flush=True)
+        time.sleep(600)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+if __name__ == "__main__":
+    RestFlow()
+"""
+
+
+@pytest.fixture(scope="module")
+def podman(repository: Path) -> Iterator[Podman]:
+    """Podman, and the image of the tree as it is."""
+    with podman_in_cache() as podman:
+        fetch_wheels(podman, repository)
+        podman.build(repository, IMAGE)
+        yield podman
+        podman.must("image", "rm", "--force", IMAGE)
+        podman.must("image", "prune", "--force")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder that is mounted as the home of the image's user, who may write there."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    os.chown(folder, USER, USER)
+    return folder
+
+
+def hardened(data: Path) -> list[str]:
+    """The options of a container that may write to its home and to /tmp, and has no privileges."""
+    return [
+        *("--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"),
+        *("--security-opt", "no-new-privileges", "--volume", f"{data}:/var/lib/aflow"),
+    ]
+
+
+def test_the_image_has_the_command_and_a_user_of_its_own(podman: Podman, data: Path) -> None:
+    said = podman.must("run", *hardened(data), IMAGE, "--version")
+    who = podman.must("run", *hardened(data), "--entrypoint", "id", IMAGE, "-u")
+
+    assert f"aflow {__version__}" == said.strip()
+    assert str(USER) == who.strip()
+
+
+def test_the_image_has_what_it_takes_for_every_kind_of_backend(podman: Podman, data: Path) -> None:
+    libraries = "import aiobotocore, aiohttp, asyncpg, redis, uvloop, yaml"
+    options = [*hardened(data), "--entrypoint", "python3"]
+    done = podman("run", *options, IMAGE, "-W", "error", "-c", libraries)
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_a_flow_runs_in_a_hardened_container_and_leaves_its_artifacts_in_s3(
+    podman: Podman, data: Path, s3_bucket: S3Bucket
+) -> None:
+    (data / "flow.py").write_text(FLOW)
+    command = ["run", "flow.py", "--datastore", "s3", "--datastore-root", s3_bucket.url]
+    options = [*hardened(data), "--init", "--env", "AWS_*"]
+
+    said = podman.must("run", *options, IMAGE, *command)
+
+    assert f"squares [1, 4, 9] by {USER}" in said
+    assert [] != s3_bucket.names()
+
+
+def test_a_container_that_is_stopped_stops_its_run(podman: Podman, data: Path) -> None:
+    (data / "flow.py").write_text(REST)
+    running = subprocess.Popen(
+        podman.command("run", "--name", "stopped", *hardened(data), IMAGE, "run", "flow.py"),
+        env=podman.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with running:
+        assert running.stdout is not None
+        before = next(line for line in running.stdout if "at work" in line)
+        podman.must("stop", "--time", "30", "stopped")
+        rest = running.stdout.read()
+
+    assert "start/1" in before
+    assert "SIGTERM" in rest, rest
+    assert 128 + 15 == running.returncode, rest

@@ -474,12 +474,12 @@ class SqsQueue:
             if code in _NO_QUEUE:
                 self._urls.clear()
                 raise _NoQueue(f"The queue {self._url} was deleted: try again.") from error
+            told = " ".join(str(error).split())[:500] or type(error).__name__
             if _REFUSED.search(code) or isinstance(error, _NO_CREDENTIALS):
                 raise QueueUnavailable(
-                    f"The queue {self._url} refuses us ({error}): check the credentials (AWS_* "
+                    f"The queue {self._url} refuses us ({told}): check the credentials (AWS_* "
                     "variables, ~/.aws) and what their policy allows."
                 ) from error
-            told = str(error) or type(error).__name__
             raise QueueUnavailable(
                 f"The queue {self._url} does not answer ({told}): see whether the endpoint and the "
                 "region are right."

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,12 +13,18 @@ import pytest
 from aflow import backends
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.queue.base import Message
-from aflow.queue.redis import RedisQueue
 from aflow.queue.sqlite import SqliteQueue
-from tests.support.servers import Server, free_port, new_database, redis_server
+from tests.support.servers import (
+    Server,
+    free_port,
+    new_database,
+    own_postgres_server,
+    redis_server,
+)
 
 pytestmark = pytest.mark.asyncio
 WAIT = 20.0
+Broker = tuple[Server, str, signal.Signals]  # how to crash it comes last
 
 
 @pytest.mark.parametrize(
@@ -61,15 +70,33 @@ async def test_wrong_credentials_are_refused_in_a_sentence(
         redis.kill()
 
 
-async def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(tmp_path: Path) -> None:
-    server = redis_server(tmp_path)
-    queue = RedisQueue(f"redis://127.0.0.1:{server.port}/0")
+@contextmanager
+def _redis(folder: Path) -> Iterator[Broker]:
+    server = redis_server(folder)
     try:
+        yield server, f"redis://127.0.0.1:{server.port}/0", signal.SIGKILL
+    finally:
+        server.kill()
+
+
+@contextmanager
+def _postgres(folder: Path) -> Iterator[Broker]:
+    with own_postgres_server() as server, new_database(server) as url:
+        # A crash as well, but its children are gone after it: they keep a new one from starting.
+        yield server, url, signal.SIGQUIT
+
+
+@pytest.mark.parametrize("broker", [_redis, _postgres])
+async def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(
+    broker: Callable[[Path], AbstractContextManager[Broker]], tmp_path: Path
+) -> None:
+    with broker(tmp_path) as (server, url, crash):
+        queue = backends.open_queue(url)
         await queue.put("t", [Message(name, b"") for name in "abc"])
         (held,) = await queue.lease(["t"], 1, 60.0)
         waiting = asyncio.create_task(queue.lease(["empty"], 1, 60.0, WAIT))
         await asyncio.sleep(0)
-        server.kill()
+        server.kill(crash)
 
         with pytest.raises(QueueUnavailable):
             await queue.put("t", [Message("d", b"")])
@@ -79,9 +106,7 @@ async def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(tmp_path:
 
         await queue.ack([held])
         assert ["b", "c"] == [each.id for each in await queue.lease(["t"], 9, 60.0)]
-    finally:
         await queue.close()
-        server.kill()
 
 
 async def test_connections_that_the_server_drops_are_made_anew(postgres_server: Server) -> None:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -117,10 +118,7 @@ def _postgres(folder: Path) -> Server:
         as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         data.mkdir()
         os.chown(data, 65534, 65534)
-        for each in (folder, *folder.parents):
-            if each == Path("/tmp"):
-                break
-            each.chmod(0o755)
+        folder.chmod(0o755)
     password = folder / "password"
     password.write_text("secret")
     made = subprocess.run(
@@ -144,11 +142,22 @@ def _postgres(folder: Path) -> Server:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def postgres_server() -> Iterator[Server]:
     """The PostgreSQL server of the test session."""
-    server = _postgres(Path(tmp_path_factory.mktemp("postgres")))
-    yield server
-    server.kill(signal.SIGINT)
+    with own_postgres_server() as server:
+        yield server
+
+
+@contextmanager
+def own_postgres_server() -> Iterator[Server]:
+    """A PostgreSQL server that a test may kill."""
+    # Not in pytest's folder, into which pytest lets nobody but its own user.
+    with tempfile.TemporaryDirectory(prefix="aflow-postgres-") as folder:
+        server = _postgres(Path(folder))
+        try:
+            yield server
+        finally:
+            server.kill(signal.SIGINT)
 
 
 @contextmanager

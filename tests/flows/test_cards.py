@@ -243,3 +243,69 @@ async def test_the_server_shows_cards(ran: Workspace) -> None:
             async with TestClient(TestServer(application(shown))) as another:
                 assert count == (await (await another.get("/")).text()).count("<li>")
         assert 404 == (await browser.get(f"/card/{card.pathspec}/nothing")).status
+
+
+THEIRS = """
+from metaflow import FlowSpec, card, current, step
+from metaflow.cards import (
+    Artifact, Error, EventsTimeline, Image, JSONViewer, Markdown, ProgressBar, PythonCode, Table,
+    ValueBox, VegaChart, YAMLViewer,
+)
+
+GIF = b"GIF89a" + bytes(20)
+
+
+def helper():
+    return "shown as code"
+
+
+class TheirFlow(FlowSpec):
+    @card(type="blank", refresh_interval=0)
+    @step
+    def start(self):
+        bar = ProgressBar(max=3, label="Rounds", unit="rounds")
+        events = EventsTimeline(title="Events")
+        current.card.append(bar)
+        current.card.append(events, id="events")
+        for number in range(3):
+            bar.update(number + 1)
+            current.card.components["events"].update({"round": number}, style_theme="info")
+            current.card.refresh()
+        current.card.extend([
+            Markdown("*markdown*"),
+            Table([["cell", Artifact({"inner": 1})]], headers=["a", "b"]),
+            Image(GIF, "a picture"),
+            Error(ValueError("an error"), "Title of the error"),
+            ValueBox("Box", 7, theme="success", change_indicator="up 3%"),
+            PythonCode(helper),
+            JSONViewer({"json": [1]}, title="As JSON"),
+            YAMLViewer({"yaml": [1]}),
+            VegaChart({"mark": "bar", "data": {"values": [{"a": 1}]},
+                       "encoding": {"x": {"field": "a"}}}),
+        ])
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_every_component_is_on_the_card_of_a_flow_for_metaflow(workspace: Workspace) -> None:
+    (workspace.path / "theirs.py").write_text(THEIRS)
+    words = ("run", "--compat", "theirs.py", "--no-pylint")
+    done = workspace.finish(workspace.start_aflow(*words))
+    assert 0 == done.code, done.err
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    run = client.Flow("TheirFlow").latest_run
+    assert run is not None
+    (card,) = get_cards(run["start"].task)
+    for part in (
+        *("Rounds", 'value="3"', "<b>round</b> 2", "3 events", "<em>markdown</em>", "cell"),
+        *("inner", "data:image/gif;base64", "Title of the error", "an error", "Box", "up 3%"),
+        *("shown as code", "As JSON", "YAML", "yaml"),
+    ):
+        assert part in card.html, part
+    assert "could not be made" not in card.html
+    assert "cannot be shown" not in card.html

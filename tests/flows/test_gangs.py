@@ -97,3 +97,16 @@ def test_a_gang_step_that_was_started_otherwise_is_told(workspace: Workspace) ->
     ran = workspace.run()
     assert 1 == ran.code
     assert "Step 'end' has @parallel, and was not started with" in ran.err
+
+
+def test_a_gang_is_seen_by_the_client(workspace: Workspace) -> None:
+    assert 0 == run(workspace, "@parallel").code
+    data(workspace)
+    latest = client.Flow("Flow_").latest_run
+    assert latest is not None
+    step = latest["work"]
+    control = step.control_task
+    assert control is not None
+    assert (0, [control]) == (control.index, [*step.control_tasks()])
+    assert {0, 1, 2} == {task.index for task in step}
+    assert 3 == len([*latest["join"].task.parent_tasks])

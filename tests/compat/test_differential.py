@@ -100,3 +100,71 @@ def test_the_tutorials_of_metaflow_run_as_they_are(tmp_path: Path) -> None:
         file = f"tutorials/{tutorial}.py"
         ran = call(tmp_path, sys.executable, "-m", "aflow", "run", "--compat", file)
         assert 0 == ran.returncode, ran.stderr
+
+
+FAILS_ONCE = """
+    @step
+    def start(self):
+        self.xs = [1, 2]
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        self.y = self.input * 10
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.ys = [each.y for each in inputs]
+        import os
+        if not os.path.exists("mended"):
+            raise ValueError("broken")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.again = current.origin_run_id is not None
+"""
+LOOK = """
+import json
+from importlib import import_module
+module = import_module({module!r})
+module.namespace(None)
+runs = [*module.Flow("TheFlow")]
+told = []
+for run in runs:
+    tasks = {{step.id: sorted(bool(task.origin_pathspec) for task in step) for step in run}}
+    made = run.data.ys if run.successful else None
+    came_from = (run.origin_pathspec or "None").split("/")[-1] != "None"
+    told.append([run.successful, tasks, made, came_from])
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.skipif(not PEER.exists(), reason="Metaflow is not installed: run scripts/peer")
+@pytest.mark.parametrize("resumes", [[[]], [[], ["join"]]], ids=str)
+def test_both_resume_alike(resumes: list[list[str]], tmp_path: Path) -> None:
+    seen = []
+    for each, module in (("theirs", "metaflow"), ("ours", "aflow")):
+        folder = tmp_path / each
+        folder.mkdir()
+        (folder / "flow.py").write_text(HEAD + FAILS_ONCE + TAIL)
+        begin: list[str | Path] = [PEER] if module == "metaflow" else [sys.executable, "-m"]
+        command = ["flow.py", "--no-pylint"] if module == "metaflow" else ["aflow", "flow.py"]
+        codes = [call(folder, *begin, *command, "run").returncode]
+        (folder / "mended").touch()
+        first = None
+        for words in resumes:
+            first = first or _latest(folder, begin[0], module)
+            done = call(folder, *begin, *command, "resume", "--origin-run-id", first, *words)
+            codes.append(done.returncode)
+        told = call(folder, begin[0], "-c", LOOK.format(module=module))
+        assert "" == told.stderr
+        seen.append((codes, json.loads(told.stdout)))
+    assert seen[0] == seen[1]
+
+
+def _latest(folder: Path, python: str | Path, module: str) -> str:
+    """The id of the latest run."""
+    read = f"import {module} as m; m.namespace(None); print(m.Flow('TheFlow').latest_run.id)"
+    return call(folder, python, "-c", read).stdout.strip()

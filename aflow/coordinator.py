@@ -201,7 +201,8 @@ class Coordinator:
         is a process that has imported the flow already (the command line has one); without it one
         is started."""
         options = options or RunOptions(max_workers=self._max_workers, isolation=self._isolation)
-        definition = configured(flow) if isinstance(flow, type) else flow
+        # Some milliseconds for a flow that is new: its sources are parsed.
+        definition = await asyncio.to_thread(configured, flow) if isinstance(flow, type) else flow
         given = options.parameters | parameters
         await self._admission.enter()
         # A task of its own: what a thread has begun to record cannot be called back when `start`

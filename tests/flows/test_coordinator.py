@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from aflow.errors import InvalidParameter
+from aflow.config import RunOptions
+from aflow.errors import InvalidInput, InvalidParameter
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.notices import LogLine, RunEnded, TaskStarting
@@ -87,6 +88,8 @@ async def test_a_wrong_parameter_begins_nothing(flow: type[FlowSpec], tmp_path: 
             await runs.start(flow, n="many")
         with pytest.raises(InvalidParameter, match="m"):
             await runs.start(flow, m=1)
+        with pytest.raises(InvalidInput, match="only from a run that is resumed"):
+            await runs.start(flow, options=RunOptions(clone_only=True))
 
 
 async def test_a_flow_made_on_the_spot_travels_by_value(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""A run that only takes over: what is known is let through and nothing else, and it ends."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aflow.cloning import AT_ONCE, CloneOnly
+from aflow.precedents import Precedent
+from aflow.scheduler.machine import RunMachine
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    CancelRequested,
+    Command,
+    FinishRun,
+    LaunchAttempt,
+    Outcome,
+    RunStarted,
+    Transition,
+)
+from aflow.scheduler.states import AttemptState, RunState
+from tests.machine.graphs import WIDE
+
+REASON = "That was all."
+WIDTH = 6
+
+
+class Known:
+    """Knows the results of all tasks but some, in the order in which they are asked for."""
+
+    def __init__(self, unknown: set[int]) -> None:
+        self.unknown = unknown
+        self.asked: list[int] = []
+
+    def find(self, launch: LaunchAttempt) -> Precedent | None:
+        self.asked.append(launch.task)
+        if launch.task in self.unknown:
+            return None
+        node = WIDE.nodes[launch.step]
+        count = WIDTH if node.join else None
+        return Precedent("1/step/1", b"", Transition(node.next, node.foreach, count))
+
+    def cache_key(self, task: int) -> bytes | None:
+        return None
+
+    def settled(self, task: int, manifest: bytes) -> None:
+        assert task not in self.unknown
+
+
+def cloning(unknown: set[int]) -> tuple[CloneOnly, Known]:
+    known = Known(unknown)
+    return CloneOnly(RunMachine(WIDE, {}, max_workers=AT_ONCE), known, REASON), known
+
+
+def ended(machine: CloneOnly, launch: LaunchAttempt) -> list[Command]:
+    precedent = machine.find(launch)
+    assert precedent is not None
+    outcome = Outcome(AttemptState.SUCCEEDED, precedent.transition)
+    return machine.handle(AttemptEnded(launch.task, launch.attempt, outcome), 1.0)
+
+
+@given(st.sets(st.integers(1, WIDTH + 3)), st.none() | st.integers(0, WIDTH + 3))
+def test_what_is_known_is_taken_over_and_the_run_ends(
+    unknown: set[int], cancelled_after: int | None
+) -> None:
+    machine, known = cloning(unknown)
+    commands = machine.handle(RunStarted(), 0.0)
+    taken = 0
+    ends: list[FinishRun] = []
+    while commands:
+        command = commands.pop(0)
+        if type(command) is FinishRun:
+            ends.append(command)
+        if type(command) is not LaunchAttempt:
+            continue
+        assert command.task not in unknown
+        if taken == cancelled_after:
+            commands += machine.handle(CancelRequested("Stop."), 1.0)
+        commands += ended(machine, command)
+        taken += 1
+
+    assert len(known.asked) == len(set(known.asked))
+    [end] = ends
+    if cancelled_after is not None and cancelled_after < taken:
+        assert end.state in (RunState.CANCELLED, RunState.SUCCEEDED)
+    elif unknown & {*known.asked}:
+        assert FinishRun(RunState.CANCELLED, REASON) == end
+    else:
+        assert RunState.SUCCEEDED is end.state
+        assert WIDTH + 3 == taken
+
+
+def test_what_is_unknown_is_in_nobodys_way() -> None:
+    machine, known = cloning({2, 3, 4, 5, 6})
+    [start] = (each for each in machine.handle(RunStarted(), 0.0) if type(each) is LaunchAttempt)
+    launched = [each for each in ended(machine, start) if type(each) is LaunchAttempt]
+
+    assert [7] == [each.task for each in launched]
+    assert [1, 2, 3, 4, 5, 6, 7] == known.asked
+    assert machine.stopping is None
+
+
+def test_where_nothing_is_known_the_run_ends_at_once() -> None:
+    machine, _ = cloning({1})
+    event = RunStarted()
+
+    assert FinishRun(RunState.CANCELLED, REASON) == machine.handle(event, 0.0)[-1]
+    assert machine.journaled(event)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aflow.configured import configured
 from aflow.coordinator import Coordinator
 from aflow.errors import CoordinatorClosed, CoordinatorFull, InvalidInput, InvalidParameter
 from aflow.flow.spec import FlowSpec
@@ -80,7 +81,8 @@ async def test_who_waits_at_the_door_is_told_that_it_closes(
 ) -> None:
     async with coordinator(tmp_path, max_runs=1) as runs:
         await runs.start(flow, rest=60.0)
-        waiting = [asyncio.ensure_future(runs.start(flow)) for _ in range(3)]
+        read = configured(flow)  # so that they go straight to the door
+        waiting = [asyncio.ensure_future(runs.start(read)) for _ in range(3)]
         await asyncio.sleep(0)
     told = await asyncio.gather(*waiting, return_exceptions=True)
     assert [CoordinatorClosed] * 3 == [type(each) for each in told]
@@ -92,8 +94,9 @@ async def test_who_waits_at_the_door_is_told_that_it_closes(
 async def test_who_leaves_the_line_is_not_missed(flow: type[FlowSpec], tmp_path: Path) -> None:
     async with coordinator(tmp_path, max_runs=1) as runs:
         first = await runs.start(flow, rest=60.0)
-        gone = asyncio.ensure_future(runs.start(flow))
-        stays = asyncio.ensure_future(runs.start(flow))
+        read = configured(flow)  # so that they go straight to the door
+        gone = asyncio.ensure_future(runs.start(read))
+        stays = asyncio.ensure_future(runs.start(read))
         await asyncio.sleep(0)
         gone.cancel()
         await first.cancel()
@@ -114,7 +117,7 @@ async def test_a_start_that_is_cancelled_leaves_no_run_that_goes_on(
     flow: type[FlowSpec], tmp_path: Path
 ) -> None:
     async with coordinator(tmp_path, max_runs=1) as runs:
-        unwanted = asyncio.ensure_future(runs.start(flow, rest=60.0))
+        unwanted = asyncio.ensure_future(runs.start(configured(flow), rest=60.0))
         await asyncio.sleep(0)  # it is recording the run now, in a thread
         unwanted.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -123,11 +126,23 @@ async def test_a_start_that_is_cancelled_leaves_no_run_that_goes_on(
     assert [RunState.SUCCEEDED, RunState.CANCELLED] == states(tmp_path)
 
 
+async def test_a_start_that_is_cancelled_while_the_flow_is_read_records_nothing(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    async with coordinator(tmp_path) as runs:
+        unwanted = asyncio.ensure_future(runs.start(flow, rest=60.0))
+        await asyncio.sleep(0)
+        unwanted.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await unwanted
+    assert not (tmp_path / "metadata.db").exists()
+
+
 async def test_a_start_that_is_going_on_when_the_block_ends_is_stopped_in_it(
     flow: type[FlowSpec], tmp_path: Path
 ) -> None:
     async with coordinator(tmp_path) as runs:
-        late = asyncio.ensure_future(runs.start(flow, rest=60.0))
+        late = asyncio.ensure_future(runs.start(configured(flow), rest=60.0))
         await asyncio.sleep(0)
     assert RunState.CANCELLED is (await (await late).wait()).state
     assert [RunState.CANCELLED] == states(tmp_path)

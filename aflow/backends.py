@@ -4,6 +4,7 @@ file:///path/.aflow             storage.local
 s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached) and retries
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
+https://host/prefix             metadata.service
 redis://host:6379/0             queue.redis
 postgresql://host/database      queue.postgres
 sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for others than AWS
@@ -62,7 +63,16 @@ def open_metadata(url: str, durability: str = "power", *, read_only: bool = Fals
         from aflow.metadata.sqlite import SqliteMetadata
 
         return SqliteMetadata(":memory:", durability=durability)
-    raise InvalidSetting(f"{url!r} is no metadata that aflow knows: use sqlite:///path or memory:.")
+    if scheme in ("http", "https"):
+        from aflow.clock import SystemClock
+        from aflow.config import service_headers
+        from aflow.metadata.service import ServiceMetadata
+
+        return ServiceMetadata(url, service_headers(), SystemClock())
+    raise InvalidSetting(
+        f"{url!r} is no metadata that aflow knows: use sqlite:///path, the http(s)://host of a "
+        "metadata service, or memory:."
+    )
 
 
 def open_queue(url: str) -> Queue:

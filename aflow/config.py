@@ -64,6 +64,7 @@ class Settings:
     cache_size: int = 10_000
     spin_persist: bool = True
     tempdir: str = "."
+    service_url: str | None = None
     service_auth_keys: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
@@ -115,7 +116,19 @@ class Settings:
 
     @property
     def metadata_url(self) -> str:
-        """Where metadata is, as `backends.open_metadata` takes it: `sqlite:////.../metadata.db`."""
+        """Where metadata is, as `backends.open_metadata` takes it: `sqlite:////.../metadata.db`, or
+        the address of the metadata service. Raises InvalidSetting where that is not set."""
+        if self.metadata == "local":
+            return self.local_metadata_url
+        if self.service_url is None:
+            raise InvalidSetting(
+                "The metadata service has no address: set AFLOW_SERVICE_URL to http(s)://host."
+            )
+        return self.service_url
+
+    @property
+    def local_metadata_url(self) -> str:
+        """Where metadata of this folder is: `sqlite:////.../metadata.db`."""
         return "sqlite:///" + (self.root / "metadata.db").as_uri().removeprefix("file://")
 
     @property
@@ -205,6 +218,17 @@ def configs_in_environment(
         hit = _look_up(sources, (key,))
         found.append({} if hit is None else _mapping(hit))
     return found[0], found[1]
+
+
+def service_headers(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What every request to a metadata service carries: AFLOW_SERVICE_HEADERS, a JSON object, and
+    AFLOW_SERVICE_AUTH_KEY as `x-api-key`. Raises InvalidSetting."""
+    env = os.environ if env is None else env
+    sources = [_Source(env, "in the environment"), *_files(env, _walk_up(_working_directory()))]
+    headers = _look_up(sources, ("SERVICE_HEADERS",))
+    key = _look_up(sources, ("SERVICE_AUTH_KEY",))
+    found = {} if headers is None else {str(k): str(v) for k, v in _mapping(headers).items()}
+    return found if key is None else {**found, "x-api-key": next(iter(_keys(key)), "")}
 
 
 def _mapping(hit: _Hit) -> dict[str, Any]:
@@ -321,7 +345,8 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "cache_folder": (("CLIENT_CACHE_PATH",), _text),
     "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),
     "datastore_root": (("DATASTORE_ROOT",), _text),
-    "metadata": (("DEFAULT_METADATA",), _choice("local")),
+    "metadata": (("DEFAULT_METADATA",), _choice("local", "service")),
+    "service_url": (("SERVICE_URL",), _text),
     "environment": (("DEFAULT_ENVIRONMENT",), _choice("local")),
     "durability": (("DURABILITY",), _choice("power", "process")),
     "namespace": (("NAMESPACE",), _text),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from aflow.cli.options import option
 from aflow.config import Settings
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore
 
 _HELP = """Serve metadata over HTTP, as Metaflow's own service does.
 
@@ -51,8 +55,22 @@ def _serve(metadata: str | None, host: str, port: int) -> None:
     from aflow.service.serve import serve
 
     settings = Settings.load()
-    database = open_database(metadata or settings.metadata_url, settings.durability)
+    url = metadata or settings.local_metadata_url
+    database = open_database(url, settings.durability)
     try:
-        serve(database, SystemClock(), host, port, settings.service_auth_keys, click.echo)
+        store = _own_metadata(url, settings.durability)
+        keys = settings.service_auth_keys
+        serve(database, SystemClock(), host, port, keys, store, click.echo)
     finally:
         database.close()
+
+
+def _own_metadata(url: str, durability: str) -> MetadataStore | None:
+    """aflow's own metadata in this place; None where aflow cannot have any."""
+    from aflow.backends import open_metadata
+    from aflow.errors import InvalidSetting
+
+    try:
+        return open_metadata(url, durability)
+    except InvalidSetting:
+        return None

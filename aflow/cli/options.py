@@ -108,7 +108,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
             help="Print nothing about the checks before the run.  [default: not-quiet]",
             **rest,
         ),
-        _choice("--metadata", ["local"], "Where the metadata is.", rest),
+        _choice("--metadata", ["local", "service"], "Where the metadata is.", rest),
         _choice("--environment", ["local"], "Environment that tasks run in.", rest),
         _choice("--datastore", ["local", "s3"], "Where the artifacts are.", rest),
         option(

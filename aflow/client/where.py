@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOCAL = "local@"
 _SQLITE = "sqlite:///"
+_SERVICE = "service@"
 
 
 class Place:
@@ -116,7 +117,7 @@ _namespace_is_chosen = False
 
 def place() -> Place:
     """Where the client looks at this moment."""
-    return _chosen or _inside() or _local()
+    return _chosen or _inside() or _set()
 
 
 def place_at(description: str) -> Place:
@@ -135,8 +136,9 @@ def place_at(description: str) -> Place:
 
 def metadata(description: str) -> str:
     """Look for runs elsewhere: `local@/path` names an `.aflow` folder or the folder that has one,
-    `sqlite:////path/file.db` a database, `local` is where `aflow run` would put them. Gives what
-    `get_metadata` gives from now on.
+    `sqlite:////path/file.db` a database, `https://host` or `service@https://host` a metadata
+    service, `local` the folder where `aflow run` would put them. Gives what `get_metadata` gives
+    from now on.
 
     Raises InvalidInput for anything else."""
     global _chosen, _kind
@@ -158,7 +160,7 @@ def listed_kind() -> str:
 
 
 def get_metadata() -> str:
-    """Where runs are looked for: `local@/path/.aflow`."""
+    """Where runs are looked for: `local@/path/.aflow`, or the address of a metadata service."""
     return place().description
 
 
@@ -181,13 +183,16 @@ def connect_to(metadata_store: MetadataStore, store: ObjectStore) -> str:
 def _described(description: str) -> Place:
     if description == "local":
         return _local()
+    address = description.removeprefix(_SERVICE)
+    if address.startswith(("http://", "https://")):
+        return _service(address)
     if description.startswith(_LOCAL) and description != _LOCAL:
         return _local(description.removeprefix(_LOCAL))
     if description.startswith(_SQLITE) and description != _SQLITE:
         return _database(description)
     raise InvalidInput(
-        f"{description!r} is no metadata that aflow knows: write local@/path, sqlite:////path or "
-        "local."
+        f"{description!r} is no metadata that aflow knows: write local@/path, sqlite:////path, "
+        "https://host of a metadata service, or local."
     )
 
 
@@ -195,6 +200,21 @@ def _inside() -> Place | None:
     """Inside of a task: where its run is recorded, if the runner told."""
     url = current.get("metadata_url") if current.is_running_flow else None
     return None if url is None else place_at(url)
+
+
+def _set() -> Place:
+    """Where `aflow run` would put runs."""
+    from aflow.config import Settings
+
+    settings = Settings.load()
+    return _local() if settings.metadata == "local" else _service(settings.metadata_url)
+
+
+def _service(url: str) -> Place:
+    found = _places.get(url)
+    if found is None:
+        found = _places[url] = Place(url, partial(_open_url, url), None)
+    return found
 
 
 def _database(url: str) -> Place:
@@ -227,7 +247,8 @@ def _local(path: str | None = None) -> Place:
 def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
     from aflow import backends
 
-    return backends.open_metadata(settings.metadata_url, settings.durability, read_only=read_only)
+    url = settings.local_metadata_url
+    return backends.open_metadata(url, settings.durability, read_only=read_only)
 
 
 def _root_in(path: str) -> str:

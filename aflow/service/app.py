@@ -10,13 +10,21 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aflow.errors import AflowError, MetadataUnavailable, MissingExtra, RegistrationRefused
+from aflow.errors import (
+    AflowError,
+    InvalidMessage,
+    MetadataUnavailable,
+    MissingExtra,
+    RegistrationRefused,
+)
 from aflow.service import checks
+from aflow.service.calls import answered
 from aflow.service.messages import CHUNK, Asked, Listing
 from aflow.service.routes import ROUTES, Route
 
@@ -27,6 +35,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
+    from aflow.metadata.base import MetadataStore
     from aflow.service.database import Database
 
 T = TypeVar("T")
@@ -35,18 +44,23 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SPOKEN = "2.5.1"
 """The version of metaflow-service whose language this is: clients ask for it."""
 _VERSION_HEADER = "METADATA_SERVICE_VERSION"
-_LARGEST_BODY = 64 << 20
+_LARGEST_BODY = 256 << 20
 _OPEN = frozenset({"/ping", "/healthcheck"})  # to load balancers, which have no key
 
 _log = logging.getLogger("aflow.service")
 
 
 def application(
-    database: Database, clock: Clock, keys: Sequence[str] = (), threads: int = 8
+    database: Database,
+    clock: Clock,
+    keys: Sequence[str] = (),
+    store: MetadataStore | None = None,
+    threads: int = 8,
 ) -> web.Application:
     """The service as an application of aiohttp. With `keys`, a request has to carry one of them as
-    `x-api-key` or as bearer token; else it is answered 401."""
-    service = _Service(database, clock, ThreadPoolExecutor(threads, "service"))
+    `x-api-key` or as bearer token; else it is answered 401. `store` is aflow's own metadata; the
+    application closes it and the database."""
+    service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"))
     app = web.Application(
         client_max_size=_LARGEST_BODY, middlewares=[_named_version, _errors_answered, _Keys(keys)]
     )
@@ -54,6 +68,7 @@ def application(
     app.router.add_get("/version", _version)
     app.router.add_get("/healthcheck", service.healthcheck)
     app.router.add_get("/auth/token", _no_token)
+    app.router.add_post("/aflow/v1/metadata/{call}", service.own_call)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, service.handler(route))
     app.on_cleanup.append(service.close)
@@ -61,9 +76,16 @@ def application(
 
 
 class _Service:
-    def __init__(self, database: Database, clock: Clock, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        store: MetadataStore | None,
+        threads: ThreadPoolExecutor,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._store = store
         self._threads = threads
 
     def handler(self, route: Route) -> Handler:
@@ -112,6 +134,24 @@ class _Service:
         await response.write_eof()
         return response
 
+    async def own_call(self, request: web.Request) -> web.StreamResponse:
+        """A call of aflow's own metadata."""
+        if self._store is None:
+            raise RegistrationRefused.of(501, "this service does not keep metadata of aflow itself")
+        frames = _OneByOne(answered(self._store, request.match_info["call"], await request.read()))
+        try:
+            frame = await self._in_thread(frames.next)
+            response = web.StreamResponse(headers={"Content-Type": "application/msgpack"})
+            response.headers[_VERSION_HEADER] = SPOKEN
+            await response.prepare(request)
+            while frame is not None:
+                await response.write(frame)
+                frame = await self._in_thread(frames.next)
+            await response.write_eof()
+        finally:
+            await self._in_thread(frames.close)
+        return response
+
     async def healthcheck(self, request: web.Request) -> web.StreamResponse:
         """Whether the database can be asked; 503."""
         try:
@@ -129,6 +169,27 @@ class _Service:
         """Let go of threads and database."""
         self._threads.shutdown()
         self._database.close()
+        if self._store is not None:
+            self._store.close()
+
+
+class _OneByOne:
+    """Frames, from whichever thread has time. Whoever asks goes away at any time: then a thread may
+    still be at the next frame."""
+
+    def __init__(self, frames: Generator[bytes, None, None]) -> None:
+        self._frames = frames
+        self._lock = threading.Lock()
+
+    def next(self) -> bytes | None:
+        """The next frame; None after the last."""
+        with self._lock:
+            return next(self._frames, None)
+
+    def close(self) -> None:
+        """Let go of what is being read."""
+        with self._lock:
+            self._frames.close()
 
 
 class _Keys:
@@ -177,6 +238,8 @@ async def _errors_answered(request: web.Request, handler: Handler) -> web.Stream
     except web.HTTPException as said:  # of aiohttp: no such route, too large a body
         headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else None
         return web.json_response({"message": said.reason}, status=said.status, headers=headers)
+    except InvalidMessage as error:
+        return web.json_response({"message": str(error)}, status=400)
     except MetadataUnavailable as error:
         _log.error("%s %s: %s", request.method, request.path, error)
         return web.json_response(_failure(503, "Service Unavailable", str(error)), status=503)

@@ -12,6 +12,7 @@ from aflow.service.app import application
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
+    from aflow.metadata.base import MetadataStore
     from aflow.service.database import Database
 
 _GOODBYE = 10.0  # seconds for requests that are being answered
@@ -23,13 +24,14 @@ def serve(
     host: str,
     port: int,
     keys: Sequence[str],
+    store: MetadataStore | None,
     say: Callable[[str], object],
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests that go on then are still answered. Port 0 takes a
     free one, which `say` is told. Raises InvalidSetting where it cannot listen."""
     import uvloop
 
-    uvloop.run(_serve(database, clock, host, port, keys, say))
+    uvloop.run(_serve(database, clock, host, port, keys, store, say))
 
 
 async def _serve(
@@ -38,6 +40,7 @@ async def _serve(
     host: str,
     port: int,
     keys: Sequence[str],
+    store: MetadataStore | None,
     say: Callable[[str], object],
 ) -> None:
     from aiohttp import web
@@ -45,7 +48,7 @@ async def _serve(
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    runner = web.AppRunner(application(database, clock, keys), shutdown_timeout=_GOODBYE)
+    runner = web.AppRunner(application(database, clock, keys, store), shutdown_timeout=_GOODBYE)
     await runner.setup()
     try:
         try:

@@ -14,10 +14,12 @@ from aflow.metadata.base import (
 )
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import AttemptState, RunState
+from tests.support.service import ServedMetadata
 
 BACKENDS: dict[str, Callable[[Path], MetadataStore]] = {
     "memory": lambda folder: SqliteMetadata(":memory:"),
     "sqlite": lambda folder: SqliteMetadata(folder / "a folder" / "metadata.db"),
+    "service": lambda folder: ServedMetadata(folder / "metadata.db"),
     "sqlite-process": lambda folder: SqliteMetadata(folder / "metadata.db", durability="process"),
 }
 

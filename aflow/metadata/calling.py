@@ -1,0 +1,133 @@
+"""HTTP calls of a service that may be away for a while."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from aflow.errors import InvalidMessage, InvalidSetting, MetadataUnavailable
+from aflow.metadata.wire import frames
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+
+PATIENCE = 120.0  # seconds that a service may be away
+_TIMEOUT = 60.0  # seconds without a byte
+_LONGEST_WAIT = 8.0
+_CHUNK = 1 << 16
+
+
+class Answered(NamedTuple):
+    """The frames of an answer; `again` says that an earlier try may have been done as well."""
+
+    frames: Iterator[list[Any]]
+    again: bool
+
+
+class Caller:
+    """Calls one service. Safe from many threads; a process that is forked makes connections of its
+    own."""
+
+    def __init__(
+        self, url: str, headers: Mapping[str, str], clock: Clock, patience: float = PATIENCE
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidSetting(f"{url!r} is no address of a metadata service: use http(s)://host")
+        self._secure = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port
+        self._path = parts.path.rstrip("/")
+        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._path}"
+        self._headers = {**headers, "Content-Type": "application/msgpack"}
+        self._clock = clock
+        self._patience = patience
+        self._never = threading.Event()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._process = os.getpid()
+
+    def call(self, path: str, body: bytes) -> Answered:
+        """POST until the service answers. Raises MetadataUnavailable if it does not within the
+        patience, or turns the call down."""
+        give_up_at, wait, again = self._clock.monotonic() + self._patience, 0.1, False
+        while True:
+            try:
+                return Answered(self._post(path, body), again)
+            except (OSError, http.client.HTTPException, InvalidMessage) as error:
+                if self._clock.monotonic() + wait > give_up_at:
+                    raise MetadataUnavailable(
+                        f"The metadata service at {self.url} cannot be used: {_why(error)}. "
+                        "Check that it runs, and resume the run."
+                    ) from error
+            again = True
+            self._never.wait(wait * random.uniform(0.5, 1.0))
+            wait = min(wait * 2, _LONGEST_WAIT)
+
+    def _post(self, path: str, body: bytes) -> Iterator[list[Any]]:
+        connection = self._connection()
+        try:
+            connection.request("POST", self._path + path, body, self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                self._turned_down(response)
+            answer = frames(iter(lambda: response.read1(_CHUNK), b""))
+            first = next(answer)
+        except BaseException:
+            connection.close()
+            raise
+        return self._rest(connection, response, first, answer)
+
+    def _rest(
+        self,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+        first: list[Any],
+        answer: Iterator[list[Any]],
+    ) -> Iterator[list[Any]]:
+        whole = False
+        try:
+            yield first
+            yield from answer
+            whole = not response.read()
+        except (OSError, http.client.HTTPException, InvalidMessage) as error:
+            raise MetadataUnavailable(
+                f"The metadata service at {self.url} stopped in the middle: {_why(error)}."
+            ) from error
+        finally:
+            if whole and self._process == os.getpid():
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+    def _turned_down(self, response: http.client.HTTPResponse) -> None:
+        said = response.read(1000).decode("utf-8", "replace")
+        if response.status >= 500 and response.status != 501:
+            raise http.client.HTTPException(f"it answers {response.status} {response.reason}")
+        advice = {401: "AFLOW_SERVICE_AUTH_KEY is missing or wrong", 403: "access is denied"}
+        advice |= dict.fromkeys((404, 405), "it is no service of aflow, or an older one")
+        raise MetadataUnavailable(
+            f"The metadata service at {self.url} answers {response.status}: "
+            f"{advice.get(response.status, said)}."
+        )
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._process != os.getpid():
+            self._idle, self._process = [], os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+            return kind(self._host, self._port, timeout=_TIMEOUT)
+
+    def close(self) -> None:
+        """Let go of the connections. May be called twice."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _why(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")

@@ -1,0 +1,176 @@
+"""The calls of the metadata port as bytes: what `metadata.service` sends and the service answers.
+
+A request is the positional and the named arguments of one call. An answer is a row of frames: a
+value, or items in several frames with an end, or an error at any place; an answer that has been cut
+off has no last frame. Records travel as lists of their fields, each of which is checked for its
+kind when it is read: what comes in is made of nothing but the classes below.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from aflow.errors import (
+    AflowError,
+    InvalidMessage,
+    InvalidName,
+    MetadataTooNew,
+    MetadataUnavailable,
+    NotFound,
+    VersionConflict,
+)
+from aflow.metadata import base
+from aflow.scheduler.states import AttemptState, RunState, TaskState
+
+LARGEST = 256 << 20  # bytes of a frame
+CALLS = frozenset(
+    [
+        "create_run", "commit", "beat", "change_tags", "replace_logs", "delete_run",
+        "flows", "runs", "run", "steps", "progress", "task", "manifests", "split_manifests",
+        "cached", "attempts", "metadata",
+    ]
+)  # fmt: skip
+STREAMS = frozenset(["all_manifests", "journal", "tasks", "newest_tasks"])
+
+_RECORDS: dict[str, Any] = {
+    each.__name__: each
+    for each in (
+        base.RunRecord, base.TaskRecord, base.CachedTask, base.AttemptRecord, base.MetadataRecord,
+        base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView, base.StepProgress,
+    )
+}  # fmt: skip
+_STATES: dict[str, Any] = {each.__name__: each for each in (AttemptState, RunState, TaskState)}
+_ERRORS = {
+    each.__name__: each
+    for each in (InvalidName, NotFound, VersionConflict, MetadataTooNew, MetadataUnavailable)
+}
+_RECORD, _TUPLE, _STATE = 1, 2, 3
+
+
+def pack(value: object) -> bytes:
+    """The value, made of plain values and records, as bytes."""
+    packed: bytes = msgpack.packb(
+        value, default=_extension, strict_types=True, unicode_errors="surrogatepass"
+    )
+    return packed
+
+
+def unpack(body: bytes) -> Any:
+    """The value in these bytes. Raises InvalidMessage."""
+    try:
+        return msgpack.unpackb(body, **_unpacking())
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InvalidMessage(f"A call of the metadata service cannot be read: {error}.") from error
+
+
+def value_frame(value: object) -> bytes:
+    """The whole answer, if it is one value."""
+    return pack(["value", value])
+
+
+def items_frame(items: list[Any]) -> bytes:
+    """Some of the items."""
+    return pack(["items", items])
+
+
+def end_frame() -> bytes:
+    """No more items."""
+    return pack(["end"])
+
+
+def error_frame(error: AflowError) -> bytes:
+    """The call has failed."""
+    return pack(["error", type(error).__name__, str(error)])
+
+
+def frames(chunks: Iterable[bytes]) -> Iterator[list[Any]]:
+    """The frames of an answer. Raises InvalidMessage where it has none, or has been cut off."""
+    unpacker = msgpack.Unpacker(max_buffer_size=LARGEST, **_unpacking())
+    for chunk in chunks:
+        unpacker.feed(chunk)
+        try:
+            for frame in unpacker:
+                yield frame
+                if frame[0] in ("value", "end", "error"):
+                    return
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            raise InvalidMessage(
+                f"An answer of the metadata service cannot be read: {error}."
+            ) from error
+    raise InvalidMessage("An answer of the metadata service has been cut off.")
+
+
+def raise_told(frame: list[Any]) -> None:
+    """Raise the error that a frame tells of, if it does."""
+    if frame[0] == "error":
+        raise _ERRORS.get(frame[1], MetadataUnavailable)(frame[2])
+
+
+def _unpacking() -> dict[str, Any]:
+    return {
+        "ext_hook": _extended,
+        "strict_map_key": False,
+        "unicode_errors": "surrogatepass",
+        "max_bin_len": LARGEST,
+        "max_ext_len": LARGEST,
+        "max_str_len": LARGEST,
+    }
+
+
+def _extension(value: object) -> Any:
+    name = type(value).__name__
+    if isinstance(value, Enum):
+        return (
+            msgpack.ExtType(_STATE, pack([name, value.value])) if name in _STATES else value.value
+        )
+    if isinstance(value, tuple):
+        if name in _RECORDS:
+            return msgpack.ExtType(_RECORD, pack([name, *value]))
+        return msgpack.ExtType(_TUPLE, pack(list(value)))
+    if is_dataclass(value) and name in _RECORDS:
+        values = [getattr(value, field.name) for field in fields(value)]
+        return msgpack.ExtType(_RECORD, pack([name, *values]))
+    if isinstance(value, str | int | float):  # of a class derived from these: an id
+        return _plain(value)
+    raise TypeError(f"a {name} cannot be sent")
+
+
+def _plain(value: str | int | float) -> Any:
+    return next(kind(value) for kind in (str, int, float) if isinstance(value, kind))
+
+
+def _extended(code: int, data: bytes) -> Any:
+    inner = msgpack.unpackb(data, **_unpacking())
+    if code == _TUPLE:
+        return tuple(inner)
+    name, *values = inner
+    if code == _STATE:
+        return _STATES[name](*values)
+    record = _RECORDS[name]
+    for value, (field, kinds) in zip(values, _kinds(record), strict=True):
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name}.{field} is a {type(value).__name__}")
+    return record(*values)
+
+
+@cache
+def _kinds(record: type) -> list[tuple[str, Any]]:
+    """The fields of a record, and of which classes their values are."""
+    return [(name, _classes(hint)) for name, hint in get_type_hints(record).items()]
+
+
+def _classes(hint: Any) -> tuple[type, ...]:
+    if hint is Any:
+        return (object,)
+    if hint is float:
+        return (int, float)
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(each for part in get_args(hint) for each in _classes(part))
+    return (get_origin(hint) or hint,)

@@ -134,8 +134,11 @@ def _make_base(podman: Podman) -> None:
 def fetch_wheels(podman: Podman, repository: Path) -> None:
     """Have the wheels that the image is built from, of the pinned versions."""
     podman.wheels.mkdir(exist_ok=True)
-    pins = repository / "docker" / "constraints.txt"
-    wanted = [line for line in pins.read_text().splitlines() if line and line[0] != "#"]
+    pins = (repository / "docker" / "constraints.txt").read_text()
+    fetched_for = podman.wheels / "constraints.txt"
+    if fetched_for.exists() and fetched_for.read_text() == pins:
+        return
+    wanted = [line for line in pins.splitlines() if line and line[0] != "#"]
     fetched = subprocess.run(
         # Redis needs async-timeout on the Python of the base, which is older than ours may be.
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
@@ -144,3 +147,4 @@ def fetch_wheels(podman: Podman, repository: Path) -> None:
     )  # fmt: skip
     if fetched.returncode:
         pytest.skip(f"the wheels for the image could not be fetched: {fetched.stderr[-500:]}")
+    fetched_for.write_text(pins)

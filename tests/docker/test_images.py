@@ -129,7 +129,9 @@ def test_a_flow_runs_in_a_hardened_container_and_leaves_its_artifacts_in_s3(
 def test_a_container_that_is_stopped_stops_its_run(podman: Podman, data: Path) -> None:
     (data / "flow.py").write_text(REST)
     running = subprocess.Popen(
-        podman.command("run", "--name", "stopped", *hardened(data), IMAGE, "run", "flow.py"),
+        podman.command(
+            "run", "--replace", "--name", "stopped", *hardened(data), IMAGE, "run", "flow.py"
+        ),
         env=podman.environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -71,6 +71,14 @@ OTHERS = {
         "Serve metadata over HTTP, also to Metaflow's clients.",
         "aflow.cli.metadata_service:metadata_service",
     ),
+    "server": (
+        "Take flows over HTTP, and run them here.",
+        "aflow.cli.server:server",
+    ),
+    "submit": (
+        "Have a server run a flow (aflow submit flow.py --alpha 0.5 --wait).",
+        "aflow.cli.submit:submit",
+    ),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
 

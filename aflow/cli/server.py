@@ -1,0 +1,79 @@
+"""`aflow server`: takes flows over HTTP, and runs them here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from aflow.cli.options import option
+from aflow.config import Settings
+from aflow.errors import InvalidSetting
+
+_HELP = """Take flows over HTTP (aflow submit), and run each in a process of its own.
+
+Listens to this machine alone; to listen elsewhere, AFLOW_SERVICE_AUTH_KEY has to hold the token
+that clients send (several: with commas between them). SIGTERM lets runs end, for --grace seconds.
+
+\b
+  aflow server
+  AFLOW_SERVICE_AUTH_KEY=... aflow server --host 0.0.0.0 --port 8180
+"""
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def server(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    command = click.Command(
+        "server",
+        params=[
+            option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
+            option(
+                "--port",
+                type=click.IntRange(0, 65535),
+                default=8180,
+                show_default=True,
+                help="Port; 0 takes a free one.",
+            ),
+            option("--datastore-root", metavar="PATH", help="Folder of the local datastore."),
+            option(
+                "--max-runs",
+                type=click.IntRange(1, 10_000),
+                default=16,
+                show_default=True,
+                help="How many runs may go on at once.",
+            ),
+            option(
+                "--grace",
+                type=click.FloatRange(min=0),
+                default=30.0,
+                show_default=True,
+                help="Seconds that runs may still take when the server is stopped.",
+            ),
+        ],
+        callback=_serve,
+        help=_HELP,
+    )
+    return command.main([*words], prog_name="aflow server", standalone_mode=False)
+
+
+def _serve(host: str, port: int, datastore_root: str | None, max_runs: int, grace: float) -> None:
+    from aflow.backends import open_metadata, open_store
+    from aflow.server.runs import Place, Runs
+    from aflow.server.serve import Listen, serve
+    from aflow.storage.blobs import BlobStore
+
+    settings = Settings.load(datastore="local", metadata="local", datastore_root=datastore_root)
+    if host not in _LOOPBACK and not settings.service_auth_keys:
+        raise InvalidSetting(
+            f"Whoever reaches {host} could run code here: set AFLOW_SERVICE_AUTH_KEY to a token "
+            "that clients have to send, or listen on 127.0.0.1."
+        )
+    blobs = BlobStore(open_store(settings.storage_url), durable=settings.durability == "power")
+    metadata = open_metadata(settings.metadata_url, settings.durability)
+    try:
+        runs = Runs(Place(settings.root), blobs, max_runs)
+        listen = Listen(host, port, settings.service_auth_keys, grace)
+        serve(runs, blobs, metadata, listen, click.echo)
+    finally:
+        metadata.close()

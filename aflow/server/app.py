@@ -1,0 +1,216 @@
+"""The daemon's HTTP API, version 1, as an application of aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aflow import ids
+from aflow.errors import (
+    AflowError,
+    CodePackageError,
+    CommandFailed,
+    CoordinatorClosed,
+    CoordinatorFull,
+    InvalidInput,
+    MetadataUnavailable,
+    MissingExtra,
+    NotFound,
+    StoreUnavailable,
+)
+from aflow.server.orders import order
+
+try:
+    from aiohttp import web
+except ImportError as error:
+    raise MissingExtra("The server needs aiohttp: install aflow[server].") from error
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.server.runs import Runs
+    from aflow.storage.blobs import BlobStore
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_LARGEST_PACKAGE = 64 << 20
+_LARGEST_ORDER = 2 << 20
+_LONGEST_WAIT = 60.0  # seconds that a request may wait for the end of a run
+_LARGEST_PAGE = 1000
+_OPEN = frozenset({"/healthz", "/readyz"})  # to those who watch, who have no token
+_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+_log = logging.getLogger("aflow.server")
+
+
+def application(
+    runs: Runs, blobs: BlobStore, metadata: MetadataStore, tokens: Sequence[str] = ()
+) -> web.Application:
+    """The API. With `tokens`, a request has to carry one of them as bearer token (401); without,
+    it has to be addressed to this machine by a name that no other site can take (403)."""
+    api = _Api(runs, blobs, metadata)
+    app = web.Application(
+        client_max_size=_LARGEST_PACKAGE, middlewares=[_errors_answered, _Door(tokens)]
+    )
+    app.router.add_get("/healthz", api.alive)
+    app.router.add_get("/readyz", api.ready)
+    app.router.add_post("/v1/packages", api.add_package)
+    app.router.add_post("/v1/runs", api.add_run)
+    app.router.add_get("/v1/runs", api.list_runs)
+    app.router.add_get("/v1/runs/{flow}/{run}", api.show_run)
+    app.router.add_delete("/v1/runs/{flow}/{run}", api.cancel_run)
+    return app
+
+
+class _Api:
+    def __init__(self, runs: Runs, blobs: BlobStore, metadata: MetadataStore) -> None:
+        self._runs = runs
+        self._blobs = blobs
+        self._metadata = metadata
+
+    async def alive(self, _: web.Request) -> web.StreamResponse:
+        """The process answers."""
+        return web.json_response({"status": "alive"})
+
+    async def ready(self, _: web.Request) -> web.StreamResponse:
+        """The metadata answers, too; 503."""
+        await asyncio.to_thread(self._metadata.flows)
+        return web.json_response({"status": "ready"})
+
+    async def add_package(self, request: web.Request) -> web.StreamResponse:
+        """Keep a code package: the body is the archive; its key is said."""
+        _demand(request, "application/x-tar")
+        data = await request.read()
+        key = await asyncio.to_thread(self._blobs.put, data)
+        return web.json_response({"package": key}, status=201)
+
+    async def add_run(self, request: web.Request) -> web.StreamResponse:
+        """Begin a run."""
+        # A page of another site cannot send this type without being asked for leave first.
+        _demand(request, "application/json")
+        if (request.content_length or 0) > _LARGEST_ORDER:
+            raise web.HTTPRequestEntityTooLarge(_LARGEST_ORDER, request.content_length or 0)
+        # Shielded: who goes away while a run begins leaves a run that is known.
+        pathspec = await asyncio.shield(self._runs.begin(order(await request.read())))
+        return web.json_response({"run": pathspec}, status=201)
+
+    async def list_runs(self, request: web.Request) -> web.StreamResponse:
+        """The latest runs of a flow (`flow`, `limit`)."""
+        flow = ids.flow_name(request.query.get("flow", ""))
+        limit = _number(request, "limit", 20, _LARGEST_PAGE)
+        found = await asyncio.to_thread(self._metadata.runs, flow, limit=int(limit))
+        return web.json_response({"runs": [_told(run) for run in found]})
+
+    async def show_run(self, request: web.Request) -> web.StreamResponse:
+        """A run; `wait` seconds at most are waited for its end."""
+        flow, run = _named(request)
+        if "wait" in request.query:
+            at_most = _number(request, "wait", 0, _LONGEST_WAIT)
+            await self._runs.wait(f"{flow}/{run}", at_most)
+        here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
+        record = await asyncio.to_thread(self._record, flow, run)
+        steps = await asyncio.to_thread(self._metadata.progress, record.key)
+        told = [{"step": each.step, "tasks": each.tasks} for each in steps]
+        return web.json_response({**_told(record), "here": here, "steps": told})
+
+    async def cancel_run(self, request: web.Request) -> web.StreamResponse:
+        """Stop a run that goes on here."""
+        flow, run = _named(request)
+        record = await asyncio.to_thread(self._record, flow, run)
+        if not self._runs.cancel(f"{flow}/{run}"):
+            why = "has ended" if record.finished_at else "was not begun by this server"
+            return _refusal(409, f"{flow}/{run} cannot be cancelled here: it {why}.")
+        return web.json_response({"run": f"{flow}/{run}"}, status=202)
+
+    def _record(self, flow: str, run: str) -> RunRecord:
+        record = self._metadata.run(flow, run)
+        if record is None:
+            raise NotFound(f"There is no run {flow}/{run}.")
+        return record
+
+
+def _named(request: web.Request) -> tuple[str, str]:
+    return ids.flow_name(request.match_info["flow"]), ids.run_id(request.match_info["run"])
+
+
+def _told(run: RunRecord) -> dict[str, Any]:
+    return {
+        "flow": run.flow,
+        "run": run.run,
+        "state": run.state.value,
+        "user": run.user,
+        "created_at": run.created_at,
+        "finished_at": run.finished_at,
+        "tags": list(run.tags),
+        "reason": run.reason,
+    }
+
+
+def _demand(request: web.Request, type_: str) -> None:
+    if request.content_type != type_:
+        raise web.HTTPUnsupportedMediaType(reason=f"The body has to be {type_}.")
+
+
+def _number(request: web.Request, name: str, default: float, most: float) -> float:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) > most:
+        raise InvalidInput(f"{name} has to be a whole number from 0 to {most:.0f}.")
+    return int(text)
+
+
+class _Door:
+    """Turns away who may not come in."""
+
+    __middleware_version__ = 1
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._tokens = [token.encode() for token in tokens]
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._tokens:
+            if request.path not in _OPEN and not self._known(request):
+                return _refusal(401, "This server wants a token: Authorization: Bearer TOKEN.")
+        elif request.host.rpartition(":")[0] not in _LOCAL and request.host not in _LOCAL:
+            return _refusal(403, "This server answers requests to localhost alone.")
+        return await handler(request)
+
+    def _known(self, request: web.Request) -> bool:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given = token.strip().encode("utf-8", "surrogateescape")
+        matches = [hmac.compare_digest(given, each) for each in self._tokens]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+_STATUSES: list[tuple[type[AflowError], int]] = [
+    (InvalidInput, 400),
+    (CodePackageError, 400),
+    (CommandFailed, 422),
+    (NotFound, 404),
+    (CoordinatorFull, 429),
+    (CoordinatorClosed, 503),
+    (MetadataUnavailable, 503),
+    (StoreUnavailable, 503),
+]
+
+
+@web.middleware
+async def _errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal and failure is a sentence in JSON."""
+    try:
+        return await handler(request)
+    except web.HTTPException as said:  # of aiohttp: no such route, too large a body
+        headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else {}
+        return _refusal(said.status, said.reason, headers)
+    except AflowError as error:
+        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+        if status >= 500:
+            _log.error("%s %s: %s", request.method, request.path, error)
+        return _refusal(status, str(error))
+
+
+def _refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": sentence}, status=status, headers=headers)

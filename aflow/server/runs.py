@@ -1,0 +1,172 @@
+"""The runs that the daemon has begun: each a process of its own, which reads the flow's code and
+its parameters. None of the code that people send runs in the daemon itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, Process
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from aflow import package
+from aflow.errors import CommandFailed, CoordinatorClosed, CoordinatorFull, InvalidInput
+from aflow.server.orders import Order
+from aflow.storage.blobs import BlobStore
+
+_SAID = 4000  # bytes of what a run that did not begin has said
+
+
+class Place(NamedTuple):
+    """Where runs leave what they make: the `.aflow` folder."""
+
+    root: Path
+
+    @property
+    def code(self) -> Path:
+        """Where packages are unpacked, each below its key."""
+        return self.root / "server" / "code"
+
+
+class Runs:
+    """Begins runs, and ends them. `limit` is how many may go on at once."""
+
+    def __init__(self, place: Place, blobs: BlobStore, limit: int) -> None:
+        self._place = place
+        self._blobs = blobs
+        self._limit = limit
+        self._beginning = 0
+        self._closed = False
+        self._processes: dict[str, Process] = {}
+
+    def going_on(self) -> list[str]:
+        """The pathspecs (Flow/run) of the runs that go on."""
+        self._processes = {k: p for k, p in self._processes.items() if p.returncode is None}
+        return [*self._processes]
+
+    async def begin(self, order: Order) -> str:
+        """Begin the run and give its pathspec: it is recorded when this returns. Raises
+        CodePackageError where the package is not there, InvalidInput where it has no such file,
+        CoordinatorFull, CoordinatorClosed, and CommandFailed with what the run says where it does
+        not begin."""
+        if self._closed:
+            raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
+        if len(self.going_on()) + self._beginning >= self._limit:
+            raise CoordinatorFull(
+                f"{self._limit} runs go on already, and more are not allowed (--max-runs): "
+                "try again when one has ended."
+            )
+        self._beginning += 1
+        try:
+            folder = await asyncio.to_thread(self._unpacked, order.package)
+            file = folder / order.script
+            if not file.is_file():
+                raise InvalidInput(f"The code package holds no file {order.script}.")
+            return await self._start(file, order)
+        finally:
+            self._beginning -= 1
+
+    async def _start(self, file: Path, order: Order) -> str:
+        target = str(file) if order.flow is None else f"{file}:{order.flow}"
+        with tempfile.TemporaryFile() as said:
+            reading, writing = os.pipe()
+            with os.fdopen(reading, "rb", 0) as told:
+                try:
+                    process = await asyncio.create_subprocess_exec(
+                        *(sys.executable, "-m", "aflow", "run", target, "--quiet"),
+                        *("--datastore", "local", "--metadata", "local"),
+                        *("--datastore-root", str(self._place.root)),
+                        *("--runner-attribute-file", f"/dev/fd/{writing}"),
+                        *order.words,
+                        cwd=file.parent,
+                        stdin=DEVNULL,
+                        stdout=DEVNULL,  # what tasks print is kept with the tasks
+                        stderr=said,
+                        pass_fds=[writing],
+                        start_new_session=True,  # ^C at the terminal is for the daemon to handle
+                    )
+                finally:
+                    os.close(writing)
+                announced = await _first(told)
+            if not announced:
+                await process.wait()
+                raise CommandFailed(f"The run has not begun: {_end_of(said)}")
+        names = json.loads(announced)
+        pathspec = f"{names['flow_name']}/{names['run_id']}"
+        self._processes[pathspec] = process
+        if self._closed:
+            process.terminate()  # it began while the daemon was being stopped
+        return pathspec
+
+    def _unpacked(self, key: str) -> Path:
+        folder = self._place.code / key
+        if not folder.is_dir():
+            self._place.code.mkdir(parents=True, exist_ok=True)
+            fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self._place.code))
+            try:
+                package.unpack(package.fetch(self._blobs, key), fresh)
+                try:
+                    fresh.rename(folder)
+                except OSError:
+                    if not folder.is_dir():  # else: it was unpacked by another request meanwhile
+                        raise
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+        return folder
+
+    def cancel(self, pathspec: str) -> bool:
+        """Stop the run; False where it is none of those that go on here."""
+        process = self._processes.get(pathspec)
+        if process is None or process.returncode is not None:
+            return False
+        process.terminate()
+        return True
+
+    async def wait(self, pathspec: str, at_most: float) -> None:
+        """Wait for the end of the run, if it goes on here, so many seconds at most."""
+        if (process := self._processes.get(pathspec)) is not None:
+            try:
+                await asyncio.wait_for(process.wait(), at_most)
+            except TimeoutError:
+                return
+
+    async def close(self, grace: float, hurry: asyncio.Event) -> None:
+        """Begin no more runs; wait `grace` seconds, or until there is hurry, for those that go on,
+        then stop them and wait for that."""
+        self._closed = True
+        ended = asyncio.gather(*(self._processes[name].wait() for name in self.going_on()))
+        hurried = asyncio.get_running_loop().create_task(hurry.wait())
+        both: list[asyncio.Future[Any]] = [ended, hurried]
+        try:
+            await asyncio.wait(both, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried.cancel()
+        for name in self.going_on():
+            self.cancel(name)
+        await ended
+
+
+async def _first(pipe: IO[bytes]) -> bytes:
+    """What is written into the pipe first; empty if it is closed without a word."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def see() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(pipe.fileno(), see)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(pipe.fileno())
+    return os.read(pipe.fileno(), 1 << 16)
+
+
+def _end_of(said: IO[bytes]) -> str:
+    said.seek(0)
+    return said.read()[-_SAID:].decode(errors="replace").strip()

@@ -1,0 +1,76 @@
+"""The daemon as a program: it listens until it is told to stop, and then lets its runs end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.errors import InvalidSetting
+from aflow.server.app import application
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore
+    from aflow.server.runs import Runs
+    from aflow.storage.blobs import BlobStore
+
+_GOODBYE = 10.0  # seconds for requests that are being answered
+
+
+class Listen(NamedTuple):
+    """Where to listen, who may come in, and how many seconds runs may still take at the end."""
+
+    host: str
+    port: int
+    tokens: Sequence[str]
+    grace: float
+
+
+def serve(
+    runs: Runs,
+    blobs: BlobStore,
+    metadata: MetadataStore,
+    listen: Listen,
+    say: Callable[[str], object],
+) -> None:
+    """Serve until SIGTERM or SIGINT; runs that go on then may still end, until the grace is over or
+    another signal comes. Port 0 takes a free one, which `say` is told. Raises InvalidSetting where
+    it cannot listen."""
+    import uvloop
+
+    uvloop.run(_serve(runs, blobs, metadata, listen, say))
+
+
+async def _serve(
+    runs: Runs,
+    blobs: BlobStore,
+    metadata: MetadataStore,
+    listen: Listen,
+    say: Callable[[str], object],
+) -> None:
+    from aiohttp import web
+
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def told_to_stop() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, told_to_stop)
+    app = application(runs, blobs, metadata, listen.tokens)
+    runner = web.AppRunner(app, shutdown_timeout=_GOODBYE)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, listen.host, listen.port).start()
+        except OSError as error:
+            raise InvalidSetting(
+                f"The server cannot listen on {listen.host}:{listen.port} ({error.strerror}): "
+                "choose another --host or --port."
+            ) from error
+        say(f"Server on http://{listen.host}:{runner.addresses[0][1]}")
+        await stop.wait()
+        await runs.close(listen.grace, hurry)
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,99 @@
+"""The real daemon, in a process of its own, on a free port."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import Ran, Workspace
+
+FLOW = """
+class Flow_(FlowSpec):
+    alpha = Parameter("alpha", default=1.0)
+
+    @step
+    def start(self):
+        self.twice = self.alpha * 2
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("pid", os.getpid(), flush=True)
+"""
+
+
+class Daemon(Workspace):
+    """A daemon with a folder of its own."""
+
+    def begin(self, *args: str, **env: str) -> None:
+        """Start it, and wait until it listens."""
+        self.process = self.start_aflow("server", "--port", "0", *args, **env)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("Server on http://"), self.process.communicate()[1]
+        self.url = line.split()[-1]
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        type_: str = "application/json",
+        **headers: str,
+    ) -> tuple[int, Any]:
+        """One request, with the path as it is: status and answer."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+        try:
+            connection.request(method, path, body, {"Content-Type": type_, **headers})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def order(self, **fields: Any) -> tuple[int, Any]:
+        """Ask for a run."""
+        return self.ask("POST", "/v1/runs", json.dumps(fields).encode())
+
+    def until_stopping(self) -> tuple[int, list[str]]:
+        """Ask for a run until the answer is that the daemon is being stopped."""
+        status, told = 0, {}
+        while status in (0, 400):  # no such package, as long as it takes orders
+            status, told = self.order(package="0" * 64, script="flow.py")
+        return status, list(told)
+
+    def submit(self, *args: str, **env: str) -> Ran:
+        """`aflow submit ARGS` to it."""
+        return self.finish(self.start_aflow("submit", *args, "--server", self.url, **env))
+
+    def stop(self) -> int:
+        """SIGTERM, and how it ended."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            pytest.fail("the daemon does not stop")
+        return self.process.returncode
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Daemon:
+    """A daemon that has not begun, and a flow to send."""
+    daemon = Daemon(tmp_path)
+    daemon.write(FLOW)
+    return daemon
+
+
+@pytest.fixture
+def daemon(folder: Daemon) -> Iterator[Daemon]:
+    """A daemon that listens."""
+    folder.begin()
+    yield folder
+    folder.stop()

@@ -1,0 +1,91 @@
+"""Requests that cannot be done: each is refused with a sentence, and nothing runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Daemon
+
+KEY = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"package": "../../etc/passwd", "script": "flow.py"},
+        {"package": KEY},
+        {"package": KEY, "script": "../flow.py"},
+        {"package": KEY, "script": "/etc/flow.py"},
+        {"package": KEY, "script": "--with.py"},
+        {"package": KEY, "script": "flow.py", "flow": "../x"},
+        {"package": KEY, "script": "flow.py", "more": 1},
+        {"package": KEY, "script": "flow.py", "parameters": []},
+        {"package": KEY, "script": "flow.py", "parameters": {"datastore-root": "/"}},
+        {"package": KEY, "script": "flow.py", "parameters": {"datastore_root": "/"}},
+        {"package": KEY, "script": "flow.py", "parameters": {"run_id_file": "/etc/x"}},
+        {"package": KEY, "script": "flow.py", "parameters": {"With": "retry"}},
+        {"package": KEY, "script": "flow.py", "parameters": {"a": "\0"}},
+        {"package": KEY, "script": "flow.py", "parameters": {"a": "\ud800"}},
+        {"package": KEY, "script": "flow.py", "parameters": {"a": "x" * 200_000}},
+        {"package": KEY, "script": "flow.py", "tags": [1]},
+        {"package": KEY, "script": "flow.py", "max_workers": True},
+        {"package": KEY, "script": "flow.py"},  # a package that nobody has sent
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(daemon: Daemon, fields: dict[str, Any]) -> None:
+    status, told = daemon.order(**fields)
+
+    assert (400, ["error"]) == (status, list(told))
+
+
+def test_bodies_that_are_no_orders_are_refused(daemon: Daemon) -> None:
+    for body in (b"", b"{", b"[]", b"\xff", b"[" * 100_000, pickle.dumps({"package": KEY})):
+        assert 400 == daemon.ask("POST", "/v1/runs", body)[0]
+    assert 415 == daemon.ask("POST", "/v1/runs", b"{}", "text/plain")[0]
+    assert 413 == daemon.ask("POST", "/v1/runs", b" " * (3 << 20))[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/runs/Flow_/../../etc",
+        "/v1/runs/Flow_/..%2f..%2fetc",
+        "/v1/runs/..%2fFlow_/1",
+        "/v1/runs/Flow_/%00",
+        "/v1/runs/Flow_/nothing",
+        "/v1/runs?flow=../x",
+        "/v1/runs?flow=Flow_&limit=-1",
+        "/v1/runs?flow=Flow_&limit=99999",
+        "/v2/runs",
+    ],
+)
+def test_paths_that_name_nothing_are_refused(daemon: Daemon, path: str) -> None:
+    for method in ("GET", "DELETE"):
+        status, told = daemon.ask(method, path)
+        assert status in (400, 404, 405)
+        assert ["error"] == list(told)
+
+
+def test_a_request_by_another_name_of_the_machine_is_refused(daemon: Daemon) -> None:
+    assert 403 == daemon.ask("GET", "/v1/runs?flow=Flow_", Host="evil.example:8180")[0]
+
+
+def test_an_archive_that_leaves_its_folder_writes_nothing(daemon: Daemon) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        member = tarfile.TarInfo("../../escaped.py")
+        archive.addfile(member)
+    for body in (data.getvalue(), b"no archive"):
+        status, told = daemon.ask("POST", "/v1/packages", body, "application/x-tar")
+        assert 201 == status
+        status, refused = daemon.order(package=told["package"], script="flow.py")
+        assert (400, ["error"]) == (status, list(refused)), json.dumps(refused)
+    assert [] == [*daemon.path.rglob("escaped.py")]
+    assert [] == [*(daemon.path / ".aflow" / "server" / "code").iterdir()]

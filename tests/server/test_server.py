@@ -1,0 +1,102 @@
+"""`aflow server` and `aflow submit`, as people use them."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from aflow.scheduler.states import RunState
+from tests.server.conftest import Daemon
+
+WAITS = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        with open(os.environ["BEGUN"], "w") as file:
+            file.write("yes")
+        signal.pause()
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_a_flow_that_is_submitted_runs_with_its_parameters(daemon: Daemon) -> None:
+    ran = daemon.submit("flow.py", "--alpha", "0.5", "--tag", "a", "--wait")
+
+    assert (0, "") == (ran.code, ran.err.replace(f"{ran.out.strip()} has succeeded.", "").strip())
+    _, told = daemon.ask("GET", f"/v1/runs/{ran.out.strip()}")
+    assert ("succeeded", ["a"], ["start", "end"]) == (
+        told["state"],
+        told["tags"],
+        [each["step"] for each in told["steps"]],
+    )
+    _, listed = daemon.ask("GET", "/v1/runs?flow=Flow_&limit=1")
+    assert [told["run"]] == [each["run"] for each in listed["runs"]]
+    assert 0 == daemon.stop()
+    daemon.check()
+
+
+def test_a_parameter_that_cannot_be_read_is_told_and_nothing_has_run(daemon: Daemon) -> None:
+    ran = daemon.submit("flow.py", "--alpha", "many")
+
+    assert 1 == ran.code
+    assert "alpha" in ran.err
+    assert "many" in ran.err
+    assert (200, {"runs": []}) == daemon.ask("GET", "/v1/runs?flow=Flow_")
+
+
+def test_a_run_can_be_cancelled_once(folder: Daemon) -> None:
+    folder.write(WAITS)
+    begun = folder.path / "begun"
+    os.mkfifo(begun)
+    folder.begin(BEGUN=str(begun))
+    run = folder.submit("flow.py").out.strip()
+    assert "yes" == begun.read_text()
+
+    assert 202 == folder.ask("DELETE", f"/v1/runs/{run}")[0]
+    assert "cancelled" == folder.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+    assert 409 == folder.ask("DELETE", f"/v1/runs/{run}")[0]
+    assert 0 == folder.stop()
+    folder.check()
+
+
+def test_a_second_signal_stops_the_runs_of_a_server_that_waits_for_them(folder: Daemon) -> None:
+    folder.write(WAITS)
+    begun = folder.path / "begun"
+    os.mkfifo(begun)
+    folder.begin("--grace", "3600", BEGUN=str(begun))
+    folder.submit("flow.py")
+    assert "yes" == begun.read_text()
+
+    folder.process.send_signal(signal.SIGTERM)
+    assert (503, ["error"]) == folder.until_stopping()
+    folder.process.send_signal(signal.SIGINT)
+
+    assert 0 == folder.stop()
+    assert RunState.CANCELLED == folder.latest()[0]
+    folder.check()
+
+
+def test_a_server_that_others_can_reach_wants_a_token(folder: Daemon) -> None:
+    refused = folder.finish(folder.start_aflow("server", "--host", "0.0.0.0", "--port", "0"))
+    assert (2, True) == (refused.code, "AFLOW_SERVICE_AUTH_KEY" in refused.err)
+
+    folder.begin(AFLOW_SERVICE_AUTH_KEY="one,other")
+    assert 401 == folder.ask("GET", "/v1/runs?flow=Flow_")[0]
+    assert 401 == folder.ask("GET", "/v1/runs?flow=Flow_", Authorization="Bearer on")[0]
+    assert 401 == folder.ask("GET", "/v1/runs?flow=Flow_", Authorization="Basic one")[0]
+    assert 200 == folder.ask("GET", "/v1/runs?flow=Flow_", Authorization="Bearer other")[0]
+    assert 200 == folder.ask("GET", "/healthz")[0]
+    assert 1 == folder.submit("flow.py", AFLOW_SERVICE_AUTH_KEY="two").code
+    assert 0 == folder.submit("flow.py", "--wait", AFLOW_SERVICE_AUTH_KEY="one").code
+    assert 0 == folder.stop()
+
+
+def test_submit_without_a_server_says_what_to_do(folder: Daemon) -> None:
+    ran = folder.finish(folder.start_aflow("submit", "flow.py", "--server", "http://127.0.0.1:1"))
+
+    assert 1 == ran.code
+    assert "start one with `aflow server`" in ran.err

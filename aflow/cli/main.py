@@ -71,6 +71,7 @@ OTHERS = {
         "Serve metadata over HTTP, also to Metaflow's clients.",
         "aflow.cli.metadata_service:metadata_service",
     ),
+    "cancel": ("Stop a run that a server has begun.", "aflow.cli.cancel:cancel"),
     "server": (
         "Take flows over HTTP, and run them here.",
         "aflow.cli.server:server",

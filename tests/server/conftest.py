@@ -69,7 +69,11 @@ class Daemon(Workspace):
 
     def submit(self, *args: str, **env: str) -> Ran:
         """`aflow submit ARGS` to it."""
-        return self.finish(self.start_aflow("submit", *args, "--server", self.url, **env))
+        return self.call("submit", *args, **env)
+
+    def call(self, command: str, *args: str, **env: str) -> Ran:
+        """`aflow COMMAND ARGS` to it."""
+        return self.finish(self.start_aflow(command, *args, "--server", self.url, **env))
 
     def stop(self) -> int:
         """SIGTERM, and how it ended."""
@@ -84,8 +88,9 @@ class Daemon(Workspace):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Daemon:
+def folder(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
     """A daemon that has not begun, and a flow to send."""
+    monkeypatch.setenv("PYTHONPATH", str(repository))  # for the processes of its runs, too
     daemon = Daemon(tmp_path)
     daemon.write(FLOW)
     return daemon

@@ -56,9 +56,11 @@ def test_a_run_can_be_cancelled_once(folder: Daemon) -> None:
     run = folder.submit("flow.py").out.strip()
     assert "yes" == begun.read_text()
 
-    assert 202 == folder.ask("DELETE", f"/v1/runs/{run}")[0]
+    assert 0 == folder.call("cancel", run).code
     assert "cancelled" == folder.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
-    assert 409 == folder.ask("DELETE", f"/v1/runs/{run}")[0]
+    again = folder.call("cancel", run)
+    assert (1, True) == (again.code, "it has ended" in again.err)
+    assert (2, True) == ((wrong := folder.call("cancel", "../x")).code, "Invalid" in wrong.err)
     assert 0 == folder.stop()
     folder.check()
 

@@ -29,7 +29,7 @@ except ImportError as error:
     raise MissingExtra("The server needs aiohttp: install aflow[server].") from error
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.metadata.base import MetadataStore, RunRecord, TaskView
     from aflow.server.runs import Runs
     from aflow.storage.blobs import BlobStore
 
@@ -39,6 +39,7 @@ _LARGEST_PACKAGE = 64 << 20
 _LARGEST_ORDER = 2 << 20
 _LONGEST_WAIT = 60.0  # seconds that a request may wait for the end of a run
 _LARGEST_PAGE = 1000
+_LARGEST_TASK = 999_999_999
 _OPEN = frozenset({"/healthz", "/readyz"})  # to those who watch, who have no token
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -60,6 +61,7 @@ def application(
     app.router.add_post("/v1/runs", api.add_run)
     app.router.add_get("/v1/runs", api.list_runs)
     app.router.add_get("/v1/runs/{flow}/{run}", api.show_run)
+    app.router.add_get("/v1/runs/{flow}/{run}/tasks", api.list_tasks)
     app.router.add_delete("/v1/runs/{flow}/{run}", api.cancel_run)
     return app
 
@@ -115,6 +117,19 @@ class _Api:
         told = [{"step": each.step, "tasks": each.tasks} for each in steps]
         return web.json_response({**_told(record), "here": here, "steps": told})
 
+    async def list_tasks(self, request: web.Request) -> web.StreamResponse:
+        """The tasks of a run by number, those above `after`, with their latest attempts."""
+        flow, run = _named(request)
+        limit = int(_number(request, "limit", 100, _LARGEST_PAGE))
+        after = int(_number(request, "after", 0, _LARGEST_TASK))  # 0 holds the parameters
+
+        def page() -> list[dict[str, Any]]:
+            key = self._record(flow, run).key
+            found = self._metadata.tasks(key, after=after, limit=limit, light=True)
+            return [_task_told(view) for view in found]
+
+        return web.json_response({"tasks": await asyncio.to_thread(page)})
+
     async def cancel_run(self, request: web.Request) -> web.StreamResponse:
         """Stop a run that goes on here."""
         flow, run = _named(request)
@@ -145,6 +160,19 @@ def _told(run: RunRecord) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "tags": list(run.tags),
         "reason": run.reason,
+    }
+
+
+def _task_told(view: TaskView) -> dict[str, Any]:
+    last = view.attempt
+    return {
+        "task": view.task.task,
+        "step": view.task.step,
+        "state": view.state.value,
+        "attempts": view.attempts,
+        "started_at": last and last.started_at,
+        "finished_at": last and last.finished_at,
+        "reason": last.reason if last else "",
     }
 
 

@@ -63,6 +63,9 @@ def test_bodies_that_are_no_orders_are_refused(daemon: Daemon) -> None:
         "/v1/runs?flow=../x",
         "/v1/runs?flow=Flow_&limit=-1",
         "/v1/runs?flow=Flow_&limit=99999",
+        "/v1/runs/Flow_/nothing/tasks",
+        "/v1/runs/Flow_/1/tasks?after=x",
+        "/v1/runs/Flow_/1/..%2f..%2ftasks",
         "/v2/runs",
     ],
 )

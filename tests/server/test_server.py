@@ -35,6 +35,12 @@ def test_a_flow_that_is_submitted_runs_with_its_parameters(daemon: Daemon) -> No
     )
     _, listed = daemon.ask("GET", "/v1/runs?flow=Flow_&limit=1")
     assert [told["run"]] == [each["run"] for each in listed["runs"]]
+    _, first = daemon.ask("GET", f"/v1/runs/{ran.out.strip()}/tasks?limit=1")
+    number = first["tasks"][0]["task"]
+    _, others = daemon.ask("GET", f"/v1/runs/{ran.out.strip()}/tasks?after={number}")
+    assert [("start", "succeeded", 1), ("end", "succeeded", 1)] == [
+        (each["step"], each["state"], each["attempts"]) for each in first["tasks"] + others["tasks"]
+    ]
     assert 0 == daemon.stop()
     daemon.check()
 

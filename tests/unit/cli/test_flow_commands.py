@@ -148,7 +148,7 @@ def test_raw_output_as_json_is_the_graph_that_runs_store() -> None:
         (["run", "--some_plan", "{"], "which is not JSON"),
         (["run", "--max-workers", "0"], "'--max-workers': 0 is not in the range x>=1"),
         (["run", "--isolation", "cell"], "'cell' is not one of 'task', 'worker'"),
-        (["--datastore", "floppy", "run"], "'floppy' is not 'local'"),
+        (["--datastore", "floppy", "run"], "'floppy' is not one of 'local', 's3'"),
         (["run", "--tag", ""], "cannot be a tag"),
         (["run", "--tag", "x" * 501], "is too long"),
     ],

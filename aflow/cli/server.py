@@ -50,6 +50,8 @@ def server(words: Sequence[str]) -> object:
                 show_default=True,
                 help="Seconds that runs may still take when the server is stopped.",
             ),
+            option("--tls-cert", metavar="FILE", help="Certificate for https, in PEM form."),
+            option("--tls-key", metavar="FILE", help="Its private key, without a password."),
         ],
         callback=_serve,
         help=_HELP,
@@ -57,10 +59,18 @@ def server(words: Sequence[str]) -> object:
     return command.main([*words], prog_name="aflow server", standalone_mode=False)
 
 
-def _serve(host: str, port: int, datastore_root: str | None, max_runs: int, grace: float) -> None:
+def _serve(
+    host: str,
+    port: int,
+    datastore_root: str | None,
+    max_runs: int,
+    grace: float,
+    tls_cert: str | None,
+    tls_key: str | None,
+) -> None:
     from aflow.backends import open_metadata, open_store
     from aflow.server.runs import Place, Runs
-    from aflow.server.serve import Listen, serve
+    from aflow.server.serve import Listen, serve, tls_context
     from aflow.storage.blobs import BlobStore
 
     settings = Settings.load(datastore="local", metadata="local", datastore_root=datastore_root)
@@ -69,11 +79,14 @@ def _serve(host: str, port: int, datastore_root: str | None, max_runs: int, grac
             f"Whoever reaches {host} could run code here: set AFLOW_SERVICE_AUTH_KEY to a token "
             "that clients have to send, or listen on 127.0.0.1."
         )
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidSetting("TLS needs both --tls-cert and --tls-key.")
+    tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
     blobs = BlobStore(open_store(settings.storage_url), durable=settings.durability == "power")
     metadata = open_metadata(settings.metadata_url, settings.durability)
     try:
         runs = Runs(Place(settings.root), blobs, max_runs)
-        listen = Listen(host, port, settings.service_auth_keys, grace)
+        listen = Listen(host, port, settings.service_auth_keys, grace, tls)
         serve(runs, blobs, metadata, listen, click.echo)
     finally:
         metadata.close()

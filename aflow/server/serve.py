@@ -11,6 +11,8 @@ from aflow.errors import InvalidSetting
 from aflow.server.app import application
 
 if TYPE_CHECKING:
+    import ssl
+
     from aflow.metadata.base import MetadataStore
     from aflow.server.runs import Runs
     from aflow.storage.blobs import BlobStore
@@ -25,6 +27,24 @@ class Listen(NamedTuple):
     port: int
     tokens: Sequence[str]
     grace: float
+    tls: ssl.SSLContext | None = None
+
+
+def tls_context(cert: str, key: str) -> ssl.SSLContext:
+    """TLS with this certificate and this key, both files in PEM form; raises InvalidSetting where
+    they cannot be used."""
+    import ssl
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # A key with a password is refused: nobody sits at the terminal of a server.
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # also those of ssl
+        why = getattr(error, "strerror", None) or error
+        raise InvalidSetting(
+            f"TLS cannot use the certificate {cert} with the key {key}: {why}."
+        ) from error
+    return context
 
 
 def serve(
@@ -63,13 +83,14 @@ async def _serve(
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, listen.host, listen.port).start()
+            await web.TCPSite(runner, listen.host, listen.port, ssl_context=listen.tls).start()
         except OSError as error:
             raise InvalidSetting(
                 f"The server cannot listen on {listen.host}:{listen.port} ({error.strerror}): "
                 "choose another --host or --port."
             ) from error
-        say(f"Server on http://{listen.host}:{runner.addresses[0][1]}")
+        scheme = "http" if listen.tls is None else "https"
+        say(f"Server on {scheme}://{listen.host}:{runner.addresses[0][1]}")
         await stop.wait()
         await runs.close(listen.grace, hurry)
     finally:

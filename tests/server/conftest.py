@@ -36,7 +36,7 @@ class Daemon(Workspace):
         self.process = self.start_aflow("server", "--port", "0", *args, **env)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("Server on http://"), self.process.communicate()[1]
+        assert line.startswith("Server on http"), self.process.communicate()[1]
         self.url = line.split()[-1]
 
     def ask(

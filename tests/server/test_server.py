@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+
+import pytest
 
 from aflow.scheduler.states import RunState
 from tests.server.conftest import Daemon
@@ -108,3 +112,40 @@ def test_submit_without_a_server_says_what_to_do(folder: Daemon) -> None:
 
     assert 1 == ran.code
     assert "start one with `aflow server`" in ran.err
+
+
+def test_a_server_speaks_tls_with_a_certificate_that_clients_trust(folder: Daemon) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=x",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        cwd=folder.path,
+        check=True,
+        capture_output=True,
+    )
+    tls = ("--tls-cert", "cert.pem", "--tls-key")
+    wrong = folder.finish(folder.start_aflow("server", "--port", "0", *tls, "cert.pem"))
+    assert (2, True) == (wrong.code, "TLS cannot use the certificate cert.pem" in wrong.err)
+
+    folder.begin(*tls, "key.pem")
+    assert folder.url.startswith("https://")
+    assert 1 == folder.submit("flow.py").code
+    assert 0 == folder.submit("flow.py", "--wait", SSL_CERT_FILE="cert.pem").code
+    assert 0 == folder.stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import aflow.metadata as _metadata_package
+import aflow.queue as _queue_package
 
 # Type checkers take this for typing.TYPE_CHECKING. Importing typing would cost as much as all
 # the rest of `import aflow` ten times over.
@@ -266,4 +267,14 @@ class _MetadataDoor(ModuleType):
         return answer
 
 
+class _QueueDoor(ModuleType):
+    """The package `aflow.queue`, which is the decorator `@queue` as well, for the same reason."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from aflow.flow.decorators.queue import queue as decorate
+
+        return decorate(*args, **options)
+
+
 _metadata_package.__class__ = _MetadataDoor
+_queue_package.__class__ = _QueueDoor

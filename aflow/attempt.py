@@ -29,7 +29,8 @@ NO_RETRY_EXIT_CODE = 202  # a step's process that ends with it is not tried agai
 
 class RunContext(NamedTuple):
     """What all attempts of a run have in common. `told` is what the flow's decorators add to
-    `current`. Without `persist` nothing is stored of what steps leave, nor even pickled."""
+    `current`. Without `persist` nothing is stored of what steps leave, nor even pickled; `remote`
+    says that they run where the metadata is out of reach."""
 
     flow: str
     run: str
@@ -44,11 +45,15 @@ class RunContext(NamedTuple):
     origin_run: str | None = None
     told: dict[str, Any] | None = None
     persist: bool = True
+    remote: bool = False
 
 
 class AttemptSpec(NamedTuple):
     """One attempt to run. `inputs` is `scheduler.codec.encode_inputs`; `manifests` are those of the
-    input tasks that are small enough to travel along (the others are read from the metadata)."""
+    input tasks that are small enough to travel along (the others are read from the metadata).
+
+    For attempts that are remote: `more` is the parcel of other manifests, `pages` are those of the
+    inputs of a join over a foreach, `again` says that the task may be settled already."""
 
     step: str
     task: int
@@ -61,6 +66,9 @@ class AttemptSpec(NamedTuple):
     final: bool
     fallback: bool
     manifests: dict[int, bytes]
+    more: str | None = None
+    pages: tuple[str, ...] = ()
+    again: bool = False
 
     def encode(self) -> bytes:
         """The spec as one message."""

@@ -62,6 +62,9 @@ class Settings:
     s3_endpoint: str | None = None
     cache_folder: str = "~/.cache/aflow"
     cache_size: int = 10_000
+    executor: str = "local"
+    queue: str | None = None
+    signing_key: str | None = field(default=None, repr=False)
     spin_persist: bool = True
     tempdir: str = "."
     service_url: str | None = None
@@ -132,6 +135,11 @@ class Settings:
         return "sqlite:///" + (self.root / "metadata.db").as_uri().removeprefix("file://")
 
     @property
+    def signing_key_bytes(self) -> bytes | None:
+        """The key that messages are signed with; None where they are not signed."""
+        return self.signing_key.encode() if self.signing_key else None
+
+    @property
     def default_namespace(self) -> str:
         """The namespace that a program begins with: the one set, else `user:<user>`."""
         return self.namespace or f"user:{self.user}"
@@ -173,7 +181,8 @@ class RunOptions:
 
     `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
     said to have started this one. `package_suffixes` are those of the files that are kept as the
-    run's code.
+    run's code. With `executor` "queue" the workers of `queue` run the tasks, told by messages that
+    are signed with `signing_key`, if there is one.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -200,6 +209,9 @@ class RunOptions:
     production: bool | None = None
     trigger: tuple[str, ...] = ()
     package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
+    executor: str = "local"
+    queue: str | None = None
+    signing_key: bytes | None = field(default=None, repr=False)
 
 
 def usable_cpus() -> int:
@@ -342,6 +354,9 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "datastore": (("DEFAULT_DATASTORE",), _choice("local", "s3")),
     "datastore_s3": (("DATASTORE_SYSROOT_S3",), _text),
     "s3_endpoint": (("S3_ENDPOINT_URL",), _text),
+    "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue")),
+    "queue": (("QUEUE",), _text),
+    "signing_key": (("SIGNING_KEY",), _text),
     "cache_folder": (("CLIENT_CACHE_PATH",), _text),
     "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),
     "datastore_root": (("DATASTORE_ROOT",), _text),

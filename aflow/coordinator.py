@@ -25,17 +25,18 @@ from aflow.config import Durability, Isolation, RunOptions, Settings
 from aflow.configured import configured
 from aflow.creation import Creation, NewRun
 from aflow.driver import RunDriver, Watch
-from aflow.executors.process import GRACE, ProcessExecutor, needs_of
-from aflow.executors.spawn import start_template
+from aflow.executors.process import GRACE
 from aflow.flow_values import told
 from aflow.metadata.base import RunRecord
 from aflow.notices import Notice, RunEnded
+from aflow.placement import executor_for, travelling
 from aflow.scheduler.machine import Machine, RunMachine
 from aflow.scheduler.policy import policies_from
 from aflow.scheduler.single import SingleTask
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
+    from aflow.executors.base import Executor
     from aflow.executors.link import TemplateProcess
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
@@ -227,9 +228,20 @@ class Coordinator:
         watch: Watch | None,
     ) -> RunHandle:
         try:
+            travels = await asyncio.to_thread(travelling, definition, options, self._store)
             new = await asyncio.to_thread(self._creation.create, definition, options, given)
             listeners: list[Watch] = [] if watch is None else [watch]
-            driver = self._driver(definition, options, new, template, listeners)
+            executor = executor_for(
+                definition,
+                options,
+                self._store,
+                self._records,
+                self._clock,
+                travels=travels,
+                template=template,
+                grace=self._grace,
+            )
+            driver = self._driver(definition, options, new, executor, listeners)
         except BaseException:
             self._admission.leave()
             raise
@@ -249,18 +261,9 @@ class Coordinator:
         definition: FlowDefinition,
         options: RunOptions,
         new: NewRun,
-        template: TemplateProcess | None,
+        executor: Executor,
         listeners: list[Watch],
     ) -> RunDriver:
-        executor = ProcessExecutor(
-            needs_of(definition),
-            lambda: start_template(definition, options.decospecs),
-            self._clock,
-            first=template,
-            max_workers=options.max_workers,
-            isolation=options.isolation,
-            grace=self._grace,
-        )
         machine = _machine(definition, options, new.launch, executor.lookahead)
         precedents = new.precedents
         if options.clone_only:

@@ -32,13 +32,22 @@ def run(
 ) -> tuple[RunEnded, int | None]:
     """Run a flow to its end; how it ended, and the number of the signal that stopped it, if one
     did. Raises what the storage or the metadata raised if the run could not go on."""
-    template = _fork_template(definition)
+    template = None if _travels(definition, options) else _fork_template(definition)
     import asyncio
 
     from aflow.loops import fastest_loop
 
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         return runner.run(_run(definition, options, settings, watch, template))
+
+
+def _travels(definition: FlowDefinition, options: RunOptions) -> bool:
+    """Whether others run the tasks, so that no process here has to."""
+    if options.queue is None and options.executor == "local":
+        return False
+    from aflow.placement import uses_queue
+
+    return uses_queue(definition, options)
 
 
 def _fork_template(definition: FlowDefinition) -> tuple[socket.socket, int]:
@@ -68,7 +77,7 @@ async def _run(
     options: RunOptions,
     settings: Settings,
     watch: Callable[[Sequence[Notice]], None],
-    template: tuple[socket.socket, int],
+    template: tuple[socket.socket, int] | None,
 ) -> tuple[RunEnded, int | None]:
     import asyncio
 
@@ -81,9 +90,8 @@ async def _run(
         durability=settings.durability,
         user=settings.user,
     ) as coordinator:
-        handle = await coordinator.start(
-            definition, options=options, template=ForkedTemplate(*template), watch=watch
-        )
+        forked = None if template is None else ForkedTemplate(*template)
+        handle = await coordinator.start(definition, options=options, template=forked, watch=watch)
         if options.run_id_file is not None:
             await asyncio.to_thread(options.run_id_file.write_text, handle.id)
         stopped_by = _stop_on_signals(handle)

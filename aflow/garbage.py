@@ -142,7 +142,7 @@ def _unused(store: ObjectStore, used: set[str], known: set[tuple[str, str]]) -> 
     for name in store.list("blobs/"):
         if name not in used:
             yield name
-    for folder in ("logs/", "cards/"):
+    for folder in ("logs/", "cards/", "commits/", "jobs/"):
         for name in store.list(folder):
             _, flow, run, *_ = name.split("/")
             if (flow, run) not in known:

@@ -63,6 +63,7 @@ OTHERS = {
         "aflow.cli.code:code",
     ),
     "gc": ("Delete old runs, and what nothing refers to any more.", "aflow.cli.gc:gc"),
+    "worker": ("Take tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
     "configure": (
         "Say where data and metadata are: for this user, in profiles.",
         "aflow.cli.configure:configure",

@@ -222,6 +222,13 @@ def run_options() -> list[Option]:
             default=None,
             help="A fresh process for each task, or processes that run many.  [default: task]",
         ),
+        option(
+            "--executor",
+            type=click.Choice(["local", "queue"]),
+            default=None,
+            help="Where tasks run: here, or on the workers of a queue.  [default: local]",
+        ),
+        option("--queue", default=None, metavar="URL", help="The queue of the workers."),
         flag("--fail-fast", help="Stop all tasks when one has failed for good.", scope="run_"),
         flag("--progress", help="Show a bar for each step (on a terminal).", scope="run_"),
     ]

@@ -47,6 +47,8 @@ def run(
     max_num_splits: int | None,
     max_log_size: int | None,
     isolation: str | None,
+    executor: str | None,
+    queue: str | None,
     runner_attribute_file: str | None,
     progress: bool,
     cache: bool,
@@ -61,6 +63,8 @@ def run(
         max_num_splits=max_num_splits,
         max_log_size=max_log_size,
         isolation=isolation,
+        executor=executor,
+        queue=queue,
     )
     definition = session.define()
     with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
@@ -231,6 +235,9 @@ def _options(
         production=session.top["production"],
         trigger=session.top["trigger"],
         package_suffixes=settings.package_suffixes,
+        executor=settings.executor,
+        queue=settings.queue,
+        signing_key=settings.signing_key_bytes,
         **resumed,
     )
 

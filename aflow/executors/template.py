@@ -139,6 +139,11 @@ class Template:
 
     def _configure(self, context: RunContext) -> None:
         blobs = BlobStore(self._open_store(context.storage_url), context.durability == "power")
+        if context.remote:
+            from aflow.remote import RemoteRunner  # only workers of a queue need it
+
+            self._runner = RemoteRunner(self._definition, context, blobs, self._clock)
+            return
         self._runner = Runner(
             self._definition,
             context,

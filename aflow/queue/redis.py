@@ -170,7 +170,12 @@ class RedisQueue:
         self._url = self._shown(url)
         self._max_deliveries = max_deliveries
         bare = urlunsplit(parts._replace(query=""))
-        self._redis: Any = redis.from_url(bare, socket_connect_timeout=10, health_check_interval=30)
+        self._redis: Any = redis.from_url(
+            bare,
+            socket_connect_timeout=10,
+            socket_timeout=LONGEST_WAIT + 10,
+            health_check_interval=30,
+        )
         self._scripts: dict[str, Any] = {}
 
     @staticmethod

@@ -90,7 +90,9 @@ class Bell:
         """Wait until somebody rings, or so long."""
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.wait_for(loop.sock_recv(self._bell, 16), min(seconds, LOOK_AGAIN))
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes with the ring.
+            async with asyncio.timeout(min(seconds, LOOK_AGAIN)):
+                await loop.sock_recv(self._bell, 16)
         except TimeoutError:
             return
 

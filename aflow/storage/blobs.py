@@ -67,7 +67,7 @@ class BlobStore:
 
     def __init__(self, store: ObjectStore, durable: bool = False) -> None:
         self.store = store
-        self._durable = durable
+        self.durable = durable
         self._mappings = Mappings()
 
     def put(self, *parts: Buffer, mappable: bool = False) -> BlobKey:
@@ -147,7 +147,7 @@ class BlobStore:
             if codec == _ZSTD:
                 body = compression.compress(parts, size)
             footer = _FOOTER.pack(_MAGIC, codec, size)
-            self.store.put(blob_name(key), [*body, footer], durable=self._durable)
+            self.store.put(blob_name(key), [*body, footer], durable=self.durable)
         return key
 
     def _is_there(self, key: str, size: int, raw: bool) -> bool:

@@ -22,6 +22,7 @@ KINDS = {
     "parallel": ("parallel", "Parallel"),
     "pytorch_parallel": ("parallel", "PytorchParallel"),
     "pypi": ("packages", "Pypi"),
+    "queue": ("queue", "Queue"),
     "resources": ("resources", "Resources"),
     "retry": ("retry", "Retry"),
     "secrets": ("secrets", "Secrets"),

@@ -1,0 +1,115 @@
+"""`aflow worker`: take tasks from a queue and run them here."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from aflow.cli.options import option
+from aflow.config import Settings, usable_cpus
+from aflow.errors import InvalidSetting
+
+_HELP = """Take tasks of flows from a queue, and run them on this machine.
+
+Flows run by workers when they are started with --executor queue and the same --queue. The datastore
+of the run has to be one that this machine can reach. SIGTERM: nothing new is taken; what runs may
+end within --grace, and what does not goes back to others, at no cost. A second signal ends at once.
+
+\b
+  aflow worker --queue redis://broker:6379/0 --slots 4
+  aflow worker --queue sqlite:////tmp/queue.db --pool gpu --pool default
+"""
+
+
+def worker(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    command = click.Command("worker", params=_parameters(), callback=_worker, help=_HELP)
+    return command.main([*words], prog_name="aflow worker", standalone_mode=False)
+
+
+def _parameters() -> list[click.Parameter]:
+    seconds = click.FloatRange(min=0)
+    return [
+        option("--queue", metavar="URL", help="The queue.  [default: AFLOW_QUEUE]"),
+        option(
+            "--slots",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Tasks at a time.  [default: one for each processor]",
+        ),
+        option(
+            "--pool",
+            "pools",
+            multiple=True,
+            default=["default"],
+            show_default=True,
+            metavar="NAME",
+            help="Take tasks of this pool; the ones named first go first.",
+        ),
+        option(
+            "--grace",
+            type=seconds,
+            default=30.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long what runs may go on after SIGTERM.",
+        ),
+        option(
+            "--lease",
+            type=click.FloatRange(min=1),
+            default=30.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="After which others get the tasks of a worker that is gone.",
+        ),
+    ]
+
+
+def _worker(
+    queue: str | None, slots: int | None, pools: tuple[str, ...], grace: float, lease: float
+) -> int:
+    settings = Settings.load(queue=queue)
+    if settings.queue is None:
+        raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
+    from aflow.loops import fastest_loop
+    from aflow.worker import WorkerOptions
+
+    options = WorkerOptions(
+        tuple(dict.fromkeys(pools)),
+        slots or usable_cpus(),
+        grace,
+        lease,
+        Path(settings.cache_folder).expanduser() / "code",
+        settings.signing_key_bytes,
+    )
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        return runner.run(_run(settings.queue, options))
+
+
+async def _run(url: str, options: object) -> int:
+    from aflow import backends
+    from aflow.clock import SystemClock
+    from aflow.worker import Worker, WorkerOptions
+
+    assert isinstance(options, WorkerOptions), "made above"
+    made = Worker(
+        backends.open_queue(url), options, SystemClock(), lambda text: click.echo(text, err=True)
+    )
+    loop = asyncio.get_running_loop()
+    working = asyncio.current_task()
+    assert working is not None, "this is one"
+
+    def stop() -> None:
+        made.drain()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(signum)  # the second one ends us at once
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop)
+    await made.run()
+    return 0

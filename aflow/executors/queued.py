@@ -1,0 +1,353 @@
+"""Attempts that run on other machines: put into a queue, and what workers report of them.
+
+A message is one attempt. It is delivered again when its worker goes away, and whoever commits its
+task first has settled it, so that a second delivery costs time alone. One that kills each worker
+that takes it is buried; then its attempt has failed. What workers say is taken down in the order in
+which each of them said it; a letter that comes twice, or that is of no live attempt, says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aflow.attempt import AttemptReport, AttemptSpec, RunContext
+from aflow.errors import QueueError, QueueUnavailable
+from aflow.executors import deaths, letters
+from aflow.executors.base import NO_USAGE, Reports, Usage
+from aflow.executors.letters import CancelLetter, ReportsLetter, TaskLetter, unseal_letter
+from aflow.executors.parcels import Packer
+from aflow.queue.base import Message, Queue
+from aflow.remote import Parcels
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.executors.job import Job
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.base import ObjectStore
+
+TTL = 60.0  # seconds within which a report that was leased is taken down
+WAIT = 15.0  # seconds that one call waits for reports
+LOOK = 10.0  # seconds between looks at what was buried
+AWAY = 1.0  # seconds between tries while the broker is away
+PATIENCE = 600.0  # seconds for which it may be away
+_AT_ONCE = 200  # messages a call
+
+Owner = tuple[int, int]
+
+
+class _Live:
+    """An attempt that was put into the queue and has not ended."""
+
+    __slots__ = ("started_at", "step", "topic", "worker")
+
+    def __init__(self, step: str, topic: str) -> None:
+        self.step = step
+        self.topic = topic
+        self.worker: str | None = None
+        self.started_at: float | None = None
+
+
+class QueueExecutor:
+    """Runs the attempts of one run on the workers of a queue.
+
+    `job` describes the run to workers, `pool_of(step)` names the pool of a step. `open_queue` opens
+    the queue in the event loop of `start`. `key` signs messages, None leaves them unsigned.
+    """
+
+    lookahead = 0
+
+    def __init__(
+        self,
+        open_queue: Callable[[], Queue],
+        store: ObjectStore,
+        metadata: MetadataStore,
+        job: Callable[[RunContext], Job],
+        pool_of: Callable[[str], str],
+        clock: Clock,
+        *,
+        key: bytes | None = None,
+        grace: float = 5.0,
+    ) -> None:
+        self._open_queue = open_queue
+        self._store = store
+        self._metadata = metadata
+        self._job = job
+        self._pool_of = pool_of
+        self._clock = clock
+        self._key = key
+        self._grace = grace
+        self._live: dict[Owner, _Live] = {}
+        self._given_up: set[Owner] = set()  # ended here, while a worker may still take them
+        self._outgoing: list[AttemptSpec] = []
+        self._cancels: defaultdict[str, list[Owner]] = defaultdict(list)
+        self._heard: defaultdict[str, set[int]] = defaultdict(set)
+        self._stopped = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        """Get ready to launch attempts of this run; raises QueueUnavailable and StorageError."""
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+        self._reports = reports
+        self._name = hashlib.sha256(f"{context.flow}/{context.run}".encode()).hexdigest()[:24]
+        self._reply = letters.reports_topic(context.flow, context.run)
+        parcels = Parcels(self._store, context.flow, context.run)
+        self._packer = Packer(self._metadata, context.run_key, parcels)
+        job = self._job(context._replace(remote=True))
+        self._job_key = await asyncio.to_thread(parcels.put, job.encode())
+        self._queue = self._open_queue()
+        self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        await self._queue.depth(self._reply)  # a queue that is not there is better known now
+        # They end with `stop`, which waits for them.
+        self._tasks = [
+            self._loop.create_task(each())
+            for each in (self._send, self._listen, self._look_at_buried)
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._note_end_of)
+
+    def _note_end_of(self, task: asyncio.Task[None]) -> None:
+        """The broker was away for too long: nothing is heard of the attempts any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is None or self._stopped:
+            return
+        for owner in [*self._live]:
+            reason = f"The task was lost: nothing more can be heard of it ({error})"
+            self._give_up(owner, AttemptState.LOST, reason)
+
+    # ------------------------------------------------------------ attempts
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Put this attempt into the queue of its pool."""
+        topic = letters.tasks_topic(self._pool_of(spec.step))
+        self._live[(spec.task, spec.attempt)] = _Live(spec.step, topic)
+        self._outgoing.append(spec)
+        self._news.set()
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop this attempt: its worker is told so; if none is known to have it, it is taken out
+        of the queue."""
+        owner = (task, attempt)
+        live = self._live.get(owner)
+        if live is not None:
+            reason = "The task was cancelled."
+            self._stop_one(owner, live, AttemptState.CANCELLED, reason)
+
+    def _stop_one(self, owner: Owner, live: _Live, state: AttemptState, reason: str) -> None:
+        if live.worker is None:
+            self._given_up.add(owner)
+            self._loop.call_soon(self._give_up, owner, state, reason)
+        else:
+            self._cancels[live.worker].append(owner)
+            # A worker that is gone does not answer.
+            self._loop.call_later(2 * self._grace, self._give_up, owner, state, reason)
+        self._news.set()
+
+    def _give_up(self, owner: Owner, state: AttemptState, reason: str) -> None:
+        live = self._live.get(owner)
+        if live is not None:
+            now = self._clock.now()
+            begun = live.started_at or now
+            self._end(deaths.stopped(*owner, state, reason, begun, now), NO_USAGE)
+
+    def _end(self, report: AttemptReport, usage: Usage) -> None:
+        del self._live[(report.task, report.attempt)]
+        if not self._live:
+            self._idle.set()
+        self._reports.ended(report, usage)
+
+    async def stop(self) -> None:
+        """Interrupt all that is in the queue or runs, and let go of the queue."""
+        if not self._stopped and self._tasks:
+            reason = "The task was interrupted: the run was stopped."
+            for owner, live in [*self._live.items()]:
+                self._stop_one(owner, live, AttemptState.INTERRUPTED, reason)
+            while self._live:
+                self._idle.clear()
+                await self._idle.wait()
+            self._stopped = True
+            self._news.set()
+            await self._tasks[0]
+        self._stopped = True
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await self._queue.close()
+
+    # ------------------------------------------------------------ to workers
+
+    async def _send(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            specs, self._outgoing = self._outgoing, []
+            for at in range(0, len(specs), _AT_ONCE):
+                await self._put(specs[at : at + _AT_ONCE])
+            cancels, self._cancels = self._cancels, defaultdict(list)
+            for worker, owners in cancels.items():
+                await self._put_cancel(worker, owners)
+            given_up, self._given_up = self._given_up, set()
+            if given_up:
+                await self._take_out(given_up)
+            if self._stopped and not self._news.is_set():
+                return
+
+    async def _put(self, specs: list[AttemptSpec]) -> None:
+        there = [spec for spec in specs if (spec.task, spec.attempt) in self._live]
+        topics = [self._live[(spec.task, spec.attempt)].topic for spec in there]
+        try:
+            bodies = await asyncio.to_thread(lambda: [self._letter(spec) for spec in there])
+        except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
+            for spec in there:
+                reason = f"The task could not be handed to a worker: {error}"
+                self._give_up((spec.task, spec.attempt), AttemptState.LOST, reason)
+            return
+        by_topic: defaultdict[str, list[Message]] = defaultdict(list)
+        for spec, topic, body in zip(there, topics, bodies, strict=True):
+            by_topic[topic].append(Message(self._id((spec.task, spec.attempt)), body))
+        for topic, messages in by_topic.items():
+            await self._patiently(lambda: self._queue.put(topic, messages))  # noqa: B023
+
+    def _letter(self, spec: AttemptSpec) -> bytes:
+        context = self._context
+        letter = TaskLetter(
+            context.storage_url,
+            context.flow,
+            context.run,
+            self._job_key,
+            self._reply,
+            self._packer.complete(spec).encode(),
+            0,
+        )
+        return letter.seal(self._key)
+
+    def _id(self, owner: Owner) -> str:
+        return f"{self._name}:{owner[0]}:{owner[1]}"
+
+    async def _put_cancel(self, worker: str, owners: list[Owner]) -> None:
+        context = self._context
+        letter = CancelLetter([[context.flow, context.run, *owner] for owner in owners])
+        message = Message(f"{self._id(owners[0])}:cancel", letter.seal(self._key))
+        topic = letters.worker_topic(worker)
+        await self._patiently(lambda: self._queue.put(topic, [message]))
+
+    async def _take_out(self, owners: set[Owner]) -> None:
+        for topic in {letters.tasks_topic(self._pool_of(step)) for step in self._steps()}:
+            ids = [self._id(owner) for owner in owners]
+            await self._patiently(lambda: self._queue.remove(topic, ids))  # noqa: B023
+
+    def _steps(self) -> set[str]:
+        return set(self._job(self._context).needs)
+
+    async def _patiently(self, call: Callable[[], Any]) -> Any:
+        """What the call gives, also where the broker is away for a while."""
+        give_up_at = self._loop.time() + PATIENCE
+        while True:
+            try:
+                return await call()
+            except QueueUnavailable:
+                if self._loop.time() > give_up_at or self._stopped:
+                    raise
+                await asyncio.sleep(AWAY)
+
+    # ------------------------------------------------------------ from workers
+
+    async def _listen(self) -> None:
+        while True:
+            leases = await self._patiently(
+                lambda: self._queue.lease([self._reply], _AT_ONCE, TTL, WAIT)
+            )
+            for lease in leases:
+                self._open(lease.body)
+            if leases:
+                await self._patiently(lambda: self._acknowledge(leases))  # noqa: B023
+
+    async def _acknowledge(self, leases: Any) -> None:
+        try:
+            await self._queue.ack(leases)
+        except QueueUnavailable:
+            raise
+        except QueueError:  # some were delivered again: they say nothing the second time
+            return
+
+    def _open(self, body: bytes) -> None:
+        try:
+            letter: ReportsLetter = unseal_letter(body, "reports", self._key)
+        except QueueError:  # nobody who may tell us something wrote it
+            return
+        if letter.number in self._heard[letter.worker]:
+            return
+        self._heard[letter.worker].add(letter.number)
+        for kind, task, attempt, *rest in letter.events:
+            live = self._live.get((task, attempt))
+            if live is None:
+                continue
+            if kind == letters.STARTED:
+                self._note_start(live, letter.worker, task, attempt, *rest)
+            elif live.started_at is None:
+                continue  # of a worker that has not said that it began: it was another run of it
+            elif kind == letters.LOGGED:
+                self._reports.logged(task, attempt, *rest)
+            elif kind == letters.GROWN:
+                self._reports.grown(task, attempt, *rest)
+            elif kind == letters.ENDED:
+                max_rss, cpu, *fields = rest
+                self._end(AttemptReport(task, attempt, *fields), Usage(max_rss, cpu))
+
+    def _note_start(
+        self, live: _Live, worker: str, task: int, attempt: int, pid: int, at: float
+    ) -> None:
+        live.worker = worker
+        if live.started_at is None:
+            live.started_at = at
+            self._reports.started(task, attempt, pid, at)
+
+    async def _look_at_buried(self) -> None:
+        """Fail the attempts whose messages were delivered too often."""
+        while True:
+            await asyncio.sleep(LOOK)
+            by_id = {self._id(owner): owner for owner in self._live}
+            for topic in {live.topic for live in self._live.values()}:
+                buried = await self._patiently(lambda: self._queue.buried(topic, 1000))  # noqa: B023
+                mine = [each for each in buried if each.id in by_id]
+                for each in mine:
+                    self._fail_buried(by_id[each.id], each.deliveries)
+                ids = [each.id for each in mine]
+                if ids:
+                    await self._patiently(lambda: self._queue.remove(topic, ids))  # noqa: B023
+
+    def _fail_buried(self, owner: Owner, deliveries: int) -> None:
+        live = self._live.get(owner)
+        if live is None:
+            return
+        now = self._clock.now()
+        if live.started_at is None:
+            self._reports.started(*owner, None, now)
+        reason = (
+            f"The task was given to {deliveries} workers, and each of them ended before it did: "
+            "see what they say, and whether the task needs more memory than they have."
+        )
+        report = AttemptReport(
+            *owner,
+            AttemptState.FAILED.value,
+            reason,
+            False,
+            started_at=live.started_at or now,
+            finished_at=now,
+        )
+        self._end(report, NO_USAGE)
+
+
+def pools_of(definition: Any) -> Mapping[str, str]:
+    """The pool of each step: that of its @queue, else the one that is called default."""
+    return {
+        name: getattr(step.decorator("queue"), "pool", letters.DEFAULT_POOL)
+        for name, step in definition.steps.items()
+    }

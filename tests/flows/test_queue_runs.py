@@ -1,0 +1,288 @@
+"""Runs whose tasks are run by workers of a queue: real workers, real kills, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aflow import client
+from aflow.scheduler.states import RunState
+from tests.flows.conftest import Ran, Workspace, processes_in
+
+FLOW = """
+import asyncio
+import helpers
+from aflow import queue
+
+class Flow_(FlowSpec):
+    n = Parameter("n", default=8)
+
+    @step
+    def start(self):
+        self.big = bytes(range(256)) * 400
+        self.xs = list(range(self.n))
+        self.next(self.work, foreach="xs")
+
+    @retry(times=2, minutes_between_retries=0)
+    @step
+    def work(self):
+        print("working on", self.input)
+        self.pid = os.getpid()
+        self.y = helpers.square(self.input) + len(self.big)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.ys = [each.y for each in inputs]
+        self.places = [each.index for each in inputs]
+        self.merge_artifacts(inputs, include=["big"])
+        self.next(self.left, self.right)
+
+    @step
+    async def left(self):
+        await asyncio.sleep(0)
+        self.side = "left"
+        self.next(self.both)
+
+    @step
+    def right(self):
+        self.side = "right"
+        self.next(self.both)
+
+    @step
+    def both(self, inputs):
+        self.sides = inputs.left.side, inputs.right.side
+        self.merge_artifacts(inputs, exclude=["side"])
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("ys", self.ys, self.sides, len(self.big), os.getcwd())
+"""
+
+
+class Workers:
+    """Workers of one queue, which is a file of the workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.url = f"sqlite:///{workspace.path}/queue.db"
+        self._folder = workspace.path.parent / f"{workspace.path.name}-elsewhere"
+        self._folder.mkdir()
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Start one, in a folder that knows nothing of the flow, and wait until it takes tasks."""
+        command = [sys.executable, "-m", "aflow", "worker", "--queue", self.url, "--lease", "2"]
+        process = subprocess.Popen(
+            [*command, *words],
+            cwd=self._folder,
+            env=os.environ | {"AFLOW_CLIENT_CACHE_PATH": str(self._folder / "cache")} | env,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        assert process.stderr is not None
+        assert "takes tasks of" in process.stderr.readline()
+        return process
+
+    def run(self, *words: str, **env: str) -> Ran:
+        """Run the flow on them."""
+        return self.workspace.finish(self.begin(*words, **env))
+
+    def begin(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Start a run and do not wait."""
+        queue = ("--executor", "queue", "--queue", self.url)
+        return self.workspace.start("--no-pylint", "run", *queue, *words, **env)
+
+    def close(self) -> None:
+        """End all of them; nothing of them may be left."""
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            process.communicate(timeout=60)
+        assert [] == processes_in(self._folder)
+
+
+@pytest.fixture
+def workers(workspace: Workspace) -> Iterator[Workers]:
+    """A workspace with a flow and a helper module, and no worker yet."""
+    workspace.write(FLOW)
+    (workspace.path / "helpers.py").write_text("def square(x):\n    return x * x\n")
+    made = Workers(workspace)
+    yield made
+    made.close()
+
+
+def assert_ended_well(workers: Workers, ran: Ran, n: int = 8) -> None:
+    """The run has the same artifacts as one on this machine alone."""
+    assert 0 == ran.code, ran.out + ran.err
+    client.metadata(f"local@{workers.workspace.path}")
+    client.namespace(None)
+    run = client.Flow("Flow_").latest_run
+    assert run is not None
+    assert [each * each + 102_400 for each in range(n)] == run.data.ys
+    assert list(range(n)) == run.data.places
+    assert ("left", "right") == run.data.sides
+    assert n == len(list(run["work"]))
+    workers.workspace.check()
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_a_flow_runs_on_workers_that_know_nothing_of_it(workers: Workers, isolation: str) -> None:
+    workers.start("--slots", "2")
+    workers.start("--slots", "2")
+
+    ran = workers.run("--isolation", isolation)
+
+    assert_ended_well(workers, ran)
+    assert {f"working on {number}" for number in range(8)} <= set(ran.lines)
+
+
+def test_a_wide_join_reads_its_inputs_in_pages(workers: Workers) -> None:
+    workers.start("--slots", "2")
+
+    ran = workers.run("--n", "1100", "--max-num-splits", "2000", "--isolation", "worker",
+                      "--max-workers", "100")  # fmt: skip
+
+    assert_ended_well(workers, ran, 1100)
+
+
+def test_the_tasks_of_a_worker_that_is_killed_are_run_by_others(workers: Workers) -> None:
+    (workers.workspace.path / "helpers.py").write_text(WAITS)
+    begun = workers.workspace.path / "begun"
+    first = workers.start("--slots", "1", BEGUN_IN=str(begun))
+    run = workers.begin()
+    wait_for(begun)
+    first.kill()
+    workers.start("--slots", "2", GO="1")
+
+    assert_ended_well(workers, workers.workspace.finish(run))
+
+
+def test_a_worker_that_is_to_end_gives_back_what_it_cannot_finish(workers: Workers) -> None:
+    (workers.workspace.path / "helpers.py").write_text(WAITS)
+    begun = workers.workspace.path / "begun"
+    first = workers.start("--slots", "1", "--grace", "0.1", BEGUN_IN=str(begun))
+    run = workers.begin()
+    wait_for(begun)
+    first.send_signal(signal.SIGTERM)
+    assert 0 == first.wait(60)
+    workers.start("--slots", "2", GO="1")
+
+    assert_ended_well(workers, workers.workspace.finish(run))
+    _, tasks = workers.workspace.latest()
+    assert {0} == {view.attempt.attempt for view in tasks if view.attempt}
+
+
+# The first call waits until its worker is gone; a worker with GO does not wait.
+WAITS = """
+import os, select
+from pathlib import Path
+
+def square(x):
+    if x == 0 and "GO" not in os.environ:
+        Path(os.environ["BEGUN_IN"]).touch()
+        select.select([], [], [], 60)
+    return x * x
+"""
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a file is there."""
+    import select
+
+    for _ in range(3000):
+        if path.exists():
+            return
+        select.select([], [], [], 0.01)
+    pytest.fail(f"{path} has not come")
+
+
+def test_a_run_that_is_stopped_stops_its_tasks_on_workers(workers: Workers) -> None:
+    (workers.workspace.path / "helpers.py").write_text(WAITS)
+    begun = workers.workspace.path / "begun"
+    worker = workers.start("--slots", "1", BEGUN_IN=str(begun))
+    run = workers.begin()
+    wait_for(begun)
+    run.send_signal(signal.SIGINT)
+
+    ran = workers.workspace.finish(run)
+
+    assert 130 == ran.code
+    state, _ = workers.workspace.latest()
+    assert RunState.CANCELLED is state
+    worker.send_signal(signal.SIGTERM)
+    assert 0 == worker.wait(60)  # it has nothing more to run
+
+
+def test_steps_choose_their_pool(workers: Workers) -> None:
+    source = FLOW.replace(
+        "    @step\n    def right", '    @queue(pool="gpu")\n    @step\n    def right'
+    )
+    workers.workspace.write(source)
+    workers.start("--slots", "2")
+    workers.start("--slots", "1", "--pool", "gpu")
+
+    assert_ended_well(workers, workers.run())
+
+
+def test_messages_are_signed_where_there_is_a_key(workers: Workers) -> None:
+    workers.start("--slots", "1", AFLOW_SIGNING_KEY="a key")
+
+    assert_ended_well(workers, workers.run(AFLOW_SIGNING_KEY="a key"))
+
+
+def test_what_a_worker_does_not_have_is_said_in_the_error_of_the_task(workers: Workers) -> None:
+    elsewhere = workers.workspace.path / "lib"
+    elsewhere.mkdir()
+    (elsewhere / "only_here.pyc").touch()
+    package = elsewhere / ".only"
+    package.mkdir()
+    (package / "only_here.py").write_text("x = 1\n")
+    workers.workspace.write("import only_here\n" + FLOW)
+    workers.start("--slots", "1")
+
+    ran = workers.run(PYTHONPATH=os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]))
+
+    assert 1 == ran.code
+    assert "cannot run the task" in ran.err
+    assert "No module named 'only_here'" in ran.err
+
+
+def test_a_worker_that_cannot_run_a_flow_says_so_of_every_attempt(workers: Workers) -> None:
+    hidden = workers.workspace.path / ".only"
+    hidden.mkdir()
+    (hidden / "only_here.py").write_text("x = 1\n")
+    workers.workspace.write("import only_here\n" + FLOW)
+    workers.start("--slots", "1")
+
+    path = os.pathsep.join([str(hidden), os.environ.get("PYTHONPATH", "")])
+    ran = workers.run("--with", "retry:times=1,minutes_between_retries=0", PYTHONPATH=path)
+
+    assert 1 == ran.code
+    assert "No module named 'only_here'" in ran.err
+
+
+def test_a_worker_with_nothing_to_do_ends_when_it_is_told_to(workers: Workers) -> None:
+    worker = workers.start("--slots", "1")
+    worker.send_signal(signal.SIGTERM)
+
+    assert 0 == worker.wait(60)
+
+
+def test_a_queue_is_named_where_one_is_asked_for(workers: Workers) -> None:
+    ran = workers.workspace.run("--executor", "queue")
+    assert 2 == ran.code
+    assert "--executor queue needs to know which: give --queue URL, or set AFLOW_QUEUE." in ran.err
+    absent = workers.workspace.run("--executor", "queue", "--queue", "redis://127.0.0.1:1/0")
+    assert 1 == absent.code
+    assert "does not answer" in absent.err
+    assert "Traceback" not in absent.err

@@ -5,6 +5,7 @@ s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
 https://host/prefix             metadata.service
+postgresql://host/database      metadata.postgres
 redis://host:6379/0             queue.redis
 postgresql://host/database      queue.postgres
 sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for others than AWS
@@ -69,9 +70,13 @@ def open_metadata(url: str, durability: str = "power", *, read_only: bool = Fals
         from aflow.metadata.service import ServiceMetadata
 
         return ServiceMetadata(url, service_headers(), SystemClock())
+    if scheme in ("postgresql", "postgres"):
+        from aflow.metadata.postgres import PostgresMetadata
+
+        return PostgresMetadata(url, read_only)
     raise InvalidSetting(
-        f"{url!r} is no metadata that aflow knows: use sqlite:///path, the http(s)://host of a "
-        "metadata service, or memory:."
+        f"{scheme!r} is no kind of metadata that aflow knows: use sqlite:///path, "
+        "postgresql://host/database, the http(s)://host of a metadata service, or memory:."
     )
 
 

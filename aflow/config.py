@@ -24,6 +24,7 @@ from aflow.errors import InvalidName, InvalidSetting
 FOLDER = ".aflow"
 PACKAGE_SUFFIXES = (".py", ".R", ".RDS")
 _PREFIXES = ("AFLOW_", "METAFLOW_")
+_METADATA_URLS = ("postgresql://", "postgres://", "http://", "https://", "sqlite:///")
 _FALSE = frozenset({"0", "false", "no", "off"})
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
@@ -120,9 +121,12 @@ class Settings:
     @property
     def metadata_url(self) -> str:
         """Where metadata is, as `backends.open_metadata` takes it: `sqlite:////.../metadata.db`, or
-        the address of the metadata service. Raises InvalidSetting where that is not set."""
+        the URL of a database on a server, which may hold a password and is never shown, or the
+        address of the metadata service. Raises InvalidSetting where that is not set."""
         if self.metadata == "local":
             return self.local_metadata_url
+        if self.metadata != "service":
+            return self.metadata
         if self.service_url is None:
             raise InvalidSetting(
                 "The metadata service has no address: set AFLOW_SERVICE_URL to http(s)://host."
@@ -133,6 +137,16 @@ class Settings:
     def local_metadata_url(self) -> str:
         """Where metadata of this folder is: `sqlite:////.../metadata.db`."""
         return "sqlite:///" + (self.root / "metadata.db").as_uri().removeprefix("file://")
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether there may be some: of a server that has to be asked."""
+        return self.metadata != "local" or (self.root / "metadata.db").exists()
+
+    @property
+    def place(self) -> str:
+        """Where the client finds the runs, as `aflow.client.metadata` takes it."""
+        return f"local@{self.root}" if self.metadata == "local" else self.metadata_url
 
     @property
     def signing_key_bytes(self) -> bytes | None:
@@ -307,6 +321,13 @@ def _choice(*allowed: str) -> Callable[[_Hit], str]:
     return parse
 
 
+def _metadata(hit: _Hit) -> str:
+    value = _text(hit)
+    if value not in ("local", "service") and not value.startswith(_METADATA_URLS):
+        hit.refuse("local, service, postgresql://user@host/database, https://host, sqlite:////path")
+    return value
+
+
 def _number(hit: _Hit) -> int:
     value = hit.value
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
@@ -360,7 +381,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "cache_folder": (("CLIENT_CACHE_PATH",), _text),
     "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),
     "datastore_root": (("DATASTORE_ROOT",), _text),
-    "metadata": (("DEFAULT_METADATA",), _choice("local", "service")),
+    "metadata": (("DEFAULT_METADATA",), _metadata),
     "service_url": (("SERVICE_URL",), _text),
     "environment": (("DEFAULT_ENVIRONMENT",), _choice("local")),
     "durability": (("DURABILITY",), _choice("power", "process")),
@@ -382,6 +403,17 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
 
 
 # ------------------------------------------------------------------ files, folders, the user
+
+
+def without_password(url: str) -> str:
+    """The URL of a database as people may see it."""
+    from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    options = [each for each in parse_qsl(parts.query) if each[0] != "password"]
+    place = user.partition(":")[0] + at + host
+    return urlunsplit(parts._replace(netloc=place, query=urlencode(options)))
 
 
 def _is_s3(place: str | None) -> bool:

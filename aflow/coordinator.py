@@ -278,7 +278,7 @@ class Coordinator:
             f"user:{self._user}" if options.namespace is None else options.namespace or None,
             new.record.tags,
             self._store.url,
-            self._records.url,
+            self._records.address,
             self._durability,
             options.max_num_splits,
             new.record.origin_run,

@@ -211,6 +211,10 @@ class MetadataUnavailable(MetadataError):
     """The metadata store is missing, full, read-only, damaged or refuses to answer."""
 
 
+class MetadataAway(MetadataUnavailable):
+    """The server of the metadata cannot be reached: another try may go well."""
+
+
 class MetadataTooNew(MetadataError):
     """The metadata was written by a newer aflow than this one."""
 

@@ -186,7 +186,7 @@ def server(
     flow = session.flow.__name__ if session.flow else None
     url = f"http://127.0.0.1:{port}/"
     click.echo(f"Cards are at {url} (Ctrl-C stops)")
-    shown = Shown(f"local@{session.settings().root}", flow, run_id, namespace, max_cards)
+    shown = Shown(session.settings().place, flow, run_id, namespace, max_cards)
     serve(shown, port, poll_interval)
 
 

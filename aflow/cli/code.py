@@ -114,7 +114,7 @@ def _unpacked(run: str, root: str | None, folder: Path) -> None:
     from aflow.client import Run
     from aflow.client.where import place_at
 
-    place = place_at(f"local@{Settings.load(datastore_root=root).root}")
+    place = place_at(Settings.load(datastore_root=root).place)
     found = Run(run, _namespace_check=False, _place=place).code
     if found is None:
         raise CodePackageError(

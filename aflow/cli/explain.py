@@ -81,7 +81,7 @@ def _metadata(settings: Settings) -> Iterator[MetadataStore]:
 
     from aflow import backends
 
-    if (settings.root / "metadata.db").exists():
+    if settings.has_metadata:
         metadata = backends.open_metadata(settings.metadata_url, read_only=True)
         try:
             yield metadata

@@ -89,7 +89,7 @@ def _gc(
             f"{settings.root} knows nothing: what only they need would be deleted. Give "
             "--sole-owner if nobody else has runs there."
         )
-    if not (settings.root / "metadata.db").exists():
+    if not settings.has_metadata:
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0
     now = SystemClock.now()

@@ -108,7 +108,13 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
             help="Print nothing about the checks before the run.  [default: not-quiet]",
             **rest,
         ),
-        _choice("--metadata", ["local", "service"], "Where the metadata is.", rest),
+        option(
+            "--metadata",
+            metavar="PLACE",
+            help="Where the metadata is: local, service, or the URL of it "
+            "(postgresql://user@host/database, https://host, sqlite:////path).",
+            **rest,
+        ),
         _choice("--environment", ["local"], "Environment that tasks run in.", rest),
         _choice("--datastore", ["local", "s3"], "Where the artifacts are.", rest),
         option(

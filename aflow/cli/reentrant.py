@@ -56,10 +56,9 @@ def lead_or_follow(
 
 def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecord | None:
     """The run when it has ended; None if there is none, or none any more."""
-    url = settings.metadata_url
-    if url.startswith("sqlite:") and not settings.root.exists():
-        return None  # opening it would create it
-    metadata = backends.open_metadata(url, settings.durability)
+    if not settings.has_metadata:
+        return None
+    metadata = backends.open_metadata(settings.metadata_url, settings.durability)
     try:
         told = False
         while (found := metadata.run(flow, run)) is not None:

@@ -94,7 +94,7 @@ def _latest(flow: str, settings: Settings) -> str:
     from aflow import backends
 
     url = settings.metadata_url
-    if settings.metadata != "local" or settings.root.exists():
+    if settings.has_metadata:
         metadata = backends.open_metadata(url)
         try:
             runs = metadata.runs(flow, limit=1)

@@ -12,7 +12,7 @@ import click
 from aflow import ids
 from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.session import Session
-from aflow.config import FOLDER, RunOptions, Settings
+from aflow.config import FOLDER, RunOptions, Settings, without_password
 from aflow.errors import InvalidName
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.ids import PARAMETERS_STEP
@@ -113,7 +113,7 @@ def _configs_of(definition: FlowDefinition, run: str, settings: Settings) -> dic
     from aflow.client import Run
     from aflow.client.where import place_at
 
-    place = place_at(f"local@{settings.root}")
+    place = place_at(settings.place)
     origin = Run(f"{definition.name}/{run}", _namespace_check=False, _place=place)
     known = definition.config_values or {}
     there = origin[PARAMETERS_STEP].task.artifacts
@@ -306,7 +306,9 @@ def announcement(flow: str, run: str, settings: Settings) -> str:
     """What a program that has started us wants to know of a run, as JSON."""
     import json
 
-    place = f"{settings.metadata}@{_folder_of(settings)}"
+    place = f"local@{_folder_of(settings)}"
+    if settings.metadata != "local":
+        place = without_password(settings.place)
     return json.dumps({"run_id": run, "flow_name": flow, "metadata": place})
 
 

@@ -93,7 +93,7 @@ def _found(flow: str | None, which: dict[str, Any]) -> list[RunRecord]:
     from aflow import backends
 
     settings = Settings.load()
-    if not (settings.root / "metadata.db").exists():
+    if not settings.has_metadata:
         raise NotFound(f"Nothing has run here yet: there is no datastore {settings.root}.")
     url = settings.metadata_url
     with closing(backends.open_metadata(url, settings.durability, read_only=True)) as metadata:

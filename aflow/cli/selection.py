@@ -29,7 +29,7 @@ def tasks_of(session: Session, path: str, attempt: int | None = None) -> Iterato
     from aflow import client
 
     spec = pathspec(session, path)
-    client.metadata(f"local@{session.settings().root}")
+    client.metadata(session.settings().place)
     client.namespace(None)  # who names a run exactly means it, whosever it is
     if spec.task is not None:
         yield client.Task(str(spec), attempt=attempt)

@@ -28,7 +28,7 @@ def status(words: Sequence[str]) -> int:
     from aflow import backends
 
     settings = Settings.load()
-    if not (settings.root / "metadata.db").exists():
+    if not settings.has_metadata:
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0
     metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=True)

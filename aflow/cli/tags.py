@@ -133,7 +133,7 @@ def _flow(session: Session, namespace: str | None) -> Flow:
     from aflow import client
 
     assert session.flow is not None
-    client.metadata(f"local@{session.settings().root}")
+    client.metadata(session.settings().place)
     client.namespace(namespace or None)
     name = session.flow.__name__
     try:

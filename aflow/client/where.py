@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _LOCAL = "local@"
 _SQLITE = "sqlite:///"
 _SERVICE = "service@"
+_POSTGRES = ("postgresql://", "postgres://")
 
 
 class Place:
@@ -44,11 +45,13 @@ class Place:
         open_metadata: Callable[[bool], MetadataStore],
         storage: str | ObjectStore | None,
         database: Path | None = None,
+        borrowed: bool = False,
     ) -> None:
         self.description = description
         self._open_metadata = open_metadata
         self._storage = storage
         self._database = database
+        self._borrowed = borrowed
         self._opened: dict[int, MetadataStore] = {}  # by process: none may cross a fork
         self._blobs: dict[str, BlobStore] = {}
 
@@ -82,7 +85,7 @@ class Place:
         try:
             yield store
         finally:
-            if self._database is not None:  # else somebody else has opened it
+            if not self._borrowed:  # else somebody else has opened it
                 store.close()
 
     def blobs(self, url: str) -> BlobStore:
@@ -136,9 +139,9 @@ def place_at(description: str) -> Place:
 
 def metadata(description: str) -> str:
     """Look for runs elsewhere: `local@/path` names an `.aflow` folder or the folder that has one,
-    `sqlite:////path/file.db` a database, `https://host` or `service@https://host` a metadata
-    service, `local` the folder where `aflow run` would put them. Gives what `get_metadata` gives
-    from now on.
+    `sqlite:////path/file.db` a database, `postgresql://user@host/database` one on a server,
+    `https://host` or `service@https://host` a metadata service, `local` the folder where `aflow
+    run` would put them. Gives what `get_metadata` gives from now on.
 
     Raises InvalidInput for anything else."""
     global _chosen, _kind
@@ -176,7 +179,9 @@ def connect_to(metadata_store: MetadataStore, store: ObjectStore) -> str:
     `default_metadata` is called. They are not closed by the client."""
     global _chosen
     description = f"{metadata_store.url}#{id(metadata_store)}"
-    _chosen = _places[description] = Place(description, lambda read_only: metadata_store, store)
+    _chosen = _places[description] = Place(
+        description, lambda read_only: metadata_store, store, borrowed=True
+    )
     return description
 
 
@@ -190,9 +195,11 @@ def _described(description: str) -> Place:
         return _local(description.removeprefix(_LOCAL))
     if description.startswith(_SQLITE) and description != _SQLITE:
         return _database(description)
+    if description.startswith(_POSTGRES):
+        return _server(description)
     raise InvalidInput(
         f"{description!r} is no metadata that aflow knows: write local@/path, sqlite:////path, "
-        "https://host of a metadata service, or local."
+        "postgresql://user@host/database, https://host of a metadata service, or local."
     )
 
 
@@ -207,7 +214,7 @@ def _set() -> Place:
     from aflow.config import Settings
 
     settings = Settings.load()
-    return _local() if settings.metadata == "local" else _service(settings.metadata_url)
+    return _local() if settings.metadata == "local" else _described(settings.metadata_url)
 
 
 def _service(url: str) -> Place:
@@ -225,6 +232,21 @@ def _database(url: str) -> Place:
     return found
 
 
+def _server(url: str) -> Place:
+    """Metadata on a server. A description names no password: the one of the settings is taken,
+    where they name the same place, else libpq looks for one (PGPASSWORD, ~/.pgpass)."""
+    from aflow.config import Settings, without_password
+
+    shown = without_password(url)
+    found = _places.get(shown)
+    if found is None or url != shown:
+        ours = Settings.load().metadata
+        if url == shown == without_password(ours):
+            url = ours
+        found = _places[shown] = Place(shown, partial(_open_url, url), None)
+    return found
+
+
 def _open_url(url: str, read_only: bool) -> MetadataStore:
     from aflow import backends
 
@@ -234,7 +256,8 @@ def _open_url(url: str, read_only: bool) -> MetadataStore:
 def _local(path: str | None = None) -> Place:
     from aflow.config import Settings
 
-    settings = Settings.load(datastore_root=None if path is None else _root_in(path))
+    root = None if path is None else _root_in(path)
+    settings = Settings.load(datastore_root=root, metadata="local")
     description = f"{_LOCAL}{settings.root}"
     found = _places.get(description)
     if found is None:

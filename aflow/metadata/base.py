@@ -200,7 +200,11 @@ class MetadataStore(Protocol):
 
     @property
     def url(self) -> str:
-        """Where it is, for people and for other processes (`sqlite:///path`)."""
+        """Where it is, for people (`sqlite:///path`). No password is in it."""
+
+    @property
+    def address(self) -> str:
+        """The URL that opens it in another process. It may hold a password: never show it."""
 
     # ---- writing
 

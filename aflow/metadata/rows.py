@@ -59,6 +59,12 @@ def run_row(run: RunRecord) -> Row:
     )
 
 
+def tag_rows(run_key: int, run: RunRecord) -> list[Row]:
+    """The tags of a new run as `add_tag` takes them: key, tag, and whether it is a system tag."""
+    user: list[Row] = [(run_key, tag, False) for tag in run.tags]
+    return user + [(run_key, tag, True) for tag in run.system_tags]
+
+
 def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
     """A run from its row and its tags."""
     tags = list(tags)

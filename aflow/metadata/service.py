@@ -48,6 +48,11 @@ class ServiceMetadata:
         """The address of the service."""
         return self._caller.url
 
+    @property
+    def address(self) -> str:
+        """The same: keys are in the settings."""
+        return self._caller.url
+
     def _call(self, name: str, *values: Any, **named: Any) -> Any:
         return _value(self._answer(name, *values, **named))
 

@@ -11,43 +11,37 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from aflow import ids
 from aflow.errors import (
-    InvalidName,
     InvalidSetting,
     MetadataUnavailable,
     NotFound,
     VersionConflict,
 )
-from aflow.metadata import rows
+from aflow.metadata import rows, tags
 from aflow.metadata.base import (
     AttemptRecord,
     Batch,
-    CachedTask,
-    MetadataRecord,
     ReplacedLog,
     RunRecord,
     RunUpdate,
-    StepProgress,
-    TaskView,
 )
 from aflow.metadata.connections import OpenFiles, connect, damage_named, errors_named
+from aflow.metadata.reading import PAGE, RecordReader
 from aflow.metadata.statements import statements
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
-from aflow.scheduler.states import AttemptState, RunState, TaskState
+from aflow.scheduler.states import AttemptState
 
 _CHUNKS = (64, 16, 4, 1)  # rows a statement; 64 of 17 values each are well below SQLite's limit
-_PAGE = 500  # rows a fetch
-_NO_TASK = 2**63 - 1  # above all numbers of tasks
 _SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
 
 
-class SqliteMetadata:
+class SqliteMetadata(RecordReader):
     """The metadata store of one file, or of memory (path ":memory:")."""
 
     def __init__(
@@ -75,6 +69,11 @@ class SqliteMetadata:
             return "memory:"
         return "sqlite:///" + self._path.as_uri().removeprefix("file://")
 
+    @property
+    def address(self) -> str:
+        """The URL that opens it in another process."""
+        return self.url
+
     # ------------------------------------------------------------------ writing
 
     def create_run(self, run: RunRecord, parameters: bytes) -> RunRecord:
@@ -86,8 +85,7 @@ class SqliteMetadata:
                 key = db.execute(sql["add_run"], rows.run_row(run)).lastrowid or 0
             except sqlite3.IntegrityError as error:
                 raise VersionConflict(f"There is a run {run.flow}/{run.run} already.") from error
-            tags = [(key, tag, 0) for tag in run.tags] + [(key, tag, 1) for tag in run.system_tags]
-            db.executemany(sql["add_tag"], tags)
+            db.executemany(sql["add_tag"], rows.tag_rows(key, run))
             at, step, task = run.created_at, ids.PARAMETERS_STEP, ids.PARAMETERS_TASK
             inputs = encode_inputs(NoInputs())
             db.execute(sql["add_task"], (key, task, step, at, None, None, inputs, "", None))
@@ -146,21 +144,14 @@ class SqliteMetadata:
         for tag in [*add, *remove]:
             ids.tag(tag)
         with self._transaction() as db:
-            if db.execute(statements("read")["run_exists"], (run_key,)).fetchone() is None:
+            asked = {"run_key": run_key}
+            if db.execute(statements("read")["run_exists"], asked).fetchone() is None:
                 raise NotFound("The run whose tags were to be changed is not there any more.")
-            known = dict(db.execute(statements("read")["tags_of_run"], (run_key,)).fetchall())
-            for tag in [*add, *remove]:
-                if known.get(tag):
-                    raise InvalidName(f"{tag!r} is a system tag, which nobody may add or remove.")
+            known = db.execute(statements("read")["tags_of_run"], asked).fetchall()
+            now = tags.changed(known, add, remove)
             db.executemany(sql["remove_tag"], [(run_key, tag) for tag in remove])
             db.executemany(sql["add_tag"], [(run_key, tag, 0) for tag in add])
-            now = db.execute(statements("read")["tags_of_run"], (run_key,)).fetchall()
-            tags = tuple(tag for tag, is_system in now if not is_system)
-            if len(tags) > ids.MAX_TAGS:
-                raise InvalidName(
-                    f"A run can have at most {ids.MAX_TAGS} tags; it would have {len(tags)}."
-                )
-        return tags
+        return now
 
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
         """Put these logs in the place of others; see the port."""
@@ -186,7 +177,7 @@ class SqliteMetadata:
         """Remove a run with all its records; see the port."""
         sql = statements("write")
         with self._transaction() as db:
-            found = db.execute(statements("read")["flow_of_run"], (run_key,)).fetchone()
+            found = db.execute(statements("read")["flow_of_run"], {"run_key": run_key}).fetchone()
             if found is None:
                 return
             for table in ("journal", "metadata", "attempts", "tasks", "steps", "run_tags"):
@@ -194,169 +185,6 @@ class SqliteMetadata:
             db.execute(sql["delete_run"], (run_key,))
             db.execute(sql["retire_key"], (run_key,))
             db.execute(sql["delete_empty_flow"], found)
-
-    # ------------------------------------------------------------------ reading
-
-    def all_manifests(self, run_key: int) -> Iterator[bytes]:
-        """The manifests of all attempts of a run; see the port."""
-        after, more = -1, True
-        while more:
-            found = self._all(statements("read")["all_manifests"], (run_key, after, _PAGE))
-            yield from (manifest for _, manifest in found)
-            # A page may end between the attempts of a task, of which there are fewer than a page:
-            # the next one begins with that task again.
-            more = len(found) == _PAGE
-            after = found[-1][0] - 1 if more else after
-
-    def journal(self, run_key: int) -> Iterator[bytes]:
-        """The event batches of the run, oldest first."""
-        for (events,) in self._stream(statements("read")["journal"], (run_key,)):
-            yield events
-
-    def flows(self) -> list[tuple[str, float]]:
-        """Name and time of creation of every flow, newest first."""
-        return self._all(statements("read")["flows"], ())
-
-    def runs(
-        self,
-        flow: str,
-        *,
-        tags: Sequence[str] = (),
-        states: Sequence[RunState] = (),
-        since: float | None = None,
-        until: float | None = None,
-        after: tuple[float, int] | None = None,
-        limit: int | None = None,
-        kind: str = "",
-    ) -> list[RunRecord]:
-        """The flow's runs, newest first; see the port."""
-        after_time, after_key = after or (None, None)
-        found = self._all(
-            statements("read")["runs"],
-            {
-                "flow": flow,
-                "kind": kind,
-                "since": since,
-                "until": until,
-                "after_time": after_time,
-                "after_key": after_key,
-                "states": json.dumps([state.value for state in states]),
-                "tags": json.dumps(list(tags)),
-                "limit": -1 if limit is None else limit,
-            },
-        )
-        keys = json.dumps([row[0] for row in found])
-        by_run: dict[int, list[tuple[str, int]]] = {}
-        for key, tag, is_system in self._all(statements("read")["tags"], (keys,)):
-            by_run.setdefault(key, []).append((tag, is_system))
-        with damage_named(self._where):
-            return [rows.run_record(row, by_run.get(row[0], ())) for row in found]
-
-    def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run, whole; None where there is none."""
-        found = self._all(statements("read")["run"], (flow, run))
-        if not found:
-            return None
-        tags = self._all(statements("read")["tags_of_run"], (found[0][0],))
-        with damage_named(self._where):
-            return rows.run_record(found[0], tags)
-
-    def steps(self, run_key: int) -> list[tuple[str, float, int]]:
-        """Name, time and number of tasks of every step that has begun, newest first."""
-        return self._all(statements("read")["steps"], (run_key,))
-
-    def tasks(
-        self,
-        run_key: int,
-        *,
-        step: str | None = None,
-        split: int | None = None,
-        steps: Sequence[str] = (),
-        after: int | None = None,
-        limit: int | None = None,
-        light: bool = False,
-    ) -> Iterator[TaskView]:
-        """Tasks with their latest attempts, in one query that streams; see the port."""
-        name = "tasks" if step is None else "tasks_of_step"
-        if split is not None:
-            name = "tasks_of_split"
-        sql = statements("read")[name]
-        values = {
-            "run_key": run_key,
-            "step": step,
-            "split": split,
-            "steps": json.dumps(list(steps)),
-            "after": -1 if after is None else after,
-            "limit": -1 if limit is None else limit,
-        }
-        return self._views(_with_columns(sql, light), values)
-
-    def newest_tasks(
-        self,
-        run_key: int,
-        *,
-        step: str | None = None,
-        states: Sequence[TaskState] = (),
-        before: int | None = None,
-        limit: int | None = None,
-        light: bool = False,
-    ) -> Iterator[TaskView]:
-        """Tasks with their latest attempts, the newest first; see the port."""
-        name = "newest_tasks" if step is None else "newest_tasks_of_step"
-        values = {
-            "run_key": run_key,
-            "step": step,
-            "states": json.dumps(rows.attempt_states(states)),
-            "before": _NO_TASK if before is None else before,
-            "limit": -1 if limit is None else limit,
-        }
-        return self._views(_with_columns(statements("read")[name], light), values)
-
-    def progress(self, run_key: int) -> list[StepProgress]:
-        """How far every step that has begun has come, oldest first."""
-        found = self._all(statements("read")["progress"], (run_key,))
-        with damage_named(self._where):
-            return rows.progress(found)
-
-    def _views(self, sql: str, values: Any) -> Iterator[TaskView]:
-        with damage_named(self._where):
-            yield from map(rows.task_view, self._stream(sql, values))
-
-    def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
-        """One task with its latest attempt, or with the attempt asked for."""
-        values = {"run_key": run_key, "task": task, "attempt": attempt}
-        return next(self._views(_with_columns(statements("read")["task"]), values), None)
-
-    def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
-        """The manifests of the latest attempts of these tasks, where they succeeded."""
-        wanted = json.dumps(list(tasks))
-        return dict(self._all(statements("read")["manifests"], (run_key, wanted)))
-
-    def split_manifests(
-        self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000
-    ) -> list[tuple[int, int, str, bytes]]:
-        """A page of a foreach join's inputs; see the port."""
-        values = (run_key, split, start, json.dumps(list(steps)), limit)
-        return self._all(statements("read")["split_manifests"], values)
-
-    def cached(self, flow: str, key: bytes) -> CachedTask | None:
-        """A succeeded task of the flow with this cache key; see the port."""
-        found = self._all(statements("read")["cached"], (key, flow))
-        if not found:
-            return None
-        run, step, task, run_key, manifest = found[0]
-        return CachedTask(f"{run}/{step}/{task}", run_key, task, manifest)
-
-    def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
-        """All attempts of a task, oldest first."""
-        found = self._all(statements("read")["attempts"], (run_key, task))
-        with damage_named(self._where):
-            return [rows.attempt_record(row) for row in found]
-
-    def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
-        """The metadata records of a task, oldest first."""
-        found = self._all(statements("read")["metadata"], (run_key, task))
-        return [MetadataRecord(*row) for row in found]
 
     # ------------------------------------------------------------------ connections
 
@@ -379,21 +207,24 @@ class SqliteMetadata:
                     db.execute("ROLLBACK")
                 raise
 
-    def _all(self, sql: str, values: Any) -> list[Any]:
+    def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
         with errors_named(self._where), self._reading() as db:
-            return db.execute(sql, values).fetchall()
+            return db.execute(_with_columns(name, light), _plain(values)).fetchall()
 
-    def _stream(self, sql: str, values: Any) -> Iterator[Any]:
+    def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
         if self._path is None:  # its one connection is everybody's: nobody may stay on it
-            yield from self._all(sql, values)
+            yield from self._all(name, light, **values)
             return
         with (
             errors_named(self._where),
             self._reading() as db,
-            closing(db.execute(sql, values)) as cursor,
+            closing(db.execute(_with_columns(name, light), _plain(values))) as cursor,
         ):
-            while page := cursor.fetchmany(_PAGE):
+            while page := cursor.fetchmany(PAGE):
                 yield from page
+
+    def _damage_named(self) -> AbstractContextManager[None]:
+        return damage_named(self._where)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -453,5 +284,13 @@ def _insert(db: sqlite3.Connection, sql: str, values: Sequence[rows.Row]) -> Non
             at += size
 
 
-def _with_columns(sql: str, light: bool = False) -> str:
+def _with_columns(name: str, light: bool) -> str:
+    sql = statements("read")[name]
     return sql.replace("{columns}", rows.LIGHT_COLUMNS if light else rows.COLUMNS)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as SQLite takes them: lists as JSON."""
+    return {
+        name: json.dumps(value) if type(value) is list else value for name, value in values.items()
+    }

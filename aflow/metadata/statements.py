@@ -11,9 +11,9 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 @cache
-def statements(kind: str) -> dict[str, str]:
-    """The statements of `queries/<kind>.sql`, by name."""
-    return named((_FOLDER / "queries" / f"{kind}.sql").read_text())
+def statements(kind: str, folder: str = "queries") -> dict[str, str]:
+    """The statements of `<folder>/<kind>.sql`, by name."""
+    return named((_FOLDER / folder / f"{kind}.sql").read_text())
 
 
 def named(text: str) -> dict[str, str]:
@@ -22,9 +22,9 @@ def named(text: str) -> dict[str, str]:
     return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-def migrations() -> list[tuple[int, str]]:
-    """Number and text of every migration, in order: `migrations/<number>_<what>.sql`."""
-    files = sorted((_FOLDER / "migrations").glob("*.sql"))
+def migrations(folder: str = "migrations") -> list[tuple[int, str]]:
+    """Number and text of every migration, in order: `<folder>/<number>_<what>.sql`."""
+    files = sorted((_FOLDER / folder).glob("*.sql"))
     return [(int(file.name[:4]), file.read_text()) for file in files]
 
 

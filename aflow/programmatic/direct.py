@@ -126,7 +126,7 @@ def _concluded(
     definition: FlowDefinition, ended: RunEnded, settings: Settings, metadata: str | None
 ) -> Run:
     """The run that has ended, after its exit hooks; raises RunFailed."""
-    place = place_at(metadata or f"local@{settings.root}")
+    place = place_at(metadata or settings.place)
     run = Run(f"{definition.name}/{ended.run}", _namespace_check=False, _place=place)
     succeeded = ended.state is RunState.SUCCEEDED
     troubles: list[str] = []

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from aflow.metadata.base import (
     AttemptRecord,
     MetadataStore,
@@ -14,6 +16,7 @@ from aflow.metadata.base import (
 )
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import AttemptState, RunState
+from tests.support.postgres import new_schema
 from tests.support.service import ServedMetadata
 
 BACKENDS: dict[str, Callable[[Path], MetadataStore]] = {
@@ -22,6 +25,18 @@ BACKENDS: dict[str, Callable[[Path], MetadataStore]] = {
     "service": lambda folder: ServedMetadata(folder / "metadata.db"),
     "sqlite-process": lambda folder: SqliteMetadata(folder / "metadata.db", durability="process"),
 }
+
+
+NAMES = [*BACKENDS, "postgres"]
+
+
+def open_store(request: pytest.FixtureRequest, folder: Path) -> MetadataStore:
+    """An empty store of the kind that the fixture's parameter names."""
+    if request.param in BACKENDS:
+        return BACKENDS[request.param](folder)
+    from aflow.metadata.postgres import PostgresMetadata
+
+    return PostgresMetadata(new_schema(request.getfixturevalue("postgres_server")))
 
 
 def a_run(flow: str = "Flow", run: str = "1", **changes: Any) -> RunRecord:

@@ -9,12 +9,12 @@ import pytest
 
 from aflow.errors import MetadataError
 from aflow.metadata.base import Batch, MetadataRecord, MetadataStore
-from tests.contracts.metadata_stores import BACKENDS, a_run, succeeded, tasks_of
+from tests.contracts.metadata_stores import NAMES, a_run, open_store, succeeded, tasks_of
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=NAMES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MetadataStore]:
-    opened = BACKENDS[request.param](tmp_path)
+    opened = open_store(request, tmp_path)
     yield opened
     opened.close()
 

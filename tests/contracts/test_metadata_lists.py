@@ -15,12 +15,12 @@ from aflow.metadata.base import (
     RunRecord,
 )
 from aflow.scheduler.states import AttemptState, TaskState
-from tests.contracts.metadata_stores import BACKENDS, a_run, succeeded, tasks_of
+from tests.contracts.metadata_stores import NAMES, a_run, open_store, succeeded, tasks_of
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=NAMES)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MetadataStore]:
-    opened = BACKENDS[request.param](tmp_path)
+    opened = open_store(request, tmp_path)
     yield opened
     opened.close()
 

@@ -18,7 +18,7 @@ from tests.support.servers import (
     Server,
     free_port,
     new_database,
-    own_postgres_server,
+    postgres_for_one,
     redis_server,
 )
 
@@ -81,7 +81,7 @@ def _redis(folder: Path) -> Iterator[Broker]:
 
 @contextmanager
 def _postgres(folder: Path) -> Iterator[Broker]:
-    with own_postgres_server() as server, new_database(server) as url:
+    with postgres_for_one() as server, new_database(server) as url:
         # A crash as well, but its children are gone after it: they keep a new one from starting.
         yield server, url, signal.SIGQUIT
 

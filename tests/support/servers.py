@@ -106,7 +106,7 @@ def redis_server(folder: Path, *options: str) -> Server:
     return Server("redis", command, port, folder / "redis.log").start()
 
 
-def _postgres(folder: Path) -> Server:
+def start_postgres(folder: Path) -> Server:
     """A PostgreSQL server with the user `aflow` and the password `secret`."""
     programs = next((each for each in _POSTGRES if (each / "initdb").exists()), None)
     if programs is None:
@@ -141,23 +141,26 @@ def _postgres(folder: Path) -> Server:
     return Server("postgres", command, port, folder / "postgres.log", answers).start()
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Server]:
-    """The PostgreSQL server of the test session."""
-    with own_postgres_server() as server:
-        yield server
-
-
 @contextmanager
-def own_postgres_server() -> Iterator[Server]:
-    """A PostgreSQL server that a test may kill."""
-    # Not in pytest's folder, into which pytest lets nobody but its own user.
-    with tempfile.TemporaryDirectory(prefix="aflow-postgres-") as folder:
-        server = _postgres(Path(folder))
+def postgres_for_one() -> Iterator[Server]:
+    """A PostgreSQL server for somebody who stops and starts it."""
+    # Not below pytest's folder, which every session that begins closes to all other users.
+    folder = Path(tempfile.mkdtemp(prefix="aflow-postgres-"))
+    try:
+        server = start_postgres(folder)
         try:
             yield server
         finally:
             server.kill(signal.SIGINT)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """The PostgreSQL server of the test session."""
+    with postgres_for_one() as server:
+        yield server
 
 
 @contextmanager

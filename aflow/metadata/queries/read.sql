@@ -1,15 +1,15 @@
 -- name: journal
-SELECT events FROM journal WHERE run_key = ? ORDER BY version
+SELECT events FROM journal WHERE run_key = :run_key ORDER BY version
 
 -- name: flows
 SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 
 -- name: run
 SELECT key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind
-FROM runs WHERE flow = ? AND run = ?
+FROM runs WHERE flow = :flow AND run = :run
 
 -- name: run_exists
-SELECT 1 FROM runs WHERE key = ?
+SELECT 1 FROM runs WHERE key = :run_key
 
 -- name: runs
 -- (One upper bound of the time is for the index; unary + keeps the others from it.)
@@ -23,32 +23,32 @@ WHERE flow = :flow AND kind = :kind AND created_at >= coalesce(:since, -9e999)
   AND NOT EXISTS (
     SELECT 1 FROM json_each(:tags) AS wanted
     WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value))
-ORDER BY created_at DESC, key DESC LIMIT :limit
+ORDER BY created_at DESC, key DESC LIMIT coalesce(:limit, -1)
 
 -- name: tags
 SELECT run_key, tag, is_system FROM run_tags
-WHERE run_key IN (SELECT value FROM json_each(?)) ORDER BY run_key, tag
+WHERE run_key IN (SELECT value FROM json_each(:run_keys)) ORDER BY run_key, tag
 
 -- name: tags_of_run
-SELECT tag, is_system FROM run_tags WHERE run_key = ? ORDER BY tag
+SELECT tag, is_system FROM run_tags WHERE run_key = :run_key ORDER BY tag
 
 -- name: steps
 SELECT step, created_at,
   (SELECT count(*) FROM tasks WHERE tasks.run_key = steps.run_key AND tasks.step = steps.step)
-FROM steps WHERE run_key = ? AND step <> '_parameters' ORDER BY created_at DESC, step
+FROM steps WHERE run_key = :run_key AND step <> '_parameters' ORDER BY created_at DESC, step
 
 -- name: tasks
 SELECT {columns} FROM tasks t LEFT JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
-WHERE t.run_key = :run_key AND t.task > :after ORDER BY t.task LIMIT :limit
+WHERE t.run_key = :run_key AND t.task > :after ORDER BY t.task LIMIT coalesce(:limit, -1)
 
 -- name: tasks_of_step
 -- (Left alone, SQLite prefers the primary key, and would read all tasks of the run.)
 SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
-WHERE t.run_key = :run_key AND t.step = :step AND t.task > :after ORDER BY t.task LIMIT :limit
+WHERE t.run_key = :run_key AND t.step = :step AND t.task > :after ORDER BY t.task LIMIT coalesce(:limit, -1)
 
 -- name: newest_tasks
 SELECT {columns} FROM tasks t LEFT JOIN attempts a
@@ -56,7 +56,7 @@ SELECT {columns} FROM tasks t LEFT JOIN attempts a
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
 WHERE t.run_key = :run_key AND t.task < :before
   AND (:states = '[]' OR coalesce(a.state, '') IN (SELECT value FROM json_each(:states)))
-ORDER BY t.task DESC LIMIT :limit
+ORDER BY t.task DESC LIMIT coalesce(:limit, -1)
 
 -- name: newest_tasks_of_step
 SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN attempts a
@@ -64,14 +64,14 @@ SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN attempts a
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
 WHERE t.run_key = :run_key AND t.step = :step AND t.task < :before
   AND (:states = '[]' OR coalesce(a.state, '') IN (SELECT value FROM json_each(:states)))
-ORDER BY t.task DESC LIMIT :limit
+ORDER BY t.task DESC LIMIT coalesce(:limit, -1)
 
 -- name: progress
 SELECT t.step, min(t.created_at), coalesce(a.state, ''), count(*), max(a.finished_at)
 FROM tasks t LEFT JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
-WHERE t.run_key = ? AND t.step <> '_parameters' GROUP BY 1, 3 ORDER BY 2, 1
+WHERE t.run_key = :run_key AND t.step <> '_parameters' GROUP BY 1, 3 ORDER BY 2, 1
 
 -- name: tasks_of_split
 SELECT {columns} FROM tasks t LEFT JOIN attempts a
@@ -79,7 +79,7 @@ SELECT {columns} FROM tasks t LEFT JOIN attempts a
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
 WHERE t.run_key = :run_key AND t.split = :split AND t.split_index > :after
   AND (:steps = '[]' OR t.step IN (SELECT value FROM json_each(:steps)))
-ORDER BY t.split_index, t.task LIMIT :limit
+ORDER BY t.split_index, t.task LIMIT coalesce(:limit, -1)
 
 -- name: task
 SELECT {columns} FROM tasks t LEFT JOIN attempts a
@@ -89,9 +89,9 @@ WHERE t.run_key = :run_key AND t.task = :task
 
 -- name: manifests
 SELECT a.task, a.manifest FROM attempts a
-WHERE a.run_key = ?1 AND a.task IN (SELECT value FROM json_each(?2))
+WHERE a.run_key = :run_key AND a.task IN (SELECT value FROM json_each(:tasks))
   AND a.state IN ('succeeded', 'running') AND a.manifest IS NOT NULL
-  AND a.attempt = (SELECT max(attempt) FROM attempts WHERE run_key = ?1 AND task = a.task)
+  AND a.attempt = (SELECT max(attempt) FROM attempts WHERE run_key = :run_key AND task = a.task)
 
 -- name: split_manifests
 -- A switch that loops leaves several tasks for one item: the last one went on to the join. (Beside
@@ -100,14 +100,14 @@ SELECT t.split_index, max(t.task), t.step, a.manifest FROM tasks t INDEXED BY ta
 JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
-WHERE t.run_key = ?1 AND t.split = ?2 AND t.split_index >= ?3
-  AND t.step IN (SELECT value FROM json_each(?4))
+WHERE t.run_key = :run_key AND t.split = :split AND t.split_index >= :start
+  AND t.step IN (SELECT value FROM json_each(:steps))
   AND a.state = 'succeeded' AND a.manifest IS NOT NULL
-GROUP BY t.split_index ORDER BY t.split_index LIMIT ?5
+GROUP BY t.split_index ORDER BY t.split_index LIMIT coalesce(:limit, -1)
 
 -- name: attempts
 SELECT task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu
-FROM attempts WHERE run_key = ? AND task = ? ORDER BY attempt
+FROM attempts WHERE run_key = :run_key AND task = :task ORDER BY attempt
 
 -- name: cached
 -- Of several tasks with the key that succeeded, the latest that ran; else the latest of all.
@@ -116,16 +116,16 @@ JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
 JOIN runs ON runs.key = t.run_key
-WHERE t.cache_key = ?1 AND runs.flow = ?2 AND a.state = 'succeeded' AND a.manifest IS NOT NULL
+WHERE t.cache_key = :key AND runs.flow = :flow AND a.state = 'succeeded' AND a.manifest IS NOT NULL
 ORDER BY t.origin = '' DESC, t.run_key DESC LIMIT 1
 
 -- name: metadata
 SELECT task, attempt, field, value, type, created_at FROM metadata
-WHERE run_key = ? AND task = ? ORDER BY number
+WHERE run_key = :run_key AND task = :task ORDER BY number
 
 -- name: all_manifests
 SELECT task, manifest FROM attempts
-WHERE run_key = ? AND task > ? AND manifest IS NOT NULL ORDER BY task LIMIT ?
+WHERE run_key = :run_key AND task > :after AND manifest IS NOT NULL ORDER BY task LIMIT coalesce(:limit, -1)
 
 -- name: flow_of_run
-SELECT flow FROM runs WHERE key = ?
+SELECT flow FROM runs WHERE key = :run_key

@@ -1,0 +1,262 @@
+"""Metadata in PostgreSQL: one database, many machines.
+
+The tables are in a schema of their own. Each commit is on the server's disk before it returns,
+whatever the durability, as far as the server keeps `synchronous_commit`.
+
+A server that was reached once may go away for a while (it is restarted, say): calls wait for it, up
+to PATIENCE seconds. What was lost with a connection is done again: reading and setting are the same
+twice, and a commit leaves its mark, so that it is seen whether it was carried out.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+from aflow import ids
+from aflow.errors import MetadataAway, MetadataUnavailable, NotFound, VersionConflict
+from aflow.metadata import rows, tags
+from aflow.metadata.base import AttemptRecord, Batch, ReplacedLog, RunRecord, RunUpdate
+from aflow.metadata.postgres_connections import Connection, Connections, Place
+from aflow.metadata.reading import PAGE, RecordReader
+from aflow.metadata.statements import statements
+from aflow.scheduler.codec import encode_inputs
+from aflow.scheduler.messages import NoInputs
+from aflow.scheduler.states import AttemptState
+
+PATIENCE = 30.0  # seconds to wait for a server that has gone away
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds; doubled each time
+_FOLDER = "queries_postgres"
+
+T = TypeVar("T")
+_Rows = Generator[Any, None, None]
+
+
+class PostgresMetadata(RecordReader):
+    """The metadata store of one database, named by a URL; see `Place` for what it may say.
+
+    `pause(seconds)` waits for a server that is away."""
+
+    def __init__(
+        self,
+        url: str,
+        read_only: bool = False,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        self._place = Place(url)
+        self._connections = Connections(self._place, read_only)
+        self._pause = pause or threading.Event().wait
+
+    @property
+    def url(self) -> str:
+        """Where it is, without the password."""
+        return self._place.url
+
+    @property
+    def address(self) -> str:
+        """What it takes to open it; see the port."""
+        return self._place.address
+
+    # ------------------------------------------------------------------ writing
+
+    def create_run(self, run: RunRecord, parameters: bytes) -> RunRecord:
+        """Record a new run with its parameters; see the port."""
+        mark = uuid.uuid4().hex
+
+        def create(db: Connection) -> int:
+            _do(db, "lock_flow", run.flow)
+            _do(db, "add_flow", run.flow, run.created_at)
+            made = _do(db, "add_run", *rows.run_row(run), mark).fetchone()
+            if made is None:
+                asked = {"flow": run.flow, "run": run.run, "mark": mark}
+                made = db.execute(_read("made_by"), asked).fetchone()
+                if made is None:
+                    raise VersionConflict(f"There is a run {run.flow}/{run.run} already.")
+                return int(made[0])  # the answer to the try before was lost
+            key = int(made[0])
+            _do_all(db, "add_tag", rows.tag_rows(key, run))
+            at, step, task = run.created_at, ids.PARAMETERS_STEP, ids.PARAMETERS_TASK
+            inputs = encode_inputs(NoInputs())
+            _do(db, "add_task", key, task, step, at, None, None, inputs, "", None)
+            attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
+            _do(db, "put_attempt", *rows.attempt_row(key, attempt))
+            return key
+
+        return run._replace(key=self._transaction(create), version=0)
+
+    def commit(self, run_key: int, version: int, batch: Batch) -> int:
+        """Write the batch if the run is still at `version`; see the port."""
+        mark = uuid.uuid4().hex
+
+        def commit(db: Connection) -> None:
+            if _do(db, "advance", mark, run_key, version).rowcount != 1:
+                asked = {"run_key": run_key, "version": version + 1}
+                written = db.execute(_read("written_by"), asked).fetchone()
+                if written == (mark,):
+                    return  # the answer to the try before was lost
+                raise VersionConflict(
+                    "Somebody else has written to this run: two coordinators drive it. This one "
+                    "stops."
+                )
+            with db.pipeline():
+                _write(db, run_key, version + 1, batch)
+
+        self._transaction(commit)
+        return version + 1
+
+    def beat(self, run_key: int, at: float) -> None:
+        """Say that the run's coordinator is alive; see the port."""
+        self._transaction(lambda db: _do(db, "beat", at, run_key))
+
+    def change_tags(
+        self, run_key: int, add: Sequence[str], remove: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Remove, then add user tags; see the port."""
+        for tag in [*add, *remove]:
+            ids.tag(tag)
+
+        def change(db: Connection) -> tuple[str, ...]:
+            asked = {"run_key": run_key}
+            if db.execute(_read("run_exists"), asked).fetchone() is None:
+                raise NotFound("The run whose tags were to be changed is not there any more.")
+            known = db.execute(_read("tags_of_run"), asked).fetchall()
+            now = tags.changed(known, add, remove)
+            _do_all(db, "remove_tag", [(run_key, tag) for tag in remove])
+            _do_all(db, "add_tag", [(run_key, tag, False) for tag in add])
+            return now
+
+        return self._transaction(change)
+
+    def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
+        """Put these logs in the place of others; see the port. The server's own files, its
+        write-ahead log and what is archived of it may hold the old ones for a while."""
+        values = [(*log[2:], run_key, log.task, log.attempt) for log in logs]
+        if values:
+            self._transaction(lambda db: _do_all(db, "replace_log", values))
+
+    def delete_run(self, run_key: int) -> None:
+        """Remove a run with all its records; see the port."""
+
+        def delete(db: Connection) -> None:
+            found = db.execute(_read("flow_of_run"), {"run_key": run_key}).fetchone()
+            if found is None:
+                return
+            _do(db, "lock_flow", found[0])
+            for table in ("journal", "metadata", "attempts", "tasks", "steps", "run_tags", "run"):
+                _do(db, f"delete_{table}", run_key)
+            db.execute(statements("write", _FOLDER)["delete_empty_flow"], {"flow": found[0]})
+
+        self._transaction(delete)
+
+    # ------------------------------------------------------------------ statements
+
+    def _transaction(self, work: Callable[[Connection], T]) -> T:
+        """Do the work in a transaction, which is kept if the work ends well."""
+
+        def attempt() -> T:
+            with self._connections.one() as db, db.transaction():
+                return work(db)
+
+        return self._patiently(attempt)
+
+    def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
+        def attempt() -> list[Any]:
+            with self._connections.one() as db, db.cursor(binary=True) as cursor:
+                return cursor.execute(_read(name, light), values).fetchall()
+
+        return self._patiently(attempt)
+
+    def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
+        limit = values.get("limit")
+        if limit is not None and limit <= PAGE:
+            yield from self._all(name, light, **values)
+            return
+        first, rest = self._patiently(lambda: self._begin(_read(name, light), values))
+        with closing(rest):
+            yield from first
+            yield from rest
+
+    def _begin(
+        self, sql: str, values: dict[str, Any]
+    ) -> tuple[list[Any], Generator[Any, None, None]]:
+        """The first row of a stream, if there is one, and what will give the others. Once a row
+        was given nothing can be done again."""
+        rest = self._rows(sql, values)
+        return [*islice(rest, 1)], rest
+
+    def _rows(self, sql: str, values: dict[str, Any]) -> _Rows:
+        # With a cursor of its own on the server, so that a stream that is left alone costs neither
+        # memory here nor the reading of the rest.
+        with (
+            self._connections.one() as db,
+            db.transaction(),
+            db.cursor(name="stream", binary=True) as cursor,
+        ):
+            cursor.itersize = PAGE
+            yield from cursor.execute(sql, values)
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        """Try until the server answers, for as long as it was there before and PATIENCE lasts."""
+        waited, wait = 0.0, _FIRST_WAIT
+        while True:
+            try:
+                return attempt()
+            except MetadataAway:
+                if not self._connections.were_good or waited >= PATIENCE:
+                    raise
+                self._pause(wait)
+                waited, wait = waited + wait, min(2 * wait, _LONGEST_WAIT)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            raise MetadataUnavailable(
+                f"The metadata in {self.url} cannot be used: a record in it is damaged."
+            ) from error
+
+    def _damage_named(self) -> AbstractContextManager[None]:
+        return self._named()
+
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        self._connections.close()
+
+
+def _write(db: Connection, run_key: int, version: int, batch: Batch) -> None:
+    if batch.events:
+        _do(db, "add_events", run_key, version, batch.events)
+    steps = {task.step: task.created_at for task in reversed(batch.tasks)}
+    _do_all(db, "add_step", [(run_key, step, at) for step, at in steps.items()])
+    _do_all(db, "add_task", [rows.task_row(run_key, task) for task in batch.tasks])
+    _do_all(db, "put_attempt", [rows.attempt_row(run_key, each) for each in batch.attempts])
+    _do_all(db, "add_metadata", [rows.metadata_row(run_key, each) for each in batch.metadata])
+    if batch.run is not None:
+        _do(db, "update_run", *_update(batch.run), run_key)
+
+
+def _update(update: RunUpdate) -> rows.Row:
+    state = None if update.state is None else update.state.value
+    reason = None if update.reason is None else rows.text(update.reason)
+    return (state, update.finished_at, reason)
+
+
+def _do(db: Connection, name: str, *values: Any) -> Any:
+    return db.execute(statements("write", _FOLDER)[name], values)
+
+
+def _do_all(db: Connection, name: str, values: Sequence[rows.Row]) -> None:
+    if values:
+        with db.cursor() as cursor:
+            sql = statements("write", _FOLDER)[name]
+            cursor.executemany(sql, values)
+
+
+def _read(name: str, light: bool = False) -> str:
+    sql = statements("read", _FOLDER)[name]
+    return sql.replace("{columns}", rows.LIGHT_COLUMNS if light else rows.COLUMNS)

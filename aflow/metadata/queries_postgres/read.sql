@@ -1,0 +1,140 @@
+-- name: journal
+SELECT events FROM journal WHERE run_key = %(run_key)s ORDER BY version
+
+-- name: flows
+SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
+
+-- name: run
+SELECT key, flow, run, state, user_name, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind
+FROM runs WHERE flow = %(flow)s AND run = %(run)s
+
+-- name: run_exists
+SELECT 1 FROM runs WHERE key = %(run_key)s FOR UPDATE
+
+-- name: runs
+SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
+FROM runs
+WHERE flow = %(flow)s AND kind = %(kind)s
+  AND created_at >= coalesce(%(since)s::float8, '-infinity')
+  AND created_at <= coalesce(%(after_time)s::float8, 'infinity')
+  AND created_at < coalesce(%(until)s::float8, 'infinity')
+  AND (%(after_key)s::bigint IS NULL OR (created_at, key) < (%(after_time)s::float8, %(after_key)s::bigint))
+  AND (cardinality(%(states)s::text[]) = 0 OR state = ANY (%(states)s::text[]))
+  AND NOT EXISTS (
+    SELECT 1 FROM unnest(%(tags)s::text[]) AS wanted
+    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted))
+ORDER BY created_at DESC, key DESC LIMIT %(limit)s
+
+-- name: tags
+SELECT run_key, tag, is_system FROM run_tags
+WHERE run_key = ANY (%(run_keys)s::bigint[]) ORDER BY run_key, tag
+
+-- name: tags_of_run
+SELECT tag, is_system FROM run_tags WHERE run_key = %(run_key)s ORDER BY tag
+
+-- name: steps
+SELECT step, created_at,
+  (SELECT count(*) FROM tasks WHERE tasks.run_key = steps.run_key AND tasks.step = steps.step)
+FROM steps WHERE run_key = %(run_key)s AND step <> '_parameters' ORDER BY created_at DESC, step
+
+-- name: tasks
+SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.task > %(after)s ORDER BY t.task LIMIT %(limit)s
+
+-- name: tasks_of_step
+SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.step = %(step)s AND t.task > %(after)s ORDER BY t.task LIMIT %(limit)s
+
+-- name: newest_tasks
+SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.task < %(before)s
+  AND (cardinality(%(states)s::text[]) = 0 OR coalesce(a.state, '') = ANY (%(states)s::text[]))
+ORDER BY t.task DESC LIMIT %(limit)s
+
+-- name: newest_tasks_of_step
+SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.step = %(step)s AND t.task < %(before)s
+  AND (cardinality(%(states)s::text[]) = 0 OR coalesce(a.state, '') = ANY (%(states)s::text[]))
+ORDER BY t.task DESC LIMIT %(limit)s
+
+-- name: progress
+SELECT t.step, min(t.created_at), coalesce(a.state, ''), count(*), max(a.finished_at)
+FROM tasks t LEFT JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.step <> '_parameters' GROUP BY 1, 3 ORDER BY 2, 1
+
+-- name: tasks_of_split
+SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.split = %(split)s AND t.split_index > %(after)s
+  AND (cardinality(%(steps)s::text[]) = 0 OR t.step = ANY (%(steps)s::text[]))
+ORDER BY t.split_index, t.task LIMIT %(limit)s
+
+-- name: task
+SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
+    SELECT * FROM attempts
+    WHERE run_key = t.run_key AND task = t.task
+      AND (%(attempt)s::bigint IS NULL OR attempt = %(attempt)s::bigint)
+    ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.task = %(task)s
+
+-- name: manifests
+SELECT t.task, a.manifest
+FROM (SELECT %(run_key)s::bigint AS run_key, unnest(%(tasks)s::bigint[]) AS task) t
+JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE a.state IN ('succeeded', 'running') AND a.manifest IS NOT NULL
+
+-- name: split_manifests
+-- A switch that loops leaves several tasks for one item: the last one went on to the join.
+SELECT DISTINCT ON (t.split_index) t.split_index, t.task, t.step, a.manifest
+FROM tasks t JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.split = %(split)s AND t.split_index >= %(start)s
+  AND t.step = ANY (%(steps)s::text[]) AND a.state = 'succeeded' AND a.manifest IS NOT NULL
+ORDER BY t.split_index, t.task DESC LIMIT %(limit)s
+
+-- name: attempts
+SELECT task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu
+FROM attempts WHERE run_key = %(run_key)s AND task = %(task)s ORDER BY attempt
+
+-- name: cached
+-- Of several tasks with the key that succeeded, the latest that ran; else the latest of all.
+SELECT runs.run, t.step, t.task, t.run_key, a.manifest FROM tasks t
+JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+JOIN runs ON runs.key = t.run_key
+WHERE t.cache_key = %(key)s AND runs.flow = %(flow)s
+  AND a.state = 'succeeded' AND a.manifest IS NOT NULL
+ORDER BY (t.origin = '') DESC, t.run_key DESC LIMIT 1
+
+-- name: metadata
+SELECT task, attempt, field, value, type, created_at FROM metadata
+WHERE run_key = %(run_key)s AND task = %(task)s ORDER BY number
+
+-- name: all_manifests
+SELECT task, manifest FROM attempts
+WHERE run_key = %(run_key)s AND task > %(after)s AND manifest IS NOT NULL ORDER BY task LIMIT %(limit)s
+
+-- name: flow_of_run
+SELECT flow FROM runs WHERE key = %(run_key)s
+
+-- name: written_by
+SELECT written_by FROM runs WHERE key = %(run_key)s AND version = %(version)s
+
+-- name: made_by
+SELECT key FROM runs WHERE flow = %(flow)s AND run = %(run)s AND version = 0 AND written_by = %(mark)s

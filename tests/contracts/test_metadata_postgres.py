@@ -1,0 +1,307 @@
+"""What metadata in PostgreSQL promises beyond the contract: of indexes, of a server that goes away,
+of what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from aflow.errors import (
+    InvalidSetting,
+    MetadataTooNew,
+    MetadataUnavailable,
+    VersionConflict,
+)
+from aflow.metadata import rows
+from aflow.metadata.base import Batch, RunRecord
+from aflow.metadata.statements import migrations, statements
+from tests.contracts.metadata_files import RUN, a_batch, every_answer
+from tests.support.postgres import new_schema
+from tests.support.servers import Server, free_port, postgres_for_one
+
+psycopg = pytest.importorskip("psycopg")
+from aflow.metadata.postgres import PostgresMetadata  # noqa: E402 -- needs psycopg
+from aflow.metadata.postgres_connections import LATEST  # noqa: E402 -- needs psycopg
+
+
+@pytest.fixture
+def url(postgres_server: Server) -> str:
+    return new_schema(postgres_server)
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[PostgresMetadata]:
+    opened = PostgresMetadata(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def run(store: PostgresMetadata) -> RunRecord:
+    return store.create_run(RUN, b"parameters")
+
+
+def command(store: PostgresMetadata, sql: str) -> list[Any]:
+    """What the server answers to a command of ours."""
+    with store._connections.one() as db:
+        cursor = db.execute(sql)
+        return cursor.fetchall() if cursor.description else []
+
+
+# ------------------------------------------------------------------ indexes
+
+MAY_SCAN = {"flows": ["flows"]}  # it is asked for all of them
+VALUES = {
+    "key": b"k",
+    "flow": "Flow",
+    "run": "1",
+    "step": "wide",
+    "steps": ["wide"],
+    "tags": ["a"],
+    "states": ["succeeded"],
+    "tasks": [1, 2],
+    "run_keys": [1],
+    "kind": "",
+    "mark": "m",
+    "since": 1.0,
+    "until": 9.0,
+    "after_time": 5.0,
+}
+
+
+class Numbers(dict[str, Any]):
+    """VALUES, and 1 for the value of any other name."""
+
+    def __missing__(self, name: str) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("name", statements("read", "queries_postgres"))
+def test_every_read_is_answered_from_an_index(store: PostgresMetadata, name: str) -> None:
+    store.flows()
+    sql = statements("read", "queries_postgres")[name].replace("{columns}", rows.COLUMNS)
+    with store._connections.one() as db, db.transaction():
+        db.execute("SET LOCAL enable_seqscan = off")
+        explained = db.execute(f"EXPLAIN {sql}", Numbers(VALUES)).fetchall()
+    scans = [
+        line.split("Seq Scan on ")[1].split()[0] for (line,) in explained if "Seq Scan" in line
+    ]
+
+    assert MAY_SCAN.get(name, []) == scans
+
+
+# ------------------------------------------------------------------ who else is there
+
+
+def test_stores_that_begin_a_database_at_once_all_find_it_made(url: str) -> None:
+    gate = threading.Barrier(4)
+
+    def begin(name: str) -> int:
+        opened = PostgresMetadata(url)
+        gate.wait()
+        try:
+            return opened.create_run(RUN._replace(run=name), b"").key
+        finally:
+            opened.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        keys = list(pool.map(begin, "abcd"))
+
+    assert 4 == len(set(keys))
+
+
+def test_of_stores_that_commit_on_one_version_one_wins(url: str, run: RunRecord) -> None:
+    gate = threading.Barrier(3)
+
+    def race(_: int) -> list[int]:
+        opened = PostgresMetadata(url)
+        gate.wait()
+        won = []
+        for number in range(20):
+            try:
+                opened.commit(run.key, number, a_batch(number))
+            except VersionConflict:
+                continue
+            won.append(number)
+        opened.close()
+        return won
+
+    with ThreadPoolExecutor(3) as pool:
+        won = sorted(number for each in pool.map(race, range(3)) for number in each)
+
+    assert list(range(20)) == won
+
+
+# ------------------------------------------------------------------ a server that goes away
+
+
+def test_a_commit_whose_answer_was_lost_is_written_once(
+    store: PostgresMetadata, run: RunRecord
+) -> None:
+    transaction = store._connections.one
+
+    def answer_lost(db: Any) -> None:
+        raise psycopg.OperationalError("the connection was lost")
+
+    calls = []
+    from contextlib import contextmanager
+
+    @contextmanager
+    def one() -> Iterator[Any]:
+        with transaction() as db:
+            yield db
+            if not calls:
+                calls.append(db.info.backend_pid)
+                db.close()
+                answer_lost(db)
+
+    store._connections.one = one  # type: ignore[method-assign]
+    assert 1 == store.commit(run.key, 0, a_batch(0))
+
+    assert 1 == len(calls)
+    found = store.run("Flow", "1")
+    assert found is not None
+    assert 1 == found.version
+    assert 21 == len(list(store.tasks(run.key)))
+
+
+def test_connections_that_the_server_has_cut_are_replaced(
+    store: PostgresMetadata, url: str, run: RunRecord
+) -> None:
+    other = PostgresMetadata(url)
+    other.flows()
+    for number in range(3):
+        command(
+            other,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend' AND application_name = 'aflow'",
+        )
+        assert number + 1 == store.commit(run.key, number, a_batch(number))
+    other.close()
+
+    assert [b"0", b"1", b"2"] == list(store.journal(run.key))
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    with postgres_for_one() as server:
+        yield server
+
+
+def test_a_server_that_is_started_anew_is_waited_for(own_server: Server) -> None:
+    waits: list[float] = []
+
+    def pause(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            own_server.start()
+
+    store = PostgresMetadata(new_schema(own_server), pause=pause)
+    run = store.create_run(RUN, b"parameters")
+    assert 1 == store.commit(run.key, 0, a_batch(0))
+    own_server.kill(signal.SIGINT)
+    assert 2 == store.commit(run.key, 1, a_batch(1))
+    assert [b"0", b"1"] == list(store.journal(run.key))
+    assert [0.1, 0.2] == waits
+    store.close()
+
+
+def test_a_server_that_stays_away_ends_in_a_sentence(own_server: Server) -> None:
+    waits: list[float] = []
+    store = PostgresMetadata(new_schema(own_server), pause=waits.append)
+    store.flows()
+    own_server.kill(signal.SIGINT)
+    with pytest.raises(MetadataUnavailable, match="cannot be used"):
+        store.flows()
+    assert 30 <= sum(waits) < 40
+    store.close()
+
+
+# ------------------------------------------------------------------ what is said
+
+
+def check_sentence(url: str, *parts: str) -> None:
+    """Using a store there ends at once in one sentence with these parts, without the password."""
+    store = PostgresMetadata(url, pause=lambda _: pytest.fail("nothing is to be waited for"))
+    with pytest.raises(MetadataUnavailable) as caught:
+        store.flows()
+    store.close()
+    text = str(caught.value)
+    for part in parts:
+        assert part in text
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert "secret" not in text
+
+
+def test_a_wrong_password_is_named_and_not_shown(url: str) -> None:
+    wrong = url.replace(":secret@", ":secret2@")
+
+    check_sentence(wrong, "postgresql://aflow@127.0.0.1:", "the user or the password is wrong")
+
+
+def test_a_database_that_is_not_there_is_named(url: str) -> None:
+    check_sentence(url.replace("/postgres?", "/photos?"), "/photos", "there is no such database")
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    check_sentence(f"postgresql://aflow:secret@127.0.0.1:{free_port()}/aflow", "refused")
+
+
+def test_a_schema_that_is_no_name_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="cannot be a schema"):
+        PostgresMetadata("postgresql://host/aflow?schema=a;b")
+
+
+def test_the_latest_version_is_that_of_the_last_migration() -> None:
+    numbers = [number for number, _ in migrations("migrations_postgres")]
+
+    assert list(range(1, LATEST + 1)) == numbers
+
+
+def test_a_database_of_a_newer_version_is_left_alone(
+    store: PostgresMetadata, url: str, run: RunRecord
+) -> None:
+    command(store, f"UPDATE version SET number = {LATEST + 1}")
+    other = PostgresMetadata(url)
+    with pytest.raises(MetadataTooNew, match=f"has version {LATEST + 1}.*Upgrade aflow"):
+        other.flows()
+    other.close()
+
+
+def test_who_only_reads_makes_nothing(store: PostgresMetadata, url: str) -> None:
+    reader = PostgresMetadata(url, read_only=True)
+    with pytest.raises(MetadataUnavailable, match="Nothing has run here yet"):
+        reader.flows()
+    run = store.create_run(RUN, b"parameters")
+    every_answer(reader, run.key)
+    with pytest.raises(MetadataUnavailable, match="read-only"):
+        reader.commit(run.key, 0, Batch())
+    reader.close()
+
+
+def test_a_record_that_is_none_is_damage(store: PostgresMetadata, run: RunRecord) -> None:
+    command(store, "UPDATE runs SET state = 'odd'")
+
+    with pytest.raises(MetadataUnavailable, match="a record in it is damaged"):
+        store.run("Flow", "1")
+
+
+def test_a_stream_that_is_left_alone_disturbs_nobody(
+    store: PostgresMetadata, run: RunRecord
+) -> None:
+    store.commit(run.key, 0, a_batch(0, size=2000))
+    stream = store.tasks(run.key)
+    first = next(stream)
+    store.commit(run.key, 1, Batch(b"more"))
+    assert 0 == first.task.task
+    assert 2000 == len(list(stream))
+    left = store.tasks(run.key)
+    next(left)
+    del left
+    assert 2 == store.run("Flow", "1").version  # type: ignore[union-attr]

@@ -236,7 +236,8 @@ class Worker:
             left = give_up_at - asyncio.get_running_loop().time()
             self._room.clear()
             try:
-                await asyncio.wait_for(self._room.wait(), max(left, 0.0))
+                async with asyncio.timeout(max(left, 0.0)):
+                    await self._room.wait()
             except TimeoutError:
                 break
         for runtime in self._runtimes.values():

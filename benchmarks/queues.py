@@ -26,7 +26,7 @@ from statistics import median
 from aflow import backends
 from aflow.queue.base import Message, Queue
 from tests.support.s3 import ACCESS
-from tests.support.servers import moto_server, new_database, own_postgres_server, redis_server
+from tests.support.servers import moto_server, new_database, postgres_for_one, redis_server
 
 BATCH = 100
 BODY = bytes(500)
@@ -56,7 +56,7 @@ def redis(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    with own_postgres_server() as server, new_database(server) as url:
+    with postgres_for_one() as server, new_database(server) as url:
         yield url
 
 

@@ -82,7 +82,9 @@ class MemoryQueue:
             if self._timed:
                 left = min(left, max(0.0, self._timed[0][0] - self._clock.now()))
             try:
-                await asyncio.wait_for(self._news.wait(), left)
+                # Not wait_for: in Python 3.11 it loses a cancellation that comes with the news.
+                async with asyncio.timeout(left):
+                    await self._news.wait()
             except TimeoutError:
                 continue  # something is due, or the time is up: both are looked at above
 

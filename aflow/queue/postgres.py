@@ -155,7 +155,9 @@ class PostgresQueue:
                 if taken or left <= 0:
                     return taken
                 try:
-                    await asyncio.wait_for(bell.wait(), min(left, LONGEST_WAIT, *due))
+                    # Not wait_for: in Python 3.11 it loses a cancellation that comes with a ring.
+                    async with asyncio.timeout(min(left, LONGEST_WAIT, *due)):
+                        await bell.wait()
                 except TimeoutError:
                     await self._listen(topics)  # the connection may have been lost meanwhile
 

@@ -36,6 +36,7 @@ except ImportError as error:
 
 PREFIX = "aflow"
 LONGEST_WAIT = 20.0  # seconds of one blocking call: some networks drop connections that are quiet
+_PATIENCE = LONGEST_WAIT + 10  # seconds until a call has failed
 _BELLS = 1000  # that are kept at most
 
 _NAMES = """
@@ -92,6 +93,9 @@ if next_due then next_due = tostring(next_due - now()) end
 return {found, next_due or false}
 """
 
+_TIDY = """
+if redis.call('EXISTS', key('body')) == 0 then redis.call('DEL', key('number'), key('bell')) end
+"""
 _HELD = """
 settle(tonumber(ARGV[1]))
 local lost = {}
@@ -112,6 +116,7 @@ each(2, function(id)
   redis.call('ZREM', key('timed'), id)
   for _, name in ipairs({{'body', 'count', 'token'}}) do redis.call('HDEL', key(name), id) end
 end)
+{_TIDY}
 return lost
 """
 _RELEASE = f"""{_HELD}
@@ -125,16 +130,17 @@ each(4, function(id)
 end)
 return lost
 """
-_REMOVE = """
+_REMOVE = f"""
 settle(tonumber(ARGV[1]))
 for i = 2, #ARGV do
   if redis.call('HEXISTS', key('token'), ARGV[i]) == 0 then
-    for _, name in ipairs({'ready', 'timed', 'buried'}) do
+    for _, name in ipairs({{'ready', 'timed', 'buried'}}) do
       redis.call('ZREM', key(name), ARGV[i])
     end
-    for _, name in ipairs({'body', 'count'}) do redis.call('HDEL', key(name), ARGV[i]) end
+    for _, name in ipairs({{'body', 'count'}}) do redis.call('HDEL', key(name), ARGV[i]) end
   end
 end
+{_TIDY}
 return 0
 """
 _BURIED = """
@@ -173,7 +179,10 @@ class RedisQueue:
         self._redis: Any = redis.from_url(
             bare,
             socket_connect_timeout=10,
-            socket_timeout=LONGEST_WAIT + 10,
+            # Calls have a limit of their own (_PATIENCE). With this one redis-py writes by
+            # asyncio.wait_for, which loses cancellations in Python 3.11.
+            socket_timeout=None,
+            socket_keepalive=True,
             health_check_interval=30,
         )
         self._scripts: dict[str, Any] = {}
@@ -307,7 +316,13 @@ class RedisQueue:
     @asynccontextmanager
     async def _errors_named(self) -> AsyncIterator[None]:
         try:
-            yield
+            async with asyncio.timeout(_PATIENCE):
+                yield
+        except TimeoutError as error:
+            raise QueueUnavailable(
+                f"The queue {self._url} did not answer within {_PATIENCE:g} s: see whether the "
+                "server and the network to it work."
+            ) from error
         except (AuthenticationError, NoPermissionError) as error:
             raise QueueUnavailable(
                 f"The queue {self._url} refuses us ({error}): correct user and password in its URL."

@@ -180,6 +180,17 @@ async def test_waiting_ends_with_its_time(queue: Queue) -> None:
     assert [] == await queue.lease(["t"], 1, LONG, 0.1)
 
 
+async def test_a_lease_that_is_cancelled_ends_at_whatever_moment_that_is(queue: Queue) -> None:
+    await queue.depth("t")  # connected
+    for turns in range(40):
+        waiting = asyncio.create_task(queue.lease(["t"], 1, LONG, WAIT))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        done, _ = await asyncio.wait([waiting], timeout=WAIT / 2)
+        assert {waiting} == done, f"cancelled after {turns} turns of the loop"
+
+
 async def test_waiting_can_be_cancelled_and_loses_nothing(queue: Queue, other: Queue) -> None:
     waiting = asyncio.create_task(one(queue))
     await asyncio.sleep(0)

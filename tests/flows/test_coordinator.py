@@ -25,6 +25,12 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def children() -> set[str]:
+    """The processes that this one has started and not waited for."""
+    listed = (each.read_text() for each in Path("/proc/self/task").glob("*/children"))
+    return {child for line in listed for child in line.split()}
+
+
 @pytest.mark.parametrize("isolation", ["task", "worker"])
 async def test_a_flow_runs_inside_of_a_program_that_hears_what_happens(
     flow: type[FlowSpec], tmp_path: Path, isolation: Any
@@ -67,14 +73,14 @@ async def test_leaving_the_block_stops_what_runs_and_leaves_nothing_behind(
 ) -> None:
     async with coordinator(tmp_path) as runs:  # what is opened once and kept, is open now
         await (await runs.start(flow)).wait()
-    before = open_files()
+    before, others = open_files(), children()  # others: servers of other tests, in this process
     async with coordinator(tmp_path, max_workers=2) as runs:
         run = await runs.start(flow, rest=60.0)
         await at_work(run)
+        assert children() > others
     assert RunState.CANCELLED is (await run.wait()).state
     assert open_files() <= before
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    assert [] == children
+    assert others == children()
     metadata = SqliteMetadata(tmp_path / "metadata.db", read_only=True)
     assert [RunState.CANCELLED, RunState.SUCCEEDED] == [
         each.state for each in metadata.runs("EmbeddedFlow")

@@ -32,7 +32,7 @@ def run(
 ) -> tuple[RunEnded, int | None]:
     """Run a flow to its end; how it ended, and the number of the signal that stopped it, if one
     did. Raises what the storage or the metadata raised if the run could not go on."""
-    template = None if _travels(definition, options) else _fork_template(definition)
+    template = _fork_template(definition) if _has_local_steps(definition, options) else None
     import asyncio
 
     from aflow.loops import fastest_loop
@@ -41,13 +41,13 @@ def run(
         return runner.run(_run(definition, options, settings, watch, template))
 
 
-def _travels(definition: FlowDefinition, options: RunOptions) -> bool:
-    """Whether others run the tasks, so that no process here has to."""
+def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
+    """Whether processes of this machine run tasks."""
     if options.queue is None and options.executor == "local":
-        return False
-    from aflow.placement import uses_queue
+        return True
+    from aflow.placement import places
 
-    return uses_queue(definition, options)
+    return "local" in places(definition, options).values()
 
 
 def _fork_template(definition: FlowDefinition) -> tuple[socket.socket, int]:

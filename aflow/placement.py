@@ -1,4 +1,4 @@
-"""Where the attempts of a run are run: in processes of this machine, or by workers of a queue."""
+"""Where the attempts of each step run: in processes of this machine, or by workers of a queue."""
 
 from __future__ import annotations
 
@@ -31,17 +31,21 @@ class Travelling(NamedTuple):
     code: Package | None
 
 
-def uses_queue(definition: FlowDefinition, options: RunOptions) -> bool:
-    """Whether workers run the flow: where that is asked for, or a step has @queue and the settings
-    name a queue. Raises InvalidSetting where no queue is named."""
+def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
+    """Where each step runs: `local`, or `queue` for all where that is asked for, else for those
+    with @queue, if the settings name a queue. Raises InvalidSetting where one is asked for and
+    none is named."""
     if options.executor == "queue":
         if options.queue is None:
             raise InvalidSetting(
                 "--executor queue needs to know which: give --queue URL, or set AFLOW_QUEUE."
             )
-        return True
-    marked = any(step.decorator("queue") for step in definition.steps.values())
-    return marked and options.queue is not None
+        return dict.fromkeys(definition.steps, "queue")
+    has_queue = options.queue is not None
+    return {
+        name: "queue" if has_queue and step.decorator("queue") else "local"
+        for name, step in definition.steps.items()
+    }
 
 
 def travelling(
@@ -49,7 +53,7 @@ def travelling(
 ) -> Travelling | None:
     """What workers load the flow from, its code in the store; None for a flow that stays here.
     Blocks. Raises InvalidSetting, CodePackageError and StorageError."""
-    if not uses_queue(definition, options):
+    if set(places(definition, options).values()) == {"local"}:
         return None
     if store.url == "memory:":
         raise InvalidSetting("Workers cannot reach a datastore in memory: use a folder, or S3.")
@@ -75,17 +79,26 @@ def executor_for(
     grace: float,
 ) -> Executor:
     """What runs the attempts of a run."""
+    of_step = places(definition, options)
+    made: dict[str, Executor] = {}
+    if "local" in of_step.values():
+        made["local"] = ProcessExecutor(
+            needs_of(definition),
+            lambda: start_template(definition, options.decospecs),
+            clock,
+            first=template,
+            max_workers=options.max_workers,
+            isolation=options.isolation,
+            grace=grace,
+        )
     if travels is not None:
-        return _queued(definition, options, store, metadata, clock, travels, grace)
-    return ProcessExecutor(
-        needs_of(definition),
-        lambda: start_template(definition, options.decospecs),
-        clock,
-        first=template,
-        max_workers=options.max_workers,
-        isolation=options.isolation,
-        grace=grace,
-    )
+        made["queue"] = _queued(definition, options, store, metadata, clock, travels, grace)
+    if len(made) == 1:
+        return next(iter(made.values()))
+    # Few runs have more than one: the others do not pay for it.
+    from aflow.executors.by_step import ByStep
+
+    return ByStep({step: made[place] for step, place in of_step.items()})
 
 
 def _queued(

@@ -35,6 +35,7 @@ WAIT = 15.0  # seconds that one call waits for reports
 LOOK = 10.0  # seconds between looks at what was buried
 AWAY = 1.0  # seconds between tries while the broker is away
 PATIENCE = 600.0  # seconds for which it may be away
+GPU_POOL = "gpu"  # of steps that ask for GPUs
 _AT_ONCE = 200  # messages a call
 
 Owner = tuple[int, int]
@@ -346,8 +347,14 @@ class QueueExecutor:
 
 
 def pools_of(definition: Any) -> Mapping[str, str]:
-    """The pool of each step: that of its @queue, else the one that is called default."""
-    return {
-        name: getattr(step.decorator("queue"), "pool", letters.DEFAULT_POOL)
-        for name, step in definition.steps.items()
-    }
+    """The pool of each step: the one that its @queue names, else `gpu` for a step that asks for
+    GPUs by @resources, else `default`."""
+    return {name: _pool(step) for name, step in definition.steps.items()}
+
+
+def _pool(step: Any) -> str:
+    marked = step.decorator("queue")
+    if marked is not None and marked.pool is not None:
+        return str(marked.pool)
+    resources = step.decorator("resources")
+    return GPU_POOL if resources is not None and resources.gpu else letters.DEFAULT_POOL

@@ -67,6 +67,43 @@ class Flow_(FlowSpec):
 """
 
 
+SOME_STEPS = """
+from aflow import queue, resources
+
+def where():
+    return os.environ["WHERE"]
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.first = where()
+        self.next(self.small, self.large)
+
+    @queue
+    @step
+    def small(self):
+        self.place = where()
+        self.next(self.join)
+
+    @queue
+    @resources(gpu=1)
+    @step
+    def large(self):
+        self.place = where()
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.both = sorted(each.place for each in inputs)
+        self.first = inputs.small.first + ("" if where() == "here" else ", and " + where())
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
 class Workers:
     """Workers of one queue, which is a file of the workspace."""
 
@@ -121,13 +158,19 @@ def workers(workspace: Workspace) -> Iterator[Workers]:
     made.close()
 
 
-def assert_ended_well(workers: Workers, ran: Ran, n: int = 8) -> None:
-    """The run has the same artifacts as one on this machine alone."""
-    assert 0 == ran.code, ran.out + ran.err
+def latest(workers: Workers) -> client.Run:
+    """The latest run, as the client reads it."""
     client.metadata(f"local@{workers.workspace.path}")
     client.namespace(None)
     run = client.Flow("Flow_").latest_run
     assert run is not None
+    return run
+
+
+def assert_ended_well(workers: Workers, ran: Ran, n: int = 8) -> None:
+    """The run has the same artifacts as one on this machine alone."""
+    assert 0 == ran.code, ran.out + ran.err
+    run = latest(workers)
     assert [each * each + 102_400 for each in range(n)] == run.data.ys
     assert list(range(n)) == run.data.places
     assert ("left", "right") == run.data.sides
@@ -232,6 +275,20 @@ def test_steps_choose_their_pool(workers: Workers) -> None:
     workers.start("--slots", "1", "--pool", "gpu")
 
     assert_ended_well(workers, workers.run())
+
+
+def test_steps_without_a_queue_stay_here_and_those_with_gpus_have_a_pool(workers: Workers) -> None:
+    workers.workspace.write(SOME_STEPS)
+    workers.start("--slots", "1", WHERE="a worker")
+    workers.start("--slots", "1", "--pool", "gpu", WHERE="a worker with a GPU")
+
+    ran = workers.workspace.run("--queue", workers.url, WHERE="here")
+
+    assert 0 == ran.code, ran.out + ran.err
+    run = latest(workers)
+    assert "here" == run.data.first
+    assert ["a worker", "a worker with a GPU"] == run.data.both
+    workers.workspace.check()
 
 
 def test_messages_are_signed_where_there_is_a_key(workers: Workers) -> None:

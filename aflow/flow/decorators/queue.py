@@ -14,13 +14,16 @@ _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 
 @dataclass(frozen=True, slots=True)
 class Queue(StepDecorator):
-    """The pool of workers that the step runs on, where the run uses a queue; else it runs here."""
+    """The pool of workers that the step runs on, where the run has a queue; else it runs here.
+    Without one it is `gpu` for a step that asks for GPUs by @resources, else `default`."""
 
     name: ClassVar[str] = "queue"
-    pool: str = "default"
+    pool: str | None = None
 
     def __post_init__(self) -> None:
         pool: object = self.pool
+        if pool is None:
+            return
         if not isinstance(pool, str) or not 0 < len(pool) <= 40 or set(pool) - _ALLOWED:
             raise InvalidDecorator(
                 f"@queue: pool={self.pool!r} is no name of a pool: use letters, digits and _ . -, "
@@ -34,7 +37,7 @@ class Queue(StepDecorator):
 @overload
 def queue(function: F) -> F: ...
 @overload
-def queue(*, pool: str = "default") -> Callable[[F], F]: ...
+def queue(*, pool: str | None = None) -> Callable[[F], F]: ...
 def queue(function: object = None, **options: Any) -> Any:
-    """Run the step on a worker of this pool, in runs with `--executor queue`."""
+    """Run the step on a worker of this pool, in runs that have a queue (`--queue`, AFLOW_QUEUE)."""
     return decorate(Queue, function, options)

@@ -1,0 +1,42 @@
+"""Attempts of one run in several places: each step has its executor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aflow.attempt import AttemptSpec, RunContext
+    from aflow.executors.base import Executor, Reports
+
+
+class ByStep:
+    """One executor made of several; `executors` has one for each step."""
+
+    def __init__(self, executors: Mapping[str, Executor]) -> None:
+        self._of_step = executors
+        self._all = [*dict.fromkeys(executors.values())]
+
+    @property
+    def lookahead(self) -> int:
+        """As many as the one that wants the fewest: the others do well with less."""
+        return min(each.lookahead for each in self._all)
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        """Get all of them ready; what one of them raises is raised, and `stop` is still to come."""
+        for each in self._all:
+            await each.start(context, reports)
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Start this attempt where its step belongs."""
+        self._of_step[spec.step].launch(spec)
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop this attempt; those who do not have it take no notice."""
+        for each in self._all:
+            each.cancel(task, attempt)
+
+    async def stop(self) -> None:
+        """Stop all that is still running. May be called twice."""
+        await asyncio.gather(*(each.stop() for each in self._all))

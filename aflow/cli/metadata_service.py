@@ -31,6 +31,8 @@ def metadata_service(words: Sequence[str]) -> object:
         params=[
             option(
                 "--metadata",
+                "--database",
+                "metadata",
                 metavar="URL",
                 help="sqlite:///path or postgresql://...  [default: .aflow/metadata.db]",
             ),

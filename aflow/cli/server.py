@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from aflow.cli.options import option
 from aflow.config import Settings
 from aflow.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore
+    from aflow.server.serve import Mount
 
 _HELP = """Take flows over HTTP (aflow submit), and run each in a process of its own.
 
@@ -85,8 +90,23 @@ def _serve(
     blobs = BlobStore(open_store(settings.storage_url), durable=settings.durability == "power")
     metadata = open_metadata(settings.metadata_url, settings.durability)
     try:
+        routes = _metadata_routes(settings.metadata_url, settings.durability, metadata)
         runs = Runs(Place(settings.root), blobs, max_runs)
         listen = Listen(host, port, settings.service_auth_keys, grace, tls)
-        serve(runs, blobs, metadata, listen, click.echo)
+        serve(runs, blobs, metadata, listen, click.echo, routes)
     finally:
         metadata.close()
+
+
+def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list[Mount]:
+    """Those of `aflow metadata-service`, over the same database."""
+    from functools import partial
+
+    from aflow.clock import SystemClock
+    from aflow.service.app import mount
+    from aflow.service.database import open_database
+
+    if url.startswith(("http://", "https://")):
+        return []  # a service has the metadata: its clients go there
+    database = open_database(url, durability)
+    return [partial(mount, database=database, clock=SystemClock(), store=metadata)]

@@ -13,9 +13,13 @@ from aflow.server.app import application
 if TYPE_CHECKING:
     import ssl
 
+    from aiohttp import web
+
     from aflow.metadata.base import MetadataStore
     from aflow.server.runs import Runs
     from aflow.storage.blobs import BlobStore
+
+Mount = Callable[["web.Application"], object]
 
 _GOODBYE = 10.0  # seconds for requests that are being answered
 
@@ -53,13 +57,14 @@ def serve(
     metadata: MetadataStore,
     listen: Listen,
     say: Callable[[str], object],
+    mounts: Sequence[Mount] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; runs that go on then may still end, until the grace is over or
-    another signal comes. Port 0 takes a free one, which `say` is told. Raises InvalidSetting where
-    it cannot listen."""
+    another signal comes. Port 0 takes a free one, which `say` is told. Each of `mounts` adds routes
+    of its own. Raises InvalidSetting where it cannot listen."""
     import uvloop
 
-    uvloop.run(_serve(runs, blobs, metadata, listen, say))
+    uvloop.run(_serve(runs, blobs, metadata, listen, say, mounts))
 
 
 async def _serve(
@@ -68,6 +73,7 @@ async def _serve(
     metadata: MetadataStore,
     listen: Listen,
     say: Callable[[str], object],
+    mounts: Sequence[Mount],
 ) -> None:
     from aiohttp import web
 
@@ -79,6 +85,8 @@ async def _serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, told_to_stop)
     app = application(runs, blobs, metadata, listen.tokens)
+    for mount in mounts:
+        mount(app)
     runner = web.AppRunner(app, shutdown_timeout=_GOODBYE)
     await runner.setup()
     try:

@@ -60,19 +60,41 @@ def application(
     """The service as an application of aiohttp. With `keys`, a request has to carry one of them as
     `x-api-key` or as bearer token; else it is answered 401. `store` is aflow's own metadata; the
     application closes it and the database."""
-    service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"))
-    app = web.Application(
-        client_max_size=_LARGEST_BODY, middlewares=[_named_version, _errors_answered, _Keys(keys)]
-    )
-    app.router.add_get("/ping", _ping)
-    app.router.add_get("/version", _version)
-    app.router.add_get("/healthcheck", service.healthcheck)
-    app.router.add_get("/auth/token", _no_token)
-    app.router.add_post("/aflow/v1/metadata/{call}", service.own_call)
-    for route in ROUTES:
-        app.router.add_route(route.method, route.path, service.handler(route))
-    app.on_cleanup.append(service.close)
+    app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[*_AROUND, _Keys(keys)])
+    mount(app, database, clock, store, threads)
+
+    async def close_store(_: web.Application) -> None:
+        if store is not None:
+            store.close()
+
+    app.on_cleanup.append(close_store)
     return app
+
+
+def mount(
+    app: web.Application,
+    database: Database,
+    clock: Clock,
+    store: MetadataStore | None = None,
+    threads: int = 8,
+) -> None:
+    """Let an application answer the routes of the service, too, behind its own door. It closes the
+    database, and leaves `store` open."""
+    service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"))
+    routes: list[tuple[str, str, Handler]] = [
+        ("GET", "/ping", _ping),
+        ("GET", "/version", _version),
+        ("GET", "/healthcheck", service.healthcheck),
+        ("GET", "/auth/token", _no_token),
+        ("POST", "/aflow/v1/metadata/{call}", service.own_call),
+        *((route.method, route.path, service.handler(route)) for route in ROUTES),
+    ]
+    for method, path, handler in routes:
+        # Again for an application that is not the service's: it may answer errors differently.
+        for around in reversed(_AROUND):
+            handler = partial(around, handler=handler)
+        app.router.add_route(method, path, handler)
+    app.on_cleanup.append(service.close)
 
 
 class _Service:
@@ -169,8 +191,6 @@ class _Service:
         """Let go of threads and database."""
         self._threads.shutdown()
         self._database.close()
-        if self._store is not None:
-            self._store.close()
 
 
 class _OneByOne:
@@ -246,6 +266,9 @@ async def _errors_answered(request: web.Request, handler: Handler) -> web.Stream
     except AflowError as error:
         _log.error("%s %s: %s", request.method, request.path, error)
         return web.json_response(_failure(500, "Internal Server Error", str(error)), status=500)
+
+
+_AROUND = (_named_version, _errors_answered)
 
 
 def _failure(status: int, title: str, detail: str) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from tests.support.service import ServedMetadata
 BACKENDS: dict[str, Callable[[Path], MetadataStore]] = {
     "memory": lambda folder: SqliteMetadata(":memory:"),
     "sqlite": lambda folder: SqliteMetadata(folder / "a folder" / "metadata.db"),
-    "service": lambda folder: ServedMetadata(folder / "metadata.db"),
+    "service": lambda folder: ServedMetadata(f"sqlite:///{folder}/metadata.db"),
     "sqlite-process": lambda folder: SqliteMetadata(folder / "metadata.db", durability="process"),
 }
 
 
-NAMES = [*BACKENDS, "postgres"]
+NAMES = [*BACKENDS, "postgres", "service-postgres"]
 
 
 def open_store(request: pytest.FixtureRequest, folder: Path) -> MetadataStore:
@@ -36,7 +36,8 @@ def open_store(request: pytest.FixtureRequest, folder: Path) -> MetadataStore:
         return BACKENDS[request.param](folder)
     from aflow.metadata.postgres import PostgresMetadata
 
-    return PostgresMetadata(new_schema(request.getfixturevalue("postgres_server")))
+    url = new_schema(request.getfixturevalue("postgres_server"))
+    return ServedMetadata(url) if request.param == "service-postgres" else PostgresMetadata(url)
 
 
 def a_run(flow: str = "Flow", run: str = "1", **changes: Any) -> RunRecord:

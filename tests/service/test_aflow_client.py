@@ -80,7 +80,7 @@ def call(
 
 @contextmanager
 def running(path: Path, port: int = 0, keys: Sequence[str] = ("k",)) -> Iterator[InThread]:
-    service = InThread(path, keys, port)
+    service = InThread(f"sqlite:///{path}", keys, port)
     try:
         yield service
     finally:

@@ -35,7 +35,9 @@ async def test_a_database_that_was_deleted_is_503(
 def test_a_server_that_is_not_there_is_named_without_the_password() -> None:
     port = free_port()
 
-    with pytest.raises(MetadataUnavailable, match=f"localhost:{port}/db cannot be used") as caught:
+    with pytest.raises(
+        MetadataUnavailable, match=f"localhost:{port}/db.* cannot be used"
+    ) as caught:
         open_database(f"postgresql://ada:hush@localhost:{port}/db?connect_timeout=1")
 
     assert "hush" not in str(caught.value)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from aiohttp import web
 
+from aflow.backends import open_metadata
 from aflow.clock import SystemClock
 from aflow.metadata.service import ServiceMetadata
-from aflow.metadata.sqlite import SqliteMetadata
 from aflow.service.app import application
 from aflow.service.database import open_database
 
 
 class InThread:
-    """A service over one SQLite file, on a port of this machine."""
+    """A service over the database at a URL, on a port of this machine."""
 
-    def __init__(self, path: Path, keys: Sequence[str] = (), port: int = 0) -> None:
-        url = f"sqlite:///{path}"
+    def __init__(self, url: str, keys: Sequence[str] = (), port: int = 0) -> None:
         self._app = application(
-            open_database(url), SystemClock(), keys, SqliteMetadata(path, "process")
+            open_database(url, "process"), SystemClock(), keys, open_metadata(url, "process")
         )
         self._loop = asyncio.new_event_loop()
         self._port = port
@@ -63,8 +61,8 @@ class InThread:
 class ServedMetadata(ServiceMetadata):
     """The store over HTTP, and the service that it talks to."""
 
-    def __init__(self, path: Path) -> None:
-        self._service = InThread(path)
+    def __init__(self, url: str) -> None:
+        self._service = InThread(url)
         super().__init__(self._service.url, {}, SystemClock())
 
     def close(self) -> None:

@@ -40,7 +40,6 @@ AWAY = 1.0  # seconds between tries while the broker is away
 WORTH_HOLDING = 0.2  # seconds of work that a slot may hold ahead
 MOST_AHEAD = 32  # attempts that a slot may hold ahead
 KEPT = 4  # runs whose processes are kept warm though nothing of them runs
-_AT_ONCE = 500  # events in a letter
 
 Say = Callable[[str], None]
 
@@ -219,6 +218,7 @@ class Worker:
         if report.state == AttemptState.INTERRUPTED.value:
             self.outbox.give_back(held.lease)
             return
+        report = _that_can_be_sent(report)
         event = (letters.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
         self.outbox.add(letter.reply, event, held.lease)
 
@@ -296,11 +296,11 @@ class Worker:
             if held is not None and held.active:
                 held.runtime.cancel(task, attempt)
             elif held is not None:
-                self._drop(held)
+                self._waiting.remove(held)
+                self.never_begun(held)
 
-    def _drop(self, held: _Held) -> None:
+    def never_begun(self, held: _Held) -> None:
         """An attempt that has not begun is not wanted any more."""
-        self._waiting.remove(held)
         spec, now = held.spec, self._clock.now()
         reason = "The task was cancelled."
         report = deaths.stopped(spec.task, spec.attempt, AttemptState.CANCELLED, reason, now, now)
@@ -317,6 +317,19 @@ class Worker:
     def clock(self) -> Clock:
         """Its clock."""
         return self._clock
+
+
+def _that_can_be_sent(report: AttemptReport) -> AttemptReport:
+    size = len(report.manifest or b"")
+    if size <= letters.LARGEST_MANIFEST:
+        return report
+    reason = (
+        f"What the task keeps of its small artifacts is {size >> 20} MB, more than a message can "
+        "carry: put many of them into one list or dict."
+    )
+    return report._replace(
+        state=AttemptState.FAILED.value, reason=reason, retryable=False, manifest=None
+    )
 
 
 class _Outbox:
@@ -360,8 +373,8 @@ class _Outbox:
             done, self._done = self._done, []
             back, self._back = self._back, []
             for reply, said in events.items():
-                for at in range(0, len(said), _AT_ONCE):
-                    await self._put(reply, said[at : at + _AT_ONCE])
+                for part in letters.parts(said):
+                    await self._put(reply, part)
             await self._until_done(lambda: self._queue.ack(done))  # noqa: B023
             await self._until_done(lambda: self._queue.release(back, counted=False))  # noqa: B023
             if self._closed and not self._news.is_set():
@@ -416,9 +429,14 @@ class _Runtime:
             self._executor.launch(held.spec)
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop the attempt."""
+        """Stop the attempt, also before there are processes."""
         if self._executor is not None:
             self._executor.cancel(task, attempt)
+            return
+        for held in [*self._waiting]:
+            if (held.spec.task, held.spec.attempt) == (task, attempt):
+                self._waiting.remove(held)
+                self._worker.never_begun(held)
 
     def retire(self) -> None:
         """Let go of the processes, which do nothing."""

@@ -8,7 +8,7 @@ worker.<id>       cancel   which attempts that worker is to stop
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from aflow.errors import InvalidMessage
@@ -18,11 +18,15 @@ DEFAULT_POOL = "default"
 
 # Kinds of events in reports. Each is an array that begins with kind, task and attempt.
 STARTED = 0  # [.., pid, at]
-LOGGED = 1  # [.., stream, at, bytes, or the key of a parcel]
-ENDED = 2  # [.., peak memory, CPU seconds, *rest of AttemptReport]; a large manifest as a key
+LOGGED = 1  # [.., stream, at, bytes]
+ENDED = 2  # [.., peak memory, CPU seconds, *rest of AttemptReport]
 GROWN = 3  # [.., items so far, manifest]
 
 Key = bytes | None
+
+LARGEST_MANIFEST = 32 << 20  # bytes; half of what a message can have
+_MOST_EVENTS = 500  # in a letter
+_MOST_BYTES = 1 << 20  # of output and manifests in a letter with more than one event
 
 
 def tasks_topic(pool: str) -> str:
@@ -78,6 +82,21 @@ class CancelLetter(NamedTuple):
     def seal(self, key: Key) -> bytes:
         """The letter as the body of a message."""
         return seal("cancel", self._asdict(), key)
+
+
+def parts(events: Sequence[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    """The events as they go into letters: in order, none too large for a broker to take."""
+    part: list[Sequence[Any]] = []
+    size = 0
+    for event in events:
+        weight = sum(len(each) for each in event if isinstance(each, bytes))
+        if part and (len(part) >= _MOST_EVENTS or size + weight > _MOST_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(event)
+        size += weight
+    if part:
+        yield part
 
 
 Letter = TaskLetter | ReportsLetter | CancelLetter

@@ -36,6 +36,7 @@ LOOK = 10.0  # seconds between looks at what was buried
 AWAY = 1.0  # seconds between tries while the broker is away
 PATIENCE = 600.0  # seconds for which it may be away
 GPU_POOL = "gpu"  # of steps that ask for GPUs
+_STOPPED = "The task was interrupted: the run was stopped."
 _AT_ONCE = 200  # messages a call
 
 Owner = tuple[int, int]
@@ -87,7 +88,10 @@ class QueueExecutor:
         self._outgoing: list[AttemptSpec] = []
         self._cancels: defaultdict[str, list[Owner]] = defaultdict(list)
         self._heard: defaultdict[str, set[int]] = defaultdict(set)
+        self._lost: str | None = None  # why nothing more is heard of attempts
+        self._interrupted = False
         self._stopped = False
+        self._queue: Any = None  # a Queue from the start on
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, context: RunContext, reports: Reports) -> None:
@@ -118,16 +122,20 @@ class QueueExecutor:
         error = None if task.cancelled() else task.exception()
         if error is None or self._stopped:
             return
+        self._lost = f"The task was lost: nothing more can be heard of it ({error})"
         for owner in [*self._live]:
-            reason = f"The task was lost: nothing more can be heard of it ({error})"
-            self._give_up(owner, AttemptState.LOST, reason)
+            self._give_up(owner, AttemptState.LOST, self._lost)
 
     # ------------------------------------------------------------ attempts
 
     def launch(self, spec: AttemptSpec) -> None:
         """Put this attempt into the queue of its pool."""
         topic = letters.tasks_topic(self._pool_of(spec.step))
-        self._live[(spec.task, spec.attempt)] = _Live(spec.step, topic)
+        owner = (spec.task, spec.attempt)
+        self._live[owner] = _Live(spec.step, topic)
+        if self._lost is not None:
+            self._loop.call_soon(self._give_up, owner, AttemptState.LOST, self._lost)
+            return
         self._outgoing.append(spec)
         self._news.set()
 
@@ -158,6 +166,9 @@ class QueueExecutor:
             self._end(deaths.stopped(*owner, state, reason, begun, now), NO_USAGE)
 
     def _end(self, report: AttemptReport, usage: Usage) -> None:
+        if self._interrupted and report.state == AttemptState.CANCELLED.value:
+            # Workers are told to cancel it in either case.
+            report = report._replace(state=AttemptState.INTERRUPTED.value, reason=_STOPPED)
         del self._live[(report.task, report.attempt)]
         if not self._live:
             self._idle.set()
@@ -166,9 +177,9 @@ class QueueExecutor:
     async def stop(self) -> None:
         """Interrupt all that is in the queue or runs, and let go of the queue."""
         if not self._stopped and self._tasks:
-            reason = "The task was interrupted: the run was stopped."
+            self._interrupted = True
             for owner, live in [*self._live.items()]:
-                self._stop_one(owner, live, AttemptState.INTERRUPTED, reason)
+                self._stop_one(owner, live, AttemptState.INTERRUPTED, _STOPPED)
             while self._live:
                 self._idle.clear()
                 await self._idle.wait()
@@ -179,7 +190,7 @@ class QueueExecutor:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._tasks:
+        if self._queue is not None:
             await self._queue.close()
 
     # ------------------------------------------------------------ to workers
@@ -300,7 +311,9 @@ class QueueExecutor:
                 self._reports.grown(task, attempt, *rest)
             elif kind == letters.ENDED:
                 max_rss, cpu, *fields = rest
-                self._end(AttemptReport(task, attempt, *fields), Usage(max_rss, cpu))
+                report = AttemptReport(task, attempt, *fields)
+                report = report._replace(steps=tuple(report.steps))
+                self._end(report, Usage(max_rss, cpu))
 
     def _note_start(
         self, live: _Live, worker: str, task: int, attempt: int, pid: int, at: float

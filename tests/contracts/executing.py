@@ -30,8 +30,10 @@ from aflow.storage.blobs import BlobStore
 from aflow.storage.manifest import Manifest
 from aflow.storage.memory import MemoryStore
 from tests.contracts.flow_of_deeds import DeedFlow
+from tests.contracts.over_a_queue import OverAQueue
 
 KINDS = ["task", "worker", "coroutine"]
+EVERYWHERE = [*KINDS, "queue"]  # and by a worker that takes attempts from a queue
 GRACE = 0.3  # seconds; for tests in which nobody is to wait for it, and for those that do
 BLOBS = BlobStore(MemoryStore())  # what is small rides in the manifests
 PARENTS = 10_000  # the tasks that each task reads its deed from have numbers from here on
@@ -93,7 +95,7 @@ class Recorder:
 class Bench:
     """One executor, what it was given and what it has said."""
 
-    def __init__(self, executor: ProcessExecutor, kind: str, templates: list[TemplateProcess]):
+    def __init__(self, executor: Any, kind: str, templates: list[TemplateProcess]):
         self.executor = executor
         self.kind = kind
         self.templates = templates  # those that were started, the last one last
@@ -170,6 +172,8 @@ def new_executor(
         templates.append(start() if start else start_template(definition))
         return templates[-1]
 
+    if kind == "queue":
+        return Bench(OverAQueue(definition, workers, grace), kind, templates)
     executor = ProcessExecutor(
         needs_of(definition),
         start_one,

@@ -1,5 +1,6 @@
 """What every executor promises: order, ends, cancellation, stopping. Kinds of attempts are `task`
-(a process each), `worker` (processes that run many) and `coroutine` (one process runs them all).
+(a process each), `worker` (processes that run many), `coroutine` (one process runs them all), and
+`queue` (a process each, on a worker that takes them from a queue).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aflow.executors.link import TemplateProcess
 from aflow.executors.spawn import start_template
 from aflow.flow.spec import define
 from tests.contracts.executing import (
+    EVERYWHERE,
     KINDS,
     context_in,
     ends,
@@ -36,7 +38,7 @@ PATIENCE = 600.0  # seconds of grace for tests in which nobody may be killed
 # ------------------------------------------------------------------ how attempts end
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 async def test_an_attempt_starts_writes_and_ends(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind) as bench:
         task = bench.launch("speak")
@@ -49,10 +51,12 @@ async def test_an_attempt_starts_writes_and_ends(kind: str, tmp_path: Path) -> N
         report, usage = bench.recorder.reports[task], bench.recorder.usages[task]
         assert ("act_async",) == report.steps or kind == "coroutine"
         assert report.started_at <= report.finished_at
-        assert (kind == "task") is (usage.max_rss is not None and usage.max_rss > 1 << 20)
+        assert (kind in ("task", "queue")) is (
+            usage.max_rss is not None and usage.max_rss > 1 << 20
+        )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 async def test_each_of_many_attempts_ends_once_with_its_own_output(
     kind: str, tmp_path: Path
 ) -> None:
@@ -66,7 +70,7 @@ async def test_each_of_many_attempts_ends_once_with_its_own_output(
         ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 @pytest.mark.parametrize(
     ("deed", "argument", "reason"),
     [
@@ -91,7 +95,7 @@ async def test_what_a_step_does_wrong_is_its_failure(
         assert "spoken" == await bench.does("speak")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 @pytest.mark.parametrize("deed", ["leave", "leave_politely"])
 async def test_exit_code_202_is_not_worth_another_try(kind: str, deed: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind) as bench:
@@ -114,7 +118,7 @@ async def test_a_step_that_reacts_to_nothing_is_killed_when_its_time_is_over(
         assert "spoken" == await bench.does("speak")
 
 
-@pytest.mark.parametrize("kind", ["task", "worker"])
+@pytest.mark.parametrize("kind", ["task", "worker", "queue"])
 async def test_a_step_over_its_time_is_told_so(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind) as bench:
         task = bench.launch("wait", step="hurry")
@@ -130,7 +134,7 @@ def waiting_of(kind: str) -> str:
     return "wait_async" if kind == "coroutine" else "wait"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 async def test_an_attempt_that_runs_can_be_cancelled_twice(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         task, other = bench.launch(waiting_of(kind)), bench.launch(waiting_of(kind))
@@ -147,7 +151,7 @@ async def test_an_attempt_that_runs_can_be_cancelled_twice(kind: str, tmp_path: 
         assert "spoken" == await bench.does("speak")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 async def test_cancelling_late_changes_nothing(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind) as bench:
         task = bench.launch("speak")
@@ -159,7 +163,7 @@ async def test_cancelling_late_changes_nothing(kind: str, tmp_path: Path) -> Non
         assert "succeeded" == bench.recorder.reports[task].state
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 async def test_cancelling_at_once_ends_every_attempt_once(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         tasks = [bench.launch(waiting_of(kind)) for _ in range(20)]
@@ -232,7 +236,7 @@ async def test_a_cancel_does_not_hold_up_what_was_sent_with_it(tmp_path: Path) -
 # ------------------------------------------------------------------ stopping
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 async def test_stopping_interrupts_what_runs_and_what_waits(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         tasks = [bench.launch(waiting_of(kind)) for _ in range(5)]
@@ -254,7 +258,7 @@ async def test_stopping_kills_who_does_not_listen(kind: str, tmp_path: Path) -> 
         assert "interrupted" == bench.recorder.reports[task].state
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERYWHERE)
 async def test_stopping_at_any_time_leaves_nothing_and_ends_everything(
     kind: str, tmp_path: Path
 ) -> None:

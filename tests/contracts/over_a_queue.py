@@ -1,0 +1,74 @@
+"""An executor whose attempts are run by a worker, with a queue between them: all in this process
+but the attempts."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from aflow.attempt import AttemptSpec, RunContext
+from aflow.clock import SystemClock
+from aflow.executors.base import Reports
+from aflow.executors.job import Job, python_version
+from aflow.executors.process import needs_of
+from aflow.executors.queued import QueueExecutor, pools_of
+from aflow.executors.spawn import request_of
+from aflow.flow.definition import FlowDefinition
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.queue.memory import MemoryQueue
+from aflow.storage.local import LocalStore
+from aflow.worker import Worker, WorkerOptions
+
+
+class OverAQueue:
+    """A worker of the flow's only pool, and the executor that puts attempts into its queue."""
+
+    lookahead = 0
+
+    def __init__(self, definition: FlowDefinition, workers: int, grace: float) -> None:
+        self._definition = definition
+        self._workers = workers
+        self._grace = grace
+        self._metadata = SqliteMetadata(":memory:")
+        self._sender: QueueExecutor | None = None
+        self._worker: Worker | None = None
+        self._working: asyncio.Task[None] | None = None
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        queue = MemoryQueue()
+        folder = Path(context.storage_url.removeprefix("file://"))
+        options = WorkerOptions(("default",), self._workers, self._grace, 30.0, folder / "code")
+        self._worker = Worker(queue, options, SystemClock(), lambda text: None)
+        self._working = asyncio.create_task(self._worker.run())
+        self._sender = QueueExecutor(
+            lambda: queue,
+            LocalStore(folder),
+            self._metadata,
+            self._job,
+            pools_of(self._definition).__getitem__,
+            SystemClock(),
+            grace=self._grace,
+        )
+        await self._sender.start(context, reports)
+
+    def _job(self, context: RunContext) -> Job:
+        request, needs = request_of(self._definition), needs_of(self._definition)
+        return Job(context, request, needs, None, "", "task", python_version(), 1 << 30)
+
+    def launch(self, spec: AttemptSpec) -> None:
+        self._made().launch(spec)
+
+    def cancel(self, task: int, attempt: int) -> None:
+        self._made().cancel(task, attempt)
+
+    async def stop(self) -> None:
+        if self._sender is not None and self._worker is not None and self._working is not None:
+            await self._sender.stop()
+            self._worker.drain()
+            await self._working
+        self._metadata.close()
+
+    def _made(self) -> Any:
+        assert self._sender is not None, "it was started"
+        return self._sender

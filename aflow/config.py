@@ -69,6 +69,8 @@ class Settings:
     spin_persist: bool = True
     tempdir: str = "."
     service_url: str | None = None
+    health_file: str | None = None
+    health_url: str | None = None
     service_auth_keys: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
@@ -396,6 +398,8 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "tempdir": (("TEMPDIR",), _text),
     "spin_persist": (("SPIN_PERSIST",), _flag),
     "service_auth_keys": (("SERVICE_AUTH_KEY",), _keys),
+    "health_file": (("HEALTH_FILE",), _text),
+    "health_url": (("HEALTH_URL",), _text),
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.config import PACKAGE_SUFFIXES
@@ -140,10 +141,23 @@ def unpack(data: bytes, folder: Path) -> None:
 
 def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
     """The same, from an archive that is open."""
+    # Not extractall: it is safe with a filter alone, which Python has since 3.11.4 only.
     try:
-        archive.extractall(folder, filter="data")
+        for member in archive:
+            _unpack_one(archive, member, folder)
     except (tarfile.TarError, OSError) as error:
         raise CodePackageError(f"The code cannot be unpacked to {folder}: {error}.") from error
+
+
+def _unpack_one(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    path = PurePosixPath(member.name)
+    content = archive.extractfile(member) if member.isreg() else None
+    if content is None or path.is_absolute() or ".." in path.parts or not path.parts:
+        raise tarfile.ExtractError(f"{member.name!r} is no plain file below the package's folder")
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 # ------------------------------------------------------------------ which files

@@ -13,6 +13,7 @@ from aflow.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
+    from aflow.server.runs import Place
     from aflow.server.serve import Mount
 
 _HELP = """Take flows over HTTP (aflow submit), and run each in a process of its own.
@@ -74,11 +75,11 @@ def _serve(
     tls_key: str | None,
 ) -> None:
     from aflow.backends import open_metadata, open_store
-    from aflow.server.runs import Place, Runs
+    from aflow.server.runs import Runs
     from aflow.server.serve import Listen, serve, tls_context
     from aflow.storage.blobs import BlobStore
 
-    settings = Settings.load(datastore="local", metadata="local", datastore_root=datastore_root)
+    settings = Settings.load(datastore_root=datastore_root)
     if host not in _LOOPBACK and not settings.service_auth_keys:
         raise InvalidSetting(
             f"Whoever reaches {host} could run code here: set AFLOW_SERVICE_AUTH_KEY to a token "
@@ -91,11 +92,22 @@ def _serve(
     metadata = open_metadata(settings.metadata_url, settings.durability)
     try:
         routes = _metadata_routes(settings.metadata_url, settings.durability, metadata)
-        runs = Runs(Place(settings.root), blobs, max_runs)
+        runs = Runs(_place(settings), blobs, max_runs)
         listen = Listen(host, port, settings.service_auth_keys, grace, tls)
         serve(runs, blobs, metadata, listen, click.echo, routes)
     finally:
         metadata.close()
+
+
+def _place(settings: Settings) -> Place:
+    from aflow.server.runs import Place
+
+    local = settings.datastore == "local"
+    root = str(settings.root) if local else settings.storage_url
+    words = ("--datastore", settings.datastore, "--datastore-root", root)
+    if local and settings.metadata == "local":
+        return Place(settings.root, words)
+    return Place(settings.root, words, settings.metadata_url)
 
 
 def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list[Mount]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -87,11 +88,12 @@ def _worker(
         settings.signing_key_bytes,
     )
     options.folder.mkdir(parents=True, exist_ok=True)
+    health_file = Path(settings.health_file) if settings.health_file else None
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        return runner.run(_run(settings.queue, options))
+        return runner.run(_run(settings.queue, options, health_file))
 
 
-async def _run(url: str, options: object) -> int:
+async def _run(url: str, options: object, health_file: Path | None) -> int:
     from aflow import backends
     from aflow.clock import SystemClock
     from aflow.worker import Worker, WorkerOptions
@@ -111,5 +113,26 @@ async def _run(url: str, options: object) -> int:
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop)
-    await made.run()
+    if health_file is None:
+        await made.run()
+    else:
+        await _with_signs_of_life(made.run(), health_file)
     return 0
+
+
+async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> None:
+    """Work, and touch the file meanwhile; raises what either of them raises."""
+    from aflow.health import beat
+
+    working = asyncio.create_task(work)  # noqa: TID251 -- both end here
+    beating = asyncio.create_task(beat(file))  # noqa: TID251 -- both end here
+    try:
+        await asyncio.wait([working, beating], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        beating.cancel()
+        if not working.done():
+            working.cancel()
+        results = await asyncio.gather(working, beating, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from aflow import package
+from aflow.config import environment_with
 from aflow.errors import CommandFailed, CoordinatorClosed, CoordinatorFull, InvalidInput
 from aflow.server.orders import Order
 from aflow.storage.blobs import BlobStore
@@ -22,14 +23,28 @@ _SAID = 4000  # bytes of what a run that did not begin has said
 
 
 class Place(NamedTuple):
-    """Where runs leave what they make: the `.aflow` folder."""
+    """Where runs leave what they make. `root` is the `.aflow` folder, `words` are the options of
+    `run` that say where artifacts are; `metadata` is the URL of the metadata, None: in `root`."""
 
     root: Path
+    words: tuple[str, ...]
+    metadata: str | None = None
 
     @property
     def code(self) -> Path:
         """Where packages are unpacked, each below its key."""
         return self.root / "server" / "code"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Words for the command line of a run: nothing that has to be kept secret."""
+        return self.words if self.metadata else (*self.words, "--metadata", "local")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a run. The URL may hold a password, which everybody who may list
+        the processes of the machine would read on a command line."""
+        return environment_with({"AFLOW_DEFAULT_METADATA": self.metadata} if self.metadata else {})
 
 
 class Runs:
@@ -78,8 +93,7 @@ class Runs:
                 try:
                     process = await asyncio.create_subprocess_exec(
                         *(sys.executable, "-m", "aflow", "run", target, "--quiet"),
-                        *("--datastore", "local", "--metadata", "local"),
-                        *("--datastore-root", str(self._place.root)),
+                        *self._place.options,
                         *("--runner-attribute-file", f"/dev/fd/{writing}"),
                         *order.words,
                         cwd=file.parent,
@@ -87,6 +101,7 @@ class Runs:
                         stdout=DEVNULL,  # what tasks print is kept with the tasks
                         stderr=said,
                         pass_fds=[writing],
+                        env=self._place.environment,
                         start_new_session=True,  # ^C at the terminal is for the daemon to handle
                     )
                 finally:

@@ -18,6 +18,8 @@ import pytest
 
 MIRROR = "http://deb.debian.org/debian"
 BASE = "localhost/aflow-base:bookworm"
+IMAGE = "localhost/aflow-under-test"
+USER = 1000
 NEEDED = ("podman", "runc", "debootstrap")
 CONFIGURATION = """\
 [containers]
@@ -78,8 +80,25 @@ class Podman:
         ]
         self.must(
             *("build", "--quiet", "--format", "docker", "--file", repository / "docker/Dockerfile"),
-            *("--volume", f"{self.wheels}:/wheels:ro", "--tag", image, *given, repository),
+            *("--volume", f"{self.wheels}:/wheels:ro", "--tag", image, *given),
+            repository,
         )
+
+
+def derive(podman: Podman, image: str, instructions: str, folder: Path) -> None:
+    """Build an image that is IMAGE and these instructions of a Dockerfile. (A build of another
+    target of ours would take a quarter of a minute to find that nothing has changed.)"""
+    file = folder / "Dockerfile"
+    file.write_text(f"FROM {IMAGE}\n{instructions}")
+    podman.must("build", "--quiet", "--format", "docker", "--file", file, "--tag", image, folder)
+
+
+def hardened(data: Path) -> list[str]:
+    """The options of a container that may write to its home and to /tmp, and has no privileges."""
+    return [
+        *("--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"),
+        *("--security-opt", "no-new-privileges", "--volume", f"{data}:/var/lib/aflow"),
+    ]
 
 
 def why_not() -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-SETTINGS = {"S3_SECRET_KEY": "secret"}
-
-
-def tool(name: str) -> str:
-    """A program of the development tools."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    assert found is not None, f"{name} is not installed: it is one of the development tools"
-    return found
+from tests.docker.stack import NAMES, compose, secrets, stack, stages, tool
 
 
 def test_the_dockerfile_passes_hadolint(repository: Path) -> None:
@@ -31,32 +22,47 @@ def test_the_dockerfile_passes_hadolint(repository: Path) -> None:
     assert (0, "") == (done.returncode, done.stdout + done.stderr)
 
 
-def compose(repository: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """What docker compose says of the stack, with these settings and no others."""
-    return subprocess.run(
-        [
-            tool("docker-compose"),
-            "-f",
-            repository / "docker" / "compose.yaml",
-            "--profile",
-            "command",
-            "config",
-        ],
-        env={"PATH": os.environ["PATH"], "HOME": "/nowhere"} | settings,
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_stack_is_one_that_docker_compose_understands(repository: Path) -> None:
-    done = compose(repository, SETTINGS)
+    done = compose(repository, secrets())
     assert (0, "") == (done.returncode, done.stderr)
-    assert "target: aflow" in done.stdout
 
 
-def test_the_stack_has_no_password_of_its_own(repository: Path) -> None:
-    done = compose(repository, {})
-    assert "S3_SECRET_KEY is missing" in done.stderr
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stack_has_no_password_of_its_own(repository: Path, name: str) -> None:
+    done = compose(repository, {**secrets(), name: ""})
+    assert f"{name} is missing" in done.stderr
+
+
+def test_every_service_of_the_stack_says_whether_it_is_well(repository: Path) -> None:
+    services = stack(repository)["services"]
+    targets = {name: each["build"]["target"] for name, each in services.items() if "build" in each}
+    parts = stages(repository)
+
+    well = {name for name, each in services.items() if "healthcheck" in each}
+    well |= {name for name, target in targets.items() if "HEALTHCHECK" in parts[target]}
+
+    assert services.keys() - {"aflow"} == well
+
+
+def test_nothing_of_aflow_in_the_stack_has_privileges(repository: Path) -> None:
+    services = stack(repository)["services"].values()
+    ours = [each for each in services if "build" in each]
+
+    assert 4 == len(ours)
+    assert all(each["read_only"] and each["cap_drop"] == ["ALL"] for each in ours)
+
+
+def test_fresh_secrets_are_for_their_owner_alone_and_never_replaced(
+    repository: Path, tmp_path: Path
+) -> None:
+    script = Path(shutil.copy(repository / "docker" / "secrets", tmp_path))
+    subprocess.run([script], check=True)
+    first = (tmp_path / ".env").read_text()
+    subprocess.run([script], check=True, capture_output=True)
+
+    assert first == (tmp_path / ".env").read_text()
+    assert [*NAMES] == re.findall(r"^(\w+)=[0-9a-f]{48}$", first, re.MULTILINE)
+    assert 0o600 == (tmp_path / ".env").stat().st_mode & 0o777
 
 
 def test_every_image_of_the_stack_has_a_version(repository: Path) -> None:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aflow.version import __version__
-from tests.docker.podman import Podman, fetch_wheels, podman_in_cache
-from tests.support.s3 import S3Bucket, s3_bucket, s3_server
-
-__all__ = ["s3_bucket", "s3_server"]  # fixtures
-
-IMAGE = "localhost/aflow-under-test"
-USER = 1000
+from tests.docker.podman import IMAGE, USER, Podman, hardened
+from tests.support.s3 import S3Bucket
 
 # One process of the test session builds the image, for all tests; making the base takes a while.
 pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
@@ -70,17 +64,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(scope="module")
-def podman(repository: Path) -> Iterator[Podman]:
-    """Podman, and the image of the tree as it is."""
-    with podman_in_cache() as podman:
-        fetch_wheels(podman, repository)
-        podman.build(repository, IMAGE)
-        yield podman
-        podman.must("image", "rm", "--force", IMAGE)
-        podman.must("image", "prune", "--force")
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A folder that is mounted as the home of the image's user, who may write there."""
@@ -88,14 +71,6 @@ def data(tmp_path: Path) -> Path:
     folder.mkdir()
     os.chown(folder, USER, USER)
     return folder
-
-
-def hardened(data: Path) -> list[str]:
-    """The options of a container that may write to its home and to /tmp, and has no privileges."""
-    return [
-        *("--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all"),
-        *("--security-opt", "no-new-privileges", "--volume", f"{data}:/var/lib/aflow"),
-    ]
 
 
 def test_the_image_has_the_command_and_a_user_of_its_own(podman: Podman, data: Path) -> None:

@@ -116,10 +116,23 @@ def test_a_package_comes_out_of_the_store_as_it_went_in(
     assert stored == package.store(flow, blobs)
 
 
-def test_an_archive_that_points_outside_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "type_"),
+    [
+        ("../escaped.py", tarfile.REGTYPE),
+        ("/escaped.py", tarfile.REGTYPE),
+        ("link", tarfile.SYMTYPE),
+        ("device", tarfile.CHRTYPE),
+    ],
+)
+def test_an_archive_that_points_outside_or_holds_more_than_files_is_refused(
+    tmp_path: Path, name: str, type_: bytes
+) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        member = tarfile.TarInfo("../escaped.py")
+        member = tarfile.TarInfo(name)
+        member.type = type_
+        member.linkname = "/etc"
         archive.addfile(member, io.BytesIO())
 
     with pytest.raises(CodePackageError, match="cannot be unpacked"):

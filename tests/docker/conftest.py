@@ -1,0 +1,21 @@
+"""The image that the tests of containers share: it is built once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docker.podman import IMAGE, Podman, fetch_wheels, podman_in_cache
+
+
+@pytest.fixture(scope="session")
+def podman(repository: Path) -> Iterator[Podman]:
+    """Podman, and the image of the tree as it is."""
+    with podman_in_cache() as podman:
+        fetch_wheels(podman, repository)
+        podman.build(repository, IMAGE)
+        yield podman
+        podman.must("image", "rm", "--force", IMAGE)
+        podman.must("image", "prune", "--force")

@@ -1,0 +1,54 @@
+"""The stack of docker/compose.yaml, as Docker Compose itself reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# The secrets that the stack is given.
+NAMES = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_SECRET_KEY", "SIGNING_KEY", "AFLOW_TOKEN")
+
+
+def tool(name: str) -> str:
+    """A program of the development tools."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert found is not None, f"{name} is not installed: it is one of the development tools"
+    return found
+
+
+def secrets() -> dict[str, str]:
+    """A value for every secret."""
+    return {name: f"{name.lower().replace('_', '-')}-of-a-test" for name in NAMES}
+
+
+def compose(repository: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What docker compose says of the stack, all of it, with these settings and no others."""
+    file = repository / "docker" / "compose.yaml"
+    return subprocess.run(
+        [tool("docker-compose"), "-f", file, "--profile", "*", "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"], "HOME": "/nowhere"} | settings,
+        capture_output=True,
+        text=True,
+    )
+
+
+def stack(repository: Path) -> dict[str, Any]:
+    """The stack with a value for every secret."""
+    done = compose(repository, secrets())
+    assert 0 == done.returncode, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def stages(repository: Path) -> dict[str, str]:
+    """What the stages of the Dockerfile do, by their names."""
+    text = (repository / "docker" / "Dockerfile").read_text()
+    return dict(
+        re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", text, re.DOTALL | re.MULTILINE)
+    )

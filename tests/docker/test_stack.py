@@ -1,0 +1,195 @@
+"""A server and two workers as containers, with the settings of compose.yaml, run a flow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docker.podman import IMAGE, Podman, derive
+from tests.docker.stack import secrets, stack, stages
+from tests.support.s3 import S3Bucket
+from tests.support.servers import (
+    Server,
+    free_port,
+    new_database,
+    redis_server,
+    select_nothing,
+)
+
+pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
+
+PATIENCE = 60.0
+FLOW = """
+import os, time
+from aflow import FlowSpec, Parameter, current, step
+
+class ShardsFlow(FlowSpec):
+    n = Parameter("n", default=1)
+
+    @step
+    def start(self):
+        self.xs = list(range(self.n))
+        self.next(self.shard, foreach="xs")
+
+    @step
+    def shard(self):
+        self.y = self.input ** 2
+        time.sleep(0.2)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.ys = [each.y for each in inputs]
+        self.data = b"x" * 100_000
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("squares", self.ys, "by", os.getuid())
+
+if __name__ == "__main__":
+    ShardsFlow()
+"""
+
+
+class Containers:
+    """The services of the stack that are aflow's own, on what stands in for the others."""
+
+    def __init__(
+        self, podman: Podman, repository: Path, folder: Path, places: dict[str, str]
+    ) -> None:
+        self._folder = folder
+        self._podman = podman
+        self._services: dict[str, Any] = stack(repository)["services"]
+        self._places = places
+        self._repository = repository
+        self.names: list[str] = []
+
+    def settings(self, service: str) -> dict[str, str]:
+        """The environment of a service, as the stack has it, but for where the others are."""
+        found = dict(self._services[service]["environment"])
+        assert self._places.keys() <= found.keys()
+        return found | self._places
+
+    def start(self, service: str, *words: str, **more: str) -> str:
+        """A container of this service; the image has the target's settings built in."""
+        image = f"{IMAGE}-{service}"
+        if not self._podman.has(image):
+            target = self._services[service]["build"]["target"]
+            derive(self._podman, image, stages(self._repository)[target], self._folder)
+        name = f"aflow-{os.getpid()}-{len(self.names)}"
+        given = (self.settings(service) | more).items()
+        environment = [word for key, value in given for word in ("--env", f"{key}={value}")]
+        hardening = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "all", "--init"]
+        home = ["--security-opt", "no-new-privileges", "--volume", "/var/lib/aflow"]
+        self.names.append(name)
+        self._podman.must(
+            *("run", "--replace", "--detach", "--name", name, *hardening, *home, *environment),
+            *(image, *words),
+        )
+        return name
+
+    def until_well(self, name: str) -> None:
+        """Wait until the health check of the container says so."""
+        give_up_at = time.monotonic() + PATIENCE
+        while self._podman("healthcheck", "run", name).returncode:
+            if time.monotonic() > give_up_at:
+                pytest.fail(f"{name} is not well:\n{self.said(name)}")
+            select_nothing(0.1)
+
+    def said(self, name: str) -> str:
+        """What the container has written."""
+        done = self._podman("logs", name)
+        return done.stdout + done.stderr
+
+    def stop(self, name: str) -> int:
+        """SIGTERM, as when the stack is taken down; the exit code."""
+        self._podman.must("stop", "--time", "45", name)
+        told = self._podman.must("inspect", "--format", "{{.State.ExitCode}}", name)
+        return int(told)
+
+    def remove(self) -> None:
+        for name in self.names:
+            self._podman("rm", "--force", "--time", "0", "--volumes", name)
+        for service in ("server", "worker"):
+            self._podman("image", "rm", "--force", f"{IMAGE}-{service}")
+
+
+@pytest.fixture
+def redis_with_password(tmp_path: Path) -> Iterator[str]:
+    """The address of a queue that wants the password of the stack."""
+    password = secrets()["REDIS_PASSWORD"]
+    server = redis_server(tmp_path, "--requirepass", password)
+    yield f"redis://:{password}@127.0.0.1:{server.port}/0"
+    server.kill()
+
+
+@pytest.fixture
+def containers(
+    podman: Podman,
+    repository: Path,
+    postgres_server: Server,
+    redis_with_password: str,
+    s3_bucket: S3Bucket,
+    tmp_path: Path,
+) -> Iterator[Containers]:
+    """No container yet."""
+    with new_database(postgres_server) as database:
+        places = {
+            "AFLOW_DATASTORE_SYSROOT_S3": f"s3://{s3_bucket.name}/runs",
+            "AFLOW_S3_ENDPOINT_URL": s3_bucket.endpoint,
+            "AFLOW_DEFAULT_METADATA": database,
+            "AFLOW_QUEUE": redis_with_password,
+            "PGPASSWORD": "secret",
+        }
+        containers = Containers(podman, repository, tmp_path, places)
+        yield containers
+        containers.remove()
+
+
+def test_a_server_and_two_workers_in_containers_run_a_flow_that_is_sent(
+    containers: Containers, tmp_path: Path
+) -> None:
+    port = free_port()
+    ready = f"http://127.0.0.1:{port}/readyz"
+    server = containers.start(
+        "server", "server", "--host", "127.0.0.1", "--port", str(port), AFLOW_HEALTH_URL=ready
+    )
+    workers = [containers.start("worker", "worker", "--slots", "2") for _ in range(2)]
+    for name in (server, *workers):
+        containers.until_well(name)
+    (tmp_path / "flow.py").write_text(FLOW)
+    settings = containers.settings("aflow")
+    token = containers.settings("server")["AFLOW_SERVICE_AUTH_KEY"]
+
+    sent = aflow("submit", tmp_path / "flow.py", "--n", "12", "--wait",
+                 "--server", f"http://127.0.0.1:{port}", AFLOW_SERVICE_AUTH_KEY=token)  # fmt: skip
+    assert 0 == sent.returncode, sent.stderr + "".join(map(containers.said, containers.names))
+    run = sent.stdout.strip()
+    artifacts = aflow("dump", f"{run}/join", "--include", "ys", **settings)
+    log = aflow("logs", f"{run}/end", **settings)
+    ended = [containers.stop(name) for name in (*workers, server)]
+
+    assert str([x * x for x in range(12)]) in artifacts.stdout, artifacts.stderr
+    assert "by 1000" in log.stdout, log.stderr
+    assert [0, 0, 0] == ended
+    took = [containers.said(name) for name in workers]
+    assert all("takes tasks of default from redis://127.0.0.1" in each for each in took), took
+
+
+def aflow(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command on this machine."""
+    return subprocess.run(
+        [sys.executable, "-m", "aflow", *map(str, words)],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         namespace,
     )
     from aflow.coordinator import Coordinator
+    from aflow.data.objects import S3GetObject, S3Object, S3PutObject
+    from aflow.data.s3 import S3, AsyncS3
     from aflow.flow.configs import Config, ConfigValue, config_expr
     from aflow.flow.current import current
     from aflow.flow.custom import (
@@ -81,7 +83,9 @@ if TYPE_CHECKING:
     from aflow.version import __version__
 
 __all__ = [
+    "S3",
     "USER_SKIP_STEP",
+    "AsyncS3",
     "Config",
     "ConfigValue",
     "Coordinator",
@@ -101,6 +105,9 @@ __all__ = [
     "Parameter",
     "Run",
     "Runner",
+    "S3GetObject",
+    "S3Object",
+    "S3PutObject",
     "Step",
     "StepMutator",
     "Task",
@@ -159,6 +166,8 @@ _HOMES = {
         "get_metadata get_namespace inspect_spin namespace"
     ),
     "aflow.coordinator": "Coordinator",
+    "aflow.data.objects": "S3GetObject S3Object S3PutObject",
+    "aflow.data.s3": "AsyncS3 S3",
     "aflow.flow.configs": "Config ConfigValue config_expr",
     "aflow.flow.current": "current",
     "aflow.flow.custom": (

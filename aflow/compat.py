@@ -101,6 +101,20 @@ _CLIENT = {
         "namespace",
     )
 } | {"MetaflowData": "aflow.client:TaskData"}
+_S3 = {
+    "S3": "aflow:S3",
+    "S3GetObject": "aflow:S3GetObject",
+    "S3Object": "aflow:S3Object",
+    "S3PutObject": "aflow:S3PutObject",
+    "RangeInfo": "aflow.data.objects:RangeInfo",
+    "MetaflowS3AccessDenied": "aflow.errors:S3AccessDenied",
+    "MetaflowS3Exception": "aflow.errors:S3Failed",
+    "MetaflowS3InsufficientDiskSpace": "aflow.errors:S3DiskFull",
+    "MetaflowS3InvalidObject": "aflow.errors:S3InvalidObject",
+    "MetaflowS3InvalidRange": "aflow.errors:S3InvalidRange",
+    "MetaflowS3NotFound": "aflow.errors:S3NotFound",
+    "MetaflowS3URLException": "aflow.errors:S3InvalidUrl",
+}
 _CONFIGS = {name: f"aflow:{name}" for name in ("Config", "ConfigValue", "config_expr")}
 _PARALLEL = {
     name: f"aflow.multicore:{name}" for name in ("parallel_imap_unordered", "parallel_map")
@@ -118,6 +132,7 @@ MODULES: dict[str, dict[str, str]] = {
     "client": _CLIENT,
     "client.core": _CLIENT,
     "datastore": {},
+    "datatools": _S3,
     "decorators": {"step": "aflow:step"},
     "events": {"Trigger": "aflow.flow.events:Trigger"},
     "exception": _EXCEPTIONS,
@@ -137,6 +152,9 @@ MODULES: dict[str, dict[str, str]] = {
     "plugins.cards.card_modules.basic": _CARDS,
     "plugins.cards.card_modules.card": _CARDS,
     "plugins.cards.card_modules.components": _CARDS,
+    "plugins.datatools": _S3,
+    "plugins.datatools.s3": _S3,
+    "plugins.datatools.s3.s3": _S3,
     "plugins.parsers": _PARSERS,
     "runner": {},
     "runner.metaflow_runner": {

@@ -61,6 +61,9 @@ class Settings:
     package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
     datastore_s3: str | None = None
     s3_endpoint: str | None = None
+    datatools_s3: str | None = None
+    s3_encryption: str | None = None
+    s3_workers: int = 64
     cache_folder: str = "~/.cache/aflow"
     cache_size: int = 10_000
     executor: str = "local"
@@ -119,6 +122,20 @@ class Settings:
 
             place += f"?endpoint={quote(self.s3_endpoint, safe='')}"
         return place
+
+    @property
+    def data_root(self) -> str:
+        """Where files of S3(run=...) are: `s3://bucket/prefix`, with `?endpoint=` if that was said.
+        Raises InvalidSetting where nothing says so."""
+        if self.datatools_s3 is not None:
+            return self.datatools_s3
+        if self.datastore_s3 is None:
+            raise InvalidSetting(
+                "S3(run=...) needs to know where in S3: set AFLOW_DATATOOLS_S3ROOT to "
+                "s3://bucket/prefix."
+            )
+        place, mark, options = self.datastore_s3.partition("?")
+        return place.rstrip("/") + "/data" + mark + options
 
     @property
     def metadata_url(self) -> str:
@@ -377,6 +394,9 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "datastore": (("DEFAULT_DATASTORE",), _choice("local", "s3")),
     "datastore_s3": (("DATASTORE_SYSROOT_S3",), _text),
     "s3_endpoint": (("S3_ENDPOINT_URL",), _text),
+    "datatools_s3": (("DATATOOLS_S3ROOT",), _text),
+    "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
+    "s3_workers": (("S3_WORKER_COUNT",), _number),
     "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue")),
     "queue": (("QUEUE",), _text),
     "signing_key": (("SIGNING_KEY",), _text),

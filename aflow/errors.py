@@ -23,6 +23,14 @@ AflowError
 │   ├── CorruptBlob
 │   └── StoreUnavailable
 │       └── StoreBusy            another try may go well
+├── S3Error                      aflow.S3 cannot do what was asked; Metaflow's names in docs/s3.md
+│   ├── S3Failed
+│   ├── S3NotFound
+│   ├── S3AccessDenied
+│   ├── S3InvalidUrl
+│   ├── S3InvalidObject
+│   ├── S3InvalidRange
+│   └── S3DiskFull
 ├── MetadataError
 │   ├── MetadataUnavailable
 │   ├── MetadataTooNew
@@ -199,6 +207,54 @@ class StoreUnavailable(StorageError):
 
 class StoreBusy(StoreUnavailable):
     """The object store did not answer, or not whole: another try may go well."""
+
+
+class S3Error(AflowError):
+    """The client of S3 cannot do what was asked. Its classes are siblings, as in Metaflow."""
+
+    headline = "S3"
+
+
+class S3Failed(S3Error):
+    """S3 does not answer, or refuses for a reason that has no class of its own."""
+
+    headline = "S3 access failed"
+
+
+class S3NotFound(S3Error):
+    """There is no such object, or no such local file."""
+
+    headline = "S3 object not found"
+
+
+class S3AccessDenied(S3Error):
+    """The credentials are wrong, or allow too little."""
+
+    headline = "S3 access denied"
+
+
+class S3InvalidUrl(S3Error):
+    """A key, URL or prefix cannot be used, or its bucket does not exist."""
+
+    headline = "Invalid address"
+
+
+class S3InvalidObject(S3Error):
+    """What is to be put is neither text nor bytes nor a file."""
+
+    headline = "Not an object for S3"
+
+
+class S3InvalidRange(S3Error):
+    """A range begins past the end of its object."""
+
+    headline = "S3 invalid range"
+
+
+class S3DiskFull(S3Error):
+    """There is no room on the disk for what was to be downloaded."""
+
+    headline = "Insufficient disk space"
 
 
 class MetadataError(AflowError):

@@ -11,6 +11,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from aflow.loops import fastest_loop
@@ -40,8 +41,12 @@ class Portal(Generic[R]):
 
     def call(self, work: Callable[[R], Coroutine[Any, Any, T]]) -> T:
         """What `work(resource)` gives or raises; blocks. Raises what `opened` raised."""
+        return self.begin(work).result()
+
+    def begin(self, work: Callable[[R], Coroutine[Any, Any, T]]) -> Future[T]:
+        """The same, whose answer comes later. To cancel it is to cancel the coroutine."""
         loop = self._running()
-        return asyncio.run_coroutine_threadsafe(work(self._resource), loop).result()
+        return asyncio.run_coroutine_threadsafe(work(self._resource), loop)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._pid == os.getpid() and self._loop is not None:

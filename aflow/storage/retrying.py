@@ -1,10 +1,11 @@
-"""A store that tries again what may go well the next time."""
+"""Trying again what may go well the next time: calls, and a store whose calls are."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 from aflow.errors import ObjectNotFound, StoreBusy, StoreUnavailable
@@ -15,6 +16,32 @@ T = TypeVar("T")
 TRIES = 8
 FIRST_WAIT = 0.1  # seconds; doubled each time, up to LONGEST_WAIT, and a random share of it taken
 LONGEST_WAIT = 10.0
+
+
+def wait_after(failed: int, share: float) -> float:
+    """How many seconds to wait after so many failures; `share` is a number between 0 and 1."""
+    return share * min(LONGEST_WAIT, FIRST_WAIT * 2.0**failed)
+
+
+def given_up(error: StoreBusy, tries: int, what_then: str = "") -> StoreUnavailable:
+    """What is said after the last try."""
+    return StoreUnavailable(
+        f"{error} It was tried {tries} times. See whether it is up and can be reached{what_then}."
+    )
+
+
+async def retried(act: Callable[[], Awaitable[T]], tries: int = TRIES) -> T:
+    """What `act()` gives; where it raises StoreBusy it is called again, up to `tries` times in all,
+    and StoreUnavailable says so in the end."""
+    for failed in range(1, tries):
+        try:
+            return await act()
+        except StoreBusy:
+            await asyncio.sleep(wait_after(failed, random.random()))
+    try:
+        return await act()
+    except StoreBusy as error:
+        raise given_up(error, tries) from error
 
 
 class RetryingStore:
@@ -118,8 +145,5 @@ class RetryingStore:
 
     def _wait_after(self, failed: int, error: StoreBusy) -> None:
         if failed == TRIES:
-            raise StoreUnavailable(
-                f"{error} It was tried {TRIES} times. See whether it is up and can be reached, and "
-                "resume the run."
-            ) from error
-        self._pause(self._share() * min(LONGEST_WAIT, FIRST_WAIT * 2.0**failed))
+            raise given_up(error, TRIES, ", and resume the run") from error
+        self._pause(wait_after(failed, self._share()))

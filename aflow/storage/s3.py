@@ -3,10 +3,11 @@
 `s3://bucket/prefix`; `?endpoint=URL&region=NAME` for others than AWS. Credentials and regions come
 from where botocore finds them (AWS_* variables, ~/.aws, the role of the machine).
 
-An object is an object. What is larger than a part goes up and comes down in parts, several at a
-time. `put_if_absent` is a conditional write (`If-None-Match: *`); an endpoint that ignores the
-condition is found out at the first such write, and refused. Calls fail at once: whether another try
-is worth it says the kind of the error (StoreBusy), and a wrapper makes it (retrying.py).
+An object is an object. What is larger goes up and comes down in parts, several at a time, and each
+part has its own tries (s3_wire.py). `put_if_absent` is a conditional write (`If-None-Match: *`); an
+endpoint that ignores the condition is found out at the first such write, and refused. Calls fail at
+once: whether another try is worth it says the kind of the error (StoreBusy), and a wrapper makes it
+(retrying.py).
 
 A touch writes a mark beside the object, since S3 cannot remove an object on the condition that
 nobody has wanted it lately: who removes sets a copy aside, removes the object, looks at the mark
@@ -15,63 +16,19 @@ once more, and puts the object back if somebody has wanted it meanwhile.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from aflow.errors import (
-    InvalidSetting,
-    MissingExtra,
-    ObjectNotFound,
-    StoreBusy,
-    StoreUnavailable,
-)
+from aflow.errors import InvalidSetting, ObjectNotFound, StoreUnavailable
+from aflow.storage import s3_wire
 from aflow.storage.base import Buffer, check_name, check_prefix
 from aflow.storage.portal import Portal
-
-try:
-    import aiohttp
-    from aiobotocore.config import AioConfig
-    from aiobotocore.session import AioSession
-    from botocore import exceptions as faults
-except ImportError as error:
-    raise MissingExtra("Storage in S3 needs aiobotocore: install aflow[aws].") from error
+from aflow.storage.s3_errors import OutOfRange, Refused, Subject, translated
 
 T = TypeVar("T")
 
-PART = 8 << 20  # bytes of a part
-PARTS_AT_ONCE = 8
-CONNECTIONS = 64
 _MARKS, _ASIDE, _PROBE = "touched/", "aside/", "probe/conditional"
-_BUSY_CODES = frozenset(
-    [
-        "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "BadDigest",
-        "RequestTimeTooSkewed", "Throttling", "ThrottlingException", "OperationAborted",
-        "TooManyRequestsException", "ConditionalRequestConflict",
-    ]
-)  # fmt: skip
-_MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
-_BUSY = (
-    faults.HTTPClientError,
-    faults.ConnectionError,
-    faults.IncompleteReadError,
-    faults.ResponseStreamingError,
-    aiohttp.ClientError,
-    TimeoutError,
-    ConnectionError,
-)
-_ADVICE = {
-    "NoSuchBucket": "there is no such bucket: create it, or correct the URL",
-    "AccessDenied": "access is denied: check the policies of the bucket and of the credentials",
-    "403": "access is denied: check the credentials, and the policies of the bucket",
-    "InvalidAccessKeyId": "the access key is not known: correct AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the secret key is wrong: correct AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": "the credentials have expired: get new ones",
-    "PermanentRedirect": "the bucket is in another region: set AWS_REGION, or ?region= in the URL",
-    "AuthorizationHeaderMalformed": "the region is wrong: set AWS_REGION, or ?region= in the URL",
-}
 
 
 class S3Store:
@@ -90,12 +47,8 @@ class S3Store:
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         self._url = url
-        self._session = AioSession()
-        # Read once, by the process from which tasks are forked: they find it there.
-        loader = self._session.get_component("data_loader")
-        for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
-            loader.load_service_model("s3", kind)
-        self._portal: Portal[Any] = Portal("aflow-s3", self._connected, self._disconnected)
+        self._session = s3_wire.new_session()
+        self._portal: Portal[Any] = Portal("aflow-s3", self._connected, s3_wire.disconnect)
         self._checks_conditions: bool | None = None
 
     @property
@@ -104,24 +57,9 @@ class S3Store:
         return self._url
 
     async def _connected(self) -> Any:
-        config = AioConfig(
-            max_pool_connections=CONNECTIONS,
-            retries={"total_max_attempts": 1},
-            connect_timeout=10,
-            read_timeout=60,
+        return await s3_wire.connect(
+            self._session, region_name=self._region, endpoint_url=self._endpoint
         )
-        stack = contextlib.AsyncExitStack()
-        client = await stack.enter_async_context(
-            self._session.create_client(
-                "s3", region_name=self._region, endpoint_url=self._endpoint, config=config
-            )
-        )
-        client.aflow_stack = stack
-        return client
-
-    @staticmethod
-    async def _disconnected(client: Any) -> None:
-        await client.aflow_stack.aclose()
 
     def close(self) -> None:
         """Let go of connections; the next call makes new ones. May be called twice."""
@@ -131,8 +69,7 @@ class S3Store:
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
         """Write the parts as one object; see the port. S3 keeps what it has acknowledged."""
-        key = self._key(name)
-        self._call(name, lambda s3: self._write(s3, key, parts, {}))
+        self._write(name, parts, {})
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """The same where no such object is; see the port."""
@@ -140,10 +77,9 @@ class S3Store:
         return self._put_new(name, parts)
 
     def _put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
-        key = self._key(name)
         try:
-            self._call(name, lambda s3: self._write(s3, key, parts, {"IfNoneMatch": "*"}))
-        except _Refused:
+            self._write(name, parts, {"IfNoneMatch": "*"})
+        except Refused:
             return False
         return True
 
@@ -158,36 +94,9 @@ class S3Store:
                 "which the commits of tasks rest: use one that keeps them, as S3 does."
             )
 
-    async def _write(
-        self, s3: Any, key: str, parts: Sequence[Buffer], condition: dict[str, str]
-    ) -> None:
-        views = [memoryview(part).cast("B") for part in parts]
-        place = {"Bucket": self._bucket, "Key": key}
-        if sum(view.nbytes for view in views) <= 2 * PART:
-            await s3.put_object(**place, Body=b"".join(views), **condition)
-            return
-        started = await s3.create_multipart_upload(**place)
-        upload = {**place, "UploadId": started["UploadId"]}
-        try:
-            tags = await _some_at_once(
-                self._write_part(s3, upload, number, data)
-                for number, data in enumerate(_pieces(views), 1)
-            )
-            listed = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
-            await s3.complete_multipart_upload(
-                **upload, MultipartUpload={"Parts": listed}, **condition
-            )
-        except BaseException:
-            # What is left of it costs money; but why it failed is what has to be told.
-            with contextlib.suppress(faults.ClientError, *_BUSY):
-                await s3.abort_multipart_upload(**upload)
-            raise
-
-    @staticmethod
-    async def _write_part(s3: Any, upload: dict[str, str], number: int, data: bytes) -> str:
-        answer = await s3.upload_part(**upload, PartNumber=number, Body=data)
-        tag: str = answer["ETag"]
-        return tag
+    def _write(self, name: str, parts: Sequence[Buffer], condition: dict[str, str]) -> None:
+        source, where, subject = s3_wire.BytesSource(parts), self._where(name), self._subject(name)
+        self._call(name, lambda s3: s3_wire.upload(s3, subject, where, source, condition))
 
     # ------------------------------------------------------------------ reading
 
@@ -197,38 +106,15 @@ class S3Store:
             if self.size(name) is None:
                 raise self._missing(name)
             return b""
-        key = self._key(name)
-        found: Buffer = self._call(name, lambda s3: self._read(s3, key, start, length))
-        return found
-
-    async def _read(self, s3: Any, key: str, start: int, length: int | None) -> Buffer:
-        """The first part tells how much there is; the others come side by side."""
-        wanted = PART if length is None else min(length, PART)
-        place = {"Bucket": self._bucket, "Key": key}
+        range_ = None
+        if start or length is not None:
+            range_ = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
+        sink, where, subject = s3_wire.BytesSink(), self._where(name), self._subject(name)
         try:
-            answer = await s3.get_object(**place, Range=f"bytes={start}-{start + wanted - 1}")
-        except faults.ClientError as error:
-            if _code(error) in ("InvalidRange", "416"):
-                return b""  # it begins past the end
-            raise
-        first: bytes = await _body(answer)
-        total = int(answer["ContentRange"].rpartition("/")[2]) if "ContentRange" in answer else 0
-        end = total if length is None else min(total, start + length)
-        if start + len(first) >= end:
-            return first
-        whole = memoryview(bytearray(end - start))
-        whole[: len(first)] = first
-
-        async def fill(at: int) -> None:
-            last = min(at + PART, end) - 1
-            part = await s3.get_object(**place, Range=f"bytes={at}-{last}", IfMatch=answer["ETag"])
-            data = await _body(part)
-            if len(data) != last + 1 - at:
-                raise StoreBusy(f"A part of {key} was cut off on its way.")
-            whole[at - start : at - start + len(data)] = data
-
-        await _some_at_once(fill(at) for at in range(start + len(first), end, PART))
-        return whole.toreadonly()
+            self._call(name, lambda s3: s3_wire.download(s3, subject, where, sink, range_))
+        except OutOfRange:
+            return b""
+        return sink.data
 
     def size(self, name: str) -> int | None:
         """How many bytes the object has; see the port."""
@@ -346,85 +232,16 @@ class S3Store:
     def _key(self, name: str) -> str:
         return self._prefix + check_name(name)
 
+    def _where(self, name: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._key(name)}
+
     def _missing(self, name: str) -> ObjectNotFound:
-        return ObjectNotFound(f"There is no object {name!r} in {self._url}.")
+        return ObjectNotFound(self._subject(name).missing)
 
-    def _call(self, name: str, work: Any) -> Any:
+    def _subject(self, name: str) -> Subject:
+        return Subject(f"The datastore {self._url}", f"There is no object {name!r} in {self._url}.")
+
+    def _call(self, name: str, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         """What the coroutine of `work(client)` gives; its errors as ours."""
-        try:
+        with translated(self._subject(name)):
             return self._portal.call(work)
-        except faults.ClientError as error:
-            raise self._fault(name, error) from error
-        except StoreBusy:
-            raise
-        except (faults.NoCredentialsError, faults.PartialCredentialsError) as error:
-            raise StoreUnavailable(
-                f"The datastore {self._url} cannot be used: there are no credentials for it. Set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-            ) from error
-        except (faults.FlexibleChecksumError, *_BUSY) as error:
-            told = f"{type(error).__name__}: {error}".strip(": ")
-            raise StoreBusy(f"The datastore {self._url} does not answer ({told}).") from error
-        except faults.BotoCoreError as error:
-            raise StoreUnavailable(
-                f"The datastore {self._url} cannot be used: {error}. Correct the settings of AWS."
-            ) from error
-
-    def _fault(self, name: str, error: Any) -> Exception:
-        code, status = _code(error), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
-        if code in _MISSING_CODES:
-            return self._missing(name)
-        if code == "PreconditionFailed" or status == 412:
-            return _Refused(f"There is an object {name!r} in {self._url} already.")
-        if code in _BUSY_CODES or status in (429, 500, 502, 503, 504):
-            return StoreBusy(f"The datastore {self._url} is busy ({code}): try again later.")
-        advice = _ADVICE.get(code) or f"{error}"
-        return StoreUnavailable(f"The datastore {self._url} cannot be used: {advice}.")
-
-
-class _Refused(StoreUnavailable):
-    """A condition of a write does not hold."""
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-async def _body(answer: Any) -> bytes:
-    async with answer["Body"] as stream:
-        data: bytes = await stream.read()
-    if len(data) != answer["ContentLength"]:
-        raise StoreBusy("An object was cut off on its way.")
-    return data
-
-
-def _pieces(views: Sequence[memoryview]) -> Iterator[bytes]:
-    """The bytes of the views in parts of PART; each is made when its turn comes."""
-    piece = bytearray()
-    for view in views:
-        at = 0
-        while at < view.nbytes:
-            taken = view[at : at + PART - len(piece)]
-            piece += taken
-            at += taken.nbytes
-            if len(piece) == PART:
-                yield bytes(piece)
-                piece.clear()
-    if piece:
-        yield bytes(piece)
-
-
-async def _some_at_once(work: Iterator[Coroutine[Any, Any, T]]) -> list[T]:
-    """The answers of all, in order; PARTS_AT_ONCE of them are on their way at a time, and no other
-    is begun, which bounds the memory."""
-    answers: dict[int, T] = {}
-    numbered = enumerate(work)
-
-    async def go_on() -> None:
-        for number, each in numbered:
-            answers[number] = await each
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(PARTS_AT_ONCE):
-            group.create_task(go_on())
-    return [answers[number] for number in sorted(answers)]

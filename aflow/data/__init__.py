@@ -1,0 +1,1 @@
+"""Users' own data in S3: a client beside the datastore."""

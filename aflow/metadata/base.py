@@ -195,6 +195,13 @@ class StepProgress(NamedTuple):
     finished_at: float | None
 
 
+class Hold(NamedTuple):
+    """Whether the run is the caller's, and why somebody wants it to stop, if anybody does."""
+
+    mine: bool
+    cancel: str | None = None
+
+
 class MetadataStore(Protocol):
     """Journals and records; see the module's text for what is promised."""
 
@@ -208,16 +215,33 @@ class MetadataStore(Protocol):
 
     # ---- writing
 
-    def create_run(self, run: RunRecord, parameters: bytes) -> RunRecord:
+    def create_run(
+        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+    ) -> RunRecord:
         """Record a new run (its flow too, if it is the first) with its task 0 of step
         `_parameters`, succeeded, whose manifest is `parameters`. `run.key` is ignored; the answer
-        carries the real one and version 0. Raises VersionConflict if the flow has this run id."""
+        carries the real one and version 0. The owner, if one is named, has it for so long, as by
+        `hold`. Raises VersionConflict if the flow has this run id."""
 
     def commit(self, run_key: int, version: int, batch: Batch) -> int:
         """Write the batch if the run is still at `version`; the new version."""
 
-    def beat(self, run_key: int, at: float) -> None:
-        """Say that the run's coordinator is alive. Does not change the version."""
+    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
+        """Say that the run's coordinator is alive (`at`, by its clock), and become the run's owner,
+        or stay it, for so many seconds by the store's own clock: unless somebody else is, whose
+        time is not over, or the run has ended. Owners are `kind/name`. Does not change the version:
+        an owner that was too late is refused by `commit` once the next one has written."""
+
+    def let_go(self, run_key: int, owner: str) -> None:
+        """If this is the owner: the run may have another one at once."""
+
+    def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Flow and id of runs that go on, though the time of their owner, who was of this kind, is
+        over; those that have been alone for longest first."""
+
+    def request_cancel(self, run_key: int, reason: str) -> bool:
+        """Ask the run's owner, this one or the next, to stop it: `hold` tells. Whether the run goes
+        on and has had an owner. The first reason stays."""
 
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]

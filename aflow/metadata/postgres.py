@@ -20,17 +20,18 @@ from typing import Any, TypeVar
 from aflow import ids
 from aflow.errors import MetadataAway, MetadataUnavailable, NotFound, VersionConflict
 from aflow.metadata import rows, tags
-from aflow.metadata.base import AttemptRecord, Batch, ReplacedLog, RunRecord, RunUpdate
+from aflow.metadata.base import AttemptRecord, Batch, Hold, ReplacedLog, RunRecord, RunUpdate
 from aflow.metadata.postgres_connections import Connection, Connections, Place
 from aflow.metadata.reading import PAGE, RecordReader
 from aflow.metadata.statements import statements
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
-from aflow.scheduler.states import AttemptState
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 
 PATIENCE = 30.0  # seconds to wait for a server that has gone away
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds; doubled each time
 _FOLDER = "queries_postgres"
+_TABLES = ("journal", "metadata", "attempts", "tasks", "steps", "run_tags", "leases", "run")
 
 T = TypeVar("T")
 _Rows = Generator[Any, None, None]
@@ -63,7 +64,9 @@ class PostgresMetadata(RecordReader):
 
     # ------------------------------------------------------------------ writing
 
-    def create_run(self, run: RunRecord, parameters: bytes) -> RunRecord:
+    def create_run(
+        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+    ) -> RunRecord:
         """Record a new run with its parameters; see the port."""
         mark = uuid.uuid4().hex
 
@@ -84,6 +87,8 @@ class PostgresMetadata(RecordReader):
             _do(db, "add_task", key, task, step, at, None, None, inputs, "", None)
             attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
             _do(db, "put_attempt", *rows.attempt_row(key, attempt))
+            if owner:
+                _do(db, "hold", owner, seconds, key)
             return key
 
         return run._replace(key=self._transaction(create), version=0)
@@ -108,9 +113,26 @@ class PostgresMetadata(RecordReader):
         self._transaction(commit)
         return version + 1
 
-    def beat(self, run_key: int, at: float) -> None:
-        """Say that the run's coordinator is alive; see the port."""
-        self._transaction(lambda db: _do(db, "beat", at, run_key))
+    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
+        """Become, or stay, the run's owner; see the port."""
+
+        def hold(db: Connection) -> Hold:
+            mine = _do(db, "hold", owner, seconds, run_key).rowcount == 1
+            if mine:
+                _do(db, "beat", at, run_key)
+            found = db.execute(_read("cancel"), {"run_key": run_key}).fetchone()
+            return Hold(mine, found[0] if found else None)
+
+        return self._transaction(hold)
+
+    def let_go(self, run_key: int, owner: str) -> None:
+        """The run may have another owner at once; see the port."""
+        self._transaction(lambda db: _do(db, "let_go", run_key, owner))
+
+    def request_cancel(self, run_key: int, reason: str) -> bool:
+        """Ask the run's owner to stop it; see the port."""
+        values = (rows.text(reason), run_key)
+        return self._transaction(lambda db: int(_do(db, "request_cancel", *values).rowcount) == 1)
 
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
@@ -146,7 +168,7 @@ class PostgresMetadata(RecordReader):
             if found is None:
                 return
             _do(db, "lock_flow", found[0])
-            for table in ("journal", "metadata", "attempts", "tasks", "steps", "run_tags", "run"):
+            for table in _TABLES:
                 _do(db, f"delete_{table}", run_key)
             db.execute(statements("write", _FOLDER)["delete_empty_flow"], {"flow": found[0]})
 
@@ -238,6 +260,8 @@ def _write(db: Connection, run_key: int, version: int, batch: Batch) -> None:
     _do_all(db, "add_metadata", [rows.metadata_row(run_key, each) for each in batch.metadata])
     if batch.run is not None:
         _do(db, "update_run", *_update(batch.run), run_key)
+        if batch.run.state in TERMINAL_RUN_STATES:
+            _do(db, "delete_leases", run_key)
 
 
 def _update(update: RunUpdate) -> rows.Row:

@@ -57,6 +57,10 @@ class RecordReader(ABC):
         for (events,) in self._stream("journal", run_key=run_key):
             yield events
 
+    def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Runs that go on without an owner; see the port."""
+        return [(flow, run) for flow, run in self._all("abandoned", kind=kind, limit=limit)]
+
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""
         return self._all("flows")

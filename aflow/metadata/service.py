@@ -15,6 +15,7 @@ from aflow.metadata.base import (
     AttemptRecord,
     Batch,
     CachedTask,
+    Hold,
     MetadataRecord,
     ReplacedLog,
     RunRecord,
@@ -67,9 +68,11 @@ class ServiceMetadata:
 
     # ------------------------------------------------------------------ writing
 
-    def create_run(self, run: RunRecord, parameters: bytes) -> RunRecord:
+    def create_run(
+        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+    ) -> RunRecord:
         """Record a new run with its parameters; see the port."""
-        answer = self._answer("create_run", run, parameters)
+        answer = self._answer("create_run", run, parameters, owner, seconds)
         try:
             made: RunRecord = _value(answer)
         except VersionConflict:
@@ -90,9 +93,18 @@ class ServiceMetadata:
                 raise
         return version + 1
 
-    def beat(self, run_key: int, at: float) -> None:
-        """Say that the run's coordinator is alive; see the port."""
-        self._call("beat", run_key, at)
+    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
+        """Become, or stay, the run's owner; see the port."""
+        found: Hold = self._call("hold", run_key, owner, seconds, at)
+        return found
+
+    def let_go(self, run_key: int, owner: str) -> None:
+        """The run may have another owner at once; see the port."""
+        self._call("let_go", run_key, owner)
+
+    def request_cancel(self, run_key: int, reason: str) -> bool:
+        """Ask the run's owner to stop it; see the port."""
+        return bool(self._call("request_cancel", run_key, reason))
 
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
@@ -117,6 +129,10 @@ class ServiceMetadata:
     def journal(self, run_key: int) -> Iterator[bytes]:
         """The event batches of the run, oldest first."""
         return self._stream("journal", run_key)
+
+    def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Runs that go on without an owner; see the port."""
+        return [(flow, run) for flow, run in self._call("abandoned", kind, limit)]
 
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""

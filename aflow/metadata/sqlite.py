@@ -26,6 +26,7 @@ from aflow.metadata import rows, tags
 from aflow.metadata.base import (
     AttemptRecord,
     Batch,
+    Hold,
     ReplacedLog,
     RunRecord,
     RunUpdate,
@@ -35,9 +36,10 @@ from aflow.metadata.reading import PAGE, RecordReader
 from aflow.metadata.statements import statements
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
-from aflow.scheduler.states import AttemptState
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 
 _CHUNKS = (64, 16, 4, 1)  # rows a statement; 64 of 17 values each are well below SQLite's limit
+_TABLES = ("journal", "metadata", "attempts", "tasks", "steps", "run_tags", "leases")
 _SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
 
 
@@ -76,7 +78,9 @@ class SqliteMetadata(RecordReader):
 
     # ------------------------------------------------------------------ writing
 
-    def create_run(self, run: RunRecord, parameters: bytes) -> RunRecord:
+    def create_run(
+        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+    ) -> RunRecord:
         """Record a new run with its parameters; see the port."""
         sql = statements("write")
         with self._transaction() as db:
@@ -91,6 +95,8 @@ class SqliteMetadata(RecordReader):
             db.execute(sql["add_task"], (key, task, step, at, None, None, inputs, "", None))
             attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
             db.execute(sql["put_attempt"], rows.attempt_row(key, attempt))
+            if owner:
+                db.execute(sql["hold"], (owner, seconds, key))
         return run._replace(key=key, version=0)
 
     def commit(self, run_key: int, version: int, batch: Batch) -> int:
@@ -130,11 +136,29 @@ class SqliteMetadata(RecordReader):
         reason = None if update.reason is None else rows.text(update.reason)
         values = (state, update.finished_at, reason, run_key)
         db.execute(statements("write")["update_run"], values)
+        if update.state in TERMINAL_RUN_STATES:
+            db.execute(statements("write")["delete_leases"], (run_key,))
 
-    def beat(self, run_key: int, at: float) -> None:
-        """Say that the run's coordinator is alive; see the port."""
+    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
+        """Become, or stay, the run's owner; see the port."""
+        sql = statements("write")
         with self._transaction() as db:
-            db.execute(statements("write")["beat"], (at, run_key))
+            mine = db.execute(sql["hold"], (owner, seconds, run_key)).rowcount == 1
+            if mine:
+                db.execute(sql["beat"], (at, run_key))
+            found = db.execute(statements("read")["cancel"], {"run_key": run_key}).fetchone()
+        return Hold(mine, found[0] if found else None)
+
+    def let_go(self, run_key: int, owner: str) -> None:
+        """The run may have another owner at once; see the port."""
+        with self._transaction() as db:
+            db.execute(statements("write")["let_go"], (run_key, owner))
+
+    def request_cancel(self, run_key: int, reason: str) -> bool:
+        """Ask the run's owner to stop it; see the port."""
+        values = (rows.text(reason), run_key)
+        with self._transaction() as db:
+            return db.execute(statements("write")["request_cancel"], values).rowcount == 1
 
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
@@ -180,7 +204,7 @@ class SqliteMetadata(RecordReader):
             found = db.execute(statements("read")["flow_of_run"], {"run_key": run_key}).fetchone()
             if found is None:
                 return
-            for table in ("journal", "metadata", "attempts", "tasks", "steps", "run_tags"):
+            for table in _TABLES:
                 db.execute(sql[f"delete_{table}"], (run_key,))
             db.execute(sql["delete_run"], (run_key,))
             db.execute(sql["retire_key"], (run_key,))

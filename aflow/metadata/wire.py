@@ -32,7 +32,8 @@ from aflow.scheduler.states import AttemptState, RunState, TaskState
 LARGEST = 256 << 20  # bytes of a frame
 CALLS = frozenset(
     [
-        "create_run", "commit", "beat", "change_tags", "replace_logs", "delete_run",
+        "create_run", "commit", "hold", "let_go", "abandoned", "request_cancel",
+        "change_tags", "replace_logs", "delete_run",
         "flows", "runs", "run", "steps", "progress", "task", "manifests", "split_manifests",
         "cached", "attempts", "metadata",
     ]
@@ -43,7 +44,7 @@ _RECORDS: dict[str, Any] = {
     each.__name__: each
     for each in (
         base.RunRecord, base.TaskRecord, base.CachedTask, base.AttemptRecord, base.MetadataRecord,
-        base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView, base.StepProgress,
+        base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView, base.StepProgress, base.Hold,
     )
 }  # fmt: skip
 _STATES: dict[str, Any] = {each.__name__: each for each in (AttemptState, RunState, TaskState)}

@@ -287,13 +287,6 @@ def test_readers_in_other_threads_see_commits_whole(store: MetadataStore, run: R
     assert 10 * rounds == sum(1 for _ in store.tasks(run.key, step="wide"))
 
 
-def test_a_sign_of_life_does_not_change_the_version(store: MetadataStore, run: RunRecord) -> None:
-    store.beat(run.key, 500.0)
-
-    assert run._replace(heartbeat_at=500.0) == store.run("Flow", "1")
-    assert 1 == store.commit(run.key, 0, Batch())
-
-
 # ------------------------------------------------------------------ attempts
 
 

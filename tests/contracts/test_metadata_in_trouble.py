@@ -117,7 +117,7 @@ def test_who_may_only_read_reads_everything_and_writes_nothing(path: Path) -> No
 
     assert expected == every_answer(reader, run.key)
     with pytest.raises(MetadataUnavailable, match="it cannot be written"):
-        reader.beat(run.key, 1.0)
+        reader.hold(run.key, "me/1", 60.0, 1.0)
     reader.close()
     writer.close()
 
@@ -167,7 +167,7 @@ def is_refused(path: Path, run_key: int) -> bool:
     store = SqliteMetadata(path)
     try:
         every_answer(store, run_key)
-        store.beat(run_key, 1.0)
+        store.hold(run_key, "me/1", 60.0, 1.0)
     except MetadataUnavailable as error:
         return str(path) in str(error)
     else:
@@ -235,7 +235,9 @@ def test_a_database_that_stays_locked_is_named(path: Path, monkeypatch: pytest.M
     run = filled(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    check_sentence(path, lambda store: store.beat(run.key, 1.0), "locked for too long")
+    check_sentence(
+        path, lambda store: store.hold(run.key, "me/1", 60.0, 1.0), "locked for too long"
+    )
     reader = SqliteMetadata(path)
     assert 10 == reader.run("Flow", "1").version  # type: ignore[union-attr]
     reader.close()
@@ -290,7 +292,7 @@ def test_a_read_only_disk_is_named_and_can_be_read(small_disk: Path) -> None:
     run = filled(path)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
 
-    check_sentence(path, lambda store: store.beat(run.key, 1.0), "cannot be")
+    check_sentence(path, lambda store: store.hold(run.key, "me/1", 60.0, 1.0), "cannot be")
     check_sentence(small_disk / "new.db", lambda store: store.flows(), "cannot be")
 
 
@@ -301,6 +303,6 @@ def test_a_read_only_folder_is_named(path: Path) -> None:
     path.chmod(0o400)
     path.parent.chmod(0o500)
     try:
-        check_sentence(path, lambda store: store.beat(run.key, 1.0), "cannot be")
+        check_sentence(path, lambda store: store.hold(run.key, "me/1", 60.0, 1.0), "cannot be")
     finally:
         path.parent.chmod(0o700)

@@ -230,7 +230,7 @@ class Metadata(RuleBasedStateMachine):
     @rule(data=st.data(), at=times)
     def beat(self, data: st.DataObject, at: float) -> None:
         run = self.any_run(data)
-        self.both(lambda store: store.beat(run.record.key, at))
+        self.both(lambda store: store.hold(run.record.key, "me/1", 60.0, at))
         run.record = run.record._replace(heartbeat_at=at)
 
     @precondition(lambda self: self.runs)

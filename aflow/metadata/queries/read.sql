@@ -1,6 +1,14 @@
 -- name: journal
 SELECT events FROM journal WHERE run_key = :run_key ORDER BY version
 
+-- name: cancel
+SELECT cancel FROM leases WHERE run_key = :run_key
+
+-- name: abandoned
+SELECT flow, run FROM leases JOIN runs ON runs.key = leases.run_key
+WHERE until <= (julianday('now') - 2440587.5) * 86400.0 AND substr(owner, 1, length(:kind) + 1) = :kind || '/'
+ORDER BY until LIMIT :limit
+
 -- name: flows
 SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 

@@ -22,6 +22,21 @@ WHERE key = ?
 -- name: beat
 UPDATE runs SET heartbeat_at = ? WHERE key = ?
 
+-- name: hold
+INSERT INTO leases (run_key, owner, until)
+SELECT key, ?, (julianday('now') - 2440587.5) * 86400.0 + ? FROM runs WHERE key = ? AND state = 'running'
+ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.until
+WHERE leases.owner = excluded.owner OR leases.until <= (julianday('now') - 2440587.5) * 86400.0
+
+-- name: let_go
+UPDATE leases SET until = 0 WHERE run_key = ? AND owner = ?
+
+-- name: request_cancel
+UPDATE leases SET cancel = coalesce(cancel, ?) WHERE run_key = ?
+
+-- name: delete_leases
+DELETE FROM leases WHERE run_key = ?
+
 -- name: add_step
 INSERT INTO steps (run_key, step, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
 

@@ -1,6 +1,14 @@
 -- name: journal
 SELECT events FROM journal WHERE run_key = %(run_key)s ORDER BY version
 
+-- name: cancel
+SELECT cancel FROM leases WHERE run_key = %(run_key)s
+
+-- name: abandoned
+SELECT flow, run FROM leases JOIN runs ON runs.key = leases.run_key
+WHERE until <= extract(epoch FROM clock_timestamp()) AND starts_with(owner, %(kind)s || '/')
+ORDER BY until LIMIT %(limit)s
+
 -- name: flows
 SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 

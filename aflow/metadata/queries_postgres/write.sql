@@ -22,6 +22,21 @@ WHERE key = %s
 -- name: beat
 UPDATE runs SET heartbeat_at = %s WHERE key = %s
 
+-- name: hold
+INSERT INTO leases (run_key, owner, until)
+SELECT key, %s, extract(epoch FROM clock_timestamp()) + %s FROM runs WHERE key = %s AND state = 'running'
+ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.until
+WHERE leases.owner = excluded.owner OR leases.until <= extract(epoch FROM clock_timestamp())
+
+-- name: let_go
+UPDATE leases SET until = 0 WHERE run_key = %s AND owner = %s
+
+-- name: request_cancel
+UPDATE leases SET cancel = coalesce(cancel, %s) WHERE run_key = %s
+
+-- name: delete_leases
+DELETE FROM leases WHERE run_key = %s
+
 -- name: add_step
 INSERT INTO steps (run_key, step, created_at) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING
 

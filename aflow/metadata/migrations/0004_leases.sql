@@ -1,0 +1,11 @@
+-- Who drives a run that goes on, until when (seconds since the epoch, by this database's clock),
+-- and why somebody wants it to stop. The row goes with the end of the run.
+
+CREATE TABLE leases (
+    run_key INTEGER PRIMARY KEY,
+    owner TEXT NOT NULL,
+    until REAL NOT NULL,
+    cancel TEXT
+);
+
+CREATE INDEX leases_by_end ON leases (until);

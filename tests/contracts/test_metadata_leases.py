@@ -1,0 +1,130 @@
+"""What every metadata store promises of the owners of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from aflow.errors import VersionConflict
+from aflow.metadata.base import Batch, Hold, MetadataStore, RunRecord, RunUpdate
+from aflow.scheduler.states import RunState
+from tests.contracts.metadata_stores import NAMES, a_run, open_store
+
+LONG = 600.0  # seconds that do not pass in a test
+OVER = 0.0  # seconds that have passed at once
+A, B = "server/a", "server/b"
+
+
+@pytest.fixture(params=NAMES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MetadataStore]:
+    opened = open_store(request, tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def run(store: MetadataStore) -> RunRecord:
+    return store.create_run(a_run(), b"parameters")
+
+
+def test_a_run_has_one_owner_until_its_time_is_over(store: MetadataStore, run: RunRecord) -> None:
+    assert Hold(True) == store.hold(run.key, A, LONG, 1.0)
+    assert Hold(False) == store.hold(run.key, B, LONG, 2.0)
+    assert Hold(True) == store.hold(run.key, A, OVER, 3.0)
+    assert Hold(True) == store.hold(run.key, B, LONG, 4.0)
+    assert Hold(False) == store.hold(run.key, A, LONG, 5.0)
+
+
+def test_who_becomes_owner_or_stays_it_has_given_a_sign_of_life(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    store.hold(run.key, A, LONG, 500.0)
+    store.hold(run.key, B, LONG, 600.0)
+
+    assert run._replace(heartbeat_at=500.0) == store.run("Flow", "1")
+    assert 1 == store.commit(run.key, 0, Batch())  # the version is the same
+
+
+def test_of_many_who_want_a_run_one_gets_it(store: MetadataStore, run: RunRecord) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        holds = threads.map(lambda n: store.hold(run.key, f"server/{n}", LONG, 1.0), range(16))
+        assert 1 == sum(hold.mine for hold in holds)
+
+
+def test_a_run_has_its_owner_from_its_creation_on(store: MetadataStore) -> None:
+    run = store.create_run(a_run(run="owned"), b"", A, LONG)
+    other = store.create_run(a_run(run="left"), b"", A, OVER)
+
+    assert Hold(False) == store.hold(run.key, B, LONG, 1.0)
+    assert [("Flow", "left")] == store.abandoned("server")
+    assert Hold(True) == store.hold(other.key, B, LONG, 1.0)
+    assert [] == store.abandoned("server")
+
+
+def test_runs_without_an_owner_are_found_by_its_kind_the_oldest_first(
+    store: MetadataStore,
+) -> None:
+    for number, owner in enumerate([A, "me/1", B, "servers/1"]):
+        store.create_run(a_run(run=str(number)), b"", owner, OVER)
+    store.create_run(a_run(run="without"), b"")
+    store.create_run(a_run(run="with"), b"", A, LONG)
+
+    assert [("Flow", "0"), ("Flow", "2")] == store.abandoned("server")
+    assert [("Flow", "0")] == store.abandoned("server", limit=1)
+    assert [("Flow", "1")] == store.abandoned("me")
+    assert [] == store.abandoned("%")
+
+
+def test_an_owner_can_let_go_of_a_run_that_is_its_own(store: MetadataStore, run: RunRecord) -> None:
+    store.hold(run.key, A, LONG, 1.0)
+    store.let_go(run.key, B)
+    assert Hold(False) == store.hold(run.key, B, LONG, 1.0)
+    store.let_go(run.key, A)
+    assert [("Flow", "1")] == store.abandoned("server")
+    assert Hold(True) == store.hold(run.key, B, LONG, 1.0)
+
+
+def test_a_run_that_has_ended_has_no_owner(store: MetadataStore, run: RunRecord) -> None:
+    store.hold(run.key, A, OVER, 1.0)
+    store.commit(run.key, 0, Batch(run=RunUpdate(reason="goes on")))
+    assert [("Flow", "1")] == store.abandoned("server")
+    store.commit(run.key, 1, Batch(run=RunUpdate(RunState.FAILED, 2.0, "over")))
+
+    assert [] == store.abandoned("server")
+    assert Hold(False) == store.hold(run.key, A, LONG, 1.0)
+    assert not store.request_cancel(run.key, "too late")
+
+
+def test_a_run_that_was_deleted_has_no_owner(store: MetadataStore, run: RunRecord) -> None:
+    store.hold(run.key, A, OVER, 1.0)
+    store.delete_run(run.key)
+
+    assert [] == store.abandoned("server")
+    assert Hold(False) == store.hold(run.key, A, LONG, 1.0)
+
+
+def test_whoever_owns_a_run_is_told_that_somebody_wants_it_to_stop(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    assert not store.request_cancel(run.key, "nobody has ever had it")
+    store.hold(run.key, A, OVER, 1.0)
+    assert store.request_cancel(run.key, "caf\udce9")
+    assert store.request_cancel(run.key, "another reason")
+
+    assert Hold(True, "caf\\udce9") == store.hold(run.key, B, LONG, 1.0)
+    assert Hold(False, "caf\\udce9") == store.hold(run.key, A, LONG, 1.0)
+
+
+def test_an_owner_that_was_too_late_writes_nothing_more(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    store.hold(run.key, A, OVER, 1.0)
+    store.hold(run.key, B, LONG, 1.0)
+    store.commit(run.key, 0, Batch(b"of the new owner"))
+
+    with pytest.raises(VersionConflict, match="two coordinators drive it"):
+        store.commit(run.key, 0, Batch(b"of the old one"))
+    assert [b"of the new owner"] == [*store.journal(run.key)]

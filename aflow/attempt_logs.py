@@ -71,6 +71,13 @@ class AttemptLogs:
         self._thread: ThreadPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    def go_on(self, step: str, task: int, attempt: int, chunks: int) -> None:
+        """So many chunks of the log of this attempt are stored already, by others."""
+        log = self._logs[(task, attempt)] = _Log(step, self._max_size)
+        log.chunks = chunks
+        if self._timer is None:
+            self._timer = self._loop.call_later(FLUSH, self._flush)
+
     def feed(
         self, step: str, task: int, attempt: int, stream: int, at: float, chunk: bytes
     ) -> list[Line]:

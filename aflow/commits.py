@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from aflow.metadata.base import AttemptRecord, Batch, MetadataRecord, RunUpdate, TaskRecord
 from aflow.scheduler.codec import encode_events
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import MetadataStore
+    from aflow.metadata.base import Hold, MetadataStore
     from aflow.scheduler.messages import Event
 
 
@@ -104,10 +104,22 @@ class GroupCommit:
         elif not self._writing:
             self._idle.set()
 
-    def beat(self, at: float) -> None:
-        """Say that this run's coordinator is alive; errors are left to the next commit."""
+    def hold(self, owner: str, seconds: float, at: float, told: Callable[[Hold], None]) -> None:
+        """Say that this run's coordinator is alive, and stay its owner; `told` is called on the
+        event loop. Errors are left to the next commit."""
+
+        def answered(future: Future[Hold]) -> None:
+            if future.exception() is None:
+                self._loop.call_soon_threadsafe(told, future.result())
+
         if not self._broken:
-            self._thread.submit(self._metadata.beat, self._run_key, at)
+            held = self._thread.submit(self._metadata.hold, self._run_key, owner, seconds, at)
+            held.add_done_callback(answered)
+
+    async def flush(self) -> None:
+        """Wait until all that is pending is written, or cannot be."""
+        self.touch()
+        await self._idle.wait()
 
     async def close(self) -> None:
         """Wait until all is written and let the thread go. May be called twice."""

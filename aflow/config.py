@@ -37,8 +37,9 @@ class Settings:
     """All settings of one program, checked.
 
     `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
-    None where nothing is set: the user's own. `max_log_size` is in MB (2**20 bytes) per stream
-    of an attempt. `cache_size` is in MB, too: of copies of remote blobs below `cache_folder`.
+    None where nothing is set: the user's own. `owner` is the kind of those who drive runs.
+    `max_log_size` is in MB (2**20 bytes) per stream of an attempt. `cache_size` is in MB, too: of
+    copies of remote blobs below `cache_folder`.
     """
 
     root: Path
@@ -67,6 +68,7 @@ class Settings:
     cache_folder: str = "~/.cache/aflow"
     cache_size: int = 10_000
     executor: str = "local"
+    owner: str = "run"
     queue: str | None = None
     signing_key: str | None = field(default=None, repr=False)
     spin_persist: bool = True
@@ -215,7 +217,8 @@ class RunOptions:
     `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
     said to have started this one. `package_suffixes` are those of the files that are kept as the
     run's code. With `executor` "queue" the workers of `queue` run the tasks, told by messages that
-    are signed with `signing_key`, if there is one.
+    are signed with `signing_key`, if there is one. `words` are those of the command line behind the
+    flow's file, for whoever has to start it again.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -245,6 +248,7 @@ class RunOptions:
     executor: str = "local"
     queue: str | None = None
     signing_key: bytes | None = field(default=None, repr=False)
+    words: tuple[str, ...] = ()
 
 
 def usable_cpus() -> int:
@@ -398,6 +402,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
     "s3_workers": (("S3_WORKER_COUNT",), _number),
     "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue")),
+    "owner": (("OWNER",), _text),
     "queue": (("QUEUE",), _text),
     "signing_key": (("SIGNING_KEY",), _text),
     "cache_folder": (("CLIENT_CACHE_PATH",), _text),

@@ -13,28 +13,36 @@ and leaves no process, descriptor or temporary file behind. Several may live in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow import backends
 from aflow.admission import Admission, WhenFull
+from aflow.adoption import as_recorded, check_adoptable, replay
 from aflow.attempt import RunContext
 from aflow.clock import SystemClock
 from aflow.cloning import AT_ONCE, CloneOnly
 from aflow.config import Durability, Isolation, RunOptions, Settings
 from aflow.configured import configured
-from aflow.creation import Creation, NewRun
-from aflow.driver import RunDriver, Watch
+from aflow.creation import Creation, Driving, NewRun
+from aflow.driver import RunDriver
+from aflow.errors import NotFound, RunHasOwner
 from aflow.executors.process import GRACE
 from aflow.flow_values import told
-from aflow.metadata.base import RunRecord
+from aflow.ids import PARAMETERS_TASK
+from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
 from aflow.notices import Notice, RunEnded
 from aflow.placement import executor_for, travelling
 from aflow.scheduler.machine import Machine, RunMachine
 from aflow.scheduler.policy import policies_from
 from aflow.scheduler.single import SingleTask
+from aflow.telling import Watch
 
 if TYPE_CHECKING:
+    from aflow.adoption import Unfinished
     from aflow.clock import Clock
     from aflow.executors.base import Executor
     from aflow.executors.link import TemplateProcess
@@ -123,6 +131,10 @@ class Coordinator:
     `max_runs` bounds the runs that go on at once. When there are so many, `start` waits until one
     has ended, first come, first served (`when_full="wait"`), or raises CoordinatorFull
     (`when_full="refuse"`).
+
+    Its runs have an owner of the kind `owner`, which is theirs for LEASE seconds after the last
+    sign of life: what is left by such a one, whose process has died, `abandoned` lists, and `adopt`
+    goes on with.
     """
 
     def __init__(
@@ -138,7 +150,10 @@ class Coordinator:
         user: str | None = None,
         grace: float = GRACE,
         clock: Clock | None = None,
+        owner: str = "coordinator",
     ) -> None:
+        self._kind = owner
+        self._owner = f"{owner}/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._storage = storage
         self._metadata = metadata
         self._max_workers = max_workers
@@ -205,12 +220,43 @@ class Coordinator:
         # Some milliseconds for a flow that is new: its sources are parsed.
         definition = await asyncio.to_thread(configured, flow) if isinstance(flow, type) else flow
         given = options.parameters | parameters
-        await self._admission.enter()
+        return await self._admitted(self._begin(definition, options, given, template, watch))
+
+    async def abandoned(self, limit: int = 100) -> list[str]:
+        """The pathspecs of runs that go on without a coordinator: those that were left by one with
+        `owner` as ours, the longest ago first. Raises MetadataError."""
+        found = await asyncio.to_thread(self._records.abandoned, self._kind, limit)
+        return [f"{flow}/{run}" for flow, run in found]
+
+    async def adopt(
+        self,
+        flow: type[FlowSpec] | FlowDefinition,
+        run: str,
+        *,
+        options: RunOptions | None = None,
+        template: TemplateProcess | None = None,
+        watch: Watch | None = None,
+    ) -> RunHandle:
+        """Go on with a run of the flow (its id) that its coordinator has left. What it has finished
+        stays so. Attempts that workers of a queue have are awaited; those of processes, which have
+        ended with their coordinator, are run again, which costs their tasks no attempt.
+
+        Raises NotFound, RunHasOwner where somebody drives it, InvalidInput for one that has ended,
+        or whose flow is another one now, and what `start` raises."""
+        options = options or RunOptions(isolation=self._isolation)
+        definition = await asyncio.to_thread(configured, flow) if isinstance(flow, type) else flow
+        return await self._admitted(self._go_on(definition, run, options, template, watch))
+
+    async def _admitted(self, begin: Coroutine[Any, Any, RunHandle]) -> RunHandle:
+        """Begin, as soon as there is room for one more run."""
+        try:
+            await self._admission.enter()
+        except BaseException:
+            begin.close()
+            raise
         # A task of its own: what a thread has begun to record cannot be called back when `start`
         # is cancelled, so it is finished, and the run stopped. __aexit__ waits for it.
-        beginning = asyncio.get_running_loop().create_task(
-            self._begin(definition, options, given, template, watch)
-        )
+        beginning = asyncio.get_running_loop().create_task(begin)
         self._beginning.add(beginning)
         beginning.add_done_callback(self._beginning.discard)
         try:
@@ -228,24 +274,98 @@ class Coordinator:
         watch: Watch | None,
     ) -> RunHandle:
         try:
-            travels = await asyncio.to_thread(travelling, definition, options, self._store)
-            new = await asyncio.to_thread(self._creation.create, definition, options, given)
-            listeners: list[Watch] = [] if watch is None else [watch]
-            executor = executor_for(
-                definition,
-                options,
-                self._store,
-                self._records,
-                self._clock,
-                travels=travels,
-                template=template,
-                grace=self._grace,
+            executor = await self._executor(definition, options, template)
+            driving = Driving(self._owner, executor.lookahead)
+            new = await asyncio.to_thread(
+                self._creation.create, definition, options, given, driving
             )
-            driver = self._driver(definition, options, new, executor, listeners)
+            listeners: list[Watch] = [] if watch is None else [watch]
+            machine = _machine(definition, options, new.launch, executor.lookahead)
+            driver = self._driver(definition, options, new, executor, machine, listeners)
         except BaseException:
             self._admission.leave()
             raise
-        handle = RunHandle(new.record, driver, listeners)
+        return self._driven(new.record, driver, listeners)
+
+    async def _go_on(
+        self,
+        definition: FlowDefinition,
+        run: str,
+        options: RunOptions,
+        template: TemplateProcess | None,
+        watch: Watch | None,
+    ) -> RunHandle:
+        try:
+            record = await asyncio.to_thread(self._held, definition, run)
+            try:
+                options = as_recorded(options, record)
+                executor = await self._executor(definition, options, template)
+                machine = _machine(definition, options, None, record.settings["lookahead"])
+                new, unfinished = await asyncio.to_thread(
+                    self._stood, definition, options, record, machine
+                )
+                listeners: list[Watch] = [] if watch is None else [watch]
+                driver = self._driver(
+                    definition, options, new, executor, machine, listeners, unfinished
+                )
+            except BaseException:
+                await asyncio.to_thread(self._records.let_go, record.key, self._owner)
+                raise
+        except BaseException:
+            self._admission.leave()
+            raise
+        return self._driven(new.record, driver, listeners)
+
+    def _held(self, definition: FlowDefinition, run: str) -> RunRecord:
+        """The run, which is ours now. Blocks."""
+        record = self._records.run(definition.name, run)
+        if record is None:
+            raise NotFound(f"There is no run {definition.name}/{run} in {self._records.url}.")
+        check_adoptable(record, definition)
+        if not self._records.hold(record.key, self._owner, LEASE, self._clock.now()).mine:
+            raise RunHasOwner(
+                f"{definition.name}/{run} has a coordinator that drives it: it can be taken up "
+                f"{LEASE:g} seconds after that has died."
+            )
+        # Read again: its coordinator may have written until this moment.
+        return self._records.run(definition.name, run) or record
+
+    def _stood(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        record: RunRecord,
+        machine: Machine,
+    ) -> tuple[NewRun, list[Unfinished]]:
+        """The run as it stood, and what is left to do of it. Blocks."""
+        assert isinstance(machine, RunMachine), "only whole runs are taken up"
+        first = self._records.task(record.key, int(PARAMETERS_TASK))
+        parameters = first.attempt.manifest if first and first.attempt else None
+        assert parameters is not None, "every run has parameters"
+        precedents = self._creation.known_to(definition, options, record, parameters)
+        unfinished = replay(machine, self._records, record, precedents)
+        fact = MetadataRecord(
+            int(PARAMETERS_TASK), 0, "adopted_by", self._owner, "adopted_by", self._clock.now()
+        )
+        return NewRun(record, parameters, fact, precedents), unfinished
+
+    async def _executor(
+        self, definition: FlowDefinition, options: RunOptions, template: TemplateProcess | None
+    ) -> Executor:
+        travels = await asyncio.to_thread(travelling, definition, options, self._store)
+        return executor_for(
+            definition,
+            options,
+            self._store,
+            self._records,
+            self._clock,
+            travels=travels,
+            template=template,
+            grace=self._grace,
+        )
+
+    def _driven(self, record: RunRecord, driver: RunDriver, listeners: list[Watch]) -> RunHandle:
+        handle = RunHandle(record, driver, listeners)
         # The run outlives this call; __aexit__ waits for it, so that no task outlives its block.
         handle.task = asyncio.get_running_loop().create_task(driver.run())
         self._runs.add(handle)
@@ -262,9 +382,10 @@ class Coordinator:
         options: RunOptions,
         new: NewRun,
         executor: Executor,
+        machine: Machine,
         listeners: list[Watch],
+        unfinished: Sequence[Unfinished] | None = None,
     ) -> RunDriver:
-        machine = _machine(definition, options, new.launch, executor.lookahead)
         precedents = new.precedents
         if options.clone_only:
             assert isinstance(machine, RunMachine), "only whole runs are resumed"
@@ -304,6 +425,8 @@ class Coordinator:
             precedents=precedents,
             facts=(new.facts,),
             settled=new.settled,
+            owner=self._owner,
+            unfinished=unfinished,
         )
 
 

@@ -15,7 +15,7 @@ from aflow.flow.parameters import ParameterContext, resolve
 from aflow.flow_values import system_tags, values_of
 from aflow.ids import PARAMETERS_STEP
 from aflow.included import included
-from aflow.metadata.base import SPIN, RunRecord
+from aflow.metadata.base import LEASE, SPIN, RunRecord
 from aflow.precedents import InTurn
 from aflow.resumed import ResumedRun, check_blobs, finished_of
 from aflow.scheduler.states import RunState
@@ -44,6 +44,13 @@ class Plan(NamedTuple):
     parameters: bytes
     code: Code
     precedents: Precedents | None
+
+
+class Driving(NamedTuple):
+    """Who drives a run, as `kind/name`, and the lookahead of its executor."""
+
+    owner: str
+    lookahead: int
 
 
 class NewRun(NamedTuple):
@@ -79,23 +86,34 @@ class Creation:
         self._clock = clock
 
     def create(
-        self, definition: FlowDefinition, options: RunOptions, given: Mapping[str, Any]
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        given: Mapping[str, Any],
+        driving: Driving,
     ) -> NewRun:
-        """Record a new run of the flow. Raises InvalidParameter, NotFound and InvalidInput (for a
-        run that cannot be resumed), StorageError and MetadataError; nothing is recorded then."""
+        """Record a new run of the flow, which has its owner for LEASE seconds. Raises
+        InvalidParameter, NotFound and InvalidInput (for a run that cannot be resumed), StorageError
+        and MetadataError; nothing is recorded then."""
         if options.spin is not None:
-            return self._spin(definition, options, options.spin)
+            return self._spin(definition, options, options.spin, driving)
         plan = self.plan(definition, options, given, self._store)
-        record = self._recorded(definition, options, plan.parameters)
+        record = self._recorded(definition, options, plan.parameters, driving)
         facts = plan.code.record(self._clock.now())
         return NewRun(record, plan.parameters, facts, plan.precedents)
 
-    def _spin(self, definition: FlowDefinition, options: RunOptions, which: SpinOptions) -> NewRun:
+    def _spin(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        which: SpinOptions,
+        driving: Driving,
+    ) -> NewRun:
         """A run of one task, with the inputs that it had before."""
         origin, task = find_task(self._metadata, definition.name, which)
         spin = prepare(self._metadata, self._writer(), definition, origin, task, which.artifacts)
         named = replace(options, origin_run=origin.run)
-        record = self._recorded(definition, named, spin.parameters, SPIN)
+        record = self._recorded(definition, named, spin.parameters, driving, SPIN)
         facts = code_of(definition).record(self._clock.now())
         return NewRun(record, spin.parameters, facts, None, spin.inputs, spin.launch)
 
@@ -114,6 +132,15 @@ class Creation:
         code = code_of(definition)
         precedents = self._precedents(definition, options, origin, code, parameters)
         return Plan(parameters, code, precedents)
+
+    def known_to(
+        self, definition: FlowDefinition, options: RunOptions, run: RunRecord, parameters: bytes
+    ) -> Precedents | None:
+        """Who knows results that this run, which has begun, need not compute. Raises what `create`
+        raises for the run that it resumes."""
+        options = replace(options, origin_run=run.origin_run)
+        origin = self._origin(definition, options)
+        return self._precedents(definition, options, origin, code_of(definition), parameters)
 
     def _precedents(
         self,
@@ -211,21 +238,26 @@ class Creation:
         definition: FlowDefinition,
         options: RunOptions,
         parameters: bytes,
+        driving: Driving,
         kind: str = "",
     ) -> RunRecord:
         now = self._clock.now()
         code = package.for_the_record(definition, self._blobs(), options.package_suffixes)
-        values = {**values_of(definition, options, self._user, self._metadata), "code": code}
+        values = {
+            **values_of(definition, options, self._user, self._metadata),
+            "code": code,
+            "lookahead": driving.lookahead,
+        }
         if options.run_id is not None:
             record = self._record(
                 definition, options, ids.run_id(options.run_id), now, kind, values
             )
-            return self._metadata.create_run(record, parameters)
+            return self._metadata.create_run(record, parameters, driving.owner, LEASE)
         for number in range(1000):
             run = f"{kind}-" * bool(kind) + str(int(now * 1e6) + number)
             record = self._record(definition, options, run, now, kind, values)
             try:
-                return self._metadata.create_run(record, parameters)
+                return self._metadata.create_run(record, parameters, driving.owner, LEASE)
             except VersionConflict:  # another run began in the same microsecond
                 continue
         raise AflowError("No free run id was found: a thousand runs began in this millisecond.")
@@ -262,6 +294,8 @@ class Creation:
                 "max_workers": options.max_workers,
                 "max_num_splits": options.max_num_splits,
                 "isolation": options.isolation,
+                "fail_fast": options.fail_fast,
+                "words": list(options.words),
                 "durability": self._durability,
                 "script": definition.file,
                 "parameters": list(definition.parameters),

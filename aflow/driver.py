@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import socket
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
@@ -17,8 +16,11 @@ from typing import TYPE_CHECKING, ParamSpec
 from aflow.attempt import STREAMS, AttemptReport, AttemptSpec, RunContext
 from aflow.attempt_logs import AttemptLogs, Kept
 from aflow.commits import GroupCommit
+from aflow.errors import RunTakenOver
+from aflow.executors.base import Orphan
 from aflow.handover import Handover
-from aflow.metadata.base import SPIN, AttemptRecord, RunUpdate, TaskRecord
+from aflow.live import LiveAttempt
+from aflow.metadata.base import LEASE, SPIN, AttemptRecord, RunUpdate, TaskRecord
 from aflow.notices import (
     LogLine,
     Notice,
@@ -51,35 +53,22 @@ from aflow.scheduler.messages import (
     TimePassed,
 )
 from aflow.scheduler.states import AttemptState, RunState
+from aflow.telling import Telling, Watch
 
 if TYPE_CHECKING:
+    from aflow.adoption import Unfinished
     from aflow.clock import Clock
     from aflow.executors.base import Executor, Usage
-    from aflow.metadata.base import MetadataRecord, MetadataStore, RunRecord
+    from aflow.metadata.base import Hold, MetadataRecord, MetadataStore, RunRecord
     from aflow.precedents import Precedent, Precedents
     from aflow.scheduler.machine import Machine
     from aflow.storage.base import ObjectStore
 
-HEARTBEAT = 10.0  # seconds between signs of life
+HEARTBEAT = 3.0  # seconds between signs of life
 PROGRESS = 300.0  # seconds between reports of progress
 AT_ONCE = 100  # results taken over in one turn of the event loop, which takes some milliseconds
 
 P = ParamSpec("P")
-Watch = Callable[[Sequence[Notice]], None]
-
-
-class LiveAttempt:
-    """What the driver knows of an attempt between its launch and its end."""
-
-    __slots__ = ("chunks", "fallback", "manifest", "pid", "started_at", "step")
-
-    def __init__(self, step: str, fallback: bool) -> None:
-        self.step = step
-        self.fallback = fallback
-        self.pid: int | None = None
-        self.started_at: float | None = None
-        self.chunks = 0  # of its log, in the store
-        self.manifest: bytes | None = None  # what it has left already
 
 
 def _guarded(method: Callable[P, None]) -> Callable[P, None]:
@@ -103,6 +92,8 @@ class RunDriver:
 
     `watch` is called with the notices of one turn of the event loop; what it raises stops the run.
     `facts`, and tasks that are `settled` before the run begins, are recorded with its first commit.
+    `owner` has the run, and says so again and again. A run that was left by another coordinator has
+    a machine that stands where it ended, and its `unfinished` attempts.
     """
 
     def __init__(
@@ -121,17 +112,21 @@ class RunDriver:
         precedents: Precedents | None = None,
         facts: Sequence[MetadataRecord] = (),
         settled: Sequence[tuple[TaskRecord, AttemptRecord]] = (),
+        owner: str,
+        unfinished: Sequence[Unfinished] | None = None,
     ) -> None:
         self._machine = machine
         self._run = run
         self._context = context
         self._executor = executor
+        self._owner = owner
+        self._unfinished = unfinished
         self._clock = clock
-        self._watch = watch
         self._precedents = precedents
         self._taken_over: deque[tuple[LaunchAttempt, Precedent]] = deque()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[RunEnded] = self._loop.create_future()
+        self._telling = Telling(watch, self._broken)
         self._commits = GroupCommit(metadata, run.key, run.version, self._committed, self._broken)
         self._commits.pending.metadata += facts
         self._logs = AttemptLogs(store, run.flow, run.run, max_log_size, self._chunk_stored)
@@ -142,12 +137,10 @@ class RunDriver:
         self._held: defaultdict[int, list[LaunchAttempt]] = defaultdict(list)
         self._announced: defaultdict[int, list[Notice]] = defaultdict(list)
         self._final: tuple[int, RunEnded] | None = None
-        self._notices: list[Notice] = []
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._retry_at: float | None = None
         self._refused = ""
         self._wakes_at: float | None = None
-        self._host = socket.gethostname()
         for task, attempt in settled:
             self._commits.pending.tasks.append(task)
             self._commits.pending.attempts[(task.task, attempt.attempt)] = attempt
@@ -158,13 +151,23 @@ class RunDriver:
         """Drive the run to its end. Raises what the metadata, the store or the watcher raised, if
         one of them failed: the run is then as its last commit left it."""
         try:
+            if self._unfinished is not None:
+                await self._commits.flush()  # who still took it for its own run is refused now
+                if self._ended.done():
+                    return await self._ended
+            orphans = self._take_up(self._unfinished or ())
+            lost = self._executor.recover(orphans)
             await self._executor.start(self._context, self)
             run = self._run
-            spins = run.kind == SPIN
-            self._tell(RunStarting(self._clock.now(), run.flow, run.run, run.origin_run, spins))
-            self._every(HEARTBEAT, "beat", lambda: self._commits.beat(self._clock.now()))
+            spins, again = run.kind == SPIN, self._unfinished is not None
+            now = self._clock.now()
+            self._telling.tell(RunStarting(now, run.flow, run.run, run.origin_run, spins, again))
+            self._every(HEARTBEAT, "hold", self._hold)
             self._every(PROGRESS, "progress", self._report_progress)
-            self._handle(RunStarted())
+            if self._unfinished is None:
+                self._handle(RunStarted())
+            else:
+                self._go_on(self._unfinished, lost)
             return await self._ended
         finally:
             for timer in self._timers.values():
@@ -172,13 +175,57 @@ class RunDriver:
             await self._executor.stop()
             await self._logs.close()
             await self._commits.close()
-            self._flush_notices()
+            self._telling.flush()
 
     def cancel(self, reason: str) -> None:
         """Stop the run: live attempts are cancelled, nothing new starts. May be called again."""
         if self._machine.stopping is None:
-            self._tell(RunStopping(self._clock.now(), self._run.run, reason, len(self._live)))
+            self._telling.tell(
+                RunStopping(self._clock.now(), self._run.run, reason, len(self._live))
+            )
         self._handle(CancelRequested(reason))
+
+    def _hold(self) -> None:
+        self._commits.hold(self._owner, LEASE, self._clock.now(), self._held_is)
+
+    @_guarded
+    def _held_is(self, hold: Hold) -> None:
+        if self._final is not None or self._ended.done():
+            return
+        if not hold.mine:
+            self._broken(RunTakenOver.of(self._run.flow, self._run.run))
+        elif hold.cancel is not None:
+            self.cancel(hold.cancel)
+
+    # ------------------------------------------------------------ what another has left
+
+    def _take_up(self, unfinished: Sequence[Unfinished]) -> list[Orphan]:
+        """The attempts that are out become ours; those that an executor may know of."""
+        orphans = []
+        for launch, record, precedent, _ in unfinished:
+            if precedent is not None:
+                self._taken_over.append((launch, precedent))
+                continue
+            live = self._live[(launch.task, launch.attempt)] = LiveAttempt(
+                launch.step, launch.fallback
+            )
+            if record is not None:
+                live.go_on(record)
+                self._logs.go_on(launch.step, launch.task, launch.attempt, live.chunks)
+            orphans.append(Orphan(self._spec(launch), live.handle, live.started_at))
+        return orphans
+
+    def _go_on(self, unfinished: Sequence[Unfinished], lost: Sequence[Orphan]) -> None:
+        if self._taken_over:
+            self._loop.call_soon(self._take_over_some)
+        for spec, *_ in lost:
+            reason = "The task was interrupted: the coordinator that ran it is gone."
+            report = AttemptReport(spec.task, spec.attempt, AttemptState.INTERRUPTED.value, reason)
+            self._conclude(report, None, None)
+        for launch, _, _, cancelled in unfinished:
+            if cancelled and (launch.task, launch.attempt) in self._live:
+                self._executor.cancel(launch.task, launch.attempt)
+        self._handle(TimePassed())
 
     # ------------------------------------------------------------ events in
 
@@ -208,7 +255,9 @@ class RunDriver:
         if end is None or end.state is not RunState.FAILED:
             return
         if any(type(each) is CancelAttempt for each in commands):
-            self._tell(RunStopping(self._clock.now(), self._run.run, end.reason, len(self._live)))
+            self._telling.tell(
+                RunStopping(self._clock.now(), self._run.run, end.reason, len(self._live))
+            )
 
     # ------------------------------------------------------------ commands out
 
@@ -305,22 +354,22 @@ class RunDriver:
         return max(self._uncommitted.values()) if type(inputs) is FromForeach else None
 
     def _launch(self, command: LaunchAttempt) -> None:
-        if (command.task, command.attempt) not in self._live:
-            return  # cancelled while it was held
-        self._executor.launch(
-            AttemptSpec(
-                command.step,
-                command.task,
-                command.attempt,
-                encode_inputs(command.inputs),
-                command.split,
-                command.index,
-                command.count,
-                command.opens_index,
-                command.final,
-                command.fallback,
-                self._handover.manifests_for(command.inputs),
-            )
+        if (command.task, command.attempt) in self._live:  # else: cancelled while it was held
+            self._executor.launch(self._spec(command))
+
+    def _spec(self, command: LaunchAttempt) -> AttemptSpec:
+        return AttemptSpec(
+            command.step,
+            command.task,
+            command.attempt,
+            encode_inputs(command.inputs),
+            command.split,
+            command.index,
+            command.count,
+            command.opens_index,
+            command.final,
+            command.fallback,
+            self._handover.manifests_for(command.inputs),
         )
 
     def _cancel_attempt(self, command: CancelAttempt) -> None:
@@ -363,24 +412,25 @@ class RunDriver:
     # ------------------------------------------------------------ what the executor says
 
     @_guarded
+    def handed(self, task: int, attempt: int, handle: str) -> None:
+        """Another executor finds the attempt by this."""
+        live = self._live[(task, attempt)]
+        live.handle = handle
+        self._note_running(task, attempt, live)
+        self._commits.touch()
+
+    @_guarded
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """An attempt is running now."""
         live = self._live[(task, attempt)]
         live.pid, live.started_at = pid, at
         self._note_running(task, attempt, live)
-        self._tell(TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback))
+        self._telling.tell(
+            TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback)
+        )
 
     def _note_running(self, task: int, attempt: int, live: LiveAttempt) -> None:
-        self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
-            task,
-            attempt,
-            AttemptState.RUNNING,
-            live.started_at,
-            manifest=live.manifest,
-            log_chunks=live.chunks,
-            host=self._host,
-            pid=live.pid,
-        )
+        self._commits.pending.attempts[(task, attempt)] = live.running(task, attempt)
 
     @_guarded
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
@@ -404,10 +454,10 @@ class RunDriver:
     def _show(
         self, live: LiveAttempt, task: int, lines: Sequence[tuple[float, int, bytes, bool]]
     ) -> None:
-        if self._watch is None:
+        if not self._telling.is_heard:
             return
         for at, stream, text, whole in lines:
-            self._tell(
+            self._telling.tell(
                 LogLine(at, self._run.run, live.step, task, live.pid, STREAMS[stream], text, whole)
             )
 
@@ -427,25 +477,7 @@ class RunDriver:
         if self._ended.done():
             return
         live = self._live.pop((report.task, report.attempt))
-        now = self._clock.now()
-        record = AttemptRecord(
-            report.task,
-            report.attempt,
-            AttemptState(report.state),
-            live.started_at,
-            report.finished_at or now,
-            report.reason,
-            report.manifest,
-            log.inline if log else None,
-            log.chunks if log else 0,
-            log.stdout_size if log else 0,
-            log.stderr_size if log else 0,
-            self._host,
-            live.pid,
-            "",
-            usage.max_rss if usage else None,
-            usage.cpu if usage else None,
-        )
+        record = live.ended(report, usage, log, self._clock.now())
         pending, number = self._commits.pending, self._commits.number
         pending.attempts[(report.task, report.attempt)] = record
         if report.manifest is not None and report.state == AttemptState.SUCCEEDED.value:
@@ -490,12 +522,14 @@ class RunDriver:
             if self._uncommitted.get(task) == number:
                 del self._uncommitted[task]
         for notice in self._announced.pop(number, ()):
-            self._tell(notice)
+            self._telling.tell(notice)
+            if type(notice) is TaskEnded:
+                self._executor.forget(notice.task, notice.attempt)
         for command in self._held.pop(number, ()):
             self._launch(command)
         if self._final is not None and self._final[0] == number and not self._ended.done():
             ended = self._final[1]._replace(at=self._clock.now())
-            self._tell(ended)
+            self._telling.tell(ended)
             self._ended.set_result(ended)
 
     def _broken(self, error: BaseException) -> None:
@@ -505,27 +539,10 @@ class RunDriver:
 
     # ------------------------------------------------------------ watching and time
 
-    def _tell(self, notice: Notice) -> None:
-        if self._watch is None:
-            return
-        if not self._notices:
-            self._loop.call_soon(self._flush_notices)
-        self._notices.append(notice)
-
-    def _flush_notices(self) -> None:
-        if not self._notices or self._watch is None:
-            return
-        notices, self._notices = self._notices, []
-        try:
-            self._watch(notices)
-        except Exception as error:  # noqa: BLE001 -- a watcher that cannot watch (its terminal is gone, say)
-            self._watch = None
-            self._broken(error)
-
     def _report_progress(self) -> None:
         counts = self._machine.counts()
         begun = {each.step for each in self._live.values()}
-        self._tell(
+        self._telling.tell(
             Progress(
                 self._clock.now(),
                 self._run.run,

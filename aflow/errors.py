@@ -279,6 +279,22 @@ class VersionConflict(MetadataError):
     """Somebody else has written to this run since it was read."""
 
 
+class RunTakenOver(MetadataError):
+    """Another coordinator drives this run now."""
+
+    @classmethod
+    def of(cls, flow: str, run: str) -> RunTakenOver:
+        """Said by one that has lost it."""
+        return cls(
+            f"{flow}/{run} is driven by another coordinator now, since this one gave no sign of "
+            "life for too long: this one stops, and the run goes on there."
+        )
+
+
+class RunHasOwner(InvalidInput):
+    """A run that somebody still drives cannot be taken up."""
+
+
 class RegistrationRefused(AflowError):
     """The metadata service cannot do what a request asks for: its answer is `status` and `body`."""
 

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aflow import backends
 
@@ -29,16 +29,18 @@ def run(
     options: RunOptions,
     settings: Settings,
     watch: Callable[[Sequence[Notice]], None],
+    adopt: str | None = None,
 ) -> tuple[RunEnded, int | None]:
-    """Run a flow to its end; how it ended, and the number of the signal that stopped it, if one
-    did. Raises what the storage or the metadata raised if the run could not go on."""
+    """Run a flow to its end, or go on with its run `adopt`, which was left; how it ended, and the
+    number of the signal that stopped it, if one did. Raises what the storage or the metadata raised
+    if the run could not go on."""
     template = _fork_template(definition) if _has_local_steps(definition, options) else None
     import asyncio
 
     from aflow.loops import fastest_loop
 
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        return runner.run(_run(definition, options, settings, watch, template))
+        return runner.run(_run(definition, options, settings, watch, template, adopt))
 
 
 def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
@@ -78,6 +80,7 @@ async def _run(
     settings: Settings,
     watch: Callable[[Sequence[Notice]], None],
     template: tuple[socket.socket, int] | None,
+    adopt: str | None,
 ) -> tuple[RunEnded, int | None]:
     import asyncio
 
@@ -89,9 +92,14 @@ async def _run(
         metadata=settings.metadata_url,
         durability=settings.durability,
         user=settings.user,
+        owner=settings.owner,
     ) as coordinator:
         forked = None if template is None else ForkedTemplate(*template)
-        handle = await coordinator.start(definition, options=options, template=forked, watch=watch)
+        given: Any = {"options": options, "template": forked, "watch": watch}
+        if adopt is None:
+            handle = await coordinator.start(definition, **given)
+        else:
+            handle = await coordinator.adopt(definition, adopt, **given)
         if options.run_id_file is not None:
             await asyncio.to_thread(options.run_id_file.write_text, handle.id)
         stopped_by = _stop_on_signals(handle)

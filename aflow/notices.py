@@ -14,13 +14,15 @@ from aflow.scheduler.states import RunState
 
 class RunStarting(NamedTuple):
     """The run is committed and its first task is about to be launched. `origin` is the run that
-    it resumes, or (with `spins`) of which it runs one task again."""
+    it resumes, or (with `spins`) of which it runs one task again. With `adopted` it goes on where
+    another coordinator has left it."""
 
     at: float
     flow: str
     run: str
     origin: str | None = None
     spins: bool = False
+    adopted: bool = False
 
 
 class TaskStarting(NamedTuple):

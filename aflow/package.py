@@ -139,6 +139,29 @@ def unpack(data: bytes, folder: Path) -> None:
         unpack_from(archive, folder)
 
 
+def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
+    """The folder with the code of this package, which is unpacked where it is not there yet: others
+    may do the same at the same time. Raises CodePackageError."""
+    import shutil  # not for those who only pack
+    import tempfile
+
+    folder = below / key
+    if folder.is_dir():
+        return folder
+    below.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=below))
+    try:
+        unpack(fetch(blobs, key), fresh)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else: somebody else was first
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
 def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
     """The same, from an archive that is open."""
     # Not extractall: it is safe with a filter alone, which Python has since 3.11.4 only.

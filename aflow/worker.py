@@ -503,15 +503,7 @@ class _Runtime:
         environment = dict(fresh_environment())
         if job.code is None:
             return job, environment
-        folder = self._worker.options.folder / job.code
-        if not (folder / job.script).exists():
-            data = package.fetch(BlobStore(store), job.code)
-            made = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:8]}")
-            package.unpack(data, made)
-            try:
-                made.rename(folder)
-            except OSError:  # another worker of this machine was first
-                folder = folder if (folder / job.script).exists() else made
+        folder = package.unpacked(BlobStore(store), job.code, self._worker.options.folder)
         source = {**job.request.source, "file": str(folder / job.script)}
         environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(folder), environment.get("PYTHONPATH", "")])
@@ -519,6 +511,9 @@ class _Runtime:
         return job._replace(request=job.request._replace(source=source)), environment
 
     # ------------------------------------------------------------ what the processes say
+
+    def handed(self, task: int, attempt: int, handle: str) -> None:
+        """Nobody else finds processes of this machine: the queue gives their attempts to others."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """An attempt is running now."""

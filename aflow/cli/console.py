@@ -196,7 +196,9 @@ class Console:
         text = f"Workflow starting (run-id {notice.run})"
         seen = f", see it in the UI at {self._ui}{notice.run}" if self._ui else ":"
         self._system(notice.at, text + seen)
-        if notice.spins:
+        if notice.adopted:
+            self._system(notice.at, "Going on where another coordinator has left it")
+        elif notice.spins:
             self._system(notice.at, f"Spinning a task of {self._flow}/{notice.origin}")
         elif notice.origin is not None:
             self._system(notice.at, f"Cloning {self._flow}/{notice.origin}")

@@ -55,7 +55,11 @@ class FlowGroup(click.Group):
     pathspec alone says what is meant."""
 
     def __init__(
-        self, flow: type[FlowSpec] | None, script: str, configs: GivenConfigs | None = None
+        self,
+        flow: type[FlowSpec] | None,
+        script: str,
+        configs: GivenConfigs | None = None,
+        words: tuple[str, ...] = (),
     ) -> None:
         super().__init__(
             name=flow.__name__ if flow else "aflow",
@@ -68,6 +72,7 @@ class FlowGroup(click.Group):
         self._flow = flow
         self._script = script
         self._configs = configs or GivenConfigs()
+        self._words = words
         self._definition: FlowDefinition | None = None
 
     def _defined(self, values: Mapping[str, Any] | None = None) -> FlowDefinition:
@@ -123,7 +128,7 @@ class FlowGroup(click.Group):
         return Command(
             name,
             params=[*params, *general],
-            callback=bound(body, self._flow, self._script, self._defined),
+            callback=bound(body, self._flow, self._script, self._defined, self._words),
             help=help,
             context_settings=_NORMALIZED,
         )

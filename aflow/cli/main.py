@@ -63,6 +63,7 @@ OTHERS = {
         "aflow.cli.code:code",
     ),
     "gc": ("Delete old runs, and what nothing refers to any more.", "aflow.cli.gc:gc"),
+    "adopt": ("Go on with a run whose coordinator has died.", "aflow.cli.adopt:adopt"),
     "worker": ("Take tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
     "configure": (
         "Say where data and metadata are: for this user, in profiles.",
@@ -116,13 +117,14 @@ def run_script(flow: type[FlowSpec]) -> None:
     if loading.in_progress():
         return
     script = sys.argv[0]
-    leave(guarded(lambda: _flow_group(flow, script, sys.argv[1:])))
+    leave(guarded(lambda: flow_group(flow, script, sys.argv[1:])))
 
 
-def _flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:
+def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:
+    """Run a command of a flow: `words` are those behind its file."""
     shown = os.path.basename(script)
     configs, rest = given_configs(words)
-    group = FlowGroup(flow, shown, configs)
+    group = FlowGroup(flow, shown, configs, tuple(words))
     return group.main(rest, prog_name=shown, standalone_mode=False)
 
 
@@ -139,9 +141,9 @@ def _program(words: Sequence[str]) -> object:
     if line.target is not None:
         command = [] if line.command is None else [line.command]
         flow = loading.load_flow(line.target)
-        return _flow_group(flow, line.target, [*line.ahead, *command, *line.rest])
+        return flow_group(flow, line.target, [*line.ahead, *command, *line.rest])
     if line.command in _NEED_NO_FILE:
-        return _flow_group(None, "aflow", [*line.ahead, line.command, *line.rest])
+        return flow_group(None, "aflow", [*line.ahead, line.command, *line.rest])
     if line.command == "version" or "--version" in words:
         click.echo(f"aflow {__version__}")
         return 0

@@ -53,11 +53,12 @@ def run(
     progress: bool,
     cache: bool,
     dry_run: bool,
+    adopt: str | None = None,
     origin: Origin | None = None,
     **rest: Any,
 ) -> int:
     """`run`, and `resume` with an `origin`: the exit code. `given` are the parameters that were
-    given, by attribute."""
+    given, by attribute. `adopt` is a run to go on with instead of a new one."""
     settings = session.settings(
         max_workers=max_workers,
         max_num_splits=max_num_splits,
@@ -91,7 +92,7 @@ def run(
         explain.dry_run(definition, options, settings)
         return 0
     watch = _watch(definition, settings, progress, runner_attribute_file)
-    ended, signum = _in_foreground(definition, options, settings, watch)
+    ended, signum = _in_foreground(definition, options, settings, watch, adopt)
     if options.clone_only:
         stopped = ended.state is RunState.CANCELLED and signum is None  # as was wanted
         return 0 if stopped else _exit_code(ended, signum)
@@ -142,10 +143,11 @@ def _in_foreground(
     options: RunOptions,
     settings: Settings,
     watch: Callable[[Sequence[Notice]], None],
+    adopt: str | None = None,
 ) -> tuple[RunEnded, int | None]:
     from aflow import foreground  # what is only checked needs none of it
 
-    return foreground.run(definition, options, settings, watch)
+    return foreground.run(definition, options, settings, watch, adopt)
 
 
 def _with_hooks(
@@ -238,6 +240,7 @@ def _options(
         executor=settings.executor,
         queue=settings.queue,
         signing_key=settings.signing_key_bytes,
+        words=session.words,
         **resumed,
     )
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One call of a command. `flow` is None for commands that were given a pathspec alone."""
+    """One call of a command. `flow` is None for commands that were given a pathspec alone. `words`
+    are those of the command line behind the flow's file."""
 
     flow: type[FlowSpec] | None
     script: str
     top: dict[str, Any]
     defined: Callable[[Mapping[str, Any] | None], FlowDefinition]
+    words: tuple[str, ...] = ()
 
     def settings(self, **more: Any) -> Settings:
         """The settings as the command line has them; `more` are those of the command itself."""
@@ -65,6 +67,7 @@ def bound(
     flow: type[FlowSpec] | None,
     script: str,
     defined: Callable[[Mapping[str, Any] | None], FlowDefinition],
+    words: tuple[str, ...] = (),
 ) -> Callable[..., object]:
     """`body(session, **values of the command's own options)` as a callback for click."""
 
@@ -73,7 +76,7 @@ def bound(
         top = _top_values(ctx)
         shared = {"with_", *(each.name for each in ctx.command.params if _is_general(each))}
         own = {name: value for name, value in values.items() if name not in shared}
-        return body(Session(flow, script, top, defined), **own)
+        return body(Session(flow, script, top, defined, words), **own)
 
     return call
 

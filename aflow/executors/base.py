@@ -10,18 +10,24 @@ What every executor promises, and tests/contracts/test_executors.py checks:
   the cancel reached it.
 - Where there is no process, pipe or memory to be had, the attempt is LOST, and the next one is
   tried all the same.
+- What `recover` takes is as if it had been launched here; what it gives back is nobody's.
 - `stop` leaves no process, file descriptor or temporary file behind. It may be called twice.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from aflow.attempt import AttemptReport, AttemptSpec, RunContext
 
 
 class Reports(Protocol):
     """Who is told what becomes of the attempts."""
+
+    def handed(self, task: int, attempt: int, handle: str) -> None:
+        """Another executor finds the attempt by this, should this one go away. It is recorded with
+        the next commit, and may be said again."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """The attempt is running now."""
@@ -50,12 +56,26 @@ class Usage:
 NO_USAGE = Usage()
 
 
+class Orphan(NamedTuple):
+    """An attempt that an executor has launched which is gone, maybe with its machine. `handle` is
+    what it said of it by `handed`, else empty; `started_at` when it began, where that is known."""
+
+    spec: AttemptSpec
+    handle: str
+    started_at: float | None
+
+
 class Executor(Protocol):
     """Starts attempts of one run."""
 
     @property
     def lookahead(self) -> int:
         """How many attempts more than can run it wants in hand."""
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        """Take over these attempts of the same run, as soon as `start` is called, which comes next:
+        each is awaited, or launched again where it was never heard of. Their `started` is reported
+        where it is not known. Gives back those that are lost."""
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run."""
@@ -65,6 +85,9 @@ class Executor(Protocol):
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: politely first, then by force."""
+
+    def forget(self, task: int, attempt: int) -> None:
+        """The end of this attempt is committed: nobody needs what was kept of it until then."""
 
     async def stop(self) -> None:
         """Stop all that is still running and let go of everything."""

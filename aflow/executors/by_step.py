@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aflow.attempt import AttemptSpec, RunContext
-    from aflow.executors.base import Executor, Reports
+    from aflow.executors.base import Executor, Orphan, Reports
 
 
 class ByStep:
@@ -22,6 +22,18 @@ class ByStep:
     def lookahead(self) -> int:
         """As many as the one that wants the fewest: the others do well with less."""
         return min(each.lookahead for each in self._all)
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        """Give each to the executor of its step; those that are lost."""
+        lost: list[Orphan] = []
+        for each in self._all:
+            lost += each.recover([o for o in orphans if self._of_step[o.spec.step] is each])
+        return lost
+
+    def forget(self, task: int, attempt: int) -> None:
+        """Whoever had it knows."""
+        for each in self._all:
+            each.forget(task, attempt)
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get all of them ready; what one of them raises is raised, and `stop` is still to come."""

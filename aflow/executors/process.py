@@ -8,13 +8,13 @@ coroutine steps     one process whose event loop runs them all  executors/pool.p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.attempt import AttemptSpec, RunContext
 from aflow.errors import AflowError
 from aflow.executors import deaths
-from aflow.executors.base import NO_USAGE, Reports
+from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.fresh import FreshProcesses
 from aflow.executors.link import TemplateLink, TemplateProcess
 from aflow.executors.pool import MAX_AHEAD, WorkerPool
@@ -89,6 +89,13 @@ class ProcessExecutor:
     def lookahead(self) -> int:
         """How many attempts more than can run the executor wants in hand."""
         return self._size * (MAX_AHEAD - 1) if self._sequential else 0
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        """None of them: they have ended with the process that has started them."""
+        return orphans
+
+    def forget(self, task: int, attempt: int) -> None:
+        """Nothing is kept."""
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run."""

@@ -4,6 +4,8 @@ A message is one attempt. It is delivered again when its worker goes away, and w
 task first has settled it, so that a second delivery costs time alone. One that kills each worker
 that takes it is buried; then its attempt has failed. What workers say is taken down in the order in
 which each of them said it; a letter that comes twice, or that is of no live attempt, says nothing.
+A letter with the end of an attempt is acknowledged when that is committed: until then it is there
+for the next coordinator, should this one go away.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow.attempt import AttemptReport, AttemptSpec, RunContext
-from aflow.errors import QueueError, QueueUnavailable
+from aflow.errors import LeaseLost, QueueError, QueueUnavailable
 from aflow.executors import deaths, letters
-from aflow.executors.base import NO_USAGE, Reports, Usage
+from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
 from aflow.executors.letters import CancelLetter, ReportsLetter, TaskLetter, unseal_letter
 from aflow.executors.parcels import Packer
-from aflow.queue.base import Message, Queue
+from aflow.queue.base import Lease, Message, Queue
 from aflow.remote import Parcels
 from aflow.scheduler.states import AttemptState
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
-TTL = 60.0  # seconds within which a report that was leased is taken down
+TTL = 15.0  # seconds within which a report that was leased is taken down and committed
 WAIT = 15.0  # seconds that one call waits for reports
 LOOK = 10.0  # seconds between looks at what was buried
 AWAY = 1.0  # seconds between tries while the broker is away
@@ -45,13 +47,25 @@ Owner = tuple[int, int]
 class _Live:
     """An attempt that was put into the queue and has not ended."""
 
-    __slots__ = ("started_at", "step", "topic", "worker")
+    __slots__ = ("is_orphan", "started_at", "step", "topic", "worker")
 
     def __init__(self, step: str, topic: str) -> None:
         self.step = step
         self.topic = topic
+        self.is_orphan = False  # it may have begun, and nobody knows when
         self.worker: str | None = None
         self.started_at: float | None = None
+
+
+class _Letter:
+    """A letter whose ends are not committed yet."""
+
+    __slots__ = ("lease", "name", "uncommitted")
+
+    def __init__(self, name: tuple[str, int], lease: Lease, uncommitted: set[Owner]) -> None:
+        self.name = name
+        self.lease = lease
+        self.uncommitted = uncommitted
 
 
 class QueueExecutor:
@@ -88,11 +102,36 @@ class QueueExecutor:
         self._outgoing: list[AttemptSpec] = []
         self._cancels: defaultdict[str, list[Owner]] = defaultdict(list)
         self._heard: defaultdict[str, set[int]] = defaultdict(set)
+        self._unread: dict[Owner, _Letter] = {}  # by the ends that they tell of
+        self._letters: dict[tuple[str, int], _Letter] = {}  # the same, by worker and number
+        self._done: list[Lease] = []  # to be acknowledged
         self._lost: str | None = None  # why nothing more is heard of attempts
         self._interrupted = False
         self._stopped = False
         self._queue: Any = None  # a Queue from the start on
         self._tasks: list[asyncio.Task[None]] = []
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        """All of them: what a worker has begun it ends, and reports to whoever listens then; what
+        is not known to have begun is put into the queue, where it stays what it is if it is there
+        already."""
+        for spec, worker, started_at in orphans:
+            live = _Live(spec.step, letters.tasks_topic(self._pool_of(spec.step)))
+            live.worker, live.started_at, live.is_orphan = worker or None, started_at, True
+            self._live[(spec.task, spec.attempt)] = live
+            if started_at is None:
+                self._outgoing.append(spec)
+        return ()
+
+    def forget(self, task: int, attempt: int) -> None:
+        """The letter that tells of this end has been read, if it tells of no other."""
+        letter = self._unread.pop((task, attempt), None)
+        if letter is not None:
+            letter.uncommitted.discard((task, attempt))
+            if not letter.uncommitted:
+                del self._letters[letter.name]
+                self._done.append(letter.lease)
+                self._news.set()
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run; raises QueueUnavailable and StorageError."""
@@ -107,6 +146,11 @@ class QueueExecutor:
         self._job_key = await asyncio.to_thread(parcels.put, job.encode())
         self._queue = self._open_queue()
         self._news = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        if self._outgoing:
+            self._news.set()
+        else:
+            self._caught_up.set()
         self._idle = asyncio.Event()
         await self._queue.depth(self._reply)  # a queue that is not there is better known now
         # They end with `stop`, which waits for them.
@@ -196,6 +240,7 @@ class QueueExecutor:
     # ------------------------------------------------------------ to workers
 
     async def _send(self) -> None:
+        await self._caught_up.wait()  # what has ended meanwhile is not put again
         while True:
             await self._news.wait()
             self._news.clear()
@@ -205,6 +250,7 @@ class QueueExecutor:
             cancels, self._cancels = self._cancels, defaultdict(list)
             for worker, owners in cancels.items():
                 await self._put_cancel(worker, owners)
+            await self._acknowledge()
             given_up, self._given_up = self._given_up, set()
             if given_up:
                 await self._take_out(given_up)
@@ -212,7 +258,7 @@ class QueueExecutor:
                 return
 
     async def _put(self, specs: list[AttemptSpec]) -> None:
-        there = [spec for spec in specs if (spec.task, spec.attempt) in self._live]
+        there = [spec for spec in specs if self._is_wanted(spec)]
         topics = [self._live[(spec.task, spec.attempt)].topic for spec in there]
         try:
             bodies = await asyncio.to_thread(lambda: [self._letter(spec) for spec in there])
@@ -226,6 +272,10 @@ class QueueExecutor:
             by_topic[topic].append(Message(self._id((spec.task, spec.attempt)), body))
         for topic, messages in by_topic.items():
             await self._patiently(lambda: self._queue.put(topic, messages))  # noqa: B023
+
+    def _is_wanted(self, spec: AttemptSpec) -> bool:
+        live = self._live.get((spec.task, spec.attempt))
+        return live is not None and live.started_at is None
 
     def _letter(self, spec: AttemptSpec) -> bytes:
         context = self._context
@@ -273,39 +323,62 @@ class QueueExecutor:
 
     async def _listen(self) -> None:
         while True:
+            wait = WAIT if self._caught_up.is_set() else 0.0
             leases = await self._patiently(
-                lambda: self._queue.lease([self._reply], _AT_ONCE, TTL, WAIT)
+                lambda: self._queue.lease([self._reply], _AT_ONCE, TTL, wait)  # noqa: B023
             )
+            if not leases:
+                self._caught_up.set()
             for lease in leases:
-                self._open(lease.body)
-            if leases:
-                await self._patiently(lambda: self._acknowledge(leases))  # noqa: B023
+                self._open(lease)
+            self._news.set()
 
-    async def _acknowledge(self, leases: Any) -> None:
+    async def _acknowledge(self) -> None:
+        done, self._done = self._done, []
+        if not done:
+            return
         try:
-            await self._queue.ack(leases)
-        except QueueUnavailable:
-            raise
-        except QueueError:  # some were delivered again: they say nothing the second time
+            await self._patiently(lambda: self._queue.ack(done))
+        except LeaseLost:  # some were delivered again: they say nothing the second time
             return
 
-    def _open(self, body: bytes) -> None:
+    def _open(self, lease: Lease) -> None:
         try:
-            letter: ReportsLetter = unseal_letter(body, "reports", self._key)
+            letter: ReportsLetter = unseal_letter(lease.body, "reports", self._key)
         except QueueError:  # nobody who may tell us something wrote it
+            self._done.append(lease)
             return
+        name = (letter.worker, letter.number)
         if letter.number in self._heard[letter.worker]:
+            if name in self._letters:  # what it says is not committed yet
+                self._letters[name].lease = lease
+            else:
+                self._done.append(lease)
             return
         self._heard[letter.worker].add(letter.number)
+        ends = self._read(letter)
+        if ends:
+            self._letters[name] = unread = _Letter(name, lease, ends)
+            self._unread.update((owner, unread) for owner in ends)
+        else:
+            self._done.append(lease)
+
+    def _read(self, letter: ReportsLetter) -> set[Owner]:
+        """Report what the letter says; the attempts of whose ends it tells."""
+        ends: set[Owner] = set()
         for kind, task, attempt, *rest in letter.events:
             live = self._live.get((task, attempt))
             if live is None:
                 continue
             if kind == letters.STARTED:
                 self._note_start(live, letter.worker, task, attempt, *rest)
-            elif live.started_at is None:
+            elif live.started_at is None and not live.is_orphan:
                 continue  # of a worker that has not said that it began: it was another run of it
-            elif kind == letters.LOGGED:
+            elif live.started_at is None:
+                # Our predecessor has read of its start, and not lived to record it.
+                now = self._clock.now()
+                self._note_start(live, letter.worker, task, attempt, None, now)
+            if kind == letters.LOGGED:
                 self._reports.logged(task, attempt, *rest)
             elif kind == letters.GROWN:
                 self._reports.grown(task, attempt, *rest)
@@ -313,12 +386,16 @@ class QueueExecutor:
                 max_rss, cpu, *fields = rest
                 report = AttemptReport(task, attempt, *fields)
                 report = report._replace(steps=tuple(report.steps))
+                ends.add((task, attempt))
                 self._end(report, Usage(max_rss, cpu))
+        return ends
 
     def _note_start(
-        self, live: _Live, worker: str, task: int, attempt: int, pid: int, at: float
+        self, live: _Live, worker: str, task: int, attempt: int, pid: int | None, at: float
     ) -> None:
-        live.worker = worker
+        if live.worker != worker:
+            live.worker = worker
+            self._reports.handed(task, attempt, worker)
         if live.started_at is None:
             live.started_at = at
             self._reports.started(task, attempt, pid, at)

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple, Protocol
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 SPIN = "spin"
+LEASE = 10.0
+"""Seconds without a sign of life after which a run is nobody's."""
 
 
 class RunRecord(NamedTuple):

@@ -25,9 +25,9 @@ from aflow.scheduler.states import RunState
 
 if TYPE_CHECKING:
     from aflow.config import Isolation
-    from aflow.driver import Watch
     from aflow.flow.definition import FlowDefinition
     from aflow.notices import RunEnded
+    from aflow.telling import Watch
 
 
 def run(flow: type[FlowSpec], **options: Any) -> Run:

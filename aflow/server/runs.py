@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
@@ -77,7 +76,9 @@ class Runs:
             )
         self._beginning += 1
         try:
-            folder = await asyncio.to_thread(self._unpacked, order.package)
+            folder = await asyncio.to_thread(
+                package.unpacked, self._blobs, order.package, self._place.code
+            )
             file = folder / order.script
             if not file.is_file():
                 raise InvalidInput(f"The code package holds no file {order.script}.")
@@ -116,22 +117,6 @@ class Runs:
         if self._closed:
             process.terminate()  # it began while the daemon was being stopped
         return pathspec
-
-    def _unpacked(self, key: str) -> Path:
-        folder = self._place.code / key
-        if not folder.is_dir():
-            self._place.code.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self._place.code))
-            try:
-                package.unpack(package.fetch(self._blobs, key), fresh)
-                try:
-                    fresh.rename(folder)
-                except OSError:
-                    if not folder.is_dir():  # else: it was unpacked by another request meanwhile
-                        raise
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-        return folder
 
     def cancel(self, pathspec: str) -> bool:
         """Stop the run; False where it is none of those that go on here."""

@@ -44,6 +44,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.said: defaultdict[int, list[str]] = defaultdict(list)
+        self.handles: dict[int, str] = {}
         self.pids: dict[int, int | None] = {}
         self.reports: dict[int, AttemptReport] = {}
         self.usages: dict[int, Usage] = {}
@@ -52,6 +53,9 @@ class Recorder:
         self.keeps: Callable[[int], bool] = lambda task: True
         self._output: defaultdict[tuple[int, int], bytearray] = defaultdict(bytearray)
         self._changed = asyncio.Event()
+
+    def handed(self, task: int, attempt: int, handle: str) -> None:
+        self.handles[task] = handle
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         self.said[task].append("started")

@@ -4,12 +4,13 @@ but the attempts."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aflow.attempt import AttemptSpec, RunContext
 from aflow.clock import SystemClock
-from aflow.executors.base import Reports
+from aflow.executors.base import Orphan, Reports
 from aflow.executors.job import Job, python_version
 from aflow.executors.process import needs_of
 from aflow.executors.queued import QueueExecutor, pools_of
@@ -55,6 +56,12 @@ class OverAQueue:
     def _job(self, context: RunContext) -> Job:
         request, needs = request_of(self._definition), needs_of(self._definition)
         return Job(context, request, needs, None, "", "task", python_version(), 1 << 30)
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        return orphans
+
+    def forget(self, task: int, attempt: int) -> None:
+        self._made().forget(task, attempt)
 
     def launch(self, spec: AttemptSpec) -> None:
         self._made().launch(spec)

@@ -1,0 +1,87 @@
+"""`aflow adopt Flow/run`: go on with a run whose coordinator has died."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aflow import ids
+from aflow.cli.options import option
+from aflow.config import Settings
+from aflow.errors import CodePackageError, InvalidName, NotFound
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import RunRecord
+
+_HELP = """Go on with a run whose coordinator has died, with its code and its command line.
+
+What has finished stays so; tasks that workers of a queue have are awaited, those of processes that
+have ended with their coordinator are run again. A run that is still driven is refused: it is
+somebody's for 10 seconds after the last sign of life.
+
+\b
+  aflow adopt MyFlow/1234
+"""
+
+
+def adopt(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    command = click.Command(
+        "adopt",
+        params=[
+            click.Argument(["run"], metavar="FLOW/RUN"),
+            option("--metadata", metavar="PLACE", help="Where the metadata is."),
+            option("--datastore-root", metavar="PATH", help="The `.aflow` folder."),
+        ],
+        callback=_adopt,
+        help=_HELP,
+    )
+    return command.main([*words], prog_name="aflow adopt", standalone_mode=False)
+
+
+def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object:
+    from aflow.cli import loading
+    from aflow.cli.main import flow_group
+
+    spec = ids.Pathspec.parse(run)
+    if spec.run is None or spec.step is not None:
+        raise InvalidName(f"{run!r} names no run: give FLOW/RUN.")
+    settings = Settings.load(metadata=metadata, datastore_root=datastore_root)
+    record = _recorded(spec.flow, spec.run, settings)
+    target = f"{_unpacked(record, settings)}:{spec.flow}"
+    again = [*record.settings.get("words", ["run"]), "--adopt", spec.run]
+    places = [("--metadata", metadata), ("--datastore-root", datastore_root)]
+    given = [word for name, value in places if value is not None for word in (name, value)]
+    return flow_group(loading.load_flow(target), target, [*again, *given])
+
+
+def _recorded(flow: str, run: str, settings: Settings) -> RunRecord:
+    from aflow import backends
+
+    metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=True)
+    try:
+        record = metadata.run(flow, run)
+    finally:
+        metadata.close()
+    if record is None:
+        raise NotFound(f"There is no run {flow}/{run} in {metadata.url}.")
+    return record
+
+
+def _unpacked(record: RunRecord, settings: Settings) -> Path:
+    """The flow's file, with all the code of the run beside it."""
+    from aflow import backends, package
+    from aflow.storage.blobs import BlobStore
+
+    code = record.settings.get("code", {})
+    if "key" not in code:
+        raise CodePackageError(
+            f"The code of {record.flow}/{record.run} was not kept with it "
+            f"({code.get('left_out', 'it is of an older aflow')}): resume the run instead."
+        )
+    blobs = BlobStore(backends.open_store(record.settings["storage"]))
+    folder = Path(settings.cache_folder).expanduser() / "code"
+    return package.unpacked(blobs, code["key"], folder) / str(code["script"])

@@ -1,0 +1,77 @@
+"""What a driver knows of an attempt between its launch and its end, and how that is recorded."""
+
+from __future__ import annotations
+
+import socket
+from functools import cache
+from typing import TYPE_CHECKING
+
+from aflow.metadata.base import AttemptRecord
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.attempt import AttemptReport
+    from aflow.attempt_logs import Kept
+    from aflow.executors.base import Usage
+
+
+class LiveAttempt:
+    """An attempt that is out. `fallback` if @catch settles its task."""
+
+    __slots__ = ("chunks", "fallback", "handle", "manifest", "pid", "started_at", "step")
+
+    def __init__(self, step: str, fallback: bool) -> None:
+        self.step = step
+        self.fallback = fallback
+        self.handle = ""  # by which another executor finds it
+        self.pid: int | None = None
+        self.started_at: float | None = None
+        self.chunks = 0  # of its log, in the store
+        self.manifest: bytes | None = None  # what it has left already
+
+    def go_on(self, record: AttemptRecord) -> None:
+        """This is recorded of it, by a coordinator that is gone."""
+        self.handle, self.pid, self.started_at = record.handle, record.pid, record.started_at
+        self.chunks, self.manifest = record.log_chunks, record.manifest
+
+    def running(self, task: int, attempt: int) -> AttemptRecord:
+        """The record of an attempt that has not ended."""
+        return AttemptRecord(
+            task,
+            attempt,
+            AttemptState.QUEUED if self.started_at is None else AttemptState.RUNNING,
+            self.started_at,
+            manifest=self.manifest,
+            log_chunks=self.chunks,
+            host=_host(),
+            pid=self.pid,
+            handle=self.handle,
+        )
+
+    def ended(
+        self, report: AttemptReport, usage: Usage | None, log: Kept | None, now: float
+    ) -> AttemptRecord:
+        """The record of the same one when it has."""
+        return AttemptRecord(
+            report.task,
+            report.attempt,
+            AttemptState(report.state),
+            self.started_at,
+            report.finished_at or now,
+            report.reason,
+            report.manifest,
+            log.inline if log else None,
+            log.chunks if log else 0,
+            log.stdout_size if log else 0,
+            log.stderr_size if log else 0,
+            _host(),
+            self.pid,
+            self.handle,
+            usage.max_rss if usage else None,
+            usage.cpu if usage else None,
+        )
+
+
+@cache
+def _host() -> str:
+    return socket.gethostname()

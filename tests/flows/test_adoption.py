@@ -1,0 +1,219 @@
+"""Runs whose coordinator was killed, and that another one goes on with."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aflow import client
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.scheduler.states import AttemptState, RunState
+from tests.flows.conftest import Ran, Workspace, processes_in
+
+ITEMS = 6
+FLOW = f"""
+from pathlib import Path
+
+PLACE = Path({{place!r}})
+
+def note(what):
+    with open(PLACE / "ran", "a") as file:
+        file.write(what + "\\n")
+
+class Flow_(FlowSpec):
+    factor = Parameter("factor", default=1)
+
+    @step
+    def start(self):
+        self.xs = list(range({ITEMS}))
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        note(f"work {{{{self.input}}}}")
+        print("at work on", self.input)
+        while self.input >= 2 and not (PLACE / "go").exists():
+            time.sleep(0.01)
+        self.y = self.factor * self.input ** 2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        note("join")
+        self.total = sum(each.y for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+TOTAL = 2 * sum(x * x for x in range(ITEMS))
+
+
+class Left:
+    """A run whose coordinator is killed in its midst."""
+
+    def __init__(self, workspace: Workspace, place: Path) -> None:
+        self.workspace = workspace
+        self.place = place
+        place.mkdir()
+        workspace.write(FLOW.format(place=str(place)))
+
+    def begin_and_kill(self, *words: str, started: int) -> None:
+        """Run until so many tasks of `work` have begun and two of them are committed, and kill."""
+        run = self.workspace.start("--no-pylint", "run", "--factor", "2", *words)
+        wait_until(lambda: len(self.ran()) >= started and self.finished() >= 2)
+        run.kill()
+        run.communicate()
+
+    def ran(self) -> list[str]:
+        """The tasks that have begun, in the order in which they did."""
+        file = self.place / "ran"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def finished(self) -> int:
+        """How many tasks of `work` are committed."""
+        if not (self.workspace.path / ".aflow" / "metadata.db").exists():
+            return 0
+        metadata = self.workspace.metadata
+        runs = metadata.runs("Flow_")
+        states = [each.state for run in runs for each in metadata.tasks(run.key, step="work")]
+        metadata.close()
+        return sum(state.value == "succeeded" for state in states)
+
+    @property
+    def run(self) -> str:
+        """The run's pathspec."""
+        metadata = self.workspace.metadata
+        found = metadata.runs("Flow_")[0]
+        metadata.close()
+        return f"{found.flow}/{found.run}"
+
+    def let_time_pass(self) -> None:
+        """So much that the run is nobody's."""
+        with sqlite3.connect(self.workspace.path / ".aflow" / "metadata.db") as database:
+            assert 1 == database.execute("UPDATE leases SET until = until - 3600").rowcount
+        database.close()
+
+    def adopt(self) -> Ran:
+        """Go on with it."""
+        return self.workspace.finish(self.workspace.start_aflow("adopt", self.run))
+
+    def check(self, ran: Ran) -> None:
+        """It has ended as if nothing had been."""
+        assert 0 == ran.code, ran.out + ran.err
+        client.metadata(f"local@{self.workspace.path}")
+        client.namespace(None)
+        run = client.Run(self.run)
+        assert (TOTAL, True) == (run.data.total, run.successful)
+        assert 1 == len(list(client.Flow("Flow_").runs()))
+        self.workspace.check()
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if what():
+            return
+        select.select([], [], [], 0.01)
+    pytest.fail("it has not come to that")
+
+
+@pytest.fixture
+def left(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    return Left(workspace, tmp_path_factory.mktemp("elsewhere") / "notes")
+
+
+def attempts_of(left: Left) -> Counter[AttemptState]:
+    """The states of all attempts of the step `work`."""
+    metadata = left.workspace.metadata
+    run = metadata.runs("Flow_")[0]
+    tasks = [each.task.task for each in metadata.tasks(run.key, step="work")]
+    states = Counter(each.state for task in tasks for each in metadata.attempts(run.key, task))
+    metadata.close()
+    return states
+
+
+def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
+    left.begin_and_kill("--max-workers", "2", started=4)
+    wait_until(lambda: [] == processes_in(left.workspace.path))  # its tasks end with it
+    early = left.adopt()
+    assert 2 == early.code
+    assert "has a coordinator that drives it" in early.err
+    left.let_time_pass()
+    (left.place / "go").touch()
+
+    ran = left.adopt()
+
+    left.check(ran)
+    assert "Going on where another coordinator has left it" in ran.out
+    begun = Counter(left.ran())
+    assert {
+        "work 0": 1,
+        "work 1": 1,
+        "work 2": 2,
+        "work 3": 2,
+        "work 4": 1,
+        "work 5": 1,
+        "join": 1,
+    } == begun
+    assert {AttemptState.SUCCEEDED: ITEMS, AttemptState.INTERRUPTED: 2} == attempts_of(left)
+    again = left.adopt()
+    assert 2 == again.code
+    assert "has ended: it is succeeded" in again.err
+
+
+def test_tasks_of_workers_are_awaited_by_the_next_coordinator(left: Left) -> None:
+    url = f"sqlite:///{left.place}/queue.db"
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "aflow", "worker", "--queue", url, "--slots", "3"],
+        cwd=left.place,
+        env=os.environ | {"AFLOW_CLIENT_CACHE_PATH": str(left.place / "cache")},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        left.begin_and_kill("--executor", "queue", "--queue", url, started=5)
+        left.let_time_pass()
+        (left.place / "go").touch()
+
+        ran = left.adopt()
+
+        left.check(ran)
+        assert {1} == set(Counter(left.ran()).values())  # each task has run once
+        assert {AttemptState.SUCCEEDED: ITEMS} == attempts_of(left)
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(60)
+
+
+def test_a_cancel_is_honoured_that_nobody_was_there_to_hear(left: Left) -> None:
+    left.begin_and_kill("--max-workers", "2", started=4)
+    left.let_time_pass()
+    store = SqliteMetadata(left.workspace.path / ".aflow" / "metadata.db")
+    assert store.request_cancel(store.runs("Flow_")[0].key, "Nobody needs it any more.")
+    store.close()
+
+    ran = left.adopt()
+
+    assert 1 == ran.code, ran.out + ran.err
+    assert "Nobody needs it any more." in ran.out + ran.err
+    state, _ = left.workspace.latest()
+    assert RunState.CANCELLED is state
+
+
+def test_only_a_run_that_is_there_with_its_code_can_be_taken_up(left: Left) -> None:
+    (left.place / "go").touch()
+    assert 0 == left.workspace.run().code
+    absent = left.workspace.finish(left.workspace.start_aflow("adopt", "Flow_/17"))
+    assert (1, True) == (absent.code, "There is no run Flow_/17" in absent.err)
+    wrong = left.workspace.finish(left.workspace.start_aflow("adopt", "../Flow_"))
+    assert 2 == wrong.code
+    assert "Traceback" not in absent.err + wrong.err

@@ -42,6 +42,9 @@ _SETTINGS = {
     "application_name": "aflow",
 }
 _LOCK_TIMEOUT = 30_000  # milliseconds to wait for another's commit
+# Every statement is answered from an index, in its order. Without statistics, which a run that has
+# just been written has not, the server would rather collect and sort all of it for each page.
+_PLANS = "-c enable_bitmapscan=off -c jit=off"
 
 # What the first characters of an SQLSTATE mean.
 _ADVICE = {
@@ -109,7 +112,7 @@ class Place:
     def connect(self, read_only: bool) -> Connection:
         """A new connection, in autocommit mode. Raises MetadataUnavailable; of these MetadataAway
         where the server does not answer."""
-        options = f"-c search_path={self.schema} -c lock_timeout={_LOCK_TIMEOUT}"
+        options = f"-c search_path={self.schema} -c lock_timeout={_LOCK_TIMEOUT} {_PLANS}"
         if read_only:
             options += " -c default_transaction_read_only=on"
         try:

@@ -53,13 +53,21 @@ _ERRORS = {
     for each in (InvalidName, NotFound, VersionConflict, MetadataTooNew, MetadataUnavailable)
 }
 _RECORD, _TUPLE, _STATE = 1, 2, 3
+_packers: list[Any] = []  # that nobody uses at this moment
 
 
 def pack(value: object) -> bytes:
     """The value, made of plain values and records, as bytes."""
-    packed: bytes = msgpack.packb(
-        value, default=_extension, strict_types=True, unicode_errors="surrogatepass"
-    )
+    # A packer has a buffer, which takes longer to make than most values to pack; and records are in
+    # records, each with a packer of its own.
+    try:
+        packer = _packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(
+            default=_extension, strict_types=True, unicode_errors="surrogatepass"
+        )
+    packed: bytes = packer.pack(value)
+    _packers.append(packer)
     return packed
 
 
@@ -114,6 +122,7 @@ def raise_told(frame: list[Any]) -> None:
         raise _ERRORS.get(frame[1], MetadataUnavailable)(frame[2])
 
 
+@cache
 def _unpacking() -> dict[str, Any]:
     return {
         "ext_hook": _extended,
@@ -128,9 +137,7 @@ def _unpacking() -> dict[str, Any]:
 def _extension(value: object) -> Any:
     name = type(value).__name__
     if isinstance(value, Enum):
-        return (
-            msgpack.ExtType(_STATE, pack([name, value.value])) if name in _STATES else value.value
-        )
+        return _state(name, value.value) if name in _STATES else value.value
     if isinstance(value, tuple):
         if name in _RECORDS:
             return msgpack.ExtType(_RECORD, pack([name, *value]))
@@ -141,6 +148,11 @@ def _extension(value: object) -> Any:
     if isinstance(value, str | int | float):  # of a class derived from these: an id
         return _plain(value)
     raise TypeError(f"a {name} cannot be sent")
+
+
+@cache
+def _state(name: str, value: str) -> Any:
+    return msgpack.ExtType(_STATE, pack([name, value]))
 
 
 def _plain(value: str | int | float) -> Any:
@@ -155,16 +167,22 @@ def _extended(code: int, data: bytes) -> Any:
     if code == _STATE:
         return _STATES[name](*values)
     record = _RECORDS[name]
-    for value, (field, kinds) in zip(values, _kinds(record), strict=True):
-        if not isinstance(value, kinds):
-            raise TypeError(f"{name}.{field} is a {type(value).__name__}")
+    names, kinds = _kinds(record)
+    if len(values) != len(names):
+        raise TypeError(f"a {name} has {len(names)} fields, not {len(values)}")
+    if not all(map(isinstance, values, kinds)):
+        wrong = next(
+            n for n, v, k in zip(names, values, kinds, strict=True) if not isinstance(v, k)
+        )
+        raise TypeError(f"{name}.{wrong} is of another kind")
     return record(*values)
 
 
 @cache
-def _kinds(record: type) -> list[tuple[str, Any]]:
+def _kinds(record: type) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     """The fields of a record, and of which classes their values are."""
-    return [(name, _classes(hint)) for name, hint in get_type_hints(record).items()]
+    hints = get_type_hints(record)
+    return tuple(hints), tuple(_classes(hint) for hint in hints.values())
 
 
 def _classes(hint: Any) -> tuple[type, ...]:

@@ -253,6 +253,8 @@ async def _errors_answered(request: web.Request, handler: Handler) -> web.Stream
     """Every refusal and failure is an answer in JSON."""
     try:
         return await handler(request)
+    except ConnectionResetError:  # who asked went away in the middle of a stream: nobody to tell
+        return web.Response(status=499)
     except RegistrationRefused as refused:
         return web.json_response(refused.body, status=refused.status)
     except web.HTTPException as said:  # of aiohttp: no such route, too large a body

@@ -18,9 +18,12 @@ CREATE TABLE service_runs (
     ts_epoch BIGINT NOT NULL,
     last_heartbeat_ts BIGINT,
     tags TEXT NOT NULL,
-    system_tags TEXT NOT NULL,
-    UNIQUE (flow_id, run_id)
+    system_tags TEXT NOT NULL
 );
+-- Without those that have no name: an index that holds all of a list, and not in its order, is one
+-- that PostgreSQL may choose to sort the whole list for each page.
+CREATE UNIQUE INDEX service_runs_by_name ON service_runs (flow_id, run_id)
+    WHERE run_id IS NOT NULL;
 CREATE INDEX service_runs_of_flow ON service_runs (flow_id, run_number);
 
 CREATE TABLE service_steps (
@@ -38,9 +41,10 @@ CREATE TABLE service_tasks (
     task_name TEXT,             -- the name that the client gave, if it did
     user_name TEXT,
     ts_epoch BIGINT NOT NULL,
-    last_heartbeat_ts BIGINT,
-    UNIQUE (run_number, step_name, task_name)
+    last_heartbeat_ts BIGINT
 );
+CREATE UNIQUE INDEX service_tasks_by_name ON service_tasks (run_number, step_name, task_name)
+    WHERE task_name IS NOT NULL;
 CREATE INDEX service_tasks_of_step ON service_tasks (run_number, step_name, task_id);
 
 CREATE TABLE service_metadata (

@@ -25,7 +25,7 @@ from aflow.errors import (
 )
 from aflow.service import checks
 from aflow.service.calls import answered
-from aflow.service.messages import CHUNK, Asked, Listing
+from aflow.service.messages import CHUNK, SPOKEN, Asked, Listing
 from aflow.service.routes import ROUTES, Route
 
 try:
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-SPOKEN = "2.5.1"
-"""The version of metaflow-service whose language this is: clients ask for it."""
 _VERSION_HEADER = "METADATA_SERVICE_VERSION"
 _LARGEST_BODY = 256 << 20
 _OPEN = frozenset({"/ping", "/healthcheck"})  # to load balancers, which have no key
@@ -62,6 +60,7 @@ def application(
     application closes it and the database."""
     app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[*_AROUND, _Keys(keys)])
     mount(app, database, clock, store, threads)
+    app.router.add_get("/openapi.json", _document)
 
     async def close_store(_: web.Application) -> None:
         if store is not None:
@@ -308,6 +307,12 @@ async def _ping(_: web.Request) -> web.StreamResponse:
 
 async def _version(_: web.Request) -> web.StreamResponse:
     return web.Response(text=SPOKEN)
+
+
+async def _document(_: web.Request) -> web.StreamResponse:
+    from aflow.service.openapi import document  # asked for now and then
+
+    return web.json_response(document())
 
 
 async def _no_token(_: web.Request) -> web.StreamResponse:

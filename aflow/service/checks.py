@@ -14,7 +14,7 @@ from aflow.errors import RegistrationRefused
 
 MAX_ITEMS = 10_000  # in one body
 _LONGEST = 1 << 20  # characters of a text
-_NAMES = {
+NAMES = {  # of which characters they are, by what they name
     "flow_id": re.compile(r"[A-Za-z_]\w{0,254}\Z", re.ASCII),
     "run_number": re.compile(r"[A-Za-z0-9_.:\-]{1,255}\Z"),
     "step_name": re.compile(r"[A-Za-z_]\w{0,254}\Z", re.ASCII),
@@ -26,7 +26,7 @@ _NAMES = {
 
 def path_name(kind: str, value: str) -> str:
     """A name in a path."""
-    if not _NAMES[kind].match(value):
+    if not NAMES[kind].match(value):
         raise _refused(f"{value[:80]!r} cannot be a {kind}")
     return value
 

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from aflow.service.database import Row, Session
 from aflow.service.paging import Condition, Page
 
+SPOKEN = "2.5.1"
+"""The version of metaflow-service whose language this is: clients ask for it."""
+
 CHUNK = 1000  # rows that are read at once for a list
 
 

@@ -116,6 +116,14 @@ class GroupCommit:
             held = self._thread.submit(self._metadata.hold, self._run_key, owner, seconds, at)
             held.add_done_callback(answered)
 
+    async def let_go(self, owner: str) -> None:
+        """Write what is pending; then the run may have another owner at once. If that fails, it may
+        when this one's time is over."""
+        await self.flush()
+        if not self._broken:
+            let_go = self._thread.submit(self._metadata.let_go, self._run_key, owner)
+            await asyncio.wait([asyncio.wrap_future(let_go)])
+
     async def flush(self) -> None:
         """Wait until all that is pending is written, or cannot be."""
         self.touch()

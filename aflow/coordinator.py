@@ -99,6 +99,13 @@ class RunHandle:
             self._driver.cancel(reason)
         return Stopping(self)
 
+    def leave(self) -> None:
+        """Stop driving the run, which stays as it is until it is taken up (`Coordinator.adopt`,
+        `aflow adopt`): attempts on workers go on, those in processes here are interrupted, at no
+        cost of their own. `wait` raises RunLeft. May be called again, and late."""
+        if not self.task.done():
+            self._driver.leave()
+
     async def events(self) -> AsyncIterator[Notice]:
         """The run's notices from the first `anext` on, until it ends. Several may listen; one who
         is slow holds the others up in nothing, and finds all notices when it comes back: they are

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ParamSpec
 from aflow.attempt import STREAMS, AttemptReport, AttemptSpec, RunContext
 from aflow.attempt_logs import AttemptLogs, Kept
 from aflow.commits import GroupCommit
-from aflow.errors import RunTakenOver
+from aflow.errors import RunLeft, RunTakenOver
 from aflow.executors.base import Orphan
 from aflow.handover import Handover
 from aflow.live import LiveAttempt
@@ -120,6 +120,7 @@ class RunDriver:
         self._context = context
         self._executor = executor
         self._owner = owner
+        self._leaves = False
         self._unfinished = unfinished
         self._clock = clock
         self._precedents = precedents
@@ -172,8 +173,10 @@ class RunDriver:
         finally:
             for timer in self._timers.values():
                 timer.cancel()
-            await self._executor.stop()
+            await (self._executor.leave() if self._leaves else self._executor.stop())
             await self._logs.close()
+            if self._leaves:
+                await self._commits.let_go(self._owner)
             await self._commits.close()
             self._telling.flush()
 
@@ -184,6 +187,13 @@ class RunDriver:
                 RunStopping(self._clock.now(), self._run.run, reason, len(self._live))
             )
         self._handle(CancelRequested(reason))
+
+    def leave(self) -> None:
+        """Stop driving the run, which goes on when another coordinator takes it up; `run` raises
+        RunLeft. May be called again, and late, when it changes nothing."""
+        if self._final is None and not self._ended.done():
+            self._leaves = True
+            self._ended.set_exception(RunLeft.of(self._run.flow, self._run.run))
 
     def _hold(self) -> None:
         self._commits.hold(self._owner, LEASE, self._clock.now(), self._held_is)

@@ -291,6 +291,17 @@ class RunTakenOver(MetadataError):
         )
 
 
+class RunLeft(AflowError):
+    """A run whose coordinator was told to leave it."""
+
+    headline = "Left"
+
+    @classmethod
+    def of(cls, flow: str, run: str) -> RunLeft:
+        """Said when it has."""
+        return cls(f"{flow}/{run} was left as it is: `aflow adopt {flow}/{run}` goes on with it.")
+
+
 class RunHasOwner(InvalidInput):
     """A run that somebody still drives cannot be taken up."""
 

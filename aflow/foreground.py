@@ -116,6 +116,8 @@ def _stop_on_signals(handle: RunHandle) -> list[int]:
         came.append(signum.value)
         handle.cancel(f"The run was stopped by {signum.name}.")
 
+    loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(signum, stop, signum)
+        loop.add_signal_handler(signum, stop, signum)
+    loop.add_signal_handler(signal.SIGHUP, handle.leave)
     return came

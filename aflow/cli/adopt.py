@@ -16,6 +16,7 @@ from aflow.errors import CodePackageError, InvalidName, NotFound
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
 
+_ONCE = ("--runner-attribute-file", "--run-id-file")
 _HELP = """Go on with a run whose coordinator has died, with its code and its command line.
 
 What has finished stays so; tasks that workers of a queue have are awaited, those of processes that
@@ -52,10 +53,22 @@ def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object
     settings = Settings.load(metadata=metadata, datastore_root=datastore_root)
     record = _recorded(spec.flow, spec.run, settings)
     target = f"{_unpacked(record, settings)}:{spec.flow}"
-    again = [*record.settings.get("words", ["run"]), "--adopt", spec.run]
+    again = [*_lasting(record.settings.get("words", ["run"])), "--adopt", spec.run]
     places = [("--metadata", metadata), ("--datastore-root", datastore_root)]
     given = [word for name, value in places if value is not None for word in (name, value)]
     return flow_group(loading.load_flow(target), target, [*again, *given])
+
+
+def _lasting(words: Sequence[str]) -> list[str]:
+    """The words without those that were meant for the process that began the run alone."""
+    lasting: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in _ONCE:
+            next(rest, None)
+        elif not word.startswith(tuple(f"{each}=" for each in _ONCE)):
+            lasting.append(word)
+    return lasting
 
 
 def _recorded(flow: str, run: str, settings: Settings) -> RunRecord:

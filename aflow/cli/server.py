@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _HELP = """Take flows over HTTP (aflow submit), and run each in a process of its own.
 
 Listens to this machine alone; to listen elsewhere, AFLOW_SERVICE_AUTH_KEY has to hold the token
-that clients send (several: with commas between them). SIGTERM lets runs end, for --grace seconds.
+that clients send (several: with commas between them). SIGTERM lets runs end, for --grace seconds,
+and leaves those that go on then to the next server, or to another one with the same metadata.
 
 \b
   aflow server
@@ -41,6 +42,27 @@ def server(words: Sequence[str]) -> object:
                 show_default=True,
                 help="Port; 0 takes a free one.",
             ),
+            option(
+                "--metadata",
+                metavar="URL",
+                help="postgresql://..., sqlite:////path or https://...  [default: in .aflow]",
+            ),
+            option(
+                "--storage",
+                metavar="URL",
+                help="s3://bucket/prefix, file:///path.  [default: .aflow]",
+            ),
+            option(
+                "--queue",
+                metavar="URL",
+                help="Whose workers run the tasks.  [default: processes here]",
+            ),
+            option(
+                "--max-workers",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="Tasks of a run that go on at once, where a run does not say.  [default: 16]",
+            ),
             option("--datastore-root", metavar="PATH", help="Folder of the local datastore."),
             option(
                 "--max-runs",
@@ -54,7 +76,7 @@ def server(words: Sequence[str]) -> object:
                 type=click.FloatRange(min=0),
                 default=30.0,
                 show_default=True,
-                help="Seconds that runs may still take when the server is stopped.",
+                help="Seconds that runs may take when the server is stopped, before they are left.",
             ),
             option("--tls-cert", metavar="FILE", help="Certificate for https, in PEM form."),
             option("--tls-key", metavar="FILE", help="Its private key, without a password."),
@@ -69,6 +91,10 @@ def _serve(
     host: str,
     port: int,
     datastore_root: str | None,
+    metadata: str | None,
+    storage: str | None,
+    queue: str | None,
+    max_workers: int | None,
     max_runs: int,
     grace: float,
     tls_cert: str | None,
@@ -79,7 +105,13 @@ def _serve(
     from aflow.server.serve import Listen, serve, tls_context
     from aflow.storage.blobs import BlobStore
 
-    settings = Settings.load(datastore_root=datastore_root)
+    settings = Settings.load(
+        **_storage(storage, datastore_root),
+        metadata=metadata,
+        queue=queue,
+        executor=None if queue is None else "queue",
+        max_workers=max_workers,
+    )
     if host not in _LOOPBACK and not settings.service_auth_keys:
         raise InvalidSetting(
             f"Whoever reaches {host} could run code here: set AFLOW_SERVICE_AUTH_KEY to a token "
@@ -89,25 +121,48 @@ def _serve(
         raise InvalidSetting("TLS needs both --tls-cert and --tls-key.")
     tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
     blobs = BlobStore(open_store(settings.storage_url), durable=settings.durability == "power")
-    metadata = open_metadata(settings.metadata_url, settings.durability)
+    records = open_metadata(settings.metadata_url, settings.durability)
+    settings.root.mkdir(parents=True, exist_ok=True)
     try:
-        routes = _metadata_routes(settings.metadata_url, settings.durability, metadata)
+        routes = _metadata_routes(settings.metadata_url, settings.durability, records)
         runs = Runs(_place(settings), blobs, max_runs)
         listen = Listen(host, port, settings.service_auth_keys, grace, tls)
-        serve(runs, blobs, metadata, listen, click.echo, routes)
+        serve(runs, blobs, records, listen, click.echo, routes)
     finally:
-        metadata.close()
+        records.close()
 
 
 def _place(settings: Settings) -> Place:
     from aflow.server.runs import Place
+    from aflow.server.sharing import KIND
 
     local = settings.datastore == "local"
-    root = str(settings.root) if local else settings.storage_url
-    words = ("--datastore", settings.datastore, "--datastore-root", root)
-    if local and settings.metadata == "local":
-        return Place(settings.root, words)
-    return Place(settings.root, words, settings.metadata_url)
+    told = {
+        "DEFAULT_DATASTORE": settings.datastore,
+        "DATASTORE_ROOT": str(settings.root) if local else settings.storage_url,
+        "DEFAULT_METADATA": settings.metadata_url,
+        "OWNER": KIND,
+        "EXECUTOR": settings.executor,
+        "RUN_MAX_WORKERS": str(settings.max_workers),
+    }
+    if settings.queue is not None:
+        told["QUEUE"] = settings.queue
+    return Place(settings.root, {f"AFLOW_{key}": value for key, value in told.items()})
+
+
+def _storage(url: str | None, root: str | None) -> dict[str, Any]:
+    """Where artifacts are, as settings."""
+    if url is None:
+        return {"datastore_root": root}
+    if root is not None:
+        raise InvalidSetting("Give --storage or --datastore-root, not both.")
+    if url.startswith("s3://"):
+        return {"datastore": "s3", "datastore_root": url}
+    if url.startswith("file:///"):
+        from urllib.parse import unquote
+
+        return {"datastore": "local", "datastore_root": unquote(url.removeprefix("file://"))}
+    raise InvalidSetting(f"--storage {url!r}: use s3://bucket/prefix or file:///path.")
 
 
 def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list[Mount]:

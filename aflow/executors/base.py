@@ -89,5 +89,8 @@ class Executor(Protocol):
     def forget(self, task: int, attempt: int) -> None:
         """The end of this attempt is committed: nobody needs what was kept of it until then."""
 
+    async def leave(self) -> None:
+        """As `stop`, but what others run for us goes on: another executor will `recover` it."""
+
     async def stop(self) -> None:
         """Stop all that is still running and let go of everything."""

@@ -49,6 +49,10 @@ class ByStep:
         for each in self._all:
             each.cancel(task, attempt)
 
+    async def leave(self) -> None:
+        """Leave all of them."""
+        await asyncio.gather(*(each.leave() for each in self._all))
+
     async def stop(self) -> None:
         """Stop all that is still running. May be called twice."""
         await asyncio.gather(*(each.stop() for each in self._all))

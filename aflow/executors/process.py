@@ -94,6 +94,10 @@ class ProcessExecutor:
         """None of them: they have ended with the process that has started them."""
         return orphans
 
+    async def leave(self) -> None:
+        """The same as `stop`: processes do not outlive us."""
+        await self.stop()
+
     def forget(self, task: int, attempt: int) -> None:
         """Nothing is kept."""
 

@@ -227,10 +227,15 @@ class QueueExecutor:
             while self._live:
                 self._idle.clear()
                 await self._idle.wait()
-            self._stopped = True
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Say what is to be said, and let go of the queue: workers go on."""
+        was_stopped, self._stopped = self._stopped, True
+        if not was_stopped and self._tasks:
+            self._caught_up.set()
             self._news.set()
-            await self._tasks[0]
-        self._stopped = True
+            await asyncio.wait(self._tasks[:1])
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -38,6 +38,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LARGEST_PACKAGE = 64 << 20
 _LARGEST_ORDER = 2 << 20
 _LONGEST_WAIT = 60.0  # seconds that a request may wait for the end of a run
+_LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
 _LARGEST_PAGE = 1000
 _LARGEST_TASK = 999_999_999
 _OPEN = frozenset({"/healthz", "/readyz", "/ping"})  # to those who watch, who have no token
@@ -109,13 +110,22 @@ class _Api:
         """A run; `wait` seconds at most are waited for its end."""
         flow, run = _named(request)
         if "wait" in request.query:
-            at_most = _number(request, "wait", 0, _LONGEST_WAIT)
-            await self._runs.wait(f"{flow}/{run}", at_most)
+            await self._wait(flow, run, _number(request, "wait", 0, _LONGEST_WAIT))
         here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
         record = await asyncio.to_thread(self._record, flow, run)
         steps = await asyncio.to_thread(self._metadata.progress, record.key)
         told = [{"step": each.step, "tasks": each.tasks} for each in steps]
         return web.json_response({**_told(record), "here": here, "steps": told})
+
+    async def _wait(self, flow: str, run: str, at_most: float) -> None:
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + at_most
+        await self._runs.wait(f"{flow}/{run}", at_most)
+        while (left := give_up_at - loop.time()) > 0:  # it may go on elsewhere
+            record = await asyncio.to_thread(self._record, flow, run)
+            if record.finished_at is not None:
+                return
+            await asyncio.sleep(min(left, _LOOK))
 
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:
         """The tasks of a run by number, those above `after`, with their latest attempts."""
@@ -131,12 +141,16 @@ class _Api:
         return web.json_response({"tasks": await asyncio.to_thread(page)})
 
     async def cancel_run(self, request: web.Request) -> web.StreamResponse:
-        """Stop a run that goes on here."""
+        """Stop a run, wherever it goes on."""
         flow, run = _named(request)
         record = await asyncio.to_thread(self._record, flow, run)
         if not self._runs.cancel(f"{flow}/{run}"):
-            why = "has ended" if record.finished_at else "was not begun by this server"
-            return _refusal(409, f"{flow}/{run} cannot be cancelled here: it {why}.")
+            # Whoever drives it, now or after this one has died, is told.
+            asked = await asyncio.to_thread(
+                self._metadata.request_cancel, record.key, "The run was cancelled over HTTP."
+            )
+            if not asked:
+                return _refusal(409, f"{flow}/{run} cannot be cancelled: it has ended.")
         return web.json_response({"run": f"{flow}/{run}"}, status=202)
 
     def _record(self, flow: str, run: str) -> RunRecord:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import signal
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,16 +21,18 @@ from aflow.errors import CommandFailed, CoordinatorClosed, CoordinatorFull, Inva
 from aflow.server.orders import Order
 from aflow.storage.blobs import BlobStore
 
+_log = logging.getLogger("aflow.server")
+
 _SAID = 4000  # bytes of what a run that did not begin has said
 
 
 class Place(NamedTuple):
-    """Where runs leave what they make. `root` is the `.aflow` folder, `words` are the options of
-    `run` that say where artifacts are; `metadata` is the URL of the metadata, None: in `root`."""
+    """Where runs leave what they make. `root` is the `.aflow` folder; `settings` are the variables
+    that tell runs of it. (By the environment, since URLs may hold passwords, and everybody who may
+    list the processes of the machine can read a command line.)"""
 
     root: Path
-    words: tuple[str, ...]
-    metadata: str | None = None
+    settings: Mapping[str, str]
 
     @property
     def code(self) -> Path:
@@ -35,15 +40,9 @@ class Place(NamedTuple):
         return self.root / "server" / "code"
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """Words for the command line of a run: nothing that has to be kept secret."""
-        return self.words if self.metadata else (*self.words, "--metadata", "local")
-
-    @property
     def environment(self) -> dict[str, str]:
-        """The environment of a run. The URL may hold a password, which everybody who may list
-        the processes of the machine would read on a command line."""
-        return environment_with({"AFLOW_DEFAULT_METADATA": self.metadata} if self.metadata else {})
+        """The environment of a run."""
+        return environment_with(self.settings)
 
 
 class Runs:
@@ -56,11 +55,17 @@ class Runs:
         self._beginning = 0
         self._closed = False
         self._processes: dict[str, Process] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     def going_on(self) -> list[str]:
         """The pathspecs (Flow/run) of the runs that go on."""
         self._processes = {k: p for k, p in self._processes.items() if p.returncode is None}
         return [*self._processes]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more run may begin."""
+        return len(self.going_on()) + self._beginning < self._limit
 
     async def begin(self, order: Order) -> str:
         """Begin the run and give its pathspec: it is recorded when this returns. Raises
@@ -69,7 +74,7 @@ class Runs:
         not begin."""
         if self._closed:
             raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
-        if len(self.going_on()) + self._beginning >= self._limit:
+        if not self.has_room:
             raise CoordinatorFull(
                 f"{self._limit} runs go on already, and more are not allowed (--max-runs): "
                 "try again when one has ended."
@@ -94,7 +99,6 @@ class Runs:
                 try:
                     process = await asyncio.create_subprocess_exec(
                         *(sys.executable, "-m", "aflow", "run", target, "--quiet"),
-                        *self._place.options,
                         *("--runner-attribute-file", f"/dev/fd/{writing}"),
                         *order.words,
                         cwd=file.parent,
@@ -115,8 +119,29 @@ class Runs:
         pathspec = f"{names['flow_name']}/{names['run_id']}"
         self._processes[pathspec] = process
         if self._closed:
-            process.terminate()  # it began while the daemon was being stopped
+            process.send_signal(signal.SIGHUP)  # it began while the daemon was being stopped
         return pathspec
+
+    async def take_up(self, pathspec: str) -> None:
+        """Go on with a run that nobody drives. Who is too late, or cannot, says why in the log."""
+        if self._closed:
+            return
+        said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "aflow", "adopt", pathspec),
+            cwd=self._place.root,
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=said,
+            env=self._place.environment,
+            start_new_session=True,
+        )
+        _log.info("%s was left by its coordinator: process %d goes on.", pathspec, process.pid)
+        self._processes[pathspec] = process
+        # Ends with its process, for which `close` waits.
+        told = asyncio.get_running_loop().create_task(_tell_of(process, pathspec, said))
+        self._telling.add(told)
+        told.add_done_callback(self._telling.discard)
 
     def cancel(self, pathspec: str) -> bool:
         """Stop the run; False where it is none of those that go on here."""
@@ -136,7 +161,7 @@ class Runs:
 
     async def close(self, grace: float, hurry: asyncio.Event) -> None:
         """Begin no more runs; wait `grace` seconds, or until there is hurry, for those that go on,
-        then stop them and wait for that."""
+        then leave them for whoever takes them up, and wait for that."""
         self._closed = True
         ended = asyncio.gather(*(self._processes[name].wait() for name in self.going_on()))
         hurried = asyncio.get_running_loop().create_task(hurry.wait())
@@ -146,8 +171,16 @@ class Runs:
         finally:
             hurried.cancel()
         for name in self.going_on():
-            self.cancel(name)
+            self._processes[name].send_signal(signal.SIGHUP)
         await ended
+        await asyncio.gather(*self._telling)
+
+
+async def _tell_of(process: Process, pathspec: str, said: IO[bytes]) -> None:
+    with said:
+        code = await process.wait()
+        if code:
+            _log.warning("%s, taken up, ended with %d: %s", pathspec, code, _end_of(said))
 
 
 async def _first(pipe: IO[bytes]) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.errors import InvalidSetting
 from aflow.server.app import application
+from aflow.server.sharing import Sharing
 
 if TYPE_CHECKING:
     import ssl
@@ -99,7 +100,15 @@ async def _serve(
             ) from error
         scheme = "http" if listen.tls is None else "https"
         say(f"Server on {scheme}://{listen.host}:{runner.addresses[0][1]}")
-        await stop.wait()
+        await _until(stop, Sharing(runs, metadata).look_on())
         await runs.close(listen.grace, hurry)
     finally:
         await runner.cleanup()
+
+
+async def _until(stop: asyncio.Event, beside: Coroutine[Any, Any, None]) -> None:
+    """Do this until it is time to stop. What it raises is raised."""
+    async with asyncio.TaskGroup() as group:
+        doing = group.create_task(beside)
+        await stop.wait()
+        doing.cancel()

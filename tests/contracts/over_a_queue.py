@@ -69,6 +69,9 @@ class OverAQueue:
     def cancel(self, task: int, attempt: int) -> None:
         self._made().cancel(task, attempt)
 
+    async def leave(self) -> None:
+        await self._made().leave()
+
     async def stop(self) -> None:
         if self._sender is not None and self._worker is not None and self._working is not None:
             await self._sender.stop()

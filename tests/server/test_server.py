@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,8 @@ class Flow_(FlowSpec):
     def start(self):
         with open(os.environ["BEGUN"], "w") as file:
             file.write("yes")
-        signal.pause()
+        if "ENDS" not in os.environ:
+            signal.pause()
         self.next(self.end)
 
     @step
@@ -75,21 +77,78 @@ def test_a_run_can_be_cancelled_once(folder: Daemon) -> None:
     folder.check()
 
 
-def test_a_second_signal_stops_the_runs_of_a_server_that_waits_for_them(folder: Daemon) -> None:
+def test_runs_that_a_server_has_left_go_on_with_the_next_one(folder: Daemon) -> None:
     folder.write(WAITS)
     begun = folder.path / "begun"
     os.mkfifo(begun)
     folder.begin("--grace", "3600", BEGUN=str(begun))
-    folder.submit("flow.py")
+    run = folder.submit("flow.py").out.strip()
     assert "yes" == begun.read_text()
 
     folder.process.send_signal(signal.SIGTERM)
     assert (503, ["error"]) == folder.until_stopping()
-    folder.process.send_signal(signal.SIGINT)
+    folder.process.send_signal(signal.SIGINT)  # a second signal: now
 
     assert 0 == folder.stop()
-    assert RunState.CANCELLED == folder.latest()[0]
+    assert RunState.RUNNING == folder.latest()[0]
     folder.check()
+    folder.begin(BEGUN=str(begun), ENDS="1")
+    assert "yes" == begun.read_text()
+    assert "succeeded" == folder.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+    assert 0 == folder.stop()
+    folder.check()
+
+
+def test_runs_of_a_server_that_was_killed_are_taken_up_by_another(folder: Daemon) -> None:
+    folder.write(WAITS)
+    begun = folder.path / "begun"
+    os.mkfifo(begun)
+    folder.begin(BEGUN=str(begun))
+    run = folder.submit("flow.py").out.strip()
+    assert "yes" == begun.read_text()
+    other = Daemon(folder.path)
+    other.begin(BEGUN=str(begun), ENDS="1")
+
+    folder.process.kill()
+    for pid in runs_in(folder.path):
+        os.kill(pid, signal.SIGKILL)
+    folder.process.communicate()
+    folder.let_time_pass()
+
+    assert "yes" == begun.read_text()
+    assert "succeeded" == other.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+    assert 0 == other.stop()
+    folder.check()
+
+
+def test_a_run_is_cancelled_by_a_server_that_has_not_begun_it(folder: Daemon) -> None:
+    folder.write(WAITS)
+    begun = folder.path / "begun"
+    os.mkfifo(begun)
+    folder.begin(BEGUN=str(begun))
+    run = folder.submit("flow.py").out.strip()
+    assert "yes" == begun.read_text()
+    other = Daemon(folder.path)
+    other.begin()
+
+    assert 0 == other.call("cancel", run).code
+    assert "cancelled" == other.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+    assert [0, 0] == [folder.stop(), other.stop()]
+    folder.check()
+
+
+def runs_in(folder: Path) -> list[int]:
+    """The processes of runs that a server has begun, by their command lines."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has ended while we looked
+                continue
+            if b"run" in words and any(str(folder).encode() in word for word in words):
+                found.append(int(entry.name))
+    return found
 
 
 def test_a_server_that_others_can_reach_wants_a_token(folder: Daemon) -> None:

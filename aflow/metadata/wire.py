@@ -53,6 +53,7 @@ _ERRORS = {
     for each in (InvalidName, NotFound, VersionConflict, MetadataTooNew, MetadataUnavailable)
 }
 _RECORD, _TUPLE, _STATE = 1, 2, 3
+_LENGTHS = {"value": 2, "items": 2, "end": 1, "error": 3}  # of frames, by how they begin
 _packers: list[Any] = []  # that nobody uses at this moment
 
 
@@ -106,8 +107,10 @@ def frames(chunks: Iterable[bytes]) -> Iterator[list[Any]]:
         unpacker.feed(chunk)
         try:
             for frame in unpacker:
+                if not isinstance(frame, list) or _LENGTHS.get(frame[0]) != len(frame):
+                    raise ValueError("it is no frame")
                 yield frame
-                if frame[0] in ("value", "end", "error"):
+                if frame[0] != "items":
                     return
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise InvalidMessage(

@@ -269,6 +269,15 @@ def configs_in_environment(
     return found[0], found[1]
 
 
+def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
+    """The value of the first of these keys that is set, for settings of one part of aflow; None
+    where none of them is. Raises InvalidSetting for a value that is no text."""
+    env = os.environ if env is None else env
+    sources = [_Source(env, "in the environment"), *_files(env, _walk_up(_working_directory()))]
+    hit = next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
+    return None if hit is None else _text(hit)
+
+
 def service_headers(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """What every request to a metadata service carries: AFLOW_SERVICE_HEADERS, a JSON object, and
     AFLOW_SERVICE_AUTH_KEY as `x-api-key`. Raises InvalidSetting."""

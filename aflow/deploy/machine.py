@@ -1,0 +1,334 @@
+"""A flow's graph as a state machine of AWS Step Functions: a pure function of plain data.
+
+Each step is a state that submits a job of AWS Batch and waits for it. What passes from state to
+state is small: the id of the run, the place of the tasks that come next (see places.py), and which
+step came before. All else the jobs find in the store and in the metadata.
+
+A job gives nothing back to Step Functions. Where the state machine has to know something of it,
+the job leaves a small object in the bucket (its *word*): how many items a foreach has, which way a
+switch goes. The next state reads it.
+
+    linear   step
+    split    step -> "step (branches)" Parallel -> join
+    foreach  step -> "step (items)" reads the word -> "step (each)" Map -> join
+             with a distributed map the Map reads the items itself
+    switch   step -> "step (choice)" reads the word -> "step (next)" Choice -> a case
+    failure  any state of the flow itself -> "(failed)", a job -> "(end)" Fail
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aflow.deploy.places import ROOT
+from aflow.errors import InvalidInput
+from aflow.flow.graph import Kind
+
+if TYPE_CHECKING:
+    from aflow.flow.graph import Graph, Node
+
+State = dict[str, Any]
+States = dict[str, State]
+
+BEGIN, FAILED, END = "(begin)", "(failed)", "(end)"
+LONGEST_NAME = 80
+LARGEST = 1 << 20  # bytes of a definition
+MAX_ATTEMPTS = 10  # of a job
+LOSSES = 2  # further attempts at a job whose machine goes away
+FINAL_EXIT_CODE = 202  # a job that ends with it is not tried again
+_NOT_SUBMITTED = {
+    "ErrorEquals": ["Batch.AWSBatchException"],
+    "IntervalSeconds": 2,
+    "BackoffRate": 2.0,
+    "MaxDelaySeconds": 60,
+    "MaxAttempts": 10,
+    "JitterStrategy": "FULL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobOf:
+    """The job of a step: its definition's name, how often it may be tried after a failure, and
+    after how many seconds it is stopped."""
+
+    definition: str
+    retries: int
+    limit: int
+    catches: bool = False
+    queue: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What of AWS the machine is made for. `prefix` is where words are in the bucket, with the
+    flow's name, and no slash at its end. `default` is the job for what belongs to no step."""
+
+    partition: str
+    queue: str
+    bucket: str
+    prefix: str
+    default: JobOf
+    max_workers: int = 100
+    timeout: int | None = None
+    distributed: bool = False
+
+
+def compiled(graph: Graph, jobs: Mapping[str, JobOf], where: Where, comment: str = "") -> State:
+    """The definition of the state machine.
+
+    Raises InvalidInput for a flow that Step Functions cannot run: which step, and why.
+    """
+    compiler = _Compiler(graph, jobs, where)
+    states = compiler.flow()
+    machine: State = {"Comment": comment} if comment else {}
+    machine["StartAt"] = BEGIN
+    if where.timeout is not None:
+        machine["TimeoutSeconds"] = where.timeout
+    machine["States"] = states
+    return machine
+
+
+class _Compiler:
+    def __init__(self, graph: Graph, jobs: Mapping[str, JobOf], where: Where) -> None:
+        self._graph = graph
+        self._jobs = jobs
+        self._where = where
+
+    def flow(self) -> States:
+        graph = self._graph
+        states: States = {BEGIN: _begin(graph.start)}
+        states.update(self._scope(graph.start, None))
+        for state in states.values():
+            if state["Type"] in ("Task", "Map", "Parallel"):
+                state["Catch"] = [
+                    {"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": FAILED}
+                ]
+        states[FAILED] = self._failed()
+        states[END] = {"Type": "Fail", "ErrorPath": "$.error.Error", "CausePath": "$.error.Cause"}
+        return states
+
+    def _failed(self) -> State:
+        told = {**_RUN, "AFLOW_SFN_ERROR": "$.error.Error"}
+        state = self._job("failed", self._where.default, told, "$.told")
+        state["Catch"] = [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.told", "Next": END}]
+        state["Next"] = END
+        return state
+
+    # ------------------------------------------------------------ scopes
+
+    def _scope(self, first: str, stop: str | None) -> States:
+        """The states from a step on to the join that closes the scope, which is outside of it."""
+        states: States = {}
+        todo, seen = [first], {first}
+        while todo:
+            node = self._graph[todo.pop()]
+            states.update(self._states_of(node, stop))
+            for step in (node.join,) if node.join else node.next:
+                if step != stop and step not in seen:
+                    seen.add(step)
+                    todo.append(step)
+        return states
+
+    def _states_of(self, node: Node, stop: str | None) -> States:
+        if node.kind is Kind.SPLIT:
+            return self._split(node)
+        if node.kind is Kind.FOREACH:
+            return self._foreach(node)
+        if node.kind is Kind.SWITCH:
+            return self._switch(node, stop)
+        if node.kind is Kind.PARALLEL:
+            raise InvalidInput(
+                f"Step {node.name} opens a gang (num_parallel), which Step Functions cannot run: "
+                "use a foreach, or run the flow with `run --with batch`."
+            )
+        task = self._task(node)
+        if node.kind is Kind.END or node.next[0] == stop:
+            return {_state(node.name): {**task, **self._last(node)}}
+        return {_state(node.name): {**task, "Next": _state(node.next[0])}}
+
+    def _last(self, node: Node) -> State:
+        """How the last task of a scope ends: an item of a foreach gives nothing back, since what
+        all of them give has to fit into 256 KB."""
+        inside = node.splits and self._graph[node.splits[-1]].kind is Kind.FOREACH
+        return {"ResultSelector": {}, "ResultPath": "$", "End": True} if inside else {"End": True}
+
+    def _split(self, node: Node) -> States:
+        assert node.join is not None, "every split has a join"
+        branches = _state(node.name, "branches")
+        return {
+            _state(node.name): {**self._task(node), "Next": branches},
+            branches: {
+                "Type": "Parallel",
+                "Branches": [
+                    {"StartAt": _state(step), "States": self._scope(step, node.join)}
+                    for step in node.next
+                ],
+                "ResultSelector": {"step.$": "$[*].from.step", "place.$": "$[*].place"},
+                "ResultPath": "$.branches",
+                "Next": _state(node.join),
+            },
+        }
+
+    def _foreach(self, node: Node) -> States:
+        assert node.join is not None, "every foreach has a join"
+        items, each = _state(node.name, "items"), _state(node.name, "each")
+        first = node.next[0]
+        body = {"StartAt": _state(first), "States": self._scope(first, node.join)}
+        loop: State = {
+            "Type": "Map",
+            "MaxConcurrency": self._where.max_workers,
+            "ItemSelector": {
+                "run.$": "$.run",
+                "place.$": "States.Format('{}.{}', $.place, $$.Map.Item.Value)",
+                "from": {"step": node.name},
+            },
+            "ResultSelector": {},
+            "ResultPath": "$.items",
+            "Next": _state(node.join),
+        }
+        if self._where.distributed:
+            loop["ItemReader"] = {
+                "Resource": f"arn:{self._where.partition}:states:::s3:getObject",
+                "ReaderConfig": {"InputType": "JSON"},
+                "Parameters": self._word(node.name),
+            }
+            mode = {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"}
+            loop["ItemProcessor"] = {"ProcessorConfig": mode, **body}
+            return {_state(node.name): {**self._task(node), "Next": each}, each: loop}
+        loop["ItemsPath"] = "$.items"
+        loop["ItemProcessor"] = {"ProcessorConfig": {"Mode": "INLINE"}, **body}
+        return {
+            _state(node.name): {**self._task(node), "Next": items},
+            items: {**self._reading(node.name), "Next": each},
+            each: loop,
+        }
+
+    def _switch(self, node: Node, stop: str | None) -> States:
+        choice, following = _state(node.name, "choice"), _state(node.name, "next")
+        done = _state(node.name, "done")
+
+        def state_of(step: str) -> str:
+            return done if step == stop else _state(step)
+
+        steps = dict.fromkeys(node.next)
+        states: States = {
+            _state(node.name): {**self._task(node), "Next": choice},
+            choice: {**self._reading(node.name), "Next": following},
+            following: {
+                "Type": "Choice",
+                "Choices": [
+                    {"Variable": "$.next", "StringEquals": step, "Next": state_of(step)}
+                    for step in steps
+                ],
+            },
+        }
+        if stop in steps:
+            last = self._last(node)
+            states[done] = {"Type": "Pass", "End": True}
+            if "ResultSelector" in last:
+                states[done] = {"Type": "Pass", "Result": {}, "End": True}
+        return states
+
+    # ------------------------------------------------------------ states
+
+    def _task(self, node: Node) -> State:
+        told = {"AFLOW_SFN_STEP": node.name, **_RUN, "AFLOW_SFN_PLACE": "$.place"}
+        if node.name == self._graph.start:
+            told["AFLOW_SFN_INPUT"] = "States.JsonToString($$.Execution.Input)"
+        elif self._joins_branches(node):
+            told["AFLOW_SFN_BRANCHES"] = "States.JsonToString($.branches)"
+        else:
+            told["AFLOW_SFN_FROM"] = "$.from.step"
+        state = self._job(node.name, self._jobs[node.name], told, "$.from")
+        state["ResultSelector"] = {"step": node.name}
+        return state
+
+    def _joins_branches(self, node: Node) -> bool:
+        return node.is_join and any(
+            other.join == node.name and other.kind is Kind.SPLIT
+            for other in self._graph.nodes.values()
+        )
+
+    def _job(self, name: str, job: JobOf, told: Mapping[str, str], result: str) -> State:
+        if job.retries + 1 + job.catches > MAX_ATTEMPTS:
+            raise InvalidInput(
+                f"Step {name} is to be tried {job.retries} times again: a job of AWS Batch has "
+                f"{MAX_ATTEMPTS} attempts at most, so give @retry(times={MAX_ATTEMPTS - 2}) or "
+                "less."
+            )
+        attempts = min(MAX_ATTEMPTS, job.retries + 1 + job.catches + LOSSES)
+        parameters: State = {
+            "JobName": f"{self._graph.flow}-{name}"[:128],
+            "JobDefinition": job.definition,
+            "JobQueue": job.queue or self._where.queue,
+            "ContainerOverrides": {"Environment": [_variable(*pair) for pair in told.items()]},
+            "RetryStrategy": {
+                "Attempts": attempts,
+                "EvaluateOnExit": [{"OnExitCode": str(FINAL_EXIT_CODE), "Action": "EXIT"}],
+            },
+            "Timeout": {"AttemptDurationSeconds": job.limit},
+        }
+        if job.tags:
+            parameters["Tags"] = dict(job.tags)
+        return {
+            "Type": "Task",
+            "Resource": f"arn:{self._where.partition}:states:::batch:submitJob.sync",
+            "Parameters": parameters,
+            "Retry": [dict(_NOT_SUBMITTED)],
+            "ResultPath": result,
+        }
+
+    def _reading(self, step: str) -> State:
+        """A state that is followed by what the step's job has said."""
+        return {
+            "Type": "Task",
+            "Resource": f"arn:{self._where.partition}:states:::aws-sdk:s3:getObject",
+            "Parameters": self._word(step),
+            "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
+            "ResultSelector": {"said.$": "States.StringToJson($.Body)"},
+            "ResultPath": "$",
+            "OutputPath": "$.said",
+        }
+
+    def _word(self, step: str) -> State:
+        key = f"States.Format('{self._where.prefix}/{{}}/{step}/{{}}', $.run, $.place)"
+        return {"Bucket": self._where.bucket, "Key.$": key}
+
+
+def word_name(flow: str, run: str, step: str, place: str) -> str:
+    """The object, by its name in the store, that holds what a job has said."""
+    return f"deploy/words/{flow}/{run}/{step}/{place}"
+
+
+_RUN = {"AFLOW_SFN_RUN": "$.run"}
+
+
+def _begin(start: str) -> State:
+    return {
+        "Type": "Pass",
+        "Parameters": {
+            "run.$": "States.Format('sfn-{}', $$.Execution.Name)",
+            "place": ROOT,
+            "from": {"step": ""},
+        },
+        "Next": _state(start),
+    }
+
+
+def _variable(name: str, value: str) -> State:
+    """A variable of a job: what begins with a path or a function is evaluated."""
+    dynamic = value.startswith(("$", "States."))
+    return {"Name": name, "Value.$" if dynamic else "Value": value}
+
+
+def _state(step: str, role: str = "") -> str:
+    """The name of a state, which has 80 characters at most."""
+    name = f"{step} ({role})" if role else step
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: LONGEST_NAME - 13]}-{digest}"

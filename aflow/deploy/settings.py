@@ -1,0 +1,53 @@
+"""What has to be known of an account of AWS to run flows there; names of keys are Metaflow's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aflow.config import looked_up
+from aflow.errors import InvalidSetting
+
+KEYS = {
+    "queue": ("BATCH_JOB_QUEUE",),
+    "image": ("BATCH_CONTAINER_IMAGE", "DEFAULT_CONTAINER_IMAGE"),
+    "registry": ("BATCH_CONTAINER_REGISTRY", "DEFAULT_CONTAINER_REGISTRY"),
+    "job_role": ("ECS_S3_ACCESS_IAM_ROLE",),
+    "fargate_role": ("ECS_FARGATE_EXECUTION_ROLE",),
+    "machine_role": ("SFN_IAM_ROLE",),
+    "events_role": ("EVENTS_SFN_ACCESS_IAM_ROLE",),
+    "machine_prefix": ("SFN_STATE_MACHINE_PREFIX",),
+    "log_group": ("SFN_EXECUTION_LOG_GROUP_ARN",),
+    "internal_url": ("SERVICE_INTERNAL_URL", "SERVICE_URL"),
+    "runtime_limit": ("DEFAULT_RUNTIME_LIMIT",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AwsSettings:
+    """The settings, as they were found; None where one is not set. `internal_url` is the address
+    of the metadata service as jobs see it, `runtime_limit` the seconds of a job without
+    @timeout."""
+
+    queue: str | None = None
+    image: str | None = None
+    registry: str | None = None
+    job_role: str | None = None
+    fargate_role: str | None = None
+    machine_role: str | None = None
+    events_role: str | None = None
+    machine_prefix: str | None = None
+    log_group: str | None = None
+    internal_url: str | None = None
+    runtime_limit: str | None = None
+
+    @classmethod
+    def load(cls) -> AwsSettings:
+        """The settings of this program; see config.py for where they are looked up."""
+        return cls(**{name: looked_up(*keys) for name, keys in KEYS.items()})
+
+    def needed(self, name: str, what: str) -> str:
+        """A setting that has to be there; raises InvalidSetting with the key that sets it."""
+        value: str | None = getattr(self, name)
+        if value is None:
+            raise InvalidSetting(f"{what} is not known: set AFLOW_{KEYS[name][0]}.")
+        return value

@@ -1,0 +1,39 @@
+"""The state machines that golden/ keeps; `python -m tests.unit.deploy.golden` writes them anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from aflow.deploy.machine import JobOf, Where, compiled
+from aflow.flow.spec import define
+from tests.unit.deploy.flows import ALL
+
+FOLDER = Path(__file__).parent / "golden"
+JOB = JobOf("aflow_1234", retries=1, limit=600)
+
+
+def where(flow: str, **more: object) -> Where:
+    """A place in AWS to compile for."""
+    return Where("aws", "the-queue", "bucket", f"a/deploy/words/{flow}", JOB, **more)
+
+
+def machines() -> dict[str, str]:
+    """The name of each file and what has to be in it."""
+    found = {}
+    for flow in ALL:
+        graph = define(flow).graph
+        jobs = dict.fromkeys(graph.nodes, JOB)
+        found[flow.__name__] = compiled(graph, jobs, where(flow.__name__))
+        if flow.__name__ == "Nested":
+            more = {"distributed": True, "max_workers": 7, "timeout": 3600}
+            found["NestedDistributed"] = compiled(
+                graph, jobs, where(flow.__name__, **more), "Hello"
+            )
+    return {f"{name}.json": json.dumps(each, indent=1) + "\n" for name, each in found.items()}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in machines().items():
+        (FOLDER / name).write_text(text)

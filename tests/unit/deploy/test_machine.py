@@ -1,0 +1,75 @@
+"""Flows as state machines: what was agreed on, and what cannot be compiled."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aflow.deploy.machine import JobOf, compiled
+from aflow.errors import InvalidInput
+from aflow.flow.graph import Graph, Kind, Node
+from aflow.flow.spec import define
+from tests.unit.deploy.flows import Branches, Gang, Linear
+from tests.unit.deploy.golden import FOLDER, JOB, machines, where
+
+_MACHINES = machines()
+
+
+@pytest.mark.parametrize("name", _MACHINES)
+def test_a_flow_becomes_the_state_machine_that_was_agreed_on(name):
+    assert (FOLDER / name).read_text() == _MACHINES[name]
+
+
+def test_every_state_leads_to_a_state_of_its_own_scope():
+    checked = 0
+    for text in _MACHINES.values():
+        scopes = [json.loads(text)]
+        while scopes:
+            scope = scopes.pop()
+            states = scope["States"]
+            assert scope["StartAt"] in states
+            for state in states.values():
+                following = [state["Next"]] if "Next" in state else []
+                following += [each["Next"] for each in state.get("Choices", ())]
+                following += [each["Next"] for each in state.get("Catch", ())]
+                assert set(following) <= states.keys()
+                ends = state.get("End", False) or state["Type"] in ("Fail", "Choice")
+                assert ends != ("Next" in state)
+                scopes += state.get("Branches", ())
+                scopes += [state["ItemProcessor"]] if "ItemProcessor" in state else []
+                checked += 1
+    assert checked > 30
+
+
+def test_a_gang_cannot_be_compiled_and_the_step_is_named():
+    graph = define(Gang).graph
+    with pytest.raises(InvalidInput, match=r"Step start opens a gang .* use a foreach"):
+        compiled(graph, dict.fromkeys(graph.nodes, JOB), where("Gang"))
+
+
+def test_more_retries_than_a_job_may_have_attempts_are_refused():
+    graph = define(Linear).graph
+    jobs = {"start": JOB, "end": JobOf("aflow_1", retries=10, limit=60)}
+    with pytest.raises(InvalidInput, match=r"Step end is to be tried 10 times again.*times=8"):
+        compiled(graph, jobs, where("Linear"))
+
+
+def test_all_that_can_fail_at_the_top_leads_to_the_job_that_notes_the_failure():
+    graph = define(Branches).graph
+    states = compiled(graph, dict.fromkeys(graph.nodes, JOB), where("Branches"))["States"]
+    able = {name for name, each in states.items() if each["Type"] in ("Task", "Parallel")}
+    assert able - {"(failed)"} == {
+        name
+        for name, each in states.items()
+        if each.get("Catch", [{}])[0].get("Next") == "(failed)"
+    }
+
+
+def test_long_names_of_steps_are_cut_and_stay_different():
+    long = ["s" * 100 + str(number) for number in range(2)]
+    nodes = [Node(long[0], Kind.LINEAR, next=(long[1],)), Node(long[1], Kind.END)]
+    graph = Graph("Long", long[0], long[1], {node.name: node for node in nodes})
+    states = compiled(graph, dict.fromkeys(graph.nodes, JOB), where("Long"))["States"]
+    assert 5 == len(states)
+    assert 80 == max(map(len, states))

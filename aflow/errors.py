@@ -44,6 +44,7 @@ AflowError
 ├── NotFound                     the client was asked for what is not there
 │   └── NamespaceMismatch
 ├── CommandFailed                a command that was started has begun no run
+├── StackUnreadable              AWS does not say what a stack has made
 ├── CoordinatorClosed            a run was to begin in a coordinator that has been closed
 ├── CoordinatorFull              a coordinator has as many runs as it may have at once
 └── RunFailed
@@ -372,6 +373,12 @@ class CommandFailed(AflowError, RuntimeError):
     """A command that a program has started ended before it had begun a run."""
 
     headline = "Command failed"
+
+
+class StackUnreadable(AflowError):
+    """AWS does not say what a stack of CloudFormation has made."""
+
+    headline = "Stack not read"
 
 
 class CoordinatorClosed(AflowError):

@@ -22,7 +22,12 @@ it; METAFLOW_PROFILE and the files of ~/.metaflowconfig are read as well.
   aflow configure aws                 answer questions about S3, Batch, the metadata service
   aflow configure show                what is set, and where
   aflow configure import team.json    take the settings that somebody has exported
+  aflow configure import-stack aflow  take those of a CloudFormation stack (aflow stack template)
 """
+STACK_HELP = """Take the settings that a stack of CloudFormation has as its outputs.
+
+The stack is one of `aflow stack template`, or of Metaflow's template. What is set otherwise
+in the profile stays. Credentials are those of all tools of AWS."""
 _SECRETS = ("AUTH_KEY", "HEADERS", "TOKEN", "SECRET", "PASSWORD", "SIGNING_KEY")
 
 
@@ -45,6 +50,7 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
         "aws": ("Answer questions about the services of AWS that are to be used.", [profile], aws),
         "show": ("Show what is set, and where.", [profile], show),
         "import": ("Take the settings of a file, or of stdin.", [there, profile, yes], import_),
+        "import-stack": (STACK_HELP, stack_parameters(), import_stack),
         "export": ("Write the settings to a file.", [to, profile, yes], export),
         "reset": ("Forget the settings: runs are local again.", [profile, yes], reset),
     }
@@ -99,6 +105,33 @@ def import_(file: str, profile: str | None, yes: bool) -> int:
     elif target.read() is not None and not yes:
         raise InvalidInput(f"{target.path} is there already: give --yes to replace it.")
     _write(target, values)
+    return 0
+
+
+def stack_parameters() -> list[click.Parameter]:
+    """Those of `import_stack`."""
+    return [
+        click.Argument(["name"], metavar="STACK"),
+        option("--profile", "-p", metavar="NAME", help="The profile.  [default: AFLOW_PROFILE]"),
+        option("--region", metavar="NAME", help="Where it is.  [default: AWS_DEFAULT_REGION]"),
+        flag("--yes", "-y", help="Do not ask."),
+    ]
+
+
+def import_stack(name: str, profile: str | None, region: str | None, yes: bool) -> int:
+    """Take what the outputs of a stack say."""
+    from aflow.stack.aws import Stack
+    from aflow.stack.settings import settings_of
+
+    target = config_file(profile)
+    stack = Stack(name, region)
+    values = settings_of(name, stack.outputs(), stack.key)
+    there = target.read()
+    if there is not None:
+        _confirm(f"{target.path} is there already. Change it?", yes)
+    taken = {_bare(key) for key in values}
+    kept = {key: value for key, value in (there or {}).items() if _bare(key) not in taken}
+    _write(target, {**kept, **values})
     return 0
 
 

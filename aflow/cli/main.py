@@ -82,6 +82,10 @@ OTHERS = {
         "Have a server run a flow (aflow submit flow.py --alpha 0.5 --wait).",
         "aflow.cli.submit:submit",
     ),
+    "stack": (
+        "What aflow needs in AWS: a CloudFormation template, and its settings.",
+        "aflow.cli.stack:stack",
+    ),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
 

@@ -1,0 +1,94 @@
+"""A stack on moto, made once for all tests of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+
+from tests.stack.on_moto import for_moto, loaded
+from tests.support.servers import Server, moto_server
+
+IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/aflow:0.1.0"
+KEY = "a-key-of-forty-letters-0123456789abcdefgh"
+
+
+class Made:
+    """A stack, and clients for the services of the same stand-in."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self.name = name
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def aws(self, service: str) -> Any:
+        """A client for this service."""
+        told = self.environment
+        return botocore.session.get_session().create_client(
+            service,
+            told["AWS_DEFAULT_REGION"],
+            endpoint_url=told["AWS_ENDPOINT_URL"],
+            aws_access_key_id=told["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
+        )
+
+    def create(self, template: Path, **parameters: str) -> None:
+        """Make the stack."""
+        secrets = {
+            name: self.aws("secretsmanager").create_secret(Name=f"{self.name}-{name}",
+                                                           SecretString=value)["ARN"]
+            for name, value in {"ServiceKey": KEY, "DatabaseSecret": "{}"}.items()
+        }  # fmt: skip
+        self.aws("cloudformation").create_stack(
+            StackName=self.name,
+            TemplateBody=for_moto(loaded(template), secrets),
+            Capabilities=["CAPABILITY_IAM"],
+            Parameters=[
+                {"ParameterKey": key, "ParameterValue": value}
+                for key, value in {
+                    "Image": IMAGE,
+                    "InstanceTypes": "m5.large",
+                    **parameters,
+                }.items()
+            ],
+        )
+
+    def resources(self) -> dict[str, tuple[str, str]]:
+        """Type and physical id of what was made, by name."""
+        listed = self.aws("cloudformation").get_paginator("list_stack_resources")
+        return {
+            each["LogicalResourceId"]: (each["ResourceType"], each["PhysicalResourceId"])
+            for page in listed.paginate(StackName=self.name)
+            for each in page["StackResourceSummaries"]
+        }
+
+    def outputs(self) -> dict[str, str]:
+        """The outputs by name."""
+        told = self.aws("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
+        assert "CREATE_COMPLETE" == told["StackStatus"]
+        return {each["OutputKey"]: each["OutputValue"] for each in told["Outputs"]}
+
+
+@pytest.fixture(scope="session")
+def stack_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A stand-in of its own: stacks leave things behind."""
+    server = moto_server(Path(tmp_path_factory.mktemp("moto-for-stacks")))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def made(stack_server: Server, repository: Path) -> Made:
+    """The stack with a notebook."""
+    made = Made(stack_server, f"aflow-{os.getpid()}")
+    file = repository / "aflow" / "stack" / "cloudformation.yaml"
+    made.create(file, NotebookInstanceType="ml.t3.medium")
+    return made

@@ -1,0 +1,210 @@
+"""A stack made of the template on a stand-in for AWS: its outputs are settings that work."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import Workspace
+from tests.stack.conftest import IMAGE, KEY, Made
+from tests.support.servers import Server
+from tests.support.service import InThread
+
+# One process of the test session makes the stack.
+pytestmark = pytest.mark.xdist_group("stack")
+
+FLOW = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.rows = list(range(10))
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("rows", len(self.rows))
+"""
+
+
+def aflow(
+    made: Made, home: Path, *words: str, answer: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """The command of a user with this home."""
+    return subprocess.run(
+        [sys.executable, "-m", "aflow", *words],
+        env=os.environ | made.environment | {"AFLOW_HOME": str(home)},
+        input=answer,
+        capture_output=True,
+        text=True,
+    )
+
+
+def imported(made: Made, home: Path) -> dict[str, Any]:
+    """The settings that are taken from the stack."""
+    done = aflow(made, home, "stack", "import", made.name)
+    assert 0 == done.returncode, done.stderr
+    found: dict[str, Any] = json.loads((home / "config.json").read_text())
+    return found
+
+
+def test_every_output_names_something_that_is_there(made: Made, tmp_path: Path) -> None:
+    found = imported(made, tmp_path)
+
+    def name(key: str) -> str:
+        return str(found[key]).rpartition("/")[2]
+
+    bucket = found["METAFLOW_DATASTORE_SYSROOT_S3"].split("/")[2]
+    made.aws("s3").head_bucket(Bucket=bucket)
+    queues = made.aws("batch").describe_job_queues(jobQueues=[found["METAFLOW_BATCH_JOB_QUEUE"]])
+    table = made.aws("dynamodb").describe_table(TableName=found["METAFLOW_SFN_DYNAMO_DB_TABLE"])
+    roles = {
+        key: made.aws("iam").get_role(RoleName=name(key))["Role"]["AssumeRolePolicyDocument"]
+        for key in found
+        if key.endswith("_ROLE")
+    }
+    definition = made.aws("batch").register_job_definition(
+        jobDefinitionName="step",
+        type="container",
+        containerProperties={
+            "image": found["METAFLOW_BATCH_CONTAINER_IMAGE"],
+            "jobRoleArn": found["METAFLOW_ECS_S3_ACCESS_IAM_ROLE"],
+            "executionRoleArn": found["METAFLOW_ECS_FARGATE_EXECUTION_ROLE"],
+            "resourceRequirements": [{"type": "VCPU", "value": "1"},
+                                     {"type": "MEMORY", "value": "2048"}],
+        },
+    )  # fmt: skip
+    machine = made.aws("stepfunctions").create_state_machine(
+        name="flow",
+        definition='{"StartAt": "end", "States": {"end": {"Type": "Pass", "End": true}}}',
+        roleArn=found["METAFLOW_SFN_IAM_ROLE"],
+        loggingConfiguration={"level": "ALL", "destinations": [{"cloudWatchLogsLogGroup": {
+            "logGroupArn": found["METAFLOW_SFN_EXECUTION_LOG_GROUP_ARN"]}}]},
+    )  # fmt: skip
+    made.aws("events").put_rule(Name="daily", ScheduleExpression="rate(1 day)")
+    targets = made.aws("events").put_targets(
+        Rule="daily",
+        Targets=[{"Id": "flow", "Arn": machine["stateMachineArn"],
+                  "RoleArn": found["METAFLOW_EVENTS_SFN_ACCESS_IAM_ROLE"]}],
+    )  # fmt: skip
+
+    assert ["ENABLED"] == [each["state"] for each in queues["jobQueues"]]
+    assert "ttl" not in table["Table"]["KeySchema"][0]["AttributeName"]
+    assert 4 == len(roles)
+    assert "events.amazonaws.com" in str(roles["METAFLOW_EVENTS_SFN_ACCESS_IAM_ROLE"])
+    assert definition["revision"] == 1
+    assert 0 == targets["FailedEntryCount"]
+    assert IMAGE == found["METAFLOW_BATCH_CONTAINER_IMAGE"]
+    assert found["METAFLOW_SERVICE_URL"].startswith("https://")
+    assert ("s3", "service") == (found["METAFLOW_DEFAULT_DATASTORE"],
+                                 found["METAFLOW_DEFAULT_METADATA"])  # fmt: skip
+
+
+def test_flows_run_with_the_settings_of_the_stack(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    home = tmp_path / "home"
+    found = imported(made, home)
+    assert KEY == found["METAFLOW_SERVICE_AUTH_KEY"]
+    assert 0o600 == (home / "config.json").stat().st_mode & 0o777
+    service = InThread(f"sqlite:///{tmp_path}/metadata.db", [KEY])
+    # The one thing that a stand-in does not have: what listens at the address of the API.
+    (home / "config.json").write_text(json.dumps(found | {"METAFLOW_SERVICE_URL": service.url}))
+    workspace.write(FLOW)
+    for key, value in made.environment.items():
+        monkeypatch.setenv(key, value)
+
+    try:
+        ran = workspace.run(AFLOW_HOME=str(home))
+        listed = aflow(made, home, "runs", "Flow_")
+    finally:
+        service.stop()
+
+    assert 0 == ran.code, ran.err
+    assert "Flow_/" in listed.stdout, listed.stderr
+    bucket = found["METAFLOW_DATASTORE_SYSROOT_S3"].split("/")[2]
+    kept = made.aws("s3").list_objects_v2(Bucket=bucket)["Contents"]
+    assert all(each["Key"].startswith("metaflow/") for each in kept)
+
+
+def test_the_notebook_begins_with_the_same_settings(made: Made, tmp_path: Path) -> None:
+    found = imported(made, tmp_path / "imported")
+    told = made.aws("sagemaker").describe_notebook_instance_lifecycle_config(
+        NotebookInstanceLifecycleConfigName=made.resources()["NotebookStart"][1].rpartition("/")[2]
+    )
+    script = base64.b64decode(told["OnStart"][0]["Content"]).decode()
+    # On a notebook there are these two commands.
+    for name, body in {"sudo": 'shift 3; exec bash "$@"', "aws": f"echo {KEY}"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    written = json.loads((tmp_path / ".metaflowconfig" / "config.json").read_text())
+    internal = found["METAFLOW_SERVICE_INTERNAL_URL"]
+    assert found | {"METAFLOW_SERVICE_URL": internal} == written
+
+
+def test_what_else_is_set_in_a_profile_stays(made: Made, tmp_path: Path) -> None:
+    file = tmp_path / "config_team.json"
+    before = {"AFLOW_USER": "ann", "AFLOW_DATASTORE_SYSROOT_S3": "s3://another/place"}
+    file.write_text(json.dumps(before))
+    words = ("configure", "import-stack", made.name, "--profile", "team")
+
+    refused = aflow(made, tmp_path, *words, answer="n\n")
+    assert (1, before) == (refused.returncode, json.loads(file.read_text()))
+    assert 0 == aflow(made, tmp_path, *words, "--yes").returncode
+
+    after = json.loads(file.read_text())
+    assert "ann" == after["AFLOW_USER"]
+    assert "AFLOW_DATASTORE_SYSROOT_S3" not in after
+    assert KEY not in aflow(made, tmp_path, "configure", "show", "--profile", "team").stdout
+
+
+def test_a_stack_that_is_not_there_is_named(made: Made, tmp_path: Path) -> None:
+    done = aflow(made, tmp_path, "stack", "import", "another")
+
+    assert 2 == done.returncode
+    assert "There is no stack another in this region and account" in done.stderr
+    assert [] == [*tmp_path.iterdir()]
+
+
+def test_a_stack_of_another_kind_is_no_configuration(made: Made, tmp_path: Path) -> None:
+    body = json.dumps({"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}})
+    made.aws("cloudformation").create_stack(StackName="topics", TemplateBody=body)
+
+    done = aflow(made, tmp_path, "stack", "import", "topics")
+
+    assert 2 == done.returncode
+    assert "says nowhere where artifacts are" in done.stderr
+
+
+def test_on_fargate_there_are_no_instances(stack_server: Server, repository: Path) -> None:
+    other = Made(stack_server, f"aflow-fargate-{os.getpid()}")
+    file = repository / "aflow" / "stack" / "cloudformation.yaml"
+
+    network = {
+        "VpcCidr": "10.30.0.0/16",
+        "Subnet1Cidr": "10.30.0.0/20",
+        "Subnet2Cidr": "10.30.16.0/20",
+        "DatabaseSubnet1Cidr": "10.30.32.0/24",
+        "DatabaseSubnet2Cidr": "10.30.33.0/24",
+    }
+    other.create(file, ComputeType="FARGATE", StepTable="false", **network)
+
+    outputs = other.outputs()
+    environments = other.aws("batch").describe_compute_environments()["computeEnvironments"]
+    assert "FARGATE" in {each["computeResources"]["type"] for each in environments}
+    assert outputs.keys().isdisjoint({"TableName", "NotebookUrl"})
+    types = {type_ for type_, _ in other.resources().values()}
+    assert "AWS::Batch::JobQueue" in types
+    assert types.isdisjoint({"AWS::EC2::LaunchTemplate", "AWS::IAM::InstanceProfile"})

@@ -1,0 +1,184 @@
+"""The CloudFormation template: valid, explained, and with no more rights than it needs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow.stack.settings import template
+from tests.stack.on_moto import loaded
+
+# Actions that IAM knows no resources for, or that list what there is.
+WITHOUT_RESOURCES = {
+    "batch:DescribeJobs",
+    "batch:DescribeJobDefinitions",
+    "batch:DescribeJobQueues",
+    "batch:DescribeComputeEnvironments",
+    "batch:ListJobs",
+    "states:ListStateMachines",
+    "logs:CreateLogDelivery",
+    "logs:GetLogDelivery",
+    "logs:UpdateLogDelivery",
+    "logs:DeleteLogDelivery",
+    "logs:ListLogDeliveries",
+    "logs:PutResourcePolicy",
+    "logs:DescribeResourcePolicies",
+    "logs:DescribeLogGroups",
+}
+# What is to be in a working configuration.
+SETTINGS = {
+    "METAFLOW_BATCH_CONTAINER_IMAGE",
+    "METAFLOW_BATCH_JOB_QUEUE",
+    "METAFLOW_DATASTORE_SYSROOT_S3",
+    "METAFLOW_DATATOOLS_S3ROOT",
+    "METAFLOW_DATATOOLS_SYSROOT_S3",
+    "METAFLOW_ECS_FARGATE_EXECUTION_ROLE",
+    "METAFLOW_ECS_S3_ACCESS_IAM_ROLE",
+    "METAFLOW_EVENTS_SFN_ACCESS_IAM_ROLE",
+    "METAFLOW_SERVICE_AUTH_KEY",
+    "METAFLOW_SERVICE_INTERNAL_URL",
+    "METAFLOW_SERVICE_URL",
+    "METAFLOW_SFN_DYNAMO_DB_TABLE",
+    "METAFLOW_SFN_EXECUTION_LOG_GROUP_ARN",
+    "METAFLOW_SFN_IAM_ROLE",
+}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as the command prints it."""
+    file = tmp_path_factory.mktemp("template") / "aflow.yaml"
+    command = [sys.executable, "-m", "aflow", "stack", "template"]
+    file.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(file: Path) -> dict[str, Any]:
+    """The same as values."""
+    return loaded(file)
+
+
+def test_the_command_prints_a_template_that_cfn_lint_has_nothing_to_say_of(file: Path) -> None:
+    linter = shutil.which("cfn-lint", path=str(Path(sys.executable).parent))
+    assert linter is not None, "cfn-lint is one of the development tools"
+
+    done = subprocess.run([linter, "--non-zero-exit-code", "informational", file],
+                          capture_output=True, text=True)  # fmt: skip
+
+    assert (0, "") == (done.returncode, done.stdout + done.stderr)
+    assert template() == file.read_text()
+
+
+def test_the_template_can_be_sent_as_it_is(file: Path) -> None:
+    assert 51_200 >= file.stat().st_size, "CloudFormation takes larger ones from a bucket alone"
+
+
+def statements(whole: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every statement of a policy that allows something, and the resource that it is of."""
+    for name, resource in whole["Resources"].items():
+        if not resource["Type"].startswith("AWS::IAM::"):
+            continue
+        properties = resource["Properties"]
+        documents = [each["PolicyDocument"] for each in properties.get("Policies", ())]
+        documents += [properties["PolicyDocument"]] if "PolicyDocument" in properties else []
+        for document in documents:
+            for statement in document["Statement"]:
+                assert "Allow" == statement["Effect"]
+                yield name, statement
+
+
+def words(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def test_no_role_may_do_everything_of_a_service(whole: dict[str, Any]) -> None:
+    found = [*statements(whole)]
+
+    assert 20 < len(found)
+    assert [] == [
+        (name, action)
+        for name, statement in found
+        for action in words(statement["Action"])
+        if "*" in action or "NotAction" in statement
+    ]
+
+
+def test_what_has_resources_is_allowed_for_named_ones_alone(whole: dict[str, Any]) -> None:
+    anywhere = {
+        action
+        for _, statement in statements(whole)
+        if "*" in statement["Resource"] or statement["Resource"] == "*"
+        for action in words(statement["Action"])
+    }
+
+    assert set() == anywhere - WITHOUT_RESOURCES
+
+
+def test_roles_are_passed_to_named_services_alone(whole: dict[str, Any]) -> None:
+    passing = [each for _, each in statements(whole) if "iam:PassRole" in words(each["Action"])]
+
+    assert 1 == len(passing)
+    assert "iam:PassedToService" in passing[0]["Condition"]["StringEquals"]
+    assert all("Fn::GetAtt" in each for each in passing[0]["Resource"])
+
+
+def test_nobody_comes_in_from_outside_of_the_network(whole: dict[str, Any]) -> None:
+    groups = [
+        rule
+        for each in whole["Resources"].values()
+        if each["Type"] == "AWS::EC2::SecurityGroup"
+        for rule in each["Properties"].get("SecurityGroupIngress", ())
+    ]
+
+    assert groups
+    assert all("SourceSecurityGroupId" in r or {"Ref": "VpcCidr"} == r["CidrIp"] for r in groups)
+
+
+def test_every_parameter_says_what_it_is_and_what_it_takes(whole: dict[str, Any]) -> None:
+    bounds = {"AllowedPattern", "AllowedValues", "MinValue"}
+    free = {
+        name
+        for name, each in whole["Parameters"].items()
+        if not bounds & each.keys() or 30 > len(each["Description"])
+    }
+    asked = whole["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+
+    assert {"InstanceTypes"} == free, "what Batch itself checks"
+    assert {*whole["Parameters"]} == {name for group in asked for name in group["Parameters"]}
+    assert {"Image"} == {n for n, each in whole["Parameters"].items() if "Default" not in each}
+
+
+def test_every_default_is_one_that_its_parameter_takes(whole: dict[str, Any]) -> None:
+    for name, each in whole["Parameters"].items():
+        default = each.get("Default")
+        if default is not None and "AllowedPattern" in each:
+            assert re.fullmatch(each["AllowedPattern"], default), name
+        if default is not None and "MinValue" in each:
+            assert each["MinValue"] <= default <= each["MaxValue"], name
+
+
+def test_the_outputs_name_every_setting(whole: dict[str, Any]) -> None:
+    named = re.findall(r"\[(\w+)\]", " ".join(o["Description"] for o in whole["Outputs"].values()))
+
+    assert SETTINGS == {*named}
+    assert len(SETTINGS) == len(named)
+
+
+def test_nothing_runs_while_nothing_is_to_be_done(whole: dict[str, Any]) -> None:
+    assert 0 == whole["Parameters"]["MinVCPUs"]["Default"]
+    assert "none" == whole["Parameters"]["NotebookInstanceType"]["Default"]
+
+
+def test_data_outlive_the_stack(whole: dict[str, Any]) -> None:
+    kept = {name: each["DeletionPolicy"] for name, each in whole["Resources"].items()
+            if "DeletionPolicy" in each}  # fmt: skip
+
+    assert {"Bucket": "Retain", "Database": "Snapshot"} == kept

@@ -4,7 +4,7 @@ file:///path/.aflow             storage.local
 s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached) and retries
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
-https://host/prefix             metadata.service
+https://host/prefix             metadata.service; service.registering for Metaflow's own service
 postgresql://host/database      metadata.postgres
 redis://host:6379/0             queue.redis
 postgresql://host/database      queue.postgres
@@ -65,11 +65,7 @@ def open_metadata(url: str, durability: str = "power", *, read_only: bool = Fals
 
         return SqliteMetadata(":memory:", durability=durability)
     if scheme in ("http", "https"):
-        from aflow.clock import SystemClock
-        from aflow.config import service_headers
-        from aflow.metadata.service import ServiceMetadata
-
-        return ServiceMetadata(url, service_headers(), SystemClock())
+        return _service(url, durability, read_only)
     if scheme in ("postgresql", "postgres"):
         from aflow.metadata.postgres import PostgresMetadata
 
@@ -77,6 +73,24 @@ def open_metadata(url: str, durability: str = "power", *, read_only: bool = Fals
     raise InvalidSetting(
         f"{scheme!r} is no kind of metadata that aflow knows: use sqlite:///path, "
         "postgresql://host/database, the http(s)://host of a metadata service, or memory:."
+    )
+
+
+def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
+    """The service's own metadata; or this folder's, registered there, where the service is
+    Metaflow's."""
+    from aflow.clock import SystemClock
+    from aflow.config import Settings, service_headers
+    from aflow.metadata.service import ServiceMetadata
+    from aflow.service.registering import RegisteringMetadata, Registry
+
+    registry = Registry(url, service_headers(), SystemClock())
+    if not registry.is_one():
+        registry.close()
+        return ServiceMetadata(url, service_headers(), SystemClock())
+    local = Settings.load().local_metadata_url
+    return RegisteringMetadata(
+        _path(local, local.partition(":")[2]), durability, read_only, registry
     )
 
 

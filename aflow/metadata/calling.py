@@ -6,8 +6,8 @@ import http.client
 import os
 import random
 import threading
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from aflow.errors import InvalidMessage, InvalidSetting, MetadataUnavailable
@@ -15,6 +15,8 @@ from aflow.metadata.wire import frames
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
+
+T = TypeVar("T")
 
 PATIENCE = 120.0  # seconds that a service may be away
 _TIMEOUT = 60.0  # seconds without a byte
@@ -33,6 +35,8 @@ class Caller:
     """Calls one service. Safe from many threads; a process that is forked makes connections of its
     own."""
 
+    not_there = "it is no service of aflow, or an older one"
+
     def __init__(
         self, url: str, headers: Mapping[str, str], clock: Clock, patience: float = PATIENCE
     ) -> None:
@@ -43,7 +47,7 @@ class Caller:
         self._host, self._port = parts.hostname, parts.port
         self._path = parts.path.rstrip("/")
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{self._path}"
-        self._headers = {**headers, "Content-Type": "application/msgpack"}
+        self._headers = dict(headers)
         self._clock = clock
         self._patience = patience
         self._never = threading.Event()
@@ -53,10 +57,15 @@ class Caller:
     def call(self, path: str, body: bytes) -> Answered:
         """POST until the service answers. Raises MetadataUnavailable if it does not within the
         patience, or turns the call down."""
+        return Answered(*self.patiently(lambda: self._post(path, body)))
+
+    def patiently(self, attempt: Callable[[], T]) -> tuple[T, bool]:
+        """What an attempt gives at last, and whether it was not the first. Raises
+        MetadataUnavailable as `call` does."""
         give_up_at, wait, again = self._clock.monotonic() + self._patience, 0.1, False
         while True:
             try:
-                return Answered(self._post(path, body), again)
+                return attempt(), again
             except (OSError, http.client.HTTPException, InvalidMessage) as error:
                 if self._clock.monotonic() + wait > give_up_at:
                     raise MetadataUnavailable(
@@ -70,10 +79,11 @@ class Caller:
     def _post(self, path: str, body: bytes) -> Iterator[list[Any]]:
         connection = self._connection()
         try:
-            connection.request("POST", self._path + path, body, self._headers)
+            headers = {**self._headers, "Content-Type": "application/msgpack"}
+            connection.request("POST", self._path + path, body, headers)
             response = connection.getresponse()
             if response.status != 200:
-                self._turned_down(response)
+                self._turned_down(response, response.read(1000))
             answer = frames(iter(lambda: response.read1(_CHUNK), b""))
             first = next(answer)
         except BaseException:
@@ -98,17 +108,14 @@ class Caller:
                 f"The metadata service at {self.url} stopped in the middle: {_why(error)}."
             ) from error
         finally:
-            if whole and self._process == os.getpid():
-                self._idle.append(connection)
-            else:
-                connection.close()
+            self._give_back(connection, whole)
 
-    def _turned_down(self, response: http.client.HTTPResponse) -> None:
-        said = response.read(1000).decode("utf-8", "replace")
+    def _turned_down(self, response: http.client.HTTPResponse, body: bytes) -> None:
+        said = body.decode("utf-8", "replace")
         if response.status >= 500 and response.status != 501:
             raise http.client.HTTPException(f"it answers {response.status} {response.reason}")
         advice = {401: "AFLOW_SERVICE_AUTH_KEY is missing or wrong", 403: "access is denied"}
-        advice |= dict.fromkeys((404, 405), "it is no service of aflow, or an older one")
+        advice |= dict.fromkeys((404, 405), self.not_there)
         raise MetadataUnavailable(
             f"The metadata service at {self.url} answers {response.status}: "
             f"{advice.get(response.status, said)}."
@@ -122,6 +129,12 @@ class Caller:
         except IndexError:
             kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
             return kind(self._host, self._port, timeout=_TIMEOUT)
+
+    def _give_back(self, connection: http.client.HTTPConnection, usable: bool) -> None:
+        if usable and self._process == os.getpid():
+            self._idle.append(connection)
+        else:
+            connection.close()
 
     def close(self) -> None:
         """Let go of the connections. May be called twice."""

@@ -26,6 +26,7 @@ from aflow.errors import (
 from aflow.service import checks
 from aflow.service.calls import answered
 from aflow.service.messages import CHUNK, SPOKEN, Asked, Listing
+from aflow.service.registering import OWN
 from aflow.service.routes import ROUTES, Route
 
 try:
@@ -81,7 +82,7 @@ def mount(
     database, and leaves `store` open."""
     service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"))
     routes: list[tuple[str, str, Handler]] = [
-        ("GET", "/ping", _ping),
+        ("GET", "/ping", service.ping),
         ("GET", "/version", _version),
         ("GET", "/healthcheck", service.healthcheck),
         ("GET", "/auth/token", _no_token),
@@ -172,6 +173,10 @@ class _Service:
         finally:
             await self._in_thread(frames.close)
         return response
+
+    async def ping(self, _: web.Request) -> web.StreamResponse:
+        """The process answers, and says whether it has the calls of aflow's own metadata."""
+        return web.Response(text="pong", headers={} if self._store is None else {OWN: "1"})
 
     async def healthcheck(self, request: web.Request) -> web.StreamResponse:
         """Whether the database can be asked; 503."""
@@ -299,10 +304,6 @@ def _sent(
         if tag in request.headers.get("If-None-Match", ""):
             return web.Response(status=304, headers=headers)
     return web.Response(body=body, status=status, headers=headers, content_type="application/json")
-
-
-async def _ping(_: web.Request) -> web.StreamResponse:
-    return web.Response(text="pong")
 
 
 async def _version(_: web.Request) -> web.StreamResponse:

@@ -16,12 +16,12 @@ from aflow.service.database import open_database
 
 
 class InThread:
-    """A service over the database at a URL, on a port of this machine."""
+    """A service over the database at a URL, on a port of this machine. One that is not `own`
+    speaks Metaflow's language alone."""
 
-    def __init__(self, url: str, keys: Sequence[str] = (), port: int = 0) -> None:
-        self._app = application(
-            open_database(url, "process"), SystemClock(), keys, open_metadata(url, "process")
-        )
+    def __init__(self, url: str, keys: Sequence[str] = (), port: int = 0, own: bool = True) -> None:
+        store = open_metadata(url, "process") if own else None
+        self._app = application(open_database(url, "process"), SystemClock(), keys, store)
         self._loop = asyncio.new_event_loop()
         self._port = port
         self._started = threading.Event()

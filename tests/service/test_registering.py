@@ -1,0 +1,111 @@
+"""`--metadata service` with a service of Metaflow's own: runs are kept here, and registered
+there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.service import InThread
+
+FLOW = """
+import os
+from aflow import FlowSpec, retry, step
+
+class Sum(FlowSpec):
+    @step
+    def start(self):
+        self.xs = [1, 2, 3]
+        self.next(self.body, foreach="xs")
+
+    @retry(times=1, minutes_between_retries=0)
+    @step
+    def body(self):
+        self.y = self.input * 2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        if os.environ.get("BREAK"):
+            raise ValueError("broken")
+        self.total = sum(each.y for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+if __name__ == "__main__":
+    Sum()
+"""
+READ = """
+from aflow.client import Flow, namespace
+namespace(None)
+print([run.data.total if run.successful else None for run in Flow("Sum")])
+"""
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[InThread]:
+    made = InThread(f"sqlite:///{tmp_path}/service/metadata.db", ["k"], own=False)
+    yield made
+    made.stop()
+
+
+def test_runs_are_registered_and_resumed_and_read(tmp_path: Path, service: InThread) -> None:
+    (tmp_path / "flow.py").write_text(FLOW)
+    settings = {
+        "METAFLOW_DEFAULT_METADATA": "service",
+        "METAFLOW_SERVICE_URL": service.url,
+        "METAFLOW_SERVICE_AUTH_KEY": "k",
+        "METAFLOW_USER": "tester",
+    }
+
+    def call(code: int, *words: str, **more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env={**os.environ, **settings, **more},
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert code == done.returncode, done.stderr
+        return done.stdout
+
+    def told(path: str) -> Any:
+        asked = urllib.request.Request(f"{service.url}{path}", headers={"x-api-key": "k"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return json.load(answer)
+
+    call(1, "flow.py", "run", "--tag", "first", BREAK="1")
+    call(0, "flow.py", "resume")
+    run_id = call(0, "-c", "from aflow.client import Flow; print(Flow('Sum').latest_run.id)")
+    call(0, "flow.py", "tag", "add", "--run-id", run_id.strip(), "good")
+
+    assert "[12, None]" == call(0, "-c", READ).strip()
+    broken, resumed = told("/flows/Sum/runs")
+    assert "tester" == broken["user_name"]
+    assert "first" in broken["tags"]
+    assert "good" in resumed["tags"]
+    assert f"aflow-{run_id.strip()}" == resumed["run_number"]
+    assert resumed["last_heartbeat_ts"] is not None
+    run = f"/flows/Sum/runs/{resumed['run_number']}"
+    steps = {each["step_name"] for each in told(f"{run}/steps")}
+    assert {"_parameters", "start", "body", "join", "end"} == steps
+    assert 3 == len(told(f"{run}/steps/body/tasks"))
+    (join,) = told(f"{run}/steps/join/tasks")
+    path = f"{run}/steps/join/tasks/{join['task_id']}"
+    assert {"total"} <= {each["name"] for each in told(f"{path}/artifacts")}
+    facts = {each["field_name"]: each["value"] for each in told(f"{path}/metadata")}
+    assert {"attempt": "0", "attempt_ok": "True", "attempt-done": "0"}.items() <= facts.items()
+    (failed,) = told(f"/flows/Sum/runs/{broken['run_number']}/steps/join/tasks")
+    path = f"/flows/Sum/runs/{broken['run_number']}/steps/join/tasks/{failed['task_id']}"
+    facts = {each["field_name"]: each["value"] for each in told(f"{path}/metadata")}
+    assert "False" == facts["attempt_ok"]
+    completed = told("/flows/Sum/runs?status:eq=completed")
+    assert [resumed["run_number"]] == [each["run_number"] for each in completed]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from http.client import HTTPException
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib import request
 from urllib.error import HTTPError
@@ -19,7 +21,7 @@ _PATIENCE = 60 + WAIT
 
 
 def server_option() -> click.Option:
-    """The option --server."""
+    """The option --server of a command that needs one."""
     return option(
         "--server",
         metavar="URL",
@@ -30,11 +32,31 @@ def server_option() -> click.Option:
     )
 
 
+def of_a_server() -> click.Option:
+    """The option --server of a command that shows what is here, unless one is named."""
+    return option("--server", metavar="URL", help="What this server has, instead of what is here.")
+
+
 def ask(
     server: str, method: str, path: str, body: bytes | None = None, type_: str = "application/json"
 ) -> Any:
     """What the server answers. Raises InvalidInput for what is no address,
     and CommandFailed with the server's sentence, or why there is none."""
+    with _answered(server, method, path, body, type_) as answer:
+        return json.load(answer)
+
+
+def events(server: str, path: str) -> Iterator[str]:
+    """The lines of an answer as they come, without their newlines. Raises what `ask` raises."""
+    with _answered(server, "GET", path, None, "application/json") as answer:
+        for line in answer:
+            yield line.decode().rstrip("\n")
+
+
+@contextmanager
+def _answered(
+    server: str, method: str, path: str, body: bytes | None, type_: str
+) -> Iterator[HTTPResponse]:
     if not server.startswith(("http://", "https://")):
         raise InvalidInput(f"{server!r} is no address of a server: http(s)://host:port.")
     headers = {"Content-Type": type_}
@@ -44,7 +66,7 @@ def ask(
     asked = request.Request(url, data=body, headers=headers, method=method)  # noqa: S310 -- http(s), as was checked
     try:
         with request.urlopen(asked, timeout=_PATIENCE) as answer:  # noqa: S310
-            return json.load(answer)
+            yield answer
     except HTTPError as error:
         raise CommandFailed(f"The server {server} refuses: {_sentence(error)}") from error
     except (OSError, HTTPException, ValueError) as error:

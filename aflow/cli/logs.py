@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow.cli.asking import of_a_server
 from aflow.cli.options import flag, option
-from aflow.cli.selection import pathspec_argument, tasks_of
+from aflow.cli.selection import pathspec, pathspec_argument, tasks_of
 from aflow.cli.session import Session
 from aflow.errors import NotFound
 
@@ -52,6 +53,8 @@ def _show_parameters() -> list[click.Parameter]:
             metavar="N",
             help="That of this attempt, counted from 0.  [default: the latest]",
         ),
+        flag("-f", "--follow", help="Go on with what is printed, until the run has ended."),
+        of_a_server(),
     ]
 
 
@@ -102,11 +105,29 @@ def scrub(
         )
 
 
-def show(session: Session, path: str, stream: str, timestamps: bool, attempt: int | None) -> None:
-    """Write the log of each task to stdout, byte for byte."""
+def show(
+    session: Session,
+    path: str,
+    stream: str,
+    timestamps: bool,
+    attempt: int | None,
+    follow: bool,
+    server: str | None,
+) -> int:
+    """Write the log of each task to stdout, byte for byte; or follow a run: its exit code then."""
+    if follow or server is not None:
+        if attempt is not None:
+            raise click.UsageError("--attempt is of what is over: leave --follow and --server out.")
+        from aflow.cli.following import follow_here, follow_there
+
+        spec = pathspec(session, path)
+        if server is not None:
+            return follow_there(server, spec, _STREAMS[stream], follow=follow)
+        return follow_here(spec, session.settings(), _STREAMS[stream])
     for task in tasks_of(session, path, attempt):
         session.note(f"Dumping logs of {task.pathspec}")
         _write(task, _STREAMS[stream], timestamps)
+    return 0
 
 
 def _write(task: Task, streams: tuple[str, ...], timestamps: bool) -> None:

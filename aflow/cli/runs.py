@@ -15,6 +15,7 @@ import click
 
 from aflow import ids
 from aflow.cli import tables
+from aflow.cli.asking import of_a_server
 from aflow.cli.options import Command, flag, option
 from aflow.clock import SystemClock
 from aflow.config import Settings
@@ -55,6 +56,7 @@ def runs(words: Sequence[str]) -> object:
                 help="So many at most; 0 for all.",
             ),
             flag("--json", "as_json", help="As a list of objects."),
+            of_a_server(),
         ],
         callback=_runs,
         help="The runs that are recorded here, newest first: of one flow, or of all.",
@@ -71,6 +73,7 @@ def _runs(
     until: str | None,
     limit: int,
     as_json: bool,
+    server: str | None,
 ) -> None:
     now = SystemClock.now()
     which: dict[str, Any] = {
@@ -80,7 +83,7 @@ def _runs(
         "until": _time("--until", until, now),
         "limit": limit or None,
     }
-    found = _found(flow, which)
+    found = _found(flow, which, Settings.load(metadata=server))
     if as_json:
         click.echo(json.dumps([_as_json(run, now) for run in found], indent=2))
     elif found:
@@ -89,10 +92,9 @@ def _runs(
         click.echo("No such runs.")
 
 
-def _found(flow: str | None, which: dict[str, Any]) -> list[RunRecord]:
+def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[RunRecord]:
     from aflow import backends
 
-    settings = Settings.load()
     if not settings.has_metadata:
         raise NotFound(f"Nothing has run here yet: there is no datastore {settings.root}.")
     url = settings.metadata_url

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow.cli import tables
+from aflow.cli.asking import of_a_server
+from aflow.cli.options import Command
 from aflow.clock import SystemClock
 from aflow.config import Settings
 from aflow.metadata.failures import failed_task, why
@@ -20,14 +22,23 @@ _COLUMNS = ("FLOW", "LATEST RUN", "STATE", "STARTED", "TOOK", "USER")
 _RUNNING = 20  # runs of one flow that are shown
 
 
-def status(words: Sequence[str]) -> int:
-    """Print a table with a line a flow, the latest first, then what runs and what has failed;
-    raises a usage error for any word."""
-    if words:
-        raise click.UsageError(f"aflow status takes no {words[0]!r}.")
+def status(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    command = Command(
+        "status",
+        params=[of_a_server()],
+        callback=_status,
+        help="The flows that have run here, what runs now, and what has failed last.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    return command.main([*words], prog_name="aflow status", standalone_mode=False)
+
+
+def _status(server: str | None) -> int:
+    """Print a table with a line a flow, the latest first, then what runs and what has failed."""
     from aflow import backends
 
-    settings = Settings.load()
+    settings = Settings.load(metadata=server)
     if not settings.has_metadata:
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0
@@ -42,7 +53,8 @@ def status(words: Sequence[str]) -> int:
 def _show(settings: Settings, metadata: MetadataStore) -> None:
     now = SystemClock.now()
     runs = _latest_runs(metadata)
-    click.echo(f"Datastore: {settings.root}\n")
+    where = settings.root if settings.metadata == "local" else metadata.url
+    click.echo(f"Datastore: {where}\n")
     tables.show(_COLUMNS, [_row(run, now) for run in runs])
     running = [run for each in runs for run in _running(metadata, each.flow)]
     failed = [run for run in runs if run.state is RunState.FAILED]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import click
 
-from aflow.cli.asking import WAIT, ask, server_option
+from aflow.cli.asking import ask, server_option
 from aflow.cli.options import flag, option
 from aflow.config import Settings
-from aflow.errors import CommandFailed, InvalidInput
+from aflow.errors import InvalidInput
+from aflow.ids import Pathspec
 
 _HELP = """Send the code of a flow to a server (aflow server), which runs it.
 
@@ -32,7 +33,7 @@ def submit(words: Sequence[str]) -> object:
             server_option(),
             option("--tag", "tags", multiple=True, help="A tag of the run."),
             option("--max-workers", type=click.IntRange(min=1), help="Live tasks at most."),
-            flag("--wait", help="Wait until the run has ended."),
+            flag("--wait", help="Print what the run prints, until it has ended."),
             click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
         ],
         callback=_submit,
@@ -72,13 +73,10 @@ def _submit(
 
 
 def _awaited(server: str, run: str) -> int:
-    while True:
-        told = ask(server, "GET", f"/v1/runs/{run}?wait={WAIT}")
-        if told["finished_at"] is not None:
-            click.echo(f"{run} has {told['state']}. {told['reason']}".strip(), err=True)
-            return 0 if told["state"] == "succeeded" else 1
-        if not told["here"]:
-            raise CommandFailed(f"The process of {run} has ended without a word: it was killed.")
+    """Print what the run prints, and how it has ended: the exit code."""
+    from aflow.cli.following import follow_there
+
+    return follow_there(server, Pathspec.parse(run), ("stdout", "stderr"), follow=True)
 
 
 def _parameters(given: Sequence[str]) -> dict[str, str]:

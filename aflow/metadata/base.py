@@ -270,6 +270,10 @@ class MetadataStore(Protocol):
     def journal(self, run_key: int) -> Iterator[bytes]:
         """The event batches of the run, oldest first."""
 
+    def journal_after(self, run_key: int, version: int) -> Iterator[tuple[int, bytes]]:
+        """Those that were written after the run was at this version, each with the version that it
+        brought the run to."""
+
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""
 

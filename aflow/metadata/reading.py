@@ -54,8 +54,12 @@ class RecordReader(ABC):
 
     def journal(self, run_key: int) -> Iterator[bytes]:
         """The event batches of the run, oldest first."""
-        for (events,) in self._stream("journal", run_key=run_key):
-            yield events
+        return (events for _, events in self.journal_after(run_key, 0))
+
+    def journal_after(self, run_key: int, version: int) -> Iterator[tuple[int, bytes]]:
+        """Event batches above a version, with theirs; see the port."""
+        for row in self._stream("journal", run_key=run_key, after=version):
+            yield row[0], row[1]
 
     def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
         """Runs that go on without an owner; see the port."""

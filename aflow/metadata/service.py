@@ -130,6 +130,12 @@ class ServiceMetadata:
         """The event batches of the run, oldest first."""
         return self._stream("journal", run_key)
 
+    def journal_after(self, run_key: int, version: int) -> Iterator[tuple[int, bytes]]:
+        """Event batches above a version, with theirs; see the port."""
+        return (
+            (number, events) for number, events in self._stream("journal_after", run_key, version)
+        )
+
     def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
         """Runs that go on without an owner; see the port."""
         return [(flow, run) for flow, run in self._call("abandoned", kind, limit)]

@@ -38,7 +38,7 @@ CALLS = frozenset(
         "cached", "attempts", "metadata",
     ]
 )  # fmt: skip
-STREAMS = frozenset(["all_manifests", "journal", "tasks", "newest_tasks"])
+STREAMS = frozenset(["all_manifests", "journal", "journal_after", "tasks", "newest_tasks"])
 
 _RECORDS: dict[str, Any] = {
     each.__name__: each

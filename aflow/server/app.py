@@ -21,6 +21,7 @@ from aflow.errors import (
     NotFound,
     StoreUnavailable,
 )
+from aflow.server import streams
 from aflow.server.orders import order
 
 try:
@@ -63,6 +64,8 @@ def application(
     app.router.add_get("/v1/runs", api.list_runs)
     app.router.add_get("/v1/runs/{flow}/{run}", api.show_run)
     app.router.add_get("/v1/runs/{flow}/{run}/tasks", api.list_tasks)
+    app.router.add_get("/v1/runs/{flow}/{run}/events", api.show_events)
+    app.router.add_get("/v1/runs/{flow}/{run}/logs", api.show_logs)
     app.router.add_delete("/v1/runs/{flow}/{run}", api.cancel_run)
     return app
 
@@ -100,11 +103,17 @@ class _Api:
         return web.json_response({"run": pathspec}, status=201)
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
-        """The latest runs of a flow (`flow`, `limit`)."""
-        flow = ids.flow_name(request.query.get("flow", ""))
-        limit = _number(request, "limit", 20, _LARGEST_PAGE)
-        found = await asyncio.to_thread(self._metadata.runs, flow, limit=int(limit))
+        """The latest runs (`limit`) of a flow (`flow`), or of all."""
+        flow = request.query.get("flow")
+        flows = None if flow is None else [ids.flow_name(flow)]
+        limit = int(_number(request, "limit", 20, _LARGEST_PAGE))
+        found = await asyncio.to_thread(self._latest, flows, limit)
         return web.json_response({"runs": [_told(run) for run in found]})
+
+    def _latest(self, flows: Sequence[str] | None, limit: int) -> list[RunRecord]:
+        names = [name for name, _ in self._metadata.flows()] if flows is None else flows
+        runs = [run for name in names for run in self._metadata.runs(name, limit=limit)]
+        return sorted(runs, key=lambda run: run.created_at, reverse=True)[:limit]
 
     async def show_run(self, request: web.Request) -> web.StreamResponse:
         """A run; `wait` seconds at most are waited for its end."""
@@ -139,6 +148,29 @@ class _Api:
             return [_task_told(view) for view in found]
 
         return web.json_response({"tasks": await asyncio.to_thread(page)})
+
+    async def show_events(self, request: web.Request) -> web.StreamResponse:
+        """What happens in a run, as server-sent events: after the one of `Last-Event-ID`; with
+        `follow=1` until the run has ended."""
+        flow, run = _named(request)
+        after = _whole("Last-Event-ID", request.headers.get("Last-Event-ID"), 0, _LARGEST_TASK)
+        follow = bool(_number(request, "follow", 0, 1))
+        record = await asyncio.to_thread(self._record, flow, run)
+        told = streams.happenings(self._metadata, record, after, follow)
+        return await streams.answer(request, told)
+
+    async def show_logs(self, request: web.Request) -> web.StreamResponse:
+        """What the tasks of a run have printed, as server-sent events: of one `step`, or of one
+        `task`; with `follow=1` until the run has ended."""
+        flow, run = _named(request)
+        step = request.query.get("step")
+        if step is not None:
+            ids.step_name(step)
+        task = int(_number(request, "task", 0, _LARGEST_TASK)) or None
+        follow = bool(_number(request, "follow", 0, 1))
+        record = await asyncio.to_thread(self._record, flow, run)
+        told = streams.lines(self._metadata, record, step, task, follow)
+        return await streams.answer(request, told)
 
     async def cancel_run(self, request: web.Request) -> web.StreamResponse:
         """Stop a run, wherever it goes on."""
@@ -196,9 +228,12 @@ def _demand(request: web.Request, type_: str) -> None:
 
 
 def _number(request: web.Request, name: str, default: float, most: float) -> float:
-    text = request.query.get(name)
+    return _whole(name, request.query.get(name), default, most)
+
+
+def _whole(name: str, text: str | None, default: float, most: float) -> int:
     if text is None:
-        return default
+        return int(default)
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) > most:
         raise InvalidInput(f"{name} has to be a whole number from 0 to {most:.0f}.")
     return int(text)

@@ -1,5 +1,5 @@
 -- name: journal
-SELECT events FROM journal WHERE run_key = :run_key ORDER BY version
+SELECT version, events FROM journal WHERE run_key = :run_key AND version > :after ORDER BY version
 
 -- name: cancel
 SELECT cancel FROM leases WHERE run_key = :run_key

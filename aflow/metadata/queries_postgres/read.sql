@@ -1,5 +1,5 @@
 -- name: journal
-SELECT events FROM journal WHERE run_key = %(run_key)s ORDER BY version
+SELECT version, events FROM journal WHERE run_key = %(run_key)s AND version > %(after)s ORDER BY version
 
 -- name: cancel
 SELECT cancel FROM leases WHERE run_key = %(run_key)s

@@ -1,0 +1,163 @@
+"""What a run of a server does and prints, while it goes on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import Workspace
+from tests.server.conftest import Daemon
+
+FLOW = """
+class Flow_(FlowSpec):
+    fails = Parameter("fails", default=False)
+
+    @step
+    def start(self):
+        print("first line")
+        print("to stderr", file=sys.stderr)
+        with open(os.environ["GATE"]) as gate:
+            print(gate.read())
+        self.xs = [1, 2]
+        self.next(self.work, foreach="xs")
+
+    @retry(times=1, minutes_between_retries=0)
+    @step
+    def work(self):
+        print("item", self.input, "again" if current.retry_count else "at first")
+        if self.input == 2 and not current.retry_count:
+            raise ValueError("not yet")
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        if self.fails:
+            raise ValueError("it fails")
+"""
+
+
+class Gated(Daemon):
+    """A daemon whose runs wait at a gate."""
+
+    def open_gate(self) -> None:
+        """Let the run go on that waits there."""
+        (self.path / "gate").write_text("past the gate")
+
+
+@pytest.fixture
+def gated(folder: Daemon) -> Any:
+    gated = Gated(folder.path)
+    gated.write(FLOW)
+    os.mkfifo(gated.path / "gate")
+    gated.begin(GATE=str(gated.path / "gate"))
+    yield gated
+    assert 0 == gated.stop()
+
+
+def texts(out: str) -> list[str]:
+    """What was printed, without times and tasks."""
+    return [line.partition("] ")[2] for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_run_is_followed_while_it_goes_on(gated: Gated, here: bool, tmp_path: Path) -> None:
+    run = gated.submit("flow.py").out.strip()
+    where = [] if here else ["--server", gated.url]
+    following = gated.start_aflow("logs", "--follow", run, *where)
+    assert following.stdout is not None
+    assert following.stdout.readline().endswith(f"[{run.partition('/')[2]}/start/1] first line\n")
+    gated.open_gate()
+
+    ran = gated.finish(following)
+
+    assert 0 == ran.code, ran.err
+    assert ["past the gate", "item 1 at first", "item 2 again", "item 2 at first"] == sorted(
+        texts(ran.out), key=lambda text: (text != "past the gate", text)
+    )
+    assert "to stderr" in texts(ran.err)
+    assert f"{run} has succeeded." in ran.err
+    only = gated.finish(gated.start_aflow("logs", f"{run}/work", "--stdout", "--server", gated.url))
+    assert {"item 1 at first", "item 2 at first", "item 2 again"} == set(texts(only.out))
+
+
+def test_submit_prints_what_the_run_prints_and_fails_with_it(gated: Gated) -> None:
+    submitted = gated.start_aflow(
+        "submit", "flow.py", "--wait", "--fails", "yes", "--server", gated.url
+    )
+    gated.open_gate()
+
+    ran = gated.finish(submitted)
+
+    assert 1 == ran.code, ran.out + ran.err
+    assert "past the gate" in texts(ran.out)
+    assert "ValueError: it fails" in ran.err
+    assert "has failed." in ran.err
+
+
+def test_events_of_a_run_are_told_and_taken_up_where_a_client_was(gated: Gated) -> None:
+    run = gated.submit("flow.py").out.strip()
+    gated.open_gate()
+    assert "succeeded" == gated.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+
+    told = events_of(gated, f"/v1/runs/{run}/events?follow=1")
+
+    kinds = [kind for kind, _, _ in told]
+    assert ("run_started", "end") == (kinds[0], kinds[-1])
+    ended = [data for kind, _, data in told if kind == "attempt_ended"]
+    assert ["start", "work", "work", "work", "join", "end"] == [each["step"] for each in ended]
+    assert 1 == sum(each["state"] == "failed" for each in ended)
+    assert ({"state": "succeeded", "reason": ""}, "") == (told[-1][2], told[-1][1])
+    middle = told[len(told) // 2][1]
+    rest = events_of(gated, f"/v1/runs/{run}/events", **{"Last-Event-ID": middle})
+    assert [each for each in told if not each[1] or int(each[1]) > int(middle)] == rest
+    assert 400 == gated.ask("GET", f"/v1/runs/{run}/events", **{"Last-Event-ID": "x"})[0]
+
+
+def test_a_client_that_goes_away_holds_up_nothing(gated: Gated) -> None:
+    run = gated.submit("flow.py").out.strip()
+    following = gated.start_aflow("logs", "--follow", run, "--server", gated.url)
+    assert following.stdout is not None
+    assert "first line" in following.stdout.readline()
+    following.send_signal(signal.SIGKILL)
+    following.communicate()
+    gated.open_gate()
+    assert "succeeded" == gated.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+
+
+def test_runs_and_status_of_a_server_are_shown_elsewhere(
+    gated: Gated, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = gated.submit("flow.py").out.strip()
+    gated.open_gate()
+    assert "succeeded" == gated.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+    elsewhere = Workspace(tmp_path_factory.mktemp("elsewhere"))
+
+    runs = elsewhere.finish(elsewhere.start_aflow("runs", "--server", gated.url))
+    status = elsewhere.finish(elsewhere.start_aflow("status", "--server", gated.url))
+
+    assert (0, True) == (runs.code, run in runs.out), runs.err
+    assert (0, True) == (status.code, run.partition("/")[2] in status.out), status.err
+    assert [run] == [f"{r['flow']}/{r['run']}" for r in gated.ask("GET", "/v1/runs")[1]["runs"]]
+
+
+def events_of(daemon: Daemon, path: str, **headers: str) -> list[tuple[str, str, Any]]:
+    """Kind, id and data of each event of a stream that ends."""
+    connection = http.client.HTTPConnection(daemon.url.removeprefix("http://"), timeout=60)
+    connection.request("GET", path, headers=headers)
+    body = connection.getresponse().read().decode()
+    connection.close()
+    found = []
+    for block in filter(None, body.split("\n\n")):
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        found.append((fields["event"], fields.get("id", ""), json.loads(fields["data"])))
+    return found

@@ -23,6 +23,7 @@ from aflow.errors import (
 )
 from aflow.server import streams
 from aflow.server.orders import order
+from aflow.server.routes import LARGEST_NUMBER, LARGEST_PAGE, LONGEST_WAIT, ROUTES
 
 try:
     from aiohttp import web
@@ -38,10 +39,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _LARGEST_PACKAGE = 64 << 20
 _LARGEST_ORDER = 2 << 20
-_LONGEST_WAIT = 60.0  # seconds that a request may wait for the end of a run
 _LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
-_LARGEST_PAGE = 1000
-_LARGEST_TASK = 999_999_999
 _OPEN = frozenset({"/healthz", "/readyz", "/ping"})  # to those who watch, who have no token
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -57,17 +55,18 @@ def application(
     app = web.Application(
         client_max_size=_LARGEST_PACKAGE, middlewares=[_errors_answered, _Door(tokens)]
     )
-    app.router.add_get("/healthz", api.alive)
-    app.router.add_get("/readyz", api.ready)
-    app.router.add_post("/v1/packages", api.add_package)
-    app.router.add_post("/v1/runs", api.add_run)
-    app.router.add_get("/v1/runs", api.list_runs)
-    app.router.add_get("/v1/runs/{flow}/{run}", api.show_run)
-    app.router.add_get("/v1/runs/{flow}/{run}/tasks", api.list_tasks)
-    app.router.add_get("/v1/runs/{flow}/{run}/events", api.show_events)
-    app.router.add_get("/v1/runs/{flow}/{run}/logs", api.show_logs)
-    app.router.add_delete("/v1/runs/{flow}/{run}", api.cancel_run)
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, getattr(api, route.name))
+    app.router.add_get("/openapi.json", _described)
     return app
+
+
+async def _described(_: web.Request) -> web.StreamResponse:
+    """What there is, for programs."""
+    from aflow.server.openapi import document  # few ask for it
+
+    summaries = {route.name: getattr(_Api, route.name).__doc__ or "" for route in ROUTES}
+    return web.json_response(document(summaries))
 
 
 class _Api:
@@ -106,7 +105,7 @@ class _Api:
         """The latest runs (`limit`) of a flow (`flow`), or of all."""
         flow = request.query.get("flow")
         flows = None if flow is None else [ids.flow_name(flow)]
-        limit = int(_number(request, "limit", 20, _LARGEST_PAGE))
+        limit = int(_number(request, "limit", 20, LARGEST_PAGE))
         found = await asyncio.to_thread(self._latest, flows, limit)
         return web.json_response({"runs": [_told(run) for run in found]})
 
@@ -119,7 +118,7 @@ class _Api:
         """A run; `wait` seconds at most are waited for its end."""
         flow, run = _named(request)
         if "wait" in request.query:
-            await self._wait(flow, run, _number(request, "wait", 0, _LONGEST_WAIT))
+            await self._wait(flow, run, _number(request, "wait", 0, LONGEST_WAIT))
         here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
         record = await asyncio.to_thread(self._record, flow, run)
         steps = await asyncio.to_thread(self._metadata.progress, record.key)
@@ -139,8 +138,8 @@ class _Api:
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:
         """The tasks of a run by number, those above `after`, with their latest attempts."""
         flow, run = _named(request)
-        limit = int(_number(request, "limit", 100, _LARGEST_PAGE))
-        after = int(_number(request, "after", 0, _LARGEST_TASK))  # 0 holds the parameters
+        limit = int(_number(request, "limit", 100, LARGEST_PAGE))
+        after = int(_number(request, "after", 0, LARGEST_NUMBER))  # 0 holds the parameters
 
         def page() -> list[dict[str, Any]]:
             key = self._record(flow, run).key
@@ -153,7 +152,7 @@ class _Api:
         """What happens in a run, as server-sent events: after the one of `Last-Event-ID`; with
         `follow=1` until the run has ended."""
         flow, run = _named(request)
-        after = _whole("Last-Event-ID", request.headers.get("Last-Event-ID"), 0, _LARGEST_TASK)
+        after = _whole("Last-Event-ID", request.headers.get("Last-Event-ID"), 0, LARGEST_NUMBER)
         follow = bool(_number(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._record, flow, run)
         told = streams.happenings(self._metadata, record, after, follow)
@@ -166,7 +165,7 @@ class _Api:
         step = request.query.get("step")
         if step is not None:
             ids.step_name(step)
-        task = int(_number(request, "task", 0, _LARGEST_TASK)) or None
+        task = int(_number(request, "task", 0, LARGEST_NUMBER)) or None
         follow = bool(_number(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._record, flow, run)
         told = streams.lines(self._metadata, record, step, task, follow)

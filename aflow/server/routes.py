@@ -1,0 +1,114 @@
+"""The routes of the daemon, all of them: what answers, what it takes, and how it may refuse. The
+application and its OpenAPI document are both made of this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Schema = Mapping[str, Any]
+
+TEXT: Schema = {"type": "string"}
+MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+_TIME: Schema = {"type": ["number", "null"]}
+
+
+def _object(optional: Mapping[str, Schema] | None = None, **properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": {**properties, **(optional or {})},
+        "required": [*properties],
+    }
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def number(most: int) -> Schema:
+    """A whole number from 0 to this one."""
+    return {"type": "integer", "minimum": 0, "maximum": most}
+
+
+LARGEST_PAGE = 1000
+LONGEST_WAIT = 60  # seconds that a request may wait for the end of a run
+LARGEST_NUMBER = 999_999_999
+
+_RUN = _object(
+    flow=TEXT, run=TEXT, state=TEXT, user=TEXT, created_at={"type": "number"},
+    finished_at=_TIME, tags=_list(TEXT), reason=TEXT,
+)  # fmt: skip
+_TASK = _object(
+    task={"type": "integer"}, step=TEXT, state=TEXT, attempts={"type": "integer"},
+    started_at=_TIME, finished_at=_TIME, reason=TEXT,
+)  # fmt: skip
+_HOW_FAR = _object(
+    here={"type": "boolean"}, steps=_list(_object(step=TEXT, tasks={"type": "object"}))
+)
+_ORDER = _object(
+    {
+        "flow": MAYBE_TEXT,
+        "parameters": {"type": "object"},
+        "tags": _list(TEXT),
+        "max_workers": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
+    },
+    package={"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    script={"type": "string", "pattern": r"^[A-Za-z0-9_][A-Za-z0-9_. -]{0,199}\.py$"},
+)
+
+
+class Route(NamedTuple):
+    """One route. `name` is that of the method that answers; `takes` the type of the body, `body`
+    its schema; `says` the type of the answer; `refuses` the statuses beside 401, 403 and 503."""
+
+    method: str
+    path: str
+    name: str
+    answer: Schema
+    status: int = 200
+    query: Mapping[str, Schema] = {}
+    takes: str | None = None
+    body: Schema | None = None
+    says: str = "application/json"
+    refuses: tuple[int, ...] = ()
+
+
+_EVENT = _object({"id": TEXT}, event=TEXT, data=TEXT)  # of a stream, one of many
+_JSON, _TAR, _EVENTS = "application/json", "application/x-tar", "text/event-stream"
+_ONE = "/v1/runs/{flow}/{run}"
+_FOLLOW = {"follow": number(1)}
+
+ROUTES = [
+    Route("GET", "/healthz", "alive", _object(status=TEXT)),
+    Route("GET", "/readyz", "ready", _object(status=TEXT)),
+    Route(
+        "POST", "/v1/packages", "add_package", _object(package=TEXT), 201,
+        takes=_TAR, refuses=(413, 415),
+    ),
+    Route(
+        "POST", "/v1/runs", "add_run", _object(run=TEXT), 201,
+        takes=_JSON, body=_ORDER, refuses=(400, 413, 415, 422, 429),
+    ),
+    Route(
+        "GET", "/v1/runs", "list_runs", _object(runs=_list(_RUN)),
+        query={"flow": TEXT, "limit": number(LARGEST_PAGE)}, refuses=(400,),
+    ),
+    Route(
+        "GET", _ONE, "show_run", {"allOf": [_RUN, _HOW_FAR]},
+        query={"wait": number(LONGEST_WAIT)}, refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/tasks", "list_tasks", _object(tasks=_list(_TASK)),
+        query={"after": number(LARGEST_NUMBER), "limit": number(LARGEST_PAGE)}, refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/events", "show_events", _EVENT,
+        query=_FOLLOW, says=_EVENTS, refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/logs", "show_logs", _EVENT,
+        query={"step": TEXT, "task": number(LARGEST_NUMBER), **_FOLLOW},
+        says=_EVENTS, refuses=(400, 404),
+    ),
+    Route("DELETE", _ONE, "cancel_run", _object(run=TEXT), 202, refuses=(400, 404, 409)),
+]  # fmt: skip

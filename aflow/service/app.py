@@ -25,7 +25,8 @@ from aflow.errors import (
 )
 from aflow.service import checks
 from aflow.service.calls import answered
-from aflow.service.messages import CHUNK, SPOKEN, Asked, Listing
+from aflow.service.messages import CHUNK, SPOKEN, Answer, Asked, Lister
+from aflow.service.own import OwnRuns
 from aflow.service.registering import OWN
 from aflow.service.routes import ROUTES, Route
 
@@ -108,11 +109,11 @@ class _Service:
         self._database = database
         self._clock = clock
         self._store = store
+        self._own = None if store is None else OwnRuns(store)
         self._threads = threads
 
     def handler(self, route: Route) -> Handler:
         """What answers requests of this route."""
-        in_transaction = self._database.write if route.writes else self._database.read
 
         async def handle(request: web.Request) -> web.StreamResponse:
             asked = Asked(
@@ -122,16 +123,27 @@ class _Service:
                 self._clock.now(),
                 self._database.words,
             )
-            answer = await self._in_thread(
-                lambda: in_transaction(lambda session: route.answer(session, asked))
-            )
-            if isinstance(answer, Listing):
+            answer = await self._in_thread(partial(self._answer, route, asked))
+            if not isinstance(answer, Answer):
                 return await self._listed(request, answer)
             return _sent(request, json.dumps(answer.body).encode(), answer.status, answer.headers)
 
         return handle
 
-    async def _listed(self, request: web.Request, listing: Listing) -> web.StreamResponse:
+    def _answer(self, route: Route, asked: Asked) -> Answer | Lister:
+        """What is registered, and what aflow itself has recorded. Blocks."""
+        in_transaction = self._database.write if route.writes else self._database.read
+        name = route.answer.__name__
+        try:
+            answer = in_transaction(lambda session: route.answer(session, asked))
+        except RegistrationRefused as refused:
+            told = self._own.one(name, asked) if self._own and refused.status == 404 else None
+            if told is None:
+                raise
+            return told
+        return self._own.joined(name, asked, answer) if self._own else answer
+
+    async def _listed(self, request: web.Request, listing: Lister) -> web.StreamResponse:
         rows = await self._in_thread(lambda: self._database.read(listing.first))
         if listing.page is not None:
             headers = listing.page.headers([row[0] for row in rows])
@@ -288,7 +300,7 @@ def _failure(status: int, title: str, detail: str) -> dict[str, Any]:
     }
 
 
-def _told(listing: Listing, rows: Sequence[Any]) -> bytes:
+def _told(listing: Lister, rows: Sequence[Any]) -> bytes:
     return json.dumps([listing.tell(row) for row in rows]).encode()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from aflow.service.database import Row, Session
 from aflow.service.paging import Condition, Page
@@ -58,6 +58,24 @@ class Answer:
     body: Any
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+
+
+class Lister(Protocol):
+    """Rows that are told one after the other, those of a page or all; a row begins with its key."""
+
+    @property
+    def page(self) -> Page | None:
+        """The page that is asked for."""
+
+    def first(self, session: Session) -> list[Row]:
+        """The page; without one, the first rows."""
+
+    def after(self, session: Session, key: Any) -> list[Row]:
+        """The next rows, at most CHUNK; fewer say that these are the last."""
+
+    @property
+    def tell(self) -> Callable[[Row], Any]:
+        """A row, for clients."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ OTHERS = {
         "What aflow needs in AWS: a CloudFormation template, and its settings.",
         "aflow.cli.stack:stack",
     ),
+    "token": ("Who may ask a server for what.", "aflow.cli.token:token"),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
 

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 _HELP = """Take flows over HTTP (aflow submit), and run each in a process of its own.
 
-Listens to this machine alone; to listen elsewhere, AFLOW_SERVICE_AUTH_KEY has to hold the token
-that clients send (several: with commas between them). SIGTERM lets runs end, for --grace seconds,
-and leaves those that go on then to the next server, or to another one with the same metadata.
+Listens to this machine alone; to listen elsewhere, there has to be a token that clients send: one
+of `aflow token create`, or those of AFLOW_SERVICE_AUTH_KEY (with commas between them). SIGTERM lets
+runs end, for --grace seconds, and leaves those that go on then to the next server, or to another
+one with the same metadata.
 
 \b
   aflow server
@@ -112,11 +113,6 @@ def _serve(
         executor=None if queue is None else "queue",
         max_workers=max_workers,
     )
-    if host not in _LOOPBACK and not settings.service_auth_keys:
-        raise InvalidSetting(
-            f"Whoever reaches {host} could run code here: set AFLOW_SERVICE_AUTH_KEY to a token "
-            "that clients have to send, or listen on 127.0.0.1."
-        )
     if (tls_cert is None) != (tls_key is None):
         raise InvalidSetting("TLS needs both --tls-cert and --tls-key.")
     tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
@@ -124,12 +120,26 @@ def _serve(
     records = open_metadata(settings.metadata_url, settings.durability)
     settings.root.mkdir(parents=True, exist_ok=True)
     try:
+        _check_door(host, settings, records)
         routes = _metadata_routes(settings.metadata_url, settings.durability, records)
         runs = Runs(_place(settings), blobs, max_runs)
         listen = Listen(host, port, settings.service_auth_keys, grace, tls)
         serve(runs, blobs, records, listen, click.echo, routes)
     finally:
         records.close()
+
+
+def _check_door(host: str, settings: Settings, records: Any) -> None:
+    from aflow import tokens
+
+    is_guarded = settings.service_auth_keys or (
+        hasattr(records, "documents") and records.documents(tokens.KIND)
+    )
+    if host not in _LOOPBACK and not is_guarded:
+        raise InvalidSetting(
+            f"Whoever reaches {host} could run code here: make a token that clients have to send "
+            "(aflow token create NAME), set AFLOW_SERVICE_AUTH_KEY to one, or listen on 127.0.0.1."
+        )
 
 
 def _place(settings: Settings) -> Place:

@@ -204,6 +204,31 @@ class Hold(NamedTuple):
     cancel: str | None = None
 
 
+class Document(NamedTuple):
+    """A small document beside the runs. `version` counts its changes, from 1."""
+
+    name: str
+    version: int
+    data: bytes
+
+
+class Documents(Protocol):
+    """Small documents of aflow's own: not over the metadata service, which others may use."""
+
+    def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
+        """Write a new document, or (with the version that it has) change one; its version now.
+        Raises VersionConflict where it is there already, or was changed meanwhile."""
+
+    def delete_document(self, kind: str, name: str) -> bool:
+        """Remove a document; whether there was one."""
+
+    def documents(self, kind: str) -> list[Document]:
+        """All documents of this kind, by name."""
+
+    def document(self, kind: str, name: str) -> Document | None:
+        """One document; None where there is none."""
+
+
 class MetadataStore(Protocol):
     """Journals and records; see the module's text for what is promised."""
 

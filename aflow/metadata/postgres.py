@@ -21,6 +21,7 @@ from aflow import ids
 from aflow.errors import MetadataAway, MetadataUnavailable, NotFound, VersionConflict
 from aflow.metadata import rows, tags
 from aflow.metadata.base import AttemptRecord, Batch, Hold, ReplacedLog, RunRecord, RunUpdate
+from aflow.metadata.documents import document_change, document_conflict
 from aflow.metadata.postgres_connections import Connection, Connections, Place
 from aflow.metadata.reading import PAGE, RecordReader
 from aflow.metadata.statements import statements
@@ -133,6 +134,19 @@ class PostgresMetadata(RecordReader):
         """Ask the run's owner to stop it; see the port."""
         values = (rows.text(reason), run_key)
         return self._transaction(lambda db: int(_do(db, "request_cancel", *values).rowcount) == 1)
+
+    def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
+        """Write or change a document; see `Documents`."""
+        asked = document_change(statements("write", _FOLDER), kind, name, data, version)
+        if self._transaction(lambda db: int(db.execute(*asked).rowcount)) != 1:
+            raise document_conflict(kind, name, version)
+        return version + 1
+
+    def delete_document(self, kind: str, name: str) -> bool:
+        """Remove a document; see `Documents`."""
+        return (
+            self._transaction(lambda db: int(_do(db, "delete_document", kind, name).rowcount)) == 1
+        )
 
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]

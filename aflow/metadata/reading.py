@@ -15,6 +15,7 @@ from aflow.metadata import rows
 from aflow.metadata.base import (
     AttemptRecord,
     CachedTask,
+    Document,
     MetadataRecord,
     RunRecord,
     StepProgress,
@@ -64,6 +65,15 @@ class RecordReader(ABC):
     def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
         """Runs that go on without an owner; see the port."""
         return [(flow, run) for flow, run in self._all("abandoned", kind=kind, limit=limit)]
+
+    def documents(self, kind: str) -> list[Document]:
+        """All documents of this kind; see `Documents`."""
+        return [Document(*row) for row in self._all("documents", kind=kind)]
+
+    def document(self, kind: str, name: str) -> Document | None:
+        """One document; see `Documents`."""
+        found = self._all("document", kind=kind, document=name)
+        return Document(*found[0]) if found else None
 
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""

@@ -32,6 +32,7 @@ from aflow.metadata.base import (
     RunUpdate,
 )
 from aflow.metadata.connections import OpenFiles, connect, damage_named, errors_named
+from aflow.metadata.documents import document_change, document_conflict
 from aflow.metadata.reading import PAGE, RecordReader
 from aflow.metadata.statements import statements
 from aflow.scheduler.codec import encode_inputs
@@ -159,6 +160,19 @@ class SqliteMetadata(RecordReader):
         values = (rows.text(reason), run_key)
         with self._transaction() as db:
             return db.execute(statements("write")["request_cancel"], values).rowcount == 1
+
+    def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
+        """Write or change a document; see `Documents`."""
+        with self._transaction() as db:
+            written = db.execute(*document_change(statements("write"), kind, name, data, version))
+            if written.rowcount != 1:
+                raise document_conflict(kind, name, version)
+        return version + 1
+
+    def delete_document(self, kind: str, name: str) -> bool:
+        """Remove a document; see `Documents`."""
+        with self._transaction() as db:
+            return db.execute(statements("write")["delete_document"], (kind, name)).rowcount == 1
 
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]

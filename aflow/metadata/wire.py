@@ -38,6 +38,12 @@ CALLS = frozenset(
         "cached", "attempts", "metadata",
     ]
 )  # fmt: skip
+WRITES = frozenset(
+    [
+        "create_run", "commit", "hold", "let_go", "request_cancel",
+        "change_tags", "replace_logs", "delete_run",
+    ]
+)  # fmt: skip
 STREAMS = frozenset(["all_manifests", "journal", "journal_after", "tasks", "newest_tasks"])
 
 _RECORDS: dict[str, Any] = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow import ids
+from aflow.clock import SystemClock
 from aflow.errors import (
     AflowError,
     CodePackageError,
@@ -22,6 +22,7 @@ from aflow.errors import (
     StoreUnavailable,
 )
 from aflow.server import streams
+from aflow.server.door import Door
 from aflow.server.orders import order
 from aflow.server.routes import LARGEST_NUMBER, LARGEST_PAGE, LONGEST_WAIT, ROUTES
 
@@ -40,8 +41,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LARGEST_PACKAGE = 64 << 20
 _LARGEST_ORDER = 2 << 20
 _LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
-_OPEN = frozenset({"/healthz", "/readyz", "/ping"})  # to those who watch, who have no token
-_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 _log = logging.getLogger("aflow.server")
 
@@ -49,12 +48,10 @@ _log = logging.getLogger("aflow.server")
 def application(
     runs: Runs, blobs: BlobStore, metadata: MetadataStore, tokens: Sequence[str] = ()
 ) -> web.Application:
-    """The API. With `tokens`, a request has to carry one of them as bearer token (401); without,
-    it has to be addressed to this machine by a name that no other site can take (403)."""
+    """The API, behind its door: with the tokens of the settings, and those beside the metadata."""
     api = _Api(runs, blobs, metadata)
-    app = web.Application(
-        client_max_size=_LARGEST_PACKAGE, middlewares=[_errors_answered, _Door(tokens)]
-    )
+    door = Door(tokens, metadata, SystemClock(), _refusal)
+    app = web.Application(client_max_size=_LARGEST_PACKAGE, middlewares=[_errors_answered, door])
     for route in ROUTES:
         app.router.add_route(route.method, route.path, getattr(api, route.name))
     app.router.add_get("/openapi.json", _described)
@@ -236,31 +233,6 @@ def _whole(name: str, text: str | None, default: float, most: float) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) > most:
         raise InvalidInput(f"{name} has to be a whole number from 0 to {most:.0f}.")
     return int(text)
-
-
-class _Door:
-    """Turns away who may not come in."""
-
-    __middleware_version__ = 1
-
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._tokens = [token.encode() for token in tokens]
-
-    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._tokens:
-            if request.path not in _OPEN and not self._known(request):
-                return _refusal(401, "This server wants a token: Authorization: Bearer TOKEN.")
-        elif request.host.rpartition(":")[0] not in _LOCAL and request.host not in _LOCAL:
-            return _refusal(403, "This server answers requests to localhost alone.")
-        return await handler(request)
-
-    def _known(self, request: web.Request) -> bool:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":  # clients of the metadata service have another header
-            token = request.headers.get("x-api-key", "")
-        given = token.strip().encode("utf-8", "surrogateescape")
-        matches = [hmac.compare_digest(given, each) for each in self._tokens]
-        return any(matches)
 
 
 _STATUSES: list[tuple[type[AflowError], int]] = [

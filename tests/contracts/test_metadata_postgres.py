@@ -68,6 +68,7 @@ VALUES = {
     "run_keys": [1],
     "kind": "",
     "mark": "m",
+    "document": "d",
     "since": 1.0,
     "until": 9.0,
     "after_time": 5.0,

@@ -84,3 +84,12 @@ UPDATE retired_keys SET last_key = max(last_key, ?)
 
 -- name: delete_empty_flow
 DELETE FROM flows WHERE flow = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.flow = ?1)
+
+-- name: add_document
+INSERT INTO documents (kind, name, version, data) VALUES (?, ?, 1, ?) ON CONFLICT DO NOTHING
+
+-- name: change_document
+UPDATE documents SET version = version + 1, data = ? WHERE kind = ? AND name = ? AND version = ?
+
+-- name: delete_document
+DELETE FROM documents WHERE kind = ? AND name = ?

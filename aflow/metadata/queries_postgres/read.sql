@@ -146,3 +146,9 @@ SELECT written_by FROM runs WHERE key = %(run_key)s AND version = %(version)s
 
 -- name: made_by
 SELECT key FROM runs WHERE flow = %(flow)s AND run = %(run)s AND version = 0 AND written_by = %(mark)s
+
+-- name: documents
+SELECT name, version, data FROM documents WHERE kind = %(kind)s ORDER BY name
+
+-- name: document
+SELECT name, version, data FROM documents WHERE kind = %(kind)s AND name = %(document)s

@@ -86,3 +86,12 @@ DELETE FROM flows WHERE flow = %(flow)s AND NOT EXISTS (SELECT 1 FROM runs WHERE
 -- name: lock_flow
 -- So that a flow is not deleted with its last run while another run of it begins.
 SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))
+
+-- name: add_document
+INSERT INTO documents (kind, name, version, data) VALUES (%s, %s, 1, %s) ON CONFLICT DO NOTHING
+
+-- name: change_document
+UPDATE documents SET version = version + 1, data = %s WHERE kind = %s AND name = %s AND version = %s
+
+-- name: delete_document
+DELETE FROM documents WHERE kind = %s AND name = %s

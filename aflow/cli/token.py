@@ -1,0 +1,125 @@
+"""`aflow token`: who may ask a server for what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from aflow.cli import tables
+from aflow.cli.options import option
+from aflow.clock import SystemClock
+from aflow.config import Settings
+from aflow.errors import InvalidInput, InvalidSetting
+
+_HELP = """Make and revoke the tokens that clients of a server send.
+
+They are kept (as digests) beside the metadata, and hold at once for every server on it.
+
+\b
+  aflow token create ci --expires 90d
+  aflow token create dashboard --scope read
+  aflow token list
+  aflow token revoke ci
+"""
+_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def token(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    place = option(
+        "--metadata", metavar="URL", help="That of the server.  [default: of the settings]"
+    )
+    name = click.Argument(["name"])
+    group = click.Group(
+        "token",
+        help=_HELP,
+        commands=[
+            click.Command(
+                "create",
+                params=[
+                    name,
+                    option(
+                        "--scope",
+                        type=click.Choice(["read", "write"]),
+                        default="write",
+                        show_default=True,
+                        help="What it allows: to look, or all.",
+                    ),
+                    option("--expires", metavar="90d", help="[default: never]"),
+                    place,
+                ],
+                callback=_create,
+                help="Make a token, and show it, this once.",
+            ),
+            click.Command("list", params=[place], callback=_list, help="Show all."),
+            click.Command("revoke", params=[name, place], callback=_revoke, help="End one."),
+        ],
+    )
+    return group.main([*words], prog_name="aflow token", standalone_mode=False)
+
+
+def _create(name: str, scope: Any, expires: str | None, metadata: str | None) -> None:
+    from aflow import tokens
+
+    with _documents(metadata) as store:
+        secret = tokens.create(store, name, scope, SystemClock.now(), _duration(expires))
+    click.echo(secret)
+    click.echo("Keep it: it is not shown again.", err=True)
+
+
+def _list(metadata: str | None) -> None:
+    from aflow import tokens
+
+    now = SystemClock.now()
+    with _documents(metadata) as store:
+        found = tokens.tokens(store)
+    rows = []
+    for each in found:
+        over = each.expires_at is not None and each.expires_at <= now
+        until = "never" if each.expires_at is None else tables.local(each.expires_at)
+        until += " (over)" if over else ""
+        rows.append((each.name, each.scope, tables.local(each.created_at), until))
+    if rows:
+        tables.show(("NAME", "SCOPE", "CREATED", "EXPIRES"), rows)
+    else:
+        click.echo("No tokens.")
+
+
+def _revoke(name: str, metadata: str | None) -> None:
+    from aflow import tokens
+
+    with _documents(metadata) as store:
+        tokens.revoke(store, name)
+    click.echo(f"The token {name} is revoked.")
+
+
+@contextmanager
+def _documents(metadata: str | None) -> Iterator[Any]:
+    from aflow.backends import open_metadata
+
+    settings = Settings.load(metadata=metadata)
+    url = settings.metadata_url
+    if url.startswith(("http://", "https://")):
+        raise InvalidSetting(
+            "Tokens are made where the metadata are: give --metadata postgresql://..., or make "
+            "them on the machine of the server."
+        )
+    settings.root.mkdir(parents=True, exist_ok=True)
+    store = open_metadata(url, settings.durability)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _duration(text: str | None) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
+    if found is None:
+        raise InvalidInput(f"--expires {text!r}: write 30m, 12h, 90d or 4w.")
+    return float(found[1]) * _SECONDS[found[2]]

@@ -1,0 +1,93 @@
+"""Who may come in, and for what."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from aflow import tokens
+from aflow.metadata.wire import WRITES
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.metadata.base import Documents
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Refusal = Callable[[int, str], web.Response]
+
+_OPEN = frozenset({"/healthz", "/readyz", "/ping"})  # to those who watch, who have no token
+_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_CALLS = "/aflow/v1/metadata/"
+
+_log = logging.getLogger("aflow.server")
+
+
+class Door:
+    """Turns away who may not come in. With a token in the settings (`keys`), or one that was made
+    (`store` knows them, if it keeps any), a request has to carry one (401) which allows it (403);
+    without, it has to be addressed to this machine by a name that no other site can take (403)."""
+
+    __middleware_version__ = 1
+
+    def __init__(self, keys: Sequence[str], store: Any, clock: Clock, refusal: Refusal) -> None:
+        self._keys = [key.encode() for key in keys]
+        self._store: Documents | None = store if hasattr(store, "documents") else None
+        self._clock = clock
+        self._refusal = refusal
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer, or refuse."""
+        if request.path not in _OPEN:
+            refused = await self._refused(request)
+            if refused is not None:
+                _log.warning(
+                    "%s %s of %s is refused: %d",
+                    request.method, request.path, request.remote, refused.status,
+                )  # fmt: skip
+                return refused
+        return await handler(request)
+
+    async def _refused(self, request: web.Request) -> web.Response | None:
+        given = _given(request)
+        data = given.encode("utf-8", "surrogateescape")
+        matches = [hmac.compare_digest(data, key) for key in self._keys]  # all of them
+        if any(matches):
+            return None
+        kept = None if self._store is None or not given else await self._kept(given)
+        if kept is not None:
+            if kept.allows(_writes(request), self._clock.now()):
+                return None
+            return self._refusal(403, f"The token {kept.name} is over, or does not allow this.")
+        if self._keys or await self._has_tokens():
+            return self._refusal(401, "This server wants a token: Authorization: Bearer TOKEN.")
+        if request.host.rpartition(":")[0] not in _LOCAL and request.host not in _LOCAL:
+            return self._refusal(403, "This server answers requests to localhost alone.")
+        return None
+
+    async def _kept(self, given: str) -> tokens.Token | None:
+        assert self._store is not None, "it was asked for"
+        return await asyncio.to_thread(tokens.known, self._store, given)
+
+    async def _has_tokens(self) -> bool:
+        if self._store is None:
+            return False
+        return bool(await asyncio.to_thread(self._store.documents, tokens.KIND))
+
+
+def _given(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":  # clients of the metadata service have another header
+        token = request.headers.get("x-api-key", "")
+    return token.strip()
+
+
+def _writes(request: web.Request) -> bool:
+    """Whether the request changes anything. Calls of the metadata port are all POST."""
+    if request.path.startswith(_CALLS):
+        return request.path.removeprefix(_CALLS) in WRITES
+    return request.method not in ("GET", "HEAD", "OPTIONS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -128,6 +129,21 @@ def test_roles_are_passed_to_named_services_alone(whole: dict[str, Any]) -> None
     assert 1 == len(passing)
     assert "iam:PassedToService" in passing[0]["Condition"]["StringEquals"]
     assert all("Fn::GetAtt" in each for each in passing[0]["Resource"])
+
+
+def test_policies_are_not_longer_than_iam_takes(whole: dict[str, Any]) -> None:
+    arn = "arn:aws-us-gov:service:us-gov-west-1:123456789012:" + "x" * 60
+    lengths = {
+        name: len(re.sub(r'\{"(Ref|Fn::GetAtt)[^}]*\}', arn, json.dumps(document)).replace(" ", ""))
+        for name, document in (
+            (name, each["Properties"]["PolicyDocument"])
+            for name, each in whole["Resources"].items()
+            if each["Type"] == "AWS::IAM::ManagedPolicy"
+        )
+    }
+
+    assert {"DataPolicy", "UserPolicy"} == lengths.keys()
+    assert all(6_144 > length for length in lengths.values()), lengths
 
 
 def test_nobody_comes_in_from_outside_of_the_network(whole: dict[str, Any]) -> None:

@@ -86,8 +86,9 @@ class S3Store:
     def _check_conditions(self) -> None:
         """See, once, that a write with a condition is refused where there is an object."""
         if self._checks_conditions is None:
-            self._put_new(_PROBE, [b"aflow"])
-            self._checks_conditions = not self._put_new(_PROBE, [b"aflow"])
+            # Where somebody has looked before, the first write is refused, and says it all.
+            there = not self._put_new(_PROBE, [b"aflow"])
+            self._checks_conditions = there or not self._put_new(_PROBE, [b"aflow"])
         if not self._checks_conditions:
             raise StoreUnavailable(
                 f"The datastore {self._url} ignores the conditions of writes (If-None-Match), on "

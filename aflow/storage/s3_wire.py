@@ -19,6 +19,7 @@ from aflow.storage.s3_errors import Refused, Subject, translated
 
 try:
     from aiobotocore.config import AioConfig
+    from aiobotocore.httpsession import AIOHTTPSession
     from aiobotocore.session import AioSession
     from botocore.loaders import Loader, create_loader
 except ImportError as error:
@@ -110,11 +111,25 @@ def new_session(profile: str | None = None) -> AioSession:
     return session
 
 
+class _Once(AIOHTTPSession):  # type: ignore[misc]
+    """Sends each request once. By itself aiohttp sends it again where a connection that it had kept
+    breaks before the answer: so a conditional write would find its own object, and take it for
+    somebody else's."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        session._retry_connection = False
+        return session
+
+
 async def connect(session: AioSession, **options: Any) -> Any:
     """A client of S3 with many connections, which makes each call once. `options` are those of
     create_client; `config` may hold more. It is let go of with `disconnect`."""
     config = AioConfig(
-        max_pool_connections=CONNECTIONS, retries={"total_max_attempts": 1}, **_TIMES
+        max_pool_connections=CONNECTIONS,
+        retries={"total_max_attempts": 1},
+        http_session_cls=_Once,
+        **_TIMES,
     )
     more = options.pop("config", None)
     stack = contextlib.AsyncExitStack()
@@ -148,9 +163,13 @@ async def upload(
             body = source.read(0, source.size)
             await s3.put_object(**where, Body=body, **(condition or {}), **(about or {}))
         return
-    with translated(subject):
-        started = await s3.create_multipart_upload(**where, **(about or {}))
-    whole = {**where, "UploadId": started["UploadId"]}
+
+    async def start() -> str:
+        with translated(subject):
+            answer = await s3.create_multipart_upload(**where, **(about or {}))
+        return str(answer["UploadId"])
+
+    whole = {**where, "UploadId": await retried(start)}
     part = max(PART, -(-source.size // MOST_PARTS))
 
     async def send(number: int) -> dict[str, Any]:

@@ -1,0 +1,212 @@
+"""A server of HTTP that passes on what it is asked, and spoils some of it.
+
+    with FaultyProxy("http://127.0.0.1:9000", seed=1) as proxy:
+        proxy.faults.append(Fault("reset", chance=0.1, method="PUT"))
+        ...  # talk to proxy.url; proxy.seen tells what was asked, and what became of it
+
+Heads and bodies are passed on as they are, so that signatures hold. What is spoiled is drawn by
+lot from the seed; the second request that a fault is for is always spoiled, so that no test passes
+because nothing happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import re
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+Kind = Literal["answer", "reset", "lost", "cut", "flipped", "dropped", "late"]
+_HOP_BY_HOP = frozenset({"connection", "expect", "keep-alive", "transfer-encoding"})
+
+
+@dataclass
+class Fault:
+    """What goes wrong, and with which requests (`method` and `target` are regular expressions, the
+    latter for a part of path?query), how often (`chance`), and at most how many `times`.
+
+    answer   `status` and `code`, as S3 says them; the server is not asked
+    reset    the connection is reset, before the server is asked
+    lost     the server does what it was asked, and the connection is reset before it answers
+    cut      the answer's body ends in the middle, and the connection is closed
+    flipped  one bit of the answer's body is another one
+    dropped  the connection is reset in the middle of the request's body
+    late     it takes `seconds` longer
+    """
+
+    kind: Kind
+    chance: float = 1.0
+    method: str = ".*"
+    target: str = ""
+    times: int | None = None
+    status: int = 503
+    code: str = "SlowDown"
+    seconds: float = 2.0
+    met: int = field(default=0, init=False)
+    hits: int = field(default=0, init=False)
+
+    def strikes(self, method: str, target: str, lot: float) -> bool:
+        """Whether this request is spoiled."""
+        if not re.fullmatch(self.method, method) or not re.search(self.target, target):
+            return False
+        self.met += 1
+        if self.hits == self.times or not (lot < self.chance or self.met == 2):
+            return False
+        self.hits += 1
+        return True
+
+
+class Seen(NamedTuple):
+    """A request, and what was done to it: "" where nothing was."""
+
+    method: str
+    target: str
+    kind: str
+
+
+class FaultyProxy:
+    """A proxy before the server at `upstream`, in a thread of its own, for any processes.
+
+    With `deaf` it takes the conditions off from all requests, as servers do that do not know them.
+    """
+
+    def __init__(self, upstream: str, *, seed: int = 0, deaf: bool = False) -> None:
+        self._upstream = upstream
+        self._deaf = deaf
+        self._lots = random.Random(seed)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="faulty")
+        self.faults: list[Fault] = []
+        self.seen: list[Seen] = []
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def requests(self, method: str = ".*", target: str = "") -> list[Seen]:
+        """Those that were seen and are meant."""
+        return [
+            each
+            for each in self.seen
+            if re.fullmatch(method, each.method) and re.search(target, each.target)
+        ]
+
+    async def _open(self) -> None:
+        self._session = aiohttp.ClientSession(auto_decompress=False)
+        self._runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{_port_of(self._runner)}"
+
+    async def _close(self) -> None:
+        await self._runner.cleanup()
+        await self._session.close()
+
+    def _fault(self, method: str, target: str) -> Fault | None:
+        return next(
+            (each for each in self.faults if each.strikes(method, target, self._lots.random())),
+            None,
+        )
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        fault = self._fault(request.method, request.raw_path)
+        kind = fault.kind if fault else ""
+        self.seen.append(Seen(request.method, request.raw_path, kind))
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            assert request.transport is not None, "it was connected a moment ago"
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if kind == "dropped" and request.can_read_body:
+            await request.content.readany()
+            return _reset(request)
+        body = await request.content.read()
+        if kind in ("reset", "dropped"):
+            return _reset(request)
+        if fault and kind == "answer":
+            return _refusal(request.method, fault)
+        if fault and kind == "late":
+            await asyncio.sleep(fault.seconds)
+        return await self._passed_on(request, body, kind)
+
+    async def _passed_on(
+        self, request: web.BaseRequest, body: bytes, kind: str
+    ) -> web.StreamResponse:
+        gone = {*_HOP_BY_HOP, *(("if-none-match", "if-match") if self._deaf else ())}
+        headers = [
+            (name, value) for name, value in request.headers.items() if name.lower() not in gone
+        ]
+        url = URL(self._upstream + request.raw_path, encoded=True)
+        async with self._session.request(
+            request.method, url, headers=headers, data=io.BytesIO(body) if body else None,
+            allow_redirects=False,
+            skip_auto_headers=["User-Agent", "Accept", "Accept-Encoding", "Content-Type"],
+        ) as answer:  # fmt: skip
+            data = bytearray(await answer.read())
+            if kind == "lost":
+                return _reset(request)
+            if kind == "flipped" and data:
+                data[len(data) // 2] ^= 1
+            passed = web.StreamResponse(status=answer.status, reason=answer.reason)
+            passed.headers.extend(
+                (name, value)
+                for name, value in answer.headers.items()
+                if name.lower() not in _HOP_BY_HOP
+            )
+            if request.method != "HEAD":
+                passed.content_length = len(data)
+            await passed.prepare(request)
+            if kind == "cut" and len(data) > 1:
+                await passed.write(bytes(data[: len(data) // 2]))
+                assert request.transport is not None, "it was connected a moment ago"
+                request.transport.close()
+                return passed
+            if request.method != "HEAD" and data:
+                await passed.write(bytes(data))
+            await passed.write_eof()
+            return passed
+
+
+def _port_of(runner: web.ServerRunner) -> int:
+    port: int = runner.addresses[0][1]
+    return port
+
+
+def _refusal(method: str, fault: Fault) -> web.Response:
+    text = f"<Error><Code>{fault.code}</Code><Message>as the test wants</Message></Error>"
+    return web.Response(
+        status=fault.status,
+        content_type="application/xml",
+        text="" if method == "HEAD" else text,
+    )
+
+
+def _reset(request: web.BaseRequest) -> web.StreamResponse:
+    """End the connection with a reset."""
+    if request.transport is not None:
+        sock = request.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.transport.abort()
+    return web.Response()

@@ -84,7 +84,7 @@ class RetryingStore:
 
     def _has(self, name: str, parts: Sequence[Buffer]) -> bool:
         try:
-            there = self._store.get(name)
+            there = self.get(name)
         except ObjectNotFound:  # removed meanwhile: so it was not ours to count on
             return False
         return memoryview(there) == memoryview(b"".join(map(bytes, parts)))

@@ -12,6 +12,7 @@ because nothing happened.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import random
 import re
@@ -86,6 +87,7 @@ class FaultyProxy:
         self._lots = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty")
+        self._closing = asyncio.Event()
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.url = ""
@@ -123,6 +125,7 @@ class FaultyProxy:
         self.url = f"http://127.0.0.1:{_port_of(self._runner)}"
 
     async def _close(self) -> None:
+        self._closing.set()
         await self._runner.cleanup()
         await self._session.close()
 
@@ -148,8 +151,13 @@ class FaultyProxy:
         if fault and kind == "answer":
             return _refusal(request.method, fault)
         if fault and kind == "late":
-            await asyncio.sleep(fault.seconds)
+            await self._until_closed(fault.seconds)
         return await self._passed_on(request, body, kind)
+
+    async def _until_closed(self, seconds: float) -> None:
+        """Let the time pass, unless the proxy is to close."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def _passed_on(
         self, request: web.BaseRequest, body: bytes, kind: str

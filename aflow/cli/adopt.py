@@ -53,7 +53,7 @@ def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object
     settings = Settings.load(metadata=metadata, datastore_root=datastore_root)
     record = _recorded(spec.flow, spec.run, settings)
     target = f"{_unpacked(record, settings)}:{spec.flow}"
-    again = [*_lasting(record.settings.get("words", ["run"])), "--adopt", spec.run]
+    again = [*_lasting(record.settings.get("words", ["run"])), "--aflow-adopt", spec.run]
     places = [("--metadata", metadata), ("--datastore-root", datastore_root)]
     given = [word for name, value in places if value is not None for word in (name, value)]
     return flow_group(loading.load_flow(target), target, [*again, *given])

@@ -191,16 +191,22 @@ Maker = Callable[[Any], tuple[list[click.Parameter], Callable[..., object]]]
 
 def _run(definition: FlowDefinition) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.options import parameter_options
-    from aflow.cli.run import run
+    from aflow.cli.run import name_of_run, run
 
     own = parameter_options(definition.parameters)
     parameters = list(definition.parameters)
+    # A parameter takes the name of an option that is not reserved: the settings have that, too.
+    taken = {name for each in own.values() for name in each.opts}
+    named = option("--run-id", metavar="NAME", help="The run's id, which is no number.")
+    options = [each for each in (*run_options(), named) if not taken & {*each.opts}]
+    absent = {each.name: each.default for each in run_options() if taken & {*each.opts}}
 
     def body(session: Session, **values: Any) -> object:
         given = {name: values.pop(key) for name, key in zip(parameters, own, strict=True)}
-        return run(session, given, **values)
+        values["run_id"] = name_of_run(values["run_id"])
+        return run(session, given, **{**absent, **values})
 
-    return [*own.values(), *run_options()], body
+    return [*own.values(), *options], body
 
 
 def _resume(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:

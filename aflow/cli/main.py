@@ -86,6 +86,10 @@ OTHERS = {
         "What aflow needs in AWS: a CloudFormation template, and its settings.",
         "aflow.cli.stack:stack",
     ),
+    "schedule": (
+        "Have a server run flows when they are due.",
+        "aflow.cli.schedule:schedule",
+    ),
     "token": ("Who may ask a server for what.", "aflow.cli.token:token"),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }

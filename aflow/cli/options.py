@@ -213,7 +213,7 @@ def run_options() -> list[Option]:
         with_option(OPTIONS, "run_"),
         flag("--cache", help="Use results of earlier runs where nothing has changed (see @cache)."),
         flag("--dry-run", help="Only say which tasks would run, and why."),
-        option("--adopt", metavar="RUN", hidden=True, help="The run to go on with."),
+        option("--aflow-adopt", "adopt", hidden=True, help="The run to go on with."),
         _file("--run-id-file", "Write the run's id to this file."),
         _file("--runner-attribute-file", "Write run id, flow and metadata to this file, as JSON."),
         option(

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.options import flag, option, run_options
-from aflow.cli.run import run
+from aflow.cli.run import name_of_run, run
 from aflow.cli.session import Session
-from aflow.errors import InvalidInput, InvalidName, NotFound
-from aflow.ids import run_id as checked_run_id
+from aflow.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from aflow.config import Settings
@@ -64,7 +63,7 @@ def resume(
             "rerun_step": step_to_rerun,
             "rerun_missing": rerun_missing,
             "clone_only": clone_only,
-            "run_id": None if run_id is None else _checked(run_id),
+            "run_id": name_of_run(run_id),
             "resume_identifier": resume_identifier,
         }
 
@@ -81,7 +80,7 @@ def resume(
 
     return lead_or_follow(
         session,
-        _checked(run_id),
+        name_of_run(run_id) or run_id,
         lambda: run(session, {}, origin=origin, **values),
         clone_only=clone_only,
         run_id_file=values["run_id_file"],
@@ -103,9 +102,3 @@ def _latest(flow: str, settings: Settings) -> str:
         if runs:
             return runs[0].run
     raise NotFound(f"There is no run of {flow} to resume in {url}. Start one with the command run.")
-
-
-def _checked(run_id: str) -> str:
-    if run_id.isdigit():
-        raise InvalidName(f"{run_id!r} cannot be given as a run's id: it must not be a number.")
-    return checked_run_id(run_id)

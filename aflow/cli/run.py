@@ -258,6 +258,15 @@ def _values(
     return resolve(definition, given, context)
 
 
+def name_of_run(run_id: str | None) -> str | None:
+    """The id that a new run is to have; raises InvalidName for one that it cannot have."""
+    if run_id is None:
+        return None
+    if run_id.isdigit():
+        raise InvalidName(f"{run_id!r} cannot be given as a run's id: it must not be a number.")
+    return ids.run_id(run_id)
+
+
 def _checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
     unique = tuple(dict.fromkeys(tags))
     if len(unique) > ids.MAX_TAGS:

@@ -131,10 +131,10 @@ def _serve(
 
 def _check_door(host: str, settings: Settings, records: Any) -> None:
     from aflow import tokens
+    from aflow.metadata.documents import documents_of
 
-    is_guarded = settings.service_auth_keys or (
-        hasattr(records, "documents") and records.documents(tokens.KIND)
-    )
+    kept = documents_of(records)
+    is_guarded = settings.service_auth_keys or (kept is not None and kept.documents(tokens.KIND))
     if host not in _LOOPBACK and not is_guarded:
         raise InvalidSetting(
             f"Whoever reaches {host} could run code here: make a token that clients have to send "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,9 @@ from aflow.cli.options import flag, option
 from aflow.config import Settings
 from aflow.errors import InvalidInput
 from aflow.ids import Pathspec
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
 
 _HELP = """Send the code of a flow to a server (aflow server), which runs it.
 
@@ -51,15 +55,29 @@ def _submit(
     wait: bool,
     given: tuple[str, ...],
 ) -> int:
-    from aflow import package
     from aflow.cli.loading import load_flow
     from aflow.configured import configured
 
-    parameters = _parameters(given)
-    definition = configured(load_flow(target))
+    parameters = parameters_of(given)
+    wanted = send(server, configured(load_flow(target)), parameters, tags, max_workers)
+    run = ask(server, "POST", "/v1/runs", json.dumps(wanted).encode())["run"]
+    click.echo(run)
+    return _awaited(server, run) if wait else 0
+
+
+def send(
+    server: str,
+    definition: FlowDefinition,
+    parameters: Mapping[str, str],
+    tags: Sequence[str],
+    max_workers: int | None,
+) -> dict[str, Any]:
+    """Send the code of a flow; what to ask the server for then, as `POST /v1/runs` takes it."""
+    from aflow import package
+
     files = package.members(definition, Settings.load().package_suffixes)
     kept = ask(server, "POST", "/v1/packages", package.pack(files), "application/x-tar")
-    wanted = {
+    return {
         "package": kept["package"],
         "script": definition.file.rpartition("/")[2],
         "flow": definition.name,
@@ -67,9 +85,6 @@ def _submit(
         "tags": list(tags),
         "max_workers": max_workers,
     }
-    run = ask(server, "POST", "/v1/runs", json.dumps(wanted).encode())["run"]
-    click.echo(run)
-    return _awaited(server, run) if wait else 0
 
 
 def _awaited(server: str, run: str) -> int:
@@ -79,7 +94,7 @@ def _awaited(server: str, run: str) -> int:
     return follow_there(server, Pathspec.parse(run), ("stdout", "stderr"), follow=True)
 
 
-def _parameters(given: Sequence[str]) -> dict[str, str]:
+def parameters_of(given: Sequence[str]) -> dict[str, str]:
     """`--alpha 0.5 --beta=1` as values by name. Raises InvalidInput."""
     found = {}
     words = iter(given)

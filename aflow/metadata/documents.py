@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aflow.errors import VersionConflict
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import Documents
 
 
 def document_change(
@@ -22,3 +25,9 @@ def document_conflict(kind: str, name: str, version: int) -> VersionConflict:
     if version == 0:
         return VersionConflict(f"There is a {kind} {name} already.")
     return VersionConflict(f"The {kind} {name} was changed or removed by somebody else meanwhile.")
+
+
+def documents_of(store: object) -> Documents | None:
+    """The documents that a metadata store keeps; None for one over a service, which keeps none."""
+    kept: Any = store
+    return kept if hasattr(store, "put_document") else None

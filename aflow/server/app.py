@@ -20,11 +20,14 @@ from aflow.errors import (
     MissingExtra,
     NotFound,
     StoreUnavailable,
+    VersionConflict,
 )
 from aflow.server import streams
+from aflow.server.demands import demand
 from aflow.server.door import Door
 from aflow.server.orders import order
 from aflow.server.routes import LARGEST_NUMBER, LARGEST_PAGE, LONGEST_WAIT, ROUTES
+from aflow.server.schedule_routes import ScheduleRoutes
 
 try:
     from aiohttp import web
@@ -34,6 +37,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
     from aflow.server.runs import Runs
+    from aflow.server.scheduling import Scheduling
     from aflow.storage.blobs import BlobStore
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -46,13 +50,18 @@ _log = logging.getLogger("aflow.server")
 
 
 def application(
-    runs: Runs, blobs: BlobStore, metadata: MetadataStore, tokens: Sequence[str] = ()
+    runs: Runs,
+    blobs: BlobStore,
+    metadata: MetadataStore,
+    scheduling: Scheduling | None = None,
+    tokens: Sequence[str] = (),
 ) -> web.Application:
     """The API, behind its door: with the tokens of the settings, and those beside the metadata."""
-    api = _Api(runs, blobs, metadata)
+    apis = (_Api(runs, blobs, metadata), ScheduleRoutes(scheduling, SystemClock()))
     door = Door(tokens, metadata, SystemClock(), _refusal)
     app = web.Application(client_max_size=_LARGEST_PACKAGE, middlewares=[_errors_answered, door])
     for route in ROUTES:
+        api = next(each for each in apis if hasattr(each, route.name))
         app.router.add_route(route.method, route.path, getattr(api, route.name))
     app.router.add_get("/openapi.json", _described)
     return app
@@ -62,7 +71,8 @@ async def _described(_: web.Request) -> web.StreamResponse:
     """What there is, for programs."""
     from aflow.server.openapi import document  # few ask for it
 
-    summaries = {route.name: getattr(_Api, route.name).__doc__ or "" for route in ROUTES}
+    answers = {**vars(_Api), **vars(ScheduleRoutes)}
+    summaries = {route.name: answers[route.name].__doc__ or "" for route in ROUTES}
     return web.json_response(document(summaries))
 
 
@@ -83,15 +93,14 @@ class _Api:
 
     async def add_package(self, request: web.Request) -> web.StreamResponse:
         """Keep a code package: the body is the archive; its key is said."""
-        _demand(request, "application/x-tar")
+        demand(request, "application/x-tar")
         data = await request.read()
         key = await asyncio.to_thread(self._blobs.put, data)
         return web.json_response({"package": key}, status=201)
 
     async def add_run(self, request: web.Request) -> web.StreamResponse:
         """Begin a run."""
-        # A page of another site cannot send this type without being asked for leave first.
-        _demand(request, "application/json")
+        demand(request, "application/json")
         if (request.content_length or 0) > _LARGEST_ORDER:
             raise web.HTTPRequestEntityTooLarge(_LARGEST_ORDER, request.content_length or 0)
         # Shielded: who goes away while a run begins leaves a run that is known.
@@ -218,11 +227,6 @@ def _task_told(view: TaskView) -> dict[str, Any]:
     }
 
 
-def _demand(request: web.Request, type_: str) -> None:
-    if request.content_type != type_:
-        raise web.HTTPUnsupportedMediaType(reason=f"The body has to be {type_}.")
-
-
 def _number(request: web.Request, name: str, default: float, most: float) -> float:
     return _whole(name, request.query.get(name), default, most)
 
@@ -242,6 +246,7 @@ _STATUSES: list[tuple[type[AflowError], int]] = [
     (NotFound, 404),
     (CoordinatorFull, 429),
     (CoordinatorClosed, 503),
+    (VersionConflict, 409),
     (MetadataUnavailable, 503),
     (StoreUnavailable, 503),
 ]

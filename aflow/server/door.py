@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from aflow import tokens
+from aflow.metadata.documents import documents_of
 from aflow.metadata.wire import WRITES
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
-    from aflow.metadata.base import Documents
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Refusal = Callable[[int, str], web.Response]
@@ -36,7 +36,7 @@ class Door:
 
     def __init__(self, keys: Sequence[str], store: Any, clock: Clock, refusal: Refusal) -> None:
         self._keys = [key.encode() for key in keys]
-        self._store: Documents | None = store if hasattr(store, "documents") else None
+        self._store = documents_of(store)
         self._clock = clock
         self._refusal = refusal
 

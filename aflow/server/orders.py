@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aflow import ids
@@ -30,12 +31,22 @@ class Order(NamedTuple):
 def order(body: bytes) -> Order:
     """The order that the body of a request is, a JSON object. Raises InvalidInput, which says what
     is wrong."""
+    return order_of(fields_of(body))
+
+
+def fields_of(body: bytes) -> dict[str, Any]:
+    """The fields of a body that is a JSON object; raises InvalidInput for any other."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidInput("The body is no JSON.") from error
     if not isinstance(fields, dict):
         raise InvalidInput("The body has to be a JSON object.")
+    return fields
+
+
+def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
+    """The order that these fields are, and `more` words of ours. Raises InvalidInput."""
     unknown = sorted(fields.keys() - _FIELDS)
     if unknown:
         raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a run.")
@@ -43,6 +54,7 @@ def order(body: bytes) -> Order:
         *_parameters(fields.get("parameters", {})),
         *_tags(fields.get("tags", [])),
         *_workers(fields.get("max_workers")),
+        *more,
     )
     if sum(map(len, words)) > _LARGEST_IN_ALL:
         raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
@@ -75,9 +87,9 @@ def _parameters(given: object) -> list[str]:
 
 # Names of options of `run`, as words of its command line: no request gives options in disguise.
 _OPTIONS = """
-    branch cache compat config config-value datastore datastore-root dry-run environment
-    event-logger metadata monitor no-cache no-pylint package-suffixes production pylint quiet
-    trigger version
+    aflow-adopt branch cache compat config config-value datastore datastore-root dry-run environment
+    event-logger executor metadata monitor no-cache no-pylint package-suffixes production pylint
+    queue quiet trigger version
 """
 _TAKEN = {name.replace("_", "-").lower() for name in (*RESERVED, *_OPTIONS.split())}
 

@@ -57,6 +57,23 @@ _ORDER = _object(
 )
 
 
+_SCHEDULE = _object(
+    name=TEXT, flow=MAYBE_TEXT, cron=TEXT, timezone=TEXT, missed=TEXT, overlap=TEXT,
+    paused={"type": "boolean"}, parameters={"type": "object"}, next=_TIME, latest=MAYBE_TEXT,
+    said=TEXT, started={"type": "integer"}, skipped={"type": "integer"},
+)  # fmt: skip
+_WANTED = _object(
+    {
+        "timezone": MAYBE_TEXT,
+        "missed": {"enum": ["latest", "skip", "all"]},
+        "overlap": {"enum": ["skip", "allow", "wait", "cancel"]},
+        "since": {"type": "number", "minimum": 0},
+    },
+    cron={"type": "string", "maxLength": 500},
+    run=_ORDER,
+)
+
+
 class Route(NamedTuple):
     """One route. `name` is that of the method that answers; `takes` the type of the body, `body`
     its schema; `says` the type of the answer; `refuses` the statuses beside 401, 403 and 503."""
@@ -76,6 +93,7 @@ class Route(NamedTuple):
 _EVENT = _object({"id": TEXT}, event=TEXT, data=TEXT)  # of a stream, one of many
 _JSON, _TAR, _EVENTS = "application/json", "application/x-tar", "text/event-stream"
 _ONE = "/v1/runs/{flow}/{run}"
+_PLAN = "/v1/schedules/{name}"
 _FOLLOW = {"follow": number(1)}
 
 ROUTES = [
@@ -111,4 +129,22 @@ ROUTES = [
         says=_EVENTS, refuses=(400, 404),
     ),
     Route("DELETE", _ONE, "cancel_run", _object(run=TEXT), 202, refuses=(400, 404, 409)),
+    Route(
+        "GET", "/v1/schedules", "list_schedules", _object(schedules=_list(_SCHEDULE)),
+        refuses=(400,),
+    ),
+    Route("GET", _PLAN, "show_schedule", _SCHEDULE, refuses=(400, 404)),
+    Route(
+        "PUT", _PLAN, "put_schedule", _SCHEDULE,
+        takes=_JSON, body=_WANTED, refuses=(400, 409, 413, 415),
+    ),
+    Route(
+        "PATCH", _PLAN, "pause_schedule", _SCHEDULE,
+        takes=_JSON, body=_object(paused={"type": "boolean"}), refuses=(400, 404, 409, 413, 415),
+    ),
+    Route("DELETE", _PLAN, "delete_schedule", _object(schedule=TEXT), refuses=(400, 404)),
+    Route(
+        "POST", _PLAN + "/runs", "trigger_schedule", _object(run=TEXT), 201,
+        refuses=(400, 404, 422, 429),
+    ),
 ]  # fmt: skip

@@ -7,8 +7,11 @@ import signal
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow.clock import SystemClock
 from aflow.errors import InvalidSetting
+from aflow.metadata.documents import documents_of
 from aflow.server.app import application
+from aflow.server.scheduling import Scheduling
 from aflow.server.sharing import Sharing
 
 if TYPE_CHECKING:
@@ -85,7 +88,11 @@ async def _serve(
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, told_to_stop)
-    app = application(runs, blobs, metadata, listen.tokens)
+    scheduling = None
+    documents = documents_of(metadata)
+    if documents is not None:
+        scheduling = Scheduling(documents, metadata, runs, SystemClock())
+    app = application(runs, blobs, metadata, scheduling, listen.tokens)
     for mount in mounts:
         mount(app)
     runner = web.AppRunner(app, shutdown_timeout=_GOODBYE)
@@ -100,15 +107,19 @@ async def _serve(
             ) from error
         scheme = "http" if listen.tls is None else "https"
         say(f"Server on {scheme}://{listen.host}:{runner.addresses[0][1]}")
-        await _until(stop, Sharing(runs, metadata).look_on())
+        beside = [Sharing(runs, metadata).look_on()]
+        if scheduling is not None:
+            beside.append(scheduling.look_on())
+        await _until(stop, beside)
         await runs.close(listen.grace, hurry)
     finally:
         await runner.cleanup()
 
 
-async def _until(stop: asyncio.Event, beside: Coroutine[Any, Any, None]) -> None:
+async def _until(stop: asyncio.Event, beside: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Do this until it is time to stop. What it raises is raised."""
     async with asyncio.TaskGroup() as group:
-        doing = group.create_task(beside)
+        doing = [group.create_task(each) for each in beside]
         await stop.wait()
-        doing.cancel()
+        for each in doing:
+            each.cancel()

@@ -91,6 +91,8 @@ def test_the_answers_are_those_of_the_document(served: Daemon, case: Any) -> Non
 def test_hostile_names_are_refused_everywhere(served: Daemon, route: Route) -> None:
     paths = [route.path.replace("{flow}", bad).replace("{run}", "1") for bad in HOSTILE]
     paths += [route.path.replace("{flow}", "Flow_").replace("{run}", bad) for bad in HOSTILE]
+    if "{name}" in route.path:
+        paths = [route.path.replace("{name}", bad) for bad in HOSTILE]
     if "{" not in route.path:
         paths = [f"{route.path}/{bad}" for bad in HOSTILE]
         paths += [f"{route.path}?{name}={bad}" for bad in HOSTILE for name in route.query]
@@ -104,7 +106,7 @@ def test_hostile_names_are_refused_everywhere(served: Daemon, route: Route) -> N
 def test_bodies_that_mean_nothing_run_nothing(served: Daemon, route: Route, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     before = len(served.ask("GET", "/v1/runs")[1]["runs"])
-    path = route.path.replace("{flow}", "Flow_").replace("{run}", "1")
+    path = a_path(route)
     for body in (
         pickle.dumps(Bomb(mark)), b"\x00" * 1000, b"[" * 100_000, b'{"a":' * 10_000, b"{}", b"null",
         b'{"package": "../../x", "script": "../x.py"}', b"\xff\xfe", b"__import__('os')",
@@ -120,10 +122,14 @@ def test_bodies_that_mean_nothing_run_nothing(served: Daemon, route: Route, tmp_
 
 @pytest.mark.parametrize("route", ROUTES, ids=NAMES)
 def test_other_methods_are_refused(served: Daemon, route: Route) -> None:
-    path = route.path.replace("{flow}", "Flow_").replace("{run}", "1")
+    path = a_path(route)
     known = {each.method for each in ROUTES if each.path == route.path}
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"} - known:
         assert 405 == served.ask(method, path)[0]
+
+
+def a_path(route: Route) -> str:
+    return route.path.replace("{flow}", "Flow_").replace("{run}", "1").replace("{name}", "x")
 
 
 def known_run(daemon: Daemon) -> str:

@@ -1,0 +1,162 @@
+"""`aflow schedule`: have a server run flows when they are due."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from aflow.cli import tables
+from aflow.cli.asking import ask, server_option
+from aflow.cli.options import option
+from aflow.errors import InvalidInput
+
+_HELP = """Have a server (aflow server) run flows when their @schedule says so.
+
+\b
+  aflow schedule create flow.py --alpha 0.5
+  aflow schedule create flow.py --name nightly --cron '0 2 * * ? *' --timezone Europe/Berlin
+  aflow schedule list
+  aflow schedule pause nightly
+  aflow schedule trigger nightly
+"""
+_PARAMETERS: Any = {"ignore_unknown_options": True}
+
+
+def schedule(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    name = click.Argument(["name"])
+    server = server_option()
+    commands = [
+        _create_command(server),
+        click.Command("list", params=[server], callback=_list, help="Show all schedules."),
+        click.Command("show", params=[name, server], callback=_show, help="Show one, as JSON."),
+        click.Command("pause", params=[name, server], callback=_pause, help="Let one rest."),
+        click.Command("resume", params=[name, server], callback=_resume, help="Let it go on."),
+        click.Command("trigger", params=[name, server], callback=_trigger, help="Run it now."),
+        click.Command("delete", params=[name, server], callback=_delete, help="Forget one."),
+    ]
+    group = click.Group("schedule", help=_HELP, commands=commands)
+    return group.main([*words], prog_name="aflow schedule", standalone_mode=False)
+
+
+def _create_command(server: click.Option) -> click.Command:
+    return click.Command(
+        "create",
+        params=[
+            click.Argument(["target"], metavar="FLOW.PY"),
+            server,
+            option("--name", metavar="NAME", help="[default: the flow's]"),
+            option("--cron", metavar="EXPRESSION", help="[default: what @schedule says]"),
+            option("--timezone", metavar="ZONE", help="[default: what @schedule says, else UTC]"),
+            option(
+                "--missed",
+                type=click.Choice(["latest", "skip", "all"]),
+                default="latest",
+                show_default=True,
+                help="What is made up for that was due while no server was there.",
+            ),
+            option(
+                "--overlap",
+                type=click.Choice(["skip", "allow", "wait", "cancel"]),
+                default="skip",
+                show_default=True,
+                help="What to do while the run before goes on: no run, one beside it, one after "
+                "it, or one in its place.",
+            ),
+            option("--tag", "tags", multiple=True, help="A tag of its runs."),
+            option("--max-workers", type=click.IntRange(min=1), help="Live tasks at most."),
+            click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
+        ],
+        callback=_create,
+        help="Send the code of a flow, and have it run when it is due. Options that are not listed "
+        "here are parameters of the flow. A schedule of the same name is replaced.",
+        context_settings=_PARAMETERS,
+    )
+
+
+def _create(
+    target: str,
+    server: str,
+    name: str | None,
+    cron: str | None,
+    timezone: str | None,
+    missed: str,
+    overlap: str,
+    tags: tuple[str, ...],
+    max_workers: int | None,
+    given: tuple[str, ...],
+) -> None:
+    from aflow.cli.loading import load_flow
+    from aflow.cli.submit import parameters_of, send
+    from aflow.configured import configured
+
+    parameters = parameters_of(given)
+    definition = configured(load_flow(target))
+    said: Any = next((each for each in definition.decorators if each.kind == "schedule"), None)
+    due = cron or (said.schedule if said else None)
+    if due is None:
+        raise InvalidInput(
+            f"Nothing says when {definition.name} is to be run: give it @schedule, or --cron."
+        )
+    zone = timezone or (said.timezone if said and not cron else None)
+    wanted = {
+        "cron": due,
+        "timezone": zone,
+        "missed": missed,
+        "overlap": overlap,
+        "run": send(server, definition, parameters, tags, max_workers),
+    }
+    told = ask(server, "PUT", _path(name or definition.name), json.dumps(wanted).encode())
+    click.echo(f"{told['name']} runs {told['flow']} next at {_when(told['next'])}.")
+
+
+def _list(server: str) -> None:
+    rows = [
+        (
+            each["name"],
+            each["flow"],
+            f"{each['cron']} {each['timezone']}",
+            "paused" if each["paused"] else _when(each["next"]),
+            each["latest"] or "",
+        )
+        for each in ask(server, "GET", "/v1/schedules")["schedules"]
+    ]
+    if rows:
+        tables.show(("NAME", "FLOW", "WHEN", "NEXT", "LATEST RUN"), rows)
+    else:
+        click.echo("No schedules.")
+
+
+def _show(name: str, server: str) -> None:
+    click.echo(json.dumps(ask(server, "GET", _path(name)), indent=2))
+
+
+def _pause(name: str, server: str) -> None:
+    ask(server, "PATCH", _path(name), b'{"paused": true}')
+    click.echo(f"{name} is paused.")
+
+
+def _resume(name: str, server: str) -> None:
+    told = ask(server, "PATCH", _path(name), b'{"paused": false}')
+    click.echo(f"{name} goes on, next at {_when(told['next'])}.")
+
+
+def _trigger(name: str, server: str) -> None:
+    click.echo(ask(server, "POST", f"{_path(name)}/runs", b"")["run"])
+
+
+def _delete(name: str, server: str) -> None:
+    ask(server, "DELETE", _path(name))
+    click.echo(f"{name} is deleted; its runs stay.")
+
+
+def _path(name: str) -> str:
+    return f"/v1/schedules/{quote(name, safe='')}"
+
+
+def _when(at: float | None) -> str:
+    return "no time any more" if at is None else tables.local(at)

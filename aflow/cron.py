@@ -1,0 +1,209 @@
+"""When a cron expression is due: AWS's six fields, and the five of Unix, in a time zone.
+
+    minutes hours day-of-month month day-of-week [year]
+
+Each is `*`, a number, a name (JAN, SUN), a range `1-5`, a step `0/15` or `*/15`, or a list of
+these. Days of the week are 1 to 7 from Sunday on. `?` is `*` for one of the two fields of days.
+More of AWS's: `L` is the last day of a month, `5L` its last Thursday, `15W` the weekday next to the
+15th, `LW` the last weekday, `5#3` the third Thursday. Where both fields of days say something, a
+day that either of them means is meant, as Unix has it.
+
+A time that does not exist, since clocks are put forward over it, is left out; one that comes twice
+counts once, the first time: as EventBridge Scheduler does. Source of the syntax: the documentation
+of Amazon EventBridge, "Cron expressions".
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+from aflow.errors import InvalidInput
+
+_MONTHS = {name.upper(): number for number, name in enumerate(calendar.month_abbr) if name}
+_DAYS = {
+    name: number for number, name in enumerate(["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"], 1)
+}
+_YEARS = (1970, 2199)
+_DAY = timedelta(days=1)
+
+DayRule = Callable[[date], bool]
+
+
+class Cron(NamedTuple):
+    """An expression, read. `years` is None for all."""
+
+    minutes: tuple[int, ...]
+    hours: tuple[int, ...]
+    months: frozenset[int]
+    is_day: DayRule
+    years: frozenset[int] | None
+
+
+@cache
+def parse(text: str) -> Cron:
+    """Read an expression. Raises InvalidInput, which says what cannot be read."""
+    fields = text.upper().split()
+    if len(fields) not in (5, 6):
+        raise InvalidInput(f"{text!r} has to have six fields, as in '0 12 ? * MON-FRI *'.")
+    minutes, hours, days, months, weekdays, years = (*fields, "*")[:6]
+    return Cron(
+        tuple(sorted(_numbers(text, minutes, 0, 59))),
+        tuple(sorted(_numbers(text, hours, 0, 23))),
+        _numbers(text, months, 1, 12, _MONTHS),
+        _day_rule(text, days, weekdays),
+        None if years == "*" else _numbers(text, years, *_YEARS),
+    )
+
+
+def zone_of(name: str | None) -> ZoneInfo:
+    """The time zone of this IANA name; None is UTC. Raises InvalidInput."""
+    try:
+        return ZoneInfo(name or "UTC")
+    except (KeyError, OSError, ValueError) as error:  # one that is unknown is a KeyError
+        raise InvalidInput(
+            f"There is no time zone {str(name)[:80]!r}: use a name such as Europe/Berlin."
+        ) from error
+
+
+def ticks(cron: Cron, zone: ZoneInfo, after: float, until: float) -> Iterator[float]:
+    """The times at which it is due, after the one and up to the other (seconds since the epoch)."""
+    day = datetime.fromtimestamp(after, zone).date()
+    last = datetime.fromtimestamp(until, zone).date()
+    while day <= last:
+        if _is_due(cron, day):
+            yield from (at for at in _times(cron, zone, day) if after < at <= until)
+        day += _DAY
+
+
+def next_tick(cron: Cron, zone: ZoneInfo, after: float) -> float | None:
+    """The first time after this one at which it is due; None if it never is again."""
+    day = datetime.fromtimestamp(after, zone).date()
+    while day.year <= _YEARS[1]:
+        if cron.years is not None and day.year not in cron.years:
+            later = [year for year in cron.years if year > day.year]
+            if not later:
+                return None
+            day = date(min(later), 1, 1)
+        elif day.month not in cron.months:
+            day = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+        else:
+            if cron.is_day(day):
+                found = next((at for at in _times(cron, zone, day) if at > after), None)
+                if found is not None:
+                    return found
+            day += _DAY
+    return None
+
+
+def _is_due(cron: Cron, day: date) -> bool:
+    in_year = cron.years is None or day.year in cron.years
+    return in_year and day.month in cron.months and cron.is_day(day)
+
+
+def _times(cron: Cron, zone: ZoneInfo, day: date) -> list[float]:
+    found = []
+    for hour in cron.hours:
+        for minute in cron.minutes:
+            local = datetime.combine(day, time(hour, minute), zone)
+            there = local.astimezone(UTC)
+            if there.astimezone(zone).replace(tzinfo=None) == local.replace(tzinfo=None):
+                found.append(there.timestamp())
+    return sorted(found)
+
+
+# ------------------------------------------------------------------ fields
+
+
+def _numbers(
+    text: str, field: str, first: int, last: int, names: dict[str, int] | None = None
+) -> frozenset[int]:
+    found: set[int] = set()
+    for item in field.split(","):
+        span, slash, step = item.partition("/")
+        every = 1
+        if slash:
+            every = _number(text, step, 1, last)
+        if span in ("*", "?"):
+            low, high = first, last
+        else:
+            begin, dash, end = span.partition("-")
+            low = _number(text, begin, first, last, names)
+            high = _number(text, end, first, last, names) if dash else (last if slash else low)
+        if low <= high:
+            found.update(range(low, high + 1, every))
+        else:  # FRI-MON: over the end
+            found.update([*range(low, last + 1), *range(first, high + 1)][::every])
+    return frozenset(found)
+
+
+def _number(
+    text: str, word: str, first: int, last: int, names: dict[str, int] | None = None
+) -> int:
+    if names and word in names:
+        return names[word]
+    if not (word.isascii() and word.isdigit()) or not first <= int(word) <= last:
+        raise InvalidInput(f"{word!r} in the cron expression {text!r} is not in {first} to {last}.")
+    return int(word)
+
+
+def _day_rule(text: str, days: str, weekdays: str) -> DayRule:
+    rules = []
+    if days not in ("*", "?"):
+        rules.append(_any(_of_month(text, item) for item in days.split(",")))
+    if weekdays not in ("*", "?"):
+        rules.append(_any(_of_week(text, item) for item in weekdays.split(",")))
+    return _any(rules) if rules else lambda day: True
+
+
+def _any(rules: Iterator[DayRule] | list[DayRule]) -> DayRule:
+    of = [*rules]
+    return lambda day: any(rule(day) for rule in of)
+
+
+def _of_month(text: str, item: str) -> DayRule:
+    if item == "L":
+        return lambda day: day.day == _last(day)
+    if item == "LW":
+        return lambda day: day == _weekday_near(day, _last(day))
+    if item.endswith("W"):
+        near = _number(text, item.removesuffix("W"), 1, 31)
+        return lambda day: near <= _last(day) and day == _weekday_near(day, near)
+    numbers = _numbers(text, item, 1, 31)
+    return lambda day: day.day in numbers
+
+
+def _of_week(text: str, item: str) -> DayRule:
+    if (found := re.fullmatch(r"(\w+)#(\d)", item)) is not None:
+        which, nth = _number(text, found[1], 1, 7, _DAYS), _number(text, found[2], 1, 5)
+        return lambda day: _day_of_week(day) == which and (day.day + 6) // 7 == nth
+    if item == "L":
+        return lambda day: _day_of_week(day) == 7
+    if item.endswith("L"):
+        which = _number(text, item.removesuffix("L"), 1, 7, _DAYS)
+        return lambda day: _day_of_week(day) == which and day.day + 7 > _last(day)
+    numbers = _numbers(text, item, 1, 7, _DAYS)
+    return lambda day: _day_of_week(day) in numbers
+
+
+def _last(day: date) -> int:
+    return calendar.monthrange(day.year, day.month)[1]
+
+
+def _day_of_week(day: date) -> int:
+    return day.isoweekday() % 7 + 1
+
+
+def _weekday_near(day: date, number: int) -> date:
+    """The weekday next to the day of this number, in the same month."""
+    near = day.replace(day=number)
+    if near.weekday() == 5:  # Saturday
+        return near - _DAY if number > 1 else near + 2 * _DAY
+    if near.weekday() == 6:
+        return near + _DAY if number < _last(day) else near - 2 * _DAY
+    return near

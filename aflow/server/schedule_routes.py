@@ -1,0 +1,102 @@
+"""What the routes of schedules answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from aflow.errors import InvalidInput, InvalidSetting
+from aflow.server import schedules
+from aflow.server.demands import demand
+from aflow.server.orders import fields_of, order_of
+from aflow.server.schedules import Schedule
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.server.scheduling import Scheduling
+
+_FIELDS = frozenset({"cron", "timezone", "missed", "overlap", "since", "run"})
+
+
+class ScheduleRoutes:
+    """Answers for `scheduling`, which is None where the metadata keep no schedules."""
+
+    def __init__(self, scheduling: Scheduling | None, clock: Clock) -> None:
+        self._scheduling = scheduling
+        self._clock = clock
+
+    async def list_schedules(self, _: web.Request) -> web.StreamResponse:
+        """All schedules, by name."""
+        found = await asyncio.to_thread(self._kept.all)
+        return web.json_response({"schedules": [self._told(each) for each in found]})
+
+    async def show_schedule(self, request: web.Request) -> web.StreamResponse:
+        """A schedule."""
+        found = await asyncio.to_thread(self._kept.get, request.match_info["name"])
+        return web.json_response(self._told(found))
+
+    async def put_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Create a schedule, or put it in the place of the one of this name."""
+        demand(request, "application/json")
+        fields = fields_of(await request.read())
+        unknown = sorted(fields.keys() - _FIELDS)
+        if unknown:
+            raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a schedule.")
+        order = fields.get("run")
+        if not isinstance(order, dict):
+            raise InvalidInput("'run' has to be an object: what POST /v1/runs takes.")
+        if order_of(order).flow is None:
+            raise InvalidInput("'run' has to name its 'flow'.")
+        name, now = request.match_info["name"], self._clock.now()
+        schedule = schedules.new(name, {**fields, "order": order}, now)
+        await asyncio.to_thread(self._kept.put, schedule)
+        return web.json_response(self._told(schedule))
+
+    async def pause_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Let a schedule rest, or go on from now."""
+        demand(request, "application/json")
+        paused = fields_of(await request.read()).get("paused")
+        if not isinstance(paused, bool):
+            raise InvalidInput("'paused' has to be true or false.")
+        changed = await asyncio.to_thread(self._kept.pause, request.match_info["name"], paused)
+        return web.json_response(self._told(changed))
+
+    async def delete_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Forget a schedule; its runs stay."""
+        name = request.match_info["name"]
+        await asyncio.to_thread(self._kept.delete, name)
+        return web.json_response({"schedule": name})
+
+    async def trigger_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Run the flow of a schedule now."""
+        run = await asyncio.shield(self._kept.trigger(request.match_info["name"]))
+        return web.json_response({"run": run}, status=201)
+
+    @property
+    def _kept(self) -> Scheduling:
+        if self._scheduling is None:
+            raise InvalidSetting(
+                "This server keeps no schedules: its metadata are those of a service. Start one "
+                "with --metadata postgresql://..., or sqlite:////path."
+            )
+        return self._scheduling
+
+    def _told(self, schedule: Schedule) -> dict[str, Any]:
+        order = schedule.order
+        return {
+            "name": schedule.name,
+            "flow": order.get("flow"),
+            "cron": schedule.cron,
+            "timezone": schedule.timezone or "UTC",
+            "missed": schedule.missed,
+            "overlap": schedule.overlap,
+            "paused": schedule.paused,
+            "parameters": order.get("parameters", {}),
+            "next": schedules.upcoming(schedule, self._clock.now()),
+            "latest": schedule.latest,
+            "said": schedule.said,
+            "started": schedule.started,
+            "skipped": schedule.skipped,
+        }

@@ -1,0 +1,142 @@
+"""Schedules of a server: what is kept of one, and what is to be done now. Pure, but for reading the
+documents."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from aflow.cron import next_tick, parse, ticks, zone_of
+from aflow.errors import InvalidInput, MetadataUnavailable
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import Document
+
+KIND = "schedule"
+ON_TIME = 60.0  # seconds after its time until which a tick is not called missed
+MOST_MISSED = 100  # ticks that are made up for with missed="all": the latest of them
+
+Missed = Literal["latest", "skip", "all"]
+Overlap = Literal["skip", "allow", "wait", "cancel"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When which flow is run. `order` is what `POST /v1/runs` takes. Ticks up to `done_until` have
+    been seen to; `latest` is the pathspec of the run of the last that was started.
+
+    `missed` says which ticks are made up for that nobody was there to see; `overlap` what a tick
+    does while the run of the one before goes on."""
+
+    name: str
+    cron: str
+    order: Mapping[str, Any]
+    done_until: float
+    timezone: str | None = None
+    missed: Missed = "latest"
+    overlap: Overlap = "skip"
+    paused: bool = False
+    latest: str | None = None
+    said: str = ""  # of the last tick, where it started nothing
+    started: int = 0
+    skipped: int = 0
+    known: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of a later version
+
+    def encode(self) -> bytes:
+        """The schedule as the data of its document."""
+        fields = asdict(self)
+        later = fields.pop("known")
+        del fields["name"]
+        return json.dumps({**later, **fields}).encode()
+
+
+def read(document: Document) -> Schedule:
+    """The schedule that a document keeps; raises MetadataUnavailable for one that is damaged."""
+    try:
+        fields = json.loads(document.data)
+        ours = {key: value for key, value in fields.items() if key in Schedule.__slots__}
+        later = {key: value for key, value in fields.items() if key not in Schedule.__slots__}
+        return Schedule(name=document.name, known=later, **ours)
+    except (ValueError, TypeError) as error:
+        raise MetadataUnavailable(
+            f"The schedule {document.name} is damaged: delete it, and create it again."
+        ) from error
+
+
+def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
+    """A schedule that somebody asks for, checked. `fields` are those of the request beside those of
+    the run. Raises InvalidInput."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise InvalidInput("A schedule's name is letters, digits, _ and -, at most 100 of them.")
+    cron, zone = fields.get("cron"), fields.get("timezone")
+    if not isinstance(cron, str) or len(cron) > 500:
+        raise InvalidInput("'cron' has to be an expression such as '0 12 ? * MON-FRI *'.")
+    if zone is not None and not isinstance(zone, str):
+        raise InvalidInput("'timezone' has to be a name such as Europe/Berlin.")
+    if next_tick(parse(cron), zone_of(zone), now) is None:
+        raise InvalidInput(f"{cron!r} is never due again.")
+    since = fields.get("since", now)
+    if isinstance(since, bool) or not isinstance(since, int | float) or not 0 <= since <= now:
+        raise InvalidInput("'since' has to be a time in the past, in seconds since 1970.")
+    return Schedule(
+        name,
+        cron,
+        fields["order"],
+        float(since),
+        zone,
+        _one_of("missed", fields.get("missed", "latest"), get_args(Missed)),
+        _one_of("overlap", fields.get("overlap", "skip"), get_args(Overlap)),
+    )
+
+
+def _one_of(what: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise InvalidInput(f"{what!r} has to be one of: {', '.join(allowed)}.")
+    return value
+
+
+# ------------------------------------------------------------------ deciding
+
+
+def due(schedule: Schedule, now: float) -> list[float]:
+    """The ticks that are to be started now, in their order. Those before them, up to `now`, are
+    not: they were missed."""
+    if schedule.paused:
+        return []
+    cron, zone = parse(schedule.cron), zone_of(schedule.timezone)
+    come = [*ticks(cron, zone, schedule.done_until, now)][-MOST_MISSED:]
+    on_time = [at for at in come if now - at <= ON_TIME]
+    if schedule.missed == "all":
+        return come
+    return on_time if schedule.missed == "skip" else (on_time or come[-1:])
+
+
+def upcoming(schedule: Schedule, now: float) -> float | None:
+    """When it is due next; None if it is paused, or never is."""
+    if schedule.paused:
+        return None
+    after = max(schedule.done_until, now)
+    return next_tick(parse(schedule.cron), zone_of(schedule.timezone), after)
+
+
+def run_id(schedule: Schedule, tick: float) -> str:
+    """The id of the run of a tick: of two servers that start it, one is refused."""
+    when = datetime.fromtimestamp(tick, UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{schedule.name}-{when}"
+
+
+def seen_to(schedule: Schedule, until: float, run: str | None, said: str = "") -> Schedule:
+    """The schedule after a tick that started this run, or none, for the reason that is said."""
+    return replace(
+        schedule,
+        done_until=until,
+        latest=run or schedule.latest,
+        said=said,
+        started=schedule.started + (run is not None),
+        skipped=schedule.skipped + (run is None and bool(said)),
+    )

@@ -1,0 +1,148 @@
+"""Starts the runs of schedules when they are due. Several servers may share the schedules: the run
+of a tick has an id of its own, so that one server starts it, and the others are told that it is
+there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from aflow.errors import AflowError, CoordinatorFull, NotFound, VersionConflict
+from aflow.scheduler.states import TERMINAL_RUN_STATES
+from aflow.server import schedules
+from aflow.server.orders import order_of
+from aflow.server.schedules import Schedule
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.metadata.base import Document, Documents, MetadataStore
+    from aflow.server.runs import Runs
+
+LOOK = 1.0  # seconds between looks
+
+_log = logging.getLogger("aflow.server")
+
+
+class Scheduling:
+    """The schedules of the metadata, and their ticks."""
+
+    def __init__(
+        self, documents: Documents, metadata: MetadataStore, runs: Runs, clock: Clock
+    ) -> None:
+        self._documents = documents
+        self._metadata = metadata
+        self._runs = runs
+        self._clock = clock
+
+    async def look_on(self) -> None:
+        """Look for ticks now, and again and again."""
+        while True:
+            try:
+                for document in await asyncio.to_thread(self._documents.documents, schedules.KIND):
+                    await self._see_to(document)
+            except AflowError as error:  # the metadata are away, say
+                _log.warning("Schedules cannot be looked at: %s", error)
+            await asyncio.sleep(LOOK)
+
+    async def trigger(self, name: str) -> str:
+        """Run the flow of a schedule now; the run's pathspec. Raises NotFound, and what
+        `Runs.begin` raises."""
+        schedule = await asyncio.to_thread(self.get, name)
+        return await self._runs.begin(order_of(schedule.order, [f"--tag=schedule:{name}"]))
+
+    def get(self, name: str) -> Schedule:
+        """One schedule. Blocks. Raises NotFound."""
+        document = self._documents.document(schedules.KIND, name)
+        if document is None:
+            raise NotFound(f"There is no schedule {name[:100]!r}.")
+        return schedules.read(document)
+
+    def all(self) -> list[Schedule]:
+        """All schedules, by name. Blocks."""
+        return [schedules.read(each) for each in self._documents.documents(schedules.KIND)]
+
+    def put(self, schedule: Schedule) -> None:
+        """Write a schedule, in the place of one of the same name, whose last run stays known.
+        Blocks."""
+        there = self._documents.document(schedules.KIND, schedule.name)
+        if there is not None:
+            schedule = replace(schedule, latest=schedules.read(there).latest)
+        version = 0 if there is None else there.version
+        self._documents.put_document(schedules.KIND, schedule.name, schedule.encode(), version)
+
+    def pause(self, name: str, paused: bool) -> Schedule:
+        """Let it rest, or go on from now. Blocks. Raises NotFound."""
+        document = self._documents.document(schedules.KIND, name)
+        if document is None:
+            raise NotFound(f"There is no schedule {name[:100]!r}.")
+        schedule = schedules.read(document)
+        if schedule.paused and not paused:  # what was due while it rested, was not to be run
+            schedule = replace(schedule, done_until=self._clock.now())
+        schedule = replace(schedule, paused=paused)
+        self._documents.put_document(schedules.KIND, name, schedule.encode(), document.version)
+        return schedule
+
+    def delete(self, name: str) -> None:
+        """Forget a schedule; its runs stay. Blocks. Raises NotFound."""
+        if not self._documents.delete_document(schedules.KIND, name):
+            raise NotFound(f"There is no schedule {name[:100]!r}.")
+
+    # ------------------------------------------------------------ ticks
+
+    async def _see_to(self, document: Document) -> None:
+        schedule, version = schedules.read(document), document.version
+        now = self._clock.now()
+        for tick in schedules.due(schedule, now):
+            after = await self._tick(schedule, tick)
+            if after is None:
+                return  # not yet: it is tried again
+            try:
+                version = await asyncio.to_thread(
+                    self._documents.put_document,
+                    schedules.KIND, schedule.name, after.encode(), version,
+                )  # fmt: skip
+            except VersionConflict:  # another server has seen to it, or somebody has changed it
+                return
+            schedule = after
+
+    async def _tick(self, schedule: Schedule, tick: float) -> Schedule | None:
+        """The schedule after this tick; None if it has to wait."""
+        if schedule.latest is not None and schedule.overlap != "allow":
+            goes_on = await asyncio.to_thread(self._goes_on, schedule.latest)
+            if goes_on and schedule.overlap == "wait":
+                return None
+            if goes_on and schedule.overlap == "skip":
+                said = f"{schedule.latest} was still going on."
+                _log.info("The schedule %s starts no run: %s", schedule.name, said)
+                return schedules.seen_to(schedule, tick, None, said)
+            if goes_on:
+                await asyncio.to_thread(self._cancel, schedule.latest)
+        run = schedules.run_id(schedule, tick)
+        more = [f"--tag=schedule:{schedule.name}", f"--run-id={run}"]
+        try:
+            pathspec = await self._runs.begin(order_of(schedule.order, more))
+        except CoordinatorFull:
+            return None
+        except AflowError as error:
+            there = await asyncio.to_thread(self._there, schedule, run)
+            if there is not None:  # another server was first
+                return schedules.seen_to(schedule, tick, there)
+            _log.error("The schedule %s could not start its run: %s", schedule.name, error)
+            return schedules.seen_to(schedule, tick, None, str(error))
+        return schedules.seen_to(schedule, tick, pathspec)
+
+    def _there(self, schedule: Schedule, run: str) -> str | None:
+        flow = str(schedule.order.get("flow"))
+        return f"{flow}/{run}" if self._metadata.run(flow, run) is not None else None
+
+    def _goes_on(self, pathspec: str) -> bool:
+        record = self._metadata.run(*pathspec.split("/"))
+        return record is not None and record.state not in TERMINAL_RUN_STATES
+
+    def _cancel(self, pathspec: str) -> None:
+        record = self._metadata.run(*pathspec.split("/"))
+        if record is not None and not self._runs.cancel(pathspec):
+            reason = "The next tick of its schedule has come."
+            self._metadata.request_cancel(record.key, reason)

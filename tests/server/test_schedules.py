@@ -1,0 +1,124 @@
+"""Flows that a server runs when they are due."""
+
+from __future__ import annotations
+
+import json
+import select
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from aflow import package
+from tests.server.conftest import FLOW, Daemon
+
+SCHEDULED = "from aflow import schedule\n" + FLOW.replace(
+    "class Flow_", "@schedule(cron='0 0 1 1 ? *', timezone='Europe/Berlin')\nclass Flow_"
+)
+
+
+@pytest.fixture
+def scheduled(daemon: Daemon) -> Daemon:
+    daemon.write(SCHEDULED)
+    return daemon
+
+
+def until(daemon: Daemon, name: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The schedule, when that holds of it."""
+    for _ in range(600):
+        _, told = daemon.ask("GET", f"/v1/schedules/{name}")
+        if holds(told):
+            return dict(told)
+        select.select([], [], [], 0.1)
+    pytest.fail(f"it has not come to that: {told}")
+
+
+def make_due(daemon: Daemon, name: str, **changes: Any) -> dict[str, Any]:
+    """Have the schedule think that it was seen to last a year ago."""
+    told = daemon.ask("GET", f"/v1/schedules/{name}")[1]
+    _, order = daemon.ask("GET", "/v1/schedules")
+    assert [name] == [each["name"] for each in order["schedules"]]
+    year = datetime.now(UTC).year
+    since = datetime(year - 1, 6, 1, tzinfo=UTC).timestamp()
+    body = {"cron": told["cron"], "timezone": told["timezone"], "since": since, **changes}
+    status, made = daemon.ask("PUT", f"/v1/schedules/{name}", json.dumps(body).encode())
+    assert 200 == status, made
+    return dict(made)
+
+
+def order_for(daemon: Daemon) -> dict[str, Any]:
+    """What to run, of the package that is there already."""
+    data = package.pack({"flow.py": daemon.path / "flow.py"})
+    _, kept = daemon.ask("POST", "/v1/packages", data, "application/x-tar")
+    return {"package": kept["package"], "script": "flow.py", "flow": "Flow_"}
+
+
+def test_a_flow_is_run_when_its_schedule_says_so(scheduled: Daemon) -> None:
+    made = scheduled.call("schedule", "create", "flow.py", "--alpha", "0.5")
+    assert (0, True) == (made.code, "Flow_ runs Flow_ next at " in made.out), made.err
+    make_due(scheduled, "Flow_", run={**order_for(scheduled), "parameters": {"alpha": 0.5}})
+
+    told = until(scheduled, "Flow_", lambda told: told["latest"] is not None)
+
+    year = datetime.now(UTC).year
+    assert f"Flow_/Flow_-{year - 1}1231T230000Z" == told["latest"]  # midnight in Berlin
+    _, run = scheduled.ask("GET", f"/v1/runs/{told['latest']}?wait=60")
+    assert ("succeeded", ["schedule:Flow_"]) == (run["state"], run["tags"])
+    assert (1, 0) == (told["started"], told["skipped"])
+    assert told["latest"] in scheduled.call("schedule", "list").out
+    assert 0 == scheduled.stop()
+    scheduled.check()
+
+
+def test_two_servers_start_the_run_of_a_tick_once(scheduled: Daemon) -> None:
+    other = Daemon(scheduled.path)
+    other.begin()
+    scheduled.call("schedule", "create", "flow.py", "--missed", "all")
+    make_due(scheduled, "Flow_", missed="all", overlap="wait", run=order_for(scheduled))
+
+    told = until(other, "Flow_", lambda told: told["started"] >= 1)
+
+    scheduled.ask("GET", f"/v1/runs/{told['latest']}?wait=60")
+    assert 1 == len(other.ask("GET", "/v1/runs")[1]["runs"])
+    assert [0, 0] == [scheduled.stop(), other.stop()]
+    scheduled.check()
+
+
+def test_schedules_are_kept_paused_triggered_and_forgotten(scheduled: Daemon) -> None:
+    def call(*words: str) -> str:
+        ran = scheduled.call("schedule", *words)
+        assert 0 == ran.code, ran.err
+        return ran.out
+
+    call("create", "flow.py", "--name", "nightly", "--cron", "0 2 * * ? *", "--overlap", "wait")
+    assert ("0 2 * * ? *", "UTC", "wait") == tuple(
+        json.loads(call("show", "nightly"))[each] for each in ("cron", "timezone", "overlap")
+    )
+    assert "nightly is paused" in call("pause", "nightly")
+    assert "paused" in call("list")
+    assert 0 == scheduled.stop()
+    scheduled.begin()
+    assert "nightly" in call("list")
+    assert "goes on, next at" in call("resume", "nightly")
+    run = call("trigger", "nightly").strip()
+    assert "succeeded" == scheduled.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+    assert "its runs stay" in call("delete", "nightly")
+    gone = scheduled.call("schedule", "show", "nightly")
+    assert (1, True) == (gone.code, "There is no schedule 'nightly'" in gone.err)
+
+
+def test_a_flow_without_a_schedule_is_refused(daemon: Daemon) -> None:
+    ran = daemon.call("schedule", "create", "flow.py")
+    assert (2, True) == (ran.code, "give it @schedule, or --cron" in ran.err)
+
+
+def test_a_run_that_cannot_begin_is_told_and_not_tried_for_ever(scheduled: Daemon) -> None:
+    scheduled.call("schedule", "create", "flow.py")
+    wrong = {**order_for(scheduled), "parameters": {"alpha": "many"}}
+    make_due(scheduled, "Flow_", run=wrong)
+
+    told = until(scheduled, "Flow_", lambda told: told["skipped"] == 1)
+
+    assert "alpha" in told["said"]
+    assert [] == scheduled.ask("GET", "/v1/runs")[1]["runs"]

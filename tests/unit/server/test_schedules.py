@@ -1,0 +1,86 @@
+"""What a schedule has to do now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from aflow.errors import InvalidInput, MetadataUnavailable
+from aflow.metadata.base import Document
+from aflow.server.schedules import MOST_MISSED, Schedule, due, new, read, run_id, seen_to, upcoming
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
+HOUR = 3600.0
+HOURLY = Schedule("hourly", "0 * * * ? *", {"flow": "F"}, done_until=NOON - HOUR)
+
+
+def test_a_tick_is_due_at_its_time_and_once() -> None:
+    assert [] == due(HOURLY, NOON - 1)
+    assert [NOON] == due(HOURLY, NOON)
+    after = seen_to(HOURLY, NOON, "F/1")
+    assert [] == due(after, NOON + 59)
+    assert (NOON + HOUR, "F/1", 1, 0) == (
+        upcoming(after, NOON), after.latest, after.started, after.skipped,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("missed", "expected"),
+    [
+        ("latest", [NOON + 3 * HOUR]),
+        ("skip", []),
+        ("all", [NOON, NOON + HOUR, NOON + 2 * HOUR, NOON + 3 * HOUR]),
+    ],
+)
+def test_what_was_missed_is_made_up_for_as_was_asked(missed: Any, expected: list[float]) -> None:
+    schedule = replace(HOURLY, missed=missed)
+    assert expected == due(schedule, NOON + 3.5 * HOUR)
+
+
+def test_a_tick_that_is_on_time_goes_ahead_of_those_that_were_missed() -> None:
+    assert [NOON + 3 * HOUR] == due(replace(HOURLY, missed="skip"), NOON + 3 * HOUR + 30)
+    assert [NOON + 3 * HOUR] == due(HOURLY, NOON + 3 * HOUR + 30)
+
+
+def test_of_very_many_that_were_missed_the_latest_are_made_up_for() -> None:
+    found = due(replace(HOURLY, missed="all", done_until=NOON - 1000 * HOUR), NOON)
+    assert (MOST_MISSED, NOON) == (len(found), found[-1])
+
+
+def test_a_paused_schedule_is_never_due() -> None:
+    paused = replace(HOURLY, paused=True)
+    assert ([], None) == (due(paused, NOON + HOUR), upcoming(paused, NOON))
+
+
+def test_the_run_of_a_tick_has_the_same_id_everywhere() -> None:
+    assert "hourly-20260504T120000Z" == run_id(HOURLY, NOON)
+
+
+def test_a_schedule_is_read_as_it_was_written_with_what_later_versions_know() -> None:
+    kept = replace(HOURLY, timezone="Europe/Berlin", latest="F/1", known={"colour": "red"})
+    back = read(Document("hourly", 1, kept.encode()))
+    assert (kept, {"colour": "red"}) == (back, back.known)
+    with pytest.raises(MetadataUnavailable, match="is damaged"):
+        read(Document("hourly", 1, b"{}"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"cron": 5}, {"cron": "* * *"}, {"cron": "0 0 1 1 ? 2020"}, {"timezone": "Mars"},
+     {"timezone": 3}, {"missed": "never"}, {"overlap": None}, {"since": NOON + 1}, {"since": "x"},
+     {"since": True}],
+)  # fmt: skip
+def test_what_cannot_be_a_schedule_is_refused(fields: dict[str, Any]) -> None:
+    good = {"cron": "0 * * * ? *", "order": {"flow": "F"}}
+    assert "a" == new("a", good, NOON).name
+    with pytest.raises(InvalidInput):
+        new("a", {**good, **fields}, NOON)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "-a", "a" * 101, None, "a\n"])
+def test_names_that_cannot_be_are_refused(name: Any) -> None:
+    with pytest.raises(InvalidInput):
+        new(name, {"cron": "0 * * * ? *", "order": {}}, NOON)

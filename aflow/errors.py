@@ -41,6 +41,7 @@ AflowError
 │   ├── LeaseLost                a message is not ours any more
 │   ├── InvalidMessage
 │   └── ForgedMessage
+├── AwsError                     AWS refuses, or does not answer
 ├── NotFound                     the client was asked for what is not there
 │   └── NamespaceMismatch
 ├── CommandFailed                a command that was started has begun no run
@@ -355,6 +356,10 @@ class InvalidMessage(QueueError):
 
 class ForgedMessage(QueueError):
     """A message is not signed as it has to be."""
+
+
+class AwsError(AflowError):
+    """AWS refuses a call, or does not answer."""
 
 
 class NotFound(AflowError):

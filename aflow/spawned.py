@@ -23,6 +23,11 @@ def main() -> None:
     """Import the flow that the first message names, then serve."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
+    serve(control)
+
+
+def serve(control: socket.socket) -> None:
+    """Import the flow that the first message names, then serve."""
     unpacker = wire.unpacker()
     while data := control.recv(1 << 20):
         unpacker.feed(data)

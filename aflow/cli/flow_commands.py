@@ -37,6 +37,7 @@ COMMANDS = {
     "explain": "Say why tasks ran, or did not.",
     "card": "View, get, list or make the cards of tasks.",
     "package": "Show, list or save the code package of the flow.",
+    "step-functions": "Deploy the flow to AWS Step Functions, and look after its runs there.",
     "tag": "Add, remove, replace or list the tags of runs.",
     "output-dot": "Write the graph for graphviz.",
     "output-raw": "Write the graph as text, or as JSON.",
@@ -98,12 +99,14 @@ class FlowGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         if cmd_name in _GROUPS:
-            return self._with_commands(cmd_name)
+            return self._with_commands(cmd_name, _GROUPS[cmd_name]())
+        if cmd_name in _GROUPS_OF_FLOW:
+            return self._with_commands(cmd_name, _GROUPS_OF_FLOW[cmd_name](self._defined()))
         maker = _MAKERS[cmd_name]
         made = maker(self._defined() if maker is _run else None)
         return self._made(cmd_name, COMMANDS[cmd_name], *made)
 
-    def _with_commands(self, cmd_name: str) -> click.Group:
+    def _with_commands(self, cmd_name: str, commands: Commands) -> click.Group:
         """A command that has commands of its own."""
         group = _Group(
             cmd_name,
@@ -111,7 +114,7 @@ class FlowGroup(click.Group):
             help=COMMANDS[cmd_name],
             context_settings=_NORMALIZED,
         )
-        for name, (help, params, body) in _GROUPS[cmd_name]().items():
+        for name, (help, params, body) in commands.items():
             group.add_command(self._made(name, help, params, body))
         return group
 
@@ -294,6 +297,16 @@ def _package() -> Commands:
     return package_commands()
 
 
+def _step_functions(definition: FlowDefinition) -> Commands:
+    from aflow.cli.step_functions import step_functions_commands
+
+    return step_functions_commands(definition)
+
+
+# Groups some of whose commands have the parameters of the flow as options.
+_GROUPS_OF_FLOW: dict[str, Callable[[FlowDefinition], Commands]] = {
+    "step-functions": _step_functions
+}
 _GROUPS: dict[str, Callable[[], Commands]] = {
     "card": _cards,
     "logs": _logs,

@@ -75,6 +75,7 @@ class Where:
     max_workers: int = 100
     timeout: int | None = None
     distributed: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def compiled(graph: Graph, jobs: Mapping[str, JobOf], where: Where, comment: str = "") -> State:
@@ -272,8 +273,9 @@ class _Compiler:
             },
             "Timeout": {"AttemptDurationSeconds": job.limit},
         }
-        if job.tags:
-            parameters["Tags"] = dict(job.tags)
+        tags = {**self._where.tags, **job.tags}
+        if tags:
+            parameters["Tags"] = tags
         return {
             "Type": "Task",
             "Resource": f"arn:{self._where.partition}:states:::batch:submitJob.sync",

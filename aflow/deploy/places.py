@@ -5,7 +5,7 @@ step and its place alone: another attempt at it, or the join after it, finds it 
 
 A place is the way through the open foreachs: one level for the flow itself and one for each
 foreach, from the outside in, joined by dots. A level is an index (0 for the flow itself) and, in
-a loop, how often the loop has gone round there: `0`, `0.3`, `0~2.3.11~1`.
+a loop, how often the loop has gone round there: `0`, `0.3`, `0_2.3.11_1`.
 
 Numbers grow along the way of an item, since a join takes the task of the highest number for the
 last one; they stay below 10**18, the largest that a pathspec may name.
@@ -36,13 +36,13 @@ class Level(NamedTuple):
     rounds: int = 0
 
     def __str__(self) -> str:
-        return f"{self.index}~{self.rounds}" if self.rounds else str(self.index)
+        return f"{self.index}_{self.rounds}" if self.rounds else str(self.index)
 
 
 def parse(place: str) -> tuple[Level, ...]:
     """The levels of a place; raises InvalidInput for a text that is none."""
     try:
-        levels = tuple(Level(*map(int, each.split("~"))) for each in place.split("."))
+        levels = tuple(Level(*map(int, each.split("_"))) for each in place.split("."))
     except (TypeError, ValueError):
         raise InvalidInput(f"{place!r} is no place in a state machine.") from None
     if any(part < 0 for level in levels for part in level):

@@ -81,11 +81,17 @@ def start_from(request: Request, name: str, environment: Mapping[str, str]) -> S
             )
         made.enter_context(process)  # waits for its end ...
         made.callback(process.kill)  # ... which a thread of the flow's file could put off
-        kind, *rest = _answer(ours, msgpack.packb((wire.LOAD, *request)))
-        if kind != wire.READY:
-            raise AflowError(f"The flow {name} could not be loaded again: {rest[0]}")
+        have_loaded(ours, request, name)
         made.pop_all()
         return SpawnedTemplate(ours, process)
+
+
+def have_loaded(control: socket.socket, request: Request, name: str) -> None:
+    """Have the template at the other end load the flow of this name. Blocks; raises AflowError with
+    what the import said."""
+    kind, *rest = _answer(control, msgpack.packb((wire.LOAD, *request)))
+    if kind != wire.READY:
+        raise AflowError(f"The flow {name} could not be loaded again: {rest[0]}")
 
 
 def _answer(control: socket.socket, request: bytes) -> tuple[Any, ...]:

@@ -43,7 +43,7 @@ def test_a_place_is_read_as_it_was_written(place):
     assert place == places.rounds_added(places.rounds_added(place, 2), -2)
 
 
-@pytest.mark.parametrize("text", ["", "x", "0..1", "0~1~2", "0.-1"])
+@pytest.mark.parametrize("text", ["", "x", "0..1", "0_1_2", "0.-1"])
 def test_what_is_no_place_is_refused(text):
     with pytest.raises(InvalidInput, match="is no place"):
         parse(text)
@@ -51,4 +51,4 @@ def test_what_is_no_place_is_refused(text):
 
 def test_a_loop_in_a_foreach_that_goes_round_too_often_is_refused():
     with pytest.raises(InvalidInput, match=r"Step step3 has gone round 600 times"):
-        number_of(ORDER, "step3", "0.1~600")
+        number_of(ORDER, "step3", "0.1_600")

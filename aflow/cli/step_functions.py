@@ -1,0 +1,288 @@
+"""`step-functions`: the flow on AWS Step Functions, as a state machine of jobs of AWS Batch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aflow.cli.checks import check_graph
+from aflow.cli.options import TagType, flag, option, parameter_options
+from aflow.cli.session import Session
+from aflow.errors import CommandFailed, InvalidInput
+
+if TYPE_CHECKING:
+    from aflow.config import Settings
+    from aflow.deploy.deployer import Deployer
+    from aflow.deploy.plan import Wanted
+    from aflow.flow.definition import FlowDefinition
+
+Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
+
+_STATES = ("running", "succeeded", "failed", "timed-out", "aborted")
+
+
+def step_functions_commands(definition: FlowDefinition) -> Commands:
+    """The commands below `step-functions`, by name: help, parameters, body."""
+    own = parameter_options(definition.parameters)
+    parameters = list(definition.parameters)
+
+    def start(session: Session, **values: Any) -> None:
+        given = {name: values.pop(key) for name, key in zip(parameters, own, strict=True)}
+        trigger(session, given, **values)
+
+    files = [
+        _file("--run-id-file", "Write the run's id to this file."),
+        _file("--deployer-attribute-file", "Write name, flow and run to this file, as JSON."),
+    ]
+    run = click.Argument(["run_id"], metavar="RUN")
+    states = [flag(f"--{state}", help=f"Those that are {state}.") for state in _STATES]
+    return {
+        "create": ("Deploy the flow, or its new version.", _create_parameters(), create),
+        "trigger": ("Start a run.", [_name(), *own.values(), *files], start),
+        "list-runs": ("List the runs.", [_name(), *states], list_runs),
+        "terminate": ("Stop a run.", [run, _name(), _authorize()], terminate),
+        "resume": ("Start a run that takes over what a run has finished.", [run, _name()], resume),
+        "delete": (
+            "Delete the state machine, and what starts it.",
+            [_name(), _authorize()],
+            delete,
+        ),
+        "diff": (
+            "Show what `create` would change.",
+            [each for each in _create_parameters() if each.name in _SHAPING],
+            diff,
+        ),
+    }
+
+
+# What makes the state machine another one.
+_SHAPING = (
+    "name", "tags", "aws_batch_tag", "namespace", "max_workers", "workflow_timeout",
+    "use_distributed_map", "compress_state_machine",
+)  # fmt: skip
+
+
+def _name() -> click.Parameter:
+    return option("--name", metavar="NAME", help="The state machine.  [default: the flow's name]")
+
+
+def _authorize() -> click.Parameter:
+    return option("--authorize", metavar="TOKEN", help="The production token, for what is others'.")
+
+
+def _file(name: str, help: str) -> click.Parameter:
+    kind = click.Path(dir_okay=False, writable=True)
+    return option(name, default=None, type=kind, metavar="FILE", help=help)
+
+
+def _create_parameters() -> list[click.Parameter]:
+    return [
+        _name(),
+        _authorize(),
+        flag("--generate-new-token", help="Give the flow another production token."),
+        option(
+            "--new-token", "--given-token", "new_token", metavar="TOKEN",
+            help="Give the flow this production token.",
+        ),
+        option(
+            "--tag", "tags", multiple=True, type=TagType(), metavar="TAG", help="Mark all runs."
+        ),
+        option(
+            "--aws-batch-tag", multiple=True, metavar="KEY=VALUE", help="Mark all jobs."
+        ),
+        option(
+            "--namespace", metavar="NAME",
+            help="Namespace of the client inside runs.  [default: production:<token>]",
+        ),
+        flag("--only-json", help="Only show the definition of the state machine."),
+        option(
+            "--max-workers", default=100, type=click.IntRange(min=0), metavar="N",
+            help="Items of a foreach that run at once; 0 for no limit.  [default: 100]",
+        ),
+        option(
+            "--workflow-timeout", type=click.IntRange(min=1), metavar="SECONDS",
+            help="End runs that take longer.",
+        ),
+        flag("--log-execution-history", help="Log executions to CloudWatch."),
+        flag(
+            "--use-distributed-map/--no-use-distributed-map",
+            help="Run foreachs as distributed maps: more than 40 items at once.",
+        ),
+        flag(
+            "--compress-state-machine/--no-compress-state-machine",
+            help="Write the definition without spaces.",
+        ),
+        _file("--deployer-attribute-file", "Write name, flow and token to this file, as JSON."),
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------ commands
+
+
+def create(
+    session: Session,
+    authorize: str | None,
+    generate_new_token: bool,
+    new_token: str | None,
+    only_json: bool,
+    log_execution_history: bool,
+    deployer_attribute_file: str | None,
+    **shape: Any,
+) -> None:
+    """Deploy the flow."""
+    deployer = _deployer(session, **shape)
+    if only_json:
+        click.echo(deployer.definition_alone(new_token or authorize))
+        return
+    from aflow.deploy.deployer import starts
+
+    session.note(f"Deploying {deployer.flow} to AWS Step Functions...")
+    done = deployer.create(
+        authorize=authorize,
+        new_token=new_token,
+        generate=generate_new_token,
+        log_history=log_execution_history,
+    )
+    label = done.plan.label
+    told = "has been deployed" if done.new_machine else "has a new version"
+    click.echo(f"{deployer.flow} {told} as the state machine {done.plan.name}.")
+    for sentence in starts(done.plan):
+        click.echo(sentence)
+    click.echo(f"Its production token is {label.token}: others need it to change what is deployed.")
+    click.echo(f"Its runs are in the namespace production:{label.token}.")
+    facts = {"name": done.plan.name, "flow_name": label.flow, "metadata": session.settings().place}
+    _write(deployer_attribute_file, json.dumps({**facts, "production_token": label.token}))
+
+
+def trigger(
+    session: Session,
+    given: Mapping[str, Any],
+    name: str | None,
+    run_id_file: str | None,
+    deployer_attribute_file: str | None,
+) -> None:
+    """Start a run."""
+    deployer = _deployer(session, name=name)
+    execution = deployer.trigger({key: each for key, each in given.items() if each is not None})
+    _write(run_id_file, execution.run)
+    facts = {"name": deployer.name, "metadata": session.settings().place}
+    pathspec = f"{deployer.flow}/{execution.run}"
+    _write(deployer_attribute_file, json.dumps({**facts, "pathspec": pathspec}))
+    click.echo(f"{deployer.name} is started (run-id {execution.run}).")
+
+
+def list_runs(session: Session, name: str | None, **chosen: bool) -> None:
+    """A line a run."""
+    deployer = _deployer(session, name=name)
+    states = [state.upper() for state, wanted in chosen.items() if wanted]  # TIMED_OUT, say
+    found = deployer.executions(states)
+    for each in found:
+        ended = f" ended:{_time(each.stopped_at)}" if each.stopped_at is not None else ""
+        click.echo(f"{each.run} started:{_time(each.started_at)}{ended} {each.status}")
+    if not found:
+        session.note(f"{deployer.name} has no such runs.")
+
+
+def terminate(session: Session, run_id: str, name: str | None, authorize: str | None) -> None:
+    """Stop a run."""
+    from aflow.clock import SystemClock
+
+    deployer = _deployer(session, name=name)
+    deployer.terminate(run_id, authorize, SystemClock())
+    click.echo(f"{deployer.flow}/{run_id} is terminated.")
+
+
+def resume(session: Session, run_id: str, name: str | None) -> None:
+    """Start a run that takes over what this one has finished."""
+    execution = _deployer(session, name=name).resume(run_id)
+    click.echo(f"{run_id} is resumed (run-id {execution.run}).")
+
+
+def delete(session: Session, name: str | None, authorize: str | None) -> None:
+    """Delete the state machine."""
+    deployer = _deployer(session, name=name)
+    deployer.delete(authorize)
+    click.echo(f"{deployer.name} is deleted. Executions that run go on to their end.")
+
+
+def diff(session: Session, **shape: Any) -> int:
+    """The differences as a patch; the exit code is 1 where there are some."""
+    deployer = _deployer(session, **shape)
+    before, after = (text.splitlines() for text in deployer.differences())
+    lines = [*difflib.unified_diff(before, after, "deployed", "new", lineterm="")]
+    for line in lines:
+        click.echo(line)
+    if not lines:
+        session.note(f"{deployer.name} is deployed as it is.")
+    return 1 if lines else 0
+
+
+# ------------------------------------------------------------------ parts
+
+
+def _deployer(session: Session, **shape: Any) -> Deployer:
+    from aflow.deploy.deployer import Deployer  # what other commands do not need
+
+    settings = session.settings()
+    definition = _checked(session, settings)
+    return Deployer(definition, settings, _wanted(session, settings, **shape))
+
+
+def _checked(session: Session, settings: Settings) -> FlowDefinition:
+    from aflow.flow.decorators.attach import attach
+
+    definition = session.define()
+    check_graph(definition, session.note)
+    return attach(definition, (*session.top["with_"], *settings.default_decospecs))
+
+
+def _wanted(
+    session: Session,
+    settings: Settings,
+    name: str | None = None,
+    tags: tuple[str, ...] = (),
+    aws_batch_tag: tuple[str, ...] = (),
+    namespace: str | None = None,
+    max_workers: int = 100,
+    workflow_timeout: int | None = None,
+    use_distributed_map: bool = False,
+    compress_state_machine: bool = False,
+) -> Wanted:
+    from aflow.deploy.plan import Wanted
+
+    pairs = [each.partition("=") for each in aws_batch_tag]
+    for key, equals, _ in pairs:
+        if not equals or not key:
+            raise InvalidInput(f"--aws-batch-tag takes KEY=VALUE, not {key!r}.")
+    return Wanted(
+        name,
+        tags,
+        tuple((key, value) for key, _, value in pairs),
+        namespace,
+        max_workers,
+        workflow_timeout,
+        use_distributed_map,
+        compress_state_machine,
+        session.top["branch"],
+        session.top["production"],
+        (*session.top["with_"], *settings.default_decospecs),
+    )
+
+
+def _write(file: str | None, text: str) -> None:
+    if file is None:
+        return
+    try:
+        Path(file).write_text(text)
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def _time(at: float | None) -> str:
+    return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,240 @@
+"""What `step-functions` does: deploy a flow, start, list and stop its runs, resume one, delete it.
+
+A state machine belongs to who deployed it. Others change it with its production token, which says
+that they mean to: it is no secret from those who may read the account.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow import backends, package
+from aflow.deploy import plan as planning
+from aflow.deploy.aws import Aws
+from aflow.deploy.names import Label, authorized, checked_token, rule_name
+from aflow.deploy.order import order_name
+from aflow.deploy.plan import Account, Plan, Wanted, name_of
+from aflow.deploy.settings import AwsSettings
+from aflow.deploy.starting import Ticks
+from aflow.errors import InvalidInput, NotFound
+from aflow.metadata.base import Batch, RunUpdate
+from aflow.package import Package
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
+from aflow.storage.blobs import BlobStore, digest_of
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.config import Settings
+    from aflow.deploy.aws import Execution, Machine
+    from aflow.flow.definition import FlowDefinition
+
+LONGEST_INPUT = 6000  # bytes of parameters: they are a variable of a job, which has 8 KB in all
+
+
+class Deployed(NamedTuple):
+    """What `create` has done: the plan, and how many definitions of jobs were new."""
+
+    plan: Plan
+    new_jobs: int
+    new_machine: bool
+
+
+class Deployer:
+    """Deploys one flow, and looks after its executions. Calls block."""
+
+    def __init__(self, definition: FlowDefinition, settings: Settings, wanted: Wanted) -> None:
+        self._definition = definition
+        self._settings = settings
+        self._wanted = wanted
+        self._known = AwsSettings.load()
+        self._aws = Aws(self._known)
+        self.flow = definition.name
+        self.name = name_of(definition, wanted, settings.user, self._known)
+
+    # ------------------------------------------------------------ create
+
+    def definition_alone(self, token: str | None) -> str:
+        """The definition of the state machine as JSON, without asking anybody: its jobs are those
+        of EC2 machines. Raises InvalidInput for a flow that cannot be deployed."""
+        files = package.members(self._definition, self._settings.package_suffixes)
+        data = package.pack(files)
+        script = self._definition.file.rpartition("/")[2]
+        code = Package(digest_of([data], len(data)), script, len(data))
+        token = checked_token(token) if token else f"{self.name}-0-none"
+        return self._planned(self._aws.account, code, token).definition
+
+    def _planned(self, account: Account, code: Package, token: str) -> Plan:
+        return planning.plan(
+            self._definition, self._wanted, self._settings, self._known, account, code, token
+        )
+
+    def create(
+        self,
+        *,
+        authorize: str | None = None,
+        new_token: str | None = None,
+        generate: bool = False,
+        log_history: bool = False,
+    ) -> Deployed:
+        """Deploy the flow, or its new version. Raises InvalidInput, AwsError, StorageError."""
+        there = self._aws.machine(self.name)
+        token = self._token(there, authorize, new_token, generate=generate)
+        queue = self._known.needed("queue", "The job queue of AWS Batch")
+        account = self._aws.with_platform(queue)
+        planning.needs_s3(self._settings.storage_url)
+        store = backends.open_store(self._settings.storage_url)
+        code = package.store(
+            self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
+        )
+        made = self._planned(account, code, token)
+        store.put(order_name(made.order_key), [made.order])
+        new_jobs = sum(self._aws.register(each) for each in made.jobs)
+        self._aws.put_machine(self.name, made.definition, log_history=log_history)
+        self._start_by(made)
+        return Deployed(made, new_jobs, there is None)
+
+    def _token(
+        self, there: Machine | None, authorize: str | None, new: str | None, *, generate: bool
+    ) -> str:
+        """The token of the new version."""
+        label = None if there is None else self._ours(there, [authorize], "change it")
+        if new is not None:
+            return checked_token(new)
+        if label is None or generate:
+            return planning.token_for(self.name, label and label.token)
+        return label.token
+
+    def _ours(self, machine: Machine, tokens: Sequence[str | None], what: str) -> Label:
+        if machine.label is None:
+            raise InvalidInput(
+                f"The state machine {self.name} was not made by aflow, and is left as it is: "
+                "deploy the flow under another name (--name)."
+            )
+        authorized(self.name, machine.label, self._settings.user, tokens, what)
+        return machine.label
+
+    def _start_by(self, made: Plan) -> None:
+        """See that what the flow says starts it, and nothing else does."""
+        ticks, events = made.ticks, made.events
+        if ticks is not None and ticks.zone is not None:
+            self._aws.put_schedule(rule_name(self.name), self.name, ticks)
+        else:
+            self._aws.delete_schedule(rule_name(self.name))
+        if ticks is not None and ticks.zone is None:
+            self._aws.put_rule(rule_name(self.name), self.name, ticks)
+        else:
+            self._aws.disable_rule(rule_name(self.name))
+        if events is not None:
+            self._aws.put_rule(rule_name(self.name, "events"), self.name, events)
+        else:
+            self._aws.disable_rule(rule_name(self.name, "events"))
+
+    def differences(self) -> tuple[str, str]:
+        """The definition that is deployed (empty if none is), and the one that `create` would
+        deploy."""
+        there = self._aws.machine(self.name)
+        token = there.label.token if there and there.label else None
+        planned = self.definition_alone(token)
+        return _readable(there.definition) if there else "", _readable(planned)
+
+    # ------------------------------------------------------------ executions
+
+    def machine(self) -> Machine:
+        """The state machine; raises NotFound where the flow is not deployed."""
+        found = self._aws.machine(self.name)
+        if found is None:
+            raise NotFound(
+                f"{self._definition.name} is not deployed (there is no state machine {self.name}): "
+                "deploy it with `step-functions create`."
+            )
+        return found
+
+    def trigger(self, parameters: Mapping[str, Any]) -> Execution:
+        """Start a run with these values of parameters."""
+        self.machine()
+        text = json.dumps(dict(parameters))
+        if len(text.encode()) > LONGEST_INPUT:
+            raise InvalidInput(
+                f"The parameters have {len(text.encode())} bytes, and a job of AWS Batch can be "
+                f"told {LONGEST_INPUT}: put what is large into the datastore, and give its name."
+            )
+        return self._aws.start(self.name, {"Parameters": text})
+
+    def executions(self, states: Sequence[str]) -> list[Execution]:
+        """The runs in one of these states, or all."""
+        self.machine()
+        return [*self._aws.executions(self.name, states)]
+
+    def _execution(self, run: str) -> Execution:
+        found = self._aws.execution(self.name, run.removeprefix("sfn-"))
+        if found is None or not run.startswith("sfn-"):
+            raise NotFound(
+                f"{self.name} has no run {run!r}: `step-functions list-runs` shows those that it "
+                "has."
+            )
+        return found
+
+    def terminate(self, run: str, authorize: str | None, clock: Clock) -> Execution:
+        """Stop a run, which is cancelled then."""
+        self._ours(self.machine(), [authorize], "stop its runs")
+        execution = self._execution(run)
+        if execution.status != "RUNNING":
+            raise InvalidInput(f"{run} has ended already ({execution.status}).")
+        self._aws.stop(execution, f"Terminated by {self._settings.user}.")
+        self._note_cancelled(run, clock)
+        return execution
+
+    def _note_cancelled(self, run: str, clock: Clock) -> None:
+        from aflow.deploy.records import Records  # what most commands do not need
+
+        metadata = backends.open_metadata(self._settings.metadata_url)
+        try:
+            if metadata.run(self._definition.name, run) is None:
+                return  # its first job has not begun
+            records = Records.of(metadata, self._definition.name, run)
+            if records.run.state in TERMINAL_RUN_STATES:
+                return
+            now, reason = clock.now(), f"The run was terminated by {self._settings.user}."
+            ended = [
+                each._replace(state=AttemptState.CANCELLED, finished_at=now, reason=reason)
+                for each in records.unfinished()
+            ]
+            records.commit(Batch(attempts=ended, run=RunUpdate(RunState.CANCELLED, now, reason)))
+        finally:
+            metadata.close()
+
+    def resume(self, run: str) -> Execution:
+        """Start a run that takes over what this one has finished."""
+        self.machine()
+        execution = self._execution(run)
+        if execution.status == "RUNNING":
+            raise InvalidInput(f"{run} is still running: terminate it before it is resumed.")
+        if execution.status == "SUCCEEDED":
+            raise InvalidInput(f"{run} has succeeded: there is nothing to resume.")
+        return self._aws.start(self.name, {"Parameters": "{}", "Origin": run})
+
+    def delete(self, authorize: str | None) -> None:
+        """Delete the state machine, and what starts it."""
+        self._ours(self.machine(), [authorize], "delete it")
+        self._aws.delete_schedule(rule_name(self.name))
+        for kind in ("", "events"):
+            self._aws.delete_rule(rule_name(self.name, kind))
+        self._aws.delete_machine(self.name)
+
+
+def starts(made: Plan) -> list[str]:
+    """What starts the flow, in sentences."""
+    told = []
+    if isinstance(made.ticks, Ticks):
+        told.append(
+            f"It runs by the schedule {made.ticks.expression} ({made.ticks.zone or 'UTC'})."
+        )
+    if made.events is not None:
+        told.append(f"It runs on events such as {json.dumps(made.events.pattern)}.")
+    return told
+
+
+def _readable(definition: str) -> str:
+    return json.dumps(json.loads(definition), indent=2)

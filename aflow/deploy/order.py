@@ -1,0 +1,136 @@
+"""What the jobs of a deployed flow have to know of it: one object in the store, and variables.
+
+The object holds no secrets and is named by the digest of its bytes. What is pickled in it (values
+of configs) is read by the process that runs the flow, and by nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgpack
+
+from aflow.config import looked_up
+from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
+from aflow.executors.process import StepNeeds
+from aflow.executors.spawn import Request
+from aflow.ids import blob_key
+from aflow.storage.base import ObjectStore
+from aflow.storage.blobs import digest_of
+
+VERSION = 1
+
+
+class Order(NamedTuple):
+    """A deployed flow, as its jobs run it.
+
+    `code` is the key of the code package, `script` the flow file's name inside of it. `graph` and
+    `policies` are plain values, as `as_dict` gives them. `branch` and `production` are those of
+    the flow's project. `events` are the parameters that events give, by the names of the events:
+    {parameter: field of the event's detail}; `flows` are those whose ends start this one, by the
+    names of their machines.
+    """
+
+    flow: str
+    machine: str
+    request: Request
+    needs: Mapping[str, StepNeeds]
+    graph: dict[str, Any]
+    policies: dict[str, dict[str, Any]]
+    code: str
+    script: str
+    python: str
+    user: str
+    namespace: str | None
+    tags: tuple[str, ...]
+    branch: str | None
+    production: bool
+    token: str
+    distributed: bool
+    max_num_splits: int
+    max_log_size: int
+    events: dict[str, dict[str, str]]
+    flows: dict[str, str]
+
+    def encode(self) -> bytes:
+        """The order as bytes; the same for the same order."""
+        return msgpack.packb((VERSION, *self))  # type: ignore[no-any-return]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Order:
+        """The order that `encode` gave; raises InvalidMessage for what is none, or too new."""
+        try:
+            version, *fields = msgpack.unpackb(data, use_list=False)
+            if version > VERSION:
+                raise InvalidMessage(
+                    "The flow was deployed by a newer aflow: use an image that has the same."
+                )
+            order = cls(*fields)
+            return order._replace(
+                request=Request(*order.request),
+                needs={name: StepNeeds(*each) for name, each in order.needs.items()},
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InvalidMessage(f"A deployed flow's description is damaged: {error}.") from error
+
+
+def order_key(data: bytes) -> str:
+    """What an encoded order is named by."""
+    return digest_of([data], len(data))
+
+
+def order_name(key: str) -> str:
+    """The object, by its name in the store, that holds an order."""
+    return f"deploy/orders/{blob_key(key)}"
+
+
+def read_order(store: ObjectStore, key: str) -> Order:
+    """The order of this key; raises ObjectNotFound, and CorruptBlob for any other bytes."""
+    data = bytes(store.get(order_name(key)))
+    if order_key(data) != key:
+        raise CorruptBlob(f"{order_name(key)} in {store.url} is damaged.")
+    return Order.decode(data)
+
+
+class Told(NamedTuple):
+    """What the variables of one job say; the names are those of the state machine (machine.py).
+
+    `step` is None in the job that notes a failure, for which `error` names it.
+    """
+
+    order: str
+    storage: str
+    metadata: str
+    run: str
+    step: str | None
+    place: str
+    came_from: str
+    branches: str | None
+    given: str | None
+    error: str | None
+    execution: str
+
+    @classmethod
+    def load(cls) -> Told:
+        """What this process was told; raises InvalidInput where it is no such job."""
+
+        def needed(key: str) -> str:
+            value = looked_up(key)
+            if value is None:
+                raise InvalidInput(f"This is no job of a state machine: AFLOW_{key} is not set.")
+            return value
+
+        return cls(
+            needed("SFN_ORDER"),
+            needed("SFN_STORAGE"),
+            needed("SFN_METADATA"),
+            needed("SFN_RUN"),
+            looked_up("SFN_STEP"),
+            looked_up("SFN_PLACE") or "0",
+            looked_up("SFN_FROM") or "",
+            looked_up("SFN_BRANCHES"),
+            looked_up("SFN_INPUT"),
+            looked_up("SFN_ERROR"),
+            needed("SFN_RUN").removeprefix("sfn-"),
+        )

@@ -1,0 +1,256 @@
+"""All that a deployment of a flow consists of: a value, made without asking anybody in AWS."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from string import ascii_lowercase
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.config import looked_up, without_password
+from aflow.deploy.jobs import Definition, definition_of, job_of
+from aflow.deploy.machine import LARGEST, Where, compiled
+from aflow.deploy.names import LETTERS, Label, machine_name, next_token
+from aflow.deploy.order import Order, order_key
+from aflow.deploy.starting import Events, Ticks, events_of, ticks_of
+from aflow.errors import InvalidInput, InvalidSetting
+from aflow.executors.job import python_version
+from aflow.executors.process import needs_of
+from aflow.executors.spawn import request_of
+from aflow.scheduler.policy import policies_from
+from aflow.version import __version__
+
+if TYPE_CHECKING:
+    from aflow.config import Settings
+    from aflow.deploy.settings import AwsSettings
+    from aflow.flow.definition import FlowDefinition
+    from aflow.package import Package
+
+MAX_SPLITS = 100_000  # items of one foreach, with a distributed map; 256 KB of numbers without
+MAX_INLINE_SPLITS = 30_000
+# Settings that jobs have from who deploys the flow.
+_PASSED_ON = (
+    "SERVICE_HEADERS", "SERVICE_AUTH_KEY", "DATATOOLS_S3ROOT", "CARD_S3ROOT",
+    "DEFAULT_SECRETS_BACKEND_TYPE", "AWS_SECRETS_MANAGER_DEFAULT_REGION",
+    "S3_SERVER_SIDE_ENCRYPTION",
+)  # fmt: skip
+
+
+class Wanted(NamedTuple):
+    """The options of `step-functions create`."""
+
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    batch_tags: tuple[tuple[str, str], ...] = ()
+    namespace: str | None = None
+    max_workers: int = 100
+    timeout: int | None = None
+    distributed: bool = False
+    compress: bool = False
+    branch: str | None = None
+    production: bool | None = None
+    decospecs: tuple[str, ...] = ()
+
+
+class Account(NamedTuple):
+    """Where in AWS: the partition, the region, the account, and whether the queue is Fargate's."""
+
+    partition: str
+    region: str
+    number: str
+    fargate: bool = False
+
+    def machine_arn(self, name: str) -> str:
+        """The ARN of a state machine."""
+        return f"arn:{self.partition}:states:{self.region}:{self.number}:stateMachine:{name}"
+
+
+class Plan(NamedTuple):
+    """A deployment: the state machine with its definition as JSON, the definitions of its jobs, the
+    order for them with its key, and what starts it."""
+
+    name: str
+    label: Label
+    definition: str
+    jobs: tuple[Definition, ...]
+    order_key: str
+    order: bytes
+    ticks: Ticks | None
+    events: Events | None
+
+
+def name_of(definition: FlowDefinition, wanted: Wanted, user: str, settings: AwsSettings) -> str:
+    """The name of the flow's state machine; raises InvalidInput."""
+    project = definition.project
+    if project is None and (wanted.branch or wanted.production):
+        raise InvalidInput(f"Flow {definition.name} is in no project: branches need @project.")
+    place = project and project.place(definition.name, user, wanted.branch, wanted.production)
+    full = place["project_flow_name"] if place else None
+    return machine_name(definition.name, full, settings.machine_prefix, wanted.name)
+
+
+def token_for(name: str, before: str | None) -> str:
+    """A new production token."""
+    return next_token(name, before, [secrets.choice(ascii_lowercase) for _ in range(LETTERS)])
+
+
+def plan(
+    definition: FlowDefinition,
+    wanted: Wanted,
+    settings: Settings,
+    aws: AwsSettings,
+    account: Account,
+    code: Package,
+    token: str,
+) -> Plan:
+    """The deployment of a flow. Raises InvalidInput for a flow that Step Functions cannot run, and
+    InvalidSetting for what is not set."""
+    name = name_of(definition, wanted, settings.user, aws)
+    _check_steps(definition)
+    events = events_of(definition, account.machine_arn, aws.machine_prefix)
+    order = _order(definition, wanted, settings, name, code, token, events).encode()
+    key = order_key(order)
+    storage = settings.storage_url
+    variables = _variables(settings, aws, account, key, storage)
+    steps: dict[Any, Any] = {**definition.steps, None: None}
+    made: dict[Any, Definition] = {
+        each: definition_of(step, aws, variables, __version__, fargate=account.fargate)
+        for each, step in steps.items()
+    }
+    jobs = {
+        each: job_of(step, made[each]["jobDefinitionName"], aws) for each, step in steps.items()
+    }
+    bucket, prefix = _bucket(storage)
+    where = Where(
+        account.partition,
+        aws.needed("queue", "The job queue of AWS Batch"),
+        bucket,
+        f"{prefix}deploy/words/{definition.name}",
+        jobs.pop(None),
+        wanted.max_workers,
+        wanted.timeout,
+        wanted.distributed,
+        dict(wanted.batch_tags),
+    )
+    label = Label(definition.name, settings.user, token)
+    machine = compiled(definition.graph, jobs, where, label.comment(key))
+    return Plan(
+        name,
+        label,
+        as_text(machine, compress=wanted.compress),
+        tuple({each["jobDefinitionName"]: each for each in made.values()}.values()),
+        key,
+        order,
+        ticks_of(definition),
+        events,
+    )
+
+
+def as_text(machine: dict[str, Any], *, compress: bool = False) -> str:
+    """The definition as JSON, easy to read unless it is to be small; raises InvalidInput for one
+    that is too large for Step Functions."""
+    text = json.dumps(machine, indent=None if compress else 2)
+    small = json.dumps(machine, separators=(",", ":"))
+    if compress or len(text) > LARGEST:
+        text = small
+    if len(text) > LARGEST:
+        raise InvalidInput(
+            f"The state machine has {len(text)} bytes, and Step Functions takes {LARGEST}: divide "
+            "the flow into several, one started by the end of the other (@trigger_on_finish)."
+        )
+    return text
+
+
+def _check_steps(definition: FlowDefinition) -> None:
+    for name, step in definition.steps.items():
+        for other in ("kubernetes", "parallel"):
+            if step.decorator(other) is not None:
+                raise InvalidInput(
+                    f"Step {name} has @{other}, which Step Functions cannot run: its steps are "
+                    "jobs of AWS Batch, each on one machine."
+                )
+
+
+def _order(
+    definition: FlowDefinition,
+    wanted: Wanted,
+    settings: Settings,
+    name: str,
+    code: Package,
+    token: str,
+    events: Events | None,
+) -> Order:
+    namespace = f"production:{token}" if wanted.namespace is None else wanted.namespace or None
+    policies = {step: each.as_dict() for step, each in policies_from(definition).items()}
+    return Order(
+        definition.name,
+        name,
+        request_of(definition, wanted.decospecs),
+        needs_of(definition),
+        definition.graph.as_dict(),
+        policies,
+        code.key,
+        code.script,
+        python_version(),
+        settings.user,
+        namespace,
+        tuple(sorted({*wanted.tags, f"production:{token}"})),
+        wanted.branch,
+        bool(wanted.production),
+        token,
+        wanted.distributed,
+        MAX_SPLITS if wanted.distributed else MAX_INLINE_SPLITS,
+        settings.max_log_size << 20,
+        events.parameters if events else {},
+        events.flows if events else {},
+    )
+
+
+def _variables(
+    settings: Settings, aws: AwsSettings, account: Account, key: str, storage: str
+) -> dict[str, str]:
+    """The environment of all jobs."""
+    found = {f"AFLOW_{each}": looked_up(each) for each in _PASSED_ON}
+    return {
+        **{each: value for each, value in found.items() if value is not None},
+        "AWS_DEFAULT_REGION": account.region,
+        "AFLOW_SFN_ORDER": key,
+        "AFLOW_SFN_STORAGE": storage,
+        "AFLOW_SFN_METADATA": _metadata(settings, aws),
+        "AFLOW_USER": settings.user,
+    }
+
+
+def _metadata(settings: Settings, aws: AwsSettings) -> str:
+    """The address of the metadata as jobs see it."""
+    if settings.metadata == "service" and aws.internal_url is not None:
+        return aws.internal_url
+    url = settings.metadata_url
+    if not url.startswith(("http://", "https://", "postgres://", "postgresql://")):
+        raise InvalidSetting(
+            "Jobs cannot reach metadata of this machine: use a metadata service (set "
+            "AFLOW_DEFAULT_METADATA=service and AFLOW_SERVICE_URL)."
+        )
+    if without_password(url) != url and url.startswith("postgres"):
+        raise InvalidSetting(
+            "The URL of the database has a password, which would stand in the definitions of jobs: "
+            "use a metadata service, or an URL without (a role of the database that trusts them)."
+        )
+    return url
+
+
+def needs_s3(storage: str) -> None:
+    """Nothing; raises InvalidSetting for a store that jobs cannot reach."""
+    if not storage.startswith("s3://"):
+        raise InvalidSetting(
+            "Jobs cannot reach a datastore of this machine: use --datastore s3, or set "
+            "AFLOW_DEFAULT_DATASTORE=s3 and AFLOW_DATASTORE_SYSROOT_S3."
+        )
+
+
+def _bucket(storage: str) -> tuple[str, str]:
+    """Bucket and prefix (with a slash at its end, or empty) of the store."""
+    needs_s3(storage)
+    bucket, _, prefix = storage.removeprefix("s3://").partition("?")[0].partition("/")
+    prefix = prefix.strip("/")
+    return bucket, f"{prefix}/" if prefix else ""

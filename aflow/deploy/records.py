@@ -1,0 +1,121 @@
+"""The records of one run that many jobs write to, none of which knows of the others."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from aflow.errors import MetadataUnavailable, NotFound, VersionConflict
+from aflow.metadata.base import AttemptRecord, Batch, TaskRecord
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+
+TRIES = 200  # to write a record, while others do so, too
+PAGE = 500  # tasks that are taken over in one commit
+
+
+class Records:
+    """The records of one run. Calls block; `sleep` is between tries to write."""
+
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        run: RunRecord,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._metadata = metadata
+        self._sleep = sleep
+        self.run = run
+
+    @classmethod
+    def of(
+        cls,
+        metadata: MetadataStore,
+        flow: str,
+        run: str,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Records:
+        """The records of this run; raises NotFound."""
+        found = metadata.run(flow, run)
+        if found is None:
+            raise NotFound(f"There is no run {flow}/{run} in {metadata.url}: its start has failed.")
+        return cls(metadata, found, sleep)
+
+    @property
+    def metadata(self) -> MetadataStore:
+        """Where they are."""
+        return self._metadata
+
+    def commit(self, batch: Batch) -> None:
+        """Write the batch, which stands for itself whatever others have written meanwhile.
+
+        Raises MetadataUnavailable where others write all the time."""
+        version = self.run.version
+        for tried in range(TRIES):
+            try:
+                version = self._metadata.commit(self.run.key, version, batch)
+            except VersionConflict:
+                self._sleep(random.uniform(0, min(1.0, 0.005 * (tried + 1))))
+                now = self._metadata.run(self.run.flow, self.run.run)
+                if now is None:
+                    raise NotFound(
+                        f"The run {self.run.flow}/{self.run.run} was deleted while it ran."
+                    ) from None
+                version = now.version
+            else:
+                self.run = self.run._replace(version=version)
+                return
+        raise MetadataUnavailable(
+            f"The records of {self.run.flow}/{self.run.run} could not be written to "
+            f"{self._metadata.url} in {TRIES} tries: others write to them all the time."
+        )
+
+    def attempts(self, task: int) -> tuple[bool, list[AttemptRecord]]:
+        """Whether the task is recorded, and its attempts, oldest first."""
+        there = self._metadata.task(self.run.key, task) is not None
+        return there, self._metadata.attempts(self.run.key, task) if there else []
+
+    def take_over(self, origin: RunRecord, now: float) -> int:
+        """Let what another run of the flow has finished be finished in this one, too; how many
+        tasks that are. May be called again."""
+        there = {view.task.task for view in self._metadata.tasks(self.run.key, light=True)}
+        count = 0
+        finished = (
+            view
+            for view in self._metadata.tasks(origin.key)
+            if _succeeded(view) and view.task.task not in there
+        )
+        while page := list(islice(finished, PAGE)):
+            self.commit(_taken_over(page, origin.run, now))
+            count += len(page)
+        return count
+
+    def unfinished(self) -> Iterator[AttemptRecord]:
+        """The latest attempts of tasks that have not ended."""
+        for view in self._metadata.tasks(self.run.key, light=True):
+            if view.attempt is not None and view.attempt.state is AttemptState.RUNNING:
+                yield view.attempt
+
+
+def _succeeded(view: TaskView) -> bool:
+    attempt = view.attempt
+    return view.task.task > 0 and attempt is not None and attempt.state is AttemptState.SUCCEEDED
+
+
+def _taken_over(views: list[TaskView], origin: str, now: float) -> Batch:
+    batch = Batch()
+    for task, attempt in ((view.task, view.attempt) for view in views):
+        assert attempt is not None, "it has succeeded"
+        said = f"{origin}/{task.step}/{task.task}"
+        batch.tasks.append(
+            TaskRecord(task.task, task.step, now, task.split, task.index, task.inputs, said)
+        )
+        batch.attempts.append(
+            AttemptRecord(task.task, 0, AttemptState.SUCCEEDED, now, now, manifest=attempt.manifest)
+        )
+    return batch

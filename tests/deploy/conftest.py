@@ -1,0 +1,104 @@
+"""An account of AWS in which jobs really run, and a metadata service that they reach."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.servers import Server, free_port
+from tests.support.service import InThread
+
+ROLE = "arn:aws:iam::123456789012:role/flows"
+
+
+class Account:
+    """The account: `endpoint` is its address, `service` that of the metadata."""
+
+    def __init__(self, folder: Path) -> None:
+        pytest.importorskip("moto.server", reason="moto[server] is not installed")
+        port = free_port()
+        script = Path(__file__).parents[1] / "support" / "aws" / "serve.py"
+        path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = [sys.executable, str(script), str(port), path]
+        self.server = Server("moto", command, port, folder / "moto.log").start()
+        self.metadata = InThread(f"sqlite:///{folder}/metadata.db")
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.settings = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AFLOW_DEFAULT_DATASTORE": "s3",
+            "AFLOW_DATASTORE_SYSROOT_S3": f"s3://flows/prefix?endpoint={self.endpoint}",
+            "AFLOW_DEFAULT_METADATA": "service",
+            "AFLOW_SERVICE_URL": self.metadata.url,
+            "AFLOW_BATCH_JOB_QUEUE": "queue",
+            "AFLOW_BATCH_CONTAINER_IMAGE": "aflow",
+            "AFLOW_ECS_S3_ACCESS_IAM_ROLE": ROLE,
+            "AFLOW_SFN_IAM_ROLE": ROLE,
+            "AFLOW_EVENTS_SFN_ACCESS_IAM_ROLE": ROLE,
+            "AFLOW_USER": "tester",
+        }
+
+    def client(self, service: str) -> Any:
+        """A client of one of its services."""
+        import botocore.session
+
+        return botocore.session.get_session().create_client(
+            service, endpoint_url=self.endpoint, region_name="us-east-1",
+            aws_access_key_id="test", aws_secret_access_key="test",
+        )  # fmt: skip
+
+    def furnish(self) -> None:
+        """A bucket, and a queue with machines."""
+        self.client("s3").create_bucket(Bucket="flows")
+        iam = self.client("iam")
+        role = iam.create_role(RoleName="batch", AssumeRolePolicyDocument="{}")
+        profile = iam.create_instance_profile(InstanceProfileName="machines")
+        ec2, batch = self.client("ec2"), self.client("batch")
+        machines = {
+            "type": "EC2",
+            "maxvCpus": 16,
+            "minvCpus": 0,
+            "instanceTypes": ["optimal"],
+            "instanceRole": profile["InstanceProfile"]["Arn"],
+            "subnets": [ec2.describe_subnets()["Subnets"][0]["SubnetId"]],
+            "securityGroupIds": [ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"]],
+        }
+        batch.create_compute_environment(
+            computeEnvironmentName="machines", type="MANAGED", state="ENABLED",
+            serviceRole=role["Role"]["Arn"], computeResources=machines,
+        )  # fmt: skip
+        batch.create_job_queue(
+            jobQueueName="queue", state="ENABLED", priority=1,
+            computeEnvironmentOrder=[{"order": 1, "computeEnvironment": "machines"}],
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.metadata.stop()
+        self.server.kill()
+
+
+@pytest.fixture(scope="session")
+def aws_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    """The account, one a session."""
+    account = Account(tmp_path_factory.mktemp("aws"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in account.settings.items():
+            patch.setenv(name, value)
+        account.furnish()
+    yield account
+    account.close()
+
+
+@pytest.fixture
+def aws(aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> Account:
+    """The account, and the settings that lead to it."""
+    for name, value in aws_account.settings.items():
+        monkeypatch.setenv(name, value)
+    return aws_account

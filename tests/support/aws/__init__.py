@@ -1,0 +1,1 @@
+"""A stand-in for AWS whose jobs and state machines really run."""

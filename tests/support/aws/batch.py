@@ -1,0 +1,238 @@
+"""Jobs of AWS Batch that really run, as processes of this machine, under moto.
+
+moto keeps queues and definitions; its Job is replaced by one that runs the definition's command:
+variables, every status, retryStrategy with evaluateOnExit, the limit of an attempt, termination
+(SIGTERM, then SIGKILL), a host that goes away, logs. No job outlives the server.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import fnmatch
+import os
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from datetime import datetime
+
+from moto import settings
+from moto.batch import models, responses
+from moto.batch.utils import JobStatus
+
+LOG_GROUP = "/aws/batch/job"
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+ENVIRONMENT: dict[str, str] = {}
+SLOTS = threading.Semaphore(4)
+_extra: contextvars.ContextVar[dict | None] = contextvars.ContextVar("batch_extra", default=None)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _pairs(items) -> dict[str, str]:
+    return {each["name"]: each.get("value", "") for each in items or []}
+
+
+class ProcessJob(models.Job):
+    __module__ = "moto.batch.process"  # moto files models under the second part
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra, self.changed, self.killed = _extra.get() or {}, threading.Event(), None
+        self.process: subprocess.Popen | None = None
+
+    @property
+    def status(self):
+        return getattr(self._status, "value", self._status)
+
+    @status.setter
+    def status(self, value):
+        self._status = value
+
+    def run(self):
+        try:
+            self._run()
+        except Exception as error:
+            self._finish(False, f"CannotStartContainerError: {error!r}")
+
+    def _run(self):
+        retry = self.extra.get("retryStrategy") or self.job_definition.retry_strategy or {}
+        attempts = int(retry.get("attempts") or 1)
+        for attempt in range(1, attempts + 1):
+            self.status = JobStatus.RUNNABLE
+            with SLOTS:
+                if self.stop:
+                    self._finish(False, self.job_stopped_reason)
+                    return
+                code, told = self._attempt(attempt)
+            if code == 0 and not self.stop:
+                self._finish(True, "Essential container in task exited")
+                return
+            again = not self.stop and self.killed != "timeout" and attempt < attempts
+            if not again or _action(retry.get("evaluateOnExit") or [], code, told) == "EXIT":
+                self._finish(False, self.job_stopped_reason if self.stop else told)
+                return
+
+    def _attempt(self, attempt: int) -> tuple[int, str]:
+        self.status, self.killed = JobStatus.STARTING, None
+        self.log_stream_name = f"{self.job_definition.name}/default/{uuid.uuid4().hex}"
+        self._log_backend.ensure_log_group(LOG_GROUP)
+        self._log_backend.ensure_log_stream(LOG_GROUP, self.log_stream_name)
+        container = {"logStreamName": self.log_stream_name, "networkInterfaces": []}
+        self.latest_attempt = {"container": container, "startedAt": _now()}
+        self.job_started_at = self.job_started_at or datetime.now()
+        self.process = process = self._begin(attempt)
+        reader = threading.Thread(
+            target=self._pump, args=(process, self.log_stream_name), daemon=True
+        )
+        reader.start()
+        self.status = JobStatus.RUNNING
+        self._wait(process)
+        _kill(process, signal.SIGKILL)
+        reader.join(2)
+        code = process.returncode
+        code = 128 - code if code < 0 else code  # as a container reports a signal: 137, 143
+        self.exit_code = container["exitCode"] = code
+        told = {
+            "timeout": "Job attempt duration exceeded timeout",
+            "host": f"Host EC2 (instance i-{uuid.uuid4().hex[:17]}) terminated.",
+        }.get(self.killed or "", "Essential container in task exited")
+        self.attempts.append({**self.latest_attempt, "stoppedAt": _now(), "statusReason": told})
+        return code, told
+
+    def _begin(self, attempt: int) -> subprocess.Popen:
+        properties = _merged(self.job_definition.container_properties, self.container_overrides)
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            **{key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ},
+            **ENVIRONMENT,
+            **_pairs(properties.get("environment")),
+            "AWS_BATCH_JOB_ID": self.job_id,
+            "AWS_BATCH_JOB_ATTEMPT": str(attempt),
+        }
+        return subprocess.Popen(
+            properties["command"], env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def _wait(self, process: subprocess.Popen) -> None:
+        limit = (self.timeout or self.job_definition.timeout or {}).get("attemptDurationSeconds")
+        end, hard = (time.monotonic() + limit if limit else None), None
+        while process.poll() is None:
+            now = time.monotonic()
+            if hard is None and (self.stop or (end and now > end)):
+                self.killed = self.killed or ("terminated" if self.stop else "timeout")
+                hard = now + GRACE
+                _kill(process, signal.SIGTERM)
+            if hard and now > hard:
+                _kill(process, signal.SIGKILL)
+            self.changed.wait(0.05)
+            self.changed.clear()
+
+    def _pump(self, process, stream):
+        for line in iter(process.stdout.readline, b""):
+            message = line.decode("utf-8", "replace").rstrip("\n")
+            event = {"timestamp": _now(), "message": message}
+            self._log_backend.put_log_events(LOG_GROUP, stream, [event])
+        process.stdout.close()
+
+    def _finish(self, ok: bool, reason: str | None):
+        self.job_stopped, self.job_stopped_at = True, datetime.now()
+        self.job_stopped_reason = reason
+        self.status = JobStatus.SUCCEEDED if ok else JobStatus.FAILED
+
+    # ------------------------------------------------------------ asked from outside
+
+    def terminate(self, reason):
+        if not self.stop and self.status not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+            self.job_stopped_reason, self.stop = reason, True
+            self.changed.set()
+
+    def lose_host(self):
+        """As when Spot takes the instance back: killed at once."""
+        self.killed = "host"
+        _kill(self.process, signal.SIGKILL)
+
+    def describe(self):
+        told = super().describe()
+        told["attempts"] = list(self.attempts)
+        if "container" in told and getattr(self, "latest_attempt", None):
+            told["container"] |= self.latest_attempt["container"]
+        return told
+
+    def _container_details(self):
+        properties = _merged(self.job_definition.container_properties, self.container_overrides)
+        kept = ("image", "command", "environment", "resourceRequirements", "jobRoleArn")
+        return {key: properties[key] for key in kept if key in properties}
+
+
+def _merged(properties: dict, over: dict) -> dict:
+    found = {**properties, **{key: value for key, value in over.items() if value}}
+    environment = _pairs(properties.get("environment")) | _pairs(over.get("environment"))
+    found["environment"] = [{"name": key, "value": each} for key, each in environment.items()]
+    return found
+
+
+def _action(rules, code: int, told: str) -> str:
+    for rule in rules:
+        tests = ((rule.get("onExitCode"), str(code)), (rule.get("onStatusReason"), told))
+        if all(not pattern or fnmatch.fnmatchcase(value, pattern) for pattern, value in tests):
+            return rule["action"].upper()
+    return "RETRY"
+
+
+def _kill(process, sig):
+    try:
+        os.killpg(process.pid, sig)
+    except ProcessLookupError:
+        pass
+
+
+def _submit_job(self, job_name, job_def_id, job_queue, array_properties=None, **more):
+    job = ProcessJob(
+        job_name,
+        self.get_job_definition(job_def_id),
+        self.get_job_queue(job_queue),
+        self,
+        log_backend=self.logs_backend,
+        all_jobs=self._jobs,
+        array_properties=array_properties or {},
+        **more,
+    )
+    self._jobs[job.job_id] = job
+    job.start()
+    return job_name, job.job_id, job.arn
+
+
+def _kill_all() -> None:
+    for regions in models.batch_backends.values():
+        for backend in regions.values():
+            for job in list(backend._jobs.values()):
+                job.stop = True
+                if job.process is not None and job.process.poll() is None:
+                    _kill(job.process, signal.SIGKILL)
+
+
+def install(environment: dict[str, str]) -> None:
+    """From now on jobs of this process's moto run, with these variables."""
+    ENVIRONMENT.update(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{settings.moto_server_port()}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        **environment,
+    )
+    atexit.register(_kill_all)
+    models.Job = ProcessJob
+    models.BatchBackend.submit_job = _submit_job
+    submit = responses.BatchResponse.submitjob
+
+    def submitjob(self):
+        _extra.set({key: self._get_param(key) for key in ("retryStrategy",)})
+        return submit(self)
+
+    responses.BatchResponse.submitjob = submitjob

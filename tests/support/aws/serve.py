@@ -1,0 +1,35 @@
+"""The server: `python tests/support/aws/serve.py PORT [NAME=VALUE...]`, which jobs see."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+
+def main() -> None:
+    port, *variables = sys.argv[1:]
+    os.environ["MOTO_PORT"] = port
+    sys.path.insert(0, str(Path(__file__).parents[3]))
+    from moto.core.config import default_user_config
+    from moto.server import ThreadedMotoServer
+
+    from tests.support.aws import batch, state_machines
+
+    default_user_config["stepfunctions"]["execute_state_machine"] = True
+    default_user_config["batch"]["use_docker"] = True
+    state_machines.install()
+    batch.install(dict(each.split("=", 1) for each in variables))
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(port), verbose=False)
+    server.start()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+    server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ import pytest
 
 from aflow import client
 from aflow.client import Run
+from tests.support.servers import select_nothing
 
 if TYPE_CHECKING:
     from tests.deploy.conftest import Account
@@ -43,7 +44,7 @@ def ended(aws: Account, machine: str, run: str) -> str:
     give_up_at = time.monotonic() + DEADLINE
     while (found := states.describe_execution(executionArn=arn))["status"] == "RUNNING":
         assert time.monotonic() < give_up_at, job_logs(aws)
-        time.sleep(0.3)
+        select_nothing(0.3)
     status: str = found["status"]
     return status
 

@@ -7,11 +7,10 @@ whatever is short carries an ETag, and is not sent again to who has it (304).
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +31,8 @@ from aflow.service.routes import ROUTES, Route
 
 try:
     from aiohttp import web
+
+    from aflow.service.keys import OWN_CALLS, Handler, Keys
 except ImportError as error:
     raise MissingExtra("The metadata service needs aiohttp: install aflow[server].") from error
 
@@ -41,11 +42,9 @@ if TYPE_CHECKING:
     from aflow.service.database import Database
 
 T = TypeVar("T")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _VERSION_HEADER = "METADATA_SERVICE_VERSION"
 _LARGEST_BODY = 256 << 20
-_OPEN = frozenset({"/ping", "/healthcheck"})  # to load balancers, which have no key
 
 _log = logging.getLogger("aflow.service")
 
@@ -57,10 +56,12 @@ def application(
     store: MetadataStore | None = None,
     threads: int = 8,
 ) -> web.Application:
-    """The service as an application of aiohttp. With `keys`, a request has to carry one of them as
-    `x-api-key` or as bearer token; else it is answered 401. `store` is aflow's own metadata; the
-    application closes it and the database."""
-    app = web.Application(client_max_size=_LARGEST_BODY, middlewares=[*_AROUND, _Keys(keys)])
+    """The service as an application of aiohttp. With `keys`, a request has to carry one of them, or
+    a token that `store` knows, as `x-api-key` or as bearer token; see Keys. `store` is aflow's own
+    metadata; the application closes it and the database."""
+    app = web.Application(
+        client_max_size=_LARGEST_BODY, middlewares=[*_AROUND, Keys(keys, store, clock)]
+    )
     mount(app, database, clock, store, threads)
     app.router.add_get("/openapi.json", _document)
 
@@ -87,7 +88,7 @@ def mount(
         ("GET", "/version", _version),
         ("GET", "/healthcheck", service.healthcheck),
         ("GET", "/auth/token", _no_token),
-        ("POST", "/aflow/v1/metadata/{call}", service.own_call),
+        ("POST", OWN_CALLS + "{call}", service.own_call),
         *((route.method, route.path, service.handler(route)) for route in ROUTES),
     ]
     for method, path, handler in routes:
@@ -226,34 +227,6 @@ class _OneByOne:
         """Let go of what is being read."""
         with self._lock:
             self._frames.close()
-
-
-class _Keys:
-    """Turns away who has none of the keys."""
-
-    __middleware_version__ = 1
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._keys = [key.encode() for key in keys]
-
-    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._keys and request.path not in _OPEN and not self._known(request):
-            return web.json_response(
-                {"message": "this service wants a key: x-api-key, or Authorization: Bearer"},
-                status=401,
-            )
-        return await handler(request)
-
-    def _known(self, request: web.Request) -> bool:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        given = [request.headers.get("x-api-key", "")]
-        if scheme.lower() == "bearer":
-            given.append(token.strip())
-        return any(
-            hmac.compare_digest(one.encode("utf-8", "surrogateescape"), key)
-            for one in given
-            for key in self._keys
-        )
 
 
 @web.middleware

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from aflow.clock import FakeClock
 from aflow.service.app import application
 from aflow.service.database import Database, open_database
-from tests.support.servers import new_database
+from tests.support.postgres import new_schema
 
 WHO = {"user_name": "ada", "tags": ["t"], "system_tags": ["user:ada"]}
 
@@ -27,8 +27,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     elif request.param == "memory":
         yield "memory:"
     else:
-        with new_database(request.getfixturevalue("postgres_server")) as url:
-            yield url
+        yield new_schema(request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture

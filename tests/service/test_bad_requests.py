@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aflow.service.database import Database
+from aflow.backends import open_metadata
+from aflow.service.database import Database, open_database
 from aflow.service.routes import ROUTES
+from aflow.tokens import create
 from tests.service.conftest import Service
 
 JSON = st.recursive(
@@ -88,6 +90,33 @@ async def test_a_key_is_wanted_where_there_are_keys(
     assert 200 == await status("/flows", x_api_key="two")
     assert 200 == await status("/flows", Authorization="Bearer one")
     assert (200, 200) == (await status("/ping"), await status("/healthcheck"))
+
+
+async def test_tokens_that_were_made_open_the_service_too(
+    serve: Callable[..., Any], url: str
+) -> None:
+    store = open_metadata(url, "process")
+    service = await serve(open_database(url, "process"), store=store)
+
+    async def status(method: str, path: str, token: str) -> int:
+        headers = {"x-api-key": token} if token else {}
+        response = await service.http.request(method, path, headers=headers, json={})
+        found: int = response.status
+        return found
+
+    assert 200 == await status("GET", "/flows", "")
+    writes = create(store, "ci", "write", 0.0, 1e12)
+    reads = create(store, "look", "read", 0.0, 1e12)
+    over = create(store, "over", "write", 0.0, 1.0)
+    service.clock.advance(3)
+
+    assert [401, 401, 403, 200, 200] == [
+        await status("GET", "/flows", each) for each in ("", writes[:-1], over, reads, writes)
+    ]
+    assert [403, 200] == [await status("POST", "/flows/F", each) for each in (reads, writes)]
+    assert [400, 403] == [  # without a body; runs may be asked for, and not deleted
+        await status("POST", f"/aflow/v1/metadata/{call}", reads) for call in ("runs", "delete_run")
+    ]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)

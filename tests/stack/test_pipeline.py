@@ -95,12 +95,14 @@ def test_the_second_job_runs_the_flow_with_the_settings_of_a_stack(
         "METAFLOW_SERVICE_URL": service.url,  # the stand-in has nobody at the address of the API
     }
     try:
-        *_, listed = carried_out(commands(jobs["deploy"]), project, **environment)
+        *_, listed, _ = carried_out(commands(jobs["deploy"]), project, **environment)
     finally:
         service.stop()
 
     (run,) = json.loads(listed.stdout)
     assert run["pathspec"].endswith((project / "run.txt").read_text().strip())
+    machines = made.aws("stepfunctions").list_state_machines()["stateMachines"]
+    assert "ScoresFlow" in [each["name"] for each in machines]
     assert [] == [*project.glob(".aflow/data")], "artifacts belong into the bucket"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -110,6 +111,32 @@ def test_no_role_may_do_everything_of_a_service(whole: dict[str, Any]) -> None:
         for action in words(statement["Action"])
         if "*" in action or "NotAction" in statement
     ]
+
+
+def called(repository: Path) -> set[str]:
+    """What deploying a flow asks AWS for, as IAM calls it."""
+    tree = ast.parse((repository / "aflow" / "deploy" / "aws.py").read_text())
+    calls = [
+        node.args
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("._call")
+    ]
+    return {
+        f"{service.value.replace('stepfunctions', 'states')}:{name.value.title().replace('_', '')}"
+        for service, named in calls
+        for name in ast.walk(named)
+        if isinstance(name, ast.Constant) and isinstance(service, ast.Constant)
+    }
+
+
+def test_who_has_the_policy_for_people_may_deploy_flows(
+    whole: dict[str, Any], repository: Path
+) -> None:
+    policy = [each for name, each in statements(whole) if name == "UserPolicy"]
+    allowed = {action for each in policy for action in words(each["Action"])}
+
+    assert 20 < len(called(repository))
+    assert set() == called(repository) - allowed
 
 
 def test_what_has_resources_is_allowed_for_named_ones_alone(whole: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.job import python_version
 from aflow.executors.process import needs_of
 from aflow.executors.spawn import request_of
+from aflow.flow.current import current
 from aflow.scheduler.policy import policies_from
 from aflow.version import __version__
 
@@ -81,12 +82,18 @@ class Plan(NamedTuple):
 
 def name_of(definition: FlowDefinition, wanted: Wanted, user: str, settings: AwsSettings) -> str:
     """The name of the flow's state machine; raises InvalidInput."""
-    project = definition.project
-    if project is None and (wanted.branch or wanted.production):
-        raise InvalidInput(f"Flow {definition.name} is in no project: branches need @project.")
-    place = project and project.place(definition.name, user, wanted.branch, wanted.production)
-    full = place["project_flow_name"] if place else None
+    full = _place(definition, wanted, user).get("project_flow_name")
     return machine_name(definition.name, full, settings.machine_prefix, wanted.name)
+
+
+def _place(definition: FlowDefinition, wanted: Wanted, user: str) -> dict[str, Any]:
+    """Where the flow stands in its project, as `current` tells it; empty for one in none."""
+    project = definition.project
+    if project is not None:
+        return project.place(definition.name, user, wanted.branch, wanted.production)
+    if wanted.branch or wanted.production:
+        raise InvalidInput(f"Flow {definition.name} is in no project: branches need @project.")
+    return {}
 
 
 def token_for(name: str, before: str | None) -> str:
@@ -107,7 +114,12 @@ def plan(
     InvalidSetting for what is not set."""
     name = name_of(definition, wanted, settings.user, aws)
     _check_steps(definition)
-    events = events_of(definition, account.machine_arn, aws.machine_prefix)
+    # Names of events may be those of the project: functions ask `current` for it.
+    token_of_current = current._set(_place(definition, wanted, settings.user))
+    try:
+        events = events_of(definition, account.machine_arn, aws.machine_prefix)
+    finally:
+        current._reset(token_of_current)
     order = _order(definition, wanted, settings, name, code, token, events).encode()
     key = order_key(order)
     storage = settings.storage_url

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow import cron
 from aflow.deploy.names import machine_name
 from aflow.errors import InvalidInput
 
@@ -36,13 +37,16 @@ def ticks_of(definition: FlowDefinition) -> Ticks | None:
     found: Any = _one(definition, "schedule")
     if found is None or found.schedule is None:
         return None
+    if found.timezone is not None:
+        cron.zone_of(found.timezone)
     return Ticks(f"cron({aws_cron(found.schedule)})", found.timezone)
 
 
-def aws_cron(cron: str) -> str:
+def aws_cron(text: str) -> str:
     """Six fields, one of the two of days `?`, as AWS demands. Raises InvalidInput where both of
-    them say something."""
-    fields = cron.split()
+    them say something, and for what is no schedule."""
+    cron.parse(text)
+    fields = text.split()
     fields = [*fields, "*"] if len(fields) == 5 else fields
     days, weekdays = fields[2], fields[4]
     if "?" not in (days, weekdays):
@@ -52,11 +56,11 @@ def aws_cron(cron: str) -> str:
             fields[2] = "?"
         else:
             raise InvalidInput(
-                f"@schedule: cron={cron!r} names days of the month and days of the week, which AWS "
+                f"@schedule: cron={text!r} names days of the month and days of the week, which AWS "
                 "cannot do: put a ? for one of them."
             )
     elif days == weekdays:
-        raise InvalidInput(f"@schedule: cron={cron!r} names no days: only one of them may be ?.")
+        raise InvalidInput(f"@schedule: cron={text!r} names no days: only one of them may be ?.")
     return " ".join(fields)
 
 

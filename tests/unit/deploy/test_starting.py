@@ -1,0 +1,102 @@
+"""What starts a deployed flow, and what an execution is told by it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aflow import FlowSpec, namespaced_event_name, schedule, step, trigger, trigger_on_finish
+from aflow.deploy.given import Given, given_by
+from aflow.deploy.starting import ENDED, Ticks, aws_cron, events_of, ticks_of
+from aflow.errors import InvalidInput
+from aflow.flow.spec import define
+
+
+class Plain(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+def decorated(decorator):
+    return define(decorator(type("Decorated", (Plain,), {"__module__": __name__})))
+
+
+def arn(name):
+    return f"arn:aws:states:r:1:stateMachine:{name}"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"hourly": True}, Ticks("cron(0 * * * ? *)", None)),
+        ({"weekly": True}, Ticks("cron(0 0 ? * SUN *)", None)),
+        ({}, Ticks("cron(0 0 * * ? *)", None)),
+        (
+            {"cron": "0 12 * * MON-FRI", "timezone": "Europe/Berlin"},
+            Ticks("cron(0 12 ? * MON-FRI *)", "Europe/Berlin"),
+        ),
+        ({"daily": False}, None),
+    ],
+)
+def test_each_form_of_a_schedule_is_a_cron_expression_of_aws(given, expected):
+    assert expected == ticks_of(decorated(schedule(**given)))
+
+
+def test_days_of_month_and_week_together_are_refused_and_so_is_an_unknown_zone():
+    with pytest.raises(InvalidInput, match="put a \\? for one of them"):
+        aws_cron("0 12 1 * MON *")
+    with pytest.raises(InvalidInput, match="names no days"):
+        aws_cron("0 12 ? * ? *")
+    with pytest.raises(InvalidInput, match="There is no time zone 'Europe/Atlantis'"):
+        ticks_of(decorated(schedule(cron="0 12 * * ? *", timezone="Europe/Atlantis")))
+
+
+def test_an_event_starts_a_flow_and_gives_it_parameters():
+    event = {"name": "data", "parameters": {"alpha": "level"}}
+    events = events_of(decorated(trigger(event=event)), arn, None)
+    assert {"detail-type": ["data"]} == events.pattern
+    said = json.dumps({"detail-type": "data", "detail": {"level": 7, "other": 1}})
+    assert Given({"alpha": 7}) == given_by(said, events.parameters, events.flows)
+    with pytest.raises(InvalidInput, match="has no field 'level'"):
+        given_by('{"detail-type": "data", "detail": {}}', events.parameters, {})
+
+
+def test_the_end_of_a_flow_in_a_project_starts_another_that_knows_the_run():
+    events = events_of(decorated(trigger_on_finish(flow="p.user.me.Other")), arn, "pre")
+    assert [arn("pre_p.user.me.Other")] == events.pattern["detail"]["stateMachineArn"]
+    detail = {"stateMachineArn": arn("pre_p.user.me.Other"), "name": "x", "status": "SUCCEEDED"}
+    said = json.dumps({"detail-type": ENDED, "detail": detail})
+    assert Given({}, None, ("Other/sfn-x",)) == given_by(said, {}, events.flows)
+    with pytest.raises(InvalidInput, match="is not what is waited for"):
+        given_by(said, {}, {"else": "Else"})
+
+
+def test_several_events_are_refused_and_a_function_gives_a_name():
+    with pytest.raises(InvalidInput, match="names 2 events"):
+        events_of(decorated(trigger(events=["a", "b"])), arn, None)
+    events = events_of(decorated(trigger(event=namespaced_event_name("a"))), arn, None)
+    assert {"detail-type": ["mfns.a"]} == events.pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, Given({})),
+        ('{"Parameters": "{\\"alpha\\": 1}"}', Given({"alpha": 1})),
+        ('{"Parameters": {"alpha": 1}, "Origin": "sfn-1"}', Given({"alpha": 1}, "sfn-1")),
+    ],
+)
+def test_the_input_of_an_execution_gives_parameters_and_the_run_to_resume(text, expected):
+    assert expected == given_by(text, {}, {})
+
+
+@pytest.mark.parametrize("text", ["[", "[]", '{"Parameters": "["}', '{"Parameters": 1}'])
+def test_an_input_that_cannot_be_meant_is_refused(text):
+    with pytest.raises(InvalidInput, match="execution"):
+        given_by(text, {}, {})

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec, step
     from aflow.multicore import parallel_imap_unordered, parallel_map
     from aflow.profiling import profile
+    from aflow.programmatic.deployer import Deployer
     from aflow.programmatic.direct import arun, run
     from aflow.programmatic.executing import ExecutingRun, ExecutingTask
     from aflow.programmatic.notebook import NBRunner
@@ -90,6 +91,7 @@ __all__ = [
     "ConfigValue",
     "Coordinator",
     "DataArtifact",
+    "Deployer",
     "ExecutingRun",
     "ExecutingTask",
     "Flow",
@@ -199,6 +201,7 @@ _HOMES = {
         "conda_environment_yml_parser pyproject_toml_parser requirements_txt_parser yaml_parser"
     ),
     "aflow.flow.spec": "FlowSpec step",
+    "aflow.programmatic.deployer": "Deployer",
     "aflow.programmatic.direct": "arun run",
     "aflow.programmatic.executing": "ExecutingRun ExecutingTask",
     "aflow.programmatic.notebook": "NBRunner",

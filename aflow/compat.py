@@ -157,6 +157,7 @@ MODULES: dict[str, dict[str, str]] = {
     "plugins.datatools.s3.s3": _S3,
     "plugins.parsers": _PARSERS,
     "runner": {},
+    "runner.deployer": {"Deployer": "aflow:Deployer"},
     "runner.metaflow_runner": {
         "ExecutingRun": "aflow.programmatic.executing:ExecutingRun",
         "Runner": "aflow:Runner",

@@ -37,11 +37,12 @@ class CommandLine:
         top: Mapping[str, Any],
         given: Mapping[str, Any],
     ) -> list[str]:
-        """`[TOP] COMMAND ARGUMENTS [GIVEN]`. Raises FlowFileError for a file that holds no flow,
-        InvalidInput for an option that is not there, or a value that cannot be written."""
+        """`[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have two words. Raises FlowFileError for
+        a file that holds no flow, InvalidInput for an option that is not there, or a value that
+        cannot be written."""
         ahead = self._options("", _without_none(top))
         behind = self._options(command, _without_none(given))
-        return [*ahead, command, *behind, *arguments]
+        return [*ahead, *command.split(), *behind, *arguments]
 
     def _options(self, command: str, given: Mapping[str, Any]) -> list[str]:
         known = self._known(command) if given else {}
@@ -63,8 +64,9 @@ class CommandLine:
         for flow in self._candidates():
             group = FlowGroup(flow, self._file.name)
             found: click.Command | None = group
-            if command:
-                found = group.get_command(click.Context(group), command)
+            for word in command.split():  # `step-functions create`, say
+                assert isinstance(found, click.Group), "only commands that there are, are asked for"
+                found = found.get_command(click.Context(found), word)
             assert found is not None, "only commands that there are, are asked for"
             for each in found.params:
                 known |= dict.fromkeys(_names(each), each)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aflow import client
+from aflow import Deployer, client
 from aflow.client import Run
 from tests.support.servers import select_nothing
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from tests.deploy.conftest import Account
 
 FLOWS = Path(__file__).parent / "flow_files"
-DEADLINE = 100.0  # seconds for an execution
+pytestmark = pytest.mark.timeout(400)  # dozens of processes, on a machine that others use
+DEADLINE = 150.0  # seconds for an execution
 
 
 def flow(file: str, *words: str, code: int = 0, cwd: Path | None = None) -> str:
@@ -101,6 +102,32 @@ def test_a_flow_of_all_shapes_leaves_what_a_local_run_leaves(aws, tmp_path):
     assert 16 == sum(1 for step in there.steps() for _ in step.tasks())
     assert f"found {found!r}"[:40] in there.end_task.stdout
     assert "" == step_functions("everything.py", "diff", "--use-distributed-map", "--quiet")
+    _its_end_starts_the_flow_that_follows(aws, run)
+
+
+def _its_end_starts_the_flow_that_follows(aws: Account, run: str) -> None:
+    follower = Deployer(FLOWS / "follower.py", show_output=False).step_functions().create()
+    schedule = aws.client("scheduler").get_schedule(Name="Follower")
+    assert "Europe/Berlin" == schedule["ScheduleExpressionTimezone"]
+    events, states = aws.client("events"), aws.client("stepfunctions")
+    pattern = json.loads(events.describe_rule(Name="Follower-events")["EventPattern"])
+    detail = {key: values[0] for key, values in pattern["detail"].items()}
+    assert "SUCCEEDED" == detail["status"]
+    event = {
+        "detail-type": pattern["detail-type"][0],
+        "detail": {**detail, "name": run.removeprefix("sfn-")},
+    }
+    (target,) = events.list_targets_by_rule(Rule="Follower-events")["Targets"]
+    # What EventBridge does: the stand-in sends no events to state machines.
+    started = {"end": json.dumps(event), "tick": schedule["Target"]["Input"]}
+    for name, told in started.items():
+        states.start_execution(stateMachineArn=target["Arn"], name=name, input=told)
+    for name, expected in (("end", f"Everything/{run}"), ("tick", None)):
+        assert "SUCCEEDED" == ended(aws, "Follower", name), job_logs(aws)
+        assert expected == run_of(aws, f"Follower/sfn-{name}").end_task.data.before
+    assert {"sfn-end", "sfn-tick"} == {each.run_id for each in follower.list_runs(["SUCCEEDED"])}
+    follower.delete()
+    assert [] == aws.client("scheduler").list_schedules()["Schedules"]
 
 
 def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):

@@ -101,7 +101,9 @@ def _serve(
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
-    from aflow.backends import open_metadata, open_store
+    from functools import partial
+
+    from aflow.backends import open_metadata, open_queue, open_store
     from aflow.server.runs import Runs
     from aflow.server.serve import Listen, serve, tls_context
     from aflow.storage.blobs import BlobStore
@@ -124,7 +126,8 @@ def _serve(
         routes = _metadata_routes(settings.metadata_url, settings.durability, records)
         runs = Runs(_place(settings), blobs, max_runs)
         listen = Listen(host, port, settings.service_auth_keys, grace, tls)
-        serve(runs, blobs, records, listen, click.echo, routes)
+        workers = None if settings.queue is None else partial(open_queue, settings.queue)
+        serve(runs, blobs, records, listen, click.echo, routes, workers)
     finally:
         records.close()
 

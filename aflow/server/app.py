@@ -36,6 +36,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.server.metrics import Metrics
     from aflow.server.runs import Runs
     from aflow.server.scheduling import Scheduling
     from aflow.storage.blobs import BlobStore
@@ -53,13 +54,16 @@ def application(
     runs: Runs,
     blobs: BlobStore,
     metadata: MetadataStore,
+    metrics: Metrics,
     scheduling: Scheduling | None = None,
     tokens: Sequence[str] = (),
 ) -> web.Application:
     """The API, behind its door: with the tokens of the settings, and those beside the metadata."""
-    apis = (_Api(runs, blobs, metadata), ScheduleRoutes(scheduling, SystemClock()))
+    apis = (_Api(runs, blobs, metadata, metrics), ScheduleRoutes(scheduling, SystemClock()))
     door = Door(tokens, metadata, SystemClock(), _refusal)
-    app = web.Application(client_max_size=_LARGEST_PACKAGE, middlewares=[_errors_answered, door])
+    app = web.Application(
+        client_max_size=_LARGEST_PACKAGE, middlewares=[metrics, _errors_answered, door]
+    )
     for route in ROUTES:
         api = next(each for each in apis if hasattr(each, route.name))
         app.router.add_route(route.method, route.path, getattr(api, route.name))
@@ -77,7 +81,10 @@ async def _described(_: web.Request) -> web.StreamResponse:
 
 
 class _Api:
-    def __init__(self, runs: Runs, blobs: BlobStore, metadata: MetadataStore) -> None:
+    def __init__(
+        self, runs: Runs, blobs: BlobStore, metadata: MetadataStore, metrics: Metrics
+    ) -> None:
+        self._metrics = metrics
         self._runs = runs
         self._blobs = blobs
         self._metadata = metadata
@@ -90,6 +97,11 @@ class _Api:
         """The metadata answers, too; 503."""
         await asyncio.to_thread(self._metadata.flows)
         return web.json_response({"status": "ready"})
+
+    async def measure(self, _: web.Request) -> web.StreamResponse:
+        """Figures for Prometheus."""
+        text = await self._metrics.text()
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def add_package(self, request: web.Request) -> web.StreamResponse:
         """Keep a code package: the body is the archive; its key is said."""

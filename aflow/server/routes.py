@@ -99,6 +99,7 @@ _FOLLOW = {"follow": number(1)}
 ROUTES = [
     Route("GET", "/healthz", "alive", _object(status=TEXT)),
     Route("GET", "/readyz", "ready", _object(status=TEXT)),
+    Route("GET", "/metrics", "measure", TEXT, says="text/plain"),
     Route(
         "POST", "/v1/packages", "add_package", _object(package=TEXT), 201,
         takes=_TAR, refuses=(413, 415),

@@ -11,6 +11,7 @@ from aflow.clock import SystemClock
 from aflow.errors import InvalidSetting
 from aflow.metadata.documents import documents_of
 from aflow.server.app import application
+from aflow.server.metrics import Metrics
 from aflow.server.scheduling import Scheduling
 from aflow.server.sharing import Sharing
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from aflow.metadata.base import MetadataStore
+    from aflow.queue.base import Queue
     from aflow.server.runs import Runs
     from aflow.storage.blobs import BlobStore
 
@@ -62,13 +64,15 @@ def serve(
     listen: Listen,
     say: Callable[[str], object],
     mounts: Sequence[Mount] = (),
+    queue: Callable[[], Queue] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; runs that go on then may still end, until the grace is over or
     another signal comes. Port 0 takes a free one, which `say` is told. Each of `mounts` adds routes
-    of its own. Raises InvalidSetting where it cannot listen."""
+    of its own; `queue` opens the one whose depth is measured. Raises InvalidSetting where it cannot
+    listen."""
     import uvloop
 
-    uvloop.run(_serve(runs, blobs, metadata, listen, say, mounts))
+    uvloop.run(_serve(runs, blobs, metadata, listen, say, mounts, queue))
 
 
 async def _serve(
@@ -78,6 +82,7 @@ async def _serve(
     listen: Listen,
     say: Callable[[str], object],
     mounts: Sequence[Mount],
+    queue: Callable[[], Queue] | None,
 ) -> None:
     from aiohttp import web
 
@@ -92,7 +97,8 @@ async def _serve(
     documents = documents_of(metadata)
     if documents is not None:
         scheduling = Scheduling(documents, metadata, runs, SystemClock())
-    app = application(runs, blobs, metadata, scheduling, listen.tokens)
+    metrics = Metrics(runs, metadata, queue)
+    app = application(runs, blobs, metadata, metrics, scheduling, listen.tokens)
     for mount in mounts:
         mount(app)
     runner = web.AppRunner(app, shutdown_timeout=_GOODBYE)
@@ -107,13 +113,14 @@ async def _serve(
             ) from error
         scheme = "http" if listen.tls is None else "https"
         say(f"Server on {scheme}://{listen.host}:{runner.addresses[0][1]}")
-        beside = [Sharing(runs, metadata).look_on()]
+        beside = [Sharing(runs, metadata).look_on(), metrics.watch()]
         if scheduling is not None:
             beside.append(scheduling.look_on())
         await _until(stop, beside)
         await runs.close(listen.grace, hurry)
     finally:
         await runner.cleanup()
+        await metrics.close()
 
 
 async def _until(stop: asyncio.Event, beside: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -48,12 +48,14 @@ class Daemon(Workspace):
         type_: str = "application/json",
         **headers: str,
     ) -> tuple[int, Any]:
-        """One request, with the path as it is: status and answer."""
+        """One request, with the path as it is: status and answer, read if it is JSON."""
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
         try:
             connection.request(method, path, body, {"Content-Type": type_, **headers})
             answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            told = answer.read()
+            is_json = answer.headers["Content-Type"].startswith("application/json")
+            return answer.status, json.loads(told) if is_json else told.decode()
         finally:
             connection.close()
 

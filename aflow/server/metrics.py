@@ -1,0 +1,139 @@
+"""What Prometheus reads of a server: /metrics, in its text format."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter as Tally
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from aflow.errors import AflowError, MissingExtra
+from aflow.executors.letters import DEFAULT_POOL, tasks_topic
+from aflow.server.sharing import KIND
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+    from prometheus_client.exposition import generate_latest
+except ImportError as error:
+    raise MissingExtra(
+        "Metrics need the package prometheus-client: install aflow[server]."
+    ) from error
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore
+    from aflow.queue.base import Queue
+    from aflow.server.runs import Runs
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+LOOK = 1.0  # seconds between looks at how late the event loop is
+_MOST_ABANDONED = 1000
+POOLS = (DEFAULT_POOL, "gpu")
+
+
+class Metrics:
+    """The figures of one server. `queue`, if it has one, is asked for its depth."""
+
+    __middleware_version__ = 1
+
+    def __init__(
+        self, runs: Runs, metadata: MetadataStore, queue: Callable[[], Queue] | None
+    ) -> None:
+        self._runs = runs
+        self._metadata = metadata
+        self._open_queue = queue
+        self._queue: Queue | None = None
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "aflow_http_requests", "Requests answered.", ["route", "method", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "aflow_http_request_seconds", "How long answers took, but for streams.", ["route"],
+            registry=registry,
+        )  # fmt: skip
+        self._lag = Gauge(
+            "aflow_event_loop_lag_seconds", "How late the event loop was last.", registry=registry
+        )
+        self._going_on = Gauge(
+            "aflow_runs_going_on", "Runs that this server drives.", registry=registry
+        )
+        self._abandoned = Gauge(
+            "aflow_runs_abandoned", "Runs of servers that nobody drives.", registry=registry
+        )
+        self._tasks = Gauge(
+            "aflow_tasks", "Tasks of the runs that this server drives.", ["flow", "state"],
+            registry=registry,
+        )  # fmt: skip
+        self._messages = Gauge(
+            "aflow_queue_messages", "Tasks in the queue.", ["pool", "state"], registry=registry
+        )
+        self._up = Gauge(
+            "aflow_backend_up", "Whether it answered last time.", ["backend"], registry=registry
+        )
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Count a request."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None else "none"
+        response = await handler(request)
+        self._requests.labels(route, request.method, str(response.status)).inc()
+        if response.content_type != "text/event-stream":
+            self._seconds.labels(route).observe(loop.time() - began)
+        return response
+
+    async def watch(self) -> None:
+        """Measure how late the event loop is, again and again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LOOK
+            await asyncio.sleep(LOOK)
+            self._lag.set(max(0.0, loop.time() - due))
+
+    async def text(self) -> bytes:
+        """All figures as they are now. What a backend that is away would say is left as it was."""
+        names = self._runs.going_on()
+        self._going_on.set(len(names))
+        await self._look_at("metadata", asyncio.to_thread(self._ask_metadata, names))
+        if self._open_queue is not None:
+            await self._look_at("queue", self._ask_queue(self._open_queue))
+        return generate_latest(self._registry)
+
+    async def close(self) -> None:
+        """Let go of the queue."""
+        if self._queue is not None:
+            await self._queue.close()
+
+    async def _look_at(self, backend: str, look: Awaitable[None]) -> None:
+        try:
+            await look
+        except AflowError:  # that is what the figure says
+            self._up.labels(backend).set(0)
+        else:
+            self._up.labels(backend).set(1)
+
+    def _ask_metadata(self, names: Sequence[str]) -> None:
+        self._abandoned.set(len(self._metadata.abandoned(KIND, _MOST_ABANDONED)))
+        tally: Tally[tuple[str, str]] = Tally()
+        for name in names:
+            flow, _, run = name.partition("/")
+            record = self._metadata.run(flow, run)
+            for step in () if record is None else self._metadata.progress(record.key):
+                for state, count in step.tasks.items():
+                    tally[flow, state.value] += count
+        self._tasks.clear()
+        for labels, count in tally.items():
+            self._tasks.labels(*labels).set(count)
+
+    async def _ask_queue(self, open_queue: Callable[[], Queue]) -> None:
+        if self._queue is None:
+            self._queue = open_queue()
+        for pool in POOLS:
+            depth = await self._queue.depth(tasks_topic(pool))
+            for state, count in depth._asdict().items():
+                self._messages.labels(pool, state).set(count)

@@ -17,6 +17,7 @@ from aflow.storage.local import LocalStore
 from aflow.storage.memory import MemoryStore
 
 TEXT = b"the same words again and again. " * 10_000
+NOISE = os.urandom(100_000)
 
 
 @pytest.fixture
@@ -85,7 +86,9 @@ class CountingStore(MemoryStore):
         super().put(*arguments, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("data", [b"", b"small", TEXT, os.urandom(100_000)])
+@pytest.mark.parametrize(
+    "data", [b"", b"small", TEXT, NOISE], ids=["empty", "small", "text", "noise"]
+)
 def test_what_is_there_already_is_not_written_again(data: bytes) -> None:
     store = CountingStore()
     for _ in range(3):
@@ -94,7 +97,7 @@ def test_what_is_there_already_is_not_written_again(data: bytes) -> None:
     assert 1 == store.writes
 
 
-@pytest.mark.parametrize("data", [b"small", TEXT, os.urandom(100_000)])
+@pytest.mark.parametrize("data", [b"small", TEXT, NOISE], ids=["small", "text", "noise"])
 def test_a_blob_that_was_cut_off_is_noticed_and_healed_by_the_next_put(
     store: MemoryStore, data: bytes
 ) -> None:

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aflow import Deployer, client
+from aflow.backends import open_metadata
 from aflow.client import Run
+from aflow.metadata.base import RunRecord
+from aflow.scheduler.states import RunState
 from tests.support.servers import select_nothing
 
 if TYPE_CHECKING:
@@ -64,6 +67,15 @@ def job_logs(aws: Account) -> str:
 def run_of(aws: Account, pathspec: str) -> Run:
     client.metadata(aws.metadata.url)
     return Run(pathspec, _namespace_check=False)
+
+
+def recorded(aws: Account, flow: str, run: str) -> RunRecord:
+    """The record of a run."""
+    metadata = open_metadata(aws.metadata.url)
+    found = metadata.run(flow, run)
+    metadata.close()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +169,14 @@ def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
     assert [1, 2, 3] == [item for item, _ in values]
     assert (2, run) in values, "the broken item ran again"
     assert f"hook of {run} on success" in job_logs(aws)
+
+    deployer = Deployer(FLOWS / "mended.py", show_output=False).step_functions()
+    triggered = deployer.create().trigger()
+    stopped = triggered.wait_for_run(DEADLINE)
+    triggered.terminate()
+    # ABORTED in AWS; the stand-in lets an execution that is stopped catch that.
+    assert ended(aws, machine, stopped.id) in ("ABORTED", "FAILED")
+    assert RunState.CANCELLED is recorded(aws, "Mended", stopped.id).state
 
     told = step_functions("mended.py", "terminate", run, code=2)
     assert "has ended already (SUCCEEDED)" in told

@@ -114,11 +114,11 @@ def test_a_file_that_imports_metaflow_runs(workspace: Workspace, words: tuple[st
 
 
 def test_a_name_that_aflow_has_not_is_told(workspace: Workspace) -> None:
-    (workspace.path / "theirs.py").write_text("from metaflow import FlowSpec, Deployer\n")
+    (workspace.path / "theirs.py").write_text("from metaflow import FlowSpec, NBDeployer\n")
     ran = program(workspace, "run", "--compat", "theirs.py")
     assert 2 == ran.code
     assert "theirs.py, line 1" in ran.err
-    assert "Deployer" in ran.err
+    assert "NBDeployer" in ran.err
 
 
 def in_fresh_python(code: str) -> str:

@@ -269,6 +269,11 @@ def configs_in_environment(
     return found[0], found[1]
 
 
+def metadata_place(value: str) -> str:
+    """The value, if it says where metadata is; raises InvalidSetting."""
+    return _metadata(_Hit("The place of the metadata", value, "that was given"))
+
+
 def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
     """The value of the first of these keys that is set, for settings of one part of aflow; None
     where none of them is. Raises InvalidSetting for a value that is no text."""

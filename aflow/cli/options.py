@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow import ids
-from aflow.errors import InvalidName, InvalidParameter
+from aflow.config import metadata_place
+from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
 from aflow.flow.parameters import Parameter, type_name
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         option(
             "--metadata",
             metavar="PLACE",
+            type=PlaceType(),
             help="Where the metadata is: local, service, or the URL of it "
             "(postgresql://user@host/database, https://host, sqlite:////path).",
             **rest,
@@ -244,6 +246,19 @@ def run_options() -> list[Option]:
 def _file(name: str, help: str) -> Option:
     kind = click.Path(dir_okay=False, writable=True)
     return option(name, scope="run_", default=None, type=kind, metavar="FILE", help=help)
+
+
+class PlaceType(ParamType):
+    """Where metadata is."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The place; a usage error for what is none."""
+        try:
+            return metadata_place(value)
+        except InvalidSetting as error:
+            self.fail(str(error), param, ctx)
 
 
 class TagType(ParamType):

@@ -320,6 +320,10 @@ class Job:
 
     def note_failure(self) -> int:
         """Record that the run has failed, and call the exit hooks."""
+        if self._metadata.run(self._order.flow, self._told.run) is None:
+            raise InvalidInput(
+                f"The run {self._told.run} was never recorded: its start has failed."
+            )
         records = Records.of(self._metadata, self._order.flow, self._told.run)
         if records.run.state in TERMINAL_RUN_STATES:
             return 0

@@ -541,10 +541,10 @@ def test_a_script_without_a_command_is_checked(flow: Workspace) -> None:
 
 
 def test_a_bad_setting_names_itself(flow: Workspace) -> None:
-    ran = flow.run(METAFLOW_DEFAULT_DATASTORE="s3")
+    ran = flow.run(METAFLOW_DEFAULT_DATASTORE="azure")
 
     assert 2 == ran.code
-    assert "METAFLOW_DEFAULT_DATASTORE in the environment is 's3'; allowed: local" in ran.err
+    assert "METAFLOW_DEFAULT_DATASTORE in the environment is 'azure'; allowed: local" in ran.err
 
 
 def test_pickles_made_by_a_flow_that_the_program_runs_name_its_file(workspace: Workspace) -> None:

@@ -12,7 +12,8 @@ import click
 
 from aflow.cli.configure_aws import ask
 from aflow.cli.options import flag, option
-from aflow.config import ConfigFile, config_file, config_files, environment_with
+from aflow.config import config_file, config_files, environment_with
+from aflow.config_files import ConfigFile
 from aflow.errors import InvalidInput, InvalidSetting
 
 _HELP = """The settings of this user. A profile is a file of its own, used where AFLOW_PROFILE names

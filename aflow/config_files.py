@@ -1,0 +1,75 @@
+"""Files of settings: one JSON object each, for one user and profile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aflow.errors import InvalidSetting
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A JSON file of settings: an object whose keys carry a prefix (AFLOW_USER)."""
+
+    path: Path
+
+    def read(self) -> dict[str, Any] | None:
+        """What it sets; None where there is no such file. Raises InvalidSetting."""
+        try:
+            text = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise InvalidSetting(
+                f"The settings in {self.path} cannot be read: {error.strerror}."
+            ) from error
+        import json  # most programs have no such file, and need not pay for it
+
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise InvalidSetting(
+                f"The settings in {self.path} are no valid JSON: {error}."
+            ) from error
+        if not isinstance(values, dict):
+            raise InvalidSetting(
+                f"The settings in {self.path} must be one JSON object of keys and values."
+            )
+        return values
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Replace the file as a whole; nobody else may read it. Raises InvalidSetting."""
+        import json
+        import tempfile
+
+        text = json.dumps(dict(sorted(values.items())), indent=2) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, made = tempfile.mkstemp(dir=self.path.parent)  # with mode 600
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(made, self.path)
+        except OSError as error:
+            raise InvalidSetting(
+                f"The settings cannot be written to {self.path}: {error.strerror}."
+            ) from error
+
+
+def files_of_profile(profile: str | None, env: Mapping[str, str]) -> list[ConfigFile]:
+    """The files of the profile, else of the one that the environment names; the first counts before
+    the others, and they may be absent. Raises InvalidSetting for a name that is none."""
+    profile = profile or env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
+    if profile and not profile.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise InvalidSetting(
+            f"{profile!r} cannot be the name of a profile: letters, digits and - _ . are allowed."
+        )
+    name = f"config_{profile}.json" if profile else "config.json"
+    homes = (
+        env.get("AFLOW_HOME") or "~/.aflowconfig",
+        env.get("METAFLOW_HOME") or "~/.metaflowconfig",
+    )
+    return [ConfigFile(Path(home).expanduser() / name) for home in homes]

@@ -8,22 +8,14 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow.aws.calls import Calls
 from aflow.deploy.names import Label, label_of
 from aflow.deploy.plan import Account
-from aflow.errors import AwsError, InvalidSetting, MissingExtra
-
-try:
-    from botocore import exceptions as faults
-    from botocore.session import Session, get_session
-except ImportError as error:
-    raise MissingExtra("Deploying to AWS needs aiobotocore: install aflow[aws].") from error
+from aflow.errors import AwsError, InvalidSetting
 
 if TYPE_CHECKING:
-    from aflow.deploy.jobs import Definition
-    from aflow.deploy.settings import AwsSettings
+    from aflow.aws.settings import AwsSettings
     from aflow.deploy.starting import Events, Ticks
-
-_MISSING = {"StateMachineDoesNotExist", "ExecutionDoesNotExist", "ResourceNotFoundException"}
 
 
 class Machine(NamedTuple):
@@ -50,35 +42,12 @@ class Execution(NamedTuple):
         return f"sfn-{self.name}"
 
 
-class Aws:
+class Aws(Calls):
     """One account, in one region: that of the role of state machines, and of the session."""
 
     def __init__(self, settings: AwsSettings) -> None:
+        super().__init__()
         self._settings = settings
-        self._session: Session = get_session()
-        self._clients: dict[str, Any] = {}
-
-    def _client(self, service: str) -> Any:
-        if service not in self._clients:
-            try:
-                self._clients[service] = self._session.create_client(service)
-            except faults.NoRegionError as error:
-                raise InvalidSetting("The region of AWS is not known: set AWS_REGION.") from error
-        return self._clients[service]
-
-    def _call(self, service: str, operation: str, **values: Any) -> Any:
-        """What the call gives, None for what is not there. Raises AwsError."""
-        client = self._client(service)
-        try:
-            return getattr(client, operation)(**values)
-        except faults.ClientError as error:
-            told = error.response.get("Error", {})
-            if told.get("Code") in _MISSING:
-                return None
-            said = f"{told.get('Code')}: {told.get('Message', '').strip()}"
-            raise AwsError(f"AWS refuses {operation} of {service}: {said}") from error
-        except faults.BotoCoreError as error:
-            raise AwsError(f"AWS did not do {operation} of {service}: {error}") from error
 
     @cached_property
     def role(self) -> str:
@@ -99,18 +68,7 @@ class Aws:
 
     def with_platform(self, queue: str) -> Account:
         """The same, with what the queue runs jobs on."""
-        queues = self._call("batch", "describe_job_queues", jobQueues=[queue])["jobQueues"]
-        if not queues:
-            raise InvalidSetting(
-                f"AFLOW_BATCH_JOB_QUEUE names {queue}, and there is no such queue in "
-                f"{self.account.region}."
-            )
-        first = queues[0]["computeEnvironmentOrder"][0]["computeEnvironment"]
-        found = self._call("batch", "describe_compute_environments", computeEnvironments=[first])[
-            "computeEnvironments"
-        ]
-        kind = found[0].get("computeResources", {}).get("type", "") if found else ""
-        return self.account._replace(fargate=kind.startswith("FARGATE"))
+        return self.account._replace(fargate=self.is_fargate(queue))
 
     # ------------------------------------------------------------ state machines
 
@@ -144,17 +102,6 @@ class Aws:
         """Delete the state machine; executions that run go on to their end."""
         arn = self.account.machine_arn(name)
         self._call("stepfunctions", "delete_state_machine", stateMachineArn=arn)
-
-    def register(self, definition: Definition) -> bool:
-        """Register a definition of jobs, unless it is there; whether it was not."""
-        name = definition["jobDefinitionName"]
-        found = self._call(
-            "batch", "describe_job_definitions", jobDefinitionName=name, status="ACTIVE"
-        )
-        if found["jobDefinitions"]:
-            return False
-        self._call("batch", "register_job_definition", **definition)
-        return True
 
     # ------------------------------------------------------------ executions
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
+from aflow.aws.settings import AwsSettings
 from aflow.deploy import plan as planning
 from aflow.deploy.aws import Aws
 from aflow.deploy.names import Label, authorized, checked_token, rule_name
 from aflow.deploy.order import order_name
 from aflow.deploy.plan import Account, Plan, Wanted, name_of
-from aflow.deploy.settings import AwsSettings
 from aflow.deploy.starting import Ticks
 from aflow.errors import InvalidInput, NotFound
 from aflow.metadata.base import Batch, RunUpdate

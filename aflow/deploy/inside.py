@@ -30,12 +30,12 @@ from aflow.configured import with_values
 from aflow.creation import Creation, Driving
 from aflow.deploy.attempt import OneAttempt
 from aflow.deploy.chances import next_chance
-from aflow.deploy.early import EarlyTemplate
 from aflow.deploy.given import Given, given_by
 from aflow.deploy.inputs import Numbers, Standing
 from aflow.deploy.machine import FINAL_EXIT_CODE, word_name
 from aflow.deploy.order import Told, read_order
 from aflow.deploy.records import Records
+from aflow.early import EarlyTemplate
 from aflow.errors import AflowError, InvalidInput, VersionConflict
 from aflow.executors.job import python_version
 from aflow.executors.spawn import class_from, fresh_environment

@@ -7,8 +7,10 @@ import secrets
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow.aws.definitions import Definition, definition_of
+from aflow.aws.settings import needs_s3
 from aflow.config import looked_up, without_password
-from aflow.deploy.jobs import Definition, definition_of, job_of
+from aflow.deploy.jobs import PROGRAM, job_of
 from aflow.deploy.machine import LARGEST, Where, compiled
 from aflow.deploy.names import LETTERS, Label, machine_name, next_token
 from aflow.deploy.order import Order, order_key
@@ -19,11 +21,10 @@ from aflow.executors.process import needs_of
 from aflow.executors.spawn import request_of
 from aflow.flow.current import current
 from aflow.scheduler.policy import policies_from
-from aflow.version import __version__
 
 if TYPE_CHECKING:
+    from aflow.aws.settings import AwsSettings
     from aflow.config import Settings
-    from aflow.deploy.settings import AwsSettings
     from aflow.flow.definition import FlowDefinition
     from aflow.package import Package
 
@@ -126,7 +127,7 @@ def plan(
     variables = _variables(settings, aws, account, key, storage)
     steps: dict[Any, Any] = {**definition.steps, None: None}
     made: dict[Any, Definition] = {
-        each: definition_of(step, aws, variables, __version__, fargate=account.fargate)
+        each: definition_of(step, aws, variables, PROGRAM, fargate=account.fargate)
         for each, step in steps.items()
     }
     jobs = {
@@ -249,15 +250,6 @@ def _metadata(settings: Settings, aws: AwsSettings) -> str:
             "use a metadata service, or an URL without (a role of the database that trusts them)."
         )
     return url
-
-
-def needs_s3(storage: str) -> None:
-    """Nothing; raises InvalidSetting for a store that jobs cannot reach."""
-    if not storage.startswith("s3://"):
-        raise InvalidSetting(
-            "Jobs cannot reach a datastore of this machine: use --datastore s3, or set "
-            "AFLOW_DEFAULT_DATASTORE=s3 and AFLOW_DATASTORE_SYSROOT_S3."
-        )
 
 
 def _bucket(storage: str) -> tuple[str, str]:

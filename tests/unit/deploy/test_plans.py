@@ -7,10 +7,11 @@ import json
 import pytest
 
 from aflow import FlowSpec, batch, resources, step, timeout
+from aflow.aws.definitions import definition_of
+from aflow.aws.settings import AwsSettings
 from aflow.deploy.chances import Chance, next_chance
-from aflow.deploy.jobs import definition_of, job_of
+from aflow.deploy.jobs import PROGRAM, job_of
 from aflow.deploy.names import Label, authorized, label_of, machine_name, next_token, rule_name
-from aflow.deploy.settings import AwsSettings
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord
@@ -35,7 +36,7 @@ class Needs(FlowSpec):
 
 def test_a_job_has_the_most_of_what_decorators_ask_for():
     start = define(Needs).steps["start"]
-    definition = definition_of(start, SETTINGS, {"A": "1"}, "1.0")
+    definition = definition_of(start, SETTINGS, {"A": "1"}, PROGRAM)
     properties = definition["containerProperties"]
     needs = {each["type"]: each["value"] for each in properties["resourceRequirements"]}
     assert {"VCPU": "2", "MEMORY": "8000", "GPU": "1"} == needs
@@ -49,7 +50,7 @@ def test_a_job_has_the_most_of_what_decorators_ask_for():
 def test_a_definition_is_named_by_its_content():
     steps = define(Needs).steps
     names = [
-        definition_of(steps[name], SETTINGS, {"A": value}, "1.0")["jobDefinitionName"]
+        definition_of(steps[name], SETTINGS, {"A": value}, PROGRAM)["jobDefinitionName"]
         for name, value in [("end", "1"), ("end", "1"), ("end", "2"), ("start", "1")]
     ]
     assert names[0] == names[1]
@@ -59,11 +60,11 @@ def test_a_definition_is_named_by_its_content():
 def test_what_fargate_has_not_and_what_is_not_set_are_told():
     steps = define(Needs).steps
     with pytest.raises(InvalidInput, match="Fargate, which has no sharedMemorySize, tmpfs"):
-        definition_of(steps["start"], SETTINGS, {}, "1.0", fargate=True)
+        definition_of(steps["start"], SETTINGS, {}, PROGRAM, fargate=True)
     with pytest.raises(InvalidSetting, match="AFLOW_ECS_FARGATE_EXECUTION_ROLE"):
-        definition_of(steps["end"], SETTINGS, {}, "1.0", fargate=True)
+        definition_of(steps["end"], SETTINGS, {}, PROGRAM, fargate=True)
     with pytest.raises(InvalidSetting, match="AFLOW_BATCH_CONTAINER_IMAGE"):
-        definition_of(steps["end"], AwsSettings(job_role="x"), {}, "1.0")
+        definition_of(steps["end"], AwsSettings(job_role="x"), {}, PROGRAM)
 
 
 def attempts(states: str) -> list[AttemptRecord]:

@@ -51,3 +51,12 @@ class AwsSettings:
         if value is None:
             raise InvalidSetting(f"{what} is not known: set AFLOW_{KEYS[name][0]}.")
         return value
+
+
+def needs_s3(storage: str) -> None:
+    """Nothing; raises InvalidSetting for a store that jobs cannot reach."""
+    if not storage.startswith("s3://"):
+        raise InvalidSetting(
+            "Jobs cannot reach a datastore of this machine: use --datastore s3, or set "
+            "AFLOW_DEFAULT_DATASTORE=s3 and AFLOW_DATASTORE_SYSROOT_S3."
+        )

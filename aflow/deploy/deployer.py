@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
-from aflow.aws.settings import AwsSettings
+from aflow.aws.settings import AwsSettings, needs_s3
 from aflow.deploy import plan as planning
 from aflow.deploy.aws import Aws
 from aflow.deploy.names import Label, authorized, checked_token, rule_name
@@ -83,7 +83,7 @@ class Deployer:
         token = self._token(there, authorize, new_token, generate=generate)
         queue = self._known.needed("queue", "The job queue of AWS Batch")
         account = self._aws.with_platform(queue)
-        planning.needs_s3(self._settings.storage_url)
+        needs_s3(self._settings.storage_url)
         store = backends.open_store(self._settings.storage_url)
         code = package.store(
             self._definition, BlobStore(store, durable=True), self._settings.package_suffixes

@@ -2,10 +2,8 @@
 
 A message is one attempt. It is delivered again when its worker goes away, and whoever commits its
 task first has settled it, so that a second delivery costs time alone. One that kills each worker
-that takes it is buried; then its attempt has failed. What workers say is taken down in the order in
-which each of them said it; a letter that comes twice, or that is of no live attempt, says nothing.
-A letter with the end of an attempt is acknowledged when that is committed: until then it is there
-for the next coordinator, should this one go away.
+that takes it is buried; then its attempt has failed. What workers report they put into a queue of
+the run; see correspondence.py.
 """
 
 from __future__ import annotations
@@ -16,10 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aflow.attempt import AttemptReport, AttemptSpec, RunContext
+from aflow.attempt import AttemptSpec, RunContext
 from aflow.errors import LeaseLost, QueueError, QueueUnavailable
-from aflow.executors import deaths, letters
-from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
+from aflow.executors import letters
+from aflow.executors.base import Orphan, Reports
+from aflow.executors.correspondence import STOPPED, Away, Correspondence, Owner
 from aflow.executors.letters import CancelLetter, ReportsLetter, TaskLetter, unseal_letter
 from aflow.executors.parcels import Packer
 from aflow.queue.base import Lease, Message, Queue
@@ -38,34 +37,7 @@ LOOK = 10.0  # seconds between looks at what was buried
 AWAY = 1.0  # seconds between tries while the broker is away
 PATIENCE = 600.0  # seconds for which it may be away
 GPU_POOL = "gpu"  # of steps that ask for GPUs
-_STOPPED = "The task was interrupted: the run was stopped."
 _AT_ONCE = 200  # messages a call
-
-Owner = tuple[int, int]
-
-
-class _Live:
-    """An attempt that was put into the queue and has not ended."""
-
-    __slots__ = ("is_orphan", "started_at", "step", "topic", "worker")
-
-    def __init__(self, step: str, topic: str) -> None:
-        self.step = step
-        self.topic = topic
-        self.is_orphan = False  # it may have begun, and nobody knows when
-        self.worker: str | None = None
-        self.started_at: float | None = None
-
-
-class _Letter:
-    """A letter whose ends are not committed yet."""
-
-    __slots__ = ("lease", "name", "uncommitted")
-
-    def __init__(self, name: tuple[str, int], lease: Lease, uncommitted: set[Owner]) -> None:
-        self.name = name
-        self.lease = lease
-        self.uncommitted = uncommitted
 
 
 class QueueExecutor:
@@ -97,16 +69,11 @@ class QueueExecutor:
         self._clock = clock
         self._key = key
         self._grace = grace
-        self._live: dict[Owner, _Live] = {}
+        self._mail: Correspondence[Lease] = Correspondence(clock)
         self._given_up: set[Owner] = set()  # ended here, while a worker may still take them
         self._outgoing: list[AttemptSpec] = []
         self._cancels: defaultdict[str, list[Owner]] = defaultdict(list)
-        self._heard: defaultdict[str, set[int]] = defaultdict(set)
-        self._unread: dict[Owner, _Letter] = {}  # by the ends that they tell of
-        self._letters: dict[tuple[str, int], _Letter] = {}  # the same, by worker and number
-        self._done: list[Lease] = []  # to be acknowledged
         self._lost: str | None = None  # why nothing more is heard of attempts
-        self._interrupted = False
         self._stopped = False
         self._queue: Any = None  # a Queue from the start on
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,29 +82,22 @@ class QueueExecutor:
         """All of them: what a worker has begun it ends, and reports to whoever listens then; what
         is not known to have begun is put into the queue, where it stays what it is if it is there
         already."""
-        for spec, worker, started_at in orphans:
-            live = _Live(spec.step, letters.tasks_topic(self._pool_of(spec.step)))
-            live.worker, live.started_at, live.is_orphan = worker or None, started_at, True
-            self._live[(spec.task, spec.attempt)] = live
-            if started_at is None:
-                self._outgoing.append(spec)
+        for orphan in orphans:
+            self._mail.take_over(orphan, orphan.handle or None)
+            if orphan.started_at is None:
+                self._outgoing.append(orphan.spec)
         return ()
 
     def forget(self, task: int, attempt: int) -> None:
         """The letter that tells of this end has been read, if it tells of no other."""
-        letter = self._unread.pop((task, attempt), None)
-        if letter is not None:
-            letter.uncommitted.discard((task, attempt))
-            if not letter.uncommitted:
-                del self._letters[letter.name]
-                self._done.append(letter.lease)
-                self._news.set()
+        if self._mail.forget((task, attempt)):
+            self._news.set()
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run; raises QueueUnavailable and StorageError."""
         self._loop = asyncio.get_running_loop()
         self._context = context
-        self._reports = reports
+        self._mail.begin(reports)
         self._name = hashlib.sha256(f"{context.flow}/{context.run}".encode()).hexdigest()[:24]
         self._reply = letters.reports_topic(context.flow, context.run)
         parcels = Parcels(self._store, context.flow, context.run)
@@ -151,7 +111,6 @@ class QueueExecutor:
             self._news.set()
         else:
             self._caught_up.set()
-        self._idle = asyncio.Event()
         await self._queue.depth(self._reply)  # a queue that is not there is better known now
         # They end with `stop`, which waits for them.
         self._tasks = [
@@ -167,18 +126,17 @@ class QueueExecutor:
         if error is None or self._stopped:
             return
         self._lost = f"The task was lost: nothing more can be heard of it ({error})"
-        for owner in [*self._live]:
-            self._give_up(owner, AttemptState.LOST, self._lost)
+        for owner in [*self._mail.away]:
+            self._mail.give_up(owner, AttemptState.LOST, self._lost)
 
     # ------------------------------------------------------------ attempts
 
     def launch(self, spec: AttemptSpec) -> None:
         """Put this attempt into the queue of its pool."""
-        topic = letters.tasks_topic(self._pool_of(spec.step))
         owner = (spec.task, spec.attempt)
-        self._live[owner] = _Live(spec.step, topic)
+        self._mail.send(owner, spec.step)
         if self._lost is not None:
-            self._loop.call_soon(self._give_up, owner, AttemptState.LOST, self._lost)
+            self._loop.call_soon(self._mail.give_up, owner, AttemptState.LOST, self._lost)
             return
         self._outgoing.append(spec)
         self._news.set()
@@ -187,46 +145,28 @@ class QueueExecutor:
         """Stop this attempt: its worker is told so; if none is known to have it, it is taken out
         of the queue."""
         owner = (task, attempt)
-        live = self._live.get(owner)
-        if live is not None:
+        away = self._mail.away.get(owner)
+        if away is not None:
             reason = "The task was cancelled."
-            self._stop_one(owner, live, AttemptState.CANCELLED, reason)
+            self._stop_one(owner, away, AttemptState.CANCELLED, reason)
 
-    def _stop_one(self, owner: Owner, live: _Live, state: AttemptState, reason: str) -> None:
-        if live.worker is None:
+    def _stop_one(self, owner: Owner, away: Away, state: AttemptState, reason: str) -> None:
+        if away.worker is None:
             self._given_up.add(owner)
-            self._loop.call_soon(self._give_up, owner, state, reason)
+            self._loop.call_soon(self._mail.give_up, owner, state, reason)
         else:
-            self._cancels[live.worker].append(owner)
+            self._cancels[away.worker].append(owner)
             # A worker that is gone does not answer.
-            self._loop.call_later(2 * self._grace, self._give_up, owner, state, reason)
+            self._loop.call_later(2 * self._grace, self._mail.give_up, owner, state, reason)
         self._news.set()
-
-    def _give_up(self, owner: Owner, state: AttemptState, reason: str) -> None:
-        live = self._live.get(owner)
-        if live is not None:
-            now = self._clock.now()
-            begun = live.started_at or now
-            self._end(deaths.stopped(*owner, state, reason, begun, now), NO_USAGE)
-
-    def _end(self, report: AttemptReport, usage: Usage) -> None:
-        if self._interrupted and report.state == AttemptState.CANCELLED.value:
-            # Workers are told to cancel it in either case.
-            report = report._replace(state=AttemptState.INTERRUPTED.value, reason=_STOPPED)
-        del self._live[(report.task, report.attempt)]
-        if not self._live:
-            self._idle.set()
-        self._reports.ended(report, usage)
 
     async def stop(self) -> None:
         """Interrupt all that is in the queue or runs, and let go of the queue."""
         if not self._stopped and self._tasks:
-            self._interrupted = True
-            for owner, live in [*self._live.items()]:
-                self._stop_one(owner, live, AttemptState.INTERRUPTED, _STOPPED)
-            while self._live:
-                self._idle.clear()
-                await self._idle.wait()
+            self._mail.interrupt()
+            for owner, away in [*self._mail.away.items()]:
+                self._stop_one(owner, away, AttemptState.INTERRUPTED, STOPPED)
+            await self._mail.until_idle()
         await self.leave()
 
     async def leave(self) -> None:
@@ -263,24 +203,24 @@ class QueueExecutor:
                 return
 
     async def _put(self, specs: list[AttemptSpec]) -> None:
-        there = [spec for spec in specs if self._is_wanted(spec)]
-        topics = [self._live[(spec.task, spec.attempt)].topic for spec in there]
+        there = [spec for spec in specs if self._mail.awaits_start((spec.task, spec.attempt))]
         try:
             bodies = await asyncio.to_thread(lambda: [self._letter(spec) for spec in there])
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
             for spec in there:
                 reason = f"The task could not be handed to a worker: {error}"
-                self._give_up((spec.task, spec.attempt), AttemptState.LOST, reason)
+                self._mail.give_up((spec.task, spec.attempt), AttemptState.LOST, reason)
             return
         by_topic: defaultdict[str, list[Message]] = defaultdict(list)
-        for spec, topic, body in zip(there, topics, bodies, strict=True):
-            by_topic[topic].append(Message(self._id((spec.task, spec.attempt)), body))
+        for spec, body in zip(there, bodies, strict=True):
+            by_topic[self._topic(spec.step)].append(
+                Message(self._id((spec.task, spec.attempt)), body)
+            )
         for topic, messages in by_topic.items():
             await self._patiently(lambda: self._queue.put(topic, messages))  # noqa: B023
 
-    def _is_wanted(self, spec: AttemptSpec) -> bool:
-        live = self._live.get((spec.task, spec.attempt))
-        return live is not None and live.started_at is None
+    def _topic(self, step: str) -> str:
+        return letters.tasks_topic(self._pool_of(step))
 
     def _letter(self, spec: AttemptSpec) -> bytes:
         context = self._context
@@ -306,7 +246,7 @@ class QueueExecutor:
         await self._patiently(lambda: self._queue.put(topic, [message]))
 
     async def _take_out(self, owners: set[Owner]) -> None:
-        for topic in {letters.tasks_topic(self._pool_of(step)) for step in self._steps()}:
+        for topic in {self._topic(step) for step in self._steps()}:
             ids = [self._id(owner) for owner in owners]
             await self._patiently(lambda: self._queue.remove(topic, ids))  # noqa: B023
 
@@ -339,7 +279,7 @@ class QueueExecutor:
             self._news.set()
 
     async def _acknowledge(self) -> None:
-        done, self._done = self._done, []
+        done, self._mail.done = self._mail.done, []
         if not done:
             return
         try:
@@ -351,66 +291,16 @@ class QueueExecutor:
         try:
             letter: ReportsLetter = unseal_letter(lease.body, "reports", self._key)
         except QueueError:  # nobody who may tell us something wrote it
-            self._done.append(lease)
+            self._mail.done.append(lease)
             return
-        name = (letter.worker, letter.number)
-        if letter.number in self._heard[letter.worker]:
-            if name in self._letters:  # what it says is not committed yet
-                self._letters[name].lease = lease
-            else:
-                self._done.append(lease)
-            return
-        self._heard[letter.worker].add(letter.number)
-        ends = self._read(letter)
-        if ends:
-            self._letters[name] = unread = _Letter(name, lease, ends)
-            self._unread.update((owner, unread) for owner in ends)
-        else:
-            self._done.append(lease)
-
-    def _read(self, letter: ReportsLetter) -> set[Owner]:
-        """Report what the letter says; the attempts of whose ends it tells."""
-        ends: set[Owner] = set()
-        for kind, task, attempt, *rest in letter.events:
-            live = self._live.get((task, attempt))
-            if live is None:
-                continue
-            if kind == letters.STARTED:
-                self._note_start(live, letter.worker, task, attempt, *rest)
-            elif live.started_at is None and not live.is_orphan:
-                continue  # of a worker that has not said that it began: it was another run of it
-            elif live.started_at is None:
-                # Our predecessor has read of its start, and not lived to record it.
-                now = self._clock.now()
-                self._note_start(live, letter.worker, task, attempt, None, now)
-            if kind == letters.LOGGED:
-                self._reports.logged(task, attempt, *rest)
-            elif kind == letters.GROWN:
-                self._reports.grown(task, attempt, *rest)
-            elif kind == letters.ENDED:
-                max_rss, cpu, *fields = rest
-                report = AttemptReport(task, attempt, *fields)
-                report = report._replace(steps=tuple(report.steps))
-                ends.add((task, attempt))
-                self._end(report, Usage(max_rss, cpu))
-        return ends
-
-    def _note_start(
-        self, live: _Live, worker: str, task: int, attempt: int, pid: int | None, at: float
-    ) -> None:
-        if live.worker != worker:
-            live.worker = worker
-            self._reports.handed(task, attempt, worker)
-        if live.started_at is None:
-            live.started_at = at
-            self._reports.started(task, attempt, pid, at)
+        self._mail.hear(letter, lease)
 
     async def _look_at_buried(self) -> None:
         """Fail the attempts whose messages were delivered too often."""
         while True:
             await asyncio.sleep(LOOK)
-            by_id = {self._id(owner): owner for owner in self._live}
-            for topic in {live.topic for live in self._live.values()}:
+            by_id = {self._id(owner): owner for owner in self._mail.away}
+            for topic in {self._topic(away.step) for away in self._mail.away.values()}:
                 buried = await self._patiently(lambda: self._queue.buried(topic, 1000))  # noqa: B023
                 mine = [each for each in buried if each.id in by_id]
                 for each in mine:
@@ -420,25 +310,11 @@ class QueueExecutor:
                     await self._patiently(lambda: self._queue.remove(topic, ids))  # noqa: B023
 
     def _fail_buried(self, owner: Owner, deliveries: int) -> None:
-        live = self._live.get(owner)
-        if live is None:
-            return
-        now = self._clock.now()
-        if live.started_at is None:
-            self._reports.started(*owner, None, now)
         reason = (
             f"The task was given to {deliveries} workers, and each of them ended before it did: "
             "see what they say, and whether the task needs more memory than they have."
         )
-        report = AttemptReport(
-            *owner,
-            AttemptState.FAILED.value,
-            reason,
-            False,
-            started_at=live.started_at or now,
-            finished_at=now,
-        )
-        self._end(report, NO_USAGE)
+        self._mail.fail(owner, reason, retryable=False)
 
 
 def pools_of(definition: Any) -> Mapping[str, str]:

@@ -1,0 +1,201 @@
+"""Attempts that run on other machines, and the letters in which their workers tell of them.
+
+What workers say is taken down in the order in which each of them said it; a letter that comes
+twice, or that is of no live attempt, says nothing. A letter that tells of an end is done with when
+that is committed: until then it is there for the next coordinator, should this one go away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from aflow.attempt import AttemptReport
+from aflow.executors import deaths, letters
+from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.executors.letters import ReportsLetter
+
+STOPPED = "The task was interrupted: the run was stopped."
+
+Owner = tuple[int, int]  # task, attempt
+R = TypeVar("R")
+
+
+class Away:
+    """An attempt that was handed to others and has not ended."""
+
+    __slots__ = ("is_orphan", "started_at", "step", "worker")
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        self.is_orphan = False  # it may have begun, and nobody knows when
+        self.worker: str | None = None  # who is known to have it
+        self.started_at: float | None = None
+
+
+class _Letter(Generic[R]):
+    """A letter whose ends are not committed yet."""
+
+    __slots__ = ("name", "receipt", "uncommitted")
+
+    def __init__(self, name: tuple[str, int], receipt: R, uncommitted: set[Owner]) -> None:
+        self.name = name
+        self.receipt = receipt
+        self.uncommitted = uncommitted
+
+
+class Correspondence(Generic[R]):
+    """The attempts of one run that are away; `begin` says who is told of them. A receipt is what
+    a letter is known by where it came from: `done` are those of letters that are done with."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.away: dict[Owner, Away] = {}
+        self.done: list[R] = []
+        self._heard: defaultdict[str, set[int]] = defaultdict(set)
+        self._unread: dict[Owner, _Letter[R]] = {}  # by the ends that they tell of
+        self._letters: dict[tuple[str, int], _Letter[R]] = {}  # the same, by worker and number
+        self._interrupted = False
+        self._idle = asyncio.Event()
+        self._reports: Reports
+
+    def begin(self, reports: Reports) -> None:
+        """Tell them from now on."""
+        self._reports = reports
+
+    def send(self, owner: Owner, step: str) -> None:
+        """An attempt is handed to others."""
+        self.away[owner] = Away(step)
+
+    def take_over(self, orphan: Orphan, worker: str | None) -> None:
+        """An attempt that somebody else has handed to others, to this worker if that is known."""
+        spec = orphan.spec
+        away = self.away[(spec.task, spec.attempt)] = Away(spec.step)
+        away.worker, away.started_at, away.is_orphan = worker, orphan.started_at, True
+
+    def awaits_start(self, owner: Owner) -> bool:
+        """Whether the attempt is wanted, and not known to have begun."""
+        away = self.away.get(owner)
+        return away is not None and away.started_at is None
+
+    # ------------------------------------------------------------ letters
+
+    def hear(self, letter: ReportsLetter, receipt: R) -> None:
+        """Report what a letter says, unless it was heard before."""
+        name = (letter.worker, letter.number)
+        if letter.number in self._heard[letter.worker]:
+            if name in self._letters:  # what it says is not committed yet
+                self._letters[name].receipt = receipt
+            else:
+                self.done.append(receipt)
+            return
+        self._heard[letter.worker].add(letter.number)
+        ends = self._read(letter)
+        if ends:
+            self._letters[name] = unread = _Letter(name, receipt, ends)
+            self._unread.update((owner, unread) for owner in ends)
+        else:
+            self.done.append(receipt)
+
+    def forget(self, owner: Owner) -> bool:
+        """The end of this attempt is committed; whether a letter is done with by that."""
+        letter = self._unread.pop(owner, None)
+        if letter is None:
+            return False
+        letter.uncommitted.discard(owner)
+        if letter.uncommitted:
+            return False
+        del self._letters[letter.name]
+        self.done.append(letter.receipt)
+        return True
+
+    def _read(self, letter: ReportsLetter) -> set[Owner]:
+        """Report what the letter says; the attempts of whose ends it tells."""
+        ends: set[Owner] = set()
+        for kind, task, attempt, *rest in letter.events:
+            away = self.away.get((task, attempt))
+            if away is None:
+                continue
+            if kind == letters.STARTED:
+                self._note_start(away, letter.worker, task, attempt, *rest)
+            elif away.started_at is None and not away.is_orphan:
+                continue  # of a worker that has not said that it began: it was another run of it
+            elif away.started_at is None:
+                # Our predecessor has read of its start, and not lived to record it.
+                now = self._clock.now()
+                self._note_start(away, letter.worker, task, attempt, None, now)
+            if kind == letters.LOGGED:
+                self._reports.logged(task, attempt, *rest)
+            elif kind == letters.GROWN:
+                self._reports.grown(task, attempt, *rest)
+            elif kind == letters.ENDED:
+                max_rss, cpu, *fields = rest
+                report = AttemptReport(task, attempt, *fields)
+                report = report._replace(steps=tuple(report.steps))
+                ends.add((task, attempt))
+                self.end(report, Usage(max_rss, cpu))
+        return ends
+
+    def _note_start(
+        self, away: Away, worker: str, task: int, attempt: int, pid: int | None, at: float
+    ) -> None:
+        if away.worker != worker:
+            away.worker = worker
+            self._reports.handed(task, attempt, worker)
+        if away.started_at is None:
+            away.started_at = at
+            self._reports.started(task, attempt, pid, at)
+
+    # ------------------------------------------------------------ ends
+
+    def end(self, report: AttemptReport, usage: Usage) -> None:
+        """An attempt is over."""
+        if self._interrupted and report.state == AttemptState.CANCELLED.value:
+            # Workers are told to cancel it in either case.
+            report = report._replace(state=AttemptState.INTERRUPTED.value, reason=STOPPED)
+        del self.away[(report.task, report.attempt)]
+        if not self.away:
+            self._idle.set()
+        self._reports.ended(report, usage)
+
+    def give_up(self, owner: Owner, state: AttemptState, reason: str) -> None:
+        """An attempt is over as far as we are concerned, if it was not before."""
+        away = self.away.get(owner)
+        if away is not None:
+            now = self._clock.now()
+            begun = away.started_at or now
+            self.end(deaths.stopped(*owner, state, reason, begun, now), NO_USAGE)
+
+    def fail(self, owner: Owner, reason: str, *, retryable: bool = True) -> None:
+        """An attempt has failed, and nobody is left who would say so."""
+        away = self.away.get(owner)
+        if away is None:
+            return
+        now = self._clock.now()
+        if away.started_at is None:
+            away.started_at = now
+            self._reports.started(*owner, None, now)
+        report = AttemptReport(
+            *owner,
+            AttemptState.FAILED.value,
+            reason,
+            retryable,
+            started_at=away.started_at,
+            finished_at=now,
+        )
+        self.end(report, NO_USAGE)
+
+    def interrupt(self) -> None:
+        """Those that are cancelled from now on are interrupted."""
+        self._interrupted = True
+
+    async def until_idle(self) -> None:
+        """Wait until none is away."""
+        while self.away:
+            self._idle.clear()
+            await self._idle.wait()

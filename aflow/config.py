@@ -60,6 +60,9 @@ class Settings:
     max_num_splits: int = 100
     max_log_size: int = 10
     default_secrets_backend: str | None = None
+    default_secrets_role: str | None = None
+    secrets_region: str | None = None
+    secrets_manager_role: str | None = None
     package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
     datastore_s3: str | None = None
     s3_endpoint: str | None = None
@@ -413,7 +416,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "datastore": (("DEFAULT_DATASTORE",), _choice("local", "s3")),
     "datastore_s3": (("DATASTORE_SYSROOT_S3",), _text),
     "s3_endpoint": (("S3_ENDPOINT_URL",), _text),
-    "datatools_s3": (("DATATOOLS_S3ROOT",), _text),
+    "datatools_s3": (("DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3"), _text),
     "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
     "s3_workers": (("S3_WORKER_COUNT",), _number),
     "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue")),
@@ -434,6 +437,9 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "no_color": (("NO_COLOR",), _flag),
     "ui_url": (("UI_URL",), _text),
     "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
+    "default_secrets_role": (("DEFAULT_SECRETS_ROLE",), _text),
+    "secrets_region": (("AWS_SECRETS_MANAGER_DEFAULT_REGION",), _text),
+    "secrets_manager_role": (("AWS_SECRETS_MANAGER_DEFAULT_ROLE",), _text),
     "package_suffixes": (("DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"), _suffixes),
     "tempdir": (("TEMPDIR",), _text),
     "spin_persist": (("SPIN_PERSIST",), _flag),

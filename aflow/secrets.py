@@ -1,7 +1,8 @@
 """Where secrets come from, and how a step sees them.
 
-Backends are found by name: `inline` is here, others are entry points of the group `aflow.secrets`:
-classes whose `get(id, options, role)` gives variables by name, all texts.
+Backends are found by name: `inline` is here, `aws-secrets-manager` in secrets_manager.py, others
+are entry points of the group `aflow.secrets`: classes whose `get(id, options, role)` gives
+variables by name, all texts.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from aflow.around import Around
 from aflow.config import Settings
-from aflow.errors import SecretsError
+from aflow.errors import AflowError, SecretsError
 from aflow.variables import Variables
 
 GROUP = "aflow.secrets"
 SECRETS = Variables("secrets")
+AWS = "aws-secrets-manager"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_RESERVED = ("AFLOW_", "METAFLOW_")  # what is set there changes what aflow does
+_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:")
 
 
 class SecretsBackend(Protocol):
@@ -74,49 +78,80 @@ def _is_set(name: str) -> bool:
 
 
 def _variables(source: str | Mapping[str, Any], role: str | None) -> dict[str, str]:
-    """The variables of one source."""
-    kind, id, options, own_role = _taken_apart(source)
+    """The variables of one source; `role` is that of the decorator."""
+    wanted = _wanted(source)
+    whom = wanted.role or role or Settings.load().default_secrets_role
     try:
-        found = dict(_backend(kind).get(id, options, own_role or role))
-    except SecretsError:
+        found = dict(_backend(wanted.kind).get(wanted.id, wanted.options, whom))
+    except AflowError:
         raise
     except Exception as error:
         raise SecretsError(
-            f"@secrets: backend {kind!r} gave no {id or 'secret'}: {type(error).__name__}: {error}"
+            f"@secrets: backend {wanted.kind!r} gave no {wanted.id or 'secret'}: "
+            f"{type(error).__name__}: {error}"
         ) from error
     for name, value in found.items():
-        if not _NAME.match(str(name)) or type(value) is not str or "\0" in value:
-            raise SecretsError(
-                f"@secrets: backend {kind!r} gave {str(name)!r}, which is no variable with a text."
-            )
+        _check(wanted, name, value)
     return found
 
 
-def _taken_apart(
-    source: str | Mapping[str, Any],
-) -> tuple[str, str | None, Mapping[str, Any], str | None]:
+class _Wanted(NamedTuple):
+    """A source, taken apart."""
+
+    kind: str
+    id: str | None
+    options: Mapping[str, Any]
+    role: str | None
+
+
+def _check(wanted: _Wanted, name: object, value: object) -> None:
+    whose = f"@secrets: backend {wanted.kind!r} gave" + (f" for {wanted.id!r}" if wanted.id else "")
+    if not _NAME.match(str(name)) or type(value) is not str or "\0" in value:
+        raise SecretsError(
+            f"{whose} {str(name)!r}, which is no variable with a text: a name has letters, digits "
+            "and _ and begins with no digit."
+        )
+    if str(name).startswith(_RESERVED):
+        raise SecretsError(f"{whose} {str(name)!r}: names that begin so are settings of aflow.")
+
+
+def _wanted(source: str | Mapping[str, Any]) -> _Wanted:
     if isinstance(source, str):
         kind, dot, id = source.partition(".")
-        known = _known()
-        if dot and kind in known:
-            return kind, id, {}, None
-        default = Settings.load().default_secrets_backend
-        if default is None:
-            raise SecretsError(
-                f"@secrets: {source!r} names no backend: write backend.id (there are: "
-                f"{', '.join(known)}), or set AFLOW_DEFAULT_SECRETS_BACKEND_TYPE."
-            )
-        return default, source, {}, None
-    options = source.get("options", {})
-    if "type" not in source or not isinstance(options, Mapping):
-        raise SecretsError("@secrets: a source that is a mapping needs type, and options={...}.")
-    return source["type"], source.get("id"), options, source.get("role")
+        if dot and kind in _known():
+            return _Wanted(kind, id, {}, None)
+        return _Wanted(_default_backend(source), source, {}, None)
+    named, options = source.get("id"), source.get("options", {})
+    if not isinstance(options, Mapping) or not isinstance(named, str | None):
+        raise SecretsError(
+            "@secrets: a source that is a mapping has the keys type, id, options={...} and role."
+        )
+    kind = source.get("type") or _default_backend(named)
+    return _Wanted(kind, named, options, source.get("role"))
+
+
+def _default_backend(id: str | None) -> str:
+    """The backend of a secret whose source names none."""
+    default = Settings.load().default_secrets_backend
+    if default is not None:
+        return default
+    if id is not None and _ARN.match(id):
+        return AWS
+    raise SecretsError(
+        f"@secrets: {'a source' if id is None else repr(id)} names no backend: write backend.id, "
+        f"or type= in a mapping (there are: {', '.join(_known())}), or set "
+        "AFLOW_DEFAULT_SECRETS_BACKEND_TYPE."
+    )
 
 
 def _known() -> dict[str, Any]:
     from importlib.metadata import entry_points  # only for steps that have secrets
 
-    return {"inline": None, **{each.name: each for each in entry_points(group=GROUP)}}
+    return {
+        "inline": None,
+        AWS: None,
+        **{each.name: each for each in entry_points(group=GROUP)},
+    }
 
 
 def _backend(kind: str) -> SecretsBackend:
@@ -126,7 +161,12 @@ def _backend(kind: str) -> SecretsBackend:
             f"@secrets: there is no backend {kind!r}; there are: {', '.join(known)}. A package "
             f"adds one with an entry point of the group {GROUP}."
         )
-    if known[kind] is None:
-        return Inline()
-    made: SecretsBackend = known[kind].load()()
-    return made
+    entry_point = known[kind]
+    if entry_point is not None:
+        made: SecretsBackend = entry_point.load()()
+        return made
+    if kind == AWS:
+        from aflow.secrets_manager import SecretsManager  # which needs an extra
+
+        return SecretsManager()
+    return Inline()

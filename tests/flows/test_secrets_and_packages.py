@@ -57,9 +57,10 @@ def test_secrets_are_put_back_in_a_process_that_runs_many(
 @pytest.mark.parametrize(
     ("decorator", "told"),
     [
-        ('@secrets(sources=["aws-secrets-manager.x"])', "names no backend: write backend.id"),
+        ('@secrets(sources=["vault.x"])', "'vault.x' names no backend: write backend.id"),
         ('@secrets(sources=[{"type": "nowhere"}])', "there is no backend 'nowhere'; there are:"),
-        ('@secrets(sources=[{"id": "x"}])', "a source that is a mapping needs type"),
+        ('@secrets(sources=[{"id": "x"}])', "'x' names no backend: write backend.id, or type="),
+        ('@secrets(sources=[{"id": 1}])', "a source that is a mapping has the keys type, id"),
         (f"@secrets(sources=[{INLINE}, {INLINE}])", "two sources have the variable PASSWORD"),
         (f"@secrets(sources=[{INLINE.replace('PASSWORD', 'HOME')}])", "HOME is set already"),
         (f"@secrets(sources=[{INLINE.replace('PASSWORD', 'A=B')}])", "is no variable with a text"),

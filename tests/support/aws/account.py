@@ -1,0 +1,83 @@
+"""The account that a private stand-in for AWS plays, and somebody in it who may do nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import botocore.session
+
+from tests.support.servers import Server
+
+REGION = "us-east-1"
+ID = "123456789012"
+
+
+class Account:
+    """An account of AWS at a stand-in; `environment` is what makes programs use it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": REGION,
+        }
+
+    def client(self, service: str, region: str = REGION) -> Any:
+        """A client for a service."""
+        return botocore.session.get_session().create_client(
+            service,
+            region,
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+
+    def secret(self, name: str, value: str | bytes, region: str = REGION) -> str:
+        """Keep a secret; its ARN."""
+        given = {"SecretBinary": value} if isinstance(value, bytes) else {"SecretString": value}
+        made = self.client("secretsmanager", region).create_secret(Name=name, **given)
+        return str(made["ARN"])
+
+    def role(self, name: str, *services: str) -> str:
+        """Make a role that these services may have; its ARN."""
+        who = {"Service": [f"{each}.amazonaws.com" for each in services]}
+        trust = {
+            "Version": "2012-10-17",
+            "Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": who}],
+        }
+        made = self.client("iam").create_role(
+            RoleName=name, AssumeRolePolicyDocument=json.dumps(trust)
+        )
+        return str(made["Role"]["Arn"])
+
+    @contextmanager
+    def nobody(self) -> Iterator[dict[str, str]]:
+        """The environment of somebody without any right; the stand-in asks for rights meanwhile."""
+        iam, name = self.client("iam"), f"nobody-{os.getpid()}"
+        iam.create_user(UserName=name)
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        self._free_actions("0")
+        try:
+            yield {
+                **self.environment,
+                "AWS_ACCESS_KEY_ID": key["AccessKeyId"],
+                "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"],
+            }
+        finally:
+            self._free_actions("inf")
+            iam.delete_access_key(UserName=name, AccessKeyId=key["AccessKeyId"])
+            iam.delete_user(UserName=name)
+
+    def _free_actions(self, count: str) -> None:
+        """How many calls the stand-in lets anybody make from now on."""
+        url = f"{self.environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+        asked = urllib.request.Request(url, count.encode(), {"Content-Type": "text/plain"})
+        with urllib.request.urlopen(asked) as answer:
+            answer.read()

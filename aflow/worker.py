@@ -9,34 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import socket
 import uuid
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import backends, package
 from aflow.attempt import AttemptReport, AttemptSpec
-from aflow.errors import AflowError, CodePackageError, LeaseLost, QueueError, QueueUnavailable
+from aflow.errors import LeaseLost, QueueError, QueueUnavailable
 from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
-from aflow.executors.job import Job, python_version
-from aflow.executors.letters import CancelLetter, ReportsLetter, TaskLetter, unseal_letter
-from aflow.executors.process import ProcessExecutor
-from aflow.executors.spawn import fresh_environment, start_from
-from aflow.queue.base import Lease, Message, Queue
-from aflow.remote import Parcels
+from aflow.executors.letters import CancelLetter, TaskLetter, unseal_letter
+from aflow.outbox import AWAY, Outbox
+from aflow.queue.base import Lease, Queue
+from aflow.runtime import Held, Runtime, Site
 from aflow.scheduler.states import AttemptState
-from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.executors.base import Usage
 
 WAIT = 15.0  # seconds that one call waits for messages
-AWAY = 1.0  # seconds between tries while the broker is away
 WORTH_HOLDING = 0.2  # seconds of work that a slot may hold ahead
 MOST_AHEAD = 32  # attempts that a slot may hold ahead
 KEPT = 4  # runs whose processes are kept warm though nothing of them runs
@@ -56,21 +50,6 @@ class WorkerOptions(NamedTuple):
     key: bytes | None = None
 
 
-class _Held:
-    """A lease and what it is for."""
-
-    __slots__ = ("active", "lease", "letter", "runtime", "spec")
-
-    def __init__(
-        self, lease: Lease, letter: TaskLetter, spec: AttemptSpec, runtime: _Runtime
-    ) -> None:
-        self.lease = lease
-        self.letter = letter
-        self.spec = spec
-        self.runtime = runtime
-        self.active = False  # handed to the processes of its run
-
-
 class Worker:
     """One worker. `run` works until `drain` is called, and may be awaited once."""
 
@@ -80,13 +59,14 @@ class Worker:
         self._clock = clock
         self._say = say
         self.id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.outbox = _Outbox(queue, self.id, options.key)
+        self._outbox = Outbox(queue, self.id, options.key)
+        self._site = Site(self.id, options.slots, options.folder, clock, self._outbox)
         self._topics = [letters.tasks_topic(pool) for pool in options.pools]
-        self._held: dict[tuple[str, str, int, int], _Held] = {}
-        self._waiting: deque[_Held] = deque()  # of these, those that no process has yet
+        self._held: dict[tuple[str, str, int, int], Held] = {}
+        self._waiting: deque[Held] = deque()  # of these, those that no process has yet
         self._active = 0
         self._duration = 1.0  # seconds that attempts have taken lately
-        self._runtimes: dict[str, _Runtime] = {}
+        self._runtimes: dict[str, Runtime] = {}
         self._draining = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -105,13 +85,13 @@ class Worker:
         )
         helpers = [
             asyncio.create_task(each())  # noqa: TID251 -- they end with this method, below
-            for each in (self.outbox.send, self._extend, self._obey)
+            for each in (self._outbox.send, self._extend, self._obey)
         ]
         try:
             await self._take()
             await self._finish()
         finally:
-            self.outbox.close()
+            self._outbox.close()
             await helpers[0]
             for helper in helpers[1:]:
                 helper.cancel()
@@ -175,9 +155,9 @@ class Worker:
             return
         runtime = self._runtimes.get(letter.job)
         if runtime is None:
-            self._runtimes[letter.job] = runtime = _Runtime(self, letter)
+            self._runtimes[letter.job] = runtime = Runtime(self._site, self, letter)
             self._forget_idle(runtime)
-        held = _Held(lease, letter, spec._replace(again=lease.deliveries > 1), runtime)
+        held = Held(lease, letter, spec._replace(again=lease.deliveries > 1), runtime)
         self._held[owner] = held
         self._waiting.append(held)
         self._feed()
@@ -190,7 +170,7 @@ class Worker:
             self._active += 1
             held.runtime.launch(held)
 
-    def _forget_idle(self, but: _Runtime) -> None:
+    def _forget_idle(self, but: Runtime) -> None:
         """Let go of the processes of runs that have not had an attempt for the longest time."""
         busy = {held.runtime for held in self._held.values()}
         idle = [
@@ -216,18 +196,18 @@ class Worker:
         if not self._draining.is_set():
             self._feed()
         if report.state == AttemptState.INTERRUPTED.value:
-            self.outbox.give_back(held.lease)
+            self._outbox.give_back(held.lease)
             return
         report = _that_can_be_sent(report)
         event = (letters.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
-        self.outbox.add(letter.reply, event, held.lease)
+        self._outbox.add(letter.reply, event, held.lease)
 
     async def _finish(self) -> None:
         """Give back what has not begun, and wait for what runs; what is still running after the
         grace time goes back, too."""
         for each in self._waiting:
             del self._held[each.letter.flow, each.letter.run, each.spec.task, each.spec.attempt]
-            self.outbox.give_back(each.lease)
+            self._outbox.give_back(each.lease)
         self._waiting.clear()
         if self._held:
             self._say(f"Worker {self.id} ends: {len(self._held)} tasks are still running.")
@@ -299,24 +279,12 @@ class Worker:
                 self._waiting.remove(held)
                 self.never_begun(held)
 
-    def never_begun(self, held: _Held) -> None:
+    def never_begun(self, held: Held) -> None:
         """An attempt that has not begun is not wanted any more."""
         spec, now = held.spec, self._clock.now()
         reason = "The task was cancelled."
         report = deaths.stopped(spec.task, spec.attempt, AttemptState.CANCELLED, reason, now, now)
         self.ended(held.letter, report, NO_USAGE)
-
-    # ------------------------------------------------------------ for its runtimes
-
-    @property
-    def options(self) -> WorkerOptions:
-        """How it works."""
-        return self._options
-
-    @property
-    def clock(self) -> Clock:
-        """Its clock."""
-        return self._clock
 
 
 def _that_can_be_sent(report: AttemptReport) -> AttemptReport:
@@ -330,205 +298,3 @@ def _that_can_be_sent(report: AttemptReport) -> AttemptReport:
     return report._replace(
         state=AttemptState.FAILED.value, reason=reason, retryable=False, manifest=None
     )
-
-
-class _Outbox:
-    """What is to be said to coordinators: together, in order, and leases acknowledged after it."""
-
-    def __init__(self, queue: Queue, worker: str, key: bytes | None) -> None:
-        self._queue = queue
-        self._worker = worker
-        self._key = key
-        self._host = socket.gethostname()
-        self._number = 0
-        self._events: defaultdict[str, list[Any]] = defaultdict(list)
-        self._done: list[Lease] = []
-        self._back: list[Lease] = []
-        self._news = asyncio.Event()
-        self._closed = False
-
-    def add(self, reply: str, event: Sequence[Any], done: Lease | None = None) -> None:
-        """Say it soon; `done` is acknowledged after that."""
-        self._events[reply].append(event)
-        if done is not None:
-            self._done.append(done)
-        self._news.set()
-
-    def give_back(self, lease: Lease) -> None:
-        """Somebody else is to have it, as if we had never taken it."""
-        self._back.append(lease)
-        self._news.set()
-
-    def close(self) -> None:
-        """`send` returns when all is said."""
-        self._closed = True
-        self._news.set()
-
-    async def send(self) -> None:
-        """Say what there is to say, again and again."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            events, self._events = self._events, defaultdict(list)
-            done, self._done = self._done, []
-            back, self._back = self._back, []
-            for reply, said in events.items():
-                for part in letters.parts(said):
-                    await self._put(reply, part)
-            await self._until_done(lambda: self._queue.ack(done))  # noqa: B023
-            await self._until_done(lambda: self._queue.release(back, counted=False))  # noqa: B023
-            if self._closed and not self._news.is_set():
-                return
-
-    async def _put(self, reply: str, events: list[Any]) -> None:
-        self._number += 1
-        letter = ReportsLetter(self._worker, self._host, self._number, events)
-        message = Message(f"{self._worker}:{self._number}", letter.seal(self._key))
-        await self._until_done(lambda: self._queue.put(reply, [message]))
-
-    async def _until_done(self, call: Callable[[], Any]) -> None:
-        """The broker may be away: what was done is not to be lost for that."""
-        while True:
-            try:
-                await call()
-                return
-            except LeaseLost:  # the message was delivered again: it will be seen to be settled
-                return
-            except QueueUnavailable:
-                await asyncio.sleep(AWAY)
-
-
-class _Runtime:
-    """The processes of one run."""
-
-    def __init__(self, worker: Worker, letter: TaskLetter) -> None:
-        self._worker = worker
-        self._letter = letter
-        self._waiting: list[_Held] = []
-        self._executor: ProcessExecutor | None = None
-        self._fault: str | None = None  # why there are no processes, and will be none
-        self._task = asyncio.create_task(self._start())  # noqa: TID251 -- awaited by `stop`
-        self.executor = self
-        self._isolation = "task"
-
-    @property
-    def in_hand(self) -> int:
-        """How many attempts its processes want to have: those that run many can take some more
-        than they run."""
-        slots = self._worker.options.slots
-        return slots if self._isolation == "task" else slots * 8
-
-    def launch(self, held: _Held) -> None:
-        """Run the attempt, as soon as the run's processes are there."""
-        if self._fault is not None:
-            # Later: who launches does not expect the answer before launch has returned.
-            asyncio.get_running_loop().call_soon(self._refuse, held, self._fault)
-        elif self._executor is None:
-            self._waiting.append(held)
-        else:
-            self._executor.launch(held.spec)
-
-    def cancel(self, task: int, attempt: int) -> None:
-        """Stop the attempt, also before there are processes."""
-        if self._executor is not None:
-            self._executor.cancel(task, attempt)
-            return
-        for held in [*self._waiting]:
-            if (held.spec.task, held.spec.attempt) == (task, attempt):
-                self._waiting.remove(held)
-                self._worker.never_begun(held)
-
-    def retire(self) -> None:
-        """Let go of the processes, which do nothing."""
-        self._task = asyncio.create_task(self.stop())  # noqa: TID251 -- short, and its own
-
-    async def stop(self) -> None:
-        """Interrupt what runs, and let go of the processes. May be called twice."""
-        if asyncio.current_task() is not self._task:
-            await asyncio.wait([self._task])
-        if self._executor is not None:
-            await self._executor.stop()
-
-    async def _start(self) -> None:
-        try:
-            self._executor = await self._made()
-        except Exception as error:  # noqa: BLE001 -- whatever is wrong here, those who wait for it have to know
-            told = (
-                str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
-            )
-            self._fault = told
-            waiting, self._waiting = self._waiting, []
-            for held in waiting:
-                self._refuse(held, told)
-            return
-        waiting, self._waiting = self._waiting, []
-        for held in waiting:
-            self._executor.launch(held.spec)
-
-    def _refuse(self, held: _Held, told: str) -> None:
-        now = self._worker.clock.now()
-        spec = held.spec
-        reason = f"Worker {self._worker.id} cannot run the task: {told}"
-        report = AttemptReport(
-            spec.task, spec.attempt, AttemptState.FAILED.value, reason,
-            started_at=now, finished_at=now,
-        )  # fmt: skip
-        self.started(spec.task, spec.attempt, os.getpid(), now)
-        self.ended(report, NO_USAGE)
-
-    async def _made(self) -> ProcessExecutor:
-        job, environment = await asyncio.to_thread(self._fetched)
-        if job.python != python_version():
-            raise CodePackageError(
-                f"the run was started with Python {job.python}, and this worker has "
-                f"{platform.python_version()}: start a worker with the same."
-            )
-        self._isolation = job.isolation
-        options = self._worker.options
-        executor = ProcessExecutor(
-            job.needs,
-            lambda: start_from(job.request, job.context.flow, environment),
-            self._worker.clock,
-            max_workers=options.slots,
-            isolation=job.isolation,
-        )
-        await executor.start(job.context, self)
-        return executor
-
-    def _fetched(self) -> tuple[Job, Mapping[str, str]]:
-        """The description of the run, with its code in a folder of ours. Blocks."""
-        letter = self._letter
-        store = backends.open_store(letter.store)
-        job = Job.decode(Parcels(store, letter.flow, letter.run).get(letter.job))
-        environment = dict(fresh_environment())
-        if job.code is None:
-            return job, environment
-        folder = package.unpacked(BlobStore(store), job.code, self._worker.options.folder)
-        source = {**job.request.source, "file": str(folder / job.script)}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(folder), environment.get("PYTHONPATH", "")])
-        )
-        return job._replace(request=job.request._replace(source=source)), environment
-
-    # ------------------------------------------------------------ what the processes say
-
-    def handed(self, task: int, attempt: int, handle: str) -> None:
-        """Nobody else finds processes of this machine: the queue gives their attempts to others."""
-
-    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """An attempt is running now."""
-        self._worker.outbox.add(self._letter.reply, (letters.STARTED, task, attempt, pid, at))
-
-    def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """An attempt has written something."""
-        event = (letters.LOGGED, task, attempt, stream, at, chunk)
-        self._worker.outbox.add(self._letter.reply, event)
-
-    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """An attempt has made items of its foreach."""
-        event = (letters.GROWN, task, attempt, count, manifest)
-        self._worker.outbox.add(self._letter.reply, event)
-
-    def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """An attempt is over."""
-        self._worker.ended(self._letter, report, usage)

@@ -157,7 +157,8 @@ class Worker:
         if runtime is None:
             self._runtimes[letter.job] = runtime = Runtime(self._site, self, letter)
             self._forget_idle(runtime)
-        held = Held(lease, letter, spec._replace(again=lease.deliveries > 1), runtime)
+        spec = spec._replace(again=spec.again or lease.deliveries > 1)
+        held = Held(lease, letter, spec, runtime)
         self._held[owner] = held
         self._waiting.append(held)
         self._feed()

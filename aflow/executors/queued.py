@@ -81,11 +81,12 @@ class QueueExecutor:
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
         """All of them: what a worker has begun it ends, and reports to whoever listens then; what
         is not known to have begun is put into the queue, where it stays what it is if it is there
-        already."""
+        already. It may have been done, and the letter that says so be leased by our predecessor:
+        so whoever gets it looks first whether there is anything left to do."""
         for orphan in orphans:
             self._mail.take_over(orphan, orphan.handle or None)
             if orphan.started_at is None:
-                self._outgoing.append(orphan.spec)
+                self._outgoing.append(orphan.spec._replace(again=True))
         return ()
 
     def forget(self, task: int, attempt: int) -> None:
@@ -191,7 +192,7 @@ class QueueExecutor:
             self._news.clear()
             specs, self._outgoing = self._outgoing, []
             for at in range(0, len(specs), _AT_ONCE):
-                await self._put(specs[at : at + _AT_ONCE])
+                await self._put_patiently(specs[at : at + _AT_ONCE])
             cancels, self._cancels = self._cancels, defaultdict(list)
             for worker, owners in cancels.items():
                 await self._put_cancel(worker, owners)
@@ -201,6 +202,17 @@ class QueueExecutor:
                 await self._take_out(given_up)
             if self._stopped and not self._news.is_set():
                 return
+
+    async def _put_patiently(self, specs: list[AttemptSpec]) -> None:
+        tried = False
+
+        async def put() -> None:
+            nonlocal tried
+            was_tried, tried = tried, True
+            # A call that has failed may have been carried out, and what it put be done since then.
+            await self._put([spec._replace(again=True) for spec in specs] if was_tried else specs)
+
+        await self._patiently(put)
 
     async def _put(self, specs: list[AttemptSpec]) -> None:
         there = [spec for spec in specs if self._mail.awaits_start((spec.task, spec.attempt))]
@@ -217,7 +229,7 @@ class QueueExecutor:
                 Message(self._id((spec.task, spec.attempt)), body)
             )
         for topic, messages in by_topic.items():
-            await self._patiently(lambda: self._queue.put(topic, messages))  # noqa: B023
+            await self._queue.put(topic, messages)
 
     def _topic(self, step: str) -> str:
         return letters.tasks_topic(self._pool_of(step))

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.s3 import s3_bucket, s3_server  # noqa: F401 -- fixtures of all tests
+from tests.support.s3 import (  # noqa: F401 -- fixtures of all tests
+    s3_bucket,
+    s3_server,
+    strict_bucket,
+    strict_s3_server,
+)
 from tests.support.servers import postgres_server  # noqa: F401 -- the same
 
 # A deadline would make slow machines fail tests that are right.

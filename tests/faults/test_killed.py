@@ -1,0 +1,84 @@
+"""kill -9 of workers and of the coordinator, again and again, while 500 tasks run over PostgreSQL
+and S3: the run ends as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tests.faults.checker import check
+from tests.faults.conftest import Undisturbed
+from tests.faults.fleet import Fleet, wait_until
+
+pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(400)]
+
+TASKS = 500
+SQUARES = f"""
+import random
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        note()
+        self.shared = random.Random(1).randbytes(300_000)
+        self.xs = list(range({TASKS - 3}))
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        note()
+        self.y = self.input ** 2 + len(self.shared)
+        if self.input % 50 == 0:
+            self.large = random.Random(self.input).randbytes(100_000)
+        print("squared", self.input)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        note()
+        self.ys = [each.y for each in inputs]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        note()
+        self.total = sum(self.ys)
+"""
+
+
+def test_workers_and_coordinators_killed_at_random_change_nothing_of_500_tasks(
+    cloud: Fleet, undisturbed: Undisturbed
+) -> None:
+    seed = int(os.environ.get("FAULTS_SEED", random.randrange(2**32)))
+    print(f"seed {seed}")
+    lots = random.Random(seed)
+    like = undisturbed(SQUARES, "--isolation", "worker")
+    cloud.write(SQUARES)
+    workers = [cloud.start_worker("--slots", "1", "--lease", "3") for _ in range(2)]
+    coordinator = cloud.begin("--isolation", "worker")
+    settled: dict[int, int] = {}  # committed tasks, and how often they had begun by then
+    for mark in sorted(lots.sample(range(5, TASKS - 50), 8)):
+        wait_until(
+            lambda: len(cloud.ledger.lines()) >= mark or coordinator.poll() is not None  # noqa: B023
+        )
+        assert coordinator.poll() is None, cloud.said()
+        victim = lots.choice(["worker", "coordinator", "both"])
+        if victim != "coordinator":
+            number = lots.randrange(2)
+            workers[number].kill()
+            workers[number].wait()
+            workers[number] = cloud.start_worker("--slots", "1", "--lease", "3")
+        if victim != "worker":
+            coordinator.kill()
+            coordinator.wait()
+            committed, times = cloud.committed(), cloud.ledger.times()
+            settled |= {task: times[task] for task in committed}
+            cloud.let_lease_pass()
+            coordinator = cloud.adopt()
+
+    assert 0 == cloud.ends(coordinator), cloud.said()
+    check(cloud, like, late=True)
+    times = cloud.ledger.times()
+    assert settled == {task: times[task] for task in settled}

@@ -221,8 +221,8 @@ class RunOptions:
     `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
     said to have started this one. `package_suffixes` are those of the files that are kept as the
     run's code. With `executor` "queue" the workers of `queue` run the tasks, told by messages that
-    are signed with `signing_key`, if there is one. `words` are those of the command line behind the
-    flow's file, for whoever has to start it again.
+    are signed with `signing_key`, if there is one; with "batch" jobs of AWS Batch do. `words` are
+    those of the command line behind the flow's file, for whoever has to start it again.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -285,6 +285,11 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
     sources = [_Source(env, "in the environment"), *_files(env, _walk_up(_working_directory()))]
     hit = next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
     return None if hit is None else _text(hit)
+
+
+def said_by_batch(name: str) -> str | None:
+    """What AWS Batch says to its jobs (`JOB_ID` is AWS_BATCH_JOB_ID); None for what it does not."""
+    return os.environ.get(f"AWS_BATCH_{name}")
 
 
 def service_headers(env: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -419,7 +424,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "datatools_s3": (("DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3"), _text),
     "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
     "s3_workers": (("S3_WORKER_COUNT",), _number),
-    "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue")),
+    "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue", "batch")),
     "owner": (("OWNER",), _text),
     "queue": (("QUEUE",), _text),
     "signing_key": (("SIGNING_KEY",), _text),

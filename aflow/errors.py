@@ -42,6 +42,7 @@ AflowError
 │   ├── InvalidMessage
 │   └── ForgedMessage
 ├── AwsError                     AWS refuses, or does not answer
+│   └── AwsBusy                  it may do it the next time
 ├── NotFound                     the client was asked for what is not there
 │   └── NamespaceMismatch
 ├── CommandFailed                a command that was started has begun no run
@@ -360,6 +361,10 @@ class ForgedMessage(QueueError):
 
 class AwsError(AflowError):
     """AWS refuses a call, or does not answer."""
+
+
+class AwsBusy(AwsError):
+    """AWS asks to come later, has a fault of its own, or cannot be reached."""
 
 
 class NotFound(AflowError):

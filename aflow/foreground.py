@@ -45,7 +45,8 @@ def run(
 
 def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
     """Whether processes of this machine run tasks."""
-    if options.queue is None and options.executor == "local":
+    marked = any(step.decorator("batch") for step in definition.steps.values())
+    if options.queue is None and options.executor == "local" and not marked:
         return True
     from aflow.placement import places
 

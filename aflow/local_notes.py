@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,10 +11,15 @@ if TYPE_CHECKING:
 _REMOTE = {"batch": "AWS Batch", "kubernetes": "Kubernetes"}
 
 
-def notes(definition: FlowDefinition) -> Iterator[str]:
-    """One sentence for each thing; none for most flows."""
+def notes(definition: FlowDefinition, jobs: Collection[str]) -> Iterator[str]:
+    """One sentence for each thing; none for most flows. `jobs` are the steps that run as jobs of
+    AWS Batch."""
     for name, service in _REMOTE.items():
-        steps = [step.name for step in definition.steps.values() if step.decorator(name)]
+        steps = [
+            step.name
+            for step in definition.steps.values()
+            if step.decorator(name) and step.name not in jobs
+        ]
         if steps:
             yield f"@{name}: {', '.join(steps)} would run on {service}; this run is local: here."
     wanted: dict[str, list[str]] = {}

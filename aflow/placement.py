@@ -1,8 +1,10 @@
-"""Where the attempts of each step run: in processes of this machine, or by workers of a queue."""
+"""Where the attempts of each step run: in processes of this machine, by workers of a queue, or as
+jobs of AWS Batch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
 from aflow.errors import CodePackageError, InvalidSetting
@@ -11,7 +13,10 @@ from aflow.executors.spawn import request_of, start_template
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from aflow.attempt import RunContext
+    from aflow.aws.submission import StepJob
     from aflow.clock import Clock
     from aflow.config import RunOptions
     from aflow.executors.base import Executor
@@ -25,46 +30,97 @@ if TYPE_CHECKING:
 
 
 class Travelling(NamedTuple):
-    """A flow that is run elsewhere: how it is loaded, and its code, if it is in files."""
+    """A flow that is run elsewhere: how it is loaded, its code, if it is in files, and how its
+    steps on AWS Batch are submitted."""
 
     request: Request
     code: Package | None
+    jobs: Mapping[str, StepJob]
 
 
 def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
-    """Where each step runs: `local`, or `queue` for all where that is asked for, else for those
-    with @queue, if the settings name a queue. Raises InvalidSetting where one is asked for and
-    none is named."""
+    """Where each step runs: `local`, `queue` or `batch`. All do where `options.executor` says; else
+    those with @queue and @batch, if the settings name a queue of theirs. Raises InvalidSetting
+    where one is asked for and none is named."""
     if options.executor == "queue":
         if options.queue is None:
             raise InvalidSetting(
                 "--executor queue needs to know which: give --queue URL, or set AFLOW_QUEUE."
             )
         return dict.fromkeys(definition.steps, "queue")
+    jobs = on_batch(definition, options.executor, options.decospecs)
     has_queue = options.queue is not None
     return {
-        name: "queue" if has_queue and step.decorator("queue") else "local"
+        name: "queue"
+        if has_queue and step.decorator("queue") and options.executor == "local"
+        else ("batch" if name in jobs else "local")
         for name, step in definition.steps.items()
     }
+
+
+def on_batch(
+    definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
+) -> frozenset[str]:
+    """The steps that run as jobs of AWS Batch: all with that executor, else those with @batch if it
+    was asked for on the command line, or a queue of jobs is known."""
+    if executor == "batch":
+        return frozenset(definition.steps)
+    marked: dict[str, Any] = {
+        name: batch
+        for name, step in definition.steps.items()
+        if (batch := step.decorator("batch")) is not None
+    }
+    if not marked or any(each.partition(":")[0].strip() == "batch" for each in decospecs):
+        return frozenset(marked)
+    from aflow.aws.settings import AwsSettings  # few flows have such steps
+
+    queue = AwsSettings.load().queue
+    return frozenset(name for name, batch in marked.items() if batch.queue or queue)
 
 
 def travelling(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore
 ) -> Travelling | None:
-    """What workers load the flow from, its code in the store; None for a flow that stays here.
-    Blocks. Raises InvalidSetting, CodePackageError and StorageError."""
-    if set(places(definition, options).values()) == {"local"}:
+    """What workers and jobs load the flow from, its code in the store; None for a flow that stays
+    here. Blocks. Raises InvalidSetting, CodePackageError, AwsError and StorageError."""
+    of_step = places(definition, options)
+    if set(of_step.values()) == {"local"}:
         return None
     if store.url == "memory:":
         raise InvalidSetting("Workers cannot reach a datastore in memory: use a folder, or S3.")
+    jobs = _jobs(definition, options, store, of_step) if "batch" in of_step.values() else {}
     request = request_of(definition, options.decospecs)
     if "pickle" in request.source:  # of a notebook, say
-        return Travelling(request, None)
+        return Travelling(request, None, jobs)
     try:
         code = package.store(definition, BlobStore(store), options.package_suffixes)
     except CodePackageError as error:
         raise CodePackageError(f"The flow cannot be sent to workers. {error}") from error
-    return Travelling(request, code)
+    return Travelling(request, code, jobs)
+
+
+def _jobs(
+    definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
+) -> dict[str, StepJob]:
+    """How the jobs of each step on AWS Batch are submitted; AWS is asked about their queues."""
+    from aflow.aws.settings import AwsSettings, needs_s3
+    from aflow.aws.submission import queue_of, step_job, variables_of
+
+    needs_s3(store.url)
+    settings = AwsSettings.load()
+    steps = [step for name, step in definition.steps.items() if of_step[name] == "batch"]
+    for step in steps:
+        step_job(step, settings, {})  # before anybody is asked: what is missing
+    from aflow.aws.calls import Calls
+
+    calls = Calls()
+    fargate = {queue: calls.is_fargate(queue) for queue in {queue_of(s, settings) for s in steps}}
+    variables = variables_of(settings, options.metadata, store.url, calls.region)
+    calls.close()
+    return {
+        step.name: step_job(step, settings, variables, fargate=fargate[queue_of(step, settings)])
+        for step in steps
+    }
 
 
 def executor_for(
@@ -92,7 +148,10 @@ def executor_for(
             grace=grace,
         )
     if travels is not None:
-        made["queue"] = _queued(definition, options, store, metadata, clock, travels, grace)
+        if "queue" in of_step.values():
+            made["queue"] = _queued(definition, options, store, metadata, clock, travels, grace)
+        if travels.jobs:
+            made["batch"] = _batch(definition, options, store, metadata, clock, travels, grace)
     if len(made) == 1:
         return next(iter(made.values()))
     # Few runs have more than one: the others do not pay for it.
@@ -101,22 +160,13 @@ def executor_for(
     return ByStep({step: made[place] for step, place in of_step.items()})
 
 
-def _queued(
-    definition: FlowDefinition,
-    options: RunOptions,
-    store: ObjectStore,
-    metadata: MetadataStore,
-    clock: Clock,
-    travels: Travelling,
-    grace: float,
-) -> Executor:
-    # Few runs use a queue: the others do not pay for it.
-    from aflow.executors.job import Job, python_version
-    from aflow.executors.queued import QueueExecutor, pools_of
+def _described(
+    definition: FlowDefinition, options: RunOptions, travels: Travelling
+) -> Callable[[RunContext], Job]:
+    """What describes the run to those who run its attempts elsewhere."""
+    from aflow.executors.job import Job, python_version  # few runs have any
 
-    url, request, code = options.queue, travels.request, travels.code
-    assert url is not None, "a run that travels has a queue"
-    pools = pools_of(definition)
+    request, code, _ = travels
 
     def job(context: RunContext) -> Job:
         return Job(
@@ -130,13 +180,53 @@ def _queued(
             options.max_log_size,
         )
 
+    return job
+
+
+def _queued(
+    definition: FlowDefinition,
+    options: RunOptions,
+    store: ObjectStore,
+    metadata: MetadataStore,
+    clock: Clock,
+    travels: Travelling,
+    grace: float,
+) -> Executor:
+    # Few runs use a queue: the others do not pay for it.
+    from aflow.executors.queued import QueueExecutor, pools_of
+
+    url = options.queue
+    assert url is not None, "a run that travels has a queue"
     return QueueExecutor(
         lambda: backends.open_queue(url),
         store,
         metadata,
-        job,
-        pools.__getitem__,
+        _described(definition, options, travels),
+        pools_of(definition).__getitem__,
         clock,
         key=options.signing_key,
+        grace=grace,
+    )
+
+
+def _batch(
+    definition: FlowDefinition,
+    options: RunOptions,
+    store: ObjectStore,
+    metadata: MetadataStore,
+    clock: Clock,
+    travels: Travelling,
+    grace: float,
+) -> Executor:
+    from aflow.aws.calls import Calls  # few runs ask AWS for anything
+    from aflow.executors.batch import BatchExecutor
+
+    return BatchExecutor(
+        Calls(once=True),
+        travels.jobs,
+        store,
+        metadata,
+        _described(definition, options, travels),
+        clock,
         grace=grace,
     )

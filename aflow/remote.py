@@ -54,6 +54,10 @@ class Parcels:
         self._store.put(f"{self._folder}/{key}", [data])
         return key
 
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """Some bytes of this key, as they are; raises ObjectNotFound."""
+        return bytes(self._store.get(f"{self._folder}/{blob_key(key)}", start, length))
+
     def get(self, key: str) -> bytes:
         """The bytes of this key; raises ObjectNotFound, and CorruptBlob for any others."""
         data = bytes(self._store.get(f"{self._folder}/{blob_key(key)}"))

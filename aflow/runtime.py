@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aflow import backends, package
 from aflow.attempt import AttemptReport, AttemptSpec
-from aflow.errors import AflowError, CodePackageError
+from aflow.delivery import delivered
+from aflow.errors import AflowError
 from aflow.executors import letters
 from aflow.executors.base import NO_USAGE
-from aflow.executors.job import Job, python_version
+from aflow.executors.job import Job
 from aflow.executors.letters import TaskLetter
 from aflow.executors.process import ProcessExecutor
 from aflow.executors.spawn import fresh_environment, start_from
 from aflow.outbox import Outbox
 from aflow.queue.base import Lease
-from aflow.remote import Parcels
 from aflow.scheduler.states import AttemptState
-from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -146,11 +144,6 @@ class Runtime:
 
     async def _made(self) -> ProcessExecutor:
         job, environment = await asyncio.to_thread(self._fetched)
-        if job.python != python_version():
-            raise CodePackageError(
-                f"the run was started with Python {job.python}, and this worker has "
-                f"{platform.python_version()}: start a worker with the same."
-            )
         self._isolation = job.isolation
         executor = ProcessExecutor(
             job.needs,
@@ -164,18 +157,20 @@ class Runtime:
 
     def _fetched(self) -> tuple[Job, Mapping[str, str]]:
         """The description of the run, with its code in a folder of ours. Blocks."""
-        letter = self._letter
-        store = backends.open_store(letter.store)
-        job = Job.decode(Parcels(store, letter.flow, letter.run).get(letter.job))
-        environment = dict(fresh_environment())
-        if job.code is None:
-            return job, environment
-        folder = package.unpacked(BlobStore(store), job.code, self._site.folder)
-        source = {**job.request.source, "file": str(folder / job.script)}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(folder), environment.get("PYTHONPATH", "")])
+        letter, below = self._letter, self._site.folder
+        job, folder = delivered(
+            backends.open_store(letter.store),
+            letter.flow,
+            letter.run,
+            letter.job,
+            lambda blobs, key: package.unpacked(blobs, key, below),
         )
-        return job._replace(request=job.request._replace(source=source)), environment
+        environment = dict(fresh_environment())
+        if folder is not None:
+            environment["PYTHONPATH"] = os.pathsep.join(
+                filter(None, [str(folder), environment.get("PYTHONPATH", "")])
+            )
+        return job, environment
 
     # ------------------------------------------------------------ what the processes say
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.s3 import (  # noqa: F401 -- fixtures of all tests
+from tests.support.aws.furnished import aws, aws_account  # noqa: F401 -- fixtures of all tests
+from tests.support.s3 import (  # noqa: F401 -- the same
     s3_bucket,
     s3_server,
     strict_bucket,

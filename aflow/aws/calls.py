@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from aflow.errors import AwsError, InvalidSetting, MissingExtra
+from aflow.errors import AwsBusy, AwsError, InvalidSetting, MissingExtra
 
 try:
     from botocore import exceptions as faults
+    from botocore.config import Config
+    from botocore.parsers import ResponseParserError
     from botocore.session import Session, get_session
 except ImportError as error:
     raise MissingExtra("AWS needs aiobotocore: install aflow[aws].") from error
 
+# The last: an answer that is none, as of a proxy in trouble.
+_UNREACHED = faults.HTTPClientError, faults.ConnectionError, OSError, ResponseParserError
+
 if TYPE_CHECKING:
     from aflow.aws.definitions import Definition
 
+MOST_DESCRIBED = 100  # jobs a call
+_LATER = {
+    "TooManyRequestsException", "ThrottlingException", "Throttling", "ThrottledException",
+    "RequestLimitExceeded", "RequestThrottled", "SlowDown", "ServerException",
+}  # fmt: skip
 _MISSING = {"StateMachineDoesNotExist", "ExecutionDoesNotExist", "ResourceNotFoundException"}
 
 
-class Calls:
-    """The services of one account, in the region of the session."""
+@cache
+def _session() -> Session:
+    """One for all: what it has read of the services of AWS it reads once."""
+    return get_session()
 
-    def __init__(self) -> None:
-        self._session: Session = get_session()
+
+class Calls:
+    """The services of one account, in the region of the session. With `once` a call is made a
+    single time, for those who try again themselves; else botocore tries a few times."""
+
+    def __init__(self, *, once: bool = False) -> None:
+        self._session = _session()
         self._clients: dict[str, Any] = {}
+        retries = {"retries": {"total_max_attempts": 1}} if once else {}
+        self._config = Config(connect_timeout=10, read_timeout=30, **retries)
+
+    @property
+    def region(self) -> str:
+        """The region. Raises InvalidSetting where none is known."""
+        return str(self._client("batch").meta.region_name)
+
+    def close(self) -> None:
+        """Let go of connections; the next call makes new ones."""
+        for client in self._clients.values():
+            client.close()
 
     def _client(self, service: str) -> Any:
         if service not in self._clients:
             try:
-                self._clients[service] = self._session.create_client(service)
+                self._clients[service] = self._session.create_client(service, config=self._config)
             except faults.NoRegionError as error:
                 raise InvalidSetting("The region of AWS is not known: set AWS_REGION.") from error
         return self._clients[service]
 
     def _call(self, service: str, operation: str, **values: Any) -> Any:
-        """What the call gives, None for what is not there. Raises AwsError."""
+        """What the call gives, None for what is not there. Raises AwsError, AwsBusy where it may
+        go well later."""
         client = self._client(service)
         try:
             return getattr(client, operation)(**values)
@@ -43,7 +75,12 @@ class Calls:
             if told.get("Code") in _MISSING:
                 return None
             said = f"{told.get('Code')}: {told.get('Message', '').strip()}"
-            raise AwsError(f"AWS refuses {operation} of {service}: {said}") from error
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            later = told.get("Code") in _LATER or status == 429 or status >= 500
+            kind = AwsBusy if later else AwsError
+            raise kind(f"AWS refuses {operation} of {service}: {said}") from error
+        except _UNREACHED as error:
+            raise AwsBusy(f"AWS did not do {operation} of {service}: {error}") from error
         except faults.BotoCoreError as error:
             raise AwsError(f"AWS did not do {operation} of {service}: {error}") from error
 
@@ -54,9 +91,8 @@ class Calls:
         such queue."""
         queues = self._call("batch", "describe_job_queues", jobQueues=[queue])["jobQueues"]
         if not queues:
-            region = self._client("batch").meta.region_name
             raise InvalidSetting(
-                f"AFLOW_BATCH_JOB_QUEUE names {queue}, and there is no such queue in {region}."
+                f"AFLOW_BATCH_JOB_QUEUE names {queue}, and there is no such queue in {self.region}."
             )
         first = queues[0]["computeEnvironmentOrder"][0]["computeEnvironment"]
         found = self._call("batch", "describe_compute_environments", computeEnvironments=[first])[
@@ -75,3 +111,27 @@ class Calls:
             return False
         self._call("batch", "register_job_definition", **definition)
         return True
+
+    def submit(self, values: Mapping[str, Any]) -> str:
+        """Submit a job; its id. AwsBusy leaves open whether it was submitted."""
+        return str(self._call("batch", "submit_job", **values)["jobId"])
+
+    def described(self, jobs: Sequence[str]) -> list[dict[str, Any]]:
+        """What AWS Batch says of these jobs, MOST_DESCRIBED at most; of some it may know nothing
+        (any more)."""
+        found: list[dict[str, Any]] = self._call("batch", "describe_jobs", jobs=[*jobs])["jobs"]
+        return found
+
+    def listed(self, **of: Any) -> Iterator[dict[str, Any]]:
+        """The summaries of jobs: of a queue, or of an array, as the API takes it."""
+        values: dict[str, Any] = of
+        while values:
+            page = self._call("batch", "list_jobs", **values)
+            yield from page["jobSummaryList"]
+            following = page.get("nextToken")
+            values = {**values, "nextToken": following} if following else {}
+
+    def terminate(self, job: str, reason: str) -> None:
+        """End a job: one that runs is told so, and killed 30 seconds later; one that has ended
+        already stays as it is."""
+        self._call("batch", "terminate_job", jobId=job, reason=reason)

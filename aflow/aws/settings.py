@@ -19,14 +19,24 @@ KEYS = {
     "log_group": ("SFN_EXECUTION_LOG_GROUP_ARN",),
     "internal_url": ("SERVICE_INTERNAL_URL", "SERVICE_URL"),
     "runtime_limit": ("DEFAULT_RUNTIME_LIMIT",),
+    "emit_tags": ("BATCH_EMIT_TAGS",),
+    "default_tags": ("BATCH_DEFAULT_TAGS",),
 }
+
+# Settings that jobs have from who starts them.
+_PASSED_ON = (
+    "SERVICE_HEADERS", "SERVICE_AUTH_KEY", "DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3",
+    "DEFAULT_SECRETS_BACKEND_TYPE", "DEFAULT_SECRETS_ROLE", "AWS_SECRETS_MANAGER_DEFAULT_REGION",
+    "AWS_SECRETS_MANAGER_DEFAULT_ROLE", "S3_SERVER_SIDE_ENCRYPTION",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class AwsSettings:
     """The settings, as they were found; None where one is not set. `internal_url` is the address
     of the metadata service as jobs see it, `runtime_limit` the seconds of a job without
-    @timeout."""
+    @timeout. With `emit_tags` jobs of runs are marked with the run; `default_tags` are a JSON
+    object of further marks."""
 
     queue: str | None = None
     image: str | None = None
@@ -39,6 +49,8 @@ class AwsSettings:
     log_group: str | None = None
     internal_url: str | None = None
     runtime_limit: str | None = None
+    emit_tags: str | None = None
+    default_tags: str | None = None
 
     @classmethod
     def load(cls) -> AwsSettings:
@@ -51,6 +63,12 @@ class AwsSettings:
         if value is None:
             raise InvalidSetting(f"{what} is not known: set AFLOW_{KEYS[name][0]}.")
         return value
+
+
+def passed_on() -> dict[str, str]:
+    """The variables of all jobs that are settings of this program."""
+    found = {f"AFLOW_{each}": looked_up(each) for each in _PASSED_ON}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def needs_s3(storage: str) -> None:

@@ -233,9 +233,10 @@ def run_options() -> list[Option]:
         ),
         option(
             "--executor",
-            type=click.Choice(["local", "queue"]),
+            type=click.Choice(["local", "queue", "batch"]),
             default=None,
-            help="Where tasks run: here, or on the workers of a queue.  [default: local]",
+            help="Where tasks run: here, on the workers of a queue, or as jobs of AWS Batch."
+            "  [default: local]",
         ),
         option("--queue", default=None, metavar="URL", help="The queue of the workers."),
         flag("--fail-fast", help="Stop all tasks when one has failed for good.", scope="run_"),

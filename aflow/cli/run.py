@@ -75,7 +75,7 @@ def run(
         decospecs = (*_decospecs(session, settings), *(("cache",) if cache else ()))
         definition = _with(definition, decospecs)
         check_graph(definition, session.note)
-        _note_differences(session, definition)
+        _note_differences(session, definition, settings.executor, decospecs)
         if origin is None:
             values = _values(definition, settings, given)
         else:
@@ -99,13 +99,16 @@ def run(
     return _with_hooks(definition, settings, ended, signum)
 
 
-def _note_differences(session: Session, definition: FlowDefinition) -> None:
+def _note_differences(
+    session: Session, definition: FlowDefinition, executor: str, decospecs: Sequence[str]
+) -> None:
     """Say what this run does otherwise than the flow asks for, if anything."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
         return
     from aflow.local_notes import notes  # only for flows that ask for something
+    from aflow.placement import on_batch
 
-    for note in notes(definition):
+    for note in notes(definition, on_batch(definition, executor, decospecs)):
         session.note(note)
 
 

@@ -8,8 +8,8 @@ from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.aws.definitions import Definition, definition_of
-from aflow.aws.settings import needs_s3
-from aflow.config import looked_up, without_password
+from aflow.aws.settings import needs_s3, passed_on
+from aflow.config import without_password
 from aflow.deploy.jobs import PROGRAM, job_of
 from aflow.deploy.machine import LARGEST, Where, compiled
 from aflow.deploy.names import LETTERS, Label, machine_name, next_token
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 
 MAX_SPLITS = 100_000  # items of one foreach, with a distributed map; 256 KB of numbers without
 MAX_INLINE_SPLITS = 30_000
-# Settings that jobs have from who deploys the flow.
-_PASSED_ON = (
-    "SERVICE_HEADERS", "SERVICE_AUTH_KEY", "DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3",
-    "DEFAULT_SECRETS_BACKEND_TYPE", "DEFAULT_SECRETS_ROLE", "AWS_SECRETS_MANAGER_DEFAULT_REGION",
-    "AWS_SECRETS_MANAGER_DEFAULT_ROLE", "S3_SERVER_SIDE_ENCRYPTION",
-)  # fmt: skip
 
 
 class Wanted(NamedTuple):
@@ -223,9 +217,8 @@ def _variables(
     settings: Settings, aws: AwsSettings, account: Account, key: str, storage: str
 ) -> dict[str, str]:
     """The environment of all jobs."""
-    found = {f"AFLOW_{each}": looked_up(each) for each in _PASSED_ON}
     return {
-        **{each: value for each, value in found.items() if value is not None},
+        **passed_on(),
         "AWS_DEFAULT_REGION": account.region,
         "AFLOW_SFN_ORDER": key,
         "AFLOW_SFN_STORAGE": storage,

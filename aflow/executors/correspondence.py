@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from aflow.attempt import AttemptReport
@@ -63,10 +64,12 @@ class Correspondence(Generic[R]):
         self._interrupted = False
         self._idle = asyncio.Event()
         self._reports: Reports
+        self._over: Callable[[Owner], None] | None = None
 
-    def begin(self, reports: Reports) -> None:
-        """Tell them from now on."""
+    def begin(self, reports: Reports, over: Callable[[Owner], None] | None = None) -> None:
+        """Tell them from now on; `over` is called before an end is told."""
         self._reports = reports
+        self._over = over
 
     def send(self, owner: Owner, step: str) -> None:
         """An attempt is handed to others."""
@@ -161,6 +164,8 @@ class Correspondence(Generic[R]):
         del self.away[(report.task, report.attempt)]
         if not self.away:
             self._idle.set()
+        if self._over is not None:
+            self._over((report.task, report.attempt))
         self._reports.ended(report, usage)
 
     def give_up(self, owner: Owner, state: AttemptState, reason: str) -> None:

@@ -34,8 +34,9 @@ class Packer:
         self._parcels = parcels
         self._known: dict[tuple[int, ...], str] = {}
 
-    def complete(self, spec: AttemptSpec) -> AttemptSpec:
-        """The spec with the parcels that its attempt may need."""
+    def complete(self, spec: AttemptSpec, *, apart: bool = False) -> AttemptSpec:
+        """The spec with the parcels that its attempt may need; with `apart` it carries no manifest
+        itself, so that it is small."""
         inputs = decode_inputs(spec.inputs)
         pages: tuple[str, ...] = ()
         if isinstance(inputs, FromForeach):
@@ -44,6 +45,9 @@ class Packer:
         needed = {int(PARAMETERS_TASK), *_inputs_of(inputs)}
         needed.update(_behind(along[task] for task in needed if task in along))
         missing = self._all_behind(sorted(needed - along.keys()), set(along))
+        if apart:
+            missing.update(spec.manifests)
+            spec = spec._replace(manifests={})
         return spec._replace(pages=pages, more=self._parcel(missing) if missing else None)
 
     def _all_behind(self, tasks: Iterable[int], there: set[int]) -> dict[int, bytes]:

@@ -21,7 +21,7 @@ from aflow.scheduler.states import RunState
 from tests.support.servers import select_nothing
 
 if TYPE_CHECKING:
-    from tests.deploy.conftest import Account
+    from tests.support.aws.furnished import Account
 
 FLOWS = Path(__file__).parent / "flow_files"
 pytestmark = pytest.mark.timeout(400)  # dozens of processes, on a machine that others use

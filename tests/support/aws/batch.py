@@ -2,7 +2,10 @@
 
 moto keeps queues and definitions; its Job is replaced by one that runs the definition's command:
 variables, every status, retryStrategy with evaluateOnExit, the limit of an attempt, termination
-(SIGTERM, then SIGKILL), a host that goes away, logs. No job outlives the server.
+(SIGTERM, then SIGKILL), arrays, a host that goes away, logs. No job outlives the server.
+
+Names of images say what goes wrong: `lost-host` loses its machine as soon as something was printed,
+`no-such-image` cannot be pulled.
 """
 
 from __future__ import annotations
@@ -47,6 +50,12 @@ class ProcessJob(models.Job):
 
     @property
     def status(self):
+        if self._child_jobs:
+            seen = {each.status for each in self._child_jobs}
+            if seen - {"SUCCEEDED", "FAILED"}:
+                return "PENDING"
+            self.job_stopped, self.job_stopped_at = True, datetime.now()
+            return "FAILED" if "FAILED" in seen else "SUCCEEDED"
         return getattr(self._status, "value", self._status)
 
     @status.setter
@@ -115,6 +124,8 @@ class ProcessJob(models.Job):
             "AWS_BATCH_JOB_ID": self.job_id,
             "AWS_BATCH_JOB_ATTEMPT": str(attempt),
         }
+        if "index" in self.array_properties:
+            environment["AWS_BATCH_JOB_ARRAY_INDEX"] = str(self.array_properties["index"])
         return subprocess.Popen(
             properties["command"], env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -128,7 +139,7 @@ class ProcessJob(models.Job):
             if hard is None and (self.stop or (end and now > end)):
                 self.killed = self.killed or ("terminated" if self.stop else "timeout")
                 hard = now + GRACE
-                _kill(process, signal.SIGTERM)
+                process.send_signal(signal.SIGTERM)  # the first process of a container is told
             if hard and now > hard:
                 _kill(process, signal.SIGKILL)
             self.changed.wait(0.05)
@@ -149,6 +160,8 @@ class ProcessJob(models.Job):
     # ------------------------------------------------------------ asked from outside
 
     def terminate(self, reason):
+        for each in self._child_jobs or ():
+            each.terminate(reason)
         if not self.stop and self.status not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
             self.job_stopped_reason, self.stop = reason, True
             self.changed.set()
@@ -161,6 +174,7 @@ class ProcessJob(models.Job):
     def describe(self):
         told = super().describe()
         told["attempts"] = list(self.attempts)
+        told["isTerminated"] = bool(self.stop)
         if "container" in told and getattr(self, "latest_attempt", None):
             told["container"] |= self.latest_attempt["container"]
         return told
@@ -205,7 +219,31 @@ def _submit_job(self, job_name, job_def_id, job_queue, array_properties=None, **
         **more,
     )
     self._jobs[job.job_id] = job
-    job.start()
+    size = (array_properties or {}).get("size")
+    if size is None:
+        job.start()
+        return job_name, job.job_id, job.arn
+    assert 2 <= size <= 10_000, size
+    children = [
+        ProcessJob(
+            job_name,
+            job.job_definition,
+            job.job_queue,
+            self,
+            log_backend=self.logs_backend,
+            all_jobs=self._jobs,
+            array_properties={"index": index},
+            provided_job_id=f"{job.job_id}:{index}",
+            **{**more, "tags": None},
+        )
+        for index in range(size)
+    ]
+    for each in children:
+        job.job_queue.jobs.remove(each)  # lists of a queue show arrays alone
+        self._jobs[each.job_id] = each
+    job._child_jobs = children
+    for each in children:
+        each.start()
     return job_name, job.job_id, job.arn
 
 

@@ -22,7 +22,7 @@ class Account:
     def __init__(self, folder: Path) -> None:
         pytest.importorskip("moto.server", reason="moto[server] is not installed")
         port = free_port()
-        script = Path(__file__).parents[1] / "support" / "aws" / "serve.py"
+        script = Path(__file__).with_name("serve.py")
         path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
         command = [sys.executable, str(script), str(port), path]
         self.server = Server("moto", command, port, folder / "moto.log").start()

@@ -1,0 +1,523 @@
+"""Attempts that run as jobs of AWS Batch: submitted together, heard of by letters in the store.
+
+Attempts of one step that are launched together become one array. A job runs its attempt through
+the same runner as everybody, commits what it leaves in the store (remote.py), and tells how it goes
+by letters (letterbox.py), which are looked for every second or so. What a job cannot tell itself,
+since its machine or container has gone away under it, AWS Batch tells, which is asked less often
+(polling.py); whatever it says, the letters of the job, and what it has committed, come first.
+
+A job's name is unique and known before it is submitted. So a job whose submission was not answered
+is found again, by us or by another coordinator, and not submitted a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from aflow.attempt import AttemptSpec, RunContext
+from aflow.aws.calls import MOST_DESCRIBED
+from aflow.aws.ends import ENDED, end_of
+from aflow.aws.submission import MOST, Mark, job_name, submission
+from aflow.errors import AwsBusy, AwsError, InvalidMessage, ObjectNotFound, StoreUnavailable
+from aflow.executors.base import NO_USAGE, Orphan, Reports
+from aflow.executors.correspondence import STOPPED, Correspondence, Owner
+from aflow.executors.letterbox import Letterbox
+from aflow.executors.parcels import Packer
+from aflow.executors.polling import Description, Poller
+from aflow.executors.roll import Roll
+from aflow.remote import Parcels, committed
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.aws.calls import Calls
+    from aflow.aws.submission import StepJob
+    from aflow.clock import Clock
+    from aflow.executors.job import Job
+    from aflow.executors.letters import ReportsLetter
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.base import ObjectStore
+
+SOONEST, LATEST = 0.3, 3.0  # seconds between two looks for letters
+SLOWER = 1.1  # how much more, after a look that has found nothing
+THREADS = 16  # calls at once
+AWAY = 1.0  # seconds between tries where store or AWS are away; doubled each time ...
+LONGEST_AWAY = 30.0  # ... up to this
+PATIENCE = 600.0  # seconds for which they may be away
+_NAMED = "name="  # what a handle begins with as long as the job's id is not known
+_CANCELLED = "The task was cancelled."
+
+T = TypeVar("T")
+
+
+class _Array:
+    """A job, or an array of jobs: the attempts that it was submitted for, by index (only those
+    that we know of), and how many of them are away."""
+
+    __slots__ = ("away", "id", "is_array", "owners")
+
+    def __init__(self, id: str, owners: dict[int, Owner], *, is_array: bool) -> None:
+        self.id = id
+        self.owners = owners
+        self.is_array = is_array
+        self.away = 0
+
+    def child(self, index: int) -> str:
+        """The id of one of its jobs."""
+        return f"{self.id}:{index}" if self.is_array else self.id
+
+
+class _Group(NamedTuple):
+    """Attempts that are submitted together."""
+
+    job: StepJob
+    specs: list[AttemptSpec]
+
+
+class BatchExecutor:
+    """Runs the attempts of one run as jobs of AWS Batch. `jobs` says how those of each step are
+    submitted, `job` describes the run to them."""
+
+    lookahead = 0
+
+    def __init__(
+        self,
+        calls: Calls,
+        jobs: Mapping[str, StepJob],
+        store: ObjectStore,
+        metadata: MetadataStore,
+        job: Callable[[RunContext], Job],
+        clock: Clock,
+        *,
+        grace: float = 5.0,
+    ) -> None:
+        self._calls = calls
+        self._jobs = jobs
+        self._store = store
+        self._metadata = metadata
+        self._job = job
+        self._grace = grace
+        self._mail: Correspondence[str] = Correspondence(clock)
+        self._outgoing: list[AttemptSpec] = []
+        self._orphans: list[Orphan] = []
+        self._arrays: dict[str, _Array] = {}  # those of which some are away
+        self._places: dict[Owner, tuple[_Array, int]] = {}
+        self._cancels: dict[Owner, tuple[AttemptState, str]] = {}  # to be told to AWS
+        self._stopping: dict[Owner, tuple[AttemptState, str]] = {}  # that AWS was told to end
+        self._over: dict[Owner, Description] = {}  # jobs that have ended, as AWS Batch says
+        # Arrays of which more have ended than were heard of, and whether that is all of them.
+        self._suspects: dict[str, bool] = {}
+        self._read: set[str] = set()  # names of letters
+        self._registered: set[str] = set()  # definitions
+        self._searches: dict[str, str] = {}  # ids of jobs by their names
+        self._lost: str | None = None  # why nothing more is heard of attempts
+        self._stopped = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._threads: ThreadPoolExecutor | None = None
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        """All of them: jobs go on without us, and are found by what was said of them."""
+        for orphan in orphans:
+            handle = orphan.handle if not orphan.handle.startswith(_NAMED) else ""
+            self._mail.take_over(orphan, handle or None)
+        self._orphans = [*orphans]
+        return ()
+
+    def forget(self, task: int, attempt: int) -> None:
+        """The letter that tells of this end can go, if it tells of no other."""
+        if self._mail.forget((task, attempt)):
+            self._tidy.set()
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        """Get ready to launch attempts of this run; raises StorageError and AwsError."""
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+        self._reports = reports
+        self._mail.begin(reports, self._note_over)
+        self._mark = Mark(context.user, context.flow, context.run)
+        self._parcels = Parcels(self._store, context.flow, context.run)
+        self._packer = Packer(self._metadata, context.run_key, self._parcels)
+        self._box = Letterbox(self._store, context.flow, context.run)
+        self._threads = ThreadPoolExecutor(THREADS, "aflow-batch")
+        self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        job = self._job(context._replace(remote=True))
+        self._job_key = await self._blocking(partial(self._parcels.put, job.encode()))
+        await self._blocking(lambda: self._calls.region)  # the client is made, which takes a while
+        self._poller = Poller.of(self._calls)
+        self._news.set()
+        # They end with `stop`, which waits for them.
+        self._tasks = [
+            self._loop.create_task(each()) for each in (self._send, self._listen, self._clear)
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._note_end_of)
+
+    async def _blocking(self, call: Callable[[], T]) -> T:
+        assert self._threads is not None, "it was started"
+        return await self._loop.run_in_executor(self._threads, call)
+
+    def _note_end_of(self, task: asyncio.Task[None]) -> None:
+        """Store or AWS were away for too long: nothing is heard of the attempts any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is None or self._stopped:
+            return
+        self._lost = f"The task was lost: nothing more can be heard of it ({error})"
+        for owner in [*self._mail.away]:
+            self._give_up(owner, AttemptState.LOST, self._lost)
+
+    # ------------------------------------------------------------ attempts
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Submit a job for this attempt, together with others that are launched now."""
+        owner = (spec.task, spec.attempt)
+        self._mail.send(owner, spec.step)
+        if self._lost is not None:
+            self._loop.call_soon(self._give_up, owner, AttemptState.LOST, self._lost)
+            return
+        self._outgoing.append(spec)
+        self._news.set()
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop this attempt: its job is terminated."""
+        self._stop_one((task, attempt), AttemptState.CANCELLED, _CANCELLED)
+
+    def _stop_one(self, owner: Owner, state: AttemptState, reason: str) -> None:
+        if owner in self._mail.away and owner not in self._stopping:
+            self._cancels[owner] = self._stopping[owner] = state, reason
+            # AWS Batch may take its time, or be out of reach.
+            self._loop.call_later(2 * self._grace, self._give_up, owner, state, reason)
+            self._news.set()
+
+    def _give_up(self, owner: Owner, state: AttemptState, reason: str) -> None:
+        self._mail.give_up(owner, state, reason)
+
+    async def stop(self) -> None:
+        """Interrupt all that was submitted, and let go of everything."""
+        if not self._stopped and self._tasks:
+            self._mail.interrupt()
+            for owner in [*self._mail.away]:
+                self._stop_one(owner, AttemptState.INTERRUPTED, STOPPED)
+            await self._mail.until_idle()
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Say what is to be said, and let go of everything: jobs go on."""
+        was_stopped, self._stopped = self._stopped, True
+        if not was_stopped and self._tasks:
+            for event in (self._news, self._tidy):
+                event.set()
+            await asyncio.wait([self._tasks[0], self._tasks[2]])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for job in self._arrays:
+            self._poller.unwatch(job)
+        self._arrays.clear()
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            await asyncio.to_thread(threads.shutdown)
+            self._calls.close()
+
+    # ------------------------------------------------------------ to AWS
+
+    async def _send(self) -> None:
+        await self._find_orphans()
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            specs, self._outgoing = self._outgoing, []
+            for group in self._groups(specs):
+                await self._submit(group)
+            cancels, self._cancels = self._cancels, {}
+            await self._terminate(cancels)
+            if self._stopped and not self._news.is_set():
+                return
+
+    def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Group]:
+        """Those that are still wanted, by step."""
+        by_step: defaultdict[str, list[AttemptSpec]] = defaultdict(list)
+        for spec in specs:
+            owner = (spec.task, spec.attempt)
+            if owner in self._cancels:
+                self._give_up(owner, *self._cancels.pop(owner))
+            elif self._mail.awaits_start(owner):
+                by_step[spec.step].append(spec)
+        return [
+            _Group(self._jobs[step], some[at : at + MOST])
+            for step, some in by_step.items()
+            for at in range(0, len(some), MOST)
+        ]
+
+    async def _submit(self, group: _Group) -> None:
+        owners = [(spec.task, spec.attempt) for spec in group.specs]
+        try:
+            roll = await self._patiently(partial(self._written, group.specs))
+            name = job_name(self._mark, group.job.step, roll.key[:16])
+            self._hand(owners, f"{_NAMED}{name}")
+            await self._register(group.job)
+            job = await self._submitted(group, name, roll)
+        except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
+            for owner in owners:
+                reason = f"The task could not be submitted to AWS Batch: {error}"
+                self._give_up(owner, AttemptState.LOST, reason)
+            return
+        array = _Array(job, dict(enumerate(owners)), is_array=len(owners) > 1)
+        self._hand(owners, job)
+        self._know(array)
+
+    def _written(self, specs: Sequence[AttemptSpec]) -> Roll:
+        """The list of these attempts, in the store. Blocks."""
+        return Roll.write(self._parcels, [self._packer.complete(s, apart=True) for s in specs])
+
+    def _hand(self, owners: Sequence[Owner], handle: str) -> None:
+        for index, owner in enumerate(owners):
+            if owner in self._mail.away:
+                place = f":{index}" if len(owners) > 1 else ""
+                self._reports.handed(*owner, f"{handle}{place}")
+
+    async def _register(self, job: StepJob) -> None:
+        name = job.definition["jobDefinitionName"]
+        if name not in self._registered:
+            await self._patiently(partial(self._calls.register, job.definition))
+            self._registered.add(name)
+
+    async def _submitted(self, group: _Group, name: str, roll: Roll) -> str:
+        """The id of the job of this name, which is submitted if it is not there."""
+        context = self._context
+        environment = {
+            "AFLOW_JOB_STORE": context.storage_url,
+            "AFLOW_JOB_RUN": f"{context.flow}/{context.run}",
+            "AFLOW_JOB_KEY": self._job_key,
+            "AFLOW_JOB_ROLL": str(roll),
+        }
+        values = submission(group.job, self._mark, name, len(group.specs), environment)
+        found: list[str] = []
+
+        def submit() -> str:
+            # Where the answer to an earlier try was lost, the job may be there.
+            if found and (there := self._named(name, group.job.queue)) is not None:
+                return there
+            found.append(name)
+            return self._calls.submit(values)
+
+        return await self._patiently(submit)
+
+    def _named(self, name: str, queue: str) -> str | None:
+        """The id of the job of this name. Blocks."""
+        filters = [{"name": "JOB_NAME", "values": [name]}]
+        listed = self._calls.listed(jobQueue=queue, filters=filters)
+        return next((each["jobId"] for each in listed if each["jobName"] == name), None)
+
+    def _know(self, array: _Array) -> None:
+        """These attempts have this job."""
+        for index, owner in array.owners.items():
+            if owner in self._mail.away:
+                self._places[owner] = array, index
+                array.away += 1
+        if array.away:
+            self._arrays[array.id] = array
+            self._poller.watch(array.id, self._told)
+            self._look_now.set()
+
+    def _note_over(self, owner: Owner) -> None:
+        """An attempt has ended: what is not away any more is not watched."""
+        self._stopping.pop(owner, None)
+        array, _ = self._places.pop(owner, (None, 0))
+        if array is not None:
+            array.away -= 1
+            if not array.away:
+                del self._arrays[array.id]
+                self._poller.unwatch(array.id)
+
+    async def _terminate(self, cancels: Mapping[Owner, tuple[AttemptState, str]]) -> None:
+        by_array: defaultdict[str, list[int]] = defaultdict(list)
+        for owner in cancels:
+            if owner in self._mail.away and owner in self._places:
+                array, index = self._places[owner]
+                by_array[array.id].append(index)
+        reason = next((reason for _, reason in cancels.values()), "")
+        ends = []
+        for id, indexes in by_array.items():
+            array = self._arrays[id]
+            jobs = [id] if array.away == len(indexes) else map(array.child, indexes)
+            ends += [partial(self._calls.terminate, job, reason) for job in jobs]
+        results = await asyncio.gather(
+            *(self._patiently(each, 2 * self._grace) for each in ends), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, AwsError):
+                raise result  # else it is given up in its time
+        if ends:
+            self._poller.hurry()
+
+    async def _patiently(self, call: Callable[[], T], patience: float = PATIENCE) -> T:
+        """What the call gives, also where store or AWS are away for a while."""
+        give_up_at, wait = self._loop.time() + patience, AWAY
+        while True:
+            try:
+                return await self._blocking(call)
+            except (AwsBusy, StoreUnavailable):
+                if self._loop.time() > give_up_at or (self._stopped and patience == PATIENCE):
+                    raise
+            await asyncio.sleep(wait * (0.5 + random.random()))
+            wait = min(2 * wait, LONGEST_AWAY)
+
+    # ------------------------------------------------------------ what another has left
+
+    async def _find_orphans(self) -> None:
+        """Find the jobs of attempts that another coordinator has submitted; what has none is
+        submitted."""
+        found: dict[str, _Array] = {}
+        unknown: list[AttemptSpec] = []
+        for spec, handle, started_at in self._orphans:
+            job, colon, index = handle.partition(":")
+            if job.startswith(_NAMED):
+                job = await self._searched(job.removeprefix(_NAMED), self._jobs[spec.step].queue)
+            if job:
+                array = found.setdefault(job, _Array(job, {}, is_array=bool(colon)))
+                array.owners[int(index or 0)] = (spec.task, spec.attempt)
+            elif started_at is None:
+                unknown.append(spec._replace(again=True))
+        self._orphans = []
+        for array in found.values():
+            self._know(array)
+        self._outgoing += unknown
+        self._news.set()
+
+    async def _searched(self, name: str, queue: str) -> str:
+        """The id of the job of this name; empty where there is none."""
+        if name not in self._searches:
+            found = await self._patiently(lambda: self._named(name, queue))
+            self._searches[name] = found or ""
+        return self._searches[name]
+
+    # ------------------------------------------------------------ from jobs
+
+    async def _listen(self) -> None:
+        wait = SOONEST
+        while True:
+            try:
+                async with asyncio.timeout(wait if self._mail.away else None):
+                    await self._look_now.wait()
+                self._look_now.clear()
+                wait = SOONEST
+            except TimeoutError:  # it is time to look anyway
+                pass
+            over, self._over = self._over, {}
+            suspects, self._suspects = self._suspects, {}
+            found = await self._look()
+            for owner, description in over.items():
+                await self._conclude(owner, description)
+            for job in suspects.keys() & self._arrays.keys():
+                await self._look_at_children(self._arrays[job], are_over=suspects[job])
+            wait = SOONEST if found else min(LATEST, wait * SLOWER)
+
+    async def _look(self) -> bool:
+        """Take down all letters that are there; whether there were any."""
+        names = await self._patiently(lambda: [*self._box.names()])
+        new = [name for name in names if name not in self._read]
+        opened = await asyncio.gather(
+            *(self._patiently(partial(self._opened, name)) for name in new)
+        )
+        for name, letter in zip(new, opened, strict=True):
+            self._read.add(name)
+            if letter is None:
+                self._mail.done.append(name)
+            else:
+                self._mail.hear(letter, name)
+        if new:
+            self._tidy.set()
+        return bool(new)
+
+    def _opened(self, name: str) -> ReportsLetter | None:
+        try:
+            return self._box.open(name)
+        except InvalidMessage:  # nobody who may tell us something wrote it
+            return None
+        except ObjectNotFound:  # another coordinator has taken the run up, and is done with it
+            return None
+
+    async def _clear(self) -> None:
+        """Delete the letters that are done with."""
+        while True:
+            await self._tidy.wait()
+            self._tidy.clear()
+            done, self._mail.done = self._mail.done, []
+            await asyncio.gather(
+                *(self._patiently(partial(self._box.remove, each)) for each in done)
+            )
+            self._read.difference_update(done)
+            if self._stopped and not self._tidy.is_set():
+                return
+
+    # ------------------------------------------------------------ from AWS
+
+    def _told(self, description: Description) -> None:
+        """What AWS Batch says of a job, or of an array."""
+        array = self._arrays.get(description["jobId"])
+        if array is None:
+            return
+        if not array.is_array:
+            if _is_over(description):
+                self._over[array.owners[0]] = description
+                self._look_now.set()
+            return
+        summary = (description.get("arrayProperties") or {}).get("statusSummary") or {}
+        ended = sum(summary.get(status, 0) for status in ENDED)
+        size = (description.get("arrayProperties") or {}).get("size", 0)
+        if _is_over(description) or ended > size - array.away:
+            self._suspects[array.id] = _is_over(description)
+            self._look_now.set()
+
+    async def _look_at_children(self, array: _Array, *, are_over: bool) -> None:
+        """Conclude those attempts of an array that have ended without a word."""
+        jobs = {
+            array.child(index): owner
+            for index, owner in array.owners.items()
+            if owner in self._mail.away
+        }
+        ids = [*jobs]
+        if len(ids) > MOST_DESCRIBED and not are_over:
+            of = {"arrayJobId": array.id, "jobStatus": "FAILED"}
+            failed = await self._patiently(lambda: [*self._calls.listed(**of)])
+            ids = [each["jobId"] for each in failed if each["jobId"] in jobs]
+        for at in range(0, len(ids), MOST_DESCRIBED):
+            part = ids[at : at + MOST_DESCRIBED]
+            found = await self._patiently(partial(self._calls.described, part))
+            by_id = {each["jobId"]: each for each in found}
+            for job in part:
+                description = by_id.get(job, {"jobId": job, "status": "UNKNOWN"})
+                if _is_over(description):
+                    self._over[jobs[job]] = description
+        if self._over:
+            self._look_now.set()  # they may have told meanwhile
+
+    async def _conclude(self, owner: Owner, description: Description) -> None:
+        """The job has ended, and its letters are read: what is left is what AWS Batch says."""
+        if owner not in self._mail.away:
+            return
+        context = self._context
+        report = await self._patiently(partial(committed, self._store, context, *owner))
+        end = end_of(description)
+        if owner not in self._mail.away:
+            return
+        if report is not None:
+            self._mail.end(report, NO_USAGE)
+        elif owner in self._stopping:
+            self._give_up(owner, *self._stopping[owner])
+        elif end is None:
+            reason = f"The task was lost: AWS Batch does not know its job {description['jobId']}."
+            self._give_up(owner, AttemptState.LOST, reason)
+        elif end.state is AttemptState.FAILED:
+            self._mail.fail(owner, end.reason, retryable=end.retryable)
+        else:
+            self._give_up(owner, end.state, end.reason)
+
+
+def _is_over(description: Description) -> bool:
+    return description["status"] in (*ENDED, "UNKNOWN")

@@ -1,0 +1,273 @@
+"""What a job of AWS Batch does for a run: `python -m aflow.in_job`, told by its variables.
+
+It finds its attempt in the list of its array, runs it in a process of its own, and tells the
+coordinator by letters in the store: that it has begun, what it prints, how it has ended. It ends
+with 0 where the attempt has succeeded, so that Batch shows what has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow import backends, package
+from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
+from aflow.clock import Clock, SystemClock
+from aflow.config import looked_up, said_by_batch
+from aflow.delivery import delivered
+from aflow.early import EarlyTemplate
+from aflow.errors import AflowError, InvalidInput
+from aflow.executors import letters
+from aflow.executors.base import NO_USAGE
+from aflow.executors.letterbox import Letterbox
+from aflow.executors.process import ProcessExecutor
+from aflow.executors.roll import Roll
+from aflow.executors.spawn import fresh_environment
+from aflow.remote import Parcels
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.executors.base import Usage
+    from aflow.executors.job import Job
+    from aflow.storage.base import ObjectStore
+    from aflow.storage.blobs import BlobStore
+
+SAY = 1.0  # seconds for which news are gathered before they become a letter
+GRACE = 20.0  # seconds for a step to end when the job is to stop: Batch gives 30 in all
+SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
+
+
+class Told(NamedTuple):
+    """What the variables say: the store, the run, the parcel that describes it, the list of
+    attempts, and which job of AWS Batch this is."""
+
+    store: str
+    flow: str
+    run: str
+    job: str
+    roll: Roll
+    worker: str
+    place: int
+    tries: int
+
+    @classmethod
+    def load(cls) -> Told:
+        """What this process was told; raises InvalidInput where it is no such job."""
+
+        def needed(key: str) -> str:
+            value = looked_up(key)
+            if value is None:
+                raise InvalidInput(f"This is no job of a run: AFLOW_{key} is not set.")
+            return value
+
+        flow, _, run = needed("JOB_RUN").partition("/")
+        index = said_by_batch("JOB_ARRAY_INDEX") or "0"
+        worker = said_by_batch("JOB_ID") or socket.gethostname()
+        return cls(
+            needed("JOB_STORE"),
+            flow,
+            run,
+            needed("JOB_KEY"),
+            Roll.parse(needed("JOB_ROLL")),
+            worker,
+            int(index),
+            int(said_by_batch("JOB_ATTEMPT") or 1),
+        )
+
+
+def main() -> int:
+    """Do what this process was told; its exit code."""
+    try:
+        told = Told.load()
+        with ExitStack() as made:
+            folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
+            sys.path.insert(0, folder)
+            if told.store.startswith("s3:"):
+                import_module("aflow.storage.s3")  # now, for the template to have it, too
+            template = EarlyTemplate()
+            made.callback(template.close)
+            store = backends.open_store(told.store)
+            return asyncio.run(OneJob(told, store, SystemClock(), Path(folder), template).run())
+    except AflowError as error:
+        print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        return 1
+
+
+class OneJob:
+    """One job. The code of the flow is put into the folder, from which the template imports it."""
+
+    def __init__(
+        self, told: Told, store: ObjectStore, clock: Clock, folder: Path, template: EarlyTemplate
+    ) -> None:
+        self._told = told
+        self._store = store
+        self._clock = clock
+        self._folder = folder
+        self._template = template
+        self._news = News(Letterbox(store, told.flow, told.run), told.worker)
+        self._left = [0, 0]  # bytes of each stream that are still sent
+
+    async def run(self) -> int:
+        """Run the attempt; the exit code of the job. SIGTERM ends it. Raises StorageError where
+        it could not be told how the attempt has ended."""
+        loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[AttemptReport] = loop.create_future()
+        stopping = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        spec = await asyncio.to_thread(self._attempt)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._news.tell())
+                await self._run(spec, stopping, group)
+                self._news.close()
+        except* AflowError as errors:
+            raise errors.exceptions[0] from None
+        report = await self._ended
+        if report.state == AttemptState.SUCCEEDED.value:
+            return 0
+        print(f"aflow: {report.reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        return 1 if report.retryable else NO_RETRY_EXIT_CODE
+
+    async def _run(
+        self, spec: AttemptSpec, stopping: asyncio.Event, group: asyncio.TaskGroup
+    ) -> None:
+        executor = await self._executor(spec)
+        if executor is None:
+            return
+        stop = group.create_task(self._stop(stopping, executor, spec))
+        executor.launch(spec)
+        await self._ended
+        stop.cancel()
+        await executor.stop()
+
+    def _attempt(self) -> AttemptSpec:
+        told = self._told
+        spec = told.roll.read(Parcels(self._store, told.flow, told.run), told.place)
+        return spec._replace(again=spec.again or told.tries > 1)
+
+    async def _executor(self, spec: AttemptSpec) -> ProcessExecutor | None:
+        """What runs the attempt; None where it cannot be run here, which is its end."""
+        try:
+            job = await asyncio.to_thread(self._job)
+            executor = ProcessExecutor(
+                job.needs,
+                lambda: self._template.load(job.request, job.context.flow, fresh_environment()),
+                self._clock,
+                max_workers=1,
+                grace=GRACE,
+            )
+            self._left = [job.max_log_size + SLACK] * 2
+            await executor.start(job.context, self)
+        except AflowError as error:
+            now = self._clock.now()
+            self.started(spec.task, spec.attempt, os.getpid(), now)
+            report = AttemptReport(
+                spec.task, spec.attempt, AttemptState.FAILED.value,
+                f"The job {self._told.worker} cannot run the task: {error}",
+                started_at=now, finished_at=now,
+            )  # fmt: skip
+            self.ended(report, NO_USAGE)
+            return None
+        return executor
+
+    def _job(self) -> Job:
+        told = self._told
+        job, _ = delivered(self._store, told.flow, told.run, told.job, self._unpack)
+        return job
+
+    def _unpack(self, blobs: BlobStore, key: str) -> Path:
+        package.unpack(package.fetch(blobs, key), self._folder)
+        return self._folder
+
+    async def _stop(
+        self, stopping: asyncio.Event, executor: ProcessExecutor, spec: AttemptSpec
+    ) -> None:
+        await stopping.wait()
+        executor.cancel(spec.task, spec.attempt)
+
+    # ------------------------------------------------------------ what the executor says
+
+    def handed(self, task: int, attempt: int, handle: str) -> None:
+        """The coordinator finds the job by its id."""
+
+    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
+        """The attempt is running now."""
+        self._news.add((letters.STARTED, task, attempt, pid, at))
+
+    def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
+        """The attempt has written something: it goes to the job's own log, too."""
+        kept = chunk[: self._left[stream]]
+        self._left[stream] -= len(kept)
+        if kept:
+            self._news.add((letters.LOGGED, task, attempt, stream, at, kept))
+        out = (sys.stdout, sys.stderr)[stream].buffer
+        out.write(chunk)
+        out.flush()
+
+    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
+        """The attempt has made items of its foreach."""
+        self._news.add((letters.GROWN, task, attempt, count, manifest))
+
+    def ended(self, report: AttemptReport, usage: Usage) -> None:
+        """The attempt is over."""
+        if not self._ended.done():
+            self._news.add(
+                (letters.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
+            )
+            self._ended.set_result(report)
+
+
+class News:
+    """What is to be said to the coordinator, gathered into letters."""
+
+    def __init__(self, box: Letterbox, worker: str) -> None:
+        self._box = box
+        self._worker = worker
+        self._host = socket.gethostname()
+        self._number = 0
+        self._events: list[tuple[Any, ...]] = []
+        self._some = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    def add(self, event: tuple[Any, ...]) -> None:
+        """Say it soon."""
+        self._events.append(event)
+        self._some.set()
+
+    def close(self) -> None:
+        """Say at once what there is; `tell` returns then."""
+        self._closed.set()
+        self._some.set()
+
+    async def tell(self) -> None:
+        """Say what there is to say, until it is all said. Raises StorageError."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            try:
+                async with asyncio.timeout(SAY):
+                    await self._closed.wait()
+            except TimeoutError:  # more may come: what there is goes now
+                pass
+            events, self._events = self._events, []
+            for part in letters.parts(events):
+                self._number += 1
+                letter = letters.ReportsLetter(self._worker, self._host, self._number, part)
+                await asyncio.to_thread(self._box.put, letter)
+            if self._closed.is_set() and not self._events:
+                return
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: the threads of clients do not hold us up

@@ -23,6 +23,7 @@ from aflow.version import __version__
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
+    from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
 
 # Name -> what it does. The order is that of the help.
@@ -44,6 +45,8 @@ COMMANDS = {
     "version": "Show the version of aflow.",
     "help": "Show this help.",
 }
+# What a pathspec alone can say, without a flow.
+NEED_NO_FILE = ("card", "dump", "explain", "logs")
 _NORMALIZED = {
     # --max_workers is --max-workers: a parameter keeps the underscores of its name.
     "token_normalize_func": lambda name: name.replace("_", "-"),
@@ -53,7 +56,7 @@ _NORMALIZED = {
 
 class FlowGroup(click.Group):
     """The commands of one flow; each is made when it is asked for. `flow` is None where a
-    pathspec alone says what is meant."""
+    pathspec alone says what is meant, or where only the help of a command is wanted."""
 
     def __init__(
         self,
@@ -101,10 +104,13 @@ class FlowGroup(click.Group):
         if cmd_name in _GROUPS:
             return self._with_commands(cmd_name, _GROUPS[cmd_name]())
         if cmd_name in _GROUPS_OF_FLOW:
-            return self._with_commands(cmd_name, _GROUPS_OF_FLOW[cmd_name](self._defined()))
+            return self._with_commands(cmd_name, _GROUPS_OF_FLOW[cmd_name](self._parameters()))
         maker = _MAKERS[cmd_name]
-        made = maker(self._defined() if maker is _run else None)
+        made = maker(self._parameters() if maker is _run else {})
         return self._made(cmd_name, COMMANDS[cmd_name], *made)
+
+    def _parameters(self) -> Mapping[str, Parameter]:
+        return self._defined().parameters if self._flow is not None else {}
 
     def _with_commands(self, cmd_name: str, commands: Commands) -> click.Group:
         """A command that has commands of its own."""
@@ -115,11 +121,16 @@ class FlowGroup(click.Group):
             context_settings=_NORMALIZED,
         )
         for name, (help, params, body) in commands.items():
-            group.add_command(self._made(name, help, params, body))
+            group.add_command(self._made(name, help, params, body, below=cmd_name))
         return group
 
     def _made(
-        self, name: str, help: str, params: list[click.Parameter], body: Callable[..., object]
+        self,
+        name: str,
+        help: str,
+        params: list[click.Parameter],
+        body: Callable[..., object],
+        below: str | None = None,
     ) -> Command:
         taken = {opt.lstrip("-") for each in params for opt in each.opts} - {"with"}
         general = [
@@ -128,8 +139,10 @@ class FlowGroup(click.Group):
         ]
         if any("--with" in each.opts for each in params):  # its own stands among its options
             general = [each for each in general if each.name != "with_"]
+        needs_file = self._flow is None and (below or name) not in NEED_NO_FILE
         return Command(
             name,
+            options_metavar=f"{'FLOW.PY ' if needs_file else ''}[OPTIONS]",
             params=[*params, *general],
             callback=bound(body, self._flow, self._script, self._defined, self._words),
             help=help,
@@ -189,15 +202,15 @@ Examples:
 
 
 Commands = Mapping[str, tuple[str, list[click.Parameter], Callable[..., object]]]
-Maker = Callable[[Any], tuple[list[click.Parameter], Callable[..., object]]]
+Maker = Callable[[Mapping[str, "Parameter"]], tuple[list[click.Parameter], Callable[..., object]]]
 
 
-def _run(definition: FlowDefinition) -> tuple[list[click.Parameter], Callable[..., object]]:
+def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.options import parameter_options
     from aflow.cli.run import name_of_run, run
 
-    own = parameter_options(definition.parameters)
-    parameters = list(definition.parameters)
+    own = parameter_options(declared)
+    parameters = list(declared)
     # A parameter takes the name of an option that is not reserved: the settings have that, too.
     taken = {name for each in own.values() for name in each.opts}
     named = option("--run-id", metavar="NAME", help="The run's id, which is no number.")
@@ -297,14 +310,14 @@ def _package() -> Commands:
     return package_commands()
 
 
-def _step_functions(definition: FlowDefinition) -> Commands:
+def _step_functions(declared: Mapping[str, Parameter]) -> Commands:
     from aflow.cli.step_functions import step_functions_commands
 
-    return step_functions_commands(definition)
+    return step_functions_commands(declared)
 
 
 # Groups some of whose commands have the parameters of the flow as options.
-_GROUPS_OF_FLOW: dict[str, Callable[[FlowDefinition], Commands]] = {
+_GROUPS_OF_FLOW: dict[str, Callable[[Mapping[str, Parameter]], Commands]] = {
     "step-functions": _step_functions
 }
 _GROUPS: dict[str, Callable[[], Commands]] = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -20,7 +20,7 @@ import click
 
 from aflow.cli import loading
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
-from aflow.cli.flow_commands import COMMANDS, FlowGroup
+from aflow.cli.flow_commands import COMMANDS, NEED_NO_FILE, FlowGroup
 from aflow.cli.options import run_options, top_options
 from aflow.cli.problems import guarded, leave
 from aflow.version import __version__
@@ -35,6 +35,7 @@ Usage: aflow COMMAND flow.py[:Name] [OPTIONS]
 
 Commands for a flow (aflow COMMAND flow.py --help shows the options):
 {{commands}}
+
 Other commands:
 {{others}}
 
@@ -94,8 +95,6 @@ OTHERS = {
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
 
-# What a pathspec alone can say.
-_NEED_NO_FILE = ("card", "dump", "explain", "logs")
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
 _SECOND_WORDS = {
     "card": ("view", "get", "list", "create", "server"),
@@ -140,7 +139,8 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
 def _program(words: Sequence[str]) -> object:
     if words and words[0] in OTHERS:
         module, _, function = OTHERS[words[0]][1].partition(":")
-        return getattr(import_module(module), function)(words[1:])
+        rest = ["--help" if word == "-h" else word for word in words[1:]]
+        return getattr(import_module(module), function)(rest)
     if "--compat" in words:
         from aflow.compat import install
 
@@ -151,24 +151,32 @@ def _program(words: Sequence[str]) -> object:
         command = [] if line.command is None else [line.command]
         flow = loading.load_flow(line.target)
         return flow_group(flow, line.target, [*line.ahead, *command, *line.rest])
-    if line.command in _NEED_NO_FILE:
+    if line.command in NEED_NO_FILE:
         return flow_group(None, "aflow", [*line.ahead, line.command, *line.rest])
     if line.command == "version" or "--version" in words:
         click.echo(f"aflow {__version__}")
         return 0
-    if line.command in (None, "help") or "--help" in words or "-h" in words:
+    wants_help = bool({"--help", "-h"} & set(words))
+    if line.command in (None, "help") or (wants_help and line.command not in COMMANDS):
         click.echo(_help())
         return 0
+    if wants_help:
+        return flow_group(None, "aflow", [line.command, *line.rest])
     if line.command in COMMANDS:
         raise click.UsageError(f"Which flow? Write: aflow {line.command} flow.py")
     raise click.UsageError(f"There is no command {line.command!r}. See: aflow help")
 
 
 def _help() -> str:
-    of_flows = [f"  {name:<11} {text}\n" for name, text in COMMANDS.items()]
-    others = [f"  {name:<11} {text}\n" for name, (text, _) in OTHERS.items()]
-    others += ["  version     Show the version of aflow.\n", "  help        Show this help."]
-    return _HELP.format(commands="".join(of_flows[:-2]), others="".join(others))
+    others = {name: text for name, (text, _) in OTHERS.items()}
+    of_none = {each: COMMANDS[each] for each in ("version", "help")}
+    of_flows = {name: text for name, text in COMMANDS.items() if name not in of_none}
+    width = max(map(len, (*of_flows, *others)))
+
+    def listed(commands: Mapping[str, str]) -> str:
+        return "\n".join(f"  {name:<{width}}  {text}" for name, text in commands.items())
+
+    return _HELP.format(commands=listed(of_flows), others=listed(others | of_none))
 
 
 def take_apart(words: Sequence[str]) -> Line:

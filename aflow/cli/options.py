@@ -62,15 +62,17 @@ class Command(click.Command):
 def write_sections(
     command: click.Command, ctx: click.Context, formatter: click.HelpFormatter
 ) -> None:
-    """Write the command's options into its help, by section, in the order they first come."""
-    sections: dict[str, list[tuple[str, str]]] = {}
+    """Write the command's options into its help, by section: what is its own stands first."""
+    sections: dict[str, list[tuple[str, str]]] = {PARAMETERS: [], OPTIONS: [], GENERAL: []}
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
-        if record is not None:
-            sections.setdefault(getattr(parameter, "section", GENERAL), []).append(record)
+        # An argument is in the line of the usage already.
+        if record is not None and not isinstance(parameter, click.Argument):
+            sections[getattr(parameter, "section", GENERAL)].append(record)
     for title, records in sections.items():
-        with formatter.section(title):
-            formatter.write_dl(records)
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def environment_names(name: str, scope: str = "") -> list[str]:

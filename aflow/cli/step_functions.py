@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from aflow.deploy.deployer import Deployer
     from aflow.deploy.plan import Wanted
     from aflow.flow.definition import FlowDefinition
+    from aflow.flow.parameters import Parameter
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
 _STATES = ("running", "succeeded", "failed", "timed-out", "aborted")
 
 
-def step_functions_commands(definition: FlowDefinition) -> Commands:
+def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
     """The commands below `step-functions`, by name: help, parameters, body."""
-    own = parameter_options(definition.parameters)
-    parameters = list(definition.parameters)
+    own = parameter_options(declared)
+    parameters = list(declared)
 
     def start(session: Session, **values: Any) -> None:
         given = {name: values.pop(key) for name, key in zip(parameters, own, strict=True)}

@@ -500,12 +500,30 @@ def test_the_version_is_told(workspace: Workspace, words: list[str]) -> None:
     assert (0, "aflow 0.1.0\n") == (aflow(workspace, *words).code, aflow(workspace, *words).out)
 
 
-@pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["run", "--help"]])
+@pytest.mark.parametrize("words", [[], ["help"], ["--help"]])
 def test_help_is_given_without_a_flow(workspace: Workspace, words: list[str]) -> None:
     ran = aflow(workspace, *words)
 
     assert 0 == ran.code
     assert "aflow run flow.py --alpha 0.5" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("run --help", "aflow run FLOW.PY [OPTIONS]"),
+        ("resume -h", "aflow resume FLOW.PY [OPTIONS] [STEP_TO_RERUN]"),
+        ("tag add --help", "aflow tag add FLOW.PY [OPTIONS] TAGS..."),
+        ("step-functions create --help", "aflow step-functions create FLOW.PY [OPTIONS]"),
+        ("dump --help", "aflow dump [OPTIONS] PATHSPEC"),
+        ("gc -h", "aflow gc [OPTIONS]"),
+    ],
+)
+def test_a_command_has_help_without_a_flow(workspace: Workspace, words: str, usage: str) -> None:
+    ran = aflow(workspace, *words.split())
+
+    assert (0, "") == (ran.code, ran.err)
+    assert f"Usage: {usage}" == ran.out.splitlines()[0]
 
 
 @pytest.mark.parametrize(

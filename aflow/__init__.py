@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from aflow.programmatic.deployer import Deployer
     from aflow.programmatic.direct import arun, run
     from aflow.programmatic.executing import ExecutingRun, ExecutingTask
-    from aflow.programmatic.notebook import NBRunner
+    from aflow.programmatic.notebook import NBDeployer, NBRunner
     from aflow.programmatic.runner import Runner
     from aflow.version import __version__
 
@@ -103,6 +103,7 @@ __all__ = [
     "MetaflowEvent",
     "MutableFlow",
     "MutableStep",
+    "NBDeployer",
     "NBRunner",
     "Parameter",
     "Run",
@@ -204,7 +205,7 @@ _HOMES = {
     "aflow.programmatic.deployer": "Deployer",
     "aflow.programmatic.direct": "arun run",
     "aflow.programmatic.executing": "ExecutingRun ExecutingTask",
-    "aflow.programmatic.notebook": "NBRunner",
+    "aflow.programmatic.notebook": "NBDeployer NBRunner",
     "aflow.programmatic.runner": "Runner",
     "aflow.multicore": "parallel_imap_unordered parallel_map",
     "aflow.profiling": "profile",

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 _ROOT = "metaflow"
+METAFLOW_EXIT_ALLOW_RETRY = 203
 
 _EXCEPTIONS = {
     "CommandException": "aflow.errors:InvalidInput",
@@ -37,8 +38,31 @@ _EXCEPTIONS = {
     "ParameterFieldFailed": "aflow.errors:InvalidParameter",
     "ParameterFieldTypeMismatch": "aflow.errors:InvalidParameter",
     "UnhandledInMergeArtifactsException": "aflow.errors:UnhandledInMergeArtifacts",
+    "METAFLOW_EXIT_ALLOW_RETRY": "aflow.compat:METAFLOW_EXIT_ALLOW_RETRY",
     "METAFLOW_EXIT_DISALLOW_RETRY": "aflow.attempt:NO_RETRY_EXIT_CODE",
 }
+
+
+def _same(names: str, home: str) -> dict[str, str]:
+    """Many names of Metaflow that are one thing here."""
+    return dict.fromkeys(names.split(), home)
+
+
+_DECORATORS = {"step": "aflow:step"} | _same(
+    "BadFlowDecoratorException BadStepDecoratorException DuplicateFlowDecoratorException "
+    "DuplicateStepDecoratorException UnknownFlowDecoratorException UnknownStepDecoratorException",
+    "aflow.errors:InvalidDecorator",
+)
+_CARD_ERRORS = {
+    "CardNotPresentException": "aflow.errors:NotFound",
+    "TaskNotFoundException": "aflow.errors:NotFound",
+    "UnrenderableCardException": "aflow.errors:AflowError",
+    "UnresolvableDatastoreException": "aflow.errors:StorageError",
+} | _same(
+    "CardClassFoundException ComponentOverwriteNotSupportedException IncorrectArgumentException "
+    "IncorrectCardArgsException IncorrectPathspecException TypeRequiredException",
+    "aflow.errors:InvalidInput",
+)
 _CUSTOM = {
     name: f"aflow.flow.custom:{name}"
     for name in ("UserStepDecorator", "StepMutator", "user_step_decorator", "USER_SKIP_STEP")
@@ -68,6 +92,7 @@ _CARDS = {
     )
 } | {
     "EventsTimeline": "aflow.cards.viewers:EventsTimeline",
+    "PageComponent": "aflow.cards.viewers:Page",
     "YAMLViewer": "aflow.cards.viewers:YAMLViewer",
     "MetaflowCard": "aflow.cards.card:Card",
     "MetaflowCardComponent": "aflow.cards.components:Component",
@@ -82,7 +107,7 @@ _PARAMETERS = {
     "JSONTypeClass": "aflow.flow.parameters:JSONTypeClass",
     "Parameter": "aflow:Parameter",
     "ParameterContext": "aflow.flow.parameters:ParameterContext",
-}
+} | _same("ParameterFieldFailed ParameterFieldTypeMismatch", "aflow.errors:InvalidParameter")
 _CLIENT = {
     name: f"aflow:{name}"
     for name in (
@@ -100,7 +125,11 @@ _CLIENT = {
         "metadata",
         "namespace",
     )
-} | {"MetaflowData": "aflow.client:TaskData"}
+} | {
+    "MetaflowCode": "aflow.client.code:RunCode",
+    "MetaflowData": "aflow.client:TaskData",
+    "MetaflowObject": "aflow.client.base:ClientObject",
+}
 _S3 = {
     "S3": "aflow:S3",
     "S3GetObject": "aflow:S3GetObject",
@@ -115,54 +144,120 @@ _S3 = {
     "MetaflowS3NotFound": "aflow.errors:S3NotFound",
     "MetaflowS3URLException": "aflow.errors:S3InvalidUrl",
 }
+_AWS = "aflow.errors:AwsError"
 _CONFIGS = {name: f"aflow:{name}" for name in ("Config", "ConfigValue", "config_expr")}
 _PARALLEL = {
     name: f"aflow.multicore:{name}" for name in ("parallel_imap_unordered", "parallel_map")
+}
+# What a function raises in another process is raised here as it is: that may be anything.
+_MULTICORE = _PARALLEL | {"MulticoreException": "builtins:Exception"}
+_UTIL = {
+    name: f"aflow.compat:{name}"
+    for name in ("get_username", "is_stringish", "resolve_identity", "to_bytes", "to_unicode")
+} | {
+    "TempDir": "tempfile:TemporaryDirectory",
+    "cached_property": "functools:cached_property",
+    "url_quote": "urllib.parse:quote",
+    "url_unquote": "urllib.parse:unquote",
+    "which": "shutil:which",
 }
 
 # Module -> its names, each with its home in aflow. Of the root, all names of aflow's own door, too.
 MODULES: dict[str, dict[str, str]] = {
     "": {
         **_PARALLEL,
+        "DeployedFlow": "aflow.programmatic.deployer:DeployedFlow",
         "JSONTypeClass": "aflow.flow.parameters:JSONTypeClass",
         "metaflow_version": "aflow:__version__",
         "profile": "aflow.profiling:profile",
     },
     "cards": _CARDS,
     "client": _CLIENT,
-    "client.core": _CLIENT,
+    "client.core": _CLIENT | {name: home for name, home in _EXCEPTIONS.items() if "Not" in name},
     "datastore": {},
+    "datastore.exceptions": {
+        "DataException": "aflow.errors:StorageError",
+        "UnpicklableArtifactException": "aflow.errors:ArtifactNotPicklable",
+    },
     "datatools": _S3,
-    "decorators": {"step": "aflow:step"},
-    "events": {"Trigger": "aflow.flow.events:Trigger"},
+    "decorators": _DECORATORS,
+    "events": {
+        "MetaflowEvent": "aflow:MetaflowEvent",
+        "Trigger": "aflow.flow.events:Trigger",
+    },
     "exception": _EXCEPTIONS,
-    "flowspec": {"FlowSpec": "aflow:FlowSpec"},
+    "flowspec": {
+        "FlowSpec": "aflow:FlowSpec",
+        "InvalidNextException": "aflow.errors:InvalidTransition",
+    },
     "graph": {"FlowGraph": "aflow.flow.graph:Graph"},
     "includefile": {"IncludeFile": "aflow:IncludeFile"},
+    "lint": {"LintWarn": "aflow.errors:InvalidFlow"},
     "metaflow_config": {},
-    "metaflow_current": {"current": "aflow:current"},
+    "metaflow_config_funcs": {"from_conf": "aflow.compat:from_conf"},
+    "metaflow_current": {
+        "Current": "aflow.flow.current:Current",
+        "current": "aflow:current",
+    },
+    "metaflow_environment": {"InvalidEnvironmentException": "aflow.errors:InvalidSetting"},
     "metaflow_profile": {"profile": "aflow.profiling:profile"},
     "metaflow_version": {"get_version": "aflow.compat:get_version"},
-    "multicore_utils": _PARALLEL,
+    "multicore_utils": _MULTICORE,
+    "package": {"NonUniqueFileNameToFilePathMappingException": "aflow.errors:CodePackageError"},
     "parameters": _PARAMETERS,
     "plugins": {},
+    "plugins.aws": {},
+    "plugins.aws.batch": {},
+    "plugins.aws.batch.batch": _same("BatchException BatchKilledException", _AWS),
+    "plugins.aws.batch.batch_client": _same("BatchJobException", _AWS),
+    "plugins.aws.step_functions": {},
+    "plugins.aws.step_functions.step_functions": _same(
+        "StepFunctionsException StepFunctionsSchedulingException", _AWS
+    ),
+    "plugins.aws.step_functions.step_functions_cli": _same(
+        "IncorrectMetadataServiceVersion IncorrectProductionToken RunIdMismatch "
+        "StepFunctionsStateMachineNameTooLong",
+        "aflow.errors:InvalidInput",
+    ),
     "plugins.cards": {},
-    "plugins.cards.card_client": {"get_cards": "aflow.cards.get:get_cards"},
+    "plugins.cards.card_client": {
+        "Card": "aflow.cards.get:FoundCard",
+        "CardContainer": "aflow.cards.get:CardContainer",
+        "get_cards": "aflow.cards.get:get_cards",
+    },
     "plugins.cards.card_modules": {},
     "plugins.cards.card_modules.basic": _CARDS,
     "plugins.cards.card_modules.card": _CARDS,
     "plugins.cards.card_modules.components": _CARDS,
+    "plugins.cards.exception": _CARD_ERRORS,
+    "plugins.catch_decorator": {"FailureHandledByCatch": "aflow.errors:TaskError"},
     "plugins.datatools": _S3,
+    "plugins.datatools.local": {
+        "MetaflowLocalNotFound": "aflow.errors:ObjectNotFound",
+        "MetaflowLocalURLException": "aflow.errors:InvalidName",
+    },
     "plugins.datatools.s3": _S3,
     "plugins.datatools.s3.s3": _S3,
+    "plugins.metadata_providers": {},
+    "plugins.metadata_providers.service": {"ServiceException": "aflow.errors:MetadataError"},
     "plugins.parsers": _PARSERS,
+    "plugins.timeout_decorator": {"TimeoutException": "aflow.errors:TaskTimedOut"},
+    "pylint_wrapper": {"PyLintWarn": "aflow.errors:InvalidInput"},
     "runner": {},
-    "runner.deployer": {"Deployer": "aflow:Deployer"},
+    "runner.deployer": {
+        "DeployedFlow": "aflow.programmatic.deployer:DeployedFlow",
+        "Deployer": "aflow:Deployer",
+        "TriggeredRun": "aflow.programmatic.deployer:TriggeredRun",
+    },
     "runner.metaflow_runner": {
+        "ExecutingProcess": "aflow.programmatic.executing:ExecutingProcess",
         "ExecutingRun": "aflow.programmatic.executing:ExecutingRun",
+        "ExecutingTask": "aflow.programmatic.executing:ExecutingTask",
         "Runner": "aflow:Runner",
     },
+    "runner.nbdeploy": {"NBDeployer": "aflow:NBDeployer"},
     "runner.nbrun": {"NBRunner": "aflow:NBRunner"},
+    "runtime": {"TaskFailed": "aflow.errors:RunFailed"},
     "tuple_util": {"ForeachFrame": "aflow.storage.manifest:ForeachFrame"},
     "user_configs": {},
     "user_configs.config_parameters": _CONFIGS,
@@ -171,7 +266,7 @@ MODULES: dict[str, dict[str, str]] = {
     "user_decorators.mutable_step": {"MutableStep": "aflow:MutableStep"},
     "user_decorators.user_flow_decorator": {"FlowMutator": "aflow:FlowMutator"},
     "user_decorators.user_step_decorator": _CUSTOM,
-    "util": {"get_username": "aflow.compat:get_username"},
+    "util": _UTIL,
     "version": {"metaflow_version": "aflow:__version__"},
 }
 
@@ -211,6 +306,48 @@ def get_username() -> str:
     return Settings.load().user
 
 
+def resolve_identity() -> str:
+    """Who owns the runs of this program: `user:ann`, or the namespace that is set."""
+    from aflow.config import Settings
+
+    return Settings.load().default_namespace
+
+
+def from_conf(name: str, default: Any = None, validate_fn: Any = None) -> Any:
+    """What is set as AFLOW_<name> or METAFLOW_<name>, in the environment or in a file; of the type
+    that the default has: numbers and bools from their texts, lists and dicts from JSON."""
+    from aflow.config import looked_up
+
+    text = looked_up(name)
+    value: Any = default if text is None else text
+    if text is not None and isinstance(default, bool):
+        value = text.lower() not in ("0", "false", "")
+    elif text is not None and isinstance(default, int | float):
+        value = type(default)(text)
+    elif text is not None and isinstance(default, list | dict):
+        import json
+
+        value = json.loads(text)
+    if validate_fn is not None and value is not None:
+        validate_fn(f"METAFLOW_{name}", value)
+    return value
+
+
+def to_unicode(value: object) -> str:
+    """The text, of bytes in UTF-8, too."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def to_bytes(value: object) -> bytes:
+    """The bytes, of a text in UTF-8."""
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def is_stringish(value: object) -> bool:
+    """Whether it is text or bytes."""
+    return isinstance(value, str | bytes)
+
+
 def get_version(public: bool = False) -> str:
     """The version of aflow."""
     from aflow.version import __version__
@@ -239,12 +376,9 @@ class _Alias(ModuleType):
         door = sys.modules["aflow"]
         if own == "" and name in door.__all__:
             return getattr(door, name)
-        raise AttributeError(
-            f"{self.__name__} has {name!r} in Metaflow, and aflow has nothing for it "
-            "(docs/metaflow.md says what there is)."
-            if not name.startswith("__")
-            else name
-        )
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AttributeError(_absent(f"{self.__name__}.{name}"))
 
     def __dir__(self) -> list[str]:
         own = self.__name__.removeprefix(_ROOT).removeprefix(".")
@@ -261,7 +395,9 @@ class _Finder(MetaPathFinder, Loader):
         if fullname != _ROOT and not fullname.startswith(f"{_ROOT}."):
             return None
         own = fullname.removeprefix(_ROOT).removeprefix(".")
-        return ModuleSpec(fullname, self, is_package=True) if own in MODULES else None
+        if own in MODULES:
+            return ModuleSpec(fullname, self, is_package=True)
+        raise ModuleNotFoundError(_absent(fullname), name=fullname)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """The module, which gets its names when they are asked for."""
@@ -273,14 +409,19 @@ class _Finder(MetaPathFinder, Loader):
         """Nothing: there is no code to run."""
 
 
+def _absent(name: str) -> str:
+    return f"aflow has nothing that stands for {name} (docs/metaflow.md says what there is)."
+
+
 def _value(home: str) -> Any:
     module, _, name = home.partition(":")
     return getattr(import_module(module), name)
 
 
 def _setting(name: str) -> Any:
-    """A value of metaflow_config: as the settings have it, None where aflow has no such setting."""
-    from aflow.config import Settings
+    """A value of metaflow_config: as the settings have it, else what is set under this name, None
+    where nothing is."""
+    from aflow.config import Settings, looked_up
 
     settings = Settings.load()
     known = {
@@ -289,4 +430,4 @@ def _setting(name: str) -> Any:
         "DEFAULT_METADATA": settings.metadata,
         "DEFAULT_ENVIRONMENT": settings.environment,
     }
-    return known.get(name)
+    return known[name] if name in known else looked_up(name)

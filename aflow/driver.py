@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT = 3.0  # seconds between signs of life
 PROGRESS = 300.0  # seconds between reports of progress
+SHOWN_AFTER = 0.5  # seconds until an attempt that goes on is seen to run by others
 AT_ONCE = 100  # results taken over in one turn of the event loop, which takes some milliseconds
 
 P = ParamSpec("P")
@@ -435,6 +436,9 @@ class RunDriver:
         live = self._live[(task, attempt)]
         live.pid, live.started_at = pid, at
         self._note_running(task, attempt, live)
+        # The next commit says so. One is made for it only if nothing else comes for a while: short
+        # tasks would pay for it.
+        self._at(SHOWN_AFTER, "show", self._commits.touch)
         self._telling.tell(
             TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback)
         )

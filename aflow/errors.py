@@ -66,6 +66,11 @@ class AflowError(Exception):
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
+    @property
+    def message(self) -> str:
+        """The sentence."""
+        return AflowError.__str__(self)
+
 
 class InvalidInput(AflowError):
     """What was given cannot be used."""
@@ -128,7 +133,6 @@ class InvalidFlow(AflowError):
 
     def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
         super().__init__(message)
-        self.message = message
         self.file = file
         self.line = line
 

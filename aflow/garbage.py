@@ -48,11 +48,13 @@ class Wanted(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """What was removed, or would be: runs, objects in the store and their bytes."""
+    """What was removed, or would be: runs, objects in the store and their bytes. `young` objects
+    are referred to by nothing either, but were touched too short a time ago."""
 
     runs: list[RunRecord]
     objects: int
     size: int
+    young: int
 
 
 def runs_to_delete(metadata: MetadataStore, wanted: Wanted, now: float) -> list[RunRecord]:
@@ -114,12 +116,14 @@ def collect(
     }
     used = _used(metadata, BlobStore(store), left)
     used.update(blob_name(code) for run in left.values() if (code := _code_of(run)))
-    removed = size = 0
+    removed = size = young = 0
     for name in _unused(store, used, {(run.flow, run.run) for run in left.values()}):
         taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
         if taken is not None:
             removed, size = removed + 1, size + taken
-    return Removed(runs, removed, size)
+        else:
+            young += 1
+    return Removed(runs, removed, size, young)
 
 
 def _code_of(run: RunRecord) -> str | None:

@@ -153,4 +153,13 @@ def _html(value: Any) -> str:
 def _facts(task: Any) -> dict[str, str]:
     took = (task.finished_at or 0) - (task.started_at or 0)
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(task.started_at))
-    return {"Run by": task.user, "Started": at, "Took": f"{max(took, 0):.2f} s"}
+    return {"Run by": task.user, "Started": at, "Took": _duration(max(took, 0.0))}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes} min {left} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

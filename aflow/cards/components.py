@@ -104,14 +104,17 @@ class Table(Component):
 
 
 class Image(Component):
-    """A picture: the bytes of a PNG, JPEG, GIF, WebP or SVG file, or (`from_...`) a figure."""
+    """A picture: the bytes of a PNG, JPEG, GIF, WebP or SVG file, or (`from_...`) a figure. Every
+    one can be updated: `disable_updates` is accepted for old code."""
 
     def __init__(self, src: Any = None, label: str | None = None, disable_updates: bool = True):
         self._label = label
         self._src = _data_url(src)
 
     @classmethod
-    def from_matplotlib(cls, plot: Any, label: str | None = None) -> Image:
+    def from_matplotlib(
+        cls, plot: Any, label: str | None = None, disable_updates: bool = False
+    ) -> Image:
         """A figure of matplotlib, or what has a `get_figure` (axes)."""
         import io
 
@@ -121,7 +124,9 @@ class Image(Component):
         return cls(buffer.getvalue(), label)
 
     @classmethod
-    def from_pil_image(cls, pilimage: Any, label: str | None = None) -> Image:
+    def from_pil_image(
+        cls, pilimage: Any, label: str | None = None, disable_updates: bool = False
+    ) -> Image:
         """An image of Pillow."""
         import io
 
@@ -201,16 +206,28 @@ class ValueBox(Component):
         self._title, self._value, self._subtitle = title, value, subtitle
         self._theme, self._change = theme, change_indicator
 
-    def update(self, **changed: Any) -> None:
-        """Change any of title, value, subtitle, theme, change_indicator."""
-        for name, value in changed.items():
-            setattr(self, {"change_indicator": "_change"}.get(name, f"_{name}"), value)
+    def update(
+        self,
+        title: str | None = None,
+        value: Any = None,
+        subtitle: str | None = None,
+        theme: str | None = None,
+        change_indicator: str | None = None,
+    ) -> None:
+        """Change what is given; the rest stays."""
+        self._title = self._title if title is None else title
+        self._value = self._value if value is None else value
+        self._subtitle = self._subtitle if subtitle is None else subtitle
+        self._theme = self._theme if theme is None else theme
+        self._change = self._change if change_indicator is None else change_indicator
 
     def render(self) -> str:
         """The box."""
         parts = [("title", self._title), ("value", self._value), ("note", self._subtitle)]
         lines = "".join(
-            f'<div class="{kind}">{escape(str(text))}</div>' for kind, text in parts if text
+            f'<div class="{kind}">{escape(str(text))}</div>'
+            for kind, text in parts
+            if text not in (None, "")
         )
         falls = str(self._change or "").lstrip().startswith(("-", "\u2212", "\u2193"))
         change = (

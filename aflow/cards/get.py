@@ -17,15 +17,30 @@ if TYPE_CHECKING:
 
 
 class FoundCard:
-    """One card: `type`, `id`, `hash`, and its page as `html`. In a notebook it shows itself."""
+    """One card: `type`, `id`, `hash`, and its page as `html`. In a notebook it shows itself.
 
-    def __init__(self, place: ObjectStore, stored: store.StoredCard, pathspec: str) -> None:
+    `from_resumed` says that it was looked for at a task whose result was taken over, from the task
+    `origin_pathspec`, whose card it is."""
+
+    def __init__(
+        self,
+        place: ObjectStore,
+        stored: store.StoredCard,
+        pathspec: str,
+        origin_pathspec: str | None = None,
+    ) -> None:
         self._place = place
         self._stored = stored
         self.pathspec = pathspec
         self.type = stored.type
         self.id = stored.id or None
         self.hash = stored.hash
+        self.origin_pathspec = origin_pathspec
+        self.from_resumed = origin_pathspec is not None
+
+    def get(self) -> str:
+        """The page."""
+        return self.html
 
     @property
     def html(self) -> str:
@@ -36,6 +51,10 @@ class FoundCard:
     def path(self) -> str:
         """The name of its object in the store."""
         return self._stored.name
+
+    def resumed(self) -> FoundCard:
+        """The same card, as that of a task that has taken over what this one's has left."""
+        return FoundCard(self._place, self._stored, self.pathspec, self.pathspec)
 
     def write(self, path: Path) -> None:
         """Write the page to a file."""
@@ -98,9 +117,10 @@ def get_cards(
     found = ClientTask(task, _namespace_check=False) if isinstance(task, str) else task
     if follow_resumed and found.origin_pathspec is not None:
         try:
-            return get_cards(found.origin_pathspec, id, type)
+            theirs = get_cards(found.origin_pathspec, id, type)
         except NotFound:  # the origin is gone, and its cards with it
             return CardContainer([])
+        return CardContainer([each.resumed() for each in theirs])
     place = found._source.blobs.store
     folder = store.prefix(*found.pathspec.split("/"))
     cards = [FoundCard(place, each, found.pathspec) for each in store.listed(place, folder)]

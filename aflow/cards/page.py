@@ -26,7 +26,7 @@ h2{font-size:1.05rem;margin:2.25rem 0 .75rem}
 .doc{margin:.6rem 0 0;max-width:44rem;white-space:pre-line}
 .values td:last-child{width:99%}
 .values td{white-space:nowrap}
-.values td:last-child{white-space:normal}
+.values td:last-child{white-space:normal;overflow-wrap:anywhere}
 .path,.note,.type,figcaption{color:var(--dim);font-size:.87rem}
 .facts{display:flex;flex-wrap:wrap;gap:.4rem 1.5rem;margin:.75rem 0 0;font-size:.87rem}
 .facts b{color:var(--dim);font-weight:500;margin-right:.35rem}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from aflow.cards.components import JSONViewer, as_component, rendered
+from aflow.cards.components import Component, JSONViewer, as_component, rendered
 from aflow.clock import SystemClock
 from aflow.errors import InvalidInput
 
@@ -27,6 +27,24 @@ class YAMLViewer(JSONViewer):
         """The text as code, to be opened and closed."""
         text = f'<pre class="code">{escape(_yaml(self._data))}</pre>'
         return self._framed(text, "YAML")
+
+
+class Page(Component):
+    """Components under a title of their own."""
+
+    def __init__(
+        self,
+        title: str | None = None,
+        subtitle: str | None = None,
+        contents: Sequence[Any] = (),
+    ) -> None:
+        self._heads = [(tag, text) for tag, text in (("h2", title), ("p", subtitle)) if text]
+        self._contents = contents
+
+    def render(self) -> str:
+        """The heads, and then what stands below them."""
+        heads = "".join(f"<{tag}>{escape(str(text))}</{tag}>" for tag, text in self._heads)
+        return heads + "".join(rendered(as_component(each)) for each in self._contents)
 
 
 def _yaml(data: Any) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from aflow.cli.options import flag, option
 from aflow.config import Settings
 from aflow.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from aflow.garbage import Removed
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHOWN = 20  # runs that are named
@@ -102,19 +105,27 @@ def _gc(
         removed = collect(metadata, store, wanted, now, grace=kept, dry_run=dry_run)
     finally:
         metadata.close()
-    _tell(removed, dry_run)
+    _tell(removed, dry_run, grace)
     return 0
 
 
-def _tell(removed: Any, dry_run: bool) -> None:
+def _tell(removed: Removed, dry_run: bool, grace: str) -> None:
     for run in removed.runs[:_SHOWN]:
         click.echo(f"{run.flow}/{run.run}  {run.state.value}")
     if len(removed.runs) > _SHOWN:
         click.echo(f"and {len(removed.runs) - _SHOWN} more")
     verb = "would be deleted" if dry_run else "deleted"
-    click.echo(
-        f"{len(removed.runs)} runs and {removed.objects} objects {verb}: {_size(removed.size)}."
-    )
+    runs, objects = _many(len(removed.runs), "run"), _many(removed.objects, "object")
+    click.echo(f"{runs} and {objects} {verb}: {_size(removed.size)}.")
+    if removed.young:
+        young = _many(removed.young, "object")
+        click.echo(
+            f"Nothing refers to {young} more, written or used in the last {grace} (--grace)."
+        )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _size(size: float) -> str:

@@ -124,16 +124,23 @@ def _execute(loader: SourceFileLoader, module: ModuleType, path: Path) -> None:
         source = f": {error.text.strip()}" if error.text else ""
         raise FlowFileError(f"{where}: {error.msg}{source}") from error
     except ModuleNotFoundError as error:
-        raise FlowFileError(
-            f"{_place(error, path)}: there is no module {error.name!r}. "
-            f"Install it for {sys.executable}, or correct the name."
-        ) from error
+        raise FlowFileError(f"{_place(error, path)}: {_lacking(error)}") from error
     except SystemExit as error:
         raise FlowFileError(f"{_place(error, path)}: the file ends the program.") from error
     except Exception as error:
         raise FlowFileError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
     finally:
         _loading = False
+
+
+def _lacking(error: ModuleNotFoundError) -> str:
+    from aflow import compat
+
+    if compat.is_installed() and str(error.name).startswith("metaflow."):
+        return str(error)
+    return (
+        f"there is no module {error.name!r}. Install it for {sys.executable}, or correct the name."
+    )
 
 
 def _place(error: BaseException, path: Path) -> str:

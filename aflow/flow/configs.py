@@ -89,6 +89,11 @@ class Delayed:
             return self
         return Delayed(f"{self._text}[{key!r}]", lambda values: self._evaluate(values)[key])
 
+    def get(self, key: Any, default: Any = None) -> Delayed:
+        """The value of a key, the default where there is none."""
+        text = f"{self._text}.get({key!r}, {default!r})"
+        return Delayed(text, lambda values: self._evaluate(values).get(key, default))
+
     def keys(self) -> list[str]:
         """What `**` asks for: one key that stands for all that there will be."""
         return [f"{_UNPACKED}{id(self)}"]
@@ -211,6 +216,10 @@ class Config:
 
     def __getitem__(self, key: Any) -> Any:
         return self._as_delayed()[key]
+
+    def get(self, key: Any, default: Any = None) -> Delayed:
+        """The value of a key, the default where there is none."""
+        return self._as_delayed().get(key, default)
 
     def keys(self) -> list[str]:
         """What `**` asks for: one key that stands for all that there will be."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from aflow.errors import InvalidDecorator
 from aflow.flow.configs import evaluated
 from aflow.flow.marks import add_decorator, step_mark
-from aflow.flow.names import did_you_mean, shown
+from aflow.flow.names import did_you_mean, place, shown
 
 if TYPE_CHECKING:
     from aflow.flow.mutable import MutableFlow, MutableStep
@@ -67,7 +67,8 @@ class Custom:
             made.init(*made._args, **made._kwargs)
         except Exception as error:
             raise InvalidDecorator(
-                f"{self.decorator_name} failed in init: {type(error).__name__}: {error}."
+                f"{self.decorator_name} failed in init{place(error)}: "
+                f"{type(error).__name__}: {error}."
             ) from error
         return made
 

@@ -14,7 +14,7 @@ from aflow.flow.decorators.base import DelayedDecorator, StepDecorator, build
 from aflow.flow.decorators.registry import KINDS, kind_of
 from aflow.flow.flow_decorators.base import DelayedFlowDecorator, FlowDecorator
 from aflow.flow.flow_decorators.registry import FLOW_KINDS, make_flow_decorator
-from aflow.flow.names import shown
+from aflow.flow.names import place, shown
 from aflow.flow.options import read_options
 from aflow.flow.parameters import Parameter
 
@@ -378,7 +378,7 @@ def _turn(draft: Draft, mutator: Custom, act: Callable[[Any], object], subject: 
     except Exception as error:
         told = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
         raise InvalidDecorator(
-            f"The mutator {mutator.decorator_name} failed in {act.__name__}: {told}"
+            f"The mutator {mutator.decorator_name} failed in {act.__name__}{place(error)}: {told}"
         ) from error
 
 

@@ -57,3 +57,19 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return getattr(value, "__qualname__", None) or shown(value)
+
+
+def place(error: BaseException) -> str:
+    """Where in the code that we called (and that is told of it) it was raised, as an addition to a
+    sentence: " (file, line 3)"; nothing if we could not even call it."""
+    trace = error.__traceback__
+    trace = trace.tb_next if trace else None
+    if trace is None:
+        return ""
+    file = trace.tb_frame.f_code.co_filename
+    line = trace.tb_lineno
+    while trace is not None:  # what it has called, in libraries maybe, says less than its own line
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" ({file}, line {line})"

@@ -33,8 +33,9 @@ class Deployer:
         print(triggered.wait_for_run().pathspec)
 
     `show_output` copies what the commands print, `env` adds to the environment, `cwd` is the
-    working directory; all else are options that stand before the command (`branch`,
-    `production`, ...). Raises FlowFileError where there is no such file.
+    working directory; `file_read_timeout` is accepted for old code. All else are options that stand
+    before the command (`branch`, `production`, ...). Raises FlowFileError where there is no such
+    file.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Deployer:
         profile: str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        file_read_timeout: float = 3600,
         **top_level_kwargs: Any,
     ) -> None:
         self.flow_file = os.path.abspath(flow_file)

@@ -1,4 +1,4 @@
-"""NBRunner: a flow that was written in a cell of a notebook, run as a file."""
+"""NBRunner and NBDeployer: a flow that was written in a cell of a notebook, used as a file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow.errors import FlowFileError
 from aflow.flow.spec import FlowSpec
+from aflow.programmatic.deployer import Deployer
 from aflow.programmatic.runner import Runner
 
 if TYPE_CHECKING:
@@ -41,17 +42,12 @@ class NBRunner:
         **top_level_kwargs: Any,
     ) -> None:
         self.flow = flow
-        source = flow_file_of(flow)
-        folder = Path(base_dir) if base_dir is not None else Path.cwd()
-        descriptor, self.flow_file = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(source)
+        self.flow_file, folder = _write(flow, base_dir)
         self.runner = Runner(
             self.flow_file,
             show_output,
             profile,
-            # The kernel's own: a server that is started by a flow would watch the wrong process.
-            {"JPY_PARENT_PID": "", **(env or {})},
+            _environment(env),
             folder,
             file_read_timeout,
             **top_level_kwargs,
@@ -106,6 +102,43 @@ class NBRunner:
         """Remove the flow's file and the files of all output. May be called twice."""
         Path(self.flow_file).unlink(missing_ok=True)
         self.runner.cleanup()
+
+
+class NBDeployer(Deployer):
+    """A Deployer of a flow whose class is in a cell of this notebook, as NBRunner takes it:
+    `NBDeployer(MyFlow).step_functions().create()`. `cleanup` removes the file."""
+
+    def __init__(
+        self,
+        flow: type[FlowSpec],
+        show_output: bool = True,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        base_dir: str | os.PathLike[str] | None = None,
+        **top_level_kwargs: Any,
+    ) -> None:
+        self.flow = flow
+        file, folder = _write(flow, base_dir)
+        super().__init__(file, show_output, profile, _environment(env), folder, **top_level_kwargs)
+
+    def cleanup(self) -> None:
+        """Remove the flow's file. May be called twice."""
+        Path(self.flow_file).unlink(missing_ok=True)
+
+
+def _write(flow: type[FlowSpec], base_dir: str | os.PathLike[str] | None) -> tuple[str, Path]:
+    """Write the flow's file; its path and the folder that it is in."""
+    source = flow_file_of(flow)
+    folder = Path(base_dir) if base_dir is not None else Path.cwd()
+    descriptor, path = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(source)
+    return path, folder
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    # The kernel's own: a server that is started by a flow would watch the wrong process.
+    return {"JPY_PARENT_PID": "", **(env or {})}
 
 
 def flow_file_of(flow: type[FlowSpec]) -> str:

@@ -217,3 +217,191 @@ FLOWS: dict[str, tuple[str, list[str]]] = {
     "current": (line("self.v = (current.flow_name, current.step_name, current.retry_count)"), []),
     "tags": (line("self.v = sorted(current.tags)"), ["--tag", "one", "--tag", "two"]),
 }
+
+# Features that need more than the body of a class: name -> files, and the arguments of `run`.
+CONFIGURED = """
+import os
+from metaflow import (
+    Config, FlowMutator, FlowSpec, IncludeFile, Parameter, StepMutator, UserStepDecorator,
+    USER_SKIP_STEP, config_expr, current, environment, project, retry, secrets, step,
+    user_step_decorator,
+)
+
+
+@user_step_decorator
+def noted(step_name, flow, inputs, attributes):
+    flow.before = step_name + attributes.get("word", "")
+    yield
+    flow.after = getattr(flow, "value", None)
+
+
+@user_step_decorator
+def skipped(step_name, flow, inputs):
+    flow.skipped = True
+    yield USER_SKIP_STEP
+
+
+class Counted(UserStepDecorator):
+    def init(self, *args, **kwargs):
+        self.by = kwargs.get("by", 1)
+
+    def pre_step(self, step_name, flow, inputs=None):
+        flow.count = self.by
+
+    def post_step(self, step_name, flow, exception=None):
+        flow.count += self.by
+
+
+class Grown(FlowMutator):
+    def pre_mutate(self, mutable_flow):
+        mutable_flow.add_parameter("extra", Parameter("extra", default=5))
+
+    def mutate(self, mutable_flow):
+        for name, each in mutable_flow.steps:
+            if name == "middle":
+                each.add_decorator(environment, deco_kwargs={"vars": {"V": mutable_flow.config.v}})
+
+
+class Tried(StepMutator):
+    def mutate(self, mutable_step):
+        mutable_step.add_decorator("retry", deco_kwargs={"times": 1})
+
+
+@project(name=config_expr("config.name"))
+@Grown
+class TheFlow(FlowSpec):
+    config = Config("config", default="config.json")
+    given = Config("given", default_value="{}")
+    table = IncludeFile("table", default="table.txt")
+    data = IncludeFile("data", default="table.txt", is_text=False)
+    size = Parameter("size", default=config_expr("config.size"))
+
+    @noted(word="!")
+    @step
+    def start(self):
+        self.value = self.size * 2
+        self.texts = self.table.splitlines(), self.data
+        self.nested = self.config.deep.name, self.config["deep"]["list"][1], len(self.config)
+        self.next(self.middle)
+
+    @secrets(sources=[{"type": "inline", "id": "s", "options": {"env_vars": {"SECRET": "s"}}}])
+    @Tried
+    @Counted(by=2)
+    @step
+    def middle(self):
+        self.seen = os.environ["V"], os.environ["SECRET"], self.extra, current.retry_count
+        self.place = current.project_name, current.branch_name, current.is_production
+        self.next(self.lost)
+
+    @skipped
+    @step
+    def lost(self):
+        raise ValueError("never")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.named = current.project_flow_name, self.given.to_dict()
+
+
+if __name__ == "__main__":
+    TheFlow()
+"""
+CONFIGURED_FILES = {
+    "flow.py": CONFIGURED,
+    "config.json": '{"name": "ours", "v": "w", "size": 4, "deep": {"name": "n", "list": [1, 2]}}',
+    "table.txt": "a,b\n1,2\n",
+}
+
+SHAPES = """
+from metaflow import FlowSpec, Parameter, current, parallel, step
+
+
+class Base(FlowSpec):
+    width = Parameter("width", default=2)
+    inherited = "constant"
+
+    @step
+    def end(self):
+        self.last = self.inherited, self.total
+
+
+class TheFlow(Base):
+    @step(start=True)
+    def begin(self):
+        self.rows = {"a": [1, 2], "b": [3]}
+        self.names = list(self.rows)
+        self.next(self.row, self.gang)
+
+    @step
+    def row(self):
+        self.next(self.each, foreach="names")
+
+    @step
+    def each(self):
+        self.items = self.rows[self.input]
+        self.next(self.item, foreach="items")
+
+    @step
+    def item(self):
+        self.seen = [(frame[0], frame[1], frame[2]) for frame in self.foreach_stack()]
+        self.cost = self.input * 10
+        self.next(self.sum_row)
+
+    @step
+    def sum_row(self, inputs):
+        self.cost = sum(each.cost for each in inputs)
+        self.seen = [each.seen for each in inputs]
+        self.next(self.sum_rows)
+
+    @step
+    def sum_rows(self, inputs):
+        self.costs = [each.cost for each in inputs]
+        self.merge_artifacts(inputs, include=["names"])
+        self.next(self.meet)
+
+    @step
+    def gang(self):
+        self.next(self.member, num_parallel=2)
+
+    @parallel
+    @step
+    def member(self):
+        self.place = current.parallel.node_index, current.parallel.num_nodes
+        self.next(self.together)
+
+    @step
+    def together(self, inputs):
+        self.places = sorted(each.place for each in inputs)
+        self.next(self.meet)
+
+    @step
+    def meet(self, inputs):
+        self.total = sum(inputs.sum_rows.costs), inputs.together.places
+        self.next(self.end)
+
+
+if __name__ == "__main__":
+    TheFlow()
+"""
+ONE_STEP = """
+from metaflow import FlowSpec, Parameter, step
+
+
+class TheFlow(FlowSpec):
+    words = Parameter("words", separator=",", default="a,b")
+
+    @step
+    def only(self):
+        self.made = self.words * 2
+
+
+if __name__ == "__main__":
+    TheFlow()
+"""
+FILES: dict[str, tuple[dict[str, str], list[str]]] = {
+    "configs, files, mutators and decorators of users": (CONFIGURED_FILES, []),
+    "parameters over configs": (CONFIGURED_FILES, ["--size", "7", "--extra", "1"]),
+    "all shapes": ({"flow.py": SHAPES}, []),
+    "one step": ({"flow.py": ONE_STEP}, ["--words", "x,y,z"]),
+}

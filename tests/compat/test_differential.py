@@ -6,19 +6,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.compat.flows import FLOWS
+from tests.compat.flows import FILES, FLOWS
+from tests.compat.peer import PEER, call, needs_peer
 
-ROOT = Path(__file__).resolve().parents[2]
-PEER = Path(os.environ.get("AFLOW_PEER_PYTHON", ROOT / ".peer" / "bin" / "python"))
 READ = Path(__file__).with_name("read.py")
 HEAD = """
 from metaflow import (
@@ -33,33 +29,6 @@ TAIL = """
 if __name__ == "__main__":
     TheFlow()
 """
-# All but 04-playlist-plus, which needs a package that conda would install.
-TUTORIALS = (
-    "00-helloworld/helloworld",
-    "01-playlist/playlist",
-    "02-statistics/stats",
-    "03-playlist-redux/playlist",
-    "05-hello-cloud/hello-cloud",
-)
-ENVIRONMENT = {"METAFLOW_USER": "tester", "AFLOW_USER": "tester", "USER": "tester"}
-
-
-def call(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in the folder, without settings from outside."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("METAFLOW_", "AFLOW_"))
-    }
-    return subprocess.run(
-        [*map(str, command)],
-        cwd=folder,
-        env={**kept, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
 
 
 def outcome(folder: Path, run: list[str | Path], read: list[str | Path]) -> dict[str, Any]:
@@ -70,13 +39,18 @@ def outcome(folder: Path, run: list[str | Path], read: list[str | Path]) -> dict
     return {"failed": done.returncode != 0, "run": told}
 
 
-@pytest.mark.skipif(not PEER.exists(), reason="Metaflow is not installed: run scripts/peer")
-@pytest.mark.parametrize("name", FLOWS)
+@needs_peer
+@pytest.mark.parametrize("name", [*FLOWS, *FILES])
 def test_both_agree(name: str, tmp_path: Path) -> None:
-    body, args = FLOWS[name]
+    if name in FLOWS:
+        body, args = FLOWS[name]
+        files = {"flow.py": HEAD + body + TAIL}
+    else:
+        files, args = FILES[name]
     for each in ("theirs", "ours"):
         (tmp_path / each).mkdir()
-        (tmp_path / each / "flow.py").write_text(HEAD + body + TAIL)
+        for file, text in files.items():
+            (tmp_path / each / file).write_text(text)
     theirs = outcome(
         tmp_path / "theirs",
         [PEER, "flow.py", "--no-pylint", "run", *args],
@@ -90,16 +64,6 @@ def test_both_agree(name: str, tmp_path: Path) -> None:
     assert theirs["failed"] == ours["failed"]
     if theirs["run"] is not None and theirs["run"]["successful"]:
         assert theirs["run"] == ours["run"]
-
-
-@pytest.mark.skipif(not PEER.exists(), reason="Metaflow is not installed: run scripts/peer")
-def test_the_tutorials_of_metaflow_run_as_they_are(tmp_path: Path) -> None:
-    found = call(tmp_path, PEER, "-c", "import metaflow; print(metaflow.__path__[0])")
-    shutil.copytree(Path(found.stdout.strip()) / "tutorials", tmp_path / "tutorials")
-    for tutorial in TUTORIALS:  # in this order: some read what those before them have left
-        file = f"tutorials/{tutorial}.py"
-        ran = call(tmp_path, sys.executable, "-m", "aflow", "run", "--compat", file)
-        assert 0 == ran.returncode, ran.stderr
 
 
 FAILS_ONCE = """
@@ -141,7 +105,7 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.skipif(not PEER.exists(), reason="Metaflow is not installed: run scripts/peer")
+@needs_peer
 @pytest.mark.parametrize("resumes", [[[]], [[], ["join"]]], ids=str)
 def test_both_resume_alike(resumes: list[list[str]], tmp_path: Path) -> None:
     seen = []

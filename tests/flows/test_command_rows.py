@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -50,6 +51,11 @@ def flow(workspace: Workspace) -> Workspace:
 def command(workspace: Workspace, *words: str, **env: str) -> Ran:
     """Run `python flow.py WORDS`."""
     return workspace.finish(workspace.start(*words, **env))
+
+
+def program(workspace: Workspace, *words: str) -> Ran:
+    """Run `aflow WORDS`."""
+    return workspace.finish(workspace.start_aflow(*words))
 
 
 # ------------------------------------------------------------ options of every command
@@ -331,3 +337,53 @@ def test_a_mutator_that_raises_is_named_and_nothing_runs(workspace: Workspace) -
     assert "Breaks" in ran.err
     assert "not today" in ran.err
     assert not (workspace.path / ".aflow").exists()
+
+
+def test_a_task_that_takes_long_is_seen_to_run(workspace: Workspace) -> None:
+    workspace.write(
+        """
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                with open("gate") as gate:  # opens when the test has seen enough
+                    gate.read()
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+        """
+    )
+    os.mkfifo(workspace.path / "gate")
+    process = workspace.start("--no-pylint", "run")
+    for line in process.stdout or ():
+        if "Task is starting." in line:
+            break
+    running = sight_of(workspace, "start 1 running")
+    with (workspace.path / "gate").open("w"):
+        pass
+    ran = workspace.finish(process)
+    assert (0, True) == (ran.code, running), ran.err
+
+
+def sight_of(workspace: Workspace, text: str) -> bool:
+    """Whether `aflow status` comes to show this."""
+    return any(text in program(workspace, "status").out for _ in range(60))
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("run --help", "aflow run FLOW.PY [OPTIONS]"),
+        ("resume -h", "aflow resume FLOW.PY [OPTIONS] [STEP_TO_RERUN]"),
+        ("tag add --help", "aflow tag add FLOW.PY [OPTIONS] TAGS..."),
+        ("step-functions create --help", "aflow step-functions create FLOW.PY [OPTIONS]"),
+        ("dump --help", "aflow dump [OPTIONS] PATHSPEC"),
+        ("gc -h", "aflow gc [OPTIONS]"),
+    ],
+)
+def test_a_command_has_help_without_a_flow(workspace: Workspace, words: str, usage: str) -> None:
+    ran = program(workspace, *words.split())
+
+    assert (0, "") == (ran.code, ran.err)
+    assert f"Usage: {usage}" == ran.out.splitlines()[0]

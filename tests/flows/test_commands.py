@@ -509,24 +509,6 @@ def test_help_is_given_without_a_flow(workspace: Workspace, words: list[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "usage"),
-    [
-        ("run --help", "aflow run FLOW.PY [OPTIONS]"),
-        ("resume -h", "aflow resume FLOW.PY [OPTIONS] [STEP_TO_RERUN]"),
-        ("tag add --help", "aflow tag add FLOW.PY [OPTIONS] TAGS..."),
-        ("step-functions create --help", "aflow step-functions create FLOW.PY [OPTIONS]"),
-        ("dump --help", "aflow dump [OPTIONS] PATHSPEC"),
-        ("gc -h", "aflow gc [OPTIONS]"),
-    ],
-)
-def test_a_command_has_help_without_a_flow(workspace: Workspace, words: str, usage: str) -> None:
-    ran = aflow(workspace, *words.split())
-
-    assert (0, "") == (ran.code, ran.err)
-    assert f"Usage: {usage}" == ran.out.splitlines()[0]
-
-
-@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["run"], "Which flow? Write: aflow run flow.py"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import util
+from pathlib import Path
 
 import pytest
 
@@ -113,12 +115,20 @@ def test_a_file_that_imports_metaflow_runs(workspace: Workspace, words: tuple[st
     workspace.check()
 
 
-def test_a_name_that_aflow_has_not_is_told(workspace: Workspace) -> None:
-    (workspace.path / "theirs.py").write_text("from metaflow import FlowSpec, NBDeployer\n")
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("from metaflow import FlowSpec, airflow_s3_key_sensor", "airflow_s3_key_sensor"),
+        ("from metaflow.integrations import ArgoEvent", "metaflow.integrations"),
+    ],
+)
+def test_a_name_that_aflow_has_not_is_told(workspace: Workspace, line: str, named: str) -> None:
+    (workspace.path / "theirs.py").write_text(f"import sys\n{line}\n")
     ran = program(workspace, "run", "--compat", "theirs.py")
     assert 2 == ran.code
-    assert "theirs.py, line 1" in ran.err
-    assert "NBDeployer" in ran.err
+    assert "theirs.py, line 2" in ran.err
+    assert named in ran.err
+    assert "Install it" not in ran.err
 
 
 def in_fresh_python(code: str) -> str:
@@ -143,6 +153,43 @@ assert "Parameter" in dir(metaflow) and "parallel_map" in dir(metaflow)
 print("fine")
 """
     assert "fine\n" == in_fresh_python(code)
+
+
+def test_what_is_set_and_who_asks_can_be_asked_for_as_in_metaflow(tmp_path: Path) -> None:
+    code = """
+from aflow import compat
+compat.install()
+from metaflow.metaflow_config import SOME_TEXT, NOT_SET
+from metaflow.metaflow_config_funcs import from_conf
+from metaflow.util import resolve_identity, to_bytes, to_unicode, is_stringish
+print(SOME_TEXT, NOT_SET, from_conf("SOME_NUMBER", 1), from_conf("SOME_FLAG", True))
+print(from_conf("SOME_LIST", []), from_conf("NOT_SET", 7), resolve_identity())
+print(to_unicode(b"x"), to_bytes("y"), is_stringish(3))
+from metaflow.exception import MetaflowNotFound
+from metaflow import Flow, namespace
+try:
+    Flow("Nowhere")
+except MetaflowNotFound as error:
+    print(error.message == str(error), error.headline)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "METAFLOW_SOME_TEXT": "text",
+            "METAFLOW_SOME_NUMBER": "5",
+            "AFLOW_SOME_FLAG": "0",
+            "METAFLOW_SOME_LIST": "[1, 2]",
+            "AFLOW_USER": "ann",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    told = ["text None 5 False", "[1, 2] 7 user:ann", "x b'y' False", "True Object not found"]
+    assert told == said.stdout.splitlines(), said.stderr
 
 
 def test_who_has_imported_metaflow_itself_is_told() -> None:

@@ -32,6 +32,7 @@ class Flow_(FlowSpec):
 
     @retry(times=settings.retries, seconds=0)
     @environment(vars=config_expr("dict(settings.env)"))
+    @timeout(minutes=settings.get("minutes", 3))
     @step
     def start(self):
         self.env = os.environ["GREETING"]

@@ -220,10 +220,14 @@ def test_mutators_of_a_base_class_are_inherited(write: Workspace) -> None:
     assert 5 == latest(write).data.own
 
 
+RAISES = CUSTOM[: CUSTOM.index('raise KeyError("oops")')].count("\n") + 1
+
+
 @pytest.mark.parametrize(
     ("decorators", "head", "args", "told"),
     [
-        ("", "@Broken", [], "The mutator custom.Broken failed in mutate: KeyError: 'oops'"),
+        ("", "@Broken", [], "The mutator custom.Broken failed in mutate ("),
+        ("", "@Broken", [], f"custom.py, line {RAISES}): KeyError: 'oops'"),
         ("@Counting(wrong=1)", "", [], "custom.Counting failed in init: TypeError"),
         ("@noted(1)", "", [], "takes its options by name"),
         ("@forgiving(a=1)", "", [], "has to take attributes as the fourth argument"),

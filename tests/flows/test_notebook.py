@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aflow import NBRunner
-from aflow.errors import FlowFileError
+from aflow import NBDeployer, NBRunner
+from aflow.errors import CommandFailed, FlowFileError
 from aflow.flow.spec import FlowSpec
 from aflow.programmatic.notebook import flow_file_of
 from tests.flows.conftest import Workspace
@@ -133,3 +133,14 @@ def test_a_class_whose_source_is_nowhere_is_named() -> None:
 
     with pytest.raises(FlowFileError, match="MadeFlow was found in no cell and no file"):
         flow_file_of(made)
+
+
+def test_the_flow_of_a_cell_is_deployed_as_a_file(tmp_path: Path) -> None:
+    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    deployer = NBDeployer(InsideFlow, show_output=False, env=env, pylint=False, base_dir=tmp_path)
+    assert "class InsideFlow" in Path(deployer.flow_file).read_text()
+    with pytest.raises(CommandFailed, match="--name cannot be given"):  # it has @project
+        deployer.step_functions(name="inside").create(only_json=True)
+    deployer.cleanup()
+    deployer.cleanup()
+    assert [] == [*tmp_path.glob("*.py")]

@@ -21,7 +21,7 @@ from aflow.cards.components import (
     as_component,
     rendered,
 )
-from aflow.cards.viewers import EventsTimeline, YAMLViewer
+from aflow.cards.viewers import EventsTimeline, Page, YAMLViewer
 from aflow.errors import InvalidInput
 
 EVIL = "<script>alert('x')</script>"
@@ -186,3 +186,18 @@ def test_a_chart_without_a_size_is_given_one() -> None:
 
     assert 'width="6' in wide
     assert 'width="1' in VegaChart({**spec, "width": 100}).render()
+
+
+def test_a_page_holds_components_under_its_title() -> None:
+    page = Page("Results & more", contents=[Markdown("*well*"), "plain"])
+    assert "<h2>Results &amp; more</h2>" in page.render()
+    assert "<em>well</em>" in page.render()
+    assert "plain" in page.render()
+
+
+def test_a_box_shows_zero_and_changes_what_it_is_told() -> None:
+    box = ValueBox("Errors", 0, "of 10")
+    assert '<div class="value">0</div>' in box.render()
+    box.update("Faults", theme="danger")
+    assert '<div class="valuebox danger"><div class="title">Faults</div>' in box.render()
+    assert '<div class="value">0</div><div class="note">of 10</div>' in box.render()

@@ -1,0 +1,58 @@
+"""Prints the names of Metaflow that user code may import, as JSON: module -> names. Runs on it."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+
+import metaflow
+from metaflow.exception import MetaflowException
+
+# All that is public in these; of other modules the exceptions.
+PUBLIC = ("", "cards", "client", "events", "exception", "multicore_utils", "plugins.parsers")
+# Not looked into: what belongs to clouds and tools that aflow has not, and what users never see.
+OTHERS = ("_vendor", "tutorials", "tutorials_cmd", "azure", "gcp", "airflow", "kubernetes", "argo")
+INTERNAL = ("heartbeat", "test", "pypi", "uv", "secrets", "s3op", "cmd", "__main__", "filecache")
+
+LEAKED = ("EXT_PKG", "package_sources")
+
+
+def main():
+    found = {name: public(name) for name in PUBLIC}
+    for module in pkgutil.walk_packages(metaflow.__path__, "metaflow."):
+        parts = module.name.split(".")
+        if not any(part.startswith((*OTHERS, *INTERNAL)) for part in parts):
+            try:
+                importlib.import_module(module.name)
+            except ImportError:  # needs a package that is not installed
+                continue
+    for kind in descendants(MetaflowException):
+        own = kind.__module__.partition(".")[2]
+        if not any(part.startswith((*OTHERS, *INTERNAL)) for part in own.split(".")):
+            found.setdefault(own, []).append(kind.__name__)
+    print(json.dumps(found))
+
+
+def public(own):
+    module = importlib.import_module(("metaflow." + own).rstrip("."))
+    names = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    ]
+    if own == "":  # many of these are neither classes nor functions
+        return [each for each in names if not each.endswith("_internal") and each not in LEAKED]
+    return [each for each in names if is_of_metaflow(getattr(module, each))]
+
+
+def is_of_metaflow(value):
+    return str(getattr(value, "__module__", "")).startswith("metaflow.")
+
+
+def descendants(kind):
+    for each in kind.__subclasses__():
+        yield each
+        yield from descendants(each)
+
+
+main()

@@ -31,9 +31,11 @@ from aflow.storage.manifest import Manifest
 from aflow.storage.memory import MemoryStore
 from tests.contracts.flow_of_deeds import DeedFlow
 from tests.contracts.over_a_queue import OverAQueue
+from tests.contracts.over_batch import OverBatch
 
 KINDS = ["task", "worker", "coroutine"]
 EVERYWHERE = [*KINDS, "queue"]  # and by a worker that takes attempts from a queue
+BATCH = pytest.param("batch", marks=pytest.mark.xdist_group("batch"))  # jobs, slow to begin
 GRACE = 0.3  # seconds; for tests in which nobody is to wait for it, and for those that do
 BLOBS = BlobStore(MemoryStore())  # what is small rides in the manifests
 PARENTS = 10_000  # the tasks that each task reads its deed from have numbers from here on
@@ -178,6 +180,8 @@ def new_executor(
 
     if kind == "queue":
         return Bench(OverAQueue(definition, workers, grace), kind, templates)
+    if kind == "batch":
+        return Bench(OverBatch(definition, grace), kind, templates)
     executor = ProcessExecutor(
         needs_of(definition),
         start_one,

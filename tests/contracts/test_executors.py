@@ -1,6 +1,7 @@
 """What every executor promises: order, ends, cancellation, stopping. Kinds of attempts are `task`
-(a process each), `worker` (processes that run many), `coroutine` (one process runs them all), and
-`queue` (a process each, on a worker that takes them from a queue).
+(a process each), `worker` (processes that run many), `coroutine` (one process runs them all),
+`queue` (a process each, on a worker that takes them from a queue), and `batch` (a job of AWS Batch
+each).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from aflow.executors.link import TemplateProcess
 from aflow.executors.spawn import start_template
 from aflow.flow.spec import define
 from tests.contracts.executing import (
+    BATCH,
     EVERYWHERE,
     KINDS,
     context_in,
@@ -32,13 +34,22 @@ from tests.contracts.flow_of_deeds import DeedFlow
 
 pytestmark = pytest.mark.timeout(60)
 
+
+@pytest.fixture(autouse=True)
+def _account(request: pytest.FixtureRequest) -> None:
+    """The account in which jobs run, for the kind that needs one."""
+    given = getattr(request.node, "callspec", None)
+    if given is not None and given.params.get("kind") == "batch":
+        request.getfixturevalue("aws")
+
+
 PATIENCE = 600.0  # seconds of grace for tests in which nobody may be killed
 
 
 # ------------------------------------------------------------------ how attempts end
 
 
-@pytest.mark.parametrize("kind", EVERYWHERE)
+@pytest.mark.parametrize("kind", [*EVERYWHERE, BATCH])
 async def test_an_attempt_starts_writes_and_ends(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind) as bench:
         task = bench.launch("speak")
@@ -51,7 +62,7 @@ async def test_an_attempt_starts_writes_and_ends(kind: str, tmp_path: Path) -> N
         report, usage = bench.recorder.reports[task], bench.recorder.usages[task]
         assert ("act_async",) == report.steps or kind == "coroutine"
         assert report.started_at <= report.finished_at
-        assert (kind in ("task", "queue")) is (
+        assert (kind in ("task", "queue", "batch")) is (
             usage.max_rss is not None and usage.max_rss > 1 << 20
         )
 
@@ -95,6 +106,30 @@ async def test_what_a_step_does_wrong_is_its_failure(
         assert "spoken" == await bench.does("speak")
 
 
+@pytest.mark.xdist_group("batch")
+async def test_jobs_fail_for_what_their_steps_do_wrong_each_for_itself(
+    aws: object, tmp_path: Path
+) -> None:
+    async with executing(tmp_path, "batch") as bench:
+        deeds = [
+            ("fail", "no good"),
+            ("leave", 3),
+            ("kill_yourself", signal.SIGKILL),
+            ("leave", 202),
+        ]
+        tasks = [bench.launch(*deed) for deed in deeds]
+        well = bench.launch("speak")
+
+        assert ["failed"] * 4 == await bench.ended(*tasks)
+        assert ["succeeded"] == await bench.ended(well)
+        reasons = [bench.reason(task) for task in tasks]
+        assert "ValueError: no good" in reasons[0]
+        assert "left with exit code 3 before the step had ended" in reasons[1]
+        assert "was killed (SIGKILL)" in reasons[2]
+        retryable = [bench.recorder.reports[task].retryable for task in tasks]
+        assert [True, True, True, False] == retryable
+
+
 @pytest.mark.parametrize("kind", EVERYWHERE)
 @pytest.mark.parametrize("deed", ["leave", "leave_politely"])
 async def test_exit_code_202_is_not_worth_another_try(kind: str, deed: str, tmp_path: Path) -> None:
@@ -118,7 +153,7 @@ async def test_a_step_that_reacts_to_nothing_is_killed_when_its_time_is_over(
         assert "spoken" == await bench.does("speak")
 
 
-@pytest.mark.parametrize("kind", ["task", "worker", "queue"])
+@pytest.mark.parametrize("kind", ["task", "worker", "queue", BATCH])
 async def test_a_step_over_its_time_is_told_so(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind) as bench:
         task = bench.launch("wait", step="hurry")
@@ -134,7 +169,7 @@ def waiting_of(kind: str) -> str:
     return "wait_async" if kind == "coroutine" else "wait"
 
 
-@pytest.mark.parametrize("kind", EVERYWHERE)
+@pytest.mark.parametrize("kind", [*EVERYWHERE, BATCH])
 async def test_an_attempt_that_runs_can_be_cancelled_twice(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         task, other = bench.launch(waiting_of(kind)), bench.launch(waiting_of(kind))
@@ -163,7 +198,7 @@ async def test_cancelling_late_changes_nothing(kind: str, tmp_path: Path) -> Non
         assert "succeeded" == bench.recorder.reports[task].state
 
 
-@pytest.mark.parametrize("kind", EVERYWHERE)
+@pytest.mark.parametrize("kind", [*EVERYWHERE, BATCH])
 async def test_cancelling_at_once_ends_every_attempt_once(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         tasks = [bench.launch(waiting_of(kind)) for _ in range(20)]
@@ -236,7 +271,7 @@ async def test_a_cancel_does_not_hold_up_what_was_sent_with_it(tmp_path: Path) -
 # ------------------------------------------------------------------ stopping
 
 
-@pytest.mark.parametrize("kind", EVERYWHERE)
+@pytest.mark.parametrize("kind", [*EVERYWHERE, BATCH])
 async def test_stopping_interrupts_what_runs_and_what_waits(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         tasks = [bench.launch(waiting_of(kind)) for _ in range(5)]

@@ -1,0 +1,78 @@
+"""An executor whose attempts are jobs of AWS Batch, at a stand-in whose jobs are real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aflow.attempt import AttemptSpec, RunContext
+from aflow.aws.calls import Calls
+from aflow.aws.settings import AwsSettings
+from aflow.aws.submission import step_job
+from aflow.clock import SystemClock
+from aflow.executors.base import Orphan, Reports
+from aflow.executors.batch import BatchExecutor
+from aflow.executors.job import Job, python_version
+from aflow.executors.process import needs_of
+from aflow.executors.spawn import request_of
+from aflow.flow.definition import FlowDefinition
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.storage.local import LocalStore
+
+
+class OverBatch:
+    """The executor; jobs of this machine reach the folder of the run's store, too."""
+
+    lookahead = 0
+
+    def __init__(self, definition: FlowDefinition, grace: float) -> None:
+        self._definition = definition
+        self._grace = grace
+        self._metadata = SqliteMetadata(":memory:")
+        self._made: BatchExecutor | None = None
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        settings = AwsSettings.load()
+        steps = self._definition.steps.items()
+        # There is no code package: jobs import the flow from where it is.
+        found = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        self._made = BatchExecutor(
+            Calls(once=True),
+            {name: step_job(step, settings, found) for name, step in steps},
+            LocalStore(Path(context.storage_url.removeprefix("file://"))),
+            self._metadata,
+            self._job,
+            SystemClock(),
+            grace=self._grace,
+        )
+        await self._made.start(context, reports)
+
+    def _job(self, context: RunContext) -> Job:
+        request, needs = request_of(self._definition), needs_of(self._definition)
+        return Job(context, request, needs, None, "", "task", python_version(), 1 << 30)
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        return orphans
+
+    def forget(self, task: int, attempt: int) -> None:
+        self._executor.forget(task, attempt)
+
+    def launch(self, spec: AttemptSpec) -> None:
+        self._executor.launch(spec)
+
+    def cancel(self, task: int, attempt: int) -> None:
+        self._executor.cancel(task, attempt)
+
+    async def leave(self) -> None:
+        await self._executor.leave()
+
+    async def stop(self) -> None:
+        if self._made is not None:
+            await self._made.stop()
+        self._metadata.close()
+
+    @property
+    def _executor(self) -> Any:
+        assert self._made is not None, "it was started"
+        return self._made

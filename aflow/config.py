@@ -123,11 +123,7 @@ class Settings:
                 "--datastore s3 needs to know where in S3: give --datastore-root "
                 "s3://bucket/prefix, or set AFLOW_DATASTORE_SYSROOT_S3."
             )
-        if self.s3_endpoint and "?" not in place:
-            from urllib.parse import quote
-
-            place += f"?endpoint={quote(self.s3_endpoint, safe='')}"
-        return place
+        return at_endpoint(place, self.s3_endpoint)
 
     @property
     def data_root(self) -> str:
@@ -455,9 +451,20 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),
 }
+KEYS = frozenset(key for keys, _ in _FIELDS.values() for key in keys)
+"""The keys of all of them, without prefix."""
 
 
 # ------------------------------------------------------------------ files, folders, the user
+
+
+def at_endpoint(place: str, endpoint: str | None) -> str:
+    """A place in S3 at this endpoint, unless it says itself where it is."""
+    from urllib.parse import quote
+
+    return (
+        f"{place}?endpoint={quote(endpoint, safe='')}" if endpoint and "?" not in place else place
+    )
 
 
 def without_password(url: str) -> str:
@@ -518,17 +525,28 @@ def config_files(
     return files_of_profile(profile, os.environ if env is None else env)
 
 
+def settings_files(env: Mapping[str, str] | None = None) -> list[ConfigFile]:
+    """The files that settings are looked up in, the first before the others; they may be absent.
+    Raises InvalidSetting for a name of a profile that is none."""
+    env = os.environ if env is None else env
+    return _all_files(env, _walk_up(_working_directory()))
+
+
+def _all_files(env: Mapping[str, str], found: Path | None) -> list[ConfigFile]:
+    local = [ConfigFile(found / "config.json")] if found else []
+    return local + config_files(None, env)
+
+
 def _files(env: Mapping[str, str], found: Path | None) -> list[_Source]:
     homes = config_files(None, env)
-    sources = [source for home in homes if (source := _source(home)) is not None]
+    sources = [source for file in _all_files(env, found) if (source := _source(file)) is not None]
     profile = env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
-    if profile and not sources:
+    if profile and not any(home.path.exists() for home in homes):
         raise InvalidSetting(
             f"There is no profile {profile!r}: neither {homes[0].path} nor {homes[1].path} exists. "
             "Write one with `aflow configure`, or unset AFLOW_PROFILE."
         )
-    local = _source(ConfigFile(found / "config.json")) if found else None
-    return ([local] if local else []) + sources
+    return sources
 
 
 def _source(file: ConfigFile) -> _Source | None:

@@ -135,11 +135,14 @@ def _number(value: Any, option: str, step: str) -> float:
 
 def _image(batch: Any, settings: AwsSettings) -> str:
     image: str = _of(batch, "image", None) or settings.needed("image", "The image of jobs")
+    return with_registry(image, settings.registry)
+
+
+def with_registry(image: str, registry: str | None) -> str:
+    """The whole name of an image: in this registry, if it names none."""
     host = image.partition("/")[0]
     named = "/" in image and ("." in host or ":" in host or host == "localhost")
-    if settings.registry and not named:
-        return f"{settings.registry.rstrip('/')}/{image}"
-    return image
+    return f"{registry.rstrip('/')}/{image}" if registry and not named else image
 
 
 def _linux(batch: Any, *, fargate: bool) -> Definition:

@@ -54,12 +54,19 @@ class Answer(NamedTuple):
 
 class Services:
     """Those of an account, asked as who the credentials are of, or as `role`, which is then
-    assumed; in `region`, else in that of all tools of AWS. `quick` gives up within seconds."""
+    assumed; in `region`, else in that of all tools of AWS; at `endpoint`, if it is not AWS itself.
+    `quick` gives up within seconds."""
 
     def __init__(
-        self, region: str | None = None, role: str | None = None, *, quick: bool = False
+        self,
+        region: str | None = None,
+        role: str | None = None,
+        *,
+        endpoint: str | None = None,
+        quick: bool = False,
     ) -> None:
         self._region = region
+        self._endpoint = endpoint
         self._role = role
         self._config = Config(**(_QUICK if quick else _PATIENT))
         self._session: Session | None = None
@@ -72,7 +79,10 @@ class Services:
     def answer(self, service: str, operation: str, **values: Any) -> Answer:
         """The same, and what time it is there."""
         try:
-            client = self._opened().create_client(service, self._region, config=self._config)
+            session = self._opened()
+            client = session.create_client(
+                service, self._region, endpoint_url=self._endpoint, config=self._config
+            )
             given = getattr(client, operation)(**values)
         except faults.ClientError as error:
             raise _refused(error, service) from error

@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 import click
 
 from aflow.cli.options import option
-from aflow.config import service_headers
+from aflow.config import looked_up, service_headers
 from aflow.errors import CommandFailed, InvalidInput
 
 WAIT = 30  # seconds that the server is asked to wait, again and again
@@ -25,9 +25,8 @@ def server_option() -> click.Option:
     return option(
         "--server",
         metavar="URL",
-        envvar="AFLOW_SERVER",
-        default="http://127.0.0.1:8180",
-        show_default=True,
+        default=lambda: looked_up("SERVER") or "http://127.0.0.1:8180",
+        show_default="AFLOW_SERVER, else http://127.0.0.1:8180",
         help="Where the server is.",
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from aflow.checkup.keys import PREFIXES, bare, remark
 from aflow.cli.configure_aws import ask
 from aflow.cli.options import flag, option
 from aflow.config import config_file, config_files, environment_with
@@ -25,6 +26,11 @@ it; METAFLOW_PROFILE and the files of ~/.metaflowconfig are read as well.
   aflow configure import team.json    take the settings that somebody has exported
   aflow configure import-stack aflow  take those of a CloudFormation stack (aflow stack template)
 """
+_AWS_HELP = """Answer questions about the services of AWS that are to be used.
+
+Each answer is checked: the bucket is written to and read, the queue has to be VALID and ENABLED,
+roles have to be there for those who assume them, the metadata service has to answer. What cannot be
+used is asked for again, or kept if you say so."""
 STACK_HELP = """Take the settings that a stack of CloudFormation has as its outputs.
 
 The stack is one of `aflow stack template`, or of Metaflow's template. What is set otherwise
@@ -47,8 +53,9 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     there = click.Argument(["file"], default="-", metavar="[FILE]")
     to = click.Argument(["file"], metavar="FILE")
     yes = flag("--yes", "-y", help="Do not ask.")
+    unchecked = flag("--no-check", help="Do not ask AWS whether answers can be used.")
     return {
-        "aws": ("Answer questions about the services of AWS that are to be used.", [profile], aws),
+        "aws": (_AWS_HELP, [profile, unchecked], aws),
         "show": ("Show what is set, and where.", [profile], show),
         "import": ("Take the settings of a file, or of stdin.", [there, profile, yes], import_),
         "import-stack": (STACK_HELP, stack_parameters(), import_stack),
@@ -57,15 +64,15 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     }
 
 
-def aws(profile: str | None) -> int:
+def aws(profile: str | None, no_check: bool) -> int:
     """Ask, then write what was answered."""
     file = config_file(profile)
     there = file.read() or {}
     if there:
         _confirm(f"{file.path} is there already. Change it?", yes=False)
     click.echo("Answers in brackets are taken with the return key. Ctrl-C leaves all as it was.")
-    answers = ask(there)
-    kept = {name: value for name, value in there.items() if _bare(name) not in answers}
+    answers = ask(there, check=not no_check)
+    kept = {name: value for name, value in there.items() if bare(name) not in answers}
     _write(file, {**kept, **{f"AFLOW_{name}": value for name, value in answers.items()}})
     return 0
 
@@ -79,9 +86,9 @@ def show(profile: str | None) -> int:
             continue
         click.echo(f"{file.path}:")
         for name, value in sorted(values.items()):
-            note = _counts_elsewhere(name, shown)
+            note = _counts_elsewhere(name, shown) or _remark(name)
             click.echo(f"  {name}={_told(name, value)}{note}")
-            shown.add(_bare(name))
+            shown.add(bare(name))
     if not shown:
         click.echo("Nothing is set: flows run on this machine, and keep everything in .aflow.")
     return 0
@@ -130,9 +137,11 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
     there = target.read()
     if there is not None:
         _confirm(f"{target.path} is there already. Change it?", yes)
-    taken = {_bare(key) for key in values}
-    kept = {key: value for key, value in (there or {}).items() if _bare(key) not in taken}
+    taken = {bare(key) for key in values}
+    kept = {key: value for key, value in (there or {}).items() if bare(key) not in taken}
     _write(target, {**kept, **values})
+    chosen = f"AFLOW_PROFILE={profile} " if profile else ""
+    click.echo(f"Whether all of it can be used says: {chosen}aflow doctor")
     return 0
 
 
@@ -182,18 +191,19 @@ def _named(file: str) -> str:
 
 
 def _is_key(name: str) -> bool:
-    return name.startswith(("AFLOW_", "METAFLOW_"))
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("AFLOW_").removeprefix("METAFLOW_")
+    return name.startswith(PREFIXES)
 
 
 def _counts_elsewhere(name: str, shown: set[str]) -> str:
-    for key in (f"AFLOW_{_bare(name)}", f"METAFLOW_{_bare(name)}"):
+    for key in (f"AFLOW_{bare(name)}", f"METAFLOW_{bare(name)}"):
         if environment_with({}).get(key):
             return "  (the environment has another)"
-    return "  (not used: set above)" if _bare(name) in shown else ""
+    return "  (not used: set above)" if bare(name) in shown else ""
+
+
+def _remark(name: str) -> str:
+    said = remark(name)
+    return f"  ({said})" if said else ""
 
 
 def _told(name: str, value: object) -> str:

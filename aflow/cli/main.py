@@ -70,6 +70,10 @@ OTHERS = {
         "Say where data and metadata are: for this user, in profiles.",
         "aflow.cli.configure:configure",
     ),
+    "doctor": (
+        "See whether what is set is there and can be used.",
+        "aflow.cli.doctor:doctor",
+    ),
     "metadata-service": (
         "Serve metadata over HTTP, also to Metaflow's clients.",
         "aflow.cli.metadata_service:metadata_service",

@@ -25,6 +25,7 @@ queue-1
 arn:aws:iam::123456789012:role/batch
 
 
+
 n
 """
 
@@ -53,7 +54,7 @@ def settings(workspace: Workspace, name: str = "config.json") -> dict[str, str]:
 
 
 def test_answers_about_aws_become_the_settings(workspace: Workspace) -> None:
-    ran = configure(workspace, "aws", answers=ANSWERS)
+    ran = configure(workspace, "aws", "--no-check", answers=ANSWERS)
 
     assert 0 == ran.code, ran.err
     assert {
@@ -69,7 +70,9 @@ def test_answers_about_aws_become_the_settings(workspace: Workspace) -> None:
 
 
 def test_an_answer_of_another_form_is_asked_again(workspace: Workspace) -> None:
-    ran = configure(workspace, "aws", answers="y\nbucket\ns3://team-bucket/a\n\nn\nn\n")
+    ran = configure(
+        workspace, "aws", "--no-check", answers="y\nbucket\ns3://team-bucket/a\n\nn\nn\n"
+    )
 
     assert 0 == ran.code, ran.err
     assert "'bucket' is not of the form s3://bucket/x" in ran.out + ran.err
@@ -77,7 +80,7 @@ def test_an_answer_of_another_form_is_asked_again(workspace: Workspace) -> None:
 
 
 def test_answers_that_are_cut_off_change_nothing(workspace: Workspace) -> None:
-    ran = configure(workspace, "aws", answers="y\ns3://team-bucket/a\n")
+    ran = configure(workspace, "aws", "--no-check", answers="y\ns3://team-bucket/a\n")
 
     assert 130 == ran.code
     assert "Traceback" not in ran.err

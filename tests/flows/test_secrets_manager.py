@@ -18,6 +18,8 @@ from tests.flows.test_queue_runs import Workers
 from tests.support.aws.account import Account
 from tests.support.servers import Server
 
+# One process of the test session has the stand-in.
+pytestmark = pytest.mark.xdist_group("account")
 PASSWORD = "correct horse battery staple"
 _numbers = itertools.count()
 

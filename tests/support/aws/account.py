@@ -57,6 +57,32 @@ class Account:
         )
         return str(made["Role"]["Arn"])
 
+    def queue(self, name: str, kind: str = "EC2", state: str = "ENABLED") -> str:
+        """Make a job queue with machines of this kind; its ARN."""
+        batch, ec2, iam = self.client("batch"), self.client("ec2"), self.client("iam")
+        profile = iam.create_instance_profile(InstanceProfileName=f"{name}-machines")
+        machines = {
+            "type": kind,
+            "maxvCpus": 16,
+            "subnets": [ec2.describe_subnets()["Subnets"][0]["SubnetId"]],
+            "securityGroupIds": [ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"]],
+        }
+        if not kind.startswith("FARGATE"):
+            machines |= {
+                "minvCpus": 0,
+                "instanceTypes": ["optimal"],
+                "instanceRole": profile["InstanceProfile"]["Arn"],
+            }
+        batch.create_compute_environment(
+            computeEnvironmentName=f"{name}-machines", type="MANAGED", state="ENABLED",
+            serviceRole=self.role(f"{name}-batch", "batch"), computeResources=machines,
+        )  # fmt: skip
+        order = [{"order": 1, "computeEnvironment": f"{name}-machines"}]
+        made = batch.create_job_queue(
+            jobQueueName=name, state=state, priority=1, computeEnvironmentOrder=order
+        )
+        return str(made["jobQueueArn"])
+
     @contextmanager
     def nobody(self) -> Iterator[dict[str, str]]:
         """The environment of somebody without any right; the stand-in asks for rights meanwhile."""

@@ -1,0 +1,1 @@
+"""Whether what the settings name is there and can be used: for `aflow doctor` and `configure`."""

@@ -1,0 +1,47 @@
+"""`aflow doctor`: whether all that the settings name is there and can be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import click
+
+from aflow.cli.options import Command, flag
+from aflow.cli.problems import FAILED
+from aflow.clock import SystemClock
+
+_HELP = """Look at this machine, the settings, and all that they name: datastore, metadata, queue,
+and what is set of AWS. A line each: ok, warn or fail, and what to do. The exit code is 1 if
+something is in the way. Nothing is changed: what is written to a bucket is removed again."""
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def doctor(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    command = Command(
+        "doctor",
+        help=_HELP,
+        params=[flag("--json", "as_json", help="As a list of objects.")],
+        callback=_doctor,
+    )
+    return command.main([*words], prog_name="aflow doctor", standalone_mode=False)
+
+
+def _doctor(as_json: bool) -> int:
+    from aflow.checkup.every import findings
+    from aflow.checkup.findings import State, worst
+
+    found = []
+    for each in findings(SystemClock()):
+        found.append(each)
+        if not as_json:
+            click.echo(line(each.state, each.name, each.whole))
+    if as_json:
+        click.echo(json.dumps([each._asdict() for each in found], indent=2))
+    return FAILED if worst(found) is State.FAIL else 0
+
+
+def line(state: str, name: str, text: str) -> str:
+    """A finding as people read it."""
+    return f"{click.style(f'{state:<5}', fg=_COLOURS[state])} {name:<14} {text}"

@@ -1,0 +1,252 @@
+"""The configuration that Metaflow's users have: each of its keys does what it says, in every place
+that settings are read from, under both names."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from aflow.aws.settings import KEYS as OF_AWS
+from aflow.checkup.keys import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known, remark
+from aflow.config import KEYS, Settings
+from tests.architecture.sources import python_files, tree_of
+from tests.flows.conftest import Ran, Workspace
+from tests.support.aws.account import ID, REGION, Account
+from tests.support.servers import Server
+from tests.support.service import InThread
+
+# One process of the test session makes the account.
+pytestmark = pytest.mark.xdist_group("account")
+FLOW = """
+from aflow import S3, schedule
+
+@schedule(hourly=True)
+class Flow_(FlowSpec):
+    alpha = Parameter("alpha", help="Learning rate", default=0.01)
+
+    @step
+    def start(self):
+        with S3(run=self) as s3:
+            s3.put("data", "x")
+        self.rows = 1
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("alpha is", self.alpha)
+"""
+
+
+class Seen(NamedTuple):
+    """What a run and a deployment with the settings have left."""
+
+    keys: list[str]  # of the bucket
+    runs: str  # that the service at the address tells of
+    machine: dict[str, Any]
+    definition: dict[str, Any]  # of the jobs
+    target: dict[str, Any]  # of the rule that starts the flow
+
+    def variable(self, name: str) -> str:
+        """A variable of the jobs."""
+        found = {each["name"]: each["value"] for each in self.definition["environment"]}
+        return str(found[name])
+
+
+# What each key is seen by: its value, found where it has its effect.
+EFFECTS: dict[str, Callable[[Seen, str], object]] = {
+    "BATCH_CONTAINER_IMAGE": lambda seen, value: seen.definition["image"] == value,
+    "BATCH_JOB_QUEUE": lambda seen, value: (
+        f'"JobQueue":"{value}"' in seen.machine["definition"].replace(": ", ":")
+    ),
+    "DATASTORE_SYSROOT_S3": lambda seen, value: (
+        any(key.startswith(value.split("/", 3)[3] + "/blobs/") for key in seen.keys)
+        and seen.variable("AFLOW_SFN_STORAGE").startswith(value)
+    ),
+    "DATATOOLS_SYSROOT_S3": lambda seen, value: any(
+        key.startswith(value.split("/", 3)[3] + "/Flow_/") for key in seen.keys
+    ),
+    "DEFAULT_DATASTORE": lambda seen, value: seen.variable("AFLOW_SFN_STORAGE")[:2] == value,
+    "DEFAULT_METADATA": lambda seen, value: value == "service" and "Flow_/" in seen.runs,
+    "ECS_S3_ACCESS_IAM_ROLE": lambda seen, value: seen.definition["jobRoleArn"] == value,
+    "EVENTS_SFN_ACCESS_IAM_ROLE": lambda seen, value: seen.target["RoleArn"] == value,
+    "SERVICE_INTERNAL_URL": lambda seen, value: seen.variable("AFLOW_SFN_METADATA") == value,
+    "SERVICE_URL": lambda seen, value: "Flow_/" in seen.runs,  # the value leads there alone
+    "SFN_IAM_ROLE": lambda seen, value: seen.machine["roleArn"] == value,
+}
+NONE = "SFN_DYNAMO_DB_TABLE"
+
+
+@pytest.fixture(scope="module")
+def queue(s3_server: Server) -> str:
+    return Account(s3_server).queue(f"settings-{os.getpid()}")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[InThread]:
+    service = InThread(f"sqlite:///{tmp_path}/service.db")
+    yield service
+    service.stop()
+
+
+def values(bucket: str, queue: str, service: str) -> dict[str, str]:
+    """The configuration, its values those of an account of its own."""
+    role = f"arn:aws:iam::{ID}:role/{bucket}"
+    return {
+        "BATCH_CONTAINER_IMAGE": f"{ID}.dkr.ecr.{REGION}.amazonaws.com/{bucket}:latest",
+        "BATCH_JOB_QUEUE": queue,
+        "DATASTORE_SYSROOT_S3": f"s3://{bucket}/metaflow",
+        "DATATOOLS_SYSROOT_S3": f"s3://{bucket}/elsewhere/data",
+        "DEFAULT_DATASTORE": "s3",
+        "DEFAULT_METADATA": "service",
+        "ECS_S3_ACCESS_IAM_ROLE": f"{role}-jobs",
+        "EVENTS_SFN_ACCESS_IAM_ROLE": f"{role}-events",
+        "SERVICE_INTERNAL_URL": f"http://{bucket}.elb.{REGION}.amazonaws.com/",
+        "SERVICE_URL": service,
+        NONE: f"{bucket}-StepFunctionsState",
+        "SFN_IAM_ROLE": f"{role}-states",
+    }
+
+
+def in_place(place: str, folder: Path, given: dict[str, str]) -> dict[str, str]:
+    """Put the settings in this place; the environment that goes with it."""
+    folder.mkdir()
+    if place == "environment":
+        return {"AFLOW_HOME": str(folder), **{f"METAFLOW_{k}": v for k, v in given.items()}}
+    prefix, name, home = {
+        "file of Metaflow": ("METAFLOW", "config.json", "METAFLOW_HOME"),
+        "profile": ("AFLOW", "config_team.json", "AFLOW_HOME"),
+    }[place]
+    (folder / name).write_text(json.dumps({f"{prefix}_{k}": v for k, v in given.items()}))
+    profile = {"AFLOW_PROFILE": "team"} if place == "profile" else {}
+    return {home: str(folder), **profile}
+
+
+def seen(workspace: Workspace, account: Account, bucket: str, env: dict[str, str]) -> Seen:
+    """Run the flow, deploy it, and look."""
+
+    def well(*words: str) -> Ran:
+        ran = workspace.finish(workspace.start_aflow(*words, **account.environment, **env))
+        assert 0 == ran.code, ran.out + ran.err
+        return ran
+
+    well("run", "flow.py", "--no-pylint")
+    runs = well("runs", "Flow_").out
+    well("flow.py", "--no-pylint", "step-functions", "create")
+    listed = account.client("s3").list_objects_v2(Bucket=bucket).get("Contents", ())
+    arn = f"arn:aws:states:{REGION}:{ID}:stateMachine:Flow_"
+    states, events = account.client("stepfunctions"), account.client("events")
+    machine = states.describe_state_machine(stateMachineArn=arn)
+    (target,) = events.list_targets_by_rule(Rule="Flow_")["Targets"]
+    definitions = account.client("batch").describe_job_definitions()["jobDefinitions"]
+    used = [each for each in definitions if each["jobDefinitionArn"] in machine["definition"]
+            or each["jobDefinitionName"] in machine["definition"]]  # fmt: skip
+    properties = used[0]["containerProperties"]
+    return Seen([each["Key"] for each in listed], runs, machine, properties, target)
+
+
+@pytest.mark.parametrize("place", ["file of Metaflow", "profile", "environment"])
+def test_every_key_does_what_it_says_wherever_it_is_set(
+    place: str, workspace: Workspace, s3_server: Server, queue: str, service: InThread
+) -> None:
+    account = Account(s3_server)
+    bucket = f"{place.split()[0].lower()}-{os.getpid()}"
+    account.client("s3").create_bucket(Bucket=bucket)
+    workspace.write(FLOW)
+    given = values(bucket, queue, service.url)
+    env = in_place(place, workspace.path / "home", given)
+
+    found = seen(workspace, account, bucket, env)
+
+    assert EFFECTS.keys() | {NONE} == given.keys()
+    without = [key for key, effect in EFFECTS.items() if not effect(found, given[key])]
+    assert [] == without, found
+    assert "without effect: state machines of aflow need no table" == remark(f"METAFLOW_{NONE}")
+
+
+# ------------------------------------------------------------ all keys
+
+SAMPLES = {
+    "DEFAULT_DATASTORE": "s3", "EXECUTOR": "queue", "DEFAULT_EXECUTOR": "queue",
+    "DEFAULT_METADATA": "service", "DURABILITY": "process", "ISOLATION": "worker",
+    "RUN_ISOLATION": "worker", "DEBUG": "1", "NO_COLOR": "1", "SPIN_PERSIST": "0",
+    "DEFAULT_PACKAGE_SUFFIXES": ".sql", "PACKAGE_SUFFIXES": ".sql",
+}  # fmt: skip
+FIXED = {"DEFAULT_ENVIRONMENT": "there is one environment"}
+
+
+@pytest.mark.parametrize("prefix", ["AFLOW", "METAFLOW"])
+def test_every_key_changes_the_settings_under_either_name(prefix: str, tmp_path: Path) -> None:
+    base = {"USER": "ada", "AFLOW_HOME": "/nowhere", "METAFLOW_HOME": "/nowhere"}
+    before = Settings.load(base, tmp_path)
+    numbers = {"MAX_WORKERS", "MAX_NUM_SPLITS", "MAX_LOG_SIZE", "S3_WORKER_COUNT",
+               "CLIENT_CACHE_MAX_SIZE"}  # fmt: skip
+
+    def sample(key: str) -> str:
+        return "7" if key.removeprefix("RUN_") in numbers else SAMPLES.get(key, "something")
+
+    without = {
+        key
+        for key in KEYS - FIXED.keys()
+        if Settings.load({**base, f"{prefix}_{key}": sample(key)}, tmp_path) == before
+    }
+
+    assert set() == without
+
+
+def attributes(path: Path) -> set[str]:
+    return {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
+
+
+def literals(path: Path) -> set[str]:
+    return {
+        node.value
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_every_setting_is_read_by_something() -> None:
+    used: set[str] = set()
+    for path in python_files("aflow"):
+        used |= attributes(path)
+
+    fields = {*Settings.__dataclass_fields__, *OF_AWS}
+    # `needed` and `getattr` name a field by a text.
+    named = set().union(*(literals(p) for p in python_files("aflow") if "aws" in p.parts))
+    assert set() == fields - used - named
+
+
+def test_every_key_that_is_looked_up_alone_is_known_and_the_others_are_not_read() -> None:
+    texts: set[str] = set()
+    looked_up: set[str] = set()
+    for path in python_files("aflow"):
+        if "checkup" in path.parts or path.name == "configure_aws.py":
+            continue  # which name keys, and read none
+        texts |= literals(path)
+        looked_up |= {
+            argument.value
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("looked_up", "needed")
+            for argument in node.args
+            if isinstance(argument, ast.Constant) and str(argument.value).isupper()
+        }
+
+    of_jobs = {key for key in looked_up if key.startswith(("SFN_", "JOB_"))}
+    assert set() == looked_up - of_jobs - known()
+    assert set() == {
+        key for key in OF_PARTS | OF_THE_ENVIRONMENT if not {key, f"AFLOW_{key}"} & texts
+    }
+    assert set() == WITHOUT_EFFECT.keys() & texts
+
+
+def test_the_page_of_settings_has_every_key(repository: Path) -> None:
+    page = (repository / "docs" / "settings.md").read_text()
+
+    missing = {key for key in known() | WITHOUT_EFFECT.keys() if f"`{key}`" not in page}
+    assert set() == missing

@@ -121,8 +121,7 @@ def exception(view: TaskView, manifest: Manifest) -> ExceptionWrapper | None:
     error, attempt = manifest.error, view.attempt
     if error is not None:
         module, kind = error.get("module") or "builtins", error["type"]
-        name = kind if module == "builtins" else f"{module}.{kind}"
-        return ExceptionWrapper(name, error["message"], error["traceback"])
+        return ExceptionWrapper(f"{module}.{kind}", error["message"], error["traceback"])
     if attempt is None or not attempt.reason:
         return None
     return ExceptionWrapper(attempt.state.value, attempt.reason, attempt.reason)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 
-class ExceptionWrapper:
+class ExceptionWrapper(Exception):
     """A record of an exception that can be stored and read anywhere.
 
-    `type` is the qualified name of its class, `message` its text, `traceback` the formatted
-    traceback. The exception itself is kept as a pickle inside: a reader who lacks its class can
-    still read all the rest.
+    `type` is the name of its class, with the module ("builtins.ValueError"), `exception` its text
+    and `stacktrace` the formatted traceback, as in Metaflow; `message` and `traceback` are the same
+    two. The exception itself is kept as a pickle inside: a reader who lacks its class can still
+    read all the rest.
     """
 
-    __slots__ = ("_pickled", "message", "traceback", "type")
-
     def __init__(self, type: str, message: str, traceback: str, pickled: bytes | None = None):
+        super().__init__(message)
         self.type = type
-        self.message = message
-        self.traceback = traceback
+        self.exception = self.message = message
+        self.stacktrace = self.traceback = traceback
         self._pickled = pickled
 
     @classmethod
@@ -25,19 +25,15 @@ class ExceptionWrapper:
         import traceback  # only where a step failed: start-up does not pay for it
 
         kind = type(error)
-        name = (
-            kind.__qualname__
-            if kind.__module__ == "builtins"
-            else (f"{kind.__module__}.{kind.__qualname__}")
-        )
         if text is None:
             text = "".join(traceback.format_exception(error))
+        name = f"{kind.__module__}.{kind.__qualname__}"
         return cls(name, _text_of(error), text, _pickle_of(error))
 
     @property
-    def exception(self) -> BaseException | None:
-        """The exception, without its traceback; None where it cannot be stored, or not be read
-        here because its class is missing."""
+    def original(self) -> BaseException | None:
+        """The exception itself, without its traceback; None where it cannot be stored, or not be
+        read here because its class is missing."""
         if self._pickled is None:
             return None
         import pickle
@@ -47,6 +43,9 @@ class ExceptionWrapper:
         except Exception:  # noqa: BLE001 -- the promise: what cannot be read here is None
             return None
         return value if isinstance(value, BaseException) else None
+
+    def __reduce__(self) -> tuple[type[ExceptionWrapper], tuple[object, ...]]:
+        return ExceptionWrapper, (self.type, self.message, self.traceback, self._pickled)
 
     def __repr__(self) -> str:
         return f"<ExceptionWrapper {self.type}: {self.message}>"

@@ -178,7 +178,8 @@ FLOWS: dict[str, tuple[str, list[str]]] = {
     "caught in a foreach": (
         foreach(
             work="self.y = 1; 1 // (self.input - 2)",
-            join="self.bad = [bool(each.broken) for each in inputs]",
+            join="self.bad = [(e.broken.type, e.broken.exception, 'by zero' in e.broken.stacktrace)"
+            " if e.broken else None for e in inputs]",
             decorators="@catch(var='broken', print_exception=False)",
         ),
         [],

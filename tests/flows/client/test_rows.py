@@ -131,7 +131,7 @@ def test_a_run(run: client.Run, folder: Path) -> None:
     assert bad.end_task == bad["end"].task
     exception = bad["end"].task.exception
     assert exception is not None
-    assert ("KeyError", "'broken'") == (exception.type, exception.message)
+    assert ("builtins.KeyError", "'broken'") == (exception.type, exception.message)
 
 
 def test_tags_are_changed_one_by_one_and_many_at_once(run: client.Run) -> None:

@@ -200,7 +200,7 @@ def test_the_exception_is_told_also_where_it_was_caught(records: Records) -> Non
     records.run().task(1, "start", error=ERROR).commit()
     exception = Task("Flow/1/start/1").exception
 
-    assert ("ValueError", "no good") == (exception.type, exception.message)
+    assert ("builtins.ValueError", "no good") == (exception.type, exception.message)
     assert ERROR["traceback"] == str(exception)
 
 

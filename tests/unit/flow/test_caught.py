@@ -35,18 +35,19 @@ def record_of(error: BaseException) -> ExceptionWrapper:
 def test_a_record_tells_type_message_and_traceback() -> None:
     record = record_of(ValueError("too big"))
 
-    assert ("ValueError", "too big") == (record.type, record.message)
+    assert ("builtins.ValueError", "too big") == (record.type, record.message)
     assert "raise error" in record.traceback
     assert record.traceback == str(record)
-    assert "<ExceptionWrapper ValueError: too big>" == repr(record)
+    assert ("too big", record.traceback) == (record.exception, record.stacktrace)
+    assert "<ExceptionWrapper builtins.ValueError: too big>" == repr(record)
 
 
 def test_the_exception_itself_comes_back() -> None:
     record = record_of(Plain("x", 1))
 
     assert f"{__name__}.Plain" == record.type
-    assert isinstance(record.exception, Plain)
-    assert ("x", 1) == record.exception.args
+    assert isinstance(record.original, Plain)
+    assert ("x", 1) == record.original.args
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_the_exception_itself_comes_back() -> None:
 def test_an_exception_that_cannot_be_stored_leaves_its_record(error: Exception) -> None:
     record = record_of(error)
 
-    assert record.exception is None
+    assert record.original is None
     assert str(error) == record.message
 
 
@@ -67,7 +68,7 @@ def test_a_reader_without_the_class_still_reads_the_record(
     record = record_of(Plain("x"))
     monkeypatch.delitem(globals(), "Plain")
 
-    assert (None, "x") == (record.exception, record.message)
+    assert (None, "x") == (record.original, record.message)
 
 
 def test_an_exception_whose_text_fails_leaves_its_record() -> None:

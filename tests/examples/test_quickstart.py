@@ -1,0 +1,107 @@
+"""What docs/quickstart.md tells a newcomer to do can be done, as it is written there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.examples.test_examples import PYTHON_IN_TEXT
+
+RUN = "1795402495097141"  # the id of a run in the document
+STEPS = """
+    @step
+    def start(self):
+        print(self.alpha, self.data, self.layers)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+class Newcomer:
+    """Who reads the document, in a folder of their own."""
+
+    def __init__(self, document: str, folder: Path) -> None:
+        self.document = document
+        self.folder = folder
+
+    def block(self, holds: str) -> str:
+        """The Python in the document that holds this."""
+        (found,) = [each for each in PYTHON_IN_TEXT.findall(self.document) if holds in each]
+        return found
+
+    def save(self, name: str, text: str) -> None:
+        """Save a file."""
+        (self.folder / name).write_text(text)
+
+    def told(self, command: str, said: str | None = None, **env: str) -> str:
+        """What a command of the document (`said` is how it stands there) prints; it succeeds."""
+        assert (said or command) in self.document
+        program, *words = command.split()
+        begin = [sys.executable] if program == "python" else [sys.executable, "-m", "aflow"]
+        done = subprocess.run(
+            [*begin, *words],
+            cwd=self.folder,
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert 0 == done.returncode, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture
+def newcomer(repository: Path, tmp_path: Path) -> Newcomer:
+    """Somebody with the document, and nothing else."""
+    return Newcomer((repository / "docs" / "quickstart.md").read_text(), tmp_path)
+
+
+def test_the_first_flow_is_run_checked_and_shown(newcomer: Newcomer) -> None:
+    newcomer.save("hello.py", newcomer.block("HelloFlow"))
+    assert "hello world" in newcomer.told("python hello.py run")
+    newcomer.told("python hello.py check")
+    assert "start" in newcomer.told("python hello.py show")
+    assert "hello world" in newcomer.told("aflow run hello.py")
+
+
+def test_parameters_come_from_the_line_and_the_environment(newcomer: Newcomer) -> None:
+    text = newcomer.block("TrainFlow").replace("import FlowSpec", "import step, FlowSpec")
+    newcomer.save("train.py", f"{text}{STEPS}\n\nif __name__ == '__main__':\n    TrainFlow()\n")
+    line = "python train.py run --alpha 0.1 --data measurements.csv"
+    assert "0.1 measurements.csv [64, 64]" in newcomer.told(line)
+    assert "AFLOW_RUN_ALPHA=0.1" in newcomer.document
+    short = "python train.py run --data measurements.csv"
+    assert "0.1 m" in newcomer.told(short, "measurements.csv", AFLOW_RUN_ALPHA="0.1")
+
+
+def test_results_are_read_dumped_and_tagged(newcomer: Newcomer) -> None:
+    text = newcomer.block("StatisticsFlow(FlowSpec)")
+    newcomer.save("stats.py", f"{text}\n\nif __name__ == '__main__':\n    StatisticsFlow()\n")
+    log = newcomer.told("aflow run stats.py")
+    assert "15 True" in log
+    run = log.partition("run-id ")[2].partition(")")[0]
+    read = newcomer.block("latest_successful_run").replace(RUN, run)
+    newcomer.save("read.py", f"{read}\nprint(run.data.total, run.user_tags)\n")
+    assert "15 frozenset({'good'})\n" == newcomer.told("python read.py", "latest_successful_run")
+    for command in (f"python stats.py dump {RUN}/add", f"python stats.py logs {RUN}/count_one"):
+        newcomer.told(command.replace(RUN, run), command)
+
+
+def test_what_goes_wrong_is_caught(newcomer: Newcomer) -> None:
+    newcomer.save("careful.py", newcomer.block("CarefulFlow").replace("seconds=10", "seconds=0"))
+    log = newcomer.told("aflow run careful.py", "aflow run")
+    assert "it failed: Traceback" in log and "ZeroDivisionError: division by zero" in log
+    assert 3 == log.count("Task is starting (retry).")
+
+
+def test_settings_are_shown_and_tutorials_copied(newcomer: Newcomer) -> None:
+    assert "Nothing is set" in newcomer.told("aflow configure show", "aflow configure")
+    newcomer.told("aflow tutorials pull")
+    assert 6 == len([*(newcomer.folder / "aflow-tutorials").iterdir()])

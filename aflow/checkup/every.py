@@ -87,7 +87,9 @@ def _files() -> Iterator[Finding]:
             continue
         read.append(str(file.path))
         for key, said in keys.remarks(values):
-            yield warn("settings", f"{key} in {file.path} is {said}.")
+            harmless = keys.bare(key) in keys.WITHOUT_EFFECT
+            told = f"{key} in {file.path} is {said}."
+            yield ok("settings", told) if harmless else warn("settings", told)
     said = f"{', '.join(read)} can be read." if read else "No file of settings: defaults hold."
     yield ok("settings", said)
 

@@ -7,15 +7,23 @@ from collections.abc import Sequence
 import click
 
 from aflow.cli.configure import STACK_HELP, import_stack, stack_parameters
+from aflow.cli.problems import USAGE
 
 _HELP = """What aflow needs in AWS: S3, Batch, a metadata service, roles (see docs/aws.md).
 
 \b
   aflow stack template > aflow.yaml
+  aflow stack check Image=REGISTRY/aflow:0.1.0 ComputeType=SPOT
   aws cloudformation deploy --template-file aflow.yaml --stack-name aflow \\
       --capabilities CAPABILITY_IAM --parameter-overrides Image=REGISTRY/aflow:0.1.0
   aflow stack import aflow            the same as: aflow configure import-stack aflow
 """
+
+
+_CHECK_HELP = """Say whether a stack can be made with these parameters.
+
+Each is NAME=VALUE, as `aws cloudformation deploy --parameter-overrides` takes them. A sentence for
+each that cannot be used; nothing is sent anywhere."""
 
 
 def stack(words: Sequence[str]) -> object:
@@ -24,6 +32,8 @@ def stack(words: Sequence[str]) -> object:
     group.add_command(
         click.Command("template", help="Print the CloudFormation template.", callback=_template)
     )
+    given = click.Argument(["parameters"], nargs=-1, metavar="[NAME=VALUE]...")
+    group.add_command(click.Command("check", help=_CHECK_HELP, params=[given], callback=_check))
     group.add_command(
         click.Command("import", help=STACK_HELP, params=stack_parameters(), callback=import_stack)
     )
@@ -34,3 +44,15 @@ def _template() -> None:
     from aflow.stack.settings import template
 
     click.echo(template(), nl=False)
+
+
+def _check(parameters: tuple[str, ...]) -> int:
+    from aflow.stack.parameters import given_as, parameters_of, refusals
+    from aflow.stack.settings import template
+
+    found = refusals(parameters_of(template()), given_as(parameters))
+    for each in found:
+        click.echo(each, err=True)
+    if not found:
+        click.echo("A stack can be made with these parameters.")
+    return USAGE if found else 0

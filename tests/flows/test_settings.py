@@ -169,6 +169,39 @@ def test_every_key_does_what_it_says_wherever_it_is_set(
     assert "without effect: state machines of aflow need no table" == remark(f"METAFLOW_{NONE}")
 
 
+MISSING = {
+    "BATCH_JOB_QUEUE": "AFLOW_BATCH_JOB_QUEUE",
+    "BATCH_CONTAINER_IMAGE": "AFLOW_BATCH_CONTAINER_IMAGE",
+    "ECS_S3_ACCESS_IAM_ROLE": "AFLOW_ECS_S3_ACCESS_IAM_ROLE",
+    "DATASTORE_SYSROOT_S3": "AFLOW_DATASTORE_SYSROOT_S3",
+    "SFN_IAM_ROLE": "AFLOW_SFN_IAM_ROLE",
+    "EVENTS_SFN_ACCESS_IAM_ROLE": "AFLOW_EVENTS_SFN_ACCESS_IAM_ROLE",
+}
+
+
+@pytest.mark.parametrize("key", MISSING)
+def test_a_setting_that_is_missing_is_named_in_a_sentence(
+    key: str, workspace: Workspace, s3_server: Server, queue: str, service: InThread
+) -> None:
+    account = Account(s3_server)
+    workspace.write(FLOW)
+    given = values(f"missing-{os.getpid()}", queue, service.url)
+    del given[key]
+    env = in_place("environment", workspace.path / "home", given)
+    account.client("s3").create_bucket(Bucket=f"missing-{os.getpid()}")
+    deploy = ["flow.py", "--no-pylint", "step-functions", "create"]
+    commands = [deploy] if key.startswith(("SFN", "EVENTS")) else [
+        deploy, ["run", "flow.py", "--no-pylint", "--with", "batch"]
+    ]  # fmt: skip
+
+    for words in commands:
+        ran = workspace.finish(workspace.start_aflow(*words, **account.environment, **env))
+
+        assert 2 == ran.code, ran.out + ran.err
+        assert MISSING[key] in ran.err
+        assert "Traceback" not in ran.err
+
+
 # ------------------------------------------------------------ all keys
 
 SAMPLES = {

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tests.flows.conftest import Workspace
 from tests.stack.conftest import IMAGE, KEY, Made
@@ -106,6 +108,51 @@ def test_every_output_names_something_that_is_there(made: Made, tmp_path: Path) 
                                  found["METAFLOW_DEFAULT_METADATA"])  # fmt: skip
 
 
+def test_the_other_outputs_name_policies_a_secret_and_a_notebook(made: Made) -> None:
+    outputs, iam = made.outputs(), made.aws("iam")
+    who = f"person-{os.getpid()}"
+    iam.create_user(UserName=who)
+    for key in ("UserPolicyArn", "DataPolicyArn"):
+        iam.attach_user_policy(UserName=who, PolicyArn=outputs[key])
+
+    attached = iam.list_attached_user_policies(UserName=who)["AttachedPolicies"]
+    assert {outputs["UserPolicyArn"], outputs["DataPolicyArn"]} == {
+        each["PolicyArn"] for each in attached
+    }
+    kept = made.aws("secretsmanager").get_secret_value(SecretId=outputs["DatabaseSecretArn"])
+    assert "{}" == kept["SecretString"], "what the test has put there"
+    name = outputs["NotebookUrl"].rpartition("/")[2]
+    notebook = made.aws("sagemaker").describe_notebook_instance(NotebookInstanceName=name)
+    assert "ml.t3.medium" == notebook["InstanceType"]
+
+
+def test_doctor_finds_that_all_of_the_stack_can_be_used(made: Made, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    service = InThread(f"sqlite:///{tmp_path}/metadata.db", [KEY])
+    # What a person does before, and what no stand-in has: the image, and the address of the API.
+    ecr, name = made.aws("ecr"), IMAGE.partition("/")[2].partition(":")[0]
+    ecr.create_repository(repositoryName=name)
+    manifest = {"schemaVersion": 2, "config": {"digest": "sha256:0", "size": 1}, "layers": [],
+                "mediaType": "application/vnd.docker.distribution.manifest.v2+json"}  # fmt: skip
+    tag = IMAGE.rpartition(":")[2]
+    ecr.put_image(repositoryName=name, imageTag=tag, imageManifest=json.dumps(manifest))
+    found = imported(made, home) | {"METAFLOW_SERVICE_URL": service.url}
+    (home / "config.json").write_text(json.dumps(found))
+
+    try:
+        done = aflow(made, home, "doctor", "--json")
+    finally:
+        service.stop()
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    states = {each["name"]: each["state"] for each in json.loads(done.stdout)}
+    assert {
+        "credentials", "datastore", "metadata", "job queue", "compute", "job role", "job image",
+        "execution role", "state machines", "schedules", "logs", "table", "clock",
+    } <= states.keys()  # fmt: skip
+    assert {"ok"} == {*states.values()}
+
+
 def test_flows_run_with_the_settings_of_the_stack(
     made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -134,24 +181,61 @@ def test_flows_run_with_the_settings_of_the_stack(
     assert all(each["Key"].startswith("metaflow/") for each in kept)
 
 
-def test_the_notebook_begins_with_the_same_settings(made: Made, tmp_path: Path) -> None:
-    found = imported(made, tmp_path / "imported")
+def settings_of_the_notebook(made: Made, home: Path) -> dict[str, str]:
+    """What the script of the stack writes when the notebook starts, for a user with this home."""
     told = made.aws("sagemaker").describe_notebook_instance_lifecycle_config(
         NotebookInstanceLifecycleConfigName=made.resources()["NotebookStart"][1].rpartition("/")[2]
     )
     script = base64.b64decode(told["OnStart"][0]["Content"]).decode()
     # On a notebook there are these two commands.
     for name, body in {"sudo": 'shift 3; exec bash "$@"', "aws": f"echo {KEY}"}.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
-
+        (home / name).write_text(f"#!/bin/bash\n{body}\n")
+        (home / name).chmod(0o755)
+    environment = {"HOME": str(home), "PATH": f"{home}:/usr/bin:/bin"}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
-
     assert (0, "") == (done.returncode, done.stderr)
-    written = json.loads((tmp_path / ".metaflowconfig" / "config.json").read_text())
+    written: dict[str, str] = json.loads((home / ".metaflowconfig" / "config.json").read_text())
+    return written
+
+
+def test_the_notebook_begins_with_the_same_settings(made: Made, tmp_path: Path) -> None:
+    found = imported(made, tmp_path / "imported")
+
+    written = settings_of_the_notebook(made, tmp_path)
+
     internal = found["METAFLOW_SERVICE_INTERNAL_URL"]
     assert found | {"METAFLOW_SERVICE_URL": internal} == written
+
+
+def test_the_notebook_of_the_stack_draws_runs_with_the_settings_it_has(
+    made: Made, repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written = settings_of_the_notebook(made, tmp_path)
+    service = InThread(f"sqlite:///{tmp_path}/service.db", [KEY])
+    home = tmp_path / ".metaflowconfig"
+    # The one thing that a stand-in does not have: what listens at the address of the load balancer.
+    (home / "config.json").write_text(json.dumps(written | {"METAFLOW_SERVICE_URL": service.url}))
+    for key, value in {**made.environment, "METAFLOW_HOME": str(home)}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("AFLOW_CLIENT_CACHE_PATH", str(tmp_path / "cache"))
+    workspace = Workspace(tmp_path)
+    workspace.write(FLOW)
+    notebook = nbformat.read(repository / "examples" / "notebooks" / "runs.ipynb", as_version=4)
+
+    try:
+        ran = workspace.run()
+        NotebookClient(
+            notebook, timeout=90, kernel_name="python3", resources={"metadata": {"path": str(home)}}
+        ).execute()
+    finally:
+        service.stop()
+
+    assert 0 == ran.code, ran.err
+    outputs = [each for cell in notebook.cells for each in cell.get("outputs", ())]
+    said = "".join(each["text"] for each in outputs if each["output_type"] == "stream")
+    assert service.url in said
+    assert "1 succeeded" in said
+    assert 1 == len([each for each in outputs if "image/png" in each.get("data", {})])
 
 
 def test_what_else_is_set_in_a_profile_stays(made: Made, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from aflow.stack.parameters import given_as, refusals
 from aflow.stack.settings import template
 from tests.stack.on_moto import loaded
 
@@ -113,30 +114,52 @@ def test_no_role_may_do_everything_of_a_service(whole: dict[str, Any]) -> None:
     ]
 
 
-def called(repository: Path) -> set[str]:
-    """What deploying a flow asks AWS for, as IAM calls it."""
-    tree = ast.parse((repository / "aflow" / "deploy" / "aws.py").read_text())
+def called(repository: Path, *modules: str) -> set[str]:
+    """What these modules ask AWS for, as IAM calls it."""
     calls = [
         node.args
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("._call")
+        for module in modules
+        for node in ast.walk(ast.parse((repository / "aflow" / module).read_text()))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith(("._call", "aws.call", "account.answer"))
     ]
     return {
         f"{service.value.replace('stepfunctions', 'states')}:{name.value.title().replace('_', '')}"
-        for service, named in calls
+        for service, named, *_ in calls
         for name in ast.walk(named)
         if isinstance(name, ast.Constant) and isinstance(service, ast.Constant)
     }
 
 
-def test_who_has_the_policy_for_people_may_deploy_flows(
+def test_who_has_the_policy_for_people_may_run_deploy_and_look(
     whole: dict[str, Any], repository: Path
 ) -> None:
     policy = [each for name, each in statements(whole) if name == "UserPolicy"]
     allowed = {action for each in policy for action in words(each["Action"])}
+    asked = called(
+        repository, "deploy/aws.py", "aws/calls.py", "checkup/asking.py", "checkup/every.py"
+    )
+    for_all = {"sts:GetCallerIdentity"}  # which nobody has to be allowed
 
-    assert 20 < len(called(repository))
-    assert set() == called(repository) - allowed
+    assert 30 < len(asked)
+    assert {"batch:SubmitJob", "batch:ListJobs", "batch:TerminateJob", "iam:GetRole"} < asked
+    assert for_all == asked - allowed
+
+
+def test_steps_may_read_secrets_below_the_prefix_and_none_of_the_stack(
+    whole: dict[str, Any],
+) -> None:
+    reading = {
+        name: each["Resource"]
+        for name, each in statements(whole)
+        if "secretsmanager:GetSecretValue" in words(each["Action"])
+    }
+
+    assert {"ServiceExecutionRole", "SecretsPolicy", "UserPolicy"} == reading.keys()
+    assert reading["SecretsPolicy"]["Fn::Sub"].endswith(":secret:${SecretsPrefix}*")
+    assert [{"Ref": "JobRole"}] == whole["Resources"]["SecretsPolicy"]["Properties"]["Roles"]
+    # Secrets without a name of their own are named after what they are called in the template.
+    assert not any(name.startswith("aflow/") for name in whole["Resources"])
 
 
 def test_what_has_resources_is_allowed_for_named_ones_alone(whole: dict[str, Any]) -> None:
@@ -225,3 +248,53 @@ def test_data_outlive_the_stack(whole: dict[str, Any]) -> None:
             if "DeletionPolicy" in each}  # fmt: skip
 
     assert {"Bucket": "Retain", "Database": "Snapshot"} == kept
+
+
+# ------------------------------------------------------------ parameters
+
+IMAGE = "Image=123456789012.dkr.ecr.us-east-1.amazonaws.com/aflow:0.1.0"
+
+
+def checked(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aflow", "stack", "check", *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_parameters_that_can_be_used_are_said_to() -> None:
+    done = checked(IMAGE, "ComputeType=SPOT", "MaxVCPUs=10000", "InstanceTypes=m7i,c7i")
+
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["MaxVCPUs=0"], "MaxVCPUs is '0', and has to be from 1 to 10000."),
+        (["MaxVCPUs=10001"], "MaxVCPUs is '10001', and has to be from 1 to 10000."),
+        (["MaxVCPUs=many"], "MaxVCPUs is 'many', and has to be a whole number."),
+        (["LogDays=2"], "LogDays is '2', and has to be one of 1, 3, 5,"),
+        (["ComputeType=GPU"], "ComputeType is 'GPU', and has to be one of EC2, SPOT,"),
+        (["JobPolicyArn=admin"], "JobPolicyArn is 'admin', and has to be empty, or the ARN of"),
+        (["MaxVCPU=1"], "The template has no parameter MaxVCPU. Did you mean MaxVCPUs?"),
+        (["MinVCPUs=65"], "MinVCPUs is 65, more than MaxVCPUs (64)"),
+        (["VpcCidr=10.9.0.0/16"], "Subnet1Cidr (10.20.0.0/20) does not lie in VpcCidr (10.9.0.0/"),
+        (["Subnet2Cidr=10.20.0.0/24"], "Subnet2Cidr (10.20.0.0/24) have addresses in common."),
+        (["VpcCidr=10.20.0.1/16"], "VpcCidr is '10.20.0.1/16', which is no network"),
+        (["VpcCidr=10.20.0.0/8"], "VpcCidr is '10.20.0.0/8', and has to be of the form"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_with_the_range(
+    words: list[str], said: str, whole: dict[str, Any]
+) -> None:
+    found = refusals(whole["Parameters"], given_as([IMAGE, *words]))
+
+    assert [True] == sorted({said in each for each in found} - {False}), found
+
+
+def test_the_command_refuses_all_that_is_wrong_at_once() -> None:
+    done = checked("MaxVCPUs=0", "LogDays=2")
+
+    assert (2, "") == (done.returncode, done.stdout)
+    assert 3 == len(done.stderr.splitlines())
+    assert "Image has to be given: Image of aflow" in done.stderr
+    assert "'x' is no parameter: write NAME=VALUE." in checked("x").stderr

@@ -1,0 +1,104 @@
+"""Whether a stack can be made with parameters: what CloudFormation would say, and what it only
+finds out a quarter of an hour later. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Network
+from itertools import combinations
+from typing import Any
+
+from aflow.errors import InvalidInput, MissingExtra
+
+_SUBNETS = ("Subnet1Cidr", "Subnet2Cidr", "DatabaseSubnet1Cidr", "DatabaseSubnet2Cidr")
+
+
+def parameters_of(template: str) -> dict[str, dict[str, Any]]:
+    """The parameters that a template (in YAML) has, by name."""
+    try:
+        import yaml  # type: ignore[import-untyped, unused-ignore]
+    except ImportError as error:
+        raise MissingExtra("Reading the template needs pyyaml: install aflow[yaml].") from error
+
+    # It takes functions of CloudFormation, which stand elsewhere, for nothing.
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})
+    loader.add_multi_constructor("!", lambda loader, name, node: None)
+    found: dict[str, dict[str, Any]] = yaml.load(template, loader)["Parameters"]  # noqa: S506
+    return found
+
+
+def given_as(words: Iterable[str]) -> dict[str, str]:
+    """`NAME=VALUE` words as values by name. Raises InvalidInput."""
+    found = {}
+    for word in words:
+        name, mark, value = word.partition("=")
+        if not name or not mark:
+            raise InvalidInput(f"{word!r} is no parameter: write NAME=VALUE.")
+        found[name] = value
+    return found
+
+
+def refusals(parameters: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -> list[str]:
+    """A sentence for each value that cannot be used, and for each that is missing."""
+    found = [*_unknown(parameters, given), *_missing(parameters, given)]
+    for name, value in given.items():
+        if name in parameters:
+            found += _of_one(name, value, parameters[name])
+    if not found:
+        whole = {name: str(each.get("Default", "")) for name, each in parameters.items()}
+        found += _together({**whole, **given})
+    return found
+
+
+def _unknown(parameters: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
+    import difflib
+
+    for name in given.keys() - parameters.keys():
+        near = difflib.get_close_matches(name, parameters, n=1)
+        said = f" Did you mean {near[0]}?" if near else ""
+        yield f"The template has no parameter {name}.{said}"
+
+
+def _missing(
+    parameters: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]
+) -> Iterator[str]:
+    for name, each in parameters.items():
+        if "Default" not in each and name not in given:
+            yield f"{name} has to be given: {each['Description']}"
+
+
+def _of_one(name: str, value: str, parameter: Mapping[str, Any]) -> Iterator[str]:
+    shown = f"{name} is {value!r}, and has to be"
+    allowed = [str(each) for each in parameter.get("AllowedValues", ())]
+    if parameter["Type"] == "Number" and not re.fullmatch(r"\d{1,15}", value):
+        yield f"{shown} a whole number."
+    elif "MinValue" in parameter and not (
+        parameter["MinValue"] <= int(value) <= parameter["MaxValue"]
+    ):
+        yield f"{shown} from {parameter['MinValue']} to {parameter['MaxValue']}."
+    elif allowed and value not in allowed:
+        yield f"{shown} one of {', '.join(allowed)}."
+    elif not re.fullmatch(parameter.get("AllowedPattern", ".*"), value):
+        said = str(parameter.get("ConstraintDescription", "has to be of another form."))
+        yield f"{name} is {value!r}, and {said}"
+
+
+def _together(values: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with values beside one another."""
+    least, most = int(values["MinVCPUs"]), int(values["MaxVCPUs"])
+    if least > most:
+        yield f"MinVCPUs is {least}, more than MaxVCPUs ({most}): more would have to run than may."
+    nets: dict[str, IPv4Network] = {}
+    for name in ("VpcCidr", *_SUBNETS):
+        try:
+            nets[name] = IPv4Network(values[name])
+        except ValueError as error:
+            yield f"{name} is {values[name]!r}, which is no network: {error}."
+            return
+    for name in _SUBNETS:
+        if not nets[name].subnet_of(nets["VpcCidr"]):
+            yield f"{name} ({nets[name]}) does not lie in VpcCidr ({nets['VpcCidr']})."
+    for one, other in combinations(_SUBNETS, 2):
+        if nets[one].overlaps(nets[other]):
+            yield f"{one} ({nets[one]}) and {other} ({nets[other]}) have addresses in common."

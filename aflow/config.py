@@ -13,7 +13,7 @@ A value that is empty counts as not set. This is the only module that reads the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -180,9 +180,11 @@ class Settings:
         return self.namespace or f"user:{self.user}"
 
 
-def environment_with(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of this program, and what is to be set for one that it starts."""
-    return {**os.environ, **more}
+def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> dict[str, str]:
+    """The environment of this program, and what is to be set for one that it starts; but for those
+    variables, which are not for it to know."""
+    known = {name: value for name, value in os.environ.items() if name not in without}
+    return {**known, **more}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import calendar
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time, timedelta
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -45,7 +45,7 @@ class Cron(NamedTuple):
     years: frozenset[int] | None
 
 
-@cache
+@lru_cache(1000)
 def parse(text: str) -> Cron:
     """Read an expression. Raises InvalidInput, which says what cannot be read."""
     fields = text.upper().split()
@@ -71,14 +71,17 @@ def zone_of(name: str | None) -> ZoneInfo:
         ) from error
 
 
-def ticks(cron: Cron, zone: ZoneInfo, after: float, until: float) -> Iterator[float]:
-    """The times at which it is due, after the one and up to the other (seconds since the epoch)."""
-    day = datetime.fromtimestamp(after, zone).date()
-    last = datetime.fromtimestamp(until, zone).date()
-    while day <= last:
+def latest_ticks(cron: Cron, zone: ZoneInfo, after: float, until: float, most: int) -> list[float]:
+    """The times at which it is due, after the one and up to the other (seconds since the epoch), in
+    their order: the last of them, `most` at most. It costs what these cost, and not what all do."""
+    found: list[float] = []
+    day = datetime.fromtimestamp(until, zone).date()
+    first = datetime.fromtimestamp(after, zone).date()
+    while day >= first and len(found) < most:
         if _is_due(cron, day):
-            yield from (at for at in _times(cron, zone, day) if after < at <= until)
-        day += _DAY
+            found += reversed([at for at in _times(cron, zone, day) if after < at <= until])
+        day -= _DAY
+    return found[:most][::-1]
 
 
 def next_tick(cron: Cron, zone: ZoneInfo, after: float) -> float | None:
@@ -155,9 +158,9 @@ def _number(
 def _day_rule(text: str, days: str, weekdays: str) -> DayRule:
     rules = []
     if days not in ("*", "?"):
-        rules.append(_any(_of_month(text, item) for item in days.split(",")))
+        rules.append(_any(_of_month(text, item) for item in {*days.split(",")}))
     if weekdays not in ("*", "?"):
-        rules.append(_any(_of_week(text, item) for item in weekdays.split(",")))
+        rules.append(_any(_of_week(text, item) for item in {*weekdays.split(",")}))
     return _any(rules) if rules else lambda day: True
 
 

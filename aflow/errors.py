@@ -46,6 +46,7 @@ AflowError
 ├── NotFound                     the client was asked for what is not there
 │   └── NamespaceMismatch
 ├── CommandFailed                a command that was started has begun no run
+│   └── ServerUnavailable        the server that was asked does not answer, or not now
 ├── StackUnreadable              AWS does not say what a stack has made
 ├── CoordinatorClosed            a run was to begin in a coordinator that has been closed
 ├── CoordinatorFull              a coordinator has as many runs as it may have at once
@@ -387,6 +388,12 @@ class CommandFailed(AflowError, RuntimeError):
     """A command that a program has started ended before it had begun a run."""
 
     headline = "Command failed"
+
+
+class ServerUnavailable(CommandFailed):
+    """The server that was asked does not answer, or cannot do so now: another try may go well."""
+
+    headline = "Server unavailable"
 
 
 class StackUnreadable(AflowError):

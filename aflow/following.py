@@ -2,15 +2,20 @@
 
 Whoever may read the metadata and the datastore may follow a run, wherever it goes on; output comes
 as soon as it is recorded, which is about a second after it was printed. What has been told is not
-kept: a run of any size is followed in little memory.
+kept: a run of any size is followed in little memory, and no query stays open between two lines.
+
+How far it has been told is a short text, so that it goes on elsewhere after any line: the greatest
+number of a task so far, and after each `_` a task that may still print something, as far as it was
+told (number, attempt, chunks, lines of the next chunk; zeros at the end are left out).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from aflow.errors import ObjectNotFound
+from aflow.errors import InvalidInput, ObjectNotFound
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 from aflow.storage.logs import chunk_name, read_log
 
@@ -34,20 +39,32 @@ class TaskLine(NamedTuple):
 class _Open:
     """A task that may still print something, and how far it has been told."""
 
-    __slots__ = ("attempt", "chunks", "step", "task")
+    __slots__ = ("attempt", "chunks", "lines", "step", "task")
 
-    def __init__(self, task: TaskRecord) -> None:
+    def __init__(self, task: TaskRecord, attempt: int = 0, chunks: int = 0, lines: int = 0) -> None:
         self.task = task.task
         self.step = task.step
-        self.attempt = 0
-        self.chunks = 0
+        self.attempt = attempt
+        self.chunks = chunks
+        self.lines = lines
+
+    def position(self) -> str:
+        numbers = f"_{self.task}.{self.attempt}.{self.chunks}.{self.lines}"
+        while numbers.endswith(".0"):
+            numbers = numbers[:-2]
+        return numbers
+
+
+_POSITION = re.compile(r"\d{1,9}(?:_\d{1,9}(?:\.\d{1,9}){0,3})*", re.ASCII)
+_PAGE = 500  # tasks that are looked up at once
 
 
 class Following:
     """The output of a run, of one of its steps, or of one task. All calls block.
 
     `poll` tells what has come since the last call; when `has_ended` was True before a `poll`, that
-    one told the last of it."""
+    one told the last of it. `after` is a `position` that it had elsewhere; raises InvalidInput for
+    a text that is none."""
 
     def __init__(
         self,
@@ -56,6 +73,7 @@ class Following:
         run: RunRecord,
         step: str | None = None,
         task: int | None = None,
+        after: str = "",
     ) -> None:
         self._metadata = metadata
         self._store = store
@@ -64,6 +82,25 @@ class Following:
         self._task = task
         self._seen = 0 if task is None else task - 1  # the greatest number of a task so far
         self._open: dict[int, _Open] = {}
+        self._others = ""  # the position without the task that is being told
+        self._now: _Open | None = None
+        self._before: list[list[int]] = []  # what `after` says of tasks, until they are looked up
+        if after:
+            if not _POSITION.fullmatch(after):
+                raise InvalidInput(f"{after[:80]!r} is no place in the output of a run.")
+            seen, *tasks = after.split("_")
+            self._seen = int(seen)
+            self._before = [[*map(int, each.split("."))] for each in tasks]
+
+    @property
+    def position(self) -> str:
+        """How far it has been told: after the line that `poll` gave last."""
+        if self._now is None:
+            return f"{self._seen}{self._all_but(None)}"
+        return self._others + self._now.position()
+
+    def _all_but(self, task: _Open | None) -> str:
+        return "".join(each.position() for each in self._open.values() if each is not task)
 
     def has_ended(self) -> bool:
         """Whether the run has ended, or is not there any more. Raises MetadataError."""
@@ -72,47 +109,58 @@ class Following:
 
     def poll(self) -> Iterator[TaskLine]:
         """What has come, task by task. Raises MetadataError and StorageError."""
-        for task in self._new_tasks():
-            self._open[task.task] = _Open(task)
+        self._look_up()
         for each in [*self._open.values()]:
             yield from self._lines_of(each)
+        while page := self._new_tasks():
+            for task in page:
+                self._seen = task.task
+                if not task.origin:  # what was taken over has printed nothing here
+                    found = self._open[task.task] = _Open(task)
+                    yield from self._lines_of(found)
 
-    def _new_tasks(self) -> Iterator[TaskRecord]:
-        run_key = self._run.key
+    def _look_up(self) -> None:
+        for number, *told in self._before:
+            found = self._metadata.task(self._run.key, number)
+            if found is not None and self._step in (None, found.task.step):
+                self._open[number] = _Open(found.task, *told)
+        self._before = []
+
+    def _new_tasks(self) -> list[TaskRecord]:
+        key, after = self._run.key, self._seen
         if self._task is not None:
-            found = None if self._task <= self._seen else self._metadata.task(run_key, self._task)
-            if found is not None:
-                self._seen = self._task
-                yield found.task
-            return
-        for view in self._metadata.tasks(run_key, step=self._step, after=self._seen, light=True):
-            self._seen = view.task.task
-            if not view.task.origin:  # what was taken over has printed nothing here
-                yield view.task
+            found = None if self._task <= after else self._metadata.task(key, self._task)
+            return [] if found is None else [found.task]
+        page = self._metadata.tasks(key, step=self._step, after=after, limit=_PAGE, light=True)
+        return [view.task for view in page]
 
     def _lines_of(self, task: _Open) -> Iterator[TaskLine]:
+        self._now, self._others = task, f"{self._seen}{self._all_but(task)}"
         attempts = self._metadata.attempts(self._run.key, task.task)
         for attempt in attempts:
             if attempt.attempt < task.attempt:
                 continue
             if attempt.attempt > task.attempt:
-                task.attempt, task.chunks = attempt.attempt, 0
-            for line in self._records(task, attempt):
-                yield TaskLine(task.step, task.task, attempt.attempt, *_told(line))
+                task.attempt, task.chunks, task.lines = attempt.attempt, 0, 0
+            for lines in self._chunks(task, attempt):
+                for line in lines[task.lines :]:
+                    task.lines += 1
+                    yield TaskLine(task.step, task.task, attempt.attempt, *_told(line))
+                task.chunks, task.lines = task.chunks + 1, 0
         last = attempts[-1] if attempts else None
         if last is not None and last.state is AttemptState.SUCCEEDED:
             del self._open[task.task]
+        self._now = None
 
-    def _records(self, task: _Open, attempt: AttemptRecord) -> Iterator[LogRecord]:
-        if attempt.log is not None and task.chunks == 0:
-            task.chunks = 1  # it is told whole, once
-            yield from read_log(attempt.log)
+    def _chunks(self, task: _Open, attempt: AttemptRecord) -> Iterator[list[LogRecord]]:
+        """The lines of those that have not been told."""
+        if attempt.log is not None:
+            if task.chunks == 0:  # it is told whole
+                yield [*read_log(attempt.log)]
             return
-        if attempt.log is None and attempt.log_chunks > task.chunks:
-            first, task.chunks = task.chunks, attempt.log_chunks
-            where = (self._run.flow, self._run.run, task.step, task.task, attempt.attempt)
-            names = [chunk_name(*where, number) for number in range(first, attempt.log_chunks)]
-            yield from read_log(data for name in names if (data := self._chunk(name)) is not None)
+        where = (self._run.flow, self._run.run, task.step, task.task, attempt.attempt)
+        while task.chunks < attempt.log_chunks:
+            yield [*read_log(self._chunk(chunk_name(*where, task.chunks)) or b"")]
 
     def _chunk(self, name: str) -> bytes | None:
         try:

@@ -15,6 +15,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 _NOT_CODE = frozenset({"__pycache__", "node_modules"})
+_LONGEST_NAME = 1000
 
 
 class Limits(NamedTuple):
@@ -127,9 +129,17 @@ def fetch(blobs: BlobStore, key: str) -> bytes:
 def opened(data: bytes) -> tarfile.TarFile:
     """The archive, to read from; raises CodePackageError for what is none."""
     try:
-        return tarfile.open(fileobj=io.BytesIO(data))
-    except tarfile.TarError as error:
+        # Plain: a few bytes of an archive that is compressed can be gigabytes.
+        return tarfile.open(fileobj=io.BytesIO(data), mode="r:")
+    except (tarfile.TarError, ValueError) as error:
         raise CodePackageError(f"This is no code package: {error}.") from error
+
+
+def check(data: bytes) -> None:
+    """Raises CodePackageError for what is no archive that could be unpacked."""
+    with opened(data) as archive, _named("This is no code package"):
+        for _ in _members(archive):
+            pass
 
 
 def unpack(data: bytes, folder: Path) -> None:
@@ -165,22 +175,37 @@ def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
 def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
     """The same, from an archive that is open."""
     # Not extractall: it is safe with a filter alone, which Python has since 3.11.4 only.
+    with _named(f"The code cannot be unpacked to {folder}"):
+        for member, path in _members(archive):
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = archive.extractfile(member)
+            assert content is not None, "it is a plain file"
+            with content, target.open("wb") as file:
+                shutil.copyfileobj(content, file)
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
+    """The files of the archive, and where they belong below a folder. Each is a plain file, of as
+    many bytes as the archive has of it: no link, no device, and none with holes."""
+    for count, member in enumerate(archive):
+        path = PurePosixPath(member.name)
+        is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
+        is_below = path.parts and not path.is_absolute() and ".." not in path.parts
+        if not is_plain or not is_below or "\0" in member.name or len(member.name) > _LONGEST_NAME:
+            name = member.name[:200]
+            raise tarfile.ExtractError(f"{name!r} is no plain file below the package's folder")
+        if count >= TO_TRAVEL.entries:
+            raise tarfile.ExtractError(f"there are more than {TO_TRAVEL.entries} files")
+        yield member, path
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
     try:
-        for member in archive:
-            _unpack_one(archive, member, folder)
-    except (tarfile.TarError, OSError) as error:
-        raise CodePackageError(f"The code cannot be unpacked to {folder}: {error}.") from error
-
-
-def _unpack_one(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    path = PurePosixPath(member.name)
-    content = archive.extractfile(member) if member.isreg() else None
-    if content is None or path.is_absolute() or ".." in path.parts or not path.parts:
-        raise tarfile.ExtractError(f"{member.name!r} is no plain file below the package's folder")
-    target = folder / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with content, target.open("wb") as file:
-        shutil.copyfileobj(content, file)
+        yield
+    except (tarfile.TarError, OSError, ValueError) as error:  # tarfile lets some of each out
+        raise CodePackageError(f"{what}: {error}.") from error
 
 
 # ------------------------------------------------------------------ which files

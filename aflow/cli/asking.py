@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple
 from urllib import request
 from urllib.error import HTTPError
 
@@ -14,10 +15,12 @@ import click
 
 from aflow.cli.options import option
 from aflow.config import looked_up, service_headers
-from aflow.errors import CommandFailed, InvalidInput
+from aflow.errors import CommandFailed, InvalidInput, ServerUnavailable
 
 WAIT = 30  # seconds that the server is asked to wait, again and again
 _PATIENCE = 60 + WAIT
+_TRIES = 16  # about a minute of them
+_LONGEST_PAUSE = 5.0  # seconds
 
 
 def server_option() -> click.Option:
@@ -33,7 +36,13 @@ def server_option() -> click.Option:
 
 def of_a_server() -> click.Option:
     """The option --server of a command that shows what is here, unless one is named."""
-    return option("--server", metavar="URL", help="What this server has, instead of what is here.")
+    return option(
+        "--server",
+        metavar="URL",
+        envvar="AFLOW_SERVER",
+        callback=lambda _, __, url: url or None,
+        help="What this server has ('': what is here).  [default: AFLOW_SERVER, else what is here]",
+    )
 
 
 def ask(
@@ -45,20 +54,60 @@ def ask(
         return json.load(answer)
 
 
-def events(server: str, path: str) -> Iterator[str]:
-    """The lines of an answer as they come, without their newlines. Raises what `ask` raises."""
-    with _answered(server, "GET", path, None, "application/json") as answer:
+class Told(NamedTuple):
+    """A server-sent event."""
+
+    kind: str
+    data: Any
+
+
+def events(server: str, path: str) -> Iterator[Told]:
+    """Server-sent events, until the one that is called `end`. Where the connection is lost, or the
+    server is started again meanwhile, they go on after the last one that had an id. Raises what
+    `ask` raises, if the server is away for a minute."""
+    last, tries, pause = "", 0, Event()
+    while True:
+        try:
+            for id_, told in _events(server, path, last):
+                last, tries = id_ or last, 0
+                yield told
+                if told.kind == "end":
+                    return
+            raise ServerUnavailable(f"The server {server} has ended its answer.")
+        except ServerUnavailable:
+            tries += 1
+            if tries > _TRIES or not last:
+                raise
+            pause.wait(min(_LONGEST_PAUSE, 2.0**tries / 4))
+
+
+def _events(server: str, path: str, last: str) -> Iterator[tuple[str, Told]]:
+    more = {"Last-Event-ID": last} if last else {}
+    id_, kind = "", ""
+    with _answered(server, "GET", path, None, "application/json", more) as answer:
         for line in answer:
-            yield line.decode().rstrip("\n")
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            if name == "id":
+                id_ = value
+            elif name == "event":
+                kind = value
+            elif name == "data":
+                yield id_, Told(kind, json.loads(value))
+                id_ = ""
 
 
 @contextmanager
 def _answered(
-    server: str, method: str, path: str, body: bytes | None, type_: str
+    server: str,
+    method: str,
+    path: str,
+    body: bytes | None,
+    type_: str,
+    more: Mapping[str, str] | None = None,
 ) -> Iterator[HTTPResponse]:
     if not server.startswith(("http://", "https://")):
         raise InvalidInput(f"{server!r} is no address of a server: http(s)://host:port.")
-    headers = {"Content-Type": type_}
+    headers = {"Content-Type": type_, **(more or {})}
     if key := service_headers().get("x-api-key"):
         headers["Authorization"] = f"Bearer {key}"
     url = server.rstrip("/") + path
@@ -67,10 +116,11 @@ def _answered(
         with request.urlopen(asked, timeout=_PATIENCE) as answer:  # noqa: S310
             yield answer
     except HTTPError as error:
-        raise CommandFailed(f"The server {server} refuses: {_sentence(error)}") from error
+        kind = ServerUnavailable if error.code in (502, 503, 504) else CommandFailed
+        raise kind(f"The server {server} refuses: {_sentence(error)}") from error
     except (OSError, HTTPException, ValueError) as error:
         why = getattr(error, "reason", error)
-        raise CommandFailed(
+        raise ServerUnavailable(
             f"The server {server} does not answer ({why}): start one with `aflow server`, or name "
             "another with --server."
         ) from error

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import click
@@ -56,24 +54,13 @@ def follow_there(server: str, spec: Pathspec, streams: tuple[str, ...], *, follo
     which = {"step": spec.step, "task": spec.task, "follow": int(follow)}
     query = urlencode({name: value for name, value in which.items() if value is not None})
     path = f"/v1/runs/{spec.flow}/{spec.run}/logs?{query}"
-    for kind, data in _read(events(server, path)):
+    for kind, data in events(server, path):
         if kind == "line" and data["stream"] in streams:
             text = data["text"].encode("utf-8", "surrogateescape")
             _print(spec.run or "", data["step"], data["task"], data["at"], data["stream"], text)
         elif kind == "end" and follow:
             return _ended(f"{spec.flow}/{spec.run}", data["state"], data["reason"])
     return 0
-
-
-def _read(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    """The events of a stream: kind and data."""
-    kind = ""
-    for line in lines:
-        name, _, value = line.partition(": ")
-        if name == "event":
-            kind = value
-        elif name == "data":
-            yield kind, json.loads(value)
 
 
 def _print(run: str, step: str, task: int, at: float, stream: str, text: bytes) -> None:

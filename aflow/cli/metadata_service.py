@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import option
 from aflow.config import Settings
 
@@ -56,6 +57,7 @@ def _serve(metadata: str | None, host: str, port: int) -> None:
     from aflow.service.database import open_database
     from aflow.service.serve import serve
 
+    keep_logbook()
     settings = Settings.load()
     url = metadata or settings.local_metadata_url
     database = open_database(url, settings.durability)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import option
 from aflow.config import Settings
 from aflow.errors import InvalidSetting
@@ -108,6 +109,7 @@ def _serve(
     from aflow.server.serve import Listen, serve, tls_context
     from aflow.storage.blobs import BlobStore
 
+    keep_logbook()
     settings = Settings.load(
         **_storage(storage, datastore_root),
         metadata=metadata,
@@ -124,7 +126,9 @@ def _serve(
     try:
         _check_door(host, settings, records)
         routes = _metadata_routes(settings.metadata_url, settings.durability, records)
-        runs = Runs(_place(settings), blobs, max_runs)
+        place = _place(settings)
+        place.prepare()
+        runs = Runs(place, blobs, max_runs)
         listen = Listen(host, port, settings.service_auth_keys, grace, tls)
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
         serve(runs, blobs, records, listen, click.echo, routes, workers)
@@ -160,7 +164,10 @@ def _place(settings: Settings) -> Place:
     }
     if settings.queue is not None:
         told["QUEUE"] = settings.queue
-    return Place(settings.root, {f"AFLOW_{key}": value for key, value in told.items()})
+    # Who may come in is none of a run's business, unless it asks a service for its metadata itself.
+    is_service = settings.metadata_url.startswith(("http://", "https://"))
+    secret = () if is_service else ("AFLOW_SERVICE_AUTH_KEY", "METAFLOW_SERVICE_AUTH_KEY")
+    return Place(settings.root, {f"AFLOW_{key}": value for key, value in told.items()}, secret)
 
 
 def _storage(url: str | None, root: str | None) -> dict[str, Any]:

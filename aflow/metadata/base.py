@@ -21,7 +21,7 @@ Values are plain; times are seconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -295,7 +295,7 @@ class MetadataStore(Protocol):
     def journal(self, run_key: int) -> Iterator[bytes]:
         """The event batches of the run, oldest first."""
 
-    def journal_after(self, run_key: int, version: int) -> Iterator[tuple[int, bytes]]:
+    def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
         """Those that were written after the run was at this version, each with the version that it
         brought the run to."""
 

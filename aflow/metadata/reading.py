@@ -7,7 +7,7 @@ are the same everywhere, and so are the columns that they give.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -57,7 +57,7 @@ class RecordReader(ABC):
         """The event batches of the run, oldest first."""
         return (events for _, events in self.journal_after(run_key, 0))
 
-    def journal_after(self, run_key: int, version: int) -> Iterator[tuple[int, bytes]]:
+    def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
         """Event batches above a version, with theirs; see the port."""
         for row in self._stream("journal", run_key=run_key, after=version):
             yield row[0], row[1]

@@ -7,7 +7,7 @@ this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import VersionConflict
@@ -130,7 +130,7 @@ class ServiceMetadata:
         """The event batches of the run, oldest first."""
         return self._stream("journal", run_key)
 
-    def journal_after(self, run_key: int, version: int) -> Iterator[tuple[int, bytes]]:
+    def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
         """Event batches above a version, with theirs; see the port."""
         return (
             (number, events) for number, events in self._stream("journal_after", run_key, version)

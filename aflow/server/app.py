@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aflow import ids
+from aflow import ids, package
 from aflow.clock import SystemClock
 from aflow.errors import (
     AflowError,
@@ -22,12 +22,12 @@ from aflow.errors import (
     StoreUnavailable,
     VersionConflict,
 )
-from aflow.server import streams
-from aflow.server.demands import demand
-from aflow.server.door import Door
+from aflow.server.demands import demand, json_of, refusal
 from aflow.server.orders import order
 from aflow.server.routes import LARGEST_NUMBER, LARGEST_PAGE, LONGEST_WAIT, ROUTES
 from aflow.server.schedule_routes import ScheduleRoutes
+from aflow.server.streams import Streams, last_event
+from aflow.service.bodies import body_of
 
 try:
     from aiohttp import web
@@ -36,6 +36,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.server.door import Door
     from aflow.server.metrics import Metrics
     from aflow.server.runs import Runs
     from aflow.server.scheduling import Scheduling
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _LARGEST_PACKAGE = 64 << 20
-_LARGEST_ORDER = 2 << 20
+_UPLOADS = 4  # packages that are in memory at once
 _LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
 
 _log = logging.getLogger("aflow.server")
@@ -55,18 +56,17 @@ def application(
     blobs: BlobStore,
     metadata: MetadataStore,
     metrics: Metrics,
-    scheduling: Scheduling | None = None,
-    tokens: Sequence[str] = (),
+    scheduling: Scheduling | None,
+    door: Door,
 ) -> web.Application:
-    """The API, behind its door: with the tokens of the settings, and those beside the metadata."""
-    apis = (_Api(runs, blobs, metadata, metrics), ScheduleRoutes(scheduling, SystemClock()))
-    door = Door(tokens, metadata, SystemClock(), _refusal)
-    app = web.Application(
-        client_max_size=_LARGEST_PACKAGE, middlewares=[metrics, _errors_answered, door]
-    )
+    """The API, behind its door."""
+    api = _Api(runs, blobs, metadata, metrics)
+    apis = (api, ScheduleRoutes(scheduling, SystemClock()))
+    app = web.Application(middlewares=[metrics, _errors_answered, door])
     for route in ROUTES:
-        api = next(each for each in apis if hasattr(each, route.name))
-        app.router.add_route(route.method, route.path, getattr(api, route.name))
+        answers = next(each for each in apis if hasattr(each, route.name))
+        app.router.add_route(route.method, route.path, getattr(answers, route.name))
+    app.on_shutdown.append(api.close)
     app.router.add_get("/openapi.json", _described)
     return app
 
@@ -88,13 +88,21 @@ class _Api:
         self._runs = runs
         self._blobs = blobs
         self._metadata = metadata
+        self._streams = Streams(metadata)
+        self._uploads = asyncio.Semaphore(_UPLOADS)
+
+    async def close(self, _: web.Application) -> None:
+        """Let nobody wait any longer."""
+        self._streams.close()
 
     async def alive(self, _: web.Request) -> web.StreamResponse:
         """The process answers."""
         return web.json_response({"status": "alive"})
 
     async def ready(self, _: web.Request) -> web.StreamResponse:
-        """The metadata answers, too; 503."""
+        """The metadata answers, too, and runs are begun; 503."""
+        if self._runs.is_closed:
+            raise CoordinatorClosed("The server is being stopped.")
         await asyncio.to_thread(self._metadata.flows)
         return web.json_response({"status": "ready"})
 
@@ -106,24 +114,27 @@ class _Api:
     async def add_package(self, request: web.Request) -> web.StreamResponse:
         """Keep a code package: the body is the archive; its key is said."""
         demand(request, "application/x-tar")
-        data = await request.read()
-        key = await asyncio.to_thread(self._blobs.put, data)
+        async with self._uploads:
+            data = await body_of(request, _LARGEST_PACKAGE)
+            key = await asyncio.to_thread(self._kept, data)
         return web.json_response({"package": key}, status=201)
+
+    def _kept(self, data: bytes) -> str:
+        package.check(data)
+        return self._blobs.put(data)
 
     async def add_run(self, request: web.Request) -> web.StreamResponse:
         """Begin a run."""
-        demand(request, "application/json")
-        if (request.content_length or 0) > _LARGEST_ORDER:
-            raise web.HTTPRequestEntityTooLarge(_LARGEST_ORDER, request.content_length or 0)
+        wanted = order(await json_of(request))
         # Shielded: who goes away while a run begins leaves a run that is known.
-        pathspec = await asyncio.shield(self._runs.begin(order(await request.read())))
+        pathspec = await asyncio.shield(self._runs.begin(wanted))
         return web.json_response({"run": pathspec}, status=201)
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
         """The latest runs (`limit`) of a flow (`flow`), or of all."""
         flow = request.query.get("flow")
         flows = None if flow is None else [ids.flow_name(flow)]
-        limit = int(_number(request, "limit", 20, LARGEST_PAGE))
+        limit = _number(request, "limit", 20, LARGEST_PAGE)
         found = await asyncio.to_thread(self._latest, flows, limit)
         return web.json_response({"runs": [_told(run) for run in found]})
 
@@ -151,13 +162,14 @@ class _Api:
             record = await asyncio.to_thread(self._record, flow, run)
             if record.finished_at is not None:
                 return
-            await asyncio.sleep(min(left, _LOOK))
+            if await self._streams.rest(min(left, _LOOK)):
+                return
 
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:
         """The tasks of a run by number, those above `after`, with their latest attempts."""
         flow, run = _named(request)
-        limit = int(_number(request, "limit", 100, LARGEST_PAGE))
-        after = int(_number(request, "after", 0, LARGEST_NUMBER))  # 0 holds the parameters
+        limit = _number(request, "limit", 100, LARGEST_PAGE)
+        after = _number(request, "after", 0, LARGEST_NUMBER)  # 0 holds the parameters
 
         def page() -> list[dict[str, Any]]:
             key = self._record(flow, run).key
@@ -170,24 +182,26 @@ class _Api:
         """What happens in a run, as server-sent events: after the one of `Last-Event-ID`; with
         `follow=1` until the run has ended."""
         flow, run = _named(request)
-        after = _whole("Last-Event-ID", request.headers.get("Last-Event-ID"), 0, LARGEST_NUMBER)
+        after = last_event(request.headers.get("Last-Event-ID"))
         follow = bool(_number(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._record, flow, run)
-        told = streams.happenings(self._metadata, record, after, follow)
-        return await streams.answer(request, told)
+        told = self._streams.happenings(record, after, follow=follow)
+        return await self._streams.answer(request, told)
 
     async def show_logs(self, request: web.Request) -> web.StreamResponse:
         """What the tasks of a run have printed, as server-sent events: of one `step`, or of one
-        `task`; with `follow=1` until the run has ended."""
+        `task`; after the line of `Last-Event-ID`; with `follow=1` until the run has ended."""
         flow, run = _named(request)
         step = request.query.get("step")
         if step is not None:
             ids.step_name(step)
-        task = int(_number(request, "task", 0, LARGEST_NUMBER)) or None
+        task = _number(request, "task", 0, LARGEST_NUMBER) or None
         follow = bool(_number(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._record, flow, run)
-        told = streams.lines(self._metadata, record, step, task, follow)
-        return await streams.answer(request, told)
+        after = request.headers.get("Last-Event-ID", "")
+        following = await asyncio.to_thread(self._streams.following, record, step, task, after)
+        told = self._streams.lines(record, following, follow=follow)
+        return await self._streams.answer(request, told)
 
     async def cancel_run(self, request: web.Request) -> web.StreamResponse:
         """Stop a run, wherever it goes on."""
@@ -199,7 +213,7 @@ class _Api:
                 self._metadata.request_cancel, record.key, "The run was cancelled over HTTP."
             )
             if not asked:
-                return _refusal(409, f"{flow}/{run} cannot be cancelled: it has ended.")
+                return refusal(409, f"{flow}/{run} cannot be cancelled: it has ended.")
         return web.json_response({"run": f"{flow}/{run}"}, status=202)
 
     def _record(self, flow: str, run: str) -> RunRecord:
@@ -239,15 +253,12 @@ def _task_told(view: TaskView) -> dict[str, Any]:
     }
 
 
-def _number(request: web.Request, name: str, default: float, most: float) -> float:
-    return _whole(name, request.query.get(name), default, most)
-
-
-def _whole(name: str, text: str | None, default: float, most: float) -> int:
+def _number(request: web.Request, name: str, default: int, most: int) -> int:
+    text = request.query.get(name)
     if text is None:
-        return int(default)
+        return default
     if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) > most:
-        raise InvalidInput(f"{name} has to be a whole number from 0 to {most:.0f}.")
+        raise InvalidInput(f"{name} has to be a whole number from 0 to {most}.")
     return int(text)
 
 
@@ -271,13 +282,9 @@ async def _errors_answered(request: web.Request, handler: Handler) -> web.Stream
         return await handler(request)
     except web.HTTPException as said:  # of aiohttp: no such route, too large a body
         headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else {}
-        return _refusal(said.status, said.reason, headers)
+        return refusal(said.status, said.reason, headers)
     except AflowError as error:
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
         if status >= 500:
             _log.error("%s %s: %s", request.method, request.path, error)
-        return _refusal(status, str(error))
-
-
-def _refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:
-    return web.json_response({"error": sentence}, status=status, headers=headers)
+        return refusal(status, str(error))

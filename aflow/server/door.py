@@ -13,16 +13,17 @@ from aiohttp import web
 from aflow import tokens
 from aflow.metadata.documents import documents_of
 from aflow.metadata.wire import WRITES
+from aflow.server.demands import refusal
+from aflow.service.origins import is_of_another_site, names_this_machine
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Refusal = Callable[[int, str], web.Response]
 
 _OPEN = frozenset({"/healthz", "/readyz", "/ping"})  # to those who watch, who have no token
-_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _CALLS = "/aflow/v1/metadata/"
+_SHOWN = 200  # characters of a path in the log
 
 _log = logging.getLogger("aflow.server")
 
@@ -30,15 +31,19 @@ _log = logging.getLogger("aflow.server")
 class Door:
     """Turns away who may not come in. With a token in the settings (`keys`), or one that was made
     (`store` knows them, if it keeps any), a request has to carry one (401) which allows it (403);
-    without, it has to be addressed to this machine by a name that no other site can take (403)."""
+    so it does where others reach the server (`is_local` is False), and where there have been tokens
+    that are revoked. Without, it has to be addressed to this machine by a name that no other site
+    can take, and may not be sent by a browser for a page of another site (403)."""
 
     __middleware_version__ = 1
 
-    def __init__(self, keys: Sequence[str], store: Any, clock: Clock, refusal: Refusal) -> None:
+    def __init__(
+        self, keys: Sequence[str], store: Any, clock: Clock, *, is_local: bool = True
+    ) -> None:
         self._keys = [key.encode() for key in keys]
         self._store = documents_of(store)
         self._clock = clock
-        self._refusal = refusal
+        self._wants_token = bool(keys) or not is_local
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer, or refuse."""
@@ -47,7 +52,7 @@ class Door:
             if refused is not None:
                 _log.warning(
                     "%s %s of %s is refused: %d",
-                    request.method, request.path, request.remote, refused.status,
+                    request.method, request.path[:_SHOWN], request.remote, refused.status,
                 )  # fmt: skip
                 return refused
         return await handler(request)
@@ -60,13 +65,17 @@ class Door:
             return None
         kept = None if self._store is None or not given else await self._kept(given)
         if kept is not None:
+            self._wants_token = True
             if kept.allows(_writes(request), self._clock.now()):
                 return None
-            return self._refusal(403, f"The token {kept.name} is over, or does not allow this.")
-        if self._keys or await self._has_tokens():
-            return self._refusal(401, "This server wants a token: Authorization: Bearer TOKEN.")
-        if request.host.rpartition(":")[0] not in _LOCAL and request.host not in _LOCAL:
-            return self._refusal(403, "This server answers requests to localhost alone.")
+            return refusal(403, f"The token {kept.name} is over, or does not allow this.")
+        if self._wants_token or await self._has_tokens():
+            self._wants_token = True
+            return refusal(401, "This server wants a token: Authorization: Bearer TOKEN.")
+        if not names_this_machine(request):
+            return refusal(403, "This server answers requests to localhost alone.")
+        if is_of_another_site(request):
+            return refusal(403, "This server answers no pages of other sites.")
         return None
 
     async def _kept(self, given: str) -> tokens.Token | None:

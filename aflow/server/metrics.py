@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from aiohttp.hdrs import METH_ALL
 
 from aflow.errors import AflowError, MissingExtra
 from aflow.executors.letters import DEFAULT_POOL, tasks_topic
@@ -82,7 +83,8 @@ class Metrics:
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "none"
         response = await handler(request)
-        self._requests.labels(route, request.method, str(response.status)).inc()
+        method = request.method if request.method in METH_ALL else "other"  # as many as one sends
+        self._requests.labels(route, method, str(response.status)).inc()
         if response.content_type != "text/event-stream":
             self._seconds.labels(route).observe(loop.time() - began)
         return response

@@ -13,14 +13,16 @@ from aflow.version import __version__
 _REFUSALS = {
     400: "What was sent means nothing.",
     401: "A token is wanted.",
-    403: "Requests to localhost alone are answered.",
+    403: "The token does not allow it; or, without tokens: it is none of this machine.",
     404: "There is no such run.",
+    408: "The body did not come to its end in time.",
     409: "The run has ended.",
     413: "The body is too large.",
-    415: "The body is of another type.",
+    415: "The body is of another type, or compressed.",
     422: "The run did not begin, and this is what it said.",
     429: "So many runs go on that no more may begin.",
-    503: "The metadata or the datastore do not answer, or the server is being stopped.",
+    503: "The metadata or the datastore do not answer, too many streams go on, or the server is "
+    "being stopped.",
 }
 _REFUSAL = {"type": "object", "properties": {"error": TEXT}, "required": ["error"]}
 _OPEN = ("/healthz", "/readyz")

@@ -37,12 +37,24 @@ def order(body: bytes) -> Order:
 def fields_of(body: bytes) -> dict[str, Any]:
     """The fields of a body that is a JSON object; raises InvalidInput for any other."""
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, parse_constant=_no_number, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise InvalidInput("The body is no JSON.") from error
     if not isinstance(fields, dict):
         raise InvalidInput("The body has to be a JSON object.")
     return fields
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(word)  # NaN is no JSON
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of a name that comes twice others might read the other one.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name comes twice")
+    return found
 
 
 def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:

@@ -102,11 +102,11 @@ ROUTES = [
     Route("GET", "/metrics", "measure", TEXT, says="text/plain"),
     Route(
         "POST", "/v1/packages", "add_package", _object(package=TEXT), 201,
-        takes=_TAR, refuses=(413, 415),
+        takes=_TAR, refuses=(400, 408, 413, 415),
     ),
     Route(
         "POST", "/v1/runs", "add_run", _object(run=TEXT), 201,
-        takes=_JSON, body=_ORDER, refuses=(400, 413, 415, 422, 429),
+        takes=_JSON, body=_ORDER, refuses=(400, 408, 413, 415, 422, 429),
     ),
     Route(
         "GET", "/v1/runs", "list_runs", _object(runs=_list(_RUN)),
@@ -137,11 +137,12 @@ ROUTES = [
     Route("GET", _PLAN, "show_schedule", _SCHEDULE, refuses=(400, 404)),
     Route(
         "PUT", _PLAN, "put_schedule", _SCHEDULE,
-        takes=_JSON, body=_WANTED, refuses=(400, 409, 413, 415),
+        takes=_JSON, body=_WANTED, refuses=(400, 408, 409, 413, 415),
     ),
     Route(
         "PATCH", _PLAN, "pause_schedule", _SCHEDULE,
-        takes=_JSON, body=_object(paused={"type": "boolean"}), refuses=(400, 404, 409, 413, 415),
+        takes=_JSON, body=_object(paused={"type": "boolean"}),
+        refuses=(400, 404, 408, 409, 413, 415),
     ),
     Route("DELETE", _PLAN, "delete_schedule", _object(schedule=TEXT), refuses=(400, 404)),
     Route(

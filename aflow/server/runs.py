@@ -8,47 +8,79 @@ import json
 import logging
 import os
 import signal
+import stat
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from aflow import package
+from aflow import ids, package
 from aflow.config import environment_with
-from aflow.errors import CommandFailed, CoordinatorClosed, CoordinatorFull, InvalidInput
+from aflow.errors import (
+    CommandFailed,
+    CoordinatorClosed,
+    CoordinatorFull,
+    InvalidInput,
+    InvalidSetting,
+)
 from aflow.server.orders import Order
 from aflow.storage.blobs import BlobStore
 
 _log = logging.getLogger("aflow.server")
 
+_PATIENCE = 120.0
 _SAID = 4000  # bytes of what a run that did not begin has said
 
 
 class Place(NamedTuple):
     """Where runs leave what they make. `root` is the `.aflow` folder; `settings` are the variables
     that tell runs of it. (By the environment, since URLs may hold passwords, and everybody who may
-    list the processes of the machine can read a command line.)"""
+    list the processes of the machine can read a command line.) `secret` are variables of the server
+    that no run is told."""
 
     root: Path
     settings: Mapping[str, str]
+    secret: Collection[str] = ()
 
     @property
     def code(self) -> Path:
         """Where packages are unpacked, each below its key."""
         return self.root / "server" / "code"
 
+    def prepare(self) -> None:
+        """Make the folder for code, which belongs to this user alone: what is written there is
+        run. Raises InvalidSetting where it is somebody else's, or cannot be made."""
+        folder = self.code.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                folder.chmod(0o700)
+                return
+        except OSError as error:
+            raise InvalidSetting(f"{folder} cannot be made: {error.strerror}.") from error
+        raise InvalidSetting(
+            f"{folder} is a link, or belongs to another user, who could change the code that the "
+            "server runs: remove it, or start the server in another folder."
+        )
+
     @property
     def environment(self) -> dict[str, str]:
         """The environment of a run."""
-        return environment_with(self.settings)
+        return environment_with(self.settings, self.secret)
 
 
 class Runs:
-    """Begins runs, and ends them. `limit` is how many may go on at once."""
+    """Begins runs, and ends them. `limit` is how many may go on at once; each has `patience`
+    seconds until it has to be recorded."""
 
-    def __init__(self, place: Place, blobs: BlobStore, limit: int) -> None:
+    def __init__(
+        self, place: Place, blobs: BlobStore, limit: int, patience: float = _PATIENCE
+    ) -> None:
+        self._patience = patience
         self._place = place
         self._blobs = blobs
         self._limit = limit
@@ -61,6 +93,11 @@ class Runs:
         """The pathspecs (Flow/run) of the runs that go on."""
         self._processes = {k: p for k, p in self._processes.items() if p.returncode is None}
         return [*self._processes]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it begins no more runs."""
+        return self._closed
 
     @property
     def has_room(self) -> bool:
@@ -111,12 +148,10 @@ class Runs:
                     )
                 finally:
                     os.close(writing)
-                announced = await _first(told)
-            if not announced:
-                await process.wait()
+                announced = await _announced(process, told, self._patience)
+            if announced is None:
                 raise CommandFailed(f"The run has not begun: {_end_of(said)}")
-        names = json.loads(announced)
-        pathspec = f"{names['flow_name']}/{names['run_id']}"
+        pathspec = announced
         self._processes[pathspec] = process
         if self._closed:
             process.send_signal(signal.SIGHUP)  # it began while the daemon was being stopped
@@ -183,6 +218,38 @@ async def _tell_of(process: Process, pathspec: str, said: IO[bytes]) -> None:
             _log.warning("%s, taken up, ended with %d: %s", pathspec, code, _end_of(said))
 
 
+async def _announced(process: Process, told: IO[bytes], patience: float) -> str | None:
+    """The pathspec of the run, once it is recorded; None where it has ended before. A process that
+    does neither is killed (its code, which it imports first, may never come to an end), and so it
+    is when this is cancelled."""
+    try:
+        async with asyncio.timeout(patience):
+            first = await _first(told)
+            if first:
+                return _pathspec(first)
+            await process.wait()
+            return None
+    except BaseException as error:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        if isinstance(error, TimeoutError):
+            raise CommandFailed(
+                f"The run has not begun within {patience:.0f} seconds, and was killed: what its "
+                "file does when it is imported takes too long."
+            ) from error
+        raise
+
+
+def _pathspec(announced: bytes) -> str:
+    # Code that is being imported might write this, too.
+    try:
+        names = json.loads(announced)
+        return f"{ids.flow_name(names['flow_name'])}/{ids.run_id(names['run_id'])}"
+    except (ValueError, KeyError, TypeError, InvalidInput) as error:
+        raise CommandFailed("The run has not begun: it announced no run.") from error
+
+
 async def _first(pipe: IO[bytes]) -> bytes:
     """What is written into the pipe first; empty if it is closed without a word."""
     loop = asyncio.get_running_loop()
@@ -201,5 +268,6 @@ async def _first(pipe: IO[bytes]) -> bytes:
 
 
 def _end_of(said: IO[bytes]) -> str:
-    said.seek(0)
-    return said.read()[-_SAID:].decode(errors="replace").strip()
+    size = said.seek(0, os.SEEK_END)
+    said.seek(max(0, size - _SAID))
+    return said.read(_SAID).decode(errors="replace").strip()

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.server import schedules
-from aflow.server.demands import demand
+from aflow.server.demands import json_of
 from aflow.server.orders import fields_of, order_of
 from aflow.server.schedules import Schedule
 
@@ -29,18 +29,18 @@ class ScheduleRoutes:
 
     async def list_schedules(self, _: web.Request) -> web.StreamResponse:
         """All schedules, by name."""
-        found = await asyncio.to_thread(self._kept.all)
-        return web.json_response({"schedules": [self._told(each) for each in found]})
+        found = await asyncio.to_thread(lambda: [*map(self._told, self._kept.all())])
+        return web.json_response({"schedules": found})
 
     async def show_schedule(self, request: web.Request) -> web.StreamResponse:
         """A schedule."""
-        found = await asyncio.to_thread(self._kept.get, request.match_info["name"])
-        return web.json_response(self._told(found))
+        name = request.match_info["name"]
+        found = await asyncio.to_thread(lambda: self._told(self._kept.get(name)))
+        return web.json_response(found)
 
     async def put_schedule(self, request: web.Request) -> web.StreamResponse:
         """Create a schedule, or put it in the place of the one of this name."""
-        demand(request, "application/json")
-        fields = fields_of(await request.read())
+        fields = fields_of(await json_of(request))
         unknown = sorted(fields.keys() - _FIELDS)
         if unknown:
             raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a schedule.")
@@ -50,18 +50,22 @@ class ScheduleRoutes:
         if order_of(order).flow is None:
             raise InvalidInput("'run' has to name its 'flow'.")
         name, now = request.match_info["name"], self._clock.now()
-        schedule = schedules.new(name, {**fields, "order": order}, now)
-        await asyncio.to_thread(self._kept.put, schedule)
-        return web.json_response(self._told(schedule))
+
+        def put() -> dict[str, Any]:  # when it is due may take a while to find
+            schedule = schedules.new(name, {**fields, "order": order}, now)
+            self._kept.put(schedule)
+            return self._told(schedule)
+
+        return web.json_response(await asyncio.to_thread(put))
 
     async def pause_schedule(self, request: web.Request) -> web.StreamResponse:
         """Let a schedule rest, or go on from now."""
-        demand(request, "application/json")
-        paused = fields_of(await request.read()).get("paused")
+        paused = fields_of(await json_of(request)).get("paused")
         if not isinstance(paused, bool):
             raise InvalidInput("'paused' has to be true or false.")
-        changed = await asyncio.to_thread(self._kept.pause, request.match_info["name"], paused)
-        return web.json_response(self._told(changed))
+        name = request.match_info["name"]
+        changed = await asyncio.to_thread(lambda: self._told(self._kept.pause(name, paused)))
+        return web.json_response(changed)
 
     async def delete_schedule(self, request: web.Request) -> web.StreamResponse:
         """Forget a schedule; its runs stay."""

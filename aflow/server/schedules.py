@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from aflow.cron import next_tick, parse, ticks, zone_of
+from aflow.cron import latest_ticks, next_tick, parse, zone_of
 from aflow.errors import InvalidInput, MetadataUnavailable
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 KIND = "schedule"
 ON_TIME = 60.0  # seconds after its time until which a tick is not called missed
+LONGEST_AGO = 3653 * 86400.0  # seconds before which no tick was missed
 MOST_MISSED = 100  # ticks that are made up for with missed="all": the latest of them
 
 Missed = Literal["latest", "skip", "all"]
@@ -81,8 +82,9 @@ def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
     if next_tick(parse(cron), zone_of(zone), now) is None:
         raise InvalidInput(f"{cron!r} is never due again.")
     since = fields.get("since", now)
-    if isinstance(since, bool) or not isinstance(since, int | float) or not 0 <= since <= now:
-        raise InvalidInput("'since' has to be a time in the past, in seconds since 1970.")
+    is_number = isinstance(since, int | float) and not isinstance(since, bool)
+    if not is_number or not max(0.0, now - LONGEST_AGO) <= since <= now:
+        raise InvalidInput("'since' has to be a time of the last ten years, in seconds since 1970.")
     return Schedule(
         name,
         cron,
@@ -109,7 +111,7 @@ def due(schedule: Schedule, now: float) -> list[float]:
     if schedule.paused:
         return []
     cron, zone = parse(schedule.cron), zone_of(schedule.timezone)
-    come = [*ticks(cron, zone, schedule.done_until, now)][-MOST_MISSED:]
+    come = latest_ticks(cron, zone, schedule.done_until, now, MOST_MISSED)
     on_time = [at for at in come if now - at <= ON_TIME]
     if schedule.missed == "all":
         return come

@@ -17,7 +17,7 @@ from aflow.server.schedules import Schedule
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
-    from aflow.metadata.base import Document, Documents, MetadataStore
+    from aflow.metadata.base import Documents, MetadataStore
     from aflow.server.runs import Runs
 
 LOOK = 1.0  # seconds between looks
@@ -35,16 +35,34 @@ class Scheduling:
         self._metadata = metadata
         self._runs = runs
         self._clock = clock
+        self._busy: set[str] = set()  # schedules whose ticks are being seen to
 
     async def look_on(self) -> None:
-        """Look for ticks now, and again and again."""
-        while True:
-            try:
-                for document in await asyncio.to_thread(self._documents.documents, schedules.KIND):
-                    await self._see_to(document)
-            except AflowError as error:  # the metadata are away, say
-                _log.warning("Schedules cannot be looked at: %s", error)
-            await asyncio.sleep(LOOK)
+        """Look for ticks now, and again and again. A schedule whose run takes its time to begin, or
+        which is damaged, holds up no other."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for schedule, version, come in await asyncio.to_thread(self._due):
+                    if schedule.name not in self._busy:
+                        self._busy.add(schedule.name)
+                        group.create_task(self._see_to(schedule, version, come))
+                await asyncio.sleep(LOOK)
+
+    def _due(self) -> list[tuple[Schedule, int, list[float]]]:
+        """What is to be started now: schedules, the versions of their documents, and ticks."""
+        found, now = [], self._clock.now()
+        try:
+            for document in self._documents.documents(schedules.KIND):
+                try:
+                    schedule = schedules.read(document)
+                    come = schedules.due(schedule, now)
+                except AflowError as error:
+                    _log.warning("The schedule %s starts no runs: %s", document.name, error)
+                else:
+                    found.append((schedule, document.version, come))
+        except AflowError as error:  # the metadata are away, say
+            _log.warning("Schedules cannot be looked at: %s", error)
+        return [each for each in found if each[2]]
 
     async def trigger(self, name: str) -> str:
         """Run the flow of a schedule now; the run's pathspec. Raises NotFound, and what
@@ -91,21 +109,23 @@ class Scheduling:
 
     # ------------------------------------------------------------ ticks
 
-    async def _see_to(self, document: Document) -> None:
-        schedule, version = schedules.read(document), document.version
-        now = self._clock.now()
-        for tick in schedules.due(schedule, now):
-            after = await self._tick(schedule, tick)
-            if after is None:
-                return  # not yet: it is tried again
-            try:
+    async def _see_to(self, schedule: Schedule, version: int, come: list[float]) -> None:
+        try:
+            for tick in come:
+                after = await self._tick(schedule, tick)
+                if after is None:
+                    return  # not yet: it is tried again
                 version = await asyncio.to_thread(
                     self._documents.put_document,
                     schedules.KIND, schedule.name, after.encode(), version,
                 )  # fmt: skip
-            except VersionConflict:  # another server has seen to it, or somebody has changed it
-                return
-            schedule = after
+                schedule = after
+        except VersionConflict:  # another server has seen to it, or somebody has changed it
+            return
+        except AflowError as error:  # the metadata are away, say
+            _log.warning("The schedule %s cannot be seen to: %s", schedule.name, error)
+        finally:
+            self._busy.discard(schedule.name)
 
     async def _tick(self, schedule: Schedule, tick: float) -> Schedule | None:
         """The schedule after this tick; None if it has to wait."""

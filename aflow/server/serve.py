@@ -11,9 +11,12 @@ from aflow.clock import SystemClock
 from aflow.errors import InvalidSetting
 from aflow.metadata.documents import documents_of
 from aflow.server.app import application
+from aflow.server.door import Door
 from aflow.server.metrics import Metrics
 from aflow.server.scheduling import Scheduling
 from aflow.server.sharing import Sharing
+from aflow.service.listening import listening
+from aflow.service.origins import LOOPBACK
 
 if TYPE_CHECKING:
     import ssl
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 Mount = Callable[["web.Application"], object]
-
-_GOODBYE = 10.0  # seconds for requests that are being answered
 
 
 class Listen(NamedTuple):
@@ -84,8 +85,6 @@ async def _serve(
     mounts: Sequence[Mount],
     queue: Callable[[], Queue] | None,
 ) -> None:
-    from aiohttp import web
-
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def told_to_stop() -> None:
@@ -98,28 +97,20 @@ async def _serve(
     if documents is not None:
         scheduling = Scheduling(documents, metadata, runs, SystemClock())
     metrics = Metrics(runs, metadata, queue)
-    app = application(runs, blobs, metadata, metrics, scheduling, listen.tokens)
+    door = Door(listen.tokens, metadata, SystemClock(), is_local=listen.host in LOOPBACK)
+    app = application(runs, blobs, metadata, metrics, scheduling, door)
     for mount in mounts:
         mount(app)
-    runner = web.AppRunner(app, shutdown_timeout=_GOODBYE)
-    await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, listen.host, listen.port, ssl_context=listen.tls).start()
-        except OSError as error:
-            raise InvalidSetting(
-                f"The server cannot listen on {listen.host}:{listen.port} ({error.strerror}): "
-                "choose another --host or --port."
-            ) from error
-        scheme = "http" if listen.tls is None else "https"
-        say(f"Server on {scheme}://{listen.host}:{runner.addresses[0][1]}")
-        beside = [Sharing(runs, metadata).look_on(), metrics.watch()]
-        if scheduling is not None:
-            beside.append(scheduling.look_on())
-        await _until(stop, beside)
-        await runs.close(listen.grace, hurry)
+        async with listening(app, listen.host, listen.port, "server", listen.tls) as port:
+            scheme = "http" if listen.tls is None else "https"
+            say(f"Server on {scheme}://{listen.host}:{port}")
+            beside = [Sharing(runs, metadata).look_on(), metrics.watch()]
+            if scheduling is not None:
+                beside.append(scheduling.look_on())
+            await _until(stop, beside)
+            await runs.close(listen.grace, hurry)
     finally:
-        await runner.cleanup()
         await metrics.close()
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from aflow import backends
-from aflow.errors import NotFound
+from aflow.errors import AflowError, InvalidInput, NotFound
 from aflow.following import Following, TaskLine
 from aflow.scheduler.codec import decode_events
 from aflow.scheduler.messages import AttemptEnded, CancelRequested, Event, ItemsReady, RunStarted
@@ -27,18 +30,122 @@ if TYPE_CHECKING:
 LOOK = 0.5  # seconds between looks
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
 _AT_ONCE = 200  # lines, or batches of events, that are read before they are sent
+_MOST = 100  # streams at once: each looks twice a second
+_PATIENCE = 60.0  # seconds that a client may leave what was sent unread
+_LONG = 500  # characters of an id that is sent with the last line alone of what is sent at once
+_LONGEST = 6000  # characters of an id that a client could send again
+
+_log = logging.getLogger("aflow.server")
+
+Last = tuple[int, int]  # a version of the journal, and how many events of it (0: all)
 
 
-async def answer(request: web.Request, told: AsyncIterator[bytes]) -> web.StreamResponse:
-    """Answer with these events as they come."""
+class Streams:
+    """The streams of one server; there are not too many, and they end before the server does."""
+
+    def __init__(self, metadata: MetadataStore) -> None:
+        self._metadata = metadata
+        self._count = 0
+        self._closed = asyncio.Event()
+
+    def close(self) -> None:
+        """End all streams, each without its `end`: clients go on where they were."""
+        self._closed.set()
+
+    async def rest(self, seconds: float) -> bool:
+        """Wait that long, or until it is time to end: whether it is."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._closed.wait()
+        except TimeoutError:
+            return False
+
+    async def answer(self, request: web.Request, told: AsyncIterator[bytes]) -> web.StreamResponse:
+        """Answer with these events as they come. Raises HTTPServiceUnavailable for one stream too
+        many."""
+        if self._count >= _MOST:
+            raise web.HTTPServiceUnavailable(reason=f"{_MOST} streams go on already.")
+        self._count += 1
+        try:
+            return await _answered(request, told)
+        finally:
+            self._count -= 1
+
+    def following(
+        self, run: RunRecord, step: str | None, task: int | None, after: str
+    ) -> Following:
+        """The output of a run, of a step or of a task, after the line of that id. Raises
+        InvalidInput for what is no id."""
+        store = backends.open_store(run.settings["storage"])
+        return Following(self._metadata, store, run, step, task, after)
+
+    async def lines(
+        self, run: RunRecord, following: Following, *, follow: bool
+    ) -> AsyncIterator[bytes]:
+        """The output of a run: `line` events, and one `end` with its state."""
+        silence = 0.0
+        while True:
+            is_last = not follow or await asyncio.to_thread(following.has_ended)
+            found = following.poll()
+            while part := await asyncio.to_thread(_some_lines, following, found):
+                silence = 0.0
+                yield part
+            if is_last:
+                yield await self._end(run)
+                return
+            if await self.rest(LOOK):
+                return
+            silence += LOOK
+            if silence >= KEEP_ALIVE:
+                silence = 0.0
+                yield b": still here\n\n"
+
+    async def happenings(
+        self, run: RunRecord, after: Last, *, follow: bool
+    ) -> AsyncIterator[bytes]:
+        """The events of a run's journal after that one, and one `end`."""
+        silence = 0.0
+        while True:
+            now = await asyncio.to_thread(self._metadata.run, run.flow, run.run)
+            more = True
+            while more:
+                part, after, more = await asyncio.to_thread(_some, self._metadata, run.key, after)
+                if part:
+                    silence = 0.0
+                    yield part
+            if not follow or now is None or now.state in TERMINAL_RUN_STATES:
+                yield await self._end(run)
+                return
+            if await self.rest(LOOK):
+                return
+            silence += LOOK
+            if silence >= KEEP_ALIVE:
+                silence = 0.0
+                yield b": still here\n\n"
+
+    async def _end(self, run: RunRecord) -> bytes:
+        now = await asyncio.to_thread(self._metadata.run, run.flow, run.run)
+        if now is None:
+            raise NotFound(f"There is no run {run.flow}/{run.run} any more.")
+        return event("end", {"state": now.state.value, "reason": now.reason})
+
+
+async def _answered(request: web.Request, told: AsyncIterator[bytes]) -> web.StreamResponse:
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
     )
     await response.prepare(request)
     try:
         async for each in told:
-            await response.write(each)
+            async with asyncio.timeout(_PATIENCE):
+                await response.write(each)
     except ConnectionResetError:  # the client has enough
+        return response
+    except (TimeoutError, AflowError) as error:  # it reads nothing; or the metadata are away
+        # Too late for an answer that says so: it comes again, and goes on after the last id.
+        _log.warning("A stream of %s is cut off: %s", request.remote, str(error) or "nobody reads")
+        if request.transport is not None:
+            request.transport.abort()
         return response
     await response.write_eof()
     return response
@@ -50,74 +157,45 @@ def event(kind: str, data: Any, id_: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(data)}\n\n".encode()
 
 
-async def lines(
-    metadata: MetadataStore, run: RunRecord, step: str | None, task: int | None, follow: bool
-) -> AsyncIterator[bytes]:
-    """The output of a run, of a step or of a task: `line` events, and one `end` with its state."""
-    store = backends.open_store(run.settings["storage"])
-    following = Following(metadata, store, run, step, task)
-    async for each in _again_and_again(following, follow):
-        yield each
-    yield await _end(metadata, run)
+def last_event(text: str | None) -> Last:
+    """The id of an event of a run, as clients say it. Raises InvalidInput."""
+    if text is None:
+        return 0, 0
+    if not re.fullmatch(r"\d{1,9}(?:\.\d{1,9})?", text, re.ASCII):
+        raise InvalidInput(f"Last-Event-ID {text[:80]!r} is none of an event of a run.")
+    version, _, count = text.partition(".")
+    return int(version), int(count or 0)
 
 
-async def _again_and_again(following: Following, follow: bool) -> AsyncIterator[bytes]:
-    silence = 0.0
-    while True:
-        is_last = not follow or await asyncio.to_thread(following.has_ended)
-        found = following.poll()
-        while part := await asyncio.to_thread(lambda: [*islice(found, _AT_ONCE)]):  # noqa: B023
-            silence = 0.0
-            yield b"".join(event("line", _line(each)) for each in part)
-        if is_last:
-            return
-        await asyncio.sleep(LOOK)
-        silence += LOOK
-        if silence >= KEEP_ALIVE:
-            silence = 0.0
-            yield b": still here\n\n"
+def _some_lines(following: Following, found: Iterator[TaskLine]) -> bytes:
+    told = [(line, following.position) for line in islice(found, _AT_ONCE)]
+    last = len(told) - 1
+    return b"".join(
+        event("line", _line(line), id_ if len(id_) <= (_LONGEST if n == last else _LONG) else None)
+        for n, (line, id_) in enumerate(told)
+    )
 
 
 def _line(line: TaskLine) -> dict[str, Any]:
     return {**line._asdict(), "text": line.text.decode("utf-8", "replace")}
 
 
-async def happenings(
-    metadata: MetadataStore, run: RunRecord, after: int, follow: bool
-) -> AsyncIterator[bytes]:
-    """The events of a run's journal above version `after`, whose versions are their ids, and one
-    `end`."""
-    silence = 0.0
-    while True:
-        now = await asyncio.to_thread(metadata.run, run.flow, run.run)
-        found = metadata.journal_after(run.key, after)
-        while part := await asyncio.to_thread(lambda: _some(metadata, run.key, found)):  # noqa: B023
-            silence = 0.0
-            for version, told in part:
-                after = version
-                for kind, data in told:
-                    yield event(kind, data, str(version))
-        if not follow or now is None or now.state in TERMINAL_RUN_STATES:
-            yield await _end(metadata, run)
-            return
-        await asyncio.sleep(LOOK)
-        silence += LOOK
-        if silence >= KEEP_ALIVE:
-            silence = 0.0
-            yield b": still here\n\n"
-
-
-_Told = list[tuple[str, dict[str, Any]]]
-
-
-def _some(
-    metadata: MetadataStore, run_key: int, batches: Iterator[tuple[int, bytes]]
-) -> list[tuple[int, _Told]]:
-    told: list[tuple[int, _Told]] = []
-    for version, batch in islice(batches, _AT_ONCE):
+def _some(metadata: MetadataStore, run_key: int, after: Last) -> tuple[bytes, Last, bool]:
+    """What has happened after that event, not too much at once; the last of it, and whether there
+    may be more. The query is over when this returns: a slow client keeps none open."""
+    version, skipped = after
+    with closing(metadata.journal_after(run_key, version - 1 if skipped else version)) as found:
+        batches = [*islice(found, _AT_ONCE)]
+    parts = []
+    for number, batch in batches:
         events = [_happened(metadata, run_key, at, each) for at, each in decode_events(batch)]
-        told.append((version, [each for each in events if each is not None]))
-    return told
+        told = [each for each in events if each is not None]
+        first = skipped if number == version else 0
+        for count, (kind, data) in enumerate(told[first:], first + 1):
+            id_ = f"{number}" if count == len(told) else f"{number}.{count}"
+            parts.append(event(kind, data, id_))
+    last = (batches[-1][0], 0) if batches else after
+    return b"".join(parts), last, len(batches) == _AT_ONCE
 
 
 def _happened(
@@ -140,10 +218,3 @@ def _happened(
             "reason": what.outcome.reason,
         }
     return None
-
-
-async def _end(metadata: MetadataStore, run: RunRecord) -> bytes:
-    now = await asyncio.to_thread(metadata.run, run.flow, run.run)
-    if now is None:
-        raise NotFound(f"There is no run {run.flow}/{run.run} any more.")
-    return event("end", {"state": now.state.value, "reason": now.reason})

@@ -32,6 +32,7 @@ from aflow.service.routes import ROUTES, Route
 try:
     from aiohttp import web
 
+    from aflow.service.bodies import body_of
     from aflow.service.keys import OWN_CALLS, Handler, Keys
 except ImportError as error:
     raise MissingExtra("The metadata service needs aiohttp: install aflow[server].") from error
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _VERSION_HEADER = "METADATA_SERVICE_VERSION"
-_LARGEST_BODY = 256 << 20
+_LARGEST_JSON = 64 << 20
+_LARGEST_CALL = 256 << 20  # of aflow's own metadata: manifests of many tasks
 
 _log = logging.getLogger("aflow.service")
 
@@ -55,13 +57,13 @@ def application(
     keys: Sequence[str] = (),
     store: MetadataStore | None = None,
     threads: int = 8,
+    *,
+    is_local: bool = False,
 ) -> web.Application:
     """The service as an application of aiohttp. With `keys`, a request has to carry one of them, or
-    a token that `store` knows, as `x-api-key` or as bearer token; see Keys. `store` is aflow's own
-    metadata; the application closes it and the database."""
-    app = web.Application(
-        client_max_size=_LARGEST_BODY, middlewares=[*_AROUND, Keys(keys, store, clock)]
-    )
+    a token that `store` knows, as `x-api-key` or as bearer token; see Keys, also for `is_local`.
+    `store` is aflow's own metadata; the application closes it and the database."""
+    app = web.Application(middlewares=[*_AROUND, Keys(keys, store, clock, is_local=is_local)])
     mount(app, database, clock, store, threads)
     app.router.add_get("/openapi.json", _document)
 
@@ -120,7 +122,7 @@ class _Service:
             asked = Asked(
                 {kind: checks.path_name(kind, value) for kind, value in request.match_info.items()},
                 request.query,
-                await request.read() if route.writes else b"",
+                await body_of(request, _LARGEST_JSON) if route.writes else b"",
                 self._clock.now(),
                 self._database.words,
             )
@@ -173,7 +175,8 @@ class _Service:
         """A call of aflow's own metadata."""
         if self._store is None:
             raise RegistrationRefused.of(501, "this service does not keep metadata of aflow itself")
-        frames = _OneByOne(answered(self._store, request.match_info["call"], await request.read()))
+        asked = await body_of(request, _LARGEST_CALL)
+        frames = _OneByOne(answered(self._store, request.match_info["call"], asked))
         try:
             frame = await self._in_thread(frames.next)
             response = web.StreamResponse(headers={"Content-Type": "application/msgpack"})

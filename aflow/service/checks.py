@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aflow.errors import RegistrationRefused
+from aflow.service import patterns
 
 MAX_ITEMS = 10_000  # in one body
 _LONGEST = 1 << 20  # characters of a text
@@ -126,10 +127,7 @@ def pattern(value: str | None) -> str | None:
     if value is None:
         return None
     _storable("pattern", value)
-    try:
-        re.compile(value if len(value) <= 1000 else "(")
-    except (re.error, RecursionError, OverflowError):
-        raise _refused("pattern has to be a regular expression of 1000 characters") from None
+    patterns.check(value)
     return value
 
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from aflow.errors import InvalidSetting, MetadataTooNew
 from aflow.metadata.connections import OpenFiles, connect, errors_named
 from aflow.metadata.statements import named
+from aflow.service.patterns import is_found
 
 T = TypeVar("T")
 Row = Sequence[Any]
@@ -188,9 +189,4 @@ class _SqliteSession:
 
 def _regexp(pattern: str, value: str | None) -> bool:
     """`value REGEXP pattern`, as SQLite calls it."""
-    return value is not None and _compiled(pattern).search(value) is not None
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+    return value is not None and is_found(pattern, value)

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from aflow import tokens
 from aflow.metadata.wire import WRITES
+from aflow.service.origins import is_of_another_site, names_this_machine
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -25,16 +26,21 @@ _OPEN = frozenset({"/ping", "/healthcheck"})  # to load balancers, which have no
 
 class Keys:
     """Turns away who has neither one of the keys nor a token (401) that allows what is asked (403).
-    Where there are neither keys nor tokens, nobody is turned away. `store` knows the tokens, if it
-    keeps any."""
+    Where there are neither keys nor tokens, nobody is turned away but pages of others in a browser
+    (403), and, of a service that `is_local`, requests that name another machine (403). `store`
+    knows the tokens, if it keeps any."""
 
     __middleware_version__ = 1
 
-    def __init__(self, keys: Sequence[str], store: Any, clock: Clock) -> None:
+    def __init__(
+        self, keys: Sequence[str], store: Any, clock: Clock, *, is_local: bool = False
+    ) -> None:
         self._keys = [key.encode() for key in keys]
         self._store: Documents | None = store if hasattr(store, "documents") else None
         self._clock = clock
+        self._is_local = is_local
         self._open_until = -1.0  # by the monotonic clock
+        self._are_wanted = bool(keys)  # and stay so when the last token is revoked
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer, or refuse."""
@@ -51,9 +57,14 @@ class Keys:
                 return None
             if found:
                 return _refusal(403, "the token is over, or does not allow this")
-        if not self._keys and not await self._has_tokens():
-            return None
+        if not await self._wanted():
+            return self._of_others(request)
         return _refusal(401, "this service wants a key: x-api-key, or Authorization: Bearer")
+
+    def _of_others(self, request: web.Request) -> web.Response | None:
+        if is_of_another_site(request) or (self._is_local and not names_this_machine(request)):
+            return _refusal(403, "this service answers no pages of other sites")
+        return None
 
     def _is_key(self, given: str) -> bool:
         data = given.encode("utf-8", "surrogateescape")
@@ -64,14 +75,12 @@ class Keys:
         found = [tokens.known(store, each) for each in given]
         return [each for each in found if each is not None]
 
-    async def _has_tokens(self) -> bool:
+    async def _wanted(self) -> bool:
         now = self._clock.monotonic()
-        if self._store is None or now < self._open_until:
-            return False
-        if await asyncio.to_thread(self._store.documents, tokens.KIND):
-            return True
-        self._open_until = now + _LOOK
-        return False
+        if not self._are_wanted and self._store is not None and now >= self._open_until:
+            self._are_wanted = bool(await asyncio.to_thread(self._store.documents, tokens.KIND))
+            self._open_until = now + _LOOK
+        return self._are_wanted
 
 
 def _given(request: web.Request) -> list[str]:

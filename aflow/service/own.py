@@ -5,7 +5,6 @@ The tasks of a run are read as far as they are told.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from aflow.service.own_told import (
     task_told,
 )
 from aflow.service.paging import Page, page_of
+from aflow.service.patterns import is_found
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
@@ -134,7 +134,7 @@ class OwnRuns:
                 said = self._told_of_task("get_metadata", run, view)
                 if not any(
                     field in (None, each["field_name"])
-                    and (pattern is None or re.search(pattern, each["value"]))
+                    and (pattern is None or is_found(pattern, each["value"]))
                     for each in said
                 ):
                     return []

@@ -7,15 +7,14 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from aflow.errors import InvalidSetting
 from aflow.service.app import application
+from aflow.service.listening import listening
+from aflow.service.origins import LOOPBACK
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.metadata.base import MetadataStore
     from aflow.service.database import Database
-
-_GOODBYE = 10.0  # seconds for requests that are being answered
 
 
 def serve(
@@ -43,23 +42,10 @@ async def _serve(
     store: MetadataStore | None,
     say: Callable[[str], object],
 ) -> None:
-    from aiohttp import web
-
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    runner = web.AppRunner(application(database, clock, keys, store), shutdown_timeout=_GOODBYE)
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise InvalidSetting(
-                f"The metadata service cannot listen on {host}:{port} ({error.strerror}): choose "
-                "another --host or --port."
-            ) from error
-        taken = runner.addresses[0][1]
+    app = application(database, clock, keys, store, is_local=host in LOOPBACK)
+    async with listening(app, host, port, "metadata service") as taken:
         say(f"Metadata service on http://{host}:{taken}")
         await stop.wait()
-    finally:
-        await runner.cleanup()

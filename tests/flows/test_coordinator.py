@@ -80,7 +80,7 @@ async def test_leaving_the_block_stops_what_runs_and_leaves_nothing_behind(
         assert children() > others
     assert RunState.CANCELLED is (await run.wait()).state
     assert open_files() <= before
-    assert others == children()
+    assert children() <= others
     metadata = SqliteMetadata(tmp_path / "metadata.db", read_only=True)
     assert [RunState.CANCELLED, RunState.SUCCEEDED] == [
         each.state for each in metadata.runs("EmbeddedFlow")

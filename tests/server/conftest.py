@@ -32,9 +32,9 @@ class Flow_(FlowSpec):
 class Daemon(Workspace):
     """A daemon with a folder of its own."""
 
-    def begin(self, *args: str, **env: str) -> None:
+    def begin(self, *args: str, port: str = "0", **env: str) -> None:
         """Start it, and wait until it listens."""
-        self.process = self.start_aflow("server", "--port", "0", *args, **env)
+        self.process = self.start_aflow("server", "--port", port, *args, **env)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line.startswith("Server on http"), self.process.communicate()[1]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
 import pickle
-import tarfile
 from typing import Any
 
 import pytest
@@ -78,17 +75,3 @@ def test_paths_that_name_nothing_are_refused(daemon: Daemon, path: str) -> None:
 
 def test_a_request_by_another_name_of_the_machine_is_refused(daemon: Daemon) -> None:
     assert 403 == daemon.ask("GET", "/v1/runs?flow=Flow_", Host="evil.example:8180")[0]
-
-
-def test_an_archive_that_leaves_its_folder_writes_nothing(daemon: Daemon) -> None:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w") as archive:
-        member = tarfile.TarInfo("../../escaped.py")
-        archive.addfile(member)
-    for body in (data.getvalue(), b"no archive"):
-        status, told = daemon.ask("POST", "/v1/packages", body, "application/x-tar")
-        assert 201 == status
-        status, refused = daemon.order(package=told["package"], script="flow.py")
-        assert (400, ["error"]) == (status, list(refused)), json.dumps(refused)
-    assert [] == [*daemon.path.rglob("escaped.py")]
-    assert [] == [*(daemon.path / ".aflow" / "server" / "code").iterdir()]

@@ -88,6 +88,7 @@ def test_runs_that_a_server_has_left_go_on_with_the_next_one(folder: Daemon) -> 
 
     folder.process.send_signal(signal.SIGTERM)
     assert (503, ["error"]) == folder.until_stopping()
+    assert [503, 200] == [folder.ask("GET", path)[0] for path in ("/readyz", "/healthz")]
     folder.process.send_signal(signal.SIGINT)  # a second signal: now
 
     assert 0 == folder.stop()

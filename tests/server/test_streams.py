@@ -117,10 +117,44 @@ def test_events_of_a_run_are_told_and_taken_up_where_a_client_was(gated: Gated) 
     assert ["start", "work", "work", "work", "join", "end"] == [each["step"] for each in ended]
     assert 1 == sum(each["state"] == "failed" for each in ended)
     assert ({"state": "succeeded", "reason": ""}, "") == (told[-1][2], told[-1][1])
-    middle = told[len(told) // 2][1]
-    rest = events_of(gated, f"/v1/runs/{run}/events", **{"Last-Event-ID": middle})
-    assert [each for each in told if not each[1] or int(each[1]) > int(middle)] == rest
-    assert 400 == gated.ask("GET", f"/v1/runs/{run}/events", **{"Last-Event-ID": "x"})[0]
+    for number, (_, last, _) in enumerate(told[:-1]):
+        path = f"/v1/runs/{run}/events"
+        assert told[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
+    for odd in ("x", "-1", "1.", "1.1.1", "9" * 10, "\u0661".encode().decode("latin-1")):
+        assert 400 == gated.ask("GET", f"/v1/runs/{run}/events", **{"Last-Event-ID": odd})[0]
+
+
+def test_lines_of_a_run_are_told_again_after_any_of_them(gated: Gated) -> None:
+    run = gated.submit("flow.py").out.strip()
+    gated.open_gate()
+    assert "succeeded" == gated.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+    for path in (f"/v1/runs/{run}/logs", f"/v1/runs/{run}/logs?step=work"):
+        told = events_of(gated, path)
+        assert len({last for kind, last, _ in told if kind == "line"}) == len(told) - 1
+        for number, (_, last, _) in enumerate(told[:-1]):
+            assert told[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
+    for odd in ("x", "-1", "1_", "1_1.1.1.1.1", "1;2", "9" * 10):
+        assert 400 == gated.ask("GET", f"/v1/runs/{run}/logs", **{"Last-Event-ID": odd})[0]
+
+
+def test_a_run_is_followed_while_its_server_is_started_again(gated: Gated) -> None:
+    run = gated.submit("flow.py").out.strip()
+    following = gated.start_aflow("logs", "--follow", run, "--server", gated.url)
+    assert following.stdout is not None
+    assert "first line" in following.stdout.readline()
+    gated.process.send_signal(signal.SIGTERM)
+    gated.process.send_signal(signal.SIGINT)
+    assert 0 == gated.stop()
+
+    gated.begin(GATE=str(gated.path / "gate"), port=gated.url.rpartition(":")[2])
+    gated.open_gate()
+
+    ran = gated.finish(following)
+    assert 0 == ran.code, ran.err
+    printed = texts(ran.out)
+    assert 1 == printed.count("past the gate")
+    assert {"item 1 at first", "item 2 at first", "item 2 again"} <= {*printed}
+    assert sorted({*printed}) == sorted(printed)
 
 
 def test_a_client_that_goes_away_holds_up_nothing(gated: Gated) -> None:
@@ -142,10 +176,14 @@ def test_runs_and_status_of_a_server_are_shown_elsewhere(
     assert "succeeded" == gated.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
     elsewhere = Workspace(tmp_path_factory.mktemp("elsewhere"))
 
-    runs = elsewhere.finish(elsewhere.start_aflow("runs", "--server", gated.url))
+    runs = elsewhere.finish(elsewhere.start_aflow("runs", AFLOW_SERVER=gated.url))
+    logs = elsewhere.finish(elsewhere.start_aflow("logs", run, AFLOW_SERVER=gated.url))
+    here = elsewhere.start_aflow("runs", "--server", "", AFLOW_SERVER=gated.url)
     status = elsewhere.finish(elsewhere.start_aflow("status", "--server", gated.url))
 
     assert (0, True) == (runs.code, run in runs.out), runs.err
+    assert (0, True) == (logs.code, "past the gate" in texts(logs.out)), logs.err
+    assert "Nothing has run here yet" in elsewhere.finish(here).err
     assert (0, True) == (status.code, run.partition("/")[2] in status.out), status.err
     assert [run] == [f"{r['flow']}/{r['run']}" for r in gated.ask("GET", "/v1/runs")[1]["runs"]]
 

@@ -14,6 +14,7 @@ from aflow.backends import open_metadata
 from aflow.service.database import Database, open_database
 from aflow.service.routes import ROUTES
 from aflow.tokens import create
+from tests.server.attacks import OF_OTHER_SITES
 from tests.service.conftest import Service
 
 JSON = st.recursive(
@@ -117,6 +118,28 @@ async def test_tokens_that_were_made_open_the_service_too(
     assert [400, 403] == [  # without a body; runs may be asked for, and not deleted
         await status("POST", f"/aflow/v1/metadata/{call}", reads) for call in ("runs", "delete_run")
     ]
+
+
+async def test_pages_of_other_sites_are_not_answered_where_no_key_is_wanted(
+    serve: Callable[..., Any], database: Database
+) -> None:
+    service = await serve(database, is_local=True)
+    for headers in OF_OTHER_SITES.values():
+        response = await service.http.post("/flows/F", headers=headers, json={})
+        assert 403 == response.status
+    await service.get("/flows/F", 404)
+
+
+async def test_an_expression_takes_no_longer_than_its_text(service: Service) -> None:
+    task = await service.task()
+    said = [{"field_name": "x", "value": "a" * 5000 + "!"}]
+    await service.post(f"{task}/metadata", said)
+    step = task.rpartition("/tasks/")[0]
+
+    assert [] == await service.get(f"{step}/filtered_tasks", params={"pattern": "^(a+)+$"})
+    for odd in ("(?=a)a", r"(a)\1", "a{9999}", "(((x{100}){100}){100})", "a" * 1001):
+        refused = await service.get(f"{step}/filtered_tasks", 400, params={"pattern": odd})
+        assert "regular expression" in refused["message"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aflow.cron import next_tick, parse, ticks, zone_of
+from aflow.cron import latest_ticks, next_tick, parse, zone_of
 from aflow.errors import InvalidInput
 
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe"]
@@ -60,14 +60,14 @@ def test_ticks_are_those_of_a_walk_through_all_minutes(
     cron, there = parse(text), zone_of(zone)
     expected = walked(text, zone, after, until)
 
-    assert expected == [*ticks(cron, there, after.timestamp(), until.timestamp())]
+    assert expected == latest_ticks(cron, there, after.timestamp(), until.timestamp(), 10**6)
     if expected:
         assert expected[0] == next_tick(cron, there, after.timestamp())
 
 
 def due(text: str, year: int = 2026, zone: str = "UTC") -> list[str]:
     begin, end = datetime(year, 1, 1, tzinfo=UTC), datetime(year, 12, 31, 23, 59, tzinfo=UTC)
-    found = ticks(parse(text), zone_of(zone), begin.timestamp() - 1, end.timestamp())
+    found = latest_ticks(parse(text), zone_of(zone), begin.timestamp() - 1, end.timestamp(), 10**6)
     return [datetime.fromtimestamp(at, UTC).strftime("%m-%d") for at in found]
 
 
@@ -94,8 +94,8 @@ def test_a_time_that_is_skipped_is_left_out_and_one_that_comes_twice_counts_once
     spring = datetime(2026, 3, 29, tzinfo=UTC).timestamp()
     autumn = datetime(2026, 10, 25, tzinfo=UTC).timestamp()
     at = parse("30 2 * * ? *")
-    assert [] == [*ticks(at, berlin, spring, spring + 12 * 3600)]
-    assert [autumn + 1800] == [*ticks(at, berlin, autumn - 3600, autumn + 12 * 3600)]
+    assert [] == latest_ticks(at, berlin, spring, spring + 12 * 3600, 9)
+    assert [autumn + 1800] == latest_ticks(at, berlin, autumn - 3600, autumn + 12 * 3600, 9)
 
 
 def test_what_never_comes_is_known_to_and_what_comes_late_is_found() -> None:
@@ -121,3 +121,8 @@ def test_what_cannot_be_read_is_refused(text: str) -> None:
 def test_zones_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(InvalidInput, match="There is no time zone"):
         zone_of(name)
+
+
+def test_the_latest_ticks_of_half_a_century_cost_what_a_few_cost() -> None:
+    every_minute = parse("* * * * ? *")
+    assert [1.8e9 - 60, 1.8e9] == latest_ticks(every_minute, zone_of(None), 0.0, 1.8e9, 2)

@@ -1,0 +1,491 @@
+"""The corpus of attacks.py against every route that the server's router has: each is refused in a
+sentence, nothing runs, nothing is written where it should not be, and the server stays well."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aflow.server.orders import fields_of
+from tests.server import attacks
+from tests.server.attacks import OPEN
+from tests.server.conftest import FLOW, Daemon
+
+ROUTES = attacks.routes(Path("/nowhere"))
+GUARDED = [route for route in ROUTES if route.path not in OPEN]
+REFUSED = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422)
+# Anonymous, and yet these do something that is no harm, or are refused by what they would do later.
+ANSWERED = (200, 201, 202, 304, *REFUSED)
+
+
+class Client:
+    """One connection that is kept, since there is much to ask."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.address = daemon.url.removeprefix("http://")
+        self.connection = http.client.HTTPConnection(self.address, timeout=60)
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """Status, heads and body."""
+        try:
+            return self._ask(method, path, body, headers)
+        except (http.client.HTTPException, ConnectionError):  # the last answer has ended it
+            self.connection.close()
+            return self._ask(method, path, body, headers)
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        self.connection.putrequest(
+            method, path, skip_host="Host" in headers, skip_accept_encoding=True
+        )
+        for name, value in {"Content-Length": str(len(body or b"")), **headers}.items():
+            self.connection.putheader(name.replace("_", "-"), value)
+        self.connection.endheaders(body)
+        answer = self.connection.getresponse()
+        with answer:
+            return answer.status, answer.headers, answer.read()
+
+
+@contextlib.contextmanager
+def connected(daemon: Daemon) -> Iterator[Client]:
+    """A client of the server."""
+    client = Client(daemon)
+    yield client
+    client.connection.close()
+
+
+class Guarded(Daemon):
+    """A server with tokens: one of the settings, and those that were made. What it logs is read
+    meanwhile: there is more than a pipe holds."""
+
+    def begin(self, *args: str, **env: str) -> None:
+        super().begin(*args, **env)
+        assert self.process.stderr is not None
+        self.log: list[str] = []
+        self.reading = threading.Thread(target=self.log.extend, args=(self.process.stderr,))
+        self.reading.start()
+
+    def stop(self) -> int:
+        self.process.terminate()
+        code = self.process.wait(60)
+        self.reading.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        return code
+
+    def make(self, *words: str) -> str:
+        made = self.finish(self.start_aflow("token", "create", *words))
+        assert 0 == made.code, made.err
+        return made.out.strip()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A server for this machine alone, without tokens, that has a run."""
+    daemon = Guarded(tmp_path_factory.mktemp("served"))
+    daemon.write(FLOW)
+    daemon.begin()
+    assert 0 == daemon.submit("flow.py", "--wait").code
+    yield daemon
+    assert 200 == daemon.ask("GET", "/readyz")[0]
+    assert 0 == daemon.stop()
+    daemon.check()
+
+
+KEY = "canary-of-the-settings"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    daemon = Guarded(tmp_path_factory.mktemp("guarded"))
+    daemon.begin(AFLOW_SERVICE_AUTH_KEY=KEY)
+    yield daemon
+    assert 0 == daemon.stop()
+
+
+@pytest.fixture
+def client(served: Daemon) -> Iterator[Client]:
+    with connected(served) as client:
+        yield client
+
+
+@pytest.fixture
+def outside(guarded: Guarded) -> Iterator[Client]:
+    with connected(guarded) as client:
+        yield client
+
+
+def refused_in_a_sentence(body: bytes) -> bool:
+    """Whether the answer is JSON of the daemon, or of the metadata service."""
+    told = json.loads(body)
+    return told == {} or bool(told.get("error") or told.get("message") or told.get("detail"))
+
+
+def text_of_runs(client: Client) -> bytes:
+    return client.ask("GET", "/v1/runs?limit=1000")[2]
+
+
+# ------------------------------------------------------------------ who may come in
+
+
+def test_each_route_wants_a_token_and_no_other_form_of_it(
+    guarded: Guarded, outside: Client
+) -> None:
+    writes = guarded.make("ci")
+    revoked = guarded.make("revoked")
+    assert 0 == guarded.finish(guarded.start_aflow("token", "revoke", "revoked")).code
+    client = outside
+    forms = attacks.tokens_like(writes) | {"revoked": revoked}
+    for route in GUARDED:
+        for what, form in forms.items():
+            for headers in ({"Authorization": f"Bearer {form}"}, {"x-api-key": form}):
+                status, _, body = client.ask(route.method, route.at("x"), b"", **headers)
+                assert 401 == status, (what, route, body)
+        for scheme in ("Basic", "Token", "", "Bearer\t"):
+            header = f"{scheme} {writes}"
+            assert 401 == client.ask(route.method, route.at("x"), b"", Authorization=header)[0]
+        assert 401 != client.ask(route.method, route.at("x"), b"", x_api_key=writes)[0], route
+
+
+def test_a_token_that_reads_changes_nothing_by_any_route(guarded: Guarded, outside: Client) -> None:
+    reads = {"Authorization": f"Bearer {guarded.make('dashboard', '--scope', 'read')}"}
+    for route in GUARDED:
+        status, _, _ = outside.ask(route.method, route.at("commit"), b"", **reads)
+        assert (route.writes or route.path == "/auth/token") == (status == 403), route
+
+
+def test_no_page_of_another_site_is_answered_by_any_route(client: Client) -> None:
+    before = text_of_runs(client)
+    for route in GUARDED:
+        for what, headers in attacks.OF_OTHER_SITES.items():
+            status, said, _ = client.ask(route.method, route.at("x"), b"{}", **headers)
+            assert 403 == status, (what, route)
+            assert not [name for name in said if name.lower().startswith("access-control-")]
+    assert before == text_of_runs(client)
+    own = {"Origin": f"http://{client.address}", "Sec-Fetch-Site": "same-origin"}
+    assert 200 == client.ask("GET", "/v1/runs", **own)[0]
+
+
+def test_where_the_last_token_was_revoked_nobody_comes_in(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    daemon = Guarded(tmp_path_factory.mktemp("revoked"))
+    token = daemon.make("ci")
+    daemon.begin("--host", "0.0.0.0")
+    daemon.url = daemon.url.replace("0.0.0.0", "127.0.0.1")
+    bearer = f"Bearer {token}"
+    assert 200 == daemon.ask("GET", "/v1/runs", Authorization=bearer)[0]
+
+    assert 0 == daemon.finish(daemon.start_aflow("token", "revoke", "ci")).code
+
+    assert [401, 401] == [
+        daemon.ask("GET", "/v1/runs", **headers)[0]
+        for headers in ({"Host": "localhost"}, {"Authorization": bearer})
+    ]
+    assert 0 == daemon.stop()
+
+
+# ------------------------------------------------------------------ names, bodies, heads
+
+
+def test_hostile_names_are_refused_by_every_route(client: Client) -> None:
+    names, before = [*attacks.hostile_names()], text_of_runs(client)
+    for route in ROUTES:
+        for name in names:
+            paths = [route.at(name)] if route.takes_names else [f"{route.path}/{name}"]
+            for path in [*paths, f"{paths[0]}?flow={name}&limit={name}&step={name}&_cursor={name}"]:
+                status, headers, body = client.ask(route.method, path, b"")
+                assert status in REFUSED, (status, route, name)
+                assert "Set-Cookie" not in headers
+                assert refused_in_a_sentence(body), (route, name, body)
+                assert b"root:" not in body
+    assert before == text_of_runs(client)
+
+
+@pytest.mark.parametrize("type_", ["application/json", "application/x-tar", "application/msgpack"])
+def test_bodies_that_mean_nothing_do_nothing(client: Client, tmp_path: Path, type_: str) -> None:
+    before = text_of_runs(client)
+    for route in ROUTES:
+        if not route.writes:
+            continue
+        for what, body in attacks.bodies(tmp_path / "ran").items():
+            name = "create_run" if "{call}" in route.path else "x"
+            status, _, told = client.ask(route.method, route.at(name), body, Content_Type=type_)
+            assert status in ANSWERED, (status, what, route, told)
+    assert [] == [*tmp_path.iterdir()]
+    assert before == text_of_runs(client)
+    assert (200, {"schedules": []}) == (200, json.loads(client.ask("GET", "/v1/schedules")[2]))
+
+
+def test_bodies_that_are_compressed_or_too_large_are_refused(client: Client) -> None:
+    for route in ROUTES:
+        if route.writes and route.path.startswith(("/v1/packages", "/aflow", "/flows")):
+            for encoding in ("gzip", "deflate", "br", "zstd", "identity, gzip"):
+                headers = {"Content-Encoding": encoding, "Content-Type": "application/x-tar"}
+                status, _, _ = client.ask(
+                    route.method, route.at("create_run"), b"\x1f\x8b", **headers
+                )
+                assert status in (400, 415), (status, route)
+    headers = {"Content-Type": "application/json", "Content-Length": str(3 << 20)}
+    for method, path in (("POST", "/v1/runs"), ("PUT", "/v1/schedules/x")):
+        assert 413 == Client.ask(client, method, path, b"", **headers)[0]
+        client.connection.close()
+
+
+@pytest.mark.parametrize("what", attacks.HEADS)
+def test_heads_that_can_be_read_in_two_ways_end_the_connection(served: Daemon, what: str) -> None:
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        with contextlib.suppress(ConnectionError):  # it may end before all of it was sent
+            connection.sendall(attacks.HEADS[what])
+        said = b""
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(1 << 16):
+                said += part
+    assert said.startswith(b"HTTP/1.") or not said
+    assert set(re.findall(rb"^HTTP/1\.\d (\d+)", said, re.MULTILINE)) <= {b"400"}
+
+
+def test_a_body_in_pieces_that_is_too_large_is_read_no_further(served: Daemon) -> None:
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    head = b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(40):
+                connection.sendall(piece)
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+# ------------------------------------------------------------------ archives
+
+
+@pytest.mark.parametrize("what", attacks.archives(Path("/nowhere")))
+def test_an_archive_that_is_no_code_is_refused_and_not_kept(
+    served: Daemon, tmp_path: Path, what: str
+) -> None:
+    kept = files_in(served.path)
+    body = attacks.archives(tmp_path)[what]
+
+    status, told = served.ask("POST", "/v1/packages", body, "application/x-tar")
+
+    assert (400, ["error"]) == (status, list(told))
+    assert "code package" in told["error"]
+    assert kept == files_in(served.path)
+    assert [] == [*tmp_path.iterdir()]
+
+
+def files_in(folder: Path) -> set[str]:
+    """All but those of the database."""
+    return {
+        os.path.join(where, name)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith("metadata.db")
+    }
+
+
+# ------------------------------------------------------------------ what it costs
+
+
+def test_schedules_cost_what_they_say_and_no_more(client: Client) -> None:
+    order = {"package": "0" * 64, "script": "flow.py", "flow": "Flow_"}
+    every_minute = {"cron": "* * * * ? *", "run": order}
+    for fields in (
+        {**every_minute, "since": 0},
+        {**every_minute, "cron": "* " * 240 + "*"},
+        {**every_minute, "cron": "0 0 31 2 ? *"},
+        {**every_minute, "cron": "0 0 " + ",".join(["31W"] * 100) + " 2 ? *"},
+        {**every_minute, "cron": "9" * 400 + " * * * ? *"},
+        {**every_minute, "cron": "*/0 * * * ? *"},
+        {**every_minute, "timezone": "../../etc/passwd"},
+        {**every_minute, "timezone": "/etc/localtime"},
+    ):
+        body = json.dumps(fields).encode()
+        headers = {"Content-Type": "application/json"}
+        status, _, told = client.ask("PUT", "/v1/schedules/costly", body, **headers)
+        assert (400, ["error"]) == (status, list(json.loads(told))), fields
+
+
+def test_methods_that_somebody_thinks_of_are_counted_as_one(client: Client) -> None:
+    for method in ("PROPFIND", "SEARCH", "MKCOL", "REPORT", "PURGE"):
+        assert 405 == client.ask(method, "/v1/runs")[0]
+    assert 400 == client.ask("METHOD1", "/v1/runs")[0]
+    text = client.ask("GET", "/metrics")[2].decode()
+    assert 'method="other"' in text
+    assert "PROPFIND" not in text
+    assert "METHOD1" not in text
+
+
+def test_a_client_that_reads_nothing_costs_no_memory(served: Daemon) -> None:
+    served.write(PRINTS, "prints.py")
+    run = served.submit("prints.py", "--wait").out.split()[0]
+    host, _, port = served.url.removeprefix("http://").partition(":")
+    before = resident(served)
+    ask = f"GET /v1/runs/{run}/logs HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):  # 8 MB each
+            connection = socket.create_connection((host, int(port)), timeout=60)
+            stack.enter_context(connection).sendall(ask)
+            assert connection.recv(10).startswith(b"HTTP/1.1 2")
+        for _ in range(50):  # it answers others meanwhile
+            assert 200 == served.ask("GET", f"/v1/runs/{run}")[0]
+    assert 100e6 > resident(served) - before
+
+
+PRINTS = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        for _ in range(80):
+            print("\\n".join(["x" * 1000] * 100))
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def resident(daemon: Daemon) -> float:
+    """Bytes of memory of its process, at most so far."""
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
+
+
+def test_there_are_not_too_many_streams(served: Daemon) -> None:
+    served.write(WAITS, "waits.py")
+    gate = served.path / "gate"
+    os.mkfifo(gate)
+    run = served.submit("waits.py", "--gate", str(gate)).out.strip()
+    path = f"/v1/runs/{run}/events?follow=1"
+    host = served.url.removeprefix("http://")
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stream = http.client.HTTPConnection(host, timeout=60)
+            stack.enter_context(contextlib.closing(stream)).request("GET", path)
+            assert 200 == stack.enter_context(stream.getresponse()).status
+
+        status, told = served.ask("GET", path)
+
+        assert (503, {"error": "100 streams go on already."}) == (status, told)
+        assert 200 == served.ask("GET", f"/v1/runs/{run}")[0]
+    gate.write_text("go on")
+    assert "succeeded" == served.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
+
+
+WAITS = """
+class Flow_(FlowSpec):
+    gate = Parameter("gate")
+
+    @step
+    def start(self):
+        open(self.gate).read()
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+# ------------------------------------------------------------------ what is said of it
+
+
+TELLS = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        print("the key of the server:", os.environ.get("AFLOW_SERVICE_AUTH_KEY"))
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_the_log_is_ours_and_holds_no_secret(tmp_path_factory: pytest.TempPathFactory) -> None:
+    daemon = Guarded(tmp_path_factory.mktemp("logged"))
+    daemon.write(TELLS)
+    daemon.begin(AFLOW_SERVICE_AUTH_KEY=KEY)
+    client = Client(daemon)
+    odd = "%0d%0a2026-01-01%20INFO%20all%20is%20well%1b[2J%1b]52;c;aGk=%07%e2%80%ae%c2%9b31m%7f"
+    for number in range(20):
+        assert 401 == client.ask("GET", f"/v1/runs/{odd}/{number}", Authorization="Bearer wrong")[0]
+    told = b""
+    for path in ("/metrics", "/openapi.json", "/v1/runs", "/v1/schedules", "/version", "/healthz"):
+        told += client.ask("GET", path, x_api_key=KEY)[2]
+    client.connection.close()
+    submitted = daemon.submit("flow.py", "--wait", AFLOW_SERVICE_AUTH_KEY=KEY)
+    assert 0 == submitted.code, submitted.err
+
+    assert 0 == daemon.stop()
+
+    log = "".join(daemon.log)
+    assert 20 == log.count("is refused: 401")
+    assert all(re.match(r"\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+ |    ", line) for line in daemon.log), log
+    assert [] == [each for each in log if not each.isprintable() and each != "\n"]
+    assert "the key of the server: None" in submitted.out
+    for secret in (KEY, "wrong"):
+        assert secret not in log
+    assert KEY.encode() not in told
+    for file in files_in(daemon.path):
+        assert KEY.encode() not in Path(file).read_bytes()
+
+
+def test_names_that_come_twice_and_numbers_that_are_none_are_no_json() -> None:
+    from aflow.errors import InvalidInput
+
+    for body in (
+        b'{"a": 1, "a": 2}',
+        b'{"a": {"b": 1, "b": 1}}',
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+    ):
+        with pytest.raises(InvalidInput, match="no JSON"):
+            fields_of(body)
+    assert {"a": [1.5, "x"]} == fields_of(b'{"a": [1.5, "x"]}')
+
+
+def test_a_folder_for_code_that_others_could_write_to_is_not_used(folder: Daemon) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    code = folder.path / ".aflow" / "server"
+    code.mkdir(parents=True)
+    os.chown(code, 12345, 12345)
+    refused = folder.finish(folder.start_aflow("server", "--port", "0"))
+    assert (2, True) == (refused.code, "belongs to another user" in refused.err)
+    code.rmdir()
+    code.symlink_to(folder.path)
+    refused = folder.finish(folder.start_aflow("server", "--port", "0"))
+    assert (2, True) == (refused.code, "is a link" in refused.err)
+
+    code.unlink()
+    folder.begin()
+
+    assert 0o700 == code.stat().st_mode & 0o777
+    assert 0 == folder.stop()
+
+
+def test_the_document_tells_of_every_route_but_those_for_machines_of_ours(served: Daemon) -> None:
+    paths = served.ask("GET", "/openapi.json")[1]["paths"]
+    said = {f"{method.upper()} {path}" for path, each in paths.items() for method in each}
+    assert {
+        "GET /openapi.json", "GET /healthcheck", "GET /auth/token",
+        "POST /aflow/v1/metadata/{call}",
+    } == {f"{route.method} {route.path}" for route in ROUTES} - said  # fmt: skip

@@ -39,7 +39,7 @@ def of_a_server() -> click.Option:
     return option(
         "--server",
         metavar="URL",
-        envvar="AFLOW_SERVER",
+        default=lambda: looked_up("SERVER"),
         callback=lambda _, __, url: url or None,
         help="What this server has ('': what is here).  [default: AFLOW_SERVER, else what is here]",
     )

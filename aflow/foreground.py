@@ -48,9 +48,9 @@ def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
     marked = any(step.decorator("batch") for step in definition.steps.values())
     if options.queue is None and options.executor == "local" and not marked:
         return True
-    from aflow.placement import places
+    from aflow.placement import needs_processes, places
 
-    return "local" in places(definition, options).values()
+    return needs_processes(definition, places(definition, options))
 
 
 def _fork_template(definition: FlowDefinition) -> tuple[socket.socket, int]:

@@ -78,6 +78,15 @@ def on_batch(
     return frozenset(name for name, batch in marked.items() if batch.queue or queue)
 
 
+def needs_processes(definition: FlowDefinition, of_step: Mapping[str, str]) -> bool:
+    """Whether processes of this machine run attempts: those of local steps, and those that settle
+    a step of AWS Batch that has died (@catch), for which no job is worth its while."""
+    return any(
+        place == "local" or (place == "batch" and definition.steps[name].decorator("catch"))
+        for name, place in of_step.items()
+    )
+
+
 def travelling(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore
 ) -> Travelling | None:
@@ -137,7 +146,7 @@ def executor_for(
     """What runs the attempts of a run."""
     of_step = places(definition, options)
     made: dict[str, Executor] = {}
-    if "local" in of_step.values():
+    if needs_processes(definition, of_step):
         made["local"] = ProcessExecutor(
             needs_of(definition),
             lambda: start_template(definition, options.decospecs),
@@ -157,7 +166,8 @@ def executor_for(
     # Few runs have more than one: the others do not pay for it.
     from aflow.executors.by_step import ByStep
 
-    return ByStep({step: made[place] for step, place in of_step.items()})
+    executors = {step: made[place] for step, place in of_step.items()}
+    return ByStep(executors, made.get("local") if "batch" in made else None)
 
 
 def _described(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MOST = 10_000  # jobs of an array
 LONGEST_NAME = 128
 PROGRAM = "aflow.in_job"
+SAID = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
 _SAYS_YES = frozenset({"1", "true", "yes", "on"})
 
 
@@ -32,19 +33,13 @@ class Mark(NamedTuple):
 
     def parameters(self, step: str) -> dict[str, str]:
         """What a job of the step says."""
-        said = {
-            "user": self.user,
-            "flow_name": self.flow,
-            "run_id": self.run,
-            "step_name": step,
-            "version": __version__,
-        }
+        said = dict(zip(SAID, (*self, step), strict=True)) | {"version": __version__}
         return {f"aflow.{name}": value for name, value in said.items()}
 
     @property
     def prefix(self) -> str:
         """What the names of all jobs of the run begin with."""
-        return _name(f"{self.user}-{self.flow}-{self.run}-", LONGEST_NAME - 40)
+        return name_prefix(self.user, self.flow, self.run)
 
 
 class StepJob(NamedTuple):
@@ -129,6 +124,11 @@ def submission(
         **({"arrayProperties": {"size": size}} if size > 1 else {}),
         **({"tags": tags, "propagateTags": True} if tags else {}),
     }
+
+
+def name_prefix(user: str, flow: str, run: str | None = None) -> str:
+    """What the names of all jobs of a user's flow begin with, or of one run of it."""
+    return _name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
 
 
 def job_name(mark: Mark, step: str, unique: str) -> str:

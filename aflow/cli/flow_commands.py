@@ -38,6 +38,7 @@ COMMANDS = {
     "explain": "Say why tasks ran, or did not.",
     "card": "View, get, list or make the cards of tasks.",
     "package": "Show, list or save the code package of the flow.",
+    "batch": "List the jobs of AWS Batch that have not ended, or end them.",
     "step-functions": "Deploy the flow to AWS Step Functions, and look after its runs there.",
     "tag": "Add, remove, replace or list the tags of runs.",
     "output-dot": "Write the graph for graphviz.",
@@ -46,7 +47,7 @@ COMMANDS = {
     "help": "Show this help.",
 }
 # What a pathspec alone can say, without a flow.
-NEED_NO_FILE = ("card", "dump", "explain", "logs")
+NEED_NO_FILE = ("batch", "card", "dump", "explain", "logs")
 _NORMALIZED = {
     # --max_workers is --max-workers: a parameter keeps the underscores of its name.
     "token_normalize_func": lambda name: name.replace("_", "-"),
@@ -292,6 +293,12 @@ def _cards() -> Commands:
     return card_commands()
 
 
+def _batch() -> Commands:
+    from aflow.cli.batch import batch_commands
+
+    return batch_commands()
+
+
 def _tags() -> Commands:
     from aflow.cli.tags import tag_commands
 
@@ -321,6 +328,7 @@ _GROUPS_OF_FLOW: dict[str, Callable[[Mapping[str, Parameter]], Commands]] = {
     "step-functions": _step_functions
 }
 _GROUPS: dict[str, Callable[[], Commands]] = {
+    "batch": _batch,
     "card": _cards,
     "logs": _logs,
     "package": _package,

@@ -101,6 +101,7 @@ OTHERS = {
 
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
 _SECOND_WORDS = {
+    "batch": ("list", "kill"),
     "card": ("view", "get", "list", "create", "server"),
     "logs": ("show", "scrub"),
     "package": ("info", "list", "save"),

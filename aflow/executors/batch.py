@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt import AttemptReport, AttemptSpec, RunContext
 from aflow.aws.calls import MOST_DESCRIBED
 from aflow.aws.ends import ENDED, end_of
 from aflow.aws.submission import MOST, Mark, job_name, submission
@@ -138,7 +138,7 @@ class BatchExecutor:
         self._loop = asyncio.get_running_loop()
         self._context = context
         self._reports = reports
-        self._mail.begin(reports, self._note_over)
+        self._mail.begin(reports, self._note_over, self._believes)
         self._mark = Mark(context.user, context.flow, context.run)
         self._parcels = Parcels(self._store, context.flow, context.run)
         self._packer = Packer(self._metadata, context.run_key, self._parcels)
@@ -323,6 +323,15 @@ class BatchExecutor:
             self._arrays[array.id] = array
             self._poller.watch(array.id, self._told)
             self._look_now.set()
+
+    def _believes(self, report: AttemptReport) -> bool:
+        """Whether an attempt has ended as its job says. One that was stopped, and not by us, ends
+        as AWS Batch says: its machine went away, or somebody has ended it."""
+        owner = (report.task, report.attempt)
+        if report.state != AttemptState.CANCELLED.value or owner in self._stopping:
+            return True
+        self._poller.hurry()
+        return False
 
     def _note_over(self, owner: Owner) -> None:
         """An attempt has ended: what is not away any more is not watched."""

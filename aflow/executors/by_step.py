@@ -12,11 +12,22 @@ if TYPE_CHECKING:
 
 
 class ByStep:
-    """One executor made of several; `executors` has one for each step."""
+    """One executor made of several; `executors` has one for each step. What settles a step without
+    running it (@catch, where its process died) is done by `fallbacks`, if that is there: what broke
+    the step's own place does not break this one."""
 
-    def __init__(self, executors: Mapping[str, Executor]) -> None:
+    def __init__(
+        self, executors: Mapping[str, Executor], fallbacks: Executor | None = None
+    ) -> None:
         self._of_step = executors
-        self._all = [*dict.fromkeys(executors.values())]
+        self._fallbacks = fallbacks
+        others = [] if fallbacks is None else [fallbacks]
+        self._all = [*dict.fromkeys([*executors.values(), *others])]
+
+    def _of(self, spec: AttemptSpec) -> Executor:
+        if spec.fallback and self._fallbacks is not None:
+            return self._fallbacks
+        return self._of_step[spec.step]
 
     @property
     def lookahead(self) -> int:
@@ -27,7 +38,7 @@ class ByStep:
         """Give each to the executor of its step; those that are lost."""
         lost: list[Orphan] = []
         for each in self._all:
-            lost += each.recover([o for o in orphans if self._of_step[o.spec.step] is each])
+            lost += each.recover([o for o in orphans if self._of(o.spec) is each])
         return lost
 
     def forget(self, task: int, attempt: int) -> None:
@@ -42,7 +53,7 @@ class ByStep:
 
     def launch(self, spec: AttemptSpec) -> None:
         """Start this attempt where its step belongs."""
-        self._of_step[spec.step].launch(spec)
+        self._of(spec).launch(spec)
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt; those who do not have it take no notice."""

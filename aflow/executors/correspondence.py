@@ -65,11 +65,19 @@ class Correspondence(Generic[R]):
         self._idle = asyncio.Event()
         self._reports: Reports
         self._over: Callable[[Owner], None] | None = None
+        self._believes: Callable[[AttemptReport], bool] | None = None
 
-    def begin(self, reports: Reports, over: Callable[[Owner], None] | None = None) -> None:
-        """Tell them from now on; `over` is called before an end is told."""
+    def begin(
+        self,
+        reports: Reports,
+        over: Callable[[Owner], None] | None = None,
+        believes: Callable[[AttemptReport], bool] | None = None,
+    ) -> None:
+        """Tell them from now on; `over` is called before an end is told. An end that a letter tells
+        of is none unless `believes` it."""
         self._reports = reports
         self._over = over
+        self._believes = believes
 
     def send(self, owner: Owner, step: str) -> None:
         """An attempt is handed to others."""
@@ -140,6 +148,8 @@ class Correspondence(Generic[R]):
                 max_rss, cpu, *fields = rest
                 report = AttemptReport(task, attempt, *fields)
                 report = report._replace(steps=tuple(report.steps))
+                if self._believes is not None and not self._believes(report):
+                    continue
                 ends.add((task, attempt))
                 self.end(report, Usage(max_rss, cpu))
         return ends

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +18,15 @@ import pytest
 
 from aflow import client
 from aflow.client import Run
+from tests.support.faulty import Fault, FaultyProxy
+from tests.support.servers import select_nothing
 
 if TYPE_CHECKING:
     from tests.support.aws.furnished import Account
 
 FLOWS = Path(__file__).parent / "flow_files"
+TROUBLE = FLOWS / "trouble.py"
+PATIENCE = 100.0  # seconds
 SHAPES = Path(__file__).parents[1] / "deploy" / "flow_files" / "everything.py"
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("batch")]
@@ -51,6 +58,54 @@ class Bench:
         )
         assert code == done.returncode, done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    @contextmanager
+    def running(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A run of the flow in trouble, which goes on."""
+        process = subprocess.Popen(
+            [sys.executable, str(TROUBLE), "run", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def until_listed(self, words: str, *, flow: bool = True) -> str:
+        """Ask for the jobs that have not ended until these words are said of them."""
+        give_up_at = time.monotonic() + PATIENCE
+        command = [str(TROUBLE), "batch", "list"] if flow else ["-m", "aflow", "batch", "list"]
+        while True:
+            done = subprocess.run(
+                [sys.executable, *command], capture_output=True, text=True, cwd=self.folder
+            )
+            if words in done.stdout + done.stderr:
+                return done.stdout + done.stderr
+            assert time.monotonic() < give_up_at, done.stdout + done.stderr
+            select_nothing(0.3)
+
+    def adopt(self, run: str) -> str:
+        """Go on with a run whose coordinator was killed, as soon as that is known to be dead."""
+        give_up_at = time.monotonic() + PATIENCE
+        while True:
+            command = [sys.executable, "-m", "aflow", "adopt", f"Trouble/{run}"]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
+            said = done.stdout + done.stderr
+            if done.returncode == 0:
+                return said
+            assert "has a coordinator" in said, said
+            assert time.monotonic() < give_up_at, said
+            select_nothing(1.5)
+
+    def sizes_of_jobs(self, flow: str, run: str) -> list[int]:
+        """How many attempts each job of a run was submitted for, in the order of submission."""
+        batch = self.aws.client("batch")
+        filters = [{"name": "JOB_NAME", "values": [f"tester-{flow}-{run}-*"]}]
+        listed = batch.list_jobs(jobQueue="queue", filters=filters)["jobSummaryList"]
+        jobs = batch.describe_jobs(jobs=[each["jobId"] for each in listed])["jobs"]
+        jobs.sort(key=lambda each: each["createdAt"])
+        return [each.get("arrayProperties", {}).get("size", 1) for each in jobs]
 
     def latest(self, flow: str) -> Run:
         """The latest run of a flow."""
@@ -91,3 +146,111 @@ def _artifacts(step: Any) -> list[dict[str, str]]:
         for task in step
     ]
     return sorted(found, key=str)
+
+
+# ------------------------------------------------------------------ what happens to jobs
+
+
+def test_a_machine_that_goes_away_costs_no_retry(bench: Bench) -> None:
+    said = bench.run(TROUBLE, "run", "--what", "lose_the_machine")
+    run = bench.latest("Trouble")
+
+    assert ([0, 1, 4], [0, 1, 0], True) == (
+        run.data.squares,
+        run.data.tries,
+        run.data.elsewhere,
+    )
+    assert "The task was lost: the machine of its job went away (Host EC2" in said
+    assert [3, 1] == bench.sizes_of_jobs("Trouble", run.id), "an array, and one that was lost"
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("use_up_memory", "needed more memory than the limit of 4096 MB: give the step more"),
+        (
+            "kill_the_job",
+            "ended with exit code 137 before it told how its task went (it was killed",
+        ),
+    ],
+)
+def test_what_a_job_cannot_tell_aws_tells(what: str, words: str, bench: Bench) -> None:
+    said = bench.run(TROUBLE, "run", "--what", what, "--n", "2", code=1)
+
+    assert words in said
+    assert [True, False] == sorted(
+        (t.successful for t in bench.latest("Trouble")["work"]), reverse=True
+    )
+
+
+def test_an_image_that_is_not_there_is_named_and_catch_settles_the_step(bench: Bench) -> None:
+    said = bench.run(TROUBLE, "run", "--n", "1", env={"WHICH": "settled"})
+
+    assert "could not be started (CannotPullContainerError: pull access denied" in said
+    assert "see that the image no-such-image is there" in said
+    (problem,) = bench.latest("Settled").data.problems
+    assert "@catch settled the step" in problem
+
+
+def test_a_job_that_somebody_ends_fails_and_a_run_that_is_stopped_ends_its_jobs(
+    bench: Bench,
+) -> None:
+    with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
+        listed = bench.until_listed("2 running")
+        assert "Trouble/" in listed
+        assert "Ended the job" in bench.run(TROUBLE, "batch", "kill")
+        said = run.communicate(timeout=PATIENCE)[0]
+    assert 1 == run.returncode, said
+    assert "was terminated: It was ended by tester (batch kill)." in said
+
+    with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
+        bench.until_listed("2 running", flow=False)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=PATIENCE)[0]
+    assert 130 == run.returncode, said
+    assert "There are no jobs that have not ended." in bench.until_listed("no jobs")
+    assert "--user" in bench.run(TROUBLE, "batch", "list", "--my-runs", "--user", "x", code=2)
+
+
+# ------------------------------------------------------------------ what happens to AWS and to us
+
+
+def test_what_a_killed_coordinator_has_submitted_its_successor_finds(bench: Bench) -> None:
+    gate = bench.folder / "gate"
+    words = ["--what", "wait", "--gate", str(gate), "--n", "3"]
+    with bench.running(*words) as run:
+        bench.until_listed("3 running")
+        run.kill()
+    name = bench.latest("Trouble").id
+    gate.touch()
+    said = bench.adopt(name)
+
+    found = bench.latest("Trouble")
+    assert name == found.id
+    assert found.successful, said
+    assert ([0, 1, 4], [0, 0, 0]) == (found.data.squares, found.data.tries)
+    assert [3] == bench.sizes_of_jobs("Trouble", name), "none was submitted again"
+
+
+def test_bad_weather_in_aws_changes_nothing(bench: Bench) -> None:
+    with FaultyProxy(bench.aws.endpoint, seed=7) as proxy:
+        proxy.faults += [
+            Fault("lost", target="submitjob", times=1),
+            Fault("answer", chance=0.5, target="submitjob", status=429, code="TooManyRequests"),
+            Fault("lost", chance=0.3, target="describejobs"),
+            Fault("answer", chance=0.3, target="describejob", status=500, code="InternalError"),
+            Fault("answer", chance=0.1, target="/flows", status=503),
+            Fault("reset", chance=0.05, target="/flows"),
+            Fault("lost", chance=0.05, method="PUT", target="letters"),
+        ]
+        env = {
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AFLOW_DATASTORE_SYSROOT_S3": f"s3://flows/prefix?endpoint={proxy.url}",
+        }
+        said = bench.run(TROUBLE, "run", "--what", "lose_the_machine", env=env)
+        spoilt = {seen.kind for seen in proxy.seen if "/v1/" in seen.target}
+
+    run = bench.latest("Trouble")
+    assert ([0, 1, 4], [0, 1, 0]) == (run.data.squares, run.data.tries), said
+    assert {"lost", "answer"} <= spoilt
+    assert [3, 1] == bench.sizes_of_jobs("Trouble", run.id), "each was submitted once"

@@ -4,8 +4,8 @@ moto keeps queues and definitions; its Job is replaced by one that runs the defi
 variables, every status, retryStrategy with evaluateOnExit, the limit of an attempt, termination
 (SIGTERM, then SIGKILL), arrays, a host that goes away, logs. No job outlives the server.
 
-Names of images say what goes wrong: `lost-host` loses its machine as soon as something was printed,
-`no-such-image` cannot be pulled.
+What goes wrong is said by the job: `no-such-image` cannot be pulled; a machine goes away under one
+that prints GO_AWAY, and one that prints USE_UP gets no more memory.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from moto.batch import models, responses
 from moto.batch.utils import JobStatus
 
 LOG_GROUP = "/aws/batch/job"
+GO_AWAY, USE_UP = "the machine goes away now", "memory is used up now"
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 ENVIRONMENT: dict[str, str] = {}
 SLOTS = threading.Semaphore(4)
@@ -88,6 +89,10 @@ class ProcessJob(models.Job):
 
     def _attempt(self, attempt: int) -> tuple[int, str]:
         self.status, self.killed = JobStatus.STARTING, None
+        if self.job_definition.container_properties["image"] == "no-such-image":
+            reason = "CannotPullContainerError: pull access denied for no-such-image"
+            self.latest_attempt = {"container": {"reason": reason}}
+            return 1, "Task failed to start"
         self.log_stream_name = f"{self.job_definition.name}/default/{uuid.uuid4().hex}"
         self._log_backend.ensure_log_group(LOG_GROUP)
         self._log_backend.ensure_log_stream(LOG_GROUP, self.log_stream_name)
@@ -110,6 +115,8 @@ class ProcessJob(models.Job):
             "timeout": "Job attempt duration exceeded timeout",
             "host": f"Host EC2 (instance i-{uuid.uuid4().hex[:17]}) terminated.",
         }.get(self.killed or "", "Essential container in task exited")
+        if self.killed == "memory":
+            container["reason"] = "OutOfMemoryError: Container killed due to memory usage"
         self.attempts.append({**self.latest_attempt, "stoppedAt": _now(), "statusReason": told})
         return code, told
 
@@ -150,6 +157,10 @@ class ProcessJob(models.Job):
             message = line.decode("utf-8", "replace").rstrip("\n")
             event = {"timestamp": _now(), "message": message}
             self._log_backend.put_log_events(LOG_GROUP, stream, [event])
+            for end, said in (("host", GO_AWAY), ("memory", USE_UP)):
+                if message == said:
+                    self.killed = end
+                    _kill(process, signal.SIGKILL)
         process.stdout.close()
 
     def _finish(self, ok: bool, reason: str | None):
@@ -165,11 +176,6 @@ class ProcessJob(models.Job):
         if not self.stop and self.status not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
             self.job_stopped_reason, self.stop = reason, True
             self.changed.set()
-
-    def lose_host(self):
-        """As when Spot takes the instance back: killed at once."""
-        self.killed = "host"
-        _kill(self.process, signal.SIGKILL)
 
     def describe(self):
         told = super().describe()

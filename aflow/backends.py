@@ -53,8 +53,11 @@ def open_store(url: str) -> ObjectStore:
     )
 
 
-def open_metadata(url: str, durability: str = "power", *, read_only: bool = False) -> MetadataStore:
-    """The metadata store at `url`; raises InvalidSetting for a kind that is not known."""
+def open_metadata(
+    url: str, durability: str = "power", *, read_only: bool = False, own: bool = False
+) -> MetadataStore:
+    """The metadata store at `url`; raises InvalidSetting for a kind that is not known. A service is
+    asked whether it is Metaflow's, unless it is known to be aflow's `own`."""
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite":
         from aflow.metadata.sqlite import SqliteMetadata
@@ -65,7 +68,7 @@ def open_metadata(url: str, durability: str = "power", *, read_only: bool = Fals
 
         return SqliteMetadata(":memory:", durability=durability)
     if scheme in ("http", "https"):
-        return _service(url, durability, read_only)
+        return _own_service(url) if own else _service(url, durability, read_only)
     if scheme in ("postgresql", "postgres"):
         from aflow.metadata.postgres import PostgresMetadata
 
@@ -81,17 +84,24 @@ def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
     Metaflow's."""
     from aflow.clock import SystemClock
     from aflow.config import Settings, service_headers
-    from aflow.metadata.service import ServiceMetadata
     from aflow.service.registering import RegisteringMetadata, Registry
 
     registry = Registry(url, service_headers(), SystemClock())
     if not registry.is_one():
         registry.close()
-        return ServiceMetadata(url, service_headers(), SystemClock())
+        return _own_service(url)
     local = Settings.load().local_metadata_url
     return RegisteringMetadata(
         _path(local, local.partition(":")[2]), durability, read_only, registry
     )
+
+
+def _own_service(url: str) -> MetadataStore:
+    from aflow.clock import SystemClock
+    from aflow.config import service_headers
+    from aflow.metadata.service import ServiceMetadata
+
+    return ServiceMetadata(url, service_headers(), SystemClock())
 
 
 def open_queue(url: str) -> Queue:

@@ -13,7 +13,7 @@ A value that is empty counts as not set. This is the only module that reads the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -279,15 +279,24 @@ def metadata_place(value: str) -> str:
 def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
     """The value of the first of these keys that is set, for settings of one part of aflow; None
     where none of them is. Raises InvalidSetting for a value that is no text."""
-    env = os.environ if env is None else env
-    sources = [_Source(env, "in the environment"), *_files(env, _walk_up(_working_directory()))]
-    hit = next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
+    hit = _first(keys, os.environ if env is None else env)
     return None if hit is None else _text(hit)
 
 
 def said_by_batch(name: str) -> str | None:
     """What AWS Batch says to its jobs (`JOB_ID` is AWS_BATCH_JOB_ID); None for what it does not."""
     return os.environ.get(f"AWS_BATCH_{name}")
+
+
+def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
+    """Whether this key is set to what means yes. Raises InvalidSetting for what means neither."""
+    hit = _first((key,), os.environ if env is None else env)
+    return hit is not None and _flag(hit)
+
+
+def _first(keys: Sequence[str], env: Mapping[str, str]) -> _Hit | None:
+    sources = [_Source(env, "in the environment"), *_files(env, _walk_up(_working_directory()))]
+    return next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
 
 
 def service_headers(env: Mapping[str, str] | None = None) -> dict[str, str]:

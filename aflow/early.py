@@ -6,6 +6,7 @@ own. The second template, should the first one die, is spawned as everywhere.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ class EarlyTemplate:
     def __init__(self) -> None:
         self.control, theirs = socket.socketpair()
         self._taken = False
+        gc.freeze()  # what is imported by now stays, and is shared with what is forked
+        gc.enable()
         self.pid = os.fork()
         if self.pid == 0:
             try:

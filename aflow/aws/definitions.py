@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +24,23 @@ LIMIT = 432_000  # seconds that a job may run without @timeout: five days
 SHORTEST = 60  # seconds: Batch stops no job earlier
 MARGIN = 60  # seconds for the container to start, and to tell how its step ended
 PYTHON = "python"
-# The image need not have aflow: then it is installed, which takes a while.
-BOOT = (
-    "{python} -c 'import aflow' 2>/dev/null || {python} -m pip install -q "
-    "--disable-pip-version-check 'aflow[aws,postgres]=={version}' || exit 1; "
-    "exec {python} -m {program}"
-)
+# The image need not have aflow: then it is installed, which takes a while. Nothing is garbage while
+# modules are imported, and looking for it would take a tenth of the job's own time: what is forked
+# from the program (early.py) has it looked for again.
+BOOT = """\
+import gc, sys
+gc.disable()
+try:
+    import aflow
+except ImportError:
+    import importlib, subprocess
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    if subprocess.call([*pip, "aflow[aws,postgres]=={version}"]):
+        sys.exit("aflow: The image has no aflow, and it cannot be installed. Put it there.")
+    importlib.invalidate_caches()
+import runpy
+runpy.run_module("{program}", run_name="__main__", alter_sys=True)
+"""
 
 Definition = dict[str, Any]
 
@@ -51,11 +63,9 @@ def definition_of(
     properties: Definition = {
         "image": _image(batch, settings),
         "command": [
-            "sh",
+            *shlex.split(_of(batch, "executable", PYTHON)),
             "-c",
-            BOOT.format(
-                python=_of(batch, "executable", PYTHON), version=__version__, program=program
-            ),
+            BOOT.format(version=__version__, program=program),
         ],
         "jobRoleArn": _of(batch, "iam_role", None)
         or settings.needed("job_role", "The role of jobs, which may read and write the bucket,"),

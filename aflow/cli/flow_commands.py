@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ COMMANDS = {
     "package": "Show, list or save the code package of the flow.",
     "batch": "List the jobs of AWS Batch that have not ended, or end them.",
     "step-functions": "Deploy the flow to AWS Step Functions, and look after its runs there.",
+    "deploy": "The same as step-functions.",
     "tag": "Add, remove, replace or list the tags of runs.",
     "output-dot": "Write the graph for graphviz.",
     "output-raw": "Write the graph as text, or as JSON.",
@@ -105,7 +106,8 @@ class FlowGroup(click.Group):
         if cmd_name in _GROUPS:
             return self._with_commands(cmd_name, _GROUPS[cmd_name]())
         if cmd_name in _GROUPS_OF_FLOW:
-            return self._with_commands(cmd_name, _GROUPS_OF_FLOW[cmd_name](self._parameters()))
+            commands, options = _GROUPS_OF_FLOW[cmd_name](self._parameters())
+            return self._with_commands(cmd_name, commands, options)
         maker = _MAKERS[cmd_name]
         made = maker(self._parameters() if maker is _run else {})
         return self._made(cmd_name, COMMANDS[cmd_name], *made)
@@ -113,11 +115,14 @@ class FlowGroup(click.Group):
     def _parameters(self) -> Mapping[str, Parameter]:
         return self._defined().parameters if self._flow is not None else {}
 
-    def _with_commands(self, cmd_name: str, commands: Commands) -> click.Group:
-        """A command that has commands of its own."""
+    def _with_commands(
+        self, cmd_name: str, commands: Commands, options: Sequence[click.Parameter] = ()
+    ) -> click.Group:
+        """A command that has commands of its own, and options that may stand before them."""
         group = _Group(
             cmd_name,
             unsaid=_UNSAID.get(cmd_name),
+            params=[*options],
             help=COMMANDS[cmd_name],
             context_settings=_NORMALIZED,
         )
@@ -317,15 +322,20 @@ def _package() -> Commands:
     return package_commands()
 
 
-def _step_functions(declared: Mapping[str, Parameter]) -> Commands:
-    from aflow.cli.step_functions import step_functions_commands
+def _step_functions(
+    declared: Mapping[str, Parameter],
+) -> tuple[Commands, list[click.Parameter]]:
+    from aflow.cli.step_functions import step_functions_commands, step_functions_options
 
-    return step_functions_commands(declared)
+    return step_functions_commands(declared), step_functions_options()
 
 
 # Groups some of whose commands have the parameters of the flow as options.
-_GROUPS_OF_FLOW: dict[str, Callable[[Mapping[str, Parameter]], Commands]] = {
-    "step-functions": _step_functions
+_GROUPS_OF_FLOW: dict[
+    str, Callable[[Mapping[str, Parameter]], tuple[Commands, list[click.Parameter]]]
+] = {
+    "deploy": _step_functions,
+    "step-functions": _step_functions,
 }
 _GROUPS: dict[str, Callable[[], Commands]] = {
     "batch": _batch,

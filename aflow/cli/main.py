@@ -100,11 +100,14 @@ OTHERS = {
 }
 
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
+_DEPLOY = ("create", "trigger", "list-runs", "terminate", "resume", "delete", "diff")
 _SECOND_WORDS = {
     "batch": ("list", "kill"),
     "card": ("view", "get", "list", "create", "server"),
+    "deploy": _DEPLOY,
     "logs": ("show", "scrub"),
     "package": ("info", "list", "save"),
+    "step-functions": _DEPLOY,
     "tag": ("add", "remove", "replace", "list"),
 }
 

@@ -65,8 +65,13 @@ def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
 # What makes the state machine another one.
 _SHAPING = (
     "name", "tags", "aws_batch_tag", "namespace", "max_workers", "workflow_timeout",
-    "use_distributed_map", "compress_state_machine",
+    "use_distributed_map", "compress_state_machine", "on_error", "on_success",
 )  # fmt: skip
+
+
+def step_functions_options() -> list[click.Parameter]:
+    """The options that stand before a command, as Metaflow has them."""
+    return [_name()]
 
 
 def _name() -> click.Parameter:
@@ -115,9 +120,17 @@ def _create_parameters() -> list[click.Parameter]:
             "--use-distributed-map/--no-use-distributed-map",
             help="Run foreachs as distributed maps: more than 40 items at once.",
         ),
-        flag(
-            "--compress-state-machine/--no-compress-state-machine",
+        option(
+            "--compress-state-machine/--no-compress-state-machine", default=None,
             help="Write the definition without spaces.",
+        ),
+        option(
+            "--notify-on-error", "on_error", metavar="ARN",
+            help="Tell this topic of SNS, or this event bus, of runs that fail.",
+        ),
+        option(
+            "--notify-on-success", "on_success", metavar="ARN",
+            help="Tell it of runs that succeed.",
         ),
         _file("--deployer-attribute-file", "Write name, flow and token to this file, as JSON."),
     ]  # fmt: skip
@@ -195,8 +208,11 @@ def terminate(session: Session, run_id: str, name: str | None, authorize: str | 
     from aflow.clock import SystemClock
 
     deployer = _deployer(session, name=name)
-    deployer.terminate(run_id, authorize, SystemClock())
-    click.echo(f"{deployer.flow}/{run_id} is terminated.")
+    before = deployer.terminate(run_id, authorize, SystemClock()).status
+    if before == "RUNNING":
+        click.echo(f"{deployer.flow}/{run_id} is terminated.")
+    else:
+        click.echo(f"{deployer.flow}/{run_id} had ended ({before}), which is recorded now.")
 
 
 def resume(session: Session, run_id: str, name: str | None) -> None:
@@ -232,6 +248,9 @@ def _deployer(session: Session, **shape: Any) -> Deployer:
 
     settings = session.settings()
     definition = _checked(session, settings)
+    group = click.get_current_context().parent
+    if shape.get("name") is None and group is not None:
+        shape["name"] = group.params.get("name")
     return Deployer(definition, settings, _wanted(session, settings, **shape))
 
 
@@ -253,8 +272,11 @@ def _wanted(
     max_workers: int = 100,
     workflow_timeout: int | None = None,
     use_distributed_map: bool = False,
-    compress_state_machine: bool = False,
+    compress_state_machine: bool | None = None,
+    on_error: str | None = None,
+    on_success: str | None = None,
 ) -> Wanted:
+    from aflow.config import switched_on
     from aflow.deploy.plan import Wanted
 
     pairs = [each.partition("=") for each in aws_batch_tag]
@@ -269,10 +291,14 @@ def _wanted(
         max_workers,
         workflow_timeout,
         use_distributed_map,
-        compress_state_machine,
+        switched_on("SFN_COMPRESS_STATE_MACHINE")
+        if compress_state_machine is None
+        else compress_state_machine,
         session.top["branch"],
         session.top["production"],
         (*session.top["with_"], *settings.default_decospecs),
+        on_error,
+        on_success,
     )
 
 

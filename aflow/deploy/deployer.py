@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
@@ -18,7 +19,7 @@ from aflow.deploy.names import Label, authorized, checked_token, rule_name
 from aflow.deploy.order import order_name
 from aflow.deploy.plan import Account, Plan, Wanted, name_of
 from aflow.deploy.starting import Ticks
-from aflow.errors import InvalidInput, NotFound
+from aflow.errors import InvalidInput, InvalidSetting, NotFound
 from aflow.metadata.base import Batch, RunUpdate
 from aflow.package import Package
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
@@ -84,6 +85,7 @@ class Deployer:
         queue = self._known.needed("queue", "The job queue of AWS Batch")
         account = self._aws.with_platform(queue)
         needs_s3(self._settings.storage_url)
+        self._check_metadata()
         store = backends.open_store(self._settings.storage_url)
         code = package.store(
             self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
@@ -94,6 +96,19 @@ class Deployer:
         self._aws.put_machine(self.name, made.definition, log_history=log_history)
         self._start_by(made)
         return Deployed(made, new_jobs, there is None)
+
+    def _check_metadata(self) -> None:
+        """See that the metadata answers, and that jobs can record runs there."""
+        from aflow.service.registering import RegisteringMetadata
+
+        url = self._settings.metadata_url
+        with closing(backends.open_metadata(url)) as metadata:
+            if isinstance(metadata, RegisteringMetadata):
+                raise InvalidSetting(
+                    f"{url} is a service of Metaflow's own, which cannot keep what jobs record of "
+                    "their runs: use a service of aflow's (aflow metadata-service)."
+                )
+            metadata.run(self.flow, "none")
 
     def _token(
         self, there: Machine | None, authorize: str | None, new: str | None, *, generate: bool
@@ -177,33 +192,35 @@ class Deployer:
         return found
 
     def terminate(self, run: str, authorize: str | None, clock: Clock) -> Execution:
-        """Stop a run, which is cancelled then."""
+        """Stop a run, which is cancelled then. Where AWS has ended it, and nobody was left to say
+        so, that is recorded. Raises InvalidInput for one whose end is known."""
         self._ours(self.machine(), [authorize], "stop its runs")
         execution = self._execution(run)
-        if execution.status != "RUNNING":
+        user = self._settings.user
+        if execution.status == "RUNNING":
+            self._aws.stop(execution, f"Terminated by {user}.")
+            self._note_end(run, RunState.CANCELLED, f"The run was terminated by {user}.", clock)
+        elif not self._note_end(run, *_end_in_aws(execution), clock):
             raise InvalidInput(f"{run} has ended already ({execution.status}).")
-        self._aws.stop(execution, f"Terminated by {self._settings.user}.")
-        self._note_cancelled(run, clock)
         return execution
 
-    def _note_cancelled(self, run: str, clock: Clock) -> None:
+    def _note_end(self, run: str, state: RunState, reason: str, clock: Clock) -> bool:
+        """Record the end of the run; whether nobody had."""
         from aflow.deploy.records import Records  # what most commands do not need
 
-        metadata = backends.open_metadata(self._settings.metadata_url)
-        try:
-            if metadata.run(self._definition.name, run) is None:
-                return  # its first job has not begun
-            records = Records.of(metadata, self._definition.name, run)
+        with closing(backends.open_metadata(self._settings.metadata_url)) as metadata:
+            if metadata.run(self.flow, run) is None:
+                return False  # its first job has not begun
+            records = Records.of(metadata, self.flow, run)
             if records.run.state in TERMINAL_RUN_STATES:
-                return
-            now, reason = clock.now(), f"The run was terminated by {self._settings.user}."
+                return False
+            now = clock.now()
             ended = [
                 each._replace(state=AttemptState.CANCELLED, finished_at=now, reason=reason)
                 for each in records.unfinished()
             ]
-            records.commit(Batch(attempts=ended, run=RunUpdate(RunState.CANCELLED, now, reason)))
-        finally:
-            metadata.close()
+            records.commit(Batch(attempts=ended, run=RunUpdate(state, now, reason)))
+            return True
 
     def resume(self, run: str) -> Execution:
         """Start a run that takes over what this one has finished."""
@@ -222,6 +239,13 @@ class Deployer:
         for kind in ("", "events"):
             self._aws.delete_rule(rule_name(self.name, kind))
         self._aws.delete_machine(self.name)
+
+
+def _end_in_aws(execution: Execution) -> tuple[RunState, str]:
+    """How a run has ended whose execution has."""
+    if execution.status == "ABORTED":
+        return RunState.CANCELLED, "The execution was stopped in AWS."
+    return RunState.FAILED, f"Step Functions ended the execution with {execution.status}."
 
 
 def starts(made: Plan) -> list[str]:

@@ -70,7 +70,7 @@ class Numbers:
     def _inputs(
         self, node: Node, place: str, came_from: str, branches: str | None, opener: int | None
     ) -> Inputs:
-        if node.name == self._graph.start:
+        if node.name == self._graph.start and came_from != node.name:
             return NoInputs()
         if branches is not None:
             return FromBranches(tuple(self.before(*each) for each in _pairs(branches)))

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from importlib import import_module
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,18 @@ from aflow.deploy.attempt import OneAttempt
 from aflow.deploy.chances import next_chance
 from aflow.deploy.given import Given, given_by
 from aflow.deploy.inputs import Numbers, Standing
-from aflow.deploy.machine import FINAL_EXIT_CODE, word_name
+from aflow.deploy.limits import too_many_items
+from aflow.deploy.machine import FINAL_EXIT_CODE
 from aflow.deploy.order import Told, read_order
+from aflow.deploy.places import ROOT
 from aflow.deploy.records import Records
+from aflow.deploy.words import (
+    WORD_OF_FAILURE,
+    state_after,
+    word_name,
+    word_of_foreach,
+    word_of_switch,
+)
 from aflow.early import EarlyTemplate
 from aflow.errors import AflowError, InvalidInput, VersionConflict
 from aflow.executors.job import python_version
@@ -69,11 +78,10 @@ def main() -> int:
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             sys.path.insert(0, folder)
-            if told.storage.startswith("s3:"):
-                import_module("aflow.storage.s3")  # now, for the template to have it, too
+            store = backends.open_store(told.storage)  # now, for the template to have it, too
             template = EarlyTemplate()
             made.callback(template.close)
-            job = Job(told, SystemClock(), Path(folder), template)
+            job = Job(told, SystemClock(), Path(folder), store, template)
             made.callback(job.close)
             return job.note_failure() if told.step is None else job.run(told.step)
     except InvalidInput as error:  # it is as wrong the next time
@@ -87,12 +95,19 @@ def main() -> int:
 class Job:
     """One job. The code of the flow is put into the folder, from which the template imports it."""
 
-    def __init__(self, told: Told, clock: Clock, folder: Path, template: EarlyTemplate) -> None:
+    def __init__(
+        self,
+        told: Told,
+        clock: Clock,
+        folder: Path,
+        store: ObjectStore,
+        template: EarlyTemplate,
+    ) -> None:
         self._told = told
         self._clock = clock
         self._template = template
-        self._store: ObjectStore = backends.open_store(told.storage)
-        self._metadata: MetadataStore = backends.open_metadata(told.metadata)
+        self._store = store
+        self._metadata: MetadataStore = backends.open_metadata(told.metadata, own=True)
         self._order: Order = read_order(self._store, told.order)
         if self._order.python != python_version():
             raise InvalidInput(
@@ -165,12 +180,26 @@ class Job:
         time.sleep(max(0.0, chance.not_before - self._clock.now()))
         attempt = OneAttempt(order, records, self._store, self._clock, self._load_template)
         report, record = asyncio.run(attempt.run(spec, self._context(records), new))
+        fault = too_many_items(self._graph, step, report.splits, distributed=order.distributed)
+        if fault is not None:
+            report = report._replace(retryable=False)
+            record = record._replace(state=AttemptState.FAILED, reason=fault, manifest=None)
         if record.state is AttemptState.SUCCEEDED:
             return self._went_on(records, step, standing, record, over=True)
         records.commit(Batch(attempts=[record]))
         print(f"aflow: {record.reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        if record.state is AttemptState.INTERRUPTED and self._is_over():
+            return self.note_failure()
         again = next_chance(StepPolicy.from_dict(order.policies[step]), [*attempts, record])
         return AGAIN if again and report.retryable else FINAL_EXIT_CODE
+
+    def _is_over(self) -> bool:
+        """Whether the execution has had the time that it has: AWS stops its jobs then, and nobody
+        else is left to say so."""
+        started, limit = self._told.started, self._told.limit
+        if started is None or limit is None:
+            return False
+        return self._clock.now() >= datetime.fromisoformat(started).timestamp() + limit
 
     def _load_template(self) -> TemplateProcess:
         order = self._order
@@ -251,16 +280,19 @@ class Job:
 
     def _leave_word(self, records: Records, step: str, task: int, manifest: Manifest) -> None:
         told = self._told
-        said: Any = {"run": told.run, "place": told.place, "from": {"step": step}}
-        node = self._graph[step]
-        if node.kind is Kind.SWITCH:
-            place = self._numbers.after(step, told.place)
-            said |= {"place": place, "next": manifest.transition[0][0]}
+        if self._graph[step].kind is Kind.SWITCH:
+            after = self._numbers.after(step, told.place)
+            state = state_after(told.run, step, after, told.started)
+            said: Any = word_of_switch(state, manifest.transition[0][0])
         else:
+            state = state_after(told.run, step, told.place, told.started)
             items = self._items_to_do(records, step, task, manifest)
-            said = items if self._order.distributed else {**said, "items": items}
+            said = word_of_foreach(state, items, distributed=self._order.distributed)
+        self._leave(step, told.place, said)
+
+    def _leave(self, step: str, place: str, said: Any) -> None:
         data = json.dumps(said, separators=(",", ":")).encode()
-        self._store.put(word_name(self._order.flow, told.run, step, told.place), [data])
+        self._store.put(word_name(self._order.flow, self._told.run, step, place), [data])
 
     def _items_to_do(self, records: Records, step: str, task: int, manifest: Manifest) -> list[int]:
         """The items of a foreach that are not finished already (in a run that is resumed)."""
@@ -326,9 +358,11 @@ class Job:
             )
         records = Records.of(self._metadata, self._order.flow, self._told.run)
         if records.run.state in TERMINAL_RUN_STATES:
+            self._leave(WORD_OF_FAILURE, ROOT, {"reason": records.run.reason})
             return 0
         now = self._clock.now()
         reason = self._reason(records)
+        self._leave(WORD_OF_FAILURE, ROOT, {"reason": reason})
         stopped = "The task was cancelled: another one has failed."
         ended = [
             each._replace(state=AttemptState.CANCELLED, finished_at=now, reason=stopped)
@@ -339,6 +373,8 @@ class Job:
         return 0
 
     def _reason(self, records: Records) -> str:
+        if self._is_over():
+            return f"The run took longer than {self._told.limit} seconds (--workflow-timeout)."
         failed = records.metadata.newest_tasks(
             records.run.key, states=[TaskState.FAILED], limit=1, light=True
         )

@@ -14,6 +14,8 @@ switch goes. The next state reads it.
              with a distributed map the Map reads the items itself
     switch   step -> "step (choice)" reads the word -> "step (next)" Choice -> a case
     failure  any state of the flow itself -> "(failed)", a job -> "(end)" Fail
+             with a note: "(failed)" -> "(reason)" reads its word -> "(note of failure)" -> "(end)"
+    success  the last step; with a note: -> "(note of success)" -> "(done)"
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aflow.deploy.limits import check_branches
+from aflow.deploy.notifications import note
 from aflow.deploy.places import ROOT
+from aflow.deploy.words import WORD_OF_FAILURE
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Kind
 
@@ -34,6 +39,8 @@ State = dict[str, Any]
 States = dict[str, State]
 
 BEGIN, FAILED, END = "(begin)", "(failed)", "(end)"
+REASON, NO_REASON, NOTE_OF_FAILURE = "(reason)", "(no reason)", "(note of failure)"
+NOTE_OF_SUCCESS, DONE = "(note of success)", "(done)"
 LONGEST_NAME = 80
 LARGEST = 1 << 20  # bytes of a definition
 MAX_ATTEMPTS = 10  # of a job
@@ -65,7 +72,9 @@ class JobOf:
 @dataclass(frozen=True, slots=True)
 class Where:
     """What of AWS the machine is made for. `prefix` is where words are in the bucket, with the
-    flow's name, and no slash at its end. `default` is the job for what belongs to no step."""
+    flow's name, and no slash at its end. `default` is the job for what belongs to no step.
+    `timeout` is the limit of an execution in seconds. `on_error` and `on_success` are the ARNs of
+    who is told of the end of runs."""
 
     partition: str
     queue: str
@@ -76,6 +85,8 @@ class Where:
     timeout: int | None = None
     distributed: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
+    on_error: str | None = None
+    on_success: str | None = None
 
 
 def compiled(graph: Graph, jobs: Mapping[str, JobOf], where: Where, comment: str = "") -> State:
@@ -100,24 +111,58 @@ class _Compiler:
         self._where = where
 
     def flow(self) -> States:
-        graph = self._graph
-        states: States = {BEGIN: _begin(graph.start)}
+        graph, where = self._graph, self._where
+        states: States = {BEGIN: self._begin()}
         states.update(self._scope(graph.start, None))
         for state in states.values():
             if state["Type"] in ("Task", "Map", "Parallel"):
-                state["Catch"] = [
-                    {"ErrorEquals": ["States.ALL"], "ResultPath": "$.error", "Next": FAILED}
-                ]
-        states[FAILED] = self._failed()
+                state["Catch"] = _on_any_error("$.error", FAILED)
+        if where.on_success is not None:
+            last = states[_state(graph.end)]
+            del last["End"]
+            last["Next"] = NOTE_OF_SUCCESS
+            told = note(where.on_success, where.partition, graph.flow, succeeded=True)
+            states[NOTE_OF_SUCCESS] = {
+                **told, "Catch": _on_any_error("$.told", DONE), "Next": DONE
+            }  # fmt: skip
+            states[DONE] = {"Type": "Succeed"}
+        states.update(self._failure())
         states[END] = {"Type": "Fail", "ErrorPath": "$.error.Error", "CausePath": "$.error.Cause"}
         return states
 
-    def _failed(self) -> State:
+    def _begin(self) -> State:
+        parameters = {
+            "run.$": "States.Format('sfn-{}', $$.Execution.Name)",
+            "place": ROOT,
+            "from": {"step": ""},
+            **self._started("$$.Execution.StartTime"),
+        }
+        return {"Type": "Pass", "Parameters": parameters, "Next": _state(self._graph.start)}
+
+    def _started(self, value: str) -> dict[str, str]:
+        """When the execution began, for jobs to know whether its time is over."""
+        return {} if self._where.timeout is None else {"started.$": value}
+
+    def _failure(self) -> States:
         told = {**_RUN, "AFLOW_SFN_ERROR": "$.error.Error"}
-        state = self._job("failed", self._where.default, told, "$.told")
-        state["Catch"] = [{"ErrorEquals": ["States.ALL"], "ResultPath": "$.told", "Next": END}]
-        state["Next"] = END
-        return state
+        failed = self._job("failed", self._where.default, told, "$.told")
+        arn, partition = self._where.on_error, self._where.partition
+        if arn is None:
+            return {FAILED: {**failed, "Catch": _on_any_error("$.told", END), "Next": END}}
+        reading = {
+            **self._reading_of(WORD_OF_FAILURE, ROOT), "ResultPath": "$.told",
+            "Catch": _on_any_error("$.told", NO_REASON), "Next": NOTE_OF_FAILURE,
+        }  # fmt: skip
+        nothing = {"said": {"reason": "the execution tells why"}}
+        told_of = note(arn, partition, self._graph.flow, succeeded=False)
+        return {
+            FAILED: {**failed, "Catch": _on_any_error("$.told", NO_REASON), "Next": REASON},
+            REASON: reading,
+            NO_REASON: {
+                "Type": "Pass", "Result": nothing, "ResultPath": "$.told", "Next": NOTE_OF_FAILURE
+            },
+            NOTE_OF_FAILURE: {**told_of, "Catch": _on_any_error("$.told", END), "Next": END},
+        }  # fmt: skip
 
     # ------------------------------------------------------------ scopes
 
@@ -159,6 +204,7 @@ class _Compiler:
 
     def _split(self, node: Node) -> States:
         assert node.join is not None, "every split has a join"
+        check_branches(self._graph, node)
         branches = _state(node.name, "branches")
         return {
             _state(node.name): {**self._task(node), "Next": branches},
@@ -186,6 +232,7 @@ class _Compiler:
                 "run.$": "$.run",
                 "place.$": "States.Format('{}.{}', $.place, $$.Map.Item.Value)",
                 "from": {"step": node.name},
+                **self._started("$.started"),
             },
             "ResultSelector": {},
             "ResultPath": "$.items",
@@ -240,10 +287,15 @@ class _Compiler:
         told = {"AFLOW_SFN_STEP": node.name, **_RUN, "AFLOW_SFN_PLACE": "$.place"}
         if node.name == self._graph.start:
             told["AFLOW_SFN_INPUT"] = "States.JsonToString($$.Execution.Input)"
+            if node.name in node.next:  # it may come from itself
+                told["AFLOW_SFN_FROM"] = "$.from.step"
         elif self._joins_branches(node):
             told["AFLOW_SFN_BRANCHES"] = "States.JsonToString($.branches)"
         else:
             told["AFLOW_SFN_FROM"] = "$.from.step"
+        if self._where.timeout is not None:
+            told["AFLOW_SFN_STARTED"] = "$.started"
+            told["AFLOW_SFN_TIMEOUT"] = str(self._where.timeout)
         state = self._job(node.name, self._jobs[node.name], told, "$.from")
         state["ResultSelector"] = {"step": node.name}
         return state
@@ -286,39 +338,28 @@ class _Compiler:
 
     def _reading(self, step: str) -> State:
         """A state that is followed by what the step's job has said."""
+        return {**self._reading_of(step, "$.place"), "ResultPath": "$", "OutputPath": "$.said"}
+
+    def _reading_of(self, step: str, place: str) -> State:
         return {
             "Type": "Task",
             "Resource": f"arn:{self._where.partition}:states:::aws-sdk:s3:getObject",
-            "Parameters": self._word(step),
+            "Parameters": self._word(step, place),
             "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
             "ResultSelector": {"said.$": "States.StringToJson($.Body)"},
-            "ResultPath": "$",
-            "OutputPath": "$.said",
         }
 
-    def _word(self, step: str) -> State:
-        key = f"States.Format('{self._where.prefix}/{{}}/{step}/{{}}', $.run, $.place)"
+    def _word(self, step: str, place: str = "$.place") -> State:
+        where, values = (place, "$.run") if place == ROOT else ("{}", f"$.run, {place}")
+        key = f"States.Format('{self._where.prefix}/{{}}/{step}/{where}', {values})"
         return {"Bucket": self._where.bucket, "Key.$": key}
 
 
-def word_name(flow: str, run: str, step: str, place: str) -> str:
-    """The object, by its name in the store, that holds what a job has said."""
-    return f"deploy/words/{flow}/{run}/{step}/{place}"
+def _on_any_error(path: str, following: str) -> list[State]:
+    return [{"ErrorEquals": ["States.ALL"], "ResultPath": path, "Next": following}]
 
 
 _RUN = {"AFLOW_SFN_RUN": "$.run"}
-
-
-def _begin(start: str) -> State:
-    return {
-        "Type": "Pass",
-        "Parameters": {
-            "run.$": "States.Format('sfn-{}', $$.Execution.Name)",
-            "place": ROOT,
-            "from": {"step": ""},
-        },
-        "Next": _state(start),
-    }
 
 
 def _variable(name: str, value: str) -> State:

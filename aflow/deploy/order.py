@@ -96,7 +96,9 @@ def read_order(store: ObjectStore, key: str) -> Order:
 class Told(NamedTuple):
     """What the variables of one job say; the names are those of the state machine (machine.py).
 
-    `step` is None in the job that notes a failure, for which `error` names it.
+    `step` is None in the job that notes a failure, for which `error` names it. `limit` is how many
+    seconds the execution may take, `started` when it began, as Step Functions writes times; None
+    without a limit.
     """
 
     order: str
@@ -110,6 +112,8 @@ class Told(NamedTuple):
     given: str | None
     error: str | None
     execution: str
+    limit: int | None
+    started: str | None
 
     @classmethod
     def load(cls) -> Told:
@@ -121,6 +125,7 @@ class Told(NamedTuple):
                 raise InvalidInput(f"This is no job of a state machine: AFLOW_{key} is not set.")
             return value
 
+        started = looked_up("SFN_STARTED")
         return cls(
             needed("SFN_ORDER"),
             needed("SFN_STORAGE"),
@@ -133,4 +138,6 @@ class Told(NamedTuple):
             looked_up("SFN_INPUT"),
             looked_up("SFN_ERROR"),
             needed("SFN_RUN").removeprefix("sfn-"),
+            int(needed("SFN_TIMEOUT")) if started else None,
+            started,
         )

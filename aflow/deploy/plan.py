@@ -11,8 +11,10 @@ from aflow.aws.definitions import Definition, definition_of
 from aflow.aws.settings import needs_s3, passed_on
 from aflow.config import without_password
 from aflow.deploy.jobs import PROGRAM, job_of
+from aflow.deploy.limits import DISTRIBUTED_ITEMS
 from aflow.deploy.machine import LARGEST, Where, compiled
 from aflow.deploy.names import LETTERS, Label, machine_name, next_token
+from aflow.deploy.notifications import checked_target
 from aflow.deploy.order import Order, order_key
 from aflow.deploy.starting import Events, Ticks, events_of, ticks_of
 from aflow.errors import InvalidInput, InvalidSetting
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from aflow.config import Settings
     from aflow.flow.definition import FlowDefinition
     from aflow.package import Package
-
-MAX_SPLITS = 100_000  # items of one foreach, with a distributed map; 256 KB of numbers without
-MAX_INLINE_SPLITS = 30_000
 
 
 class Wanted(NamedTuple):
@@ -46,6 +45,8 @@ class Wanted(NamedTuple):
     branch: str | None = None
     production: bool | None = None
     decospecs: tuple[str, ...] = ()
+    on_error: str | None = None
+    on_success: str | None = None
 
 
 class Account(NamedTuple):
@@ -138,6 +139,8 @@ def plan(
         wanted.timeout,
         wanted.distributed,
         dict(wanted.batch_tags),
+        checked_target("--notify-on-error", wanted.on_error),
+        checked_target("--notify-on-success", wanted.on_success),
     )
     label = Label(definition.name, settings.user, token)
     machine = compiled(definition.graph, jobs, where, label.comment(key))
@@ -206,7 +209,7 @@ def _order(
         bool(wanted.production),
         token,
         wanted.distributed,
-        MAX_SPLITS if wanted.distributed else MAX_INLINE_SPLITS,
+        DISTRIBUTED_ITEMS,
         settings.max_log_size << 20,
         events.parameters if events else {},
         events.flows if events else {},

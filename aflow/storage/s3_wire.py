@@ -21,7 +21,7 @@ try:
     from aiobotocore.config import AioConfig
     from aiobotocore.httpsession import AIOHTTPSession
     from aiobotocore.session import AioSession
-    from botocore.loaders import Loader, create_loader
+    from botocore.loaders import Loader
 except ImportError as error:
     raise MissingExtra("Storage in S3 needs aiobotocore: install aflow[aws].") from error
 
@@ -95,10 +95,18 @@ class BytesSink:
 # ------------------------------------------------------------------ connections
 
 
+class _Loader(Loader):  # type: ignore[misc]
+    """Knows S3, and what gives credentials for it. To find out which of 400 services there are, it
+    would look into the folder of each, three times, which takes longer than reading what S3 is."""
+
+    def list_available_services(self, type_name: str) -> list[str]:
+        return ["s3", "signin", "sso", "sso-oidc", "sts"]
+
+
 @functools.cache
 def _loader() -> Loader:
     """Reads what botocore knows of S3, once a process: tasks that are forked find it there."""
-    loader = create_loader()
+    loader = _Loader()
     for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
         loader.load_service_model("s3", kind)
     return loader

@@ -82,6 +82,38 @@ class Loop(FlowSpec):
         pass
 
 
+class Choices(FlowSpec):
+    """A switch in a foreach, one of whose ways leads to the join at once; the start goes round."""
+
+    @step
+    def start(self):
+        self.rounds = getattr(self, "rounds", 0) + 1
+        self.go_on = self.rounds > 1
+        self.next({False: self.start, True: self.fan}, condition="go_on")
+
+    @step
+    def fan(self):
+        self.items = [1, 2]
+        self.next(self.look, foreach="items")
+
+    @step
+    def look(self):
+        self.odd = self.input % 2 == 1
+        self.next({True: self.mend, False: self.join}, condition="odd")
+
+    @step
+    def mend(self):
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
 class Gang(FlowSpec):
     @step
     def start(self):
@@ -100,4 +132,4 @@ class Gang(FlowSpec):
         pass
 
 
-ALL = (Linear, Branches, Nested, Loop)
+ALL = (Linear, Branches, Nested, Loop, Choices)

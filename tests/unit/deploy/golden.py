@@ -10,6 +10,8 @@ from aflow.flow.spec import define
 from tests.unit.deploy.flows import ALL
 
 FOLDER = Path(__file__).parent / "golden"
+TOPIC = "arn:aws:sns:us-east-1:123456789012:failures"
+BUS = "arn:aws:events:us-east-1:123456789012:event-bus/default"
 JOB = JobOf("aflow_1234", retries=1, limit=600)
 
 
@@ -30,6 +32,9 @@ def machines() -> dict[str, str]:
             found["NestedDistributed"] = compiled(
                 graph, jobs, where(flow.__name__, **more), "Hello"
             )
+        if flow.__name__ == "Linear":
+            told = {"on_error": TOPIC, "on_success": BUS}
+            found["LinearNoted"] = compiled(graph, jobs, where(flow.__name__, **told))
     return {f"{name}.json": json.dumps(each, indent=1) + "\n" for name, each in found.items()}
 
 

@@ -34,7 +34,7 @@ def test_every_state_leads_to_a_state_of_its_own_scope():
                 following += [each["Next"] for each in state.get("Choices", ())]
                 following += [each["Next"] for each in state.get("Catch", ())]
                 assert set(following) <= states.keys()
-                ends = state.get("End", False) or state["Type"] in ("Fail", "Choice")
+                ends = state.get("End", False) or state["Type"] in ("Fail", "Succeed", "Choice")
                 assert ends != ("Next" in state)
                 scopes += state.get("Branches", ())
                 scopes += [state["ItemProcessor"]] if "ItemProcessor" in state else []

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.support.servers import Server, free_port
-from tests.support.service import InThread
 
 ROLE = "arn:aws:iam::123456789012:role/flows"
 
@@ -26,6 +25,8 @@ class Account:
         path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
         command = [sys.executable, str(script), str(port), path]
         self.server = Server("moto", command, port, folder / "moto.log").start()
+        from tests.support.service import InThread  # all tests know of this account, few use it
+
         self.metadata = InThread(f"sqlite:///{folder}/metadata.db")
         self.endpoint = f"http://127.0.0.1:{port}"
         self.settings = {

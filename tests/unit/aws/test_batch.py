@@ -1,0 +1,285 @@
+"""Jobs of AWS Batch: what is decided without asking AWS."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aflow import FlowSpec, batch, catch, queue, resources, step, timeout
+from aflow.attempt import AttemptSpec
+from aflow.aws.ends import end_of
+from aflow.aws.settings import AwsSettings
+from aflow.aws.submission import MOST, Mark, job_name, name_prefix, step_job, submission
+from aflow.config import RunOptions
+from aflow.errors import AflowError, CorruptBlob, InvalidSetting
+from aflow.executors.polling import LONGEST, LONGEST_WAIT, SHORTEST, next_wait
+from aflow.executors.roll import Roll
+from aflow.flow.decorators.attach import attach
+from aflow.flow.spec import define
+from aflow.local_notes import notes
+from aflow.placement import needs_processes, on_batch, places, travelling
+from aflow.remote import Parcels
+from aflow.scheduler.states import AttemptState
+from aflow.storage.local import LocalStore
+from aflow.storage.memory import MemoryStore
+from aflow.storage.s3 import S3Store
+
+SETTINGS = AwsSettings(queue="queue", image="image:1", job_role="arn:role")
+MARK = Mark("ann@example", "Marked", "17")
+
+
+class Marked(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.work)
+
+    @catch
+    @batch(cpu=2, memory=1000, use_tmpfs=True, aws_batch_tags={"team": "ads"}, queue="own")
+    @resources(memory=3000)
+    @timeout(minutes=3)
+    @step
+    def work(self):
+        self.next(self.end)
+
+    @queue
+    @step
+    def end(self):
+        pass
+
+
+# ------------------------------------------------------------------ where steps run
+
+
+def test_steps_run_on_batch_where_they_or_the_command_line_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    marked = define(Marked)
+    plain = replace(marked.steps["work"], decorators=())
+    unmarked = replace(marked, steps={**marked.steps, "work": plain})
+    everywhere = frozenset(marked.steps)
+
+    assert {"work"} == on_batch(marked, "local"), "its own queue is enough"
+    assert frozenset() == on_batch(unmarked, "local")
+    assert everywhere == on_batch(unmarked, "batch")
+    assert everywhere == on_batch(attach(unmarked, ["batch"]), "local", ["batch:cpu=4"])
+    assert frozenset() == on_batch(attach(unmarked, ["batch"]), "local"), "no queue is known"
+    monkeypatch.setenv("METAFLOW_BATCH_JOB_QUEUE", "queue")
+    assert everywhere == on_batch(attach(unmarked, ["batch"]), "local")
+
+
+def test_each_step_has_its_place_and_catch_needs_processes_here() -> None:
+    marked = define(Marked)
+    options = RunOptions(queue="sqlite:///queue.db")
+
+    assert {"start": "local", "work": "batch", "end": "queue"} == places(marked, options)
+    assert {"batch"} == {*places(marked, RunOptions(executor="batch", queue="x")).values()}
+    assert needs_processes(marked, dict.fromkeys(marked.steps, "batch"))
+    assert not needs_processes(marked, {"start": "batch", "end": "queue"})
+
+
+def test_what_runs_here_though_it_was_to_run_on_batch_is_noted() -> None:
+    marked = define(Marked)
+
+    assert [] == [*notes(marked, {"work"})]
+    assert ["@batch: work would run on AWS Batch; this run is local: here."] == [*notes(marked, ())]
+
+
+@pytest.mark.parametrize(
+    ("settings", "store", "words"),
+    [
+        ({"BATCH_JOB_QUEUE": None}, "s3://bucket/x", "set AFLOW_BATCH_JOB_QUEUE"),
+        ({"BATCH_CONTAINER_IMAGE": None}, "s3://bucket/x", "set AFLOW_BATCH_CONTAINER_IMAGE"),
+        ({"ECS_S3_ACCESS_IAM_ROLE": None}, "s3://bucket/x", "set AFLOW_ECS_S3_ACCESS_IAM_ROLE"),
+        (
+            {"BATCH_DEFAULT_TAGS": "team"},
+            "s3://bucket/x",
+            "DEFAULT_TAGS must be a JSON object",
+        ),
+        ({"DEFAULT_RUNTIME_LIMIT": "long"}, "s3://bucket/x", "must be a whole number, not 'long'"),
+        ({}, "folder", "use --datastore s3, or set AFLOW_DEFAULT_DATASTORE=s3"),
+        ({}, "memory", "cannot reach a datastore in memory"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_begins(
+    settings: dict[str, str | None],
+    store: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    known: dict[str, str | None] = {
+        "BATCH_JOB_QUEUE": "queue",
+        "BATCH_CONTAINER_IMAGE": "image",
+        "ECS_S3_ACCESS_IAM_ROLE": "role",
+    }
+    for name, value in {**known, **settings}.items():
+        if value is not None:
+            monkeypatch.setenv(f"AFLOW_{name}", value)
+    made: Any = {"folder": LocalStore(tmp_path), "memory": MemoryStore()}
+    place = made[store] if store in made else S3Store(store)
+    options = RunOptions(executor="batch")
+
+    with pytest.raises(InvalidSetting, match=re.escape(words)):
+        travelling(define(Marked), options, place)
+
+
+# ------------------------------------------------------------------ how jobs are submitted
+
+
+def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:
+    settings = replace(SETTINGS, default_tags='{"cost": 7}', emit_tags="True")
+    job = step_job(define(Marked).steps["work"], settings, {"A": "1"})
+    values = submission(job, MARK, "name", 1, {"B": "2"})
+
+    needs = job.definition["containerProperties"]["resourceRequirements"]
+    assert {"VCPU": "2", "MEMORY": "3000"} == {each["type"]: each["value"] for each in needs}
+    assert "aflow.in_job" in job.definition["containerProperties"]["command"][2]
+    variables = {e["name"]: e["value"] for e in values["containerOverrides"]["environment"]}
+    assert {"A": "1", "AFLOW_TEMPDIR": "/aflow_temp", "B": "2"} == variables
+    assert ("own", 240) == (values["jobQueue"], values["timeout"]["attemptDurationSeconds"])
+    assert {"attempts": 1} == values["retryStrategy"], "the run counts attempts"
+    assert "arrayProperties" not in values
+    tags = values["tags"]
+    assert ("7", "ads", "17") == (tags["cost"], tags["team"], tags["aflow.run_id"])
+    assert {"aflow.user": "ann@example", "aflow.step_name": "work"}.items() <= (
+        values["parameters"].items()
+    )
+
+
+def test_many_attempts_are_one_array_and_marks_are_left_out_where_nobody_wants_them() -> None:
+    job = step_job(define(Marked).steps["start"], SETTINGS, {})
+    values = submission(job, MARK, "name", MOST, {})
+
+    assert {"size": 10_000} == values["arrayProperties"]
+    assert "tags" not in values
+
+
+@given(st.text(min_size=1), st.text("abc_"), st.text("ab1_", max_size=200))
+def test_names_of_jobs_are_such_that_batch_takes_them(user: str, flow: str, step: str) -> None:
+    name = job_name(Mark(user, flow, "17"), step, "0123456789abcdef")
+
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", name)
+    assert name.endswith("-0123456789abcdef")
+    assert name.startswith(name_prefix(user, flow, "17"))
+
+
+@given(st.lists(st.text(max_size=50), min_size=1, max_size=20))
+def test_each_job_finds_its_own_attempt_in_the_list(steps: list[str]) -> None:
+    parcels = Parcels(MemoryStore(), "F", "1")
+    attempts = [
+        AttemptSpec(name, task, 0, b"", None, task, None, False, True, False, {})
+        for task, name in enumerate(steps)
+    ]
+    roll = Roll.parse(str(Roll.write(parcels, attempts)))
+
+    assert attempts == [roll.read(parcels, index) for index in range(len(attempts))]
+    assert attempts == roll.read_all(parcels)
+    with pytest.raises(CorruptBlob):
+        roll.read(parcels, len(attempts))
+
+
+def test_a_list_that_is_none_is_refused() -> None:
+    for text in ("", "key", "key:x"):
+        with pytest.raises(AflowError, match="does not say where attempts stand"):
+            Roll.parse(text)
+
+
+# ------------------------------------------------------------------ how jobs end, and when to ask
+
+
+def described(**more: Any) -> dict[str, Any]:
+    return {"jobId": "job-1", "status": "FAILED", "statusReason": "Essential container", **more}
+
+
+def attempt(**container: Any) -> list[dict[str, Any]]:
+    return [{"container": container}]
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "words"),
+    [
+        (
+            described(statusReason="Host EC2 (instance i-1) terminated."),
+            AttemptState.LOST,
+            "the machine of its job went away (Host EC2 (instance i-1) terminated.)",
+        ),
+        (described(statusReason="Your Spot Task was interrupted."), AttemptState.LOST, "Spot"),
+        (
+            described(attempts=attempt(reason="DockerTimeoutError: no create")),
+            AttemptState.LOST,
+            "went away",
+        ),
+        (
+            described(statusReason="enough", isTerminated=True, attempts=attempt(exitCode=143)),
+            AttemptState.FAILED,
+            "The job job-1 was terminated: enough",
+        ),
+        (
+            described(
+                statusReason="Job attempt duration exceeded timeout",
+                isTerminated=False,
+                timeout={"attemptDurationSeconds": 60},
+            ),
+            AttemptState.TIMED_OUT,
+            "ran for more than 60 seconds, and was stopped by AWS Batch.",
+        ),
+        (
+            described(
+                attempts=attempt(reason="OutOfMemoryError: Container killed", exitCode=137),
+                container={"resourceRequirements": [{"type": "MEMORY", "value": "500"}]},
+            ),
+            AttemptState.FAILED,
+            "needed more memory than the limit of 500 MB",
+        ),
+        (
+            described(
+                statusReason="Task failed to start",
+                attempts=attempt(reason="CannotPullContainerError: no such image"),
+                container={"image": "here/it"},
+            ),
+            AttemptState.FAILED,
+            "could not be started (CannotPullContainerError: no such image): see that the image "
+            "here/it",
+        ),
+        (
+            described(attempts=attempt(exitCode=137, logStreamName="stream/1")),
+            AttemptState.FAILED,
+            "ended with exit code 137 before it told how its task went (it was killed, perhaps "
+            "since memory ran out): Essential container. Its log: stream/1 of /aws/batch/job.",
+        ),
+        (described(status="SUCCEEDED"), AttemptState.FAILED, "ended before it told"),
+    ],
+)
+def test_how_a_job_has_ended_is_told_in_a_sentence(
+    job: dict[str, Any], state: AttemptState, words: str
+) -> None:
+    end = end_of(job)
+
+    assert end is not None
+    assert state is end.state
+    assert words in end.reason
+    assert end.retryable is not job.get("isTerminated", False)
+
+
+def test_a_job_that_goes_on_has_no_end() -> None:
+    for status in ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING"):
+        assert end_of(described(status=status)) is None
+
+
+def test_the_less_happens_the_less_is_asked_and_whoever_is_refused_waits() -> None:
+    wait, waits = SHORTEST, []
+    for _ in range(40):
+        wait = next_wait(wait, changed=False, refused=False)
+        waits.append(wait)
+
+    assert sorted(waits) == waits
+    assert LONGEST == waits[-1]
+    assert SHORTEST == next_wait(wait, changed=True, refused=False)
+    assert 2 * SHORTEST == next_wait(SHORTEST, changed=True, refused=True)
+    assert LONGEST_WAIT == next_wait(LONGEST_WAIT, changed=False, refused=True)

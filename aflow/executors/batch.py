@@ -420,8 +420,7 @@ class BatchExecutor:
             over, self._over = self._over, {}
             suspects, self._suspects = self._suspects, {}
             found = await self._look()
-            for owner, description in over.items():
-                await self._conclude(owner, description)
+            await asyncio.gather(*(self._conclude(*each) for each in over.items()))
             for job in suspects.keys() & self._arrays.keys():
                 await self._look_at_children(self._arrays[job], are_over=suspects[job])
             wait = SOONEST if found else min(LATEST, wait * SLOWER)
@@ -508,6 +507,8 @@ class BatchExecutor:
 
     async def _conclude(self, owner: Owner, description: Description) -> None:
         """The job has ended, and its letters are read: what is left is what AWS Batch says."""
+        if owner in self._stopping:
+            self._give_up(owner, *self._stopping[owner])
         if owner not in self._mail.away:
             return
         context = self._context
@@ -517,8 +518,6 @@ class BatchExecutor:
             return
         if report is not None:
             self._mail.end(report, NO_USAGE)
-        elif owner in self._stopping:
-            self._give_up(owner, *self._stopping[owner])
         elif end is None:
             reason = f"The task was lost: AWS Batch does not know its job {description['jobId']}."
             self._give_up(owner, AttemptState.LOST, reason)

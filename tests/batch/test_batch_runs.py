@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,11 +61,12 @@ class Bench:
         return done.stdout + done.stderr
 
     @contextmanager
-    def running(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+    def running(self, *words: str, **env: str) -> Iterator[subprocess.Popen[str]]:
         """A run of the flow in trouble, which goes on."""
         process = subprocess.Popen(
             [sys.executable, str(TROUBLE), "run", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder,
+            env={**os.environ, **env},
         )  # fmt: skip
         try:
             yield process
@@ -254,3 +256,26 @@ def test_bad_weather_in_aws_changes_nothing(bench: Bench) -> None:
     assert ([0, 1, 4], [0, 1, 0]) == (run.data.squares, run.data.tries), said
     assert {"lost", "answer"} <= spoilt
     assert [3, 1] == bench.sizes_of_jobs("Trouble", run.id), "each was submitted once"
+
+
+def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_a_few_calls(bench: Bench) -> None:
+    with FaultyProxy(bench.aws.endpoint, seed=1) as proxy:
+        wide = ["--n", "1000", "--max-workers", "1000", "--max-num-splits", "1000"]
+        words = ["--what", "wait", "--gate", "/nowhere", *wide]
+        with bench.running(*words, AWS_ENDPOINT_URL_BATCH=proxy.url) as run:
+            bench.until_listed("996 runnable, 4 running")
+            submitting = _calls(proxy)
+            run.send_signal(signal.SIGINT)
+            said = run.communicate(timeout=PATIENCE)[0]
+        calls = _calls(proxy)
+
+    assert 130 == run.returncode, said
+    assert [1000] == bench.sizes_of_jobs("Trouble", bench.latest("Trouble").id)
+    assert 1 == submitting["submitjob"]
+    assert sum(submitting.values()) - submitting["describejobs"] <= 12, submitting
+    assert 1 == calls["terminatejob"], "the array as a whole"
+
+
+def _calls(proxy: FaultyProxy) -> Counter[str]:
+    """How often each operation of AWS Batch was asked for."""
+    return Counter(seen.target.rpartition("/")[2] for seen in proxy.seen)

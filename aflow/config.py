@@ -278,8 +278,13 @@ def metadata_place(value: str) -> str:
 
 def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
     """The value of the first of these keys that is set, for settings of one part of aflow; None
-    where none of them is. Raises InvalidSetting for a value that is no text."""
+    where none of them is. A number or an object of a file is a text as the environment would have
+    it. Raises InvalidSetting for a value that is no such thing."""
     hit = _first(keys, os.environ if env is None else env)
+    if hit is not None and isinstance(hit.value, int | float | dict | list):
+        import json
+
+        return json.dumps(hit.value)
     return None if hit is None else _text(hit)
 
 
@@ -314,8 +319,8 @@ def _mapping(hit: _Hit) -> dict[str, Any]:
     import json
 
     try:
-        value = json.loads(hit.value)
-    except ValueError:
+        value = hit.value if isinstance(hit.value, dict) else json.loads(hit.value)
+    except (TypeError, ValueError):
         value = None
     if not isinstance(value, dict):
         hit.refuse('a JSON object such as {"name": ...}')

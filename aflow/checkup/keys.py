@@ -10,7 +10,9 @@ from aflow.flow.names import did_you_mean
 
 PREFIXES = ("AFLOW_", "METAFLOW_")
 # Those that are looked up one by one, where they are needed.
-OF_PARTS = frozenset({"DATASTORE_SYSROOT_LOCAL", "SERVER", "SERVICE_HEADERS"})
+OF_PARTS = frozenset(
+    {"DATASTORE_SYSROOT_LOCAL", "SERVER", "SERVICE_HEADERS", "SFN_COMPRESS_STATE_MACHINE"}
+)
 # Those that are read before any file is, or that belong to one run.
 OF_THE_ENVIRONMENT = frozenset({"FLOW_CONFIG", "FLOW_CONFIG_VALUE", "HOME", "PROFILE"})
 # Keys of Metaflow that aflow reads nothing from, and why that is no loss.

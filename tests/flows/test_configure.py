@@ -101,6 +101,17 @@ def test_another_user_takes_what_one_has_exported(workspace: Workspace) -> None:
     assert "abcdefghijkl" not in shown
 
 
+def test_keys_that_do_nothing_are_shown_as_such(workspace: Workspace) -> None:
+    given = {"METAFLOW_SFN_DYNAMO_DB_TABLE": "t", "AFLOW_BATCH_JOB_QUEU": "q", "AFLOW_USER": "ann"}
+    configure(workspace, "import", answers=json.dumps(given))
+
+    shown = configure(workspace, "show", AFLOW_USER="").out
+
+    assert "DB_TABLE=t  (without effect: state machines of aflow need no table)\n" in shown
+    assert "Did you mean 'BATCH_JOB_QUEUE'?)\n" in shown
+    assert "  AFLOW_USER=ann\n" in shown
+
+
 def test_a_profile_counts_as_the_environment_does(workspace: Workspace) -> None:
     workspace.write("""
         class Flow_(FlowSpec):

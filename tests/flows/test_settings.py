@@ -3,7 +3,6 @@ that settings are read from, under both names."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,10 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aflow.aws.settings import KEYS as OF_AWS
-from aflow.checkup.keys import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known, remark
+from aflow.checkup.keys import remark
 from aflow.config import KEYS, Settings
-from tests.architecture.sources import python_files, tree_of
 from tests.flows.conftest import Ran, Workspace
 from tests.support.aws.account import ID, REGION, Account
 from tests.support.servers import Server
@@ -230,56 +227,3 @@ def test_every_key_changes_the_settings_under_either_name(prefix: str, tmp_path:
     }
 
     assert set() == without
-
-
-def attributes(path: Path) -> set[str]:
-    return {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
-
-
-def literals(path: Path) -> set[str]:
-    return {
-        node.value
-        for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-
-
-def test_every_setting_is_read_by_something() -> None:
-    used: set[str] = set()
-    for path in python_files("aflow"):
-        used |= attributes(path)
-
-    fields = {*Settings.__dataclass_fields__, *OF_AWS}
-    # `needed` and `getattr` name a field by a text.
-    named = set().union(*(literals(p) for p in python_files("aflow") if "aws" in p.parts))
-    assert set() == fields - used - named
-
-
-def test_every_key_that_is_looked_up_alone_is_known_and_the_others_are_not_read() -> None:
-    texts: set[str] = set()
-    looked_up: set[str] = set()
-    for path in python_files("aflow"):
-        if "checkup" in path.parts or path.name == "configure_aws.py":
-            continue  # which name keys, and read none
-        texts |= literals(path)
-        looked_up |= {
-            argument.value
-            for node in ast.walk(tree_of(path))
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("looked_up", "needed")
-            for argument in node.args
-            if isinstance(argument, ast.Constant) and str(argument.value).isupper()
-        }
-
-    of_jobs = {key for key in looked_up if key.startswith(("SFN_", "JOB_"))}
-    assert set() == looked_up - of_jobs - known()
-    assert set() == {
-        key for key in OF_PARTS | OF_THE_ENVIRONMENT if not {key, f"AFLOW_{key}"} & texts
-    }
-    assert set() == WITHOUT_EFFECT.keys() & texts
-
-
-def test_the_page_of_settings_has_every_key(repository: Path) -> None:
-    page = (repository / "docs" / "settings.md").read_text()
-
-    missing = {key for key in known() | WITHOUT_EFFECT.keys() if f"`{key}`" not in page}
-    assert set() == missing

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aflow.backends import open_store
-from aflow.config import RunOptions, Settings
+from aflow.config import RunOptions, Settings, looked_up, service_headers
 from aflow.errors import InvalidSetting
 
 
@@ -270,6 +270,25 @@ def test_any_number_that_is_accepted_is_one_or_more(text: str) -> None:
         return
 
     assert settings.max_workers >= 1
+
+
+def test_numbers_and_objects_of_a_file_are_what_the_environment_would_have(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.home(
+        METAFLOW_DEFAULT_RUNTIME_LIMIT=3600,
+        METAFLOW_BATCH_DEFAULT_TAGS={"team": "ads"},
+        METAFLOW_SERVICE_HEADERS={"x-team": "ads"},
+        AFLOW_SERVICE_INTERNAL_URL=None,
+    )
+    monkeypatch.chdir(world.project)
+
+    assert "3600" == looked_up("DEFAULT_RUNTIME_LIMIT", env=world.env)
+    assert {"team": "ads"} == json.loads(looked_up("BATCH_DEFAULT_TAGS", env=world.env) or "")
+    assert {"x-team": "ads"} == service_headers(world.env)
+    assert looked_up("SERVICE_INTERNAL_URL", env=world.env) is None
+    with pytest.raises(InvalidSetting, match="SERVICE_HEADERS in the environment"):
+        service_headers(world.env | {"AFLOW_SERVICE_HEADERS": "[1]"})
 
 
 # ------------------------------------------------------------ who

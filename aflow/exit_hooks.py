@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from aflow.errors import InvalidInput
-from aflow.executors.spawn import class_from, fresh_environment, source_of
+from aflow.executors.spawn import class_from, fresh_environment, source_of, stands_for_metaflow
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -83,7 +83,8 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
         assert process.stdin is not None, "a pipe was asked for"
         assert process.stdout is not None, "a pipe was asked for"
         try:
-            process.stdin.write(msgpack.packb((where, pathspec, metadata_url)))
+            request = (where, pathspec, metadata_url, stands_for_metaflow())
+            process.stdin.write(msgpack.packb(request))
             process.stdin.close()
         except BrokenPipeError:  # it has ended already: its exit code tells
             pass
@@ -98,9 +99,11 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
 
 def main() -> None:
     """Call the hook that stdin names."""
-    where, pathspec, metadata_url = msgpack.unpackb(sys.stdin.buffer.read())
-    from aflow import client
+    where, pathspec, metadata_url, is_metaflow = msgpack.unpackb(sys.stdin.buffer.read())
+    from aflow import client, compat
 
+    if is_metaflow:
+        compat.install()
     client.metadata(metadata_url)
     run = client.Run(pathspec, _namespace_check=False)
     if isinstance(where, str):

@@ -451,7 +451,12 @@ class Runner:
     # ------------------------------------------------------------ what people see
 
     def _head(self, execution: Execution) -> str:
-        return f"<flow {self.context.flow} step {execution.step.name}>"
+        try:
+            place = ",".join(str(frame.index) for frame in execution.task.stack)
+        except (AttributeError, AflowError):  # it could not be begun: that is what is told
+            place = ""
+        step = f"{execution.step.name}[{place}]" if place else execution.step.name
+        return f"<flow {self.context.flow} step {step}>"
 
     def _print_failure(self, execution: Execution, error: BaseException) -> None:
         if isinstance(error, AflowError):

@@ -20,7 +20,10 @@ def show(session: Session) -> None:
     for decorator in definition.decorators:
         click.echo(f"\n{_written(decorator)}")
     for node in in_order(graph):
-        click.echo(f"\nStep {click.style(node.name, bold=True)}")
+        click.echo()
+        for each in definition.steps[node.name].decorators:
+            click.echo(f"@{each.name}")
+        click.echo(f"Step {click.style(node.name, bold=True)}")
         for line in inspect.cleandoc(node.doc or "?").splitlines():
             click.echo(f"    {line}".rstrip())
         if node.next:

@@ -62,7 +62,7 @@ def start_template(definition: FlowDefinition, decospecs: Sequence[str] = ()) ->
 def request_of(definition: FlowDefinition, decospecs: Sequence[str] = ()) -> Request:
     """What a fresh interpreter has to be told to load the flow: plain values."""
     return Request(
-        source_of(definition.cls), list(decospecs), _configs_of(definition), _is_metaflow()
+        source_of(definition.cls), list(decospecs), _configs_of(definition), stands_for_metaflow()
     )
 
 
@@ -108,7 +108,7 @@ def _answer(control: socket.socket, request: bytes) -> tuple[Any, ...]:
     return (wire.NOT_READY, "its process ended while it was importing the flow")
 
 
-def _is_metaflow() -> bool:
+def stands_for_metaflow() -> bool:
     """Whether aflow stands for Metaflow in this process."""
     compat = sys.modules.get("aflow.compat")
     return compat is not None and compat.is_installed()

@@ -224,6 +224,16 @@ class FlowSpec:
     def __repr__(self) -> str:
         return f"<flow {type(self).__name__}>"
 
+    def __str__(self) -> str:
+        context: TaskContext | None = self.__dict__.get("_aflow_context")
+        if context is None:
+            return repr(self)
+        stack = context.foreach_stack()
+        place = f"[{','.join(str(index) for index, _, _ in stack)}]" if stack else ""
+        item = "" if not stack or stack[-1][2] is None else str(stack[-1][2])
+        told = f" (input: {item[:20] + '...' if len(item) > 20 else item})" if item else ""
+        return f"<flow {type(self).__name__} step {context.step_name}{place}{told}>"
+
 
 def _not_found(flow: FlowSpec, context: TaskContext, name: str) -> ArtifactNotFound:
     takes_inputs = define(type(flow)).steps[context.step_name].takes_inputs

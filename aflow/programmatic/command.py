@@ -15,11 +15,20 @@ from pathlib import Path
 from typing import IO, Literal
 
 from aflow.errors import InvalidInput
+from aflow.executors.spawn import stands_for_metaflow
 
 Stream = Literal["stdout", "stderr"]
 
 LOOK_AGAIN = 0.05  # seconds: how often a growing file is looked at, while somebody follows it
 _PIECE = 1 << 16
+
+
+def program(flow_file: str) -> list[str]:
+    """What runs the flow's file: where aflow stands for Metaflow here, it has to do so there, if
+    the file has a use for it. (A file of several flows may itself choose one when it is run.)"""
+    if stands_for_metaflow() and b"metaflow" in Path(flow_file).read_bytes():
+        return [sys.executable, "-m", "aflow", "--compat", flow_file]
+    return [sys.executable, flow_file]
 
 
 class Command:

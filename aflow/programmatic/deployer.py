@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from aflow.client.where import place_at
 from aflow.clock import SystemClock
 from aflow.config import environment_with
 from aflow.errors import CommandFailed, FlowFileError, NotFound
-from aflow.programmatic.command import Command
+from aflow.programmatic.command import Command, program
 from aflow.programmatic.words import CommandLine
 
 LAST_WORDS = 20  # lines of a failed command that its error repeats
@@ -76,7 +75,7 @@ class Deployer:
             if facts:
                 given = {**given, "deployer_attribute_file": file}
             words = self._line.words(command, arguments, self.top_level_kwargs, given)
-            started = Command([sys.executable, self.flow_file, *words], self._cwd, self._env)
+            started = Command([*program(self.flow_file), *words], self._cwd, self._env)
             try:
                 code = started.wait_here(self.show_output)
                 printed = started.output("stdout")

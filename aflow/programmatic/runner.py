@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,7 +14,7 @@ from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.config import environment_with
 from aflow.errors import CommandFailed, FlowFileError
-from aflow.programmatic.command import Announcement, Command
+from aflow.programmatic.command import Announcement, Command, program
 from aflow.programmatic.executing import ExecutingRun, ExecutingTask
 from aflow.programmatic.words import CommandLine
 
@@ -141,7 +140,7 @@ class Runner:
     ) -> Command:
         words = self._line.words(name, arguments, self.top_level_kwargs, kwargs)
         words.append(f"--runner-attribute-file={announcement.path}")
-        command = Command([sys.executable, self.flow_file, *words], self._cwd, self._env)
+        command = Command([*program(self.flow_file), *words], self._cwd, self._env)
         self._commands.append(command)
         return command
 

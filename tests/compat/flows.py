@@ -170,7 +170,7 @@ FLOWS: dict[str, tuple[str, list[str]]] = {
     "foreach": (foreach(), []),
     "foreach over a string": (foreach("'abc'"), []),
     "foreach with merge": (foreach(join="self.merge_artifacts(inputs, exclude=['y'])"), []),
-    "foreach index": (foreach(work="self.y = (self.index, self.input)"), []),
+    "foreach index": (foreach(work="self.y = (self.index, self.input, str(self))"), []),
     "foreach stack": (foreach(work="self.y = self.foreach_stack()[0]"), []),
     "foreach too wide": (foreach("range(5)"), ["--max-num-splits", "3"]),
     "foreach not iterable": (foreach("3"), []),

@@ -13,6 +13,10 @@ import pytest
 from aflow import client, compat
 from tests.flows.conftest import Ran, Workspace
 
+IS_THERE = (
+    util.find_spec("metaflow") is not None
+)  # asked before aflow stands for it in this process
+
 THEIRS = """
 from metaflow import (
     Config, FlowSpec, IncludeFile, JSONType, Parameter, S3 as _S3, batch, card, catch, conda,
@@ -100,7 +104,7 @@ def write(workspace: Workspace, leave_out: str = " S3 as _S3, card,") -> None:
     ids=" ".join,
 )
 def test_a_file_that_imports_metaflow_runs(workspace: Workspace, words: tuple[str, ...]) -> None:
-    if "--compat" not in words and util.find_spec("metaflow") is not None:
+    if "--compat" not in words and IS_THERE:
         pytest.skip("Metaflow itself is installed here: only --compat can stand for it")
     write(workspace)
     ran = program(workspace, *words)
@@ -129,6 +133,45 @@ def test_a_name_that_aflow_has_not_is_told(workspace: Workspace, line: str, name
     assert "theirs.py, line 2" in ran.err
     assert named in ran.err
     assert "Install it" not in ran.err
+
+
+def test_processes_that_a_flow_starts_stand_for_metaflow_too(workspace: Workspace) -> None:
+    (workspace.path / "theirs.py").write_text(
+        """
+import sys
+from metaflow import FlowSpec, Parameter, Runner, current, exit_hook, step
+
+
+def told(run=None):
+    import metaflow
+    print("hook of", run.id, run.data.inner, metaflow.FlowSpec.__module__)
+
+
+@exit_hook(on_success=[told])
+class TheirFlow(FlowSpec):
+    depth = Parameter("depth", default=1)
+
+    @step
+    def start(self):
+        self.inner = None
+        if self.depth:
+            with Runner(__file__, show_output=False) as runner:
+                self.inner = runner.run(depth=self.depth - 1).run.data.depth
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+
+if __name__ == "__main__":
+    TheirFlow()
+"""
+    )
+    ran = program(workspace, "run", "--compat", "theirs.py")
+    assert 0 == ran.code, ran.err
+    assert " 0 aflow.flow.spec\n" in ran.out
+    assert "hook" not in ran.err
 
 
 def in_fresh_python(code: str) -> str:

@@ -93,7 +93,7 @@ def test_every_command_has_help(name: str) -> None:
 def test_show_tells_the_steps_in_order_with_their_texts() -> None:
     assert (
         "\nA flow with parameters.\n\nIt does nothing.\n"
-        "\nStep start\n    The first.\n    => work (foreach xs)\n"
+        "\n@retry\nStep start\n    The first.\n    => work (foreach xs)\n"
         "\nStep work\n    ?\n    => join\n"
         "\nStep join\n    ?\n    => left (kind is a), end (kind is b)\n"
         "\nStep left\n    ?\n    => end\n"

@@ -124,7 +124,7 @@ def bench(aws: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     client.default_metadata()
 
 
-def test_a_flow_of_all_shapes_leaves_what_a_local_run_leaves(bench: Bench) -> None:
+def test_a_flow_of_all_shapes_leaves_on_batch_what_a_local_run_leaves(bench: Bench) -> None:
     local = ["--datastore", "local", "run", "--factor", "3"]
     bench.run(SHAPES, *local)
     expected = {step.id: _artifacts(step) for step in bench.latest("Everything")}

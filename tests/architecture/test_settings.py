@@ -10,7 +10,6 @@ from aflow.checkup.keys import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, kno
 from aflow.config import Settings
 from tests.architecture.sources import python_files, text_of, tree_of
 
-
 # Jobs are told by variables what they are to do; nobody sets these.
 TOLD = {Path("aflow/deploy/order.py"), Path("aflow/in_job.py")}
 

@@ -15,7 +15,7 @@ from aflow.server.door import Door
 from aflow.server.metrics import Metrics
 from aflow.server.scheduling import Scheduling
 from aflow.server.sharing import Sharing
-from aflow.service.listening import listening
+from aflow.service.listening import listening, settle
 from aflow.service.origins import LOOPBACK
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ async def _serve(
     try:
         async with listening(app, listen.host, listen.port, "server", listen.tls) as port:
             scheme = "http" if listen.tls is None else "https"
+            settle()
             say(f"Server on {scheme}://{listen.host}:{port}")
             beside = [Sharing(runs, metadata).look_on(), metrics.watch()]
             if scheduling is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from aflow.service.app import application
-from aflow.service.listening import listening
+from aflow.service.listening import listening, settle
 from aflow.service.origins import LOOPBACK
 
 if TYPE_CHECKING:
@@ -47,5 +47,6 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     app = application(database, clock, keys, store, is_local=host in LOOPBACK)
     async with listening(app, host, port, "metadata service") as taken:
+        settle()
         say(f"Metadata service on http://{host}:{taken}")
         await stop.wait()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,22 @@ def test_what_was_registered_is_there_after_a_restart(url: str) -> None:
         flows = database.read(lambda session: session.rows("SELECT flow_id FROM service_flows"))
 
     assert [("F",)] == [tuple(row) for row in flows]
+
+
+def test_services_that_start_at_the_same_time_make_the_tables_once(url: str) -> None:
+    if url == "memory:":
+        pytest.skip("what is in memory is nobody else's")
+    begin = threading.Barrier(6)
+
+    def started() -> int:
+        begin.wait()
+        with closing(open_database(url)) as database:
+            rows = database.read(lambda session: session.rows("SELECT * FROM service_version"))
+        return len(rows)
+
+    with ThreadPoolExecutor(6) as threads:
+        found = [threads.submit(started) for _ in range(6)]
+        assert [1] * 6 == [each.result() for each in found]
 
 
 def test_a_kind_of_database_that_is_not_known_is_refused() -> None:

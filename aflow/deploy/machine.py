@@ -46,8 +46,10 @@ LARGEST = 1 << 20  # bytes of a definition
 MAX_ATTEMPTS = 10  # of a job
 LOSSES = 2  # further attempts at a job whose machine goes away
 FINAL_EXIT_CODE = 202  # a job that ends with it is not tried again
+# What Batch says where it is busy: what its API does not describe has the name of all its errors.
+_BUSY = ["Batch.AWSBatchException", "Batch.ServerException", "Batch.TooManyRequestsException"]
 _NOT_SUBMITTED = {
-    "ErrorEquals": ["Batch.AWSBatchException"],
+    "ErrorEquals": _BUSY,
     "IntervalSeconds": 2,
     "BackoffRate": 2.0,
     "MaxDelaySeconds": 60,

@@ -30,7 +30,8 @@ NO_RETRY_EXIT_CODE = 202  # a step's process that ends with it is not tried agai
 class RunContext(NamedTuple):
     """What all attempts of a run have in common. `told` is what the flow's decorators add to
     `current`. Without `persist` nothing is stored of what steps leave, nor even pickled; `remote`
-    says that they run where the metadata is out of reach."""
+    says that they run where the metadata is out of reach; `address` is where member 0 of their gang
+    is, for those in one."""
 
     flow: str
     run: str
@@ -46,6 +47,7 @@ class RunContext(NamedTuple):
     told: dict[str, Any] | None = None
     persist: bool = True
     remote: bool = False
+    address: str = "127.0.0.1"
 
 
 class AttemptSpec(NamedTuple):

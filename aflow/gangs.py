@@ -36,7 +36,7 @@ class AroundParallel(Around):
             )
         # Members start together, so their tasks are numbered one after the other.
         control = str(spec.task - spec.split_index)
-        self.gang = Gang("127.0.0.1", spec.splits, spec.split_index, control)
+        self.gang = Gang(self.scene.context.address, spec.splits, spec.split_index, control)
         self.scene.values["parallel"] = self.gang
 
 

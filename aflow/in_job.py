@@ -25,9 +25,10 @@ from aflow.config import looked_up, said_by_batch
 from aflow.delivery import delivered
 from aflow.early import EarlyTemplate
 from aflow.errors import AflowError, InvalidInput
-from aflow.executors import letters
+from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
 from aflow.executors.letterbox import Letterbox
+from aflow.executors.meeting import Meeting
 from aflow.executors.process import ProcessExecutor
 from aflow.executors.roll import Roll
 from aflow.executors.spawn import fresh_environment
@@ -42,12 +43,15 @@ if TYPE_CHECKING:
 
 SAY = 1.0  # seconds for which news are gathered before they become a letter
 GRACE = 20.0  # seconds for a step to end when the job is to stop: Batch gives 30 in all
+LOOK = 0.5  # seconds between looks for the other members of a gang
+PATIENCE = 600.0  # seconds for which a main node that is done waits for the others
 SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
 
 
 class Told(NamedTuple):
     """What the variables say: the store, the run, the parcel that describes it, the list of
-    attempts, and which job of AWS Batch this is."""
+    attempts, and which job of AWS Batch this is, or which of its `nodes`; whether its attempts are
+    members of a gang."""
 
     store: str
     flow: str
@@ -57,6 +61,8 @@ class Told(NamedTuple):
     worker: str
     place: int
     tries: int
+    is_gang: bool
+    nodes: int
 
     @classmethod
     def load(cls) -> Told:
@@ -69,18 +75,25 @@ class Told(NamedTuple):
             return value
 
         flow, _, run = needed("JOB_RUN").partition("/")
-        index = said_by_batch("JOB_ARRAY_INDEX") or "0"
-        worker = said_by_batch("JOB_ID") or socket.gethostname()
+        node = said_by_batch("JOB_NODE_INDEX")
+        worker = (said_by_batch("JOB_ID") or socket.gethostname()).partition("#")[0]
         return cls(
             needed("JOB_STORE"),
             flow,
             run,
             needed("JOB_KEY"),
             Roll.parse(needed("JOB_ROLL")),
-            worker,
-            int(index),
+            worker if node is None else f"{worker}#{node}",
+            int(node or said_by_batch("JOB_ARRAY_INDEX") or 0),
             int(said_by_batch("JOB_ATTEMPT") or 1),
+            looked_up("JOB_GANG") is not None,
+            int(said_by_batch("JOB_NUM_NODES") or 1),
         )
+
+    @property
+    def whole_job(self) -> str:
+        """The job, of which this may be a node."""
+        return self.worker.partition("#")[0]
 
 
 def main() -> int:
@@ -113,6 +126,7 @@ class OneJob:
         self._folder = folder
         self._template = template
         self._news = News(Letterbox(store, told.flow, told.run), told.worker)
+        self._meeting = Meeting(store, told.flow, told.run)
         self._left = [0, 0]  # bytes of each stream that are still sent
 
     async def run(self) -> int:
@@ -128,6 +142,7 @@ class OneJob:
                 group.create_task(self._news.tell())
                 await self._run(spec, stopping, group)
                 self._news.close()
+            await self._leave(stopping)
         except* AflowError as errors:
             raise errors.exceptions[0] from None
         report = await self._ended
@@ -139,7 +154,7 @@ class OneJob:
     async def _run(
         self, spec: AttemptSpec, stopping: asyncio.Event, group: asyncio.TaskGroup
     ) -> None:
-        executor = await self._executor(spec)
+        executor = await self._executor(spec, stopping)
         if executor is None:
             return
         stop = group.create_task(self._stop(stopping, executor, spec))
@@ -153,7 +168,7 @@ class OneJob:
         spec = told.roll.read(Parcels(self._store, told.flow, told.run), told.place)
         return spec._replace(again=spec.again or told.tries > 1)
 
-    async def _executor(self, spec: AttemptSpec) -> ProcessExecutor | None:
+    async def _executor(self, spec: AttemptSpec, stopping: asyncio.Event) -> ProcessExecutor | None:
         """What runs the attempt; None where it cannot be run here, which is its end."""
         try:
             job = await asyncio.to_thread(self._job)
@@ -165,18 +180,54 @@ class OneJob:
                 grace=GRACE,
             )
             self._left = [job.max_log_size + SLACK] * 2
-            await executor.start(job.context, self)
+            context = job.context
+            if self._told.is_gang:
+                context = context._replace(address=await self._meet(spec, stopping))
+            await executor.start(context, self)
         except AflowError as error:
-            now = self._clock.now()
-            self.started(spec.task, spec.attempt, os.getpid(), now)
-            report = AttemptReport(
-                spec.task, spec.attempt, AttemptState.FAILED.value,
-                f"The job {self._told.worker} cannot run the task: {error}",
-                started_at=now, finished_at=now,
-            )  # fmt: skip
-            self.ended(report, NO_USAGE)
+            reason = f"The job {self._told.worker} cannot run the task: {error}"
+            self._never_ran(spec, AttemptState.FAILED, reason)
+            return None
+        if stopping.is_set():
+            self._never_ran(spec, AttemptState.CANCELLED, "The task was cancelled.")
+            await executor.stop()
             return None
         return executor
+
+    def _never_ran(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
+        now = self._clock.now()
+        self.started(spec.task, spec.attempt, os.getpid(), now)
+        report = deaths.stopped(spec.task, spec.attempt, state, reason, now, now)
+        self.ended(report, NO_USAGE)
+
+    async def _meet(self, spec: AttemptSpec, stopping: asyncio.Event) -> str:
+        """The address of member 0 of the gang, which says it; the others wait for that."""
+        assert spec.split_index is not None, "a member has its place"
+        control = spec.task - spec.split_index
+        if spec.split_index == 0:
+            address = own_address()
+            await asyncio.to_thread(self._meeting.say, control, address)
+            return address
+        while not stopping.is_set():
+            found = await asyncio.to_thread(self._meeting.address, control)
+            if found is not None:
+                return found
+            await asyncio.sleep(LOOK)
+        return ""
+
+    async def _leave(self, stopping: asyncio.Event) -> None:
+        """With the main node all others would be ended: so it waits until they are done."""
+        told = self._told
+        if told.place != 0:
+            if told.nodes > 1:
+                await asyncio.to_thread(self._meeting.leave, told.whole_job, told.place)
+            return
+        give_up_at = asyncio.get_running_loop().time() + PATIENCE
+        while told.nodes > 1 and not stopping.is_set():
+            left = await asyncio.to_thread(self._meeting.left, told.whole_job)
+            if left >= told.nodes - 1 or asyncio.get_running_loop().time() > give_up_at:
+                return
+            await asyncio.sleep(LOOK)
 
     def _job(self) -> Job:
         told = self._told
@@ -264,6 +315,16 @@ class News:
                 await asyncio.to_thread(self._box.put, letter)
             if self._closed.is_set() and not self._events:
                 return
+
+
+def own_address() -> str:
+    """The address of this machine, as others of its network reach it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way out
+        except OSError:  # there is none: nobody is elsewhere
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from aflow import backends, package
 from aflow.errors import CodePackageError, InvalidSetting
 from aflow.executors.process import ProcessExecutor, needs_of
 from aflow.executors.spawn import request_of, start_template
+from aflow.flow.graph import Kind
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
@@ -124,10 +125,22 @@ def _jobs(
 
     calls = Calls()
     fargate = {queue: calls.is_fargate(queue) for queue in {queue_of(s, settings) for s in steps}}
+    gangs = {
+        member
+        for node in definition.graph.nodes.values()
+        if node.kind is Kind.PARALLEL
+        for member in node.next
+    }
     variables = variables_of(settings, options.metadata, store.url, calls.region)
     calls.close()
     return {
-        step.name: step_job(step, settings, variables, fargate=fargate[queue_of(step, settings)])
+        step.name: step_job(
+            step,
+            settings,
+            variables,
+            fargate=fargate[queue_of(step, settings)],
+            is_gang=step.name in gangs,
+        )
         for step in steps
     }
 

@@ -94,9 +94,31 @@ def definition_of(
         size = _of(batch, "ephemeral_storage", None)
         if size:
             properties["ephemeralStorage"] = {"sizeInGiB": int(size)}
+    return _named(definition)
+
+
+def gang_definition(definition: Definition, step: str) -> Definition:
+    """The same for jobs of several nodes, which start together. Raises InvalidInput where the queue
+    cannot run such jobs."""
+    if "platformCapabilities" in definition:
+        raise InvalidInput(
+            f"Step {step} is a gang (num_parallel), and its queue runs jobs on Fargate, which has "
+            "no jobs of several nodes: use a queue of EC2 machines."
+        )
+    nodes = {"targetNodes": "0:", "container": definition["containerProperties"]}
+    return _named(
+        {
+            "type": "multinode",
+            "nodeProperties": {"numNodes": 1, "mainNode": 0, "nodeRangeProperties": [nodes]},
+            "propagateTags": True,
+        }
+    )
+
+
+def _named(definition: Definition) -> Definition:
     text = json.dumps(definition, sort_keys=True)
-    definition["jobDefinitionName"] = f"aflow_{hashlib.sha224(text.encode()).hexdigest()}"
-    return definition
+    name = f"aflow_{hashlib.sha224(text.encode()).hexdigest()}"
+    return {**definition, "jobDefinitionName": name}
 
 
 def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0.0) -> int:

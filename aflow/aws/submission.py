@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.aws.definitions import Definition, definition_of, limit_of
+from aflow.aws.definitions import Definition, definition_of, gang_definition, limit_of
 from aflow.aws.settings import passed_on
 from aflow.config import Settings
 from aflow.errors import InvalidSetting
@@ -43,7 +43,8 @@ class Mark(NamedTuple):
 
 
 class StepJob(NamedTuple):
-    """What all jobs of a step have in common. `limit` is in seconds, of an attempt."""
+    """What all jobs of a step have in common. `limit` is in seconds, of an attempt. The attempts of
+    a gang are nodes of one job."""
 
     step: str
     definition: Definition
@@ -52,6 +53,7 @@ class StepJob(NamedTuple):
     tags: Mapping[str, str]
     emit_tags: bool
     environment: Mapping[str, str]
+    is_gang: bool = False
 
 
 def queue_of(step: StepDefinition, settings: AwsSettings) -> str:
@@ -67,6 +69,7 @@ def step_job(
     environment: Mapping[str, str],
     *,
     fargate: bool = False,
+    is_gang: bool = False,
 ) -> StepJob:
     """How the jobs of a step are submitted; `environment` are the variables of all jobs. Raises
     InvalidSetting for what is not set, and InvalidInput for what Batch does not take."""
@@ -75,6 +78,8 @@ def step_job(
     mounts = definition["containerProperties"].get("linuxParameters", {}).get("tmpfs")
     if mounts and batch.tmpfs_tempdir:
         environment = {**environment, "AFLOW_TEMPDIR": mounts[0]["containerPath"]}
+    if is_gang:
+        definition = gang_definition(definition, step.name)
     return StepJob(
         step.name,
         definition,
@@ -83,6 +88,7 @@ def step_job(
         {**_default_tags(settings), **((batch.aws_batch_tags if batch else None) or {})},
         (settings.emit_tags or "").lower() in _SAYS_YES,
         environment,
+        is_gang,
     )
 
 
@@ -106,7 +112,8 @@ def variables_of(settings: AwsSettings, metadata: str, storage: str, region: str
 def submission(
     job: StepJob, mark: Mark, name: str, size: int, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What `submit_job` takes for so many attempts of the step: for more than one, an array."""
+    """What `submit_job` takes for so many attempts of the step: those of a gang are nodes, others
+    an array where there are more than one."""
     variables = {**job.environment, **environment}
     parameters = mark.parameters(job.step)
     tags = {**(parameters if job.emit_tags else {}), **job.tags}
@@ -115,13 +122,10 @@ def submission(
         "jobQueue": job.queue,
         "jobDefinition": job.definition["jobDefinitionName"],
         "parameters": parameters,
-        "containerOverrides": {
-            "environment": [{"name": key, "value": variables[key]} for key in sorted(variables)]
-        },
         # Attempts are counted by the run: what is lost costs none.
         "retryStrategy": {"attempts": 1},
         "timeout": {"attemptDurationSeconds": job.limit},
-        **({"arrayProperties": {"size": size}} if size > 1 else {}),
+        **_containers(job, size, variables),
         **({"tags": tags, "propagateTags": True} if tags else {}),
     }
 
@@ -129,6 +133,16 @@ def submission(
 def name_prefix(user: str, flow: str, run: str | None = None) -> str:
     """What the names of all jobs of a user's flow begin with, or of one run of it."""
     return _name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
+
+
+def _containers(job: StepJob, size: int, variables: Mapping[str, str]) -> dict[str, Any]:
+    """How many containers, and their variables."""
+    over = {"environment": [{"name": key, "value": variables[key]} for key in sorted(variables)]}
+    if job.is_gang:
+        nodes = [{"targetNodes": "0:", "containerOverrides": over}]
+        return {"nodeOverrides": {"numNodes": size, "nodePropertyOverrides": nodes}}
+    array = {"arrayProperties": {"size": size}} if size > 1 else {}
+    return {"containerOverrides": over, **array}
 
 
 def job_name(mark: Mark, step: str, unique: str) -> str:

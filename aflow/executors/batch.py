@@ -56,20 +56,21 @@ T = TypeVar("T")
 
 
 class _Array:
-    """A job, or an array of jobs: the attempts that it was submitted for, by index (only those
-    that we know of), and how many of them are away."""
+    """A job, an array of jobs, or a job of several nodes: the attempts that it was submitted for by
+    index (only those that we know of), and how many of them are away. `mark` stands before an
+    index in the ids of its parts: ":" of an array, "#" of nodes, nothing for a single job."""
 
-    __slots__ = ("away", "id", "is_array", "owners")
+    __slots__ = ("away", "id", "mark", "owners")
 
-    def __init__(self, id: str, owners: dict[int, Owner], *, is_array: bool) -> None:
+    def __init__(self, id: str, owners: dict[int, Owner], mark: str) -> None:
         self.id = id
         self.owners = owners
-        self.is_array = is_array
+        self.mark = mark
         self.away = 0
 
     def child(self, index: int) -> str:
-        """The id of one of its jobs."""
-        return f"{self.id}:{index}" if self.is_array else self.id
+        """The id of one of its jobs; nodes have none of their own that could be ended."""
+        return f"{self.id}:{index}" if self.mark == ":" else self.id
 
 
 class _Group(NamedTuple):
@@ -77,6 +78,13 @@ class _Group(NamedTuple):
 
     job: StepJob
     specs: list[AttemptSpec]
+
+    @property
+    def mark(self) -> str:
+        """See _Array."""
+        if self.job.is_gang:
+            return "#"
+        return ":" if len(self.specs) > 1 else ""
 
 
 class BatchExecutor:
@@ -239,17 +247,18 @@ class BatchExecutor:
                 return
 
     def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Group]:
-        """Those that are still wanted, by step."""
-        by_step: defaultdict[str, list[AttemptSpec]] = defaultdict(list)
+        """Those that are still wanted, by step; of gangs each by itself."""
+        by_step: defaultdict[tuple[str, int | None], list[AttemptSpec]] = defaultdict(list)
         for spec in specs:
             owner = (spec.task, spec.attempt)
             if owner in self._cancels:
                 self._give_up(owner, *self._cancels.pop(owner))
             elif self._mail.awaits_start(owner):
-                by_step[spec.step].append(spec)
+                gang = spec.split if self._jobs[spec.step].is_gang else None
+                by_step[(spec.step, gang)].append(spec)
         return [
             _Group(self._jobs[step], some[at : at + MOST])
-            for step, some in by_step.items()
+            for (step, _), some in by_step.items()
             for at in range(0, len(some), MOST)
         ]
 
@@ -258,7 +267,7 @@ class BatchExecutor:
         try:
             roll = await self._patiently(partial(self._written, group.specs))
             name = job_name(self._mark, group.job.step, roll.key[:16])
-            self._hand(owners, f"{_NAMED}{name}")
+            self._hand(owners, f"{_NAMED}{name}", group.mark)
             await self._register(group.job)
             job = await self._submitted(group, name, roll)
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
@@ -266,19 +275,17 @@ class BatchExecutor:
                 reason = f"The task could not be submitted to AWS Batch: {error}"
                 self._give_up(owner, AttemptState.LOST, reason)
             return
-        array = _Array(job, dict(enumerate(owners)), is_array=len(owners) > 1)
-        self._hand(owners, job)
-        self._know(array)
+        self._hand(owners, job, group.mark)
+        self._know(_Array(job, dict(enumerate(owners)), group.mark))
 
     def _written(self, specs: Sequence[AttemptSpec]) -> Roll:
         """The list of these attempts, in the store. Blocks."""
         return Roll.write(self._parcels, [self._packer.complete(s, apart=True) for s in specs])
 
-    def _hand(self, owners: Sequence[Owner], handle: str) -> None:
+    def _hand(self, owners: Sequence[Owner], handle: str, mark: str) -> None:
         for index, owner in enumerate(owners):
             if owner in self._mail.away:
-                place = f":{index}" if len(owners) > 1 else ""
-                self._reports.handed(*owner, f"{handle}{place}")
+                self._reports.handed(*owner, f"{handle}{mark}{index}" if mark else handle)
 
     async def _register(self, job: StepJob) -> None:
         name = job.definition["jobDefinitionName"]
@@ -294,6 +301,7 @@ class BatchExecutor:
             "AFLOW_JOB_RUN": f"{context.flow}/{context.run}",
             "AFLOW_JOB_KEY": self._job_key,
             "AFLOW_JOB_ROLL": str(roll),
+            **({"AFLOW_JOB_GANG": "1"} if group.job.is_gang else {}),
         }
         values = submission(group.job, self._mark, name, len(group.specs), environment)
         found: list[str] = []
@@ -353,7 +361,8 @@ class BatchExecutor:
         ends = []
         for id, indexes in by_array.items():
             array = self._arrays[id]
-            jobs = [id] if array.away == len(indexes) else map(array.child, indexes)
+            whole = array.away == len(indexes)
+            jobs = {id} if whole else {array.child(each) for each in indexes}
             ends += [partial(self._calls.terminate, job, reason) for job in jobs]
         results = await asyncio.gather(
             *(self._patiently(each, 2 * self._grace) for each in ends), return_exceptions=True
@@ -384,11 +393,12 @@ class BatchExecutor:
         found: dict[str, _Array] = {}
         unknown: list[AttemptSpec] = []
         for spec, handle, started_at in self._orphans:
-            job, colon, index = handle.partition(":")
+            mark = "#" if "#" in handle else ":" if ":" in handle else ""
+            job, _, index = handle.partition(mark or ":")
             if job.startswith(_NAMED):
                 job = await self._searched(job.removeprefix(_NAMED), self._jobs[spec.step].queue)
             if job:
-                array = found.setdefault(job, _Array(job, {}, is_array=bool(colon)))
+                array = found.setdefault(job, _Array(job, {}, mark))
                 array.owners[int(index or 0)] = (spec.task, spec.attempt)
             elif started_at is None:
                 unknown.append(spec._replace(again=True))
@@ -470,9 +480,9 @@ class BatchExecutor:
         array = self._arrays.get(description["jobId"])
         if array is None:
             return
-        if not array.is_array:
+        if array.mark != ":":
             if _is_over(description):
-                self._over[array.owners[0]] = description
+                self._over.update(dict.fromkeys(array.owners.values(), description))
                 self._look_now.set()
             return
         summary = (description.get("arrayProperties") or {}).get("statusSummary") or {}

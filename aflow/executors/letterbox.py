@@ -26,7 +26,7 @@ class Letterbox:
 
     def put(self, letter: ReportsLetter) -> None:
         """Leave a letter. Raises StorageError."""
-        worker = letter.worker.replace(":", ".")
+        worker = letter.worker.replace(":", ".").replace("#", ".")
         name = f"{self._folder}{worker}/{letter.number:08d}"
         self._store.put(name, [letter.seal(None)])
 

@@ -100,13 +100,17 @@ class Bench:
             assert time.monotonic() < give_up_at, said
             select_nothing(1.5)
 
-    def sizes_of_jobs(self, flow: str, run: str) -> list[int]:
-        """How many attempts each job of a run was submitted for, in the order of submission."""
+    def jobs(self, flow: str, run: str) -> list[dict[str, Any]]:
+        """What AWS Batch says of all jobs of a run, in the order of submission."""
         batch = self.aws.client("batch")
         filters = [{"name": "JOB_NAME", "values": [f"tester-{flow}-{run}-*"]}]
         listed = batch.list_jobs(jobQueue="queue", filters=filters)["jobSummaryList"]
-        jobs = batch.describe_jobs(jobs=[each["jobId"] for each in listed])["jobs"]
-        jobs.sort(key=lambda each: each["createdAt"])
+        found: list[dict[str, Any]] = batch.describe_jobs(jobs=[e["jobId"] for e in listed])["jobs"]
+        return sorted(found, key=lambda each: each["createdAt"])
+
+    def sizes_of_jobs(self, flow: str, run: str) -> list[int]:
+        """How many attempts each job of a run was submitted for, in the order of submission."""
+        jobs = self.jobs(flow, run)
         return [each.get("arrayProperties", {}).get("size", 1) for each in jobs]
 
     def latest(self, flow: str) -> Run:
@@ -279,3 +283,13 @@ def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_a_few_calls(bench: Be
 def _calls(proxy: FaultyProxy) -> Counter[str]:
     """How often each operation of AWS Batch was asked for."""
     return Counter(seen.target.rpartition("/")[2] for seen in proxy.seen)
+
+
+def test_a_gang_is_one_job_of_several_nodes_whose_members_meet(bench: Bench) -> None:
+    said = bench.run(FLOWS / "gang.py", "run")
+    run = bench.latest("Ganged")
+
+    assert ([1, 2], [0, 1, 2]) == (run.data.heard, run.data.places), said
+    jobs = bench.jobs("Ganged", run.id)
+    sizes = [job["nodeProperties"]["numNodes"] for job in jobs]
+    assert [3, 1] == sizes, "the gang, and the member that began again"

@@ -2,7 +2,7 @@
 
 moto keeps queues and definitions; its Job is replaced by one that runs the definition's command:
 variables, every status, retryStrategy with evaluateOnExit, the limit of an attempt, termination
-(SIGTERM, then SIGKILL), arrays, a host that goes away, logs. No job outlives the server.
+(SIGTERM, then SIGKILL), arrays, several nodes, a host that goes away, logs. No job outlives the server.
 
 What goes wrong is said by the job: `no-such-image` cannot be pulled; a machine goes away under one
 that prints GO_AWAY, and one that prints USE_UP gets no more memory.
@@ -48,6 +48,7 @@ class ProcessJob(models.Job):
         super().__init__(*args, **kwargs)
         self.extra, self.changed, self.killed = _extra.get() or {}, threading.Event(), None
         self.process: subprocess.Popen | None = None
+        self.others: list[subprocess.Popen] = []  # nodes but the main one, which is 0
 
     @property
     def status(self):
@@ -89,7 +90,7 @@ class ProcessJob(models.Job):
 
     def _attempt(self, attempt: int) -> tuple[int, str]:
         self.status, self.killed = JobStatus.STARTING, None
-        if self.job_definition.container_properties["image"] == "no-such-image":
+        if self._properties()["image"] == "no-such-image":
             reason = "CannotPullContainerError: pull access denied for no-such-image"
             self.latest_attempt = {"container": {"reason": reason}}
             return 1, "Task failed to start"
@@ -99,14 +100,19 @@ class ProcessJob(models.Job):
         container = {"logStreamName": self.log_stream_name, "networkInterfaces": []}
         self.latest_attempt = {"container": container, "startedAt": _now()}
         self.job_started_at = self.job_started_at or datetime.now()
-        self.process = process = self._begin(attempt)
+        count = (self.extra.get("nodeOverrides") or {}).get("numNodes") or 1
+        self.others = [self._begin(attempt, node, count) for node in range(1, count)]
+        for each in self.others:
+            threading.Thread(target=self._pump, args=(each, self.log_stream_name)).start()
+        self.process = process = self._begin(attempt, 0, count)
         reader = threading.Thread(
             target=self._pump, args=(process, self.log_stream_name), daemon=True
         )
         reader.start()
         self.status = JobStatus.RUNNING
         self._wait(process)
-        _kill(process, signal.SIGKILL)
+        for each in (process, *self.others):
+            _kill(each, signal.SIGKILL)
         reader.join(2)
         code = process.returncode
         code = 128 - code if code < 0 else code  # as a container reports a signal: 137, 143
@@ -120,8 +126,15 @@ class ProcessJob(models.Job):
         self.attempts.append({**self.latest_attempt, "stoppedAt": _now(), "statusReason": told})
         return code, told
 
-    def _begin(self, attempt: int) -> subprocess.Popen:
-        properties = _merged(self.job_definition.container_properties, self.container_overrides)
+    def _properties(self) -> dict:
+        nodes = self.job_definition.node_properties
+        if nodes is None:
+            return _merged(self.job_definition.container_properties, self.container_overrides)
+        over = self.extra["nodeOverrides"]["nodePropertyOverrides"][0]["containerOverrides"]
+        return _merged(nodes["nodeRangeProperties"][0]["container"], over)
+
+    def _begin(self, attempt: int, node: int, count: int) -> subprocess.Popen:
+        properties = self._properties()
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),
@@ -131,6 +144,11 @@ class ProcessJob(models.Job):
             "AWS_BATCH_JOB_ID": self.job_id,
             "AWS_BATCH_JOB_ATTEMPT": str(attempt),
         }
+        if self.job_definition.node_properties is not None:
+            environment |= {
+                "AWS_BATCH_JOB_NODE_INDEX": str(node),
+                "AWS_BATCH_JOB_NUM_NODES": str(count),
+            }
         if "index" in self.array_properties:
             environment["AWS_BATCH_JOB_ARRAY_INDEX"] = str(self.array_properties["index"])
         return subprocess.Popen(
@@ -146,7 +164,8 @@ class ProcessJob(models.Job):
             if hard is None and (self.stop or (end and now > end)):
                 self.killed = self.killed or ("terminated" if self.stop else "timeout")
                 hard = now + GRACE
-                process.send_signal(signal.SIGTERM)  # the first process of a container is told
+                for each in (process, *self.others):
+                    each.send_signal(signal.SIGTERM)  # the first process of a container is told
             if hard and now > hard:
                 _kill(process, signal.SIGKILL)
             self.changed.wait(0.05)
@@ -181,6 +200,8 @@ class ProcessJob(models.Job):
         told = super().describe()
         told["attempts"] = list(self.attempts)
         told["isTerminated"] = bool(self.stop)
+        if "nodeProperties" in told:
+            told["nodeProperties"] = {**told["nodeProperties"], "numNodes": 1 + len(self.others)}
         if "container" in told and getattr(self, "latest_attempt", None):
             told["container"] |= self.latest_attempt["container"]
         return told
@@ -258,8 +279,9 @@ def _kill_all() -> None:
         for backend in regions.values():
             for job in list(backend._jobs.values()):
                 job.stop = True
-                if job.process is not None and job.process.poll() is None:
-                    _kill(job.process, signal.SIGKILL)
+                for each in filter(None, (job.process, *job.others)):
+                    if each.poll() is None:
+                        _kill(each, signal.SIGKILL)
 
 
 def install(environment: dict[str, str]) -> None:
@@ -276,7 +298,7 @@ def install(environment: dict[str, str]) -> None:
     submit = responses.BatchResponse.submitjob
 
     def submitjob(self):
-        _extra.set({key: self._get_param(key) for key in ("retryStrategy",)})
+        _extra.set({key: self._get_param(key) for key in ("retryStrategy", "nodeOverrides")})
         return submit(self)
 
     responses.BatchResponse.submitjob = submitjob

@@ -1,7 +1,7 @@
 """Attempts that run on other machines, and the letters in which their workers tell of them.
 
-What workers say is taken down in the order in which each of them said it; a letter that comes
-twice, or that is of no live attempt, says nothing. A letter that tells of an end is done with when
+What workers say is taken down in the order in which it comes; a letter that comes twice, or that is
+of no live attempt, says nothing. A letter that tells of an end is done with when
 that is committed: until then it is there for the next coordinator, should this one go away.
 """
 
@@ -30,11 +30,10 @@ R = TypeVar("R")
 class Away:
     """An attempt that was handed to others and has not ended."""
 
-    __slots__ = ("is_orphan", "started_at", "step", "worker")
+    __slots__ = ("started_at", "step", "worker")
 
     def __init__(self, step: str) -> None:
         self.step = step
-        self.is_orphan = False  # it may have begun, and nobody knows when
         self.worker: str | None = None  # who is known to have it
         self.started_at: float | None = None
 
@@ -87,7 +86,7 @@ class Correspondence(Generic[R]):
         """An attempt that somebody else has handed to others, to this worker if that is known."""
         spec = orphan.spec
         away = self.away[(spec.task, spec.attempt)] = Away(spec.step)
-        away.worker, away.started_at, away.is_orphan = worker, orphan.started_at, True
+        away.worker, away.started_at = worker, orphan.started_at
 
     def awaits_start(self, owner: Owner) -> bool:
         """Whether the attempt is wanted, and not known to have begun."""
@@ -134,10 +133,9 @@ class Correspondence(Generic[R]):
                 continue
             if kind == letters.STARTED:
                 self._note_start(away, letter.worker, task, attempt, *rest)
-            elif away.started_at is None and not away.is_orphan:
-                continue  # of a worker that has not said that it began: it was another run of it
             elif away.started_at is None:
-                # Our predecessor has read of its start, and not lived to record it.
+                # The letter that told of its start comes later, since its delivery was lost or the
+                # queue keeps no order; or our predecessor has read it, and not lived to record it.
                 now = self._clock.now()
                 self._note_start(away, letter.worker, task, attempt, None, now)
             if kind == letters.LOGGED:

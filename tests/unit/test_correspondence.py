@@ -1,0 +1,42 @@
+"""Letters of workers, in whatever order a queue hands them out."""
+
+from __future__ import annotations
+
+import pytest
+
+from aflow.clock import FakeClock
+from aflow.executors import letters
+from aflow.executors.correspondence import Correspondence
+from aflow.executors.letters import ReportsLetter
+
+STARTED = letters.STARTED, 1, 0, 17, 5.0
+LOGGED = letters.LOGGED, 1, 0, 0, 5.5, b"said\n"
+ENDED = letters.ENDED, 1, 0, None, None, "succeeded", "", True, ["end"]
+
+
+class Told:
+    """What is reported, by the names of the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *_: self.calls.append(name)
+
+
+@pytest.mark.parametrize(
+    "order", [(STARTED, LOGGED, ENDED), (ENDED, STARTED, LOGGED), (LOGGED, ENDED, STARTED)]
+)
+async def test_an_end_is_never_lost_whatever_comes_first(order: tuple[tuple[object, ...]]) -> None:
+    told = Told()
+    mail = Correspondence[int](FakeClock())
+    mail.begin(told)  # type: ignore[arg-type]
+    mail.send((1, 0), "work")
+    for number, event in enumerate(order):
+        mail.hear(ReportsLetter("worker", "host", number, [event]), number)
+
+    assert (1, 1) == (told.calls.count("started"), told.calls.count("ended"))
+    assert told.calls.index("started") < told.calls.index("ended")
+    assert {} == mail.away
+    mail.forget((1, 0))
+    assert [0, 1, 2] == sorted(mail.done)

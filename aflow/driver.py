@@ -227,6 +227,7 @@ class RunDriver:
         return orphans
 
     def _go_on(self, unfinished: Sequence[Unfinished], lost: Sequence[Orphan]) -> None:
+        self._handle(RunStarted())  # changes nothing, unless our predecessor died before it said so
         if self._taken_over:
             self._loop.call_soon(self._take_over_some)
         for spec, *_ in lost:

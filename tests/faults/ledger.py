@@ -1,11 +1,11 @@
 """What steps write down outside of aflow: how often each of them has begun, and when.
 
-A flow that keeps a ledger begins its file with SOURCE, and its steps call `note()`.
+A flow that keeps a ledger begins its file with SOURCE, and its steps call `note()` when they begin;
+`note("ended...")` when they end, if a test wants to know.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,13 +53,13 @@ class Ledger:
         whole = self.path.read_text().rpartition("\n")[0]
         return [_read(line) for line in whole.splitlines()]
 
+    def begun(self) -> list[Begun]:
+        """The same without the ends."""
+        return [each for each in self.lines() if not each.what.startswith("ended")]
+
     def times(self) -> Mapping[int, int]:
         """How often each task has begun."""
-        return Counter(each.task for each in self.lines())
-
-    def size(self) -> int:
-        """How many bytes it has: grows with each attempt that begins."""
-        return os.stat(self.path).st_size if self.path.exists() else 0
+        return Counter(each.task for each in self.begun())
 
 
 def _read(line: str) -> Begun:

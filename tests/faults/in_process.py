@@ -1,0 +1,179 @@
+"""Coordinators and a worker inside of the test's own program, on ports that fail where they are
+told to. Hundreds of deaths a minute, none of them by chance."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from aflow.attempt import AttemptSpec
+from aflow.clock import Clock, SystemClock
+from aflow.config import RunOptions
+from aflow.configured import configured
+from aflow.coordinator import Coordinator
+from aflow.errors import (
+    AflowError,
+    MetadataUnavailable,
+    QueueUnavailable,
+    StoreUnavailable,
+)
+from aflow.executors import letters
+from aflow.executors.job import Job
+from aflow.executors.letters import ReportsLetter, TaskLetter, unseal_letter
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.queue.base import Lease, Message
+from aflow.queue.sqlite import SqliteQueue
+from aflow.remote import Parcels, RemoteRunner
+from aflow.scheduler.states import RunState
+from aflow.storage.blobs import BlobStore
+from aflow.storage.local import LocalStore
+from tests.faults.fleet import Fleet
+from tests.support.failing import Failing, Killed, Points
+
+FILE = Path(__file__).parent / "flow_files" / "small.py"
+
+
+def flow_module() -> ModuleType:
+    """The flow's module."""
+    spec = importlib.util.spec_from_file_location("small_flow_file", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Hand:
+    """A worker of one slot that runs attempts in this process, one after the other, and says of
+    each in two letters that it has begun, and how it has ended."""
+
+    def __init__(self, queue: SqliteQueue, definition: Any, clock: Clock) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._definition = definition
+        self._numbers = itertools.count(1)
+        self._name = "hand"
+        self._done = asyncio.Event()
+
+    async def work(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            for lease in await self._queue.lease(["tasks.default"], 1, 60.0, 60.0):
+                await self._one(lease)
+            self._done.set()
+
+    async def until_nothing_is_left(self) -> None:
+        """Wait until it has done all there is to do."""
+        while (await self._queue.depth("tasks.default"))[:2] != (0, 0):
+            self._done.clear()
+            await self._done.wait()
+        # Coordinators that fail cancel what they have out: it has ended before it could be stopped.
+        topic = letters.worker_topic(self._name)
+        await self._queue.ack(await self._queue.lease([topic], 1000, 60.0))
+
+    async def _one(self, lease: Lease) -> None:
+        letter: TaskLetter = unseal_letter(lease.body, "task", None)
+        spec = AttemptSpec.decode(letter.spec)
+        await self._say(letter, (letters.STARTED, spec.task, spec.attempt, 1, 0.0))
+        report = await asyncio.to_thread(self._run, letter, spec, lease.deliveries > 1)
+        ended = (letters.ENDED, spec.task, spec.attempt, None, None, *report[2:])
+        await self._say(letter, ended)
+        await self._queue.ack([lease])
+
+    def _run(self, letter: TaskLetter, spec: AttemptSpec, again: bool) -> Any:
+        store = LocalStore(Path(letter.store.removeprefix("file://")))
+        job = Job.decode(Parcels(store, letter.flow, letter.run).get(letter.job))
+        runner = RemoteRunner(self._definition, job.context, BlobStore(store), self._clock)
+        runner.remember(spec)
+        return runner.run(spec._replace(again=spec.again or again))
+
+    async def _say(self, letter: TaskLetter, event: tuple[Any, ...]) -> None:
+        number = next(self._numbers)
+        body = ReportsLetter(self._name, "host", number, [event]).seal(None)
+        await self._queue.put(letter.reply, [Message(f"{self._name}:{number}", body)])
+
+
+class Bench:
+    """What coordinators and the worker rest on: files of a fleet."""
+
+    def __init__(self, fleet: Fleet, clock: Clock | None = None) -> None:
+        self.fleet = fleet
+        self._clock = clock or SystemClock()
+        self.definition = configured(flow_module().Flow_)
+        self._queue_file = Path(fleet.queue.removeprefix("sqlite:///"))
+        self._metadata_file = Path(fleet.metadata_url.removeprefix("sqlite:///"))
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[None]:
+        """A worker at work."""
+        queue = SqliteQueue(self._queue_file)
+        hand = Hand(queue, self.definition, self._clock)
+        working = asyncio.create_task(hand.work())
+        try:
+            yield
+            await hand.until_nothing_is_left()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            await queue.close()
+
+    def open_queue(self, points: Points) -> Failing:
+        """The queue, as the coordinator sees it."""
+        return Failing(SqliteQueue(self._queue_file), points, QueueUnavailable)
+
+    @asynccontextmanager
+    async def coordinator(self, points: Points) -> AsyncIterator[Coordinator]:
+        """A coordinator whose calls pass these points."""
+        metadata = SqliteMetadata(self._metadata_file, durability="process")
+        try:
+            async with Coordinator(
+                storage=Failing(LocalStore(self.fleet.folder / "store"), points, StoreUnavailable),
+                metadata=Failing(metadata, points, MetadataUnavailable, but=("hold", "let_go")),
+                grace=0.0,
+                clock=self._clock,
+            ) as made:
+                yield made
+        finally:
+            metadata.close()
+
+    def state(self) -> RunState | None:
+        """The state of the run; None where there is none."""
+        record = self.fleet.record()
+        return None if record is None else record.state
+
+    def options(self) -> RunOptions:
+        """Options of a run whose tasks the worker runs."""
+        return RunOptions(executor="queue", queue=self.fleet.queue)
+
+    async def run(self, points: Points) -> None:
+        """Begin the run, and go on to its end, or that of its coordinator."""
+        with contextlib.suppress(Killed, AflowError):
+            async with self.coordinator(points) as coordinator:
+                run = await coordinator.start(self.definition, options=self.options())
+                await run.wait()
+
+    async def adopt(self, points: Points) -> None:
+        """Go on with it; the same."""
+        record = self.fleet.record()
+        assert record is not None
+        with contextlib.suppress(Killed, AflowError):
+            async with self.coordinator(points) as coordinator:
+                run = await coordinator.adopt(self.definition, record.run, options=self.options())
+                await run.wait()
+
+    def let_leases_pass(self) -> None:
+        """So much time that nothing is the dead coordinator's any more."""
+        self.fleet.let_lease_pass()
+        with sqlite3.connect(self._queue_file) as database:
+            database.execute(
+                "UPDATE messages SET due = 1 WHERE state = 'l' AND topic LIKE 'reports%'"
+            )
+        database.close()

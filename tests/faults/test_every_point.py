@@ -1,0 +1,154 @@
+"""The coordinator dies, or a call of its fails, at every point where it touches what lasts: before
+the call, after it, in its middle. The next coordinator ends the run as if nothing had been."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow import backends
+from aflow.executors import queued
+from aflow.scheduler.states import RunState
+from tests.faults.checker import Results, check, results
+from tests.faults.conftest import local_fleet
+from tests.faults.fleet import Fleet
+from tests.faults.in_process import Bench
+from tests.support.failing import How, Points
+
+pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(400)]
+
+LONGEST = 60.0  # seconds that a run of some milliseconds may take
+
+
+class Sweep:
+    """Runs of the small flow, each in a folder of its own."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self._folder = folder
+        self._patch = patch
+        self.like: Results | None = None
+
+    def undisturbed(self) -> list[str]:
+        """The names of the points that a coordinator passes in an undisturbed run."""
+        points = Points()
+        self._one("calm", points)
+        return points.passed
+
+    def one(self, point: int, how: How, dies: bool = True) -> Points:
+        """Die, or fail, at this point."""
+        points = Points(point, how, dies)
+        self._one(f"{point}-{how}-{dies}", points, Points())
+        return points
+
+    def two(self, first: int, second: int, how: How) -> None:
+        """Die at this point, and the next coordinator at that one of its own."""
+        points = Points(first, how), Points(second, how), Points()
+        self._one(f"{first}-{second}-{how}", *points)
+
+    def _one(self, name: str, *points: Points) -> None:
+        fleet = local_fleet(self._folder / name)
+        try:
+            with self._patch.context() as patch:
+                patch.setenv("LEDGER", str(fleet.ledger.path))
+                asyncio.run(self._bounded(name, self._drive(Bench(fleet), patch, [*points])))
+            self._check(fleet)
+        finally:
+            fleet.close()
+
+    @staticmethod
+    async def _bounded(name: str, driving: Coroutine[Any, Any, None]) -> None:
+        """A run that hangs says so, and where."""
+        task = asyncio.create_task(driving)
+        await asyncio.wait([task], timeout=LONGEST)
+        if not task.done():
+            said = io.StringIO()
+            for each in asyncio.all_tasks():
+                each.print_stack(file=said)
+            pytest.fail(f"{name} hangs:\n{said.getvalue()}")
+        await task
+
+    @staticmethod
+    async def _drive(bench: Bench, patch: pytest.MonkeyPatch, points: list[Points]) -> None:
+        """Coordinators, one after the other, until the run has ended."""
+        async with bench.worker():
+            while bench.state() is None or bench.state() is RunState.RUNNING:
+                mine = points.pop(0)
+                patch.setattr(backends, "open_queue", lambda _: bench.open_queue(mine))  # noqa: B023
+                if bench.state() is None:
+                    await bench.run(mine)
+                else:
+                    bench.let_leases_pass()
+                    await bench.adopt(mine)
+
+    def _check(self, fleet: Fleet) -> None:
+        check(fleet, self.like, late=True, clocks_agree=False)
+        record = fleet.record()
+        assert record is not None
+        self.like = self.like or results(fleet.metadata, record)
+        # Nothing that succeeds begins twice. The attempt that fails does, where nobody has lived to
+        # commit that it has.
+        times = Counter((each.task, each.attempt) for each in fleet.ledger.begun())
+        assert times.pop((3, 0))
+        assert {1} == set(times.values()), times
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    monkeypatch.setattr(queued, "AWAY", 0.01)  # seconds between tries
+    monkeypatch.setattr(queued, "TTL", 0.5)  # seconds until a letter is delivered again
+    return Sweep(tmp_path, monkeypatch)
+
+
+def swept(sweep: Sweep, how: How, dies: bool, every: int = 1) -> list[Points]:
+    """All points, or one of `every` so many from one on that is drawn by lot."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    assert sweep.undisturbed()
+    reached = []
+    point = random.Random(seed).randrange(every)
+    while True:
+        points = sweep.one(point, how, dies)
+        if not points.reached:  # there are no more
+            return reached
+        reached.append(points)
+        point += every
+
+
+def test_a_coordinator_may_die_at_any_point(sweep: Sweep) -> None:
+    # After one point is before the next.
+    reached = swept(sweep, "after", dies=True)
+
+    assert 40 < len(reached)
+
+
+def test_the_answer_to_any_call_may_be_lost(sweep: Sweep) -> None:
+    reached = swept(sweep, "after", dies=False)
+
+    assert 40 < len(reached)
+
+
+@pytest.mark.parametrize("how", ["before", "half"])
+def test_any_call_may_fail(sweep: Sweep, how: How) -> None:
+    reached = swept(sweep, how, dies=False, every=3)
+
+    assert 10 < len(reached)
+    assert how == "half" or not any(points.halved for points in reached)
+
+
+def test_the_next_coordinator_may_die_at_any_point_as_well(sweep: Sweep) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    lots = random.Random(seed)
+    count = len(sweep.undisturbed())
+    for _ in range(20):
+        how = lots.choice(["before", "half", "after"])
+        sweep.two(lots.randrange(count), lots.randrange(count // 2), how)
+
+    assert sweep.like is not None

@@ -26,6 +26,23 @@ class SystemClock:
     monotonic = staticmethod(time.monotonic)
 
 
+class ForwardClock:
+    """A clock that follows another one, but never back: when that is set back, this one goes on as
+    if nothing had been, and so do waits for a time that it has named. It is not before `start`."""
+
+    def __init__(self, clock: Clock, start: float = 0.0) -> None:
+        self._clock = clock
+        self.monotonic = clock.monotonic
+        self._seen = max(clock.now(), start)
+        self._seen_at = clock.monotonic()
+
+    def now(self) -> float:
+        at = self.monotonic()
+        self._seen = max(self._clock.now(), self._seen + at - self._seen_at)
+        self._seen_at = at
+        return self._seen
+
+
 class FakeClock:
     """A clock that a test sets. Both readings move together, by `advance` alone."""
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from aflow.attempt import STREAMS, AttemptReport, AttemptSpec, RunContext
 from aflow.attempt_logs import AttemptLogs, Kept
+from aflow.clock import ForwardClock
 from aflow.commits import GroupCommit
-from aflow.errors import RunLeft, RunTakenOver
+from aflow.errors import RunLeft, RunTakenOver, VersionConflict
 from aflow.executors.base import Orphan
 from aflow.handover import Handover
 from aflow.live import LiveAttempt
@@ -122,8 +123,11 @@ class RunDriver:
         self._executor = executor
         self._owner = owner
         self._leaves = False
+        self._is_lost = False  # another coordinator has the run
         self._unfinished = unfinished
-        self._clock = clock
+        # What the machine waits for is named by a time: it comes, though the clock be set back, or
+        # that of our predecessor was ahead.
+        self._clock = ForwardClock(clock, run.heartbeat_at or 0.0)
         self._precedents = precedents
         self._taken_over: deque[tuple[LaunchAttempt, Precedent]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -174,7 +178,9 @@ class RunDriver:
         finally:
             for timer in self._timers.values():
                 timer.cancel()
-            await (self._executor.leave() if self._leaves else self._executor.stop())
+            # What is out is somebody else's where the run is.
+            left = self._leaves or self._is_lost
+            await (self._executor.leave() if left else self._executor.stop())
             await self._logs.close()
             if self._leaves:
                 await self._commits.let_go(self._owner)
@@ -549,7 +555,10 @@ class RunDriver:
 
     def _broken(self, error: BaseException) -> None:
         """What the run rests on has failed: nothing more can be recorded, so it stops here."""
+        if isinstance(error, VersionConflict):  # whoever has written to it has taken it up
+            error = RunTakenOver.of(self._run.flow, self._run.run)
         if not self._ended.done():
+            self._is_lost = isinstance(error, RunTakenOver)
             self._ended.set_exception(error)
 
     # ------------------------------------------------------------ watching and time

@@ -1,0 +1,81 @@
+"""Two coordinators on one run, and clocks that jump under one."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import pytest
+
+from aflow import backends
+from aflow.clock import SystemClock
+from aflow.scheduler.states import RunState
+from tests.faults.checker import check
+from tests.faults.conftest import Undisturbed
+from tests.faults.fleet import Fleet, wait_until
+from tests.faults.in_process import Bench
+from tests.faults.test_workers import WAITS, noted
+from tests.support.failing import Points
+
+pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]
+
+
+def test_a_coordinator_that_slept_too_long_is_fenced_and_takes_nothing_back(
+    fleet: Fleet, undisturbed: Undisturbed
+) -> None:
+    like = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"only"'))
+    fleet.write(WAITS)
+    go = fleet.folder / "go"
+    # One slot: a task runs, and others wait in the queue, when the first coordinator wakes up.
+    fleet.start_worker("--slots", "1", WHO="only", GO=str(go))
+    first = fleet.begin()
+    wait_until(lambda: noted(fleet, "begun only"))
+    first.send_signal(signal.SIGSTOP)
+    fleet.let_lease_pass()
+    second = fleet.adopt()
+    wait_until(lambda: "Going on where another coordinator" in fleet.said())
+
+    first.send_signal(signal.SIGCONT)
+    assert 1 == fleet.ends(first), fleet.said()
+    assert "is driven by another coordinator now" in fleet.said()
+    assert "Traceback" not in fleet.said()
+    go.touch()
+
+    assert 0 == fleet.ends(second), fleet.said()
+    check(fleet, like)
+    assert {1} == set(fleet.ledger.times().values())
+
+
+class JumpingClock(SystemClock):
+    """The machine's clock, while somebody sets it."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+        self.monotonic = time.monotonic
+
+    def now(self) -> float:  # type: ignore[override]
+        return time.time() + self.offset
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_is_set_does_not_hold_up_a_run(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    clock = JumpingClock()
+    monkeypatch.setenv("WAIT", "1")  # seconds before the task that fails is tried again
+    monkeypatch.setenv("LEDGER", str(fleet.ledger.path))
+    bench = Bench(fleet, clock)
+    monkeypatch.setattr(backends, "open_queue", lambda _: bench.open_queue(Points()))
+
+    async def drive() -> None:
+        async with bench.worker():
+            running = asyncio.create_task(bench.run(Points()))
+            await asyncio.to_thread(wait_until, lambda: len(fleet.ledger.lines()) >= 4)
+            clock.offset = 3600.0 * hours
+            await asyncio.wait_for(running, 60)
+
+    asyncio.run(drive())
+
+    assert RunState.SUCCEEDED is bench.state()
+    check(fleet, clocks_agree=False)

@@ -1,0 +1,203 @@
+"""Workers that sleep too long, that a task kills, that are to end, that have no room."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aflow.scheduler.states import AttemptState, RunState
+from tests.faults.checker import check
+from tests.faults.conftest import Undisturbed
+from tests.faults.fleet import Fleet, wait_until
+from tests.flows.conftest import children_of
+
+pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]
+
+# A task of `work` waits for a file, and so does the join: workers are told of both.
+WAITS = """
+def wait_for(path):
+    while not os.path.exists(path):
+        time.sleep(0.02)
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        note()
+        self.xs = [0, 1, 2]
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        note("begun " + os.environ.get("WHO", ""))
+        if self.input == 0:
+            wait_for(os.environ.get("GO", "/"))
+        self.who = os.environ.get("WHO", "") if self.input == 0 else ""
+        note("ended " + os.environ.get("WHO", ""))
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        note()
+        self.who = [each.who for each in inputs]
+        wait_for(os.environ.get("SHARED", "/"))
+        self.next(self.end)
+
+    @step
+    def end(self):
+        note()
+"""
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    return [pid, *(each for child in children_of(pid) for each in family(child))]
+
+
+def noted(fleet: Fleet, what: str) -> int:
+    """How often steps have said so."""
+    return sum(each.what == what for each in fleet.ledger.lines())
+
+
+def test_the_outcome_of_a_worker_that_slept_past_its_lease_is_refused(
+    fleet: Fleet, undisturbed: Undisturbed
+) -> None:
+    like = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"second"'))
+    fleet.write(WAITS)
+    go, shared = fleet.folder / "go", fleet.folder / "shared"
+    alone = ("--slots", "1", "--lease", "1")
+    first = fleet.start_worker(*alone, WHO="first", GO=str(go))
+    run = fleet.begin()
+    wait_until(lambda: noted(fleet, "begun first"))
+    asleep = family(first.pid)
+    for pid in asleep:
+        os.kill(pid, signal.SIGSTOP)
+    second = fleet.start_worker("--slots", "2", "--lease", "5", WHO="second", SHARED=str(shared))
+    wait_until(lambda: 3 == noted(fleet, "ended second"))
+    wait_until(lambda: 4 <= len(fleet.committed() - {0}), "what the second did is not committed")
+
+    go.touch()
+    for pid in asleep:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: noted(fleet, "ended first"))  # it has an outcome of its own, too late
+    first.send_signal(signal.SIGTERM)
+    assert 0 == fleet.ends(first)  # and has said so
+    shared.touch()
+
+    assert 0 == fleet.ends(run), fleet.said()
+    second.send_signal(signal.SIGTERM)
+    assert 0 == fleet.ends(second)
+    # It had begun before the other's outcome was committed.
+    check(fleet, like)
+
+
+POISON = """
+def worker():
+    with open(f"/proc/{os.getppid()}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        note()
+        self.xs = list(range(6))
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        note(f"work {self.input}")
+        if self.input == 3:
+            os.kill(worker(), signal.SIGKILL)
+            time.sleep(60)
+        self.y = self.input
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        note()
+        self.next(self.end)
+
+    @step
+    def end(self):
+        note()
+"""
+
+
+def test_a_task_that_kills_its_worker_is_buried_and_its_neighbours_go_on(fleet: Fleet) -> None:
+    fleet.write(POISON)
+    run = fleet.begin("--isolation", "task")
+    deaths = 0
+    while run.poll() is None and deaths < 10:
+        worker = fleet.start_worker("--slots", "2", "--lease", "1")
+        wait_until(lambda: worker.poll() is not None or run.poll() is not None)  # noqa: B023
+        deaths += worker.poll() == -signal.SIGKILL
+
+    assert 1 == fleet.ends(run)
+    assert 5 == deaths
+    assert "was given to 5 workers, and each of them ended before it did" in fleet.said()
+    record = fleet.record()
+    assert record is not None
+    views = [*fleet.metadata.tasks(record.key, step="work")]
+    states = {view.task.index: view.attempt.state for view in views if view.attempt}
+    assert {AttemptState.SUCCEEDED} == {state for at, state in states.items() if at != 3}
+    assert AttemptState.FAILED is states[3]
+    assert 5 == noted(fleet, "work 3")
+    check(fleet, state=RunState.FAILED, late=True)
+
+
+def test_a_second_sigterm_ends_a_worker_at_once_and_its_task_goes_to_another(
+    fleet: Fleet, undisturbed: Undisturbed
+) -> None:
+    like = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"second"'))
+    fleet.write(WAITS)
+    first = fleet.start_worker("--slots", "1", "--lease", "1", WHO="first", GO="/nothing")
+    run = fleet.begin()
+    wait_until(lambda: noted(fleet, "begun first"))
+    first.send_signal(signal.SIGTERM)
+    wait_until(lambda: "tasks are still running" in fleet.said_by_workers())
+    first.send_signal(signal.SIGTERM)
+    assert -signal.SIGTERM == fleet.ends(first)
+    wait_until(lambda: len(fleet.orphans()) == 1)  # the coordinator alone
+    fleet.start_worker("--slots", "2", WHO="second")
+
+    assert 0 == fleet.ends(run), fleet.said()
+    check(fleet, like, late=True)
+
+
+def test_a_worker_without_room_for_the_code_says_so_and_others_go_on(fleet: Fleet) -> None:
+    full = fleet.folder / "full"
+    full.mkdir()
+    small_disk(full)
+    try:
+        (full / "filler").write_bytes(bytes(60_000))
+        fleet.write(WAITS)
+        (fleet.home / "helper.py").write_text(f"text = {'x' * 100_000!r}\n")
+        sick = fleet.start_worker("--slots", "1", AFLOW_CLIENT_CACHE_PATH=str(full))
+        run = fleet.begin("--with", "retry:times=3,seconds=1")
+        wait_until(lambda: "No space left on device" in fleet.said())
+        sick.send_signal(signal.SIGTERM)
+        assert 0 == fleet.ends(sick)
+        fleet.start_worker("--slots", "2")
+
+        assert 0 == fleet.ends(run), fleet.said()
+        assert "cannot run the task" in fleet.said()
+        assert "Traceback" not in fleet.said() + fleet.said_by_workers()
+        check(fleet)
+    finally:
+        subprocess.run(["umount", "--lazy", full], check=True)
+
+
+def small_disk(folder: Path) -> None:
+    """Make the folder a disk of 100 kB; skips where that is not allowed."""
+    if os.geteuid():
+        pytest.skip("only root may mount a small disk to fill")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip(f"no small disk could be mounted: {done.stderr.strip()}")

@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import again, cases, kernels
+from benchmarks import again, cases, kernels, s3
 from benchmarks.measure import Bench
 from benchmarks.rows import Row, save, table
 
@@ -35,6 +35,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "artifacts": kernels.artifacts,
     "metadata": kernels.metadata,
     "client": kernels.client,
+    "s3": s3.objects,
 }
 
 

@@ -7,8 +7,10 @@ fails is sent or fetched again by itself: of a hundred parts one always fails in
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import functools
+import zlib
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -145,7 +147,17 @@ async def connect(session: AioSession, **options: Any) -> Any:
         session.create_client("s3", config=config.merge(more) if more else config, **options)
     )
     client.aflow_stack = stack
+    made = client.meta.config
+    if _sends_checksums(client) and "payload_signing_enabled" not in (made.s3 or {}):
+        # A body that goes with its checksum needs no second one in its signature.
+        made.s3 = {**(made.s3 or {}), "payload_signing_enabled": False}
     return client
+
+
+def _sends_checksums(s3: Any) -> bool:
+    """Whether bodies go with their checksum: AWS_REQUEST_CHECKSUM_CALCULATION=when_required says
+    no, for servers that know none."""
+    return bool(s3.meta.config.request_checksum_calculation != "when_required")
 
 
 async def disconnect(client: Any) -> None:
@@ -172,19 +184,25 @@ async def upload(
             await s3.put_object(**where, Body=body, **(condition or {}), **(about or {}))
         return
 
+    is_checked = _sends_checksums(s3)
+    algorithm = {"ChecksumAlgorithm": "CRC32"} if is_checked else {}
+
     async def start() -> str:
         with translated(subject):
-            answer = await s3.create_multipart_upload(**where, **(about or {}))
+            answer = await s3.create_multipart_upload(**where, **algorithm, **(about or {}))
         return str(answer["UploadId"])
 
     whole = {**where, "UploadId": await retried(start)}
     part = max(PART, -(-source.size // MOST_PARTS))
 
     async def send(number: int) -> dict[str, Any]:
-        data = source.read((number - 1) * part, part)
+        # In a thread: to read and to sum up a part takes longer than to send it.
+        data, checksum = await asyncio.to_thread(_read, source, (number - 1) * part, part)
+        checked = {"ChecksumCRC32": checksum} if is_checked else {}
         with translated(subject):
-            answer = await s3.upload_part(**whole, PartNumber=number, Body=data)
-        return {"PartNumber": number, "ETag": answer["ETag"]}
+            answer = await s3.upload_part(**whole, PartNumber=number, Body=data, **checked)
+        # S3 wants the checksums again with the list of the parts.
+        return {"PartNumber": number, "ETag": answer["ETag"], **checked}
 
     try:
         count = -(-source.size // part)
@@ -200,6 +218,12 @@ async def upload(
         with contextlib.suppress(StorageError), translated(subject):
             await s3.abort_multipart_upload(**whole)
         raise
+
+
+def _read(source: Source, start: int, length: int) -> tuple[bytes, str]:
+    """A part, and its checksum as S3 writes it."""
+    data = source.read(start, length)
+    return data, base64.b64encode(zlib.crc32(data).to_bytes(4)).decode()
 
 
 # ------------------------------------------------------------------ down
@@ -224,6 +248,7 @@ async def download(
     sink.begin(size)
     part = PART if size > 2 * PART else max(size, 1)
     bodies = {0: answer["Body"]}
+    same = {"IfMatch": answer["ETag"]} if "ETag" in answer else {}
 
     async def fill(at: int) -> None:
         wanted = min(part, size - at)
@@ -235,7 +260,7 @@ async def download(
                     if range_ or part < size
                     else {}
                 )
-                found = await s3.get_object(**where, **again, IfMatch=answer["ETag"])
+                found = await s3.get_object(**where, **again, **same)
                 body = found["Body"]
             await _pour(body, sink, at, wanted)
 

@@ -40,12 +40,8 @@ http {{
   }}
 }}
 """
-_START = (
-    "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>"
-)
-_COMPLETE = (
-    '<CompleteMultipartUploadResult><ETag>"0-1"</ETag></CompleteMultipartUploadResult>'
-)
+_START = "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>"
+_COMPLETE = '<CompleteMultipartUploadResult><ETag>"0-1"</ETag></CompleteMultipartUploadResult>'
 
 
 def objects(bench: Bench) -> list[Row]:
@@ -110,7 +106,7 @@ def server() -> Iterator[tuple[str, Path]]:
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         raise SystemExit("There is no nginx to measure against: install Debian's nginx-light.")
-    memory = Path("/dev/shm")  # noqa: S108 -- a disk would be what is measured
+    memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         folder = Path(name)
         (folder / "root" / "bench").mkdir(parents=True)

@@ -42,7 +42,7 @@ def large(megabytes: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=memory) as name:
         os.chdir(name)
         what, *numbers = sys.argv[1:]

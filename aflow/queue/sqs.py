@@ -7,13 +7,17 @@ A body that is too large for SQS goes to an object store: `?bodies=` and its URL
 
 What SQS cannot, and so is otherwise than the port says:
 
-- A put of more than ten messages is several calls: one that raises may have put some of them. A
-  message that is put again is there twice. The order is rough.
+- What is put together travels together, up to twenty in a message of SQS, since that counts, and
+  charges, messages. Who takes fewer puts the others again. Each may be acknowledged by itself; if
+  its worker goes away before all are, all of them come again, and from then on each by itself.
+- A put of more than two hundred messages is several calls: one that raises may have put some of
+  them. A message that is put again is there twice. The order is rough.
 - SQS does not tell an old receipt from a new one. So a lease is known only to the object that gave
   it, and ends there a second before it ends in SQS.
 - Only buried messages can be removed. Others come, and whoever gets them finds that nobody waits.
 - Times are whole seconds, rounded up; a lease with its extensions ends after 12 hours. `depth` is
-  an estimate. Who waits for several topics looks at them in turn, a second each.
+  an estimate, of messages of SQS. Who waits for several topics looks at them in turn, a second
+  each.
 - A call of `lease` that is cancelled in the middle may hold messages until their time has passed.
 
 Messages that come back too often go to a second queue, whose name ends in `-buried`; so does what
@@ -28,7 +32,7 @@ import hashlib
 import math
 import re
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -37,7 +41,6 @@ from aflow.errors import (
     InvalidMessage,
     InvalidSetting,
     LeaseLost,
-    MissingExtra,
     ObjectNotFound,
     QueueUnavailable,
     StorageError,
@@ -51,40 +54,20 @@ from aflow.queue.base import (
     check_messages,
     check_topic,
 )
-from aflow.queue.letters import LARGEST, MOST, Letter, calls_of, read, write
-
-try:
-    import aiohttp
-    from aiobotocore.config import AioConfig
-    from aiobotocore.session import AioSession
-    from botocore import exceptions as faults
-except ImportError as error:
-    raise MissingExtra("A queue in SQS needs aiobotocore: install aflow[aws].") from error
+from aflow.queue.letters import LARGEST, MOST, Letter, bundled, read, size_of, write
+from aflow.queue.sqs_service import LONGEST_WAIT, SqsService
 
 T = TypeVar("T")
 
-LONGEST_WAIT = 20  # seconds of one call, as SQS has it
-TURN = 1  # the same where several topics are waited for
+TURN = 1  # seconds of a call where several topics are waited for
 LONGEST_LEASE = 43_200
 LONGEST_DELAY = 900  # of a message that is put
-KEPT_DAYS = 14  # that SQS keeps a message
-CALLS_AT_ONCE = 8
 _BURIED = "-buried"
+_REST = "rest"  # of a message: what we leave to others
 _LOOK = 30.0  # seconds for which buried messages are out of sight while somebody looks at them
 _CHANGE, _DELETE = "change_message_visibility_batch", "delete_message_batch"
 _NAME = re.compile(r"[A-Za-z0-9_\-]{1,40}\Z")
 _LOST = frozenset({"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight"})
-_NO_QUEUE = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
-_REFUSED = re.compile(
-    "AccessDenied|Unauthorized|InvalidClientTokenId|UnrecognizedClient|SignatureDoesNotMatch"
-    "|ExpiredToken|InvalidAccessKey|AuthFailure|InvalidSecurity|OptInRequired|^40[13]$"
-)
-_NO_CREDENTIALS = (
-    faults.NoCredentialsError,
-    faults.PartialCredentialsError,
-    faults.CredentialRetrievalError,
-)
-_AWAY = (faults.BotoCoreError, faults.ClientError, aiohttp.ClientError, OSError, TimeoutError)
 
 
 class Store(Protocol):
@@ -101,10 +84,22 @@ class Store(Protocol):
 
 
 class _Held(NamedTuple):
-    """What is known of a lease: until when it is trusted (monotonic), and where its body is."""
+    """What is known of a lease: until when it is trusted (monotonic), where its body is, and the
+    receipt of its message, which may have the letters of other leases."""
 
     until: float
     kept: str
+    handle: str
+
+
+class _Rest(NamedTuple):
+    """What of messages that have come is to be put again, together or each by itself, and the
+    receipts of messages that are put again in parts or as a whole."""
+
+    letters: list[Letter]
+    alone: list[Letter]
+    parts: list[str]
+    whole: list[str]
 
 
 class SqsQueue:
@@ -121,8 +116,8 @@ class SqsQueue:
         parts = urlsplit(url)
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         protocol = parts.scheme.partition("+")[2]
-        self._region = options.pop("region", None) if protocol else parts.netloc
-        self._endpoint = f"{protocol}://{parts.netloc}" if protocol else None
+        region = options.pop("region", None) if protocol else parts.netloc
+        endpoint = f"{protocol}://{parts.netloc}" if protocol else None
         bodies = options.pop("bodies", None)
         self._prefix = parts.path.strip("/")
         if not parts.netloc or "@" in parts.netloc or options or not _NAME.match(self._prefix):
@@ -134,17 +129,10 @@ class SqsQueue:
         self._max_deliveries = max_deliveries
         self._clock = clock or SystemClock()
         self._store: Store | None = open_store(bodies) if bodies and open_store else None
-        self._session = AioSession()
-        # These are large files: to read them here does not hold up whoever shares the event loop.
-        loader = self._session.get_component("data_loader")
-        for kind in ("service-2", "endpoint-rule-set-1"):
-            loader.load_service_model("sqs", kind)
-        self._opening = asyncio.Lock()
-        self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._stack = contextlib.AsyncExitStack()
-        self._sqs: Any = None
-        self._urls: dict[str, str] = {}
+        self._service = SqsService(url, region, endpoint)
         self._held: dict[str, _Held] = {}
+        self._unsettled: dict[str, set[str]] = {}  # by receipt, the leases of a message
+        self._usual: dict[str, int] = {}  # by topic, how many letters a message had lately
 
     @property
     def url(self) -> str:
@@ -158,11 +146,11 @@ class SqsQueue:
         check_topic(topic)
         check_messages(messages)
         letters = [await self._fitting(topic, Letter(*message)) for message in messages]
-        await self._send(self._name(topic), letters)
+        await self._send(self._name(topic), bundled(letters))
 
     async def _fitting(self, topic: str, letter: Letter) -> Letter:
         """The letter, its body in the store if it is too large for SQS."""
-        if len(letter.body) * 4 // 3 + 1000 <= LARGEST:
+        if size_of(letter) <= LARGEST:
             return letter
         if self._store is None:
             raise InvalidMessage(
@@ -173,12 +161,12 @@ class SqsQueue:
         await self._keep(self._store.put, kept, [letter.body])
         return letter._replace(kept=kept)
 
-    async def _send(self, name: str, letters: Sequence[Letter], delay: int = 0) -> None:
-        entries = [{"MessageBody": write(each), "DelaySeconds": delay} for each in letters]
-        failed = await self._in_calls("send_message_batch", name, entries)
+    async def _send(self, name: str, bundles: Sequence[Sequence[Letter]], delay: int = 0) -> None:
+        entries = [{"MessageBody": write(each), "DelaySeconds": delay} for each in bundles]
+        failed = await self._service.in_calls("send_message_batch", name, entries)
         if failed:
             raise QueueUnavailable(
-                f"The queue {self._url} has not taken {len(failed)} of {len(letters)} messages "
+                f"The queue {self._url} has not taken {len(failed)} of {len(entries)} messages "
                 f"({next(iter(failed.values()))}): put them again."
             )
 
@@ -207,24 +195,34 @@ class SqsQueue:
         """What is there, up to `limit`; waits for the first in SQS."""
         taken: list[Lease] = []
         while len(taken) < limit:
-            asked = min(MOST, limit - len(taken))
+            asked = min(MOST, -(-(limit - len(taken)) // self._usual.get(topic, 1)))
             try:
                 found = await self._receive(self._name(topic), asked, ttl, 0 if taken else wait)
+                rest = _Rest([], [], [], [])
+                for each in found:
+                    taken += await self._leased(topic, each, ttl, limit - len(taken), rest)
+                await self._put_again(self._name(topic), rest)
             except QueueUnavailable:
                 if taken:
                     break  # the next call says it
                 raise
-            for each in found:
-                lease = await self._leased(topic, each, ttl)
-                taken += [lease] if lease else []
             if len(found) < asked:
                 break
         return taken
 
+    async def _put_again(self, name: str, rest: _Rest) -> None:
+        """Let others have what of messages that have come is not for us."""
+        bundles = [*bundled(rest.letters), *([each] for each in rest.alone)]
+        await self._send(name, bundles)
+        # Not before: what was not put again is to come again with its message.
+        for handle in rest.parts:
+            self._unsettled.get(handle, set()).discard(_REST)
+        await self._service.in_calls(_DELETE, name, [_entry(handle) for handle in rest.whole])
+
     async def _receive(self, name: str, limit: int, ttl: float, wait: int) -> list[Any]:
-        answer = await self._call(
+        answer = await self._service.call(
             "receive_message",
-            QueueUrl=await self._url_of(name),
+            QueueUrl=await self._service.url_of(name),
             MaxNumberOfMessages=limit,
             WaitTimeSeconds=wait,
             VisibilityTimeout=_visible(ttl),
@@ -233,25 +231,59 @@ class SqsQueue:
         found: list[Any] = answer.get("Messages", [])
         return found
 
-    async def _leased(self, topic: str, message: Any, ttl: float) -> Lease | None:
-        """The lease of a message that has come; None for one that is buried instead."""
-        until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
+    async def _leased(
+        self, topic: str, message: Any, ttl: float, limit: int, rest: _Rest
+    ) -> list[Lease]:
+        """The leases of a message that has come, at most `limit`; what else it has goes to the
+        rest. None for one that is buried instead."""
         handle = message["ReceiptHandle"]
-        letter, is_ours = _letter_of(message)
-        if not is_ours:
-            await self._bury(topic, handle, letter, 1)
-            return None
-        deliveries = letter.deliveries + int(message["Attributes"]["ApproximateReceiveCount"])
-        try:
+        letters, are_ours = _letters_of(message)
+        if not are_ours:
+            await self._bury(topic, letters[0], 1)
+            await self._delete(self._name(topic), handle)
+            return []
+        self._usual[topic] = len(letters)
+        before = int(message["Attributes"]["ApproximateReceiveCount"]) - 1
+        if len(letters) == 1 and limit > 0:
+            return await self._leased_alone(topic, handle, letters[0], before + 1, ttl)
+        if before:
+            # Who had several and went away may have done so because of one of them: from now on
+            # each goes by itself.
+            again = [each._replace(deliveries=each.deliveries + before) for each in letters]
+            rest.alone.extend(again)
+            letters = []
+        until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
+        leases = [
+            Lease(topic, each.id, f"{handle} {number}", each.body, each.deliveries + 1, expires_at)
+            for number, each in enumerate(letters[: max(limit, 0)])
+        ]
+        rest.letters.extend(letters[len(leases) :])
+        if not leases:
+            rest.whole.append(handle)
+            return []
+        self._held |= {each.token: _Held(until, "", handle) for each in leases}
+        self._unsettled[handle] = {each.token for each in leases}
+        if len(leases) < len(letters):
+            rest.parts.append(handle)
+            self._unsettled[handle].add(_REST)
+        return leases
+
+    async def _leased_alone(
+        self, topic: str, handle: str, letter: Letter, count: int, ttl: float
+    ) -> list[Lease]:
+        """The lease of a message with one letter; none where it is buried instead."""
+        until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
+        deliveries = letter.deliveries + count
+        spent = deliveries > self._max_deliveries
+        with contextlib.suppress(ObjectNotFound):  # its body is gone: nobody can do it
             letter = await self._whole(letter)
-        except ObjectNotFound:
-            await self._bury(topic, handle, letter, deliveries)
-            return None
-        if deliveries > self._max_deliveries:
-            await self._bury(topic, handle, letter, deliveries - 1)
-            return None
-        self._held[handle] = _Held(until, letter.kept)
-        return Lease(topic, letter.id, handle, letter.body, deliveries, expires_at)
+            if not spent:
+                self._held[handle] = _Held(until, letter.kept, handle)
+                self._unsettled[handle] = {handle}
+                return [Lease(topic, letter.id, handle, letter.body, deliveries, expires_at)]
+        await self._bury(topic, letter, deliveries - spent)
+        await self._delete(self._name(topic), handle)
+        return []
 
     async def _whole(self, letter: Letter) -> Letter:
         """The letter with its body; raises ObjectNotFound."""
@@ -265,13 +297,15 @@ class SqsQueue:
         body = await self._keep(self._store.get, letter.kept)
         return letter._replace(body=bytes(body))
 
-    async def _bury(self, topic: str, handle: str, letter: Letter, deliveries: int) -> None:
+    async def _bury(self, topic: str, letter: Letter, deliveries: int) -> None:
         now = self._clock.now()
         buried = letter._replace(deliveries=deliveries, buried_at=now)
-        if not buried.kept and len(write(buried)) > LARGEST:  # a stranger, longer as one of ours
+        if not buried.kept and len(write([buried])) > LARGEST:  # a stranger, longer as one of ours
             buried = buried._replace(body=buried.body[: LARGEST // 2])
-        await self._send(self._name(topic) + _BURIED, [buried])
-        await self._in_calls(_DELETE, self._name(topic), [_entry(handle)])
+        await self._send(self._name(topic) + _BURIED, [[buried]])
+
+    async def _delete(self, name: str, handle: str) -> None:
+        await self._service.in_calls(_DELETE, name, [_entry(handle)])
 
     # ------------------------------------------------------------------ the ends of leases
 
@@ -279,10 +313,10 @@ class SqsQueue:
         """Keep leases for longer; see the port."""
         mine, lost = self._mine(leases)
         until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
-        kept = self._kept(mine)
-        lost += await self._end(mine, _CHANGE, VisibilityTimeout=_visible(ttl))
+        held = {each.token: self._held[each.token] for each in mine}
+        lost += await self._change(mine, _CHANGE, VisibilityTimeout=_visible(ttl))
         extended = [each._replace(expires_at=expires_at) for each in mine if each not in lost]
-        self._held |= {each.token: _Held(until, kept[each.token]) for each in extended}
+        self._held |= {each.token: held[each.token]._replace(until=until) for each in extended}
         if lost:
             raise LeaseLost.of([each.id for each in lost], extended)
         return extended
@@ -290,10 +324,9 @@ class SqsQueue:
     async def ack(self, leases: Sequence[Lease]) -> None:
         """The messages are done with; see the port."""
         mine, lost = self._mine(leases)
-        kept = self._kept(mine)
-        gone = await self._end(mine, _DELETE)
+        kept = {each.token: self._held[each.token].kept for each in mine}
+        gone = await self._settle(mine)
         for each in mine:
-            self._held.pop(each.token, None)
             if kept[each.token] and self._store is not None and each not in gone:
                 await self._keep(self._store.delete, kept[each.token])
         _check(lost + gone)
@@ -303,24 +336,29 @@ class SqsQueue:
     ) -> None:
         """Give messages back; see the port."""
         mine, lost = self._mine(leases)
-        kept = self._kept(mine)
-        spent = [each for each in mine if counted and each.deliveries >= self._max_deliveries]
-        for each in spent:
-            letter = Letter(each.id, each.body, kept=kept[each.token])
-            await self._bury(each.topic, each.token, letter, each.deliveries)
-        rest = [each for each in mine if each not in spent]
-        if counted:
-            seconds = min(math.ceil(delay), LONGEST_LEASE)
-            lost += await self._end(rest, _CHANGE, VisibilityTimeout=seconds)
-        else:
-            # SQS counts on: what is to cost nothing becomes a new message.
-            for each in rest:
-                letter = Letter(each.id, each.body, each.deliveries - 1, kept=kept[each.token])
-                seconds = min(math.ceil(delay), LONGEST_DELAY)
-                await self._send(self._name(each.topic), [letter], seconds)
-            lost += await self._end(rest, _DELETE)
+        again: list[Lease] = []
+        anew: dict[str, list[Letter]] = {}
         for each in mine:
+            held = self._held[each.token]
+            if counted and each.deliveries >= self._max_deliveries:
+                letter = Letter(each.id, each.body, kept=held.kept)
+                await self._bury(each.topic, letter, each.deliveries)
+            elif counted and held.handle == each.token:
+                again.append(each)
+            else:
+                # SQS counts on, and by the message: what is to cost nothing, or is a part of a
+                # message, becomes a new one.
+                spent = each.deliveries - (not counted)
+                letter = Letter(each.id, each.body, spent, kept=held.kept)
+                anew.setdefault(each.topic, []).append(letter)
+        for topic, letters in anew.items():
+            seconds = min(math.ceil(delay), LONGEST_DELAY)
+            await self._send(self._name(topic), [[each] for each in letters], seconds)
+        seconds = min(math.ceil(delay), LONGEST_LEASE)
+        lost += await self._change(again, _CHANGE, VisibilityTimeout=seconds)
+        for each in again:
             self._held.pop(each.token, None)
+        lost += await self._settle([each for each in mine if each not in again])
         _check(lost)
 
     def _mine(self, leases: Sequence[Lease]) -> tuple[list[Lease], list[Lease]]:
@@ -329,28 +367,43 @@ class SqsQueue:
         mine = [each for each in leases if each.token in self._held]
         return mine, [each for each in leases if each.token not in self._held]
 
-    def _kept(self, leases: Sequence[Lease]) -> dict[str, str]:
-        """By token, where the bodies of these leases are."""
-        return {each.token: self._held[each.token].kept for each in leases}
-
     def _forget_ended(self) -> None:
         now = self._clock.monotonic()
         for token in [token for token, held in self._held.items() if held.until <= now]:
             del self._held[token]
+        handles = {held.handle for held in self._held.values()}
+        for handle in self._unsettled.keys() - handles:
+            del self._unsettled[handle]
 
-    async def _end(self, leases: Sequence[Lease], call: str, **values: int) -> list[Lease]:
+    async def _settle(self, leases: Sequence[Lease]) -> list[Lease]:
+        """These are done with, and so are messages of which no letter is left; those that SQS
+        knows no more. A message of which a lease has ended comes again, whole."""
+        done = {each.token for each in leases}
+        whole = {_handle_of(each): each for each in leases}
+        whole = {key: each for key, each in whole.items() if self._unsettled[key] <= done}
+        gone = {_handle_of(each) for each in await self._change([*whole.values()], _DELETE)}
+        for each in leases:
+            self._held.pop(each.token, None)
+            self._unsettled.get(_handle_of(each), set()).discard(each.token)
+        for handle in whole:
+            self._unsettled.pop(handle, None)
+        return [each for each in leases if _handle_of(each) in gone]
+
+    async def _change(self, leases: Sequence[Lease], call: str, **values: int) -> list[Lease]:
         """Do it to the messages of these leases; those of them that SQS knows no more."""
         lost: list[Lease] = []
         for topic in dict.fromkeys(each.topic for each in leases):
             group = [each for each in leases if each.topic == topic]
-            entries = [_entry(each.token) | values for each in group]
-            failed = await self._in_calls(call, self._name(topic), entries)
+            handles = [*dict.fromkeys(_handle_of(each) for each in group)]
+            entries = [_entry(handle) | values for handle in handles]
+            failed = await self._service.in_calls(call, self._name(topic), entries)
             others = set(failed.values()) - _LOST
             if others:
                 raise QueueUnavailable(
                     f"The queue {self._url} has not done all that was asked ({min(others)})."
                 )
-            lost += [group[number] for number in sorted(failed)]
+            gone = {handles[number] for number in failed}
+            lost += [each for each in group if _handle_of(each) in gone]
         return lost
 
     # ------------------------------------------------------------------ looking
@@ -362,7 +415,7 @@ class SqsQueue:
         name = self._name(check_topic(topic)) + _BURIED
         found = await self._look(name, None)
         gone = [(handle, letter) for handle, letter in found if letter.id in set(ids)]
-        await self._in_calls(_DELETE, name, [_entry(handle) for handle, _ in gone])
+        await self._service.in_calls(_DELETE, name, [_entry(handle) for handle, _ in gone])
         for _, letter in gone:
             if letter.kept and self._store is not None:
                 await self._keep(self._store.delete, letter.kept)
@@ -389,11 +442,11 @@ class SqsQueue:
             found += more
             if not more:
                 break
-        return [(each["ReceiptHandle"], _letter_of(each)[0]) for each in found]
+        return [(each["ReceiptHandle"], _letters_of(each)[0][0]) for each in found]
 
     async def _give_back(self, name: str, looked: Sequence[tuple[str, Letter]]) -> None:
         entries = [_entry(handle) | {"VisibilityTimeout": 0} for handle, _ in looked]
-        await self._in_calls(_CHANGE, name, entries)
+        await self._service.in_calls(_CHANGE, name, entries)
 
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has, as SQS estimates it."""
@@ -403,8 +456,8 @@ class SqsQueue:
 
     async def _counts(self, name: str) -> tuple[int, int]:
         what = "ApproximateNumberOfMessages"
-        answer = await self._call(
-            "get_queue_attributes", QueueUrl=await self._url_of(name),
+        answer = await self._service.call(
+            "get_queue_attributes", QueueUrl=await self._service.url_of(name),
             AttributeNames=[what, f"{what}Delayed", f"{what}NotVisible"],
         )  # fmt: skip
         counts = answer["Attributes"]
@@ -412,10 +465,9 @@ class SqsQueue:
 
     async def close(self) -> None:
         """Let go of connections; see the port."""
-        self._sqs = None
-        await self._stack.aclose()
+        await self._service.close()
 
-    # ------------------------------------------------------------------ the service
+    # ------------------------------------------------------------------ how
 
     def _name(self, topic: str) -> str:
         """The name of the topic's queue: SQS has no dots in names, and 80 characters."""
@@ -426,35 +478,6 @@ class SqsQueue:
         digest = hashlib.sha256(topic.encode()).hexdigest()[:8]
         return f"{self._prefix}-{plain[:room]}-{digest}"
 
-    async def _url_of(self, name: str) -> str:
-        """The URL of the queue of this name, which is made if it is not there."""
-        if name not in self._urls:
-            try:
-                answer = await self._call("get_queue_url", QueueName=name)
-            except _NoQueue:
-                kept = {"MessageRetentionPeriod": str(KEPT_DAYS * 86_400)}
-                answer = await self._call("create_queue", QueueName=name, Attributes=kept)
-            self._urls[name] = answer["QueueUrl"]
-        return self._urls[name]
-
-    async def _in_calls(
-        self, call: str, name: str, entries: Sequence[dict[str, Any]]
-    ) -> dict[int, str]:
-        """Do it in as many calls as it takes: the codes of those that failed, by number."""
-        if not entries:
-            return {}
-        url = await self._url_of(name)
-
-        async def one(numbers: range) -> Any:
-            part = [{"Id": str(number), **entries[number]} for number in numbers]
-            async with self._slots:
-                return await self._call(call, QueueUrl=url, Entries=part)
-
-        sizes = [len(each.get("MessageBody", "")) for each in entries]
-        answers = await _together(one(numbers) for numbers in calls_of(sizes))
-        failed = [each for answer in answers for each in answer.get("Failed", ())]
-        return {int(each["Id"]): str(each["Code"]) for each in failed}
-
     async def _keep(self, call: Callable[..., T], *values: Any) -> T:
         """Ask the store, in a thread."""
         try:
@@ -464,67 +487,22 @@ class SqsQueue:
         except StorageError as error:
             raise QueueUnavailable(f"Bodies of {self._url} cannot be kept: {error}") from error
 
-    async def _call(self, name: str, **values: Any) -> Any:
-        try:
-            if self._sqs is None:
-                await self._open()
-            return await getattr(self._sqs, name)(**values)
-        except _AWAY as error:
-            code = error.response["Error"]["Code"] if isinstance(error, faults.ClientError) else ""
-            if code in _NO_QUEUE:
-                self._urls.clear()
-                raise _NoQueue(f"The queue {self._url} was deleted: try again.") from error
-            told = " ".join(str(error).split())[:500] or type(error).__name__
-            if _REFUSED.search(code) or isinstance(error, _NO_CREDENTIALS):
-                raise QueueUnavailable(
-                    f"The queue {self._url} refuses us ({told}): check the credentials (AWS_* "
-                    "variables, ~/.aws) and what their policy allows."
-                ) from error
-            raise QueueUnavailable(
-                f"The queue {self._url} does not answer ({told}): see whether the endpoint and the "
-                "region are right."
-            ) from error
 
-    async def _open(self) -> None:
-        async with self._opening:
-            if self._sqs is None:
-                config = AioConfig(
-                    max_pool_connections=4 * CALLS_AT_ONCE,
-                    retries={"total_max_attempts": 1},
-                    connect_timeout=10,
-                    read_timeout=LONGEST_WAIT + 20,
-                )
-                self._sqs = await self._stack.enter_async_context(
-                    self._session.create_client(
-                        "sqs", region_name=self._region, endpoint_url=self._endpoint, config=config
-                    )
-                )
-
-
-class _NoQueue(QueueUnavailable):
-    """SQS has no queue of that name."""
-
-
-async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All of these, side by side; raises the first failure."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in calls]
-    except ExceptionGroup as several:
-        raise several.exceptions[0] from several
-    return [task.result() for task in tasks]
-
-
-def _letter_of(message: Any) -> tuple[Letter, bool]:
+def _letters_of(message: Any) -> tuple[list[Letter], bool]:
     """What has come, and whether it is a message of ours."""
     try:
         return read(message["Body"]), True
     except InvalidMessage:
-        return Letter(message["MessageId"], message["Body"].encode()), False
+        return [Letter(message["MessageId"], message["Body"].encode())], False
 
 
 def _entry(handle: str) -> dict[str, Any]:
     return {"ReceiptHandle": handle}
+
+
+def _handle_of(lease: Lease) -> str:
+    """The receipt of the lease's message."""
+    return lease.token.partition(" ")[0]
 
 
 def _visible(ttl: float) -> int:

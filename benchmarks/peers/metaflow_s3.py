@@ -22,7 +22,7 @@ def main(count: int, size: int) -> None:
 
 
 if __name__ == "__main__":
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=memory) as name:
         os.chdir(name)
         main(*map(int, sys.argv[1:]))

@@ -14,8 +14,17 @@ import pytest_asyncio
 
 from aflow import backends
 from aflow.errors import InvalidMessage, InvalidSetting, LeaseLost, QueueUnavailable
-from aflow.queue.base import Depth, Message
-from aflow.queue.letters import LARGEST, MOST, calls_of
+from aflow.queue.base import Depth, Lease, Message
+from aflow.queue.letters import (
+    LARGEST,
+    LARGEST_BUNDLE,
+    MOST,
+    Letter,
+    bundled,
+    calls_of,
+    read,
+    write,
+)
 from aflow.queue.sqs import SqsQueue
 from aflow.storage.local import LocalStore
 from tests.support.s3 import ACCESS
@@ -62,6 +71,88 @@ async def test_a_body_that_is_too_large_goes_to_the_store_and_leaves_it_when_ack
     await queue.close()
 
 
+async def many(queue: SqsQueue, count: int) -> list[str]:
+    """So many messages that are put together; their ids."""
+    names = [f"{number:03}" for number in range(count)]
+    await queue.put("t", [Message(name, name.encode()) for name in names])
+    return names
+
+
+async def test_what_is_put_together_travels_in_a_few_messages(queue: SqsQueue) -> None:
+    names = await many(queue, 200)
+    assert Depth(MOST, 0, 0) == await queue.depth("t")
+
+    leases = await queue.lease(["t"], 200, LONG)
+    assert names == sorted(each.id for each in leases)
+    assert [each.id.encode() for each in leases] == [each.body for each in leases]
+    assert 200 == len({each.token for each in leases})
+    leases = await queue.extend(leases, LONG)
+    await queue.ack(leases[:150])
+    await queue.ack(leases[150:])
+    assert Depth(0, 0, 0) == await queue.depth("t")
+    with pytest.raises(LeaseLost):
+        await queue.ack(leases[:1])
+
+
+async def test_who_takes_fewer_than_a_message_has_leaves_the_others_to_others(
+    url: str, queue: SqsQueue
+) -> None:
+    names = await many(queue, 40)
+    (mine,) = await queue.lease(["t"], 1, LONG)
+    other = SqsQueue(url)
+    theirs: list[Lease] = []
+    while more := await other.lease(["t"], 3, LONG):
+        assert len(more) <= 3
+        theirs += more
+    await other.close()
+
+    assert names == sorted(each.id for each in [mine, *theirs])
+    assert {1} == {each.deliveries for each in theirs}
+
+
+async def test_what_is_left_of_a_message_comes_again_each_by_itself(queue: SqsQueue) -> None:
+    await many(queue, 11)  # two in each message but the last
+    leases = await queue.lease(["t"], 2, 1.0)
+    await queue.ack(leases[:1])
+    others = await queue.lease(["t"], 9, LONG)
+    assert {each.id for each in leases}.isdisjoint(each.id for each in others)
+
+    again: list[Lease] = []
+    while leases[1].id not in {each.id for each in again}:
+        again += await queue.lease(["t"], 1, LONG, 5.0)
+
+    assert {2} == {each.deliveries for each in again}
+    await queue.ack([*others, *again])
+
+
+async def test_a_part_of_a_message_is_given_back_by_itself(queue: SqsQueue) -> None:
+    await many(queue, 11)
+    mine, kept = await queue.lease(["t"], 2, LONG)
+    await queue.ack(await queue.lease(["t"], 9, LONG))
+    await queue.release([mine])
+    (again,) = await queue.lease(["t"], 9, LONG)
+    assert (mine.id, 2) == (again.id, again.deliveries)
+    await queue.release([again, kept], counted=False)
+
+    leases = await queue.lease(["t"], 9, LONG)
+    assert {mine.id: 2, kept.id: 1} == {each.id: each.deliveries for each in leases}
+    await queue.ack(leases)
+    assert Depth(0, 0, 0) == await queue.depth("t")
+
+
+@pytest.mark.parametrize("sizes", [[0] * 250, [5000] * 90, [LARGEST_BUNDLE, 0, LARGEST], [0], []])
+async def test_bundles_hold_each_letter_once_and_no_more_than_a_call_takes(
+    sizes: list[int],
+) -> None:
+    letters = [Letter(str(number), bytes(size)) for number, size in enumerate(sizes)]
+    bundles = bundled(letters)
+
+    assert letters == [each for bundle in bundles for each in bundle]
+    assert min(len(letters), MOST) <= len(bundles)
+    assert all(len(write(each)) <= LARGEST_BUNDLE for each in bundles if len(each) > 1)
+    assert bundles == [read(write(each)) for each in bundles]
+
+
 async def test_a_body_that_is_too_large_is_refused_where_there_is_no_store(queue: SqsQueue) -> None:
     with pytest.raises(InvalidMessage, match=r"too large for SQS: name a store"):
         await queue.put("t", [Message("small", b""), Message("large", bytes(LARGEST))])
@@ -94,8 +185,8 @@ async def test_a_message_whose_body_is_gone_is_buried(url: str, tmp_path: Path) 
 async def test_what_is_no_message_of_ours_is_buried_and_the_others_come(
     queue: SqsQueue, text: str
 ) -> None:
-    await queue._call("send_message", QueueUrl=await queue._url_of(queue._name("t")),
-                      MessageBody=text)  # fmt: skip
+    there = await queue._service.url_of(queue._name("t"))
+    await queue._service.call("send_message", QueueUrl=there, MessageBody=text)
     await queue.put("t", [Message("a", b"")])
 
     leases = await queue.lease(["t"], 5, LONG)
@@ -119,7 +210,9 @@ async def test_a_lease_of_somebody_else_is_not_acknowledged(url: str, queue: Sqs
 
 async def test_a_queue_that_was_deleted_is_named_and_made_anew(queue: SqsQueue) -> None:
     await queue.put("t", [Message("a", b"")])
-    await queue._call("delete_queue", QueueUrl=await queue._url_of(queue._name("t")))
+    await queue._service.call(
+        "delete_queue", QueueUrl=await queue._service.url_of(queue._name("t"))
+    )
     with pytest.raises(QueueUnavailable, match="was deleted: try again"):
         await queue.put("t", [Message("a", b"")])
     await queue.put("t", [Message("a", b"")])

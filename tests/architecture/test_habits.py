@@ -63,7 +63,7 @@ def test_every_exception_for_the_environment_is_needed(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=str)
 def test_no_test_sleeps(path: Path) -> None:
-    if Path("tests/flows/flow_files") in path.parents:
+    if path.parent.name == "flow_files":
         return  # flows that have to take long, so that something can happen to them
 
     sleeps = [

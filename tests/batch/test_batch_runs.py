@@ -154,6 +154,27 @@ def _artifacts(step: Any) -> list[dict[str, str]]:
     return sorted(found, key=str)
 
 
+def test_steps_find_in_a_job_what_they_find_here(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFLOW_DEFAULT_METADATA", "service")
+    command = [sys.executable, "-m", "aflow", "run", str(FLOWS / "surroundings.py")]
+    done = subprocess.run(
+        [*command, "--executor", "batch"], capture_output=True, text=True, cwd=bench.folder
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+    client.metadata(bench.aws.metadata.url)
+    run: Any = client.Flow("Surroundings", _namespace_check=False).latest_run
+    assert [(item, "red", 6, "/tmp", True) for item in (0, 10)] == run.data.found
+    assert not (bench.folder / ".aflow" / "metadata.db").exists()
+    sizes = [
+        {each["type"]: each["value"] for each in job["container"]["resourceRequirements"]}
+        for job in bench.jobs("Surroundings", run.id)
+    ]
+    assert {"VCPU": "2", "MEMORY": "3000"} in sizes
+
+
 # ------------------------------------------------------------------ what happens to jobs
 
 

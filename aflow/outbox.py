@@ -11,9 +11,8 @@ from typing import Any
 from aflow.errors import LeaseLost, QueueUnavailable
 from aflow.executors import letters
 from aflow.executors.letters import ReportsLetter
+from aflow.queue.away import pause
 from aflow.queue.base import Lease, Message, Queue
-
-AWAY = 1.0  # seconds between tries while the broker is away
 
 
 class Outbox:
@@ -79,4 +78,4 @@ class Outbox:
             except LeaseLost:  # the message was delivered again: it will be seen to be settled
                 return
             except QueueUnavailable:
-                await asyncio.sleep(AWAY)
+                await pause()

@@ -21,7 +21,8 @@ from aflow.errors import LeaseLost, QueueError, QueueUnavailable
 from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
 from aflow.executors.letters import CancelLetter, TaskLetter, unseal_letter
-from aflow.outbox import AWAY, Outbox
+from aflow.outbox import Outbox
+from aflow.queue.away import AWAY, pause
 from aflow.queue.base import Lease, Queue
 from aflow.runtime import Held, Runtime, Site
 from aflow.scheduler.states import AttemptState
@@ -138,7 +139,7 @@ class Worker:
             return []
         except QueueUnavailable as error:
             self._say(str(error))
-            await asyncio.sleep(AWAY)
+            await pause()
             return []
 
     async def _begin(self, lease: Lease) -> None:
@@ -264,7 +265,7 @@ class Worker:
                 await self._queue.ack(leases)
             except QueueError as error:
                 self._say(str(error))
-                await asyncio.sleep(AWAY)
+                await pause()
 
     def _cancel(self, lease: Lease) -> None:
         try:

@@ -21,6 +21,7 @@ from aflow.executors.base import Orphan, Reports
 from aflow.executors.correspondence import STOPPED, Away, Correspondence, Owner
 from aflow.executors.letters import CancelLetter, ReportsLetter, TaskLetter, unseal_letter
 from aflow.executors.parcels import Packer
+from aflow.queue.away import pause
 from aflow.queue.base import Lease, Message, Queue
 from aflow.remote import Parcels
 from aflow.scheduler.states import AttemptState
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 TTL = 15.0  # seconds within which a report that was leased is taken down and committed
 WAIT = 15.0  # seconds that one call waits for reports
 LOOK = 10.0  # seconds between looks at what was buried
-AWAY = 1.0  # seconds between tries while the broker is away
 PATIENCE = 600.0  # seconds for which it may be away
 GPU_POOL = "gpu"  # of steps that ask for GPUs
 _AT_ONCE = 200  # messages a call
@@ -274,7 +274,7 @@ class QueueExecutor:
             except QueueUnavailable:
                 if self._loop.time() > give_up_at or self._stopped:
                     raise
-                await asyncio.sleep(AWAY)
+                await pause()
 
     # ------------------------------------------------------------ from workers
 

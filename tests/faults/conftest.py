@@ -55,21 +55,24 @@ def in_bucket(bucket: S3Bucket, endpoint: str | None = None) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path) -> Undisturbed:
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """The results of a flow, run with one worker in a place of its own, where nothing happens."""
+    known: dict[tuple[str, ...], Results] = {}
 
-    def run(source: str, *words: str, slots: int = 2) -> Results:
-        calm = local_fleet(tmp_path / "calm")
-        try:
-            calm.write(source)
-            calm.start_worker("--slots", str(slots))
-            assert 0 == calm.ends(calm.begin(*words)), calm.said()
-            check(calm)
-            record = calm.record()
-            assert record is not None
-            return results(calm.metadata, record)
-        finally:
-            calm.close()
+    def run(source: str, *words: str) -> Results:
+        if (source, *words) not in known:
+            calm = local_fleet(tmp_path_factory.mktemp("calm") / "fleet")
+            try:
+                calm.write(source)
+                calm.start_worker("--slots", "2")
+                assert 0 == calm.ends(calm.begin(*words)), calm.said()
+                check(calm)
+                record = calm.record()
+                assert record is not None
+                known[source, *words] = results(calm.metadata, record)
+            finally:
+                calm.close()
+        return known[source, *words]
 
     return run

@@ -4,8 +4,12 @@ the call, after it, in its middle. The next coordinator ends the run as if nothi
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
+import itertools
+import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 
 from aflow import backends
 from aflow.executors import queued
+from aflow.queue import away
 from aflow.scheduler.states import RunState
 from tests.faults.checker import Results, check, results
 from tests.faults.conftest import local_fleet
@@ -33,6 +38,7 @@ class Sweep:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self._folder = folder
         self._patch = patch
+        self._numbers = itertools.count()
         self.like: Results | None = None
 
     def undisturbed(self) -> list[str]:
@@ -44,13 +50,13 @@ class Sweep:
     def one(self, point: int, how: How, dies: bool = True) -> Points:
         """Die, or fail, at this point."""
         points = Points(point, how, dies)
-        self._one(f"{point}-{how}-{dies}", points, Points())
+        self._one(f"{next(self._numbers)}-{point}-{how}-{dies}", points, Points())
         return points
 
     def two(self, first: int, second: int, how: How) -> None:
         """Die at this point, and the next coordinator at that one of its own."""
         points = Points(first, how), Points(second, how), Points()
-        self._one(f"{first}-{second}-{how}", *points)
+        self._one(f"{next(self._numbers)}-{first}-{second}-{how}", *points)
 
     def _one(self, name: str, *points: Points) -> None:
         fleet = local_fleet(self._folder / name)
@@ -101,7 +107,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr(queued, "AWAY", 0.01)  # seconds between tries
+    monkeypatch.setattr(away, "AWAY", 0.01)  # seconds between tries
     monkeypatch.setattr(queued, "TTL", 0.5)  # seconds until a letter is delivered again
     return Sweep(tmp_path, monkeypatch)
 
@@ -152,3 +158,23 @@ def test_the_next_coordinator_may_die_at_any_point_as_well(sweep: Sweep) -> None
         sweep.two(lots.randrange(count), lots.randrange(count // 2), how)
 
     assert sweep.like is not None
+
+
+def test_nothing_piles_up_in_a_program_whose_coordinators_die_again_and_again(
+    sweep: Sweep,
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    lots = random.Random(seed)
+    count = len(sweep.undisturbed())
+
+    def soak(rounds: int) -> tuple[int, int]:
+        for _ in range(rounds):
+            how: How = lots.choice(["before", "half", "after"])
+            sweep.one(lots.randrange(count), how, lots.random() < 0.5)
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    before = soak(3)  # what is opened once is open now
+
+    assert before == soak(12)

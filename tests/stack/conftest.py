@@ -11,7 +11,8 @@ import botocore.session
 import pytest
 
 from tests.stack.on_moto import for_moto, loaded
-from tests.support.servers import Server, moto_server
+from tests.support.aws.furnished import server_of_jobs
+from tests.support.servers import Server
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/aflow:0.1.0"
 KEY = "a-key-of-forty-letters-0123456789abcdefgh"
@@ -79,8 +80,8 @@ class Made:
 
 @pytest.fixture(scope="session")
 def stack_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A stand-in of its own: stacks leave things behind."""
-    server = moto_server(Path(tmp_path_factory.mktemp("moto-for-stacks")))
+    """A stand-in of its own, whose jobs really run: stacks leave things behind."""
+    server = server_of_jobs(Path(tmp_path_factory.mktemp("moto-for-stacks")))
     yield server
     server.kill()
 

@@ -181,6 +181,37 @@ def test_flows_run_with_the_settings_of_the_stack(
     assert all(each["Key"].startswith("metaflow/") for each in kept)
 
 
+def test_steps_run_as_jobs_in_the_queue_of_the_stack(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    found = imported(made, home)
+    service = InThread(f"sqlite:///{tmp_path}/metadata.db", [KEY])
+    here = dict.fromkeys(("METAFLOW_SERVICE_URL", "METAFLOW_SERVICE_INTERNAL_URL"), service.url)
+    (home / "config.json").write_text(json.dumps(found | here))
+    workspace = Workspace(tmp_path)
+    workspace.write(FLOW)
+    for key, value in made.environment.items():
+        monkeypatch.setenv(key, value)
+
+    try:
+        ran = workspace.run("--with", "batch", AFLOW_HOME=str(home))
+    finally:
+        service.stop()
+
+    assert 0 == ran.code, ran.out + ran.err
+    assert "rows 10" in ran.lines
+    batch = made.aws("batch")
+    jobs = batch.list_jobs(jobQueue=found["METAFLOW_BATCH_JOB_QUEUE"], jobStatus="SUCCEEDED")
+    assert 2 == len(jobs["jobSummaryList"])
+    used = batch.describe_jobs(jobs=[each["jobId"] for each in jobs["jobSummaryList"]])["jobs"]
+    (definition,) = {each["jobDefinition"] for each in used}
+    told = batch.describe_job_definitions(jobDefinitions=[definition])["jobDefinitions"]
+    properties = told[0]["containerProperties"]
+    assert IMAGE == properties["image"]
+    assert found["METAFLOW_ECS_S3_ACCESS_IAM_ROLE"] == properties["jobRoleArn"]
+
+
 def settings_of_the_notebook(made: Made, home: Path) -> dict[str, str]:
     """What the script of the stack writes when the notebook starts, for a user with this home."""
     told = made.aws("sagemaker").describe_notebook_instance_lifecycle_config(

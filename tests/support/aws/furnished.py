@@ -15,20 +15,25 @@ from tests.support.servers import Server, free_port
 ROLE = "arn:aws:iam::123456789012:role/flows"
 
 
+def server_of_jobs(folder: Path) -> Server:
+    """A stand-in for AWS whose jobs and state machines really run."""
+    pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    port = free_port()
+    script = Path(__file__).with_name("serve.py")
+    path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [sys.executable, str(script), str(port), path]
+    return Server("moto", command, port, folder / "moto.log").start()
+
+
 class Account:
     """The account: `endpoint` is its address, `service` that of the metadata."""
 
     def __init__(self, folder: Path) -> None:
-        pytest.importorskip("moto.server", reason="moto[server] is not installed")
-        port = free_port()
-        script = Path(__file__).with_name("serve.py")
-        path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
-        command = [sys.executable, str(script), str(port), path]
-        self.server = Server("moto", command, port, folder / "moto.log").start()
+        self.server = server_of_jobs(folder)
         from tests.support.service import InThread  # all tests know of this account, few use it
 
         self.metadata = InThread(f"sqlite:///{folder}/metadata.db")
-        self.endpoint = f"http://127.0.0.1:{port}"
+        self.endpoint = f"http://127.0.0.1:{self.server.port}"
         self.settings = {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "test",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.card import card
     from aflow.flow.decorators.catch import catch
     from aflow.flow.decorators.compute import batch, kubernetes
+    from aflow.flow.decorators.concurrency import concurrency
     from aflow.flow.decorators.environment import environment
     from aflow.flow.decorators.packages import conda, pypi
     from aflow.flow.decorators.parallel import parallel, pytorch_parallel
@@ -122,6 +123,7 @@ __all__ = [
     "cache",
     "card",
     "catch",
+    "concurrency",
     "conda",
     "conda_base",
     "conda_environment_yml_parser",
@@ -181,6 +183,7 @@ _HOMES = {
     "aflow.flow.decorators.card": "card",
     "aflow.flow.decorators.catch": "catch",
     "aflow.flow.decorators.compute": "batch kubernetes",
+    "aflow.flow.decorators.concurrency": "concurrency",
     "aflow.flow.decorators.environment": "environment",
     "aflow.flow.decorators.packages": "conda pypi",
     "aflow.flow.decorators.parallel": "parallel pytorch_parallel",

@@ -9,12 +9,15 @@ Nothing in here is ever unpickled by the coordinator.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgpack
 
 from aflow.scheduler.messages import Outcome, Transition
 from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import StepDefinition
 
 # Kinds of messages from a process that runs attempts.
 STARTED = 0  # [STARTED, task, attempt, pid, at]
@@ -25,6 +28,14 @@ GROWN = 3  # [GROWN, task, attempt, items so far of its foreach, manifest as of 
 STREAMS: tuple[Literal["stdout"], Literal["stderr"]] = ("stdout", "stderr")
 
 NO_RETRY_EXIT_CODE = 202  # a step's process that ends with it is not tried again
+
+
+def may_be_retried(step: StepDefinition, error: BaseException) -> bool:
+    """Whether an attempt that ended with this exception may be followed by another one."""
+    if isinstance(error, SystemExit) and error.code == NO_RETRY_EXIT_CODE:
+        return False
+    retry = step.decorator("retry")
+    return retry is None or retry.takes(error)
 
 
 class RunContext(NamedTuple):

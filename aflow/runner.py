@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aflow.around import Around, Makers, Scene, await_through, call_through, makers_of
-from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
+from aflow.attempt import AttemptReport, AttemptSpec, RunContext, may_be_retried
 from aflow.config import Settings
 from aflow.errors import AflowError, InvalidTransition, TaskTimedOut
 from aflow.flow.caught import ExceptionWrapper
@@ -415,7 +415,8 @@ class Runner:
         error = execution.error
         assert error is not None, "an attempt fails with an error"
         catch = execution.step.decorator("catch")
-        if catch is not None and execution.spec.final and catches(error):
+        final = execution.spec.final or not may_be_retried(execution.step, error)
+        if catch is not None and final and catches(error):
             if catch.print_exception:
                 self._print_caught(execution, error)
             try:
@@ -436,13 +437,12 @@ class Runner:
 
     def _failure(self, execution: Execution, error: BaseException) -> AttemptReport:
         manifest = Manifest(step=execution.step.name, error=describe(error))
-        exit_code = error.code if isinstance(error, SystemExit) else None
         return AttemptReport(
             execution.spec.task,
             execution.spec.attempt,
             state_of(error).value,
             reason=sentence(error),
-            retryable=exit_code != NO_RETRY_EXIT_CODE,
+            retryable=may_be_retried(execution.step, error),
             manifest=manifest.encode(),
             started_at=execution.started_at,
             finished_at=self._clock.now(),

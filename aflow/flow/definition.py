@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.base import StepDecorator
     from aflow.flow.decorators.cache import Cache
     from aflow.flow.decorators.catch import Catch
+    from aflow.flow.decorators.concurrency import Concurrency
     from aflow.flow.decorators.environment import Environment
     from aflow.flow.decorators.resources import Resources
     from aflow.flow.decorators.retry import Retry
@@ -44,6 +45,8 @@ class StepDefinition:
     def decorator(self, name: Literal["cache"]) -> Cache | None: ...
     @overload
     def decorator(self, name: Literal["catch"]) -> Catch | None: ...
+    @overload
+    def decorator(self, name: Literal["concurrency"]) -> Concurrency | None: ...
     @overload
     def decorator(self, name: Literal["environment"]) -> Environment | None: ...
     @overload

@@ -104,6 +104,20 @@ def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]
             )
 
 
+def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """The members of a gang start together, however many they are."""
+    for step in flow.steps.values():
+        if step.decorator("concurrency") and any(
+            node.kind is Kind.PARALLEL and step.name in node.next
+            for node in flow.graph.nodes.values()
+        ):
+            yield _of_node(
+                flow.graph[step.name],
+                f"Step {step.name!r} cannot have @concurrency: num_parallel makes it a gang, whose "
+                "members all run at once.",
+            )
+
+
 def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
     """Names of parameters differ, and are no options of run."""
     for problem in declaration_problems(flow.parameters):
@@ -252,6 +266,7 @@ STAGES: tuple[tuple[Rule, ...], ...] = (
         step_names,
         known_steps,
         catch_on_steps_that_can_go_on,
+        gangs_are_not_limited,
         parameters_are_declared_well,
     ),
     (all_steps_are_reached, no_cycles, switches_have_a_way_out, no_join_right_after_its_split),

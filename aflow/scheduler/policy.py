@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import InvalidSetting
@@ -21,7 +21,8 @@ MAX_FALLBACKS = 3
 
 @dataclass(frozen=True, slots=True)
 class StepPolicy:
-    """`retries` further attempts after a failure, each `wait` seconds later.
+    """`retries` further attempts after a failure: the first `wait` seconds later, each following
+    one after `backoff` times as long as the one before, but never after more than `longest_wait`.
 
     With `catches` a task that is out of attempts is settled by a fallback attempt instead of
     failing. `max_workers` bounds the step's own live attempts, None leaves that to the run. Raises
@@ -32,16 +33,27 @@ class StepPolicy:
     wait: float = 0.0
     catches: bool = False
     max_workers: int | None = None
+    backoff: float = 1.0
+    longest_wait: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.retries < 0:
             raise InvalidSetting(f"A step cannot be retried {self.retries} times; give 0 or more.")
         if not (self.wait >= 0 and math.isfinite(self.wait)):
             raise InvalidSetting(f"A retry cannot wait {self.wait} seconds; give 0 or more.")
+        if not (self.backoff >= 1 and math.isfinite(self.backoff)):
+            raise InvalidSetting(f"A wait cannot grow {self.backoff} times; give 1 or more.")
         if self.max_workers is not None and self.max_workers < 1:
             raise InvalidSetting(
                 f"A step cannot run on {self.max_workers} workers; give max_workers of 1 or more."
             )
+
+    def wait_before(self, retry: int) -> float:
+        """Seconds before a retry, the first of which is 1."""
+        wait = self.wait
+        for _ in range(retry - 1):  # step by step: a power of it might be too large for a number
+            wait = min(wait * self.backoff, self.longest_wait)
+        return wait
 
     def as_dict(self) -> dict[str, Any]:
         """The policy as values that JSON and msgpack can hold."""
@@ -54,15 +66,24 @@ class StepPolicy:
 
 
 def policies_from(definition: FlowDefinition) -> dict[str, StepPolicy]:
-    """The policy of every step, as its @retry and @catch say."""
+    """The policy of every step, as its @retry, @catch and @concurrency say."""
     return {name: _policy_of(step) for name, step in definition.steps.items()}
 
 
 def _policy_of(step: StepDefinition) -> StepPolicy:
     # Typed loosely: each decorator has its own options, and is known here by its name alone.
     retry: Any = step.decorator("retry")
-    return StepPolicy(
-        retries=retry.times if retry else 0,
-        wait=retry.wait_seconds if retry else 0.0,
+    concurrency: Any = step.decorator("concurrency")
+    policy = StepPolicy(
         catches=step.decorator("catch") is not None,
+        max_workers=concurrency.limit if concurrency else None,
+    )
+    if not retry:
+        return policy
+    return replace(
+        policy,
+        retries=retry.times,
+        wait=retry.wait_seconds,
+        backoff=retry.backoff,
+        longest_wait=max(retry.max_seconds, retry.wait_seconds),
     )

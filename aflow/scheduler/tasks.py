@@ -229,7 +229,7 @@ class Task:
             return 0.0 if self.losses < MAX_LOSSES else self._fall_back()
         if outcome.retryable and self.failures < policy.retries:
             self.failures += 1
-            return policy.wait
+            return policy.wait_before(self.failures)
         return self._fall_back()
 
     def _fall_back(self) -> float | None:

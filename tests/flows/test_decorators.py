@@ -128,3 +128,67 @@ def test_resources_do_not_hinder_a_local_run(workspace: Workspace) -> None:
 def states(tasks: list[TaskView]) -> list[str]:
     """How the tasks' latest attempts ended."""
     return [each.attempt.state.value if each.attempt else "none" for each in tasks]
+
+
+def test_only_the_exceptions_that_are_named_are_tried_again(workspace: Workspace) -> None:
+    workspace.write(one_step(
+        """
+self.x = current.retry_count
+raise (ConnectionError if current.retry_count < 2 else ValueError)("no")
+""",
+        "@catch(var='caught', print_exception=False)\n"
+        "@retry(times=9, seconds=0.01, backoff=2, on=(ConnectionError, KeyError))",
+    ))  # fmt: skip
+    ran = workspace.run()
+    assert ran.code == 0, ran.out + ran.err
+    assert 2 == ran.lines.count("Task is starting (retry).")
+    assert "at the end ['caught', 'x']" in ran.lines
+    assert not any("fallback" in line for line in ran.lines)
+    workspace.check()
+
+
+def test_no_more_tasks_of_a_step_go_on_than_it_says(workspace: Workspace) -> None:
+    workspace.write(
+        """
+        from aflow import concurrency
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.narrow, self.wide)
+
+            @step
+            def narrow(self):
+                self.xs = range(6)
+                self.next(self.one, foreach="xs")
+
+            @concurrency(limit=2)
+            @step
+            def one(self):
+                self.span = time.time(), time.sleep(0.05), time.time()
+                self.next(self.meet)
+
+            @step
+            def meet(self, inputs):
+                spans = [(each.span[0], each.span[2]) for each in inputs]
+                self.most = max(sum(a <= at < b for a, b in spans) for at, _ in spans)
+                self.next(self.end_of_both)
+
+            @step
+            def wide(self):
+                self.next(self.end_of_both)
+
+            @step
+            def end_of_both(self, inputs):
+                self.most = inputs.meet.most
+                self.next(self.end)
+
+            @step
+            def end(self):
+                print("at most", self.most)
+        """
+    )
+    ran = workspace.run("--max-workers", "4")
+    assert ran.code == 0, ran.out + ran.err
+    assert {"at most 1", "at most 2"} & {*ran.lines}
+    workspace.check()

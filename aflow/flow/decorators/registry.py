@@ -16,6 +16,7 @@ KINDS = {
     "cache": ("cache", "Cache"),
     "card": ("card", "CardDecorator"),
     "catch": ("catch", "Catch"),
+    "concurrency": ("concurrency", "Concurrency"),
     "conda": ("packages", "Conda"),
     "environment": ("environment", "Environment"),
     "kubernetes": ("compute", "Kubernetes"),

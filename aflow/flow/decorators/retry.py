@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
@@ -15,13 +15,18 @@ MAX_RETRIES = 50
 class Retry(StepDecorator):
     """Try a failed step again, up to `times` times (0 to 50).
 
-    Between two attempts pass `seconds`, or `minutes_between_retries` where `seconds` is None.
+    Between two attempts pass `seconds`, or `minutes_between_retries` where `seconds` is None; each
+    time `backoff` times as long as before, but never more than `max_seconds`. With `on`, exceptions
+    of a step that are none of these classes are not tried again; what ends its process is.
     """
 
     name: ClassVar[str] = "retry"
     times: int = 3
     minutes_between_retries: float = 2
     seconds: float | None = None
+    backoff: float = 1
+    max_seconds: float = 3600
+    on: type[BaseException] | Sequence[type[BaseException]] | None = None
 
     def __post_init__(self) -> None:
         number = as_number(self.times)
@@ -31,6 +36,16 @@ class Retry(StepDecorator):
         self._number("minutes_between_retries")
         if self.seconds is not None:
             self._number("seconds")
+        if self._number("backoff") < 1:
+            raise self._fault("backoff", "a number of 1 or more")
+        self._number("max_seconds")
+        if self.on is not None:
+            kinds = tuple(self.on) if isinstance(self.on, list | tuple) else (self.on,)
+            if not all(
+                isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
+            ):
+                raise self._fault("on", "classes of exceptions")
+            self._set("on", kinds)
 
     def shapes_result(self) -> None:
         """None: the result of a later attempt is as good."""
@@ -42,12 +57,22 @@ class Retry(StepDecorator):
             return float(self.seconds)
         return self.minutes_between_retries * 60.0
 
+    def takes(self, error: BaseException) -> bool:
+        """Whether a step that has raised this is tried again."""
+        return self.on is None or isinstance(error, self.on)  # type: ignore[arg-type]
+
 
 @overload
 def retry(function: F) -> F: ...
 @overload
 def retry(
-    *, times: int = 3, minutes_between_retries: float = 2, seconds: float | None = None
+    *,
+    times: int = 3,
+    minutes_between_retries: float = 2,
+    seconds: float | None = None,
+    backoff: float = 1,
+    max_seconds: float = 3600,
+    on: type[BaseException] | Sequence[type[BaseException]] | None = None,
 ) -> Callable[[F], F]: ...
 def retry(function: object = None, **options: Any) -> Any:
     """Try a failed step again; see Retry."""

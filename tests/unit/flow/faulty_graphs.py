@@ -260,6 +260,23 @@ FAULTY_GRAPHS: list[Fault] = [
         [(10, "while the split in step 'start' is open")],
     ),
     (
+        "a gang with a limit",
+        """
+        class F(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.a, num_parallel=4)
+            @concurrency(limit=2)
+            @step
+            def a(self):
+                self.next(self.end)
+            @step
+            def end(self, inputs):
+                pass
+        """,
+        [(8, "Step 'a' cannot have @concurrency")],
+    ),
+    (
         "@catch on a foreach",
         """
         class F(FlowSpec):

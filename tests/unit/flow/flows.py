@@ -13,7 +13,7 @@ from aflow.flow.spec import FlowSpec, bind, define, new_instance
 
 HEAD = (
     "from aflow import FlowSpec, JSONType, Parameter, step, "
-    "retry, catch, timeout, environment, resources\n"
+    "retry, catch, concurrency, timeout, environment, resources\n"
 )
 
 # What is wrong, the flow from line 2 on, and the problems: line and part of the sentence.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.attach import attach, parse_spec
 from aflow.flow.decorators.catch import Catch, catch
+from aflow.flow.decorators.concurrency import Concurrency
 from aflow.flow.decorators.environment import Environment, environment
 from aflow.flow.decorators.registry import KINDS
 from aflow.flow.decorators.resources import Resources, resources
@@ -51,6 +52,13 @@ def test_the_values_of_environment_variables_are_not_shown() -> None:
     ("kind", "options", "sentence"),
     [
         (Retry, {"times": -1}, "@retry: times must be a whole number from 0 to 50, not -1."),
+        (Retry, {"backoff": 0.5}, "@retry: backoff must be a number of 1 or more, not 0.5."),
+        (Retry, {"on": [3]}, "@retry: on must be classes of exceptions, not [3]."),
+        (
+            Concurrency,
+            {"limit": 0},
+            "@concurrency: limit must be a whole number of 1 or more, not 0.",
+        ),
         (Retry, {"times": 51}, "@retry: times must be a whole number from 0 to 50, not 51."),
         (Retry, {"times": 1.5}, "@retry: times must be a whole number from 0 to 50, not 1.5."),
         (Retry, {"times": True}, "@retry: times must be a whole number from 0 to 50, not True."),
@@ -165,7 +173,7 @@ def test_an_unknown_option_is_told_with_those_there_are() -> None:
         retry(time=3)  # type: ignore[call-overload]
     assert (
         "@retry has no option 'time'. Did you mean 'times'? Its options are: times, "
-        "minutes_between_retries, seconds." == str(caught.value)
+        "minutes_between_retries, seconds, backoff, max_seconds, on." == str(caught.value)
     )
 
 

@@ -20,6 +20,7 @@ from aflow.scheduler.policy import StepPolicy, policies_from
         ({"wait": float("nan")}, "wait nan seconds"),
         ({"wait": float("inf")}, "wait inf seconds"),
         ({"max_workers": 0}, "on 0 workers"),
+        ({"backoff": 0.5}, "grow 0.5 times"),
     ],
 )
 def test_a_policy_that_cannot_be_meant_is_refused(options: dict[str, Any], story: str) -> None:
@@ -28,7 +29,7 @@ def test_a_policy_that_cannot_be_meant_is_refused(options: dict[str, Any], story
 
 
 def test_a_policy_survives_being_stored() -> None:
-    policy = StepPolicy(retries=3, wait=1.5, catches=True, max_workers=2)
+    policy = StepPolicy(3, 1.5, catches=True, max_workers=2, backoff=2.0, longest_wait=9.0)
 
     assert policy == StepPolicy.from_dict(policy.as_dict())
 
@@ -44,6 +45,9 @@ class Decorator:
     name: str
     times: int = 0
     wait_seconds: float = 0.0
+    backoff: float = 1.0
+    max_seconds: float = 60.0
+    limit: int = 1
 
 
 def step(name: str, *decorators: Decorator) -> StepDefinition:
@@ -62,14 +66,29 @@ def test_policies_are_read_off_the_decorators() -> None:
     steps = [
         step("start"),
         step("a", Decorator("retry", times=4, wait_seconds=120.0)),
-        step("b", Decorator("catch"), Decorator("retry", times=1)),
+        step("b", Decorator("catch"), Decorator("retry", times=1, backoff=3.0)),
+        step("c", Decorator("concurrency", limit=4)),
         step("end", Decorator("resources")),
     ]
     definition = cast(FlowDefinition, type("", (), {"steps": {each.name: each for each in steps}}))
 
     assert {
         "start": StepPolicy(),
-        "a": StepPolicy(retries=4, wait=120.0),
-        "b": StepPolicy(retries=1, catches=True),
+        "a": StepPolicy(retries=4, wait=120.0, longest_wait=120.0),
+        "b": StepPolicy(retries=1, catches=True, backoff=3.0, longest_wait=60.0),
+        "c": StepPolicy(max_workers=4),
         "end": StepPolicy(),
     } == policies_from(definition)
+
+
+@pytest.mark.parametrize(
+    ("policy", "waits"),
+    [
+        (StepPolicy(wait=5.0), [5, 5, 5, 5]),
+        (StepPolicy(wait=5.0, backoff=2.0, longest_wait=30.0), [5, 10, 20, 30]),
+        (StepPolicy(wait=0.0, backoff=10.0), [0, 0, 0, 0]),
+    ],
+)
+def test_waits_grow_up_to_the_longest(policy: StepPolicy, waits: list[float]) -> None:
+    assert waits == [policy.wait_before(retry) for retry in range(1, 5)]
+    assert policy.wait_before(50) <= policy.longest_wait

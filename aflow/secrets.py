@@ -118,7 +118,7 @@ def _check(wanted: _Wanted, name: object, value: object) -> None:
 def _wanted(source: str | Mapping[str, Any]) -> _Wanted:
     if isinstance(source, str):
         kind, dot, id = source.partition(".")
-        if dot and kind in _known():
+        if dot and kind in known_backends():
             return _Wanted(kind, id, {}, None)
         return _Wanted(_default_backend(source), source, {}, None)
     named, options = source.get("id"), source.get("options", {})
@@ -139,12 +139,13 @@ def _default_backend(id: str | None) -> str:
         return AWS
     raise SecretsError(
         f"@secrets: {'a source' if id is None else repr(id)} names no backend: write backend.id, "
-        f"or type= in a mapping (there are: {', '.join(_known())}), or set "
+        f"or type= in a mapping (there are: {', '.join(known_backends())}), or set "
         "AFLOW_DEFAULT_SECRETS_BACKEND_TYPE."
     )
 
 
-def _known() -> dict[str, Any]:
+def known_backends() -> dict[str, Any]:
+    """The backends by name; those that packages add with their entry points."""
     from importlib.metadata import entry_points  # only for steps that have secrets
 
     return {
@@ -155,7 +156,7 @@ def _known() -> dict[str, Any]:
 
 
 def _backend(kind: str) -> SecretsBackend:
-    known = _known()
+    known = known_backends()
     if kind not in known:
         raise SecretsError(
             f"@secrets: there is no backend {kind!r}; there are: {', '.join(known)}. A package "

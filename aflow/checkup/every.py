@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 
 from aflow.aws.settings import AwsSettings
 from aflow.checkup import asking, keys
-from aflow.checkup.findings import Finding, State, fail, of_clock, of_space, ok, warn
+from aflow.checkup.findings import (
+    Finding,
+    State,
+    fail,
+    of_clock,
+    of_space,
+    ok,
+    warn,
+    worst,
+)
 from aflow.config import Settings, looked_up, service_headers, settings_files, without_password
 from aflow.errors import AflowError, InvalidSetting
 from aflow.version import __version__
@@ -49,6 +58,7 @@ def findings(clock: Clock) -> Iterator[Finding]:
         yield from _datastore(settings, clocks)
         yield from _metadata(settings, headers, clocks)
         yield from _queue(settings)
+        yield from _secrets(settings)
         yield from _aws(settings, aws, clocks)
     yield from clocks.findings()
 
@@ -195,6 +205,20 @@ async def _depth(url: str) -> int:
         await queue.close()
 
 
+def _secrets(settings: Settings) -> Iterator[Finding]:
+    from aflow.secrets import known_backends
+
+    kind = settings.default_secrets_backend
+    if kind is None:
+        return
+    known = known_backends()
+    if kind in known:
+        yield ok("secrets", f"Secrets that name no backend are of {kind}.")
+        return
+    said = f"AFLOW_DEFAULT_SECRETS_BACKEND_TYPE names {kind}, and there is no such backend."
+    yield fail("secrets", said, f"There are: {', '.join(known)}.")
+
+
 # ------------------------------------------------------------------ AWS
 
 
@@ -260,9 +284,19 @@ def _step_functions(settings: Settings, aws: AwsSettings, account: Services) -> 
     if aws.machine_role:
         yield from asking.role("state machines", aws.machine_role, "states.amazonaws.com", account)
     if aws.events_role:
-        yield from asking.role("schedules", aws.events_role, "events.amazonaws.com", account)
+        yield from _starter(aws.events_role, account)
     if aws.log_group:
         yield from asking.log_group("logs", aws.log_group, account)
+
+
+def _starter(role: str, account: Services) -> Iterator[Finding]:
+    """The role with which flows are started: by rules, and at times of a zone by schedules."""
+    found = asking.role("schedules", role, "events.amazonaws.com", account)
+    yield from found
+    if worst(found) is State.OK:
+        for each in asking.role("schedules", role, "scheduler.amazonaws.com", account):
+            if each.state is State.FAIL:  # of a stack of Metaflow, whose flows know no zones
+                yield warn("schedules", each.said, f"For @schedule(timezone=): {each.advice}")
 
 
 def _wanting(aws: AwsSettings, *pairs: str) -> Iterator[Finding]:

@@ -126,6 +126,7 @@ def ask(there: Mapping[str, Any], *, check: bool = True) -> Answers:
     """Ask on the terminal; the answers by key without prefix. `there` are the settings so far,
     which are offered again. With `check` AWS is asked about each answer, and one that cannot be
     used is asked for again, unless it is to be kept anyway."""
+    checks = _checks() if check else {}  # first, since what they need may not be installed
     answers: Answers = {}
     chosen: set[str] = set()
     for topic in TOPICS:
@@ -137,7 +138,7 @@ def ask(there: Mapping[str, Any], *, check: bool = True) -> Answers:
             chosen.add(topic.name)
             answers.update(topic.sets)
             _ask_all(topic, topic.questions, answers, there)
-            while check and (refused := _refused(topic, answers)):
+            while refused := _refused(topic, answers, checks):
                 _ask_all(topic, refused, answers, answers)
     return answers
 
@@ -152,9 +153,8 @@ def _ask_all(
             answers[question.key] = answer
 
 
-def _refused(topic: Topic, answers: Answers) -> list[Question]:
+def _refused(topic: Topic, answers: Answers, checks: Mapping[str, Check]) -> list[Question]:
     """The questions whose answers cannot be used, unless they are to be kept."""
-    checks = _checks()
     bad: set[str | None] = set()
     for question in topic.questions:
         if question.key not in answers or question.key not in checks:

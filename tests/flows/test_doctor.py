@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from aflow.backends import open_metadata
 from tests.flows.conftest import Ran, Workspace
 from tests.support.aws.account import Account
 from tests.support.servers import Server, free_port
@@ -183,6 +184,7 @@ def test_on_a_new_machine_all_is_well_and_nothing_is_made(workspace: Workspace) 
         ('{"AFLOW_DEFAULT_DATASTORE": "s3"}', "datastore", "AFLOW_DATASTORE_SYSROOT_S3"),
         ('{"AFLOW_DEFAULT_METADATA": "service"}', "metadata", "set AFLOW_SERVICE_URL"),
         ('{"AFLOW_EXECUTOR": "queue"}', "queue", "Set AFLOW_QUEUE"),
+        ('{"AFLOW_DEFAULT_SECRETS_BACKEND_TYPE": "vault"}', "secrets", "There are: inline, aws-"),
         ('{"AFLOW_QUEUE": "pigeon://loft"}', "queue", "is no kind of queue that aflow knows"),
     ],
 )
@@ -198,6 +200,35 @@ def test_settings_that_cannot_be_used_are_failures(
     failures = [each for each in json.loads(ran.out) if each["state"] == "fail"]
     assert [name] == sorted({each["name"] for each in failures})
     assert said in failures[0]["said"] + failures[0]["advice"]
+
+
+def test_metadata_that_are_there_are_read_and_damage_is_a_failure(workspace: Workspace) -> None:
+    file = workspace.path / ".aflow" / "metadata.db"
+    file.parent.mkdir()
+    metadata = open_metadata(f"sqlite:///{file}")
+    metadata.put_document("kind", "name", b"")
+    metadata.close()
+
+    well = aflow(workspace, "doctor")
+    file.write_bytes(b"no database at all, but long enough to be one" * 100)
+    damaged = aflow(workspace, "doctor")
+
+    assert (0, 1) == (well.code, damaged.code), well.out
+    assert f"sqlite:///{file} can be read." in well.out
+    assert "it is no database: move the file away" in damaged.out
+
+
+def test_a_role_that_only_rules_may_assume_is_a_doubt(
+    workspace: Workspace, account: dict[str, str], service: InThread, s3_server: Server
+) -> None:
+    there = Account(s3_server)
+    old = there.role(f"{HERE}-old", "events")
+    values = account | {"SERVICE_URL": service.url, "EVENTS_SFN_ACCESS_IAM_ROLE": old}
+
+    found = doctor(workspace, values, 0, **there.environment)
+
+    assert "warn: " in found["schedules"]
+    assert "For @schedule(timezone=): Let its trust policy allow" in found["schedules"]
 
 
 def test_who_does_not_answer_is_named(workspace: Workspace) -> None:

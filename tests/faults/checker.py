@@ -28,7 +28,7 @@ from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import BlobStore
 from aflow.storage.items import blobs_of_items
 from aflow.storage.manifest import Manifest
-from tests.faults.fleet import Fleet, wait_until
+from tests.faults.fleet import Fleet, file_of, wait_until
 
 Place = tuple[str, tuple[int, ...]]  # a task by its step and where it is in its foreachs
 Results = Mapping[Place, Mapping[str, str]]  # the digests of the artifacts that each task has set
@@ -142,7 +142,7 @@ def check_database(fleet: Fleet) -> None:
     if fleet.metadata_url.startswith("sqlite"):
         import sqlite3
 
-        with sqlite3.connect(fleet.metadata_url.removeprefix("sqlite:///")) as database:
+        with sqlite3.connect(file_of(fleet.metadata_url)) as database:
             assert [("ok",)] == database.execute("PRAGMA integrity_check").fetchall()
         database.close()
         return

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -71,11 +73,11 @@ class Fleet:
         assert process.poll() is None, said.read_text()
         return process
 
-    def begin(self, *words: str, **env: str) -> subprocess.Popen[bytes]:
-        """Start a coordinator with a new run."""
+    def begin(self, *words: str, output: int | None = None, **env: str) -> subprocess.Popen[bytes]:
+        """Start a coordinator with a new run; `output` is where it prints to, if not to a file."""
         queue = ("--executor", "queue", "--queue", self.queue)
         command = ("flow.py", "--no-pylint", "run", "--max-num-splits", "100000", *queue, *words)
-        return self._start(command, self.home, self.home / "said", env)
+        return self._start(command, self.home, self.home / "said", env, output)
 
     def adopt(self, **env: str) -> subprocess.Popen[bytes]:
         """Start a coordinator that goes on with the run."""
@@ -85,7 +87,12 @@ class Fleet:
         return self._start(words, self.home, self.home / "said", env)
 
     def _start(
-        self, words: tuple[str, ...], folder: Path, said: Path, env: dict[str, str]
+        self,
+        words: tuple[str, ...],
+        folder: Path,
+        said: Path,
+        env: dict[str, str],
+        output: int | None = None,
     ) -> subprocess.Popen[bytes]:
         own = {
             "AFLOW_DEFAULT_METADATA": self.metadata_url,
@@ -97,11 +104,21 @@ class Fleet:
                 cwd=folder,
                 env=os.environ | own | self._env | env,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
+                stdout=file if output is None else output,
                 stderr=file,
             )
         self._processes.append(process)
         return process
+
+    @contextlib.contextmanager
+    def limited(self, what: int, limit: int) -> Iterator[None]:
+        """What is started meanwhile may have no more of it (resource.RLIMIT_...)."""
+        soft, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(what, (soft, hard))
 
     def said(self) -> str:
         """What coordinators have said."""
@@ -195,7 +212,7 @@ class Fleet:
         if self.metadata_url.startswith("sqlite"):
             import sqlite3
 
-            with sqlite3.connect(self.metadata_url.removeprefix("sqlite:///")) as database:
+            with sqlite3.connect(file_of(self.metadata_url)) as database:
                 database.execute("UPDATE leases SET until = until - 3600")
             database.close()
         else:
@@ -214,6 +231,11 @@ class Fleet:
                 await queue.close()
 
         return asyncio.run(look())
+
+
+def file_of(url: str) -> str:
+    """The file of an sqlite URL."""
+    return unquote(url.removeprefix("sqlite:///"))
 
 
 def _made(folder: Path) -> Path:

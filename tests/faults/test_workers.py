@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from aflow import backends
+from aflow.queue.base import Message
+from aflow.queue.envelope import seal
 from aflow.scheduler.states import AttemptState, RunState
 from tests.faults.checker import check
 from tests.faults.conftest import Undisturbed
-from tests.faults.fleet import Fleet, wait_until
+from tests.faults.fleet import PATIENCE, Fleet, wait_until
 from tests.flows.conftest import children_of
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]
@@ -167,6 +171,51 @@ def test_a_second_sigterm_ends_a_worker_at_once_and_its_task_goes_to_another(
     check(fleet, like, late=True)
 
 
+LOUD = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        note()
+        self.xs = list(range(10))
+        self.next(self.work, foreach="xs")
+
+    @step
+    def work(self):
+        note()
+        for number in range(2000):
+            print(number, "x" * 99)
+        self.y = self.input
+        note("ended")
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        note()
+        self.ys = [each.y for each in inputs]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        note()
+"""
+
+
+def test_a_reader_of_the_log_that_stands_still_holds_up_no_worker_and_loses_nothing(
+    fleet: Fleet, undisturbed: Undisturbed
+) -> None:
+    like = undisturbed(LOUD)
+    fleet.write(LOUD)
+    fleet.start_worker("--slots", "2", "--lease", "5")
+    run = fleet.begin(output=subprocess.PIPE)
+    wait_until(lambda: 10 == noted(fleet, "ended"))  # 2 MB, of which a pipe takes 64 kB
+
+    out, _ = run.communicate(timeout=PATIENCE)
+
+    assert 0 == run.returncode, fleet.said()
+    assert 10 * 2000 == out.count(b"x" * 99)
+    check(fleet, like)
+
+
 def test_a_worker_without_room_for_the_code_says_so_and_others_go_on(fleet: Fleet) -> None:
     full = fleet.folder / "full"
     full.mkdir()
@@ -201,3 +250,37 @@ def small_disk(folder: Path) -> None:
     )
     if done.returncode:
         pytest.skip(f"no small disk could be mounted: {done.stderr.strip()}")
+
+
+def test_what_is_no_message_of_ours_is_buried_and_the_loop_goes_on(
+    fleet: Fleet, undisturbed: Undisturbed
+) -> None:
+    like = undisturbed(LOUD)
+    fleet.write(LOUD)
+    odd = {
+        "none": b"{} this is nothing",
+        "empty": b"",
+        "large": os.urandom(300_000),
+        "other": seal("cancel", {"attempts": []}, None),
+        "fields": seal("task", {"store": "file:///"}, None),
+        "forged": seal("task", {"store": "file:///"}, b"a key of somebody else"),
+    }
+
+    async def put_and_wait() -> None:
+        queue = backends.open_queue(fleet.queue)
+        await queue.put("tasks.default", [Message(name, body) for name, body in odd.items()])
+        worker = await asyncio.to_thread(fleet.start_worker, "--slots", "2")
+        run = await asyncio.to_thread(fleet.begin)
+        assert 0 == await asyncio.to_thread(fleet.ends, run), fleet.said()
+        while len(await queue.buried("tasks.default")) < len(odd):
+            await queue.lease(["nothing"], 1, 1.0, 0.5)  # lets time pass
+        assert worker.poll() is None
+        assert set(odd) == {each.id for each in await queue.buried("tasks.default")}
+        await queue.remove("tasks.default", [*odd])
+        await queue.close()
+
+    asyncio.run(put_and_wait())
+
+    assert len(odd) <= fleet.said_by_workers().count("is refused")
+    assert "Traceback" not in fleet.said_by_workers()
+    check(fleet, like)

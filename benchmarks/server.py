@@ -1,0 +1,163 @@
+"""What a server costs while nothing goes on, and how soon a run whose coordinator was killed is
+awaited again.
+
+    python -m benchmarks.server [--tasks 1000] [--seconds 20] [broker]
+
+prints one JSON object a line: {"name", "value", "unit"}. A run has so many tasks in flight on a
+worker (coroutines that wait); its coordinator is killed with SIGKILL, and the time over for which
+the run was its own. `takeover` is the time from the start of `aflow adopt` until it says that
+the run goes on, when all of its tasks are awaited; `takeover_by_server` that from the start of an
+`aflow server` until a coordinator of it has written that the run is its own. Both include
+the starts of interpreters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+from benchmarks import queues
+from benchmarks.measure import Bench
+from benchmarks.queued import tell
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("broker", nargs="?", choices=[*queues.BACKENDS], default="redis")
+    options = parser.parse_args()
+    broker = queues.BACKENDS[options.broker]
+    with tempfile.TemporaryDirectory() as folder, broker(Path(folder)) as url:
+        bench = Bench(Path(folder) / "work", quick=False)
+        idle(bench, options.seconds)
+        takeover(bench, url, options.tasks)
+
+
+def aflow(bench: Bench, *words: str, heard: bool = False) -> subprocess.Popen[str]:
+    """`aflow WORDS`, just started; what it prints is read by somebody, or thrown away."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "aflow", *words],
+        cwd=bench.folder,
+        env=bench.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if heard else subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def line_of(process: subprocess.Popen[str], words: str) -> str:
+    """The first line that holds these words."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            return line
+    raise SystemExit(f"Nothing said {words!r}.")
+
+
+def idle(bench: Bench, seconds: float) -> None:
+    """Memory and processor time of a server that has just begun."""
+    server = aflow(bench, "server", "--port", "0", heard=True)
+    line_of(server, "Server on")
+    time.sleep(2.0)  # what start-up still does is none of it
+    before = processor(server.pid)
+    time.sleep(seconds)
+    tell("server.idle_cpu", (processor(server.pid) - before) / seconds * 100, "%")
+    tell("server.idle_rss", resident(server.pid), "MB")
+    server.terminate()
+    server.wait()
+
+
+def processor(pid: int) -> float:
+    """Seconds of processor time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> float:
+    """MB of memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024 / 1e6
+
+
+def takeover(bench: Bench, url: str, tasks: int) -> None:
+    """How soon tasks that workers have are awaited again."""
+    worker = aflow(bench, "worker", "--queue", url, "--slots", str(tasks))
+    flow = str(HERE / "flows" / "held.py")
+    bench.environment.update(AFLOW_EXECUTOR="queue", AFLOW_QUEUE=url, AFLOW_OWNER="server")
+    limits = ("--max-workers", str(tasks + 10), "--max-num-splits", str(tasks))
+    run = aflow(bench, "run", flow, "--n", str(tasks), *limits, "--quiet")
+    database = bench.folder / ".aflow" / "metadata.db"
+    try:
+        until(database, "SELECT count(*) FROM attempts WHERE state = 'running'", tasks)
+        kill(run)
+        name = one(database, "SELECT flow || '/' || run FROM runs")
+        give_up(database)
+        began = time.perf_counter()
+        run = aflow(bench, "adopt", str(name), heard=True)
+        line_of(run, "Going on")
+        tell("server.takeover", time.perf_counter() - began, "s")
+        kill(run)
+        give_up(database)
+        adopted = int(str(one(database, ADOPTED)))
+        began = time.perf_counter()
+        server = aflow(bench, "server", "--port", "0")
+        until(database, ADOPTED, adopted + 1)
+        tell("server.takeover_by_server", time.perf_counter() - began, "s")
+        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGINT)
+        server.wait()
+    finally:
+        kill(run)
+        worker.kill()
+        worker.wait()
+
+
+ADOPTED = "SELECT count(*) FROM metadata WHERE field = 'adopted_by'"
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL, which no program can do anything about."""
+    if process.returncode is None:
+        process.kill()
+        process.communicate()
+
+
+def one(database: Path, query: str) -> object:
+    """The one value that it gives; None while there is no such table."""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return connection.execute(query).fetchone()[0]
+    except sqlite3.OperationalError:
+        return None
+
+
+def until(database: Path, query: str, least: int) -> None:
+    """Wait until it gives so many."""
+    give_up_at = time.monotonic() + 120
+    while int(str(one(database, query) or 0)) < least:
+        if time.monotonic() > give_up_at:
+            raise SystemExit(f"There are not {least} of: {query}")
+        time.sleep(0.01)
+
+
+def give_up(database: Path) -> None:
+    """Let the time be over for which the run was its coordinator's."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE leases SET until = until - 3600")
+
+
+if __name__ == "__main__":
+    main()

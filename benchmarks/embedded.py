@@ -1,6 +1,6 @@
 """How long a run keeps the event loop of the program that embeds it from its own work.
 
-    python -m benchmarks.embedded [--tasks 10000] [--isolation worker]
+    python -m benchmarks.embedded [--tasks 10000] [--isolation worker] [--workers 16]
 
 A heartbeat on the host's loop asks to be called every millisecond. What it is late by is what a
 request of an embedding service would wait. Beside it: the processor time that the loop's thread
@@ -65,13 +65,13 @@ class Heart:
         self._task.cancel()
 
 
-async def measure(tasks: int, isolation: str) -> None:
+async def measure(tasks: int, isolation: str, workers: int = 16) -> None:
     """One run of so many tasks."""
     idle = Heart()
     await asyncio.sleep(2)
     idle.stop()
     options = RunOptions(
-        parameters={"n": tasks}, max_workers=2, max_num_splits=tasks, isolation=isolation
+        parameters={"n": tasks}, max_workers=workers, max_num_splits=tasks, isolation=isolation
     )
     with tempfile.TemporaryDirectory() as folder:
         heart, began = Heart(), time.perf_counter()
@@ -105,8 +105,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--isolation", choices=["task", "worker"], default="worker")
+    parser.add_argument("--workers", type=int, default=16)
     read = parser.parse_args()
-    asyncio.run(measure(read.tasks, read.isolation))
+    asyncio.run(measure(read.tasks, read.isolation, read.workers))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class WorkerPool:
         self._cancelled: dict[Owner, tuple[AttemptState, str]] = {}
         self._timers: dict[Owner, asyncio.TimerHandle] = {}
         self._kill_timers: dict[int, asyncio.TimerHandle] = {}
+        self._heard_one = False  # in this turn of the event loop
         self._stillborn = 0
         self._ahead = 1  # specs that a worker holds: more than one only while tasks are short
         self._duration = 1.0  # of an attempt, in seconds, as it goes lately
@@ -146,12 +147,22 @@ class WorkerPool:
     # ------------------------------------------------------------ what workers say
 
     def _hear(self, worker: WorkerProcess) -> None:
+        # One worker a turn of the loop, about a millisecond, since the loop is also that of the
+        # program around us: many workers may have something to say at once. Who is not heard now
+        # is told of again.
+        if self._heard_one:
+            return
+        self._heard_one = True
+        self._loop.call_soon(self._next_turn)
         for message in worker.messages():
             self._note(worker, message)
         if self._queue:
             self._feed()
         elif worker.in_hand == 0 and not self._coroutines:
             self._share(worker)
+
+    def _next_turn(self) -> None:
+        self._heard_one = False
 
     def _note(self, worker: WorkerProcess, message: tuple[Any, ...]) -> None:
         kind = message[0]

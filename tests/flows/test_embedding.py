@@ -223,7 +223,7 @@ class _Noting:
 
         class Noted(type(backend)):  # type: ignore[misc]
             def __getattribute__(self, name: str) -> Any:
-                if not name.startswith("_") and name != "url":
+                if not name.startswith("_") and name not in ("url", "address"):
                     seen.setdefault(name, set()).add(threading.get_ident())
                 return super().__getattribute__(name)
 

@@ -14,7 +14,6 @@ import socket
 import sys
 import tempfile
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,11 +102,10 @@ def main() -> int:
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             sys.path.insert(0, folder)
-            if told.store.startswith("s3:"):
-                import_module("aflow.storage.s3")  # now, for the template to have it, too
+            # Now, for the template to have all of it, too: it is what takes longest.
+            store = backends.open_store(told.store)
             template = EarlyTemplate()
             made.callback(template.close)
-            store = backends.open_store(told.store)
             return asyncio.run(OneJob(told, store, SystemClock(), Path(folder), template).run())
     except AflowError as error:
         print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job

@@ -49,7 +49,9 @@ def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
                 "--executor queue needs to know which: give --queue URL, or set AFLOW_QUEUE."
             )
         return dict.fromkeys(definition.steps, "queue")
-    jobs = on_batch(definition, options.executor, options.decospecs)
+    # One step that somebody tries out runs here, as long as nothing else is asked for.
+    spins = options.spin is not None and options.executor == "local"
+    jobs = frozenset() if spins else on_batch(definition, options.executor, options.decospecs)
     has_queue = options.queue is not None
     return {
         name: "queue"

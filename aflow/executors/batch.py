@@ -432,7 +432,10 @@ class BatchExecutor:
             found = await self._look()
             await asyncio.gather(*(self._conclude(*each) for each in over.items()))
             for job in suspects.keys() & self._arrays.keys():
-                await self._look_at_children(self._arrays[job], are_over=suspects[job])
+                try:
+                    await self._look_at_children(self._arrays[job], are_over=suspects[job])
+                except AwsError:  # the next round of the poller finds it as suspect as before
+                    continue
             wait = SOONEST if found else min(LATEST, wait * SLOWER)
 
     async def _look(self) -> bool:

@@ -2,7 +2,8 @@
 
 moto keeps queues and definitions; its Job is replaced by one that runs the definition's command:
 variables, every status, retryStrategy with evaluateOnExit, the limit of an attempt, termination
-(SIGTERM, then SIGKILL), arrays, several nodes, a host that goes away, logs. No job outlives the server.
+(SIGTERM, then SIGKILL), arrays, several nodes, a host that goes away, logs. No job outlives the
+server.
 
 What goes wrong is said by the job: `no-such-image` cannot be pulled; a machine goes away under one
 that prints GO_AWAY, and one that prints USE_UP gets no more memory.

@@ -58,6 +58,7 @@ class Recorder:
 
     def handed(self, task: int, attempt: int, handle: str) -> None:
         self.handles[task] = handle
+        self._changed.set()
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         self.said[task].append("started")
@@ -106,10 +107,21 @@ class Bench:
         self.kind = kind
         self.templates = templates  # those that were started, the last one last
         self.recorder = Recorder()
+        self.specs: dict[int, AttemptSpec] = {}
         self._tasks = 0
 
     def launch(self, deed: str, *args: Any, step: str | None = None) -> int:
         """Have an attempt do a deed; the number of its task."""
+        task = self.prepare(deed, *args, step=step)
+        self.executor.launch(self.specs[task])
+        return task
+
+    def handle_of(self, task: int) -> str:
+        """What was said last of where the task is."""
+        return self.recorder.handles.get(task, "")
+
+    def prepare(self, deed: str, *args: Any, step: str | None = None) -> int:
+        """The number of a task that is to do a deed, and is not launched yet."""
         self._tasks += 1
         task, parent = self._tasks, PARENTS + self._tasks
         manifest = Manifest(step="start")
@@ -117,8 +129,8 @@ class Bench:
         along = {0: Manifest(step="_parameters").encode(), parent: manifest.encode()}
         step = step or ("act_async" if self.kind == "coroutine" else "act")
         inputs = encode_inputs(FromTask(parent))
-        self.executor.launch(
-            AttemptSpec(step, task, 0, inputs, None, None, None, False, True, False, along)
+        self.specs[task] = AttemptSpec(
+            step, task, 0, inputs, None, None, None, False, True, False, along
         )
         return task
 

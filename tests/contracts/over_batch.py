@@ -31,6 +31,7 @@ class OverBatch:
         self._grace = grace
         self._metadata = SqliteMetadata(":memory:")
         self._made: BatchExecutor | None = None
+        self._orphans: Sequence[Orphan] = ()
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         settings = AwsSettings.load()
@@ -46,6 +47,7 @@ class OverBatch:
             SystemClock(),
             grace=self._grace,
         )
+        assert () == self._made.recover(self._orphans), "jobs are never lost with us"
         await self._made.start(context, reports)
 
     def _job(self, context: RunContext) -> Job:
@@ -53,7 +55,8 @@ class OverBatch:
         return Job(context, request, needs, None, "", "task", python_version(), 1 << 30)
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        return orphans
+        self._orphans = orphans
+        return ()
 
     def forget(self, task: int, attempt: int) -> None:
         self._executor.forget(task, attempt)

@@ -15,6 +15,7 @@ import pytest
 
 from aflow.errors import AflowError
 from aflow.executors import process
+from aflow.executors.base import Orphan
 from aflow.executors.link import TemplateProcess
 from aflow.executors.spawn import start_template
 from aflow.flow.spec import define
@@ -31,6 +32,7 @@ from tests.contracts.executing import (
     settled,
 )
 from tests.contracts.flow_of_deeds import DeedFlow
+from tests.support.aws.furnished import Account
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -353,6 +355,42 @@ async def test_a_thread_that_the_flow_file_has_started_holds_up_nothing(
     monkeypatch.setenv("DEEDS_LEAVE_A_THREAD", "yes")
     async with executing(tmp_path, "task", grace=PATIENCE) as bench:
         assert "spoken" == await bench.does("speak")
+
+
+# ------------------------------------------------------------------ taking over
+
+
+@pytest.mark.xdist_group("batch")
+async def test_jobs_of_another_coordinator_are_found_whatever_it_had_said_of_them(
+    aws: Account, tmp_path: Path
+) -> None:
+    first = new_executor("batch")
+    context = context_in(tmp_path)._replace(run=f"taken-over-{tmp_path.name}")
+    await first.executor.start(context, first.recorder)
+    tasks = [first.launch("write", b"task %d" % number) for number in range(3)]
+    await first.recorder.until(lambda: all(first.handle_of(task).count("-") == 4 for task in tasks))
+    name = aws.names_of_jobs(f"tester-DeedFlow-{context.run}")[0]
+    await first.executor.leave()
+    never_submitted = first.prepare("speak")
+
+    second = new_executor("batch")
+    said = [first.handle_of(tasks[0]), f"name={name}:1", first.handle_of(tasks[2])]
+    second.executor.recover(
+        [
+            *(
+                Orphan(first.specs[task], handle, None)
+                for task, handle in zip(tasks, said, strict=True)
+            ),
+            Orphan(first.specs[never_submitted], "name=no-such-job:0", None),
+        ]
+    )
+    await second.executor.start(context, second.recorder)
+    ended = await second.ended(*tasks, never_submitted)
+    await second.executor.stop()
+
+    assert ["succeeded"] * 4 == ended
+    assert [b"task 0", b"task 1", b"task 2"] == [second.recorder.out(task) for task in tasks]
+    assert 2 == len(aws.names_of_jobs(f"tester-DeedFlow-{context.run}")), "one array, one job"
 
 
 # ------------------------------------------------------------------ when processes go away

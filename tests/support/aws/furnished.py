@@ -60,6 +60,12 @@ class Account:
             aws_access_key_id="test", aws_secret_access_key="test",
         )  # fmt: skip
 
+    def names_of_jobs(self, beginning: str) -> list[str]:
+        """The names of the jobs that were submitted, and begin so."""
+        filters = [{"name": "JOB_NAME", "values": [f"{beginning}*"]}]
+        listed = self.client("batch").list_jobs(jobQueue="queue", filters=filters)
+        return [each["jobName"] for each in listed["jobSummaryList"]]
+
     def furnish(self) -> None:
         """A bucket, and a queue with machines."""
         self.client("s3").create_bucket(Bucket="flows")

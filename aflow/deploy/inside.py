@@ -199,7 +199,9 @@ class Job:
         started, limit = self._told.started, self._told.limit
         if started is None or limit is None:
             return False
-        return self._clock.now() >= datetime.fromisoformat(started).timestamp() + limit
+        # Other interpreters than that of AWS put it in quotes.
+        begun = datetime.fromisoformat(started.strip('"'))
+        return self._clock.now() >= begun.timestamp() + limit
 
     def _load_template(self) -> TemplateProcess:
         order = self._order

@@ -5,83 +5,29 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from aflow import Deployer, client
-from aflow.backends import open_metadata
 from aflow.client import Run
-from aflow.metadata.base import RunRecord
 from aflow.scheduler.states import RunState
-from tests.support.servers import select_nothing
+from tests.deploy.deployed import (
+    DEADLINE,
+    FLOWS,
+    ended,
+    flow,
+    job_logs,
+    recorded,
+    run_of,
+    step_functions,
+)
+from tests.support.service import InThread
 
 if TYPE_CHECKING:
     from tests.support.aws.furnished import Account
 
-FLOWS = Path(__file__).parent / "flow_files"
 pytestmark = pytest.mark.timeout(400)  # dozens of processes, on a machine that others use
-DEADLINE = 150.0  # seconds for an execution
-
-
-def flow(file: str, *words: str, code: int = 0, cwd: Path | None = None) -> str:
-    """What a command of the flow says."""
-    done = subprocess.run(
-        [sys.executable, str(FLOWS / file), *words], capture_output=True, text=True, cwd=cwd
-    )
-    assert code == done.returncode, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def step_functions(file: str, command: str, *words: str, code: int = 0) -> str:
-    return flow(file, "step-functions", command, *words, code=code)
-
-
-def ended(aws: Account, machine: str, run: str) -> str:
-    """How the execution of a run has ended."""
-    states = aws.client("stepfunctions")
-    arn = f"arn:aws:states:us-east-1:123456789012:execution:{machine}:{run.removeprefix('sfn-')}"
-    give_up_at = time.monotonic() + DEADLINE
-    while (found := states.describe_execution(executionArn=arn))["status"] == "RUNNING":
-        assert time.monotonic() < give_up_at, job_logs(aws)
-        select_nothing(0.3)
-    status: str = found["status"]
-    return status
-
-
-def job_logs(aws: Account) -> str:
-    """What all jobs have printed."""
-    logs, told = aws.client("logs"), []
-    for stream in logs.describe_log_streams(logGroupName="/aws/batch/job")["logStreams"]:
-        events = logs.get_log_events(
-            logGroupName="/aws/batch/job", logStreamName=stream["logStreamName"]
-        )
-        told += [each["message"] for each in events["events"]]
-    return "\n".join(told)
-
-
-def run_of(aws: Account, pathspec: str) -> Run:
-    client.metadata(aws.metadata.url)
-    return Run(pathspec, _namespace_check=False)
-
-
-def recorded(aws: Account, flow: str, run: str) -> RunRecord:
-    """The record of a run."""
-    metadata = open_metadata(aws.metadata.url)
-    found = metadata.run(flow, run)
-    metadata.close()
-    assert found is not None
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _client(aws: Account) -> Any:
-    yield
-    client.default_metadata()
 
 
 def test_a_flow_of_all_shapes_leaves_what_a_local_run_leaves(aws, tmp_path):
@@ -121,25 +67,50 @@ def _its_end_starts_the_flow_that_follows(aws: Account, run: str) -> None:
     follower = Deployer(FLOWS / "follower.py", show_output=False).step_functions().create()
     schedule = aws.client("scheduler").get_schedule(Name="Follower")
     assert "Europe/Berlin" == schedule["ScheduleExpressionTimezone"]
-    events, states = aws.client("events"), aws.client("stepfunctions")
-    pattern = json.loads(events.describe_rule(Name="Follower-events")["EventPattern"])
-    detail = {key: values[0] for key, values in pattern["detail"].items()}
-    assert "SUCCEEDED" == detail["status"]
-    event = {
-        "detail-type": pattern["detail-type"][0],
-        "detail": {**detail, "name": run.removeprefix("sfn-")},
+    end = {
+        "source": "aws.states",
+        "detail-type": "Step Functions Execution Status Change",
+        "detail": {
+            "stateMachineArn": "arn:aws:states:us-east-1:123456789012:stateMachine:Everything",
+            "status": "SUCCEEDED",
+            "name": run.removeprefix("sfn-"),
+        },
     }
-    (target,) = events.list_targets_by_rule(Rule="Follower-events")["Targets"]
-    # What EventBridge does: the stand-in sends no events to state machines.
-    started = {"end": json.dumps(event), "tick": schedule["Target"]["Input"]}
-    for name, told in started.items():
-        states.start_execution(stateMachineArn=target["Arn"], name=name, input=told)
-    for name, expected in (("end", f"Everything/{run}"), ("tick", None)):
-        assert "SUCCEEDED" == ended(aws, "Follower", name), job_logs(aws)
-        assert expected == run_of(aws, f"Follower/sfn-{name}").end_task.data.before
-    assert {"sfn-end", "sfn-tick"} == {each.run_id for each in follower.list_runs(["SUCCEEDED"])}
+    (by_end,) = aws.fire("Follower-events", end)
+    by_tick = aws.start(schedule["Target"]["Arn"], schedule["Target"]["Input"])
+    for started, expected in ((by_end, f"Everything/{run}"), (by_tick, None)):
+        assert "SUCCEEDED" == ended(aws, "Follower", started), job_logs(aws)
+        assert expected == run_of(aws, f"Follower/{started}").end_task.data.before
+    assert {by_end, by_tick} == {each.run_id for each in follower.list_runs(["SUCCEEDED"])}
     follower.delete()
     assert [] == aws.client("scheduler").list_schedules()["Schedules"]
+
+
+def test_a_flow_that_its_schedule_starts_leaves_what_a_local_run_leaves(aws, tmp_path):
+    id_file = tmp_path / "local"
+    local = ["--datastore", "local", "--metadata", "local", "run", "--run-id-file", str(id_file)]
+    flow("shapes.py", *local, cwd=tmp_path)
+    client.metadata(f"local@{tmp_path}/.aflow")
+    expected = left_by(Run(f"Shapes/{id_file.read_text()}", _namespace_check=False))
+
+    flow("shapes.py", "--with", "retry", "step-functions", "create")
+    rule = aws.client("events").describe_rule(Name="Shapes")
+    assert ("cron(0 * * * ? *)", "ENABLED") == (rule["ScheduleExpression"], rule["State"])
+    (run,) = aws.fire("Shapes")
+    assert "SUCCEEDED" == ended(aws, "Shapes", run), job_logs(aws)
+    there = run_of(aws, f"Shapes/{run}")
+    assert there.successful
+    assert expected == left_by(there)
+    assert {"zero": 0, "values": [0, [11, 12]]} == there.end_task.data.found
+
+
+def left_by(run: Run) -> dict[str, list[Any]]:
+    """The artifacts of all tasks, by step; those of items in the order of the items."""
+    found: dict[str, list[Any]] = {}
+    for step in run.steps():
+        tasks = [{each.id: each.data for each in task if each.id != "_"} for task in step.tasks()]
+        found[step.id] = sorted(tasks, key=repr)
+    return found
 
 
 def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
@@ -183,3 +154,14 @@ def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
     step_functions("mended.py", "delete")
     assert "is not deployed" in step_functions("mended.py", "trigger", code=1)
     assert [] == aws.client("events").list_rules(NamePrefix=machine)["Rules"]
+
+
+def test_a_service_of_metaflows_own_is_refused_since_jobs_could_record_nothing(
+    aws, tmp_path, monkeypatch
+):
+    theirs = InThread(f"sqlite:///{tmp_path}/theirs.db", own=False)
+    monkeypatch.setenv("AFLOW_SERVICE_URL", theirs.url)
+    told = step_functions("follower.py", "create", code=2)
+    theirs.stop()
+    assert f"{theirs.url} is a service of Metaflow's own" in told
+    assert "aflow metadata-service" in told

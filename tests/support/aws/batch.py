@@ -6,7 +6,8 @@ variables, every status, retryStrategy with evaluateOnExit, the limit of an atte
 server.
 
 What goes wrong is said by the job: `no-such-image` cannot be pulled; a machine goes away under one
-that prints GO_AWAY, and one that prints USE_UP gets no more memory.
+that prints GO_AWAY, and one that prints USE_UP gets no more memory. With a tag `throttled=N` the
+first N calls that submit a job of its name are refused.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from datetime import datetime
 from moto import settings
 from moto.batch import models, responses
 from moto.batch.utils import JobStatus
+from moto.core.exceptions import AWSError
 
 LOG_GROUP = "/aws/batch/job"
 GO_AWAY, USE_UP = "the machine goes away now", "memory is used up now"
+THROTTLED: dict[str, int] = {}
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 ENVIRONMENT: dict[str, str] = {}
 SLOTS = threading.Semaphore(4)
@@ -40,6 +43,14 @@ def _now() -> int:
 
 def _pairs(items) -> dict[str, str]:
     return {each["name"]: each.get("value", "") for each in items or []}
+
+
+class Throttled(AWSError):
+    TYPE = "TooManyRequestsException"
+    STATUS = 429
+
+    def __init__(self) -> None:
+        super().__init__("Too many requests.")
 
 
 class ProcessJob(models.Job):
@@ -299,6 +310,10 @@ def install(environment: dict[str, str]) -> None:
     submit = responses.BatchResponse.submitjob
 
     def submitjob(self):
+        name, times = self._get_param("jobName"), (self._get_param("tags") or {}).get("throttled")
+        if times and THROTTLED.setdefault(name, int(times)) > 0:
+            THROTTLED[name] -= 1
+            raise Throttled
         _extra.set({key: self._get_param(key) for key in ("retryStrategy", "nodeOverrides")})
         return submit(self)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from aflow import client
 from tests.support.servers import Server, free_port
 
 ROLE = "arn:aws:iam::123456789012:role/flows"
@@ -91,9 +94,34 @@ class Account:
             computeEnvironmentOrder=[{"order": 1, "computeEnvironment": "machines"}],
         )  # fmt: skip
 
+    def fire(self, rule: str, event: Any = None) -> list[str]:
+        """What EventBridge does with a rule at its next time, or when this event comes; the
+        stand-in only keeps rules. The runs that were started."""
+        events = self.client("events")
+        found = events.describe_rule(Name=rule)
+        assert "ENABLED" == found["State"]
+        assert event is None or matches(json.loads(found["EventPattern"]), event)
+        return [
+            self.start(target["Arn"], target.get("Input", json.dumps(event)))
+            for target in events.list_targets_by_rule(Rule=rule)["Targets"]
+        ]
+
+    def start(self, machine: str, told: str) -> str:
+        """Start an execution, as EventBridge does; its run."""
+        states = self.client("stepfunctions")
+        made = states.start_execution(stateMachineArn=machine, name=str(uuid4()), input=told)
+        return f"sfn-{made['executionArn'].rpartition(':')[2]}"
+
     def close(self) -> None:
         self.metadata.stop()
         self.server.kill()
+
+
+def matches(pattern: Any, event: Any) -> bool:
+    """Whether an event has what the pattern of a rule says."""
+    if isinstance(pattern, list):
+        return event in pattern
+    return all(key in event and matches(each, event[key]) for key, each in pattern.items())
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +137,9 @@ def aws_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
 
 
 @pytest.fixture
-def aws(aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> Account:
+def aws(aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     """The account, and the settings that lead to it."""
     for name, value in aws_account.settings.items():
         monkeypatch.setenv(name, value)
-    return aws_account
+    yield aws_account
+    client.default_metadata()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +44,32 @@ def test_every_state_leads_to_a_state_of_its_own_scope():
                 scopes += [state["ItemProcessor"]] if "ItemProcessor" in state else []
                 checked += 1
     assert checked > 30
+
+
+def test_a_linter_of_aws_has_nothing_to_say_of_machines_and_finds_what_is_wrong(tmp_path):
+    assert (0, "") == linted(tmp_path, _MACHINES)
+    wrong = _MACHINES["Linear.json"].replace('"StartAt": "(begin)"', '"StartAt": "nowhere"')
+    code, said = linted(tmp_path, {"Wrong.json": wrong})
+    assert 0 != code
+    assert "'nowhere'" in said
+
+
+def linted(folder: Path, definitions: dict[str, str]) -> tuple[int, str]:
+    """What cfn-lint says of these machines in a template."""
+    linter = shutil.which("cfn-lint", path=str(Path(sys.executable).parent))
+    assert linter is not None, "cfn-lint is one of the development tools"
+    role = "arn:aws:iam::123456789012:role/flows"
+    resources = {
+        name.removesuffix(".json"): {
+            "Type": "AWS::StepFunctions::StateMachine",
+            "Properties": {"RoleArn": role, "DefinitionString": text},
+        }
+        for name, text in definitions.items()
+    }
+    file = folder / "machines.json"
+    file.write_text(json.dumps({"Resources": resources}))
+    done = subprocess.run([linter, file], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_a_gang_cannot_be_compiled_and_the_step_is_named():

@@ -1,0 +1,150 @@
+"""What happens to the jobs of deployed flows is survived, or told: a machine that goes away, AWS
+that is busy, a job that somebody stops, a step and a run that take too long."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aflow.backends import open_metadata
+from aflow.scheduler.states import AttemptState, RunState
+from tests.deploy.deployed import (
+    DEADLINE,
+    ended,
+    flow,
+    job_logs,
+    recorded,
+    run_of,
+    step_functions,
+)
+from tests.support.faulty import Fault, FaultyProxy
+from tests.support.servers import select_nothing
+
+if TYPE_CHECKING:
+    from tests.support.aws.furnished import Account
+
+pytestmark = pytest.mark.timeout(400)
+LIMIT = 40  # seconds of a run that takes too long
+
+
+class Post:
+    """What a topic and the event bus have been told."""
+
+    def __init__(self, aws: Account) -> None:
+        self._sqs, sns, events = (aws.client(each) for each in ("sqs", "sns", "events"))
+        self._queue = self._sqs.create_queue(QueueName="ends")["QueueUrl"]
+        attributes = self._sqs.get_queue_attributes(
+            QueueUrl=self._queue, AttributeNames=["QueueArn"]
+        )
+        arn = attributes["Attributes"]["QueueArn"]
+        self.topic: str = sns.create_topic(Name="ends")["TopicArn"]
+        sns.subscribe(TopicArn=self.topic, Protocol="sqs", Endpoint=arn)
+        self.bus = "arn:aws:events:us-east-1:123456789012:event-bus/default"
+        events.put_rule(Name="ends", EventPattern=json.dumps({"source": ["aflow"]}))
+        events.put_targets(Rule="ends", Targets=[{"Id": "queue", "Arn": arn}])
+
+    def next(self) -> Any:
+        """The next note."""
+        give_up_at = time.monotonic() + DEADLINE
+        while time.monotonic() < give_up_at:
+            answer = self._sqs.receive_message(QueueUrl=self._queue, WaitTimeSeconds=2)
+            for each in answer.get("Messages", ()):
+                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=each["ReceiptHandle"])
+                return json.loads(each["Body"])
+        raise AssertionError("nobody was told anything")
+
+
+def start(folder: Path, *words: str) -> str:
+    """Start a run; its id."""
+    file = folder / "run"
+    step_functions(
+        "trouble.py", "trigger", "--folder", str(folder), "--run-id-file", str(file), *words
+    )
+    return file.read_text()
+
+
+def job_of(aws: Account, folder: Path, run: str) -> str:
+    """The job of a run whose first step has begun, and waits."""
+    wait_until(aws, lambda: (folder / run).exists())
+    batch = aws.client("batch")
+    for each in batch.list_jobs(jobQueue="queue", jobStatus="RUNNING")["jobSummaryList"]:
+        (job,) = batch.describe_jobs(jobs=[each["jobId"]])["jobs"]
+        variables = {pair["name"]: pair["value"] for pair in job["container"]["environment"]}
+        if variables.get("AFLOW_SFN_RUN") == run:
+            return str(each["jobId"])
+    raise AssertionError(f"{run} has no job")
+
+
+def wait_until(aws: Account, holds: Any) -> None:
+    give_up_at = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < give_up_at, job_logs(aws)
+        select_nothing(0.1)
+
+
+def test_what_happens_to_jobs_is_survived_or_told(aws, tmp_path, monkeypatch):
+    post = Post(aws)
+    with FaultyProxy(aws.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        busy = {"method": "POST", "code": "TooManyRequestsException", "times": 2}
+        proxy.faults += [Fault("answer", status=429, **busy), Fault("answer", status=503, **busy)]
+        words = ["--notify-on-error", post.topic, "--notify-on-success", post.bus]
+        step_functions("trouble.py", "create", "--aws-batch-tag", "throttled=2", *words)
+        assert 4 == sum(bool(each.kind) for each in proxy.seen)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", aws.endpoint)
+    timed = ["--name", "Timed"]
+    flow("trouble.py", "step-functions", *timed, "create", "--workflow-timeout", str(LIMIT))
+    slow = start(tmp_path, "--hangs", "true", *timed)
+
+    _a_job_whose_machine_goes_away_is_tried_again(aws, tmp_path, post)
+    _a_job_that_somebody_stops_ends_the_run(aws, tmp_path, post)
+
+    # The stand-in lets an execution whose time is over catch that, too.
+    assert ended(aws, "Timed", slow) in ("TIMED_OUT", "FAILED")
+    wait_until(aws, lambda: recorded(aws, "Trouble", slow).state is RunState.FAILED)
+    reason = recorded(aws, "Trouble", slow).reason
+    assert f"The run took longer than {LIMIT} seconds (--workflow-timeout)." == reason
+    assert f"hook of {slow} on error" in job_logs(aws)
+
+
+def _a_job_whose_machine_goes_away_is_tried_again(aws: Account, folder: Path, post: Post) -> None:
+    run = start(folder)
+    assert "SUCCEEDED" == ended(aws, "Trouble", run), job_logs(aws)
+    there = run_of(aws, f"Trouble/{run}")
+    problem, retried = there.end_task.data.told
+    assert "timed out after" in problem
+    assert 0 == retried
+    assert [AttemptState.LOST, AttemptState.SUCCEEDED] == states(aws, run, "start")
+    told = post.next()
+    assert "Trouble succeeded" == told["detail-type"]
+    assert {"flow": "Trouble", "run": run, "status": "succeeded"}.items() <= told["detail"].items()
+
+
+def states(aws: Account, run: str, step: str) -> list[AttemptState]:
+    """How the attempts of the one task of a step have ended."""
+    metadata = open_metadata(aws.metadata.url)
+    record = metadata.run("Trouble", run)
+    assert record is not None
+    (view,) = (each for each in metadata.tasks(record.key) if each.task.step == step)
+    found = [each.state for each in metadata.attempts(record.key, view.task.task)]
+    metadata.close()
+    return found
+
+
+def _a_job_that_somebody_stops_ends_the_run(aws: Account, folder: Path, post: Post) -> None:
+    run = start(folder, "--hangs", "true")
+    job = job_of(aws, folder, run)
+    aws.client("batch").terminate_job(jobId=job, reason="Not today.")
+    assert "FAILED" == ended(aws, "Trouble", run), job_logs(aws)
+    assert [AttemptState.INTERRUPTED] == states(aws, run, "start")
+    record = recorded(aws, "Trouble", run)
+    assert RunState.FAILED is record.state
+    assert record.reason
+    told = post.next()
+    assert "Trouble failed" == told["Subject"]
+    assert told["Message"].startswith(f"Trouble/{run} failed: {record.reason}")
+    assert "failed" == told["MessageAttributes"]["status"]["Value"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ class Made:
 
     def __init__(self, server: Server, name: str) -> None:
         self.name = name
+        self.server = server
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
             "AWS_ACCESS_KEY_ID": "test",
@@ -62,6 +64,18 @@ class Made:
             ],
         )
 
+    def push(self) -> None:
+        """Put the image into its registry, as a person does before."""
+        ecr, (name, _, tag) = self.aws("ecr"), IMAGE.partition("/")[2].partition(":")
+        ecr.create_repository(repositoryName=name)
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": {"digest": "sha256:0", "size": 1},
+            "layers": [],
+        }
+        ecr.put_image(repositoryName=name, imageTag=tag, imageManifest=json.dumps(manifest))
+
     def resources(self) -> dict[str, tuple[str, str]]:
         """Type and physical id of what was made, by name."""
         listed = self.aws("cloudformation").get_paginator("list_stack_resources")
@@ -90,6 +104,7 @@ def stack_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def made(stack_server: Server, repository: Path) -> Made:
     """The stack with a notebook."""
     made = Made(stack_server, f"aflow-{os.getpid()}")
+    made.push()
     file = repository / "aflow" / "stack" / "cloudformation.yaml"
     made.create(file, NotebookInstanceType="ml.t3.medium")
     return made

@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 
 from tests.flows.conftest import Workspace
 from tests.stack.conftest import IMAGE, KEY, Made
+from tests.support.aws.account import Account
 from tests.support.servers import Server
 from tests.support.service import InThread
 
@@ -36,12 +37,12 @@ class Flow_(FlowSpec):
 
 
 def aflow(
-    made: Made, home: Path, *words: str, answer: str = ""
+    made: Made, home: Path, *words: str, answer: str = "", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """The command of a user with this home."""
     return subprocess.run(
         [sys.executable, "-m", "aflow", *words],
-        env=os.environ | made.environment | {"AFLOW_HOME": str(home)},
+        env=os.environ | made.environment | {"AFLOW_HOME": str(home)} | env,
         input=answer,
         capture_output=True,
         text=True,
@@ -129,13 +130,6 @@ def test_the_other_outputs_name_policies_a_secret_and_a_notebook(made: Made) -> 
 def test_doctor_finds_that_all_of_the_stack_can_be_used(made: Made, tmp_path: Path) -> None:
     home = tmp_path / "home"
     service = InThread(f"sqlite:///{tmp_path}/metadata.db", [KEY])
-    # What a person does before, and what no stand-in has: the image, and the address of the API.
-    ecr, name = made.aws("ecr"), IMAGE.partition("/")[2].partition(":")[0]
-    ecr.create_repository(repositoryName=name)
-    manifest = {"schemaVersion": 2, "config": {"digest": "sha256:0", "size": 1}, "layers": [],
-                "mediaType": "application/vnd.docker.distribution.manifest.v2+json"}  # fmt: skip
-    tag = IMAGE.rpartition(":")[2]
-    ecr.put_image(repositoryName=name, imageTag=tag, imageManifest=json.dumps(manifest))
     found = imported(made, home) | {"METAFLOW_SERVICE_URL": service.url}
     (home / "config.json").write_text(json.dumps(found))
 
@@ -210,6 +204,46 @@ def test_steps_run_as_jobs_in_the_queue_of_the_stack(
     properties = told[0]["containerProperties"]
     assert IMAGE == properties["image"]
     assert found["METAFLOW_ECS_S3_ACCESS_IAM_ROLE"] == properties["jobRoleArn"]
+
+
+def actions_of(made: Made, policy: str) -> str:
+    """A policy that allows the same actions, on anything: the stand-in knows no resources of
+    requests, and writes some actions in small letters, which is the same to IAM. (Its ARN.)"""
+    iam = made.aws("iam")
+    version = iam.get_policy(PolicyArn=policy)["Policy"]["DefaultVersionId"]
+    document = iam.get_policy_version(PolicyArn=policy, VersionId=version)["PolicyVersion"]
+    named = [each["Action"] for each in document["Document"]["Statement"]]
+    actions = [one for each in named for one in ([each] if isinstance(each, str) else each)]
+    small = [each.lower() for each in actions]
+    allowed = {"Effect": "Allow", "Action": [*actions, *small], "Resource": "*"}
+    made_policy = iam.create_policy(
+        PolicyName=f"actions-of-{policy.rpartition('/')[2]}",
+        PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": allowed}),
+    )
+    return str(made_policy["Policy"]["Arn"])
+
+
+def test_who_has_the_policies_of_the_stack_may_take_its_settings_and_look_at_all(
+    made: Made, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    outputs = made.outputs()
+    service = InThread(f"sqlite:///{tmp_path}/metadata.db", [KEY])
+    policies = [actions_of(made, outputs[key]) for key in ("UserPolicyArn", "DataPolicyArn")]
+
+    try:
+        with Account(made.server).nobody(*policies) as who:
+            person = {**who, "METAFLOW_SERVICE_URL": service.url}
+            taken = aflow(made, home, "stack", "import", made.name, **person)
+            looked = aflow(made, home, "doctor", "--json", **person)
+    finally:
+        service.stop()
+
+    assert 0 == taken.returncode, taken.stderr
+    assert 0 == looked.returncode, looked.stdout + looked.stderr
+    states = {each["name"]: each["state"] for each in json.loads(looked.stdout)}
+    assert {"ok"} == {*states.values()}
+    assert {"job role", "job image", "state machines", "schedules", "logs", "table"} < states.keys()
 
 
 def settings_of_the_notebook(made: Made, home: Path) -> dict[str, str]:

@@ -84,10 +84,13 @@ class Account:
         return str(made["jobQueueArn"])
 
     @contextmanager
-    def nobody(self) -> Iterator[dict[str, str]]:
-        """The environment of somebody without any right; the stand-in asks for rights meanwhile."""
+    def nobody(self, *policies: str) -> Iterator[dict[str, str]]:
+        """The environment of somebody without any right but those of these managed policies (their
+        ARNs); the stand-in asks for rights meanwhile."""
         iam, name = self.client("iam"), f"nobody-{os.getpid()}"
         iam.create_user(UserName=name)
+        for policy in policies:
+            iam.attach_user_policy(UserName=name, PolicyArn=policy)
         key = iam.create_access_key(UserName=name)["AccessKey"]
         self._free_actions("0")
         try:
@@ -98,6 +101,8 @@ class Account:
             }
         finally:
             self._free_actions("inf")
+            for policy in policies:
+                iam.detach_user_policy(UserName=name, PolicyArn=policy)
             iam.delete_access_key(UserName=name, AccessKeyId=key["AccessKeyId"])
             iam.delete_user(UserName=name)
 

@@ -46,6 +46,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _LARGEST_PACKAGE = 64 << 20
 _UPLOADS = 4  # packages that are in memory at once
+_SOON = 3.0  # seconds in which the metadata have to answer to be ready
 _LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
 
 _log = logging.getLogger("aflow.server")
@@ -90,6 +91,7 @@ class _Api:
         self._metadata = metadata
         self._streams = Streams(metadata)
         self._uploads = asyncio.Semaphore(_UPLOADS)
+        self._looking: asyncio.Task[Any] | None = None
 
     async def close(self, _: web.Application) -> None:
         """Let nobody wait any longer."""
@@ -103,7 +105,18 @@ class _Api:
         """The metadata answers, too, and runs are begun; 503."""
         if self._runs.is_closed:
             raise CoordinatorClosed("The server is being stopped.")
-        await asyncio.to_thread(self._metadata.flows)
+        # One look for all who ask: one that waits for a database that is away holds a thread.
+        if self._looking is None or self._looking.done():
+            loop = asyncio.get_running_loop()
+            self._looking = loop.create_task(asyncio.to_thread(self._metadata.flows))
+            self._looking.add_done_callback(lambda look: look.cancelled() or look.exception())
+        try:
+            async with asyncio.timeout(_SOON):
+                await asyncio.shield(self._looking)
+        except TimeoutError as error:
+            raise MetadataUnavailable(
+                f"The metadata in {self._metadata.url} do not answer within {_SOON:g} seconds."
+            ) from error
         return web.json_response({"status": "ready"})
 
     async def measure(self, _: web.Request) -> web.StreamResponse:

@@ -12,6 +12,8 @@ import pytest
 
 from aflow.scheduler.states import RunState
 from tests.server.conftest import Daemon
+from tests.support.postgres import new_schema
+from tests.support.servers import postgres_for_one
 
 WAITS = """
 class Flow_(FlowSpec):
@@ -151,6 +153,22 @@ def runs_in(folder: Path) -> list[int]:
             if b"run" in words and any(str(folder).encode() in word for word in words):
                 found.append(int(entry.name))
     return found
+
+
+def test_a_server_whose_metadata_are_away_lives_and_is_not_ready(folder: Daemon) -> None:
+    with postgres_for_one() as postgres:
+        store = (folder.path / "store").as_uri()
+        folder.begin("--metadata", new_schema(postgres), "--storage", store)
+        assert (200, {"status": "ready"}) == folder.ask("GET", "/readyz")
+        postgres.kill()
+
+        status, told = folder.ask("GET", "/readyz")
+
+        assert (503, ["error"]) == (status, list(told))
+        assert "secret" not in told["error"]
+        assert 200 == folder.ask("GET", "/healthz")[0]
+        folder.process.kill()  # told to stop, it would wait until its threads have given up
+        folder.process.communicate()
 
 
 def test_a_server_that_others_can_reach_wants_a_token(folder: Daemon) -> None:

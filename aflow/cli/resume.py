@@ -59,7 +59,11 @@ def resume(
                 f"{', '.join(definition.steps)}."
             )
         return {
-            "origin_run": origin_run_id or _latest(definition.name, settings),
+            "origin_run": (
+                _latest(definition.name, settings)
+                if origin_run_id is None
+                else _named(definition.name, origin_run_id, settings)
+            ),
             "rerun_step": step_to_rerun,
             "rerun_missing": rerun_missing,
             "clone_only": clone_only,
@@ -85,6 +89,34 @@ def resume(
         clone_only=clone_only,
         run_id_file=values["run_id_file"],
         runner_attribute_file=values["runner_attribute_file"],
+    )
+
+
+def _named(flow: str, given: str, settings: Settings) -> str:
+    """The run that is named, as RUN or FLOW/RUN. Raises InvalidInput for one of another flow; what
+    is there nowhere is told by who looks for it."""
+    from aflow import backends
+
+    of, _, run = given.rpartition("/")
+    if of not in ("", flow) and of.isidentifier():
+        raise _of_another(of, run, flow)
+    if not settings.has_metadata or of not in ("", flow):
+        return given
+    metadata = backends.open_metadata(settings.metadata_url)
+    try:
+        if metadata.run(flow, run) is None:
+            for other, _ in metadata.flows():
+                if metadata.run(other, run) is not None:
+                    raise _of_another(other, run, flow)
+    finally:
+        metadata.close()
+    return run
+
+
+def _of_another(other: str, run: str, flow: str) -> InvalidInput:
+    return InvalidInput(
+        f"{other}/{run} is a run of another flow, which {flow} cannot resume: use the file of "
+        f"{other}."
     )
 
 

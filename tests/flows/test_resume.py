@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 
 import pytest
 
 from aflow import client
 from aflow.scheduler.states import RunState
-from tests.flows.conftest import Ran, Workspace, children_of
+from tests.flows.conftest import PREAMBLE, Ran, Workspace, children_of
 
 FAILS_ONCE = """
 class Flow_(FlowSpec):
@@ -346,6 +347,23 @@ def test_what_cannot_be_resumed_ends_in_a_sentence(
     ran = resume(failed, *args)
     assert code == ran.code
     assert said in " ".join(ran.err.split())
+
+
+def test_a_run_of_another_flow_is_refused_and_its_own_may_be_named_in_full(
+    failed: Workspace,
+) -> None:
+    run = newest(failed)[0].id
+    other = FAILS_ONCE.replace("Flow_", "Other")
+    (failed.path / "other.py").write_text(PREAMBLE + textwrap.dedent(other))
+    for name in (run, f"Flow_/{run}"):
+        refused = failed.finish(
+            failed.start_aflow("resume", "other.py", "--no-pylint", "--origin-run-id", name)
+        )
+        assert 2 == refused.code
+        told = f"Flow_/{run} is a run of another flow, which Other cannot resume"
+        assert told in " ".join(refused.err.split())
+    ran = resume(failed, "--origin-run-id", f"Flow_/{run}")
+    assert 0 == ran.code, ran.err
 
 
 def test_without_any_run_there_is_nothing_to_resume(workspace: Workspace) -> None:

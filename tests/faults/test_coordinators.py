@@ -10,6 +10,7 @@ import pytest
 
 from aflow import backends
 from aflow.clock import SystemClock
+from aflow.executors import job
 from aflow.scheduler.states import RunState
 from tests.faults.checker import check
 from tests.faults.conftest import Undisturbed
@@ -79,3 +80,20 @@ def test_a_clock_that_is_set_does_not_hold_up_a_run(
 
     assert RunState.SUCCEEDED is bench.state()
     check(fleet, clocks_agree=False)
+
+
+def test_a_worker_with_another_python_is_refused_with_both_named(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEDGER", str(fleet.ledger.path))
+    monkeypatch.setattr(job, "python_version", lambda: "2.7")
+    bench = Bench(fleet)
+    fleet.start_worker("--slots", "1", LEDGER=str(fleet.ledger.path))
+
+    asyncio.run(bench.run(Points()))
+
+    record = fleet.record()
+    assert record is not None
+    assert "was started with Python 2.7, and here is 3." in record.reason
+    assert [] == fleet.ledger.lines()
+    check(fleet, state=RunState.FAILED)

@@ -51,7 +51,7 @@ class Host(Protocol):
 class Held:
     """A lease and what it is for."""
 
-    __slots__ = ("active", "lease", "letter", "runtime", "spec")
+    __slots__ = ("active", "is_suspect", "lease", "letter", "runtime", "spec")
 
     def __init__(
         self, lease: Lease, letter: TaskLetter, spec: AttemptSpec, runtime: Runtime
@@ -61,6 +61,7 @@ class Held:
         self.spec = spec
         self.runtime = runtime
         self.active = False  # handed to the processes of its run
+        self.is_suspect = False  # it may kill its worker, and runs alone
 
 
 class Runtime:

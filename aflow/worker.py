@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 WAIT = 15.0  # seconds that one call waits for messages
 WORTH_HOLDING = 0.2  # seconds of work that a slot may hold ahead
+TRUSTED = 2  # deliveries; one that comes for the third time was with two workers that ended
 MOST_AHEAD = 32  # attempts that a slot may hold ahead
 KEPT = 4  # runs whose processes are kept warm though nothing of them runs
 
@@ -113,15 +114,33 @@ class Worker:
                     await self._room.wait()
                     continue
                 leases = await self._lease(free, draining)
-                for lease in leases:
+                for lease in await self._sifted(leases):
                     await self._begin(lease)
         finally:
             draining.cancel()
 
+    async def _sifted(self, leases: list[Lease]) -> list[Lease]:
+        """The leases, if all may be begun together. A task that was with several workers when they
+        ended may have killed them, and its neighbours are not to be taken for it: it runs alone,
+        and what has not begun goes back to others before that."""
+        suspect = next((each for each in leases if each.deliveries > TRUSTED), None)
+        if suspect is None:
+            return leases
+        back = [each for each in leases if each is not suspect]
+        for held in self._waiting:
+            del self._held[held.letter.flow, held.letter.run, held.spec.task, held.spec.attempt]
+            back.append(held.lease)
+        self._waiting.clear()
+        await self._give_back(back, counted=False)
+        return [suspect]
+
     @property
     def _wanted(self) -> int:
         """How many attempts to have in hand: more than can run at once where they are short, since
-        each call to the broker takes its time; none is kept from others for long."""
+        each call to the broker takes its time; none is kept from others for long. None beside one
+        that has to run alone."""
+        if any(held.is_suspect for held in self._held.values()):
+            return 0
         ahead = min(MOST_AHEAD, int(WORTH_HOLDING / max(self._duration, 1e-6)))
         return self._options.slots * (1 + ahead)
 
@@ -160,6 +179,7 @@ class Worker:
             self._forget_idle(runtime)
         spec = spec._replace(again=spec.again or lease.deliveries > 1)
         held = Held(lease, letter, spec, runtime)
+        held.is_suspect = lease.deliveries > TRUSTED
         self._held[owner] = held
         self._waiting.append(held)
         self._feed()
@@ -167,6 +187,8 @@ class Worker:
     def _feed(self) -> None:
         """Hand on what waits, as far as processes want it."""
         while self._waiting and self._active < self._waiting[0].runtime.in_hand:
+            if self._waiting[0].is_suspect and self._active:
+                return
             held = self._waiting.popleft()
             held.active = True
             self._active += 1
@@ -225,9 +247,11 @@ class Worker:
         for runtime in self._runtimes.values():
             await runtime.executor.stop()  # interrupts what runs: it goes back
 
-    async def _give_back(self, leases: Sequence[Lease], delay: float = 0.0) -> None:
+    async def _give_back(
+        self, leases: Sequence[Lease], delay: float = 0.0, *, counted: bool = True
+    ) -> None:
         try:
-            await self._queue.release(leases, delay=delay)
+            await self._queue.release(leases, delay=delay, counted=counted)
         except QueueError as error:
             self._say(str(error))
 

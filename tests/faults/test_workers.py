@@ -116,6 +116,7 @@ class Flow_(FlowSpec):
         if self.input == 3:
             os.kill(worker(), signal.SIGKILL)
             time.sleep(60)
+        time.sleep(0.3)  # so that it has begun, and not ended, when its neighbour kills the worker
         self.y = self.input
         self.next(self.join)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ LOOK = 10.0  # seconds between looks at what was buried
 PATIENCE = 600.0  # seconds for which it may be away
 GPU_POOL = "gpu"  # of steps that ask for GPUs
 _AT_ONCE = 200  # messages a call
+_log = logging.getLogger("aflow.queue")
 
 
 class QueueExecutor:
@@ -302,7 +304,8 @@ class QueueExecutor:
     def _open(self, lease: Lease) -> None:
         try:
             letter: ReportsLetter = unseal_letter(lease.body, "reports", self._key)
-        except QueueError:  # nobody who may tell us something wrote it
+        except QueueError as error:  # nobody who may tell us something wrote it
+            _log.warning("A message of %s is refused: %s", lease.topic, error)
             self._mail.done.append(lease)
             return
         self._mail.hear(letter, lease)

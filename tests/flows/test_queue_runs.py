@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from aflow import client
+from aflow.executors import letters
+from aflow.executors.letters import ReportsLetter, TaskLetter
+from aflow.queue.base import Message
+from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from tests.flows.conftest import Ran, Workspace, processes_in
 
@@ -295,6 +300,28 @@ def test_messages_are_signed_where_there_is_a_key(workers: Workers) -> None:
     workers.start("--slots", "1", AFLOW_SIGNING_KEY="a key")
 
     assert_ended_well(workers, workers.run(AFLOW_SIGNING_KEY="a key"))
+
+
+def test_who_has_no_key_is_refused_by_both_sides_and_that_is_said(workers: Workers) -> None:
+    def put(topic: str, body: bytes) -> None:
+        queue = SqliteQueue(Path(workers.url.removeprefix("sqlite:///")))
+        asyncio.run(queue.put(topic, [Message("forged", body)]))
+        asyncio.run(queue.close())
+
+    reports = letters.reports_topic("Flow_", "signed")
+    put(reports, ReportsLetter("intruder", "host", 1, [[letters.STARTED, 1, 0, 1, 0.0]]).seal(None))
+    task = TaskLetter("file:///nowhere", "Flow_", "signed", "job", reports, b"", 0)
+    put(letters.tasks_topic("default"), task.seal(b"another key"))
+    worker = workers.start("--slots", "1", AFLOW_SIGNING_KEY="a key")
+    assert worker.stderr is not None
+    assert "A message of tasks.default is refused: A message was signed with another" in (
+        worker.stderr.readline()
+    )
+
+    ran = workers.run("--run-id", "signed", AFLOW_SIGNING_KEY="a key")
+
+    assert_ended_well(workers, ran)
+    assert f"A message of {reports} is refused: A message is not signed" in ran.err
 
 
 def test_what_a_worker_does_not_have_is_said_in_the_error_of_the_task(workers: Workers) -> None:

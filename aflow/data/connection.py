@@ -29,6 +29,10 @@ class Identity(NamedTuple):
 async def connect(root: Root, identity: Identity) -> Any:
     """A client of S3, for `s3_wire.disconnect`. Raises AccessDenied where the role may not be
     assumed, and what `translated` does."""
+    return await _connect(root, identity, lambda: _connect(root, identity, None))
+
+
+async def _connect(root: Root, identity: Identity, again: s3_wire.Again | None) -> Any:
     of_session = dict(identity.session_vars or {})
     subject = Subject(root.url or "S3", "")
     with translated(subject):
@@ -42,7 +46,7 @@ async def connect(root: Root, identity: Identity) -> Any:
         if identity.role is not None:
             await _assume(session, identity.role, of_session)
             options = {name: value for name, value in options.items() if name not in _KEYS}
-        return await s3_wire.connect(session, **options)
+        return await s3_wire.connect(session, again, **options)
 
 
 _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")

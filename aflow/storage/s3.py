@@ -57,8 +57,14 @@ class S3Store:
         return self._url
 
     async def _connected(self) -> Any:
+        return await self._connect(self._session, self._lane)
+
+    async def _lane(self) -> Any:
+        return await self._connect(s3_wire.new_session(), None)
+
+    async def _connect(self, session: Any, again: s3_wire.Again | None) -> Any:
         return await s3_wire.connect(
-            self._session, region_name=self._region, endpoint_url=self._endpoint
+            session, again, region_name=self._region, endpoint_url=self._endpoint
         )
 
     def close(self) -> None:

@@ -11,11 +11,12 @@ import base64
 import contextlib
 import functools
 import zlib
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from aflow.errors import MissingExtra, StorageError, StoreBusy
 from aflow.storage.base import Buffer
+from aflow.storage.portal import Portal
 from aflow.storage.retrying import retried
 from aflow.storage.s3_errors import Refused, Subject, translated
 
@@ -28,11 +29,13 @@ except ImportError as error:
     raise MissingExtra("Storage in S3 needs aiobotocore: install aflow[aws].") from error
 
 T = TypeVar("T")
+Again = Callable[[], Coroutine[Any, Any, Any]]
 
 PART = 8 << 20  # bytes of a part
 MOST_PARTS = 10_000  # that S3 takes
 PARTS_AT_ONCE = 8
 CONNECTIONS = 64
+LANES = 3  # threads that the parts of large objects go over
 _CHUNK = 1 << 20
 _TIMES = {"connect_timeout": 10, "read_timeout": 60}
 
@@ -132,9 +135,12 @@ class _Once(AIOHTTPSession):  # type: ignore[misc]
         return session
 
 
-async def connect(session: AioSession, **options: Any) -> Any:
+async def connect(session: AioSession, again: Again | None = None, **options: Any) -> Any:
     """A client of S3 with many connections, which makes each call once. `options` are those of
-    create_client; `config` may hold more. It is let go of with `disconnect`."""
+    create_client; `config` may hold more. It is let go of with `disconnect`.
+
+    `again` makes another such client without lanes of its own: large objects go over several, each
+    with a thread, since one thread does not keep a fast network busy."""
     config = AioConfig(
         max_pool_connections=CONNECTIONS,
         retries={"total_max_attempts": 1},
@@ -147,6 +153,10 @@ async def connect(session: AioSession, **options: Any) -> Any:
         session.create_client("s3", config=config.merge(more) if more else config, **options)
     )
     client.aflow_stack = stack
+    lanes = range(1, LANES)
+    client.aflow_lanes = (
+        [Portal(f"aflow-s3-{number}", again, disconnect) for number in lanes] if again else []
+    )
     made = client.meta.config
     if _sends_checksums(client) and "payload_signing_enabled" not in (made.s3 or {}):
         # A body that goes with its checksum needs no second one in its signature.
@@ -162,7 +172,19 @@ def _sends_checksums(s3: Any) -> bool:
 
 async def disconnect(client: Any) -> None:
     """Close its connections."""
+    for lane in client.aflow_lanes:
+        await asyncio.to_thread(lane.close)
     await client.aflow_stack.aclose()
+
+
+async def _in_lane(s3: Any, number: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """What `work(client)` gives for part `number` of an object, in one of the client's lanes."""
+    turn = number % (len(s3.aflow_lanes) + 1)
+    if turn == 0:
+        return await work(s3)
+    # To begin may mean to connect first.
+    answer = await asyncio.to_thread(s3.aflow_lanes[turn - 1].begin, work)
+    return await asyncio.wrap_future(answer)
 
 
 # ------------------------------------------------------------------ up
@@ -195,7 +217,7 @@ async def upload(
     whole = {**where, "UploadId": await retried(start)}
     part = max(PART, -(-source.size // MOST_PARTS))
 
-    async def send(number: int) -> dict[str, Any]:
+    async def send(number: int, s3: Any) -> dict[str, Any]:
         # In a thread: to read and to sum up a part takes longer than to send it.
         data, checksum = await asyncio.to_thread(_read, source, (number - 1) * part, part)
         checked = {"ChecksumCRC32": checksum} if is_checked else {}
@@ -207,7 +229,8 @@ async def upload(
     try:
         count = -(-source.size // part)
         parts = await some_at_once(
-            retried(functools.partial(send, number)) for number in range(1, count + 1)
+            retried(functools.partial(_in_lane, s3, number, functools.partial(send, number)))
+            for number in range(1, count + 1)
         )
         with translated(subject):
             await s3.complete_multipart_upload(
@@ -250,7 +273,7 @@ async def download(
     bodies = {0: answer["Body"]}
     same = {"IfMatch": answer["ETag"]} if "ETag" in answer else {}
 
-    async def fill(at: int) -> None:
+    async def fill(at: int, s3: Any) -> None:
         wanted = min(part, size - at)
         with translated(subject):
             body = bodies.pop(at, None)
@@ -265,7 +288,10 @@ async def download(
             await _pour(body, sink, at, wanted)
 
     try:
-        await some_at_once(retried(functools.partial(fill, at)) for at in range(0, size, part))
+        await some_at_once(
+            retried(functools.partial(_in_lane, s3, at // part, functools.partial(fill, at)))
+            for at in range(0, size, part)
+        )
     except Refused as error:
         raise StoreBusy(f"{subject.place} changed while it was read.") from error
     if not size:

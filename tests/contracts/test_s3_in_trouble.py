@@ -5,12 +5,16 @@ Each fault is made by a proxy before the stand-in; objects are large enough to g
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +22,7 @@ from aflow import S3, errors
 from aflow.clock import SystemClock
 from aflow.storage.blobs import BlobStore
 from aflow.storage.retrying import RetryingStore
+from aflow.storage.s3_wire import PART
 from tests.support.faulty import Fault, FaultyProxy
 from tests.support.s3 import S3Bucket
 
@@ -258,6 +263,27 @@ def test_an_upload_that_is_killed_leaves_no_object_and_its_parts_are_swept(
     now = SystemClock().now()
     assert 1 == store.sweep(0, now + 10)
     assert 0 == store.sweep(0, now + 10)
+
+
+def test_the_list_of_the_parts_of_an_upload_has_their_checksums(s3_bucket: S3Bucket) -> None:
+    told: list[bytes] = []
+
+    async def listen(s3: Any) -> None:
+        s3.meta.events.register(
+            "before-call.s3.CompleteMultipartUpload",
+            lambda params, **_: told.append(params["body"]),
+        )
+
+    store = s3_bucket.store()
+    store._portal.call(listen)
+    store.put("large", [LARGE])
+
+    assert LARGE == bytes(store.get("large"))
+    (body,) = told
+    checksums = [zlib.crc32(LARGE[at : at + PART]).to_bytes(4) for at in range(0, len(LARGE), PART)]
+    assert [base64.b64encode(each) for each in checksums] == re.findall(
+        b"<ChecksumCRC32>(.*?)</ChecksumCRC32>", body
+    )
 
 
 def test_two_writers_of_one_digest_both_succeed(store: RetryingStore, proxy: FaultyProxy) -> None:

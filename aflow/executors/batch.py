@@ -116,6 +116,7 @@ class BatchExecutor:
         self._arrays: dict[str, _Array] = {}  # those of which some are away
         self._places: dict[Owner, tuple[_Array, int]] = {}
         self._cancels: dict[Owner, tuple[AttemptState, str]] = {}  # to be told to AWS
+        self._left: dict[Owner, tuple[_Array, int]] = {}  # of these, those that were given up
         self._stopping: dict[Owner, tuple[AttemptState, str]] = {}  # that AWS was told to end
         self._over: dict[Owner, Description] = {}  # jobs that have ended, as AWS Batch says
         # Arrays of which more have ended than were heard of, and whether that is all of them.
@@ -275,8 +276,13 @@ class BatchExecutor:
                 reason = f"The task could not be submitted to AWS Batch: {error}"
                 self._give_up(owner, AttemptState.LOST, reason)
             return
+        array = _Array(job, dict(enumerate(owners)), group.mark)
         self._hand(owners, job, group.mark)
-        self._know(_Array(job, dict(enumerate(owners)), group.mark))
+        self._know(array)
+        for index, owner in enumerate(owners):
+            if owner not in self._mail.away:  # given up while it was submitted: it ends with others
+                self._cancels.setdefault(owner, (AttemptState.CANCELLED, _CANCELLED))
+                self._left[owner] = array, index
 
     def _written(self, specs: Sequence[AttemptSpec]) -> Roll:
         """The list of these attempts, in the store. Blocks."""
@@ -344,25 +350,31 @@ class BatchExecutor:
     def _note_over(self, owner: Owner) -> None:
         """An attempt has ended: what is not away any more is not watched."""
         self._stopping.pop(owner, None)
-        array, _ = self._places.pop(owner, (None, 0))
+        array, index = self._places.pop(owner, (None, 0))
         if array is not None:
+            if owner in self._cancels:
+                self._left[owner] = array, index
             array.away -= 1
             if not array.away:
                 del self._arrays[array.id]
                 self._poller.unwatch(array.id)
 
     async def _terminate(self, cancels: Mapping[Owner, tuple[AttemptState, str]]) -> None:
-        by_array: defaultdict[str, list[int]] = defaultdict(list)
+        left, self._left = self._left, {}
+        by_array: defaultdict[_Array, list[int]] = defaultdict(list)
         for owner in cancels:
-            if owner in self._mail.away and owner in self._places:
-                array, index = self._places[owner]
-                by_array[array.id].append(index)
+            place = self._places.get(owner) or left.get(owner)
+            if place is not None:
+                by_array[place[0]].append(place[1])
         reason = next((reason for _, reason in cancels.values()), "")
         ends = []
-        for id, indexes in by_array.items():
-            array = self._arrays[id]
-            whole = array.away == len(indexes)
-            jobs = {id} if whole else {array.child(each) for each in indexes}
+        for array, indexes in by_array.items():
+            others = {
+                index
+                for index, owner in array.owners.items()
+                if owner in self._mail.away and owner not in cancels
+            }
+            jobs = {array.child(each) for each in indexes} if others else {array.id}
             ends += [partial(self._calls.terminate, job, reason) for job in jobs]
         results = await asyncio.gather(
             *(self._patiently(each, 2 * self._grace) for each in ends), return_exceptions=True

@@ -102,11 +102,7 @@ class Bench:
 
     def jobs(self, flow: str, run: str) -> list[dict[str, Any]]:
         """What AWS Batch says of all jobs of a run, in the order of submission."""
-        batch = self.aws.client("batch")
-        filters = [{"name": "JOB_NAME", "values": [f"tester-{flow}-{run}-*"]}]
-        listed = batch.list_jobs(jobQueue="queue", filters=filters)["jobSummaryList"]
-        found: list[dict[str, Any]] = batch.describe_jobs(jobs=[e["jobId"] for e in listed])["jobs"]
-        return sorted(found, key=lambda each: each["createdAt"])
+        return self.aws.jobs(f"tester-{flow}-{run}-")
 
     def sizes_of_jobs(self, flow: str, run: str) -> list[int]:
         """How many attempts each job of a run was submitted for, in the order of submission."""

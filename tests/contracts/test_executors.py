@@ -369,7 +369,7 @@ async def test_jobs_of_another_coordinator_are_found_whatever_it_had_said_of_the
     await first.executor.start(context, first.recorder)
     tasks = [first.launch("write", b"task %d" % number) for number in range(3)]
     await first.recorder.until(lambda: all(first.handle_of(task).count("-") == 4 for task in tasks))
-    name = aws.names_of_jobs(f"tester-DeedFlow-{context.run}")[0]
+    name = aws.jobs(f"tester-DeedFlow-{context.run}")[0]["jobName"]
     await first.executor.leave()
     never_submitted = first.prepare("speak")
 
@@ -390,7 +390,25 @@ async def test_jobs_of_another_coordinator_are_found_whatever_it_had_said_of_the
 
     assert ["succeeded"] * 4 == ended
     assert [b"task 0", b"task 1", b"task 2"] == [second.recorder.out(task) for task in tasks]
-    assert 2 == len(aws.names_of_jobs(f"tester-DeedFlow-{context.run}")), "one array, one job"
+    assert 2 == len(aws.jobs(f"tester-DeedFlow-{context.run}")), "one array, one job"
+
+
+@pytest.mark.xdist_group("batch")
+async def test_a_job_whose_attempt_was_given_up_while_it_was_submitted_is_ended(
+    aws: Account, tmp_path: Path
+) -> None:
+    bench = new_executor("batch", grace=0.0)
+    context = context_in(tmp_path)._replace(run=f"given-up-{tmp_path.name}")
+    await bench.executor.start(context, bench.recorder)
+    tasks = [bench.launch("wait") for _ in range(2)]
+    await bench.recorder.until(lambda: bench.handle_of(tasks[1]).startswith("name="))
+    for task in tasks:
+        bench.cancel(task)
+
+    assert ["cancelled"] * 2 == await bench.ended(*tasks)
+    await bench.executor.stop()
+    (job,) = aws.jobs(f"tester-DeedFlow-{context.run}")
+    assert job["isTerminated"]
 
 
 # ------------------------------------------------------------------ when processes go away

@@ -63,11 +63,13 @@ class Account:
             aws_access_key_id="test", aws_secret_access_key="test",
         )  # fmt: skip
 
-    def names_of_jobs(self, beginning: str) -> list[str]:
-        """The names of the jobs that were submitted, and begin so."""
+    def jobs(self, beginning: str) -> list[dict[str, Any]]:
+        """What AWS Batch says of the jobs whose names begin so, in the order of submission."""
+        batch = self.client("batch")
         filters = [{"name": "JOB_NAME", "values": [f"{beginning}*"]}]
-        listed = self.client("batch").list_jobs(jobQueue="queue", filters=filters)
-        return [each["jobName"] for each in listed["jobSummaryList"]]
+        listed = batch.list_jobs(jobQueue="queue", filters=filters)["jobSummaryList"]
+        found: list[dict[str, Any]] = batch.describe_jobs(jobs=[e["jobId"] for e in listed])["jobs"]
+        return sorted(found, key=lambda each: each["createdAt"])
 
     def furnish(self) -> None:
         """A bucket, and a queue with machines."""

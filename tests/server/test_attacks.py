@@ -20,6 +20,8 @@ from tests.server import attacks
 from tests.server.attacks import OPEN
 from tests.server.conftest import FLOW, Daemon
 
+pytestmark = pytest.mark.xdist_group("attacks")  # two servers are enough
+
 ROUTES = attacks.routes(Path("/nowhere"))
 GUARDED = [route for route in ROUTES if route.path not in OPEN]
 REFUSED = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,15 @@ import pytest
 from tests.server.conftest import Daemon
 
 KEY = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon for all tests here: none of them changes anything."""
+    daemon = Daemon(tmp_path_factory.mktemp("refuses"))
+    daemon.begin()
+    yield daemon
+    assert 0 == daemon.stop()
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,8 @@ class BatchExecutor:
 
     def _written(self, specs: Sequence[AttemptSpec]) -> Roll:
         """The list of these attempts, in the store. Blocks."""
-        return Roll.write(self._parcels, [self._packer.complete(s, apart=True) for s in specs])
+        apart = len(specs) > 1  # one has all that fits with it, and reads no parcel
+        return Roll.write(self._parcels, [self._packer.complete(s, apart=apart) for s in specs])
 
     def _hand(self, owners: Sequence[Owner], handle: str, mark: str) -> None:
         for index, owner in enumerate(owners):

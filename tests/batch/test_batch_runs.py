@@ -260,8 +260,8 @@ def test_bad_weather_in_aws_changes_nothing(bench: Bench) -> None:
         proxy.faults += [
             Fault("lost", target="submitjob", times=1),
             Fault("answer", chance=0.5, target="submitjob", status=429, code="TooManyRequests"),
-            Fault("lost", chance=0.3, target="describejobs"),
-            Fault("answer", chance=0.3, target="describejob", status=500, code="InternalError"),
+            Fault("lost", target="describejobs", times=1),
+            Fault("answer", target="describejobs", times=1, status=500, code="InternalError"),
             Fault("answer", chance=0.1, target="/flows", status=503),
             Fault("reset", chance=0.05, target="/flows"),
             Fault("lost", chance=0.05, method="PUT", target="letters"),

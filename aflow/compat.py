@@ -39,7 +39,7 @@ _EXCEPTIONS = {
     "ParameterFieldTypeMismatch": "aflow.errors:InvalidParameter",
     "UnhandledInMergeArtifactsException": "aflow.errors:UnhandledInMergeArtifacts",
     "METAFLOW_EXIT_ALLOW_RETRY": "aflow.compat:METAFLOW_EXIT_ALLOW_RETRY",
-    "METAFLOW_EXIT_DISALLOW_RETRY": "aflow.attempt:NO_RETRY_EXIT_CODE",
+    "METAFLOW_EXIT_DISALLOW_RETRY": "aflow.attempt.spec:NO_RETRY_EXIT_CODE",
 }
 
 

@@ -20,35 +20,35 @@ from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequen
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow import backends
-from aflow.admission import Admission, WhenFull
-from aflow.adoption import as_recorded, check_adoptable, replay
-from aflow.attempt import RunContext
+from aflow.attempt.spec import RunContext
 from aflow.clock import SystemClock
-from aflow.cloning import AT_ONCE, CloneOnly
 from aflow.config import Durability, Isolation, RunOptions, Settings
 from aflow.configured import configured
-from aflow.creation import Creation, Driving, NewRun
-from aflow.driver import RunDriver
 from aflow.errors import NotFound, RunHasOwner
 from aflow.executors.process import GRACE
-from aflow.flow_values import told
 from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
-from aflow.notices import Notice, RunEnded
 from aflow.placement import executor_for, travelling
+from aflow.runs.admission import Admission, WhenFull
+from aflow.runs.adoption import as_recorded, check_adoptable, replay
+from aflow.runs.cloning import AT_ONCE, CloneOnly
+from aflow.runs.creation import Creation, Driving, NewRun
+from aflow.runs.driver import RunDriver
+from aflow.runs.flow_values import told
+from aflow.runs.notices import Notice, RunEnded
+from aflow.runs.telling import Watch
 from aflow.scheduler.machine import Machine, RunMachine
 from aflow.scheduler.policy import policies_from
 from aflow.scheduler.single import SingleTask
-from aflow.telling import Watch
 
 if TYPE_CHECKING:
-    from aflow.adoption import Unfinished
     from aflow.clock import Clock
     from aflow.executors.base import Executor
     from aflow.executors.link import TemplateProcess
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
+    from aflow.runs.adoption import Unfinished
     from aflow.scheduler.messages import LaunchAttempt
     from aflow.storage.base import ObjectStore
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aflow.config import RunOptions, Settings
     from aflow.coordinator import RunHandle
     from aflow.flow.definition import FlowDefinition
-    from aflow.notices import Notice, RunEnded
+    from aflow.runs.notices import Notice, RunEnded
 
 # Imports are inside the functions: before the fork nothing may start a thread or make an event
 # loop, and what the template imports, it imports while the coordinator imports its own.

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from aflow import owner
 from aflow.metadata.base import SPIN
+from aflow.runs import owner
 from aflow.scheduler.states import RunState
 from aflow.storage.blobs import BlobStore, blob_name
 from aflow.storage.items import blobs_of_items

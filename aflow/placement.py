@@ -16,7 +16,7 @@ from aflow.storage.blobs import BlobStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from aflow.attempt import RunContext
+    from aflow.attempt.spec import RunContext
     from aflow.aws.submission import StepJob
     from aflow.clock import Clock
     from aflow.config import RunOptions

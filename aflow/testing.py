@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt.inputs import KnownManifests, TaskArtifacts
+from aflow.attempt.runner import Execution, Runner
+from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.configured import configured
 from aflow.errors import InvalidInput
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.flow.spec import FlowSpec
 from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
-from aflow.included import included
-from aflow.inputs import KnownManifests, TaskArtifacts
-from aflow.runner import Execution, Runner
+from aflow.runs.included import included
+from aflow.runs.spinning import alone
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
-from aflow.spinning import alone
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
 from aflow.storage.blobs import BlobStore
 from aflow.storage.items import ItemReader, write_items
@@ -35,7 +35,7 @@ from aflow.storage.manifest import Manifest
 from aflow.storage.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from aflow.attempt import AttemptReport
+    from aflow.attempt.spec import AttemptReport
     from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.metadata.base import MetadataStore
 

@@ -16,15 +16,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.attempt import AttemptReport, AttemptSpec
+from aflow.attempt.spec import AttemptReport, AttemptSpec
 from aflow.errors import LeaseLost, QueueError, QueueUnavailable
 from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
 from aflow.executors.letters import CancelLetter, TaskLetter, unseal_letter
-from aflow.outbox import Outbox
 from aflow.queue.away import AWAY, pause
 from aflow.queue.base import Lease, Queue
-from aflow.runtime import Held, Runtime, Site
+from aflow.remote.outbox import Outbox
+from aflow.remote.runtime import Held, Runtime, Site
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST = 10_000  # jobs of an array
 LONGEST_NAME = 128
-PROGRAM = "aflow.in_job"
+PROGRAM = "aflow.remote.in_job"
 SAID = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
 _SAYS_YES = frozenset({"1", "true", "yes", "on"})
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from aflow.attempt.inputs import TaskArtifacts
 from aflow.ids import PARAMETERS_TASK
-from aflow.inputs import TaskArtifacts
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
 from aflow.storage.artifacts import digest
 
 if TYPE_CHECKING:
+    from aflow.attempt.inputs import Manifests
     from aflow.caching.code import Code
     from aflow.caching.fingerprint import Fingerprint
-    from aflow.inputs import Manifests
     from aflow.storage.artifacts import ArtifactReader
     from aflow.storage.manifest import Entry, Manifest
 

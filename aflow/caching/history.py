@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from aflow.attempt.inputs import Manifests
 from aflow.caching.basis import Basis, Value, basis_of
 from aflow.caching.code import Code, recorded_code
 from aflow.ids import PARAMETERS_STEP
-from aflow.inputs import Manifests
 from aflow.scheduler.codec import decode_inputs
 from aflow.scheduler.messages import FromTask
 from aflow.scheduler.states import TaskState

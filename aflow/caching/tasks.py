@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
 
+from aflow.caching.precedents import Precedent, blobs_in, fits
 from aflow.ids import PARAMETERS_TASK
-from aflow.precedents import Precedent, blobs_in, fits
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, LaunchAttempt, Transition
 from aflow.storage.artifacts import digest
 from aflow.storage.blobs import digest_of

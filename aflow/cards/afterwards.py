@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from aflow.attempt.runner import sentence
 from aflow.cards import store
 from aflow.cards.around import in_time
 from aflow.cards.card import ErrorCard, kind_of
-from aflow.runner import sentence
 
 if TYPE_CHECKING:
     from aflow.client import Task

@@ -6,12 +6,12 @@ import multiprocessing
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from aflow.around import Around, Scene
+from aflow.attempt.around import Around, Scene
+from aflow.attempt.runner import sentence, show
 from aflow.cards import store
 from aflow.cards.card import ErrorCard, kind_of
 from aflow.cards.components import Component, as_component
 from aflow.errors import InvalidInput
-from aflow.runner import sentence, show
 
 if TYPE_CHECKING:
     from aflow.cards.card import Card

@@ -206,7 +206,7 @@ async def _depth(url: str) -> int:
 
 
 def _secrets(settings: Settings) -> Iterator[Finding]:
-    from aflow.secrets import known_backends
+    from aflow.attempt.secrets import known_backends
 
     kind = settings.default_secrets_backend
     if kind is None:

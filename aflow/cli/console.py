@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from aflow.cli.output import Output
 from aflow.cli.problems import show
-from aflow.notices import (
+from aflow.runs.notices import (
     LogLine,
     Notice,
     Progress,

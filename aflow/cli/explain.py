@@ -51,8 +51,8 @@ def dry_run(definition: FlowDefinition, options: RunOptions, settings: Settings)
     """Say which tasks a run with these options would run, and why; nothing is run or recorded."""
     from aflow import backends
     from aflow.clock import SystemClock
-    from aflow.creation import Creation
-    from aflow.dry_run import DryRun
+    from aflow.runs.creation import Creation
+    from aflow.runs.dry_run import DryRun
     from aflow.storage.blobs import BlobStore
     from aflow.storage.memory import MemoryStore
 

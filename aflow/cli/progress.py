@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from aflow.flow.graph import Graph, Kind
-from aflow.notices import Notice, RunEnded, TaskEnded, TaskStarting
+from aflow.runs.notices import Notice, RunEnded, TaskEnded, TaskStarting
 from aflow.scheduler.states import AttemptState
 
 _DRAWS_A_SECOND = 20

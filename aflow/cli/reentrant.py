@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aflow import backends, owner
+from aflow import backends
 from aflow.cli.run import announcement
 from aflow.clock import SystemClock
 from aflow.errors import InvalidInput, VersionConflict
 from aflow.ids import PARAMETERS_STEP
+from aflow.runs import owner
 from aflow.scheduler.states import RunState
 
 if TYPE_CHECKING:

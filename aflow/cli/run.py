@@ -16,7 +16,7 @@ from aflow.config import FOLDER, RunOptions, Settings, without_password
 from aflow.errors import InvalidName
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.ids import PARAMETERS_STEP
-from aflow.notices import Notice, RunEnded, RunStarting
+from aflow.runs.notices import Notice, RunEnded, RunStarting
 from aflow.scheduler.states import RunState
 from aflow.version import __version__
 

@@ -50,7 +50,7 @@ def spin(
     **values: Any,
 ) -> int:
     """`spin`: the exit code."""
-    from aflow.spinning import alone
+    from aflow.runs.spinning import alone
 
     settings = session.settings(max_log_size=values.pop("max_log_size"), spin_persist=persist)
     definition = session.define()

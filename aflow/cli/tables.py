@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow import owner
 from aflow.clock import duration
+from aflow.runs import owner
 from aflow.scheduler.states import RunState
 
 if TYPE_CHECKING:

@@ -13,21 +13,21 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from aflow.attempt_logs import AttemptLogs
 from aflow.executors.process import ProcessExecutor
 from aflow.metadata.base import AttemptRecord, Batch, TaskRecord
+from aflow.runs.attempt_logs import AttemptLogs
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aflow.attempt import AttemptReport, AttemptSpec, RunContext
-    from aflow.attempt_logs import Kept
+    from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
     from aflow.clock import Clock
     from aflow.deploy.order import Order
     from aflow.deploy.records import Records
     from aflow.executors.base import Usage
     from aflow.executors.link import TemplateProcess
+    from aflow.runs.attempt_logs import Kept
     from aflow.storage.base import ObjectStore
 
 BEAT = 10.0  # seconds between signs of life

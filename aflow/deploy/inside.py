@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aflow import backends, compat, package
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import Clock, SystemClock
 from aflow.config import RunOptions
 from aflow.configured import with_values
-from aflow.creation import Creation, Driving
 from aflow.deploy.attempt import OneAttempt
 from aflow.deploy.chances import next_chance
 from aflow.deploy.given import Given, given_by
@@ -44,7 +43,6 @@ from aflow.deploy.words import (
     word_of_foreach,
     word_of_switch,
 )
-from aflow.early import EarlyTemplate
 from aflow.errors import AflowError, InvalidInput, VersionConflict
 from aflow.executors.job import python_version
 from aflow.executors.spawn import class_from, fresh_environment
@@ -52,8 +50,10 @@ from aflow.exit_hooks import run_hooks
 from aflow.flow.decorators.attach import attach
 from aflow.flow.graph import Graph, Kind
 from aflow.flow.spec import define
-from aflow.flow_values import told as told_of
 from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
+from aflow.remote.early import EarlyTemplate
+from aflow.runs.creation import Creation, Driving
+from aflow.runs.flow_values import told as told_of
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import FromForeach
 from aflow.scheduler.policy import StepPolicy

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from aflow.attempt import AttemptReport, AttemptSpec, RunContext
+from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
 
 
 class Reports(Protocol):

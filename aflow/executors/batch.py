@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from aflow.attempt import AttemptReport, AttemptSpec, RunContext
+from aflow.attempt.remote import Parcels, committed
+from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
 from aflow.aws.calls import MOST_DESCRIBED
 from aflow.aws.ends import ENDED, end_of
 from aflow.aws.submission import MOST, Mark, job_name, submission
@@ -31,7 +32,6 @@ from aflow.executors.letterbox import Letterbox
 from aflow.executors.parcels import Packer
 from aflow.executors.polling import Description, Poller
 from aflow.executors.roll import Roll
-from aflow.remote import Parcels, committed
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:

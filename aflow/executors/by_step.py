@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aflow.attempt import AttemptSpec, RunContext
+    from aflow.attempt.spec import AttemptSpec, RunContext
     from aflow.executors.base import Executor, Orphan, Reports
 
 

@@ -7,13 +7,13 @@ import os
 
 import msgpack
 
-from aflow.attempt import STARTED, AttemptSpec
+from aflow.attempt.runner import Runner
+from aflow.attempt.spec import STARTED, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.executors import inside
 from aflow.executors.streams import Owner, WorkerStreams
 from aflow.executors.work import Link
 from aflow.loops import fastest_loop
-from aflow.runner import Runner
 
 CANCEL = b"\xc0"  # msgpack's nil: what precedes [task, attempt] where a spec would stand
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from aflow.attempt import AttemptReport
+from aflow.attempt.spec import AttemptReport
 from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
 from aflow.scheduler.states import AttemptState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport
+from aflow.attempt.spec import NO_RETRY_EXIT_CODE, AttemptReport
 from aflow.scheduler.states import AttemptState
 
 _BY_SIGNAL = {

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from aflow.attempt import GROWN, AttemptReport, AttemptSpec
+from aflow.attempt.spec import GROWN, AttemptReport, AttemptSpec
 from aflow.clock import Clock
 from aflow.executors import deaths, wire
 from aflow.executors.base import NO_USAGE, Reports, Usage

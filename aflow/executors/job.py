@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from aflow.attempt import RunContext
+from aflow.attempt.spec import RunContext
 from aflow.errors import InvalidMessage
 from aflow.executors.process import StepNeeds
 from aflow.executors.spawn import Request

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from aflow.attempt import RunContext
+from aflow.attempt.spec import RunContext
 from aflow.executors import wire
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from aflow.attempt.inputs import PAGE
+from aflow.attempt.remote import Parcels, pack_manifests
 from aflow.ids import PARAMETERS_TASK
-from aflow.inputs import PAGE
-from aflow.remote import Parcels, pack_manifests
 from aflow.scheduler.codec import decode_inputs
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
 from aflow.storage.manifest import Manifest
 
 if TYPE_CHECKING:
-    from aflow.attempt import AttemptSpec
+    from aflow.attempt.spec import AttemptSpec
     from aflow.metadata.base import MetadataStore
 
 _AT_ONCE = 500  # manifests a query

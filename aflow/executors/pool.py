@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from aflow.attempt import ENDED, GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
+from aflow.attempt.spec import ENDED, GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import Clock
 from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Reports

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.errors import AflowError
 from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Orphan, Reports

@@ -15,7 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt.remote import Parcels
+from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.errors import LeaseLost, QueueError, QueueUnavailable
 from aflow.executors import letters
 from aflow.executors.base import Orphan, Reports
@@ -24,7 +25,6 @@ from aflow.executors.letters import CancelLetter, ReportsLetter, TaskLetter, uns
 from aflow.executors.parcels import Packer
 from aflow.queue.away import pause
 from aflow.queue.base import Lease, Message, Queue
-from aflow.remote import Parcels
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:

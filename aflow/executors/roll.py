@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
 
-from aflow.attempt import AttemptSpec
+from aflow.attempt.spec import AttemptSpec
 from aflow.errors import CorruptBlob, InvalidMessage
 from aflow.storage.blobs import digest_of
 
 if TYPE_CHECKING:
-    from aflow.remote import Parcels
+    from aflow.attempt.remote import Parcels
 
 
 class Roll(NamedTuple):

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from aflow import collector
-from aflow.attempt import GROWN, AttemptSpec, RunContext
+from aflow.attempt.runner import Runner
+from aflow.attempt.spec import GROWN, AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors import inside, wire
 from aflow.executors.warm_up import warm_up
-from aflow.runner import Runner
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Template:
     def _configure(self, context: RunContext) -> None:
         blobs = BlobStore(self._open_store(context.storage_url), context.durability == "power")
         if context.remote:
-            from aflow.remote import RemoteRunner  # only workers of a queue need it
+            from aflow.attempt.remote import RemoteRunner  # only workers of a queue need it
 
             self._runner = RemoteRunner(self._definition, context, blobs, self._clock)
             return

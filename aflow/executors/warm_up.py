@@ -12,12 +12,12 @@ from __future__ import annotations
 import importlib
 import threading
 
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt.runner import Runner
+from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.flow.spec import FlowSpec, define, step
 from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import MetadataStore
-from aflow.runner import Runner
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import FromTask, NoInputs
 from aflow.storage.blobs import BlobStore

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgpack
 
-from aflow.attempt import GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
+from aflow.attempt.runner import Runner
+from aflow.attempt.spec import GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.executors import inside
 from aflow.executors.streams import Owner, WorkerStreams
-from aflow.runner import Runner
 
 HOLD = 0.01  # seconds that printed lines may wait for others
 MAX_HELD = 1 << 16  # bytes of them

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 
-from aflow.attempt import AttemptSpec
+from aflow.attempt.spec import AttemptSpec
 from aflow.executors import wire
 from aflow.executors.fresh import pipes
 from aflow.executors.link import TemplateLink

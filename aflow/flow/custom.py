@@ -115,7 +115,7 @@ class OnStep(Custom, metaclass=_OnStep):
 class UserStepDecorator(OnStep):
     """A step decorator as a class: override `pre_step`, `post_step`, and `init` for options."""
 
-    around: ClassVar[str] = "aflow.around_custom:AroundCustom"
+    around: ClassVar[str] = "aflow.attempt.around_custom:AroundCustom"
 
     def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> Any:
         """Called before the step. A function that is returned is called instead of it, with flow

@@ -26,8 +26,8 @@ from aflow.scheduler.states import RunState
 if TYPE_CHECKING:
     from aflow.config import Isolation
     from aflow.flow.definition import FlowDefinition
-    from aflow.notices import RunEnded
-    from aflow.telling import Watch
+    from aflow.runs.notices import RunEnded
+    from aflow.runs.telling import Watch
 
 
 def run(flow: type[FlowSpec], **options: Any) -> Run:
@@ -66,7 +66,7 @@ async def arun(
 
     All other keywords are parameters of the flow. `decorators` are what `--with` takes, `storage`
     and `metadata` are URLs, `configs` are values by the names of the flow's configs; what is not
-    given is as the settings say. `watch` is told what happens (aflow.notices). Exit hooks are
+    given is as the settings say. `watch` is told what happens (aflow.runs.notices). Exit hooks are
     called.
 
     Raises RunFailed, which has the run, for a run without success; InvalidInput, InvalidFlow,

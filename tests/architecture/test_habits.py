@@ -26,8 +26,8 @@ ENVIRONMENT = {"os.environ", "os.getenv", "os.environb", "os.putenv", "os.unsete
 # Files that may name os.environ beside config.py, each with its reason.
 MAY_TOUCH_THE_ENVIRONMENT = {
     Path("aflow/config.py"): "it is the one that reads settings",
-    Path("aflow/variables.py"): "@environment and @secrets set variables for a step",
-    Path("aflow/secrets.py"): "@secrets refuses to hide a variable that is there",
+    Path("aflow/attempt/variables.py"): "@environment and @secrets set variables for a step",
+    Path("aflow/attempt/secrets.py"): "@secrets refuses to hide a variable that is there",
     Path("aflow/executors/spawn.py"): "a process that is started inherits it",
     Path("aflow/executors/work.py"): "a process of many tasks puts back what a task has changed",
 }

@@ -11,7 +11,7 @@ from aflow.config import Settings
 from tests.architecture.sources import python_files, text_of, tree_of
 
 # Jobs are told by variables what they are to do; nobody sets these.
-TOLD = {Path("aflow/deploy/order.py"), Path("aflow/in_job.py")}
+TOLD = {Path("aflow/deploy/order.py"), Path("aflow/remote/in_job.py")}
 
 
 def attributes(path: Path) -> set[str]:

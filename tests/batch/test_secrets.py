@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("batch")]
 PASSWORD = "correct horse battery staple"
 FLOW = """
 import os
-from aflow import FlowSpec, secrets, step
+from aflow import FlowSpec, step
+from aflow.attempt import secrets
 
 class SecretFlow(FlowSpec):
     @secrets(sources=["NAME"])

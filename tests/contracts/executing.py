@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from aflow.attempt import AttemptReport, AttemptSpec, RunContext
+from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.base import Usage
 from aflow.executors.link import TemplateProcess

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.base import Orphan, Reports
 from aflow.executors.job import Job, python_version

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aflow.attempt import AttemptSpec, RunContext
+from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.aws.calls import Calls
 from aflow.aws.settings import AwsSettings
 from aflow.aws.submission import step_job

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from aflow.attempt import AttemptSpec
+from aflow.attempt.remote import Parcels, RemoteRunner
+from aflow.attempt.spec import AttemptSpec
 from aflow.clock import Clock, SystemClock
 from aflow.config import RunOptions
 from aflow.configured import configured
@@ -31,7 +32,6 @@ from aflow.executors.letters import ReportsLetter, TaskLetter, unseal_letter
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Lease, Message
 from aflow.queue.sqlite import SqliteQueue
-from aflow.remote import Parcels, RemoteRunner
 from aflow.scheduler.states import RunState
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore

@@ -13,7 +13,7 @@ from aflow.config import RunOptions
 from aflow.errors import InvalidInput, InvalidParameter
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.notices import LogLine, RunEnded, TaskStarting
+from aflow.runs.notices import LogLine, RunEnded, TaskStarting
 from aflow.scheduler.states import RunState
 from tests.flows.embedded import FILE, at_work, coordinator, flow
 

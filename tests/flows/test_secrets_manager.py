@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from aflow.attempt.secrets_manager import SecretsManager
 from aflow.aws.services import Services
 from aflow.errors import SecretsError
-from aflow.secrets_manager import SecretsManager
 from tests.flows.conftest import Ran, Workspace
 from tests.flows.test_queue_runs import Workers
 from tests.support.aws.account import Account
@@ -178,7 +178,7 @@ def test_without_a_region_or_credentials_the_key_to_set_is_named(
 # ------------------------------------------------------------ in a step
 
 FLOW = """
-from aflow import secrets
+from aflow.attempt import secrets
 
 class Flow_(FlowSpec):
     @secrets(sources={sources}, role={role!r})

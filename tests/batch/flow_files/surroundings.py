@@ -1,7 +1,8 @@
 import asyncio
 import os
 
-from aflow import FlowSpec, batch, client, current, environment, resources, secrets, step
+from aflow import FlowSpec, batch, client, current, environment, resources, step
+from aflow.attempt import secrets
 
 
 class Surroundings(FlowSpec):

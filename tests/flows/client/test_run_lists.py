@@ -14,7 +14,7 @@ import pytest
 
 from aflow.metadata.base import AttemptRecord, Batch, RunRecord, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.owner import this_process
+from aflow.runs.owner import this_process
 from aflow.scheduler.states import AttemptState, RunState
 from tests.flows.conftest import TIMEOUT, Ran, Workspace
 

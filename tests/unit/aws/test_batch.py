@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow import FlowSpec, batch, catch, queue, resources, step, timeout
-from aflow.attempt import AttemptSpec
+from aflow.attempt.remote import Parcels
+from aflow.attempt.spec import AttemptSpec
 from aflow.aws.ends import end_of
 from aflow.aws.settings import AwsSettings
 from aflow.aws.submission import MOST, Mark, job_name, name_prefix, step_job, submission
@@ -24,7 +25,6 @@ from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define
 from aflow.local_notes import notes
 from aflow.placement import needs_processes, on_batch, places, travelling
-from aflow.remote import Parcels
 from aflow.scheduler.states import AttemptState
 from aflow.storage.local import LocalStore
 from aflow.storage.memory import MemoryStore
@@ -139,7 +139,7 @@ def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:
 
     needs = job.definition["containerProperties"]["resourceRequirements"]
     assert {"VCPU": "2", "MEMORY": "3000"} == {each["type"]: each["value"] for each in needs}
-    assert "aflow.in_job" in job.definition["containerProperties"]["command"][2]
+    assert "aflow.remote.in_job" in job.definition["containerProperties"]["command"][2]
     variables = {e["name"]: e["value"] for e in values["containerOverrides"]["environment"]}
     assert {"A": "1", "AFLOW_TEMPDIR": "/aflow_temp", "B": "2"} == variables
     assert ("own", 240) == (values["jobQueue"], values["timeout"]["attemptDurationSeconds"])

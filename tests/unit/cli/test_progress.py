@@ -12,7 +12,7 @@ from aflow.cli.console import Console
 from aflow.cli.progress import ProgressBars
 from aflow.flow.graph import Graph
 from aflow.flow.spec import define
-from aflow.notices import LogLine, Notice, RunEnded, TaskEnded, TaskStarting
+from aflow.runs.notices import LogLine, Notice, RunEnded, TaskEnded, TaskStarting
 from aflow.scheduler.states import RunState
 
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import ids
+from aflow.attempt.inputs import Manifests
 from aflow.caching.basis import input_manifests
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.graph import Kind
 from aflow.ids import PARAMETERS_TASK
-from aflow.inputs import Manifests
 from aflow.metadata.base import AttemptRecord, TaskRecord
 from aflow.scheduler.codec import decode_inputs
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, LaunchAttempt

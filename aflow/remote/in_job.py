@@ -1,4 +1,4 @@
-"""What a job of AWS Batch does for a run: `python -m aflow.in_job`, told by its variables.
+"""What a job of AWS Batch does for a run: `python -m aflow.remote.in_job`, told by its variables.
 
 It finds its attempt in the list of its array, runs it in a process of its own, and tells the
 coordinator by letters in the store: that it has begun, what it prints, how it has ended. It ends
@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
-from aflow.attempt import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
+from aflow.attempt.remote import Parcels
+from aflow.attempt.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
 from aflow.clock import Clock, SystemClock
 from aflow.config import looked_up, said_by_batch
-from aflow.delivery import delivered
-from aflow.early import EarlyTemplate
 from aflow.errors import AflowError, InvalidInput
 from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
@@ -31,7 +30,8 @@ from aflow.executors.meeting import Meeting
 from aflow.executors.process import ProcessExecutor
 from aflow.executors.roll import Roll
 from aflow.executors.spawn import fresh_environment
-from aflow.remote import Parcels
+from aflow.remote.delivery import delivered
+from aflow.remote.early import EarlyTemplate
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from aflow.around import Around
+from aflow.attempt.around import Around
+from aflow.attempt.variables import Variables
 from aflow.config import Settings
 from aflow.errors import AflowError, SecretsError
-from aflow.variables import Variables
 
 GROUP = "aflow.secrets"
 SECRETS = Variables("secrets")
@@ -167,7 +167,7 @@ def _backend(kind: str) -> SecretsBackend:
         made: SecretsBackend = entry_point.load()()
         return made
     if kind == AWS:
-        from aflow.secrets_manager import SecretsManager  # which needs an extra
+        from aflow.attempt.secrets_manager import SecretsManager  # which needs an extra
 
         return SecretsManager()
     return Inline()

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from aflow.attempt.inputs import KnownManifests
 from aflow.caching.basis import basis_of
 from aflow.caching.explain import why
 from aflow.caching.history import History, Place, Places, item_value
-from aflow.inputs import KnownManifests
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -30,11 +30,11 @@ from aflow.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from aflow.caching.basis import Basis, Value
+    from aflow.caching.precedents import Precedent
     from aflow.config import RunOptions
-    from aflow.creation import Plan
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
-    from aflow.precedents import Precedent
+    from aflow.runs.creation import Plan
     from aflow.scheduler.messages import Command
     from aflow.storage.blobs import BlobStore
 

@@ -14,8 +14,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from aflow.around import Around, Makers, Scene, await_through, call_through, makers_of
-from aflow.attempt import AttemptReport, AttemptSpec, RunContext, may_be_retried
+from aflow.attempt.around import Around, Makers, Scene, await_through, call_through, makers_of
+from aflow.attempt.inputs import Manifests
+from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext, may_be_retried
+from aflow.attempt.task import RunningTask
+from aflow.attempt.variables import Variables
 from aflow.config import Settings
 from aflow.errors import AflowError, InvalidTransition, TaskTimedOut
 from aflow.flow.caught import ExceptionWrapper
@@ -23,14 +26,11 @@ from aflow.flow.current import current
 from aflow.flow.graph import Kind
 from aflow.flow.outline import outline
 from aflow.flow.spec import NextCall, bind, left_artifacts, new_instance
-from aflow.inputs import Manifests
 from aflow.scheduler.codec import decode_inputs
 from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.manifest import Manifest
-from aflow.task import RunningTask
-from aflow.variables import Variables
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -366,7 +366,7 @@ class Runner:
     def _stream(
         self, execution: Execution, manifest: Manifest, call: NextCall, iterator: Iterator[Any]
     ) -> int:
-        from aflow.streamed import write_streamed  # few steps do
+        from aflow.attempt.streamed import write_streamed  # few steps do
 
         announce, spec = self.announce, execution.spec
         assert announce is not None, "there is somebody to tell"

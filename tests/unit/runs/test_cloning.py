@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.cloning import AT_ONCE, CloneOnly
-from aflow.precedents import Precedent
+from aflow.caching.precedents import Precedent
+from aflow.runs.cloning import AT_ONCE, CloneOnly
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
     AttemptEnded,

@@ -17,7 +17,7 @@ from aflow.scheduler.messages import (
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
-    from aflow.precedents import Precedent, Precedents
+    from aflow.caching.precedents import Precedent, Precedents
     from aflow.scheduler.machine import RunMachine
     from aflow.scheduler.tasks import StepCounts
 

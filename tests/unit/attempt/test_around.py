@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from aflow import FlowSpec, current, step
-from aflow.around import Around
+from aflow.attempt.around import Around
 from aflow.flow.decorators.base import StepDecorator, decorate
 from aflow.storage.manifest import Manifest
 from aflow.testing import run_step

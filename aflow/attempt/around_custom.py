@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from aflow.around import Around, Scene
+from aflow.attempt.around import Around, Scene
 from aflow.errors import InvalidDecorator
 from aflow.flow.graph import Kind
 

@@ -13,16 +13,16 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
-from aflow.attempt import STREAMS, AttemptReport, AttemptSpec, RunContext
-from aflow.attempt_logs import AttemptLogs, Kept
+from aflow.attempt.spec import STREAMS, AttemptReport, AttemptSpec, RunContext
 from aflow.clock import ForwardClock
-from aflow.commits import GroupCommit
 from aflow.errors import RunLeft, RunTakenOver, VersionConflict
 from aflow.executors.base import Orphan
-from aflow.handover import Handover
-from aflow.live import LiveAttempt
 from aflow.metadata.base import LEASE, SPIN, AttemptRecord, RunUpdate, TaskRecord
-from aflow.notices import (
+from aflow.runs.attempt_logs import AttemptLogs, Kept
+from aflow.runs.commits import GroupCommit
+from aflow.runs.handover import Handover
+from aflow.runs.live import LiveAttempt
+from aflow.runs.notices import (
     LogLine,
     Notice,
     Progress,
@@ -33,6 +33,7 @@ from aflow.notices import (
     TaskStarting,
     TaskTakenOver,
 )
+from aflow.runs.telling import Telling, Watch
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -54,14 +55,13 @@ from aflow.scheduler.messages import (
     TimePassed,
 )
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.telling import Telling, Watch
 
 if TYPE_CHECKING:
-    from aflow.adoption import Unfinished
+    from aflow.caching.precedents import Precedent, Precedents
     from aflow.clock import Clock
     from aflow.executors.base import Executor, Usage
     from aflow.metadata.base import Hold, MetadataRecord, MetadataStore, RunRecord
-    from aflow.precedents import Precedent, Precedents
+    from aflow.runs.adoption import Unfinished
     from aflow.scheduler.machine import Machine
     from aflow.storage.base import ObjectStore
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aflow.attempt import AttemptSpec, RunContext
+    from aflow.attempt.spec import AttemptSpec, RunContext
     from aflow.clock import Clock
     from aflow.flow.decorators.base import StepDecorator
     from aflow.flow.definition import FlowDefinition, StepDefinition

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from aflow.attempt.remote import Parcels
 from aflow.errors import CodePackageError
 from aflow.executors.job import Job, python_version
-from aflow.remote import Parcels
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
-from aflow.attempt import AttemptReport, AttemptSpec, RunContext
+from aflow.attempt.inputs import PAGE, Manifests
+from aflow.attempt.runner import Runner, sentence
+from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
 from aflow.errors import CorruptBlob, StorageError
 from aflow.ids import blob_key
-from aflow.inputs import PAGE, Manifests
-from aflow.runner import Runner, sentence
 from aflow.scheduler.codec import decode_inputs
 from aflow.scheduler.messages import FromForeach
 from aflow.scheduler.states import AttemptState

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from aflow.around import Around
+from aflow.attempt.around import Around
+from aflow.attempt.variables import Variables
 from aflow.errors import InvalidTransition
-from aflow.variables import Variables
 
 _VARIABLES = Variables("pytorch_parallel")
 _PORTS = 51_000, 10_000  # the first, and how many: above those that systems hand out

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from aflow.owner import SILENCE, is_alive, this_process
+from aflow.runs.owner import SILENCE, is_alive, this_process
 
 
 def test_this_process_lives() -> None:

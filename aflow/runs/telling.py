@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from aflow.notices import Notice
+from aflow.runs.notices import Notice
 
 Watch = Callable[[Sequence[Notice]], None]
 

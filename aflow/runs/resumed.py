@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from aflow.caching.precedents import Precedent, blobs_in, fits
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Graph
 from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
-from aflow.precedents import Precedent, blobs_in, fits
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import (
     FromBranches,

@@ -10,9 +10,9 @@ from aflow.metadata.base import AttemptRecord
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
-    from aflow.attempt import AttemptReport
-    from aflow.attempt_logs import Kept
+    from aflow.attempt.spec import AttemptReport
     from aflow.executors.base import Usage
+    from aflow.runs.attempt_logs import Kept
 
 
 class LiveAttempt:

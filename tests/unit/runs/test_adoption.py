@@ -6,11 +6,11 @@ import msgpack
 import pytest
 
 from aflow import FlowSpec, step
-from aflow.adoption import check_adoptable
 from aflow.configured import configured
 from aflow.errors import InvalidInput, InvalidMessage
 from aflow.executors.job import VERSION, Job
 from aflow.metadata.base import RunRecord
+from aflow.runs.adoption import check_adoptable
 from aflow.scheduler.states import RunState
 
 

@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import ids, owner, package
+from aflow import ids, package
 from aflow.caching.code import code_of
+from aflow.caching.precedents import InTurn
 from aflow.caching.tasks import CachedTasks, cached_steps
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.parameters import ParameterContext, resolve
-from aflow.flow_values import system_tags, values_of
 from aflow.ids import PARAMETERS_STEP
-from aflow.included import included
 from aflow.metadata.base import LEASE, SPIN, RunRecord
-from aflow.precedents import InTurn
-from aflow.resumed import ResumedRun, check_blobs, finished_of
+from aflow.runs import owner
+from aflow.runs.flow_values import system_tags, values_of
+from aflow.runs.included import included
+from aflow.runs.resumed import ResumedRun, check_blobs, finished_of
+from aflow.runs.spinning import find_task, prepare
 from aflow.scheduler.states import RunState
-from aflow.spinning import find_task, prepare
 from aflow.storage.artifacts import ArtifactWriter
 from aflow.storage.blobs import BlobStore
 from aflow.storage.manifest import Manifest
@@ -27,14 +28,14 @@ from aflow.version import __version__
 
 if TYPE_CHECKING:
     from aflow.caching.code import Code
+    from aflow.caching.precedents import Precedents
     from aflow.clock import Clock
     from aflow.config import Durability, RunOptions, SpinOptions
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataRecord, MetadataStore
-    from aflow.precedents import Precedents
-    from aflow.resumed import Finished
+    from aflow.runs.resumed import Finished
+    from aflow.runs.spinning import Settled
     from aflow.scheduler.messages import LaunchAttempt
-    from aflow.spinning import Settled
     from aflow.storage.base import ObjectStore
 
 

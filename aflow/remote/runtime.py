@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aflow import backends, package
-from aflow.attempt import AttemptReport, AttemptSpec
-from aflow.delivery import delivered
+from aflow.attempt.spec import AttemptReport, AttemptSpec
 from aflow.errors import AflowError
 from aflow.executors import letters
 from aflow.executors.base import NO_USAGE
@@ -18,8 +17,9 @@ from aflow.executors.job import Job
 from aflow.executors.letters import TaskLetter
 from aflow.executors.process import ProcessExecutor
 from aflow.executors.spawn import fresh_environment, start_from
-from aflow.outbox import Outbox
 from aflow.queue.base import Lease
+from aflow.remote.delivery import delivered
+from aflow.remote.outbox import Outbox
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:

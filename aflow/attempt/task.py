@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow.attempt.inputs import InputTask, JoinInputs, Manifests, TaskArtifacts
 from aflow.errors import ArtifactNotFound, MergeArtifactsError
 from aflow.flow.merge import Merge
 from aflow.flow.spec import left_artifacts
 from aflow.ids import PARAMETERS_TASK
-from aflow.inputs import InputTask, JoinInputs, Manifests, TaskArtifacts
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
 from aflow.storage.artifacts import digest, unchanged
 from aflow.storage.manifest import Entry, ForeachFrame, Manifest
 
 if TYPE_CHECKING:
-    from aflow.attempt import AttemptSpec
+    from aflow.attempt.spec import AttemptSpec
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.graph import Node
     from aflow.flow.spec import FlowSpec

@@ -19,10 +19,10 @@ from aflow.scheduler.messages import AttemptEnded, CancelAttempt, Command, Event
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, TaskState
 
 if TYPE_CHECKING:
+    from aflow.caching.precedents import Precedent, Precedents
     from aflow.config import RunOptions
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord
-    from aflow.precedents import Precedent, Precedents
     from aflow.scheduler.machine import RunMachine
 
 

@@ -1,0 +1,1 @@
+"""Attempts far from their coordinator: on workers of a queue, in jobs of AWS Batch."""

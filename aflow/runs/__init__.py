@@ -1,0 +1,1 @@
+"""One run, from its creation to its end."""

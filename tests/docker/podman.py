@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-MIRROR = "http://deb.debian.org/debian"
 BASE = "localhost/aflow-base:bookworm"
 IMAGE = "localhost/aflow-under-test"
 USER = 1000
@@ -132,7 +131,7 @@ def _make_base(podman: Podman) -> None:
     shutil.rmtree(root, ignore_errors=True)
     made = subprocess.run(
         ["debootstrap", "--variant=minbase", "--include=python3,python3-venv",
-         "bookworm", root, MIRROR],
+         "bookworm", root],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -17,8 +17,7 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("batch")]
 PASSWORD = "correct horse battery staple"
 FLOW = """
 import os
-from aflow import FlowSpec, step
-from aflow.attempt import secrets
+from aflow import FlowSpec, secrets, step
 
 class SecretFlow(FlowSpec):
     @secrets(sources=["NAME"])

@@ -11,8 +11,7 @@ def run(workspace: Workspace, decorators: str, body: str, head: str = "", **env:
     """Run a flow with these decorators on its first step."""
     workspace.write(
         f"""
-from aflow import batch, conda, conda_base, kubernetes, pypi, pypi_base
-from aflow.attempt import secrets
+from aflow import batch, conda, conda_base, kubernetes, pypi, pypi_base, secrets
 
 {head}
 class Flow_(FlowSpec):
@@ -133,8 +132,7 @@ def test_coroutines_side_by_side_hold_the_same_variable(
     workspace.write(
         f"""
 import asyncio
-from aflow import environment
-from aflow.attempt import secrets
+from aflow import environment, secrets
 
 class Flow_(FlowSpec):
     @step

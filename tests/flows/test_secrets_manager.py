@@ -178,7 +178,7 @@ def test_without_a_region_or_credentials_the_key_to_set_is_named(
 # ------------------------------------------------------------ in a step
 
 FLOW = """
-from aflow.attempt import secrets
+from aflow import secrets
 
 class Flow_(FlowSpec):
     @secrets(sources={sources}, role={role!r})

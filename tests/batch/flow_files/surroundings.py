@@ -1,8 +1,7 @@
 import asyncio
 import os
 
-from aflow import FlowSpec, batch, client, current, environment, resources, step
-from aflow.attempt import secrets
+from aflow import FlowSpec, batch, client, current, environment, resources, secrets, step
 
 
 class Surroundings(FlowSpec):

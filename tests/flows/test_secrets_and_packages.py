@@ -90,7 +90,7 @@ def test_secrets_that_cannot_be_read_are_refused_without_being_shown(workspace: 
 
 
 def test_a_step_for_batch_or_kubernetes_runs_here_with_a_note(workspace: Workspace) -> None:
-    ran = run(workspace, "@batch(cpu=2, memory=500, queue='q')\n    @kubernetes(disk=1)", "pass")
+    ran = run(workspace, "@batch(cpu=2, memory=500)\n    @kubernetes(disk=1)", "pass")
     assert 0 == ran.code, ran.err
     assert "@batch: start would run on AWS Batch; this run is local: here." in ran.err
     assert "@kubernetes: start would run on Kubernetes; this run is local: here." in ran.err

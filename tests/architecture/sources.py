@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +39,15 @@ def text_of(path: Path) -> str:
 def tree_of(path: Path) -> ast.Module:
     """The syntax tree of a Python file, by its path relative to the root."""
     return ast.parse(text_of(path), filename=str(path))
+
+
+def violations(
+    paths: Iterable[Path], found_in: Callable[[Path], Sequence[object]]
+) -> dict[str, Sequence[object]]:
+    """What is found that should not be there, by file; empty where all is well.
+
+    One test looks at all files: as a test for each file the thousands of them cost a minute."""
+    return {str(path): found for path in paths if (found := found_in(path))}
 
 
 def dotted(node: ast.AST) -> str:

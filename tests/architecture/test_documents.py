@@ -6,9 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
-from tests.architecture.sources import REPOSITORY, text_of, tracked
+from tests.architecture.sources import REPOSITORY, text_of, tracked, violations
 
 DOCUMENTS = tracked(".md")
 
@@ -34,21 +32,25 @@ def lost(path: Path, link: str) -> bool:
     return bool(fragment) and fragment not in map(anchor, HEADING.findall(file.read_text()))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
-def test_every_link_leads_to_a_file(path: Path) -> None:
-    assert [] == [link for link in LINK.findall(text_of(path)) if lost(path, link)]
+def test_every_link_leads_to_a_file() -> None:
+    assert {} == violations(
+        DOCUMENTS, lambda path: [each for each in LINK.findall(text_of(path)) if lost(path, each)]
+    )
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
-def test_every_file_that_is_named_exists(path: Path) -> None:
-    named = FILE_IN_TEXT.findall(text_of(path))
+def test_every_file_that_is_named_exists() -> None:
+    def missing(path: Path) -> list[str]:
+        named = FILE_IN_TEXT.findall(text_of(path))
+        return [name for name in named if not (REPOSITORY / name).exists()]
 
-    assert [] == [name for name in named if not (REPOSITORY / name).exists()]
+    assert {} == violations(DOCUMENTS, missing)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
-def test_python_in_documents_is_python(path: Path) -> None:
-    for block in PYTHON.findall(text_of(path)):
+def test_python_in_documents_is_python() -> None:
+    blocks = [block for path in DOCUMENTS for block in PYTHON.findall(text_of(path))]
+
+    assert blocks
+    for block in blocks:
         assert ast.parse(block), block
 
 

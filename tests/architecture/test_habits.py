@@ -6,9 +6,15 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
-from tests.architecture.sources import dotted, python_files, text_of, tracked, tree_of, uses
+from tests.architecture.sources import (
+    dotted,
+    python_files,
+    text_of,
+    tracked,
+    tree_of,
+    uses,
+    violations,
+)
 
 AFLOW = python_files("aflow")
 TESTS = python_files("tests")
@@ -33,66 +39,71 @@ MAY_TOUCH_THE_ENVIRONMENT = {
 }
 
 
-@pytest.mark.parametrize("path", AFLOW, ids=str)
-def test_only_the_clock_module_reads_a_clock(path: Path) -> None:
-    if path == Path("aflow/clock.py"):
-        assert CLOCKS & {name for _, name in uses(path)}, "clock.py reads no clock any more"
-        return
+def test_only_the_clock_module_reads_a_clock() -> None:
+    def clocks(path: Path) -> list[tuple[int, str]]:
+        return [(line, name) for line, name in uses(path) if name in CLOCKS]
 
-    assert [] == [(line, name) for line, name in uses(path) if name in CLOCKS]
+    found = violations(AFLOW, clocks)
+
+    assert found.pop("aflow/clock.py", None), "clock.py reads no clock any more"
+    assert {} == found
 
 
-@pytest.mark.parametrize("path", AFLOW, ids=str)
-def test_only_the_settings_read_the_environment(path: Path) -> None:
-    if path in MAY_TOUCH_THE_ENVIRONMENT:
-        return
-
-    found = [
+def environment_in(path: Path) -> list[tuple[int, str]]:
+    """Where a file names the environment."""
+    return [
         (line, name) for line, name in uses(path) if ".".join(name.split(".")[:2]) in ENVIRONMENT
     ]
 
-    assert [] == found
+
+def test_only_the_settings_read_the_environment() -> None:
+    others = [path for path in AFLOW if path not in MAY_TOUCH_THE_ENVIRONMENT]
+
+    assert {} == violations(others, environment_in)
 
 
-@pytest.mark.parametrize("path", sorted(MAY_TOUCH_THE_ENVIRONMENT), ids=str)
-def test_every_exception_for_the_environment_is_needed(path: Path) -> None:
-    assert path in AFLOW
-
-    assert any(name.startswith("os.environ") for _, name in uses(path))
-
-
-@pytest.mark.parametrize("path", TESTS, ids=str)
-def test_no_test_sleeps(path: Path) -> None:
-    if path.parent.name == "flow_files":
-        return  # flows that have to take long, so that something can happen to them
-
-    sleeps = [
-        (node.lineno, ast.unparse(node))
-        for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Call)
-        and dotted(node.func).rpartition(".")[2] == "sleep"
-        and not (node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0)
-    ]
-
-    assert [] == sleeps
+def test_every_exception_for_the_environment_is_needed() -> None:
+    assert set(MAY_TOUCH_THE_ENVIRONMENT) <= set(AFLOW)
+    assert (
+        set(map(str, MAY_TOUCH_THE_ENVIRONMENT))
+        == violations(MAY_TOUCH_THE_ENVIRONMENT, environment_in).keys()
+    )
 
 
-@pytest.mark.parametrize("path", TESTS, ids=str)
-def test_no_test_mocks(path: Path) -> None:
-    assert [] == [(line, name) for line, name in uses(path) if name.startswith("unittest.mock")]
+def test_no_test_sleeps() -> None:
+    def sleeps(path: Path) -> list[tuple[int, str]]:
+        return [
+            (node.lineno, ast.unparse(node))
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Call)
+            and dotted(node.func).rpartition(".")[2] == "sleep"
+            and not (
+                node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0
+            )
+        ]
+
+    # Flows that have to take long, so that something can happen to them, may sleep.
+    assert {} == violations((each for each in TESTS if each.parent.name != "flow_files"), sleeps)
 
 
-@pytest.mark.parametrize("path", TESTS, ids=str)
-def test_every_test_asserts_something(path: Path) -> None:
-    silent = [
-        node.name
-        for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.name.startswith("test_")
-        and not any(asserts(each) for each in ast.walk(node))
-    ]
+def test_no_test_mocks() -> None:
+    def mocks(path: Path) -> list[tuple[int, str]]:
+        return [(line, name) for line, name in uses(path) if name.startswith("unittest.mock")]
 
-    assert [] == silent
+    assert {} == violations(TESTS, mocks)
+
+
+def test_every_test_asserts_something() -> None:
+    def silent(path: Path) -> list[str]:
+        return [
+            node.name
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.name.startswith("test_")
+            and not any(asserts(each) for each in ast.walk(node))
+        ]
+
+    assert {} == violations(TESTS, silent)
 
 
 def asserts(node: ast.AST) -> bool:
@@ -108,13 +119,13 @@ def asserts(node: ast.AST) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    "path", tracked(".py", ".sql", ".toml", ".md", "scripts/test", ".ci/run"), ids=str
-)
-def test_nothing_is_left_for_later(path: Path) -> None:
+def test_nothing_is_left_for_later() -> None:
     marker = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3)) + r")\b")
+    files = tracked(".py", ".sql", ".toml", ".md", "scripts/test", ".ci/run")
 
-    assert [] == [line for line in text_of(path).splitlines() if marker.search(line)]
+    assert {} == violations(
+        files, lambda path: [line for line in text_of(path).splitlines() if marker.search(line)]
+    )
 
 
 # The two packages that users import from: their __init__.py is a door, all others are a docstring.
@@ -122,28 +133,24 @@ DOORS = {Path("aflow/__init__.py"), Path("aflow/client/__init__.py")}
 PACKAGES = [path for path in AFLOW if path.name == "__init__.py" and path not in DOORS]
 
 
-@pytest.mark.parametrize("path", PACKAGES, ids=str)
-def test_the_init_file_of_a_package_is_one_docstring(path: Path) -> None:
-    tree = tree_of(path)
-
-    assert 1 == len(tree.body)
-    assert ast.get_docstring(tree)
+def test_the_init_file_of_a_package_is_one_docstring() -> None:
+    assert PACKAGES
+    assert [] == [path for path in PACKAGES if 1 != len(tree_of(path).body)]
 
 
-@pytest.mark.parametrize("path", AFLOW, ids=str)
-def test_every_module_says_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(tree_of(path))
+def test_every_module_says_what_it_is() -> None:
+    assert [] == [path for path in AFLOW if not ast.get_docstring(tree_of(path))]
 
 
-@pytest.mark.parametrize("path", AFLOW, ids=str)
-def test_no_exception_is_swallowed_without_a_word(path: Path) -> None:
-    lines = text_of(path).splitlines()
-    silent = [
-        (node.lineno, ast.unparse(node))
-        for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.ExceptHandler)
-        and all(isinstance(each, ast.Pass) for each in node.body)
-        and "#" not in "".join(lines[node.lineno - 1 : node.end_lineno])
-    ]
+def test_no_exception_is_swallowed_without_a_word() -> None:
+    def silent(path: Path) -> list[tuple[int, str]]:
+        lines = text_of(path).splitlines()
+        return [
+            (node.lineno, ast.unparse(node))
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.ExceptHandler)
+            and all(isinstance(each, ast.Pass) for each in node.body)
+            and "#" not in "".join(lines[node.lineno - 1 : node.end_lineno])
+        ]
 
-    assert [] == silent
+    assert {} == violations(AFLOW, silent)

@@ -250,8 +250,11 @@ class MetadataStore(Protocol):
         carries the real one and version 0. The owner, if one is named, has it for so long, as by
         `hold`. Raises VersionConflict if the flow has this run id."""
 
-    def commit(self, run_key: int, version: int, batch: Batch) -> int:
-        """Write the batch if the run is still at `version`; the new version."""
+    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
+        """Write the batch if the run is still at `version`; the new version.
+
+        `mark` is a name that no other commit has. Whoever lost the answer asks again with the same
+        one: what was carried out already is not done again, and answered as if it were."""
 
     def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
         """Say that the run's coordinator is alive (`at`, by its clock), and become the run's owner,

@@ -94,9 +94,9 @@ class PostgresMetadata(RecordReader):
 
         return run._replace(key=self._transaction(create), version=0)
 
-    def commit(self, run_key: int, version: int, batch: Batch) -> int:
+    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch if the run is still at `version`; see the port."""
-        mark = uuid.uuid4().hex
+        mark = mark or uuid.uuid4().hex
 
         def commit(db: Connection) -> None:
             if _do(db, "advance", mark, run_key, version).rowcount != 1:

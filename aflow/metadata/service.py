@@ -1,12 +1,13 @@
 """The metadata port over HTTP: journals and records that `aflow metadata-service` keeps.
 
-A call waits for a service that is away (`calling.PATIENCE`). Where a write may have been done
-before its answer was lost, and is then told that it conflicts, what is there says whether it was
-this one.
+A call waits for a service that is away (`calling.PATIENCE`). A write may have been done before its
+answer was lost: a commit has a mark by which the store knows it again, and of a run that is there
+already what is there says whether it is this one.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,16 +83,9 @@ class ServiceMetadata:
             return there
         return made
 
-    def commit(self, run_key: int, version: int, batch: Batch) -> int:
+    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch if the run is still at `version`; see the port."""
-        answer = self._answer("commit", run_key, version, batch)
-        try:
-            return int(_value(answer))
-        except VersionConflict:
-            last = [b"", *self.journal(run_key)][-1] if answer.again else b""
-            if not batch.events or last != batch.events:
-                raise
-        return version + 1
+        return int(self._call("commit", run_key, version, batch, mark or uuid.uuid4().hex))
 
     def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
         """Become, or stay, the run's owner; see the port."""

@@ -114,9 +114,9 @@ class RegisteringMetadata(SqliteMetadata):
             self._registry.beat(f"{registered.path}/heartbeat")
         return made
 
-    def commit(self, run_key: int, version: int, batch: Batch) -> int:
+    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch, and register what is in it; see the port."""
-        written = super().commit(run_key, version, batch)
+        written = super().commit(run_key, version, batch, mark)
         run = self._known(run_key)
         if run is not None:
             self._register(run, batch)

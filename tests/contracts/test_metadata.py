@@ -236,6 +236,22 @@ def test_a_batch_that_cannot_be_written_leaves_nothing(
     assert [("start", 201.0, 1)] == store.steps(run.key)
 
 
+@pytest.mark.parametrize("events", [b"one", b""], ids=["with events", "without"])
+def test_a_commit_whose_answer_was_lost_is_known_by_its_mark(
+    store: MetadataStore, run: RunRecord, events: bytes
+) -> None:
+    batch = Batch(events, tasks_of("start", [1]), [succeeded(1)])
+    for _ in range(2):
+        assert 1 == store.commit(run.key, 0, batch, "ours")
+
+    with pytest.raises(VersionConflict, match="two coordinators drive it"):
+        store.commit(run.key, 0, batch, "another")
+    assert [events] * bool(events) == list(store.journal(run.key))
+    assert 2 == store.commit(run.key, 1, Batch(b"two"), "next")
+    with pytest.raises(VersionConflict, match="two coordinators drive it"):
+        store.commit(run.key, 0, batch, "ours")
+
+
 def test_runs_have_versions_of_their_own(store: MetadataStore, run: RunRecord) -> None:
     other = store.create_run(a_run(run="2"), b"")
     store.commit(run.key, 0, Batch(b"a"))

@@ -230,8 +230,10 @@ class Metadata(RuleBasedStateMachine):
     @rule(data=st.data(), at=times)
     def beat(self, data: st.DataObject, at: float) -> None:
         run = self.any_run(data)
-        self.both(lambda store: store.hold(run.record.key, "me/1", 60.0, at))
-        run.record = run.record._replace(heartbeat_at=at)
+        goes_on = run.record.state is RunState.RUNNING
+        assert goes_on == self.both(lambda store: store.hold(run.record.key, "me/1", 60.0, at).mine)
+        if goes_on:
+            run.record = run.record._replace(heartbeat_at=at)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), add=tags, remove=tags)

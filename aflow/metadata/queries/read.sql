@@ -138,6 +138,9 @@ WHERE run_key = :run_key AND task > :after AND manifest IS NOT NULL ORDER BY tas
 -- name: flow_of_run
 SELECT flow FROM runs WHERE key = :run_key
 
+-- name: written_by
+SELECT written_by FROM runs WHERE key = :run_key AND version = :version
+
 -- name: documents
 SELECT name, version, data FROM documents WHERE kind = :kind ORDER BY name
 

@@ -13,7 +13,7 @@ INSERT INTO run_tags (run_key, tag, is_system) VALUES (?, ?, ?) ON CONFLICT DO N
 DELETE FROM run_tags WHERE run_key = ? AND tag = ? AND NOT is_system
 
 -- name: advance
-UPDATE runs SET version = version + 1 WHERE key = ? AND version = ?
+UPDATE runs SET version = version + 1, written_by = ? WHERE key = ? AND version = ?
 
 -- name: update_run
 UPDATE runs SET state = coalesce(?, state), finished_at = coalesce(?, finished_at), reason = coalesce(?, reason)

@@ -296,8 +296,8 @@ def test_a_run_of_another_flow_is_not_resumed(flow: Workspace) -> None:
     file = flow.path / "flow.py"
     file.write_text(file.read_text().replace("Flow_", "Other"))
     ran = command(flow, "--no-pylint", "resume", "--origin-run-id", run)
-    assert (1, "") == (ran.code, ran.out)
-    assert f"There is no run Other/{run} to resume" in ran.err
+    assert (2, "") == (ran.code, ran.out)
+    assert f"Flow_/{run} is a run of another flow, which Other cannot resume" in ran.err
 
 
 def test_a_config_that_does_not_parse_is_one_sentence(workspace: Workspace) -> None:

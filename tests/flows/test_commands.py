@@ -517,7 +517,7 @@ def test_help_is_given_without_a_flow(workspace: Workspace, words: list[str]) ->
         (["run", "nothing.py"], "There is no file nothing.py"),
         (["run", "flow.py:Other"], "holds no flow 'Other'"),
         (["run", "flow.py", "--beta", "1"], "No such option"),
-        (["status", "now"], "takes no 'now'"),
+        (["status", "now"], "unexpected extra argument (now)"),
     ],
 )
 def test_what_cannot_be_used_is_exit_code_2(

@@ -12,6 +12,7 @@ import pytest
 from tests.faults.checker import check
 from tests.faults.conftest import Undisturbed, in_bucket
 from tests.faults.fleet import Fleet, wait_until
+from tests.faults.squares import squares
 from tests.support.faulty import Fault, FaultyProxy
 from tests.support.postgres import new_schema
 from tests.support.s3 import S3Bucket
@@ -20,37 +21,7 @@ from tests.support.servers import Server, new_database, postgres_for_one, redis_
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]
 
 TASKS = 60
-SQUARES = f"""
-import random
-
-class Flow_(FlowSpec):
-    @step
-    def start(self):
-        note()
-        self.shared = random.Random(1).randbytes(300_000)
-        self.xs = list(range({TASKS}))
-        self.next(self.work, foreach="xs")
-
-    @step
-    def work(self):
-        note()
-        self.y = self.input ** 2 + len(self.shared)
-        if self.input % 10 == 0:
-            self.large = random.Random(self.input).randbytes(100_000)
-        print("squared", self.input)
-        self.next(self.join)
-
-    @step
-    def join(self, inputs):
-        note()
-        self.ys = [each.y for each in inputs]
-        self.next(self.end)
-
-    @step
-    def end(self):
-        note()
-        self.total = sum(self.ys)
-"""
+SQUARES = squares(TASKS, large_each=10)
 
 
 def until_begun(fleet: Fleet, count: int) -> None:

@@ -11,41 +11,12 @@ import pytest
 from tests.faults.checker import check
 from tests.faults.conftest import Undisturbed
 from tests.faults.fleet import Fleet, wait_until
+from tests.faults.squares import squares
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(400)]
 
 TASKS = 500
-SQUARES = f"""
-import random
-
-class Flow_(FlowSpec):
-    @step
-    def start(self):
-        note()
-        self.shared = random.Random(1).randbytes(300_000)
-        self.xs = list(range({TASKS - 3}))
-        self.next(self.work, foreach="xs")
-
-    @step
-    def work(self):
-        note()
-        self.y = self.input ** 2 + len(self.shared)
-        if self.input % 50 == 0:
-            self.large = random.Random(self.input).randbytes(100_000)
-        print("squared", self.input)
-        self.next(self.join)
-
-    @step
-    def join(self, inputs):
-        note()
-        self.ys = [each.y for each in inputs]
-        self.next(self.end)
-
-    @step
-    def end(self):
-        note()
-        self.total = sum(self.ys)
-"""
+SQUARES = squares(TASKS - 3, large_each=50)
 
 
 def test_workers_and_coordinators_killed_at_random_change_nothing_of_500_tasks(

@@ -1,4 +1,8 @@
-"""Small files, small functions: the guard of the tail."""
+"""A bound on the size of files and functions.
+
+A module is as long as its subject, and a function as long as it reads well: these bounds only stop
+a file that has grown two subjects. Nothing is split to satisfy them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from pathlib import Path
 
 from tests.architecture.sources import python_files, text_of, tree_of, violations
 
-LONGEST_FILE = 600
-LONGEST_FUNCTION = 60
+LONGEST_FILE = 1000
+LONGEST_FUNCTION = 100
 
 FILES = python_files("aflow", "benchmarks", "examples", "tests")
 
@@ -25,13 +29,13 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield node.name, lines
 
 
-def test_no_file_is_longer_than_600_lines() -> None:
+def test_no_file_is_longer_than_1000_lines() -> None:
     lengths = {path: text_of(path).count("\n") for path in FILES}
 
     assert {} == {str(path): each for path, each in lengths.items() if each > LONGEST_FILE}
 
 
-def test_no_function_is_longer_than_60_lines() -> None:
+def test_no_function_is_longer_than_100_lines() -> None:
     def too_long(path: Path) -> list[tuple[str, int]]:
         return [each for each in functions(tree_of(path)) if each[1] > LONGEST_FUNCTION]
 

@@ -57,6 +57,14 @@ def job_logs(aws: Account) -> str:
     return "\n".join(told)
 
 
+def wait_for_log(aws: Account, text: str) -> None:
+    """Wait until a job has printed this; a job's log may arrive after its execution has ended."""
+    give_up_at = time.monotonic() + DEADLINE
+    while text not in (printed := job_logs(aws)):
+        assert time.monotonic() < give_up_at, f"{text!r} is not in: {printed}"
+        select_nothing(0.3)
+
+
 def run_of(aws: Account, pathspec: str) -> Run:
     client.metadata(aws.metadata.url)
     return Run(pathspec, _namespace_check=False)

@@ -21,6 +21,7 @@ from tests.deploy.deployed import (
     recorded,
     run_of,
     step_functions,
+    wait_for_log,
 )
 from tests.support.service import InThread
 
@@ -124,7 +125,7 @@ def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
     step_functions("mended.py", "trigger", *words)
     failed = run_file.read_text()
     assert "FAILED" == ended(aws, machine, failed), job_logs(aws)
-    assert f"hook of {failed} on error" in job_logs(aws)
+    wait_for_log(aws, f"hook of {failed} on error")
     assert run_of(aws, f"Mended/{failed}").finished
     assert not run_of(aws, f"Mended/{failed}").successful
     assert f"{failed} started:" in step_functions("mended.py", "list-runs", "--failed")
@@ -139,7 +140,7 @@ def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
     values = resumed.end_task.data.values
     assert [1, 2, 3] == [item for item, _ in values]
     assert (2, run) in values, "the broken item ran again"
-    assert f"hook of {run} on success" in job_logs(aws)
+    wait_for_log(aws, f"hook of {run} on success")
 
     deployer = Deployer(FLOWS / "mended.py", show_output=False).step_functions()
     triggered = deployer.create().trigger()

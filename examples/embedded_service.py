@@ -1,6 +1,6 @@
 """A web service that runs flows on request, in its own process: aflow embedded in aiohttp.
 
-    pip install 'aflow[server]'
+    pip install 'aflow-runtime[server]'
     python embedded_service.py --port 8080
 
     curl -d '{"samples": 2000000}' localhost:8080/runs              {"run": "1767..."}

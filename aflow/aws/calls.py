@@ -14,7 +14,7 @@ try:
     from botocore.parsers import ResponseParserError
     from botocore.session import Session, get_session
 except ImportError as error:
-    raise MissingExtra("AWS needs aiobotocore: install aflow[aws].") from error
+    raise MissingExtra("AWS needs aiobotocore: install aflow-runtime[aws].") from error
 
 # The last: an answer that is none, as of a proxy in trouble.
 _UNREACHED = faults.HTTPClientError, faults.ConnectionError, OSError, ResponseParserError

@@ -15,7 +15,7 @@ try:
     from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
     from botocore.session import Session, get_session
 except ImportError as error:
-    raise MissingExtra("Services of AWS need aiobotocore: install aflow[aws].") from error
+    raise MissingExtra("Services of AWS need aiobotocore: install aflow-runtime[aws].") from error
 
 # Throttled calls are sent again, later each time; who waits is told of a network that is not there.
 _PATIENT = {

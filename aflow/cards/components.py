@@ -307,7 +307,7 @@ class VegaChart(Component):
         try:
             import vl_convert
         except ImportError:
-            told = "Charts are drawn with vl-convert-python: install aflow[cards]."
+            told = "Charts are drawn with vl-convert-python: install aflow-runtime[cards]."
             return f'<p class="note">{told}</p>{JSONViewer(self._spec).render()}'
         schema = str(self._spec.get("$schema", "vega-lite"))
         if "vega-lite" not in schema:

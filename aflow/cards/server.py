@@ -35,7 +35,9 @@ def serve(shown: Shown, port: int, interval: int) -> None:
     except ImportError as error:
         from aflow.errors import MissingExtra
 
-        raise MissingExtra("The card server needs aiohttp: install aflow[server].") from error
+        raise MissingExtra(
+            "The card server needs aiohttp: install aflow-runtime[server]."
+        ) from error
     app = application(shown, interval)
     web.run_app(app, host="127.0.0.1", port=port, print=lambda *_: None)
 

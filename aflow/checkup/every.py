@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from aflow.checkup.findings import (
 )
 from aflow.config import Settings, looked_up, service_headers, settings_files, without_password
 from aflow.errors import AflowError, InvalidSetting
-from aflow.version import __version__
+from aflow.version import DISTRIBUTION, __version__
 
 if TYPE_CHECKING:
     from aflow.aws.services import Services
@@ -43,6 +44,7 @@ _WAIT = 10.0  # seconds for a queue
 def findings(clock: Clock) -> Iterator[Finding]:
     """One after the other, as they are found; each takes seconds at most."""
     yield ok("python", f"Python {platform.python_version()}, aflow {__version__}.")
+    yield from _namesake()
     yield from _files()
     try:
         settings, aws = Settings.load(), AwsSettings.load()
@@ -81,6 +83,23 @@ class Clocks:
             yield self._last
 
 
+def _namesake() -> Iterator[Finding]:
+    """Another project's distribution of the name `aflow`, which installs a package of that name."""
+    try:
+        other = distribution("aflow")
+    except PackageNotFoundError:
+        return
+    # A distribution from before ours was renamed may be left beside it in a developer's environment
+    # (an editable one installs no package): that is no other project's, and does no harm.
+    if any(file.parts[0] == "aflow" for file in other.files or ()):
+        said = (
+            f"The distribution aflow {other.version} is installed as well: it is another "
+            f"project's, and both install a package named aflow (ours is {DISTRIBUTION})."
+        )
+        advice = f"pip uninstall aflow; then pip install --force-reinstall --no-deps {DISTRIBUTION}"
+        yield warn("packages", said, advice)
+
+
 # ------------------------------------------------------------------ settings
 
 
@@ -116,7 +135,7 @@ def _extras(settings: Settings, aws: AwsSettings) -> Iterator[Finding]:
         absent = [each for each in modules if needed[extra] and find_spec(each) is None]
         if absent:
             said = f"The settings need {', '.join(absent)}, which is not installed."
-            yield fail("packages", said, f"pip install 'aflow[{extra}]'")
+            yield fail("packages", said, f"pip install '{DISTRIBUTION}[{extra}]'")
 
 
 # ------------------------------------------------------------------ places

@@ -76,5 +76,5 @@ def _yaml() -> Any:
     try:
         import yaml  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
-        raise MissingExtra("YAML is read with PyYAML: install aflow[yaml].") from error
+        raise MissingExtra("YAML is read with PyYAML: install aflow-runtime[yaml].") from error
     return yaml

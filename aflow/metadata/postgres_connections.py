@@ -23,7 +23,7 @@ try:
     from psycopg.types.string import StrDumper, TextBinaryLoader, TextLoader
 except ImportError as error:
     raise MissingExtra(
-        "Metadata in PostgreSQL needs the package psycopg: install aflow[postgres]."
+        "Metadata in PostgreSQL needs the package psycopg: install aflow-runtime[postgres]."
     ) from error
 
 Connection = psycopg.Connection[Any]

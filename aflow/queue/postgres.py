@@ -30,7 +30,7 @@ try:
     import asyncpg
 except ImportError as error:
     raise MissingExtra(
-        "A queue in PostgreSQL needs the package asyncpg: install aflow[postgres]."
+        "A queue in PostgreSQL needs the package asyncpg: install aflow-runtime[postgres]."
     ) from error
 
 CONNECTIONS = 8

@@ -32,7 +32,9 @@ try:
     import redis.asyncio as redis
     from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 except ImportError as error:
-    raise MissingExtra("A queue in Redis needs the package redis: install aflow[redis].") from error
+    raise MissingExtra(
+        "A queue in Redis needs the package redis: install aflow-runtime[redis]."
+    ) from error
 
 PREFIX = "aflow"
 LONGEST_WAIT = 20.0  # seconds of one blocking call: some networks drop connections that are quiet

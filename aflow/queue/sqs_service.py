@@ -17,7 +17,7 @@ try:
     from aiobotocore.session import AioSession
     from botocore import exceptions as faults
 except ImportError as error:
-    raise MissingExtra("A queue in SQS needs aiobotocore: install aflow[aws].") from error
+    raise MissingExtra("A queue in SQS needs aiobotocore: install aflow-runtime[aws].") from error
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from aflow.service.bodies import body_of
 try:
     from aiohttp import web
 except ImportError as error:
-    raise MissingExtra("The server needs aiohttp: install aflow[server].") from error
+    raise MissingExtra("The server needs aiohttp: install aflow-runtime[server].") from error
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView

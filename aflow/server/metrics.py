@@ -19,7 +19,7 @@ try:
     from prometheus_client.exposition import generate_latest
 except ImportError as error:
     raise MissingExtra(
-        "Metrics need the package prometheus-client: install aflow[server]."
+        "Metrics need the package prometheus-client: install aflow-runtime[server]."
     ) from error
 
 if TYPE_CHECKING:

@@ -35,7 +35,9 @@ try:
     from aflow.service.bodies import body_of
     from aflow.service.keys import OWN_CALLS, Handler, Keys
 except ImportError as error:
-    raise MissingExtra("The metadata service needs aiohttp: install aflow[server].") from error
+    raise MissingExtra(
+        "The metadata service needs aiohttp: install aflow-runtime[server]."
+    ) from error
 
 if TYPE_CHECKING:
     from aflow.clock import Clock

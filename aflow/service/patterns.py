@@ -11,7 +11,9 @@ from aflow.errors import MissingExtra, RegistrationRefused
 try:
     import re2
 except ImportError as error:
-    raise MissingExtra("The metadata service needs google-re2: install aflow[server].") from error
+    raise MissingExtra(
+        "The metadata service needs google-re2: install aflow-runtime[server]."
+    ) from error
 
 LONGEST = 1000  # characters
 

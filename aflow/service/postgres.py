@@ -13,7 +13,9 @@ from aflow.service.database import VERSION, Row, Session, check_version, schema
 try:
     import psycopg
 except ImportError as error:
-    raise MissingExtra("Metadata in PostgreSQL needs psycopg: install aflow[postgres].") from error
+    raise MissingExtra(
+        "Metadata in PostgreSQL needs psycopg: install aflow-runtime[postgres]."
+    ) from error
 
 if TYPE_CHECKING:
     from psycopg import Connection

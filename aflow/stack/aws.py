@@ -13,7 +13,7 @@ try:
     from botocore.config import Config
     from botocore.session import get_session
 except ImportError as error:
-    raise MissingExtra("Reading a stack needs botocore: install aflow[aws].") from error
+    raise MissingExtra("Reading a stack needs botocore: install aflow-runtime[aws].") from error
 
 T = TypeVar("T")
 _FINISHED = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE")

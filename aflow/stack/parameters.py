@@ -19,7 +19,9 @@ def parameters_of(template: str) -> dict[str, dict[str, Any]]:
     try:
         import yaml  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
-        raise MissingExtra("Reading the template needs pyyaml: install aflow[yaml].") from error
+        raise MissingExtra(
+            "Reading the template needs pyyaml: install aflow-runtime[yaml]."
+        ) from error
 
     # It takes functions of CloudFormation, which stand elsewhere, for nothing.
     loader: Any = type("Loader", (yaml.SafeLoader,), {})

@@ -12,7 +12,7 @@ try:
     import aiohttp
     from botocore import exceptions as faults
 except ImportError as error:
-    raise MissingExtra("Storage in S3 needs aiobotocore: install aflow[aws].") from error
+    raise MissingExtra("Storage in S3 needs aiobotocore: install aflow-runtime[aws].") from error
 
 
 class Refused(StoreUnavailable):

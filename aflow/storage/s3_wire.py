@@ -26,7 +26,7 @@ try:
     from aiobotocore.session import AioSession
     from botocore.loaders import Loader
 except ImportError as error:
-    raise MissingExtra("Storage in S3 needs aiobotocore: install aflow[aws].") from error
+    raise MissingExtra("Storage in S3 needs aiobotocore: install aflow-runtime[aws].") from error
 
 T = TypeVar("T")
 Again = Callable[[], Coroutine[Any, Any, Any]]

@@ -54,6 +54,18 @@ def test_python_in_documents_is_python() -> None:
         assert ast.parse(block), block
 
 
+def test_nobody_is_told_to_install_another_project() -> None:
+    """`aflow` on the package index is not ours: our distribution is `aflow-runtime`."""
+    other = re.compile(
+        r"\baflow\[\w|\bpip[0-9]? install\b[^\n.;]*[ '\"`]aflow(?:[=<>~]=[\d.]+)?['\"`]"
+    )
+
+    assert {} == violations(
+        [path for path in tracked("") if path.suffix not in (".png", ".gz")],
+        lambda path: [found[0] for found in other.finditer(text_of(path))],
+    )
+
+
 def test_every_document_is_found_from_the_readme() -> None:
     linked = LINK.findall(text_of(Path("README.md")))
 

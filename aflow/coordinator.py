@@ -25,7 +25,7 @@ from aflow.clock import SystemClock
 from aflow.config import Durability, Isolation, RunOptions, Settings
 from aflow.configured import configured
 from aflow.errors import NotFound, RunHasOwner
-from aflow.executors.process import GRACE
+from aflow.executors.local.process import GRACE
 from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
 from aflow.placement import executor_for, travelling
@@ -44,7 +44,7 @@ from aflow.scheduler.single import SingleTask
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.executors.base import Executor
-    from aflow.executors.link import TemplateProcess
+    from aflow.executors.local.link import TemplateProcess
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from aflow.errors import InvalidInput
-from aflow.executors.spawn import class_from, fresh_environment, source_of, stands_for_metaflow
+from aflow.executors.local.spawn import (
+    class_from,
+    fresh_environment,
+    source_of,
+    stands_for_metaflow,
+)
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition

@@ -63,7 +63,7 @@ def _fork_template(definition: FlowDefinition) -> tuple[socket.socket, int]:
     try:
         os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
         ours.close()
-        from aflow.executors.template import Template
+        from aflow.executors.local.template import Template
 
         Template(theirs, definition, backends.open_store, backends.open_metadata).serve()
         code = 0
@@ -86,7 +86,7 @@ async def _run(
     import asyncio
 
     from aflow.coordinator import Coordinator
-    from aflow.executors.link import ForkedTemplate
+    from aflow.executors.local.link import ForkedTemplate
 
     async with Coordinator(
         storage=settings.storage_url,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
 from aflow.errors import CodePackageError, InvalidSetting
-from aflow.executors.process import ProcessExecutor, needs_of
-from aflow.executors.spawn import request_of, start_template
+from aflow.executors.local.process import ProcessExecutor, needs_of
+from aflow.executors.local.spawn import request_of, start_template
 from aflow.flow.graph import Kind
 from aflow.storage.blobs import BlobStore
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from aflow.config import RunOptions
     from aflow.executors.base import Executor
     from aflow.executors.job import Job
-    from aflow.executors.link import TemplateProcess
-    from aflow.executors.spawn import Request
+    from aflow.executors.local.link import TemplateProcess
+    from aflow.executors.local.spawn import Request
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.package import Package

@@ -12,9 +12,9 @@ import msgpack
 
 from aflow import backends, compat
 from aflow.configured import with_values
-from aflow.executors import wire
-from aflow.executors.spawn import class_from
-from aflow.executors.template import Template
+from aflow.executors.local import wire
+from aflow.executors.local.spawn import class_from
+from aflow.executors.local.template import Template
 from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define
 

@@ -13,7 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from aflow.executors.process import ProcessExecutor
+from aflow.executors.local.process import ProcessExecutor
 from aflow.metadata.base import AttemptRecord, Batch, TaskRecord
 from aflow.runs.attempt_logs import AttemptLogs
 from aflow.scheduler.states import AttemptState
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aflow.deploy.order import Order
     from aflow.deploy.records import Records
     from aflow.executors.base import Usage
-    from aflow.executors.link import TemplateProcess
+    from aflow.executors.local.link import TemplateProcess
     from aflow.runs.attempt_logs import Kept
     from aflow.storage.base import ObjectStore
 

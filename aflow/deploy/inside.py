@@ -45,7 +45,7 @@ from aflow.deploy.words import (
 )
 from aflow.errors import AflowError, InvalidInput, VersionConflict
 from aflow.executors.job import python_version
-from aflow.executors.spawn import class_from, fresh_environment
+from aflow.executors.local.spawn import class_from, fresh_environment
 from aflow.exit_hooks import run_hooks
 from aflow.flow.decorators.attach import attach
 from aflow.flow.graph import Graph, Kind
@@ -63,7 +63,7 @@ from aflow.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from aflow.deploy.order import Order
-    from aflow.executors.link import TemplateProcess
+    from aflow.executors.local.link import TemplateProcess
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore

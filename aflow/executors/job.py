@@ -14,8 +14,8 @@ import msgpack
 
 from aflow.attempt.spec import RunContext
 from aflow.errors import InvalidMessage
-from aflow.executors.process import StepNeeds
-from aflow.executors.spawn import Request
+from aflow.executors.local.process import StepNeeds
+from aflow.executors.local.spawn import Request
 
 VERSION = 1
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from aflow.errors import InvalidInput
-from aflow.executors.spawn import stands_for_metaflow
+from aflow.executors.local.spawn import stands_for_metaflow
 
 Stream = Literal["stdout", "stderr"]
 

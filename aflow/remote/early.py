@@ -12,11 +12,11 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from aflow.executors.spawn import SpawnedTemplate, have_loaded, start_from
+from aflow.executors.local.spawn import SpawnedTemplate, have_loaded, start_from
 from aflow.spawned import serve
 
 if TYPE_CHECKING:
-    from aflow.executors.spawn import Request
+    from aflow.executors.local.spawn import Request
 
 
 class EarlyTemplate:

@@ -26,10 +26,10 @@ from aflow.errors import AflowError, InvalidInput
 from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
 from aflow.executors.letterbox import Letterbox
+from aflow.executors.local.process import ProcessExecutor
+from aflow.executors.local.spawn import fresh_environment
 from aflow.executors.meeting import Meeting
-from aflow.executors.process import ProcessExecutor
 from aflow.executors.roll import Roll
-from aflow.executors.spawn import fresh_environment
 from aflow.remote.delivery import delivered
 from aflow.remote.early import EarlyTemplate
 from aflow.scheduler.states import AttemptState

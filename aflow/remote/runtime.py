@@ -15,8 +15,8 @@ from aflow.executors import letters
 from aflow.executors.base import NO_USAGE
 from aflow.executors.job import Job
 from aflow.executors.letters import TaskLetter
-from aflow.executors.process import ProcessExecutor
-from aflow.executors.spawn import fresh_environment, start_from
+from aflow.executors.local.process import ProcessExecutor
+from aflow.executors.local.spawn import fresh_environment, start_from
 from aflow.queue.base import Lease
 from aflow.remote.delivery import delivered
 from aflow.remote.outbox import Outbox

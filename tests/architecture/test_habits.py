@@ -34,8 +34,8 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     Path("aflow/config.py"): "it is the one that reads settings",
     Path("aflow/attempt/variables.py"): "@environment and @secrets set variables for a step",
     Path("aflow/attempt/secrets.py"): "@secrets refuses to hide a variable that is there",
-    Path("aflow/executors/spawn.py"): "a process that is started inherits it",
-    Path("aflow/executors/work.py"): "a process of many tasks puts back what a task has changed",
+    Path("aflow/executors/local/spawn.py"): "a process that is started inherits it",
+    Path("aflow/executors/local/work.py"): "a process of many tasks puts back what a task changed",
 }
 
 

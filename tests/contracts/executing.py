@@ -19,9 +19,9 @@ import pytest
 from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.base import Usage
-from aflow.executors.link import TemplateProcess
-from aflow.executors.process import ProcessExecutor, needs_of
-from aflow.executors.spawn import start_template
+from aflow.executors.local.link import TemplateProcess
+from aflow.executors.local.process import ProcessExecutor, needs_of
+from aflow.executors.local.spawn import start_template
 from aflow.flow.spec import define
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import FromTask

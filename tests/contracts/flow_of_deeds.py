@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from aflow.executors import inside
-from aflow.executors.warm_up import warm_up
+from aflow.executors.local import inside
+from aflow.executors.local.warm_up import warm_up
 from aflow.flow.decorators.timeout import timeout
 from aflow.flow.spec import FlowSpec, step
 

@@ -12,9 +12,9 @@ from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.base import Orphan, Reports
 from aflow.executors.job import Job, python_version
-from aflow.executors.process import needs_of
+from aflow.executors.local.process import needs_of
+from aflow.executors.local.spawn import request_of
 from aflow.executors.queued import QueueExecutor, pools_of
-from aflow.executors.spawn import request_of
 from aflow.flow.definition import FlowDefinition
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.memory import MemoryQueue

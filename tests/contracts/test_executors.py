@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from aflow.errors import AflowError
-from aflow.executors import process
 from aflow.executors.base import Orphan
-from aflow.executors.link import TemplateProcess
-from aflow.executors.spawn import start_template
+from aflow.executors.local import process
+from aflow.executors.local.link import TemplateProcess
+from aflow.executors.local.spawn import start_template
 from aflow.flow.spec import define
 from tests.contracts.executing import (
     BATCH,

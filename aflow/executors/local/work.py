@@ -16,8 +16,8 @@ import msgpack
 from aflow.attempt.runner import Runner
 from aflow.attempt.spec import GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
-from aflow.executors import inside
-from aflow.executors.streams import Owner, WorkerStreams
+from aflow.executors.local import inside
+from aflow.executors.local.streams import Owner, WorkerStreams
 
 HOLD = 0.01  # seconds that printed lines may wait for others
 MAX_HELD = 1 << 16  # bytes of them

@@ -10,9 +10,9 @@ import msgpack
 from aflow.attempt.runner import Runner
 from aflow.attempt.spec import STARTED, AttemptSpec
 from aflow.clock import SystemClock
-from aflow.executors import inside
-from aflow.executors.streams import Owner, WorkerStreams
-from aflow.executors.work import Link
+from aflow.executors.local import inside
+from aflow.executors.local.streams import Owner, WorkerStreams
+from aflow.executors.local.work import Link
 from aflow.loops import fastest_loop
 
 CANCEL = b"\xc0"  # msgpack's nil: what precedes [task, attempt] where a spec would stand

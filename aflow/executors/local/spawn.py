@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgpack
 
 from aflow.errors import AflowError
-from aflow.executors import wire
+from aflow.executors.local import wire
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition

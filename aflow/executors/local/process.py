@@ -1,8 +1,8 @@
 """Local processes: attempts run on this machine, forked from a template.
 
-isolation `task`    a fresh process for each attempt            executors/fresh.py
-isolation `worker`  a few processes that run many attempts      executors/pool.py
-coroutine steps     one process whose event loop runs them all  executors/pool.py
+isolation `task`    a fresh process for each attempt            executors/local/fresh.py
+isolation `worker`  a few processes that run many attempts      executors/local/pool.py
+coroutine steps     one process whose event loop runs them all  executors/local/pool.py
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.errors import AflowError
 from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Orphan, Reports
-from aflow.executors.fresh import FreshProcesses
-from aflow.executors.link import TemplateLink, TemplateProcess
-from aflow.executors.pool import MAX_AHEAD, WorkerPool
+from aflow.executors.local.fresh import FreshProcesses
+from aflow.executors.local.link import TemplateLink, TemplateProcess
+from aflow.executors.local.pool import MAX_AHEAD, WorkerPool
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:

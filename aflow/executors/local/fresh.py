@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from aflow.attempt.spec import GROWN, AttemptReport, AttemptSpec
 from aflow.clock import Clock
-from aflow.executors import deaths, wire
+from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Reports, Usage
-from aflow.executors.link import TemplateLink
+from aflow.executors.local import wire
+from aflow.executors.local.link import TemplateLink
 from aflow.scheduler.states import AttemptState
 
 _CHUNK = 1 << 16

@@ -18,8 +18,8 @@ from aflow.attempt.spec import ENDED, GROWN, LOGGED, STARTED, AttemptReport, Att
 from aflow.clock import Clock
 from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Reports
-from aflow.executors.link import TemplateLink
-from aflow.executors.worker_process import Owner, WorkerProcess
+from aflow.executors.local.link import TemplateLink
+from aflow.executors.local.worker_process import Owner, WorkerProcess
 from aflow.scheduler.states import AttemptState
 
 MAX_AHEAD = 8  # specs that a worker holds at most, the one that it runs included

@@ -12,14 +12,14 @@ from typing import Any
 import msgpack
 
 from aflow.attempt.spec import AttemptSpec
-from aflow.executors import wire
-from aflow.executors.fresh import pipes
-from aflow.executors.link import TemplateLink
+from aflow.executors.local import wire
+from aflow.executors.local.fresh import pipes
+from aflow.executors.local.link import TemplateLink
 
 Owner = tuple[int, int]
 
 _CHUNK = 1 << 18
-_CANCEL = b"\xc0"  # executors.coroutines.CANCEL; that module is the worker's side
+_CANCEL = b"\xc0"  # executors.local.coroutines.CANCEL; that module is the worker's side
 
 
 class WorkerProcess:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from aflow.attempt.spec import RunContext
-from aflow.executors import wire
+from aflow.executors.local import wire
 
 
 class TemplateProcess(Protocol):

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
-from aflow.executors import inside
+from aflow.executors.local import inside
 
 Owner = tuple[int, int]  # task, attempt
 Emit = Callable[[Owner, int, bytes], None]

@@ -23,8 +23,8 @@ from aflow import collector
 from aflow.attempt.runner import Runner
 from aflow.attempt.spec import GROWN, AttemptSpec, RunContext
 from aflow.clock import SystemClock
-from aflow.executors import inside, wire
-from aflow.executors.warm_up import warm_up
+from aflow.executors.local import inside, wire
+from aflow.executors.local.warm_up import warm_up
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
@@ -197,9 +197,9 @@ class Template:
     def _work(self, coroutines: bool, *fds: int) -> None:
         # Only these processes need the modules (asyncio among them, for the coroutines).
         if coroutines:
-            from aflow.executors.coroutines import CoroutineWorker as Work
+            from aflow.executors.local.coroutines import CoroutineWorker as Work
         else:
-            from aflow.executors.work import SequentialWorker as Work  # type: ignore[assignment]
+            from aflow.executors.local.work import SequentialWorker as Work  # type: ignore[assignment]
 
         Work(self._configured, *fds).serve()
 

@@ -187,9 +187,25 @@ TASK_STATES = {
 }
 
 
+class TaskColumns(NamedTuple):
+    """What a timeline shows of a task: when it was created, and its latest attempt (`attempt` is
+    its number, `host` and `pid` where it ran). `reused`: its result was taken over."""
+
+    task: int
+    step: str
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    state: AttemptState
+    attempt: int
+    reused: bool
+    host: str
+    pid: int | None
+
+
 class StepProgress(NamedTuple):
     """How far a step has come: when its first task was created, how many tasks are in each state,
-    and when the last of those that have ended did."""
+    and when the last attempt that has ended did."""
 
     step: str
     created_at: float
@@ -307,19 +323,21 @@ class MetadataStore(Protocol):
 
     def runs(
         self,
-        flow: str,
+        flow: str | None,
         *,
         tags: Sequence[str] = (),
         states: Sequence[RunState] = (),
+        users: Sequence[str] = (),
         since: float | None = None,
         until: float | None = None,
         after: tuple[float, int] | None = None,
         limit: int | None = None,
         kind: str = "",
     ) -> list[RunRecord]:
-        """The flow's runs of this kind that have all `tags` (user or system), newest first: those
-        created at `since` or later and before `until`, and of these the ones that come after the
-        run of this time of creation and key. The graphs are left out ({}): `run` has them."""
+        """The runs of the flow (None: of all flows) of this kind, newest first: those by one of
+        `users`, in one of `states`, that have all `tags` (user or system), were created at `since`
+        or later and before `until`, and come after the run of this time of creation and key
+        (`after`). The graphs are left out ({}): `run` has them."""
 
     def run(self, flow: str, run: str) -> RunRecord | None:
         """One run, whole; None where there is none."""
@@ -360,7 +378,13 @@ class MetadataStore(Protocol):
         number) first, in one query that streams: those in one of `states`, below `before`."""
 
     def progress(self, run_key: int) -> list[StepProgress]:
-        """How far every step that has begun has come, without `_parameters`, oldest first."""
+        """How far every step that has begun has come, without `_parameters`, oldest first. The
+        counts are kept by commits: the time that it takes does not depend on how many tasks
+        there are."""
+
+    def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
+        """Tasks of a run with what a timeline shows of their latest attempts, in no order: those
+        whose latest attempt was written after the run was at version `after`."""
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
         """One task with its latest attempt, or with the attempt asked for."""

@@ -32,7 +32,17 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 PATIENCE = 30.0  # seconds to wait for a server that has gone away
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds; doubled each time
 _FOLDER = "queries_postgres"
-_TABLES = ("journal", "metadata", "attempts", "tasks", "steps", "run_tags", "leases", "run")
+_TABLES = (
+    "journal",
+    "metadata",
+    "attempts",
+    "task_counts",
+    "tasks",
+    "steps",
+    "run_tags",
+    "leases",
+    "run",
+)
 
 T = TypeVar("T")
 _Rows = Generator[Any, None, None]
@@ -87,7 +97,7 @@ class PostgresMetadata(RecordReader):
             inputs = encode_inputs(NoInputs())
             _do(db, "add_task", key, task, step, at, None, None, inputs, "", None)
             attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
-            _do(db, "put_attempt", *rows.attempt_row(key, attempt))
+            _do(db, "put_attempt", *rows.attempt_row(key, attempt, 0))
             if owner:
                 _do(db, "hold", owner, seconds, key)
             return key
@@ -108,8 +118,12 @@ class PostgresMetadata(RecordReader):
                     "Somebody else has written to this run: two coordinators drive it. This one "
                     "stops."
                 )
+            before, latest = rows.known_before(batch), []
+            if before:
+                which: dict[str, Any] = {"run_key": run_key, "tasks": before}
+                latest = db.execute(_read("latest_states"), which).fetchall()
             with db.pipeline():
-                _write(db, run_key, version + 1, batch)
+                _write(db, run_key, version + 1, batch, *rows.count_changes(batch, latest))
 
         self._transaction(commit)
         return version + 1
@@ -264,13 +278,24 @@ class PostgresMetadata(RecordReader):
         self._connections.close()
 
 
-def _write(db: Connection, run_key: int, version: int, batch: Batch) -> None:
+def _write(
+    db: Connection,
+    run_key: int,
+    version: int,
+    batch: Batch,
+    counts: list[rows.Row],
+    ended: dict[str, float],
+) -> None:
     if batch.events:
         _do(db, "add_events", run_key, version, batch.events)
     steps = {task.step: task.created_at for task in reversed(batch.tasks)}
     _do_all(db, "add_step", [(run_key, step, at) for step, at in steps.items()])
     _do_all(db, "add_task", [rows.task_row(run_key, task) for task in batch.tasks])
-    _do_all(db, "put_attempt", [rows.attempt_row(run_key, each) for each in batch.attempts])
+    _do_all(
+        db, "put_attempt", [rows.attempt_row(run_key, each, version) for each in batch.attempts]
+    )
+    _do_all(db, "count_tasks", [(run_key, *each) for each in counts])
+    _do_all(db, "step_ended", [(at, run_key, step) for step, at in ended.items()])
     _do_all(db, "add_metadata", [rows.metadata_row(run_key, each) for each in batch.metadata])
     if batch.run is not None:
         _do(db, "update_run", *_update(batch.run), run_key)

@@ -19,6 +19,7 @@ from aflow.metadata.base import (
     MetadataRecord,
     RunRecord,
     StepProgress,
+    TaskColumns,
     TaskView,
 )
 from aflow.scheduler.states import RunState, TaskState
@@ -81,10 +82,11 @@ class RecordReader(ABC):
 
     def runs(
         self,
-        flow: str,
+        flow: str | None,
         *,
         tags: Sequence[str] = (),
         states: Sequence[RunState] = (),
+        users: Sequence[str] = (),
         since: float | None = None,
         until: float | None = None,
         after: tuple[float, int] | None = None,
@@ -93,10 +95,12 @@ class RecordReader(ABC):
     ) -> list[RunRecord]:
         """The flow's runs, newest first; see the port."""
         after_time, after_key = after or (None, None)
+        which: dict[str, Any] = {"flow": flow} if flow is not None else {}
         found = self._all(
-            "runs",
-            flow=flow,
+            "runs" if flow is not None else "all_runs",
+            **which,
             kind=kind,
+            users=list(users),
             since=since,
             until=until,
             after_time=after_time,
@@ -177,6 +181,12 @@ class RecordReader(ABC):
         found = self._all("progress", run_key=run_key)
         with self._damage_named():
             return rows.progress(found)
+
+    def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
+        """Tasks whose latest attempts were written after a version; see the port."""
+        with self._damage_named():
+            for row in self._stream("task_columns", run_key=run_key, after=after):
+                yield rows.task_columns(row)
 
     def _views(self, name: str, light: bool, **values: Any) -> Iterator[TaskView]:
         with self._damage_named():

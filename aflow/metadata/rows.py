@@ -9,9 +9,11 @@ from typing import Any
 from aflow.metadata.base import (
     TASK_STATES,
     AttemptRecord,
+    Batch,
     MetadataRecord,
     RunRecord,
     StepProgress,
+    TaskColumns,
     TaskRecord,
     TaskView,
 )
@@ -93,10 +95,20 @@ def task_row(run_key: int, task: TaskRecord) -> Row:
     return (run_key, *task)
 
 
-def attempt_row(run_key: int, attempt: AttemptRecord) -> Row:
-    """An attempt as `put_attempt` takes it."""
+def attempt_row(run_key: int, attempt: AttemptRecord, version: int) -> Row:
+    """An attempt as `put_attempt` takes it; `version` is that of the run after the commit."""
     task, number, state, started_at, finished_at, reason, *rest = attempt
-    return (run_key, task, number, state.value, started_at, finished_at, text(reason), *rest)
+    return (
+        run_key,
+        task,
+        number,
+        state.value,
+        started_at,
+        finished_at,
+        text(reason),
+        *rest,
+        version,
+    )
 
 
 def attempt_record(row: Row) -> AttemptRecord:
@@ -111,11 +123,61 @@ def task_view(row: Row) -> TaskView:
     return TaskView(row[0], task, attempt, row[9])
 
 
+def task_columns(row: Row) -> TaskColumns:
+    """What a timeline shows of a task, from the columns of the query `task_columns`."""
+    task, step, created_at, started_at, finished_at, state, attempt, reused, host, pid = row
+    return TaskColumns(
+        task, step, created_at, started_at, finished_at, _STATES[state],
+        attempt, bool(reused), host, pid,
+    )  # fmt: skip
+
+
 def attempt_states(states: Sequence[TaskState]) -> list[str]:
     """The states of latest attempts that tasks in these states have, as the queries take them:
     "" is that of no attempt."""
     none = [""] if TaskState.READY in states else []
     return none + [state.value for state, made in TASK_STATES.items() if made in states]
+
+
+def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], dict[str, float]]:
+    """What a commit changes of the kept counts.
+
+    Args:
+        batch: what is written.
+        latest: task, step, attempt and state (both None without an attempt) of the tasks in the
+            batch's attempts that were there before, as the query `latest_states` gives them.
+
+    Returns:
+        Rows of step, state and difference of the number of tasks, and by step the latest time at
+        which one of the attempts has ended.
+    """
+    now = {task: (step, attempt, state) for task, step, attempt, state in latest}
+    changes: dict[tuple[str, str], int] = {}
+
+    def change(step: str, state: str, by: int) -> None:
+        changes[step, state] = changes.get((step, state), 0) + by
+
+    for task in batch.tasks:
+        now[task.task] = (task.step, None, None)
+        change(task.step, "", 1)
+    ended: dict[str, float] = {}
+    for each in batch.attempts:
+        if each.task not in now:  # an attempt of a task that nobody has recorded counts nowhere
+            continue
+        step, attempt, state = now[each.task]
+        if each.finished_at is not None:
+            ended[step] = max(each.finished_at, ended.get(step, each.finished_at))
+        if attempt is None or each.attempt >= attempt:
+            change(step, state or "", -1)
+            change(step, each.state.value, 1)
+            now[each.task] = (step, each.attempt, each.state.value)
+    return [(*key, by) for key, by in changes.items() if by], ended
+
+
+def known_before(batch: Batch) -> list[int]:
+    """The tasks in the batch's attempts that an earlier commit has written."""
+    new = {task.task for task in batch.tasks}
+    return list({each.task for each in batch.attempts} - new)
 
 
 def progress(found: Iterable[Row]) -> list[StepProgress]:

@@ -21,6 +21,7 @@ from aflow.metadata.base import (
     ReplacedLog,
     RunRecord,
     StepProgress,
+    TaskColumns,
     TaskView,
 )
 from aflow.metadata.calling import PATIENCE, Answered, Caller
@@ -140,10 +141,11 @@ class ServiceMetadata:
 
     def runs(
         self,
-        flow: str,
+        flow: str | None,
         *,
         tags: Sequence[str] = (),
         states: Sequence[RunState] = (),
+        users: Sequence[str] = (),
         since: float | None = None,
         until: float | None = None,
         after: tuple[float, int] | None = None,
@@ -151,7 +153,13 @@ class ServiceMetadata:
         kind: str = "",
     ) -> list[RunRecord]:
         """The flow's runs, newest first; see the port."""
-        chosen = {"tags": list(tags), "states": list(states), "since": since, "until": until}
+        chosen = {
+            "tags": list(tags),
+            "states": list(states),
+            "users": list(users),
+            "since": since,
+            "until": until,
+        }
         return list(self._call("runs", flow, **chosen, after=after, limit=limit, kind=kind))
 
     def run(self, flow: str, run: str) -> RunRecord | None:
@@ -195,6 +203,10 @@ class ServiceMetadata:
     def progress(self, run_key: int) -> list[StepProgress]:
         """How far every step that has begun has come, oldest first."""
         return list(self._call("progress", run_key))
+
+    def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
+        """Tasks whose latest attempts were written after a version; see the port."""
+        return self._stream("task_columns", run_key, after)
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
         """One task with its latest attempt, or with the attempt asked for."""

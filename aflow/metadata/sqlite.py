@@ -40,7 +40,7 @@ from aflow.scheduler.messages import NoInputs
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 
 _CHUNKS = (64, 16, 4, 1)  # rows a statement; 64 of 17 values each are well below SQLite's limit
-_TABLES = ("journal", "metadata", "attempts", "tasks", "steps", "run_tags", "leases")
+_TABLES = ("journal", "metadata", "attempts", "task_counts", "tasks", "steps", "run_tags", "leases")
 _SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
 
 
@@ -95,7 +95,7 @@ class SqliteMetadata(RecordReader):
             inputs = encode_inputs(NoInputs())
             db.execute(sql["add_task"], (key, task, step, at, None, None, inputs, "", None))
             attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
-            db.execute(sql["put_attempt"], rows.attempt_row(key, attempt))
+            db.execute(sql["put_attempt"], rows.attempt_row(key, attempt, 0))
             if owner:
                 db.execute(sql["hold"], (owner, seconds, key))
         return run._replace(key=key, version=0)
@@ -116,8 +116,10 @@ class SqliteMetadata(RecordReader):
             if batch.events:
                 db.execute(sql["add_events"], (run_key, version + 1, batch.events))
             self._add_tasks(db, run_key, batch)
+            if batch.tasks or batch.attempts:
+                self._count(db, run_key, batch)
             if batch.attempts:
-                attempts = [rows.attempt_row(run_key, attempt) for attempt in batch.attempts]
+                attempts = [rows.attempt_row(run_key, each, version + 1) for each in batch.attempts]
                 _insert(db, sql["put_attempt"], attempts)
             if batch.metadata:
                 more = [rows.metadata_row(run_key, record) for record in batch.metadata]
@@ -135,6 +137,17 @@ class SqliteMetadata(RecordReader):
         for task in batch.tasks:
             if (run_key, task.step) not in self._known_steps:
                 db.execute(sql["add_step"], (run_key, task.step, task.created_at))
+
+    def _count(self, db: sqlite3.Connection, run_key: int, batch: Batch) -> None:
+        sql = statements("write")
+        before = rows.known_before(batch)
+        latest: list[Any] = []
+        if before:
+            asked = {"run_key": run_key, "tasks": json.dumps(before)}
+            latest = db.execute(statements("read")["latest_states"], asked).fetchall()
+        counts, ended = rows.count_changes(batch, latest)
+        db.executemany(sql["count_tasks"], [(run_key, *each) for each in counts])
+        db.executemany(sql["step_ended"], [(at, run_key, step) for step, at in ended.items()])
 
     def _update_run(self, db: sqlite3.Connection, run_key: int, update: RunUpdate) -> None:
         state = None if update.state is None else update.state.value

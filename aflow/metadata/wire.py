@@ -44,13 +44,16 @@ WRITES = frozenset(
         "change_tags", "replace_logs", "delete_run",
     ]
 )  # fmt: skip
-STREAMS = frozenset(["all_manifests", "journal", "journal_after", "tasks", "newest_tasks"])
+STREAMS = frozenset(
+    ["all_manifests", "journal", "journal_after", "tasks", "newest_tasks", "task_columns"]
+)
 
 _RECORDS: dict[str, Any] = {
     each.__name__: each
     for each in (
         base.RunRecord, base.TaskRecord, base.CachedTask, base.AttemptRecord, base.MetadataRecord,
-        base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView, base.StepProgress, base.Hold,
+        base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView, base.StepProgress,
+        base.TaskColumns, base.Hold,
     )
 }  # fmt: skip
 _STATES: dict[str, Any] = {each.__name__: each for each in (AttemptState, RunState, TaskState)}

@@ -74,6 +74,63 @@ def test_the_progress_of_steps_is_told_by_the_states_of_their_tasks(
     )  # fmt: skip
 
 
+def test_the_kept_counts_follow_tasks_through_attempts_and_commits(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    running = succeeded(1, manifest=None)._replace(state=AttemptState.RUNNING, finished_at=None)
+    store.commit(run.key, 0, Batch(tasks=tasks_of("a", [1, 2]), attempts=[running]))
+    failed = running._replace(state=AttemptState.FAILED, finished_at=7.0)
+    store.commit(run.key, 1, Batch(attempts=[failed]))
+    store.commit(run.key, 2, Batch(attempts=[running._replace(attempt=1)]))
+    (step,) = store.progress(run.key)
+    assert {TaskState.RUNNING: 1, TaskState.READY: 1} == step.tasks
+    assert step.finished_at == 7.0, "the attempt before has ended"
+
+    # A late report of the attempt before changes nothing, since it is not the latest one.
+    store.commit(run.key, 3, Batch(attempts=[failed._replace(finished_at=8.0)]))
+    store.commit(run.key, 4, Batch(attempts=[succeeded(1)._replace(attempt=1, finished_at=9.0)]))
+    (step,) = store.progress(run.key)
+    assert {TaskState.SUCCEEDED: 1, TaskState.READY: 1} == step.tasks
+    assert step.finished_at == 9.0
+
+    store.delete_run(run.key)
+    assert [] == store.progress(run.key)
+
+
+def test_columns_of_tasks_are_those_of_latest_attempts_that_have_changed_since_a_version(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    first = [succeeded(1), succeeded(2)._replace(state=AttemptState.FAILED, host="h", pid=7)]
+    store.commit(run.key, 0, Batch(tasks=tasks_of("a", [1, 2, 3]), attempts=first))
+    store.commit(run.key, 1, Batch(attempts=[succeeded(2)._replace(attempt=1)]))
+
+    found = {each.task: each for each in store.task_columns(run.key)}
+    assert {1, 2} == set(found), "task 3 has no attempt yet"
+    assert (1, AttemptState.SUCCEEDED) == (found[2].attempt, found[2].state)
+    assert ("a", False) == (found[1].step, found[1].reused)
+    assert [2] == [each.task for each in store.task_columns(run.key, after=1)]
+    assert [] == [*store.task_columns(run.key, after=2)]
+
+
+def test_runs_of_all_flows_come_in_one_list_by_user_tag_and_page(store: MetadataStore) -> None:
+    for number in range(6):
+        flow, user = ("Flow", "Other")[number % 2], ("ann", "bob")[number // 3]
+        tags = ("odd",) if number % 2 else ()
+        made = a_run(flow=flow, run=str(number), created_at=float(number))
+        store.create_run(made._replace(user=user, tags=tags), b"")
+
+    def found(**how: Any) -> str:
+        return "".join(run.run for run in store.runs(None, **how))
+
+    assert "543210" == found()
+    assert "543" == found(users=["bob"])
+    assert "53" == found(users=["bob"], tags=["odd"])
+    assert "54" == found(limit=2)
+    last = store.runs(None, limit=2)[-1]
+    assert "32" == found(limit=2, after=(last.created_at, last.key))
+    assert "31" == "".join(each.run for each in store.runs("Other", until=5.0))
+
+
 def test_every_state_of_an_attempt_makes_a_state_of_its_task() -> None:
     assert set(AttemptState) == set(TASK_STATES)
 

@@ -64,6 +64,7 @@ VALUES = {
     "steps": ["wide"],
     "tags": ["a"],
     "states": ["succeeded"],
+    "users": ["ann"],
     "tasks": [1, 2],
     "run_keys": [1],
     "kind": "",

@@ -28,6 +28,21 @@ WHERE flow = :flow AND kind = :kind AND created_at >= coalesce(:since, -9e999)
   AND +created_at < coalesce(:until, 9e999)
   AND (:after_key IS NULL OR (+created_at, +key) < (:after_time, :after_key))
   AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
+  AND (:users = '[]' OR user IN (SELECT value FROM json_each(:users)))
+  AND NOT EXISTS (
+    SELECT 1 FROM json_each(:tags) AS wanted
+    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value))
+ORDER BY created_at DESC, key DESC LIMIT coalesce(:limit, -1)
+
+-- name: all_runs
+SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
+FROM runs
+WHERE kind = :kind AND created_at >= coalesce(:since, -9e999)
+  AND created_at <= min(coalesce(:until, 9e999), coalesce(:after_time, 9e999))
+  AND +created_at < coalesce(:until, 9e999)
+  AND (:after_key IS NULL OR (+created_at, +key) < (:after_time, :after_key))
+  AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
+  AND (:users = '[]' OR user IN (SELECT value FROM json_each(:users)))
   AND NOT EXISTS (
     SELECT 1 FROM json_each(:tags) AS wanted
     WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value))
@@ -75,11 +90,9 @@ WHERE t.run_key = :run_key AND t.step = :step AND t.task < :before
 ORDER BY t.task DESC LIMIT coalesce(:limit, -1)
 
 -- name: progress
-SELECT t.step, min(t.created_at), coalesce(a.state, ''), count(*), max(a.finished_at)
-FROM tasks t LEFT JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
-    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
-WHERE t.run_key = :run_key AND t.step <> '_parameters' GROUP BY 1, 3 ORDER BY 2, 1
+SELECT s.step, s.created_at, c.state, c.tasks, s.finished_at
+FROM steps s JOIN task_counts c ON c.run_key = s.run_key AND c.step = s.step
+WHERE s.run_key = :run_key AND s.step <> '_parameters' AND c.tasks > 0 ORDER BY s.created_at, s.step
 
 -- name: tasks_of_split
 SELECT {columns} FROM tasks t LEFT JOIN attempts a
@@ -88,6 +101,19 @@ SELECT {columns} FROM tasks t LEFT JOIN attempts a
 WHERE t.run_key = :run_key AND t.split = :split AND t.split_index > :after
   AND (:steps = '[]' OR t.step IN (SELECT value FROM json_each(:steps)))
 ORDER BY t.split_index, t.task LIMIT coalesce(:limit, -1)
+
+-- name: task_columns
+-- (An attempt that is not the latest one is left out.)
+SELECT t.task, t.step, t.created_at, a.started_at, a.finished_at, a.state, a.attempt, t.origin <> '', a.host, a.pid
+FROM attempts a JOIN tasks t ON t.run_key = a.run_key AND t.task = a.task
+WHERE a.run_key = :run_key AND a.changed > :after AND t.step <> '_parameters'
+  AND NOT EXISTS (SELECT 1 FROM attempts n WHERE n.run_key = a.run_key AND n.task = a.task AND n.attempt > a.attempt)
+
+-- name: latest_states
+SELECT t.task, t.step, a.attempt, a.state FROM tasks t LEFT JOIN attempts a
+  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+WHERE t.run_key = :run_key AND t.task IN (SELECT value FROM json_each(:tasks))
 
 -- name: task
 SELECT {columns} FROM tasks t LEFT JOIN attempts a

@@ -40,13 +40,20 @@ DELETE FROM leases WHERE run_key = ?
 -- name: add_step
 INSERT INTO steps (run_key, step, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING
 
+-- name: count_tasks
+INSERT INTO task_counts (run_key, step, state, tasks) VALUES (?, ?, ?, ?)
+ON CONFLICT (run_key, step, state) DO UPDATE SET tasks = task_counts.tasks + excluded.tasks
+
+-- name: step_ended
+UPDATE steps SET finished_at = max(coalesce(finished_at, 0), ?) WHERE run_key = ? AND step = ?
+
 -- name: add_task
 INSERT INTO tasks (run_key, task, step, created_at, split, split_index, inputs, origin, cache_key)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: put_attempt
-INSERT OR REPLACE INTO attempts (run_key, task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT OR REPLACE INTO attempts (run_key, task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu, changed)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: replace_log
 UPDATE attempts SET log = ?, log_chunks = ?, stdout_size = ?, stderr_size = ? WHERE run_key = ? AND task = ? AND attempt = ?
@@ -66,6 +73,9 @@ DELETE FROM metadata WHERE run_key = ?
 
 -- name: delete_attempts
 DELETE FROM attempts WHERE run_key = ?
+
+-- name: delete_task_counts
+DELETE FROM task_counts WHERE run_key = ?
 
 -- name: delete_tasks
 DELETE FROM tasks WHERE run_key = ?

@@ -28,6 +28,22 @@ WHERE flow = %(flow)s AND kind = %(kind)s
   AND created_at < coalesce(%(until)s::float8, 'infinity')
   AND (%(after_key)s::bigint IS NULL OR (created_at, key) < (%(after_time)s::float8, %(after_key)s::bigint))
   AND (cardinality(%(states)s::text[]) = 0 OR state = ANY (%(states)s::text[]))
+  AND (cardinality(%(users)s::text[]) = 0 OR user_name = ANY (%(users)s::text[]))
+  AND NOT EXISTS (
+    SELECT 1 FROM unnest(%(tags)s::text[]) AS wanted
+    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted))
+ORDER BY created_at DESC, key DESC LIMIT %(limit)s
+
+-- name: all_runs
+SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
+FROM runs
+WHERE kind = %(kind)s
+  AND created_at >= coalesce(%(since)s::float8, '-infinity')
+  AND created_at <= coalesce(%(after_time)s::float8, 'infinity')
+  AND created_at < coalesce(%(until)s::float8, 'infinity')
+  AND (%(after_key)s::bigint IS NULL OR (created_at, key) < (%(after_time)s::float8, %(after_key)s::bigint))
+  AND (cardinality(%(states)s::text[]) = 0 OR state = ANY (%(states)s::text[]))
+  AND (cardinality(%(users)s::text[]) = 0 OR user_name = ANY (%(users)s::text[]))
   AND NOT EXISTS (
     SELECT 1 FROM unnest(%(tags)s::text[]) AS wanted
     WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted))
@@ -74,11 +90,9 @@ WHERE t.run_key = %(run_key)s AND t.step = %(step)s AND t.task < %(before)s
 ORDER BY t.task DESC LIMIT %(limit)s
 
 -- name: progress
-SELECT t.step, min(t.created_at), coalesce(a.state, ''), count(*), max(a.finished_at)
-FROM tasks t LEFT JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
-WHERE t.run_key = %(run_key)s AND t.step <> '_parameters' GROUP BY 1, 3 ORDER BY 2, 1
+SELECT s.step, s.created_at, c.state, c.tasks, s.finished_at
+FROM steps s JOIN task_counts c ON c.run_key = s.run_key AND c.step = s.step
+WHERE s.run_key = %(run_key)s AND s.step <> '_parameters' AND c.tasks > 0 ORDER BY s.created_at, s.step
 
 -- name: tasks_of_split
 SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
@@ -87,6 +101,19 @@ SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
 WHERE t.run_key = %(run_key)s AND t.split = %(split)s AND t.split_index > %(after)s
   AND (cardinality(%(steps)s::text[]) = 0 OR t.step = ANY (%(steps)s::text[]))
 ORDER BY t.split_index, t.task LIMIT %(limit)s
+
+-- name: task_columns
+SELECT t.task, t.step, t.created_at, a.started_at, a.finished_at, a.state, a.attempt, t.origin <> '', a.host, a.pid
+FROM attempts a JOIN tasks t ON t.run_key = a.run_key AND t.task = a.task
+WHERE a.run_key = %(run_key)s AND a.changed > %(after)s AND t.step <> '_parameters'
+  AND NOT EXISTS (SELECT 1 FROM attempts n WHERE n.run_key = a.run_key AND n.task = a.task AND n.attempt > a.attempt)
+
+-- name: latest_states
+SELECT t.task, t.step, a.attempt, a.state
+FROM tasks t LEFT JOIN LATERAL (
+    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
+  ) a ON true
+WHERE t.run_key = %(run_key)s AND t.task = ANY (%(tasks)s::bigint[])
 
 -- name: task
 SELECT {columns} FROM tasks t LEFT JOIN LATERAL (

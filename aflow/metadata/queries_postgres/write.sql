@@ -40,15 +40,22 @@ DELETE FROM leases WHERE run_key = %s
 -- name: add_step
 INSERT INTO steps (run_key, step, created_at) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING
 
+-- name: count_tasks
+INSERT INTO task_counts (run_key, step, state, tasks) VALUES (%s, %s, %s, %s)
+ON CONFLICT (run_key, step, state) DO UPDATE SET tasks = task_counts.tasks + excluded.tasks
+
+-- name: step_ended
+UPDATE steps SET finished_at = greatest(coalesce(finished_at, 0), %s) WHERE run_key = %s AND step = %s
+
 -- name: add_task
 INSERT INTO tasks (run_key, task, step, created_at, split, split_index, inputs, origin, cache_key)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
 
 -- name: put_attempt
-INSERT INTO attempts (run_key, task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (run_key, task, attempt) DO UPDATE SET (state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu) =
-  (excluded.state, excluded.started_at, excluded.finished_at, excluded.reason, excluded.manifest, excluded.log, excluded.log_chunks, excluded.stdout_size, excluded.stderr_size, excluded.host, excluded.pid, excluded.handle, excluded.max_rss, excluded.cpu)
+INSERT INTO attempts (run_key, task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu, changed)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (run_key, task, attempt) DO UPDATE SET (state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu, changed) =
+  (excluded.state, excluded.started_at, excluded.finished_at, excluded.reason, excluded.manifest, excluded.log, excluded.log_chunks, excluded.stdout_size, excluded.stderr_size, excluded.host, excluded.pid, excluded.handle, excluded.max_rss, excluded.cpu, excluded.changed)
 
 -- name: replace_log
 UPDATE attempts SET log = %s, log_chunks = %s, stdout_size = %s, stderr_size = %s WHERE run_key = %s AND task = %s AND attempt = %s
@@ -67,6 +74,9 @@ DELETE FROM metadata WHERE run_key = %s
 
 -- name: delete_attempts
 DELETE FROM attempts WHERE run_key = %s
+
+-- name: delete_task_counts
+DELETE FROM task_counts WHERE run_key = %s
 
 -- name: delete_tasks
 DELETE FROM tasks WHERE run_key = %s

@@ -6,6 +6,7 @@ AflowError
 │   ├── InvalidSetting
 │   ├── InvalidParameter
 │   ├── InvalidDecorator
+│   ├── UnsafeFolder             a folder that others may write to is not used
 │   └── FlowFileError            no file, no flow, several flows, a file that does not import
 ├── InvalidFlow                  a rule of the graph is broken (file, line)
 ├── TaskError                    raised inside a task, by what the step asked for
@@ -125,6 +126,12 @@ class FlowFileError(InvalidInput):
     """The flow file is missing, does not import, or does not name exactly one flow."""
 
     headline = "Flow not loaded"
+
+
+class UnsafeFolder(InvalidInput):
+    """A folder belongs to somebody else, or is open to others, and is not used for that."""
+
+    headline = "Unsafe folder"
 
 
 class InvalidFlow(AflowError):

@@ -116,7 +116,7 @@ class SqliteQueue:
     async def _wait(
         self, topics: Sequence[str], limit: int, ttl: float, give_up_at: float
     ) -> list[Lease]:
-        bell = self._listen()
+        bell = self._wake_up.listen()
         try:
             while True:
                 bell.clear()
@@ -141,15 +141,6 @@ class SqliteQueue:
             taken, _ = await taking
             await self.release(taken, counted=False)
             raise
-
-    def _listen(self) -> Any:
-        try:
-            return self._wake_up.listen()
-        except OSError as error:
-            raise QueueUnavailable(
-                f"Nobody can wait for the queue {self._path}: {error.strerror or error}. Check "
-                "the folder for temporary files (TMPDIR)."
-            ) from error
 
     def _take(
         self, db: sqlite3.Connection, topics: Sequence[str], limit: int, ttl: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -138,3 +139,47 @@ async def test_a_file_that_is_no_queue_is_named(tmp_path: Path) -> None:
     with pytest.raises(QueueUnavailable, match=r"queue\.db cannot be used"):
         await queue.put("t", [Message("a", b"")])
     await queue.close()
+
+
+async def test_a_queue_in_a_file_wakes_waiters_and_removes_nothing_but_dead_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = tmp_path / "session"
+    session.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+    queue, other = (SqliteQueue(tmp_path / "queue.db") for _ in range(2))
+    waiting = asyncio.ensure_future(queue.lease(["t"], 1, 60, WAIT))
+    while not (sockets := [path for path in session.rglob("*") if path.is_socket()]):
+        await asyncio.sleep(0.01)
+    folder = sockets[0].parent
+    (folder / "thesis.tex").write_text("precious")
+    (folder / "link").symlink_to(folder / "thesis.tex")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as dead:
+        dead.bind(str(folder / "dead"))
+
+    await other.put("t", [Message("a", b"")])
+    assert ["a"] == [lease.id for lease in await waiting]
+
+    assert {"thesis.tex", "link"} == {path.name for path in folder.iterdir()}
+    for each in (queue, other):
+        await each.close()
+
+
+async def test_a_queue_in_a_file_whose_wake_ups_are_another_s_looks_for_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = tmp_path / "session"
+    session.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+    (session / "aflow").mkdir()
+    (session / "aflow").chmod(0o777)
+    queue, other = (SqliteQueue(tmp_path / "queue.db") for _ in range(2))
+    waiting = asyncio.ensure_future(queue.lease(["t"], 1, 60, WAIT))
+    while "open to other users" not in caplog.text:
+        await asyncio.sleep(0.01)
+    await other.put("t", [Message("a", b"")])
+
+    assert ["a"] == [lease.id for lease in await waiting]
+    assert [] == [*(session / "aflow").iterdir()]
+    for each in (queue, other):
+        await each.close()

@@ -1,0 +1,102 @@
+"""Folders that belong to the user alone: made with mode 0700, and used only where they are so.
+
+Temporary folders are shared: anybody may have made a folder there under a name that can be known
+before, and a link may lead anywhere. So a folder is trusted only if it is a folder (no link), ours,
+and closed to others; it is then worked in by its descriptor, which names the same folder whatever
+is done to its path.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from aflow.errors import UnsafeFolder
+
+PRIVATE = 0o700
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def own_folder(path: Path) -> Path:
+    """The folder at `path`, made with mode 0700 if it is not there (its parent has to be). Raises
+    UnsafeFolder where it is a link, no folder, another user's, or open to others; OSError where it
+    cannot be made."""
+    with open_folder(path):
+        return path
+
+
+@contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    """The descriptor of `own_folder(path)`, closed at the end of the block. It raises the same."""
+    with suppress(FileExistsError):
+        os.mkdir(path, PRIVATE)
+    descriptor = open_checked(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_checked(path: Path) -> int:
+    """A descriptor of a folder that is there and the user's own. Raises UnsafeFolder, and OSError
+    where there is none."""
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise UnsafeFolder(f"{path} is a link, or no folder: remove it, and try again.") from error
+    try:
+        _check(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check(path: Path, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid():
+        raise UnsafeFolder(
+            f"The folder {path} belongs to another user (uid {found.st_uid}) and is not used: "
+            "have it removed, or set TMPDIR to a folder of your own."
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise UnsafeFolder(
+            f"The folder {path} is open to other users (mode {stat.S_IMODE(found.st_mode):o}) and "
+            f"is not used: close it (chmod 700 {path}), or remove it."
+        )
+
+
+def runtime_folder(*names: str) -> Path:
+    """The folder `names` inside of the user's folder for sockets and the like, which is of this
+    machine and may be gone after a restart: `aflow` in XDG_RUNTIME_DIR (or /run/user/UID) where
+    that is there and the user's own, else `aflow-UID` in the folder for temporary files. Made, and
+    checked, as `own_folder` does. Raises UnsafeFolder and OSError."""
+    folder = own_folder(_base())
+    for name in names:
+        folder = own_folder(folder / name)
+    return folder
+
+
+def _base() -> Path:
+    user = os.geteuid()
+    session = os.environ.get("XDG_RUNTIME_DIR")  # noqa: TID251 -- the session's, no setting of ours
+    for place in (session, f"/run/user/{user}"):
+        if place and _is_usable(Path(place)):
+            return Path(place) / "aflow"
+    return Path(tempfile.gettempdir()) / f"aflow-{user}"
+
+
+def _is_usable(path: Path) -> bool:
+    if not path.is_absolute():
+        return False
+    try:
+        os.close(open_checked(path))
+    except (OSError, UnsafeFolder):
+        return False
+    return os.access(path, os.W_OK | os.X_OK)

@@ -1,0 +1,88 @@
+"""Folders in shared places are used only where they are the user's own, and closed to others."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from aflow.errors import UnsafeFolder
+from aflow.own_folders import own_folder, runtime_folder
+
+
+@pytest.fixture(autouse=True)
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder that everybody may write to; there is no other place."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nothing")
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_folder_is_made_for_the_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert 0o700 == mode(own_folder(tmp_path / "new"))
+    finally:
+        os.umask(before)
+    assert tmp_path / "new" == own_folder(tmp_path / "new")  # the second time it is there
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(UnsafeFolder, match="link is a link, or no folder"):
+        own_folder(tmp_path / "link")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(UnsafeFolder, match="is a link, or no folder"):
+        own_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize("bits", [0o777, 0o770, 0o701])
+def test_a_folder_that_is_open_to_others_is_refused(tmp_path: Path, bits: int) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(bits)
+    with pytest.raises(UnsafeFolder, match=f"open to other users .mode {bits:o}."):
+        own_folder(tmp_path / "open")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    with pytest.raises(UnsafeFolder, match=r"belongs to another user \(uid 65534\)"):
+        own_folder(tmp_path / "theirs")
+
+
+def test_the_runtime_folder_is_in_the_session_s_where_that_is_the_user_s_own(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = tmp_path / "session"
+    session.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+    assert session / "aflow" / "queues" == runtime_folder("queues")
+
+    session.chmod(0o755)
+    found = runtime_folder("queues")
+    assert session not in found.parents
+    assert [0o700, 0o700] == [mode(found), mode(found.parent)]
+
+
+def test_a_runtime_folder_that_somebody_has_prepared_is_refused(shared: Path) -> None:
+    if Path(f"/run/user/{os.geteuid()}").exists():
+        pytest.skip("this user has a session, whose folder nobody else can prepare")
+    (shared / f"aflow-{os.geteuid()}").mkdir()
+    (shared / f"aflow-{os.geteuid()}").chmod(0o777)
+    with pytest.raises(UnsafeFolder):
+        runtime_folder("queues")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from aflow.aws.ends import log_of
 from aflow.errors import AwsBusy, AwsError, InvalidSetting, MissingExtra
 
 try:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from aflow.aws.definitions import Definition
 
 MOST_DESCRIBED = 100  # jobs a call
+LINES, LONGEST_LINE = 10, 300  # of a log, where its end is quoted
+_log = logging.getLogger(__name__)
 _LATER = {
     "TooManyRequestsException", "ThrottlingException", "Throttling", "ThrottledException",
     "RequestLimitExceeded", "RequestThrottled", "SlowDown", "ServerException",
@@ -121,6 +125,27 @@ class Calls:
         (any more)."""
         found: list[dict[str, Any]] = self._call("batch", "describe_jobs", jobs=[*jobs])["jobs"]
         return found
+
+    def last_lines(self, job: Mapping[str, Any], count: int = LINES) -> list[str]:
+        """The last lines that the job has printed, which `describe_jobs` describes so; none where
+        it has no log, or nobody lets us read it."""
+        stream = log_of(job)
+        if stream is None:
+            return []
+        try:
+            # With a limit alone it gives what is newest.
+            found = self._call(
+                "logs", "get_log_events",
+                logGroupName=stream.group, logStreamName=stream.name, limit=count,
+            )  # fmt: skip
+        except AwsError as error:
+            _log.info("the log %s cannot be read: %s", stream.name, error)
+            return []
+        events = (found or {}).get("events", [])[-count:]
+        lines = [line for each in events for line in str(each["message"]).splitlines()]
+        return [
+            line.replace("\t", "    ")[:LONGEST_LINE] for line in lines[-count:] if line.strip()
+        ]
 
     def listed(self, **of: Any) -> Iterator[dict[str, Any]]:
         """The summaries of jobs: of a queue, or of an array, as the API takes it."""

@@ -1,13 +1,14 @@
-"""What AWS Batch says of a job that has ended, in our words: a pure function of its description."""
+"""What AWS Batch says of a job that has ended, in our words: pure functions of its description."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aflow.scheduler.states import AttemptState
 
 ENDED = ("SUCCEEDED", "FAILED")
+LOG_GROUP = "/aws/batch/job"  # of jobs whose definition names no other
 _KILLED = 137  # the exit code of a container that was killed
 # The machine went away, or never came to run the container: nobody's fault.
 _LOST = ("Host EC2", "Your Spot Task was interrupted", "DockerTimeoutError", "CannotInspect")
@@ -22,8 +23,27 @@ class JobEnd(NamedTuple):
     retryable: bool = True
 
 
-def end_of(job: Mapping[str, Any]) -> JobEnd | None:
-    """The end of the job that `describe_jobs` describes so; None for one that goes on."""
+class LogStream(NamedTuple):
+    """Where a job's log is in CloudWatch."""
+
+    group: str
+    name: str
+
+
+def log_of(job: Mapping[str, Any]) -> LogStream | None:
+    """The log of the job that `describe_jobs` describes so, that of its last attempt; None for one
+    that has none in CloudWatch."""
+    container = _last_container(job)
+    name = container.get("logStreamName")
+    told = container.get("logConfiguration") or {}
+    if not name or told.get("logDriver", "awslogs") != "awslogs":
+        return None
+    return LogStream((told.get("options") or {}).get("awslogs-group") or LOG_GROUP, str(name))
+
+
+def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> JobEnd | None:
+    """The end of the job that `describe_jobs` describes so, `log` being the last lines that it has
+    printed; None for one that goes on."""
     if job["status"] not in ENDED:
         return None
     name = f"The job {job['jobId']}"
@@ -40,14 +60,12 @@ def end_of(job: Mapping[str, Any]) -> JobEnd | None:
         reason = f"{name} ran for more than {limit} seconds, and was stopped by AWS Batch."
         return JobEnd(AttemptState.TIMED_OUT, reason)
     if "OutOfMemory" in said:
-        return JobEnd(AttemptState.FAILED, _out_of_memory(name, container))
-    if told.startswith(_NOT_STARTED) or said.startswith(_NOT_STARTED):
-        reason = (
-            f"The container of the task could not be started ({said or told}): see that the image "
-            f"{container.get('image')} is there, and that the machines of the queue may pull it."
-        )
+        reason = _out_of_memory(name, container) + _quoted(log_of(job), log)
         return JobEnd(AttemptState.FAILED, reason)
-    return JobEnd(AttemptState.FAILED, _without_a_word(name, told, container))
+    if told.startswith(_NOT_STARTED) or said.startswith(_NOT_STARTED):
+        return JobEnd(AttemptState.FAILED, _not_started(said or told, container))
+    reason = _without_a_word(name, told, container) + _quoted(log_of(job), log)
+    return JobEnd(AttemptState.FAILED, reason)
 
 
 def _last_container(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,10 +82,31 @@ def _out_of_memory(name: str, container: Mapping[str, Any]) -> str:
     )
 
 
+def _not_started(said: str, container: Mapping[str, Any]) -> str:
+    image = container.get("image")
+    begun = f"The container of the task could not be started ({said}): see that the image {image} "
+    program = next(iter(container.get("command") or ()), None)
+    if program and "executable file not found" in said:
+        return (
+            f"{begun}has the program {program!r}, or name the Python that it has with "
+            "@batch(executable=...)."
+        )
+    return f"{begun}is there, and that the machines of the queue may pull it."
+
+
 def _without_a_word(name: str, told: str, container: Mapping[str, Any]) -> str:
     code = container.get("exitCode")
     how = f"with exit code {code} " if code is not None else ""
     why = " (it was killed, perhaps since memory ran out)" if code == _KILLED else ""
-    stream = container.get("logStreamName")
-    log = f" Its log: {stream} of /aws/batch/job." if stream else ""
-    return f"{name} ended {how}before it told how its task went{why}: {told}.{log}"
+    return f"{name} ended {how}before it told how its task went{why}: {told}."
+
+
+def _quoted(stream: LogStream | None, log: Sequence[str]) -> str:
+    """Where the log is, and its last lines."""
+    if stream is None:
+        return " It has no log in CloudWatch."
+    where = f"Its log: {stream.name} of {stream.group}"
+    if not log:
+        return f" {where}."
+    lines = "".join(f"\n    {line}" for line in log)
+    return f" {where}, which ends with:{lines}"

@@ -11,7 +11,13 @@ from aflow.flow.names import did_you_mean
 PREFIXES = ("AFLOW_", "METAFLOW_")
 # Those that are looked up one by one, where they are needed.
 OF_PARTS = frozenset(
-    {"DATASTORE_SYSROOT_LOCAL", "SERVER", "SERVICE_HEADERS", "SFN_COMPRESS_STATE_MACHINE"}
+    {
+        "DATASTORE_SYSROOT_LOCAL",
+        "SERVER",
+        "SERVICE_HEADERS",
+        "SFN_COMPRESS_STATE_MACHINE",
+        "TOKEN_HOME",
+    }
 )
 # Those that are read before any file is, or that belong to one run.
 OF_THE_ENVIRONMENT = frozenset({"FLOW_CONFIG", "FLOW_CONFIG_VALUE", "HOME", "PROFILE"})

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.options import flag, option
-from aflow.errors import InvalidInput, NotFound
+from aflow.cli.selection import own_latest
+from aflow.errors import InvalidInput
 
 if TYPE_CHECKING:
     from aflow.aws.calls import Calls
@@ -33,7 +34,7 @@ def _whose() -> list[click.Parameter]:
     return [
         flag("--my-runs", help="Those of all your runs."),
         option("--user", metavar="NAME", help="Those of all runs of this user."),
-        option("--run-id", metavar="RUN", help="Those of this run.  [default: the latest one]"),
+        option("--run-id", metavar="RUN", help="Those of this run.  [default: your latest one]"),
     ]
 
 
@@ -94,19 +95,9 @@ def _wanted(
         return Wanted(user, flow, run_id.removeprefix(f"{flow}/"))
     if my_runs or user is not None:
         return Wanted(user or settings.user, flow)
-    return Wanted(None, flow, _latest(flow, settings))
-
-
-def _latest(flow: str, settings: Settings) -> str:
-    from aflow import backends
-
-    metadata = backends.open_metadata(settings.metadata_url) if settings.has_metadata else None
-    runs = [] if metadata is None else metadata.runs(flow, limit=1)
-    if metadata is not None:
-        metadata.close()
-    if not runs:
-        raise NotFound(f"There is no run of {flow} in {settings.place}: give --run-id or --user.")
-    return runs[0].run
+    return Wanted(
+        settings.user, flow, own_latest(flow, settings, "--run-id RUN or --user NAME").run
+    )
 
 
 def _queues(session: Session, settings: AwsSettings) -> Iterator[str]:

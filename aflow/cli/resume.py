@@ -8,8 +8,9 @@ import click
 
 from aflow.cli.options import flag, option, run_options
 from aflow.cli.run import name_of_run, run
+from aflow.cli.selection import own_latest
 from aflow.cli.session import Session
-from aflow.errors import InvalidInput, NotFound
+from aflow.errors import InvalidInput
 
 if TYPE_CHECKING:
     from aflow.config import Settings
@@ -25,7 +26,7 @@ def resume_parameters() -> list[click.Parameter]:
         option(
             "--origin-run-id",
             metavar="RUN",
-            help="The run to resume.  [default: the latest run of the flow]",
+            help="The run to resume.  [default: your latest run of the flow]",
         ),
         flag("--rerun-missing", help="Run tasks again whose artifacts are not in the store."),
         *(each for each in run_options() if each.name not in _NOT_OURS),
@@ -60,7 +61,7 @@ def resume(
             )
         return {
             "origin_run": (
-                _latest(definition.name, settings)
+                own_latest(definition.name, settings, "--origin-run-id RUN").run
                 if origin_run_id is None
                 else _named(definition.name, origin_run_id, settings)
             ),
@@ -118,19 +119,3 @@ def _of_another(other: str, run: str, flow: str) -> InvalidInput:
         f"{other}/{run} is a run of another flow, which {flow} cannot resume: use the file of "
         f"{other}."
     )
-
-
-def _latest(flow: str, settings: Settings) -> str:
-    """The latest run of the flow: what one has just seen fail."""
-    from aflow import backends
-
-    url = settings.metadata_url
-    if settings.has_metadata:
-        metadata = backends.open_metadata(url)
-        try:
-            runs = metadata.runs(flow, limit=1)
-        finally:
-            metadata.close()
-        if runs:
-            return runs[0].run
-    raise NotFound(f"There is no run of {flow} to resume in {url}. Start one with the command run.")

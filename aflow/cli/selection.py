@@ -1,4 +1,4 @@
-"""From the pathspec that `dump` and `logs` are given to the tasks that it means."""
+"""Which runs and tasks a command means: by the pathspec that it is given, or by whose they are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow.cli.session import Session
+from aflow.errors import NotFound
 from aflow.ids import Pathspec
 
 if TYPE_CHECKING:
     from aflow.client import Task
+    from aflow.config import Settings
+    from aflow.metadata.base import RunRecord
 
 HELP = "RUN[/STEP[/TASK]], or the same with the flow's name before it."
 
@@ -54,3 +57,26 @@ def pathspec(session: Session, path: str) -> Pathspec:
         expected = HELP if flow else "FLOW/RUN[/STEP[/TASK]]"
         raise click.BadParameter(f"{path!r} names no run, step or task: give {expected}")
     return spec
+
+
+def own_latest(flow: str, settings: Settings, instead: str) -> RunRecord:
+    """The user's own latest run of the flow, and where a namespace is set, the latest one in it:
+    metadata is shared, and what others have run is theirs.
+
+    Raises NotFound, which says to name a run by `instead`, the options for that."""
+    from aflow import backends  # what most commands that name a run do not need
+
+    tags = list(dict.fromkeys((f"user:{settings.user}", settings.default_namespace)))
+    if settings.has_metadata:
+        metadata = backends.open_metadata(settings.metadata_url)
+        try:
+            runs = metadata.runs(flow, tags=tags, limit=1)
+        finally:
+            metadata.close()
+        if runs:
+            return runs[0]
+    known = " in the namespace ".join([settings.user, *map(repr, tags[1:])])
+    raise NotFound(
+        f"There is no run of {flow} by {known} in {settings.place}: start one with the command "
+        f"run, or name a run, whosever it is, with {instead}."
+    )

@@ -168,6 +168,13 @@ def create(
     click.echo(f"{deployer.flow} {told} as the state machine {done.plan.name}.")
     for sentence in starts(done.plan):
         click.echo(sentence)
+    if done.before is not None and done.before.owner != label.owner:
+        click.echo(
+            f"It belongs to {label.owner} now. {done.before.owner} and all who have the token "
+            f"{done.before.token} need the new one to deploy it: --authorize {label.token}."
+        )
+    elif label.owner != session.settings().user:
+        click.echo(f"It goes on to belong to {label.owner}.")
     click.echo(f"Its production token is {label.token}: others need it to change what is deployed.")
     click.echo(f"Its runs are in the namespace production:{label.token}.")
     facts = {"name": done.plan.name, "flow_name": label.flow, "metadata": session.settings().place}

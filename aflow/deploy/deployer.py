@@ -1,7 +1,8 @@
 """What `step-functions` does: deploy a flow, start, list and stop its runs, resume one, delete it.
 
-A state machine belongs to who deployed it. Others change it with its production token, which says
-that they mean to: it is no secret from those who may read the account.
+A state machine belongs to who deployed it first. Others change it with its production token, which
+says that they mean to (it is no secret from those who may read the account), and is remembered. It
+goes on to belong to its owner, unless they give it another token.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from aflow.deploy.names import Label, authorized, checked_token, rule_name
 from aflow.deploy.order import order_name
 from aflow.deploy.plan import Account, Plan, Wanted, name_of
 from aflow.deploy.starting import Ticks
+from aflow.deploy.tokens import Tokens
 from aflow.errors import InvalidInput, InvalidSetting, NotFound
 from aflow.metadata.base import Batch, RunUpdate
 from aflow.package import Package
@@ -35,11 +37,13 @@ LONGEST_INPUT = 6000  # bytes of parameters: they are a variable of a job, which
 
 
 class Deployed(NamedTuple):
-    """What `create` has done: the plan, and how many definitions of jobs were new."""
+    """What `create` has done: the plan, how many definitions of jobs were new, and what the state
+    machine said of itself before."""
 
     plan: Plan
     new_jobs: int
     new_machine: bool
+    before: Label | None
 
 
 class Deployer:
@@ -51,6 +55,7 @@ class Deployer:
         self._wanted = wanted
         self._known = AwsSettings.load()
         self._aws = Aws(self._known)
+        self._tokens = Tokens.of_user()
         self.flow = definition.name
         self.name = name_of(definition, wanted, settings.user, self._known)
 
@@ -66,9 +71,11 @@ class Deployer:
         token = checked_token(token) if token else f"{self.name}-0-none"
         return self._planned(self._aws.account, code, token).definition
 
-    def _planned(self, account: Account, code: Package, token: str) -> Plan:
+    def _planned(
+        self, account: Account, code: Package, token: str, owner: str | None = None
+    ) -> Plan:
         return planning.plan(
-            self._definition, self._wanted, self._settings, self._known, account, code, token
+            self._definition, self._wanted, self._settings, self._known, account, code, token, owner
         )
 
     def create(
@@ -82,6 +89,9 @@ class Deployer:
         """Deploy the flow, or its new version. Raises InvalidInput, AwsError, StorageError."""
         there = self._aws.machine(self.name)
         token = self._token(there, authorize, new_token, generate=generate)
+        before = there.label if there is not None else None
+        # With another token the flow changes hands: the old one opens nothing any more.
+        owner = before.owner if before is not None and before.token == token else None
         queue = self._known.needed("queue", "The job queue of AWS Batch")
         account = self._aws.with_platform(queue)
         needs_s3(self._settings.storage_url)
@@ -90,12 +100,13 @@ class Deployer:
         code = package.store(
             self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
         )
-        made = self._planned(account, code, token)
+        made = self._planned(account, code, token, owner)
         store.put(order_name(made.order_key), [made.order])
         new_jobs = sum(self._aws.register(each) for each in made.jobs)
         self._aws.put_machine(self.name, made.definition, log_history=log_history)
         self._start_by(made)
-        return Deployed(made, new_jobs, there is None)
+        self._tokens.remember(self._arn, token)
+        return Deployed(made, new_jobs, there is None, before)
 
     def _check_metadata(self) -> None:
         """See that the metadata answers, and that jobs can record runs there."""
@@ -114,20 +125,29 @@ class Deployer:
         self, there: Machine | None, authorize: str | None, new: str | None, *, generate: bool
     ) -> str:
         """The token of the new version."""
-        label = None if there is None else self._ours(there, [authorize], "change it")
+        label = None if there is None else self._ours(there, authorize, "change it")
         if new is not None:
             return checked_token(new)
         if label is None or generate:
             return planning.token_for(self.name, label and label.token)
         return label.token
 
-    def _ours(self, machine: Machine, tokens: Sequence[str | None], what: str) -> Label:
+    @property
+    def _arn(self) -> str:
+        return self._aws.account.machine_arn(self.name)
+
+    def _ours(self, machine: Machine, token: str | None, what: str) -> Label:
         if machine.label is None:
             raise InvalidInput(
                 f"The state machine {self.name} was not made by aflow, and is left as it is: "
                 "deploy the flow under another name (--name)."
             )
-        authorized(self.name, machine.label, self._settings.user, tokens, what)
+        # A token may be given as the namespace that it stands for.
+        given = None if token is None else token.removeprefix("production:")
+        known = [given or self._tokens.remembered(self._arn)]
+        authorized(self.name, machine.label, self._settings.user, known, what)
+        if given == machine.label.token:
+            self._tokens.remember(self._arn, given)
         return machine.label
 
     def _start_by(self, made: Plan) -> None:
@@ -194,7 +214,7 @@ class Deployer:
     def terminate(self, run: str, authorize: str | None, clock: Clock) -> Execution:
         """Stop a run, which is cancelled then. Where AWS has ended it, and nobody was left to say
         so, that is recorded. Raises InvalidInput for one whose end is known."""
-        self._ours(self.machine(), [authorize], "stop its runs")
+        self._ours(self.machine(), authorize, "stop its runs")
         execution = self._execution(run)
         user = self._settings.user
         if execution.status == "RUNNING":
@@ -234,7 +254,7 @@ class Deployer:
 
     def delete(self, authorize: str | None) -> None:
         """Delete the state machine, and what starts it."""
-        self._ours(self.machine(), [authorize], "delete it")
+        self._ours(self.machine(), authorize, "delete it")
         self._aws.delete_schedule(rule_name(self.name))
         for kind in ("", "events"):
             self._aws.delete_rule(rule_name(self.name, kind))

@@ -33,7 +33,7 @@ from aflow.deploy.given import Given, given_by
 from aflow.deploy.inputs import Numbers, Standing
 from aflow.deploy.limits import too_many_items
 from aflow.deploy.machine import FINAL_EXIT_CODE
-from aflow.deploy.order import Told, read_order
+from aflow.deploy.order import NOBODY, Told, read_order
 from aflow.deploy.places import ROOT
 from aflow.deploy.records import Records
 from aflow.deploy.words import (
@@ -330,7 +330,9 @@ class Job:
             script=order.script,
             trigger=given.runs,
         )
-        creation = Creation(self._metadata, self._store, "power", order.user, self._clock)
+        creation = Creation(
+            self._metadata, self._store, "power", NOBODY, self._clock, deployed_by=order.user
+        )
         owner = Driving(f"step-functions/{told.run}", 0)
         try:
             new = creation.create(definition, options, given.parameters, owner)

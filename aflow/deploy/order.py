@@ -20,6 +20,9 @@ from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import digest_of
 
 VERSION = 1
+# The user of runs that AWS starts, as in Metaflow: they are in the namespace of production, and not
+# among the runs of who has deployed the flow.
+NOBODY = "SFN"
 
 
 class Order(NamedTuple):

@@ -15,7 +15,7 @@ from aflow.deploy.limits import DISTRIBUTED_ITEMS
 from aflow.deploy.machine import LARGEST, Where, compiled
 from aflow.deploy.names import LETTERS, Label, machine_name, next_token
 from aflow.deploy.notifications import checked_target
-from aflow.deploy.order import Order, order_key
+from aflow.deploy.order import NOBODY, Order, order_key
 from aflow.deploy.starting import Events, Ticks, events_of, ticks_of
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.job import python_version
@@ -105,8 +105,9 @@ def plan(
     account: Account,
     code: Package,
     token: str,
+    owner: str | None = None,
 ) -> Plan:
-    """The deployment of a flow. Raises InvalidInput for a flow that Step Functions cannot run, and
+    """The deployment of a flow, whose state machine belongs to `owner` (else to the user). Raises InvalidInput for a flow that Step Functions cannot run, and
     InvalidSetting for what is not set."""
     name = name_of(definition, wanted, settings.user, aws)
     _check_steps(definition)
@@ -142,7 +143,7 @@ def plan(
         checked_target("--notify-on-error", wanted.on_error),
         checked_target("--notify-on-success", wanted.on_success),
     )
-    label = Label(definition.name, settings.user, token)
+    label = Label(definition.name, owner or settings.user, token)
     machine = compiled(definition.graph, jobs, where, label.comment(key))
     return Plan(
         name,
@@ -226,7 +227,7 @@ def _variables(
         "AFLOW_SFN_ORDER": key,
         "AFLOW_SFN_STORAGE": storage,
         "AFLOW_SFN_METADATA": _metadata(settings, aws),
-        "AFLOW_USER": settings.user,
+        "AFLOW_USER": NOBODY,
     }
 
 

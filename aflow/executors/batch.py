@@ -540,6 +540,10 @@ class BatchExecutor:
         context = self._context
         report = await self._patiently(partial(committed, self._store, context, *owner))
         end = end_of(description)
+        if report is None and end is not None and end.state is AttemptState.FAILED:
+            # The log may come some seconds after the end; then its address alone is given.
+            log = await self._blocking(partial(self._calls.last_lines, description))
+            end = end_of(description, log)
         if owner not in self._mail.away:
             return
         if report is not None:

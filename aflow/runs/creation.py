@@ -79,11 +79,15 @@ class Creation:
         durability: Durability,
         user: str,
         clock: Clock,
+        *,
+        deployed_by: str | None = None,
     ) -> None:
+        """`deployed_by` is whose branch of a project runs are on, where the user is another."""
         self._metadata = metadata
         self._store = store
         self._durability = durability
         self._user = user
+        self._branch_of = deployed_by or user
         self._clock = clock
 
     def create(
@@ -245,7 +249,7 @@ class Creation:
         now = self._clock.now()
         code = package.for_the_record(definition, self._blobs(), options.package_suffixes)
         values = {
-            **values_of(definition, options, self._user, self._metadata),
+            **values_of(definition, options, self._branch_of, self._metadata),
             "code": code,
             "lookahead": driving.lookahead,
         }

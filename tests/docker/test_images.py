@@ -74,8 +74,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_the_image_has_the_command_and_a_user_of_its_own(podman: Podman, data: Path) -> None:
-    said = podman.must("run", *hardened(data), IMAGE, "--version")
-    who = podman.must("run", *hardened(data), "--entrypoint", "id", IMAGE, "-u")
+    said = podman.must("run", *hardened(data), IMAGE, "aflow", "--version")
+    who = podman.must("run", *hardened(data), IMAGE, "id", "-u")
 
     assert f"aflow {__version__}" == said.strip()
     assert str(USER) == who.strip()
@@ -83,8 +83,7 @@ def test_the_image_has_the_command_and_a_user_of_its_own(podman: Podman, data: P
 
 def test_the_image_has_what_it_takes_for_every_kind_of_backend(podman: Podman, data: Path) -> None:
     libraries = "import aiobotocore, aiohttp, asyncpg, psycopg, redis, uvloop, yaml"
-    options = [*hardened(data), "--entrypoint", "python3"]
-    done = podman("run", *options, IMAGE, "-W", "error", "-c", libraries)
+    done = podman("run", *hardened(data), IMAGE, "python3", "-W", "error", "-c", libraries)
     assert (0, "") == (done.returncode, done.stderr)
 
 
@@ -92,7 +91,7 @@ def test_a_flow_runs_in_a_hardened_container_and_leaves_its_artifacts_in_s3(
     podman: Podman, data: Path, s3_bucket: S3Bucket
 ) -> None:
     (data / "flow.py").write_text(FLOW)
-    command = ["run", "flow.py", "--datastore", "s3", "--datastore-root", s3_bucket.url]
+    command = ["aflow", "run", "flow.py", "--datastore", "s3", "--datastore-root", s3_bucket.url]
     options = [*hardened(data), "--init", "--env", "AWS_*"]
 
     said = podman.must("run", *options, IMAGE, *command)
@@ -105,7 +104,15 @@ def test_a_container_that_is_stopped_stops_its_run(podman: Podman, data: Path) -
     (data / "flow.py").write_text(REST)
     running = subprocess.Popen(
         podman.command(
-            "run", "--replace", "--name", "stopped", *hardened(data), IMAGE, "run", "flow.py"
+            "run",
+            "--replace",
+            "--name",
+            "stopped",
+            *hardened(data),
+            IMAGE,
+            "aflow",
+            "run",
+            "flow.py",
         ),
         env=podman.environment(),
         stdin=subprocess.DEVNULL,

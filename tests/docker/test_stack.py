@@ -168,9 +168,16 @@ def test_a_server_and_two_workers_in_containers_run_a_flow_that_is_sent(
     port = free_port()
     ready = f"http://127.0.0.1:{port}/readyz"
     server = containers.start(
-        "server", "server", "--host", "127.0.0.1", "--port", str(port), AFLOW_HEALTH_URL=ready
+        "server",
+        "aflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        AFLOW_HEALTH_URL=ready,
     )
-    workers = [containers.start("worker", "worker", "--slots", "2") for _ in range(2)]
+    workers = [containers.start("worker", "aflow", "worker", "--slots", "2") for _ in range(2)]
     service = containers.start_metadata_service(service_port := free_port())
     for name in (server, *workers, service):
         containers.until_well(name)

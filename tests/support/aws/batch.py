@@ -5,6 +5,9 @@ variables, every status, retryStrategy with evaluateOnExit, the limit of an atte
 (SIGTERM, then SIGKILL), arrays, several nodes, a host that goes away, logs. No job outlives the
 server.
 
+Where there is a program for containers, the jobs of images of this machine (`localhost/...`) run in
+them, by the entry point of the image, as on AWS.
+
 What goes wrong is said by the job: `no-such-image` cannot be pulled; a machine goes away under one
 that prints GO_AWAY, and one that prints USE_UP gets no more memory. With a tag `throttled=N` the
 first N calls that submit a job of its name are refused.
@@ -33,6 +36,7 @@ GO_AWAY, USE_UP = "the machine goes away now", "memory is used up now"
 THROTTLED: dict[str, int] = {}
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 ENVIRONMENT: dict[str, str] = {}
+CONTAINERS: list[str] = []  # what `podman` and its options are, if jobs run in containers
 SLOTS = threading.Semaphore(4)
 _extra: contextvars.ContextVar[dict | None] = contextvars.ContextVar("batch_extra", default=None)
 
@@ -61,6 +65,7 @@ class ProcessJob(models.Job):
         self.extra, self.changed, self.killed = _extra.get() or {}, threading.Event(), None
         self.process: subprocess.Popen | None = None
         self.others: list[subprocess.Popen] = []  # nodes but the main one, which is 0
+        self.container = ""  # its name, where it has one
 
     @property
     def status(self):
@@ -125,6 +130,7 @@ class ProcessJob(models.Job):
         self._wait(process)
         for each in (process, *self.others):
             _kill(each, signal.SIGKILL)
+        self.remove_container()
         reader.join(2)
         code = process.returncode
         code = 128 - code if code < 0 else code  # as a container reports a signal: 137, 143
@@ -147,11 +153,16 @@ class ProcessJob(models.Job):
 
     def _begin(self, attempt: int, node: int, count: int) -> subprocess.Popen:
         properties = self._properties()
-        environment = {
+        in_container = bool(CONTAINERS) and properties["image"].startswith("localhost/")
+        of_this_machine = {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),
             **{key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ},
-            **ENVIRONMENT,
+        }
+        ours = {key: each for key, each in ENVIRONMENT.items() if key != "PATH" or not in_container}
+        environment = {
+            **({} if in_container else of_this_machine),
+            **ours,
             **_pairs(properties.get("environment")),
             "AWS_BATCH_JOB_ID": self.job_id,
             "AWS_BATCH_JOB_ATTEMPT": str(attempt),
@@ -163,8 +174,15 @@ class ProcessJob(models.Job):
             }
         if "index" in self.array_properties:
             environment["AWS_BATCH_JOB_ARRAY_INDEX"] = str(self.array_properties["index"])
+        command = properties["command"]
+        if in_container:
+            self.container = f"job-{uuid.uuid4().hex}"
+            given = [word for pair in environment.items() for word in ("--env", "=".join(pair))]
+            options = ["run", "--rm", "--init", "--name", self.container, *given]
+            command = [*CONTAINERS, *options, properties["image"], *command]
+            environment = dict(os.environ)
         return subprocess.Popen(
-            properties["command"], env=environment, stdin=subprocess.DEVNULL,
+            command, env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -182,6 +200,12 @@ class ProcessJob(models.Job):
                 _kill(process, signal.SIGKILL)
             self.changed.wait(0.05)
             self.changed.clear()
+
+    def remove_container(self) -> None:
+        """A container outlives the program that has begun it, if that is killed."""
+        if self.container:
+            command = [*CONTAINERS, "rm", "--force", "--ignore", "--time", "0", self.container]
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def _pump(self, process, stream):
         for line in iter(process.stdout.readline, b""):
@@ -294,10 +318,13 @@ def _kill_all() -> None:
                 for each in filter(None, (job.process, *job.others)):
                     if each.poll() is None:
                         _kill(each, signal.SIGKILL)
+                        job.remove_container()
 
 
-def install(environment: dict[str, str]) -> None:
-    """From now on jobs of this process's moto run, with these variables."""
+def install(environment: dict[str, str], containers: list[str]) -> None:
+    """From now on jobs of this process's moto run, with these variables; where `containers` is how
+    podman is called, those of images of this machine run in it."""
+    CONTAINERS[:] = containers
     ENVIRONMENT.update(
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{settings.moto_server_port()}",
         AWS_ACCESS_KEY_ID="test",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,21 +19,23 @@ from tests.support.servers import Server, free_port
 ROLE = "arn:aws:iam::123456789012:role/flows"
 
 
-def server_of_jobs(folder: Path) -> Server:
-    """A stand-in for AWS whose jobs and state machines really run."""
+def server_of_jobs(folder: Path, podman: Sequence[str] = ()) -> Server:
+    """A stand-in for AWS whose jobs and state machines really run: as processes, or those of images
+    of this machine in containers, by this command line."""
     pytest.importorskip("moto.server", reason="moto[server] is not installed")
     port = free_port()
     script = Path(__file__).with_name("serve.py")
     path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
-    command = [sys.executable, str(script), str(port), path]
+    containers = f"JOBS_IN_CONTAINERS={shlex.join(podman)}"
+    command = ["env", containers, sys.executable, str(script), str(port), path]
     return Server("moto", command, port, folder / "moto.log").start()
 
 
 class Account:
     """The account: `endpoint` is its address, `service` that of the metadata."""
 
-    def __init__(self, folder: Path) -> None:
-        self.server = server_of_jobs(folder)
+    def __init__(self, folder: Path, podman: Sequence[str] = ()) -> None:
+        self.server = server_of_jobs(folder, podman)
         from tests.support.service import InThread  # all tests know of this account, few use it
 
         self.metadata = InThread(f"sqlite:///{folder}/metadata.db")

@@ -1,8 +1,10 @@
-"""The server: `python tests/support/aws/serve.py PORT [NAME=VALUE...]`, which jobs see."""
+"""The server: `python tests/support/aws/serve.py PORT [NAME=VALUE...]`, which jobs see. Where
+JOBS_IN_CONTAINERS has the command line of podman, jobs of images of this machine run by it."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -22,7 +24,8 @@ def main() -> None:
     default_user_config["stepfunctions"]["execute_state_machine"] = True
     default_user_config["batch"]["use_docker"] = True
     state_machines.install()
-    batch.install(dict(each.split("=", 1) for each in variables))
+    containers = shlex.split(os.environ.get("JOBS_IN_CONTAINERS", ""))
+    batch.install(dict(each.split("=", 1) for each in variables), containers)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(port), verbose=False)
     server.start()
     stop = threading.Event()

@@ -293,6 +293,32 @@ def test_how_a_job_has_ended_is_told_in_a_sentence(
     assert end.retryable is not job.get("isTerminated", False)
 
 
+def test_the_last_lines_of_its_log_stand_in_the_end_of_a_job() -> None:
+    own = {"logDriver": "awslogs", "options": {"awslogs-group": "/own"}}
+    job = described(attempts=attempt(exitCode=1, logStreamName="stream/1"))
+    elsewhere = described(
+        attempts=attempt(exitCode=1, logStreamName="stream/1"), container={"logConfiguration": own}
+    )
+
+    end, other = end_of(job, ["one", "two"]), end_of(elsewhere, ["one"])
+
+    assert end is not None
+    assert other is not None
+    assert end.reason.endswith("stream/1 of /aws/batch/job, which ends with:\n    one\n    two")
+    assert "stream/1 of /own, which ends with:" in other.reason
+
+
+def test_an_image_without_the_program_of_jobs_is_told_from_one_that_is_not_there() -> None:
+    said = 'CannotStartContainerError: exec: "python": executable file not found in $PATH'
+    container = {"image": "here/it", "command": ["python", "-c", "..."]}
+    end = end_of(described(container=container, attempts=attempt(reason=said)))
+
+    assert end is not None
+    assert "has the program 'python', or name the Python that it has with @batch(executable" in (
+        end.reason
+    )
+
+
 def test_a_job_that_goes_on_has_no_end() -> None:
     for status in ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING"):
         assert end_of(described(status=status)) is None

@@ -1,0 +1,123 @@
+"""Jobs of AWS Batch in containers: of the image that the documentation has one build, by its own entry
+point, and of images that are not fit for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docker.podman import BASE, IMAGE, Podman
+from tests.support.aws.furnished import Account
+from tests.support.servers import select_nothing
+
+pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
+
+FLOW = """
+import os
+from aflow import FlowSpec, Parameter, step
+
+class PlacedFlow(FlowSpec):
+    alpha = Parameter("alpha", default=0.01)
+
+    @step
+    def start(self):
+        self.uids = [os.getuid(), os.getuid()]
+        self.next(self.part, foreach="uids")
+
+    @step
+    def part(self):
+        self.home = os.path.expanduser("~")
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.homes = sorted({each.home for each in inputs})
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("alpha", self.alpha, "in", self.homes, "by", os.getuid())
+
+if __name__ == "__main__":
+    PlacedFlow()
+"""
+
+
+@pytest.fixture(scope="module")
+def account(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    """An account whose jobs run in containers."""
+    folder = tmp_path_factory.mktemp("aws-of-containers")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in podman.environment().items():
+            patch.setenv(name, value)
+        made = Account(folder, podman.command())
+    made.furnish()
+    made.settings["AFLOW_BATCH_CONTAINER_IMAGE"] = IMAGE
+    yield made
+    made.close()
+
+
+def command(account: Account, folder: Path, *words: str, **more: str) -> tuple[int, str]:
+    """The exit code and the words of a command of the flow."""
+    (folder / "flow.py").write_text(FLOW)
+    done = subprocess.run(
+        [sys.executable, "flow.py", *words],
+        cwd=folder,
+        env=os.environ | account.settings | more,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_flow_runs_as_jobs_of_the_image_by_its_own_entry_point(
+    account: Account, tmp_path: Path
+) -> None:
+    code, said = command(account, tmp_path, "run", "--with", "batch", "--alpha", "0.5")
+
+    assert 0 == code, said
+    assert "alpha 0.5 in ['/var/lib/aflow'] by 1000" in said
+
+
+def test_a_state_machine_runs_in_the_image_by_its_own_entry_point(
+    account: Account, tmp_path: Path
+) -> None:
+    code, said = command(account, tmp_path, "step-functions", "create")
+    assert 0 == code, said
+    run_id = tmp_path / "run"
+    command(account, tmp_path, "step-functions", "trigger", "--run-id-file", str(run_id))
+    states = account.client("stepfunctions")
+    machine = states.list_state_machines()["stateMachines"][0]["stateMachineArn"]
+
+    def status() -> str:
+        return str(states.list_executions(stateMachineArn=machine)["executions"][0]["status"])
+
+    while status() == "RUNNING":
+        select_nothing(0.3)
+    _, log = command(account, tmp_path, "logs", f"{run_id.read_text()}/end")
+
+    assert "SUCCEEDED" == status()
+    assert "alpha 0.01 in ['/var/lib/aflow'] by 1000" in log
+
+
+def test_an_image_without_aflow_is_named_by_the_error_with_what_its_job_has_printed(
+    account: Account, podman: Podman, tmp_path: Path
+) -> None:
+    image = "localhost/without-aflow"
+    (tmp_path / "Dockerfile").write_text(f"FROM {BASE}\nRUN ln -s python3 /usr/bin/python\n")
+    podman.must("build", "--quiet", "--tag", image, tmp_path)
+
+    code, said = command(
+        account, tmp_path, "run", "--with", "batch", AFLOW_BATCH_CONTAINER_IMAGE=image
+    )
+    podman.must("image", "rm", "--force", image)
+
+    assert 1 == code
+    assert "before it told how its task went" in said
+    assert "which ends with:" in said
+    assert "The image has no aflow" in said

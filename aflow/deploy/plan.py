@@ -107,8 +107,9 @@ def plan(
     token: str,
     owner: str | None = None,
 ) -> Plan:
-    """The deployment of a flow, whose state machine belongs to `owner` (else to the user). Raises InvalidInput for a flow that Step Functions cannot run, and
-    InvalidSetting for what is not set."""
+    """The deployment of a flow, whose state machine belongs to `owner` (else to the user). Raises
+    InvalidInput for a flow that Step Functions cannot run, and InvalidSetting for what is not set.
+    """
     name = name_of(definition, wanted, settings.user, aws)
     _check_steps(definition)
     # Names of events may be those of the project: functions ask `current` for it.

@@ -1,4 +1,4 @@
-"""Production tokens that a user has deployed with, remembered in a file beside the user's settings."""
+"""Production tokens that a user has deployed with, in a file beside the settings of that user."""
 
 from __future__ import annotations
 

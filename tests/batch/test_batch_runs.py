@@ -201,6 +201,8 @@ def test_what_a_job_cannot_tell_aws_tells(what: str, words: str, bench: Bench) -
     said = bench.run(TROUBLE, "run", "--what", what, "--n", "2", code=1)
 
     assert words in said
+    if what == "kill_the_job":
+        assert "which ends with:" in said
     assert [True, False] == sorted(
         (t.successful for t in bench.latest("Trouble")["work"]), reverse=True
     )
@@ -221,6 +223,8 @@ def test_a_job_that_somebody_ends_fails_and_a_run_that_is_stopped_ends_its_jobs(
     with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
         listed = bench.until_listed("2 running")
         assert "Trouble/" in listed
+        other = {"AFLOW_USER": "bob"}
+        assert "no run of Trouble by bob" in bench.run(TROUBLE, "batch", "kill", code=1, env=other)
         assert "Ended the job" in bench.run(TROUBLE, "batch", "kill")
         said = run.communicate(timeout=PATIENCE)[0]
     assert 1 == run.returncode, said

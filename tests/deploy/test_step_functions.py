@@ -54,6 +54,7 @@ def test_a_flow_of_all_shapes_leaves_what_a_local_run_leaves(aws, tmp_path):
     there = run_of(aws, f"Everything/{run}")
     assert there.successful
     assert f"production:{facts['production_token']}" in there.tags
+    assert {"user:SFN"} == {each for each in there.tags if each.startswith("user:")}
     found = there.end_task.data.found
     assert expected_found[:2] == found[:2]
     assert "RuntimeError: for good" in found[2]
@@ -155,6 +156,29 @@ def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
     step_functions("mended.py", "delete")
     assert "is not deployed" in step_functions("mended.py", "trigger", code=1)
     assert [] == aws.client("events").list_rules(NamePrefix=machine)["Rules"]
+
+
+def test_deploying_with_the_token_leaves_the_flow_with_its_owner_and_is_needed_once(
+    aws, tmp_path, monkeypatch
+):
+    def deploy(user: str, *words: str, code: int = 0) -> str:
+        monkeypatch.setenv("AFLOW_USER", user)
+        monkeypatch.setenv("AFLOW_HOME", str(tmp_path / user))
+        return step_functions("follower.py", "create", "--name", "Shared", *words, code=code)
+
+    token = re.findall(r"token is (\S+):", deploy("pipeline"))[0]
+    assert "was deployed by pipeline" in deploy("ann", code=2)
+    assert "goes on to belong to pipeline" in deploy("ann", "--authorize", f"production:{token}")
+    assert token in deploy("pipeline"), "who has deployed it before goes on to"
+    assert token in deploy("ann"), "the token is remembered"
+    deploy("bob", "--authorize", "wrong", code=2)
+
+    said = deploy("ann", "--generate-new-token")
+    assert f"It belongs to ann now. pipeline and all who have the token {token} need" in said
+    assert "was deployed by ann" in deploy("pipeline", code=2)
+    monkeypatch.setenv("AFLOW_USER", "ann")
+    monkeypatch.setenv("AFLOW_HOME", str(tmp_path / "ann"))
+    step_functions("follower.py", "delete", "--name", "Shared")
 
 
 def test_a_service_of_metaflows_own_is_refused_since_jobs_could_record_nothing(

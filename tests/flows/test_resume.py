@@ -76,6 +76,25 @@ def test_finished_tasks_are_taken_over_and_the_failed_one_runs(failed: Workspace
     failed.check()
 
 
+def test_without_an_id_ones_own_latest_run_is_resumed_whatever_others_have_run(
+    failed: Workspace,
+) -> None:
+    (failed.path / "mended").unlink()
+    assert 1 == failed.run("--alpha", "0.8", AFLOW_USER="bob").code
+    (failed.path / "mended").touch()
+
+    ours = resume(failed)
+    theirs = failed.finish(failed.start("--no-pylint", "resume", AFLOW_USER="bob"))
+    nobodys = failed.finish(failed.start("--no-pylint", "resume", AFLOW_USER="carl"))
+    elsewhere = failed.finish(failed.start("--no-pylint", "resume", AFLOW_NAMESPACE="team:ads"))
+
+    assert [True, True] == ["0.7" in ours.lines[-2], "0.8" in theirs.lines[-2]]
+    assert [1, 1] == [nobodys.code, elsewhere.code]
+    assert "There is no run of Flow_ by carl in" in nobodys.err
+    assert "--origin-run-id RUN" in nobodys.err
+    assert "by tester in the namespace 'team:ads'" in elsewhere.err
+
+
 def test_a_task_that_was_taken_over_says_where_it_comes_from(failed: Workspace) -> None:
     resume(failed)
     resumed, origin = newest(failed, 2)
@@ -370,4 +389,4 @@ def test_without_any_run_there_is_nothing_to_resume(workspace: Workspace) -> Non
     workspace.write(FAILS_ONCE)
     ran = resume(workspace)
     assert 1 == ran.code
-    assert "no run of Flow_ to resume" in " ".join(ran.err.split())
+    assert "no run of Flow_ by tester in" in " ".join(ran.err.split())

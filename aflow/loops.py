@@ -9,6 +9,17 @@ if TYPE_CHECKING:
     import asyncio
 
 
+def fastest_kind() -> type[asyncio.AbstractEventLoop]:
+    """The class of that event loop, to derive from."""
+    try:
+        import uvloop
+    except ImportError:
+        import asyncio
+
+        return asyncio.SelectorEventLoop
+    return uvloop.Loop
+
+
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """What makes an event loop: uvloop's where it is installed, else None for asyncio's own."""
     try:

@@ -12,7 +12,7 @@ that may be the second one runs, it looks whether there is anything left to do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -155,10 +155,12 @@ class RemoteRunner(Runner):
         except Exception as error:  # the store fails under us: so does the attempt
             return self._unstored(spec, error)
 
-    async def run_async(self, spec: AttemptSpec) -> AttemptReport:
+    async def run_async(
+        self, spec: AttemptSpec, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> AttemptReport:
         """The same for a coroutine step."""
         try:
-            return self._settled(spec) or self._commit(await super().run_async(spec))
+            return self._settled(spec) or self._commit(await super().run_async(spec, is_cancelled))
         except Exception as error:  # the store fails under us: so does the attempt
             return self._unstored(spec, error)
 

@@ -45,6 +45,10 @@ _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
+def _never() -> bool:
+    return False
+
+
 class Execution:
     """One attempt on its way through the runner."""
 
@@ -54,6 +58,7 @@ class Execution:
         "flow",
         "held",
         "inputs",
+        "is_cancelled",
         "spec",
         "started_at",
         "step",
@@ -62,6 +67,7 @@ class Execution:
     )
 
     def __init__(self, spec: AttemptSpec, step: StepDefinition, started_at: float) -> None:
+        self.is_cancelled: Callable[[], bool] = _never
         self.spec = spec
         self.step = step
         self.started_at = started_at
@@ -129,9 +135,13 @@ class Runner:
             execution.error = error
         return self._conclude(execution)
 
-    async def run_async(self, spec: AttemptSpec) -> AttemptReport:
-        """The same for a coroutine step; cancelling it gives a report that says cancelled."""
+    async def run_async(
+        self, spec: AttemptSpec, is_cancelled: Callable[[], bool] = _never
+    ) -> AttemptReport:
+        """The same for a coroutine step. `is_cancelled` says whether it was cancelled by us: only
+        then a CancelledError means that; out of any other step it is an error like others."""
         execution = self._begin(spec)
+        execution.is_cancelled = is_cancelled
         try:
             self._prepare(execution)
             if execution.arounds:
@@ -416,7 +426,8 @@ class Runner:
         assert error is not None, "an attempt fails with an error"
         catch = execution.step.decorator("catch")
         final = execution.spec.final or not may_be_retried(execution.step, error)
-        if catch is not None and final and catches(error):
+        is_ours = is_cancellation(error) and execution.is_cancelled()
+        if catch is not None and final and catches(error) and not is_ours:
             if catch.print_exception:
                 self._print_caught(execution, error)
             try:
@@ -437,10 +448,11 @@ class Runner:
 
     def _failure(self, execution: Execution, error: BaseException) -> AttemptReport:
         manifest = Manifest(step=execution.step.name, error=describe(error))
+        is_ours = is_cancellation(error) and execution.is_cancelled()
         return AttemptReport(
             execution.spec.task,
             execution.spec.attempt,
-            state_of(error).value,
+            (AttemptState.CANCELLED if is_ours else state_of(error)).value,
             reason=sentence(error),
             retryable=may_be_retried(execution.step, error),
             manifest=manifest.encode(),
@@ -495,14 +507,12 @@ def _told(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def catches(error: BaseException) -> bool:
     """Whether @catch settles it: what the step raised, but not a wish to leave the process."""
-    return isinstance(error, Exception)
+    return isinstance(error, Exception) or is_cancellation(error)
 
 
 def state_of(error: BaseException) -> AttemptState:
     """The terminal state of an attempt that ended with this exception."""
-    if isinstance(error, TaskTimedOut):
-        return AttemptState.TIMED_OUT
-    return AttemptState.CANCELLED if is_cancellation(error) else AttemptState.FAILED
+    return AttemptState.TIMED_OUT if isinstance(error, TaskTimedOut) else AttemptState.FAILED
 
 
 def is_cancellation(error: BaseException) -> bool:
@@ -518,6 +528,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, AflowError):
         return safe_text(error)
     text = " ".join(safe_text(error).split())
+    if not text and is_cancellation(error):
+        text = "what the step awaited was cancelled, by the step or a library."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

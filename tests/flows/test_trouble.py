@@ -127,6 +127,70 @@ def test_a_poison_task_does_not_take_its_neighbours_along(workspace: Workspace) 
     workspace.check()
 
 
+@pytest.mark.parametrize(
+    ("deed", "told"),
+    [
+        ("helper = asyncio.ensure_future(asyncio.sleep(60)); await asyncio.sleep(0)\n"
+         "helper.cancel(); await helper", "CancelledError"),
+        ("raise asyncio.CancelledError('by hand')", "CancelledError: by hand"),
+        ("asyncio.current_task().cancel(); await asyncio.sleep(5)", "CancelledError"),
+        ("asyncio.get_running_loop().stop(); await asyncio.sleep(5)", "cannot stop the event loop"),
+        ("[each.cancel() for each in asyncio.all_tasks()]; await asyncio.sleep(5)",
+         "CancelledError"),
+    ],
+)  # fmt: skip
+def test_what_cancels_itself_fails_like_any_error_and_its_neighbours_go_on(
+    workspace: Workspace, deed: str, told: str
+) -> None:
+    lines = "\n".join(" " * 20 + line for line in deed.splitlines())
+    workspace.write(f"""
+        import asyncio
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.items = ["calm", "odd"]
+                self.next(self.work, foreach="items")
+
+            @retry(times=1, minutes_between_retries=0)
+            @catch(var="failure")
+            @step
+            async def work(self):
+                with open("count-" + self.input, "a") as count:
+                    count.write("x")
+                if self.input == "odd":
+                    while not os.path.exists("count-calm"):
+                        await asyncio.sleep(0.01)
+{lines}
+                while not os.path.exists("count-odd") or os.path.getsize("count-odd") < 2:
+                    await asyncio.sleep(0.01)
+                self.next(self.join)
+
+            @step
+            def join(self, inputs):
+                print("failures", [str(each.failure) for each in inputs])
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    ran = workspace.run()
+    assert ran.code == 0, ran.out + ran.err
+    (line,) = [line for line in ran.lines if line.startswith("failures")]
+    assert line.startswith("failures ['None', "), line
+    assert told in line
+    counts = {name: (workspace.path / f"count-{name}").read_text() for name in ("calm", "odd")}
+    assert {"calm": "x", "odd": "xx"} == counts
+
+
+def test_a_cancelled_error_out_of_an_ordinary_step_is_an_error(workspace: Workspace) -> None:
+    workspace.write(one_step("import asyncio\nraise asyncio.CancelledError"))
+    ran = workspace.run()
+    assert ran.code == 1, ran.out + ran.err
+    assert "CancelledError: what the step awaited was cancelled" in ran.out + ran.err
+
+
 def test_many_failures_at_once_are_retried_as_often_as_said_and_no_more(
     workspace: Workspace,
 ) -> None:

@@ -1,5 +1,8 @@
 """Deleting runs, and then what nothing refers to any more.
 
+What is referred to is known from two places: the runs in the metadata, and the roots in the store
+(`aflow/storage/roots.py`), which deployed flows and schedules declare for what they need.
+
 Safe while other runs are written: a blob is removed only if no manifest refers to it and nobody has
 written or touched it for a while (`grace`). Whoever is about to refer to a blob that is there
 already touches it first (`BlobStore.put`, `BlobStore.claim`); the store sees to it that a touch and
@@ -9,12 +12,16 @@ times in place of locks.
 
 from __future__ import annotations
 
+import os
+import socket
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from aflow.metadata.base import SPIN
-from aflow.runs import owner
-from aflow.scheduler.states import RunState
+from aflow.metadata.base import LEASE, SPIN
+from aflow.runs.liveness import is_deployed, is_driven, left_for
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
+from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, blob_name
 from aflow.storage.items import blobs_of_items
 from aflow.storage.manifest import Manifest
@@ -57,28 +64,44 @@ class Removed(NamedTuple):
     young: int
 
 
-def runs_to_delete(metadata: MetadataStore, wanted: Wanted, now: float) -> list[RunRecord]:
-    """The runs that are to go. Never one that goes on, or that one which goes on has resumed."""
+def runs_to_delete(
+    metadata: MetadataStore, wanted: Wanted, grace: float = GRACE
+) -> list[RunRecord]:
+    """The runs that are to go. Never one that goes on, or that one which goes on has resumed; a run
+    that nobody drives may still be taken up for `grace` seconds."""
     if wanted.is_nothing:
         return []
     flows = [wanted.flow] if wanted.flow is not None else [flow for flow, _ in metadata.flows()]
-    return [run for flow in flows for run in _of_flow(metadata, flow, wanted, now)]
+    return [run for flow in flows for run in _of_flow(metadata, flow, wanted, grace)]
 
 
-def _of_flow(metadata: MetadataStore, flow: str, wanted: Wanted, now: float) -> Iterator[RunRecord]:
+def _of_flow(
+    metadata: MetadataStore, flow: str, wanted: Wanted, grace: float
+) -> Iterator[RunRecord]:
     runs = metadata.runs(flow)
     spins = metadata.runs(flow, kind=SPIN)
-    alive = [run for run in (*runs, *spins) if _goes_on(run, now)]
+    alive = [run for run in (*runs, *spins) if _may_go_on(run, grace)]
     needed = {run.run for run in alive} | {run.origin_run for run in alive}
     for run in spins if wanted.spins else runs[wanted.keep :]:
         if run.run not in needed and _is_meant(run, wanted):
             yield run
 
 
-def _goes_on(run: RunRecord, now: float) -> bool:
-    return run.state in (RunState.PENDING, RunState.RUNNING) and owner.is_alive(
-        run.settings.get("owner"), run.heartbeat_at, now
-    )
+def _may_go_on(run: RunRecord, grace: float) -> bool:
+    if run.state in TERMINAL_RUN_STATES:
+        return False
+    return is_driven(run) or left_for(run) < grace
+
+
+def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
+    """Delete the run; whether this was done. One that has not ended has to be ours first: somebody
+    may be about to take it up."""
+    if run.state not in TERMINAL_RUN_STATES and not is_deployed(run):
+        owner = f"gc/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        if not metadata.hold(run.key, owner, LEASE, now).mine:
+            return False
+    metadata.delete_run(run.key)
+    return True
 
 
 def _is_meant(run: RunRecord, wanted: Wanted) -> bool:
@@ -101,11 +124,12 @@ def collect(
 ) -> Removed:
     """Delete runs, then every object that nothing refers to and nobody has touched for `grace`
     seconds. With `dry_run` say only what that would be. May be interrupted, and called again."""
-    runs = runs_to_delete(metadata, wanted, now)
-    gone = {run.key for run in runs}
+    runs = runs_to_delete(metadata, wanted, grace)
     if not dry_run:
-        for key in gone:
-            metadata.delete_run(key)
+        runs = [run for run in runs if _deleted(metadata, run, now)]
+    gone = {run.key for run in runs}
+    # Before the runs are looked at: what moves from a root to a run meanwhile is seen in one.
+    declared = list(roots.roots(store))
     # Runs that begin from here on have written or touched all they refer to a moment ago.
     left = {
         run.key: run
@@ -116,6 +140,10 @@ def collect(
     }
     used = _used(metadata, BlobStore(store), left)
     used.update(blob_name(code) for run in left.values() if (code := _code_of(run)))
+    used.update(map(blob_name, roots.kept(declared, now)))
+    if not dry_run:
+        for name in roots.expired(declared, now):
+            roots.withdraw(store, name)
     removed = size = young = 0
     for name in _unused(store, used, {(run.flow, run.run) for run in left.values()}):
         taken = store.remove_untouched(name, now - grace, dry_run=dry_run)

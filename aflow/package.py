@@ -10,15 +10,18 @@ those of nobody, so that the same code is the same bytes, and is stored once how
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
 import tarfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow.clock import SystemClock
 from aflow.config import PACKAGE_SUFFIXES
 from aflow.errors import CodePackageError, StorageError
 from aflow.flow.custom import FlowMutator, StepMutator
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 _NOT_CODE = frozenset({"__pycache__", "node_modules"})
 _LONGEST_NAME = 1000
+KEPT_UNUSED = 7 * 86400.0  # seconds after which unpacked code that nobody uses goes
 
 
 class Limits(NamedTuple):
@@ -151,13 +155,21 @@ def unpack(data: bytes, folder: Path) -> None:
 
 def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
     """The folder with the code of this package, which is unpacked where it is not there yet: others
-    may do the same at the same time. Raises CodePackageError."""
-    import shutil  # not for those who only pack
-    import tempfile
-
+    may do the same at the same time. It is in use until `release`, or the end of this process: then
+    nobody sweeps it. What nobody has used for KEPT_UNUSED seconds goes. Raises CodePackageError."""
     folder = below / key
-    if folder.is_dir():
-        return folder
+    while True:
+        if not folder.is_dir():
+            sweep(below, KEPT_UNUSED, SystemClock.now())
+            _unpack_new(blobs, key, folder)
+        if _held(folder):
+            return folder
+
+
+def _unpack_new(blobs: BlobStore, key: str, folder: Path) -> None:
+    import tempfile  # not for those who only pack
+
+    below = folder.parent
     below.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=below))
     try:
@@ -169,7 +181,88 @@ def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return folder
+
+
+# ------------------------------------------------------------------ folders of code that are in use
+
+_in_use: dict[Path, tuple[int, int]] = {}  # their descriptors, and how often they were asked for
+_in_use_lock = threading.Lock()
+
+
+def _held(folder: Path) -> bool:
+    """Say that this process uses the folder; False where it was swept a moment ago."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        with suppress(OSError):  # a file system without locks: the time of use has to do
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        there = os.stat(folder)
+        found = os.fstat(descriptor)
+        if (there.st_dev, there.st_ino) != (found.st_dev, found.st_ino):
+            raise FileNotFoundError(folder)
+        with suppress(OSError):  # of another user: whoever owns it says when it was used
+            os.utime(folder)
+    except FileNotFoundError:
+        os.close(descriptor)
+        return False
+    with _in_use_lock:
+        before, count = _in_use.get(folder, (descriptor, 0))
+        if before != descriptor:
+            os.close(descriptor)
+        _in_use[folder] = (before, count + 1)
+    return True
+
+
+def release(folder: Path) -> None:
+    """This process uses the folder once less; fine if it does not use it."""
+    with _in_use_lock:
+        descriptor, count = _in_use.pop(folder, (-1, 0))
+        if count > 1:
+            _in_use[folder] = (descriptor, count - 1)
+        elif count == 1:
+            os.close(descriptor)
+
+
+def descriptor_of(folder: Path) -> int:
+    """What a child has to inherit so that the folder is in use for as long as the child lives."""
+    return _in_use[folder][0]
+
+
+def sweep(below: Path, unused_for: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:
+    """Remove the folders of code that no process uses, and none has begun to use for so many
+    seconds: how many these are, and their bytes. Those of other users stay."""
+    count = size = 0
+    try:
+        found = [Path(each) for each in os.scandir(below) if each.is_dir(follow_symlinks=False)]
+    except OSError:  # it is not there, or not ours to read
+        return 0, 0
+    for folder in found:
+        try:
+            removed = _removed(folder, now - unused_for, dry_run=dry_run)
+        except OSError:  # another user's, or swept by another process
+            continue
+        if removed is not None:
+            count, size = count + 1, size + removed
+    return count, size
+
+
+def _removed(folder: Path, since: float, *, dry_run: bool) -> int | None:
+    if folder.stat().st_mtime > since:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while somebody uses it
+        size = sum(each.lstat().st_size for each in folder.rglob("*") if each.is_file())
+        if not dry_run:
+            # Away first: whoever asks for it from here on unpacks it again.
+            away = folder.with_name(f".old-{folder.name[:16]}-{os.getpid()}")
+            folder.rename(away)
+            shutil.rmtree(away, ignore_errors=True)
+        return size
+    finally:
+        os.close(descriptor)
 
 
 def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:

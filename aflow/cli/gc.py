@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -106,7 +107,23 @@ def _gc(
     finally:
         metadata.close()
     _tell(removed, dry_run, grace)
+    _sweep_code(settings, kept, now, dry_run=dry_run)
     return 0
+
+
+def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -> None:
+    """Remove the code that servers, workers and `adopt` have unpacked here and nobody uses."""
+    from aflow import package
+
+    # The cache is that of all projects of this user: it is kept for as long as workers keep it.
+    cache = Path(settings.cache_folder).expanduser() / "code"
+    below = {settings.root / "server" / "code": kept, cache: max(kept, package.KEPT_UNUSED)}
+    found = [package.sweep(each, age, now, dry_run=dry_run) for each, age in below.items()]
+    counts, sizes = zip(*found, strict=True)
+    if sum(counts):
+        verb = "would be deleted" if dry_run else "deleted"
+        folders = _many(sum(counts), "folder")
+        click.echo(f"{folders} of unpacked code {verb}: {_size(sum(sizes))}.")
 
 
 def _tell(removed: Removed, dry_run: bool, grace: str) -> None:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from aflow import backends
 from aflow.cli.run import announcement
-from aflow.clock import SystemClock
 from aflow.errors import InvalidInput, VersionConflict
 from aflow.ids import PARAMETERS_STEP
-from aflow.runs import owner
+from aflow.runs.liveness import is_driven
 from aflow.scheduler.states import RunState
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecor
         while (found := metadata.run(flow, run)) is not None:
             if found.state not in (RunState.PENDING, RunState.RUNNING):
                 return found
-            if not _is_driven(found):
+            if not is_driven(found):
                 _remove(metadata, found)
                 return None
             if not told:
@@ -76,11 +75,6 @@ def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecor
         return None
     finally:
         metadata.close()
-
-
-def _is_driven(run: RunRecord) -> bool:
-    beat = run.heartbeat_at or run.created_at
-    return owner.is_alive(run.settings.get("owner"), beat, SystemClock.now())
 
 
 def _remove(metadata: MetadataStore, run: RunRecord) -> None:

@@ -85,7 +85,7 @@ def _runs(
     }
     found = _found(flow, which, Settings.load(metadata=server))
     if as_json:
-        click.echo(json.dumps([_as_json(run, now) for run in found], indent=2))
+        click.echo(json.dumps([_as_json(run) for run in found], indent=2))
     elif found:
         tables.show(_COLUMNS, [_row(run, now) for run in found])
     else:
@@ -127,18 +127,19 @@ def _time(name: str, text: str | None, now: float) -> float | None:
 
 
 def _row(run: RunRecord, now: float) -> tuple[str, ...]:
-    started, took = tables.local(run.created_at), tables.took(run, now)
+    state = tables.state(run)
+    started, took = tables.local(run.created_at), tables.took(run, state, now)
     where, tags = f"{run.flow}/{run.run}", ", ".join(run.tags)
-    return (where, tables.state(run, now), started, took, run.user, tags)
+    return (where, state, started, took, run.user, tags)
 
 
-def _as_json(run: RunRecord, now: float) -> dict[str, Any]:
+def _as_json(run: RunRecord) -> dict[str, Any]:
     return {
         "pathspec": f"{run.flow}/{run.run}",
         "flow": run.flow,
         "run": run.run,
         "status": run.state.value,
-        "left_behind": tables.state(run, now) == "left behind",
+        "left_behind": tables.state(run) == tables.LEFT,
         "user": run.user,
         "created_at": _iso(run.created_at),
         "finished_at": None if run.finished_at is None else _iso(run.finished_at),

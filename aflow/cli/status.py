@@ -55,11 +55,12 @@ def _show(settings: Settings, metadata: MetadataStore) -> None:
     runs = _latest_runs(metadata)
     where = settings.root if settings.metadata == "local" else metadata.url
     click.echo(f"Datastore: {where}\n")
-    tables.show(_COLUMNS, [_row(run, now) for run in runs])
     running = [run for each in runs for run in _running(metadata, each.flow)]
+    states = {run.key: tables.state(run) for run in (*runs, *running)}
+    tables.show(_COLUMNS, [_row(run, states[run.key], now) for run in runs])
     failed = [run for run in runs if run.state is RunState.FAILED]
     for title, lines in (
-        ("Running:", [_goes_on(metadata, run, now) for run in running]),
+        ("Running:", [_goes_on(metadata, run, states[run.key], now) for run in running]),
         ("Failed:", [_failed(metadata, run) for run in failed]),
     ):
         if lines:
@@ -78,17 +79,20 @@ def _running(metadata: MetadataStore, flow: str) -> list[RunRecord]:
     return metadata.runs(flow, states=[RunState.PENDING, RunState.RUNNING], limit=_RUNNING)
 
 
-def _row(run: RunRecord, now: float) -> tuple[str, ...]:
-    started, took = tables.local(run.created_at), tables.took(run, now)
-    return (run.flow, run.run, tables.state(run, now), started, took, run.user)
+def _row(run: RunRecord, state: str, now: float) -> tuple[str, ...]:
+    started, took = tables.local(run.created_at), tables.took(run, state, now)
+    return (run.flow, run.run, state, started, took, run.user)
 
 
-def _goes_on(metadata: MetadataStore, run: RunRecord, now: float) -> str:
+def _goes_on(metadata: MetadataStore, run: RunRecord, state: str, now: float) -> str:
     where = f"{run.flow}/{run.run}"
-    if tables.state(run, now) == "left behind":
-        return f"{where}  left behind: whatever drove it is gone; see the command resume"
+    if state == tables.LEFT:
+        return (
+            f"{where}  left behind: nobody drives it any more; `aflow adopt {where}` goes on with "
+            f"it, `aflow cancel {where}` ends it"
+        )
     steps = "; ".join(_counts(metadata, run)) or "no task yet"
-    return f"{where}  for {tables.took(run, now)}: {steps}"
+    return f"{where}  for {tables.took(run, state, now)}: {steps}"
 
 
 def _counts(metadata: MetadataStore, run: RunRecord) -> Iterator[str]:

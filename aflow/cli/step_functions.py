@@ -230,8 +230,10 @@ def resume(session: Session, run_id: str, name: str | None) -> None:
 
 def delete(session: Session, name: str | None, authorize: str | None) -> None:
     """Delete the state machine."""
+    from aflow.clock import SystemClock
+
     deployer = _deployer(session, name=name)
-    deployer.delete(authorize)
+    deployer.delete(authorize, SystemClock())
     click.echo(f"{deployer.name} is deleted. Executions that run go on to their end.")
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow.clock import duration
-from aflow.runs import owner
-from aflow.scheduler.states import RunState
+from aflow.runs.liveness import is_left
 
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
@@ -49,12 +48,13 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def state(run: RunRecord, now: float) -> str:
-    """The run's state; `left behind` for one that nobody drives any more."""
-    driven_by = run.settings.get("owner")
-    if run.state is RunState.RUNNING and not owner.is_alive(driven_by, run.heartbeat_at, now):
-        return "left behind"
-    return run.state.value
+LEFT = "left behind"
+
+
+def state(run: RunRecord) -> str:
+    """The run's state; `left behind` for one that nobody drives any more. Of runs of deployed flows
+    AWS is asked: call it once for each."""
+    return LEFT if is_left(run) else run.state.value
 
 
 def local(at: float) -> str:
@@ -62,8 +62,8 @@ def local(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def took(run: RunRecord, now: float) -> str:
+def took(run: RunRecord, state: str, now: float) -> str:
     """How long the run has taken so far; nobody knows it of one that was left behind."""
-    if run.finished_at is None and state(run, now) == "left behind":
+    if state == LEFT:
         return "?"
     return duration((run.finished_at or now) - run.created_at)

@@ -25,6 +25,7 @@ from aflow.errors import InvalidInput, InvalidSetting, NotFound
 from aflow.metadata.base import Batch, RunUpdate
 from aflow.package import Package
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
+from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from aflow.config import Settings
     from aflow.deploy.aws import Execution, Machine
     from aflow.flow.definition import FlowDefinition
+    from aflow.storage.base import ObjectStore
 
+LONGEST_EXECUTION = 366 * 86400.0  # seconds: more than Step Functions lets one run
 LONGEST_INPUT = 6000  # bytes of parameters: they are a variable of a job, which has 8 KB in all
 
 
@@ -100,13 +103,31 @@ class Deployer:
         code = package.store(
             self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
         )
+        self._keep(store, code.key)  # before anything relies on it
         made = self._planned(account, code, token, owner)
         store.put(order_name(made.order_key), [made.order])
         new_jobs = sum(self._aws.register(each) for each in made.jobs)
         self._aws.put_machine(self.name, made.definition, log_history=log_history)
         self._start_by(made)
         self._tokens.remember(self._arn, token)
+        if not self._has_running():
+            self._keep(store, code.key, only=True)
         return Deployed(made, new_jobs, there is None, before)
+
+    def _keep(self, store: ObjectStore, code: str, *, only: bool = False) -> None:
+        """Let `gc` leave the code of the state machine alone, and (unless it is the `only` one)
+        that of its former versions, whose executions may still run."""
+        name = self._root()
+        before = None if only else roots.declared(store, name)
+        former = () if before is None else before.blobs
+        about = f"the state machine {self.name}, of flow {self.flow}"
+        roots.declare(store, name, roots.Root(tuple({code: None, **dict.fromkeys(former)}), about))
+
+    def _root(self) -> str:
+        return roots.root_name("deployments", self._aws.account.machine_arn(self.name))
+
+    def _has_running(self) -> bool:
+        return next(self._aws.executions(self.name, ["RUNNING"]), None) is not None
 
     def _check_metadata(self) -> None:
         """See that the metadata answers, and that jobs can record runs there."""
@@ -252,13 +273,20 @@ class Deployer:
             raise InvalidInput(f"{run} has succeeded: there is nothing to resume.")
         return self._aws.start(self.name, {"Parameters": "{}", "Origin": run})
 
-    def delete(self, authorize: str | None) -> None:
+    def delete(self, authorize: str | None, clock: Clock) -> None:
         """Delete the state machine, and what starts it."""
         self._ours(self.machine(), authorize, "delete it")
         self._aws.delete_schedule(rule_name(self.name))
         for kind in ("", "events"):
             self._aws.delete_rule(rule_name(self.name, kind))
+        running = self._has_running()
         self._aws.delete_machine(self.name)
+        store, name = backends.open_store(self._settings.storage_url), self._root()
+        root = roots.declared(store, name)
+        if running and root is not None:  # what runs goes on to its end, and needs its code
+            roots.declare(store, name, root._replace(until=clock.now() + LONGEST_EXECUTION))
+        else:
+            roots.withdraw(store, name)
 
 
 def _end_in_aws(execution: Execution) -> tuple[RunState, str]:

@@ -54,6 +54,7 @@ from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
 from aflow.remote.early import EarlyTemplate
 from aflow.runs.creation import Creation, Driving
 from aflow.runs.flow_values import told as told_of
+from aflow.runs.liveness import ENGINE
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import FromForeach
 from aflow.scheduler.policy import StepPolicy
@@ -333,7 +334,8 @@ class Job:
         creation = Creation(
             self._metadata, self._store, "power", NOBODY, self._clock, deployed_by=order.user
         )
-        owner = Driving(f"step-functions/{told.run}", 0)
+        engine = {"machine": order.machine, "execution": told.execution}
+        owner = Driving(f"{ENGINE}/{told.run}", 0, engine)
         try:
             new = creation.create(definition, options, given.parameters, owner)
         except VersionConflict:  # an attempt before this one, whose answer was lost

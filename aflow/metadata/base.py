@@ -32,12 +32,24 @@ LEASE = 10.0
 """Seconds without a sign of life after which a run is nobody's."""
 
 
+class Lease(NamedTuple):
+    """Who drives a run that goes on. `left` is how many seconds the owner's lease still had when
+    this was read, by the store's own clock: negative once it has expired. `cancel` is why somebody
+    wants the run to stop, if anybody does."""
+
+    owner: str
+    left: float
+    cancel: str | None = None
+
+
 class RunRecord(NamedTuple):
     """One run. `key` is the store's own number for it, cheap to refer to.
 
     `graph` is `Graph.as_dict()`; `settings` what the run was started with (max_workers, datastore,
     isolation, python and aflow version, script, host, pid: all plain values). `kind` is
     empty for a run of a whole flow, and SPIN for one of a single task, which lists leave out.
+    `lease` is that of a run that goes on and has had an owner; stores fill it in when a run is
+    read, and ignore it when one is created.
     """
 
     key: int
@@ -56,6 +68,7 @@ class RunRecord(NamedTuple):
     heartbeat_at: float | None = None
     origin_run: str | None = None
     kind: str = ""
+    lease: Lease | None = None
 
 
 class TaskRecord(NamedTuple):

@@ -10,6 +10,7 @@ from aflow.metadata.base import (
     TASK_STATES,
     AttemptRecord,
     Batch,
+    Lease,
     MetadataRecord,
     RunRecord,
     StepProgress,
@@ -87,6 +88,7 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
         heartbeat_at=row[11],
         origin_run=row[12],
         kind=row[13],
+        lease=None if row[14] is None else Lease(row[14], float(row[15]), row[16]),
     )
 
 

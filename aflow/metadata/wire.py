@@ -51,9 +51,9 @@ STREAMS = frozenset(
 _RECORDS: dict[str, Any] = {
     each.__name__: each
     for each in (
-        base.RunRecord, base.TaskRecord, base.CachedTask, base.AttemptRecord, base.MetadataRecord,
-        base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView, base.StepProgress,
-        base.TaskColumns, base.Hold,
+        base.RunRecord, base.Lease, base.TaskRecord, base.CachedTask, base.AttemptRecord,
+        base.MetadataRecord, base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView,
+        base.StepProgress, base.TaskColumns, base.Hold,
     )
 }  # fmt: skip
 _STATES: dict[str, Any] = {each.__name__: each for each in (AttemptState, RunState, TaskState)}

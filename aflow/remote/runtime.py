@@ -73,6 +73,7 @@ class Runtime:
         self._letter = letter
         self._waiting: list[Held] = []
         self._executor: ProcessExecutor | None = None
+        self._folder: Path | None = None  # of the run's code, which nobody sweeps meanwhile
         self._fault: str | None = None  # why there are no processes, and will be none
         self._task = asyncio.create_task(self._start())  # noqa: TID251 -- awaited by `stop`
         self.executor = self
@@ -115,6 +116,9 @@ class Runtime:
             await asyncio.wait([self._task])
         if self._executor is not None:
             await self._executor.stop()
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            package.release(folder)
 
     async def _start(self) -> None:
         try:
@@ -166,6 +170,7 @@ class Runtime:
             letter.job,
             lambda blobs, key: package.unpacked(blobs, key, below),
         )
+        self._folder = folder
         environment = dict(fresh_environment())
         if folder is not None:
             environment["PYTHONPATH"] = os.pathsep.join(

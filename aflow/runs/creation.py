@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,12 +16,12 @@ from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.ids import PARAMETERS_STEP
 from aflow.metadata.base import LEASE, SPIN, RunRecord
-from aflow.runs import owner
 from aflow.runs.flow_values import system_tags, values_of
 from aflow.runs.included import included
+from aflow.runs.liveness import end_left_run, settled
 from aflow.runs.resumed import ResumedRun, check_blobs, finished_of
 from aflow.runs.spinning import find_task, prepare
-from aflow.scheduler.states import RunState
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.storage.artifacts import ArtifactWriter
 from aflow.storage.blobs import BlobStore
 from aflow.storage.manifest import Manifest
@@ -48,10 +49,12 @@ class Plan(NamedTuple):
 
 
 class Driving(NamedTuple):
-    """Who drives a run, as `kind/name`, and the lookahead of its executor."""
+    """Who drives a run, as `kind/name`, and the lookahead of its executor. `engine` names what an
+    engine is to be asked by, where that drives the run (see `liveness`)."""
 
     owner: str
     lookahead: int
+    engine: Mapping[str, str] | None = None
 
 
 class NewRun(NamedTuple):
@@ -103,9 +106,22 @@ class Creation:
         if options.spin is not None:
             return self._spin(definition, options, options.spin, driving)
         plan = self.plan(definition, options, given, self._store)
+        if options.origin_run is not None:
+            self._end_origin(definition.name, options.origin_run)
         record = self._recorded(definition, options, plan.parameters, driving)
         facts = plan.code.record(self._clock.now())
         return NewRun(record, plan.parameters, facts, plan.precedents)
+
+    def _end_origin(self, flow: str, origin: str) -> None:
+        """See that a run that is resumed has ended: a server, or another coordinator, would take it
+        up as one that was left, and run the same steps beside the new run."""
+        run = self._metadata.run(flow, ids.run_id(origin))
+        if run is None or run.state in TERMINAL_RUN_STATES:
+            return
+        reason = "Nobody drove the run any more, and it was resumed."
+        now = self._clock.now()
+        if not end_left_run(self._metadata, run, RunState.FAILED, reason, now):
+            raise _still_runs(run)
 
     def _spin(
         self,
@@ -181,19 +197,15 @@ class Creation:
             raise NotFound(f"There is no run {flow}/{run} to resume in {self._metadata.url}.")
         if origin.kind == SPIN:
             raise InvalidInput(f"{flow}/{run} is a spin of one task, which cannot be resumed.")
-        driven_by = origin.settings.get("owner")
-        if origin.state is RunState.RUNNING and owner.is_alive(
-            driven_by, origin.heartbeat_at, self._clock.now()
-        ):
-            raise InvalidInput(
-                f"{flow}/{run} is still running: wait until it has ended, or stop it, before it "
-                "is resumed."
-            )
+        left = settled(self._metadata, origin, time.sleep)
+        if left is None:
+            raise _still_runs(origin)
         if options.rerun_step is not None and options.rerun_step not in definition.steps:
             raise InvalidInput(
                 f"{flow} has no step {options.rerun_step!r} to run again; its steps are: "
                 f"{', '.join(definition.steps)}."
             )
+        origin = left
         finished = finished_of(self._metadata, origin, options.rerun_step)
         blobs = BlobStore(self._store)
         check_blobs(finished, blobs, origin, leave_out=options.rerun_missing)
@@ -252,6 +264,7 @@ class Creation:
             **values_of(definition, options, self._branch_of, self._metadata),
             "code": code,
             "lookahead": driving.lookahead,
+            **({} if driving.engine is None else {"engine": dict(driving.engine)}),
         }
         if options.run_id is not None:
             record = self._record(
@@ -304,10 +317,16 @@ class Creation:
                 "durability": self._durability,
                 "script": definition.file,
                 "parameters": list(definition.parameters),
-                "owner": owner.this_process(),
                 "resume_identifier": options.resume_identifier,
                 **values,
             },
             origin_run=options.origin_run,
             kind=kind,
         )
+
+
+def _still_runs(run: RunRecord) -> InvalidInput:
+    return InvalidInput(
+        f"{run.flow}/{run.run} is still running: wait until it has ended, or stop it "
+        f"(aflow cancel {run.flow}/{run.run}), before it is resumed."
+    )

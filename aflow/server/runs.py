@@ -118,13 +118,18 @@ class Runs:
             )
         self._beginning += 1
         try:
+            # Nobody collects it while the run, which keeps its own code, begins.
+            await asyncio.to_thread(self._blobs.claim, order.package)
             folder = await asyncio.to_thread(
                 package.unpacked, self._blobs, order.package, self._place.code
             )
-            file = folder / order.script
-            if not file.is_file():
-                raise InvalidInput(f"The code package holds no file {order.script}.")
-            return await self._start(file, order)
+            try:
+                file = folder / order.script
+                if not file.is_file():
+                    raise InvalidInput(f"The code package holds no file {order.script}.")
+                return await self._start(file, order)
+            finally:
+                package.release(folder)  # the run uses it from now on
         finally:
             self._beginning -= 1
 
@@ -142,7 +147,7 @@ class Runs:
                         stdin=DEVNULL,
                         stdout=DEVNULL,  # what tasks print is kept with the tasks
                         stderr=said,
-                        pass_fds=[writing],
+                        pass_fds=[writing, package.descriptor_of(file.parent)],
                         env=self._place.environment,
                         start_new_session=True,  # ^C at the terminal is for the daemon to handle
                     )

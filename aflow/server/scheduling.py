@@ -9,18 +9,21 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aflow.errors import AflowError, CoordinatorFull, NotFound, VersionConflict
+from aflow.errors import AflowError, CodePackageError, CoordinatorFull, NotFound, VersionConflict
 from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server import schedules
 from aflow.server.orders import order_of
 from aflow.server.schedules import Schedule
+from aflow.storage import roots
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.metadata.base import Documents, MetadataStore
     from aflow.server.runs import Runs
+    from aflow.storage.blobs import BlobStore
 
 LOOK = 1.0  # seconds between looks
+DECLARE = 600.0  # seconds after which is said again which package a schedule needs
 
 _log = logging.getLogger("aflow.server")
 
@@ -29,13 +32,20 @@ class Scheduling:
     """The schedules of the metadata, and their ticks."""
 
     def __init__(
-        self, documents: Documents, metadata: MetadataStore, runs: Runs, clock: Clock
+        self,
+        documents: Documents,
+        metadata: MetadataStore,
+        runs: Runs,
+        blobs: BlobStore,
+        clock: Clock,
     ) -> None:
+        self._blobs = blobs
         self._documents = documents
         self._metadata = metadata
         self._runs = runs
         self._clock = clock
         self._busy: set[str] = set()  # schedules whose ticks are being seen to
+        self._declared: dict[str, tuple[str, float]] = {}  # packages, and when we said so
 
     async def look_on(self) -> None:
         """Look for ticks now, and again and again. A schedule whose run takes its time to begin, or
@@ -60,6 +70,7 @@ class Scheduling:
                     _log.warning("The schedule %s starts no runs: %s", document.name, error)
                 else:
                     found.append((schedule, document.version, come))
+                    self._keep_again(schedule)
         except AflowError as error:  # the metadata are away, say
             _log.warning("Schedules cannot be looked at: %s", error)
         return [each for each in found if each[2]]
@@ -85,10 +96,20 @@ class Scheduling:
         """Write a schedule, in the place of one of the same name, whose last run stays known.
         Blocks."""
         there = self._documents.document(schedules.KIND, schedule.name)
-        if there is not None:
-            schedule = replace(schedule, latest=schedules.read(there).latest)
+        former = None if there is None else schedules.read(there)
+        if former is not None:
+            schedule = replace(schedule, latest=former.latest)
         version = 0 if there is None else there.version
+        new, old = _package(schedule), former and _package(former)
+        self._keep(schedule.name, new, *([old] if old else []))  # before anything relies on it
+        if not self._blobs.claim(new):
+            self._keep(schedule.name, *([old] if old else []))
+            raise CodePackageError(
+                f"The code package {new[:12]}... is not there (any more): send the code again, "
+                "then create the schedule."
+            )
         self._documents.put_document(schedules.KIND, schedule.name, schedule.encode(), version)
+        self._keep(schedule.name, new)
 
     def pause(self, name: str, paused: bool) -> Schedule:
         """Let it rest, or go on from now. Blocks. Raises NotFound."""
@@ -106,6 +127,27 @@ class Scheduling:
         """Forget a schedule; its runs stay. Blocks. Raises NotFound."""
         if not self._documents.delete_document(schedules.KIND, name):
             raise NotFound(f"There is no schedule {name[:100]!r}.")
+        self._keep(name)
+
+    # ------------------------------------------------------------ code that is kept
+
+    def _keep(self, name: str, *packages: str) -> None:
+        """Let `gc` leave these packages alone for the schedule, and no others."""
+        root = roots.root_name("schedules", self._metadata.url, name)
+        if packages:
+            about = f"the schedule {name} of a server on {self._metadata.url}"
+            roots.declare(self._blobs.store, root, roots.Root(packages, about))
+            self._declared[name] = (packages[0], self._clock.monotonic())
+        else:
+            roots.withdraw(self._blobs.store, root)
+            self._declared.pop(name, None)
+
+    def _keep_again(self, schedule: Schedule) -> None:
+        """Say now and then that the package is needed: another server may have withdrawn it while
+        the schedule was created again, or the store may be another one now."""
+        package, at = self._declared.get(schedule.name, ("", 0.0))
+        if package != _package(schedule) or self._clock.monotonic() - at > DECLARE:
+            self._keep(schedule.name, _package(schedule))
 
     # ------------------------------------------------------------ ticks
 
@@ -166,3 +208,8 @@ class Scheduling:
         if record is not None and not self._runs.cancel(pathspec):
             reason = "The next tick of its schedule has come."
             self._metadata.request_cancel(record.key, reason)
+
+
+def _package(schedule: Schedule) -> str:
+    """The key of the code package of a schedule, whose order was checked when it was written."""
+    return str(schedule.order.get("package", ""))

@@ -95,7 +95,7 @@ async def _serve(
     scheduling = None
     documents = documents_of(metadata)
     if documents is not None:
-        scheduling = Scheduling(documents, metadata, runs, SystemClock())
+        scheduling = Scheduling(documents, metadata, runs, blobs, SystemClock())
     metrics = Metrics(runs, metadata, queue)
     door = Door(listen.tokens, metadata, SystemClock(), is_local=listen.host in LOOPBACK)
     app = application(runs, blobs, metadata, metrics, scheduling, door)

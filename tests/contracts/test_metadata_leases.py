@@ -44,8 +44,32 @@ def test_who_becomes_owner_or_stays_it_has_given_a_sign_of_life(
     store.hold(run.key, A, LONG, 500.0)
     store.hold(run.key, B, LONG, 600.0)
 
-    assert run._replace(heartbeat_at=500.0) == store.run("Flow", "1")
+    found = store.run("Flow", "1")
+    assert found is not None
+    assert run._replace(heartbeat_at=500.0, lease=found.lease) == found
     assert 1 == store.commit(run.key, 0, Batch())  # the version is the same
+
+
+def test_whoever_reads_a_run_sees_whose_it_is_and_for_how_long(
+    store: MetadataStore, run: RunRecord
+) -> None:
+    assert store.run("Flow", "1") == run
+    store.hold(run.key, A, LONG, 1.0)
+    store.request_cancel(run.key, "enough")
+    one, [listed] = store.run("Flow", "1"), store.runs("Flow")
+    assert one is not None
+    for found in (one, listed):
+        assert found.lease is not None
+        assert (A, "enough") == (found.lease.owner, found.lease.cancel)
+        assert LONG - 60 < found.lease.left <= LONG
+    store.hold(run.key, A, -LONG, 2.0)
+    [listed] = store.runs("Flow")
+    assert listed.lease is not None
+    assert -LONG - 60 < listed.lease.left <= -LONG
+
+    store.commit(run.key, 0, Batch(run=RunUpdate(RunState.FAILED, 3.0, "over")))
+    [listed] = store.runs("Flow")
+    assert listed.lease is None
 
 
 def test_of_many_who_want_a_run_one_gets_it(store: MetadataStore, run: RunRecord) -> None:

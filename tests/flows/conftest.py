@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,15 @@ class Workspace:
     def metadata(self) -> SqliteMetadata:
         """What was recorded."""
         return SqliteMetadata(self.path / ".aflow" / "metadata.db", read_only=True)
+
+    def expire_leases(self, ago: float = 0.0) -> None:
+        """Let the leases of all runs here be over, and have been for so many seconds, as if nobody
+        had renewed them in time."""
+        path = self.path / ".aflow" / "metadata.db"
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(
+                "UPDATE leases SET until = (julianday('now') - 2440587.5) * 86400.0 - ?", [ago]
+            )
 
     def latest(self) -> tuple[RunState, list[TaskView]]:
         """The state of the latest run, and its tasks without `_parameters`, by number."""

@@ -108,6 +108,12 @@ class Left:
         """Go on with it."""
         return self.workspace.finish(self.workspace.start_aflow("adopt", self.run))
 
+    def call(self, *words: str) -> str:
+        """What `aflow WORDS` prints."""
+        ran = self.workspace.finish(self.workspace.start_aflow(*words))
+        assert 0 == ran.code, ran.err
+        return ran.out
+
     def check(self, ran: Ran) -> None:
         """It has ended as if nothing had been."""
         assert 0 == ran.code, ran.out + ran.err
@@ -149,9 +155,14 @@ def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
     assert 2 == early.code
     assert "has a coordinator that drives it" in early.err
     left.let_time_pass()
+    heir = left.workspace.start_aflow("adopt", left.run)
+    wait_until(lambda: len(left.ran()) >= 6)
+    assert " running " in left.call("runs")  # it is driven, though not by what began it
+    assert "  for " in left.call("status")
+    assert "0 runs " in left.call("gc", "--failed", "--grace", "0s")
     (left.place / "go").touch()
 
-    ran = left.adopt()
+    ran = left.workspace.finish(heir)
 
     left.check(ran)
     assert "Going on where another coordinator has left it" in ran.out

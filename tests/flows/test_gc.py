@@ -184,6 +184,9 @@ def test_a_run_that_was_killed_can_be_deleted(flow: Workspace) -> None:
     with (flow.path / "gate").open("w"):
         process.send_signal(signal.SIGKILL)
         flow.finish(process)
+    assert "0 runs" in gc(flow, "--failed", "--grace", "0s").out  # its lease is not over yet
+    flow.expire_leases()
+    assert "0 runs" in gc(flow, "--failed").out  # it may still be taken up
     assert "1 run and " in gc(flow, "--failed", "--grace", "0s").out
     assert [] == runs(flow)
 

@@ -108,15 +108,9 @@ def half(workspace: Workspace) -> None:
     """Record the shared run as one whose process died before it had taken anything over."""
     metadata = SqliteMetadata(Path(workspace.path) / ".aflow" / "metadata.db")
     origin = metadata.runs("Flow_")[0]
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    mine = origin.settings["owner"]
-    settings = {**origin.settings, "owner": {**mine, "pid": ended.pid, "began": 1}}
-    left: RunRecord = origin._replace(
-        run="shared", state=RunState.RUNNING, settings=settings, finished_at=None
-    )
+    left: RunRecord = origin._replace(run="shared", state=RunState.RUNNING, finished_at=None)
     [parameters, *_] = metadata.all_manifests(origin.key)
-    metadata.create_run(left, parameters)
+    metadata.create_run(left, parameters, "coordinator/gone", 0.0)
     metadata.close()
 
 
@@ -135,6 +129,7 @@ def test_what_has_run_before_the_first_one_died_is_not_thrown_away(failed: Works
     assert any("Task is starting." in line for line in first.stdout)
     first.send_signal(signal.SIGKILL)
     first.communicate()
+    failed.expire_leases()
     refused = resume(failed)
     assert 2 == refused.code
     assert "resume it with --origin-run-id shared and another --run-id" in " ".join(

@@ -312,10 +312,12 @@ def test_a_run_whose_coordinator_was_killed_is_resumed_from_what_was_committed(
     process.communicate()
     assert template
     (workspace.path / "mended").touch()
-    ran = resume(workspace)
+    ran = resume(workspace)  # it watches the lease of the one that was killed until that is over
     assert 0 == ran.code, ran.err
     assert ["end runs"] == [line for line in ran.lines if line.endswith("runs")]
     assert RunState.SUCCEEDED == workspace.latest()[0]
+    _, origin = newest(workspace, 2)  # nobody takes it up beside the run that has resumed it
+    assert ("failed", True) == (origin.status, origin.finished)
 
 
 def test_a_missing_blob_is_named_and_its_task_can_be_run_again(workspace: Workspace) -> None:

@@ -71,6 +71,22 @@ def test_a_flow_is_run_when_its_schedule_says_so(scheduled: Daemon) -> None:
     scheduled.check()
 
 
+def test_gc_keeps_the_code_that_a_schedule_needs_and_no_other(scheduled: Daemon) -> None:
+    assert 0 == scheduled.call("schedule", "create", "flow.py").code
+    scheduled.write(SCHEDULED + "\n# another version\n")
+    lost = order_for(scheduled)  # sent, and not asked to be run
+
+    swept = scheduled.finish(scheduled.start_aflow("gc", "--grace", "0s"))
+
+    assert "0 runs and 1 object deleted" in swept.out, swept.err
+    assert 0 == scheduled.call("schedule", "trigger", "Flow_").code
+    body = json.dumps({"cron": "0 2 * * ? *", "run": lost}).encode()
+    status, told = scheduled.ask("PUT", "/v1/schedules/late", body)
+    assert (400, True) == (status, "send the code again" in told["error"])
+    assert 0 == scheduled.call("schedule", "delete", "Flow_").code
+    assert [] == [*(scheduled.path / ".aflow" / "roots").rglob("*/*")]
+
+
 def test_two_servers_start_the_run_of_a_tick_once(scheduled: Daemon) -> None:
     other = Daemon(scheduled.path)
     other.begin()

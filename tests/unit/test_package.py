@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aflow import FlowMutator, FlowSpec, package, step
+from aflow.clock import SystemClock
 from aflow.errors import CodePackageError
 from aflow.flow.definition import FlowDefinition
 from aflow.flow.spec import define
@@ -201,3 +204,32 @@ def test_mutators_add_nothing_outside_of_the_package(flow: FlowDefinition, name:
 def test_two_files_of_one_name_are_refused(flow: FlowDefinition) -> None:
     with pytest.raises(CodePackageError, match=r"both .*one.* and .*two"):
         package.members(adding(flow, ("one", "same"), ("two", "same")))
+
+
+def test_code_that_a_process_uses_is_not_swept(tmp_path: Path) -> None:
+    blobs = BlobStore(MemoryStore())
+    file = tmp_path / "flow.py"
+    file.write_text("x = 1\n")
+    key = blobs.put(package.pack({"flow.py": file}))
+    below, later = tmp_path / "code", SystemClock.now() + 100.0
+    folder = package.unpacked(blobs, key, below)
+    assert folder == package.unpacked(blobs, key, below)
+    child = subprocess.Popen(
+        [sys.executable, "-c", "input()"],
+        stdin=subprocess.PIPE,
+        pass_fds=[package.descriptor_of(folder)],
+    )
+
+    package.release(folder)
+    assert (0, 0) == package.sweep(below, 50.0, later)
+    package.release(folder)
+    package.release(folder)
+    assert (0, 0) == package.sweep(below, 50.0, later)  # the child uses it
+    child.communicate(b"\n")
+    assert (0, 0) == package.sweep(below, 200.0, later)
+    assert (1, 6) == package.sweep(below, 50.0, later, dry_run=True)
+    assert (1, 6) == package.sweep(below, 50.0, later)
+    assert [] == [*below.iterdir()]
+    assert "x = 1\n" == (package.unpacked(blobs, key, below) / "flow.py").read_text()
+    package.release(folder)
+    assert (0, 0) == package.sweep(tmp_path / "none", 0.0, later)

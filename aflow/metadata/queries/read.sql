@@ -13,16 +13,18 @@ ORDER BY until LIMIT :limit
 SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 
 -- name: run
-SELECT key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind
-FROM runs WHERE flow = :flow AND run = :run
+SELECT key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind,
+  owner, until - (julianday('now') - 2440587.5) * 86400.0, cancel
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key WHERE flow = :flow AND run = :run
 
 -- name: run_exists
 SELECT 1 FROM runs WHERE key = :run_key
 
 -- name: runs
 -- (One upper bound of the time is for the index; unary + keeps the others from it.)
-SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
-FROM runs
+SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
+  owner, until - (julianday('now') - 2440587.5) * 86400.0, cancel
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key
 WHERE flow = :flow AND kind = :kind AND created_at >= coalesce(:since, -9e999)
   AND created_at <= min(coalesce(:until, 9e999), coalesce(:after_time, 9e999))
   AND +created_at < coalesce(:until, 9e999)
@@ -35,8 +37,9 @@ WHERE flow = :flow AND kind = :kind AND created_at >= coalesce(:since, -9e999)
 ORDER BY created_at DESC, key DESC LIMIT coalesce(:limit, -1)
 
 -- name: all_runs
-SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
-FROM runs
+SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
+  owner, until - (julianday('now') - 2440587.5) * 86400.0, cancel
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key
 WHERE kind = :kind AND created_at >= coalesce(:since, -9e999)
   AND created_at <= min(coalesce(:until, 9e999), coalesce(:after_time, 9e999))
   AND +created_at < coalesce(:until, 9e999)

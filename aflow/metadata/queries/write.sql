@@ -29,7 +29,7 @@ ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.unt
 WHERE leases.owner = excluded.owner OR leases.until <= (julianday('now') - 2440587.5) * 86400.0
 
 -- name: let_go
-UPDATE leases SET until = 0 WHERE run_key = ? AND owner = ?
+UPDATE leases SET until = (julianday('now') - 2440587.5) * 86400.0 WHERE run_key = ? AND owner = ?
 
 -- name: request_cancel
 UPDATE leases SET cancel = coalesce(cancel, ?) WHERE run_key = ?

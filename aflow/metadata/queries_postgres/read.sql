@@ -13,15 +13,17 @@ ORDER BY until LIMIT %(limit)s
 SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 
 -- name: run
-SELECT key, flow, run, state, user_name, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind
-FROM runs WHERE flow = %(flow)s AND run = %(run)s
+SELECT key, flow, run, state, user_name, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind,
+  owner, until - extract(epoch FROM clock_timestamp()), cancel
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key WHERE flow = %(flow)s AND run = %(run)s
 
 -- name: run_exists
 SELECT 1 FROM runs WHERE key = %(run_key)s FOR UPDATE
 
 -- name: runs
-SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
-FROM runs
+SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
+  owner, until - extract(epoch FROM clock_timestamp()), cancel
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key
 WHERE flow = %(flow)s AND kind = %(kind)s
   AND created_at >= coalesce(%(since)s::float8, '-infinity')
   AND created_at <= coalesce(%(after_time)s::float8, 'infinity')
@@ -35,8 +37,9 @@ WHERE flow = %(flow)s AND kind = %(kind)s
 ORDER BY created_at DESC, key DESC LIMIT %(limit)s
 
 -- name: all_runs
-SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind
-FROM runs
+SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
+  owner, until - extract(epoch FROM clock_timestamp()), cancel
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key
 WHERE kind = %(kind)s
   AND created_at >= coalesce(%(since)s::float8, '-infinity')
   AND created_at <= coalesce(%(after_time)s::float8, 'infinity')

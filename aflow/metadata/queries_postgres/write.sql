@@ -29,7 +29,7 @@ ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.unt
 WHERE leases.owner = excluded.owner OR leases.until <= extract(epoch FROM clock_timestamp())
 
 -- name: let_go
-UPDATE leases SET until = 0 WHERE run_key = %s AND owner = %s
+UPDATE leases SET until = extract(epoch FROM clock_timestamp()) WHERE run_key = %s AND owner = %s
 
 -- name: request_cancel
 UPDATE leases SET cancel = coalesce(cancel, %s) WHERE run_key = %s

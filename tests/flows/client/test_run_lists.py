@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 
 from aflow.metadata.base import AttemptRecord, Batch, RunRecord, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.runs.owner import this_process
 from aflow.scheduler.states import AttemptState, RunState
 from tests.flows.conftest import TIMEOUT, Ran, Workspace
 
@@ -37,7 +35,6 @@ class Flow_(FlowSpec):
         pass
 """
 OVER = ["Other cancelled"]
-GONE = {"host": socket.gethostname(), "pid": 2**22 - 1, "began": 1}
 
 
 def record(run: str, at: float, **more: Any) -> RunRecord:
@@ -58,8 +55,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     assert 1 == workspace.run("--fail", "True", AFLOW_USER="ann").code
     metadata = SqliteMetadata(workspace.path / ".aflow" / "metadata.db")
     metadata.create_run(record("1", 100.0, state=RunState.CANCELLED, finished_at=175.0), b"")
-    metadata.create_run(record("2", 200.0, settings={"owner": GONE}), b"")
-    alive = metadata.create_run(record("3", 300.0, settings={"owner": this_process()}), b"")
+    metadata.create_run(record("2", 200.0), b"", "coordinator/gone", 0.0)
+    alive = metadata.create_run(record("3", 300.0), b"", "coordinator/elsewhere", 600.0)
     batch = Batch(tasks=[TaskRecord(number, "train", 301.0) for number in (1, 2, 3)])
     batch.attempts = [
         AttemptRecord(1, 0, AttemptState.SUCCEEDED, 301.0, 302.0, manifest=b""),
@@ -187,6 +184,7 @@ def test_status_tells_what_runs_and_what_has_failed_where(recorded: Workspace) -
     first, second = running.splitlines()[1:]
     assert "  Other/3  for " in first
     assert first.endswith("train 1 ready, 1 running, 1 succeeded")
-    assert "  Other/2  left behind: whatever drove it is gone; see the command resume" == second
+    assert "  Other/2  left behind: nobody drives it any more; " in second
+    assert "`aflow adopt Other/2` goes on with it, `aflow cancel Other/2` ends it" in second
     assert "Failed:" == failed.splitlines()[0]
     assert failed.splitlines()[1].endswith("  work/2: ValueError: not <today>")

@@ -1,0 +1,147 @@
+"""Whether anybody drives a run: decided here alone, for every command and for `gc`.
+
+A run that goes on has a lease (`MetadataStore.hold`), which its coordinator renews every few
+seconds wherever it runs: in another container, pid namespace or host, and whether it began the run
+or has taken it up. Where the process that began the run is says nothing. The store's own clock
+decides, so that clocks of machines may differ.
+
+Runs of deployed flows have no coordinator: there the engine's word stands for the lease. An engine
+that cannot be asked is believed to go on, since the other mistake deletes results.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.errors import AflowError, VersionConflict
+from aflow.metadata.base import LEASE, Batch, RunUpdate
+from aflow.scheduler.codec import encode_events
+from aflow.scheduler.messages import CancelRequested
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord
+
+ENGINE = "step-functions"
+"""The kind of owner of runs that an engine drives, without a coordinator of ours."""
+
+_RENEWED = 0.5  # seconds by which a lease has to have grown to have been renewed
+_TRIES = 10  # to write the end of a run, while a coordinator that was late still writes
+
+
+class Engine(NamedTuple):
+    """What an engine says of a run: whether it goes on, None where it cannot be asked, and in its
+    own words what has become of it."""
+
+    goes_on: bool | None
+    said: str = ""
+
+
+def is_driven(run: RunRecord) -> bool:
+    """Whether somebody drives the run. Asks AWS for runs of deployed flows; blocks then."""
+    if run.state in TERMINAL_RUN_STATES or run.lease is None:
+        return False
+    if is_deployed(run):
+        return engine_of(run).goes_on is not False
+    return run.lease.left > 0
+
+
+def is_left(run: RunRecord) -> bool:
+    """Whether the run goes on by its record, and nobody drives it."""
+    return run.state not in TERMINAL_RUN_STATES and not is_driven(run)
+
+
+def left_for(run: RunRecord) -> float:
+    """For how many seconds nobody has driven a run that was left; infinity where nobody knows."""
+    if run.lease is None or is_deployed(run):
+        return float("inf")
+    return max(0.0, -run.lease.left)
+
+
+def is_deployed(run: RunRecord) -> bool:
+    """Whether an engine drives the run, and no coordinator."""
+    return run.lease is not None and run.lease.owner.startswith(f"{ENGINE}/")
+
+
+def engine_of(run: RunRecord) -> Engine:
+    """What Step Functions says of the execution of a deployed run. Blocks."""
+    engine = run.settings.get("engine") or {}
+    if "machine" not in engine:
+        return Engine(None, "the run does not say which state machine it is of")
+    try:
+        from aflow.aws.executions import status  # botocore, which few commands need
+
+        found = status(engine["machine"], engine["execution"])
+    except AflowError as error:
+        return Engine(None, str(error))
+    if found is None:
+        return Engine(False, f"Step Functions has no execution {engine['execution']} any more.")
+    return Engine(found == "RUNNING", f"Step Functions ended the execution with {found}.")
+
+
+def settled(
+    metadata: MetadataStore, run: RunRecord, rest: Callable[[float], object]
+) -> RunRecord | None:
+    """A run that goes on by its record, watched until it is known whether somebody drives it: None
+    where somebody does, else the run as it is now. Takes LEASE seconds at most: a coordinator that
+    lives renews its lease meanwhile, and that of one that was killed expires. Blocks."""
+    waited = 0.0
+    while is_driven(run):
+        assert run.lease is not None, "who drives a run has a lease"
+        if is_deployed(run) or waited > LEASE + 1:
+            return None
+        before = run.lease.left
+        rest(1.0)
+        waited += 1.0
+        now = metadata.run(run.flow, run.run)
+        if now is None:
+            return run
+        if now.lease is not None and now.lease.left > before - 1.0 + _RENEWED:
+            return None
+        run = now
+    return run
+
+
+def end_left_run(
+    metadata: MetadataStore, run: RunRecord, state: RunState, reason: str, at: float
+) -> bool:
+    """Record the end of a run that nobody drives, with that of its attempts; whether this was done.
+    It is not where somebody has taken the run up meanwhile, or where it has ended. Blocks. Raises
+    MetadataError."""
+    host, number = socket.gethostname(), uuid.uuid4().hex[:12]
+    owner = f"ending/{host}-{os.getpid()}-{number}"
+    deployed = is_deployed(run)
+    if not deployed and not metadata.hold(run.key, owner, LEASE, at).mine:
+        return False
+    for _ in range(_TRIES):
+        now = metadata.run(run.flow, run.run)
+        if now is None or now.state in TERMINAL_RUN_STATES:
+            return False
+        try:
+            metadata.commit(run.key, now.version, _end_of(metadata, now, state, reason, at))
+        except VersionConflict:  # by a coordinator whose lease has expired: it is refused from now
+            continue
+        return True
+    if not deployed:
+        metadata.let_go(run.key, owner)
+    return False
+
+
+def _end_of(
+    metadata: MetadataStore, run: RunRecord, state: RunState, reason: str, at: float
+) -> Batch:
+    out = metadata.newest_tasks(run.key, states=[TaskState.RUNNING])
+    ended = [
+        view.attempt._replace(state=AttemptState.CANCELLED, finished_at=at, reason=reason)
+        for view in out
+        if view.attempt is not None
+    ]
+    return Batch(
+        events=encode_events([(at, CancelRequested(reason))]),
+        attempts=ended,
+        run=RunUpdate(state, at, reason),
+    )

@@ -1,0 +1,94 @@
+"""Roots keep blobs that no run refers to: declared in the store itself by whatever needs them.
+
+A root is the object `roots/<kind>/<holder>`: the keys of blobs, as JSON, and until when they are
+needed. It lies beside the blobs, so that `gc` finds it whichever metadata it is run with, and
+whether it can reach the holder (a state machine in AWS, the schedules of a server) or not. A holder
+declares its root before it relies on the blobs, and withdraws it after it has let go of them: what
+is killed between the two leaves a root too many, and never one too few.
+
+A root of a kind or form that is not known keeps what it names all the same; one that cannot be read
+stops `gc`, since nobody knows what it keeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow import ids
+from aflow.errors import CorruptBlob, InvalidName, ObjectNotFound
+
+if TYPE_CHECKING:
+    from aflow.storage.base import ObjectStore
+
+FOLDER = "roots/"
+
+
+class Root(NamedTuple):
+    """Blobs that are kept, by their keys; `until` (seconds since the epoch) they are, None for as
+    long as the root is there. `about` says for people whose they are."""
+
+    blobs: tuple[str, ...]
+    about: str
+    until: float | None = None
+
+
+def root_name(kind: str, *holder: str) -> str:
+    """The name of the root of a holder of this kind, whatever characters its name has."""
+    digest = hashlib.blake2b("\0".join(holder).encode(), digest_size=16).hexdigest()
+    return f"{FOLDER}{kind}/{digest}"
+
+
+def declare(store: ObjectStore, name: str, root: Root) -> None:
+    """Keep the blobs of the root from now on, in the place of those that this name kept before."""
+    data = {"blobs": list(root.blobs), "about": root.about, "until": root.until}
+    store.put(name, [json.dumps(data).encode()], durable=True)
+
+
+def declared(store: ObjectStore, name: str) -> Root | None:
+    """The root of this name; None where nothing is declared. Raises CorruptBlob."""
+    try:
+        return _read(name, bytes(store.get(name)), store.url)
+    except ObjectNotFound:
+        return None
+
+
+def withdraw(store: ObjectStore, name: str) -> None:
+    """Keep nothing for this holder any more; fine if nothing was."""
+    store.delete(name)
+
+
+def roots(store: ObjectStore) -> Iterator[tuple[str, Root]]:
+    """All roots with their names. Raises CorruptBlob for one that cannot be read."""
+    for name in store.list(FOLDER):
+        root = declared(store, name)
+        if root is not None:  # else: withdrawn a moment ago
+            yield name, root
+
+
+def kept(found: Sequence[tuple[str, Root]], now: float) -> set[str]:
+    """The keys of the blobs that these roots keep at this time."""
+    return {
+        key for _, root in found if root.until is None or root.until > now for key in root.blobs
+    }
+
+
+def expired(found: Sequence[tuple[str, Root]], now: float) -> list[str]:
+    """The names of the roots that keep nothing any more."""
+    return [name for name, root in found if root.until is not None and root.until <= now]
+
+
+def _read(name: str, data: bytes, where: str) -> Root:
+    try:
+        told = json.loads(data)
+        until = told.get("until")
+        if until is not None:
+            until = float(until)
+        return Root(tuple(map(ids.blob_key, told["blobs"])), str(told.get("about", "")), until)
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidName) as error:
+        raise CorruptBlob(
+            f"The root {name} in {where} cannot be read, so that nobody knows what it keeps: "
+            "restore it, or delete it if whatever made it is gone."
+        ) from error

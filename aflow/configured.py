@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.errors import InvalidConfig
+from aflow.flow.parameters import ParameterContext
 from aflow.flow.spec import define
 
 if TYPE_CHECKING:
     from aflow.flow.configs import Config
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.graph import Node
-    from aflow.flow.parameters import Parameter, ParameterContext
+    from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
 
 
@@ -31,12 +33,7 @@ class GivenConfigs(NamedTuple):
     values: Mapping[str, Any] = {}
 
 
-Context = Callable[[str], "ParameterContext"]
-
-
-def configured(
-    flow: type[FlowSpec], given: GivenConfigs | None = None, context: Context | None = None
-) -> FlowDefinition:
+def configured(flow: type[FlowSpec], given: GivenConfigs | None = None) -> FlowDefinition:
     """The definition of the flow with its configs, and as its mutators have changed it.
 
     Raises InvalidConfig for a config that is unknown, missing, or does not parse, InvalidDecorator
@@ -52,10 +49,10 @@ def configured(
         )
     if not definition.is_late:
         return definition
-    values = {
-        attribute: _value(config, given, context)
-        for attribute, config in definition.configs.items()
-    }
+    values: dict[str, Any] = {}
+    for attribute, config in definition.configs.items():
+        context = partial(_context, definition, dict(values))
+        values[attribute] = _value(config, given, context)
     return with_values(definition, values)
 
 
@@ -84,7 +81,22 @@ def with_values(definition: FlowDefinition, values: Mapping[str, Any]) -> FlowDe
 # ------------------------------------------------------------ values
 
 
-def _value(config: Config, given: GivenConfigs, context: Context | None) -> Any:
+Context = Callable[[str], ParameterContext]
+
+
+def _context(definition: FlowDefinition, values: Mapping[str, Any], name: str) -> ParameterContext:
+    """What a default that is a function is called with: it sees the configs declared before."""
+    from aflow.config import Settings
+    from aflow.flow.configs import ConfigValue
+
+    settings = Settings.load()
+    known = {definition.configs[each].name: value for each, value in values.items()}
+    return ParameterContext(
+        definition.name, settings.user, name, print, settings.datastore, ConfigValue(known)
+    )
+
+
+def _value(config: Config, given: GivenConfigs, context: Context) -> Any:
     from aflow.flow.configs import value_of
 
     name = config.name
@@ -121,12 +133,12 @@ def _text(config: Config, path: Path) -> str:
         ) from error
 
 
-def _called(config: Config, default: Any, context: Context | None) -> Any:
+def _called(config: Config, default: Any, context: Context) -> Any:
     """The default, called if it is a function."""
     if not callable(default):
         return default
     try:
-        return default(None if context is None else context(config.name))
+        return default(context(config.name))
     except Exception as error:
         raise InvalidConfig(
             f"The default of config {config.name!r} is a function, and it failed: "

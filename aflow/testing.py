@@ -21,9 +21,9 @@ from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.configured import configured
 from aflow.errors import InvalidInput
-from aflow.flow.parameters import ParameterContext, resolve
 from aflow.flow.spec import FlowSpec
 from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
+from aflow.runs.flow_values import parameter_values
 from aflow.runs.included import included
 from aflow.runs.spinning import alone
 from aflow.scheduler.codec import encode_inputs
@@ -110,11 +110,8 @@ class _Bench:
         self._definition = definition
         self._blobs = BlobStore(MemoryStore())
         self._writer = ArtifactWriter(self._blobs)
-
-        def context(name: str) -> ParameterContext:
-            return ParameterContext(definition.name, "test", name, print, "memory", {})
-
-        values = included(definition.parameters, resolve(definition, parameters, context))
+        resolved = parameter_values(definition, parameters, user="test", ds_type="memory")
+        values = included(definition.parameters, resolved)
         first = self._manifest(PARAMETERS_STEP, {**definition.constants, **values})
         self._read_only = sorted(first.artifacts)
         self._manifests = KnownManifests(first)

@@ -121,11 +121,12 @@ class KnownManifests(Manifests):
 class TaskArtifacts:
     """The artifacts that can be read from one finished task."""
 
-    __slots__ = ("_manifests", "manifest", "reader", "task")
+    __slots__ = ("_manifests", "_origins", "manifest", "reader", "task")
 
     def __init__(
         self, task: int, manifest: Manifest, manifests: Manifests, reader: ArtifactReader
     ) -> None:
+        self._origins: dict[str, int] | None = None
         self.task = task
         self.manifest = manifest
         self._manifests = manifests
@@ -136,10 +137,10 @@ class TaskArtifacts:
         entry = self.manifest.artifacts.get(name)
         if entry is not None:
             return self.task, entry
-        for task, names in self.manifest.inherited.items():
-            if name in names:
-                return task, self._manifests.of(task).artifacts[name]
-        return None
+        if self._origins is None:
+            self._origins = self.manifest.origins()
+        origin = self._origins.get(name)
+        return None if origin is None else (origin, self._manifests.of(origin).artifacts[name])
 
     def entries(self, without: Collection[str] = ()) -> dict[str, tuple[int, Entry]]:
         """Every artifact's entry and the task that set it, but for the names in `without`."""

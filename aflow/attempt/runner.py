@@ -43,6 +43,7 @@ ENVIRONMENT = Variables("environment")
 
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_AFLOW = os.path.dirname(os.path.dirname(_PACKAGE)) + os.sep
 
 
 def _never() -> bool:
@@ -472,7 +473,8 @@ class Runner:
 
     def _print_failure(self, execution: Execution, error: BaseException) -> None:
         if isinstance(error, AflowError):
-            body = "".join(f"    {line}\n" for line in str(error).splitlines())
+            lines = [*str(error).splitlines(), *user_lines(error)]
+            body = "".join(f"    {line}\n" for line in lines)
         else:
             body = "    Internal error\n" + user_traceback(error)
         show("stderr", f"{self._head(execution)} failed:\n{body}\n")
@@ -567,6 +569,14 @@ def user_traceback(error: BaseException) -> str:
         return storable("".join(frames.format()))
     except Exception as another:  # an exception whose own __str__ raises
         return f"{type(error).__name__} (no traceback: {type(another).__name__})\n"
+
+
+def user_lines(error: AflowError) -> list[str]:
+    """Where in the user's code an error of aflow came about: as a traceback says it, without the
+    frames that are ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_AFLOW)]
+    return storable("".join(traceback.format_list(own))).splitlines()
 
 
 # ------------------------------------------------------------------ timeouts

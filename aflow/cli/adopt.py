@@ -16,7 +16,7 @@ from aflow.errors import CodePackageError, InvalidName, NotFound
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
 
-_ONCE = ("--runner-attribute-file", "--run-id-file")
+_ONCE = ("--runner-attribute-file", "--run-id-file", "--parameters-file")
 _HELP = """Go on with a run whose coordinator has died, with its code and its command line.
 
 What has finished stays so; tasks that workers of a queue have are awaited, those of processes that

@@ -212,19 +212,20 @@ Maker = Callable[[Mapping[str, "Parameter"]], tuple[list[click.Parameter], Calla
 
 
 def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.options import parameter_options
+    from aflow.cli.options import parameter_options, parameters_file, taken_out, with_file
     from aflow.cli.run import name_of_run, run
 
     own = parameter_options(declared)
-    parameters = list(declared)
     # A parameter takes the name of an option that is not reserved: the settings have that, too.
     taken = {name for each in own.values() for name in each.opts}
     named = option("--run-id", metavar="NAME", help="The run's id, which is no number.")
-    options = [each for each in (*run_options(), named) if not taken & {*each.opts}]
+    all_options = (*run_options(), named, parameters_file())
+    options = [each for each in all_options if not taken & {*each.opts}]
     absent = {each.name: each.default for each in run_options() if taken & {*each.opts}}
 
     def body(session: Session, **values: Any) -> object:
-        given = {name: values.pop(key) for name, key in zip(parameters, own, strict=True)}
+        given = taken_out(values, declared, own)
+        given = with_file(given, declared, values.pop("parameters_file", None))
         values["run_id"] = name_of_run(values["run_id"])
         return run(session, given, **{**absent, **values})
 

@@ -14,7 +14,8 @@ import click
 from aflow import ids
 from aflow.config import metadata_place
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
-from aflow.flow.parameters import Parameter, type_name
+from aflow.flow.names import did_you_mean
+from aflow.flow.parameters import Parameter, plain_name, type_name
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -49,6 +50,7 @@ class Option(click.Option):
     """An option that knows its section of the help."""
 
     section = OPTIONS
+    parameter: Parameter | None = None  # of the flow, whose value it takes
 
 
 class Command(click.Command):
@@ -288,7 +290,10 @@ class ParameterType(ParamType):
         self.parameter = parameter
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value in the parameter's type; a usage error where it has none."""
+        """The value in the parameter's type; a usage error where it has none. Of many values that
+        belong together click gives one at a time: they are converted when all are there."""
+        if self.parameter.multiple or self.parameter.nargs > 1:
+            return value
         try:
             return self.parameter.convert(value)
         except InvalidParameter as error:
@@ -300,16 +305,84 @@ def parameter_options(parameters: Mapping[str, Parameter]) -> dict[str, Option]:
     can be taken for an option of ours."""
     made = {}
     for number, parameter in enumerate(parameters.values()):
-        made[f"parameter_{number}"] = option(
-            f"--{parameter.name}",
-            f"parameter_{number}",
-            section=PARAMETERS,
-            scope="run_",
-            default=None,
-            type=ParameterType(parameter),
-            help=_parameter_help(parameter),
-        )
+        made[f"parameter_{number}"] = _parameter_option(parameter, f"parameter_{number}")
     return made
+
+
+def _parameter_option(parameter: Parameter, key: str) -> Option:
+    rest = dict(parameter.click_options)
+    by_name = environment_names(parameter.name, "run_")
+    own = rest.pop("envvar", None) or []
+    # A flag or a counter without a type of its own is converted by click.
+    if not (rest.get("is_flag") or rest.get("count")):
+        rest["type"] = ParameterType(parameter)
+    if rest.get("prompt") and not callable(parameter.default):
+        rest["default"] = parameter.default
+    if parameter.nargs > 1:
+        rest["nargs"] = parameter.nargs
+    made = option(
+        f"--{parameter.name}",
+        key,
+        section=PARAMETERS,
+        help=_parameter_help(parameter),
+        **{"default": None, **rest},
+    )
+    made.parameter = parameter
+    made.envvar = [*([own] if isinstance(own, str) else own), *by_name]
+    return made
+
+
+def parameters_file() -> Option:
+    """The option for values of parameters that are many, long, or secret."""
+    return option(
+        "--parameters-file",
+        type=click.Path(),
+        metavar="FILE",
+        help="Take values of parameters from this file: an object of JSON.",
+    )
+
+
+def with_file(
+    given: dict[str, Any], declared: Mapping[str, Parameter], file: str | None
+) -> dict[str, Any]:
+    """The values that were given, by attribute, and for those that were not what the file holds.
+    Raises InvalidParameter for a file that cannot be used."""
+    if file is None:
+        return given
+    import json
+
+    try:
+        with open(file, encoding="utf-8") as opened:
+            found = json.load(opened)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"it is not JSON ({error})"
+        raise InvalidParameter(f"--parameters-file {file} cannot be read: {why}.") from error
+    if not isinstance(found, dict):
+        raise InvalidParameter(f"--parameters-file {file} has to hold an object: values by name.")
+    by_name = {plain_name(each.name): attribute for attribute, each in declared.items()}
+    for name, value in found.items():
+        attribute = by_name.get(plain_name(name))
+        if attribute is None:
+            raise InvalidParameter(
+                f"--parameters-file {file} has a value for {name!r}, which is no parameter of the "
+                f"flow.{did_you_mean(name, [each.name for each in declared.values()])}"
+            )
+        if given.get(attribute) is None:
+            given[attribute] = value
+    return given
+
+
+def taken_out(
+    values: dict[str, Any], declared: Mapping[str, Parameter], options: Mapping[str, Option]
+) -> dict[str, Any]:
+    """The values of parameters, by attribute, taken out of all that click gives; None for those
+    that were not given."""
+    found = {}
+    for (attribute, parameter), key in zip(declared.items(), options, strict=True):
+        value = values.pop(key)
+        # click gives an empty tuple for an option that may be given many times, and was not.
+        found[attribute] = None if parameter.multiple and not value else value
+    return found
 
 
 def _parameter_help(parameter: Parameter) -> str:

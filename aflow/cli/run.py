@@ -14,8 +14,8 @@ from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.session import Session
 from aflow.config import FOLDER, RunOptions, Settings, without_password
 from aflow.errors import InvalidName
-from aflow.flow.parameters import ParameterContext, resolve
 from aflow.ids import PARAMETERS_STEP
+from aflow.runs.flow_values import parameter_values
 from aflow.runs.notices import Notice, RunEnded, RunStarting
 from aflow.scheduler.states import RunState
 from aflow.version import __version__
@@ -76,8 +76,10 @@ def run(
         definition = _with(definition, decospecs)
         check_graph(definition, session.note)
         _note_differences(session, definition, settings.executor, decospecs)
-        if origin is None:
-            values = _values(definition, settings, given)
+        if adopt is not None:
+            values = {}  # they were recorded when the run began
+        elif origin is None:
+            values = _values(session, definition, settings, given)
         else:
             values, rest = {}, {**rest, **origin(definition, settings)}
             if definition.config_values:
@@ -249,16 +251,17 @@ def _options(
 
 
 def _values(
-    definition: FlowDefinition, settings: Settings, given: Mapping[str, Any]
+    session: Session, definition: FlowDefinition, settings: Settings, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    configs = definition.config_values or {}
-
-    def context(name: str) -> ParameterContext:
-        return ParameterContext(
-            definition.name, settings.user, name, click.echo, settings.datastore, configs
-        )
-
-    return resolve(definition, given, context)
+    return parameter_values(
+        definition,
+        given,
+        user=settings.user,
+        ds_type=settings.datastore,
+        branch=session.top["branch"],
+        production=session.top["production"],
+        show=click.echo,
+    )
 
 
 def name_of_run(run_id: str | None) -> str | None:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.checks import check_graph
-from aflow.cli.options import TagType, flag, option, parameter_options
+from aflow.cli.options import (
+    TagType,
+    flag,
+    option,
+    parameter_options,
+    parameters_file,
+    taken_out,
+    with_file,
+)
 from aflow.cli.session import Session
 from aflow.errors import CommandFailed, InvalidInput
 
@@ -31,15 +39,16 @@ _STATES = ("running", "succeeded", "failed", "timed-out", "aborted")
 def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
     """The commands below `step-functions`, by name: help, parameters, body."""
     own = parameter_options(declared)
-    parameters = list(declared)
 
     def start(session: Session, **values: Any) -> None:
-        given = {name: values.pop(key) for name, key in zip(parameters, own, strict=True)}
+        given = taken_out(values, declared, own)
+        given = with_file(given, declared, values.pop("parameters_file", None))
         trigger(session, given, **values)
 
     files = [
         _file("--run-id-file", "Write the run's id to this file."),
         _file("--deployer-attribute-file", "Write name, flow and run to this file, as JSON."),
+        parameters_file(),
     ]
     run = click.Argument(["run_id"], metavar="RUN")
     states = [flag(f"--{state}", help=f"Those that are {state}.") for state in _STATES]

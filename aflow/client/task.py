@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 
 from aflow import ids
@@ -56,6 +57,7 @@ class Task(PartOfRun):
     _settled: bool
     _page: Sequence[TaskView] = ()
     _decoded: Manifest | None = None
+    _inherited: Mapping[str, int] = MappingProxyType({})  # by the task that set it
 
     def _find(self) -> None:
         flow, run, _, task = self.path_components
@@ -184,6 +186,7 @@ class Task(PartOfRun):
         if self._decoded is None:
             data = None if attempt is None else attempt.manifest
             self._decoded = Manifest.decode(data) if data else Manifest()
+            self._inherited = self._decoded.origins()
         return self._decoded
 
     def _names(self) -> set[str]:
@@ -192,9 +195,10 @@ class Task(PartOfRun):
     def _entry(self, name: str) -> Entry | None:
         """The entry of an artifact, the task's own or one that it passes on; None without it."""
         manifest = self._manifest
-        origin = manifest.origin(name)
-        if origin is None:
-            return manifest.artifacts.get(name)
+        own = manifest.artifacts.get(name)
+        origin = self._inherited.get(name)
+        if own is not None or origin is None:
+            return own
         return self._source.manifest(origin, lambda: self._origins(name)).artifacts.get(name)
 
     def _origins(self, name: str) -> set[int]:

@@ -210,7 +210,13 @@ class Deployer:
     def trigger(self, parameters: Mapping[str, Any]) -> Execution:
         """Start a run with these values of parameters."""
         self.machine()
-        text = json.dumps(dict(parameters))
+        declared = self._definition.parameters
+        text = json.dumps(
+            {
+                name: declared[name].plain(value) if name in declared else value
+                for name, value in parameters.items()
+            }
+        )
         if len(text.encode()) > LONGEST_INPUT:
             raise InvalidInput(
                 f"The parameters have {len(text.encode())} bytes, and a job of AWS Batch can be "

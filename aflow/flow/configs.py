@@ -173,6 +173,8 @@ class Config:
     Raises InvalidConfig for a declaration that cannot be used.
     """
 
+    _aflow_reads_artifact = True
+
     def __init__(
         self,
         name: Any,

@@ -6,7 +6,8 @@ process each see their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -38,6 +39,8 @@ _KNOWN = frozenset(
 )
 
 _values: ContextVar[Values | None] = ContextVar("aflow_current", default=None)
+# What is known while a run is being made, and no task runs yet: see `Current._deploying`.
+_deploy_values: ContextVar[Values | None] = ContextVar("aflow_deploying", default=None)
 _find: Callable[[str], Any] | None = None
 
 
@@ -109,6 +112,16 @@ class Current:
         """The task is over."""
         _values.reset(token)
 
+    @contextmanager
+    def _deploying(self, values: Values) -> Iterator[None]:
+        """Defaults of parameters that are functions are called inside of this: they see these
+        values, though no task runs."""
+        token = _deploy_values.set(values)
+        try:
+            yield
+        finally:
+            _deploy_values.reset(token)
+
     def __repr__(self) -> str:
         values = _values.get()
         return "<current: no task>" if values is None else f"<current: {_pathspec(values)}>"
@@ -121,11 +134,15 @@ def _settled(values: Values, name: str) -> Any:
     return value
 
 
-def _outside(name: str) -> None:
+def _outside(name: str) -> Any:
+    values = _deploy_values.get()
+    if values is not None and name in values:
+        return values[name]
     if name not in _KNOWN:
         raise AttributeError(
             f"current has no {name!r}: no task runs here.{did_you_mean(name, _KNOWN)}"
         )
+    return None
 
 
 def _derived(values: Values, name: str) -> Any:

@@ -64,10 +64,38 @@ class LinkReader:
         """All calls of self.next in the function, in the order written."""
         found = [
             node
-            for node in ast.walk(self._tree)
+            for node in self._own_nodes()
             if isinstance(node, ast.Call) and self._attribute(node.func) == "next"
         ]
         yield from sorted(found, key=lambda node: (node.lineno, node.col_offset))
+
+    def _own_nodes(self) -> Iterator[ast.AST]:
+        """All nodes in which `self` is the flow: not those of an inner function or a method of an
+        inner class that has a `self` of its own."""
+        todo: list[ast.AST] = list(ast.iter_child_nodes(self._tree))
+        while todo:
+            node = todo.pop()
+            yield node
+            if isinstance(node, FunctionNode | ast.Lambda) and self._rebinds(node):
+                # Its decorators and defaults are evaluated outside of it.
+                todo += getattr(node, "decorator_list", ())
+                todo += [each for each in (*node.args.defaults, *node.args.kw_defaults) if each]
+            else:
+                todo += ast.iter_child_nodes(node)
+
+    def _rebinds(self, function: FunctionNode | ast.Lambda) -> bool:
+        """Whether the name that the step has for the flow is another thing in the function."""
+        arguments = function.args
+        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        named += [each for each in (arguments.vararg, arguments.kwarg) if each]
+        if any(each.arg == self._self for each in named):
+            return True
+        body = function.body if isinstance(function.body, list) else [function.body]
+        return any(
+            isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == self._self
+            for statement in body
+            for node in ast.walk(statement)
+        )
 
     def _check_last(self, call: ast.Call) -> None:
         last = self._tree.body[-1]

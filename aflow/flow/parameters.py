@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from aflow.errors import InvalidParameter
@@ -38,6 +39,14 @@ RESERVED = frozenset(
 )
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,199}\Z")
+# What else an option of click can do. `cls` and `expose_value` would take the value from us.
+_CLICK_OPTIONS = frozenset(
+    {
+        "allow_from_autoenv", "callback", "confirmation_prompt", "count", "deprecated", "envvar",
+        "flag_value", "hidden", "hide_input", "is_eager", "is_flag", "metavar", "multiple",
+        "nargs", "prompt", "prompt_required", "shell_complete", "show_choices", "show_envvar",
+    }
+)  # fmt: skip
 _BOOLS = {
     **dict.fromkeys(("true", "1", "yes", "y", "on", "t"), True),
     **dict.fromkeys(("false", "0", "no", "n", "off", "f"), False),
@@ -71,14 +80,18 @@ class Parameter:
     """A value that a run of the flow is started with: `alpha = Parameter("alpha", default=0.1)`.
 
     `type` is str, int, float, bool or JSONType; where it is None, the type of the default, else
-    str. `default` is a value or a function of a ParameterContext, called when a run starts.
+    str. It may also be a type of click (`click.IntRange(1, 9)`), a tuple of types, or a class or
+    function that makes the value from the text that was written (`pathlib.Path`).
+    `default` is a value or a function of a ParameterContext, called when a run starts.
     Without a default the value is None, unless the parameter is `required`. With a `separator`
     the value is a list of values of the type. With `choices`, or the type `Literal["a", "b"]`, the
-    value is one of these. Raises InvalidParameter for a declaration that
-    cannot be used.
+    value is one of these. All other keywords are those of click's options, such as `is_flag`,
+    `multiple`, `nargs` and `hidden`. Raises InvalidParameter for a declaration that cannot be used.
 
     `name` is what people write (`--name`), `attribute` the name in the flow class.
     """
+
+    _aflow_reads_artifact = True
 
     def __init__(
         self,
@@ -90,16 +103,28 @@ class Parameter:
         show_default: bool | None = None,
         separator: str | None = None,
         choices: Sequence[Any] | None = None,
+        **click_options: Any,
     ) -> None:
         self.name = self.attribute = _checked_name(name)
+        self.click_options = _checked_options(name, click_options)
         self.help = help
         self.required = bool(required)
         self.show_default = True if show_default is None else show_default
         self.separator = _checked_separator(name, separator)
         type, choices = _literal(type, choices)
         self.infers_type = type is None
-        sample = default[0] if separator and isinstance(default, list) and default else default
-        self.type = _checked_type(name, type, sample)
+        # The values of one parameter: as many as are given, or so many at a time.
+        self.multiple = bool(click_options.get("multiple"))
+        self.nargs = len(type) if isinstance(type, tuple) else int(click_options.get("nargs", 1))
+        if self.nargs < 1:
+            raise InvalidParameter(
+                f"Parameter {name!r} has nargs={self.nargs}: it must be above 0."
+            )
+        if separator and (self.multiple or self.nargs > 1):
+            raise InvalidParameter(
+                f"Parameter {name!r} has a separator, and multiple= or nargs=: use one of them."
+            )
+        self.type = self._declared_type(type, default)
         if choices is not None and (isinstance(choices, str) or not isinstance(choices, Iterable)):
             raise InvalidParameter(f"Parameter {name}: choices={choices!r} is no list of values.")
         self.choices = None if choices is None else [self._convert_one(each) for each in choices]
@@ -119,8 +144,11 @@ class Parameter:
 
         Raises InvalidParameter, which names the parameter, the value and what is expected.
         """
+        if self.multiple:
+            several = value if isinstance(value, list | tuple) else [value]
+            return tuple(self._convert_group(each) for each in several)
         if self.separator is None:
-            return self._convert_one(value)
+            return self._convert_group(value)
         if isinstance(value, str):
             parts: Any = value.split(self.separator) if value else []
         elif isinstance(value, list | tuple):
@@ -129,14 +157,55 @@ class Parameter:
             parts = [value]
         return [self._convert_one(part) for part in parts]
 
+    def _convert_group(self, value: Any) -> Any:
+        """One value, or the tuple of so many as belong together."""
+        if self.nargs == 1:
+            return self._convert_one(value)
+        if not isinstance(value, list | tuple) or len(value) != self.nargs:
+            raise InvalidParameter(
+                f"Parameter {self.name!r} has the value {shown(value)}: it takes {self.nargs} "
+                "values at a time."
+            )
+        return tuple(self._convert_one(each, place) for place, each in enumerate(value))
+
+    def _declared_type(self, type: Any, default: Any) -> Any:
+        if isinstance(type, tuple):
+            return tuple(_checked_type(self.name, each, None) for each in type)
+        if type is None and self.click_options.get("count"):
+            return int
+        if type is None and self.click_options.get("is_flag"):
+            type = _type_of(self.click_options.get("flag_value", True))
+        return _checked_type(self.name, type, self._sample(default))
+
+    def _sample(self, default: Any) -> Any:
+        """One value of the default, which tells the type where none is declared."""
+        levels = bool(self.separator) + self.multiple + (self.nargs > 1)
+        for _ in range(levels):
+            if not isinstance(default, list | tuple):
+                return default
+            default = default[0] if default else None
+        return default
+
     @staticmethod
     def type_of(value: Any) -> Any:
         """The type that a parameter with this default has, if it declares none."""
         return _type_of(value)
 
+    def plain(self, value: Any) -> Any:
+        """A value of the parameter as JSON can hold it; `convert` makes the value of it again."""
+        if isinstance(value, list | tuple):
+            return [self.plain(each) for each in value]
+        if value is None or isinstance(value, str | int | float | dict):
+            return value
+        return self.plain(value.value) if isinstance(value, Enum) else str(value)
+
     def value_of_default(self, context: Callable[[str], ParameterContext]) -> Any:
         """The value where none was given; raises InvalidParameter where a function as the default
         fails, or gives a value of another type."""
+        if self.default is None and self.multiple:
+            return ()
+        if self.default is None and self.type is bool and self.click_options.get("is_flag"):
+            return False
         if not callable(self.default):
             return self.default
         try:
@@ -150,14 +219,19 @@ class Parameter:
 
     choices: list[Any] | None = None  # while the choices themselves are converted
 
-    def _convert_one(self, value: Any) -> Any:
-        try:
-            converted = _CONVERTERS[self.type](value)
-        except (ValueError, OverflowError, RecursionError):
-            raise InvalidParameter(
-                f"Parameter {self.name!r} has the value {shown(value)}, "
-                f"which is not {_EXPECTED[self.type]}."
-            ) from None
+    def _convert_one(self, value: Any, place: int = 0) -> Any:
+        kind = self.type[place] if isinstance(self.type, tuple) else self.type
+        known = _CONVERTERS.get(kind)
+        if known is None:
+            converted = self._made_by(kind, value)
+        else:
+            try:
+                converted = known(value)
+            except (ValueError, OverflowError, RecursionError):
+                raise InvalidParameter(
+                    f"Parameter {self.name!r} has the value {shown(value)}, "
+                    f"which is not {_EXPECTED[kind]}."
+                ) from None
         if self.choices is not None and converted not in self.choices:
             raise InvalidParameter(
                 f"Parameter {self.name!r} has the value {shown(value)}, which is none of its "
@@ -165,13 +239,35 @@ class Parameter:
             )
         return converted
 
+    def _made_by(self, kind: Any, value: Any) -> Any:
+        """The value that a type of click, a class or a function makes of what was written."""
+        by_click = _is_click_type(kind)
+        # A value is converted wherever it passes from one process to the next: what is no text any
+        # more is the result already. (Types of click take their own results by contract.)
+        if not by_click and not isinstance(value, str):
+            return value
+        try:
+            return kind.convert(value, None, None) if by_click else kind(value)
+        except Exception as error:
+            said = getattr(error, "message", None) or str(error) or type(error).__name__
+            raise InvalidParameter(
+                f"Parameter {self.name!r} has the value {shown(value)}, which is not of the type "
+                f"{type_name(kind)}: {str(said).rstrip('.')}."
+            ) from error
+
     def __repr__(self) -> str:
         return f"<Parameter {self.name}: {type_name(self.type)}>"
 
 
 def type_name(type: Any) -> str:
     """The name of a parameter's type, for people."""
-    return "JSON" if type is JSONType else str(type.__name__)
+    if type is JSONType:
+        return "JSON"
+    if isinstance(type, tuple):
+        return f"<{' '.join(map(type_name, type))}>"
+    if _is_click_type(type):
+        return str(type.name)
+    return str(getattr(type, "__name__", None) or type.__class__.__name__)
 
 
 # ------------------------------------------------------------ types
@@ -183,6 +279,19 @@ def _checked_name(name: object) -> str:
             f"{shown(name)} cannot be the name of a parameter: use letters, digits, - and _."
         )
     return name
+
+
+def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(options.keys() - _CLICK_OPTIONS)
+    if unknown:
+        raise InvalidParameter(
+            f"Parameter {name!r} takes no {unknown[0]}=."
+            f"{did_you_mean(unknown[0], [*_CLICK_OPTIONS, *_OWN_OPTIONS])}"
+        )
+    return options
+
+
+_OWN_OPTIONS = ("default", "type", "help", "required", "show_default", "separator", "choices")
 
 
 def _checked_separator(name: str, separator: object) -> str | None:
@@ -211,9 +320,31 @@ def _checked_type(name: str, type: Any, default: Any) -> Any:
         if type in _CONVERTERS:
             return type
     except TypeError:
-        pass  # what cannot be hashed is no type: refused below
+        pass  # what cannot be hashed is one of the types below, or none
+    if _is_click_type(type):
+        if type.name == "filename":  # an open file is nothing that later steps could read
+            raise InvalidParameter(
+                f"Parameter {name!r} has the type click.File, which opens the file here: use "
+                "click.Path for its name, or IncludeFile for what it holds."
+            )
+        return type
+    is_container = type in (list, dict, tuple, set, frozenset, bytes)  # of letters, they would be
+    is_generic = get_origin(type) is not None
+    if callable(type) and not is_container and not is_generic and not hasattr(type, "convert"):
+        return type
     raise InvalidParameter(
-        f"Parameter {name!r} has the type {shown(type)}: use str, int, float, bool or JSONType."
+        f"Parameter {name!r} has the type {shown(type)}: use str, int, float, bool, JSONType, a "
+        "type of click, or a class or function that makes the value from a text."
+    )
+
+
+def _is_click_type(kind: Any) -> bool:
+    # By its looks: click is not imported for flows that have no use for it here, and Metaflow
+    # brings a copy of its own.
+    return (
+        not isinstance(kind, type)
+        and callable(getattr(kind, "convert", None))
+        and hasattr(kind, "name")
     )
 
 
@@ -221,7 +352,10 @@ def _type_of(default: Any) -> Any:
     for kind in (bool, int, float):  # a bool is an int too: it comes first
         if isinstance(default, kind):
             return kind
-    return JSONType if isinstance(default, list | dict) else str
+    if isinstance(default, list | dict):
+        return JSONType
+    kind = default.__class__  # of a Path, a Decimal, a member of an Enum
+    return str if callable(default) or kind.__module__ == "builtins" else kind
 
 
 def _to_str(value: Any) -> str:
@@ -286,7 +420,7 @@ def declaration_problems(parameters: Mapping[str, Parameter]) -> Iterator[str]:
     """What is wrong with the parameters of a flow taken together, a sentence each."""
     seen: dict[str, str] = {}
     for parameter in parameters.values():
-        plain = _plain(parameter.name)
+        plain = plain_name(parameter.name)
         if plain in RESERVED:
             yield (
                 f"Parameter {parameter.name!r} has the name of an option of run: "
@@ -318,7 +452,8 @@ def resolve(
     for attribute, parameter in definition.parameters.items():
         if attribute not in values:
             values[attribute] = parameter.value_of_default(context_factory)
-        if values[attribute] is None and parameter.required:
+        value = values[attribute]
+        if parameter.required and (value is None or (parameter.multiple and not value)):
             raise InvalidParameter(
                 f"Parameter {parameter.name!r} is required: give it with --{parameter.name}."
             )
@@ -326,11 +461,11 @@ def resolve(
 
 
 def _given(definition: FlowDefinition, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = {_plain(each.name): each for each in definition.parameters.values()}
-    known = {**{_plain(name): each for name, each in definition.parameters.items()}, **known}
+    known = {plain_name(each.name): each for each in definition.parameters.values()}
+    known = {**{plain_name(name): each for name, each in definition.parameters.items()}, **known}
     values: dict[str, Any] = {}
     for name, value in given.items():
-        parameter = known.get(_plain(name))
+        parameter = known.get(plain_name(name))
         if parameter is None:
             names = [each.name for each in definition.parameters.values()]
             there = f"It has: {', '.join(names)}." if names else "It has none."
@@ -343,5 +478,6 @@ def _given(definition: FlowDefinition, given: Mapping[str, Any]) -> dict[str, An
     return values
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name in the form in which names of parameters are compared."""
     return name.lower().replace("-", "_")

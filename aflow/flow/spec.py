@@ -199,6 +199,8 @@ class FlowSpec:
         state = self.__dict__
         context: TaskContext | None = state.get("_aflow_context")
         if context is None:
+            if _is_computed(self, name):
+                return object.__getattribute__(self, name)
             raise AttributeError(
                 f"Flow {type(self).__name__} has no attribute {name!r}. Artifacts can be read in a "
                 "step that runs, and of finished runs with the client."
@@ -206,6 +208,9 @@ class FlowSpec:
         try:
             value = context.load(name)
         except ArtifactNotFound:
+            # Python has dropped what the property raised, and called us: it is raised again here.
+            if _is_computed(self, name):
+                return object.__getattribute__(self, name)
             raise _not_found(self, context, name) from None
         state[name] = value
         return value
@@ -233,6 +238,13 @@ class FlowSpec:
         item = "" if not stack or stack[-1][2] is None else str(stack[-1][2])
         told = f" (input: {item[:20] + '...' if len(item) > 20 else item})" if item else ""
         return f"<flow {type(self).__name__} step {context.step_name}{place}{told}>"
+
+
+def _is_computed(flow: FlowSpec, name: str) -> bool:
+    """Whether the class computes the attribute (a property, say), so that an AttributeError is its
+    own. Parameters and configs, which read artifacts by this name, are told apart by a mark."""
+    found = getattr_static(type(flow), name, None)
+    return hasattr(found, "__get__") and not getattr(type(found), "_aflow_reads_artifact", False)
 
 
 def _not_found(flow: FlowSpec, context: TaskContext, name: str) -> ArtifactNotFound:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import shutil
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from aflow.errors import InvalidInput
 from aflow.executors.local.spawn import stands_for_metaflow
@@ -236,6 +237,13 @@ class Announcement:
         os.mkfifo(self.path)
         # Not blocking: there is no writer yet, and perhaps never one.
         self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def enclose(self, values: Mapping[str, Any]) -> Path:
+        """Write values for the command into a file beside the pipe; its path."""
+        file = Path(self._folder) / "parameters.json"
+        file.touch(0o600)
+        file.write_text(json.dumps(values))
+        return file
 
     def __enter__(self) -> Announcement:
         return self

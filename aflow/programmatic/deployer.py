@@ -74,7 +74,11 @@ class Deployer:
         with _file() as file:
             if facts:
                 given = {**given, "deployer_attribute_file": file}
-            words = self._line.words(command, arguments, self.top_level_kwargs, given)
+            words, values = self._line.words(command, arguments, self.top_level_kwargs, given)
+            if values:
+                enclosed = f"{file}.parameters"
+                Path(enclosed).write_text(json.dumps(values))
+                words.append(f"--parameters-file={enclosed}")
             started = Command([*program(self.flow_file), *words], self._cwd, self._env)
             try:
                 code = started.wait_here(self.show_output)

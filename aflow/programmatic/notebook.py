@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,25 +162,71 @@ def _sources(flow: type[FlowSpec]) -> Iterator[str]:
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
-        yield from map(without_magic, reversed(shell.history_manager.input_hist_raw))
+        for cell in reversed(shell.history_manager.input_hist_raw):
+            yield without_magic(cell, shell.transform_cell)
     try:
         yield Path(inspect.getfile(flow)).read_text("utf-8")
     except (TypeError, OSError):  # it is in no file: said by who asked
         return
 
 
-def without_magic(cell: str) -> str:
-    """The cell with its lines for the notebook alone (`%...`, `!...`, `?`) made empty."""
-    lines = cell.splitlines()
-    return "\n".join("" if line.lstrip().startswith(("%", "!", "?")) else line for line in lines)
+def without_magic(cell: str, transform: Callable[[str], str]) -> str:
+    """The cell without what is for the notebook alone (`%magic`, `!command`, `help?`).
+
+    `transform` is IPython's own, which makes calls of `get_ipython()` of these, and only of these:
+    a `%` that begins a line inside of an expression or a text is none. Statements that make such a
+    call become `pass`. Of a cell below a `%%magic` the rest counts.
+    """
+    first, _, rest = cell.lstrip().partition("\n")
+    if first.startswith("%%"):
+        return "\n" + without_magic(rest, transform)
+    text = transform(cell)
+    lines = text.split("\n")
+    for node in _for_the_notebook(text):
+        assert node.end_lineno is not None
+        start = lines[node.lineno - 1].encode()[: node.col_offset].decode()
+        end = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+        blank = [""] * (node.end_lineno - node.lineno)
+        lines[node.lineno - 1 : node.end_lineno] = [f"{start}pass{end}", *blank]
+    return "\n".join(lines)
+
+
+def _for_the_notebook(text: str) -> list[ast.stmt]:
+    """The simple statements that call `get_ipython()`; none in what is no Python."""
+    tree = _parsed(text)
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign | ast.AugAssign)
+        and any(_is_notebook_call(each) for each in ast.walk(node))
+    ]
+    # The last comes first, so that places of the others stay right.
+    return sorted(found, key=lambda node: (node.lineno, node.col_offset), reverse=True)
+
+
+def _is_notebook_call(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "get_ipython"
+    )
+
+
+def _parsed(text: str) -> ast.Module:
+    """The text as a tree: a cell may await something at its top level. An empty one for what is no
+    Python: a cell that never ran."""
+    flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    try:
+        tree = compile(text, "<cell>", "exec", flags, dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+    assert isinstance(tree, ast.Module)
+    return tree
 
 
 def _end_of_class(text: str, name: str) -> int | None:
     """The last line of the class; None where the text has none of the name."""
-    try:
-        body = ast.parse(text).body
-    except SyntaxError:  # another cell, which never ran
-        return None
+    body = _parsed(text).body
     ends = [
         each.end_lineno for each in body if isinstance(each, ast.ClassDef) and each.name == name
     ]

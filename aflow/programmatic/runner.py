@@ -138,7 +138,9 @@ class Runner:
         kwargs: Mapping[str, Any],
         announcement: Announcement,
     ) -> Command:
-        words = self._line.words(name, arguments, self.top_level_kwargs, kwargs)
+        words, values = self._line.words(name, arguments, self.top_level_kwargs, kwargs)
+        if values:
+            words.append(f"--parameters-file={announcement.enclose(values)}")
         words.append(f"--runner-attribute-file={announcement.path}")
         command = Command([*program(self.flow_file), *words], self._cwd, self._env)
         self._commands.append(command)

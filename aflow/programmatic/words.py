@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from aflow.cli import loading
 from aflow.cli.flow_commands import FlowGroup
-from aflow.cli.options import ParameterType
+from aflow.cli.options import Option, ParameterType
 from aflow.errors import InvalidInput
 from aflow.flow.names import did_you_mean, shown
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 # Names of old for options that have another one here.
 _ALIASES = {"decospecs": "with"}
+# Linux takes no word above 128 kB, and 2 MB in all, the environment included.
+_LONGEST_WORD = 100_000
+_LONGEST_LINE = 1_000_000
+
+
+class Words(NamedTuple):
+    """A command line, and values of parameters that it cannot hold, which go into a file."""
+
+    words: list[str]
+    values: dict[str, Any]
 
 
 class CommandLine:
@@ -36,17 +46,24 @@ class CommandLine:
         arguments: Sequence[str],
         top: Mapping[str, Any],
         given: Mapping[str, Any],
-    ) -> list[str]:
+    ) -> Words:
         """`[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have two words. Raises FlowFileError for
         a file that holds no flow, InvalidInput for an option that is not there, or a value that
         cannot be written."""
         ahead = self._options("", _without_none(top))
         behind = self._options(command, _without_none(given))
-        return [*ahead, *command.split(), *behind, *arguments]
+        words = [*ahead.words, *command.split(), *behind.words, *arguments]
+        for each in words:
+            if len(os.fsencode(each)) > _LONGEST_WORD:
+                name = each.partition("=")[0]
+                raise InvalidInput(f"The value of {name[:80]} is too long for a command line.")
+        return Words(words, behind.values)
 
-    def _options(self, command: str, given: Mapping[str, Any]) -> list[str]:
+    def _options(self, command: str, given: Mapping[str, Any]) -> Words:
         known = self._known(command) if given else {}
         words: list[str] = []
+        values: dict[str, Any] = {}
+        length = 0
         for name, value in given.items():
             plain = _plain(name)
             if plain not in known:
@@ -55,8 +72,22 @@ class CommandLine:
                     f"{where} of {self._file.name} has no option {name!r}."
                     f"{did_you_mean(plain, known)} It has: {', '.join(sorted(known))}."
                 )
-            words += _written(known[plain], name, value)
-        return words
+            option = known[plain]
+            of_flow = None
+            if isinstance(option, Option) and option.parameter is not None:
+                of_flow = option.parameter
+                if option.count or (option.is_flag and value is False):
+                    values[of_flow.name] = value  # --flag has no form for False
+                    continue
+            written = _written(option, name, value)
+            size = sum(len(os.fsencode(each)) for each in written)
+            length += size
+            no_words = size > _LONGEST_WORD or length > _LONGEST_LINE or "\0" in "".join(written)
+            if of_flow is not None and no_words:
+                values[of_flow.name] = of_flow.plain(of_flow.convert(value))
+            else:
+                words += written
+        return Words(words, values)
 
     def _known(self, command: str) -> dict[str, click.Parameter]:
         """The options and arguments of a command, by all the names that they go by."""
@@ -112,6 +143,8 @@ def _written(parameter: click.Parameter, name: str, value: Any) -> list[str]:
 
 
 def _flag(option: click.Option, name: str, value: Any) -> list[str]:
+    if isinstance(option, Option) and option.parameter is not None and value == option.flag_value:
+        return option.opts[:1]
     if not isinstance(value, bool):
         raise InvalidInput(f"The option {name!r} is True or False, not {shown(value)}.")
     return option.opts[:1] if value else option.secondary_opts[:1]

@@ -13,10 +13,9 @@ from aflow.caching.code import code_of
 from aflow.caching.precedents import InTurn
 from aflow.caching.tasks import CachedTasks, cached_steps
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
-from aflow.flow.parameters import ParameterContext, resolve
 from aflow.ids import PARAMETERS_STEP
 from aflow.metadata.base import LEASE, SPIN, RunRecord
-from aflow.runs.flow_values import system_tags, values_of
+from aflow.runs.flow_values import parameter_values, system_tags, values_of
 from aflow.runs.included import included
 from aflow.runs.liveness import end_left_run, settled
 from aflow.runs.resumed import ResumedRun, check_blobs, finished_of
@@ -148,7 +147,7 @@ class Creation:
         """What a run would begin with. Its parameters are stored in `store`, nothing is recorded.
         Raises what `create` raises."""
         origin = self._origin(definition, options)
-        values = self._values(definition, given, origin)
+        values = self._values(definition, options, given, origin)
         parameters = self._parameters(definition, values, origin, store).encode()
         code = code_of(definition)
         precedents = self._precedents(definition, options, origin, code, parameters)
@@ -212,20 +211,25 @@ class Creation:
         return finished
 
     def _values(
-        self, definition: FlowDefinition, given: Mapping[str, Any], origin: Finished | None
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        given: Mapping[str, Any],
+        origin: Finished | None,
     ) -> dict[str, Any]:
         """The values of the parameters; of a resumed run those alone that its origin has not."""
         if origin is not None:
             there = Manifest.decode(origin.parameters).artifacts
             new = {name: each for name, each in definition.parameters.items() if name not in there}
             definition = replace(definition, parameters=new)
-
-        configs = definition.config_values or {}
-
-        def context(name: str) -> ParameterContext:
-            return ParameterContext(definition.name, self._user, name, print, "local", configs)
-
-        values = resolve(definition, given, context)
+        values = parameter_values(
+            definition,
+            given,
+            user=self._user,
+            ds_type="s3" if self._store.url.startswith("s3:") else "local",
+            branch=options.branch,
+            production=options.production,
+        )
         return included(definition.parameters, values)
 
     def _parameters(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import InvalidInput, NotFound
+from aflow.flow.current import current
+from aflow.flow.parameters import ParameterContext, resolve
 from aflow.ids import Pathspec
 from aflow.scheduler.states import RunState
 
@@ -36,6 +38,39 @@ def values_of(
         events = [event for each in options.trigger for event in _ended(each, metadata)]
         values["trigger"] = events
     return values
+
+
+def parameter_values(
+    definition: FlowDefinition,
+    given: Mapping[str, Any],
+    *,
+    user: str,
+    ds_type: str,
+    branch: str | None = None,
+    production: bool | None = None,
+    show: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """The values of all parameters of a run, by attribute: as they are given by name, else by
+    default.
+
+    A default that is a function sees the flow's configs in its context, and what is known of the
+    run in `current`: the flow, the user, the place in the project. Raises InvalidParameter and, for
+    a branch that cannot be used, InvalidInput.
+    """
+
+    def context(name: str) -> ParameterContext:
+        from aflow.flow.configs import ConfigValue, names_of  # few defaults are functions
+
+        known = {} if values is None else names_of(definition.configs, values)
+        return ParameterContext(definition.name, user, name, show, ds_type, ConfigValue(known))
+
+    values = definition.config_values
+
+    known: dict[str, Any] = {"flow_name": definition.name, "username": user}
+    if definition.project is not None:
+        known |= definition.project.place(definition.name, user, branch, production)
+    with current._deploying(known):
+        return resolve(definition, given, context)
 
 
 def system_tags(values: Mapping[str, Any]) -> Iterator[str]:

@@ -112,6 +112,10 @@ class Manifest:
         """The names of all artifacts that a later task can read from this one."""
         return set(self.artifacts).union(*self.inherited.values())
 
+    def origins(self) -> dict[str, int]:
+        """The task that set each inherited artifact, by name."""
+        return {name: task for task, names in self.inherited.items() for name in names}
+
     def origin(self, name: str) -> int | None:
         """The task that set an inherited artifact; None if it is this one's own, or unknown."""
         if name in self.artifacts:

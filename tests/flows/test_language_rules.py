@@ -120,6 +120,120 @@ def test_a_default_that_is_a_function_sees_who_asks(workspace: Workspace) -> Non
     assert "Flow_-tester-p-local" in workspace.run().lines
 
 
+def test_a_default_that_is_a_function_sees_configs_and_project(workspace: Workspace) -> None:
+    workspace.write("""
+        from aflow import Config, project
+
+        def made(context):
+            some = context.configs.some
+            assert some.key == context.configs["some"]["key"] == context.configs.get("some").key
+            assert not current.is_running_flow and current.username == "tester"
+            return "|".join([some.key, current.project_flow_name, str(current.is_production)])
+
+        def chosen(context):
+            return {"name": context.flow_name, "user": context.user_name}
+
+        @project(name="demo")
+        class Flow_(FlowSpec):
+            some = Config("some", default_value='{"key": "v"}')
+            own = Config("own", default_value=chosen)
+            p = Parameter("p", default=made)
+            @step
+            def start(self):
+                print(self.p, self.own.name, self.own.user)
+    """)
+    ran = workspace.finish(workspace.start("--branch", "b", "run"))
+    assert "v|demo.test.b.Flow_|False Flow_ tester" in ran.lines, ran.out + ran.err
+
+
+OPTIONS = """
+from pathlib import Path
+
+class Flow_(FlowSpec):
+    fast = Parameter("fast", is_flag=True)
+    loud = Parameter("loud", count=True, default=0)
+    names = Parameter("names", multiple=True, default=["a"])
+    pair = Parameter("pair", type=(str, int), default=("p", 1))
+    place = Parameter("place", type=Path, default="here", envvar="MY_PLACE")
+    secret = Parameter("secret", hidden=True, default="x")
+    @step
+    def start(self):
+        print(self.fast, self.loud, self.names, self.pair, self.place, self.secret)
+"""
+
+
+def test_options_of_click_are_options_of_a_parameter(workspace: Workspace) -> None:
+    workspace.write(OPTIONS)
+    bare = workspace.run(MY_PLACE="there")
+    assert "False 0 ('a',) ('p', 1) there x" in bare.lines, bare.out + bare.err
+    words = "--fast --loud --loud --names b --names c --pair q 2 --place /p --secret y"
+    assert "True 2 ('b', 'c') ('q', 2) /p y" in workspace.run(*words.split()).lines
+    (workspace.path / "values.json").write_text('{"fast": true, "names": ["d"], "place": "f"}')
+    filed = workspace.run("--parameters-file", "values.json", "--place", "g")
+    assert "True 0 ('d',) ('p', 1) g x" in filed.lines, filed.out + filed.err
+    assert "--secret" not in workspace.finish(workspace.start("run", "--help")).out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", "has to hold an object"),
+        ("{", "it is not JSON"),
+        (None, "cannot be read: No such file or directory"),
+        ('{"plaec": 1}', "'plaec', which is no parameter of the flow. Did you mean 'place'?"),
+        ('{"pair": ["a", "b"]}', "'pair' has the value 'b', which is not a whole number"),
+    ],
+)
+def test_a_file_of_parameters_that_cannot_be_used_is_named(
+    workspace: Workspace, text: str | None, said: str
+) -> None:
+    workspace.write(OPTIONS)
+    if text is not None:
+        (workspace.path / "values.json").write_text(text)
+    ran = workspace.run("--parameters-file", "values.json")
+    assert 2 == ran.code
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_mistake_in_a_step_is_shown_with_the_users_line(workspace: Workspace) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @property
+            def broken(self):
+                return {}.nothing_here
+
+            @property
+            def unset(self):
+                return self.never_set
+
+            @step
+            def start(self):
+                for name in ("broken", "unset"):
+                    try:
+                        getattr(self, name)
+                    except AttributeError as error:
+                        print(type(error).__name__, str(error)[:60])
+                helper(self)
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+
+        def helper(flow):
+            return flow.lacking  # the line that is shown
+    """)
+    ran = workspace.run()
+    assert "AttributeError 'dict' object has no attribute 'nothing_here'" in ran.lines, ran.out
+    assert (
+        "ArtifactNotFound Flow Flow_ has no artifact 'never_set' in step 'start': neit" in ran.lines
+    )
+    assert "        return flow.lacking  # the line that is shown" in ran.lines
+    assert "        helper(self)" in ran.lines
+    assert "aflow/flow/spec.py" not in ran.out
+
+
 MERGE = """
 class Flow_(FlowSpec):
     @step

@@ -12,21 +12,31 @@ import pytest
 from aflow import NBDeployer, NBRunner
 from aflow.errors import CommandFailed, FlowFileError
 from aflow.flow.spec import FlowSpec
-from aflow.programmatic.notebook import flow_file_of
+from aflow.programmatic.notebook import flow_file_of, without_magic
 from tests.flows.conftest import Workspace
 from tests.flows.test_run_inside import InsideFlow
 
 CELL = """
 %time
+%matplotlib_that_is_missing?
 from aflow import FlowSpec, NBRunner, Parameter, step
 !echo hello
+if True:
+    where = %pwd
+    %who
 
 class CellFlow(FlowSpec):
     n = Parameter("n", default=2)
 
     @step
     def start(self):
-        self.xs = list(range(self.n))
+        self.xs = list(range(self.n
+            % 100
+        ))
+        assert "% no" in '''
+% no magic
+!echo either
+'''
         self.next(self.double, foreach="xs")
 
     @step
@@ -107,6 +117,36 @@ def test_outside_of_a_notebook_the_file_of_the_class_is_taken(tmp_path: Path) ->
     run = notebook.nbrun(n=2)
 
     assert [-5, -4] == run.data.ys
+
+
+def test_a_cell_below_a_magic_counts_and_statements_for_the_notebook_do_not() -> None:
+    pytest.importorskip("IPython", reason="the rules are those of IPython")
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    cell = """
+%%time
+x = 17
+if x:
+    %pip install \\
+      something
+é = !ls
+get_ipython().run_line_magic("who", "")
+y = (x
+    % 5)
+z = 1
+"""
+    left = without_magic(cell, TransformerManager().transform_cell)
+
+    assert [
+        "x = 17",
+        "if x:",
+        "    pass",
+        "pass",
+        "pass",
+        "y = (x",
+        "    % 5)",
+        "z = 1",
+    ] == [line for line in left.splitlines() if line]
 
 
 async def test_a_notebook_resumes_and_spins_and_waits(tmp_path: Path) -> None:

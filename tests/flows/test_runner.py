@@ -18,9 +18,12 @@ class Flow_(FlowSpec):
     fail = Parameter("fail", default=False)
     names = Parameter("some-names", default=["x"], separator="+")
     table = Parameter("table", type=JSONType, default="{}")
+    flag = Parameter("flag", is_flag=True, default=True)
+    many = Parameter("many", multiple=True)
 
     @step
     def start(self):
+        self.lengths = (len(self.names), sum(map(len, self.many)), self.flag)
         print("alpha is", self.alpha, self.names, self.table)
         print("to stderr", file=sys.stderr)
         if self.alpha > 99:
@@ -117,6 +120,17 @@ async def test_a_run_is_there_as_soon_as_it_has_begun(file: Path) -> None:
         rest = [line async for _, line in running.stream_log("stdout", position)]
         assert running.stdout.splitlines()[-len(rest) :] == rest
     assert [] == processes_in(file.parent)
+
+
+async def test_values_that_no_command_line_can_hold_reach_the_run(file: Path) -> None:
+    with runner(file) as commands:
+        given = {"some_names": ["x" * 9] * 20_000, "flag": False, "many": ["a\0b", "c" * 200_000]}
+        result = commands.run(**given)
+        begun = await (await commands.async_run(**given)).wait()
+
+        assert (20_000, 200_003, False) == result.run.data.lengths == begun.run.data.lengths
+        with pytest.raises(InvalidInput, match="The value of --tag is too long"):
+            commands.run(tags=["x" * 200_000])
 
 
 async def test_several_runs_go_on_side_by_side(

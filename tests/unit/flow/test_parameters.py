@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from datetime import date
+from enum import Enum
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,3 +232,82 @@ def test_an_option_of_run_is_no_name_for_a_parameter(make_flow: MakeFlow, name: 
 def test_the_class_gives_the_parameter_itself(definition: FlowDefinition) -> None:
     assert definition.parameters["size"] is vars(definition.cls)["size"]
     assert "<Parameter batch-size: int>" == repr(definition.cls.size)  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------ what click's options can do
+
+
+def with_parameter(make_flow: MakeFlow, declared: dict[str, Any]) -> FlowDefinition:
+    flow = one_parameter(make_flow, 'Parameter("p")')
+    return replace(flow, parameters={"p": Parameter("p", **declared)})
+
+
+def with_value(make_flow: MakeFlow, declared: dict[str, Any], given: Any) -> dict[str, Any]:
+    values = {} if given is None else {"p": given}
+    return resolve(with_parameter(make_flow, declared), values, context)
+
+
+class Size(Enum):
+    SMALL = "s"
+    LARGE = "l"
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "expected"),
+    [
+        ({"is_flag": True}, None, False),
+        ({"is_flag": True, "default": True}, False, False),
+        ({"is_flag": True, "flag_value": "x", "default": "y"}, "x", "x"),
+        ({"count": True, "default": 0}, 3, 3),
+        ({"multiple": True}, None, ()),
+        ({"multiple": True, "default": ["a"]}, None, ("a",)),
+        ({"multiple": True, "default": [1]}, ["2", 3], (2, 3)),
+        ({"multiple": True, "type": int}, "2", (2,)),
+        ({"nargs": 2, "type": float}, ["1", 2], (1.0, 2.0)),
+        ({"nargs": 2, "multiple": True, "type": int}, [["1", 2], (3, 4)], ((1, 2), (3, 4))),
+        ({"type": (str, int)}, ["a", "1"], ("a", 1)),
+        ({"type": Path}, "a/b", Path("a/b")),
+        ({"default": Path("c")}, None, Path("c")),
+        ({"type": Size}, "l", Size.LARGE),
+        ({"type": date.fromisoformat}, "2026-01-02", date(2026, 1, 2)),
+        ({"type": click.IntRange(1, 9)}, "4", 4),
+        ({"type": click.Choice(["a", "b"])}, "b", "b"),
+        ({"type": click.UUID}, str(UUID(int=3)), UUID(int=3)),
+        ({"default": "x", "hidden": True, "metavar": "X", "envvar": "Y"}, None, "x"),
+    ],
+)
+def test_keywords_and_types_of_click_give_the_values_that_click_gives(
+    make_flow: MakeFlow, declared: Any, given: Any, expected: object
+) -> None:
+    values = with_value(make_flow, declared, given)
+
+    assert {"p": expected} == values
+    assert values == with_value(make_flow, declared, values["p"]), "converted twice it is the same"
+    plain = json.loads(json.dumps(Parameter("p", **declared).plain(expected)))
+    assert values == with_value(make_flow, declared, plain), "JSON can hold it meanwhile"
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "part"),
+    [
+        ({"is_falg": True}, None, "takes no is_falg=. Did you mean 'is_flag'?"),
+        ({"cls": object}, None, "Parameter 'p' takes no cls="),
+        ({"nargs": 0}, None, "has nargs=0"),
+        ({"nargs": -1}, None, "has nargs=-1"),
+        ({"multiple": True, "separator": ","}, None, "has a separator, and multiple="),
+        ({"type": click.File()}, None, "use click.Path for its name, or IncludeFile"),
+        ({"type": click.IntRange}, None, "has the type <class 'click"),
+        ({"nargs": 2}, ["a"], "it takes 2 values at a time"),
+        ({"type": (str, int)}, ["a", "b"], "which is not a whole number"),
+        ({"type": click.IntRange(1, 9)}, "10", "10 is not in the range 1<=x<=9"),
+        ({"type": Size}, "m", "which is not of the type Size: 'm' is not a valid Size"),
+        ({"multiple": True, "required": True}, [], "is required"),
+    ],
+)
+def test_what_an_option_of_click_cannot_be_or_take_is_said(
+    make_flow: MakeFlow, declared: Any, given: Any, part: str
+) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        with_value(make_flow, declared, given)
+
+    assert part in str(caught.value)

@@ -265,3 +265,43 @@ def test_a_flow_inside_of_a_function_is_read() -> None:
 
     assert ("end",) == define(Local).graph["start"].next
     assert define(Local).line < define(Local).steps["start"].line
+
+
+INNER = """
+    class Inner(FlowSpec):
+        @step
+        def start(self):
+            class Reader:
+                def next(self):
+                    return 1
+                def take(self, self2=lambda self: self.next()):
+                    return self.next()
+                async def later(this, *, self):
+                    return self.next()
+            def helper(reader):
+                self = reader
+                return self.next()
+            self.got = Reader().take()
+            self.next(self.end)
+        @step
+        def end(self):
+            pass
+    """
+
+
+def test_a_next_of_something_else_that_is_called_self_is_not_the_steps(make_flow: MakeFlow) -> None:
+    assert ("end",) == define(make_flow(INNER)).graph["start"].next
+
+
+@pytest.mark.parametrize(
+    "inside",
+    ["(lambda: self.next(self.end))()", "[self.next(self.end) for _ in 'x']"],
+)
+def test_a_next_of_the_flow_inside_of_something_is_the_steps_own(
+    make_flow: MakeFlow, inside: str
+) -> None:
+    definition = define(make_flow(INNER.replace("Reader().take()", inside)))
+
+    assert ["Step 'start' calls self.next() more than once"] == [
+        each.message.partition(":")[0] for each in definition.problems
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -111,3 +112,15 @@ def daemon(folder: Daemon) -> Iterator[Daemon]:
     folder.begin()
     yield folder
     folder.stop()
+
+
+def make_certificate(folder: Path) -> None:
+    """`cert.pem` for 127.0.0.1 and `key.pem`, in the folder."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=x",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip

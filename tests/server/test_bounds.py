@@ -4,10 +4,13 @@ bounds that are soon reached."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
@@ -17,17 +20,19 @@ from aflow.cli.logbook import Plain
 from aflow.errors import CommandFailed
 from aflow.server.orders import Order
 from aflow.server.runs import Place, Runs
+from aflow.server.serve import tls_context
 from aflow.service.bodies import body_of
 from aflow.service.listening import Bounds, listening, room
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 from tests.flows.conftest import processes_in
+from tests.server.conftest import make_certificate
 
 READS = 0.2  # seconds that the body of a request may take here
 
 
 @asynccontextmanager
-async def served(bounds: Bounds) -> AsyncIterator[int]:
+async def served(bounds: Bounds, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """A server that says how long a body is; its port."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -35,13 +40,13 @@ async def served(bounds: Bounds) -> AsyncIterator[int]:
 
     app = web.Application()
     app.router.add_post("/", answer)
-    async with listening(app, "127.0.0.1", 0, "server", bounds=bounds) as port:
+    async with listening(app, "127.0.0.1", 0, "server", tls, bounds) as port:
         yield port
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST / HT", b"POST / HTTP/1.1\r\nHost: x\r\nX-A: a"])
 async def test_who_does_not_come_to_the_point_is_left(sent: bytes) -> None:
-    async with served(Bounds(10, idle=0.2)) as port:
+    async with served(Bounds(10, head=0.2)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
         assert b"" == await reader.read()
@@ -71,27 +76,113 @@ async def test_a_body_that_breaks_off_holds_up_nobody() -> None:
             assert (200, "3") == (answer.status, await answer.text())
 
 
-async def test_a_connection_too_many_is_told_so_and_there_is_room_again() -> None:
-    async with served(Bounds(2)) as port:
-        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-        for reader, writer in held:  # they are connected when they are answered
-            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na")
-            assert b"HTTP/1.1 200 OK\r\n" == await reader.readline()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert b"HTTP/1.1 503 Service Unavailable\r\n" == await reader.readline()
+OK, FULL = b"HTTP/1.1 200 OK", b"HTTP/1.1 503 Service Unavailable"
+REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n\r\na"
+
+
+async def asked(port: int, **more: Any) -> bytes:
+    """The first line of the answer to a request on a connection of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, **more)
+    writer.write(REQUEST)
+    line = (await reader.read()).partition(b"\r\n")[0]
+    writer.close()
+    return line
+
+
+@asynccontextmanager
+async def busy(bounds: Bounds, count: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """A server some of whose connections carry a request until the event is set; its port."""
+    begun, gate = asyncio.Semaphore(0), asyncio.Event()
+
+    async def hold(_: web.Request) -> web.Response:
+        begun.release()
+        await gate.wait()
+        return web.Response()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/hold", hold)
+    app.router.add_post("/", answer)
+    async with listening(app, "127.0.0.1", 0, "server", bounds=bounds) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+        for _, writer in held:
+            writer.write(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await begun.acquire()
+        yield port, gate
+        gate.set()
+        for reader, writer in held:
+            assert (await reader.read()).startswith(OK)
+            writer.close()
+
+
+async def test_a_connection_too_many_is_answered_and_there_is_room_again() -> None:
+    async with busy(Bounds(2), 2) as (port, gate):
+        assert FULL == await asked(port)
+        gate.set()
+        while FULL == (line := await asked(port)):
+            pass
+        assert OK == line
+
+
+async def test_one_address_takes_its_share_and_no_more() -> None:
+    async with busy(Bounds(4, per_address=2), 2) as (port, _):
+        assert FULL == await asked(port)
+        assert OK == await asked(port, local_addr=("127.0.0.2", 0))
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nX-A: "])
+async def test_connections_that_ask_nothing_keep_nobody_out(sent: bytes) -> None:
+    async with served(Bounds(5, grace=0)) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        for _, writer in held:
+            writer.write(sent)
+
+        assert [OK] * 8 == [await asked(port) for _ in range(8)]
+
+        for _, writer in held:
+            writer.close()
+
+
+async def test_connections_without_a_tls_handshake_are_counted_and_end(tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    tls = tls_context(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    async with served(Bounds(5, head=0.5, grace=0), tls) as port:
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+
+        assert OK == await asked(port, ssl=trusting)
+
+        for reader, writer in held:  # all end, without a word of theirs
+            with contextlib.suppress(ConnectionResetError):
+                assert b"" == await reader.read()
+            writer.close()
+
+
+async def test_a_client_that_does_not_read_the_answer_is_cut_off() -> None:
+    cut_off = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(bytes(1 << 20))
+        except ConnectionResetError:
+            cut_off.set()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    async with listening(app, "127.0.0.1", 0, "server", bounds=Bounds(2, unread=0.2)) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        await cut_off.wait()
+
         writer.close()
-
-        reader, writer = held[0]
-        writer.write(
-            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n\r\na"
-        )
-        assert (await reader.read()).endswith(b"1")
-
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na")
-        assert b"HTTP/1.1 200 OK\r\n" == await reader.readline()
-        for _, each in (*held, (reader, writer)):
-            each.close()
 
 
 def test_connections_leave_descriptors_for_the_work() -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 
-import pytest
-
 from aflow.scheduler.states import RunState
-from tests.server.conftest import Daemon
+from tests.server.conftest import Daemon, make_certificate
 from tests.support.postgres import new_schema
 from tests.support.servers import postgres_for_one
 
@@ -194,31 +190,7 @@ def test_submit_without_a_server_says_what_to_do(folder: Daemon) -> None:
 
 
 def test_a_server_speaks_tls_with_a_certificate_that_clients_trust(folder: Daemon) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl to make a certificate with")
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "cert.pem",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=x",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-        ],
-        cwd=folder.path,
-        check=True,
-        capture_output=True,
-    )
+    make_certificate(folder.path)
     tls = ("--tls-cert", "cert.pem", "--tls-key")
     wrong = folder.finish(folder.start_aflow("server", "--port", "0", *tls, "cert.pem"))
     assert (2, True) == (wrong.code, "TLS cannot use the certificate cert.pem" in wrong.err)

@@ -13,6 +13,7 @@ sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for others 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -51,6 +52,27 @@ def open_store(url: str) -> ObjectStore:
         f"{url!r} is no datastore that aflow knows: use file:///path, "
         "s3://bucket/prefix or memory:."
     )
+
+
+def store_to_copy(url: str) -> ObjectStore | None:
+    """The object store at `url`, which a record of a run names, for a service that copies artifacts
+    of the run for Metaflow's client; None for one that the service does not write to.
+
+    A record is written by whoever may: so a folder has to be there and to belong to the user of
+    this program, and a bucket to be the one of this program's settings."""
+    from aflow.config import Settings
+
+    scheme, _, rest = url.partition(":")
+    if scheme == "file":
+        try:
+            status = _path(url, rest).stat()
+        except (OSError, InvalidSetting):  # it is on another machine
+            return None
+        return open_store(url) if status.st_uid == os.geteuid() else None
+    ours = Settings.load().storage_url
+    if scheme == "s3" and url.partition("?")[0] == ours.partition("?")[0]:
+        return open_store(ours)
+    return None
 
 
 def open_metadata(

@@ -53,6 +53,7 @@ def metadata_service(words: Sequence[str]) -> object:
 
 
 def _serve(metadata: str | None, host: str, port: int) -> None:
+    from aflow import backends
     from aflow.clock import SystemClock
     from aflow.service.database import open_database
     from aflow.service.serve import serve
@@ -64,7 +65,7 @@ def _serve(metadata: str | None, host: str, port: int) -> None:
     try:
         store = _own_metadata(url, settings.durability)
         keys = settings.service_auth_keys
-        serve(database, SystemClock(), host, port, keys, store, click.echo)
+        serve(database, SystemClock(), host, port, keys, store, click.echo, backends.store_to_copy)
     finally:
         database.close()
 

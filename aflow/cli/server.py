@@ -196,4 +196,5 @@ def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list
     if url.startswith(("http://", "https://")):
         return []  # a service has the metadata: its clients go there
     database = open_database(url, durability)
-    return [partial(mount, database=database, clock=SystemClock(), store=metadata)]
+    around = {"clock": SystemClock(), "store": metadata, "open_store": store_to_copy}
+    return [partial(mount, database=database, **around)]

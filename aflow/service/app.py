@@ -22,7 +22,7 @@ from aflow.errors import (
     MissingExtra,
     RegistrationRefused,
 )
-from aflow.service import checks
+from aflow.service import checks, flows
 from aflow.service.calls import answered
 from aflow.service.messages import CHUNK, SPOKEN, Answer, Asked, Lister
 from aflow.service.own import OwnRuns
@@ -42,7 +42,11 @@ except ImportError as error:
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.metadata.base import MetadataStore
-    from aflow.service.database import Database
+    from aflow.service.database import Database, Session
+    from aflow.service.messages import Listing
+    from aflow.storage.base import ObjectStore
+
+    OpenStore = Callable[[str], ObjectStore | None]
 
 T = TypeVar("T")
 
@@ -61,12 +65,14 @@ def application(
     threads: int = 8,
     *,
     is_local: bool = False,
+    open_store: OpenStore | None = None,
 ) -> web.Application:
     """The service as an application of aiohttp. With `keys`, a request has to carry one of them, or
     a token that `store` knows, as `x-api-key` or as bearer token; see Keys, also for `is_local`.
-    `store` is aflow's own metadata; the application closes it and the database."""
+    `store` is aflow's own metadata; the application closes it and the database. `open_store` opens
+    where its runs have their artifacts, for those who ask for values; see OwnRuns."""
     app = web.Application(middlewares=[*_AROUND, Keys(keys, store, clock, is_local=is_local)])
-    mount(app, database, clock, store, threads)
+    mount(app, database, clock, store, threads, open_store)
     app.router.add_get("/openapi.json", _document)
 
     async def close_store(_: web.Application) -> None:
@@ -83,10 +89,11 @@ def mount(
     clock: Clock,
     store: MetadataStore | None = None,
     threads: int = 8,
+    open_store: OpenStore | None = None,
 ) -> None:
     """Let an application answer the routes of the service, too, behind its own door. It closes the
     database, and leaves `store` open."""
-    service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"))
+    service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"), open_store)
     routes: list[tuple[str, str, Handler]] = [
         ("GET", "/ping", service.ping),
         ("GET", "/version", _version),
@@ -110,11 +117,12 @@ class _Service:
         clock: Clock,
         store: MetadataStore | None,
         threads: ThreadPoolExecutor,
+        open_store: OpenStore | None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._store = store
-        self._own = None if store is None else OwnRuns(store)
+        self._own = None if store is None else OwnRuns(store, open_store)
         self._threads = threads
 
     def handler(self, route: Route) -> Handler:
@@ -139,8 +147,15 @@ class _Service:
         """What is registered, and what aflow itself has recorded. Blocks."""
         in_transaction = self._database.write if route.writes else self._database.read
         name = route.answer.__name__
+        is_new = name == "add_run" and self._own is not None and self._own.has_flow(asked.flow)
+
+        def answered_in(session: Session) -> Answer | Listing:
+            if is_new:  # who asked for the flow was told that it is there
+                flows.see_to(session, asked)
+            return route.answer(session, asked)
+
         try:
-            answer = in_transaction(lambda session: route.answer(session, asked))
+            answer = in_transaction(answered_in)
         except RegistrationRefused as refused:
             told = self._own.one(name, asked) if self._own and refused.status == 404 else None
             if told is None:

@@ -43,6 +43,12 @@ def add_flow(session: Session, asked: Asked) -> Answer:
     return Answer(_told(values))
 
 
+def see_to(session: Session, asked: Asked) -> None:
+    """Register a flow that aflow itself has run, unless it is registered already."""
+    if not session.rows(sql()["flow"], [asked.flow]):
+        session.change(sql()["add_flow"], [asked.flow, None, asked.ts_epoch, "[]", "[]"])
+
+
 def _told(row: Row) -> dict[str, Any]:
     flow, user, ts_epoch, tags, system_tags = row
     return {

@@ -5,11 +5,13 @@ The tasks of a run are read as far as they are told.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aflow import ids
-from aflow.errors import InvalidName, RegistrationRefused
+from aflow.errors import InvalidName, RegistrationRefused, StorageError
+from aflow.interop.copies import Copies
 from aflow.service import checks, facts
 from aflow.service.messages import Answer, Asked, Lister, Listing
 from aflow.service.own_rows import FewRows, Joined, Own, Rows, TaskRows
@@ -29,15 +31,35 @@ from aflow.service.patterns import is_found
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.storage.base import ObjectStore
 
+_log = logging.getLogger("aflow.service")
 _FIRST_RUN = 1 << 60  # keys of own runs are above those of others: they come first
 
 
 class OwnRuns:
-    """The runs that a metadata store of aflow's holds."""
+    """The runs that a metadata store of aflow's holds. `open_store` opens the object store of a
+    run by its URL, or gives None for one that is not to be used: then nobody but aflow can read
+    the values of its artifacts."""
 
-    def __init__(self, store: MetadataStore) -> None:
+    def __init__(
+        self, store: MetadataStore, open_store: Callable[[str], ObjectStore | None] | None = None
+    ) -> None:
         self._store = store
+        self._open_store = open_store
+        self._copies: dict[str, Copies | None] = {}
+
+    def has_flow(self, flow: str) -> bool:
+        """Whether there is a run of the flow."""
+        return bool(self._store.runs(flow, limit=1))
+
+    def _copies_of(self, run: RunRecord) -> Copies | None:
+        """The copies of its artifacts in Metaflow's format; None where there can be none."""
+        url = str(run.settings.get("storage") or "")
+        if url not in self._copies:
+            store = None if self._open_store is None else self._open_store(url)
+            self._copies[url] = None if store is None else Copies(store, self._store)
+        return self._copies[url]
 
     def joined(self, name: str, asked: Asked, answer: Answer | Lister) -> Answer | Lister:
         """What the route `name` answers, with ours."""
@@ -74,7 +96,7 @@ class OwnRuns:
             return None
         if name == "get_task":
             return Answer(task_told(run, view))
-        artifacts = {each["name"]: each for each in artifacts_told(run, view)}
+        artifacts = {each["name"]: each for each in self._artifacts(run, view, write=True)}
         wanted = asked.names["artifact_name"]
         return Answer(artifacts[wanted]) if wanted in artifacts else None
 
@@ -101,13 +123,38 @@ class OwnRuns:
 
     def _told_of_task(self, name: str, run: RunRecord, view: TaskView) -> list[Any]:
         if name == "get_artifacts":
-            return artifacts_told(run, view)
+            return self._artifacts(run, view, write=True)
+        if name == "get_metadata":
+            self._write_beside(run, view)
         attempts = self._store.attempts(run.key, view.task.task)
         said = [
             (each.created_at, facts.fact(each.attempt, each.field, each.value, each.type))
             for each in self._store.metadata(run.key, view.task.task)
         ]
-        return facts_told(run, view, attempts, said)
+        return facts_told(run, view, attempts, said, self._copies_of(run))
+
+    def _artifacts(self, run: RunRecord, view: TaskView, *, write: bool = False) -> list[Any]:
+        """What the attempt has left; with `write` it can be read then where it is said to be."""
+        copies = self._copies_of(run)
+        try:
+            left = [] if copies is None else copies.artifacts(run, view)
+            if copies is not None and write:
+                copies.write(run, view, left)
+        except StorageError as error:  # the store is away: what is there is told all the same
+            _log.warning("%s/%s: no copies for Metaflow: %s", run.flow, run.run, error)
+            return artifacts_told(run, view)
+        return artifacts_told(run, view, copies, left)
+
+    def _write_beside(self, run: RunRecord, view: TaskView) -> None:
+        """Have the logs and cards of a task ready: who asks for its facts may read them next."""
+        copies = self._copies_of(run)
+        if copies is None:
+            return
+        try:
+            copies.write_logs(run, view)
+            copies.write_cards(run, view)
+        except StorageError as error:
+            _log.warning("%s/%s: no logs for Metaflow: %s", run.flow, run.run, error)
 
     def _rows_of_tasks(self, name: str, run: RunRecord, asked: Asked) -> Rows:
         step = asked.names.get("step_name")
@@ -118,11 +165,12 @@ class OwnRuns:
         if name == "get_tasks":
             return TaskRows(self._store, run, step, lambda view: [task_told(run, view)], passing)
         if name == "get_filtered_tasks":
-            return TaskRows(self._store, run, step, self._filtered(run, asked), lambda _: True)
+            filtered = self._filtered(run, asked)
+            return TaskRows(self._store, run, step, filtered, lambda _: True, light=False)
         if name == "get_metadata_of_run":
             return TaskRows(self._store, run, None, lambda view: latest_told(run, view), passing)
         return TaskRows(
-            self._store, run, step, lambda view: artifacts_told(run, view), passing, light=False
+            self._store, run, step, lambda view: self._artifacts(run, view), passing, light=False
         )
 
     def _filtered(self, run: RunRecord, asked: Asked) -> Callable[[TaskView], list[Any]]:
@@ -131,7 +179,7 @@ class OwnRuns:
 
         def of(view: TaskView) -> list[Any]:
             if field is not None or pattern is not None:
-                said = self._told_of_task("get_metadata", run, view)
+                said = self._told_of_task("get_filtered_tasks", run, view)
                 if not any(
                     field in (None, each["field_name"])
                     and (pattern is None or is_found(pattern, each["value"]))

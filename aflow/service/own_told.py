@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import RegistrationRefused
@@ -11,6 +11,7 @@ from aflow.service import facts
 from aflow.service.own_rows import PER_TASK
 
 if TYPE_CHECKING:
+    from aflow.interop.copies import Copies, Copy
     from aflow.metadata.base import AttemptRecord, RunRecord, TaskView
 
 _NAMES = {"user": "user_name", "run_id": "run_number"}  # of what is filtered by, where they differ
@@ -65,13 +66,23 @@ def facts_told(
     view: TaskView,
     attempts: Iterable[AttemptRecord],
     more: Iterable[tuple[float, dict[str, Any]]],
+    copies: Copies | None = None,
 ) -> list[dict[str, Any]]:
-    """What is said of attempts of a task, and `more` with its times."""
-    said: Iterator[tuple[float, dict[str, Any]]] = (
-        (attempt.finished_at or attempt.started_at or view.task.created_at, each)
-        for attempt in attempts
-        for each in facts.facts_of(attempt)
-    )
+    """What is said of attempts of a task, where `copies` of what it has left are for Metaflow's
+    client, and `more` with its times."""
+    began = view.task.created_at
+    around = dict(facts.surroundings(run, view))
+    if copies is not None:
+        around |= {"ds-type": copies.kind, "ds-root": copies.root}
+    said: list[tuple[float, dict[str, Any]]] = []
+    for attempt in attempts:
+        begun = began if attempt.started_at is None else attempt.started_at
+        said += [
+            (begun, facts.fact(attempt.attempt, name, value, name))
+            for name, value in around.items()
+        ]
+        at = attempt.finished_at or begun
+        said += [(at, each) for each in facts.facts_of(attempt)]
     first = view.task.task * PER_TASK
     return [
         {**each, **_in_task(run, view), **_at(at), "id": first + place}
@@ -79,13 +90,18 @@ def facts_told(
     ]
 
 
-def artifacts_told(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
-    """What the attempt of the view has left."""
+def artifacts_told(
+    run: RunRecord, view: TaskView, copies: Copies | None = None, left: Iterable[Copy] = ()
+) -> list[dict[str, Any]]:
+    """What the attempt of the view has left: `left` are `copies` for Metaflow's client, and
+    without them it cannot read the values."""
     if view.attempt is None:
         return []
     at = view.attempt.finished_at or view.task.created_at
-    left = facts.artifacts_of(view.attempt)
-    return [{**each, **_in_task(run, view), **_at(at)} for each in left]
+    readable = [] if copies is None else facts.copies_told(view.attempt, copies, left)
+    named = {each["name"] for each in readable}
+    others = [each for each in facts.artifacts_of(view.attempt) if each["name"] not in named]
+    return [{**each, **_in_task(run, view), **_at(at)} for each in (*readable, *others)]
 
 
 def _in_task(run: RunRecord, view: TaskView) -> dict[str, Any]:

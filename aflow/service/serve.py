@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.metadata.base import MetadataStore
     from aflow.service.database import Database
+    from aflow.storage.base import ObjectStore
 
 
 def serve(
@@ -25,12 +26,13 @@ def serve(
     keys: Sequence[str],
     store: MetadataStore | None,
     say: Callable[[str], object],
+    open_store: Callable[[str], ObjectStore | None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests that go on then are still answered. Port 0 takes a
     free one, which `say` is told. Raises InvalidSetting where it cannot listen."""
     import uvloop
 
-    uvloop.run(_serve(database, clock, host, port, keys, store, say))
+    uvloop.run(_serve(database, clock, host, port, keys, store, say, open_store))
 
 
 async def _serve(
@@ -41,11 +43,14 @@ async def _serve(
     keys: Sequence[str],
     store: MetadataStore | None,
     say: Callable[[str], object],
+    open_store: Callable[[str], ObjectStore | None] | None,
 ) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    app = application(database, clock, keys, store, is_local=host in LOOPBACK)
+    app = application(
+        database, clock, keys, store, is_local=host in LOOPBACK, open_store=open_store
+    )
     async with listening(app, host, port, "metadata service") as taken:
         settle()
         say(f"Metadata service on http://{host}:{taken}")

@@ -120,4 +120,4 @@ def test_an_image_without_aflow_is_named_by_the_error_with_what_its_job_has_prin
     assert 1 == code
     assert "before it told how its task went" in said
     assert "which ends with:" in said
-    assert "The image has no aflow" in said
+    assert "The image of this job does not have aflow" in said

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,114 @@ print(json.dumps({
 """
 
 
+SHAPES = """
+import sys
+from metaflow import FlowSpec, Parameter, card, catch, current, step
+
+class Shapes(FlowSpec):
+    n = Parameter("n", default=3)
+    constant = 7
+
+    @step
+    def start(self):
+        self.xs = list(range(self.n))
+        self.large = "x" * 300_000
+        self.next(self.left, self.right)
+
+    @card(type="blank")
+    @step
+    def left(self):
+        from metaflow.cards import Markdown
+        current.card.append(Markdown("# Left"))
+        print("  indented", flush=True)
+        print("second line")
+        print("to stderr", file=sys.stderr)
+        self.side = {"left": (1, 2.5, None)}
+        self.next(self.body, foreach="xs")
+
+    @step
+    def body(self):
+        self.y = [self.input, self.index]
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.ys = [each.y for each in inputs]
+        self.merge_artifacts(inputs, include=["side", "large"])
+        self.next(self.both)
+
+    @catch(var="problem")
+    @step
+    def right(self):
+        self.side = "right"
+        self.next(self.broken)
+
+    @catch(var="problem")
+    @step
+    def broken(self):
+        if self.n:
+            raise ValueError("of a step that is settled")
+        self.next(self.both)
+
+    @step
+    def both(self, inputs):
+        self.total = sum(y for y, _ in inputs.join.ys)
+        self.side = inputs.join.side
+        self.next(self.end)
+
+    @step
+    def end(self):
+        if self.n == 5:
+            raise KeyError("at the end")
+
+if __name__ == "__main__":
+    Shapes()
+"""
+READ_ALL = """
+import json, sys
+from metaflow import Run, namespace
+from metaflow.cards import get_cards
+namespace(None)
+run = Run(sys.argv[1])
+
+def place(pathspec):
+    from metaflow import Task
+    task = Task(pathspec)
+    return f"{task.parent.id}[{task.index}]"
+
+def told(task):
+    values = {each.id: repr(each.data)[:200] for each in task if each.id != "problem"}
+    return {
+        "values": values,
+        "sizes": all(each.size > 0 for each in task),
+        "successful": task.successful,
+        "finished": task.finished,
+        "finished_at": task.finished_at is not None,
+        "stdout": [line for line in task.stdout.splitlines() if line[0] != ">"],
+        "stderr": [line for line in task.stderr.splitlines() if line == "to stderr"],
+        "exception": task.exception and [task.exception.type, task.exception.exception],
+        "parents": sorted(map(place, task.parent_task_pathspecs)),
+        "children": sorted(map(place, task.child_task_pathspecs)),
+        "cards": [each.type for each in get_cards(task)] if task.parent.id == "left" else [],
+        "heading": "Left" in get_cards(task)[0].get() if task.parent.id == "left" else None,
+        "metadata": sorted(
+            {"attempt", "attempt_ok", "ds-type", "ds-root", "foreach-execution-path"}
+            & task.metadata_dict.keys()
+        ),
+        "path": task.metadata_dict.get("foreach-execution-path"),
+    }
+
+print(json.dumps({
+    "steps": sorted(step.id for step in run),
+    "parents": {step.id: sorted(each.id for each in step.parent_steps) for step in run},
+    "successful": run.successful,
+    "finished": run.finished,
+    "finished_at": run.finished_at is not None,
+    "tasks": {f"{step.id}[{task.index}]": told(task) for step in run for task in step},
+}))
+"""
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[str]:
     """The URL of `aflow metadata-service`, which wants a key."""
@@ -128,3 +237,45 @@ def test_metaflow_runs_resumes_tags_and_reads(service: str, tmp_path: Path) -> N
         "parents": 3,
         "retried": [0, 0, 0],
     } == told
+
+
+@pytest.mark.timeout(300)
+def test_metaflow_reads_what_aflow_has_run_as_it_reads_its_own(
+    service: str, tmp_path: Path
+) -> None:
+    if not PEER.exists():
+        pytest.skip(f"Metaflow is not installed: there is no {PEER} (scripts/peer makes it)")
+    (tmp_path / "flow.py").write_text(SHAPES)
+    (tmp_path / "read.py").write_text(READ_ALL)
+
+    def call(program: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
+        settings = {
+            f"{prefix}_{name}": value
+            for prefix in ("METAFLOW", "AFLOW")
+            for name, value in {
+                "DEFAULT_METADATA": "service", "SERVICE_URL": service, "SERVICE_AUTH_KEY": "k",
+                "USER": "tester", "CLIENT_CACHE_PATH": str(tmp_path / "cache"),
+            }.items()
+        }  # fmt: skip
+        return subprocess.run(
+            [program, *words], cwd=tmp_path, env={**os.environ, **settings}, text=True,
+            capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def read(run: str) -> dict[str, Any]:
+        done = call(PEER, "read.py", f"Shapes/{run}")
+        assert 0 == done.returncode, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    for words in ((), ("--n", "5")):
+        # aflow first: the flow is known to the service when Metaflow comes to it.
+        ours = call(sys.executable, "-m", "aflow", "run", "flow.py", "--run-id-file", "a", *words)
+        theirs = call(PEER, "flow.py", "--no-pylint", "run", "--run-id-file", "m", *words)
+        assert bool(words) == bool(ours.returncode), ours.stderr
+        assert ours.returncode == theirs.returncode, ours.stderr + theirs.stderr
+        found, expected = (read((tmp_path / name).read_text()) for name in "am")
+        for name, task in expected.pop("tasks").items():
+            assert task == found["tasks"].pop(name), name
+        assert {} == found.pop("tasks")
+        assert expected == found

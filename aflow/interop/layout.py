@@ -1,0 +1,257 @@
+"""How Metaflow's datastore is laid out, and what its files hold. Pure functions.
+
+Values are pickles below `<flow>/data`, compressed and named by a digest; what belongs to an attempt
+is in files `<flow>/<run>/<step>/<task>/<attempt>.<what>`; a line of a log is
+`[MFLOG|0|<time>Z|<source>|<id>]<text>`. aflow's pickles keep large buffers beside them: in the
+other form they are inside.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import pickletools
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from aflow.errors import CorruptBlob
+from aflow.flow.graph import Kind
+from aflow.storage.logs import LogRecord
+
+if TYPE_CHECKING:
+    from aflow.flow.graph import Graph, Node
+    from aflow.storage.base import Buffer
+    from aflow.storage.manifest import ForeachFrame
+
+ENCODING = "gzip+pickle-v4"  # versions of Metaflow from 2.0 on read it
+SOURCES = "runtime", "task"  # of the lines of a log
+_LEVEL = 3  # of the compression, as in Metaflow
+_LINE = re.compile(rb"(?:\[!)?\[MFLOG\|0\|(.+?)Z\|(.+?)\|(.+?)\](.*)", re.DOTALL)
+_BYTES, _BYTEARRAY = b"\x8e", b"\x96"  # opcodes with a length of eight bytes
+_READ_ONLY = 0x98
+_TYPES = {
+    Kind.LINEAR: "linear", Kind.SPLIT: "split-static", Kind.FOREACH: "split-foreach",
+    Kind.PARALLEL: "split-parallel", Kind.SWITCH: "split-switch", Kind.END: "end",
+}  # fmt: skip
+
+
+def data_name(flow: str, sha: str) -> str:
+    """The file of a value."""
+    return f"{flow}/data/{sha[:2]}/{sha}"
+
+
+def attempt_file(flow: str, run: str, step: str, task: int | str, attempt: int, what: str) -> str:
+    """A file of an attempt: `data.json`, `DONE.lock`, `task_stdout.log`..."""
+    return f"{flow}/{run}/{step}/{task}/{attempt}.{what}"
+
+
+def card_folder(flow: str, run: str, step: str, task: int | str) -> str:
+    """What the names of a task's cards begin with, below the root of cards."""
+    return f"{flow}/runs/{run}/steps/{step}/tasks/{task}/cards/"
+
+
+# ------------------------------------------------------------------ values
+
+
+def packed(parts: Iterable[Buffer]) -> bytes:
+    """A pickle as its file holds it."""
+    out = io.BytesIO()
+    with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=_LEVEL, mtime=0) as file:
+        for part in parts:
+            file.write(part)
+    return out.getvalue()
+
+
+def unpacked(data: Buffer, where: str, largest: int | None = None) -> bytes:
+    """The bytes that a file of the datastore holds, compressed or (as code packages are) as they
+    are. Raises CorruptBlob where it is damaged, or holds more than `largest` bytes."""
+    if bytes(data[:2]) != b"\x1f\x8b":
+        return bytes(data)
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacking.decompress(data, largest or 0)
+    except zlib.error as error:
+        raise CorruptBlob(f"{where} is damaged: {error}.") from error
+    if not unpacking.eof:
+        raise CorruptBlob(f"{where} is damaged: it is cut off, or holds more than it says.")
+    return found
+
+
+def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """The parts of a pickle that has its buffers inside. Nothing of it is executed. Raises
+    CorruptBlob for what is no pickle with so many buffers."""
+    if not buffers:
+        yield data
+        return
+    view, left, last = memoryview(data), [*buffers], 0
+    try:
+        for code, _, at in pickletools.genops(bytes(data)):
+            assert at is not None, "a pickle of bytes has places"
+            if code.name == "FRAME":  # it says how long what follows is, which is true no more
+                yield view[last:at]
+                last = at + 9
+            elif code.name == "NEXT_BUFFER":
+                yield view[last:at]
+                buffer = memoryview(left.pop(0)).cast("B")
+                read_only = view[at + 1] == _READ_ONLY
+                yield (_BYTES if read_only else _BYTEARRAY) + struct.pack("<Q", buffer.nbytes)
+                yield buffer
+                last = at + 1 + read_only
+    except (ValueError, IndexError) as error:
+        raise CorruptBlob(f"An artifact is no pickle that has its buffers: {error}.") from error
+    yield view[last:]
+
+
+def pickled(value: object) -> bytes:
+    """A plain value."""
+    return pickle.dumps(value, 4)
+
+
+def exception_pickle(type_: str, message: str, traceback: str) -> bytes:
+    """What Metaflow keeps of an exception; its class need not be there to write it."""
+    state = {"exception": message, "type": type_, "stacktrace": traceback}
+    made = b"cmetaflow.exception\nMetaflowExceptionWrapper\n" + _inner((None,)) + b"R"
+    return b"\x80\x02" + made + _inner(state) + b"b."
+
+
+def stack_pickle(stack: Iterable[ForeachFrame]) -> bytes:
+    """The foreachs around a task."""
+    frames = (
+        b"c__main__\nForeachFrame\n"
+        + _inner((each.step, each.var, each.num_splits, each.index, each.value))
+        + b"\x81"
+        for each in stack
+    )
+    return b"\x80\x02](" + b"".join(frames) + b"e."
+
+
+def _inner(value: object) -> bytes:
+    """The pickle of a plain value as a part of another."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+# ------------------------------------------------------------------ the graph
+
+
+def graph_info(graph: Graph, parameters: Iterable[str]) -> dict[str, Any]:
+    """What Metaflow keeps of a flow's graph."""
+    steps = {name: _node(graph, node) for name, node in graph.nodes.items()}
+    return {
+        "file": next((node.file for node in graph.nodes.values() if node.file), ""),
+        "parameters": [{"name": name, "type": "Parameter"} for name in parameters],
+        "constants": [],
+        "steps": steps,
+        "graph_structure": _structure(graph),
+        "doc": graph.doc,
+        "decorators": [],
+        "extensions": {},
+        "start_step": graph.start,
+        "end_step": graph.end,
+    }
+
+
+def _node(graph: Graph, node: Node) -> dict[str, Any]:
+    kind = _TYPES[node.kind]
+    if node.kind is Kind.LINEAR:
+        kind = "join" if node.is_join else "start" if node.name == graph.start else kind
+    told: dict[str, Any] = {
+        "name": node.name,
+        "type": kind,
+        "line": node.line,
+        "source_file": node.file,
+        "doc": node.doc,
+        "decorators": [],
+        "next": [*node.next],
+        "node_info": {},
+    }
+    if node.kind is Kind.FOREACH:
+        told["foreach_artifact"] = node.foreach
+    if node.kind is Kind.SWITCH:
+        told |= {"condition": node.condition, "switch_cases": dict(node.cases)}
+    if node.join is not None:
+        told["matching_join"] = node.join
+    return told
+
+
+def _structure(graph: Graph) -> list[Any]:
+    """The steps as they follow each other; what goes on side by side is a list of lists."""
+    seen: set[str] = set()
+
+    def block(step: str, stop: str | None) -> list[Any]:
+        found: list[Any] = []
+        while step != stop and step not in seen:
+            seen.add(step)
+            node = graph[step]
+            found.append(step)
+            if node.join is not None:
+                found.append([block(each, node.join) for each in node.next])
+                step = node.join
+            elif node.kind is Kind.SWITCH:
+                found.append([block(each, graph.end) for each in node.next if each != step])
+                step = graph.end
+            elif node.next:
+                step = node.next[0]
+            else:
+                break
+        return found
+
+    return block(graph.start, None)
+
+
+# ------------------------------------------------------------------ logs
+
+
+def log_file(records: Iterable[LogRecord], stream: str) -> bytes:
+    """The lines of one stream, as the file of an attempt's log holds them."""
+    lines: list[bytes] = []
+    pieces: list[bytes] = []
+    for number, record in enumerate(each for each in records if each.stream == stream):
+        pieces.append(record.text)
+        if record.whole:
+            at = datetime.fromtimestamp(record.at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+            lines.append(b"[MFLOG|0|%bZ|task|%032x]%b\n" % (at.encode(), number, b"".join(pieces)))
+            pieces.clear()
+    return b"".join(lines)
+
+
+def log_records(data: Buffer, stream: str) -> Iterator[LogRecord]:
+    """The lines of a file of a log; one that is none has the time of the line before it."""
+    at = 0.0
+    lines = bytes(data).split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    for line in lines:
+        found = _LINE.match(line)
+        if found is None:
+            yield LogRecord(at, stream, line)
+            continue
+        try:
+            at = datetime.fromisoformat(found[1].decode()).replace(tzinfo=UTC).timestamp()
+        except ValueError:  # it is shown all the same
+            pass
+        yield LogRecord(at, stream, found[4])
+
+
+def described(
+    info: Mapping[str, tuple[str, int, str]], kind: str, attempt: int, python: str
+) -> str:
+    """The file that says what an attempt has left: sha, size and type of each artifact."""
+    return json.dumps(
+        {
+            "datastore": kind,
+            "version": "1.0",
+            "attempt": attempt,
+            "python_version": python,
+            "objects": {name: sha for name, (sha, _, _) in info.items()},
+            "info": {
+                name: {"size": size, "type": f"<class '{type_}'>", "encoding": ENCODING}
+                for name, (_, size, type_) in info.items()
+            },
+        }
+    )

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from aflow.interop import copies
 from aflow.metadata.base import LEASE, SPIN
 from aflow.runs.liveness import is_deployed, is_driven, left_for
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
@@ -145,12 +146,17 @@ def collect(
         for name in roots.expired(declared, now):
             roots.withdraw(store, name)
     removed = size = young = 0
-    for name in _unused(store, used, {(run.flow, run.run) for run in left.values()}):
+    known = {(run.flow, run.run) for run in left.values()}
+    for name in _unused(store, used, known):
         taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
         if taken is not None:
             removed, size = removed + 1, size + taken
         else:
             young += 1
+    for name, wait in copies.kept_for(store, known, grace):
+        taken = store.remove_untouched(name, now - wait, dry_run=dry_run)
+        if taken is not None:
+            removed, size = removed + 1, size + taken
     return Removed(runs, removed, size, young)
 
 

@@ -189,6 +189,7 @@ def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list
     """Those of `aflow metadata-service`, over the same database."""
     from functools import partial
 
+    from aflow.backends import store_to_copy
     from aflow.clock import SystemClock
     from aflow.service.app import mount
     from aflow.service.database import open_database

@@ -8,7 +8,7 @@ who asks again has them again. Nothing that a step has stored is unpickled here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +35,10 @@ FOLDER = "metaflow"
 CARDS = "mf.cards"
 LARGEST = 512 << 20
 """Bytes of an artifact; what is larger is not copied, since that takes as much memory."""
+
+KEPT = 86400.0
+"""Seconds for which a copy stays, at least."""
+_LATER = 3600.0  # seconds, for values: many attempts may share one
 
 _KINDS = {"file": "local", "s3": "s3"}
 
@@ -161,7 +165,7 @@ class Copies:
         blobs = BlobStore(self.store)
         for each in copies:
             name = f"{FOLDER}/{layout.data_name(run.flow, each.sha)}"
-            if self.store.size(name) is None:
+            if not self.store.touch(name):
                 self.store.put(name, [layout.packed(_pickle(blobs, each))])
         info = {each.name: (each.sha, each.size, each.type) for each in copies}
         python = next((t[15:] for t in run.system_tags if t.startswith("python_version:")), "")
@@ -223,6 +227,25 @@ class Copies:
             return read_log(attempt.log)
         names = (run.flow, run.run, view.task.step, view.task.task, attempt.attempt)
         return read_log(read_chunks(self.store, *names, attempt.log_chunks))
+
+
+def kept_for(
+    store: ObjectStore, known: Container[tuple[str, str]], grace: float
+) -> Iterator[tuple[str, float]]:
+    """The names of all copies, with how many seconds they stay after they were last written or
+    asked for: those of runs that are not `known` for the grace, others for a day. What says that
+    copies are whole goes before the copies."""
+    flows = set()
+    for name in store.list(f"{FOLDER}/"):
+        _, *parts = name.split("/")
+        flow, run = (parts[1], parts[3]) if parts[0] == CARDS else parts[:2]
+        if run == "data":
+            flows.add(flow)
+        else:
+            yield name, max(grace, KEPT) if (flow, run) in known else grace
+    for flow in sorted(flows):
+        for name in store.list(f"{FOLDER}/{flow}/data/"):
+            yield name, max(grace, KEPT) + _LATER
 
 
 def _pickle(blobs: BlobStore, copy: Copy) -> Iterator[Buffer]:

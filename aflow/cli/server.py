@@ -197,5 +197,12 @@ def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list
     if url.startswith(("http://", "https://")):
         return []  # a service has the metadata: its clients go there
     database = open_database(url, durability)
-    around = {"clock": SystemClock(), "store": metadata, "open_store": store_to_copy}
-    return [partial(mount, database=database, **around)]
+    return [
+        partial(
+            mount,
+            database=database,
+            clock=SystemClock(),
+            store=metadata,
+            open_store=store_to_copy,
+        )
+    ]

@@ -9,16 +9,15 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
-import threading
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 import click
 
 from aflow.config import Settings
+from aflow.ending import Leave
 from aflow.errors import AflowError, InvalidInput, InvalidSetting
 
 FAILED = 1
@@ -55,16 +54,8 @@ def guarded(body: Callable[[], object]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the program as sys.exit does, but without taking every module apart: that would take as
-    long as a task. Threads are waited for, what was registered to run at exit runs."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # nobody reads it any more, or the flow has closed it
-            continue
-    os._exit(code)
+    """Leave the program with this exit code, by SystemExit: what stands around goes on as usual."""
+    raise Leave(code)
 
 
 def show(headline: str, message: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 # signal's own functions turn each number into an enum, which writes to many more pages.
 import _signal  # type: ignore[import-not-found]
-import _thread
 import atexit
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
+
+from aflow import ending
 
 _PR_SET_PDEATHSIG = 1
 _prctl: Any = None
@@ -72,24 +73,16 @@ def forget_exit_functions() -> None:
     import weakref
 
     atexit._clear()
+    if "logging" in sys.modules:  # a step may use handlers that hold records back
+        atexit.register(sys.modules["logging"].shutdown)
     for info in weakref.finalize._registry.values():  # type: ignore[attr-defined]
         info.atexit = False
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
 
 
-def end(code: int = 0) -> None:
-    """Leave the process: wait for the step's threads, run what the step registered, flush."""
-    try:
-        # Asked first: most steps leave neither, and each call writes to pages that are shared.
-        if _thread._count():
-            import threading
-
-            threading._shutdown()  # type: ignore[attr-defined]
-        if atexit._ncallbacks():
-            atexit._run_exitfuncs()
-        flush()
-    finally:
-        os._exit(code)
+def end(code: int = 0) -> NoReturn:
+    """Leave the process as Python would: see aflow/ending.py."""
+    ending.leave(code)
 
 
 def flush() -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from aflow import collector
+from aflow import collector, ending
 from aflow.attempt.runner import Runner
 from aflow.attempt.spec import GROWN, AttemptSpec, RunContext
 from aflow.clock import SystemClock
@@ -95,6 +95,7 @@ class Template:
         # with the forked processes: a collection there does not touch them.
         collector.as_usual()
         gc.collect()
+        ending.prepare()
         gc.freeze()
         return readable
 

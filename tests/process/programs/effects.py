@@ -26,7 +26,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 import weakref
 import zipfile
 from pathlib import Path
@@ -259,7 +258,7 @@ def an_asynchronous_generator():
 
 def a_task_that_is_pending():
     loop = keep(asyncio.new_event_loop())
-    loop.create_task(asyncio.sleep(100))
+    loop.create_task(asyncio.Event().wait())
     loop.run_until_complete(asyncio.sleep(0))
 
 
@@ -298,7 +297,7 @@ def a_weak_reference_with_a_partial_callback():
 
 def a_thread():
     def work():
-        time.sleep(0.05)
+        threading.Event().wait(0.05)
         note("thread")
 
     threading.Thread(target=work).start()
@@ -306,7 +305,7 @@ def a_thread():
 
 def an_executor():
     executor = keep(concurrent.futures.ThreadPoolExecutor(1))
-    executor.submit(lambda: (time.sleep(0.05), note("executor")))
+    executor.submit(lambda: (threading.Event().wait(0.05), note("executor")))
 
 
 def a_process():

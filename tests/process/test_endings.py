@@ -350,4 +350,5 @@ def test_what_a_step_leaves_open_ends_as_under_plain_python(
     assert ran.code == 0, ran.err
     files = [workspace.path / f"{name}.txt" for name in ("log", "file", "object")]
     assert ["x", "x", "x"] == [file.read_text().strip() for file in files]
-    assert all((workspace.path / name).is_dir() for name in ("generator", "exit function", "thread"))
+    folders = [workspace.path / name for name in ("generator", "exit function", "thread")]
+    assert all(folder.is_dir() for folder in folders)

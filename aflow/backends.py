@@ -6,7 +6,8 @@ memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
 https://host/prefix             metadata.service; service.registering for Metaflow's own service
 postgresql://host/database      metadata.postgres
-redis://host:6379/0             queue.redis
+redis://host:6379/0             queue.redis; redis+sentinel://host:26379/name for a primary
+                                that sentinels know
 postgresql://host/database      queue.postgres
 sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for others than AWS
 """
@@ -138,7 +139,7 @@ def open_queue(url: str) -> Queue:
         from aflow.queue.sqlite import SqliteQueue
 
         return SqliteQueue(_path(url, rest))
-    if scheme in ("redis", "rediss"):
+    if scheme in ("redis", "rediss", "redis+sentinel"):
         from aflow.queue.redis import RedisQueue
 
         return RedisQueue(url)

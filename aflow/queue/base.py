@@ -7,16 +7,23 @@ What every backend promises, and tests/contracts/test_queues.py checks:
 
 - `put` of many is all or nothing. A message whose id the topic has already (ready, leased or
   buried) is not put again.
-- A message is with one lease at a time. `lease` hands out those that are ready, roughly in the
-  order in which they were put; it waits for the first of them, as long as it is told to, and is
-  woken by a `put` rather than looking again and again.
+- A message is with one lease at a time. `lease` hands out those that are ready; it waits for the
+  first of them, up to `wait` seconds, and is woken by a `put` rather than looking again and again.
+- Messages of a higher priority go first. Of one priority the groups of a topic take turns: a
+  message's group is what stands before the first `:` of its id (a run, for tasks), and a group with
+  many messages does not hold up one with few. Within a group they come roughly in the order in
+  which they were put; one that comes back goes before the others.
+- `skip` names groups whose messages are left to others.
 - A lease ends by `ack` (the message is gone), by `release` (it is ready again), or when its time
   has passed: then the message is delivered again. `deliveries` counts, the current one included.
 - A message that comes back after `max_deliveries` deliveries is buried: kept to be looked at, and
-  never delivered again. A release that is not `counted` takes its own delivery back.
+  not delivered again until `redrive` makes it ready. A release that is not `counted` takes its own
+  delivery back.
 - `extend`, `ack` and `release` of a lease that has ended raise LeaseLost and change nothing of its
   message; the other leases of the same call are served.
-- What was put survives the queue's users; whether it survives the broker, its page says.
+- What was put survives the queue's users; whether it survives the broker, its page says. `known`
+  tells what the topic still has of what was put.
+- What a worker announces of itself is seen by all users until its time has passed.
 - A broker that is away, refuses or was told wrong credentials raises QueueUnavailable: one sentence
   with the place, the reason and what to do. A call that raised may have been carried out.
 
@@ -26,22 +33,25 @@ Effects are exactly-once because commits are fenced by attempt, not because deli
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from aflow.errors import InvalidName
 
 MAX_DELIVERIES = 5
+HIGHEST_PRIORITY = 100
 
 _TOPIC = re.compile(r"[A-Za-z0-9_.\-]{1,64}\Z")
 _ID = re.compile(r"[A-Za-z0-9_.:/\-]{1,256}\Z")
 
 
 class Message(NamedTuple):
-    """What is put: an id of `[A-Za-z0-9_.:/-]` that is its own in the topic, and some bytes."""
+    """What is put: an id of `[A-Za-z0-9_.:/-]` that is its own in the topic, some bytes, and how
+    much it goes before others (from -100 to 100)."""
 
     id: str
     body: bytes
+    priority: int = 0
 
 
 class Lease(NamedTuple):
@@ -82,14 +92,24 @@ class Queue(Protocol):
     def url(self) -> str:
         """Where it is, without a password."""
 
+    @property
+    def largest(self) -> int | None:
+        """How many bytes the body of a message may have; None where aflow's own limit is lower."""
+
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         """Add messages to the topic."""
 
     async def lease(
-        self, topics: Sequence[str], limit: int, ttl: float, wait: float = 0.0
+        self,
+        topics: Sequence[str],
+        limit: int,
+        ttl: float,
+        wait: float = 0.0,
+        skip: Collection[str] = (),
     ) -> list[Lease]:
-        """Up to `limit` messages of these topics, for `ttl` seconds; the topics named first go
-        first. Waits up to `wait` seconds for the first message, and gives none if none came."""
+        """Up to `limit` messages of these topics, but for those of groups in `skip`, for `ttl`
+        seconds; the topics named first go first. Waits up to `wait` seconds for the first message,
+        and gives none if none came."""
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """The same leases, for `ttl` seconds from now."""
@@ -102,18 +122,50 @@ class Queue(Protocol):
     ) -> None:
         """Give the messages back, to be delivered again after `delay` seconds."""
 
-    async def remove(self, topic: str, ids: Sequence[str]) -> None:
-        """Forget messages that nobody has leased, buried ones among them. Others are left alone."""
+    async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
+        """Forget messages, buried ones among them: those that nobody has leased, or with `leased`
+        the others, too, whose leases end."""
+
+    async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
+        """Which of these messages the topic has: ready, leased or buried. None where the broker
+        cannot tell."""
+
+    async def drop(self, topic: str) -> None:
+        """Forget the topic, with all of its messages."""
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """The buried messages of a topic, oldest first."""
 
+    async def redrive(self, topic: str, ids: Sequence[str]) -> int:
+        """Make buried messages ready again, as if they had never been delivered; how many were."""
+
+    async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
+        """The messages that are ready, in the order in which they would be handed out; their
+        priority is not told. None where the broker cannot tell."""
+
+    async def topics(self) -> list[str] | None:
+        """The topics that have messages, in alphabetical order. None where the broker cannot
+        tell."""
+
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has."""
+
+    async def announce(self, name: str, body: bytes, ttl: float) -> None:
+        """Let all users see this of a worker for `ttl` seconds; empty: no longer. The name is like
+        a message's id."""
+
+    async def announced(self) -> Mapping[str, bytes] | None:
+        """What workers have announced, by name. None where the broker cannot tell."""
 
     async def close(self) -> None:
         """Let go of connections; what was leased stays so until its time has passed. May be called
         twice."""
+
+
+def group_of(id: str) -> str:
+    """The group of a message with this id; empty for one that has none."""
+    group, colon, _ = id.partition(":")
+    return group if colon else ""
 
 
 def check_topic(topic: str) -> str:
@@ -127,8 +179,14 @@ def check_topic(topic: str) -> str:
 
 
 def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages, if their ids can be ids; raises InvalidName."""
+    """The messages, if their ids can be ids, and their priorities priorities; raises
+    InvalidName."""
     for message in messages:
         if not _ID.match(message.id):
             raise InvalidName(f"{message.id[:80]!r} cannot be the id of a message.")
+        if not -HIGHEST_PRIORITY <= message.priority <= HIGHEST_PRIORITY:
+            raise InvalidName(
+                f"{message.priority} cannot be a priority: use -{HIGHEST_PRIORITY} to "
+                f"{HIGHEST_PRIORITY}."
+            )
     return messages

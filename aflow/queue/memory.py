@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import uuid
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aflow.clock import SystemClock
@@ -19,6 +19,7 @@ from aflow.queue.base import (
     Message,
     check_messages,
     check_topic,
+    group_of,
 )
 
 if TYPE_CHECKING:
@@ -26,18 +27,87 @@ if TYPE_CHECKING:
 
 
 class _Entry:
-    """One message. `token` is that of its lease, `due` when that ends or when its delay does."""
+    """One message. `token` is that of its lease, `due` when that ends or when its delay does;
+    `number` is its place among those of its turn, None while it is not ready."""
 
-    __slots__ = ("body", "buried_at", "deliveries", "due", "id", "token", "topic")
+    __slots__ = (
+        "body",
+        "buried_at",
+        "deliveries",
+        "due",
+        "group",
+        "id",
+        "number",
+        "priority",
+        "token",
+        "topic",
+    )
 
     def __init__(self, topic: str, message: Message) -> None:
         self.topic = topic
         self.id = message.id
         self.body = message.body
+        self.priority = message.priority
+        self.group = group_of(message.id)
+        self.number: int | None = None
         self.deliveries = 0
         self.token: str | None = None
         self.due: float | None = None
         self.buried_at: float | None = None
+
+
+_Place = tuple[int, int, int]  # less its priority, turn, number: the lowest goes first
+
+
+class _Ready:
+    """The ready messages of a topic, in the order in which they are handed out."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[_Place, _Entry]] = []
+        self._now: dict[int, int] = {}  # by priority, the turn that its messages are at
+        self._last: dict[tuple[str, int], tuple[int, _Entry]] = {}  # of each group: turn, message
+        self._count = 0
+
+    def add(self, entry: _Entry, *, first: bool = False) -> None:
+        """One more; `first` of its priority, or when it is the turn of its group."""
+        priority = entry.priority
+        turn = self._now.get(priority, 0)
+        if not first:
+            last, message = self._last.get((entry.group, priority), (0, None))
+            if message is not None and message.number is not None:
+                turn = max(turn, last + 1)
+            self._last[entry.group, priority] = turn, entry
+        self._count += 1
+        entry.number = self._count
+        heapq.heappush(self._heap, ((-priority, turn, self._count), entry))
+
+    def take(self, limit: int, skip: Collection[str]) -> list[_Entry]:
+        """Up to so many, and no longer ready."""
+        taken: list[_Entry] = []
+        left: list[tuple[_Place, _Entry]] = []
+        while self._heap and len(taken) < limit:
+            place, entry = heapq.heappop(self._heap)
+            if entry.number != place[2]:
+                continue  # it was removed
+            if entry.group in skip:
+                left.append((place, entry))
+                continue
+            entry.number = None
+            self._now[entry.priority] = place[1]
+            taken.append(entry)
+        for each in left:
+            heapq.heappush(self._heap, each)
+        if not self._heap:
+            self._now.clear()
+            self._last.clear()
+        return taken
+
+    def listed(self, limit: int) -> list[_Entry]:
+        """The first of them."""
+        return [
+            entry for place, entry in sorted(self._heap, key=lambda each: each[0])
+            if entry.number == place[2]
+        ][:limit]  # fmt: skip
 
 
 class MemoryQueue:
@@ -47,7 +117,8 @@ class MemoryQueue:
         self._max_deliveries = max_deliveries
         self._clock = clock or SystemClock()
         self._entries: dict[tuple[str, str], _Entry] = {}
-        self._ready: dict[str, deque[_Entry]] = {}
+        self._ready: defaultdict[str, _Ready] = defaultdict(_Ready)
+        self._announced: dict[str, tuple[bytes, float]] = {}
         self._timed: list[tuple[float, int, _Entry]] = []
         self._pushed = 0
         self._news = asyncio.Event()
@@ -57,16 +128,27 @@ class MemoryQueue:
         """`memory:`"""
         return "memory:"
 
+    @property
+    def largest(self) -> int | None:
+        """No limit of its own."""
+        return None
+
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         """Add messages; see the port."""
         check_topic(topic)
         for message in check_messages(messages):
             if (topic, message.id) not in self._entries:
                 entry = self._entries[topic, message.id] = _Entry(topic, message)
-                self._make_ready(entry)
+                self._ready[topic].add(entry)
+                self._news.set()
 
     async def lease(
-        self, topics: Sequence[str], limit: int, ttl: float, wait: float = 0.0
+        self,
+        topics: Sequence[str],
+        limit: int,
+        ttl: float,
+        wait: float = 0.0,
+        skip: Collection[str] = (),
     ) -> list[Lease]:
         """Up to `limit` messages; see the port."""
         for topic in topics:
@@ -75,7 +157,7 @@ class MemoryQueue:
         while True:
             self._news.clear()
             self._settle()
-            taken = self._take(topics, limit, ttl)
+            taken = self._take(topics, limit, ttl, skip)
             left = give_up_at - self._clock.monotonic()
             if taken or left <= 0:
                 return taken
@@ -88,14 +170,12 @@ class MemoryQueue:
             except TimeoutError:
                 continue  # something is due, or the time is up: both are looked at above
 
-    def _take(self, topics: Sequence[str], limit: int, ttl: float) -> list[Lease]:
+    def _take(
+        self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
+    ) -> list[Lease]:
         taken: list[Lease] = []
         for topic in topics:
-            ready = self._ready.setdefault(topic, deque())
-            while ready and len(taken) < limit:
-                entry = ready.popleft()
-                if self._entries.get((topic, entry.id)) is not entry:
-                    continue  # it was removed
+            for entry in self._ready[topic].take(limit - len(taken), skip):
                 entry.deliveries += 1
                 entry.token = uuid.uuid4().hex
                 self._at(entry, self._clock.now() + ttl)
@@ -120,11 +200,8 @@ class MemoryQueue:
         if entry.deliveries >= self._max_deliveries:
             entry.buried_at = self._clock.now()
         else:
-            self._make_ready(entry)
-
-    def _make_ready(self, entry: _Entry) -> None:
-        self._ready.setdefault(entry.topic, deque()).append(entry)
-        self._news.set()
+            self._ready[entry.topic].add(entry, first=True)
+            self._news.set()
 
     def _at(self, entry: _Entry, due: float) -> None:
         entry.due = due
@@ -157,7 +234,7 @@ class MemoryQueue:
         """The messages are done with; see the port."""
         held, lost = self._held(leases)
         for entry in held:
-            del self._entries[entry.topic, entry.id]
+            self._forget(entry)
         if lost:
             raise LeaseLost.of(lost)
 
@@ -177,13 +254,62 @@ class MemoryQueue:
         if lost:
             raise LeaseLost.of(lost)
 
-    async def remove(self, topic: str, ids: Sequence[str]) -> None:
+    async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
         self._settle()
         for name in ids:
             entry = self._entries.get((topic, name))
-            if entry is not None and entry.token is None:
-                del self._entries[topic, name]
+            if entry is not None and (leased or entry.token is None):
+                self._forget(entry)
+
+    def _forget(self, entry: _Entry) -> None:
+        entry.number = None
+        del self._entries[entry.topic, entry.id]
+
+    async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
+        """Which of these there are; see the port."""
+        return {name for name in ids if (topic, name) in self._entries}
+
+    async def drop(self, topic: str) -> None:
+        """Forget the topic; see the port."""
+        for entry in [each for each in self._entries.values() if each.topic == topic]:
+            self._forget(entry)
+        self._ready.pop(topic, None)
+
+    async def redrive(self, topic: str, ids: Sequence[str]) -> int:
+        """Make buried messages ready; see the port."""
+        self._settle()
+        there = [self._entries.get((topic, name)) for name in ids]
+        buried = [each for each in there if each is not None and each.buried_at is not None]
+        for entry in buried:
+            entry.buried_at, entry.deliveries = None, 0
+            self._come_back(entry)
+        return len(buried)
+
+    async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
+        """The messages that are ready; see the port."""
+        self._settle()
+        ready = self._ready.get(topic)
+        return [Message(each.id, each.body) for each in ready.listed(limit)] if ready else []
+
+    async def topics(self) -> list[str] | None:
+        """The topics that have messages; see the port."""
+        return sorted({topic for topic, _ in self._entries})
+
+    async def announce(self, name: str, body: bytes, ttl: float) -> None:
+        """Let others see this of a worker; see the port."""
+        if body:
+            self._announced[name] = body, self._clock.now() + ttl
+        else:
+            self._announced.pop(name, None)
+
+    async def announced(self) -> Mapping[str, bytes] | None:
+        """What workers have announced; see the port."""
+        now = self._clock.now()
+        self._announced = {
+            name: (body, until) for name, (body, until) in self._announced.items() if until > now
+        }
+        return {name: body for name, (body, _) in self._announced.items()}
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """The buried messages; see the port."""

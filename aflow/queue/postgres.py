@@ -1,19 +1,25 @@
 """A queue in PostgreSQL: one table, rows that are skipped while others lock them, and NOTIFY.
 
 Times are the server's. Who waits listens on a channel of the topic on one connection, which all
-that wait share; when that is lost, they look and listen anew. What was put survives what the
+that wait share; when that is lost, they look and listen again. What was put survives what the
 database survives.
+
+Behind a pooler that hands each transaction to another connection (PgBouncer with
+pool_mode=transaction), statements are not prepared, each call is a transaction of its own, tables
+are named with their schema, and waiters look once a second, since a LISTEN would be another's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from aflow.errors import InvalidSetting, LeaseLost, MissingExtra, QueueUnavailable
 from aflow.queue.base import (
@@ -34,13 +40,15 @@ except ImportError as error:
     ) from error
 
 CONNECTIONS = 8
-LONGEST_WAIT = 10.0  # seconds after which who waits looks without having been notified
+LONGEST_WAIT = 10.0  # seconds after which a waiter looks without having been notified
+LOOK_AGAIN = 1.0  # the same, where it cannot be notified
+_FORGET = 60.0  # seconds between looks at what can be forgotten of a topic
 _LOCK = 0x61666C6F77  # "aflow": of the advisory lock under which the table is made
 
-# `state` is r(eady), l(eased) or b(uried); `due` (seconds since the epoch) when a lease or a delay
-# ends, of buried ones when they were buried.
+# `state` is r(eady), d(elayed), l(eased) or b(uried); `due` (seconds since the epoch) when a lease
+# or a delay ends, or when a message was buried. The lowest `turn` goes first: see _PUT.
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS aflow_messages (
+CREATE TABLE IF NOT EXISTS {schema}aflow_messages (
     number BIGSERIAL PRIMARY KEY,
     topic TEXT NOT NULL,
     id TEXT NOT NULL,
@@ -51,47 +59,124 @@ CREATE TABLE IF NOT EXISTS aflow_messages (
     deliveries INTEGER NOT NULL DEFAULT 0,
     UNIQUE (topic, id)
 );
-CREATE INDEX IF NOT EXISTS aflow_messages_ready ON aflow_messages (topic, number) WHERE state = 'r';
-CREATE INDEX IF NOT EXISTS aflow_messages_due ON aflow_messages (topic, state, due);
+DROP INDEX IF EXISTS {schema}aflow_messages_ready;
+DROP INDEX IF EXISTS {schema}aflow_messages_due;
+ALTER TABLE {schema}aflow_messages ADD COLUMN IF NOT EXISTS priority INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE {schema}aflow_messages ADD COLUMN IF NOT EXISTS turn BIGINT NOT NULL DEFAULT 0;
+UPDATE {schema}aflow_messages SET state = 'd' WHERE state = 'r' AND due > 0;
+CREATE INDEX IF NOT EXISTS aflow_messages_turn
+    ON {schema}aflow_messages (topic, priority DESC, turn, number) WHERE state = 'r';
+CREATE INDEX IF NOT EXISTS aflow_messages_timed
+    ON {schema}aflow_messages (topic, state, due) WHERE state <> 'r';
+CREATE TABLE IF NOT EXISTS {schema}aflow_turns (
+    topic TEXT NOT NULL,
+    grp TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    last BIGINT NOT NULL,
+    PRIMARY KEY (topic, grp, priority)
+);
+CREATE TABLE IF NOT EXISTS {schema}aflow_workers (
+    name TEXT PRIMARY KEY, body BYTEA NOT NULL, until DOUBLE PRECISION NOT NULL
+)
 """
+# Whether that has been done: two of its parts, the last of them.
+_IS_THERE = """SELECT count(*) = 2 FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname IN ('aflow_messages_timed', 'aflow_workers')"""
+_HAS_SCHEMA = "SELECT count(*) = 1 FROM pg_catalog.pg_namespace WHERE nspname = $1"
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
-_PUT = """WITH put AS (
-    INSERT INTO aflow_messages (topic, id, body)
-    SELECT $1, id, body FROM unnest($2::text[], $3::bytea[]) AS put (id, body)
+_GROUP = "CASE WHEN strpos(id, ':') > 0 THEN split_part(id, ':', 1) ELSE '' END"
+# A group's next message has the turn that is being handed out; or, while the group's last message
+# waits, the one after that. So groups take turns. Those of no group come in the order of their
+# numbers.
+_PUT = f"""WITH put AS (
+    SELECT id, body, {_GROUP} AS grp, place
+    FROM unnest($2::text[], $3::bytea[]) WITH ORDINALITY AS put (id, body, place)
+), new AS (
+    SELECT *, CASE WHEN grp = '' THEN 0
+        ELSE row_number() OVER (PARTITION BY grp ORDER BY place) - 1 END AS step
+    FROM put
+), present AS (
+    SELECT coalesce((
+        SELECT turn FROM {{schema}}aflow_messages
+        WHERE topic = $1 AND state = 'r' AND priority = $5 ORDER BY turn LIMIT 1
+    ), 0) AS turn
+), begun AS (
+    SELECT groups.grp, groups.steps, greatest(present.turn, coalesce((
+        SELECT t.last + 1 FROM {{schema}}aflow_turns AS t
+        WHERE t.topic = $1 AND t.grp = groups.grp AND t.priority = $5 AND EXISTS (
+            SELECT FROM {{schema}}aflow_messages AS m
+            WHERE m.topic = $1 AND m.state = 'r' AND m.priority = $5 AND m.turn = t.last
+            AND starts_with(m.id, t.grp || ':')
+        )
+    ), 0)) AS turn
+    FROM (SELECT grp, max(step) AS steps FROM new GROUP BY grp) AS groups, present
+), noted AS (
+    INSERT INTO {{schema}}aflow_turns (topic, grp, priority, last)
+    SELECT $1, grp, $5, turn + steps FROM begun WHERE grp <> ''
+    ON CONFLICT (topic, grp, priority) DO UPDATE SET last = excluded.last
+), inserted AS (
+    INSERT INTO {{schema}}aflow_messages (topic, id, body, priority, turn)
+    SELECT $1, new.id, new.body, $5, begun.turn + new.step FROM new JOIN begun USING (grp)
+    ORDER BY new.place
     ON CONFLICT DO NOTHING
-) SELECT pg_notify($4, '')"""
-_SETTLE = f"""UPDATE aflow_messages SET token = NULL,
-state = CASE WHEN deliveries >= $2 THEN 'b'::"char" ELSE 'r'::"char" END,
-due = CASE WHEN deliveries >= $2 THEN {_NOW} ELSE 0 END
+) SELECT pg_notify($4, '')"""  # noqa: S608 -- constants
+_FIRST = """coalesce((SELECT o.turn FROM {schema}aflow_messages AS o WHERE o.topic = m.topic
+AND o.state = 'r' AND o.priority = m.priority ORDER BY o.turn LIMIT 1), 0)"""
+_SETTLE = f"""UPDATE {{schema}}aflow_messages AS m SET token = NULL, turn = {_FIRST},
+state = CASE WHEN state = 'l' AND deliveries >= $2 THEN 'b'::"char" ELSE 'r'::"char" END,
+due = CASE WHEN state = 'l' AND deliveries >= $2 THEN {_NOW} ELSE 0 END
 WHERE number IN (
-    SELECT number FROM aflow_messages WHERE topic = $1 AND state = 'l' AND due <= {_NOW}
+    SELECT number FROM {{schema}}aflow_messages
+    WHERE topic = $1 AND state IN ('l', 'd') AND state <> 'r' AND due <= {_NOW}
     ORDER BY due LIMIT 1000 FOR UPDATE SKIP LOCKED
 )"""  # noqa: S608 -- constants
-_LEASE = f"""UPDATE aflow_messages AS m
+_LEASE = f"""UPDATE {{schema}}aflow_messages AS m
 SET state = 'l', due = {_NOW} + $3, token = $4 || m.number, deliveries = deliveries + 1
 FROM (
-    SELECT number FROM aflow_messages WHERE topic = $1 AND state = 'r' AND due <= {_NOW}
-    ORDER BY number LIMIT $2 FOR UPDATE SKIP LOCKED
+    SELECT number FROM {{schema}}aflow_messages
+    WHERE topic = $1 AND state = 'r' AND (cardinality($5::text[]) = 0 OR {_GROUP} <> ALL ($5))
+    ORDER BY priority DESC, turn, number LIMIT $2 FOR UPDATE SKIP LOCKED
 ) AS chosen
 WHERE m.number = chosen.number
-RETURNING m.number, m.id, m.token, m.body, m.deliveries, m.due"""  # noqa: S608 -- constants
-_NEXT_DUE = f"""SELECT min(due) - {_NOW} FROM aflow_messages
-WHERE topic = $1 AND (state = 'l' OR state = 'r' AND due > 0)"""  # noqa: S608 -- constants
+RETURNING -m.priority, m.turn, m.number, m.id, m.token, m.body, m.deliveries, m.due"""  # noqa: S608
+_NEXT_DUE = f"""SELECT min(due) - {_NOW} FROM {{schema}}aflow_messages
+WHERE topic = $1 AND state IN ('l', 'd') AND state <> 'r'"""  # noqa: S608 -- constants
+_FORGET_TURNS = "DELETE FROM {schema}aflow_turns WHERE topic = $1"
 _HELD = f"""FROM unnest($1::text[], $2::text[], $3::text[]) AS held (topic, id, token)
 WHERE m.topic = held.topic AND m.id = held.id AND m.token = held.token AND m.state = 'l'
 AND m.due > {_NOW}"""
-_EXTEND = f"UPDATE aflow_messages AS m SET due = {_NOW} + $4 {_HELD} RETURNING m.token, m.due"  # noqa: S608
-_ACK = f"DELETE FROM aflow_messages AS m USING {_HELD[5:]} RETURNING m.token"  # noqa: S608
-_RELEASE = f"""UPDATE aflow_messages AS m SET token = NULL, deliveries = m.deliveries - $5,
-state = CASE WHEN m.deliveries - $5 >= $6 THEN 'b'::"char" ELSE 'r'::"char" END,
+_EXTEND = f"""UPDATE {{schema}}aflow_messages AS m SET due = {_NOW} + $4 {_HELD}
+RETURNING m.token, m.due"""  # noqa: S608 -- constants
+_ACK = f"DELETE FROM {{schema}}aflow_messages AS m USING {_HELD[5:]} RETURNING m.token"  # noqa: S608
+_RELEASE = f"""UPDATE {{schema}}aflow_messages AS m
+SET token = NULL, deliveries = m.deliveries - $5, turn = {_FIRST},
+state = CASE WHEN m.deliveries - $5 >= $6 THEN 'b' WHEN $4 > 0 THEN 'd' ELSE 'r' END::"char",
 due = CASE WHEN m.deliveries - $5 >= $6 THEN {_NOW} WHEN $4 > 0 THEN {_NOW} + $4 ELSE 0 END
 {_HELD} RETURNING held.token"""  # noqa: S608 -- constants
-_REMOVE = """DELETE FROM aflow_messages
-WHERE topic = $1 AND id = ANY ($2::text[]) AND state <> 'l'"""
-_BURIED = """SELECT id, body, deliveries, due FROM aflow_messages
+_REMOVE = """DELETE FROM {schema}aflow_messages
+WHERE topic = $1 AND id = ANY ($2::text[]) AND (state <> 'l' OR $3)"""
+_KNOWN = "SELECT id FROM {schema}aflow_messages WHERE topic = $1 AND id = ANY ($2::text[])"
+_DROP = """WITH turns AS (DELETE FROM {schema}aflow_turns WHERE topic = $1)
+DELETE FROM {schema}aflow_messages WHERE topic = $1"""
+_BURIED = """SELECT id, body, deliveries, due FROM {schema}aflow_messages
 WHERE topic = $1 AND state = 'b' ORDER BY due, number LIMIT $2"""
-_DEPTH = """SELECT count(*) FILTER (WHERE state = 'r'), count(*) FILTER (WHERE state = 'l'),
-count(*) FILTER (WHERE state = 'b') FROM aflow_messages WHERE topic = $1"""
+_REDRIVE = f"""UPDATE {{schema}}aflow_messages AS m
+SET state = 'r', due = 0, deliveries = 0, turn = {_FIRST}
+WHERE topic = $1 AND id = ANY ($2::text[]) AND state = 'b' RETURNING id"""  # noqa: S608 -- constants
+_PEEK = """SELECT id, body FROM {schema}aflow_messages WHERE topic = $1 AND state = 'r'
+ORDER BY priority DESC, turn, number LIMIT $2"""
+_TOPICS = "SELECT DISTINCT topic FROM {schema}aflow_messages ORDER BY topic"
+_DEPTH = """SELECT count(*) FILTER (WHERE state IN ('r', 'd')),
+count(*) FILTER (WHERE state = 'l'), count(*) FILTER (WHERE state = 'b')
+FROM {schema}aflow_messages WHERE topic = $1"""
+_ANNOUNCE = f"""INSERT INTO {{schema}}aflow_workers (name, body, until)
+VALUES ($1, $2, {_NOW} + $3)
+ON CONFLICT (name) DO UPDATE SET body = excluded.body, until = excluded.until"""  # noqa: S608
+_UNANNOUNCE = "DELETE FROM {schema}aflow_workers WHERE name = $1"
+_ANNOUNCED = f"""WITH gone AS (
+    DELETE FROM {{schema}}aflow_workers WHERE until < {_NOW} - 3600
+) SELECT name, body FROM {{schema}}aflow_workers WHERE until > {_NOW}"""  # noqa: S608 -- constants
 
 _AWAY = (
     OSError,
@@ -107,78 +192,112 @@ class PostgresQueue:
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
         parts = urlsplit(url)
-        if not parts.hostname or not parts.path.strip("/"):
+        options = parse_qsl(parts.query, keep_blank_values=True)
+        given = dict(options).get("schema")
+        if not _is_place(url) or not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", given or "_"):
             raise InvalidSetting(
-                f"{_shown(url)} is no place of a queue: use postgresql://user@host:port/database."
+                f"{_shown(url)} is no place of a queue: use postgresql://user@host:port/database, "
+                "and ?schema=name for tables in another schema than the user's own."
             )
-        self._dsn = url
+        rest = urlencode([each for each in options if each[0] != "schema"])
+        self._dsn = urlunsplit(parts._replace(query=rest))
         self._url = _shown(url)
+        self._schema_name = given  # None: the one that the user's search_path begins with
+        self._schema = ""  # as it stands before names of tables, with its dot
+        self._is_pooled = False  # each transaction may be another connection's
+        self._sql: dict[str, str] = {}
         self._max_deliveries = max_deliveries
         self._pool: Any = None
         self._listener: Any = None
         self._opening = asyncio.Lock()
         self._bells: dict[str, set[asyncio.Event]] = {}
+        self._forgot_at: dict[str, float] = {}
 
     @property
     def url(self) -> str:
         """Where it is, without user and password."""
         return self._url
 
+    @property
+    def largest(self) -> int | None:
+        """No limit of its own."""
+        return None
+
     # ------------------------------------------------------------------ calls
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         """Add messages; see the port."""
         check_topic(topic)
-        names = [message.id for message in check_messages(messages)]
-        if not names:
+        by_priority: defaultdict[int, list[Message]] = defaultdict(list)
+        for message in check_messages(messages):
+            by_priority[message.priority].append(message)
+        if not messages:
             return
-        bodies = [message.body for message in messages]
-        async with self._connection() as db:
-            await db.execute(_PUT, topic, names, bodies, self._channel(topic))
+        async with self._transaction() if len(by_priority) > 1 else self._connection() as db:
+            for priority, several in by_priority.items():
+                names, bodies = [each.id for each in several], [each.body for each in several]
+                channel = self._channel(topic)
+                await db.execute(self._of(_PUT), topic, names, bodies, channel, priority)
 
     async def lease(
-        self, topics: Sequence[str], limit: int, ttl: float, wait: float = 0.0
+        self,
+        topics: Sequence[str],
+        limit: int,
+        ttl: float,
+        wait: float = 0.0,
+        skip: Collection[str] = (),
     ) -> list[Lease]:
         """Up to `limit` messages; see the port."""
         for topic in topics:
             check_topic(topic)
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + wait
-        taken, _ = await self._take(topics, limit, ttl)
+        taken, _ = await self._take(topics, limit, ttl, skip)
         if taken or wait <= 0:
             return taken
         async with self._listening(topics) as bell:
             while True:
                 bell.clear()
-                taken, due = await self._take(topics, limit, ttl)
+                taken, due = await self._take(topics, limit, ttl, skip)
                 left = give_up_at - loop.time()
                 if taken or left <= 0:
                     return taken
                 try:
                     # Not wait_for: in Python 3.11 it loses a cancellation that comes with a ring.
-                    async with asyncio.timeout(min(left, LONGEST_WAIT, *due)):
+                    longest = LOOK_AGAIN if self._is_pooled else LONGEST_WAIT
+                    async with asyncio.timeout(min(left, longest, *due)):
                         await bell.wait()
                 except TimeoutError:
                     await self._listen(topics)  # the connection may have been lost meanwhile
 
     async def _take(
-        self, topics: Sequence[str], limit: int, ttl: float
+        self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], list[float]]:
         """Leases, and in how many seconds there may be more."""
         taken: list[Lease] = []
         due: list[float] = []
         async with self._transaction() as db:
             for topic in topics:
-                await db.execute(_SETTLE, topic, self._max_deliveries)
+                await db.execute(self._of(_SETTLE), topic, self._max_deliveries)
                 token = f"{uuid.uuid4().hex}-"
-                rows = await db.fetch(_LEASE, topic, limit - len(taken), ttl, token)
-                taken += [Lease(topic, *row[1:]) for row in sorted(rows, key=lambda row: row[0])]
+                rows = await db.fetch(
+                    self._of(_LEASE), topic, limit - len(taken), ttl, token, [*skip]
+                )
+                taken += [Lease(topic, *row[3:]) for row in sorted(rows, key=lambda row: row[:3])]
                 if len(taken) >= limit:
                     break
-                next_due = await db.fetchval(_NEXT_DUE, topic)
+                await self._forget_turns(db, topic, len(rows))
+                next_due = await db.fetchval(self._of(_NEXT_DUE), topic)
                 if next_due is not None:
                     due.append(max(next_due, 0.0))
         return taken, due
+
+    async def _forget_turns(self, db: Any, topic: str, found: int) -> None:
+        """Forget whose turn it was, now and then, where nobody waits for one."""
+        now = asyncio.get_running_loop().time()
+        if not found and now - self._forgot_at.get(topic, -_FORGET) >= _FORGET:
+            self._forgot_at[topic] = now
+            await db.execute(self._of(_FORGET_TURNS), topic)
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Keep leases for longer; see the port."""
@@ -213,25 +332,67 @@ class PostgresQueue:
         columns = [[each.topic, each.id, each.token] for each in leases]
         # One statement is a transaction of its own, and one message to the server instead of three.
         async with self._transaction() if ring else self._connection() as db:
-            rows: list[Any] = await db.fetch(sql, *map(list, zip(*columns, strict=True)), *values)
+            rows: list[Any] = await db.fetch(
+                self._of(sql), *map(list, zip(*columns, strict=True)), *values
+            )
             for topic in {each.topic for each in leases} if ring else ():
                 await self._ring(db, topic)
         return rows
 
-    async def remove(self, topic: str, ids: Sequence[str]) -> None:
+    async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
         async with self._settled(topic) as db:
-            await db.execute(_REMOVE, topic, [*ids])
+            await db.execute(self._of(_REMOVE), topic, [*ids], leased)
+
+    async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
+        """Which of these there are; see the port."""
+        async with self._connection() as db:
+            return {row[0] for row in await db.fetch(self._of(_KNOWN), topic, [*ids])}
+
+    async def drop(self, topic: str) -> None:
+        """Forget the topic; see the port."""
+        async with self._connection() as db:
+            await db.execute(self._of(_DROP), topic)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """The buried messages; see the port."""
         async with self._settled(topic) as db:
-            return [Buried(topic, *row) for row in await db.fetch(_BURIED, topic, limit)]
+            return [Buried(topic, *row) for row in await db.fetch(self._of(_BURIED), topic, limit)]
+
+    async def redrive(self, topic: str, ids: Sequence[str]) -> int:
+        """Make buried messages ready; see the port."""
+        async with self._transaction() as db:
+            rows = await db.fetch(self._of(_REDRIVE), topic, [*ids])
+            await self._ring(db, topic)
+        return len(rows)
+
+    async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
+        """The messages that are ready; see the port."""
+        async with self._settled(topic) as db:
+            return [Message(*row) for row in await db.fetch(self._of(_PEEK), topic, limit)]
+
+    async def topics(self) -> list[str] | None:
+        """The topics that have messages; see the port."""
+        async with self._connection() as db:
+            return [row[0] for row in await db.fetch(self._of(_TOPICS))]
+
+    async def announce(self, name: str, body: bytes, ttl: float) -> None:
+        """Let others see this of a worker; see the port."""
+        async with self._connection() as db:
+            if body:
+                await db.execute(self._of(_ANNOUNCE), name, body, ttl)
+            else:
+                await db.execute(self._of(_UNANNOUNCE), name)
+
+    async def announced(self) -> Mapping[str, bytes] | None:
+        """What workers have announced; see the port."""
+        async with self._connection() as db:
+            return {row[0]: row[1] for row in await db.fetch(self._of(_ANNOUNCED))}
 
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has; see the port."""
         async with self._settled(topic) as db:
-            return Depth(*await db.fetchrow(_DEPTH, topic))
+            return Depth(*await db.fetchrow(self._of(_DEPTH), topic))
 
     async def close(self) -> None:
         """Let go of connections; see the port."""
@@ -266,6 +427,8 @@ class PostgresQueue:
                 self._bells[self._channel(topic)].discard(bell)
 
     async def _listen(self, topics: Sequence[str]) -> None:
+        if self._is_pooled:
+            return
         async with self._errors_named(), self._opening:
             if self._listener is None or self._listener.is_closed():
                 self._listener = await asyncpg.connect(self._dsn, timeout=10)
@@ -286,7 +449,7 @@ class PostgresQueue:
     @asynccontextmanager
     async def _settled(self, topic: str) -> AsyncIterator[Any]:
         async with self._transaction() as db:
-            await db.execute(_SETTLE, topic, self._max_deliveries)
+            await db.execute(self._of(_SETTLE), topic, self._max_deliveries)
             yield db
 
     @asynccontextmanager
@@ -300,22 +463,62 @@ class PostgresQueue:
             if self._pool is None:
                 await self._open()
             async with self._pool.acquire() as db:
-                yield db
+                if self._is_pooled and not db.is_in_transaction():
+                    async with db.transaction():
+                        yield db
+                else:
+                    yield db
+
+    def _of(self, sql: str) -> str:
+        """The statement, with the schema that the tables are in."""
+        made = self._sql.get(sql)
+        if made is None:
+            made = self._sql[sql] = sql.replace("{schema}", self._schema)
+        return made
 
     async def _open(self) -> None:
         async with self._opening:
-            if self._pool is None:
-                pool = await asyncpg.create_pool(
-                    self._dsn, min_size=0, max_size=CONNECTIONS, timeout=10, reset=_as_it_is
-                )
-                try:
-                    async with pool.acquire() as db, db.transaction():
+            if self._pool is not None:
+                return
+            pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=0,
+                max_size=CONNECTIONS,
+                timeout=10,
+                reset=_as_it_is,
+                statement_cache_size=0 if await self._finds_pooler() else 100,
+            )
+            try:
+                async with pool.acquire() as db, db.transaction():
+                    name = self._schema_name or await db.fetchval("SELECT current_schema()")
+                    if name is None:
+                        raise QueueUnavailable(
+                            f"The queue {self._url} has no schema to put its tables into: name one "
+                            "by ?schema= in its URL."
+                        )
+                    quoted = name.replace('"', '""')
+                    self._schema, self._sql = f'"{quoted}".', {}
+                    if not await db.fetchval(_IS_THERE, name):
                         await db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-                        await db.execute(_SCHEMA)
-                except BaseException:
-                    pool.terminate()
-                    raise
-                self._pool = pool
+                        if not await db.fetchval(_HAS_SCHEMA, name):
+                            await db.execute(f'CREATE SCHEMA "{quoted}"')
+                        await db.execute(self._of(_SCHEMA))
+            except BaseException:
+                pool.terminate()
+                raise
+            self._pool = pool
+
+    async def _finds_pooler(self) -> bool:
+        """Whether there is a pooler between us and the server: it gives its clients numbers of its
+        own for the process that serves them."""
+        probe = await asyncpg.connect(self._dsn, timeout=10, statement_cache_size=0)
+        try:
+            async with probe.transaction():
+                told = await probe.fetchval("SELECT pg_backend_pid()")
+            self._is_pooled = told != probe.get_server_pid()
+        finally:
+            await probe.close(timeout=5)
+        return self._is_pooled
 
     @asynccontextmanager
     async def _errors_named(self) -> AsyncIterator[None]:
@@ -335,6 +538,14 @@ class PostgresQueue:
 
 async def _as_it_is(connection: Any) -> None:
     """Nothing is put back between two users of a connection: neither changes anything of it."""
+
+
+def _is_place(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        return bool(parts.hostname and parts.path.strip("/") and parts.port != 0)
+    except ValueError:  # the port is no number, or too large for one
+        return False
 
 
 def _shown(url: str) -> str:

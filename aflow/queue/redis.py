@@ -1,21 +1,24 @@
-"""A queue in Redis: five keys a topic, a script a call, and a list of bells for those who wait.
+"""A queue in Redis: some keys a topic, a script a call, and a list of bells for those who wait.
 
-For each topic `{prefix:topic}` there are `body`, `count` (deliveries) and `token` (hashes by id),
-`ready` (a sorted set of ids by their number), `timed` (leased and delayed ids by when that ends),
-`buried` (ids by when), and `bell`, a list on which a put leaves something for each message, so that
-who waits blocks in Redis and looks again when there is news. Scripts run one after the other inside
-of the server, by its clock. What was put survives what Redis survives: with `appendfsync always` a
-power cut, by default the loss of the last second.
+For each topic `{prefix:topic}` there are `body`, `count` (deliveries), `token` and `priority` (of
+those that have one), hashes by id; `ready` (a sorted set of ids by priority and turn), `turn` (a
+hash: the last message of each group), `timed` (leased and delayed ids by when that ends), `buried`
+(ids by when), and `bell`, a list on which a put leaves something for each message, so that waiters
+block in Redis and look again when there is news. Scripts run one after the other inside of the
+server, by its clock. What was put survives what Redis survives: with `appendfsync always` a power
+cut, by default the loss of the last second. What was evicted, or forgotten at a restart, is not
+handed out: whoever has put it finds that by `known`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from aflow.errors import InvalidSetting, LeaseLost, MissingExtra, QueueUnavailable
 from aflow.queue.base import (
@@ -30,7 +33,8 @@ from aflow.queue.base import (
 
 try:
     import redis.asyncio as redis
-    from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+    from redis.asyncio.sentinel import Sentinel
+    from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 except ImportError as error:
     raise MissingExtra(
         "A queue in Redis needs the package redis: install aflow-runtime[redis]."
@@ -40,18 +44,42 @@ PREFIX = "aflow"
 LONGEST_WAIT = 20.0  # seconds of one blocking call: some networks drop connections that are quiet
 _PATIENCE = LONGEST_WAIT + 10  # seconds until a call has failed
 _BELLS = 1000  # that are kept at most
+_OPTIONS: dict[str, Any] = {
+    "socket_connect_timeout": 10,
+    # Calls have a limit of their own (_PATIENCE). With this one redis-py writes by
+    # asyncio.wait_for, which loses cancellations in Python 3.11.
+    "socket_timeout": None,
+    "socket_keepalive": True,
+    "health_check_interval": 30,
+}
+# How a server begins its answers that is no primary (any more), or not yet.
+_NOT_THE_PRIMARY = ("READONLY", "UNBLOCKED", "MASTERDOWN", "LOADING", "NOREPLICAS")
+_log = logging.getLogger("aflow.queue")
 
 _NAMES = """
+local WIDE = 1099511627776
 local function key(name) return KEYS[1] .. name end
 local function now() local t = redis.call('TIME') return t[1] + t[2] / 1000000 end
+local function group_of(id) return string.match(id, '^([^:]*):') or '' end
+local function priority_of(id) return tonumber(redis.call('HGET', key('priority'), id) or 0) end
+-- The score that is handed out next, of the messages of this priority.
+local function first(priority)
+  local lowest = -priority * WIDE
+  local found = redis.call('ZRANGEBYSCORE', key('ready'), lowest, '(' .. string.format('%.0f',
+    lowest + WIDE), 'WITHSCORES', 'LIMIT', 0, 1)
+  return tonumber(found[2] or lowest)
+end
+local function ring()
+  redis.call('RPUSH', key('bell'), '1')
+  redis.call('LTRIM', key('bell'), -BELLS, -1)
+end
 local function come_back(id, limit)
   redis.call('HDEL', key('token'), id)
   if tonumber(redis.call('HGET', key('count'), id) or 0) >= limit then
     redis.call('ZADD', key('buried'), now(), id)
   else
-    redis.call('ZADD', key('ready'), redis.call('INCR', key('number')), id)
-    redis.call('RPUSH', key('bell'), '1')
-    redis.call('LTRIM', key('bell'), -BELLS, -1)
+    redis.call('ZADD', key('ready'), first(priority_of(id)), id)
+    ring()
   end
 end
 local function settle(limit)
@@ -61,34 +89,80 @@ local function settle(limit)
     come_back(id, limit)
   end
 end
+local function forget(id)
+  for _, name in ipairs({'ready', 'timed', 'buried'}) do redis.call('ZREM', key(name), id) end
+  for _, name in ipairs({'body', 'count', 'token', 'priority'}) do
+    redis.call('HDEL', key(name), id)
+  end
+end
+local function is_known(id)
+  if redis.call('HEXISTS', key('body'), id) == 0 then return false end
+  for _, name in ipairs({'ready', 'timed', 'buried'}) do
+    if redis.call('ZSCORE', key(name), id) then return true end
+  end
+  return false
+end
 """.replace("BELLS", str(_BELLS))
 
+# triples of id, body, priority
 _PUT = """
-local news = 0
-for i = 1, #ARGV, 2 do
-  if redis.call('HSETNX', key('body'), ARGV[i], ARGV[i + 1]) == 1 then
-    redis.call('ZADD', key('ready'), redis.call('INCR', key('number')), ARGV[i])
+local news, last = 0, {}
+for i = 1, #ARGV, 3 do
+  local id, priority = ARGV[i], tonumber(ARGV[i + 2])
+  if redis.call('HSETNX', key('body'), id, ARGV[i + 1]) == 1 or not is_known(id) then
+    local group = group_of(id) .. ':' .. priority
+    if not last[group] then
+      local score = first(priority)
+      local before = redis.call('HGET', key('turn'), group)
+      before = before and tonumber(redis.call('ZSCORE', key('ready'), before) or nil)
+      last[group] = {math.max(score, before and before + 1 or score) - 1}
+    end
+    last[group] = {last[group][1] + 1, id}
+    redis.call('HSET', key('body'), id, ARGV[i + 1])
+    redis.call('ZADD', key('ready'), last[group][1], id)
+    if priority ~= 0 then redis.call('HSET', key('priority'), id, priority) end
     news = news + 1
   end
 end
+for group, each in pairs(last) do redis.call('HSET', key('turn'), group, each[2]) end
 for i = 1, math.min(news, BELLS) do redis.call('RPUSH', key('bell'), '1') end
 redis.call('LTRIM', key('bell'), -BELLS, -1)
 return news
 """.replace("BELLS", str(_BELLS))
 
-# limit of deliveries, messages, ttl, token -> leases, and when the next one is due
+# limit of deliveries, messages, ttl, token, groups to skip -> leases, and when the next one is due
 _LEASE = """
 settle(tonumber(ARGV[1]))
-local found = {}
+local wanted, skipped, found = tonumber(ARGV[2]), {}, {}
 local due = now() + tonumber(ARGV[3])
-local ids = redis.call('ZPOPMIN', key('ready'), ARGV[2])
-for i = 1, #ids, 2 do
-  local id = ids[i]
-  local token = ARGV[4] .. i
+for i = 5, #ARGV do skipped[ARGV[i]] = true end
+local function take(id)
+  local body = redis.call('HGET', key('body'), id)
+  if not body then forget(id) return end
+  local token = ARGV[4] .. (#found + 1)
   redis.call('HSET', key('token'), id, token)
   redis.call('ZADD', key('timed'), due, id)
   local count = redis.call('HINCRBY', key('count'), id, 1)
-  found[#found + 1] = {id, token, redis.call('HGET', key('body'), id), count, tostring(due)}
+  found[#found + 1] = {id, token, body, count, tostring(due)}
+end
+local place = 0
+while #found < wanted do
+  local ids
+  if #ARGV == 4 then
+    local pairs_ = redis.call('ZPOPMIN', key('ready'), wanted - #found)
+    ids = {}
+    for i = 1, #pairs_, 2 do ids[#ids + 1] = pairs_[i] end
+    for _, id in ipairs(ids) do take(id) end
+  else
+    ids = redis.call('ZRANGE', key('ready'), place, place + 199)
+    for _, id in ipairs(ids) do
+      if #found < wanted and not skipped[group_of(id)] then
+        redis.call('ZREM', key('ready'), id)
+        take(id)
+      else place = place + 1 end
+    end
+  end
+  if #ids == 0 then break end
 end
 local next_due = redis.call('ZRANGE', key('timed'), 0, 0, 'WITHSCORES')[2]
 if next_due then next_due = tostring(next_due - now()) end
@@ -96,7 +170,7 @@ return {found, next_due or false}
 """
 
 _TIDY = """
-if redis.call('EXISTS', key('body')) == 0 then redis.call('DEL', key('number'), key('bell')) end
+if redis.call('EXISTS', key('body')) == 0 then redis.call('DEL', key('turn'), key('bell')) end
 """
 _HELD = """
 settle(tonumber(ARGV[1]))
@@ -116,7 +190,9 @@ return {{lost, tostring(due)}}
 _ACK = f"""{_HELD}
 each(2, function(id)
   redis.call('ZREM', key('timed'), id)
-  for _, name in ipairs({{'body', 'count', 'token'}}) do redis.call('HDEL', key(name), id) end
+  for _, name in ipairs({{'body', 'count', 'token', 'priority'}}) do
+    redis.call('HDEL', key(name), id)
+  end
 end)
 {_TIDY}
 return lost
@@ -134,15 +210,22 @@ return lost
 """
 _REMOVE = f"""
 settle(tonumber(ARGV[1]))
-for i = 2, #ARGV do
-  if redis.call('HEXISTS', key('token'), ARGV[i]) == 0 then
-    for _, name in ipairs({{'ready', 'timed', 'buried'}}) do
-      redis.call('ZREM', key(name), ARGV[i])
-    end
-    for _, name in ipairs({{'body', 'count'}}) do redis.call('HDEL', key(name), ARGV[i]) end
-  end
+for i = 3, #ARGV do
+  if ARGV[2] == '1' or redis.call('HEXISTS', key('token'), ARGV[i]) == 0 then forget(ARGV[i]) end
 end
 {_TIDY}
+return 0
+"""
+_KNOWN = """
+local found = {}
+for i = 2, #ARGV do if is_known(ARGV[i]) then found[#found + 1] = ARGV[i] end end
+return found
+"""
+_DROP = """
+for _, name in ipairs({'body', 'count', 'token', 'priority', 'ready', 'turn', 'timed', 'buried',
+                       'bell'}) do
+  redis.call('DEL', key(name))
+end
 return 0
 """
 _BURIED = """
@@ -150,8 +233,27 @@ settle(tonumber(ARGV[1]))
 local found = {}
 local ids = redis.call('ZRANGE', key('buried'), 0, tonumber(ARGV[2]) - 1, 'WITHSCORES')
 for i = 1, #ids, 2 do
-  found[#found + 1] = {ids[i], redis.call('HGET', key('body'), ids[i]),
-                       redis.call('HGET', key('count'), ids[i]), ids[i + 1]}
+  found[#found + 1] = {ids[i], redis.call('HGET', key('body'), ids[i]) or '',
+                       redis.call('HGET', key('count'), ids[i]) or 0, ids[i + 1]}
+end
+return found
+"""
+_REDRIVE = """
+local redriven = 0
+for i = 2, #ARGV do
+  if redis.call('ZREM', key('buried'), ARGV[i]) == 1 then
+    redis.call('HDEL', key('count'), ARGV[i])
+    come_back(ARGV[i], tonumber(ARGV[1]))
+    redriven = redriven + 1
+  end
+end
+return redriven
+"""
+_PEEK = """
+settle(tonumber(ARGV[1]))
+local found = {}
+for _, id in ipairs(redis.call('ZRANGE', key('ready'), 0, tonumber(ARGV[2]) - 1)) do
+  found[#found + 1] = {id, redis.call('HGET', key('body'), id) or ''}
 end
 return found
 """
@@ -162,32 +264,70 @@ local leased = redis.call('HLEN', key('token'))
 local buried = redis.call('ZCARD', key('buried'))
 return {all - leased - buried, leased, buried}
 """
+_ANNOUNCE = """
+if ARGV[3] == '' then
+  redis.call('HDEL', key('body'), ARGV[2])
+  redis.call('ZREM', key('until'), ARGV[2])
+else
+  redis.call('HSET', key('body'), ARGV[2], ARGV[3])
+  redis.call('ZADD', key('until'), now() + tonumber(ARGV[4]), ARGV[2])
+end
+return 0
+"""
+_ANNOUNCED = """
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', key('until'), '-inf', now())) do
+  redis.call('HDEL', key('body'), name)
+  redis.call('ZREM', key('until'), name)
+end
+return redis.call('HGETALL', key('body'))
+"""
+_WORKERS = "@workers"  # no topic has this name
 
 
 class RedisQueue:
-    """The queue at `redis://[:password@]host[:port][/db][?prefix=aflow]` (`rediss`: with TLS)."""
+    """The queue at `redis://[:password@]host[:port][/db][?prefix=aflow]` (`rediss`: with TLS), or
+    `redis+sentinel://[:password@]host:26379,host:26379/name[/db]`: the primary of that name, for
+    which sentinels are asked whenever a connection is made."""
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
+        self._url = self._shown(url)
+        self._prefix, self._redis = self._opened(url)
+        self._max_deliveries = max_deliveries
+        self._scripts: dict[str, Any] = {}
+        self._is_checked = False
+
+    def _opened(self, url: str) -> tuple[str, Any]:
+        refused = InvalidSetting(
+            f"{self._url} is no place of a queue: use redis://host:port/db?prefix=name, or "
+            "redis+sentinel://host:port,host:port/name/db; db is a number."
+        )
         parts = urlsplit(url)
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        self._prefix = options.pop("prefix", PREFIX)
-        if options or not parts.hostname:
-            raise InvalidSetting(
-                f"{self._shown(url)} is no place of a queue: use redis://host:port/db?prefix=name."
-            )
-        self._url = self._shown(url)
-        self._max_deliveries = max_deliveries
-        bare = urlunsplit(parts._replace(query=""))
-        self._redis: Any = redis.from_url(
-            bare,
-            socket_connect_timeout=10,
-            # Calls have a limit of their own (_PATIENCE). With this one redis-py writes by
-            # asyncio.wait_for, which loses cancellations in Python 3.11.
-            socket_timeout=None,
-            socket_keepalive=True,
-            health_check_interval=30,
+        prefix = options.pop("prefix", PREFIX)
+        path = [each for each in parts.path.split("/") if each]
+        name = path.pop(0) if parts.scheme == "redis+sentinel" and path else None
+        if options or len(path) > 1 or not all(each.isdecimal() for each in path):
+            raise refused
+        if parts.scheme != "redis+sentinel":
+            try:
+                if not parts.hostname or parts.port == 0:
+                    raise refused
+            except ValueError:  # the port is no number, or too large for one
+                raise refused from None
+            return prefix, redis.from_url(urlunsplit(parts._replace(query="")), **_OPTIONS)
+        account, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = account.partition(":")
+        places = [each.rpartition(":") for each in hosts.split(",")]
+        if name is None or not all(host and port.isdecimal() for host, _, port in places):
+            raise refused
+        sentinel = Sentinel([(host, int(port)) for host, _, port in places], **_OPTIONS)  # type: ignore[no-untyped-call]
+        return prefix, sentinel.master_for(
+            name,
+            db=int(path[0]) if path else 0,
+            username=unquote(user) or None,
+            password=unquote(password) or None,
+            **_OPTIONS,
         )
-        self._scripts: dict[str, Any] = {}
 
     @staticmethod
     def _shown(url: str) -> str:
@@ -199,17 +339,27 @@ class RedisQueue:
         """Where it is, without user and password."""
         return self._url
 
+    @property
+    def largest(self) -> int | None:
+        """No limit of its own."""
+        return None
+
     # ------------------------------------------------------------------ calls
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         """Add messages; see the port."""
         check_topic(topic)
-        pairs = [each for message in check_messages(messages) for each in message]
-        if pairs:
-            await self._run(_PUT, topic, *pairs)
+        values = [each for message in check_messages(messages) for each in message]
+        if values:
+            await self._run(_PUT, topic, *values)
 
     async def lease(
-        self, topics: Sequence[str], limit: int, ttl: float, wait: float = 0.0
+        self,
+        topics: Sequence[str],
+        limit: int,
+        ttl: float,
+        wait: float = 0.0,
+        skip: Collection[str] = (),
     ) -> list[Lease]:
         """Up to `limit` messages; see the port."""
         for topic in topics:
@@ -217,21 +367,21 @@ class RedisQueue:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + wait
         while True:
-            taken, due = await self._take(topics, limit, ttl)
+            taken, due = await self._take(topics, limit, ttl, skip)
             left = give_up_at - loop.time()
             if taken or left <= 0:
                 return taken
             await self._wait(topics, min(left, LONGEST_WAIT, *due))
 
     async def _take(
-        self, topics: Sequence[str], limit: int, ttl: float
+        self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], list[float]]:
         """Leases, and in how many seconds there may be more."""
         taken: list[Lease] = []
         due: list[float] = []
         for topic in topics:
             token = f"{uuid.uuid4().hex}-"
-            found, next_due = await self._run(_LEASE, topic, limit - len(taken), ttl, token)
+            found, next_due = await self._run(_LEASE, topic, limit - len(taken), ttl, token, *skip)
             taken += [
                 Lease(topic, id.decode(), token.decode(), body, count, float(until))
                 for id, token, body, count, until in found
@@ -282,10 +432,18 @@ class RedisQueue:
         if lost:
             raise LeaseLost.of(lost)
 
-    async def remove(self, topic: str, ids: Sequence[str]) -> None:
+    async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
         if ids:
-            await self._run(_REMOVE, topic, *ids)
+            await self._run(_REMOVE, topic, int(leased), *ids)
+
+    async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
+        """Which of these there are; see the port."""
+        return {each.decode() for each in await self._run(_KNOWN, topic, *ids)} if ids else set()
+
+    async def drop(self, topic: str) -> None:
+        """Forget the topic; see the port."""
+        await self._run(_DROP, topic)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """The buried messages; see the port."""
@@ -294,9 +452,36 @@ class RedisQueue:
             for id, body, count, at in await self._run(_BURIED, topic, limit)
         ]
 
+    async def redrive(self, topic: str, ids: Sequence[str]) -> int:
+        """Make buried messages ready; see the port."""
+        return int(await self._run(_REDRIVE, topic, *ids)) if ids else 0
+
+    async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
+        """The messages that are ready; see the port."""
+        return [Message(id.decode(), body) for id, body in await self._run(_PEEK, topic, limit)]
+
+    async def topics(self) -> list[str] | None:
+        """The topics that have messages; see the port."""
+        start, end = "{" + self._prefix + ":", "}:body"
+        pattern = "".join(f"\\{each}" if each in "*?[]\\" else each for each in start) + "*" + end
+        found: set[str] = set()
+        async with self._errors_named():
+            async for key in self._redis.scan_iter(match=pattern, count=1000):
+                found.add(key.decode().removeprefix(start).removesuffix(end))
+        return sorted(found - {_WORKERS})
+
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has; see the port."""
         return Depth(*await self._run(_DEPTH, topic))
+
+    async def announce(self, name: str, body: bytes, ttl: float) -> None:
+        """Let others see this of a worker; see the port."""
+        await self._run(_ANNOUNCE, _WORKERS, name, body, ttl)
+
+    async def announced(self) -> Mapping[str, bytes] | None:
+        """What workers have announced; see the port."""
+        found = await self._run(_ANNOUNCED, _WORKERS)
+        return {name.decode(): body for name, body in zip(found[::2], found[1::2], strict=True)}
 
     async def close(self) -> None:
         """Let go of connections; see the port."""
@@ -313,7 +498,24 @@ class RedisQueue:
             script = self._scripts[source] = self._redis.register_script(_NAMES + source)
         limited = () if source is _PUT else (self._max_deliveries,)
         async with self._errors_named():
+            if not self._is_checked:
+                await self._check()
             return await script(keys=[self._key(topic)], args=[*limited, *values])
+
+    async def _check(self) -> None:
+        """See, once, whether the server is one that keeps what it is given."""
+        try:
+            policy = (await self._redis.info("memory")).get("maxmemory_policy", "noeviction")
+        except ResponseError:  # it may not be asked: then nothing is said of it
+            policy = "noeviction"
+        self._is_checked = True
+        if policy.startswith("allkeys"):
+            _log.warning(
+                "The queue %s may forget messages when its memory is full: set maxmemory-policy "
+                "to noeviction there (it is %s).",
+                self._url,
+                policy,
+            )
 
     @asynccontextmanager
     async def _errors_named(self) -> AsyncIterator[None]:
@@ -330,10 +532,32 @@ class RedisQueue:
                 f"The queue {self._url} refuses us ({error}): correct user and password in its URL."
             ) from error
         except (RedisError, OSError) as error:
-            raise QueueUnavailable(
-                f"The queue {self._url} does not answer ({error}): see whether the server runs, "
-                "and has room."
-            ) from error
+            told = str(error)
+            if any(word in told for word in _NOT_THE_PRIMARY):
+                # These connections stay with it: the next call is to find who is the primary now.
+                await self._redis.connection_pool.disconnect()
+                raise QueueUnavailable(
+                    f"The queue {self._url} is a replica, or is being made one ({told}): it is "
+                    "asked again, which finds the primary where the address leads to it."
+                ) from error
+            raise QueueUnavailable(f"The queue {self._url} {_advice(told)}") from error
+
+
+def _advice(told: str) -> str:
+    """What an error of Redis means, and what to do."""
+    if "MOVED" in told or "CROSSSLOT" in told or "ASK " in told:
+        return (
+            "is a Redis Cluster, which aflow does not support: use a single primary, with "
+            "sentinels (redis+sentinel://) for failover."
+        )
+    if "DB index is out of range" in told or "invalid DB index" in told:
+        return (
+            f"has no database of that number ({told}): correct the one behind the last slash of "
+            "its URL, or raise `databases` of the server."
+        )
+    if told.startswith("OOM"):
+        return f"is full ({told}): raise its maxmemory, or take messages out."
+    return f"does not answer ({told}): see whether the server runs there, and has room."
 
 
 def _by_topic(leases: Sequence[Lease]) -> list[tuple[str, list[Lease]]]:

@@ -10,7 +10,8 @@ import fcntl
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from aflow.queue.base import (
     Message,
     check_messages,
     check_topic,
+    group_of,
 )
 from aflow.queue.wakeup import WakeUp
 
@@ -36,7 +38,10 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT = 30.0  # seconds to wait for another process's transaction
 
-# `state` is r(eady), l(eased) or b(uried); `due` when a lease or a delay ends.
+# `state` is r(eady), d(elayed), l(eased) or b(uried); `due` when a lease or a delay ends, or when a
+# message was buried. The lowest `turn` goes first: see `_turn`. Version 1 had neither turns nor
+# priorities, nor workers.
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -49,29 +54,75 @@ CREATE TABLE IF NOT EXISTS messages (
     deliveries INTEGER NOT NULL DEFAULT 0,
     UNIQUE (topic, id)
 ) STRICT;
-CREATE INDEX IF NOT EXISTS by_state ON messages (topic, state, due, number);
+DROP INDEX IF EXISTS by_state;
+ALTER TABLE messages ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE messages ADD COLUMN turn INTEGER NOT NULL DEFAULT 0;
+UPDATE messages SET state = 'd' WHERE state = 'r' AND due > 0;
+CREATE INDEX ready ON messages (topic, priority DESC, turn, number) WHERE state = 'r';
+CREATE INDEX leased ON messages (topic, due) WHERE state = 'l';
+CREATE INDEX delayed ON messages (topic, due) WHERE state = 'd';
+CREATE INDEX buried ON messages (topic, due) WHERE state = 'b';
+CREATE TABLE turns (
+    topic TEXT NOT NULL,
+    grp TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    PRIMARY KEY (topic, grp, priority)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE workers (
+    name TEXT PRIMARY KEY, body BLOB NOT NULL, until REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+PRAGMA user_version = 2;
 """
-_PUT = "INSERT INTO messages (topic, id, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_PUT = """INSERT INTO messages (topic, id, body, priority, turn) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING"""
+_GROUP = "substr(id, 1, instr(id, ':') - 1)"
+_NOW_AT = """SELECT turn FROM messages WHERE topic = ? AND state = 'r' AND priority = ?
+ORDER BY turn LIMIT 1"""
+_LAST = "SELECT last FROM turns WHERE topic = ? AND grp = ? AND priority = ?"
+_IS_READY = f"""SELECT 1 FROM messages WHERE topic = ? AND state = 'r' AND priority = ? AND turn = ?
+AND {_GROUP} = ? LIMIT 1"""  # noqa: S608 -- a constant
+_NOTE_LAST = """INSERT INTO turns VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET last = excluded.last"""
+_FIRST = """coalesce((SELECT other.turn FROM messages AS other WHERE other.topic = messages.topic
+AND other.state = 'r' AND other.priority = messages.priority ORDER BY other.turn LIMIT 1), 0)"""
 _BURY = """UPDATE messages SET state = 'b', token = NULL
 WHERE topic = ?1 AND state = 'l' AND due <= ?2 AND deliveries >= ?3"""
-_COME_BACK = """UPDATE messages SET state = 'r', token = NULL
-WHERE topic = ?1 AND state = 'l' AND due <= ?2"""
+_COME_BACK = tuple(
+    f"""UPDATE messages SET state = 'r', token = NULL, due = 0, turn = {_FIRST}
+WHERE topic = ?1 AND state = '{state}' AND due <= ?2"""  # noqa: S608 -- constants
+    for state in "ld"
+)
 _LEASE = """UPDATE messages
-SET state = 'l', due = ?3, token = ?4 || number, deliveries = deliveries + 1
+SET state = 'l', due = ?2, token = ?3 || number, deliveries = deliveries + 1
 WHERE number IN (
-    SELECT number FROM messages WHERE topic = ?1 AND state = 'r' AND due <= ?2
-    ORDER BY due, number LIMIT ?5
-) RETURNING number, id, token, body, deliveries, due"""
-_NEXT_DUE = "SELECT min(due) FROM messages WHERE topic = ? AND state IN ('r', 'l')"
+    SELECT number FROM messages WHERE topic = ?1 AND state = 'r'{skip}
+    ORDER BY priority DESC, turn, number LIMIT ?4
+) RETURNING -priority, turn, number, id, token, body, deliveries, due"""
+_NEXT_DUE = """SELECT min(due) FROM (
+    SELECT * FROM (SELECT due FROM messages WHERE topic = ?1 AND state = 'l' ORDER BY due LIMIT 1)
+    UNION ALL
+    SELECT * FROM (SELECT due FROM messages WHERE topic = ?1 AND state = 'd' ORDER BY due LIMIT 1)
+)"""
+_FORGET_TURNS = "DELETE FROM turns WHERE topic = ?"
 _HELD = "topic = ? AND id = ? AND token = ? AND state = 'l' AND due > ?"
 _EXTEND = f"UPDATE messages SET due = ? WHERE {_HELD}"  # noqa: S608 -- a constant
 _ACK = f"DELETE FROM messages WHERE {_HELD}"  # noqa: S608 -- a constant
 _RELEASE = f"""UPDATE messages SET token = NULL, due = ?, deliveries = deliveries - ?,
-state = CASE WHEN deliveries - ? >= ? THEN 'b' ELSE 'r' END WHERE {_HELD}"""  # noqa: S608
-_REMOVE = "DELETE FROM messages WHERE topic = ? AND id = ? AND (state <> 'l' OR due <= ?)"
+turn = {_FIRST}, state = CASE WHEN deliveries - ? >= ? THEN 'b' ELSE ? END
+WHERE {_HELD}"""  # noqa: S608 -- constants
+_REMOVE = "DELETE FROM messages WHERE topic = ? AND id = ? AND (state <> 'l' OR due <= ? OR ?)"
+_KNOWN = "SELECT 1 FROM messages WHERE topic = ? AND id = ?"
+_DROP = "DELETE FROM messages WHERE topic = ?"
+_REDRIVE = f"""UPDATE messages SET state = 'r', due = 0, deliveries = 0, turn = {_FIRST}
+WHERE topic = ? AND id = ? AND state = 'b'"""  # noqa: S608 -- a constant
+_PEEK = """SELECT id, body FROM messages WHERE topic = ? AND state = 'r'
+ORDER BY priority DESC, turn, number LIMIT ?"""
 _BURIED = """SELECT id, body, deliveries, due FROM messages WHERE topic = ? AND state = 'b'
 ORDER BY due, number LIMIT ?"""
 _DEPTH = "SELECT state, count(*) FROM messages WHERE topic = ? GROUP BY state"
+_ANNOUNCE = """INSERT INTO workers VALUES (?, ?, ?)
+ON CONFLICT DO UPDATE SET body = excluded.body, until = excluded.until"""
 
 
 class SqliteQueue:
@@ -92,35 +143,56 @@ class SqliteQueue:
         """`sqlite:///path`"""
         return "sqlite:///" + self._path.as_uri().removeprefix("file://")
 
+    @property
+    def largest(self) -> int | None:
+        """No limit of its own."""
+        return None
+
     # ------------------------------------------------------------------ calls
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         """Add messages; see the port."""
         check_topic(topic)
-        rows = [(topic, message.id, message.body) for message in check_messages(messages)]
-        if rows:
-            await self._do(lambda db: db.executemany(_PUT, rows))
+        if check_messages(messages):
+            await self._do(lambda db: self._put(db, topic, messages))
             self._wake_up.ring()
 
+    @staticmethod
+    def _put(db: sqlite3.Connection, topic: str, messages: Sequence[Message]) -> None:
+        groups: defaultdict[tuple[str, int], list[Message]] = defaultdict(list)
+        for message in messages:
+            groups[group_of(message.id), message.priority].append(message)
+        for (group, priority), members in groups.items():
+            turn = _turn(db, topic, group, priority)
+            step = 1 if group else 0  # those of no group come in the order of their numbers
+            rows = [
+                (topic, each.id, each.body, priority, turn + step * place)
+                for place, each in enumerate(members)
+            ]
+            db.executemany(_PUT, rows)
+            if group:
+                db.execute(_NOTE_LAST, (topic, group, priority, turn + len(members) - 1))
+
     async def lease(
-        self, topics: Sequence[str], limit: int, ttl: float, wait: float = 0.0
+        self,
+        topics: Sequence[str],
+        limit: int,
+        ttl: float,
+        wait: float = 0.0,
+        skip: Collection[str] = (),
     ) -> list[Lease]:
         """Up to `limit` messages; see the port."""
         for topic in topics:
             check_topic(topic)
-        taken, _ = await self._take_or_give_back(topics, limit, ttl)
+        taken, _ = await self._take_or_give_back(topics, limit, ttl, skip)
         if taken or wait <= 0:
             return taken
-        return await self._wait(topics, limit, ttl, self._clock.monotonic() + wait)
-
-    async def _wait(
-        self, topics: Sequence[str], limit: int, ttl: float, give_up_at: float
-    ) -> list[Lease]:
+        give_up_at = self._clock.monotonic() + wait
         bell = self._wake_up.listen()
         try:
             while True:
                 bell.clear()
-                taken, due = await self._take_or_give_back(topics, limit, ttl)
+                taken, due = await self._take_or_give_back(topics, limit, ttl, skip)
                 left = give_up_at - self._clock.monotonic()
                 if taken or left <= 0:
                     return taken
@@ -131,10 +203,10 @@ class SqliteQueue:
             bell.close()
 
     async def _take_or_give_back(
-        self, topics: Sequence[str], limit: int, ttl: float
+        self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
     ) -> tuple[list[Lease], float | None]:
-        """The same as `_take`; what it took for somebody who is cancelled meanwhile goes back."""
-        taking = self._begin(lambda db: self._take(db, topics, limit, ttl))
+        """The same as `_take`; what it took for a caller that is cancelled meanwhile goes back."""
+        taking = self._begin(lambda db: self._take(db, topics, limit, ttl, skip))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
@@ -143,24 +215,42 @@ class SqliteQueue:
             raise
 
     def _take(
-        self, db: sqlite3.Connection, topics: Sequence[str], limit: int, ttl: float
+        self,
+        db: sqlite3.Connection,
+        topics: Sequence[str],
+        limit: int,
+        ttl: float,
+        skip: Collection[str],
     ) -> tuple[list[Lease], float | None]:
         """Leases, and when there may be more if there are none."""
         now = self._clock.now()
         taken: list[Lease] = []
         due: float | None = None
+        places = ", ".join(f"?{5 + number}" for number in range(len(skip)))
+        left_out = f" AND {_GROUP} NOT IN ({places})" if skip else ""
+        sql = _LEASE.format(skip=left_out)
         for topic in topics:
-            db.execute(_BURY, (topic, now, self._max_deliveries))
-            db.execute(_COME_BACK, (topic, now))
-            values = (topic, now, now + ttl, f"{uuid.uuid4().hex}-", limit - len(taken))
-            rows = sorted(db.execute(_LEASE, values).fetchall())
-            taken += [Lease(topic, *row[1:]) for row in rows]
+            self._settle(db, topic, now)
+            token = f"{uuid.uuid4().hex}-"
+            values = (topic, now + ttl, token, limit - len(taken), *skip)
+            rows = sorted(db.execute(sql, values).fetchall())
+            taken += [Lease(topic, *row[3:]) for row in rows]
             if len(taken) >= limit:
                 break
+            if not rows and not skip:
+                db.execute(_FORGET_TURNS, (topic,))  # nobody waits for a turn
             (next_due,) = db.execute(_NEXT_DUE, (topic,)).fetchone()
             if next_due is not None:
                 due = next_due if due is None else min(due, next_due)
         return taken, due
+
+    def _settle(self, db: sqlite3.Connection, topic: str, now: float) -> None:
+        """Make ready, or bury, whatever the time has come for."""
+        (due,) = db.execute(_NEXT_DUE, (topic,)).fetchone()
+        if due is not None and due <= now:
+            db.execute(_BURY, (topic, now, self._max_deliveries))
+            for sql in _COME_BACK:
+                db.execute(sql, (topic, now))
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Keep leases for longer; see the port."""
@@ -179,8 +269,10 @@ class SqliteQueue:
     ) -> None:
         """Give messages back; see the port."""
         back = 0 if counted else 1
-        due = self._clock.now() + delay if delay > 0 else 0.0
-        held = await self._held(leases, _RELEASE, (due, back, back, self._max_deliveries))
+        now = self._clock.now()
+        state, due = ("d", now + delay) if delay > 0 else ("r", now)
+        values = (due, back, back, self._max_deliveries, state)
+        held = await self._held(leases, _RELEASE, values)
         self._wake_up.ring()
         self._check(leases, held)
 
@@ -208,33 +300,85 @@ class SqliteQueue:
         if lost:
             raise LeaseLost.of(lost, extended)
 
-    async def remove(self, topic: str, ids: Sequence[str]) -> None:
+    async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
         now = self._clock.now()
-        rows = [(topic, name, now) for name in ids]
+        rows = [(topic, name, now, leased) for name in ids]
         if rows:
             await self._do(lambda db: db.executemany(_REMOVE, rows))
+
+    async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
+        """Which of these there are; see the port."""
+        if not ids:
+            return set()
+        return await self._do(
+            lambda db: {name for name in ids if db.execute(_KNOWN, (topic, name)).fetchone()}
+        )
+
+    async def drop(self, topic: str) -> None:
+        """Forget the topic; see the port."""
+
+        def drop(db: sqlite3.Connection) -> None:
+            db.execute(_DROP, (topic,))
+            db.execute(_FORGET_TURNS, (topic,))
+
+        await self._do(drop)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """The buried messages; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
-            db.execute(_BURY, (topic, self._clock.now(), self._max_deliveries))
+            self._settle(db, topic, self._clock.now())
             return db.execute(_BURIED, (topic, limit)).fetchall()
 
         return [Buried(topic, *row) for row in await self._do(find)]
+
+    async def redrive(self, topic: str, ids: Sequence[str]) -> int:
+        """Make buried messages ready; see the port."""
+        redriven = await self._do(
+            lambda db: sum(db.execute(_REDRIVE, (topic, name)).rowcount for name in ids)
+        )
+        self._wake_up.ring()
+        return redriven
+
+    async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
+        """The messages that are ready; see the port."""
+
+        def find(db: sqlite3.Connection) -> list[Any]:
+            self._settle(db, topic, self._clock.now())
+            return db.execute(_PEEK, (topic, limit)).fetchall()
+
+        return [Message(*row) for row in await self._do(find)]
+
+    async def topics(self) -> list[str] | None:
+        """The topics that have messages; see the port."""
+        sql = "SELECT DISTINCT topic FROM messages ORDER BY topic"
+        return [topic for (topic,) in await self._do(lambda db: db.execute(sql).fetchall())]
 
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has; see the port."""
 
         def count(db: sqlite3.Connection) -> dict[str, int]:
-            now = self._clock.now()
-            db.execute(_BURY, (topic, now, self._max_deliveries))
-            db.execute(_COME_BACK, (topic, now))
+            self._settle(db, topic, self._clock.now())
             return dict(db.execute(_DEPTH, (topic,)).fetchall())
 
         found = await self._do(count)
-        return Depth(found.get("r", 0), found.get("l", 0), found.get("b", 0))
+        ready = found.get("r", 0) + found.get("d", 0)
+        return Depth(ready, found.get("l", 0), found.get("b", 0))
+
+    async def announce(self, name: str, body: bytes, ttl: float) -> None:
+        """Let others see this of a worker; see the port."""
+        until = self._clock.now() + ttl if body else 0.0
+        await self._do(lambda db: db.execute(_ANNOUNCE, (name, body, until)))
+
+    async def announced(self) -> Mapping[str, bytes] | None:
+        """What workers have announced; see the port."""
+
+        def find(db: sqlite3.Connection) -> list[Any]:
+            db.execute("DELETE FROM workers WHERE until <= ?", (self._clock.now(),))
+            return db.execute("SELECT name, body FROM workers").fetchall()
+
+        return dict(await self._do(find))
 
     async def close(self) -> None:
         """Let go of the file; see the port."""
@@ -281,7 +425,16 @@ class SqliteQueue:
             fcntl.flock(folder, fcntl.LOCK_EX)
             if self._path.stat().st_size == 0:
                 db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(_SCHEMA)
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version < _VERSION:
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            elif version > _VERSION:
+                raise QueueUnavailable(
+                    f"The queue in {self._path} was made by a newer aflow: upgrade this one."
+                )
+        except BaseException:
+            db.close()
+            raise
         finally:
             os.close(folder)
         return db
@@ -302,3 +455,15 @@ class SqliteQueue:
                 f"The queue in {self._path} cannot be used: {error}. Check that its folder is "
                 "there, may be written, and has room."
             ) from error
+
+
+def _turn(db: sqlite3.Connection, topic: str, group: str, priority: int) -> int:
+    """The turn of the next message of a group: the one that is being handed out; or, while the
+    group's last message waits, the one after that. So groups take turns, and one that has few
+    messages has them handed out soon."""
+    found = db.execute(_NOW_AT, (topic, priority)).fetchone()
+    now = int(found[0]) if found else 0
+    last = db.execute(_LAST, (topic, group, priority)).fetchone() if group else None
+    if last is None or not db.execute(_IS_READY, (topic, priority, last[0], group)).fetchone():
+        return now
+    return max(now, int(last[0]) + 1)

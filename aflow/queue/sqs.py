@@ -15,6 +15,10 @@ What SQS cannot, and so is otherwise than the port says:
 - SQS does not tell an old receipt from a new one. So a lease is known only to the object that gave
   it, and ends there a second before it ends in SQS.
 - Only buried messages can be removed. Others come, and whoever gets them finds that nobody waits.
+  Which messages there are (`known`, `peek`, `topics`), and which workers, SQS does not tell.
+- There are no priorities. Groups take turns as far as SQS has fair queues: a message carries its
+  group, where the service takes that. What is to be skipped is taken and given back, which is
+  not counted.
 - Times are whole seconds, rounded up; a lease with its extensions ends after 12 hours. `depth` is
   an estimate, of messages of SQS. Who waits for several topics looks at them in turn, a second
   each.
@@ -32,7 +36,7 @@ import hashlib
 import math
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -53,9 +57,10 @@ from aflow.queue.base import (
     Message,
     check_messages,
     check_topic,
+    group_of,
 )
 from aflow.queue.letters import LARGEST, MOST, Letter, bundled, read, size_of, write
-from aflow.queue.sqs_service import LONGEST_WAIT, SqsService
+from aflow.queue.sqs_service import LONGEST_WAIT, SqsService, code_of
 
 T = TypeVar("T")
 
@@ -67,6 +72,9 @@ _REST = "rest"  # of a message: what we leave to others
 _LOOK = 30.0  # seconds for which buried messages are out of sight while somebody looks at them
 _CHANGE, _DELETE = "change_message_visibility_batch", "delete_message_batch"
 _NAME = re.compile(r"[A-Za-z0-9_\-]{1,40}\Z")
+_SKIPPED = 15.0  # seconds for which what we leave to others is out of sight
+# What a service answers that knows nothing of fair queues.
+_NOT_FAIR = frozenset({"InvalidParameterValue", "InvalidParameter", "InvalidParameterCombination"})
 _LOST = frozenset({"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight"})
 
 
@@ -132,6 +140,7 @@ class SqsQueue:
         self._service = SqsService(url, region, endpoint)
         self._held: dict[str, _Held] = {}
         self._unsettled: dict[str, set[str]] = {}  # by receipt, the leases of a message
+        self._is_fair = True  # until the service has refused groups
         self._usual: dict[str, int] = {}  # by topic, how many letters a message had lately
 
     @property
@@ -139,13 +148,20 @@ class SqsQueue:
         """As it was given: there are no credentials in it."""
         return self._url
 
+    @property
+    def largest(self) -> int | None:
+        """What SQS takes, unless there is a store for larger ones."""
+        return None if self._store is not None else (LARGEST * 3 // 4) - 1024
+
     # ------------------------------------------------------------------ put and lease
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         """Add messages; see the port, and what this module says of it."""
         check_topic(topic)
         check_messages(messages)
-        letters = [await self._fitting(topic, Letter(*message)) for message in messages]
+        letters = [
+            await self._fitting(topic, Letter(message.id, message.body)) for message in messages
+        ]
         await self._send(self._name(topic), bundled(letters))
 
     async def _fitting(self, topic: str, letter: Letter) -> Letter:
@@ -162,20 +178,63 @@ class SqsQueue:
         return letter._replace(kept=kept)
 
     async def _send(self, name: str, bundles: Sequence[Sequence[Letter]], delay: int = 0) -> None:
-        entries = [{"MessageBody": write(each), "DelaySeconds": delay} for each in bundles]
-        failed = await self._service.in_calls("send_message_batch", name, entries)
+        entries = [
+            {"MessageBody": write(each), "DelaySeconds": delay, **self._group(each)}
+            for each in bundles
+        ]
+        failed = await self._sent(name, entries)
+        if self._is_fair and set(failed.values()) & _NOT_FAIR:
+            self._is_fair = False
+            for each in entries:
+                each.pop("MessageGroupId", None)
+            failed = await self._sent(name, [entries[number] for number in failed])
         if failed:
             raise QueueUnavailable(
                 f"The queue {self._url} has not taken {len(failed)} of {len(entries)} messages "
                 f"({next(iter(failed.values()))}): put them again."
             )
 
+    async def _sent(self, name: str, entries: Sequence[dict[str, Any]]) -> dict[int, str]:
+        """Send these: the codes of those that failed, by number."""
+        try:
+            return await self._service.in_calls("send_message_batch", name, entries)
+        except QueueUnavailable as error:
+            code = code_of(error)
+            if self._is_fair and code in _NOT_FAIR:  # then all of them are refused
+                return dict.fromkeys(range(len(entries)), code)
+            raise
+
+    def _group(self, bundle: Sequence[Letter]) -> dict[str, str]:
+        """The group of a message, for SQS's fair queues; of several, that of the first."""
+        group = group_of(bundle[0].id) if self._is_fair else ""
+        return {"MessageGroupId": group[:128]} if group else {}
+
     async def lease(
-        self, topics: Sequence[str], limit: int, ttl: float, wait: float = 0.0
+        self,
+        topics: Sequence[str],
+        limit: int,
+        ttl: float,
+        wait: float = 0.0,
+        skip: Collection[str] = (),
     ) -> list[Lease]:
         """Up to `limit` messages; see the port."""
         for topic in topics:
             check_topic(topic)
+        give_up_at = self._clock.monotonic() + wait
+        while True:
+            left = max(0.0, give_up_at - self._clock.monotonic())
+            taken = await self._lease(topics, limit, ttl, left)
+            skipped = [each for each in taken if group_of(each.id) in skip] if skip else []
+            if not skipped:
+                return taken
+            with contextlib.suppress(LeaseLost):
+                await self.release(skipped, delay=_SKIPPED, counted=False)
+            if len(skipped) < len(taken) or give_up_at <= self._clock.monotonic():
+                return [each for each in taken if each not in skipped]
+
+    async def _lease(
+        self, topics: Sequence[str], limit: int, ttl: float, wait: float
+    ) -> list[Lease]:
         self._forget_ended()
         give_up_at = self._clock.monotonic() + wait
         taken: list[Lease] = []
@@ -408,7 +467,7 @@ class SqsQueue:
 
     # ------------------------------------------------------------------ looking
 
-    async def remove(self, topic: str, ids: Sequence[str]) -> None:
+    async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget buried messages; others stay, see the module's text."""
         if not ids:
             return
@@ -433,6 +492,42 @@ class SqsQueue:
             at = letter.buried_at
             found.append(Buried(topic, letter.id, letter.body, letter.deliveries, at))
         return sorted(found, key=lambda each: each.buried_at)
+
+    async def redrive(self, topic: str, ids: Sequence[str]) -> int:
+        """Make buried messages ready; see the port."""
+        name = self._name(check_topic(topic)) + _BURIED
+        found = await self._look(name, None)
+        again = [(handle, letter) for handle, letter in found if letter.id in set(ids)]
+        letters = [letter._replace(deliveries=0, buried_at=0.0) for _, letter in again]
+        await self._send(self._name(topic), [[each] for each in letters])
+        await self._service.in_calls(_DELETE, name, [_entry(handle) for handle, _ in again])
+        await self._give_back(name, [each for each in found if each not in again])
+        return len(again)
+
+    async def drop(self, topic: str) -> None:
+        """Delete the queues of the topic; see the port."""
+        name = self._name(check_topic(topic))
+        await self._service.delete(name)
+        await self._service.delete(name + _BURIED)
+
+    async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
+        """SQS does not tell."""
+        return None
+
+    async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
+        """SQS does not tell."""
+        return None
+
+    async def topics(self) -> list[str] | None:
+        """SQS does not tell: names of queues are shortened ones of topics."""
+        return None
+
+    async def announce(self, name: str, body: bytes, ttl: float) -> None:
+        """There is no place for it."""
+
+    async def announced(self) -> Mapping[str, bytes] | None:
+        """SQS does not tell."""
+        return None
 
     async def _look(self, name: str, limit: int | None) -> list[tuple[str, Letter]]:
         """Receipts and messages of a queue, all or at least so many; they are to be given back."""

@@ -67,6 +67,19 @@ class SqsService:
             self._urls[name] = answer["QueueUrl"]
         return self._urls[name]
 
+    async def delete(self, name: str) -> None:
+        """Delete the queue of this name, if it is there."""
+        try:
+            found = (
+                self._urls.get(name)
+                or (await self.call("get_queue_url", QueueName=name))["QueueUrl"]
+            )
+            await self.call("delete_queue", QueueUrl=found)
+        except _NoQueue:
+            return
+        finally:
+            self._urls.pop(name, None)
+
     async def in_calls(
         self, call: str, name: str, entries: Sequence[dict[str, Any]]
     ) -> dict[int, str]:
@@ -126,6 +139,12 @@ class SqsService:
         """Let go of connections. May be called twice."""
         self._sqs = None
         await self._stack.aclose()
+
+
+def code_of(error: QueueUnavailable) -> str:
+    """The code with which SQS has refused a call; empty where it did not."""
+    cause = error.__cause__
+    return str(cause.response["Error"]["Code"]) if isinstance(cause, faults.ClientError) else ""
 
 
 class _NoQueue(QueueUnavailable):

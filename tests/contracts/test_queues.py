@@ -154,6 +154,215 @@ async def test_what_cannot_be_an_id_is_refused_and_nothing_of_it_is_put(
     assert Depth(0, 0, 0) == await queue.depth("t")
 
 
+# ------------------------------------------------------------------ turns
+
+
+def of(group: str, count: int, priority: int = 0) -> list[Message]:
+    """So many messages of a group."""
+    return [Message(f"{group}:{each}", b"", priority) for each in range(count)]
+
+
+async def test_groups_take_turns_and_one_with_few_messages_does_not_wait_for_one_with_many(
+    queue: Queue, backend: Backend
+) -> None:
+    strict(backend)
+    await queue.put("t", of("wide", 40))
+    assert ["wide:0", "wide:1"] == ids(await queue.lease(["t"], 2, LONG))
+    await queue.put("t", of("small", 3))
+
+    got = [await one(queue) for _ in range(8)]
+
+    small = [place for place, each in enumerate(got) if each.id.startswith("small")]
+    assert [0, 2, 4] == [place // 2 * 2 for place in small]
+    assert ["small:0", "small:1", "small:2"] == [got[place].id for place in small]
+    rest = [each.id for each in got if each.id.startswith("wide")]
+    assert [f"wide:{number}" for number in range(2, 7)] == rest
+
+
+async def test_a_group_whose_messages_were_handed_out_begins_again_beside_the_others(
+    queue: Queue, backend: Backend
+) -> None:
+    strict(backend)
+    await queue.put("t", of("first", 30))
+    await queue.lease(["t"], 30, LONG)
+    await queue.put("t", of("second", 4))
+    await queue.put("t", [Message(f"first:{number}", b"") for number in range(30, 34)])
+
+    got = ids(await queue.lease(["t"], 4, LONG))
+
+    assert {"first:30", "first:31", "second:0", "second:1"} == set(got)
+
+
+async def test_a_higher_priority_goes_first_and_within_one_groups_take_turns(
+    queue: Queue, backend: Backend
+) -> None:
+    strict(backend)
+    await queue.put("t", of("plain", 2))
+    await queue.put("t", of("low", 1, -5))
+    await queue.put("t", of("urgent", 3, 7))
+    await queue.put("t", of("urgent-too", 1, 7))
+
+    got = ids(await queue.lease(["t"], 9, LONG))
+
+    assert {"urgent:0", "urgent-too:0"} == set(got[:2])
+    assert ["urgent:1", "urgent:2", "plain:0", "plain:1", "low:0"] == got[2:]
+
+
+async def test_what_comes_back_goes_before_the_others_of_its_priority(
+    queue: Queue, backend: Backend
+) -> None:
+    strict(backend)
+    await queue.put("t", of("urgent", 1, 3))
+    await queue.put("t", of("wide", 4))
+    urgent, first, second = await queue.lease(["t"], 3, LONG)
+    await queue.put("t", of("wider", 4))
+    await queue.release([first], counted=False)
+    await queue.release([urgent])
+
+    assert "urgent:0" == (await one(queue)).id
+    assert "wide:0" in ids(await queue.lease(["t"], 2, LONG))
+    await queue.ack([second])
+
+
+async def test_a_priority_has_bounds(queue: Queue) -> None:
+    with pytest.raises(InvalidName, match="101 cannot be a priority"):
+        await queue.put("t", [Message("a", b"", 101)])
+
+
+async def test_groups_that_are_skipped_are_left_to_others(queue: Queue, other: Queue) -> None:
+    await queue.put("t", of("odd", 2))
+    await queue.put("t", of("good", 1))
+
+    lease = (await queue.lease(["t"], 1, LONG, WAIT, skip={"odd", "odder"}))[0]
+    assert "good:0" == lease.id
+    assert [] == await queue.lease(["t"], 5, LONG, skip={"odd"})
+    await queue.ack([lease])
+
+    got: list[Lease] = []
+    while len(got) < 2:
+        got += await other.lease(["t"], 5, LONG, WAIT)
+    assert ["odd:0", "odd:1"] == sorted(ids(got))
+    assert [1, 1] == [each.deliveries for each in got]
+
+
+async def test_who_skips_all_that_there_is_waits_for_more(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    strict(backend)
+    await queue.put("t", of("odd", 300))
+    waiting = asyncio.ensure_future(queue.lease(["t"], 1, LONG, WAIT, skip={"odd"}))
+    await asyncio.sleep(0.05)
+    await other.put("t", of("good", 1))
+    assert ["good:0"] == ids(await waiting)
+
+
+# ------------------------------------------------------------------ looking, and taking out
+
+
+async def test_what_the_topic_has_is_known_and_what_was_forgotten_is_not(
+    queue: Queue, backend: Backend
+) -> None:
+    if not backend.strict:
+        assert await queue.known("t", ["a"]) is None
+        return
+    await queue.put("t", messages("ready", "leased", "done", "buried"))
+    leases = {each.id: each for each in await queue.lease(["t"], 4, LONG)}
+    await queue.ack([leases["done"]])
+    await queue.release([leases["ready"]])
+    for _ in range(MAX_DELIVERIES - 1):
+        await queue.release([leases["buried"]])
+        leases |= {each.id: each for each in await queue.lease(["t"], 9, LONG)}
+    await queue.release([leases["buried"]])
+
+    names = ["ready", "leased", "done", "buried", "never"]
+    assert {"ready", "leased", "buried"} == await queue.known("t", names)
+    assert set() == await queue.known("t", [])
+    assert set() == await queue.known("other", names)
+
+
+async def test_a_message_can_be_taken_from_who_has_leased_it(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    strict(backend)
+    await queue.put("t", messages("a", "b"))
+    lease, _ = await queue.lease(["t"], 2, LONG)
+    await other.remove("t", ["a", "b"])
+    assert Depth(0, 2, 0) == await other.depth("t")
+
+    await other.remove("t", ["a"], leased=True)
+
+    assert Depth(0, 1, 0) == await other.depth("t")
+    with pytest.raises(LeaseLost):
+        await queue.extend([lease], LONG)
+    await queue.put("t", messages("a"))
+    assert 1 == (await one(queue)).deliveries
+
+
+async def test_a_topic_is_dropped_with_all_of_its_messages(queue: Queue, backend: Backend) -> None:
+    await queue.put("t", messages("a", "b", "c"))
+    await queue.put("other", messages("a"))
+    await queue.lease(["t"], 1, LONG)
+
+    await queue.drop("t")
+    await queue.drop("never")
+
+    assert "a" == (await one(queue, topic="other")).id
+    if backend.strict:
+        assert Depth(0, 0, 0) == await queue.depth("t")
+        assert ["other"] == await queue.topics()
+
+
+async def test_what_was_buried_can_be_made_ready_again(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    await queue.put("t", messages("a"))
+    await queue.put("t", messages("b"))
+    for _ in range(MAX_DELIVERIES):
+        for lease in [await one(queue), await one(queue)]:
+            await queue.release([lease])
+    while len(await queue.buried("t")) < 2:
+        assert [] == await queue.lease(["t"], 5, LONG, 0.1)
+
+    waiting = asyncio.ensure_future(other.lease(["t"], 5, LONG, WAIT))
+    assert 1 == await queue.redrive("t", ["a", "never"])
+
+    (again,) = await waiting
+    assert ("a", 1, b"body of a") == (again.id, again.deliveries, again.body)
+    assert ["b"] == [each.id for each in await queue.buried("t")]
+
+
+async def test_what_waits_can_be_looked_at_in_the_order_in_which_it_comes(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    await queue.put("t", messages("c", "a"))
+    await queue.put("t", [Message("b", b"first", 9)])
+    seen = await other.peek("t", 2)
+    if not backend.strict:
+        assert seen is None
+        return
+    assert seen is not None
+    assert [("b", b"first"), ("c", b"body of c")] == [(each.id, each.body) for each in seen]
+    assert ["b", "c", "a"] == ids(await queue.lease(["t"], 3, LONG))
+    assert [] == await other.peek("t")
+
+
+async def test_what_a_worker_announces_is_seen_until_its_time_is_over(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    await queue.announce("worker-1", b"one", LONG)
+    if not backend.strict:
+        assert await other.announced() is None
+        return
+    await queue.announce("worker-2", b"two", backend.shortest)
+    await queue.announce("worker-3", b"three", LONG)
+    await queue.announce("worker-1", b"one more", LONG)
+    await queue.announce("worker-3", b"", LONG)
+    while len(await other.announced() or {}) > 1:
+        await asyncio.sleep(backend.shortest / 2)
+    assert {"worker-1": b"one more"} == await other.announced()
+    assert [] == await queue.topics()
+
+
 # ------------------------------------------------------------------ waiting
 
 

@@ -18,6 +18,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from aflow.errors import AflowError
+
 _ROOT = "metaflow"
 METAFLOW_EXIT_ALLOW_RETRY = 203
 
@@ -28,7 +30,7 @@ _EXCEPTIONS = {
     "MetaflowDataMissing": "aflow.errors:ObjectNotFound",
     "MetaflowException": "aflow.errors:AflowError",
     "MetaflowExceptionWrapper": "aflow.flow.caught:ExceptionWrapper",
-    "MetaflowInternalError": "aflow.errors:AflowError",
+    "MetaflowInternalError": "aflow.compat:MetaflowInternalError",
     "MetaflowInvalidPathspec": "aflow.errors:InvalidName",
     "MetaflowNamespaceMismatch": "aflow.errors:NamespaceMismatch",
     "MetaflowNotFound": "aflow.errors:NotFound",
@@ -190,8 +192,14 @@ MODULES: dict[str, dict[str, str]] = {
         "FlowSpec": "aflow:FlowSpec",
         "InvalidNextException": "aflow.errors:InvalidTransition",
     },
-    "graph": {"FlowGraph": "aflow.flow.graph:Graph"},
-    "includefile": {"IncludeFile": "aflow:IncludeFile"},
+    "graph": {
+        "DAGNode": "aflow.flow.private:GraphNode",
+        "FlowGraph": "aflow.flow.private:FlowGraph",
+    },
+    "includefile": {
+        "IncludeFile": "aflow:IncludeFile",
+        "IncludedFile": "aflow.flow.includefile:IncludedFile",
+    },
     "lint": {"LintWarn": "aflow.errors:InvalidFlow"},
     "metaflow_config": {},
     "metaflow_config_funcs": {"from_conf": "aflow.compat:from_conf"},
@@ -230,7 +238,7 @@ MODULES: dict[str, dict[str, str]] = {
     "plugins.cards.card_modules.card": _CARDS,
     "plugins.cards.card_modules.components": _CARDS,
     "plugins.cards.exception": _CARD_ERRORS,
-    "plugins.catch_decorator": {"FailureHandledByCatch": "aflow.errors:TaskError"},
+    "plugins.catch_decorator": {"FailureHandledByCatch": "aflow.flow.caught:FailureHandledByCatch"},
     "plugins.datatools": _S3,
     "plugins.datatools.local": {
         "MetaflowLocalNotFound": "aflow.errors:ObjectNotFound",
@@ -258,7 +266,7 @@ MODULES: dict[str, dict[str, str]] = {
     "runner.nbdeploy": {"NBDeployer": "aflow:NBDeployer"},
     "runner.nbrun": {"NBRunner": "aflow:NBRunner"},
     "runtime": {"TaskFailed": "aflow.errors:RunFailed"},
-    "tuple_util": {"ForeachFrame": "aflow.storage.manifest:ForeachFrame"},
+    "tuple_util": {"ForeachFrame": "aflow.flow.private:ForeachFrame"},
     "user_configs": {},
     "user_configs.config_parameters": _CONFIGS,
     "user_decorators": {},
@@ -297,6 +305,23 @@ def install_if_missing() -> None:
     """The same, where Metaflow is not installed."""
     if _ROOT not in sys.modules and util.find_spec(_ROOT) is None:
         install()
+
+
+def name_in_metaflow(kind: type) -> tuple[str, str] | None:
+    """Module and name that a class of aflow has in Metaflow, while aflow stands for it; else None,
+    as for all other classes."""
+    if not kind.__module__.startswith("aflow.") or not is_installed():
+        return None
+    home = f"{kind.__module__}:{kind.__qualname__}"
+    for module in ("exception", *sorted(MODULES)):  # where several have it, the general one
+        for name, where in MODULES[module].items():
+            if where == home:
+                return f"{_ROOT}.{module}", name
+    return None
+
+
+class MetaflowInternalError(AflowError):
+    """Raised by flows alone."""
 
 
 def get_username() -> str:

@@ -59,6 +59,7 @@ class Settings:
     max_workers: int = 16
     max_num_splits: int = 100
     max_log_size: int = 10
+    retry_wait: float | None = None
     default_secrets_backend: str | None = None
     default_secrets_role: str | None = None
     secrets_region: str | None = None
@@ -206,7 +207,8 @@ class RunOptions:
     """What one run is started with, all resolved and checked.
 
     `parameters` hold a value for every parameter of the flow. `max_log_size` is in bytes per
-    stream of an attempt. `namespace` is the client's inside the run: None is the user's own,
+    stream of an attempt. `retry_wait` is how many seconds pass between attempts, None leaves that
+    to @retry. `namespace` is the client's inside the run: None is the user's own,
     "" none at all (the global one). `decospecs` are already attached to the definition; they are
     here for the record. `run_id_file` is where the run's id is to be written.
 
@@ -230,6 +232,7 @@ class RunOptions:
     max_log_size: int = 10 << 20
     isolation: Isolation = "task"
     fail_fast: bool = False
+    retry_wait: float | None = None
     decospecs: tuple[str, ...] = ()
     run_id_file: Path | None = None
     namespace: str | None = None
@@ -386,6 +389,16 @@ def _metadata(hit: _Hit) -> str:
     return value
 
 
+def _seconds(hit: _Hit) -> float:
+    try:
+        value = float(hit.value)
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        hit.refuse("a number of seconds, 0 or more")
+    return value
+
+
 def _number(hit: _Hit) -> int:
     value = hit.value
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
@@ -466,6 +479,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),
+    "retry_wait": (("RETRY_WAIT",), _seconds),
 }
 KEYS = frozenset(key for keys, _ in _FIELDS.values() for key in keys)
 """The keys of all of them, without prefix."""

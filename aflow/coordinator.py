@@ -458,7 +458,7 @@ def _machine(
         return SingleTask(only)
     return RunMachine(
         definition.graph,
-        policies_from(definition),
+        policies_from(definition, options.retry_wait),
         max_workers=AT_ONCE if options.clone_only else options.max_workers,
         lookahead=lookahead,
         max_num_splits=options.max_num_splits,

@@ -65,6 +65,9 @@ class AflowError(Exception):
 
     headline = "aflow failed"
 
+    def __init__(self, *args: object, msg: object = None) -> None:
+        super().__init__(*(args if msg is None else (msg, *args)))  # `msg` is Metaflow's name
+
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
@@ -72,6 +75,10 @@ class AflowError(Exception):
     def message(self) -> str:
         """The sentence."""
         return AflowError.__str__(self)
+
+    @message.setter
+    def message(self, text: object) -> None:
+        self.args = (text, *self.args[1:])
 
 
 class InvalidInput(AflowError):

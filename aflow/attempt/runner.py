@@ -21,7 +21,7 @@ from aflow.attempt.task import RunningTask
 from aflow.attempt.variables import Variables
 from aflow.config import Settings
 from aflow.errors import AflowError, InvalidTransition, TaskTimedOut
-from aflow.flow.caught import ExceptionWrapper
+from aflow.flow.caught import ExceptionWrapper, FailureHandledByCatch
 from aflow.flow.current import current
 from aflow.flow.graph import Kind
 from aflow.flow.outline import outline
@@ -271,7 +271,7 @@ class Runner:
             "origin_run_id": context.origin_run,
             "namespace": context.namespace,
             "username": context.user,
-            "tags": context.tags,
+            "tags": set(context.tags),
             "graph": lambda: outline(self.definition),
             "tempdir": lambda: Settings.load().tempdir,
             "parameter_names": list(self.definition.parameters),
@@ -411,13 +411,17 @@ class Runner:
         """@catch, where the step's process died: the step is settled without running it."""
         if execution.error is not None:
             raise execution.error
-        reason = RuntimeError("the process that ran the step died; @catch settled the step")
+        reason = FailureHandledByCatch(
+            "the process that ran the step died; @catch settled the step"
+        )
         return self._caught(execution, reason)
 
     def _caught(self, execution: Execution, error: BaseException) -> AttemptReport:
         catch = execution.step.decorator("catch")
         if catch is not None and catch.var:
-            setattr(execution.flow, catch.var, ExceptionWrapper.of(error, user_traceback(error)))
+            name = ".".join(name_of(type(error)))
+            caught = ExceptionWrapper.of(error, user_traceback(error), name)
+            setattr(execution.flow, catch.var, caught)
         manifest = self._manifest(execution)
         manifest.error = describe(error, caught=True)
         return self._success(execution, manifest, self.definition.graph[execution.step.name].next)
@@ -535,11 +539,20 @@ def sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def name_of(kind: type[BaseException]) -> tuple[str, str]:
+    """Module and name of a class of exceptions; where aflow stands for Metaflow, as it is called
+    there: flows compare these names."""
+    compat = sys.modules.get("aflow.compat")  # else it stands for nothing
+    known = None if compat is None else compat.name_in_metaflow(kind)
+    return known or (kind.__module__, kind.__name__)
+
+
 def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
     """The exception as plain values, for the manifest."""
+    module, kind = name_of(type(error))
     return {
-        "type": type(error).__name__,
-        "module": type(error).__module__,
+        "type": kind,
+        "module": module,
         "message": safe_text(error),
         "traceback": user_traceback(error),
         "caught": caught,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.attempt.inputs import InputTask, JoinInputs, Manifests, TaskArtifacts
 from aflow.errors import ArtifactNotFound, MergeArtifactsError
+from aflow.flow.graph import Kind
 from aflow.flow.merge import Merge
 from aflow.flow.spec import left_artifacts
 from aflow.ids import PARAMETERS_TASK
@@ -51,7 +52,7 @@ class RunningTask:
     ) -> None:
         self.flow_name = definition.name
         self.step_name = spec.step
-        self._definition = definition
+        self.definition = definition
         self._spec = spec
         self._inputs = inputs
         self._manifests = manifests
@@ -102,7 +103,9 @@ class RunningTask:
     def _item(self, frame: ForeachFrame) -> Any:
         items = self._manifests.of(frame.split).items
         if items is None:
-            return None
+            # The members of a gang have no items: each has its place in it, as in Metaflow.
+            kind = self.definition.graph[frame.step].kind
+            return frame.index if kind is Kind.PARALLEL else None
         if self._own_item is not None and frame.split == self._spec.split:
             return self._own_item.value(self._blobs)
         return self._items.read(items, frame.index).value(self._blobs)
@@ -110,7 +113,7 @@ class RunningTask:
     @property
     def node(self) -> Node:
         """The step, as the graph has it."""
-        return self._definition.graph.nodes[self.step_name]
+        return self.definition.graph.nodes[self.step_name]
 
     @property
     def stack(self) -> tuple[ForeachFrame, ...]:
@@ -138,7 +141,7 @@ class RunningTask:
             opener = self._manifests.with_item(split, index)
             self._own_item = self._items.read(opener.items, index)
         text = "" if self._own_item is None else self._own_item.text
-        split_step = self._definition.graph[self.step_name].splits[-1]
+        split_step = self.definition.graph[self.step_name].splits[-1]
         return ForeachFrame(split_step, opener.transition[1] or "", count, index, text, split)
 
     # ------------------------------------------------------------ joins
@@ -177,7 +180,7 @@ class RunningTask:
         include: Collection[str] | None,
     ) -> None:
         """Take over, by key, what the inputs agree on; see FlowSpec.merge_artifacts."""
-        if not self._definition.steps[self.step_name].takes_inputs:
+        if not self.definition.steps[self.step_name].takes_inputs:
             raise MergeArtifactsError(
                 f"merge_artifacts was called in step {self.step_name!r}, which is not a join: "
                 "only a step with the arguments (self, inputs) has artifacts to merge."

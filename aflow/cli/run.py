@@ -232,6 +232,7 @@ def _options(
         max_log_size=settings.max_log_size << 20,
         isolation=settings.isolation,
         fail_fast=fail_fast,
+        retry_wait=settings.retry_wait,
         decospecs=decospecs,
         run_id_file=_writable(run_id_file),
         namespace=settings.namespace if namespace is None else namespace,

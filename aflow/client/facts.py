@@ -40,7 +40,19 @@ def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact
         for record in source.metadata.metadata(source.key, task)
         if attempt in (None, record.attempt)
     ]
+    if view.task.origin:
+        known = {fact.name for fact in found}
+        found += [fact for fact in _of_origin(source, view.task.origin) if fact.name not in known]
     return sorted(found, key=lambda fact: fact.at)
+
+
+def _of_origin(source: RunSource, origin: str) -> list[Fact]:
+    """The facts of the task that this one was taken over from: where it ran, and what its step has
+    noted; none where its run is not there any more."""
+    run, _, task = origin.split("/")
+    theirs = source.of_run(run)
+    view = None if theirs is None else theirs.metadata.task(theirs.key, int(task))
+    return [] if theirs is None or view is None else of_task(theirs, view, None)
 
 
 def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> Iterator[Fact]:

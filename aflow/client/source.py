@@ -33,6 +33,11 @@ class RunSource:
         record = place.metadata.run(flow, run)
         return None if record is None else cls(place, record)
 
+    def of_run(self, run: str) -> RunSource | None:
+        """Another run of the same flow, in the same place; None where it is not there."""
+        record = self.metadata.run(self.record.flow, run)
+        return None if record is None else RunSource(self.place, record)
+
     @property
     def key(self) -> int:
         """The store's own number for the run."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class FailureHandledByCatch(Exception):
+    """The process that ran the step has died, and @catch has settled the step."""
+
+
 class ExceptionWrapper(Exception):
     """A record of an exception that can be stored and read anywhere.
 
@@ -20,14 +24,17 @@ class ExceptionWrapper(Exception):
         self._pickled = pickled
 
     @classmethod
-    def of(cls, error: BaseException, text: str | None = None) -> ExceptionWrapper:
-        """The record of an exception; `text` is its formatted traceback, made here without it."""
+    def of(
+        cls, error: BaseException, text: str | None = None, name: str | None = None
+    ) -> ExceptionWrapper:
+        """The record of an exception. `text` is its formatted traceback and `name` that of its
+        class, both made here without them."""
         import traceback  # only where a step failed: start-up does not pay for it
 
         kind = type(error)
         if text is None:
             text = "".join(traceback.format_exception(error))
-        name = f"{kind.__module__}.{kind.__qualname__}"
+        name = name or f"{kind.__module__}.{kind.__qualname__}"
         return cls(name, _text_of(error), text, _pickle_of(error))
 
     @property

@@ -10,6 +10,14 @@ from aflow.flow.names import shown
 from aflow.flow.parameters import Parameter
 
 
+class IncludedFile:
+    """What Metaflow keeps of an included file in place of its content. aflow keeps the content
+    itself, so that none is ever made here: programs ask whether a value is one."""
+
+    def __init__(self, descriptor: dict[str, Any]) -> None:
+        self.descriptor = descriptor
+
+
 class IncludeFile(Parameter):
     """A file that a run is started with: `data = IncludeFile("data", default="data.csv")`.
 
@@ -28,9 +36,16 @@ class IncludeFile(Parameter):
         parser: str | Callable[[Any], Any] | None = None,
         default: Any = None,
         show_default: bool | None = None,
+        **click_options: Any,
     ) -> None:
         super().__init__(
-            name, default=default, type=str, help=help, required=required, show_default=show_default
+            name,
+            default=default,
+            type=str,
+            help=help,
+            required=required,
+            show_default=show_default,
+            **click_options,
         )
         self.is_text = True if is_text is None else is_text
         self.encoding = encoding or "utf-8"

@@ -7,13 +7,14 @@ kept to a few dictionary lookups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
 from aflow.errors import ArtifactNotFound, InvalidInput, InvalidTransition, TaskError
 from aflow.flow.marks import StepMark, mark_step
 from aflow.flow.names import RESERVED_NAMES, did_you_mean
+from aflow.flow.private import OF_A_TASK, FlowGraph, OfTheClass
 from aflow.flow.reading import read_definition
 from aflow.flow.transition import NextCall, follow
 
@@ -42,6 +43,22 @@ def set_launcher(launcher: Callable[[type[FlowSpec]], None]) -> None:
     """Say what `MyFlow()` does: it calls `launcher(MyFlow)`."""
     global _launcher
     _launcher = launcher
+
+
+class Frame(Protocol):
+    """A level of foreach: the step that opened it, the name of its artifact, how many items, the
+    place of the item and a short text of it."""
+
+    @property
+    def step(self) -> str: ...
+    @property
+    def var(self) -> str: ...
+    @property
+    def num_splits(self) -> int | None: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def value(self) -> str: ...
 
 
 class TaskContext(Protocol):
@@ -81,6 +98,14 @@ class TaskContext(Protocol):
     def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
         """The levels of foreach around the task, outermost first: index, splits, item."""
 
+    @property
+    def definition(self) -> FlowDefinition:
+        """The flow, with its configs and as its mutators have changed it."""
+
+    @property
+    def stack(self) -> Sequence[Frame]:
+        """The levels of foreach around the task, outermost first, without the items."""
+
     def merge(
         self,
         flow: FlowSpec,
@@ -102,6 +127,9 @@ class FlowSpec:
     _aflow_fixed: ClassVar[frozenset[str]] = RESERVED_NAMES
     _aflow_fixed_in_step: ClassVar[frozenset[str]] = RESERVED_NAMES
     _aflow_definition: ClassVar[FlowDefinition]
+    # Private in Metaflow, and read by public flows all the same.
+    _graph = OfTheClass(FlowGraph)
+    _steps = OfTheClass(lambda cls: [getattr(cls, name) for name in define(cls).steps])
 
     def __init__(self, use_cli: bool = True) -> None:
         """With `use_cli`, hand over to the command line; without it, only make the object.
@@ -208,6 +236,8 @@ class FlowSpec:
         try:
             value = context.load(name)
         except ArtifactNotFound:
+            if name in OF_A_TASK:
+                return OF_A_TASK[name](context)
             # Python has dropped what the property raised, and called us: it is raised again here.
             if _is_computed(self, name):
                 return object.__getattribute__(self, name)

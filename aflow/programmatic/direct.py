@@ -87,6 +87,7 @@ async def arun(
         max_log_size=settings.max_log_size << 20,
         isolation=settings.isolation,
         fail_fast=fail_fast,
+        retry_wait=settings.retry_wait,
         decospecs=tuple(decorators),
         namespace=settings.namespace if namespace is None else namespace,
         branch=branch,

@@ -69,6 +69,7 @@ HEARTBEAT = 3.0  # seconds between signs of life
 PROGRESS = 300.0  # seconds between reports of progress
 SHOWN_AFTER = 0.5  # seconds until an attempt that goes on is seen to run by others
 AT_ONCE = 100  # results taken over in one turn of the event loop, which takes some milliseconds
+_STDERR = STREAMS.index("stderr")
 
 P = ParamSpec("P")
 
@@ -486,6 +487,11 @@ class RunDriver:
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over: its log is stored first, then its end is committed."""
         live = self._live[(report.task, report.attempt)]
+        if report.manifest is None and report.state == AttemptState.FAILED.value:
+            # Its process has died, and could not write down why. (The console says it anyhow.)
+            told = f"{report.reason}\n".encode("utf-8", "backslashreplace")
+            now = self._clock.now()
+            self._logs.feed(live.step, report.task, report.attempt, _STDERR, now, told)
         lines, log = self._logs.finish(report.task, report.attempt, self._clock.now())
         self._show(live, report.task, lines)
         if log is not None and log.unstored is not None:

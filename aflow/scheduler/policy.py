@@ -65,9 +65,18 @@ class StepPolicy:
         return cls(**{key: value for key, value in data.items() if key in cls.__slots__})
 
 
-def policies_from(definition: FlowDefinition) -> dict[str, StepPolicy]:
-    """The policy of every step, as its @retry, @catch and @concurrency say."""
-    return {name: _policy_of(step) for name, step in definition.steps.items()}
+def policies_from(
+    definition: FlowDefinition, retry_wait: float | None = None
+) -> dict[str, StepPolicy]:
+    """The policy of every step, as its @retry, @catch and @concurrency say. With `retry_wait` so
+    many seconds pass between any two attempts, whatever @retry says."""
+    found = {name: _policy_of(step) for name, step in definition.steps.items()}
+    if retry_wait is None:
+        return found
+    return {
+        name: replace(each, wait=retry_wait, backoff=1.0, longest_wait=max(retry_wait, 1.0))
+        for name, each in found.items()
+    }
 
 
 def _policy_of(step: StepDefinition) -> StepPolicy:

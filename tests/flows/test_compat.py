@@ -77,14 +77,15 @@ if __name__ == "__main__":
 """
 
 
-def program(workspace: Workspace, *words: str) -> Ran:
+def program(workspace: Workspace, *words: str, **env: str) -> Ran:
     """Run `python -m aflow WORDS`."""
     done = subprocess.run(
         [sys.executable, "-m", "aflow", *words],
         cwd=workspace.path,
+        env=os.environ | env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,  # below the two minutes that @retry waits unless it is told not to
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
@@ -174,10 +175,148 @@ if __name__ == "__main__":
     assert "hook" not in ran.err
 
 
-def in_fresh_python(code: str) -> str:
+PRIVATE = """
+import copy, os, signal
+from metaflow import FlowSpec, catch, current, parallel, retry, step, timeout
+from metaflow.exception import ExternalCommandFailed, MetaflowException
+
+
+class TheirError(MetaflowException):
+    def __init__(self):
+        super().__init__(msg="mine")
+        self.message = "changed"
+
+
+class TheirFlow(FlowSpec):
+    @step
+    def start(self):
+        tags = current.tags.copy()
+        tags.add("more")
+        self.tags = (current.tags, tags, copy.copy(current.tags) | {"x"})
+        self.first = (self._current_step, self._foreach_stack, self._task_ok)
+        self._graph_of_ours = 1
+        self.xs = ["a", "b"]
+        self.next(self.outer, foreach="xs")
+
+    @step
+    def outer(self):
+        self.next(self.gang, num_parallel=2)
+
+    @parallel
+    @step
+    def gang(self):
+        self.frames = [tuple(each) for each in self._foreach_stack]
+        self.place = (self.input, self.index, current.parallel.node_index)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.places = [(each.input, *each.place) for each in inputs]
+        self.frames = inputs[1].frames
+        self.types = {each.name: each.type for each in self._graph}
+        self.inside = {each.name for each in self._graph if each.is_inside_foreach}
+        self.next(self.all)
+
+    @step
+    def all(self, inputs):
+        self.merge_artifacts(inputs, exclude=["frames"])
+        self.frames = inputs[1].frames
+        self.next(self.late)
+
+    @catch(var="late_error", print_exception=False)
+    @timeout(seconds=1)
+    @step
+    def late(self):
+        signal.pause()
+        self.next(self.dead)
+
+    @catch(var="dead_error", print_exception=False)
+    @retry(times=1)
+    @step
+    def dead(self):
+        os.kill(os.getpid(), signal.SIGSEGV)
+        self.next(self.end)
+
+    @catch(var="end_error", print_exception=False)
+    @step
+    def end(self):
+        try:
+            raise TheirError()
+        except MetaflowException as error:
+            self.said = str(error)
+        raise ExternalCommandFailed("told")
+
+
+if __name__ == "__main__":
+    TheirFlow()
+"""
+
+
+def test_private_names_and_names_of_exceptions_are_those_of_metaflow(workspace: Workspace) -> None:
+    (workspace.path / "theirs.py").write_text(PRIVATE)
+    words = ("run", "--compat", "theirs.py", "--tag", "a", "--max-workers", "4")
+    ran = program(workspace, *words, AFLOW_RETRY_WAIT="0")
+    assert 0 == ran.code, ran.out + ran.err
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    run = client.Flow("TheirFlow").latest_run
+    assert run is not None
+    data, first = run.data, run["start"].task.data
+    assert ({"a"}, {"a", "more"}, {"a", "x"}) == first.tags
+    assert ("start", [], None) == first.first
+    assert 1 == first._graph_of_ours
+    assert [("outer", "xs", 2, 1, "b"), ("gang", "_parallel_ubf_iter", None, 1, None)] == (
+        data.frames
+    )
+    assert [(0, 0, 0, 0), (1, 1, 1, 1)] == data.places
+    assert {
+        "start": "foreach", "outer": "foreach", "gang": "linear", "join": "join", "all": "join",
+        "late": "linear", "dead": "linear", "end": "end",
+    } == data.types  # fmt: skip
+    assert {"outer", "gang", "join"} == data.inside
+    assert "metaflow.plugins.timeout_decorator.TimeoutException" == data.late_error.type
+    assert "metaflow.plugins.catch_decorator.FailureHandledByCatch" == data.dead_error.type
+    assert ("metaflow.exception.ExternalCommandFailed", "told") == (
+        data.end_error.type,
+        data.end_error.exception,
+    )
+    assert "changed" == data.said
+    dead = run["dead"].task
+    attempts = [client.Task(dead.pathspec, attempt=each) for each in range(2)]
+    assert ["Task failed with a segmentation fault.\n"] * 2 == [each.stderr for each in attempts]
+    assert ["0", "1", "2"] == [each.value for each in dead.metadata if each.type == "attempt"]
+
+
+def test_the_graph_of_a_class_can_be_asked_for_as_in_metaflow(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(PRIVATE)
+    code = """
+from aflow import compat
+compat.install()
+from metaflow.graph import FlowGraph
+from theirs import TheirFlow
+flow = TheirFlow(use_cli=False)
+for graph in (flow._graph, TheirFlow._graph, FlowGraph(TheirFlow)):
+    assert graph["join"].in_funcs == ["gang"] and graph["join"].split_parents == ["start", "outer"]
+    assert graph["gang"].parallel_step and graph["outer"].parallel_foreach and "end" in graph
+    assert graph["start"].matching_join == "all" and graph["all"].num_args == 2
+    assert graph.sorted_nodes[0] == "start" and graph.sorted_nodes[-1] == "end"
+assert [step.name for step in flow] == [step.__name__ for step in TheirFlow._steps]
+flow._graph = "ours"
+assert flow._graph == "ours"
+print("fine")
+"""
+    assert "fine\n" == in_fresh_python(code, cwd=tmp_path)
+
+
+def in_fresh_python(code: str, cwd: Path | None = None) -> str:
     """What a fresh interpreter prints that runs the code."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return done.stdout + done.stderr
 

@@ -103,6 +103,9 @@ def test_a_task_that_was_taken_over_says_where_it_comes_from(failed: Workspace) 
     assert {"origin-run-id": origin.id, "origin-task-id": "1"}.items() <= (
         resumed["start"].task.metadata_dict.items()
     )
+    theirs, own = (run["start"].task.metadata_dict for run in (origin, resumed))
+    assert theirs["pid"] == own["pid"]
+    assert theirs.keys() < own.keys()
     assert resumed["end"].task.origin_pathspec is None
     assert [(0, 10), (1, 11), (2, 12)] == sorted(
         (task.index, task.data.y) for task in resumed["work"]

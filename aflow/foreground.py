@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow import backends
+from aflow.errors import MetadataUnavailable, StoreUnavailable
 
 if TYPE_CHECKING:
     from aflow.config import RunOptions, Settings
@@ -104,7 +105,13 @@ async def _run(
         if options.run_id_file is not None:
             await asyncio.to_thread(options.run_id_file.write_text, handle.id)
         stopped_by = _stop_on_signals(handle)
-        return await handle.wait(), stopped_by[0] if stopped_by else None
+        try:
+            return await handle.wait(), stopped_by[0] if stopped_by else None
+        except (MetadataUnavailable, StoreUnavailable) as error:
+            raise type(error)(
+                f"{error} What the run has finished is kept: then resume the run, or go on with it "
+                f"(aflow adopt {handle.pathspec})."
+            ) from error
 
 
 def _stop_on_signals(handle: RunHandle) -> list[int]:

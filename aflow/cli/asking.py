@@ -16,10 +16,13 @@ import click
 from aflow.cli.options import option
 from aflow.config import looked_up, service_headers
 from aflow.errors import CommandFailed, InvalidInput, ServerUnavailable
+from aflow.waiting import Waiting
 
+DEFAULT_SERVER = "http://127.0.0.1:8180"
 WAIT = 30  # seconds that the server is asked to wait, again and again
 _PATIENCE = 60 + WAIT
 _TRIES = 16  # about a minute of them
+_BEGUN, _ALIVE = "", ":"  # kinds of what is no event
 _LONGEST_PAUSE = 5.0  # seconds
 
 
@@ -28,8 +31,8 @@ def server_option() -> click.Option:
     return option(
         "--server",
         metavar="URL",
-        default=lambda: looked_up("SERVER") or "http://127.0.0.1:8180",
-        show_default="AFLOW_SERVER, else http://127.0.0.1:8180",
+        default=lambda: looked_up("SERVER") or DEFAULT_SERVER,
+        show_default=f"AFLOW_SERVER, else {DEFAULT_SERVER}",
         help="Where the server is.",
     )
 
@@ -61,31 +64,49 @@ class Told(NamedTuple):
     data: Any
 
 
-def events(server: str, path: str) -> Iterator[Told]:
+def events(server: str, path: str, *, there: bool = False) -> Iterator[Told]:
     """Server-sent events, until the one that is called `end`. Where the connection is lost, or the
-    server is started again meanwhile, they go on after the last one that had an id. Raises what
+    server is started again meanwhile, they go on after the last one that had an id: also where
+    nothing has come yet, if the server has answered once (or was `there` a moment ago). Raises what
     `ask` raises, if the server is away for a minute."""
     last, tries, pause = "", 0, Event()
+    waiting: Waiting | None = None
     while True:
         try:
             for id_, told in _events(server, path, last):
-                last, tries = id_ or last, 0
+                there = True
+                if told.kind == _BEGUN:
+                    continue
+                tries = 0
+                if waiting is not None:
+                    waiting.over()
+                    waiting = None
+                if told.kind == _ALIVE:
+                    continue
+                last = id_ or last
                 yield told
                 if told.kind == "end":
                     return
             raise ServerUnavailable(f"The server {server} has ended its answer.")
-        except ServerUnavailable:
+        except ServerUnavailable as error:
             tries += 1
-            if tries > _TRIES or not last:
+            if tries > _TRIES or not there:
                 raise
+            waiting = waiting or Waiting(f"the server {server}")
+            waiting.still(str(error))
             pause.wait(min(_LONGEST_PAUSE, 2.0**tries / 4))
 
 
 def _events(server: str, path: str, last: str) -> Iterator[tuple[str, Told]]:
+    """The events with their ids; and that the answer has begun, and signs of life in it."""
     more = {"Last-Event-ID": last} if last else {}
     id_, kind = "", ""
     with _answered(server, "GET", path, None, "application/json", more) as answer:
+        yield "", Told(_BEGUN, None)
         for line in answer:
+            if line.startswith(b":"):  # a comment: the stream is there, and nothing has happened
+                yield "", Told(_ALIVE, None)
+                continue
             name, _, value = line.decode().rstrip("\n").partition(": ")
             if name == "id":
                 id_ = value

@@ -1,16 +1,25 @@
-"""`aflow cancel Flow/run`: have a server stop a run that it has begun."""
+"""`aflow cancel Flow/run`: stop a run, of a server or here, also one that nobody drives."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import closing
 
 import click
 
 from aflow import ids
-from aflow.cli.asking import ask, server_option
-from aflow.errors import InvalidName
+from aflow.cli.asking import DEFAULT_SERVER, ask, of_a_server
+from aflow.clock import SystemClock
+from aflow.config import Settings
+from aflow.errors import InvalidInput, InvalidName
 
-_HELP = """Stop a run that was submitted to a server.
+_HELP = f"""Stop a run: one that is recorded here, or that was submitted to a server.
+
+Whatever drives the run stops it. A run that nobody drives any more (its coordinator was killed, its
+code cannot be loaded, its engine is gone) is recorded as cancelled at once.
+
+Without --server and AFLOW_SERVER the run is looked for here, and then at {DEFAULT_SERVER}.
 
 \b
   aflow cancel MyFlow/1234
@@ -21,16 +30,47 @@ def cancel(words: Sequence[str]) -> object:
     """Run the command with these words."""
     command = click.Command(
         "cancel",
-        params=[click.Argument(["run"], metavar="FLOW/RUN"), server_option()],
+        params=[click.Argument(["run"], metavar="FLOW/RUN"), of_a_server()],
         callback=_cancel,
         help=_HELP,
     )
     return command.main([*words], prog_name="aflow cancel", standalone_mode=False)
 
 
-def _cancel(run: str, server: str) -> None:
+def _cancel(run: str, server: str | None) -> None:
     spec = ids.Pathspec.parse(run)
     if spec.run is None or spec.step is not None:
         raise InvalidName(f"{run!r} names no run: give FLOW/RUN.")
-    ask(server, "DELETE", f"/v1/runs/{spec}")
-    click.echo(f"{spec} is being stopped.")
+    ended = _cancelled_here(spec.flow, spec.run) if server is None else None
+    if ended is None:
+        told = ask(server or DEFAULT_SERVER, "DELETE", f"/v1/runs/{spec}")
+        ended = told.get("state") == "cancelled"
+    if ended:
+        click.echo(f"{spec} is cancelled: nobody drove it any more.")
+    else:
+        click.echo(f"{spec} is being stopped.")
+
+
+def _cancelled_here(flow: str, run: str) -> bool | None:
+    """Whether the run, which is recorded here, has ended now; None where there is none."""
+    from aflow import backends
+    from aflow.runs.liveness import request_end, settled
+
+    settings = Settings.load()
+    if not settings.has_metadata:
+        return None
+    with closing(backends.open_metadata(settings.metadata_url, settings.durability)) as metadata:
+        record = metadata.run(flow, run)
+        if record is None:
+            return None
+        reason = f"The run was cancelled by {settings.user} (aflow cancel)."
+        outcome = request_end(metadata, record, reason, SystemClock.now())
+        if outcome == "asked":
+            # Whatever drives it may have died a moment ago: its lease tells.
+            left = settled(metadata, metadata.run(flow, run) or record, time.sleep)
+            if left is None or left.finished_at is not None:
+                return False
+            outcome = request_end(metadata, left, reason, SystemClock.now())
+        if outcome == "over":
+            raise InvalidInput(f"{flow}/{run} cannot be cancelled: it has ended.")
+        return outcome == "ended"

@@ -15,6 +15,7 @@ from aflow.ids import Pathspec
 if TYPE_CHECKING:
     from aflow.config import Settings
 
+BOTH = ("stdout", "stderr")
 LOOK = 0.5  # seconds between looks
 
 
@@ -49,12 +50,15 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
         metadata.close()
 
 
-def follow_there(server: str, spec: Pathspec, streams: tuple[str, ...], *, follow: bool) -> int:
-    """The same of a run of a server; without `follow` what there is now."""
+def follow_there(
+    server: str, spec: Pathspec, streams: tuple[str, ...], *, follow: bool, known: bool = False
+) -> int:
+    """The same of a run of a server; without `follow` what there is now. A run that is `known` to
+    the server is followed though that is away at this moment."""
     which = {"step": spec.step, "task": spec.task, "follow": int(follow)}
     query = urlencode({name: value for name, value in which.items() if value is not None})
     path = f"/v1/runs/{spec.flow}/{spec.run}/logs?{query}"
-    for kind, data in events(server, path):
+    for kind, data in events(server, path, there=known):
         if kind == "line" and data["stream"] in streams:
             text = data["text"].encode("utf-8", "surrogateescape")
             _print(spec.run or "", data["step"], data["task"], data["at"], data["stream"], text)

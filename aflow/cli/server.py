@@ -80,6 +80,13 @@ def server(words: Sequence[str]) -> object:
                 show_default=True,
                 help="Seconds that runs may take when the server is stopped, before they are left.",
             ),
+            option(
+                "--recovery-timeout",
+                type=click.FloatRange(min=0),
+                default=3600.0,
+                show_default=True,
+                help="Seconds after which a run fails that nobody could go on with.",
+            ),
             option("--tls-cert", metavar="FILE", help="Certificate for https, in PEM form."),
             option("--tls-key", metavar="FILE", help="Its private key, without a password."),
         ],
@@ -99,6 +106,7 @@ def _serve(
     max_workers: int | None,
     max_runs: int,
     grace: float,
+    recovery_timeout: float,
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
@@ -129,7 +137,7 @@ def _serve(
         place = _place(settings)
         place.prepare()
         runs = Runs(place, blobs, max_runs)
-        listen = Listen(host, port, settings.service_auth_keys, grace, tls)
+        listen = Listen(host, port, settings.service_auth_keys, grace, tls, recovery_timeout)
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
         serve(runs, blobs, records, listen, click.echo, routes, workers)
     finally:

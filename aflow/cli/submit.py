@@ -89,9 +89,9 @@ def send(
 
 def _awaited(server: str, run: str) -> int:
     """Print what the run prints, and how it has ended: the exit code."""
-    from aflow.cli.following import follow_there
+    from aflow.cli.following import BOTH, follow_there
 
-    return follow_there(server, Pathspec.parse(run), ("stdout", "stderr"), follow=True)
+    return follow_there(server, Pathspec.parse(run), BOTH, follow=True, known=True)
 
 
 def parameters_of(given: Sequence[str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from aflow.executors.parcels import Packer
 from aflow.executors.polling import Description, Poller
 from aflow.executors.roll import Roll
 from aflow.scheduler.states import AttemptState
+from aflow.waiting import Waiting
 
 if TYPE_CHECKING:
     from aflow.aws.calls import Calls
@@ -49,6 +50,11 @@ THREADS = 16  # calls at once
 AWAY = 1.0  # seconds between tries where store or AWS are away; doubled each time ...
 LONGEST_AWAY = 30.0  # ... up to this
 PATIENCE = 600.0  # seconds for which they may be away
+_NOT_BEGUN = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING")
+_NO_MACHINE = (
+    "See whether the compute environments of the job queue are enabled, large enough for what the "
+    "step asks for, and not at their limit."
+)
 _NAMED = "name="  # what a handle begins with as long as the job's id is not known
 _CANCELLED = "The task was cancelled."
 
@@ -125,6 +131,8 @@ class BatchExecutor:
         self._registered: set[str] = set()  # definitions
         self._searches: dict[str, str] = {}  # ids of jobs by their names
         self._lost: str | None = None  # why nothing more is heard of attempts
+        self._not_begun: dict[str, int] = {}  # jobs of an array that have no machine yet
+        self._waiting: Waiting | None = None
         self._stopped = False
         self._tasks: list[asyncio.Task[None]] = []
         self._threads: ThreadPoolExecutor | None = None
@@ -494,6 +502,7 @@ class BatchExecutor:
     def _told(self, description: Description) -> None:
         """What AWS Batch says of a job, or of an array."""
         array = self._arrays.get(description["jobId"])
+        self._note_waiting(description, is_ours=array is not None)
         if array is None:
             return
         if array.mark != ":":
@@ -507,6 +516,23 @@ class BatchExecutor:
         if _is_over(description) or ended > size - array.away:
             self._suspects[array.id] = _is_over(description)
             self._look_now.set()
+
+    def _note_waiting(self, description: Description, *, is_ours: bool) -> None:
+        """Jobs that wait for a machine may wait for ever: it is said that they do."""
+        summary = (description.get("arrayProperties") or {}).get("statusSummary")
+        waiting = _NOT_BEGUN if summary is None else ()
+        count = sum((summary or {}).get(status, 0) for status in _NOT_BEGUN)
+        count += description.get("status") in waiting
+        self._not_begun.pop(description["jobId"], None)
+        if is_ours and count:
+            self._not_begun[description["jobId"]] = count
+        if not self._not_begun:
+            self._waiting = None
+            return
+        self._waiting = self._waiting or Waiting("a machine of AWS Batch")
+        total = sum(self._not_begun.values())
+        why = description.get("statusReason") or f"{total} job(s) have not begun"
+        self._waiting.still(why, _NO_MACHINE)
 
     async def _look_at_children(self, array: _Array, *, are_over: bool) -> None:
         """Conclude those attempts of an array that have ended without a word."""

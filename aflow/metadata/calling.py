@@ -5,13 +5,16 @@ from __future__ import annotations
 import http.client
 import os
 import random
+import select
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from aflow.clock import duration
 from aflow.errors import InvalidMessage, InvalidSetting, MetadataUnavailable
 from aflow.metadata.wire import frames
+from aflow.waiting import FIRST, Waiting
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -20,6 +23,7 @@ T = TypeVar("T")
 
 PATIENCE = 120.0  # seconds that a service may be away
 _TIMEOUT = 60.0  # seconds without a byte
+_CONNECTING = 10.0  # seconds
 _LONGEST_WAIT = 8.0
 _CHUNK = 1 << 16
 
@@ -57,30 +61,35 @@ class Caller:
     def call(self, path: str, body: bytes) -> Answered:
         """POST until the service answers. Raises MetadataUnavailable if it does not within the
         patience, or turns the call down."""
-        return Answered(*self.patiently(lambda: self._post(path, body)))
+        return Answered(*self.patiently(lambda waiting: self._post(path, body, waiting)))
 
-    def patiently(self, attempt: Callable[[], T]) -> tuple[T, bool]:
-        """What an attempt gives at last, and whether it was not the first. Raises
-        MetadataUnavailable as `call` does."""
+    def patiently(self, attempt: Callable[[Waiting], T]) -> tuple[T, bool]:
+        """What an attempt gives at last, and whether it was not the first. It is given the wait
+        that it is part of. Raises MetadataUnavailable as `call` does."""
         give_up_at, wait, again = self._clock.monotonic() + self._patience, 0.1, False
+        waiting = Waiting(f"the metadata service at {self.url}", self._clock)
         while True:
             try:
-                return attempt(), again
+                found = attempt(waiting)
+                waiting.over()
+                return found, again
             except (OSError, http.client.HTTPException, InvalidMessage) as error:
                 if self._clock.monotonic() + wait > give_up_at:
                     raise MetadataUnavailable(
-                        f"The metadata service at {self.url} cannot be used: {_why(error)}. "
-                        "Check that it runs, and resume the run."
+                        f"The metadata service at {self.url} cannot be used: {_why(error)}, for "
+                        f"{duration(self._patience)}. Check that it runs, and its address."
                     ) from error
+                waiting.still(_why(error), "Check that it runs, and its address.")
             again = True
-            self._never.wait(wait * random.uniform(0.5, 1.0))
+            self._never.wait(waiting.capped(wait * random.uniform(0.5, 1.0)))
             wait = min(wait * 2, _LONGEST_WAIT)
 
-    def _post(self, path: str, body: bytes) -> Iterator[list[Any]]:
+    def _post(self, path: str, body: bytes, waiting: Waiting) -> Iterator[list[Any]]:
         connection = self._connection()
         try:
             headers = {**self._headers, "Content-Type": "application/msgpack"}
             connection.request("POST", self._path + path, body, headers)
+            self._until_readable(connection, waiting)
             response = connection.getresponse()
             if response.status != 200:
                 self._turned_down(response, response.read(1000))
@@ -90,6 +99,16 @@ class Caller:
             connection.close()
             raise
         return self._rest(connection, response, first, answer)
+
+    def _until_readable(self, connection: http.client.HTTPConnection, waiting: Waiting) -> None:
+        """Wait for the first byte of an answer, and say so where it is late."""
+        poll = select.poll()
+        poll.register(connection.sock, select.POLLIN)
+        for _ in range(int(_TIMEOUT / FIRST)):
+            if poll.poll(FIRST * 1000):
+                return
+            waiting.still("it has taken the call, and does not answer")
+        raise TimeoutError(f"it has not answered within {_TIMEOUT:g} seconds")
 
     def _rest(
         self,
@@ -128,7 +147,10 @@ class Caller:
             return self._idle.pop()
         except IndexError:
             kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            return kind(self._host, self._port, timeout=_TIMEOUT)
+            connection = kind(self._host, self._port, timeout=_CONNECTING)
+            connection.connect()
+            connection.sock.settimeout(_TIMEOUT)
+            return connection
 
     def _give_back(self, connection: http.client.HTTPConnection, usable: bool) -> None:
         if usable and self._process == os.getpid():

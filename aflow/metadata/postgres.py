@@ -28,6 +28,7 @@ from aflow.metadata.statements import statements
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
+from aflow.waiting import Waiting
 
 PATIENCE = 30.0  # seconds to wait for a server that has gone away
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds; doubled each time
@@ -251,15 +252,24 @@ class PostgresMetadata(RecordReader):
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         """Try until the server answers, for as long as it was there before and PATIENCE lasts."""
-        waited, wait = 0.0, _FIRST_WAIT
+        try:
+            return attempt()
+        except MetadataAway:
+            if not self._connections.were_good:
+                raise
+        waited, wait, waiting = 0.0, _FIRST_WAIT, Waiting(f"the metadata in {self.url}")
         while True:
+            self._pause(wait)
             try:
-                return attempt()
-            except MetadataAway:
-                if not self._connections.were_good or waited >= PATIENCE:
+                found = attempt()
+            except MetadataAway as error:
+                if waited >= PATIENCE:
                     raise
-                self._pause(wait)
+                waiting.still(str(error))
                 waited, wait = waited + wait, min(2 * wait, _LONGEST_WAIT)
+            else:
+                waiting.over()
+                return found
 
     @contextmanager
     def _named(self) -> Iterator[None]:

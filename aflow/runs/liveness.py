@@ -15,7 +15,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from aflow.errors import AflowError, VersionConflict
 from aflow.metadata.base import LEASE, Batch, RunUpdate
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ENGINE = "step-functions"
 """The kind of owner of runs that an engine drives, without a coordinator of ours."""
+
+Asked = Literal["over", "asked", "ended"]
 
 _RENEWED = 0.5  # seconds by which a lease has to have grown to have been renewed
 _TRIES = 10  # to write the end of a run, while a coordinator that was late still writes
@@ -104,6 +106,28 @@ def settled(
             return None
         run = now
     return run
+
+
+def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float) -> Asked:
+    """Cancel a run: whoever drives it, or takes it up next, is asked to stop it (`asked`), and one
+    that nobody drives is recorded as cancelled (`ended`); `over` where it has ended before. Blocks.
+    Raises MetadataError, and AwsError where AWS refuses to stop the execution of a deployed run."""
+    if run.state in TERMINAL_RUN_STATES:
+        return "over"
+    if is_deployed(run):
+        engine = engine_of(run)
+        if engine.goes_on:
+            from aflow.aws.executions import stop
+
+            stop(run.settings["engine"]["machine"], run.settings["engine"]["execution"], reason)
+        elif engine.goes_on is None:  # jobs of it that still run find that the run has ended
+            reason = f"{reason} (AWS could not be asked about its execution: {engine.said})"
+    elif metadata.request_cancel(run.key, reason) and is_driven(run):
+        return "asked"
+    if end_left_run(metadata, run, RunState.CANCELLED, reason, at):
+        return "ended"
+    now = metadata.run(run.flow, run.run)
+    return "over" if now is None or now.state in TERMINAL_RUN_STATES else "asked"
 
 
 def end_left_run(

@@ -22,6 +22,7 @@ from aflow.errors import (
     StoreUnavailable,
     VersionConflict,
 )
+from aflow.runs.liveness import request_end
 from aflow.server.demands import demand, json_of, refusal
 from aflow.server.orders import order
 from aflow.server.routes import LARGEST_NUMBER, LARGEST_PAGE, LONGEST_WAIT, ROUTES
@@ -59,9 +60,10 @@ def application(
     metrics: Metrics,
     scheduling: Scheduling | None,
     door: Door,
+    watch: Callable[[str], object] | None = None,
 ) -> web.Application:
-    """The API, behind its door."""
-    api = _Api(runs, blobs, metadata, metrics)
+    """The API, behind its door. `watch` is called with runs that have been asked to end."""
+    api = _Api(runs, blobs, metadata, metrics, watch)
     apis = (api, ScheduleRoutes(scheduling, SystemClock()))
     app = web.Application(middlewares=[metrics, _errors_answered, door])
     for route in ROUTES:
@@ -83,8 +85,14 @@ async def _described(_: web.Request) -> web.StreamResponse:
 
 class _Api:
     def __init__(
-        self, runs: Runs, blobs: BlobStore, metadata: MetadataStore, metrics: Metrics
+        self,
+        runs: Runs,
+        blobs: BlobStore,
+        metadata: MetadataStore,
+        metrics: Metrics,
+        watch: Callable[[str], object] | None = None,
     ) -> None:
+        self._watch = watch
         self._metrics = metrics
         self._runs = runs
         self._blobs = blobs
@@ -217,17 +225,25 @@ class _Api:
         return await self._streams.answer(request, told)
 
     async def cancel_run(self, request: web.Request) -> web.StreamResponse:
-        """Stop a run, wherever it goes on."""
+        """Stop a run, wherever it goes on; one that nobody drives has ended when this is
+        answered."""
         flow, run = _named(request)
         record = await asyncio.to_thread(self._record, flow, run)
-        if not self._runs.cancel(f"{flow}/{run}"):
-            # Whoever drives it, now or after this one has died, is told.
-            asked = await asyncio.to_thread(
-                self._metadata.request_cancel, record.key, "The run was cancelled over HTTP."
-            )
-            if not asked:
-                return refusal(409, f"{flow}/{run} cannot be cancelled: it has ended.")
-        return web.json_response({"run": f"{flow}/{run}"}, status=202)
+        # Written down first, for whoever drives it next, should this one die before it has heard.
+        outcome = await asyncio.to_thread(
+            request_end,
+            self._metadata,
+            record,
+            "The run was cancelled over HTTP.",
+            SystemClock.now(),
+        )
+        if outcome == "over":
+            return refusal(409, f"{flow}/{run} cannot be cancelled: it has ended.")
+        self._runs.cancel(f"{flow}/{run}")
+        if outcome == "asked" and self._watch is not None:
+            self._watch(f"{flow}/{run}")
+        state = "cancelled" if outcome == "ended" else "stopping"
+        return web.json_response({"run": f"{flow}/{run}", "state": state}, status=202)
 
     def _record(self, flow: str, run: str) -> RunRecord:
         record = self._metadata.run(flow, run)

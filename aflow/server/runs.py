@@ -32,6 +32,7 @@ from aflow.storage.blobs import BlobStore
 _log = logging.getLogger("aflow.server")
 
 _PATIENCE = 120.0
+_REMEMBERED = 1000  # runs whose last words are kept
 _SAID = 4000  # bytes of what a run that did not begin has said
 
 
@@ -88,6 +89,7 @@ class Runs:
         self._closed = False
         self._processes: dict[str, Process] = {}
         self._telling: set[asyncio.Task[None]] = set()
+        self._last_words: dict[str, str] = {}  # of processes that did not go on with their run
 
     def going_on(self) -> list[str]:
         """The pathspecs (Flow/run) of the runs that go on."""
@@ -177,11 +179,35 @@ class Runs:
             start_new_session=True,
         )
         _log.info("%s was left by its coordinator: process %d goes on.", pathspec, process.pid)
+        self._last_words.pop(pathspec, None)
         self._processes[pathspec] = process
         # Ends with its process, for which `close` waits.
-        told = asyncio.get_running_loop().create_task(_tell_of(process, pathspec, said))
+        told = asyncio.get_running_loop().create_task(self._tell_of(process, pathspec, said))
         self._telling.add(told)
         told.add_done_callback(self._telling.discard)
+
+    async def _tell_of(self, process: Process, pathspec: str, said: IO[bytes]) -> None:
+        with said:
+            code = await process.wait()
+            if code:
+                while len(self._last_words) >= _REMEMBERED:
+                    del self._last_words[next(iter(self._last_words))]
+                self._last_words[pathspec] = _end_of(said) or f"its process ended with {code}"
+                _log.warning(
+                    "%s, taken up, ended with %d: %s", pathspec, code, self._last_words[pathspec]
+                )
+
+    def last_words(self, pathspec: str) -> str | None:
+        """What the process has said that was last to take the run up, and could not, or ended
+        before the run had; None where there is none, or this was asked before."""
+        return self._last_words.pop(pathspec, None)
+
+    def kill(self, pathspec: str) -> None:
+        """End the process that has the run, with all that it has started, at once."""
+        process = self._processes.get(pathspec)
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def cancel(self, pathspec: str) -> bool:
         """Stop the run; False where it is none of those that go on here."""
@@ -214,13 +240,6 @@ class Runs:
             self._processes[name].send_signal(signal.SIGHUP)
         await ended
         await asyncio.gather(*self._telling)
-
-
-async def _tell_of(process: Process, pathspec: str, said: IO[bytes]) -> None:
-    with said:
-        code = await process.wait()
-        if code:
-            _log.warning("%s, taken up, ended with %d: %s", pathspec, code, _end_of(said))
 
 
 async def _announced(process: Process, told: IO[bytes], patience: float) -> str | None:

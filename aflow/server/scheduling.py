@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aflow.errors import AflowError, CodePackageError, CoordinatorFull, NotFound, VersionConflict
-from aflow.scheduler.states import TERMINAL_RUN_STATES
+from aflow.runs.liveness import end_left_run, is_driven, left_for, request_end
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.server import schedules
 from aflow.server.orders import order_of
 from aflow.server.schedules import Schedule
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 LOOK = 1.0  # seconds between looks
+LEFT = 60.0  # seconds that nobody drives a run after which the next one of its schedule begins
 DECLARE = 600.0  # seconds after which is said again which package a schedule needs
 
 _log = logging.getLogger("aflow.server")
@@ -200,14 +202,26 @@ class Scheduling:
         return f"{flow}/{run}" if self._metadata.run(flow, run) is not None else None
 
     def _goes_on(self, pathspec: str) -> bool:
+        """Whether the run goes on. One that nobody could go on with for a while is ended: it would
+        keep its schedule from running for as long as somebody tries."""
         record = self._metadata.run(*pathspec.split("/"))
-        return record is not None and record.state not in TERMINAL_RUN_STATES
+        if record is None or record.state in TERMINAL_RUN_STATES:
+            return False
+        if is_driven(record) or left_for(record) < LEFT:
+            return True
+        reason = (
+            f"Nobody drove the run for {left_for(record):.0f} seconds, and the next run of its "
+            "schedule was due."
+        )
+        now = self._clock.now()
+        return not end_left_run(self._metadata, record, RunState.FAILED, reason, now)
 
     def _cancel(self, pathspec: str) -> None:
         record = self._metadata.run(*pathspec.split("/"))
-        if record is not None and not self._runs.cancel(pathspec):
+        if record is not None:
             reason = "The next tick of its schedule has come."
-            self._metadata.request_cancel(record.key, reason)
+            request_end(self._metadata, record, reason, self._clock.now())
+            self._runs.cancel(pathspec)
 
 
 def _package(schedule: Schedule) -> str:

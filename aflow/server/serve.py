@@ -14,7 +14,7 @@ from aflow.server.app import application
 from aflow.server.door import Door
 from aflow.server.metrics import Metrics
 from aflow.server.scheduling import Scheduling
-from aflow.server.sharing import Sharing
+from aflow.server.sharing import RECOVERY, Sharing
 from aflow.service.listening import listening, settle
 from aflow.service.origins import LOOPBACK
 
@@ -32,13 +32,15 @@ Mount = Callable[["web.Application"], object]
 
 
 class Listen(NamedTuple):
-    """Where to listen, who may come in, and how many seconds runs may still take at the end."""
+    """Where to listen, who may come in, how many seconds runs may still take at the end, and after
+    how many a run that cannot be taken up has failed."""
 
     host: str
     port: int
     tokens: Sequence[str]
     grace: float
     tls: ssl.SSLContext | None = None
+    recovery: float = RECOVERY
 
 
 def tls_context(cert: str, key: str) -> ssl.SSLContext:
@@ -97,8 +99,9 @@ async def _serve(
     if documents is not None:
         scheduling = Scheduling(documents, metadata, runs, blobs, SystemClock())
     metrics = Metrics(runs, metadata, queue)
+    sharing = Sharing(runs, metadata, SystemClock(), listen.recovery)
     door = Door(listen.tokens, metadata, SystemClock(), is_local=listen.host in LOOPBACK)
-    app = application(runs, blobs, metadata, metrics, scheduling, door)
+    app = application(runs, blobs, metadata, metrics, scheduling, door, sharing.watch)
     for mount in mounts:
         mount(app)
     try:
@@ -106,7 +109,7 @@ async def _serve(
             scheme = "http" if listen.tls is None else "https"
             settle()
             say(f"Server on {scheme}://{listen.host}:{port}")
-            beside = [Sharing(runs, metadata).look_on(), metrics.watch()]
+            beside = [sharing.look_on(), metrics.watch()]
             if scheduling is not None:
                 beside.append(scheduling.look_on())
             await _until(stop, beside)

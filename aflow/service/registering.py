@@ -62,7 +62,7 @@ class Registry(Caller):
 
     def register(self, path: str, body: object, method: str = "POST") -> None:
         """Say something; fine if it was said before. Raises MetadataUnavailable."""
-        self.patiently(lambda: self._say(method, path, body))
+        self.patiently(lambda _: self._say(method, path, body))
 
     def beat(self, path: str) -> None:
         """Say that something is alive."""

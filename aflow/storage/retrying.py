@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from aflow.errors import ObjectNotFound, StoreBusy, StoreUnavailable
 from aflow.storage.base import Buffer, ObjectStore
+from aflow.waiting import Waiting
 
 T = TypeVar("T")
 
@@ -23,10 +24,10 @@ def wait_after(failed: int, share: float) -> float:
     return share * min(LONGEST_WAIT, FIRST_WAIT * 2.0**failed)
 
 
-def given_up(error: StoreBusy, tries: int, what_then: str = "") -> StoreUnavailable:
+def given_up(error: StoreBusy, tries: int) -> StoreUnavailable:
     """What is said after the last try."""
     return StoreUnavailable(
-        f"{error} It was tried {tries} times. See whether it is up and can be reached{what_then}."
+        f"{error} It was tried {tries} times. See whether it is up and can be reached."
     )
 
 
@@ -135,15 +136,25 @@ class RetryingStore:
 
     def _try(self, act: Callable[[int], T]) -> T:
         """What `act(failures so far)` gives."""
-        failed = 0
+        try:
+            return act(0)
+        except StoreBusy as error:
+            return self._again(act, error)
+
+    def _again(self, act: Callable[[int], T], error: StoreBusy) -> T:
+        failed, waiting = 1, Waiting(f"the datastore {self.url}")
         while True:
+            self._wait_after(failed, error)
             try:
-                return act(failed)
-            except StoreBusy as error:
-                failed += 1
-                self._wait_after(failed, error)
+                found = act(failed)
+            except StoreBusy as again:
+                failed, error = failed + 1, again
+                waiting.still(str(again))
+            else:
+                waiting.over()
+                return found
 
     def _wait_after(self, failed: int, error: StoreBusy) -> None:
         if failed == TRIES:
-            raise given_up(error, TRIES, ", and resume the run") from error
+            raise given_up(error, TRIES) from error
         self._pause(wait_after(failed, self._share()))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import select
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from aflow import package
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.scheduler.states import RunState
+from aflow.server import schedules
 from tests.server.conftest import FLOW, Daemon
 
 SCHEDULED = "from aflow import schedule\n" + FLOW.replace(
@@ -85,6 +89,32 @@ def test_gc_keeps_the_code_that_a_schedule_needs_and_no_other(scheduled: Daemon)
     assert (400, True) == (status, "send the code again" in told["error"])
     assert 0 == scheduled.call("schedule", "delete", "Flow_").code
     assert [] == [*(scheduled.path / ".aflow" / "roots").rglob("*/*")]
+
+
+def test_a_run_that_nobody_can_take_up_does_not_keep_its_schedule_from_running(
+    scheduled: Daemon,
+) -> None:
+    assert 0 == scheduled.call("schedule", "create", "flow.py").code
+    first = scheduled.call("schedule", "trigger", "Flow_").out.strip()
+    assert "succeeded" == scheduled.ask("GET", f"/v1/runs/{first}?wait=60")[1]["state"]
+    metadata = SqliteMetadata(scheduled.path / ".aflow" / "metadata.db")
+    ended = metadata.run(*first.split("/"))
+    assert ended is not None
+    left = ended._replace(run="left", state=RunState.RUNNING, finished_at=None)
+    metadata.create_run(left, b"", "elsewhere/gone", -100.0)
+    [document] = metadata.documents(schedules.KIND)
+    schedule = replace(schedules.read(document), latest="Flow_/left")
+    metadata.put_document(schedules.KIND, "Flow_", schedule.encode(), document.version)
+
+    make_due(scheduled, "Flow_", overlap="skip", run=order_for(scheduled))
+    told = until(scheduled, "Flow_", lambda told: told["latest"] != "Flow_/left")
+
+    assert (1, 0) == (told["started"], told["skipped"])
+    found = metadata.run("Flow_", "left")
+    metadata.close()
+    assert found is not None
+    assert RunState.FAILED is found.state
+    assert "the next run of its schedule was due" in found.reason
 
 
 def test_two_servers_start_the_run_of_a_tick_once(scheduled: Daemon) -> None:

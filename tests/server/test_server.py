@@ -137,6 +137,34 @@ def test_a_run_is_cancelled_by_a_server_that_has_not_begun_it(folder: Daemon) ->
     folder.check()
 
 
+def test_a_run_whose_code_cannot_be_loaded_any_more_can_be_ended(folder: Daemon) -> None:
+    folder.write(
+        "if os.path.exists(os.environ.get('GONE', '')): raise ImportError('libfoo.so.3')\n" + WAITS
+    )
+    begun, gone = folder.path / "begun", folder.path / "gone"
+    os.mkfifo(begun)
+    folder.begin(BEGUN=str(begun), GONE=str(gone))
+    run = folder.submit("flow.py").out.strip()
+    assert "yes" == begun.read_text()
+    other = folder.submit("flow.py").out.strip()
+    assert "yes" == begun.read_text()
+    gone.touch()
+    for pid in runs_in(folder.path):
+        os.kill(pid, signal.SIGKILL)
+
+    # A moment after its death the run is still somebody's, and the server sees that it ends.
+    assert f"{run} is being stopped.\n" == folder.call("cancel", run).out
+    folder.expire_leases()
+    told = folder.ask("GET", f"/v1/runs/{run}?wait=60")[1]
+    assert ("cancelled", "The run was cancelled over HTTP.") == (told["state"], told["reason"])
+    # One that nobody drives has ended when the command has: here without any server.
+    ran = folder.finish(folder.start_aflow("cancel", other))
+    assert f"{other} is cancelled: nobody drove it any more.\n" == ran.out, ran.err
+    told = folder.ask("GET", f"/v1/runs/{other}")[1]
+    assert "cancelled" == told["state"]
+    assert 0 == folder.stop()
+
+
 def runs_in(folder: Path) -> list[int]:
     """The processes of runs that a server has begun, by their command lines."""
     found = []

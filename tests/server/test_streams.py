@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import signal
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,41 @@ def test_lines_of_a_run_are_told_again_after_any_of_them(gated: Gated) -> None:
             assert told[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
     for odd in ("x", "-1", "1_", "1_1.1.1.1.1", "1;2", "9" * 10):
         assert 400 == gated.ask("GET", f"/v1/runs/{run}/logs", **{"Last-Event-ID": odd})[0]
+
+
+def test_a_silent_run_is_waited_for_while_its_server_is_started_again(folder: Daemon) -> None:
+    folder.write(FLOW.replace("print(", "(lambda *_, **__: None)("))
+    os.mkfifo(folder.path / "gate")
+    gated = Gated(folder.path)
+    gated.begin(GATE=str(gated.path / "gate"))
+    waiting = gated.start_aflow("submit", "flow.py", "--wait", "--server", gated.url)
+    assert waiting.stdout is not None
+    run = waiting.stdout.readline().strip()
+    following = gated.start_aflow("logs", "--follow", run, "--server", gated.url)
+    wait_for_streams(gated, 2)
+    gated.process.kill()
+    gated.process.communicate()
+
+    gated.begin(GATE=str(gated.path / "gate"), port=gated.url.rpartition(":")[2])
+    gated.open_gate()
+
+    for each in (waiting, following):
+        ran = gated.finish(each)
+        assert (0, "") == (ran.code, ran.out), ran.err
+        assert ran.err.endswith(f"{run} has succeeded.\n")
+    assert 0 == gated.stop()
+
+
+def wait_for_streams(daemon: Daemon, count: int) -> None:
+    """Wait until so many streams go on."""
+    port = int(daemon.url.rpartition(":")[2])
+    for _ in range(600):
+        sockets = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        ours = [line.split() for line in sockets]
+        if sum(int(f[1][-4:], 16) == port and f[3] == "01" for f in ours) >= count:
+            return
+        select.select([], [], [], 0.05)
+    pytest.fail("nobody follows the run")
 
 
 def test_a_run_is_followed_while_its_server_is_started_again(gated: Gated) -> None:

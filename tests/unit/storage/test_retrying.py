@@ -76,7 +76,7 @@ def test_a_store_that_stays_busy_is_given_up_in_a_sentence(
     store: RetryingStore, inner: FailingStore
 ) -> None:
     inner.before = TRIES
-    with pytest.raises(StoreUnavailable, match=f"tried {TRIES} times.*resume the run"):
+    with pytest.raises(StoreUnavailable, match=f"tried {TRIES} times"):
         store.put("a", [b"1"])
 
 

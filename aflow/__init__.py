@@ -240,15 +240,25 @@ def __dir__() -> list[str]:
 
 def _connect_the_command_line() -> None:
     """`MyFlow()` in a script starts the command line, which the language itself may not import."""
+    import os
+    import sys
+
     from aflow.flow.spec import set_launcher
 
-    def launch(flow: type[FlowSpec]) -> None:
+    # As the program was started: it may change both before it calls its flow.
+    argv, folder = [*sys.argv], None
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # it was removed: tasks find no other
+        pass
+
+    def launch(flow: FlowSpec) -> None:
         from aflow import collector
 
         collector.seldom()
         from aflow.cli.main import run_script
 
-        run_script(flow)
+        run_script(flow, argv, folder)
 
     set_launcher(launch)
     from aflow.cli.uncaught import tell_definition_errors

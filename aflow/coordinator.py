@@ -44,7 +44,7 @@ from aflow.scheduler.single import SingleTask
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.executors.base import Executor
-    from aflow.executors.local.link import TemplateProcess
+    from aflow.executors.local.link import GroundProcess
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
@@ -213,21 +213,21 @@ class Coordinator:
         flow: type[FlowSpec] | FlowDefinition,
         *,
         options: RunOptions | None = None,
-        template: TemplateProcess | None = None,
+        ground: GroundProcess | None = None,
         watch: Watch | None = None,
         **parameters: Any,
     ) -> RunHandle:
         """Begin a run of the flow with these parameters. The run is recorded when this returns.
 
         Raises InvalidFlow, InvalidParameter, CoordinatorFull, CoordinatorClosed, StorageError and
-        MetadataError; nothing has begun then. If it is cancelled no run goes on either. `template`
+        MetadataError; nothing has begun then. If it is cancelled no run goes on either. `ground`
         is a process that has imported the flow already (the command line has one); without it one
         is started."""
         options = options or RunOptions(max_workers=self._max_workers, isolation=self._isolation)
         # Some milliseconds for a flow that is new: its sources are parsed.
         definition = await asyncio.to_thread(configured, flow) if isinstance(flow, type) else flow
         given = options.parameters | parameters
-        return await self._admitted(self._begin(definition, options, given, template, watch))
+        return await self._admitted(self._begin(definition, options, given, ground, watch))
 
     async def abandoned(self, limit: int = 100) -> list[str]:
         """The pathspecs of runs that go on without a coordinator: those that were left by one with
@@ -241,7 +241,7 @@ class Coordinator:
         run: str,
         *,
         options: RunOptions | None = None,
-        template: TemplateProcess | None = None,
+        ground: GroundProcess | None = None,
         watch: Watch | None = None,
     ) -> RunHandle:
         """Go on with a run of the flow (its id) that its coordinator has left. What it has finished
@@ -252,7 +252,7 @@ class Coordinator:
         or whose flow is another one now, and what `start` raises."""
         options = options or RunOptions(isolation=self._isolation)
         definition = await asyncio.to_thread(configured, flow) if isinstance(flow, type) else flow
-        return await self._admitted(self._go_on(definition, run, options, template, watch))
+        return await self._admitted(self._go_on(definition, run, options, ground, watch))
 
     async def _admitted(self, begin: Coroutine[Any, Any, RunHandle]) -> RunHandle:
         """Begin, as soon as there is room for one more run."""
@@ -277,11 +277,11 @@ class Coordinator:
         definition: FlowDefinition,
         options: RunOptions,
         given: Mapping[str, Any],
-        template: TemplateProcess | None,
+        ground: GroundProcess | None,
         watch: Watch | None,
     ) -> RunHandle:
         try:
-            executor = await self._executor(definition, options, template)
+            executor = await self._executor(definition, options, ground)
             driving = Driving(self._owner, executor.lookahead)
             new = await asyncio.to_thread(
                 self._creation.create, definition, options, given, driving
@@ -299,14 +299,14 @@ class Coordinator:
         definition: FlowDefinition,
         run: str,
         options: RunOptions,
-        template: TemplateProcess | None,
+        ground: GroundProcess | None,
         watch: Watch | None,
     ) -> RunHandle:
         try:
             record = await asyncio.to_thread(self._held, definition, run)
             try:
                 options = as_recorded(options, record)
-                executor = await self._executor(definition, options, template)
+                executor = await self._executor(definition, options, ground)
                 machine = _machine(definition, options, None, record.settings["lookahead"])
                 new, unfinished = await asyncio.to_thread(
                     self._stood, definition, options, record, machine
@@ -357,7 +357,7 @@ class Coordinator:
         return NewRun(record, parameters, fact, precedents), unfinished
 
     async def _executor(
-        self, definition: FlowDefinition, options: RunOptions, template: TemplateProcess | None
+        self, definition: FlowDefinition, options: RunOptions, ground: GroundProcess | None
     ) -> Executor:
         travels = await asyncio.to_thread(travelling, definition, options, self._store)
         return executor_for(
@@ -367,7 +367,7 @@ class Coordinator:
             self._records,
             self._clock,
             travels=travels,
-            template=template,
+            ground=ground,
             grace=self._grace,
         )
 

@@ -1,6 +1,6 @@
 """@exit_hook: functions that are called when a run has ended, each in a process of its own.
 
-The process is `python -m aflow.exit_hooks`; on its stdin it finds what to call. What a hook does
+The process is an interpreter of its own; on its stdin it finds what to call. What a hook does
 changes nothing of the run, and a hook that fails keeps no other from being called.
 """
 
@@ -16,12 +16,8 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from aflow.errors import InvalidInput
-from aflow.executors.local.spawn import (
-    class_from,
-    fresh_environment,
-    source_of,
-    stands_for_metaflow,
-)
+from aflow.executors.local.program import class_from, source_of, stands_for_metaflow
+from aflow.executors.local.start import command_of
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -79,16 +75,15 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
     """Call the hook and wait for its end; the exit code of its process."""
     sys.stdout.flush()
     with subprocess.Popen(
-        [sys.executable, "-m", "aflow.exit_hooks"],
+        command_of("aflow.exit_hooks"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=fresh_environment(),
         text=False,
     ) as process:
         assert process.stdin is not None, "a pipe was asked for"
         assert process.stdout is not None, "a pipe was asked for"
         try:
-            request = (where, pathspec, metadata_url, stands_for_metaflow())
+            request = (where, pathspec, metadata_url, stands_for_metaflow(), sys.path)
             process.stdin.write(msgpack.packb(request))
             process.stdin.close()
         except BrokenPipeError:  # it has ended already: its exit code tells
@@ -104,9 +99,10 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
 
 def main() -> None:
     """Call the hook that stdin names."""
-    where, pathspec, metadata_url, is_metaflow = msgpack.unpackb(sys.stdin.buffer.read())
+    where, pathspec, metadata_url, is_metaflow, path = msgpack.unpackb(sys.stdin.buffer.read())
     from aflow import client, compat
 
+    sys.path[:] = path
     if is_metaflow:
         compat.install()
     client.metadata(metadata_url)

@@ -1,28 +1,27 @@
 """One run in the foreground: what `aflow run` and `python flow.py run` do.
 
-The template is forked first, while this process has neither threads nor an event loop; only then
-is asyncio imported, in one process, while the other one gets ready: on two cores at once.
+The ground of its tasks was started first thing (executors/local/start.py), and gets ready while
+this process checks the flow and imports asyncio: on two cores at once.
 """
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aflow import backends
 from aflow.errors import MetadataUnavailable, StoreUnavailable
+from aflow.executors.local import start
 
 if TYPE_CHECKING:
     from aflow.config import RunOptions, Settings
     from aflow.coordinator import RunHandle
+    from aflow.executors.local.start import EarlyGround
     from aflow.flow.definition import FlowDefinition
     from aflow.runs.notices import Notice, RunEnded
 
-# Imports are inside the functions: before the fork nothing may start a thread or make an event
-# loop, and what the template imports, it imports while the coordinator imports its own.
+# Imports are inside the functions: asyncio and all that needs it are imported while the ground
+# imports its own.
 
 
 def run(
@@ -35,13 +34,21 @@ def run(
     """Run a flow to its end, or go on with its run `adopt`, which was left; how it ended, and the
     number of the signal that stopped it, if one did. Raises what the storage or the metadata raised
     if the run could not go on."""
-    template = _fork_template(definition) if _has_local_steps(definition, options) else None
-    import asyncio
+    has_local_steps = _has_local_steps(definition, options)
+    if has_local_steps:
+        start.have_ground()
+    ground = start.take_ground()
+    try:
+        import asyncio
 
-    from aflow.loops import fastest_loop
+        from aflow.loops import fastest_loop
 
-    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        return runner.run(_run(definition, options, settings, watch, template, adopt))
+        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            given = ground if has_local_steps else None
+            return runner.run(_run(definition, options, settings, watch, given, adopt))
+    finally:
+        if ground is not None:
+            ground.close()
 
 
 def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
@@ -54,40 +61,17 @@ def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
     return needs_processes(definition, places(definition, options))
 
 
-def _fork_template(definition: FlowDefinition) -> tuple[socket.socket, int]:
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if pid:
-        theirs.close()
-        return ours, pid
-    code = 1
-    try:
-        os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
-        ours.close()
-        from aflow.executors.local.template import Template
-
-        Template(theirs, definition, backends.open_store, backends.open_metadata).serve()
-        code = 0
-    except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the template has died
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
 async def _run(
     definition: FlowDefinition,
     options: RunOptions,
     settings: Settings,
     watch: Callable[[Sequence[Notice]], None],
-    template: tuple[socket.socket, int] | None,
+    ground: EarlyGround | None,
     adopt: str | None,
 ) -> tuple[RunEnded, int | None]:
     import asyncio
 
     from aflow.coordinator import Coordinator
-    from aflow.executors.local.link import ForkedTemplate
 
     async with Coordinator(
         storage=settings.storage_url,
@@ -96,8 +80,8 @@ async def _run(
         user=settings.user,
         owner=settings.owner,
     ) as coordinator:
-        forked = None if template is None else ForkedTemplate(*template)
-        given: Any = {"options": options, "template": forked, "watch": watch}
+        first = None if ground is None else ground.start()
+        given: Any = {"options": options, "ground": first, "watch": watch}
         if adopt is None:
             handle = await coordinator.start(definition, **given)
         else:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
 from aflow.errors import CodePackageError, InvalidSetting
-from aflow.executors.local.process import ProcessExecutor, needs_of
-from aflow.executors.local.spawn import request_of, start_template
+from aflow.executors.local.process import ProcessExecutor, needs_here, needs_of
+from aflow.executors.local.program import request_of
+from aflow.executors.local.start import spawn_here
+from aflow.executors.local.warm import imported_here
 from aflow.flow.graph import Kind
 from aflow.storage.blobs import BlobStore
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from aflow.config import RunOptions
     from aflow.executors.base import Executor
     from aflow.executors.job import Job
-    from aflow.executors.local.link import TemplateProcess
-    from aflow.executors.local.spawn import Request
+    from aflow.executors.local.link import GroundProcess
+    from aflow.executors.local.program import Request
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.package import Package
@@ -155,7 +157,7 @@ def executor_for(
     clock: Clock,
     *,
     travels: Travelling | None,
-    template: TemplateProcess | None,
+    ground: GroundProcess | None,
     grace: float,
 ) -> Executor:
     """What runs the attempts of a run."""
@@ -163,10 +165,11 @@ def executor_for(
     made: dict[str, Executor] = {}
     if needs_processes(definition, of_step):
         made["local"] = ProcessExecutor(
-            needs_of(definition),
-            lambda: start_template(definition, options.decospecs),
+            needs_here(definition),
+            request_of(definition, options.decospecs, imported_here()),
+            spawn_here,
             clock,
-            first=template,
+            first=ground,
             max_workers=options.max_workers,
             isolation=options.isolation,
             grace=grace,

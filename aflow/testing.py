@@ -123,7 +123,8 @@ class _Bench:
         told = None if project is None else project.place(flow, _CONTEXT.user)
         context = _CONTEXT._replace(flow=flow, told=told)
         spec = self._spec(step, inputs, item, index)
-        runner = _Runner(self._definition, context, self._blobs, _no_metadata, SystemClock())
+        runner = _Runner(context, self._blobs, _no_metadata, SystemClock())
+        runner.definition = self._definition
         runner.manifests = self._manifests
         if step.is_async:
             import asyncio

@@ -30,7 +30,6 @@ from aflow.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
-    from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
     from aflow.storage.blobs import BlobStore
@@ -141,10 +140,8 @@ def _no_metadata() -> MetadataStore:
 class RemoteRunner(Runner):
     """Runs attempts of one run where there is no metadata, and commits them in the store."""
 
-    def __init__(
-        self, definition: FlowDefinition, context: RunContext, blobs: BlobStore, clock: Clock
-    ) -> None:
-        super().__init__(definition, context, blobs, _no_metadata, clock)
+    def __init__(self, context: RunContext, blobs: BlobStore, clock: Clock) -> None:
+        super().__init__(context, blobs, _no_metadata, clock)
         self._stored = StoredManifests(Parcels(blobs.store, context.flow, context.run))
         self.manifests = self._stored
 

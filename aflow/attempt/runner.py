@@ -89,21 +89,27 @@ class Execution:
 class Runner:
     """Runs attempts of one run, one after the other or, for coroutine steps, many at a time."""
 
+    # The flow, which is known when the user's program has come to it: set before anything is run.
+    definition: FlowDefinition
+
     def __init__(
         self,
-        definition: FlowDefinition,
         context: RunContext,
         blobs: BlobStore,
         open_metadata: Callable[[], MetadataStore],
         clock: Clock,
     ) -> None:
-        self.definition = definition
         self.context = context
         self.manifests = Manifests(open_metadata, context.run_key)
         self._blobs = blobs
         self._clock = clock
         self._item_reader = ItemReader(blobs)
         self._makers: dict[str, Makers] = {}
+        # What makes the flow's object of an attempt. Processes of tasks give the one that the
+        # user's program has made.
+        self.instance: Callable[[], FlowSpec] = lambda: new_instance(self.definition)
+        # The variables of @environment that the process was started with; None if nobody saw to it.
+        self.environment: Mapping[str, str] | None = None
         # Tells the coordinator of items while a step still makes them: task, attempt, how many, and
         # the manifest. None where nobody would hear it.
         self.announce: Callable[[int, int, int, bytes], None] | None = None
@@ -214,7 +220,7 @@ class Runner:
 
     def _prepare(self, execution: Execution) -> None:
         spec, definition = execution.spec, self.definition
-        execution.flow = new_instance(definition)
+        execution.flow = self.instance()
         reader = ArtifactReader(self._blobs)
         execution.task = RunningTask(
             definition,
@@ -233,7 +239,7 @@ class Runner:
         if not execution.step.decorators:
             return
         environment = execution.step.decorator("environment")
-        if environment is not None:
+        if environment is not None and environment.vars != self.environment:
             ENVIRONMENT.take(environment.vars)
             execution.held = environment.vars
         if not spec.fallback:

@@ -24,6 +24,8 @@ STARTED = 0  # [STARTED, task, attempt, pid, at]
 LOGGED = 1  # [LOGGED, task, attempt, at, stream (0 stdout, 1 stderr), whole, bytes]
 ENDED = 2  # [ENDED, *AttemptReport]
 GROWN = 3  # [GROWN, task, attempt, items so far of its foreach, manifest as of now]
+IMPORTED = 4  # [IMPORTED, what its program has imported, {step: variables of @environment}]
+MISFIT = 5  # [MISFIT, variables]: the process was to be started with these variables
 
 STREAMS: tuple[Literal["stdout"], Literal["stderr"]] = ("stdout", "stderr")
 
@@ -97,7 +99,8 @@ class AttemptReport(NamedTuple):
     """How an attempt ended, as its process says it. `state` is an AttemptState's value.
 
     `steps`, `foreach`, `splits` are the transition of a success. `manifest` is there on success,
-    and on failure where there was something to say (the exception).
+    and on failure where there was something to say (the exception). `unreached` says that the
+    program failed before it came to its flow: nothing of the step was run.
     """
 
     task: int
@@ -112,6 +115,7 @@ class AttemptReport(NamedTuple):
     started_at: float = 0.0
     finished_at: float = 0.0
     metadata: tuple[tuple[str, str, str], ...] = ()
+    unreached: bool = False
 
     @property
     def outcome(self) -> Outcome:

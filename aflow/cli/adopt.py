@@ -56,7 +56,8 @@ def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object
     again = [*_lasting(record.settings.get("words", ["run"])), "--aflow-adopt", spec.run]
     places = [("--metadata", metadata), ("--datastore-root", datastore_root)]
     given = [word for name, value in places if value is not None for word in (name, value)]
-    return flow_group(loading.load_flow(target), target, [*again, *given])
+    words = [*again, *given]
+    return flow_group(loading.run_file(target, words), target, words)
 
 
 def _lasting(words: Sequence[str]) -> list[str]:

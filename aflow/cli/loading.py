@@ -1,8 +1,8 @@
 """From `flow.py` or `flow.py:Name` to the flow class.
 
-The file is imported under its own stem, with its folder on sys.path, so that what its steps
-pickle can be loaded by whoever imports it by that name. Its `if __name__ == "__main__"` block
-does not run.
+A file that is to be run is run as Python runs it: as `__main__`, with its guarded block, up to its
+`MyFlow()`. One that is only looked at is imported under its own stem, with its folder on sys.path,
+and without that block.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from aflow.errors import FlowFileError
+from aflow.executors.local.program import Started, note_start, program_in, run_as_main
+from aflow.executors.local.start import environment_at_start
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 _TARGET = re.compile(r"(?P<path>.+\.py)(:(?P<name>\w+))?\Z", re.DOTALL)
 
 _loading = False
+_asked_for: str | None = None  # the name of the only flow that may begin, where one was asked for
+_begun = False  # a flow of the file that we run has been called
+_before: frozenset[str] = frozenset()  # the modules that were there before the file was run
 
 
 def is_target(word: str) -> bool:
@@ -30,9 +37,54 @@ def is_target(word: str) -> bool:
     return bool(_TARGET.match(word)) and not word.startswith("-")
 
 
-def in_progress() -> bool:
-    """Whether a flow file is being imported: a `MyFlow()` in it is not to start anything."""
-    return _loading
+def is_called(flow: type[FlowSpec], argv: Sequence[str], folder: str | None) -> bool:
+    """Whether a call of this flow starts its command line: not where its file is only being
+    imported, nor where another flow was asked for. Notes with which words and in which folder the
+    program was started, for its tasks run it again."""
+    global _begun
+    if _loading or _asked_for not in (None, flow.__name__):
+        return False
+    _begun = True
+    main = program_in(sys._getframe(1))
+    if main is not None:
+        spec = getattr(main, "__spec__", None)
+        names = [each for each in [*sys.modules] if each not in _before]
+        module = None if spec is None else spec.name
+        note_start(Started([*argv], module, folder, environment_at_start(), names))
+    return True
+
+
+def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
+    """Run the file of `path.py[:Name]` as `python path.py words` does: its flow's call is its
+    command line. Comes back, with the flow's class, where the file does not call its flow.
+
+    Raises FlowFileError where there is no such file, it fails before it has called its flow, or it
+    is not clear which flow is meant; and whatever the file raises after that.
+    """
+    global _asked_for, _before
+    match = _TARGET.match(target)
+    if match is None:
+        raise FlowFileError(f"{target!r} is no flow file: give path/to/flow.py or flow.py:Name.")
+    path = Path(match["path"])
+    _check_file(path)
+    _stand_for_metaflow()
+    _asked_for = match["name"]
+    _before = frozenset(sys.modules)
+    file = os.path.join(os.getcwd(), match["path"])
+    rest = sys.path if sys.flags.safe_path else sys.path[1:]
+    argv, folder = [match["path"], *words], os.getcwd()
+    try:
+        with _faults_named(Path(file)):
+            module = run_as_main(file, argv, [*rest])
+    except Exception as error:
+        if not _begun:
+            raise
+        sys.excepthook(type(error), error, error.__traceback__)  # as Python ends a program
+        sys.exit(1)
+    flow = _choose(module, path, match["name"])
+    names = [each for each in [*sys.modules] if each not in _before]
+    note_start(Started(argv, None, folder, environment_at_start(), names))
+    return flow
 
 
 def load_flow(target: str) -> type[FlowSpec]:
@@ -118,7 +170,28 @@ def _execute(loader: SourceFileLoader, module: ModuleType, path: Path) -> None:
     global _loading
     _loading = True
     try:
-        loader.exec_module(module)
+        with _faults_named(path):
+            loader.exec_module(module)
+    finally:
+        _loading = False
+
+
+@contextmanager
+def _faults_named(path: Path) -> Iterator[None]:
+    """Say of what the file raises where it is; what it raises after its flow was called is left as
+    it is."""
+    try:
+        yield
+    except BaseException as error:
+        if _begun or isinstance(error, FlowFileError):
+            raise
+        _name_fault(error, path)
+        raise
+
+
+def _name_fault(error: BaseException, path: Path) -> None:
+    try:
+        raise error
     except SyntaxError as error:
         where = f"{error.filename or path}, line {error.lineno}"
         source = f": {error.text.strip()}" if error.text else ""
@@ -129,8 +202,6 @@ def _execute(loader: SourceFileLoader, module: ModuleType, path: Path) -> None:
         raise FlowFileError(f"{_place(error, path)}: the file ends the program.") from error
     except Exception as error:
         raise FlowFileError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
-    finally:
-        _loading = False
 
 
 def _lacking(error: ModuleNotFoundError) -> str:

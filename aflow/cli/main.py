@@ -23,6 +23,7 @@ from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
 from aflow.cli.flow_commands import COMMANDS, NEED_NO_FILE, FlowGroup
 from aflow.cli.options import run_options, top_options
 from aflow.cli.problems import guarded, leave
+from aflow.executors.local import start
 from aflow.version import __version__
 
 if TYPE_CHECKING:
@@ -127,13 +128,14 @@ def run_program(words: Sequence[str]) -> NoReturn:
     leave(guarded(lambda: _program(words)))
 
 
-def run_script(flow: type[FlowSpec]) -> None:
-    """`MyFlow()` in a script: its command line; ends the program. Where the file is only being
-    loaded, nothing happens: whoever loads it decides what is done with the flow."""
-    if loading.in_progress():
+def run_script(flow: FlowSpec, argv: Sequence[str], folder: str | None) -> None:
+    """`MyFlow()` in a script that was started with these words in this folder: its command line;
+    ends the program. Where the file is only being loaded, or another one of its flows was asked
+    for, nothing happens: whoever loads it decides what is done with the flow."""
+    if not loading.is_called(type(flow), argv, folder):
         return
     script = sys.argv[0]
-    leave(guarded(lambda: flow_group(flow, script, sys.argv[1:])))
+    leave(guarded(lambda: flow_group(type(flow), script, sys.argv[1:])))
 
 
 def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:
@@ -157,8 +159,12 @@ def _program(words: Sequence[str]) -> object:
     line = take_apart(words)
     if line.target is not None:
         command = [] if line.command is None else [line.command]
-        flow = loading.load_flow(line.target)
-        return flow_group(flow, line.target, [*line.ahead, *command, *line.rest])
+        rest = [*line.ahead, *command, *line.rest]
+        target = line.target
+        if start.STARTING & {*rest}:
+            start.have_ground(fork=True)  # while there is nothing of the user's here yet
+        flow = loading.run_file(target, rest)
+        return flow_group(flow, target, rest)
     if line.command in NEED_NO_FILE:
         return flow_group(None, "aflow", [*line.ahead, line.command, *line.rest])
     if line.command == "version" or "--version" in words:

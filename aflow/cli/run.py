@@ -14,6 +14,7 @@ from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.session import Session
 from aflow.config import FOLDER, RunOptions, Settings, without_password
 from aflow.errors import InvalidName
+from aflow.executors.local import start
 from aflow.ids import PARAMETERS_STEP
 from aflow.runs.flow_values import parameter_values
 from aflow.runs.notices import Notice, RunEnded, RunStarting
@@ -67,6 +68,8 @@ def run(
         executor=executor,
         queue=queue,
     )
+    if settings.executor == "local" and not dry_run:
+        start.have_ground()  # it gets ready while the flow is checked
     definition = session.define()
     with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
         _banner(session, definition, settings)

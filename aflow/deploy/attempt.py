@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aflow.deploy.order import Order
     from aflow.deploy.records import Records
     from aflow.executors.base import Usage
-    from aflow.executors.local.link import TemplateProcess
+    from aflow.executors.local.link import GroundProcess
     from aflow.runs.attempt_logs import Kept
     from aflow.storage.base import ObjectStore
 
@@ -46,13 +46,13 @@ class OneAttempt:
         records: Records,
         store: ObjectStore,
         clock: Clock,
-        start_template: Callable[[], TemplateProcess],
+        start_ground: Callable[[], GroundProcess],
     ) -> None:
         self._order = order
         self._records = records
         self._store = store
         self._clock = clock
-        self._start_template = start_template
+        self._start_ground = start_ground
         self._new: list[TaskRecord] = []
         self._chunks = 0
         self._told = 0  # chunks that are recorded
@@ -78,7 +78,8 @@ class OneAttempt:
         order = self._order
         executor = ProcessExecutor(
             order.needs,
-            self._start_template,
+            order.request,
+            self._start_ground,
             self._clock,
             max_workers=1,
             grace=GRACE,

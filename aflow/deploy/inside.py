@@ -45,13 +45,13 @@ from aflow.deploy.words import (
 )
 from aflow.errors import AflowError, InvalidInput, VersionConflict
 from aflow.executors.job import python_version
-from aflow.executors.local.spawn import class_from, fresh_environment
+from aflow.executors.local.program import class_from, placed
+from aflow.executors.local.start import EarlyGround, fork_ground
 from aflow.exit_hooks import run_hooks
 from aflow.flow.decorators.attach import attach
 from aflow.flow.graph import Graph, Kind
 from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
-from aflow.remote.early import EarlyTemplate
 from aflow.runs.creation import Creation, Driving
 from aflow.runs.flow_values import told as told_of
 from aflow.runs.liveness import ENGINE
@@ -64,7 +64,6 @@ from aflow.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from aflow.deploy.order import Order
-    from aflow.executors.local.link import TemplateProcess
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
@@ -78,11 +77,11 @@ def main() -> int:
         told = Told.load()
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
+            store = backends.open_store(told.storage)  # now, for the ground to have it, too
+            ground = EarlyGround(fork_ground())
+            made.callback(ground.close)
             sys.path.insert(0, folder)
-            store = backends.open_store(told.storage)  # now, for the template to have it, too
-            template = EarlyTemplate()
-            made.callback(template.close)
-            job = Job(told, SystemClock(), Path(folder), store, template)
+            job = Job(told, SystemClock(), Path(folder), store, ground)
             made.callback(job.close)
             return job.note_failure() if told.step is None else job.run(told.step)
     except InvalidInput as error:  # it is as wrong the next time
@@ -94,7 +93,7 @@ def main() -> int:
 
 
 class Job:
-    """One job. The code of the flow is put into the folder, from which the template imports it."""
+    """One job. The code of the flow is put into the folder, from which its task runs it."""
 
     def __init__(
         self,
@@ -102,11 +101,11 @@ class Job:
         clock: Clock,
         folder: Path,
         store: ObjectStore,
-        template: EarlyTemplate,
+        ground: EarlyGround,
     ) -> None:
         self._told = told
         self._clock = clock
-        self._template = template
+        self._ground = ground
         self._store = store
         self._metadata: MetadataStore = backends.open_metadata(told.metadata, own=True)
         self._order: Order = read_order(self._store, told.order)
@@ -127,7 +126,7 @@ class Job:
     def _unpack(self, folder: Path) -> None:
         order = self._order
         package.unpack(package.fetch(BlobStore(self._store), order.code), folder)
-        source = {**order.request.source, "file": str(folder / order.script)}
+        source = placed(order.request.source, folder, order.script)
         self._order = order._replace(request=order.request._replace(source=source))
 
     def _definition(self) -> FlowDefinition:
@@ -179,7 +178,7 @@ class Job:
         )
         new = None if there else self._task_record(step, standing, spec)
         time.sleep(max(0.0, chance.not_before - self._clock.now()))
-        attempt = OneAttempt(order, records, self._store, self._clock, self._load_template)
+        attempt = OneAttempt(order, records, self._store, self._clock, self._ground.start)
         report, record = asyncio.run(attempt.run(spec, self._context(records), new))
         fault = too_many_items(self._graph, step, report.splits, distributed=order.distributed)
         if fault is not None:
@@ -203,10 +202,6 @@ class Job:
         # Other interpreters than that of AWS put it in quotes.
         begun = datetime.fromisoformat(started.strip('"'))
         return self._clock.now() >= begun.timestamp() + limit
-
-    def _load_template(self) -> TemplateProcess:
-        order = self._order
-        return self._template.load(order.request, order.flow, fresh_environment())
 
     def _task_record(self, step: str, standing: Standing, spec: AttemptSpec) -> TaskRecord:
         now = self._clock.now()

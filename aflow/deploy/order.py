@@ -14,7 +14,7 @@ import msgpack
 from aflow.config import looked_up
 from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
 from aflow.executors.local.process import StepNeeds
-from aflow.executors.local.spawn import Request
+from aflow.executors.local.program import Request
 from aflow.ids import blob_key
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import digest_of

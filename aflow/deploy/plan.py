@@ -20,7 +20,7 @@ from aflow.deploy.starting import Events, Ticks, events_of, ticks_of
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.job import python_version
 from aflow.executors.local.process import needs_of
-from aflow.executors.local.spawn import request_of
+from aflow.executors.local.program import request_of
 from aflow.flow.current import current
 from aflow.scheduler.policy import policies_from
 

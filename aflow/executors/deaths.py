@@ -31,8 +31,16 @@ def sentence(status: int) -> str:
     )
 
 
+def ended_by(status: int) -> str:
+    """How a process ended whose step was over, in one sentence."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return f"it was ended by signal {number} ({_signal_name(number)})."
+    return f"it ended with exit code {os.waitstatus_to_exitcode(status)}."
+
+
 def kill_what_is_left(pid: int) -> None:
-    """Kill what a process has started that died with its template: nobody else is there to do it.
+    """Kill what a process has started that died with its ground: nobody else is there to do it.
     Its number names its group for as long as that has a member."""
     try:
         os.killpg(pid, signal.SIGKILL)

@@ -15,7 +15,7 @@ import msgpack
 from aflow.attempt.spec import RunContext
 from aflow.errors import InvalidMessage
 from aflow.executors.local.process import StepNeeds
-from aflow.executors.local.spawn import Request
+from aflow.executors.local.program import Request
 
 VERSION = 1
 

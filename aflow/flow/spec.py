@@ -36,11 +36,11 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_launcher: Callable[[type[FlowSpec]], None] | None = None
+_launcher: Callable[[FlowSpec], None] | None = None
 
 
-def set_launcher(launcher: Callable[[type[FlowSpec]], None]) -> None:
-    """Say what `MyFlow()` does: it calls `launcher(MyFlow)`."""
+def set_launcher(launcher: Callable[[FlowSpec], None]) -> None:
+    """Say what `MyFlow()` does: it calls `launcher` with the new object."""
     global _launcher
     _launcher = launcher
 
@@ -143,7 +143,7 @@ class FlowSpec:
                 f"{type(self).__name__}() starts the command line, which is not there: import "
                 f"FlowSpec from aflow, or write {type(self).__name__}(use_cli=False)."
             )
-        _launcher(type(self))
+        _launcher(self)
 
     # ------------------------------------------------------------ about the flow
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from aflow.errors import InvalidInput
-from aflow.executors.local.spawn import stands_for_metaflow
+from aflow.executors.local.program import stands_for_metaflow
 
 Stream = Literal["stdout", "stderr"]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from aflow.attempt.remote import Parcels
 from aflow.errors import CodePackageError
 from aflow.executors.job import Job, python_version
+from aflow.executors.local.program import placed
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
@@ -38,5 +39,5 @@ def delivered(
     if job.code is None:
         return job, None
     folder = unpack(BlobStore(store), job.code)
-    source = {**job.request.source, "file": str(folder / job.script)}
+    source = placed(job.request.source, folder, job.script)
     return job._replace(request=job.request._replace(source=source)), folder

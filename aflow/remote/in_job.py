@@ -27,11 +27,10 @@ from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
 from aflow.executors.letterbox import Letterbox
 from aflow.executors.local.process import ProcessExecutor
-from aflow.executors.local.spawn import fresh_environment
+from aflow.executors.local.start import EarlyGround, fork_ground
 from aflow.executors.meeting import Meeting
 from aflow.executors.roll import Roll
 from aflow.remote.delivery import delivered
-from aflow.remote.early import EarlyTemplate
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
@@ -101,28 +100,27 @@ def main() -> int:
         told = Told.load()
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
-            sys.path.insert(0, folder)
-            # Now, for the template to have all of it, too: it is what takes longest.
+            # Now, for the ground to have all of it, too: it is what takes longest.
             store = backends.open_store(told.store)
-            template = EarlyTemplate()
-            made.callback(template.close)
-            return asyncio.run(OneJob(told, store, SystemClock(), Path(folder), template).run())
+            ground = EarlyGround(fork_ground())
+            made.callback(ground.close)
+            return asyncio.run(OneJob(told, store, SystemClock(), Path(folder), ground).run())
     except AflowError as error:
         print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
         return 1
 
 
 class OneJob:
-    """One job. The code of the flow is put into the folder, from which the template imports it."""
+    """One job. The code of the flow is put into the folder, from which its task runs it."""
 
     def __init__(
-        self, told: Told, store: ObjectStore, clock: Clock, folder: Path, template: EarlyTemplate
+        self, told: Told, store: ObjectStore, clock: Clock, folder: Path, ground: EarlyGround
     ) -> None:
         self._told = told
         self._store = store
         self._clock = clock
         self._folder = folder
-        self._template = template
+        self._ground = ground
         self._news = News(Letterbox(store, told.flow, told.run), told.worker)
         self._meeting = Meeting(store, told.flow, told.run)
         self._left = [0, 0]  # bytes of each stream that are still sent
@@ -172,7 +170,8 @@ class OneJob:
             job = await asyncio.to_thread(self._job)
             executor = ProcessExecutor(
                 job.needs,
-                lambda: self._template.load(job.request, job.context.flow, fresh_environment()),
+                job.request,
+                self._ground.start,
                 self._clock,
                 max_workers=1,
                 grace=GRACE,

@@ -1,10 +1,9 @@
-"""The processes of one run on a worker: its code is fetched once, and a template kept warm."""
+"""The processes of one run on a worker: its code is fetched once, and its grounds are kept."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -16,7 +15,7 @@ from aflow.executors.base import NO_USAGE
 from aflow.executors.job import Job
 from aflow.executors.letters import TaskLetter
 from aflow.executors.local.process import ProcessExecutor
-from aflow.executors.local.spawn import fresh_environment, start_from
+from aflow.executors.local.start import spawn_ground
 from aflow.queue.base import Lease
 from aflow.remote.delivery import delivered
 from aflow.remote.outbox import Outbox
@@ -148,11 +147,12 @@ class Runtime:
         self.ended(report, NO_USAGE)
 
     async def _made(self) -> ProcessExecutor:
-        job, environment = await asyncio.to_thread(self._fetched)
+        job = await asyncio.to_thread(self._fetched)
         self._isolation = job.isolation
         executor = ProcessExecutor(
             job.needs,
-            lambda: start_from(job.request, job.context.flow, environment),
+            job.request,
+            spawn_ground,
             self._site.clock,
             max_workers=self._site.slots,
             isolation=job.isolation,
@@ -160,7 +160,7 @@ class Runtime:
         await executor.start(job.context, self)
         return executor
 
-    def _fetched(self) -> tuple[Job, Mapping[str, str]]:
+    def _fetched(self) -> Job:
         """The description of the run, with its code in a folder of ours. Blocks."""
         letter, below = self._letter, self._site.folder
         job, folder = delivered(
@@ -171,12 +171,7 @@ class Runtime:
             lambda blobs, key: package.unpacked(blobs, key, below),
         )
         self._folder = folder
-        environment = dict(fresh_environment())
-        if folder is not None:
-            environment["PYTHONPATH"] = os.pathsep.join(
-                filter(None, [str(folder), environment.get("PYTHONPATH", "")])
-            )
-        return job, environment
+        return job
 
     # ------------------------------------------------------------ what the processes say
 
@@ -199,4 +194,7 @@ class Runtime:
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over."""
+        if report.unreached:
+            reason = f"Worker {self._site.worker} cannot run the task: {report.reason}"
+            report = report._replace(reason=reason)
         self._host.ended(self._letter, report, usage)

@@ -19,9 +19,10 @@ import pytest
 from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.base import Usage
-from aflow.executors.local.link import TemplateProcess
-from aflow.executors.local.process import ProcessExecutor, needs_of
-from aflow.executors.local.spawn import start_template
+from aflow.executors.local.link import GroundProcess
+from aflow.executors.local.process import ProcessExecutor, needs_here
+from aflow.executors.local.program import request_of
+from aflow.executors.local.start import spawn_ground
 from aflow.flow.spec import define
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import FromTask
@@ -102,10 +103,10 @@ class Recorder:
 class Bench:
     """One executor, what it was given and what it has said."""
 
-    def __init__(self, executor: Any, kind: str, templates: list[TemplateProcess]):
+    def __init__(self, executor: Any, kind: str, grounds: list[GroundProcess]):
         self.executor = executor
         self.kind = kind
-        self.templates = templates  # those that were started, the last one last
+        self.grounds = grounds  # those that were started, the last one last
         self.recorder = Recorder()
         self.specs: dict[int, AttemptSpec] = {}
         self._tasks = 0
@@ -180,29 +181,30 @@ def new_executor(
     kind: str = "task",
     workers: int = 2,
     grace: float = GRACE,
-    start: Callable[[], TemplateProcess] | None = None,
+    start: Callable[[], GroundProcess] | None = None,
 ) -> Bench:
     """An executor that has not started."""
     definition = define(DeedFlow)
-    templates: list[TemplateProcess] = []
+    grounds: list[GroundProcess] = []
 
-    def start_one() -> TemplateProcess:
-        templates.append(start() if start else start_template(definition))
-        return templates[-1]
+    def start_one() -> GroundProcess:
+        grounds.append(start() if start else spawn_ground())
+        return grounds[-1]
 
     if kind == "queue":
-        return Bench(OverAQueue(definition, workers, grace), kind, templates)
+        return Bench(OverAQueue(definition, workers, grace), kind, grounds)
     if kind == "batch":
-        return Bench(OverBatch(definition, grace), kind, templates)
+        return Bench(OverBatch(definition, grace), kind, grounds)
     executor = ProcessExecutor(
-        needs_of(definition),
+        needs_here(definition),
+        request_of(definition),
         start_one,
         SystemClock(),
         max_workers=workers,
         isolation="worker" if kind == "worker" else "task",
         grace=grace,
     )
-    return Bench(executor, kind, templates)
+    return Bench(executor, kind, grounds)
 
 
 def context_in(folder: Path) -> RunContext:

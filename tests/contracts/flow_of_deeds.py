@@ -32,8 +32,10 @@ if os.environ.get("DEEDS_CANNOT_BE_IMPORTED"):
     raise ImportError("this file is in no mood")
 if os.environ.get("DEEDS_DIE_AT_IMPORT"):
     os._exit(7)
+if os.environ.get("DEEDS_EXIT_AT_IMPORT"):
+    sys.exit(3)
 if os.environ.get("DEEDS_LEAVE_A_THREAD"):
-    threading.Thread(target=threading.Event().wait).start()
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 
 class DeedFlow(FlowSpec):

@@ -13,7 +13,7 @@ from aflow.clock import SystemClock
 from aflow.executors.base import Orphan, Reports
 from aflow.executors.job import Job, python_version
 from aflow.executors.local.process import needs_of
-from aflow.executors.local.spawn import request_of
+from aflow.executors.local.program import request_of
 from aflow.executors.queued import QueueExecutor, pools_of
 from aflow.flow.definition import FlowDefinition
 from aflow.metadata.sqlite import SqliteMetadata

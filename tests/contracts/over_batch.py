@@ -15,7 +15,7 @@ from aflow.executors.base import Orphan, Reports
 from aflow.executors.batch import BatchExecutor
 from aflow.executors.job import Job, python_version
 from aflow.executors.local.process import needs_of
-from aflow.executors.local.spawn import request_of
+from aflow.executors.local.program import request_of
 from aflow.flow.definition import FlowDefinition
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.storage.local import LocalStore

@@ -16,9 +16,8 @@ import pytest
 from aflow.errors import AflowError
 from aflow.executors.base import Orphan
 from aflow.executors.local import process
-from aflow.executors.local.link import TemplateProcess
-from aflow.executors.local.spawn import start_template
-from aflow.flow.spec import define
+from aflow.executors.local.link import GroundProcess
+from aflow.executors.local.start import spawn_ground
 from tests.contracts.executing import (
     BATCH,
     EVERYWHERE,
@@ -31,7 +30,6 @@ from tests.contracts.executing import (
     nothing_left,
     settled,
 )
-from tests.contracts.flow_of_deeds import DeedFlow
 from tests.support.aws.furnished import Account
 
 pytestmark = pytest.mark.timeout(60)
@@ -313,7 +311,7 @@ async def test_stopping_before_the_start_does_nothing() -> None:
         bench = new_executor()
         await bench.executor.stop()
 
-        assert [] == bench.templates
+        assert [] == bench.grounds
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
@@ -326,27 +324,27 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
             await start
         await bench.executor.stop()
 
-        assert 1 == len(bench.templates)
+        assert 1 == len(bench.grounds)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("trouble", "sentence"),
     [
-        ("DEEDS_CANNOT_BE_IMPORTED", "could not be loaded again: ImportError: this file is in no"),
-        ("DEEDS_DIE_AT_IMPORT", "its process ended while it was importing the flow"),
+        ("DEEDS_CANNOT_BE_IMPORTED", "ImportError: this file is in no mood"),
+        ("DEEDS_DIE_AT_IMPORT", "left with exit code 7"),
+        ("DEEDS_EXIT_AT_IMPORT", "ended with exit code 3 before it came to DeedFlow()"),
     ],
 )
-async def test_a_flow_that_cannot_be_imported_is_named_and_leaves_nothing(
-    trouble: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_an_attempt_whose_program_does_not_come_to_its_flow_fails_with_what_it_says(
+    kind: str, trouble: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(trouble, "yes")
-    with nothing_left():
-        bench = new_executor()
-        with pytest.raises(AflowError, match=sentence):
-            await bench.executor.start(context_in(tmp_path), bench.recorder)
-        await bench.executor.stop()
+    async with executing(tmp_path, kind) as bench:
+        task = bench.launch("speak")
 
-        assert [] == bench.templates
+        assert ["failed"] == await bench.ended(task)
+        assert sentence in bench.reason(task)
 
 
 async def test_a_thread_that_the_flow_file_has_started_holds_up_nothing(
@@ -442,7 +440,7 @@ async def test_coroutines_whose_process_is_killed_are_lost_and_new_ones_run(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_attempts_are_lost_with_the_template_and_the_next_ones_run(
+async def test_attempts_are_lost_with_the_ground_and_the_next_ones_run(
     kind: str, tmp_path: Path
 ) -> None:
     async with executing(tmp_path, kind) as bench:
@@ -450,7 +448,7 @@ async def test_attempts_are_lost_with_the_template_and_the_next_ones_run(
         await bench.started(tasks[0])
         await bench.written(tasks[0], b"waiting")
         child = int(bench.recorder.out(tasks[0]).split()[0])
-        os.kill(bench.templates[0].pid, signal.SIGKILL)
+        os.kill(bench.grounds[0].pid, signal.SIGKILL)
 
         assert ["lost", "lost"] == await bench.ended(*tasks)
         assert "the process that starts tasks has died" in bench.reason(tasks[0])
@@ -458,23 +456,23 @@ async def test_attempts_are_lost_with_the_template_and_the_next_ones_run(
         cancelled = bench.launch(waiting_of(kind))
         bench.cancel(cancelled)
         assert ["succeeded", "cancelled"] == await bench.ended(later, cancelled)
-        assert 2 == len(bench.templates)
+        assert 2 == len(bench.grounds)
         assert ends(child)
 
 
-async def test_where_no_template_can_be_had_attempts_are_lost_until_one_can(
+async def test_where_no_ground_can_be_had_attempts_are_lost_until_one_can(
     tmp_path: Path,
 ) -> None:
     refusals = iter([None, OSError(11, "no process for you"), AflowError("not again"), None])
 
-    def start() -> TemplateProcess:
+    def start() -> GroundProcess:
         refusal = next(refusals)
         if refusal is not None:
             raise refusal
-        return start_template(define(DeedFlow))
+        return spawn_ground()
 
     async with executing(tmp_path, "task", start=start) as bench:
-        os.kill(bench.templates[0].pid, signal.SIGKILL)
+        os.kill(bench.grounds[0].pid, signal.SIGKILL)
         assert ["lost"] == await bench.ended(bench.launch("wait"))
         states, task = ["lost"], 0
         while states[-1] == "lost":
@@ -485,10 +483,10 @@ async def test_where_no_template_can_be_had_attempts_are_lost_until_one_can(
 
         assert "succeeded" == states[-1]
         assert 2 <= states.count("lost") <= 3  # one or two of them found the start going on
-        assert 2 == len(bench.templates)
+        assert 2 == len(bench.grounds)
 
 
-async def test_a_template_that_dies_while_the_executor_stops_holds_up_nothing(
+async def test_a_ground_that_dies_while_the_executor_stops_holds_up_nothing(
     tmp_path: Path,
 ) -> None:
     async with executing(tmp_path, "task", grace=PATIENCE) as bench:
@@ -496,8 +494,8 @@ async def test_a_template_that_dies_while_the_executor_stops_holds_up_nothing(
         await bench.written(task, b"waiting")
         stopping = asyncio.create_task(bench.executor.stop())
         await settled()
-        os.kill(bench.templates[0].pid, signal.SIGKILL)
+        os.kill(bench.grounds[0].pid, signal.SIGKILL)
         await stopping
 
         assert "interrupted" == bench.recorder.reports[task].state
-        assert 1 == len(bench.templates)
+        assert 1 == len(bench.grounds)

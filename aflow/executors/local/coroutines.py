@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import msgpack
 
 from aflow.attempt.runner import Runner
-from aflow.attempt.spec import STARTED, AttemptSpec
+from aflow.attempt.spec import STARTED, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.executors.local import inside
 from aflow.executors.local.streams import Owner, WorkerStreams
@@ -27,21 +27,42 @@ class CoroutineWorker:
     The loop is shared: a step cannot stop it, and what a step cancels of others' (all tasks of the
     loop, say) is not cancelled."""
 
-    def __init__(self, runner: Runner, tasks: int, reports: int, *descriptors: int) -> None:
+    def __init__(self, runner: Runner, descriptors: Sequence[int]) -> None:
+        tasks, reports, *streams = descriptors
         self._runner = runner
         self._link = Link(tasks, reports)
-        self._link.tasks.setblocking(False)
         self._clock = SystemClock()
-        self._pid = 0
+        self._pid = os.getpid()
+        self._first: AttemptSpec | None = None  # until it runs
+        self._begun: AttemptSpec | None = None  # whose start was reported before it runs
         self._tasks: dict[Owner, asyncio.Task[None]] = {}
         self._cancelled: set[Owner] = set()
         self._fault: BaseException | None = None
-        self._streams = WorkerStreams(descriptors, self._oldest, self._link.log)
+        self._streams = WorkerStreams(streams, self._oldest, self._link.log)
+        self.say = self._link.say
+
+    def first(self) -> AttemptSpec | None:
+        """Begin with the first attempt; None if there is none, and never will be. What the user's
+        program prints before it comes to its flow belongs to this one."""
+        self._runner.expect_many()
+        while (data := self._link.next()).startswith(CANCEL):
+            continue  # of what has not come yet, and was taken back
+        if not data:
+            return None
+        spec = self._first = self._begun = AttemptSpec.decode(data)
+        self._token = self._streams.owner.set((spec.task, spec.attempt))
+        self._say_started(spec)
+        return spec
+
+    def refuse(self, report: AttemptReport) -> None:
+        """Say that the first attempt has ended before the flow was reached."""
+        self._streams.finish((report.task, report.attempt))
+        self._link.say(*report.message())
 
     def serve(self) -> None:
-        """Run what comes, until the coordinator closes its end."""
-        self._pid = os.getpid()
-        self._runner.expect_many()
+        """Run the first attempt and what comes, until the coordinator closes its end."""
+        self._streams.owner.reset(self._token)
+        self._link.tasks.setblocking(False)
         with asyncio.Runner(loop_factory=self._loop) as runner:
             runner.run(self._serve())
 
@@ -58,6 +79,9 @@ class CoroutineWorker:
 
     async def _serve(self) -> None:
         self._closed = asyncio.Event()
+        assert self._first is not None, "there is a first one"
+        self._start(self._first)
+        self._first = None
         loop = asyncio.get_running_loop()
         loop.add_reader(self._link.tasks, self._receive)
         while not self._closed.is_set():
@@ -84,11 +108,16 @@ class CoroutineWorker:
             if data.startswith(CANCEL):
                 self._cancel(msgpack.unpackb(data[1:], use_list=False))
                 continue
-            spec = AttemptSpec.decode(data)
-            owner = (spec.task, spec.attempt)
-            task = _OwnTask(self._run(spec), owner, self._streams.owner)
-            task.add_done_callback(self._note_end)
-            self._tasks[owner] = task
+            self._start(AttemptSpec.decode(data))
+
+    def _start(self, spec: AttemptSpec) -> None:
+        owner = (spec.task, spec.attempt)
+        task = _OwnTask(self._run(spec), owner, self._streams.owner)
+        task.add_done_callback(self._note_end)
+        self._tasks[owner] = task
+
+    def _say_started(self, spec: AttemptSpec) -> None:
+        self._link.say(STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         """What a step raises is in its report; anything else is our fault, and ends the process."""
@@ -110,7 +139,8 @@ class CoroutineWorker:
     async def _run(self, spec: AttemptSpec) -> None:
         owner = (spec.task, spec.attempt)
         self._streams.owner.set(owner)
-        self._link.say(STARTED, *owner, self._pid, self._clock.now())
+        if spec is not self._begun:
+            self._say_started(spec)
         report = await self._runner.run_async(spec, lambda: owner in self._cancelled)
         if os.getpid() != self._pid:
             inside.end()  # the step forked, and this is its child: it has nothing to report
@@ -121,6 +151,8 @@ class CoroutineWorker:
 
     def _oldest(self) -> Owner | None:
         """Who is taken to have written past Python: several may run, so the first of them."""
+        if self._first is not None:
+            return self._first.task, self._first.attempt
         return next(iter(self._tasks), None)
 
 

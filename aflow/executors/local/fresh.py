@@ -1,31 +1,39 @@
-"""Isolation `task`: a fresh process for each attempt, forked from the template."""
+"""Isolation `task`: a fresh process for each attempt, forked from a ground."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from aflow.attempt.spec import GROWN, AttemptReport, AttemptSpec
+from aflow.attempt.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
 from aflow.clock import Clock
 from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Reports, Usage
 from aflow.executors.local import wire
-from aflow.executors.local.link import TemplateLink
+from aflow.executors.local.link import Grounds
 from aflow.scheduler.states import AttemptState
 
 _CHUNK = 1 << 16
+
+# Is told what a program has imported, and the variables of @environment by step.
+Learn = Callable[[Mapping[str, Any], Mapping[str, dict[str, str]]], None]
 
 
 class FreshProcess:
     """One attempt in a process of its own, from the request to its end."""
 
     __slots__ = (
-        "attempt", "ending", "fds", "pid", "report", "started_at", "task", "timers", "unpacker",
+        "again", "attempt", "ending", "fds", "limit", "pid", "report", "spec", "started_at", "task",
+        "timers", "unpacker",
     )  # fmt: skip
 
-    def __init__(self, spec: AttemptSpec, fds: list[int]) -> None:
+    def __init__(self, spec: AttemptSpec, limit: float | None, fds: list[int]) -> None:
+        self.spec = spec
+        self.limit = limit
+        self.again: dict[str, str] | None = None  # the variables that it is to be run again with
         self.task = spec.task
         self.attempt = spec.attempt
         self.fds = fds  # reading ends: stdout, stderr, report
@@ -40,7 +48,10 @@ class FreshProcess:
 class FreshProcesses:
     """All attempts that run in processes of their own."""
 
-    def __init__(self, link: TemplateLink, reports: Reports, clock: Clock, grace: float) -> None:
+    def __init__(
+        self, link: Grounds, reports: Reports, clock: Clock, grace: float, learn: Learn
+    ) -> None:
+        self._learn = learn
         self._loop = asyncio.get_running_loop()
         self._link = link
         self._reports = reports
@@ -48,12 +59,16 @@ class FreshProcesses:
         self._grace = grace
         self._live: dict[int, FreshProcess] = {}
         self._by_task: dict[tuple[int, int], int] = {}
+        self._again: set[tuple[int, int]] = set()  # attempts whose start was reported before
 
     def __len__(self) -> int:
         return len(self._live)
 
-    def launch(self, spec: AttemptSpec, limit: float | None) -> None:
-        """Run an attempt; `limit` is after how many seconds it is killed from outside."""
+    def launch(
+        self, spec: AttemptSpec, limit: float | None, environment: Mapping[str, str] | None
+    ) -> None:
+        """Run an attempt with these variables; `limit` is after how many seconds it is killed from
+        outside. Where the variables are not known yet (None), the program says which they are."""
         try:
             readers, writers = pipes(3)
         except OSError as error:
@@ -63,8 +78,8 @@ class FreshProcesses:
             # Later: who launches does not expect the answer before launch has returned.
             self._loop.call_soon(self._reports.ended, report, NO_USAGE)
             return
-        process = FreshProcess(spec, readers)
-        child = self._link.fork(wire.RUN, spec.encode(), writers)
+        process = FreshProcess(spec, limit, readers)
+        child = self._link.fork(wire.RUN, environment, spec.encode(), writers)
         self._live[child] = process
         self._by_task[(spec.task, spec.attempt)] = child
         if limit is not None:
@@ -99,13 +114,16 @@ class FreshProcesses:
     def _after(self, process: FreshProcess, seconds: float, what: Callable[[], None]) -> None:
         process.timers.append(self._loop.call_later(seconds, what))
 
-    # ------------------------------------------------------------ what the template says
+    # ------------------------------------------------------------ what grounds report
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """The process runs: from now on we listen to it."""
         process = self._live[child]
         process.pid, process.started_at = pid, at
-        self._reports.started(process.task, process.attempt, pid, at)
+        if (process.task, process.attempt) in self._again:
+            self._again.discard((process.task, process.attempt))
+        else:
+            self._reports.started(process.task, process.attempt, pid, at)
         for number, fd in enumerate(process.fds):
             self._loop.add_reader(fd, self._read, process, number)
 
@@ -116,14 +134,22 @@ class FreshProcesses:
             # A pipe holds one chunk. Whoever got away from the group may go on writing: not ours.
             if self._read(process, number):
                 self._read(process, number)
+        if process.again is not None and process.ending is None and process.report is None:
+            self._drop(child)
+            self._again.add((process.task, process.attempt))
+            self.launch(process.spec, process.limit, process.again)
+            return
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process to be had: the attempt is lost."""
+        """There was no process to be had, or its ground has ended: the attempt is lost."""
+        pid = self._live[child].pid
+        if pid is not None:
+            deaths.kill_what_is_left(pid)
         self._lose(child, reason)
 
     def lost(self, reason: str) -> None:
-        """The template is gone, and all processes with it."""
+        """The first ground is gone, and all processes with it."""
         for child, process in [*self._live.items()]:
             if process.pid is not None:
                 deaths.kill_what_is_left(process.pid)
@@ -139,9 +165,19 @@ class FreshProcesses:
         self._settle(child, process.report or report, NO_USAGE)
 
     def _verdict(self, process: FreshProcess, status: int) -> AttemptReport:
-        if process.report is not None:
-            return process.report
         now = self._clock.now()
+        report = process.report
+        if report is not None and report.state == AttemptState.SUCCEEDED.value and status:
+            # The step is good, and the program around it is not.
+            if process.ending is None:
+                return report._replace(
+                    state=AttemptState.FAILED.value,
+                    reason=f"The step ended well, and the program after it did not: "
+                    f"{deaths.ended_by(status)}",
+                    finished_at=now,
+                )
+        elif report is not None:
+            return report
         if process.ending is not None:
             state, reason = process.ending
             return deaths.stopped(
@@ -150,13 +186,16 @@ class FreshProcesses:
         return deaths.report(process.task, process.attempt, status, process.started_at, now)
 
     def _settle(self, child: int, report: AttemptReport, usage: Usage) -> None:
+        self._drop(child)
+        self._reports.ended(report, usage)
+
+    def _drop(self, child: int) -> None:
         process = self._live.pop(child)
         del self._by_task[(process.task, process.attempt)]
         for timer in process.timers:
             timer.cancel()
         for number in range(3):
             self._close(process, number)
-        self._reports.ended(report, usage)
 
     # ------------------------------------------------------------ pipes
 
@@ -178,6 +217,10 @@ class FreshProcesses:
             for message in process.unpacker:
                 if message[0] == GROWN:
                     self._reports.grown(*message[1:])
+                elif message[0] == IMPORTED:
+                    self._learn(*message[1:])
+                elif message[0] == MISFIT:
+                    process.again = message[1]
                 else:
                     process.report = AttemptReport(*message[1:])
         return True

@@ -24,8 +24,9 @@ def load_prctl() -> None:
         _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
-def begin(parent: int) -> None:
-    """Become a process of our own: own session, killed when the parent dies, default signals."""
+def begin(parent: int, sigint: Any = _signal.default_int_handler) -> None:
+    """Become a process of our own: own session, killed when the parent dies, default signals. What
+    SIGINT does is what it did when the program began: nothing, under nohup and the like."""
     os.setsid()
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
@@ -33,7 +34,7 @@ def begin(parent: int) -> None:
         os._exit(1)
     _signal.set_wakeup_fd(-1)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    _signal.signal(_signal.SIGINT, sigint if callable(sigint) else int(sigint))
     reseed()
 
 
@@ -57,11 +58,47 @@ def redirect(stdout: int, stderr: int) -> None:
     os.dup2(stderr, 2)
 
 
-def close_stdin() -> None:
-    """Let descriptor 0 lead to nothing, here and in all processes that will be forked."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
+def set_up_streams() -> None:
+    """Let descriptor 0 lead to nothing and 1 and 2 somewhere, here and in all processes that will
+    be forked: those that were closed when the program began, too. Lines go out as they are written,
+    whatever bytes they are made of."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(nothing, number)
     os.dup2(nothing, 0)
-    os.close(nothing)
+    if nothing > 2:
+        os.close(nothing)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+        getattr(sys, name).reconfigure(line_buffering=True, errors="surrogateescape")
+
+
+class Printed:
+    """What is printed while this context lasts, whoever prints it: kept in `bytes` (stdout and
+    stderr) rather than shown."""
+
+    def __enter__(self) -> Printed:
+        flush()
+        self.bytes = (b"", b"")
+        self._kept = [os.dup(1), os.dup(2)]
+        self._files = [os.memfd_create("aflow-out"), os.memfd_create("aflow-err")]
+        redirect(*self._files)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        flush()
+        redirect(*self._kept)
+        out, err = (os.pread(file, os.fstat(file).st_size, 0) for file in self._files)
+        self.bytes = (out, err)
+        for each in (*self._kept, *self._files):
+            os.close(each)
 
 
 def forget_exit_functions() -> None:

@@ -1,20 +1,43 @@
-"""The coordinator's end of the template process."""
+"""The coordinator's end of the grounds of a run: requests to them, and what they report."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import signal
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from aflow.attempt.spec import RunContext
+from aflow.config import usable_cpus
 from aflow.executors.local import wire
 
+if TYPE_CHECKING:
+    import signal
 
-class TemplateProcess(Protocol):
-    """A template that has been started, in whatever way."""
+    from aflow.attempt.spec import RunContext
+    from aflow.executors.local.program import Request
+
+MOST_GROUNDS = 8  # warm ones of a run: tasks of further environments start cold
+
+_log = logging.getLogger("aflow.processes")
+_ours: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # sockets whose end is ours alone
+
+
+def _close_in_forks() -> None:
+    """A process that this program forks must not hold our ends: grounds end when they are closed,
+    and nobody else may keep them alive, or be taken for the coordinator."""
+    for each in [*_ours]:
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_in_forks)
+
+
+class GroundProcess(Protocol):
+    """A ground that has been started, in whatever way."""
 
     @property
     def control(self) -> socket.socket:
@@ -29,7 +52,7 @@ class TemplateProcess(Protocol):
 
 
 class Children(Protocol):
-    """Who is told what the template says of the processes that it has forked."""
+    """Who is told what grounds report of the processes that they have forked."""
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """The process runs."""
@@ -40,86 +63,212 @@ class Children(Protocol):
     def not_forked(self, child: int, reason: str) -> None:
         """There was no process to be had."""
 
-    def template_lost(self, reason: str) -> None:
-        """The template is gone, and every process that it had forked with it."""
+    def ground_lost(self, reason: str) -> None:
+        """The first ground is gone, and every process with it."""
 
 
-class TemplateLink:
-    """Sends requests to a template and hands on what it says."""
+class _Wanted(NamedTuple):
+    """A process that was asked for, and waits for what is to be known of the program."""
+
+    child: int
+    kind: int
+    environment: dict[str, str]
+    detail: Any
+    fds: list[int]
+
+
+class Grounds:
+    """The grounds of one run: the first one, from which all can be forked, and the warm ones.
+
+    Which modules the program imports is known from the run's own start (`request.imported`), or is
+    learned from the first processes, which are forked from the first ground.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, process: TemplateProcess, children: Children
+        self,
+        loop: asyncio.AbstractEventLoop,
+        process: GroundProcess,
+        children: Children,
+        request: Request,
+        context: RunContext,
     ) -> None:
         self._loop = loop
         self._process = process
         self._children = children
-        self._unpacker = wire.unpacker()
-        self._outbox = wire.Outbox(loop, process.control)
+        self._context = context
+        self._request = request._replace(imported=None)
+        self._imported: Mapping[str, Any] | None = request.imported
         self._ids = 0
         self._open = True
-        self._says: dict[int, Callable[..., None]] = {
-            wire.FORKED: children.forked,
-            wire.EXITED: children.exited,
-            wire.NOT_FORKED: children.not_forked,
-        }
-        loop.add_reader(process.control, self._read)
+        self._learning: set[int] = set()  # processes that will say what they have imported
+        self._held: deque[_Wanted] = deque()  # until one of them has
+        self._warm: dict[tuple[tuple[str, str], ...], _Link] = {}
+        self._of: dict[int, _Link] = {}  # child -> where it was asked for
+        self._first = _Link(self, process.control)
+        self._first.send(wire.PROGRAM, *self._request)
+        self._first.send(wire.CONFIGURE, context)
 
-    def configure(self, context: RunContext) -> None:
-        """Say which run the attempts belong to."""
-        self._outbox.send((wire.CONFIGURE, context))
-
-    def fork(self, kind: int, detail: Any, fds: Sequence[int]) -> int:
-        """Ask for a process; the number that it is known by. The descriptors are closed here."""
+    def fork(
+        self, kind: int, environment: Mapping[str, str] | None, detail: Any, fds: Sequence[int]
+    ) -> int:
+        """Ask for a process with these variables (None: which they are is still to be learned); the
+        number that it is known by. The descriptors are closed here."""
         self._ids += 1
-        self._outbox.send((kind, self._ids, detail), fds)
-        return self._ids
+        wanted = _Wanted(self._ids, kind, dict(environment or {}), detail, [*fds])
+        if self._imported is not None:
+            self._send(self._ground_of(wanted.environment), wanted)
+        elif len(self._learning) < usable_cpus():
+            self._learning.add(wanted.child)
+            self._send(self._first, wanted, learn=True)
+        else:
+            self._held.append(wanted)
+        return wanted.child
+
+    def _send(self, link: _Link, wanted: _Wanted, *, learn: bool = False) -> None:
+        self._of[wanted.child] = link
+        environment = {} if link is not self._first else wanted.environment
+        link.send(wanted.kind, wanted.child, environment, learn, wanted.detail, fds=wanted.fds)
+
+    def _ground_of(self, environment: dict[str, str]) -> _Link:
+        """The ground for steps with these variables: where nothing is imported, the first."""
+        assert self._imported is not None, "it is known"
+        if not self._imported["modules"]:
+            return self._first
+        key = tuple(sorted(environment.items()))
+        link = self._warm.get(key)
+        if link is not None and link.is_open:
+            return link
+        if link is None and len(self._warm) < MOST_GROUNDS:
+            return self._grown(key, environment)
+        return self._first
+
+    def _grown(self, key: tuple[tuple[str, str], ...], environment: dict[str, str]) -> _Link:
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:  # no descriptors are left: the first ground does without
+            return self._first
+        self._first.send(wire.GROW, environment, self._imported, fds=[theirs.detach()])
+        link = self._warm[key] = _Link(self, ours)
+        return link
+
+    def learn(self, imported: Mapping[str, Any]) -> None:
+        """A process has said what its program has imported."""
+        if self._imported is None:
+            self._imported = imported
+            self._release()
+
+    def _release(self) -> None:
+        """Send what was held back."""
+        while self._held and self._open:
+            wanted = self._held.popleft()
+            if self._imported is not None:
+                self._send(self._ground_of(wanted.environment), wanted)
+            elif len(self._learning) < usable_cpus():
+                self._learning.add(wanted.child)
+                self._send(self._first, wanted, learn=True)
+            else:
+                self._held.appendleft(wanted)
+                return
 
     def kill(self, child: int, signum: signal.Signals) -> None:
         """Ask for a signal to a process and its group."""
-        self._outbox.send((wire.KILL, child, signum.value))
+        link = self._of.get(child)
+        if link is not None:
+            link.send(wire.KILL, child, signum.value)
+            return
+        for wanted in self._held:  # it has not been asked for yet, and need not be
+            if wanted.child == child:
+                self._held.remove(wanted)
+                wire.close_all(wanted.fds)
+                self._loop.call_soon(self._children.not_forked, child, "it was not wanted any more")
+                return
+
+    # ------------------------------------------------------------ what grounds report
+
+    def hear(self, link: _Link, kind: int, *rest: Any) -> None:
+        """A ground has reported something."""
+        if kind == wire.FORKED:
+            self._children.forked(*rest)
+        elif kind == wire.COLD:
+            _log.warning("Tasks start cold, and import by themselves what they need: %s.", rest[0])
+        else:
+            child = rest[0]
+            self._of.pop(child, None)
+            self._forget_learner(child)
+            if kind == wire.EXITED:
+                self._children.exited(*rest)
+            else:
+                self._children.not_forked(*rest)
+
+    def _forget_learner(self, child: int) -> None:
+        if child in self._learning:
+            self._learning.discard(child)
+            self._release()
+
+    def lost(self, link: _Link) -> None:
+        """A ground has ended by itself."""
+        reason = "the process that starts tasks has died"
+        if link is self._first:
+            self.close()
+            self.reap()
+            self._children.ground_lost(reason)
+            return
+        link.close()
+        for child in [child for child, of in self._of.items() if of is link]:
+            del self._of[child]
+            self._children.not_forked(child, reason)
+
+    def close(self) -> None:
+        """Let go of the grounds: they kill what they have forked, and end. May be called twice;
+        `reap` waits for their end."""
+        self._open = False
+        for link in (*self._warm.values(), self._first):
+            link.close()
+        while self._held:
+            wire.close_all(self._held.popleft().fds)
+
+    def reap(self) -> None:
+        """Wait for the end of grounds that were let go of: some milliseconds, since they have
+        memory to give back. Blocks; any thread may call."""
+        self._process.reap()
+
+
+class _Link:
+    """The socket of one ground."""
+
+    def __init__(self, grounds: Grounds, control: socket.socket) -> None:
+        self._grounds = grounds
+        self._loop = asyncio.get_running_loop()
+        self._control = control
+        _ours.add(control)
+        self._unpacker = wire.unpacker()
+        self._outbox = wire.Outbox(self._loop, control)
+        self.is_open = True
+        self._loop.add_reader(control, self._read)
+
+    def send(self, *message: Any, fds: Sequence[int] = ()) -> None:
+        """Send a message; the descriptors are closed once they are sent."""
+        self._outbox.send(message, fds)
 
     def _read(self) -> None:
         try:
-            data = self._process.control.recv(1 << 18)
+            data = self._control.recv(1 << 18)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if not data:
-            self.close()
-            self.reap()
-            self._children.template_lost("the process that starts tasks has died")
+            self._grounds.lost(self)
             return
         self._unpacker.feed(data)
-        for kind, *rest in self._unpacker:
-            self._says[kind](*rest)
+        for message in self._unpacker:
+            self._grounds.hear(self, *message)
 
     def close(self) -> None:
-        """Let go of the template: it kills what it has forked, and ends. May be called twice;
-        `reap` waits for its end."""
-        if not self._open:
+        """Let go of the ground. May be called twice."""
+        if not self.is_open:
             return
-        self._open = False
-        self._loop.remove_reader(self._process.control)
+        self.is_open = False
+        self._loop.remove_reader(self._control)
         self._outbox.close()
-        self._process.control.close()
-
-    def reap(self) -> None:
-        """Wait for the end of a template that was let go of: some milliseconds, since it has
-        memory to give back. Blocks; any thread may call."""
-        self._process.reap()
-
-
-class ForkedTemplate:
-    """A template forked from this very process, before it had any thread or event loop."""
-
-    def __init__(self, control: socket.socket, pid: int) -> None:
-        self.control = control
-        self.pid = pid
-
-    def reap(self) -> None:
-        """Wait for its end."""
-        try:
-            os.waitpid(self.pid, 0)
-        except ChildProcessError:  # somebody has waited for all children before us
-            return
+        self._control.close()

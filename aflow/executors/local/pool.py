@@ -11,14 +11,23 @@ import asyncio
 import functools
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from aflow.attempt.spec import ENDED, GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
+from aflow.attempt.spec import (
+    ENDED,
+    GROWN,
+    IMPORTED,
+    LOGGED,
+    STARTED,
+    AttemptReport,
+    AttemptSpec,
+)
 from aflow.clock import Clock
 from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Reports
-from aflow.executors.local.link import TemplateLink
+from aflow.executors.local.fresh import Learn
+from aflow.executors.local.link import Grounds
 from aflow.executors.local.worker_process import Owner, WorkerProcess
 from aflow.scheduler.states import AttemptState
 
@@ -32,15 +41,21 @@ class WorkerPool:
 
     def __init__(
         self,
-        link: TemplateLink,
+        link: Grounds,
         reports: Reports,
         clock: Clock,
         *,
         size: int,
+        environment: Mapping[str, str],
         coroutines: bool,
         grace: float,
         limit_of: Callable[[str], float | None],
+        owned: dict[int, WorkerPool],
+        learn: Learn,
     ) -> None:
+        self._environment = environment
+        self._owned = owned  # processes of all pools, to which ours are added
+        self._learn = learn
         self._loop = asyncio.get_running_loop()
         self._link = link
         self._reports = reports
@@ -65,10 +80,6 @@ class WorkerPool:
         """Run an attempt as soon as there is room."""
         self._queue.append(spec)
         self._feed()
-
-    def knows(self, child: int) -> bool:
-        """Whether a process is one of ours."""
-        return child in self._workers
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop an attempt, wherever it is."""
@@ -123,13 +134,14 @@ class WorkerPool:
 
     def _new_worker(self) -> WorkerProcess | None:
         try:
-            worker = WorkerProcess(self._loop, self._link, self._coroutines)
+            worker = WorkerProcess(self._loop, self._link, self._environment, self._coroutines)
         except OSError as error:
             if self._workers:  # go on with those there are
                 return None
             self._refuse(f"no worker could be started: {error.strerror}")
             return None
         self._workers[worker.child] = worker
+        self._owned[worker.child] = self
         self._loop.add_reader(worker.reports, self._hear, worker)
         return worker
 
@@ -170,6 +182,8 @@ class WorkerPool:
             self._note_end(worker, AttemptReport(*message[1:]))
         elif kind == GROWN:
             self._reports.grown(*message[1:])
+        elif kind == IMPORTED:
+            self._learn(*message[1:])
         elif kind == LOGGED:
             self._reports.logged(*message[1:])
         elif kind == STARTED:
@@ -271,7 +285,7 @@ class WorkerPool:
                 grace, lambda: self._link.kill(worker.child, signal.SIGKILL)
             )
 
-    # ------------------------------------------------------------ what the template says
+    # ------------------------------------------------------------ what grounds report
 
     def forked(self, child: int, pid: int) -> None:
         """The process runs."""
@@ -313,7 +327,7 @@ class WorkerPool:
             self._refuse(reason)
 
     def lost(self, reason: str) -> None:
-        """The template is gone, and all workers with it."""
+        """The first ground is gone, and all workers with it."""
         for worker in [*self._workers.values()]:
             if worker.pid is not None:
                 deaths.kill_what_is_left(worker.pid)

@@ -1,23 +1,27 @@
-"""Local processes: attempts run on this machine, forked from a template.
+"""Local processes: attempts run on this machine, forked from grounds (ground.py).
 
 isolation `task`    a fresh process for each attempt            executors/local/fresh.py
 isolation `worker`  a few processes that run many attempts      executors/local/pool.py
 coroutine steps     one process whose event loop runs them all  executors/local/pool.py
+
+Processes of isolation `worker` and of coroutine steps have the variables of one @environment, and
+run the steps that have the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.errors import AflowError
 from aflow.executors import deaths
 from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.local.fresh import FreshProcesses
-from aflow.executors.local.link import TemplateLink, TemplateProcess
+from aflow.executors.local.link import GroundProcess, Grounds
 from aflow.executors.local.pool import MAX_AHEAD, WorkerPool
+from aflow.executors.local.program import Request
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
@@ -27,19 +31,22 @@ if TYPE_CHECKING:
 GRACE = 5.0  # seconds between asking a process to end and killing it
 BACKSTOP = 5.0  # seconds after its timeout in which a step may still react by itself
 
-StartTemplate = Callable[[], TemplateProcess]
+StartGround = Callable[[], GroundProcess]
 
 
 class StepNeeds(NamedTuple):
-    """What has to be known of a step to run it: whether it is a coroutine, and after how many
-    seconds it is killed from outside (None: never)."""
+    """What has to be known of a step to run it: whether it is a coroutine, after how many seconds
+    it is killed from outside (None: never), and the variables of its @environment (None: they are
+    to be learned from the flow, where it is run)."""
 
     is_async: bool
     limit: float | None
+    environment: dict[str, str] | None = None
 
 
 def needs_of(definition: FlowDefinition) -> dict[str, StepNeeds]:
-    """The needs of every step of a flow."""
+    """The needs of every step of a flow, as they are written down for other machines: without
+    variables, which may hold secrets."""
     return {
         name: StepNeeds(
             step.is_async,
@@ -51,36 +58,54 @@ def needs_of(definition: FlowDefinition) -> dict[str, StepNeeds]:
     }
 
 
-class ProcessExecutor:
-    """Runs the attempts of one run in local processes; `needs` are those of its steps.
+def needs_here(definition: FlowDefinition) -> dict[str, StepNeeds]:
+    """The needs of every step of a flow that is run by this machine, variables and all."""
+    environments = {
+        name: dict(found.vars)
+        for name, step in definition.steps.items()
+        if (found := step.decorator("environment")) is not None
+    }
+    return {
+        name: needs._replace(environment=environments.get(name, {}))
+        for name, needs in needs_of(definition).items()
+    }
 
-    `first` is a template that has been forked already; `start_template` starts another one,
-    blocking, in any thread: where there is none yet, and when one has died.
+
+class ProcessExecutor:
+    """Runs the attempts of one run in local processes; `needs` are those of its steps, `request`
+    says how the flow is loaded.
+
+    `first` is a ground that has been started already; `start_ground` starts another one, blocking,
+    in any thread: where there is none yet, and when one has died.
     """
 
     def __init__(
         self,
         needs: Mapping[str, StepNeeds],
-        start_template: StartTemplate,
+        request: Request,
+        start_ground: StartGround,
         clock: Clock,
         *,
-        first: TemplateProcess | None = None,
+        first: GroundProcess | None = None,
         max_workers: int,
         isolation: str = "task",
         grace: float = GRACE,
     ) -> None:
-        self._needs = needs
-        self._start_template = start_template
+        self._needs = dict(needs)
+        self._request = request
+        self._start_ground = start_ground
         self._clock = clock
         self._first = first
         self._size = max_workers
         self._sequential = isolation == "worker"
         self._grace = grace
         self._stopping = False
-        self._starting: asyncio.Task[None] | None = None  # a template that is being started
+        self._starting: asyncio.Task[None] | None = None  # a ground that is being started
         self._waiting: list[AttemptSpec] = []
         self._idle = asyncio.Event()
-        self._link: TemplateLink | None = None
+        self._link: Grounds | None = None
+        self._pools: dict[tuple[Any, ...], WorkerPool] = {}
+        self._pool_of: dict[int, WorkerPool] = {}
         self._loop: asyncio.AbstractEventLoop
         self._context: RunContext
         self._reports: Reports
@@ -114,25 +139,45 @@ class ProcessExecutor:
         await asyncio.shield(self._starting)
 
     async def _start_one(self) -> None:
-        self._use(await asyncio.to_thread(self._start_template))
+        self._use(await asyncio.to_thread(self._start_ground))
 
-    def _use(self, process: TemplateProcess) -> None:
-        self._link = TemplateLink(self._loop, process, self)
-        self._link.configure(self._context)
-        self._fresh = FreshProcesses(self._link, self._reports, self._clock, self._grace)
-        self._workers = self._pool(self._link, coroutines=False)
-        self._coroutines = self._pool(self._link, coroutines=True)
+    def _use(self, process: GroundProcess) -> None:
+        link = Grounds(self._loop, process, self, self._request, self._context)
+        self._link = link
+        self._fresh = FreshProcesses(link, self._reports, self._clock, self._grace, self._learn)
+        self._pools = {}
 
-    def _pool(self, link: TemplateLink, *, coroutines: bool) -> WorkerPool:
-        return WorkerPool(
-            link,
-            self._reports,
-            self._clock,
-            size=self._size,
-            coroutines=coroutines,
-            grace=self._grace,
-            limit_of=lambda step: self._needs[step].limit,
-        )
+    def _pool(self, step: str) -> WorkerPool:
+        """The processes that run many attempts of this step and others like it."""
+        assert self._link is not None, "there are grounds"
+        needs = self._needs[step]
+        environment = needs.environment or {}
+        key = (needs.is_async, *sorted(environment.items()))
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = WorkerPool(
+                self._link,
+                self._reports,
+                self._clock,
+                size=self._size,
+                environment=environment,
+                coroutines=needs.is_async,
+                grace=self._grace,
+                limit_of=lambda step: self._needs[step].limit,
+                owned=self._pool_of,
+                learn=self._learn,
+            )
+        return pool
+
+    def _learn(
+        self, imported: Mapping[str, Any], environments: Mapping[str, dict[str, str]]
+    ) -> None:
+        """A process has said what its program has imported, and which variables steps have."""
+        for name, needs in self._needs.items():
+            if needs.environment is None:
+                self._needs[name] = needs._replace(environment=environments.get(name, {}))
+        if self._link is not None:
+            self._link.learn(imported)
 
     # ------------------------------------------------------------ attempts
 
@@ -141,12 +186,11 @@ class ProcessExecutor:
         if self._link is None:
             self._waiting.append(spec)
             self._see_that_one_starts()
-        elif self._needs[spec.step].is_async:
-            self._coroutines.launch(spec)
-        elif self._sequential:
-            self._workers.launch(spec)
+        elif self._needs[spec.step].is_async or self._sequential:
+            self._pool(spec.step).launch(spec)
         else:
-            self._fresh.launch(spec, self._needs[spec.step].limit)
+            needs = self._needs[spec.step]
+            self._fresh.launch(spec, needs.limit, needs.environment)
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: SIGTERM to its group, SIGKILL after the grace time."""
@@ -159,16 +203,17 @@ class ProcessExecutor:
                 self._loop.call_soon(self._reports.ended, report, NO_USAGE)
                 return
         self._fresh.cancel(task, attempt)
-        self._workers.cancel(task, attempt)
-        self._coroutines.cancel(task, attempt)
+        for pool in self._pools.values():
+            pool.cancel(task, attempt)
 
     async def stop(self) -> None:
-        """Interrupt all that runs, wait for it to end, and let go of the template."""
+        """Interrupt all that runs, wait for it to end, and let go of the grounds."""
         self._stopping = True
         if self._starting is not None:
             await asyncio.wait([self._starting])  # what it raises was for `start`
         if self._link is not None:
-            for each in (self._fresh, self._workers, self._coroutines):
+            self._fresh.interrupt()
+            for each in self._pools.values():
                 each.interrupt()
             self._note_idle()
             await self._idle.wait()
@@ -178,15 +223,15 @@ class ProcessExecutor:
             await asyncio.to_thread(link.reap)
 
     def _note_idle(self) -> None:
-        live = len(self._fresh) + len(self._workers) + len(self._coroutines)
+        live = len(self._fresh) + sum(map(len, self._pools.values()))
         if self._stopping and not live:
             self._idle.set()
 
-    # ------------------------------------------------------------ what the template says
+    # ------------------------------------------------------------ what grounds report
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """A process runs."""
-        pool = self._pool_of(child)
+        pool = self._pool_of.get(child)
         if pool is None:
             self._fresh.forked(child, pid, at)
         else:
@@ -194,7 +239,7 @@ class ProcessExecutor:
 
     def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
         """A process has ended."""
-        pool = self._pool_of(child)
+        pool = self._pool_of.pop(child, None)
         if pool is None:
             self._fresh.exited(child, status, max_rss, cpu)
         else:
@@ -203,21 +248,16 @@ class ProcessExecutor:
 
     def not_forked(self, child: int, reason: str) -> None:
         """There was no process to be had."""
-        pool = self._pool_of(child)
-        (self._fresh if pool is None else pool).not_forked(child, reason)
+        (self._pool_of.pop(child, None) or self._fresh).not_forked(child, reason)
         self._note_idle()
 
-    def _pool_of(self, child: int) -> WorkerPool | None:
-        for pool in (self._workers, self._coroutines):
-            if pool.knows(child):
-                return pool
-        return None
-
-    def template_lost(self, reason: str) -> None:
-        """All processes are gone: their attempts are lost, and a new template is started."""
+    def ground_lost(self, reason: str) -> None:
+        """All processes are gone: their attempts are lost, and a new ground is started."""
         self._link = None
         self._see_that_one_starts()
-        for each in (self._fresh, self._workers, self._coroutines):
+        self._pool_of.clear()
+        self._fresh.lost(reason)
+        for each in self._pools.values():
             each.lost(reason)
         self._note_idle()
 

@@ -1,6 +1,6 @@
-"""What a template does before its first fork, so that each forked process has less to do.
+"""What a ground does before its first fork, so that each forked process has less to do.
 
-A process that was just forked shares all memory with the template; whatever it writes to is copied,
+A process that was just forked shares all memory with the ground; whatever it writes to is copied,
 page by page, and a page costs as much as a hundred lines of Python. The interpreter writes to code
 when it runs it for the first times (it specialises it), modules write all over when they are
 imported. So the modules are imported here, and the runner's code has run here, on a flow of its own
@@ -24,7 +24,7 @@ from aflow.storage.blobs import BlobStore
 from aflow.storage.manifest import Manifest
 from aflow.storage.memory import MemoryStore
 
-# What tasks import when they first need it. In the template nobody waits for it.
+# What tasks import when they first need it. In the ground nobody waits for it.
 _MODULES = ("blake3", "sqlite3", "json", "traceback", "signal")
 _ROUNDS = 12  # the interpreter specialises code that has run some eight times
 
@@ -62,7 +62,8 @@ def warm_up() -> None:
     context = RunContext("WarmUp", "0", 0, "", None, (), "", "", "process", 10)
     blobs = BlobStore(MemoryStore())
     for _ in range(_ROUNDS):
-        runner = Runner(define(WarmUp), context, blobs, _no_metadata, SystemClock())
+        runner = Runner(context, blobs, _no_metadata, SystemClock())
+        runner.definition = define(WarmUp)
         opened = AttemptSpec.decode(start.encode())
         manifest = runner.run(opened).manifest or b""
         along = {PARAMETERS_TASK: parameters, 1: manifest}

@@ -1,4 +1,4 @@
-"""Messages over a socket between the coordinator and the template process.
+"""Messages over a socket between the coordinator and the grounds that fork its processes.
 
 A stream of msgpack values; file descriptors travel beside the first byte of the message that
 they belong to (SCM_RIGHTS), and arrive in the order in which they were sent.
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-# Coordinator -> template
+# Coordinator -> ground
 CONFIGURE = 0  # [CONFIGURE, RunContext]
-RUN = 1  # [RUN, id, spec] with stdout, stderr, report
-WORK = 2  # [WORK, id, coroutines?] with tasks, reports, stdout and stderr (write), (read)
+RUN = 1  # [RUN, id, environment, learn?, spec] with stdout, stderr, report
+WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, stdout, stderr (twice)
 KILL = 3  # [KILL, id, signal]
-LOAD = 4  # [LOAD, flow source]: the first message to a template that was spawned
+PROGRAM = 4  # [PROGRAM, *Request]: before anything is run
+GROW = 5  # [GROW, environment, imported] with the socket of a ground that has imported it
 
-# Template -> coordinator
+# Ground -> coordinator
 FORKED = 0  # [FORKED, id, pid, at]
 EXITED = 1  # [EXITED, id, wait status, peak memory in bytes, CPU seconds]
 NOT_FORKED = 2  # [NOT_FORKED, id, reason]
-READY = 3  # [READY]
-NOT_READY = 4  # [NOT_READY, reason]
+COLD = 3  # [COLD, reason]: tasks import by themselves what they need
 
 MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253
 _CHUNK = 1 << 18
@@ -78,7 +78,7 @@ class Outbox:
             except BlockingIOError:
                 self._wait()
                 return
-            except OSError:  # the template is gone; its end is noticed on the reading side
+            except OSError:  # the ground is gone; its end is noticed on the reading side
                 self.close()
                 return
             close_all(fds)

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -141,46 +142,68 @@ def _cwd() -> str | None:
 
 
 class SequentialWorker:
-    """Leases nothing, decides nothing: runs the specs that it is sent, in order."""
+    """Runs the specs that it is sent, in order. The streams are those of attempts from the start:
+    what the user's program prints before it comes to its flow belongs to the first one."""
 
-    def __init__(self, runner: Runner, tasks: int, reports: int, *descriptors: int) -> None:
+    def __init__(self, runner: Runner, descriptors: Sequence[int]) -> None:
+        tasks, reports, *streams = descriptors
         self._runner = runner
         self._link = Link(tasks, reports)
         self._clock = SystemClock()
         self._running: Owner | None = None
-        self._streams = WorkerStreams(descriptors, lambda: self._running, self._link.log)
+        self._streams = WorkerStreams(streams, lambda: self._running, self._link.log)
+        self._descriptors = streams[:2]
         runner.announce = lambda *grown: self._link.say(GROWN, *grown)
-        self._surroundings = Surroundings(*descriptors[:2])
+        self.say = self._link.say
         self._pid = os.getpid()
+        self._spec: AttemptSpec | None = None
 
-    def serve(self) -> None:
-        """Run what comes, until the coordinator closes its end."""
+    def first(self) -> AttemptSpec | None:
+        """Begin with the first attempt; None if there is none, and never will be."""
         self._runner.expect_many()
         data = self._link.next()
-        ended = b""  # the report of the last attempt: it goes out with the start of the next one
-        while data:
-            spec = AttemptSpec.decode(data)
-            started = (STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
-            self._link.send(ended + msgpack.packb(started))
+        if not data:
+            return None
+        self._spec = AttemptSpec.decode(data)
+        self._begin(self._spec)
+        return self._spec
+
+    def refuse(self, report: AttemptReport) -> None:
+        """Say that the first attempt has ended before the flow was reached."""
+        self._streams.finish((report.task, report.attempt))
+        self._link.say(*report.message())
+
+    def serve(self) -> None:
+        """Run the first attempt and what comes, until the coordinator closes its end."""
+        self._surroundings = Surroundings(*self._descriptors)
+        spec = self._spec
+        assert spec is not None, "there is a first one"
+        while True:
             ended = msgpack.packb(self._run(spec).message())
             waiting = self._link.next_if_any()
             if waiting is None:
                 self._link.send(ended)
                 ended = b""
                 waiting = self._link.next()
-            data = waiting
+            if not waiting:
+                break
+            spec = AttemptSpec.decode(waiting)
+            self._begin(spec, ended)  # the report of the last one goes out with this
         if ended:
             self._link.send(ended)
 
+    def _begin(self, spec: AttemptSpec, before: bytes = b"") -> None:
+        self._running = owner = (spec.task, spec.attempt)
+        self._token = self._streams.owner.set(owner)
+        started = (STARTED, *owner, self._pid, self._clock.now())
+        self._link.send(before + msgpack.packb(started))
+
     def _run(self, spec: AttemptSpec) -> AttemptReport:
-        owner = (spec.task, spec.attempt)
-        self._running = owner
-        token = self._streams.owner.set(owner)
         report = self._runner.run(spec)
         if os.getpid() != self._pid:
             inside.end()  # the step forked, and this is its child: it has nothing to report
         self._surroundings.restore()
-        self._streams.finish(owner)
-        self._streams.owner.reset(token)
+        self._streams.finish((spec.task, spec.attempt))
+        self._streams.owner.reset(self._token)
         self._running = None
         return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +14,7 @@ import msgpack
 from aflow.attempt.spec import AttemptSpec
 from aflow.executors.local import wire
 from aflow.executors.local.fresh import pipes
-from aflow.executors.local.link import TemplateLink
+from aflow.executors.local.link import Grounds
 
 Owner = tuple[int, int]
 
@@ -30,7 +30,11 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, link: TemplateLink, coroutines: bool
+        self,
+        loop: asyncio.AbstractEventLoop,
+        link: Grounds,
+        environment: Mapping[str, str],
+        coroutines: bool,
     ) -> None:
         self.pid: int | None = None
         self.running: dict[Owner, float] = {}  # since when
@@ -50,7 +54,7 @@ class WorkerProcess:
         for each in (self._specs, self._reports):
             each.setblocking(False)
         theirs = [tasks, their_reports.detach(), *writers, *readers]
-        self.child = link.fork(wire.WORK, coroutines, theirs)
+        self.child = link.fork(wire.WORK, environment, coroutines, theirs)
 
     @property
     def in_hand(self) -> int:

@@ -343,11 +343,11 @@ def test_a_flow_knows_its_name_and_script(flow_class: type[FlowSpec]) -> None:
 def test_calling_the_class_starts_the_launcher(
     flow_class: type[FlowSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched: list[type[FlowSpec]] = []
+    launched: list[FlowSpec] = []
     monkeypatch.setattr(spec, "_launcher", launched.append)
-    flow_class()
+    flow = flow_class()
 
-    assert [flow_class] == launched
+    assert [flow] == launched
 
 
 def test_without_a_command_line_calling_the_class_says_so(

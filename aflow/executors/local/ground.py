@@ -1,0 +1,388 @@
+"""Grounds: the processes that the processes of tasks are forked from.
+
+A ground has aflow and what tasks import of the standard library, one thread, no event loop, and
+nothing of the user's: a fork is safe at any time, and the forked process runs the user's whole
+program (task.py), as a fresh interpreter would. It decides nothing: it forks, kills, and reports
+which process has ended, and how. When the coordinator goes away, it kills all that it has forked,
+and ends.
+
+A warm ground has besides imported what the program imports (warm.py), with the variables of one
+environment of steps. It is forked from the first ground, and has a socket of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgpack
+
+from aflow import collector, ending
+from aflow.attempt.runner import Runner
+from aflow.attempt.spec import AttemptSpec, RunContext
+from aflow.clock import SystemClock
+from aflow.executors.local import inside, task, wire
+from aflow.executors.local.probe import obstacle
+from aflow.executors.local.program import Program, Request
+from aflow.executors.local.warm import import_all
+from aflow.executors.local.warm_up import warm_up
+from aflow.storage.blobs import BlobStore
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.base import ObjectStore
+
+OpenStore = Callable[[str], "ObjectStore"]
+OpenMetadata = Callable[[str, str], "MetadataStore"]
+
+IMPORT_LIMIT = 300.0  # seconds that the imports of a warm ground may take
+
+
+class Ground:
+    """Forks processes on request, as the messages on the socket `control` say. `parent` is the
+    process of the coordinator; `path` what a fresh interpreter has as sys.path, without the folder
+    of its script. `open_store` and `open_metadata` turn the URLs of a run's context into backends,
+    in the processes that need them."""
+
+    def __init__(
+        self,
+        control: socket.socket,
+        parent: int,
+        path: list[str],
+        open_store: OpenStore,
+        open_metadata: OpenMetadata,
+    ) -> None:
+        self._control = control
+        self._path = path
+        self._open_store = open_store
+        self._open_metadata = open_metadata
+        self._parent = _watch(parent)
+        self._sigint = signal.getsignal(signal.SIGINT)
+        self._environment: dict[str, str] = {}  # variables of steps that this ground has already
+        self._printed = (b"", b"")  # by the imports of this ground, to stdout and stderr
+        self._grounds: set[int] = set()  # processes of other grounds
+        self._runner: Runner | None = None
+        self._program: Program | None = None
+        self._request: Request
+        self._clock = SystemClock()
+        self._begin_to_serve()
+
+    def _begin_to_serve(self) -> None:
+        self._children: dict[int, int] = {}  # pid -> the coordinator's id
+        self._pids: dict[int, int] = {}  # the coordinator's id -> pid
+        self._unpacker = wire.unpacker()
+        self._fds: list[int] = []
+        self._wakeup: tuple[int, int] | None = None
+        self._pid = os.getpid()
+
+    def serve(self) -> None:
+        """Do what the coordinator asks, until it closes its end or dies; then kill all and
+        return."""
+        readable, writable = self._wakeup = os.pipe()
+        os.set_blocking(writable, False)
+        signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        poll = select.poll()
+        for each in (self._control.fileno(), readable, *self._parent):
+            poll.register(each, select.POLLIN)
+        try:
+            self._reap()  # what ended before signals woke us
+            while True:
+                ready = {fd for fd, _ in poll.poll()}
+                if ready & {*self._parent}:
+                    return
+                if readable in ready:
+                    os.read(readable, 4096)
+                    self._reap()
+                if self._control.fileno() in ready and not self._carry_out_all():
+                    return
+        finally:
+            for pid in self._children:
+                kill_group(pid, signal.SIGKILL)
+            for pid in self._grounds:  # they end by themselves, as we do
+                os.waitpid(pid, 0)
+
+    def prepare(self) -> None:
+        """Signals, streams and memory, once, before the first fork."""
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        inside.load_prctl()
+        inside.set_up_streams()
+        inside.forget_exit_functions()
+        warm_up()
+        # Pages of objects that the collector has moved to its permanent generation stay shared
+        # with the forked processes: a collection there does not touch them.
+        collector.as_usual()
+        gc.collect()
+        ending.prepare()
+        gc.freeze()
+
+    # ------------------------------------------------------------ requests
+
+    def _carry_out_all(self) -> bool:
+        """Read and carry out what has come; False when the coordinator is gone."""
+        data, fds = wire.receive(self._control)
+        if not data:
+            return False
+        self._fds += fds
+        self._unpacker.feed(data)
+        for message in self._unpacker:
+            self._carry_out(message)
+        return True
+
+    def _carry_out(self, message: tuple[Any, ...]) -> None:
+        kind, *rest = message
+        if kind == wire.RUN:
+            child, environment, learn, spec = rest
+            fds = self._take(3)
+            attempt = AttemptSpec.decode(spec)
+            # Decoded here, where it stays decoded for all tasks that read the same.
+            self._configured.remember(attempt)
+            self._fork(child, fds, lambda: self._host(environment, learn).run_one(attempt, *fds))
+        elif kind == wire.KILL:
+            child, signum = rest
+            if child in self._pids:
+                kill_group(self._pids[child], signum)
+        elif kind == wire.WORK:
+            child, environment, learn, coroutines = rest
+            fds = self._take(6)
+            self._fork(child, fds, lambda: self._host(environment, learn).work(coroutines, *fds))
+        elif kind == wire.GROW:
+            self._grow(self._take(1)[0], *rest)
+        elif kind == wire.CONFIGURE:
+            self._configure(RunContext(*rest[0]))
+        elif kind == wire.PROGRAM:
+            self._load(Request(*rest))
+        else:
+            raise AssertionError(f"no such request: {kind}")
+
+    def _take(self, count: int) -> list[int]:
+        taken, self._fds = self._fds[:count], self._fds[count:]
+        return taken
+
+    def _load(self, request: Request) -> None:
+        self._request = request
+        if request.is_metaflow:
+            from aflow import compat
+
+            compat.install()
+        self._program = Program(request.source, self._path)
+        self._program.compile()
+        self._known = frozenset(sys.modules)
+        gc.freeze()
+
+    def _configure(self, context: RunContext) -> None:
+        blobs = BlobStore(self._open_store(context.storage_url), context.durability == "power")
+        if context.remote:
+            from aflow.attempt.remote import RemoteRunner  # only workers of a queue need it
+
+            self._runner = RemoteRunner(context, blobs, self._clock)
+            return
+        self._runner = Runner(
+            context,
+            blobs,
+            lambda: self._open_metadata(context.metadata_url, context.durability),
+            self._clock,
+        )
+
+    @property
+    def _configured(self) -> Runner:
+        assert self._runner is not None, "CONFIGURE comes first"
+        return self._runner
+
+    def _host(self, environment: Mapping[str, str], learn: bool) -> task.Host:
+        assert self._program is not None, "PROGRAM comes first"
+        before = self._known if learn else None
+        return task.Host(
+            self._program, self._request, self._configured, {**self._environment, **environment},
+            self._printed, before,
+        )  # fmt: skip
+
+    def _fork(self, child: int, fds: list[int], body: Callable[[], int]) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._say(wire.NOT_FORKED, child, f"no process could be started: {error.strerror}")
+        else:
+            if pid == 0:
+                self._become(body)
+            self._children[pid] = child
+            self._pids[child] = pid
+            self._say(wire.FORKED, child, pid, self._clock.now())
+        finally:
+            wire.close_all(fds)
+
+    # ------------------------------------------------------------ in the forked process
+
+    def _become(self, body: Callable[[], int]) -> NoReturn:
+        """Run the body as a process of its own, and leave with the exit code that it gives."""
+        code = 1
+        try:
+            inside.begin(self._pid, self._sigint)
+            self._let_go()
+            code = body()
+        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
+            traceback.print_exc()
+        finally:
+            inside.end(code)
+        raise AssertionError("a process that has ended")
+
+    def _let_go(self) -> None:
+        """Close what belongs to the ground."""
+        self._control.close()
+        wire.close_all([*(self._wakeup or ()), *self._parent])
+
+    # ------------------------------------------------------------ other grounds
+
+    def _grow(self, control: int, environment: dict[str, str], imported: Mapping[str, Any]) -> None:
+        """Fork a ground for steps with these variables, which imports what the program imports."""
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(control)  # the coordinator sees that it has ended
+            return
+        if pid:
+            os.close(control)
+            self._grounds.add(pid)
+            return
+        code = 1
+        try:
+            self._become_ground()
+            self._control.close()
+            self._control = socket.socket(fileno=control)
+            self._grounds = set()
+            before = dict(os.environ)
+            os.environ.update(environment)
+            self._environment = environment
+            reason = None
+            if any(each not in sys.modules for each in imported["modules"]):
+                reason = self._try_to_warm(imported, {**before, **environment})
+            if reason is not None:
+                self._say(wire.COLD, reason)
+            self.serve()
+            code = 0
+        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _become_ground(self) -> None:
+        inside.begin(self._pid, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        wire.close_all(self._wakeup or ())
+        self._begin_to_serve()
+
+    def _try_to_warm(
+        self, imported: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> str | None:
+        """Have a fork of this process import everything and take our place; returns, with the
+        reason, only where that cannot be: then this process has imported nothing."""
+        readable, writable = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(readable)
+            self._be_warm(writable, imported, environment)
+        os.close(writable)
+        poll = select.poll()
+        poll.register(readable, select.POLLIN)
+        poll.register(self._control, 0)  # its end alone
+        for each in self._parent:
+            poll.register(each, select.POLLIN)
+        came = {fd for fd, _ in poll.poll(IMPORT_LIMIT * 1000)}
+        if came and readable not in came:  # the coordinator is gone
+            kill_group(pid, signal.SIGKILL)
+            os._exit(0)
+        answer = os.read(readable, 1 << 16) if came else b""
+        os.close(readable)
+        if answer == b"\xc0":  # None: it serves
+            os.waitpid(pid, 0)
+            os._exit(0)
+        kill_group(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if answer:
+            return str(msgpack.unpackb(answer))
+        return "importing ended the process" if came else "importing did not come to an end"
+
+    def _be_warm(
+        self, writable: int, imported: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> NoReturn:
+        code = 1
+        try:
+            self._become_ground()
+            with inside.Printed() as printed:
+                reason = import_all(imported, environment)
+            self._printed = printed.bytes
+            if reason is None:
+                gc.collect()
+                ending.prepare()
+                gc.freeze()
+                reason = obstacle({self._control.fileno(), writable, *self._parent})
+            os.write(writable, msgpack.packb(reason))
+            os.close(writable)
+            if reason is None:
+                self._known = frozenset(sys.modules)
+                self.serve()
+            code = 0
+        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    # ------------------------------------------------------------ ends
+
+    def _reap(self) -> None:
+        """Report each child that has ended, and end what it left running."""
+        while True:
+            # WNOWAIT: while the child is not reaped, its number cannot name another group.
+            info = (
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if self._children or self._grounds
+                else None
+            )
+            if info is None:
+                return
+            kill_group(info.si_pid, signal.SIGKILL)
+            pid, status, usage = os.wait4(info.si_pid, 0)
+            self._grounds.discard(pid)
+            child = self._children.pop(pid, None)
+            if child is not None:
+                del self._pids[child]
+                cpu = usage.ru_utime + usage.ru_stime
+                self._say(wire.EXITED, child, status, usage.ru_maxrss * 1024, cpu)
+
+    def _say(self, *message: Any) -> None:
+        try:
+            self._control.sendall(msgpack.packb(message))
+        except OSError:  # the coordinator is gone: the next read sees the end and kills all
+            return
+
+
+def kill_group(pid: int, signum: int) -> None:
+    """Send a signal to a process and all that it has started, if there is any left."""
+    try:
+        os.killpg(pid, signum)
+    except ProcessLookupError:
+        try:
+            os.kill(pid, signum)  # it was just forked and has no group of its own yet
+        except ProcessLookupError:
+            return
+
+
+def _watch(parent: int) -> tuple[int, ...]:
+    """A descriptor that can be read once the process has ended; none where there is no such thing.
+    The end of the socket says the same, unless a process that the parent has forked holds it."""
+    if not hasattr(os, "pidfd_open"):
+        return ()
+    try:
+        return (os.pidfd_open(parent),)
+    except ProcessLookupError:
+        os._exit(0)  # it has ended already
+    except OSError:  # an older kernel, or not allowed in this container
+        return ()

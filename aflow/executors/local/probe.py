@@ -1,0 +1,184 @@
+"""Whether processes can be forked from this one: asked of grounds, which have run nothing of the
+user's, and of the user's own program where `process="fork"` wants its tasks forked from it.
+
+What stands in the way of a fork is what a child has not got, or has in common with all others:
+threads, descriptors with a position or a peer, locks, memory that is shared, timers, children. All
+of it is in /proc/self. Where that cannot be read, nothing is forked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import struct
+from collections.abc import Collection, Iterator
+
+# Libraries whose threads survive a fork: each child starts its own when it needs one.
+_SURVIVE = ("libarrow.so",)
+_PLAIN = (
+    "libc.so", "libc-", "libpthread", "libstdc++", "libgcc", "ld-linux", "[vdso]", "ld-musl",
+)  # fmt: skip
+_STACK = 2048  # bytes above a thread's stack pointer that are searched for return addresses
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_SETTLING = 0.05  # seconds within which threads that a fork hook starts again are there
+_TRIAL_LIMIT = 5.0  # seconds that a trial fork may take
+
+
+def obstacle(ours: Collection[int] = ()) -> str | None:
+    """Why no process can be forked from this one; None where it can be. `ours` are descriptors that
+    forks know how to deal with. Forks once, as a trial."""
+    try:
+        return _thread_in_trial() or _thread() or _descriptor(ours) or _shared() or _other()
+    except OSError as error:
+        return f"/proc/self cannot be read ({error})"
+
+
+# ------------------------------------------------------------------ threads
+
+
+def _thread_in_trial() -> str | None:
+    """A thread that a fork brings about in the child: fork hooks of grpc and opentelemetry start
+    theirs again. A child that does not answer is one more obstacle."""
+    import select
+
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(writable, str(len(os.listdir("/proc/self/task"))).encode())
+        finally:
+            os._exit(0)
+    os.close(writable)
+    answered = select.select([readable], [], [], _TRIAL_LIMIT)[0]
+    count = os.read(readable, 16) if answered else b""
+    os.close(readable)
+    if not count:
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    if not count:
+        return "a process that was forked as a trial does not go on"
+    if int(count) > 1:
+        names = ", ".join(sorted({name for name, _ in owners()})) or "a library"
+        return f"{int(count) - 1} threads of {names} are started in each process that is forked"
+    return None
+
+
+def _thread() -> str | None:
+    found = list(owners())
+    bad = [(name, owner) for name, owner in found if not _survives(name, owner, found)]
+    if not bad:
+        return None
+    name, owner = bad[0]
+    who = f"{owner} (thread {name!r})" if owner else f"the thread {name!r}"
+    return f"{who} has {len(bad)} thread{'s' * (len(bad) > 1)}" if owner else f"{who} runs"
+
+
+def _survives(name: str, owner: str | None, found: list[tuple[str, str | None]]) -> bool:
+    if name == "jemalloc_bg_thd" or (owner or "").startswith(_SURVIVE):
+        return True
+    # The cleaner of polars is made by its import; the pool, which a fork breaks, by its first use.
+    return name.startswith("polars-ooc-clea") and not any(
+        other.startswith("polars-") and other[7:8].isdigit() for other, _ in found
+    )
+
+
+def owners() -> Iterator[tuple[str, str | None]]:
+    """The native threads of this process but the main one: the name of each, and the first library,
+    other than those of C, among the return addresses on its stack (None: Python's own, or not
+    known)."""
+    maps = _code_maps()
+    me = os.getpid()
+    with open("/proc/self/mem", "rb", 0) as memory:
+        for thread in os.listdir("/proc/self/task"):
+            if int(thread) == me:
+                continue
+            try:
+                with open(f"/proc/self/task/{thread}/comm") as file:
+                    name = file.read().strip()
+                with open(f"/proc/self/task/{thread}/syscall") as file:
+                    fields = file.read().split()
+            except OSError:  # it has ended meanwhile
+                continue
+            yield name, _library(maps, memory, fields)
+
+
+def _library(maps: list[tuple[int, int, str]], memory: object, fields: list[str]) -> str | None:
+    if not fields or fields[0] == "running":
+        return None
+    words = [int(fields[-1], 16)]
+    try:
+        memory.seek(int(fields[-2], 16))  # type: ignore[attr-defined]
+        data = memory.read(_STACK)  # type: ignore[attr-defined]
+        words += [word for (word,) in struct.iter_unpack("@N", data[: len(data) // 8 * 8])]
+    except (OSError, OverflowError, ValueError):
+        pass  # the first word is all that is known
+    for word in words:
+        for first, end, name in maps:
+            if first <= word < end and not name.startswith(_PLAIN):
+                return None if name.startswith(("libpython", "python")) else name
+    return None
+
+
+def _code_maps() -> list[tuple[int, int, str]]:
+    """Where code is in memory: first address, end, name of the file."""
+    found = []
+    for fields in _maps():
+        if "x" in fields[1] and len(fields) == 6:
+            first, end = (int(each, 16) for each in fields[0].split("-"))
+            found.append((first, end, os.path.basename(fields[5].strip())))
+    return found
+
+
+def _maps() -> Iterator[list[str]]:
+    with open("/proc/self/maps") as file:
+        for line in file:
+            yield line.split(None, 5)
+
+
+# ------------------------------------------------------------------ all else
+
+
+def _descriptor(ours: Collection[int]) -> str | None:
+    for number in sorted(map(int, os.listdir("/proc/self/fd"))):
+        if number <= 2 or number in ours:
+            continue
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+            mode = os.fstat(number).st_mode
+            with open(f"/proc/self/fdinfo/{number}") as file:
+                info = file.read()
+        except OSError:  # that of the listing itself
+            continue
+        if "lock:" in info:
+            return f"a lock on {target} is held"
+        flags = int(info.split("flags:")[1].split()[0], 8)
+        if stat.S_ISREG(mode) and flags & os.O_ACCMODE == os.O_RDONLY:
+            continue
+        if target in ("/dev/null", "/dev/urandom") or target.startswith("/proc/"):
+            continue
+        kind = target.split(":")[0] if ":[" in target else target
+        return f"{kind} is open (descriptor {number})"
+    return None
+
+
+def _shared() -> str | None:
+    for fields in _maps():
+        if fields[1][1] == "w" and fields[1][3] == "s":
+            name = fields[5].strip() if len(fields) == 6 else "without a name"
+            return f"memory is shared with other processes ({name})"
+    return None
+
+
+def _other() -> str | None:
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{thread}/children") as file:
+                children = file.read().split()
+        except OSError:  # a thread that has ended, or a kernel without the list
+            continue
+        if children:
+            return f"a child process runs ({children[0]})"
+    if any(signal.getitimer(each)[0] for each in _TIMERS):
+        return "a timer of signals is set"
+    return None

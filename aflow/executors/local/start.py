@@ -1,0 +1,182 @@
+"""How the first ground of a run is started: forked from a process that has run nothing of the
+user's yet, or as a fresh interpreter where there are threads, an event loop, or the user's program.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib import import_module
+
+from aflow.config import environment_with
+from aflow.executors.local.program import started
+
+# Finds this very aflow, wherever it is, and leaves sys.path as a fresh interpreter has it. An
+# environment variable would be there for all that steps start, which may be another Python.
+_PROGRAM = """\
+import sys
+module, own, *sys.argv[1:] = sys.argv[1:]
+path = sys.path[:]
+from importlib.util import find_spec
+found = find_spec("aflow")
+if found is None or found.origin is None or not found.origin.startswith(own):
+    sys.path.insert(0, own)
+from importlib import import_module
+main = import_module(module).main
+sys.path[:] = path
+main()
+"""
+
+
+GROUND = "aflow.ground"  # the main program: by its name, since it stands above all that starts it
+
+
+class ForkedGround:
+    """A ground that was forked from this very process, before it had any thread or event loop."""
+
+    def __init__(self, control: socket.socket, pid: int) -> None:
+        self.control = control
+        self.pid = pid
+
+    def reap(self) -> None:
+        """Wait for its end."""
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:  # somebody has waited for all children before us
+            return
+
+
+class SpawnedGround:
+    """A ground in an interpreter of its own."""
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.control = control
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def reap(self) -> None:
+        """Wait for its end, which is near: its socket is closed."""
+        self._process.wait()
+
+
+def fork_ground() -> ForkedGround:
+    """Fork a ground from this process, which has one thread, no event loop, and has run nothing of
+    the user's."""
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return ForkedGround(ours, pid)
+    code = 1
+    try:
+        os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
+        ours.close()
+        # Imported here, while the coordinator imports its own: on two cores at once.
+        path = sys.path if sys.flags.safe_path else sys.path[1:]
+        import_module(GROUND).serve(theirs, parent, path)
+        code = 0
+    except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def command_of(module: str) -> list[str]:
+    """The command that calls `main` of a module of aflow in a fresh interpreter like this one."""
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *flags, "-c", _PROGRAM, module, os.path.join(own, "")]
+
+
+def spawn_ground(
+    environment: Mapping[str, str] | None = None, folder: str | None = None
+) -> SpawnedGround:
+    """Start a ground in a fresh interpreter, with this environment and folder (else our own). Does
+    not wait until it is ready. Raises OSError if there is no process to be had."""
+    with ExitStack() as made:
+        ours, theirs = socket.socketpair()
+        made.enter_context(ours)
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    *command_of(GROUND),
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,  # the terminal's Ctrl-C is for the coordinator alone
+            )
+        made.pop_all()
+        return SpawnedGround(ours, process)
+
+
+def spawn_here() -> SpawnedGround:
+    """Start a ground for the program that this process is, as it was when it began."""
+    start = started()
+    if start is None:
+        return spawn_ground()
+    return spawn_ground(start.environment, start.folder)
+
+
+def environment_at_start() -> dict[str, str]:
+    """The environment that this program began with, as far as that is known."""
+    try:
+        # What the kernel gave the program: os.environ has what it has changed meanwhile.
+        with open("/proc/self/environ", "rb") as file:
+            pairs = [each.partition(b"=") for each in file.read().split(b"\0") if b"=" in each]
+    except OSError:
+        return environment_with({})
+    return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
+
+
+STARTING = frozenset({"run", "resume", "spin"})  # commands that begin a run
+
+_wanted: EarlyGround | None = None  # the ground of the run that this command is about to begin
+
+
+def have_ground(*, fork: bool = False) -> None:
+    """Start a ground for the run that this command is about to begin, if there is none yet: by a
+    fork, where nothing of the user's has run here, else as a fresh interpreter."""
+    global _wanted
+    if _wanted is None:
+        _wanted = EarlyGround(fork_ground() if fork else spawn_here())
+
+
+def take_ground() -> EarlyGround | None:
+    """The ground that was started for this run; None if none was, or it was taken."""
+    global _wanted
+    taken, _wanted = _wanted, None
+    return taken
+
+
+class EarlyGround:
+    """A ground that is started before it is wanted. The second one, should the first die, is
+    spawned."""
+
+    def __init__(self, ground: ForkedGround | SpawnedGround | None = None) -> None:
+        self._ground = ground
+
+    def start(self) -> ForkedGround | SpawnedGround:
+        """The ground; another one the second time."""
+        ground, self._ground = self._ground, None
+        return ground or spawn_ground()
+
+    def close(self) -> None:
+        """Let it end, if it was never wanted."""
+        if self._ground is not None:
+            self._ground.control.close()
+            self._ground.reap()

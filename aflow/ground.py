@@ -1,0 +1,37 @@
+"""The main program of a ground: the process that tasks are forked from (executors/local/ground.py).
+
+It stands above what it connects: the backends, by their URLs, and the names that flows import from
+aflow.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+from aflow import backends
+from aflow.executors.local.ground import Ground
+from aflow.flow.spec import FlowSpec
+
+
+def main() -> None:
+    """Serve as a ground that was spawned, with the number of its socket and of its parent as
+    arguments."""
+    control, parent = map(int, sys.argv[1:3])
+    path = sys.path if sys.flags.safe_path else sys.path[1:]
+    connection = socket.socket(fileno=control)
+    connection.set_inheritable(False)
+    serve(connection, parent, path)
+    os._exit(0)
+
+
+def serve(control: socket.socket, parent: int, path: Sequence[str]) -> None:
+    """Serve as a ground, until the coordinator is gone; see Ground."""
+    names = sys.modules["aflow"]
+    vars(names)["FlowSpec"] = FlowSpec  # without the command line, which tasks have no use for
+    _ = names.current
+    ground = Ground(control, parent, [*path], backends.open_store, backends.open_metadata)
+    ground.prepare()
+    ground.serve()

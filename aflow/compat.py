@@ -56,7 +56,7 @@ _DECORATORS = {"step": "aflow:step"} | _same(
     "aflow.errors:InvalidDecorator",
 )
 _CARD_ERRORS = {
-    "CardNotPresentException": "aflow.errors:NotFound",
+    "CardNotPresentException": "aflow.errors:CardNotFound",
     "TaskNotFoundException": "aflow.errors:NotFound",
     "UnrenderableCardException": "aflow.errors:AflowError",
     "UnresolvableDatastoreException": "aflow.errors:StorageError",
@@ -98,10 +98,30 @@ _CARDS = {
     "YAMLViewer": "aflow.cards.viewers:YAMLViewer",
     "MetaflowCard": "aflow.cards.card:Card",
     "MetaflowCardComponent": "aflow.cards.components:Component",
+    "DefaultCardJSON": "aflow.cards.card:JSONCard",
+    "TaskSpecCard": "aflow.cards.card:TaskspecCard",
     "BlankCard": "aflow.cards.card:BlankCard",
     "DefaultCard": "aflow.cards.card:DefaultCard",
     "ErrorCard": "aflow.cards.card:ErrorCard",
     "get_cards": "aflow.cards.get:get_cards",
+}
+_TEST_CARDS = {
+    name: f"aflow.cards.probes:{name}"
+    for name in (
+        "TestEditableCard",
+        "TestEditableCard2",
+        "TestErrorCard",
+        "TestImageCard",
+        "TestJSONComponent",
+        "TestMockCard",
+        "TestNonEditableCard",
+        "TestPathSpecCard",
+        "TestRefreshCard",
+        "TestRefreshComponentCard",
+        "TestStringComponent",
+        "TestTimeoutCard",
+        "_component_values_to_hash",
+    )
 }
 _PARAMETERS = {
     "DeployTimeField": "aflow.flow.parameters:Parameter",
@@ -237,6 +257,7 @@ MODULES: dict[str, dict[str, str]] = {
     "plugins.cards.card_modules.basic": _CARDS,
     "plugins.cards.card_modules.card": _CARDS,
     "plugins.cards.card_modules.components": _CARDS,
+    "plugins.cards.card_modules.test_cards": _TEST_CARDS,
     "plugins.cards.exception": _CARD_ERRORS,
     "plugins.catch_decorator": {"FailureHandledByCatch": "aflow.flow.caught:FailureHandledByCatch"},
     "plugins.datatools": _S3,

@@ -45,6 +45,7 @@ AflowError
 ├── AwsError                     AWS refuses, or does not answer
 │   └── AwsBusy                  it may do it the next time
 ├── NotFound                     the client was asked for what is not there
+│   ├── CardNotFound
 │   └── NamespaceMismatch
 ├── CommandFailed                a command that was started has begun no run
 │   └── ServerUnavailable        the server that was asked does not answer, or not now
@@ -390,6 +391,12 @@ class NotFound(AflowError):
     """There is no such flow, run, step, task or artifact."""
 
     headline = "Object not found"
+
+
+class CardNotFound(NotFound):
+    """There is no such card."""
+
+    headline = "Card not found"
 
 
 class NamespaceMismatch(NotFound):

@@ -1,1 +1,37 @@
-"""Cards: pages that steps leave for people, one self-contained HTML file each."""
+"""Cards: pages that steps leave for people, one self-contained HTML file each.
+
+Components, `Card` and `get_cards` can be imported from here; each comes when it is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_HOMES = {
+    "aflow.cards.card": "BlankCard Card DefaultCard ErrorCard JSONCard TaskspecCard",
+    "aflow.cards.components": (
+        "Artifact Component Error Image JSONViewer Markdown ProgressBar PythonCode Table ValueBox "
+        "VegaChart"
+    ),
+    "aflow.cards.get": "CardContainer FoundCard get_cards",
+    "aflow.cards.viewers": "EventsTimeline Page YAMLViewer",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [  # noqa: PLE0604 -- texts: __getattr__ finds what they name
+    *sorted(_HOME_OF)
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'aflow.cards' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

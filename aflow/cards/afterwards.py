@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aflow.attempt.runner import sentence
 from aflow.cards import store
 from aflow.cards.around import in_time
-from aflow.cards.card import ErrorCard, kind_of
+from aflow.cards.card import ErrorCard, created, kind_of
 
 if TYPE_CHECKING:
     from aflow.client import Task
@@ -48,11 +48,18 @@ def page_of(
     """The page of a card of this kind, which may take `timeout` seconds. Where it fails: what the
     kind raises, or with `save_errors` a page that says why. Raises InvalidInput for an unknown
     kind."""
-    made, finished = kind_of(type)(options, (), task._source.graph), FinishedTask(task)
+    made = created(kind_of(type), options, (), None, task._source.graph, None)
+    finished = FinishedTask(task)
     try:
         if timeout is None:
-            return made.render(finished)
-        return in_time(lambda: made.render(finished), timeout)
+            html = made.render(finished)
+        else:
+            html = in_time(lambda: made.render(finished), timeout)
+        if not isinstance(html, str):
+            raise TypeError(
+                f"render gave {html.__class__.__name__}, and has to give a text of HTML"
+            )
+        return html
     except Exception as error:
         if not save_errors:
             raise

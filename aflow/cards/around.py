@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aflow.attempt.around import Around, Scene
 from aflow.attempt.runner import sentence, show
 from aflow.cards import store
-from aflow.cards.card import ErrorCard, kind_of
+from aflow.cards.card import Card, ErrorCard, created, kind_of
 from aflow.cards.components import Component, as_component
+from aflow.config import switched_on
 from aflow.errors import InvalidInput
+from aflow.flow.current import look_up
 
 if TYPE_CHECKING:
-    from aflow.cards.card import Card
     from aflow.flow.decorators.card import CardDecorator
     from aflow.storage.manifest import Manifest
 
@@ -27,11 +29,17 @@ class CardParts:
     def __init__(self, around: AroundCard) -> None:
         self._around = around
         self._parts: list[tuple[str | None, Any]] = []
+        self.changed_at = 0.0
 
     def append(self, component: Any, id: str | None = None) -> None:
         """Add a component at the end (a text is Markdown, other values are shown as what they
         are); with an `id` it is found again as `components[id]`."""
-        self._parts.append((id, as_component(component)))
+        part = as_component(component)
+        if part is not component and self._around.drops_values:
+            _warn(f"{type(component).__name__} is no component of a card: it is not shown.")
+            return
+        self._parts.append((id, part))
+        self.changed_at = self._around.now()
 
     def extend(self, components: Iterable[Any]) -> None:
         """Add several."""
@@ -41,6 +49,7 @@ class CardParts:
     def clear(self) -> None:
         """Take all away again."""
         self._parts.clear()
+        self.changed_at = self._around.now()
 
     def refresh(self, data: Any = None, force: bool = False) -> None:
         """Make the card now, so that it can be seen while the step runs; not more often than
@@ -51,6 +60,15 @@ class CardParts:
     def components(self) -> dict[str, Component]:
         """The components that were given an id."""
         return {id: part for id, part in self._parts if id is not None}
+
+    def updatable(self) -> dict[str, Any]:
+        """What the components that follow refreshes render now, by id; one that was given none is
+        known by its class and place."""
+        found = {}
+        for place, (id, part) in enumerate(self._parts):
+            if getattr(part, "REALTIME_UPDATABLE", False):
+                found[id or f"{type(part).__name__.lower()}_{place}"] = part.render()
+        return found
 
     def __iter__(self) -> Iterator[Any]:
         return iter([part for _, part in self._parts])
@@ -79,12 +97,16 @@ class Cards:
 
     @property
     def _main(self) -> CardParts:
+        takers = [each for each in self.all if each.takes_parts]
         chosen = [each for each in self.all if each.card.customize] or [
-            each for each in self.all if each.card.id is None and each.takes_parts
+            each for each in takers if each.card.id is None or len(takers) == 1
         ]
         if len(chosen) != 1 and len(self.all) > 1:
             _warn("The step has several cards: current.card['id'] says which one is meant.")
-        return (chosen or self.all)[0].parts
+        if not chosen:
+            _warn("What is added is not shown: no card without an id takes components.")
+            return CardParts(self.all[0])
+        return chosen[0].parts
 
     def append(self, component: Any, id: str | None = None) -> None:
         """See CardParts."""
@@ -126,6 +148,8 @@ class AroundCard(Around):
         cards.all.append(self)
         scene.values["card"] = cards
         self._refreshed = 0.0
+        self._renders = 0  # refreshes so far
+        self._user_data: Any = {}  # what the latest of them was given
         self._started = scene.clock.now()
 
     @property
@@ -136,6 +160,18 @@ class AroundCard(Around):
         except InvalidInput:
             return False
 
+    @property
+    def drops_values(self) -> bool:
+        """Whether what is no component is left out: so do card classes written for Metaflow."""
+        compat = sys.modules.get("aflow.compat")
+        if compat is None or not compat.is_installed() or not self.takes_parts:
+            return False
+        return not kind_of(self.card.type)._takes_objects
+
+    def now(self) -> float:
+        """The time."""
+        return self.scene.clock.now()
+
     def stored(self, manifest: Manifest) -> None:
         """Make the card; nothing that goes wrong with it fails the step."""
         task = CardTask(self.scene, self._started, [*manifest.artifacts])
@@ -143,20 +179,30 @@ class AroundCard(Around):
 
     def refresh(self, data: Any, force: bool) -> None:
         """Make the card of a step that runs."""
+        self._user_data = {} if data is None else data  # the card at the end shows the latest
         now = self.scene.clock.monotonic()
         if not force and self._refreshed and now - self._refreshed < self.card.refresh_interval:
             return
         self._refreshed = now
-        self._make(CardTask(self.scene, self._started, []), runtime=True, data=data)
+        self._renders += 1
+        self._make(CardTask(self.scene, self._started, [], finished=False), runtime=True)
 
-    def _make(self, task: CardTask, *, runtime: bool = False, data: Any = None) -> None:
+    def _make(self, task: CardTask, *, runtime: bool = False) -> None:
+        update = None
         try:
             kind = kind_of(self.card.type)
             if runtime and not kind.RUNTIME_UPDATABLE:
                 return
-            parts = [*self.parts] if kind.ALLOW_USER_COMPONENTS else []
-            made = kind(self.card.options, parts, self.scene.definition.graph, self.scene.flow)
-            html = self._html(made, task, runtime, data)
+            definition = self.scene.definition
+            made = created(
+                kind,
+                self.card.options,
+                [*self.parts],
+                definition,
+                definition.graph,
+                self.scene.flow,
+            )
+            html, update = self._made(made, task, runtime)
         except Exception as error:  # noqa: BLE001 -- a card that fails is told, and shown in its place
             told = sentence(error)
             show("stderr", f"@card(type={self.card.type!r}) was not made: {told}\n")
@@ -166,20 +212,53 @@ class AroundCard(Around):
         spec, context = self.scene.spec, self.scene.context
         folder = store.prefix(context.flow, context.run, spec.step, spec.task)
         place = self.scene.blobs.store
-        store.put(place, folder, self._number, self.card.type, self.card.id, html)
+        store.put(place, folder, self._number, self.card.type, self.card.id, html, update)
 
-    def _html(self, made: Card, task: CardTask, runtime: bool, data: Any) -> str:
+    def _made(self, made: Card, task: CardTask, runtime: bool) -> tuple[str, Any]:
+        """The page, and what pages that are open need to know."""
         if self.card.type in _TRUSTED:
-            return made.render(task)
-        return in_time(
-            lambda: made.render_runtime(task, data) if runtime else made.render(task),
-            self.card.timeout,
-        )
+            return made.render(task), None
+        data = {
+            "user": self._user_data,
+            "components": self.parts.updatable(),
+            "render_seq": self._renders if runtime else "final",
+            "component_update_ts": self.parts.changed_at,
+            "mode": "render_runtime" if runtime else "render",
+        }
+        made.runtime_data = data
+        refreshed, at = self._renders > 0, self.now()
+
+        def make() -> tuple[str, Any]:
+            html = made.render_runtime(task, data) if runtime else made.render(task)
+            if not isinstance(html, str):
+                raise TypeError(
+                    f"render gave {type(html).__name__}, and has to give a text of HTML"
+                )
+            if not refreshed:
+                return html, None
+            token = _reload_token(made, task, data)
+            told = made.refresh(task, data)
+            update = {"reload_token": token, "data": told, "created_on": at}
+            return html.replace(made.RELOAD_POLICY_TOKEN, token), None if told is None else update
+
+        html, update = in_time(make, self.card.timeout)
+        return html, update
 
 
-def in_time(make: Any, seconds: float) -> str:
+def _reload_token(made: Card, task: CardTask, data: dict[str, Any]) -> str:
+    """What a page that is open compares, to know whether it has to be loaded again."""
+    if data["render_seq"] == "final":
+        return "final"
+    if made.RELOAD_POLICY == made.RELOAD_POLICY_ALWAYS:
+        return f"render-seq-{data['render_seq']}"
+    if made.RELOAD_POLICY == made.RELOAD_POLICY_ONCHANGE:
+        return made.reload_content_token(task, data)
+    return "never"
+
+
+def in_time(make: Any, seconds: float) -> Any:
     """What `make` gives, from a process that is killed if it takes longer. Raises TimeoutError, and
-    RuntimeError for what it raised or gave."""
+    RuntimeError for what it raised."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(make, theirs), daemon=True)
@@ -197,24 +276,23 @@ def in_time(make: Any, seconds: float) -> str:
         ours.close()
     if not good:
         raise RuntimeError(value)
-    if not isinstance(value, str):
-        raise RuntimeError(f"render gave {type(value).__name__}, and has to give a text of HTML")
     return value
 
 
 def _answer(make: Any, pipe: Any) -> None:
     try:
-        value = make()
-        pipe.send((True, value if isinstance(value, str) else None))
+        pipe.send((True, make()))
     except BaseException as error:  # noqa: BLE001 -- whatever a card raises is shown in its place
         pipe.send((False, sentence(error)))
 
 
 class CardTask:
     """The task of a card, as kinds of cards see it: like a Task of the client, of a task that is
-    not over for others yet."""
+    not over for others yet. What is not in here is asked of the client's Task."""
 
-    def __init__(self, scene: Scene, started_at: float, own: list[str]) -> None:
+    def __init__(
+        self, scene: Scene, started_at: float, own: list[str], finished: bool = True
+    ) -> None:
         spec, context = scene.spec, scene.context
         self.pathspec = f"{context.flow}/{context.run}/{spec.step}/{spec.task}"
         self.id = str(spec.task)
@@ -222,6 +300,7 @@ class CardTask:
         self.user = context.user
         self.started_at = started_at
         self.finished_at = scene.clock.now()
+        self.finished = self.successful = finished
         self.data = _Data(scene.flow)
         self._scene = scene
         self._own = own
@@ -235,6 +314,11 @@ class CardTask:
     def own_artifacts(self) -> dict[str, Any]:
         """What the step itself has set."""
         return {name: getattr(self.data, name) for name in self._own if not name.startswith("_")}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(look_up(self.pathspec, "task"), name)
 
     def __getitem__(self, name: str) -> Any:
         return _Value(name, getattr(self.data, name))
@@ -268,4 +352,6 @@ class _Value:
 
 
 def _warn(text: str) -> None:
+    if switched_on("CARD_NO_WARNING"):
+        return
     show("stderr", f"[@card] {text}\n")

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aflow.cards.components import Table, rendered
 from aflow.cards.page import graph_svg, head, names_and_values, page, section
 from aflow.errors import InvalidInput
 from aflow.flow.names import did_you_mean
+from aflow.flow.outline import outline
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+    from aflow.flow.graph import Graph
 
 GROUP = "aflow.cards"
 _MAX_SHOWN = 300
@@ -21,8 +29,15 @@ _MAX_ROWS = 10
 class Card:
     """A kind of card: override `type` and `render`.
 
-    `options` are those of @card; `components` what the step has added (only for kinds with
-    ALLOW_USER_COMPONENTS, else none); `graph` is the flow's graph as plain values.
+    The constructor is called with those of its keywords that it takes: `options` are those of
+    @card; `components` what the step has added, rendered (texts of HTML, or what else `render` of
+    a component has given); `graph` the flow's steps by name, as plain values; `flow` the flow.
+    With ALLOW_USER_COMPONENTS `current.card.append` adds to the card without naming its id.
+
+    With RUNTIME_UPDATABLE `current.card.refresh(data)` makes the page while the step runs: see
+    `render_runtime` and `refresh`, whose `data` is a dict of `user` (what was given), `components`
+    (those with REALTIME_UPDATABLE, rendered, by their ids), `render_seq`, `component_update_ts` and
+    `mode`. It is `runtime_data` in `render`, too.
     """
 
     type: ClassVar[str | None] = None
@@ -32,6 +47,10 @@ class Card:
     RELOAD_POLICY_ALWAYS: ClassVar[str] = "always"
     RELOAD_POLICY_ONCHANGE: ClassVar[str] = "onchange"
     RELOAD_POLICY: ClassVar[str] = "never"
+    RELOAD_POLICY_TOKEN: ClassVar[str] = "[METAFLOW_RELOAD_TOKEN]"  # noqa: S105 -- a place in a page
+    runtime_data: Any = None
+    # Ours get the components themselves and the graph with its methods.
+    _takes_objects: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -50,18 +69,24 @@ class Card:
         raise NotImplementedError(f"{type(self).__name__} has no method render.")
 
     def render_runtime(self, task: Any, data: Any) -> str:
-        """The page while the step still runs; `data` is what refresh was given."""
+        """The page while the step still runs."""
         return self.render(task)
 
     def refresh(self, task: Any, data: Any) -> Any:
-        """Kept for old code: pages are made whole each time."""
-        return data
+        """What a page that is open needs to show the new state, as values for JSON; None where it
+        needs to be loaded again."""
+        return None
+
+    def reload_content_token(self, task: Any, data: Any) -> str:
+        """With RELOAD_POLICY_ONCHANGE: a text that changes when the page is to be loaded again."""
+        return "content-token"
 
 
 class BlankCard(Card):
     """Only what the step has added."""
 
     type = "blank"
+    _takes_objects = True
     ALLOW_USER_COMPONENTS = True
     RUNTIME_UPDATABLE = True
 
@@ -76,6 +101,7 @@ class DefaultCard(Card):
     """What the step has added, then its parameters, artifacts, graph and times."""
 
     type = "default"
+    _takes_objects = True
     ALLOW_USER_COMPONENTS = True
     RUNTIME_UPDATABLE = True
 
@@ -112,9 +138,89 @@ class ErrorCard(Card):
         )
 
 
+class TaskspecCard(Card):
+    """The pathspec of the task, and nothing else."""
+
+    type = "taskspec_card"
+
+    def render(self, task: Any) -> str:
+        """The pathspec."""
+        return str(task.pathspec)
+
+
+class JSONCard(Card):
+    """What the default card shows, as JSON for programs."""
+
+    type = "default_json"
+    ALLOW_USER_COMPONENTS = True
+    RUNTIME_UPDATABLE = True
+
+    def render(self, task: Any) -> str:
+        """The values; what JSON cannot hold is a text."""
+        return json.dumps(
+            {
+                "pathspec": task.pathspec,
+                "parameters": task.parameters,
+                "artifacts": task.own_artifacts,
+                "components": self.components,
+                "graph": self.graph,
+            },
+            default=repr,
+        )
+
+
+def created(
+    kind: type[Card],
+    options: Mapping[str, Any],
+    components: Sequence[Any],
+    definition: FlowDefinition | None,
+    graph: Graph,
+    flow: Any,
+) -> Card:
+    """A card of the kind. Its constructor gets those of the keywords `options`, `components`,
+    `graph` and `flow` that it takes."""
+    if kind._takes_objects:
+        return kind(options, components, graph, flow)
+    steps = {} if definition is None else outline(definition)["steps"]
+    if definition is None:
+        steps = {node["name"]: node for node in graph.as_dict()["nodes"]}
+    given = {
+        "options": dict(options),
+        "components": [_plain(each) for each in components],
+        "graph": steps,
+        "flow": flow,
+    }
+    taken = inspect.signature(kind.__init__).parameters.values()
+    if not any(each.kind is each.VAR_KEYWORD for each in taken):
+        names = {each.name for each in taken}
+        given = {name: value for name, value in given.items() if name in names}
+    return kind(**given)
+
+
+class RenderedComponent(str):
+    """The HTML of a component, which can be rendered like the component."""
+
+    __slots__ = ()
+
+    def render(self) -> str:
+        """The HTML."""
+        return str(self)
+
+
+def _plain(component: Any) -> Any:
+    """What a component's `render` gives; where it fails, what says so."""
+    try:
+        made = component.render()
+    except Exception:  # noqa: BLE001 -- one part that fails leaves the others
+        made = rendered(component)
+    return RenderedComponent(made) if isinstance(made, str) else made
+
+
 def kind_of(name: str) -> type[Card]:
     """The kind of card of this type: ours, a class that has been defined, or the entry point of a
     package (group aflow.cards). Raises InvalidInput where there is none."""
+    if name.startswith("test_"):  # few cards are; the module is imported for its classes
+        import_module("aflow.cards.probes")
     known = {each.type: each for each in _all(Card) if each.type}
     if name in known:
         return known[name]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from textwrap import dedent
-from typing import Any
+from typing import Any, ClassVar
 
 from aflow.errors import InvalidInput
 
@@ -16,7 +16,11 @@ _MAX_TEXT = 10_000  # characters of one value
 
 
 class Component:
-    """A part of a card; custom ones override `render`, which gives HTML."""
+    """A part of a card; custom ones override `render`, which gives HTML. One with
+    REALTIME_UPDATABLE is among the data that refreshes of the card are given."""
+
+    REALTIME_UPDATABLE: ClassVar[bool] = False
+    component_id: str | None = None
 
     def render(self) -> str:
         """The component as HTML, which is put into the page as it is."""

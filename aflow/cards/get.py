@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import mkstemp
 from typing import TYPE_CHECKING, Any, overload
 
 from aflow.cards import store
@@ -47,6 +48,11 @@ class FoundCard:
         """The page."""
         return bytes(self._place.get(self._stored.name)).decode("utf-8", "surrogatepass")
 
+    def get_data(self) -> Any:
+        """The data of the card's latest refresh (`data`, `reload_token`, `created_on`); None for a
+        card that was not refreshed."""
+        return store.data_of(self._place, self._stored)
+
     @property
     def path(self) -> str:
         """The name of its object in the store."""
@@ -60,11 +66,16 @@ class FoundCard:
         """Write the page to a file."""
         path.write_text(self.html, encoding="utf-8", errors="surrogatepass")
 
-    def view(self) -> None:
-        """Show the page in a browser."""
-        path = Path(gettempdir()) / f"{self.pathspec.replace('/', '-')}-{self.hash}.html"
+    def view(self) -> tuple[Path, bool]:
+        """Show the page in a browser: the file that it is in now, and whether a browser was
+        found."""
+        # A new name: whoever else may write to the folder of temporary files cannot know it.
+        name = self.pathspec.replace("/", "-")
+        descriptor, file = mkstemp(".html", f"{name}-{self.hash}-")
+        os.close(descriptor)
+        path = Path(file)
         self.write(path)
-        webbrowser.open(path.as_uri())
+        return path, webbrowser.open(path.as_uri())
 
     def _repr_html_(self) -> str:
         from html import escape

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from hashlib import sha1
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.errors import ObjectNotFound
 
 if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
+
+
+_DATA = ".data.json"
 
 
 class StoredCard(NamedTuple):
@@ -26,8 +32,19 @@ def prefix(flow: str, run: str, step: str, task: int | str) -> str:
     return f"cards/{flow}/{run}/{step}/{task}/"
 
 
-def put(store: ObjectStore, folder: str, number: int, type: str, id: str | None, html: str) -> str:
-    """Keep a card, in place of what was kept under its number; the hash of its content."""
+def put(
+    store: ObjectStore,
+    folder: str,
+    number: int,
+    type: str,
+    id: str | None,
+    html: str,
+    update: Any = None,
+) -> str:
+    """Keep a card, in place of what was kept under its number; the hash of its content. `update` is
+    what pages that are open need to know, as values for JSON."""
+    if update is not None:
+        store.put(_data_name(folder, number), [json.dumps(update, default=str).encode()])
     data = html.encode("utf-8", "surrogatepass")
     digest = sha1(data, usedforsecurity=False).hexdigest()[:10]
     name = f"{folder}{number}-{type}-{id or ''}-{digest}.html"
@@ -39,10 +56,25 @@ def put(store: ObjectStore, folder: str, number: int, type: str, id: str | None,
     return digest
 
 
+def data_of(store: ObjectStore, card: StoredCard) -> Any:
+    """The latest data of a card that was refreshed; None of one that was not."""
+    try:
+        data = store.get(_data_name(card.name.rpartition("/")[0] + "/", card.number))
+    except ObjectNotFound:
+        return None
+    return json.loads(bytes(data))
+
+
+def _data_name(folder: str, number: int) -> str:
+    return f"{folder}{number}{_DATA}"
+
+
 def listed(store: ObjectStore, folder: str) -> Iterator[StoredCard]:
     """The cards of a task, in the order of their decorators."""
     found = []
     for name in store.list(folder):
+        if name.endswith(_DATA):
+            continue
         number, _, rest = name.rpartition("/")[2].partition("-")
         type, id, digest = rest.rsplit("-", 2)  # the name of a type may have hyphens
         found.append(StoredCard(int(number), type, id, digest.removesuffix(".html"), name))

@@ -12,6 +12,7 @@ PREFIXES = ("AFLOW_", "METAFLOW_")
 # Those that are looked up one by one, where they are needed.
 OF_PARTS = frozenset(
     {
+        "CARD_NO_WARNING",
         "DATASTORE_SYSROOT_LOCAL",
         "SERVER",
         "SERVICE_HEADERS",

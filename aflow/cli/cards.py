@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ import click
 from aflow.cli.options import flag, option
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
-from aflow.errors import NotFound, StorageError
+from aflow.errors import CardNotFound, StorageError
 
 if TYPE_CHECKING:
     from aflow.cards.get import FoundCard
@@ -95,7 +95,9 @@ def _server_parameters() -> list[click.Parameter]:
 
 def view(session: Session, path: str, **which: str | None) -> None:
     """Show the first of the cards."""
-    _one(session, path, which).view()
+    file, shown = _one(session, path, which).view()
+    how = "" if shown else " No browser was found here: open it in one yourself."
+    click.echo(f"The card is in {file}.{how}")
 
 
 def get(session: Session, path: str, file: str | None, **which: str | None) -> None:
@@ -112,13 +114,10 @@ def list_(
 ) -> None:
     """A line a card: its task, type, id and hash."""
     cards = [*_cards(session, path, which)]
+    if not cards:
+        raise CardNotFound(f"There are no cards of {path} (with these options).")
     if as_json:
-        import json
-
-        fields = ("pathspec", "type", "id", "hash", "path")
-        text = json.dumps([{name: getattr(each, name) for name in fields} for each in cards])
-    elif not cards:
-        raise NotFound(f"There are no cards of {path} (with these options).")
+        text = _as_json(cards)
     else:
         columns = [(each.pathspec, each.type, each.id or "-", each.hash) for each in cards]
         text = "\n".join(map("  ".join, columns))
@@ -126,6 +125,19 @@ def list_(
         click.echo(text)
     else:
         _write(session, file, text + "\n", "List")
+
+
+def _as_json(cards: Sequence[FoundCard]) -> str:
+    """The cards by task; of one task alone its object, as in Metaflow."""
+    import json
+
+    tasks: dict[str, list[dict[str, str | None]]] = {}
+    for each in cards:
+        filename = each.path.rpartition("/")[2]
+        facts = {"hash": each.hash, "id": each.id, "type": each.type, "filename": filename}
+        tasks.setdefault(each.pathspec, []).append(facts)
+    found = [{"pathspec": pathspec, "cards": of} for pathspec, of in tasks.items()]
+    return json.dumps(found[0] if len(found) == 1 else found, indent=4)
 
 
 def create(
@@ -193,7 +205,9 @@ def server(
 def _one(session: Session, path: str, which: dict[str, str | None]) -> FoundCard:
     found = next(_cards(session, path, which), None)
     if found is None:
-        raise NotFound(f"There is no card of {path} (with these options). See: card list {path}")
+        raise CardNotFound(
+            f"There is no card of {path} (with these options). See: card list {path}"
+        )
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -310,3 +311,161 @@ def test_every_component_is_on_the_card_of_a_flow_for_metaflow(workspace: Worksp
         assert part in card.html, part
     assert "could not be made" not in card.html
     assert "cannot be shown" not in card.html
+
+
+PROTOCOL = """
+from metaflow import FlowSpec, card, current, step
+from metaflow.cards import Markdown, MetaflowCard, MetaflowCardComponent, get_cards
+from metaflow.plugins.cards.card_modules.test_cards import (
+    TestJSONComponent, TestStringComponent, _component_values_to_hash
+)
+
+class Plain(MetaflowCardComponent):
+    def render(self):
+        return {"plain": 1}
+
+class FullCard(MetaflowCard):
+    type = "full_card"
+    ALLOW_USER_COMPONENTS = True
+    def __init__(self, options={}, components=[], graph=None, flow=None):
+        self.seen = (options, components, graph["start"]["next"], flow.name)
+    def render(self, task):
+        return "FULL %s %s" % (task.pathspec, self.seen)
+
+class FewCard(MetaflowCard):
+    type = "few_card"
+    def __init__(self, graph=None):
+        self.steps = sorted(graph)
+    def render(self, task):
+        return "FEW %s %s" % (self.steps, task.parent.id)
+
+class BareCard(MetaflowCard):
+    type = "bare_card"
+    def __init__(self):
+        pass
+    def render(self, task):
+        return "BARE"
+
+class TheirFlow(FlowSpec):
+    @card(type="test_pathspec_card")
+    @card(type="test_pathspec_card")
+    @card(type="taskspec_card")
+    @card(type="default_json", id="json")
+    @card(type="full_card", options={"a": 1})
+    @card(type="few_card", id="few")
+    @card(type="bare_card")
+    @card(type="test_timeout_card", timeout=0.2, save_errors=False, options={"timeout": 60})
+    @step
+    def start(self):
+        current.card.append(TestStringComponent("t"))
+        current.card.append(Plain())
+        current.card.append("no component")
+        self.next(self.end)
+
+    @card(type="test_non_editable_card", id="non")
+    @card(type="test_editable_card", id="only")
+    @card(type="test_refresh_card", id="data", refresh_interval=0)
+    @card(type="test_component_refresh_card", id="parts", refresh_interval=0)
+    @step
+    def end(self):
+        current.card["non"].append(TestStringComponent("n"))
+        current.card["only"].append(TestStringComponent("o"))
+        data, parts = current.card["data"], current.card["parts"]
+        assert not get_cards(current.pathspec)
+        one = TestJSONComponent({"abc": ["1"]})
+        parts.append(one, id="one")
+        parts.append(TestJSONComponent({"abc": ["2"]}))
+        self.states = []
+        for n in range(3):
+            data.refresh({"n": n})
+            one.update({"abc": [str(n)]})
+            parts.refresh()
+            shown, = get_cards(current.pathspec, id="data")
+            self.states.append((shown.get_data()["data"], shown.get_data()["reload_token"]))
+            changed, = get_cards(current.pathspec, id="parts")
+            token = "runtime-" + _component_values_to_hash({"a": {"abc": []}, "b": {"abc": []}})
+            assert changed.get_data()["reload_token"] == token
+            assert token in changed.get()
+            assert changed.get_data()["data"]["one"] == {"abc": [str(n)]}
+
+if __name__ == "__main__":
+    TheirFlow()
+"""
+
+
+def test_card_classes_of_metaflow_are_made_and_refreshed_by_its_protocol(
+    workspace: Workspace,
+) -> None:
+    (workspace.path / "theirs.py").write_text(PROTOCOL)
+    done = workspace.finish(workspace.start_aflow("run", "--compat", "theirs.py"))
+    assert 0 == done.code, done.out + done.err
+    assert "str is no component of a card" in done.out + done.err
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    run = client.Flow("TheirFlow").latest_run
+    assert run is not None
+    start, end = run["start"].task, run["end"].task
+    cards = get_cards(start)
+    kinds = [each.type for each in cards]
+    assert [
+        "test_pathspec_card", "test_pathspec_card", "taskspec_card", "default_json",
+        "full_card", "few_card", "bare_card",
+    ] == kinds  # fmt: skip
+    pages = {each.type: each.get() for each in cards}
+    assert "BARE" == pages["bare_card"]
+    assert "FEW ['end', 'start'] start" == pages["few_card"]
+    assert (
+        f"FULL {start.pathspec} ({{'a': 1}}, ['t', {{'plain': 1}}], ['end'], 'TheirFlow')"
+        == pages["full_card"]
+    )
+    assert start.pathspec == pages["taskspec_card"]
+    assert start.pathspec == json.loads(pages["default_json"])["pathspec"]
+    assert 2 == len({each.hash for each in cards if each.type == "test_pathspec_card"})
+    assert None is cards[0].get_data()
+
+    states = end.data.states
+    assert [{"n": 0}, {"n": 1}, {"n": 2}] == [data["user"] for data, _ in states]
+    assert ["render-seq-1", "render-seq-2", "render-seq-3"] == [token for _, token in states]
+    by_id = {each.id: each for each in get_cards(end)}
+    assert ("n", "o") == (by_id["non"].get(), by_id["only"].get())
+    last = by_id["data"].get_data()
+    assert ("final", {"n": 2}) == (last["reload_token"], last["data"]["user"])
+    assert '{"n": 2}' in by_id["data"].get()
+    assert "final" in by_id["parts"].get()
+
+    listed = workspace.finish(workspace.start_aflow("card", "list", f"{end.pathspec}", "--as-json"))
+    found = json.loads(listed.out)
+    assert end.pathspec == found["pathspec"]
+    assert {"hash", "id", "type", "filename"} == set(found["cards"][0])
+    assert ["non", "only", "data", "parts"] == [each["id"] for each in found["cards"]]
+    absent = workspace.finish(
+        workspace.start_aflow("card", "list", end.pathspec, "--type", "none", "--as-json")
+    )
+    assert (1, "") == (absent.code, absent.out)
+    assert "Card not found" in absent.err
+
+
+def test_cards_and_components_are_imported_from_one_place() -> None:
+    import aflow.cards
+
+    for name in aflow.cards.__all__:
+        assert getattr(aflow.cards, name).__name__ == name
+    assert aflow.cards.get_cards is get_cards
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = aflow.cards.nothing
+
+
+def test_a_card_is_shown_or_said_where_it_is(ran: Workspace, tmp_path: Path) -> None:
+    run = latest(ran).id
+    seen = tmp_path / "seen"
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\necho $1 > {seen}\n")
+    browser.chmod(0o700)
+    for program, told in ((str(browser), ""), ("false", "No browser was found here")):
+        words = ("card", "view", f"{run}/end")
+        shown = ran.finish(ran.start(*words, BROWSER=program, DISPLAY="", TMPDIR=str(tmp_path)))
+        file = Path(shown.out.split(" is in ")[1].split(".html")[0] + ".html")
+        assert told in shown.out
+        assert "<html" in file.read_text()
+        assert file.parent == tmp_path
+    assert seen.read_text().startswith("file:///")

@@ -17,14 +17,14 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aflow import backends
 from aflow.attempt.spec import RunContext
 from aflow.clock import SystemClock
 from aflow.config import Durability, Isolation, RunOptions, Settings
 from aflow.configured import configured
-from aflow.errors import NotFound, RunHasOwner
+from aflow.errors import CoordinatorClosed, InvalidInput, NotFound, RunHasOwner
 from aflow.executors.local.process import GRACE
 from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
@@ -40,6 +40,7 @@ from aflow.runs.telling import Watch
 from aflow.scheduler.machine import Machine, RunMachine
 from aflow.scheduler.policy import policies_from
 from aflow.scheduler.single import SingleTask
+from aflow.threads import in_thread, to_the_end
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -159,6 +160,7 @@ class Coordinator:
         clock: Clock | None = None,
         owner: str = "coordinator",
     ) -> None:
+        self._state: Literal["new", "open", "closed"] = "new"
         self._kind = owner
         self._owner = f"{owner}/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         self._storage = storage
@@ -176,11 +178,29 @@ class Coordinator:
         self._records: MetadataStore
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._open)
+        if self._state != "new":
+            raise InvalidInput("This coordinator was entered before: make another one.")
+        self._state = "open"
+        try:
+            await to_the_end(lambda: in_thread(self._open))
+        except asyncio.CancelledError:
+            await to_the_end(self._close)
+            raise
         return self
+
+    def _check_entered(self) -> None:
+        if self._state == "new":
+            raise InvalidInput(
+                "This coordinator was not entered: use it in a block, `async with "
+                "aflow.Coordinator(...) as coordinator:`."
+            )
+        if self._state == "closed":
+            raise CoordinatorClosed("The coordinator was closed: its block has been left.")
 
     def _open(self) -> None:
         storage, metadata = self._storage, self._metadata
+        if hasattr(self, "_creation"):
+            return  # it was done, and whoever waited for it was cancelled
         self._store = backends.open_store(storage) if isinstance(storage, str) else storage
         self._store.sweep(LEFTOVERS, self._clock.now())
         self._records = (
@@ -194,14 +214,22 @@ class Coordinator:
 
     async def __aexit__(self, *exc: object) -> None:
         """Stop all runs that are still going on, and let go of everything. Who waits in `start`
-        is told CoordinatorClosed."""
+        is told CoordinatorClosed. Whoever is cancelled meanwhile, once or often, is cancelled when
+        that is done."""
+        await to_the_end(self._close)
+
+    async def _close(self) -> None:
+        self._state = "closed"
         self._admission.close()
-        await asyncio.gather(*self._beginning, return_exceptions=True)  # their starters are told
+        # Not gathered: a gather that is cancelled would cancel what it waits for.
+        if self._beginning:
+            await asyncio.wait({*self._beginning})  # their starters are told
         for run in [*self._runs]:
             run.cancel("The coordinator was closed.")
-        await asyncio.gather(*(run.task for run in self._runs), return_exceptions=True)
+        if self._runs:
+            await asyncio.wait({run.task for run in self._runs})
         if isinstance(self._metadata, str):
-            await asyncio.to_thread(self._records.close)
+            await in_thread(self._records.close)
 
     @property
     def runs(self) -> tuple[RunHandle, ...]:
@@ -223,16 +251,18 @@ class Coordinator:
         MetadataError; nothing has begun then. If it is cancelled no run goes on either. `ground`
         is a process that has imported the flow already (the command line has one); without it one
         is started."""
+        self._check_entered()
         options = options or RunOptions(max_workers=self._max_workers, isolation=self._isolation)
         # Some milliseconds for a flow that is new: its sources are parsed.
-        definition = await asyncio.to_thread(configured, flow) if isinstance(flow, type) else flow
+        definition = await in_thread(configured, flow) if isinstance(flow, type) else flow
         given = options.parameters | parameters
         return await self._admitted(self._begin(definition, options, given, ground, watch))
 
     async def abandoned(self, limit: int = 100) -> list[str]:
         """The pathspecs of runs that go on without a coordinator: those that were left by one with
         `owner` as ours, the longest ago first. Raises MetadataError."""
-        found = await asyncio.to_thread(self._records.abandoned, self._kind, limit)
+        self._check_entered()
+        found = await in_thread(self._records.abandoned, self._kind, limit)
         return [f"{flow}/{run}" for flow, run in found]
 
     async def adopt(
@@ -250,8 +280,9 @@ class Coordinator:
 
         Raises NotFound, RunHasOwner where somebody drives it, InvalidInput for one that has ended,
         or whose flow is another one now, and what `start` raises."""
+        self._check_entered()
         options = options or RunOptions(isolation=self._isolation)
-        definition = await asyncio.to_thread(configured, flow) if isinstance(flow, type) else flow
+        definition = await in_thread(configured, flow) if isinstance(flow, type) else flow
         return await self._admitted(self._go_on(definition, run, options, ground, watch))
 
     async def _admitted(self, begin: Coroutine[Any, Any, RunHandle]) -> RunHandle:
@@ -283,9 +314,7 @@ class Coordinator:
         try:
             executor = await self._executor(definition, options, ground)
             driving = Driving(self._owner, executor.lookahead)
-            new = await asyncio.to_thread(
-                self._creation.create, definition, options, given, driving
-            )
+            new = await in_thread(self._creation.create, definition, options, given, driving)
             listeners: list[Watch] = [] if watch is None else [watch]
             machine = _machine(definition, options, new.launch, executor.lookahead)
             driver = self._driver(definition, options, new, executor, machine, listeners)
@@ -303,20 +332,18 @@ class Coordinator:
         watch: Watch | None,
     ) -> RunHandle:
         try:
-            record = await asyncio.to_thread(self._held, definition, run)
+            record = await in_thread(self._held, definition, run)
             try:
                 options = as_recorded(options, record)
                 executor = await self._executor(definition, options, ground)
                 machine = _machine(definition, options, None, record.settings["lookahead"])
-                new, unfinished = await asyncio.to_thread(
-                    self._stood, definition, options, record, machine
-                )
+                new, unfinished = await in_thread(self._stood, definition, options, record, machine)
                 listeners: list[Watch] = [] if watch is None else [watch]
                 driver = self._driver(
                     definition, options, new, executor, machine, listeners, unfinished
                 )
             except BaseException:
-                await asyncio.to_thread(self._records.let_go, record.key, self._owner)
+                await in_thread(self._records.let_go, record.key, self._owner)
                 raise
         except BaseException:
             self._admission.leave()
@@ -359,7 +386,7 @@ class Coordinator:
     async def _executor(
         self, definition: FlowDefinition, options: RunOptions, ground: GroundProcess | None
     ) -> Executor:
-        travels = await asyncio.to_thread(travelling, definition, options, self._store)
+        travels = await in_thread(travelling, definition, options, self._store)
         return executor_for(
             definition,
             options,

@@ -69,9 +69,9 @@ async def _run(
     ground: EarlyGround | None,
     adopt: str | None,
 ) -> tuple[RunEnded, int | None]:
-    import asyncio
 
     from aflow.coordinator import Coordinator
+    from aflow.threads import in_thread
 
     async with Coordinator(
         storage=settings.storage_url,
@@ -87,7 +87,7 @@ async def _run(
         else:
             handle = await coordinator.adopt(definition, adopt, **given)
         if options.run_id_file is not None:
-            await asyncio.to_thread(options.run_id_file.write_text, handle.id)
+            await in_thread(options.run_id_file.write_text, handle.id)
         stopped_by = _stop_on_signals(handle)
         try:
             return await handle.wait(), stopped_by[0] if stopped_by else None

@@ -22,6 +22,7 @@ from aflow.config import Settings
 from aflow.data.objects import PutValue, S3GetObject, S3Object, S3PutObject
 from aflow.data.places import Root, root_of
 from aflow.errors import S3AccessDenied, S3InvalidUrl, StoreUnavailable
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.data.transfers import Put, PutFile, Transfers
@@ -200,11 +201,11 @@ class AsyncS3(_Client):
 
     async def close(self) -> None:
         """See S3.close."""
-        await asyncio.to_thread(self._close)
+        await in_thread(self._close)
 
     async def _call(self, work: Work[T]) -> T:
         # To begin may take a while the first time: it opens the connection.
-        begun = await asyncio.to_thread(self._portal.begin, work)
+        begun = await in_thread(self._portal.begin, work)
         return await asyncio.wrap_future(begun)
 
     async def get(

@@ -33,6 +33,7 @@ from aflow.executors.parcels import Packer
 from aflow.executors.polling import Description, Poller
 from aflow.executors.roll import Roll
 from aflow.scheduler.states import AttemptState
+from aflow.threads import in_thread
 from aflow.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class BatchExecutor:
         self._arrays.clear()
         threads, self._threads = self._threads, None
         if threads is not None:
-            await asyncio.to_thread(threads.shutdown)
+            await in_thread(threads.shutdown)
             self._calls.close()
 
     # ------------------------------------------------------------ to AWS

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from aflow.aws.calls import MOST_DESCRIBED
 from aflow.errors import AwsError
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.aws.calls import Calls
@@ -95,7 +96,7 @@ class Poller:
         changed = False
         while some := [*islice(jobs, MOST_DESCRIBED)]:
             try:
-                found = await asyncio.to_thread(self._calls.described, some)
+                found = await in_thread(self._calls.described, some)
             except AwsError:  # busy, or the credentials are over: both may be better soon
                 return {"changed": False, "refused": True}
             by_id = {each["jobId"]: each for each in found}

@@ -26,6 +26,7 @@ from aflow.executors.parcels import Packer
 from aflow.queue.away import pause
 from aflow.queue.base import Lease, Message, Queue
 from aflow.scheduler.states import AttemptState
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -106,7 +107,7 @@ class QueueExecutor:
         parcels = Parcels(self._store, context.flow, context.run)
         self._packer = Packer(self._metadata, context.run_key, parcels)
         job = self._job(context._replace(remote=True))
-        self._job_key = await asyncio.to_thread(parcels.put, job.encode())
+        self._job_key = await in_thread(parcels.put, job.encode())
         self._queue = self._open_queue()
         self._news = asyncio.Event()
         self._caught_up = asyncio.Event()
@@ -219,7 +220,7 @@ class QueueExecutor:
     async def _put(self, specs: list[AttemptSpec]) -> None:
         there = [spec for spec in specs if self._mail.awaits_start((spec.task, spec.attempt))]
         try:
-            bodies = await asyncio.to_thread(lambda: [self._letter(spec) for spec in there])
+            bodies = await in_thread(lambda: [self._letter(spec) for spec in there])
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
             for spec in there:
                 reason = f"The task could not be handed to a worker: {error}"

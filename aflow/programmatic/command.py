@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 
 from aflow.errors import InvalidInput
 from aflow.executors.local.program import stands_for_metaflow
+from aflow.threads import in_thread
 
 Stream = Literal["stdout", "stderr"]
 
@@ -106,7 +107,7 @@ class Command:
             await asyncio.wait_for(body, timeout)
         except TimeoutError:
             self.timeout = True
-            await asyncio.to_thread(self.kill)
+            await in_thread(self.kill)
 
     async def ended(self) -> int:
         """Wait for the end; the exit code."""

@@ -22,6 +22,7 @@ from aflow.flow.names import shown
 from aflow.flow.spec import FlowSpec
 from aflow.loops import fastest_loop
 from aflow.scheduler.states import RunState
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.config import Isolation
@@ -101,7 +102,7 @@ async def arun(
     ) as coordinator:
         handle = await coordinator.start(definition, options=options, watch=watch)
         ended = await handle.wait()
-    return await asyncio.to_thread(_concluded, definition, ended, settings, metadata)
+    return await in_thread(_concluded, definition, ended, settings, metadata)
 
 
 def _checked(

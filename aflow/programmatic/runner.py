@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ from aflow.errors import CommandFailed, FlowFileError
 from aflow.programmatic.command import Announcement, Command, program
 from aflow.programmatic.executing import ExecutingRun, ExecutingTask
 from aflow.programmatic.words import CommandLine
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.client import Task
@@ -125,10 +125,10 @@ class Runner:
     ) -> tuple[Command, Run]:
         with Announcement() as announcement:
             # The flow's file may be imported, to see its options: that takes its time.
-            command = await asyncio.to_thread(self._start, name, arguments, kwargs, announcement)
+            command = await in_thread(self._start, name, arguments, kwargs, announcement)
             said = await announcement.wait(command.process, self.file_read_timeout)
             if not said:
-                await asyncio.to_thread(command.kill)
+                await in_thread(command.kill)
             return command, _announced(said, command)
 
     def _start(

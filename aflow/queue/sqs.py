@@ -30,7 +30,6 @@ is no message of aflow's.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import math
@@ -61,6 +60,7 @@ from aflow.queue.base import (
 )
 from aflow.queue.letters import LARGEST, MOST, Letter, bundled, read, size_of, write
 from aflow.queue.sqs_service import LONGEST_WAIT, SqsService, code_of
+from aflow.threads import in_thread
 
 T = TypeVar("T")
 
@@ -576,7 +576,7 @@ class SqsQueue:
     async def _keep(self, call: Callable[..., T], *values: Any) -> T:
         """Ask the store, in a thread."""
         try:
-            return await asyncio.to_thread(call, *values)
+            return await in_thread(call, *values)
         except ObjectNotFound:
             raise
         except StorageError as error:

@@ -32,6 +32,7 @@ from aflow.executors.meeting import Meeting
 from aflow.executors.roll import Roll
 from aflow.remote.delivery import delivered
 from aflow.scheduler.states import AttemptState
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.executors.base import Usage
@@ -132,7 +133,7 @@ class OneJob:
         self._ended: asyncio.Future[AttemptReport] = loop.create_future()
         stopping = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stopping.set)
-        spec = await asyncio.to_thread(self._attempt)
+        spec = await in_thread(self._attempt)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._news.tell())
@@ -167,7 +168,7 @@ class OneJob:
     async def _executor(self, spec: AttemptSpec, stopping: asyncio.Event) -> ProcessExecutor | None:
         """What runs the attempt; None where it cannot be run here, which is its end."""
         try:
-            job = await asyncio.to_thread(self._job)
+            job = await in_thread(self._job)
             executor = ProcessExecutor(
                 job.needs,
                 job.request,
@@ -203,10 +204,10 @@ class OneJob:
         control = spec.task - spec.split_index
         if spec.split_index == 0:
             address = own_address()
-            await asyncio.to_thread(self._meeting.say, control, address)
+            await in_thread(self._meeting.say, control, address)
             return address
         while not stopping.is_set():
-            found = await asyncio.to_thread(self._meeting.address, control)
+            found = await in_thread(self._meeting.address, control)
             if found is not None:
                 return found
             await asyncio.sleep(LOOK)
@@ -217,11 +218,11 @@ class OneJob:
         told = self._told
         if told.place != 0:
             if told.nodes > 1:
-                await asyncio.to_thread(self._meeting.leave, told.whole_job, told.place)
+                await in_thread(self._meeting.leave, told.whole_job, told.place)
             return
         give_up_at = asyncio.get_running_loop().time() + PATIENCE
         while told.nodes > 1 and not stopping.is_set():
-            left = await asyncio.to_thread(self._meeting.left, told.whole_job)
+            left = await in_thread(self._meeting.left, told.whole_job)
             if left >= told.nodes - 1 or asyncio.get_running_loop().time() > give_up_at:
                 return
             await asyncio.sleep(LOOK)
@@ -309,7 +310,7 @@ class News:
             for part in letters.parts(events):
                 self._number += 1
                 letter = letters.ReportsLetter(self._worker, self._host, self._number, part)
-                await asyncio.to_thread(self._box.put, letter)
+                await in_thread(self._box.put, letter)
             if self._closed.is_set() and not self._events:
                 return
 

@@ -20,6 +20,7 @@ from aflow.queue.base import Lease
 from aflow.remote.delivery import delivered
 from aflow.remote.outbox import Outbox
 from aflow.scheduler.states import AttemptState
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -147,7 +148,7 @@ class Runtime:
         self.ended(report, NO_USAGE)
 
     async def _made(self) -> ProcessExecutor:
-        job = await asyncio.to_thread(self._fetched)
+        job = await in_thread(self._fetched)
         self._isolation = job.isolation
         executor = ProcessExecutor(
             job.needs,

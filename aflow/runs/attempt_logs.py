@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.storage.logs import LineSplitter, LogBuffer, chunk_name
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
@@ -148,4 +149,4 @@ class AttemptLogs:
         if self._timer is not None:
             self._timer.cancel()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.shutdown)
+            await in_thread(self._thread.shutdown)

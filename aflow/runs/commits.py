@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from aflow.metadata.base import AttemptRecord, Batch, MetadataRecord, RunUpdate, TaskRecord
 from aflow.scheduler.codec import encode_events
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.metadata.base import Hold, MetadataStore
@@ -133,4 +134,4 @@ class GroupCommit:
         """Wait until all is written and let the thread go. May be called twice."""
         await self._idle.wait()
         # A sign of life may still be on its way: it must not open again what is closed after us.
-        await asyncio.to_thread(self._thread.shutdown)
+        await in_thread(self._thread.shutdown)

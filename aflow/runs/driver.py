@@ -55,6 +55,7 @@ from aflow.scheduler.messages import (
     TimePassed,
 )
 from aflow.scheduler.states import AttemptState, RunState
+from aflow.threads import to_the_end
 
 if TYPE_CHECKING:
     from aflow.caching.precedents import Precedent, Precedents
@@ -175,18 +176,45 @@ class RunDriver:
                 self._handle(RunStarted())
             else:
                 self._go_on(self._unfinished, lost)
-            return await self._ended
+            return await self._end()
+        except asyncio.CancelledError:  # before it had begun: there is nobody to stop it in order
+            self._stop_here()
+            raise
         finally:
-            for timer in self._timers.values():
-                timer.cancel()
-            # What is out is somebody else's where the run is.
-            left = self._leaves or self._is_lost
-            await (self._executor.leave() if left else self._executor.stop())
-            await self._logs.close()
-            if self._leaves:
-                await self._commits.let_go(self._owner)
-            await self._commits.close()
-            self._telling.flush()
+            await to_the_end(self._let_go)
+
+    async def _end(self) -> RunEnded:
+        """How the run ends. It is not left half way when the program cancels its task (because it
+        cancels all that it has, say): that stops the run."""
+        while True:
+            try:
+                return await asyncio.shield(self._ended)
+            except asyncio.CancelledError:
+                self.cancel("The run was cancelled with the tasks of its program.")
+
+    def _stop_here(self) -> None:
+        """Record that the run was cancelled, as it is."""
+        if self._leaves or self._is_lost or self._final is not None or self._ended.done():
+            return
+        now, reason = self._clock.now(), "The run was cancelled while it began."
+        self._commits.pending.events.append((now, CancelRequested(reason)))
+        self._commits.pending.run = RunUpdate(RunState.CANCELLED, now, reason)
+        ended = RunEnded(now, self._run.run, RunState.CANCELLED, reason, None, None)
+        self._final = (self._commits.number, ended)
+        self._commits.touch()
+
+    async def _let_go(self) -> None:
+        """Stop what runs, and let go of everything. May be called twice."""
+        for timer in self._timers.values():
+            timer.cancel()
+        # What is out is somebody else's where the run is.
+        left = self._leaves or self._is_lost
+        await (self._executor.leave() if left else self._executor.stop())
+        await self._logs.close()
+        if self._leaves:
+            await self._commits.let_go(self._owner)
+        await self._commits.close()
+        self._telling.flush()
 
     def cancel(self, reason: str) -> None:
         """Stop the run: live attempts are cancelled, nothing new starts. May be called again."""
@@ -468,8 +496,11 @@ class RunDriver:
 
     @_guarded
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """An attempt has written something."""
-        live = self._live[(task, attempt)]
+        """An attempt has written something. What it left behind (a thread, a task of the event loop
+        of coroutine steps) may write when it has ended: its log is stored, so that is dropped."""
+        live = self._live.get((task, attempt))
+        if live is None or live.is_over:
+            return
         lines = self._logs.feed(live.step, task, attempt, stream, at, chunk)
         self._show(live, task, lines)
 
@@ -487,6 +518,7 @@ class RunDriver:
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over: its log is stored first, then its end is committed."""
         live = self._live[(report.task, report.attempt)]
+        live.is_over = True
         if report.manifest is None and report.state == AttemptState.FAILED.value:
             # Its process has died, and could not write down why. (The console says it anyhow.)
             told = f"{report.reason}\n".encode("utf-8", "backslashreplace")

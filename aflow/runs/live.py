@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
 
 class LiveAttempt:
-    """An attempt that is out. `fallback` if @catch settles its task."""
+    """An attempt that is out. `fallback` if @catch settles its task; `is_over` once its end has
+    been reported, while its log is being stored."""
 
-    __slots__ = ("chunks", "fallback", "handle", "manifest", "pid", "started_at", "step")
+    __slots__ = (
+        "chunks", "fallback", "handle", "is_over", "manifest", "pid", "started_at", "step"
+    )  # fmt: skip
 
     def __init__(self, step: str, fallback: bool) -> None:
         self.step = step
         self.fallback = fallback
+        self.is_over = False
         self.handle = ""  # by which another executor finds it
         self.pid: int | None = None
         self.started_at: float | None = None

@@ -19,6 +19,7 @@ from aflow.storage.base import Buffer
 from aflow.storage.portal import Portal
 from aflow.storage.retrying import retried
 from aflow.storage.s3_errors import Refused, Subject, translated
+from aflow.threads import in_thread
 
 try:
     from aiobotocore.config import AioConfig
@@ -173,7 +174,7 @@ def _sends_checksums(s3: Any) -> bool:
 async def disconnect(client: Any) -> None:
     """Close its connections."""
     for lane in client.aflow_lanes:
-        await asyncio.to_thread(lane.close)
+        await in_thread(lane.close)
     await client.aflow_stack.aclose()
 
 
@@ -183,7 +184,7 @@ async def _in_lane(s3: Any, number: int, work: Callable[[Any], Coroutine[Any, An
     if turn == 0:
         return await work(s3)
     # To begin may mean to connect first.
-    answer = await asyncio.to_thread(s3.aflow_lanes[turn - 1].begin, work)
+    answer = await in_thread(s3.aflow_lanes[turn - 1].begin, work)
     return await asyncio.wrap_future(answer)
 
 
@@ -219,7 +220,7 @@ async def upload(
 
     async def send(number: int, s3: Any) -> dict[str, Any]:
         # In a thread: to read and to sum up a part takes longer than to send it.
-        data, checksum = await asyncio.to_thread(_read, source, (number - 1) * part, part)
+        data, checksum = await in_thread(_read, source, (number - 1) * part, part)
         checked = {"ChecksumCRC32": checksum} if is_checked else {}
         with translated(subject):
             answer = await s3.upload_part(**whole, PartNumber=number, Body=data, **checked)

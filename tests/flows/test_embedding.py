@@ -20,6 +20,7 @@ from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from aflow.storage.local import LocalStore
+from tests.flows.conftest import children_of
 from tests.flows.embedded import at_work, coordinator, flow
 
 __all__ = ["flow"]  # a fixture
@@ -246,3 +247,91 @@ async def test_nothing_that_blocks_is_called_on_the_loop_of_the_program(
     assert {"commit", "create_run", "put"} <= set(noting.seen)
     on_the_loop = {name for name, who in noting.seen.items() if threading.get_ident() in who}
     assert on_the_loop <= {"close"}
+
+
+# ---------------------------------------------------------------- programs that are busy or go away
+
+
+async def test_calls_of_the_program_that_fill_its_default_executor_hold_up_nothing(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    gate = threading.Event()
+    loop = asyncio.get_running_loop()
+    busy = [loop.run_in_executor(None, gate.wait) for _ in range((os.cpu_count() or 1) + 40)]
+    try:
+        async with asyncio.timeout(60), coordinator(tmp_path) as runs:
+            run = await runs.start(flow)
+            assert RunState.SUCCEEDED is (await run.wait()).state
+            assert [] == await runs.abandoned()
+    finally:
+        gate.set()
+        await asyncio.gather(*busy)
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+async def test_who_is_cancelled_often_while_the_block_is_left_leaves_nothing(
+    flow: type[FlowSpec], tmp_path: Path, times: int
+) -> None:
+    begun = asyncio.Event()
+
+    async def host() -> None:
+        async with coordinator(tmp_path, grace=1.0) as runs:
+            run = await runs.start(flow, rest=60.0, stubborn=True)
+            await at_work(run)
+            begun.set()
+            await run.wait()
+
+    task = asyncio.get_running_loop().create_task(host())
+    await begun.wait()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    for _ in range(times):  # also while the processes are being ended
+        await asyncio.wait([task], timeout=0.05)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert [RunState.CANCELLED] == states(tmp_path)
+    assert {"MainThread"} == traces()["threads"]
+    assert [] == children_of(os.getpid())
+
+
+async def test_a_program_that_cancels_all_of_its_tasks_stops_its_runs(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    def cancel_all() -> None:
+        ours = asyncio.current_task()
+        for task in asyncio.all_tasks():
+            if task is not ours and task is not waiting:
+                task.cancel()
+
+    waiting = None
+    async with coordinator(tmp_path) as runs:
+        run = await runs.start(flow, rest=60.0)
+        await at_work(run)
+        waiting = asyncio.get_running_loop().create_task(run.wait())
+        cancel_all()
+        await asyncio.sleep(0)
+        cancel_all()
+        ended = await waiting
+    assert RunState.CANCELLED is ended.state
+    assert [RunState.CANCELLED] == states(tmp_path)
+    assert [] == children_of(os.getpid())
+
+
+async def test_a_coordinator_outside_of_its_block_says_so(
+    flow: type[FlowSpec], tmp_path: Path
+) -> None:
+    runs = coordinator(tmp_path)
+    for call in (runs.start(flow), runs.adopt(flow, "1"), runs.abandoned()):
+        with pytest.raises(InvalidInput, match="was not entered: use it in a block, `async with"):
+            await call
+    async with runs:
+        pass
+    for call in (runs.start(flow), runs.adopt(flow, "1"), runs.abandoned()):
+        with pytest.raises(CoordinatorClosed, match="its block has been left"):
+            await call
+    with pytest.raises(InvalidInput, match="was entered before"):
+        async with runs:
+            pass

@@ -77,6 +77,48 @@ def test_a_daemon_that_holds_on_to_stdout_does_not_hold_up_the_run(
     workspace.check()  # it is gone, too
 
 
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_what_a_step_leaves_behind_may_print_when_its_task_has_ended(
+    workspace: Workspace, isolation: str
+) -> None:
+    workspace.write("""
+        import asyncio, threading
+
+        def keep_on(done):
+            for number in range(200):
+                print("still alive", flush=True)
+                if done.wait(0.01):
+                    return
+
+        class Flow_(FlowSpec):
+            @step
+            async def start(self):
+                async def keep_alive():
+                    while True:
+                        await asyncio.sleep(0.01)
+                        print("still alive", flush=True)
+                asyncio.create_task(keep_alive())
+                self.next(self.work)
+            @step
+            def work(self):
+                threading.Thread(target=keep_on, args=(threading.Event(),), daemon=True).start()
+                print("x" * 3_000_000)  # it is stored while the thread goes on
+                self.next(self.second)
+            @step
+            async def second(self):
+                await asyncio.sleep(0.5)
+                print("the last line")
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """)
+    ran = workspace.run("--isolation", isolation)
+    assert 0 == ran.code, ran.err
+    assert "the last line" in ran.lines
+    workspace.check()
+
+
 def test_a_stopped_task_is_ended_by_its_time_limit_and_cannot_commit_later(
     workspace: Workspace,
 ) -> None:

@@ -23,6 +23,7 @@ from aflow.executors.local.link import GroundProcess, Grounds
 from aflow.executors.local.pool import MAX_AHEAD, WorkerPool
 from aflow.executors.local.program import Request
 from aflow.scheduler.states import AttemptState
+from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -139,7 +140,7 @@ class ProcessExecutor:
         await asyncio.shield(self._starting)
 
     async def _start_one(self) -> None:
-        self._use(await asyncio.to_thread(self._start_ground))
+        self._use(await in_thread(self._start_ground))
 
     def _use(self, process: GroundProcess) -> None:
         link = Grounds(self._loop, process, self, self._request, self._context)
@@ -220,7 +221,7 @@ class ProcessExecutor:
         link, self._link = self._link, None  # it may have died meanwhile, or been stopped twice
         if link is not None:
             link.close()
-            await asyncio.to_thread(link.reap)
+            await in_thread(link.reap)
 
     def _note_idle(self) -> None:
         live = len(self._fresh) + sum(map(len, self._pools.values()))

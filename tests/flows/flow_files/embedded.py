@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from aflow import FlowSpec, Parameter, step
 class EmbeddedFlow(FlowSpec):
     n = Parameter("n", default=3)
     rest = Parameter("rest", default=0.0)
+    stubborn = Parameter("stubborn", default=False)
 
     @step
     def start(self) -> None:
@@ -19,6 +21,8 @@ class EmbeddedFlow(FlowSpec):
 
     @step
     def work(self) -> None:
+        if self.stubborn:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print("item", self.input)
         time.sleep(self.rest)
         self.y = self.input * 2

@@ -10,6 +10,7 @@ from aflow.caching.fingerprint import Fingerprint, fingerprints
 from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import MetadataRecord
 from aflow.storage.blobs import digest_of
+from aflow.storage.content import content_digest
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
@@ -76,4 +77,8 @@ def environment_of(step: StepDefinition) -> dict[str, str]:
 
 
 def _short(value: object) -> str:
-    return digest_of([repr(value).encode("utf-8", "surrogatepass")])[:_DIGITS]
+    # A repr may differ from process to process (sets, addresses): it counts where nothing else can.
+    content = content_digest(value)
+    if content is None:
+        content = digest_of([repr(value).encode("utf-8", "surrogatepass")])
+    return content[:_DIGITS]

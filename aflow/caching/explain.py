@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.caching.basis import changes
+from aflow.caching.fingerprint import untellable
 from aflow.caching.history import History, Place, RecordedRun
 
 if TYPE_CHECKING:
@@ -71,11 +72,22 @@ def why(
     run, task = found
     differences = changes(run.basis(task), now)
     since = f"since {_run_of(run.pathspec(task))}"
+    not_cached = CACHING_IS_OFF
+    unknown = untellable(now.code or {})
+    if unknown:
+        not_cached = (
+            f"this step cannot be cached: neither by its value nor by its source can it be told "
+            f"whether {' and '.join(unknown)} changed"
+        )
     if differences:
         told = f"{'; '.join(differences)} ({since})"
-        return told if cache_key is not None else f"{told}; {CACHING_IS_OFF}"
+        return told if cache_key is not None else f"{told}; {not_cached}"
     if cache_key is None:
-        return f"nothing has changed {since}, but {CACHING_IS_OFF}"
+        return (
+            f"nothing else has changed {since}, but {not_cached}"
+            if unknown
+            else (f"nothing has changed {since}, but {not_cached}")
+        )
     if task.cache_key is None:
         return f"nothing has changed {since}, but that task ran without caching"
     if task.cache_key != cache_key:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
 
+from aflow.caching.fingerprint import untellable
 from aflow.caching.precedents import Precedent, blobs_in, fits
 from aflow.ids import PARAMETERS_TASK
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, LaunchAttempt, Transition
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import CachedTask, MetadataStore
     from aflow.storage.blobs import BlobStore
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Left(NamedTuple):
@@ -50,7 +51,8 @@ class Left(NamedTuple):
 class CachedTasks:
     """The precedents of a run that looks for what was computed before.
 
-    `steps` are those that may be taken from the cache, `code` is that of all steps.
+    `steps` are those that may be taken from the cache, `code` is that of all steps. A step whose
+    code reaches what cannot be told is neither looked for nor found later.
     """
 
     def __init__(
@@ -65,7 +67,9 @@ class CachedTasks:
         self._flow = definition.name
         self._graph = definition.graph
         self._code = {
-            name: code_digest(code.steps[name], code.environments[name]) for name in steps
+            name: code_digest(code.steps[name], code.environments[name])
+            for name in steps
+            if not untellable(code.steps[name])
         }
         self._metadata = metadata
         self._blobs = blobs

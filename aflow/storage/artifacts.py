@@ -15,6 +15,7 @@ from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNot
 from aflow.storage import pickles
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore, digest_of
+from aflow.storage.content import content_digest, has_sets
 from aflow.storage.manifest import Entry
 from aflow.storage.previews import preview
 
@@ -39,12 +40,14 @@ class ArtifactWriter:
         at fault."""
         parts, size, buffers = pickles.dump(f"Artifact {name!r}", name, value)
         kind, facts = preview(value)
+        # Sets of texts are pickled in another order by each process.
+        content = (content_digest(value) or "") if has_sets(parts) else ""
         inline = self._inline(parts, size)
         blobs = [] if inline is not None else [(str(self._blobs.put(*parts)), size)]
         for buffer in buffers:
             blobs.append((str(self._blobs.put(buffer, mappable=True)), buffer.nbytes))
             size += buffer.nbytes
-        return Entry(ENCODING, size, kind, facts, inline, tuple(blobs))
+        return Entry(ENCODING, size, kind, facts, inline, tuple(blobs), content)
 
     def _inline(self, parts: Sequence[Buffer], size: int) -> bytes | None:
         if size > self._inline_limit or size > self._inline_left:
@@ -124,7 +127,9 @@ class ArtifactReader:
 
 def digest(entry: Entry) -> str:
     """The identity of a stored value: entries of the same bytes have the same digest, whether
-    they ride inline or not."""
+    they ride inline or not, and so have equal values with sets, whose bytes may differ."""
+    if entry.content:
+        return entry.content
     keys = [key for key, _ in entry.blobs]
     if entry.inline is not None:
         keys.insert(0, digest_of([entry.inline]))

@@ -15,12 +15,14 @@ Format (docs/storage_format.md): a map with the keys
     x   items of the foreach it opens (`storage.items`), or nil
     e   {type, message, traceback, caught}  the exception it ended with, or nil
 
-    entry = [encoding, size, type, preview, inline bytes or nil, [[blob key, size]...]]
+    entry = [encoding, size, type, preview, inline bytes or nil, [[blob key, size]...], content]
 
 `encoding` is "pickle5": the pickle is the inline bytes, or the first blob where these are nil; the
 other blobs are its out-of-band buffers, in order. `size` counts pickle and buffers together, in
 bytes, uncompressed. `type` is the qualified name of the value's class; `preview` a map of plain
-values for people: `repr` (short), `len`, `shape`, `dtype`, `columns`, whatever applies.
+values for people: `repr` (short), `len`, `shape`, `dtype`, `columns`, whatever applies. `content`
+is the digest of the content of a value with sets, whose pickles differ from process to process;
+empty for all others.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Entry(NamedTuple):
     preview: dict[str, Any]
     inline: bytes | None
     blobs: tuple[tuple[str, int], ...] = ()
+    content: str = ""
 
 
 class ForeachFrame(NamedTuple):

@@ -411,3 +411,56 @@ def test_a_dry_run_of_a_resume_says_what_is_taken_over(flow: Workspace) -> None:
         "end depends on the results of those that would run",
     ] == dry.out.splitlines()
     assert [first.id] == [run.id for run in runs(flow)]
+
+
+# ------------------------------------------------------------ what cannot be told
+
+SETS = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        print("start runs", SEED)
+        self.words = {f"word {n}" for n in range(30)}
+        self.groups = [frozenset({"a", "b"}), {"c": {("d", 1), ("e", 2)}}]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("end runs", len(self.words))
+"""
+
+
+def test_artifacts_with_sets_of_texts_are_the_same_in_every_process(workspace: Workspace) -> None:
+    """Texts hash differently in every process, so that equal sets have different pickles."""
+    for seed, expected in (("1", ["start runs 1", "end runs 30"]), ("2", ["start runs 2"])):
+        # `start` has changed, so that it runs again; what it leaves has not.
+        workspace.write(SETS.replace("SEED", seed))
+        ran = workspace.run("--cache", PYTHONHASHSEED=seed)
+        assert 0 == ran.code, ran.err
+        assert expected == printed(ran)
+
+
+def test_a_step_whose_code_cannot_be_told_runs_each_time_and_explain_says_so(
+    workspace: Workspace,
+) -> None:
+    workspace.write(
+        """
+        BIG = [[n] for n in range(300_000)]
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                print("start runs")
+                self.next(self.end)
+
+            @step
+            def end(self):
+                print("end runs", len(BIG))
+        """
+    )
+    assert ["start runs", "end runs 300000"] == printed(workspace.run("--cache"))
+    assert ["end runs 300000"] == printed(workspace.run("--cache"))
+    told = command(workspace, "explain", f"{runs(workspace)[0].id}/end")
+    assert "nothing else has changed since" in told.out
+    assert "this step cannot be cached: neither by its value nor by its source" in told.out
+    assert "BIG changed" in told.out

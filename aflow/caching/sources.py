@@ -1,0 +1,314 @@
+"""The user's modules as texts: which files are theirs, what they import, and what happens when
+they are imported. Nothing is imported here.
+
+"The user's" is every file that is neither of Python, nor of an installed package, nor of aflow.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import os
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import resolve_name
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple
+
+from aflow.storage.blobs import digest_of
+
+_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_AFLOW = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+# What a step may run in other processes, from the flow's folder.
+_CODE = frozenset({".py", ".pyx", ".so", ".sh", ".r", ".jl", ".pl", ".sql", ".ipynb"})
+_NOT_CODE = frozenset({"__pycache__", "node_modules", "venv"})
+_MOST_FILES = 5_000
+
+Import = tuple[str, int, tuple[str, ...]]  # module, level, names
+
+
+class Body(NamedTuple):
+    """What a module does when it is imported, beside defining names: its digest, and its code."""
+
+    digest: str
+    code: CodeType
+
+
+@cache
+def _not_of_the_user() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    return (_AFLOW, *{os.path.realpath(paths[kind]) + os.sep for kind in kinds})
+
+
+@cache
+def is_of_the_user(file: str) -> bool:
+    """Whether a file was written by the user, or at least by nobody whose package is installed."""
+    path = os.path.abspath(file)
+    if any(each in path for each in _PACKAGES):
+        return False
+    own = _not_of_the_user()
+    return not path.startswith(own) and not os.path.realpath(path).startswith(own)
+
+
+def is_theirs(module: ModuleType) -> bool:
+    """Whether a module is the user's: one that has no file may well be (a notebook's)."""
+    file = getattr(module, "__file__", None)
+    if file is not None:
+        return is_of_the_user(file)
+    name = module.__name__
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return name == "__main__"
+    places = getattr(module, "__path__", None)  # a namespace package
+    return places is None or any(is_of_the_user(os.path.join(each, "_")) for each in places)
+
+
+def is_library(name: str | None) -> bool:
+    """Whether a module of this name is loaded, and is not the user's."""
+    module = sys.modules.get(name or "")
+    return module is not None and not is_theirs(module)
+
+
+def library_version(name: str) -> str | None:
+    """The version of the installed package that a module belongs to; None for Python's own."""
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or top == "aflow":
+        return None
+    return _version_of(top)
+
+
+@cache
+def _version_of(top: str) -> str:
+    stated = getattr(sys.modules.get(top), "__version__", None)
+    if isinstance(stated, str):
+        return stated
+    try:
+        return version(top)
+    except PackageNotFoundError:
+        return "of no version"
+
+
+class Source:
+    """The text of one module of the user."""
+
+    def __init__(self, name: str, file: str) -> None:
+        """`name` is the full name of the module. Raises OSError where it cannot be read."""
+        self.name = name
+        self.is_package = os.path.basename(file).startswith("__init__.")
+        with open(file, "rb") as opened:
+            data = opened.read()
+        self.tree: ast.Module | None = None
+        if file.endswith((".py", ".pyw")):
+            try:
+                self.tree = ast.parse(data)
+            except (SyntaxError, ValueError):  # it is data, then: importing it will say so
+                pass
+        self.raw_digest = str(digest_of([data], len(data)))
+
+    @cached_property
+    def digest(self) -> str:
+        """Its digest; of Python without comments and docstrings."""
+        return self.raw_digest if self.tree is None else _digest_of_tree(self.tree)
+
+    @property
+    def code(self) -> CodeType | None:
+        """All of it, compiled; None for what is no Python."""
+        return None if self.tree is None else _compiled(self.tree)
+
+    @cached_property
+    def imported_at_once(self) -> list[str]:
+        """Full names of what it imports as soon as it is imported itself."""
+        return [*self.imports(anywhere=False)]
+
+    def imports(self, *, anywhere: bool) -> Iterator[str]:
+        """Full names of all modules that it may import: at its top level, or anywhere. Names of
+        what is no module may be among them."""
+        for node in _nodes(self.tree, anywhere=anywhere):
+            if isinstance(node, ast.Import):
+                for each in node.names:
+                    yield from names_of((each.name, 0, ()), self.package)
+            elif isinstance(node, ast.ImportFrom):
+                names = tuple(each.name for each in node.names)
+                yield from names_of((node.module or "", node.level, names), self.package)
+
+    @property
+    def package(self) -> str:
+        """The package that relative imports in it begin from."""
+        return self.name if self.is_package else self.name.rpartition(".")[0]
+
+    def body(self, namespace: dict[str, Any]) -> Body | None:
+        """What is done at its top level beside imports, definitions and assignments of values to
+        names: settings of libraries, seeds, changes of other modules. None if there is nothing.
+        `namespace` is that of the module as it was imported."""
+        if self.tree is None:
+            return None
+        # What was bound to a name that means something else by now is not seen where it is used.
+        bound = Counter(_bound_by(self.tree))
+        values = {name: value for name, value in namespace.items() if bound[name] == 1}
+        kept = [each for each in self.tree.body if _has_effect(each, values)]
+        if not kept:
+            return None
+        tree = ast.Module(kept, [])
+        return Body(_digest_of_tree(tree), _compiled(tree))
+
+
+def names_of(what: Import, package: str) -> Iterator[str]:
+    """Full names of the modules that an import may load: packages above, and what is taken from a
+    package, too."""
+    module, level, names = what
+    try:
+        full = resolve_name("." * level + module, package) if level else module
+    except ImportError:  # beyond the top: it will fail
+        return
+    parts = full.split(".")
+    for count in range(1, len(parts) + 1):
+        yield ".".join(parts[:count])
+    for name in names:
+        if name != "*":
+            yield f"{full}.{name}"
+
+
+def file_of(name: str, folder: str) -> str | None:
+    """The file of a module, loaded or not, without importing anything; "" for one that has none
+    (a namespace package), None for one that is not found."""
+    module = sys.modules.get(name)
+    if module is not None and getattr(module, "__spec__", None) is not None:
+        return getattr(module, "__file__", None) or ""
+    places: Iterable[str] | None = None
+    spec: importlib.machinery.ModuleSpec | None = None
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        spec = _spec(".".join(parts[:count]), places, folder)
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations
+        if places is None and count < len(parts):
+            return None
+    return (spec.origin or "") if spec is not None and spec.has_location else ""
+
+
+def _spec(
+    name: str, places: Iterable[str] | None, folder: str
+) -> importlib.machinery.ModuleSpec | None:
+    if places is None:  # the flow's own folder stands first, as where its steps run
+        found = importlib.machinery.PathFinder.find_spec(name, [folder])
+        if found is not None:
+            return found
+    for finder in sys.meta_path:
+        try:
+            found = finder.find_spec(name, None if places is None else list(places))
+        except Exception:  # noqa: BLE001, S112 -- a finder of others: the next one may know it
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def folder_digest(folder: str) -> str:
+    """The digest of all code in a folder and below; empty where there is too much of it."""
+    found: list[bytes] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            each
+            for each in folders
+            if not each.startswith(".")
+            and each not in _NOT_CODE
+            and not os.path.exists(os.path.join(place, each, "pyvenv.cfg"))
+        )
+        for name in sorted(files):
+            if os.path.splitext(name)[1].lower() in _CODE:
+                path = os.path.join(place, name)
+                try:
+                    with open(path, "rb") as opened:
+                        data = opened.read()
+                except OSError:
+                    continue
+                found += [os.path.relpath(path, folder).encode(), digest_of([data]).encode()]
+        if len(found) > 2 * _MOST_FILES:
+            return ""
+    return str(digest_of(found))
+
+
+# ------------------------------------------------------------------ trees
+
+
+def _compiled(tree: ast.Module) -> CodeType:
+    compiled: CodeType = compile(tree, "<of a module>", "exec", dont_inherit=True)
+    return compiled
+
+
+def _digest_of_tree(tree: ast.Module) -> str:
+    return str(digest_of([ast.dump(_without_documents(tree)).encode("utf-8", "surrogatepass")]))
+
+
+def _without_documents(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
+            body[0].value.value = ""
+    return tree
+
+
+def _nodes(tree: ast.AST | None, *, anywhere: bool) -> Iterator[ast.AST]:
+    """All nodes, or those that are not inside of functions."""
+    todo = [] if tree is None else [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        if anywhere or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            todo += ast.iter_child_nodes(node)
+
+
+_DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.Pass)
+
+
+def _bound_by(tree: ast.Module) -> Iterator[str]:
+    """The names that a module binds outside of functions, as often as it does."""
+    for node in _nodes(tree, anywhere=False):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+
+
+def _has_effect(node: ast.stmt, namespace: dict[str, Any] | None) -> bool:
+    """Whether a statement at the top level of a module does more than to give names values, which
+    count where the names are used. `namespace` has the values of the names (None: of a class,
+    whose values are its own)."""
+    if isinstance(node, _DEFINITIONS):
+        return False
+    if isinstance(node, ast.ClassDef):
+        return any(_has_effect(each, None) for each in node.body)
+    if isinstance(node, ast.Expr):
+        return not isinstance(node.value, ast.Constant)
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if not all(isinstance(each, ast.Name) for each in targets):
+            return True
+        if namespace is None:
+            return False
+        # A call whose value is None was made for something else.
+        nothing = any(namespace.get(each.id) is None for each in targets)  # type: ignore[attr-defined]
+        return nothing and node.value is not None and _calls(node.value)
+    if isinstance(node, ast.If):
+        inside = [*node.body, *node.orelse]
+        return _calls(node.test) or any(_has_effect(each, namespace) for each in inside)
+    if isinstance(node, ast.Try):
+        handlers = [each for handler in node.handlers for each in handler.body]
+        inside = [*node.body, *handlers, *node.orelse, *node.finalbody]
+        return any(_has_effect(each, namespace) for each in inside)
+    return True
+
+
+def _calls(node: ast.AST) -> bool:
+    return any(isinstance(each, ast.Call) for each in ast.walk(node))

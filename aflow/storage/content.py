@@ -1,0 +1,180 @@
+"""The identity of a value by its content: the same in every process, whatever the order in which
+its sets happen to be, and whichever of its parts happen to be one object.
+
+What a value consists of is what it would tell pickle (`__reduce_ex__`), part by part; nothing is
+compared by its `repr`, which may hide what it is or show where it lies. The digest of a container
+is made of the digests of its parts, so that it makes no difference whether equal parts are shared.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import pickle
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from aflow.storage.blobs import digest_of
+
+MOST_PARTS = 200_000  # about a second
+MOST_BYTES = 256 << 20
+
+# The exact types that say all with their repr.
+_BY_REPR = frozenset({bool, int, float, complex, type(None), type(...), type(NotImplemented)})
+_SET_OPCODES = (pickle.EMPTY_SET, pickle.FROZENSET)
+
+CACHING: Any = type(functools.lru_cache(len))  # functions with @lru_cache or @cache
+
+Named = Callable[[Any], "bytes | None"]
+Opaque = Callable[[Any], bytes]
+
+
+class NotTellable(Exception):
+    """A value, or a part of it, whose content cannot be told; the text says why."""
+
+
+def has_sets(pickled: Iterable[Any]) -> bool:
+    """Whether a pickle may hold a set, whose order differs from process to process. It may say yes
+    where there is none, and never no where there is one."""
+    # What is no bytes is the memory of a buffer that rides in the pickle: it has no opcodes.
+    texts = [part for part in pickled if isinstance(part, bytes | bytearray)]
+    return any(opcode in text for text in texts for opcode in _SET_OPCODES)
+
+
+def content_digest(value: object) -> str | None:
+    """The digest of a value that may be stored; None where its content cannot be told."""
+    try:
+        return Contents(_by_name, _not_tellable).digest(value)
+    except (NotTellable, RecursionError):
+        return None
+
+
+class Contents:
+    """Digests of values, for one who says how some of them are called.
+
+    `named` gives the identity of what is not to be looked into (functions, classes, modules), and
+    None for all else. `opaque` gives that of what has no content that can be told, or raises
+    NotTellable. Values that were digested once are kept, so that they are not looked at again.
+    """
+
+    def __init__(self, named: Named, opaque: Opaque) -> None:
+        self._named = named
+        self._opaque = opaque
+        self._known: dict[int, bytes] = {}
+        self._kept: list[Any] = []  # so that no id is given to another object meanwhile
+        self._open: dict[int, int] = {}
+        self._parts = 0
+        self._bytes = 0
+
+    def digest(self, value: object) -> str:
+        """The digest of a value. Raises NotTellable for one that has too many parts, or that
+        `opaque` refuses, and RecursionError for one that is nested too deeply."""
+        self._parts = self._bytes = 0
+        self._open.clear()
+        return str(digest_of([self.of(value)]))
+
+    def of(self, value: Any) -> bytes:
+        """What stands for the value in what it is part of."""
+        kind = type(value)
+        if kind in _BY_REPR:
+            return f"{kind.__name__}:{value!r};".encode()
+        if kind is str:
+            return self._sized(b"s", value.encode("utf-8", "surrogatepass"))
+        if kind in (bytes, bytearray):
+            return self._sized(kind.__name__.encode(), value)
+        known = self._known.get(id(value))
+        if known is not None:
+            return known
+        if id(value) in self._open:  # it holds itself: how many levels up
+            return b"^%d;" % (len(self._open) - self._open[id(value)])
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise NotTellable(f"has more than {MOST_PARTS:,} parts")
+        self._open[id(value)] = len(self._open)
+        try:
+            found = b"#" + bytes.fromhex(digest_of(list(self._of_parts(kind, value))))
+        finally:
+            self._open.pop(id(value), None)
+        self._known[id(value)] = found
+        self._kept.append(value)
+        return found
+
+    def _sized(self, kind: bytes, data: Any) -> bytes:
+        self._bytes += len(data)
+        if self._bytes > MOST_BYTES:
+            raise NotTellable(f"has more than {MOST_BYTES >> 20} MiB")
+        if len(data) > 64:
+            return b"%s*%d:%s;" % (kind, len(data), digest_of([data], len(data)).encode())
+        return b"%s%d:%s;" % (kind, len(data), bytes(data))
+
+    def _of_parts(self, kind: type, value: Any) -> Iterator[bytes]:
+        if kind in (list, tuple):
+            yield kind.__name__.encode()
+            yield from map(self.of, value)
+        elif kind in (dict, types.MappingProxyType):
+            yield b"dict"
+            for key, each in value.items():
+                yield self.of(key)
+                yield self.of(each)
+        elif kind in (set, frozenset):
+            yield kind.__name__.encode()
+            if all(type(each) is str for each in value):  # the usual ones, and large ones
+                yield self.of(pickle.dumps(sorted(value), 5))
+            else:
+                yield from sorted(map(self.of, value))
+        else:
+            name = self._named(value)
+            yield from [name] if name is not None else self._of_object(kind, value)
+
+    def _of_object(self, kind: type, value: Any) -> Iterator[bytes]:
+        parts: Any = _parts_of_callable(value)
+        if parts is None:
+            try:
+                reduce = copyreg.dispatch_table.get(kind)
+                parts = value.__reduce_ex__(4) if reduce is None else reduce(value)
+            except RecursionError:
+                raise
+            except Exception:  # noqa: BLE001 -- the value's own code: it cannot be pickled
+                yield self._opaque(value)
+                return
+        yield f"{kind.__module__}.{kind.__qualname__}(".encode()
+        if isinstance(parts, str):  # a name in its module
+            yield f"{getattr(value, '__module__', None)}.{parts}".encode()
+            return
+        for place, part in enumerate(parts):
+            # Items of subclasses of list and dict come as iterators.
+            yield self.of(list(part) if place in (3, 4) and part is not None else part)
+
+
+def _parts_of_callable(value: Any) -> tuple[Any, ...] | None:
+    """What holds functions and cannot be pickled, or tells pickle its name alone."""
+    if isinstance(value, staticmethod | classmethod):
+        return (value.__func__,)
+    if isinstance(value, property):
+        return value.fget, value.fset, value.fdel
+    if isinstance(value, functools.cached_property):
+        return (value.func,)
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, types.CellType):
+        try:
+            return (value.cell_contents,)
+        except ValueError:  # empty
+            return ()
+    if isinstance(value, CACHING):
+        return value.__wrapped__, value.cache_parameters()
+    return None
+
+
+def _by_name(value: Any) -> bytes | None:
+    """How pickle finds what it does not look into."""
+    if isinstance(value, types.FunctionType | type):
+        if "<" in value.__qualname__ or value.__module__ is None:
+            raise NotTellable("has a function or class that only its own process knows")
+        return f"{value.__module__}.{value.__qualname__}".removeprefix("__main__.").encode()
+    return None
+
+
+def _not_tellable(value: Any) -> bytes:
+    raise NotTellable(f"holds a {type(value).__qualname__}")

@@ -55,6 +55,14 @@ def open_store(url: str) -> ObjectStore:
     )
 
 
+def open_recorded_store(url: str) -> ObjectStore:
+    """The object store that the record of a run names; see `open_store`. The S3 endpoint that is
+    set here counts, not the one at which the run's writer has reached it."""
+    from aflow.config import Settings, as_reached_here
+
+    return open_store(as_reached_here(url, Settings.load()) if url.startswith("s3:") else url)
+
+
 def store_to_copy(url: str) -> ObjectStore | None:
     """The object store at `url`, which a record of a run names, for a service that copies artifacts
     of the run for Metaflow's client; None for one that the service does not write to.

@@ -497,6 +497,21 @@ def at_endpoint(place: str, endpoint: str | None) -> str:
     )
 
 
+def as_reached_here(place: str, settings: Settings) -> str:
+    """A datastore that a record names, as this program reaches it. The record says at which
+    endpoint its writer has found S3; where this program has one of its own set, that counts."""
+    bare, _, options = place.partition("?")
+    if not _is_s3(place) or "endpoint=" not in options:
+        return place
+    own = settings.datastore_root if _is_s3(settings.datastore_root) else settings.datastore_s3
+    if own is not None and own.partition("?")[0].rstrip("/") == bare.rstrip("/"):
+        reached = at_endpoint(own, settings.s3_endpoint)
+        return reached if "endpoint=" in reached else place
+    rest = "&".join(each for each in options.split("&") if not each.startswith("endpoint="))
+    moved = at_endpoint(bare, settings.s3_endpoint)
+    return place if settings.s3_endpoint is None else moved + (f"&{rest}" if rest else "")
+
+
 def without_password(url: str) -> str:
     """The URL of a database as people may see it."""
     from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit

@@ -83,6 +83,26 @@ def runtime_folder(*names: str) -> Path:
     return folder
 
 
+_IGNORED = """\
+# Made by aflow: runs and their results are not part of the project. Settings may be.
+*
+!config.json
+"""
+
+
+def keep_from_git(folder: str | Path) -> None:
+    """Have git leave out what is in a `.aflow` folder that was made just now, as it does with the
+    folders of virtual environments and caches. Other folders are left alone."""
+    if os.path.basename(folder) != ".aflow":
+        return
+    with suppress(OSError):  # without it git shows the folder, which does no harm
+        descriptor = os.open(
+            os.path.join(folder, ".gitignore"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666
+        )
+        with os.fdopen(descriptor, "w") as file:
+            file.write(_IGNORED)
+
+
 def _base() -> Path:
     user = os.geteuid()
     session = os.environ.get("XDG_RUNTIME_DIR")  # noqa: TID251 -- the session's, no setting of ours

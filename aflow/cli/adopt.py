@@ -96,6 +96,6 @@ def _unpacked(record: RunRecord, settings: Settings) -> Path:
             f"The code of {record.flow}/{record.run} was not kept with it "
             f"({code.get('left_out', 'it is of an older aflow')}): resume the run instead."
         )
-    blobs = BlobStore(backends.open_store(record.settings["storage"]))
+    blobs = BlobStore(backends.open_recorded_store(record.settings["storage"]))
     folder = Path(settings.cache_folder).expanduser() / "code"
     return package.unpacked(blobs, code["key"], folder) / str(code["script"])

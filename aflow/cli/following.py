@@ -33,7 +33,7 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
         run = metadata.run(spec.flow, spec.run or "")
         if run is None:
             raise NotFound(f"There is no run {spec.flow}/{spec.run} in {metadata.url}.")
-        store = backends.open_store(run.settings["storage"])
+        store = backends.open_recorded_store(run.settings["storage"])
         task = None if spec.task is None else int(spec.task)
         following = Following(metadata, store, run, spec.step, task)
         pause, over = Event(), False

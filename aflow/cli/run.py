@@ -73,8 +73,8 @@ def run(
     definition = session.define()
     with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
         _banner(session, definition, settings)
-        if not settings.root.exists() and not dry_run:
-            session.note(f"Creating local datastore in current directory ({settings.root})")
+        if not dry_run:
+            _note_beginning(session, settings)
         decospecs = (*_decospecs(session, settings), *(("cache",) if cache else ()))
         definition = _with(definition, decospecs)
         check_graph(definition, session.note)
@@ -102,6 +102,18 @@ def run(
         stopped = ended.state is RunState.CANCELLED and signum is None  # as was wanted
         return 0 if stopped else _exit_code(ended, signum)
     return _with_hooks(definition, settings, ended, signum)
+
+
+def _note_beginning(session: Session, settings: Settings) -> None:
+    """Say what is about to be made here, if anything is."""
+    parts = [
+        name
+        for name, place in (("datastore", settings.datastore), ("metadata", settings.metadata))
+        if place == "local"
+    ]
+    if parts and not settings.root.exists():
+        here = " in current directory" if settings.root.parent == Path.cwd() else ""
+        session.note(f"Creating local {' and '.join(parts[:1])}{here} ({settings.root})")
 
 
 def _note_differences(

@@ -105,7 +105,7 @@ class Place:
         # A folder that was moved, or is mounted elsewhere, still holds its data beside its
         # metadata.
         moved = url.startswith("file:") and not os.path.isdir(unquote(url.removeprefix("file://")))
-        return backends.open_store(self._storage if moved and self._storage else url)
+        return backends.open_recorded_store(self._storage if moved and self._storage else url)
 
 
 _places: dict[str, Place] = {}

@@ -1,7 +1,8 @@
 """`current`: what a running step can ask about itself.
 
 The values live in a context variable, so that coroutine steps which run side by side in one
-process each see their own.
+process each see their own. A thread that a step starts begins with an empty context: it sees the
+values of the one task that runs in its process.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _KNOWN = frozenset(
 _values: ContextVar[Values | None] = ContextVar("aflow_current", default=None)
 # What is known while a run is being made, and no task runs yet: see `Current._deploying`.
 _deploy_values: ContextVar[Values | None] = ContextVar("aflow_deploying", default=None)
+_running: dict[int, Values] = {}  # of all tasks that run in this process, for their threads
 _find: Callable[[str], Any] | None = None
 
 
@@ -73,7 +75,7 @@ class Current:
     @property
     def is_running_flow(self) -> bool:
         """Whether this code runs inside a task."""
-        return _values.get() is not None
+        return _values.get() is not None or bool(_running)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of this name; `default` where there is none, or no task runs."""
@@ -89,7 +91,7 @@ class Current:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        values = _values.get()
+        values = _values.get() or _of_the_thread(name)
         if values is not None and name in values:
             return _settled(values, name)
         if values is None:
@@ -106,10 +108,12 @@ class Current:
     def _set(self, values: Values) -> Token[Values | None]:
         """A task begins: these are its values. One that is a function is called when it is first
         asked for, and its answer kept. Gives what `_reset` takes."""
+        _running[id(values)] = values
         return _values.set(values)
 
     def _reset(self, token: Token[Values | None]) -> None:
         """The task is over."""
+        _running.pop(id(_values.get()), None)
         _values.reset(token)
 
     @contextmanager
@@ -123,8 +127,20 @@ class Current:
             _deploy_values.reset(token)
 
     def __repr__(self) -> str:
-        values = _values.get()
+        values = _values.get() or (next(iter(_running.values())) if len(_running) == 1 else None)
         return "<current: no task>" if values is None else f"<current: {_pathspec(values)}>"
+
+
+def _of_the_thread(name: str) -> Values | None:
+    """The values of the task whose step has started this thread; None where no task runs."""
+    if not _running:
+        return None
+    if len(_running) > 1:
+        raise AttributeError(
+            f"current.{name} is not known in this thread: several coroutine steps run in this "
+            "process. Start it with asyncio.to_thread, or in contextvars.copy_context()."
+        )
+    return next(iter(_running.values()))
 
 
 def _settled(values: Values, name: str) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from aflow.errors import MetadataTooNew, MetadataUnavailable
 from aflow.metadata.statements import LATEST, migrations
+from aflow.own_folders import keep_from_git
 
 BUSY_TIMEOUT = 30.0  # seconds to wait for another process's commit
 
@@ -112,9 +115,20 @@ def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.
     return connection
 
 
-def _open(database: str, uri: bool = False) -> sqlite3.Connection:
+class Snapshot(sqlite3.Connection):
+    """A connection that takes for granted that nobody changes the file: it is good for one look."""
+
+
+def _open(
+    database: str, uri: bool = False, kind: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
     return sqlite3.connect(
-        database, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=uri
+        database,
+        timeout=BUSY_TIMEOUT,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=uri,
+        factory=kind,
     )
 
 
@@ -127,12 +141,41 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
         ) from error
     if not there:
         raise MetadataUnavailable(f"Nothing has run here yet: there is no {path}.")
-    return _open(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    place = path.absolute().as_uri()
+    connection = _open(f"{place}?mode=ro", uri=True)
+    try:
+        _version(connection)
+    except sqlite3.OperationalError:
+        connection.close()
+        # SQLite reads a write-ahead log with the help of a file that it writes beside it. In
+        # somebody else's folder, or on a disk that is mounted read-only, it cannot.
+        if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK):
+            raise
+        log = Path(f"{path}-wal")
+        if log.exists() and log.stat().st_size:
+            return _copied(path, log)
+        return _open(f"{place}?mode=ro&immutable=1", uri=True, kind=Snapshot)
+    return connection
+
+
+def _copied(path: Path, log: Path) -> sqlite3.Connection:
+    """The database with its write-ahead log, whose writer has died, in memory: where it lies the
+    log cannot be applied."""
+    with TemporaryDirectory(prefix="aflow-") as folder:
+        copy = Path(folder) / path.name
+        shutil.copyfile(path, copy)
+        shutil.copyfile(log, f"{copy}-wal")
+        made = _open(":memory:")
+        with closing(_open(str(copy))) as source:
+            source.backup(made)
+    return made
 
 
 def _make_folder(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            keep_from_git(path.parent)
     except OSError as error:
         raise MetadataUnavailable(
             f"The folder {path.parent} for the metadata cannot be made: {error.strerror}."

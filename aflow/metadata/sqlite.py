@@ -31,7 +31,7 @@ from aflow.metadata.base import (
     RunRecord,
     RunUpdate,
 )
-from aflow.metadata.connections import OpenFiles, connect, damage_named, errors_named
+from aflow.metadata.connections import OpenFiles, Snapshot, connect, damage_named, errors_named
 from aflow.metadata.documents import document_change, document_conflict
 from aflow.metadata.reading import PAGE, RecordReader
 from aflow.metadata.statements import statements
@@ -299,7 +299,7 @@ class SqliteMetadata(RecordReader):
             yield reader
         finally:
             with self._idle_lock:
-                if idle is self._idle:
+                if idle is self._idle and not isinstance(reader, Snapshot):
                     idle.append(reader)
                 else:  # the store was closed meanwhile
                     reader.close()

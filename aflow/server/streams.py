@@ -76,7 +76,7 @@ class Streams:
     ) -> Following:
         """The output of a run, of a step or of a task, after the line of that id. Raises
         InvalidInput for what is no id."""
-        store = backends.open_store(run.settings["storage"])
+        store = backends.open_recorded_store(run.settings["storage"])
         return Following(self._metadata, store, run, step, task, after)
 
     async def lines(

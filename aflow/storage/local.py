@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from aflow.errors import ObjectNotFound, StoreUnavailable
+from aflow.own_folders import keep_from_git
 from aflow.storage.base import Buffer, check_name, check_prefix
 
 # From here on `get` gives a private copy-on-write mapping. Below it a copy is quick, and a
@@ -207,7 +208,10 @@ class LocalStore:
         try:
             file = _create(path)
         except FileNotFoundError:
+            is_new = not os.path.isdir(self._root)
             os.makedirs(self._temporary, exist_ok=True)
+            if is_new:
+                keep_from_git(self._root)
             file = _create(path)
         try:
             _write_all(file, parts)

@@ -113,6 +113,10 @@ def test_the_datastore_is_created_only_once(flow: Workspace) -> None:
     flow.run()
 
     assert "Creating" not in flow.run().err
+    assert "\n*\n!config.json\n" in (flow.path / ".aflow" / ".gitignore").read_text()
+    elsewhere = flow.finish(flow.start("--datastore-root", "other/place", "run"))
+    assert f"Creating local datastore ({flow.path / 'other/place'})\n" in elsewhere.err
+    assert not (flow.path / "other/place/.gitignore").exists()
 
 
 def test_quiet_leaves_the_log_alone(flow: Workspace) -> None:

@@ -45,6 +45,31 @@ def test_a_flow_of_one_step_starts_and_ends_with_it(workspace: Workspace) -> Non
     assert "just this" in ran.lines
 
 
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_threads_of_a_step_see_its_task(workspace: Workspace, isolation: str) -> None:
+    workspace.write("""
+        from concurrent.futures import ThreadPoolExecutor
+
+        def seen(_=None):
+            return current.run_id, current.step_name, current.pathspec, current.is_running_flow
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                with ThreadPoolExecutor(2) as pool:
+                    print("same", set(pool.map(seen, range(4))) == {seen()})
+                self.next(self.end)
+
+            @step
+            async def end(self):
+                import asyncio
+                loop = asyncio.get_running_loop()
+                print("same", await loop.run_in_executor(None, seen) == seen())
+    """)
+    ran = workspace.run("--isolation", isolation)
+    assert ["same True", "same True"] == [each for each in ran.lines if "same" in each], ran.err
+
+
 def test_start_and_end_may_have_any_name(workspace: Workspace) -> None:
     workspace.write("""
         class Flow_(FlowSpec):

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aflow.backends import open_store
-from aflow.config import RunOptions, Settings, looked_up, service_headers
+from aflow.config import RunOptions, Settings, as_reached_here, looked_up, service_headers
 from aflow.errors import InvalidSetting
 
 
@@ -330,3 +330,42 @@ def test_what_a_run_gets_without_any_option_is_what_the_settings_say() -> None:
     assert settings.max_num_splits == options.max_num_splits
     assert settings.max_log_size << 20 == options.max_log_size
     assert settings.isolation == options.isolation
+
+
+@pytest.mark.parametrize(
+    ("recorded", "env", "reached"),
+    [
+        ("file:///data", {"S3_ENDPOINT_URL": "http://here"}, "file:///data"),
+        ("s3://b/p", {"S3_ENDPOINT_URL": "http://here"}, "s3://b/p"),  # it was in AWS
+        ("s3://b/p?endpoint=E", {}, "s3://b/p?endpoint=E"),
+        (
+            "s3://b/p?endpoint=E&region=r",
+            {"S3_ENDPOINT_URL": "http://here"},
+            "s3://b/p?endpoint=http%3A%2F%2Fhere&region=r",
+        ),
+        (
+            "s3://b/p?endpoint=E",
+            {"S3_ENDPOINT_URL": "http://here", "DATASTORE_SYSROOT_S3": "s3://b/p/"},
+            "s3://b/p/?endpoint=http%3A%2F%2Fhere",
+        ),
+        (
+            "s3://b/p?endpoint=E",
+            {"S3_ENDPOINT_URL": "http://here", "DATASTORE_SYSROOT_S3": "s3://b/p?endpoint=O"},
+            "s3://b/p?endpoint=O",
+        ),
+        ("s3://b/p?endpoint=E", {"DATASTORE_SYSROOT_S3": "s3://b/p"}, "s3://b/p?endpoint=E"),
+    ],
+)
+def test_the_endpoint_that_is_set_here_counts_for_what_others_have_stored(
+    world: World, recorded: str, env: dict[str, str], reached: str
+) -> None:
+    settings = world.load(**{f"AFLOW_{name}": value for name, value in env.items()})
+
+    assert reached == as_reached_here(recorded, settings)
+
+
+@pytest.mark.parametrize("text", ["-1", "soon", "inf", "nan"])
+def test_a_wait_that_is_none_is_refused(world: World, text: str) -> None:
+    assert 0.5 == world.load(AFLOW_RETRY_WAIT="0.5").retry_wait
+    with pytest.raises(InvalidSetting, match="AFLOW_RETRY_WAIT"):
+        world.load(METAFLOW_RETRY_WAIT="3", AFLOW_RETRY_WAIT=text)

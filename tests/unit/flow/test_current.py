@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,3 +124,37 @@ async def test_coroutines_side_by_side_each_see_their_own() -> None:
 
     assert [("1", "1"), ("2", "2")] == sorted(seen)
     assert not current.is_running_flow
+
+
+def in_a_thread(read: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(read).result()
+
+
+def test_a_thread_sees_the_task_that_has_started_it() -> None:
+    def seen() -> tuple[Any, ...]:
+        return current.run_id, current.pathspec, current.is_running_flow, repr(current)
+
+    with task():
+        assert seen() == in_a_thread(seen) == ("7", "F/7/a/3", True, "<current: F/7/a/3>")
+    assert in_a_thread(seen) == (None, None, False, "<current: no task>")
+
+
+def test_a_thread_among_several_tasks_is_told_that_it_cannot_know_which() -> None:
+    with task(), task(task_id="4"):
+        assert "4" == current.task_id
+        with pytest.raises(AttributeError, match="several coroutine steps run in this process"):
+            in_a_thread(lambda: current.task_id)
+        assert "4" == asyncio.run(asyncio.to_thread(lambda: current.task_id))
+
+
+def test_values_of_a_run_that_is_being_made_are_seen_outside_of_tasks_alone() -> None:
+    with current._deploying({"project_name": "demo"}):
+        assert ("demo", None, False) == (
+            current.project_name,
+            current.run_id,
+            current.is_running_flow,
+        )
+        with task(project_name="other"):
+            assert "other" == current.project_name
+    assert current.get("project_name") is None

@@ -1,8 +1,9 @@
 """The code package: the code of a flow as one archive, which is named by its content.
 
-It holds the files below the folder of the flow file that end with one of the suffixes (`.py`,
-`.R` and `.RDS` unless others are asked for), and what mutators add. Left out are hidden folders,
-`__pycache__` and virtual environments. Symbolic links are followed, each folder once.
+It holds the files below the folder of the program that end with one of the suffixes (`.py`, `.R`
+and `.RDS` unless others are asked for), and what mutators add; of a program that is a module of a
+package (`python -m package.flow`) the folder is the one that holds the package. Left out are hidden
+folders, `__pycache__` and virtual environments. Symbolic links are followed, each folder once.
 
 The format is a POSIX tar (pax), sorted by name, of plain files alone: owners, times and modes are
 those of nobody, so that the same code is the same bytes, and is stored once however often it runs.
@@ -14,9 +15,10 @@ import fcntl
 import io
 import os
 import shutil
+import sys
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +27,7 @@ from aflow.clock import SystemClock
 from aflow.config import PACKAGE_SUFFIXES
 from aflow.errors import CodePackageError, StorageError
 from aflow.flow.custom import FlowMutator, StepMutator
+from aflow.storage.names import MAIN, Program
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -65,18 +68,49 @@ def members(
 ) -> dict[str, Path]:
     """The files of the flow's package, by their names inside of it, sorted. Raises CodePackageError
     where there is no file of the flow, or too much beside it."""
-    file = Path(os.path.abspath(definition.file))
-    if not file.is_file():
+    program = program_of(definition)
+    if not os.path.isfile(program.file):
         raise CodePackageError(
             f"{definition.name} was defined in no file that could be packaged ({definition.file}): "
             "write the flow to a file."
         )
-    found = {file.name: file}
-    for path in _below(str(file.parent), limits):
+    root, script = root_of(program)
+    found = {script: Path(program.file)}
+    for path in _files_of(root, script, limits):
         if path.endswith(tuple(suffixes)):
-            found[os.path.relpath(path, file.parent)] = Path(path)
+            found[os.path.relpath(path, root)] = Path(path)
     found.update(_added(definition))
     return dict(sorted(found.items()))
+
+
+def program_of(definition: FlowDefinition) -> Program:
+    """The program that the flow belongs to, as it is now."""
+    home = definition.cls.__module__
+    if home != MAIN:
+        return Program.of(definition.file, home)
+    spec = getattr(sys.modules[MAIN], "__spec__", None)
+    return Program.of(definition.file, None if spec is None else spec.name)
+
+
+def root_of(program: Program) -> tuple[str, str]:
+    """The folder that the program's modules are imported from, and the name of its file below it:
+    the folder of a script, and for a module of a package the folder that holds the package."""
+    path = (program.module or "").replace(".", "/")
+    for name in (f"{path}.py", f"{path}/__init__.py"):
+        if path and program.file.endswith(f"/{name}"):
+            return program.file.removesuffix(f"/{name}") or "/", name
+    return os.path.dirname(program.file), os.path.basename(program.file)
+
+
+def _files_of(root: str, script: str, limits: Limits) -> Iterable[str]:
+    """All that stands beside the program; the package alone where that is too much."""
+    package = script.partition("/")[0]
+    try:
+        return [*_below(root, limits)]
+    except CodePackageError:
+        if package == script:
+            raise
+        return _below(os.path.join(root, package), limits)
 
 
 def pack(files: Mapping[str, Path], limits: Limits = TO_TRAVEL) -> bytes:
@@ -108,7 +142,7 @@ def store(
     """Pack the code of the flow and put it into the store, where it may be already. Raises
     CodePackageError and StorageError."""
     data = pack(members(definition, suffixes, limits), limits)
-    return Package(blobs.put(data), os.path.basename(definition.file), len(data))
+    return Package(blobs.put(data), root_of(program_of(definition))[1], len(data))
 
 
 def for_the_record(

@@ -31,6 +31,7 @@ from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.manifest import Manifest
+from aflow.storage.names import MAIN, Names, Program
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -104,6 +105,9 @@ class Runner:
         self._blobs = blobs
         self._clock = clock
         self._item_reader = ItemReader(blobs)
+        home = definition.cls.__module__
+        file = os.path.abspath(definition.file)
+        self._names = Names(Program(file, None, None if home == MAIN else home))
         self._makers: dict[str, Makers] = {}
         # What makes the flow's object of an attempt. Processes of tasks give the one that the
         # user's program has made.
@@ -221,7 +225,7 @@ class Runner:
     def _prepare(self, execution: Execution) -> None:
         spec, definition = execution.spec, self.definition
         execution.flow = self.instance()
-        reader = ArtifactReader(self._blobs)
+        reader = ArtifactReader(self._blobs, self._names)
         execution.task = RunningTask(
             definition,
             spec,

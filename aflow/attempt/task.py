@@ -107,8 +107,8 @@ class RunningTask:
             kind = self.definition.graph[frame.step].kind
             return frame.index if kind is Kind.PARALLEL else None
         if self._own_item is not None and frame.split == self._spec.split:
-            return self._own_item.value(self._blobs)
-        return self._items.read(items, frame.index).value(self._blobs)
+            return self._own_item.value(self._blobs, self._reader.names)
+        return self._items.read(items, frame.index).value(self._blobs, self._reader.names)
 
     @property
     def node(self) -> Node:
@@ -222,7 +222,9 @@ class RunningTask:
         loaded = self._loaded.get(name)
         if loaded is None:
             return writer.save(name, value)
-        if value is loaded.value and unchanged(value, loaded.entry, self._blobs):
+        if value is loaded.value and unchanged(
+            value, loaded.entry, self._blobs, self._reader.names
+        ):
             return None
         entry = writer.save(name, value)
         return None if digest(entry) == digest(loaded.entry) else entry

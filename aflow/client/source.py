@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import StorageError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from aflow.client.where import Place
     from aflow.metadata.base import MetadataStore, RunRecord
     from aflow.storage.blobs import BlobStore
+    from aflow.storage.names import Names
 
 _CACHED_MANIFESTS = 1024
 
@@ -98,6 +100,13 @@ class RunSource:
         """The blobs that the run has left."""
         return self.place.blobs(self.setting("storage") or "")
 
+    @cached_property
+    def names(self) -> Names:
+        """Finds the classes of the run's values, in this program or in the code of the run."""
+        from aflow.client.code import names_of  # as few values need it
+
+        return names_of(self)
+
     def manifest(self, task: int, more: Callable[[], Iterable[int]]) -> Manifest:
         """The manifest of a task that others have inherited from. Where it has to be read, those
         of `more()` are read in the same query. Raises StorageError if it is not there."""
@@ -125,7 +134,7 @@ class RunSource:
         CorruptBlob, StoreUnavailable."""
         from aflow.storage.artifacts import ArtifactReader
 
-        reader = ArtifactReader(self.blobs)
+        reader = ArtifactReader(self.blobs, self.names)
         value = reader.load(name, entry)
         reader.verify_pending()
         return value

@@ -320,6 +320,7 @@ class Creation:
                 "words": list(options.words),
                 "durability": self._durability,
                 "script": definition.file,
+                "program": package.program_of(definition)._asdict(),
                 "parameters": list(definition.parameters),
                 "resume_identifier": options.resume_identifier,
                 **values,

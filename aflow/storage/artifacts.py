@@ -17,6 +17,7 @@ from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore, digest_of
 from aflow.storage.content import content_digest, has_sets
 from aflow.storage.manifest import Entry
+from aflow.storage.names import Names
 from aflow.storage.previews import preview
 
 ENCODING = "pickle5"
@@ -60,11 +61,13 @@ class ArtifactReader:
     """Turns entries back into values. One reader serves one task, from any of its threads.
 
     Blobs of 64 MiB and more that can be mapped are handed out before they are verified; who
-    relies on what was computed from them calls `verify_pending` first.
+    relies on what was computed from them calls `verify_pending` first. `names` finds the classes
+    that they name, where those may not be where Python looks.
     """
 
-    def __init__(self, blobs: BlobStore) -> None:
+    def __init__(self, blobs: BlobStore, names: Names | None = None) -> None:
         self._blobs = blobs
+        self.names = names
         self._pending: dict[str, tuple[str, int]] = {}  # key -> artifact, size
         self._verified: set[str] = set()
         self._failures: list[AflowError] = []
@@ -84,7 +87,7 @@ class ArtifactReader:
         else:
             pickled = self._read(name, *blobs.pop(0))
         buffers = [_writable(self._read(name, key, size)) for key, size in blobs]
-        return pickles.load(f"Artifact {name!r}", pickled, buffers)
+        return pickles.load(f"Artifact {name!r}", pickled, buffers, self.names)
 
     def start_verification(self) -> None:
         """Begin, in a thread, to verify what was handed out unverified; nothing if all was."""
@@ -136,7 +139,9 @@ def digest(entry: Entry) -> str:
     return keys[0] if len(keys) == 1 else digest_of(key.encode() for key in keys)
 
 
-def unchanged(value: object, entry: Entry, blobs: BlobStore | None = None) -> bool:
+def unchanged(
+    value: object, entry: Entry, blobs: BlobStore | None = None, names: Names | None = None
+) -> bool:
     """Whether a value that was loaded from `entry` is still as it was then.
 
     `value` is the very object that `load` gave. Python's own immutable values are; all others
@@ -161,14 +166,16 @@ def unchanged(value: object, entry: Entry, blobs: BlobStore | None = None) -> bo
         for key, buffer in zip(keys, buffers, strict=True)
     ):
         return False
-    return stored or _equals_fresh_copy(parts, entry, blobs)
+    return stored or _equals_fresh_copy(parts, entry, blobs, names)
 
 
-def _equals_fresh_copy(parts: Sequence[Buffer], entry: Entry, blobs: BlobStore | None) -> bool:
+def _equals_fresh_copy(
+    parts: Sequence[Buffer], entry: Entry, blobs: BlobStore | None, names: Names | None
+) -> bool:
     if blobs is None:
-        fresh = pickles.load("A loaded artifact", entry.inline or b"")
+        fresh = pickles.load("A loaded artifact", entry.inline or b"", (), names)
     else:
-        fresh = ArtifactReader(blobs).load("value", entry)
+        fresh = ArtifactReader(blobs, names).load("value", entry)
     again = pickles.dump("A loaded artifact", "value", fresh)
     return b"".join(again.parts) == b"".join(parts)
 

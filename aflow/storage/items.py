@@ -25,6 +25,7 @@ from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore
 from aflow.storage.manifest import Entry
+from aflow.storage.names import Names
 from aflow.storage.previews import short_text
 
 INLINE_LIMIT = 16 << 10
@@ -116,13 +117,13 @@ class Item(NamedTuple):
     has_blobs: bool
     body: bytes
 
-    def value(self, blobs: BlobStore) -> Any:
-        """The item itself; each call gives a new object. Raises CorruptBlob,
-        ArtifactNotLoadable, StoreUnavailable."""
+    def value(self, blobs: BlobStore, names: Names | None = None) -> Any:
+        """The item itself; each call gives a new object. `names` is as in ArtifactReader. Raises
+        CorruptBlob, ArtifactNotLoadable, StoreUnavailable."""
         if not self.has_blobs:
-            return pickles.load(f"Item {self.index} of the foreach", self.body)
+            return pickles.load(f"Item {self.index} of the foreach", self.body, (), names)
         entry = Entry(*msgpack.unpackb(self.body, use_list=False))
-        reader = ArtifactReader(blobs)
+        reader = ArtifactReader(blobs, names)
         value = reader.load(f"item {self.index} of the foreach", entry)
         reader.verify_pending()
         return value

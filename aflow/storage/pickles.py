@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from aflow.errors import ArtifactNotLoadable, ArtifactNotPicklable
 from aflow.storage.base import Buffer
 from aflow.storage.culprits import describe_culprit, safe_text
+from aflow.storage.names import Names, is_found_in_main
 
 PROTOCOL = 5
 OUT_OF_BAND_FROM = 64 << 10  # smaller buffers are not worth an object of their own
@@ -57,10 +58,15 @@ def dump(what: str, root: str, value: object, out_of_band_from: int = OUT_OF_BAN
         return _dump_by_value(what, root, value, out_of_band_from)
 
 
-def load(what: str, data: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
-    """The value of a pickle and its buffers; raises ArtifactNotLoadable, which names `what`."""
+def load(
+    what: str, data: Buffer, buffers: Sequence[Buffer] = (), names: Names | None = None
+) -> Any:
+    """The value of a pickle and its buffers; `names` finds what it names, where this program may
+    not be the one that has stored it. Raises ArtifactNotLoadable, which names `what`."""
     try:
-        return pickle.loads(data, buffers=buffers)
+        if names is None:
+            return pickle.loads(data, buffers=buffers)
+        return _load_with(names, data, buffers)
     except ModuleNotFoundError as error:
         raise ArtifactNotLoadable(
             f"{what} needs the module {error.name!r}, which is not installed here: install it, "
@@ -68,6 +74,26 @@ def load(what: str, data: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
         ) from error
     except Exception as error:
         raise ArtifactNotLoadable(_why_not_loadable(what, error)) from error
+
+
+def _load_with(names: Names, data: Buffer, buffers: Sequence[Buffer]) -> Any:
+    if not names.concern(data):
+        try:
+            return pickle.loads(data, buffers=buffers)
+        except (ImportError, AttributeError):  # the code of the run may have it
+            pass
+    return _Unpickler(names, data, buffers).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds classes and functions with the help of `names`."""
+
+    def __init__(self, names: Names, data: Buffer, buffers: Sequence[Buffer]) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._names = names
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        return self._names.find(module, name, super().find_class)
 
 
 def _dump(pickler: Callable[..., pickle.Pickler], value: object, out_of_band_from: int) -> Pickled:
@@ -114,6 +140,8 @@ def _tracking_pickler() -> Any:
             if issubclass(type(obj), io.IOBase):
                 # cloudpickle would read the file and store a copy of the text instead.
                 raise pickle.PicklingError(f"cannot pickle {type(obj).__name__!r} object")
+            if is_found_in_main(obj):
+                return NotImplemented  # by name: cloudpickle would store a copy of the class
             return super().reducer_override(obj)
 
     return Tracking
@@ -132,8 +160,9 @@ def _why_not_loadable(what: str, error: Exception) -> str:
     sentence = f"{what} cannot be loaded: {type(error).__name__}: {text}."
     if isinstance(error, AttributeError) and "__main__" in text:
         return sentence + (
-            " It needs a name from the file of its flow, which is not the program that runs "
-            "here: move that class or function to a module of its own."
+            " It needs a name from the file of its flow, which is not the program that runs here, "
+            "and the code of the run was not kept: move that class or function to a module of its "
+            "own."
         )
     if isinstance(error, AttributeError | ImportError):
         return sentence + " The code that it needs was moved, renamed, or is of another version."

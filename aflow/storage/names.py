@@ -1,0 +1,330 @@
+"""The classes and functions that pickles name, found in whatever program reads them.
+
+A pickle names a class by module and name. In a task the flow's file is `__main__`, so what is
+defined there is named `__main__.X`. A client, a notebook or a test is another program, whose
+`__main__` is another file: `Names` finds the class there, in this order:
+
+1. in `__main__`, if that is the same file (by its path or its content);
+2. in a module of this program that has the same file;
+3. in the code of the run (`Code`), which is imported as `aflow_code_<key>.<module>`; imports of
+   modules that stood beside the file lead into it as well.
+
+So a class is one class within a program, and `is`, `==` and isinstance hold. What else a pickle
+names is imported as usual, and looked for in the code of the run where that fails.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib.abc import Loader, MetaPathFinder, SourceLoader
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+from aflow.storage.base import Buffer
+
+PREFIX = "aflow_code_"
+MAIN = "__main__"
+
+_MISSING = object()
+
+
+class Program(NamedTuple):
+    """The file that ran as a run's program: its path, the sha256 of its content, and the name of
+    its module, where it has one besides `__main__`."""
+
+    file: str
+    sha: str | None = None
+    module: str | None = None
+
+    @classmethod
+    def of(cls, file: str, module: str | None) -> Program:
+        """The program of this file, as it is now."""
+        return cls(os.path.abspath(file), _sha_of(file), module)
+
+    @property
+    def stem(self) -> str:
+        """The name that a script has as a module."""
+        return os.path.basename(self.file).partition(".")[0]
+
+    def is_file_of(self, module: object) -> bool:
+        """Whether a module was made of this file: the same path, or the same content."""
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or file.startswith(PREFIX):
+            return False
+        if os.path.abspath(file) == self.file or _is_same(file, self.file):
+            return True
+        return self.sha is not None and _sha_of(file) == self.sha
+
+
+class Names:
+    """Finds what the pickles of one run name. `code` gives the code of the run, when it is needed,
+    or that of another key; None where there is none."""
+
+    def __init__(
+        self, program: Program, code: Callable[[str | None], Code | None] = lambda key: None
+    ) -> None:
+        self._program = program
+        self._code = lru_cache(maxsize=None)(code)  # also that there is none
+        stem = re.escape(program.stem.encode("utf-8", "surrogateescape"))
+        # As the pickler writes short texts: a code, the length, the text, and a code to keep it.
+        self._pattern = re.compile(
+            rb"\x8c.(?:" + MAIN.encode() + rb"|(?:[\w.]*\.)?" + stem + rb")\x94|" + PREFIX.encode(),
+            re.DOTALL,
+        )
+
+    def concern(self, data: Buffer) -> bool:
+        """Whether the pickle may name what is not found where Python would look."""
+        return self._pattern.search(data) is not None
+
+    def find(self, module: str, name: str, usual: Callable[[str, str], Any]) -> Any:
+        """The class or function; `usual` is Python's own way. Raises what that raises."""
+        if module == MAIN or self._is_program(module):
+            for each in self._programs():
+                found = _attribute(each, name)
+                if found is not _MISSING:
+                    return found
+        if module == MAIN:
+            code = self._code(None)
+            return usual(module, name) if code is None else usual(code.main, name)
+        if module.startswith(PREFIX):
+            self._code(module.partition(".")[0].removeprefix(PREFIX))
+            return usual(module, name)
+        try:
+            return usual(module, name)
+        except (ImportError, AttributeError):
+            code = self._code(None)
+            if code is None or code.path_of(module) is None:
+                raise
+            return usual(f"{code.prefix}.{module}", name)
+
+    def _is_program(self, module: str) -> bool:
+        """Whether the module is the run's program, under another name than `__main__`."""
+        if module == self._program.module:
+            return True
+        if module in sys.modules or module.rpartition(".")[2] != self._program.stem:
+            return False
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError, AttributeError):
+            return False
+        return spec is not None and bool(spec.origin) and self._program.is_file_of(_File(spec))
+
+    def _programs(self) -> Iterator[ModuleType]:
+        """The modules of this process that are the run's program."""
+        main = sys.modules.get(MAIN)
+        if main is not None and self._program.is_file_of(main):
+            yield main
+        name = os.path.basename(self._program.file)
+        for each in [*sys.modules.values()]:
+            file = getattr(each, "__file__", None)
+            if not isinstance(file, str) or not file.endswith(name) or each is main:
+                continue
+            if self._program.is_file_of(each):
+                yield each
+
+
+def is_found_in_main(made: object) -> bool:
+    """Whether a class or function is found by its name in the program that runs, which is a file:
+    others find it there, too."""
+    main = sys.modules.get(MAIN)
+    if getattr(made, "__module__", None) != MAIN or not getattr(main, "__file__", None):
+        return False
+    name = getattr(made, "__qualname__", None)
+    return isinstance(name, str) and _attribute(main, name) is made
+
+
+class _File:
+    """A module that was not imported yet, as far as its file goes."""
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        self.__file__ = spec.origin
+
+
+def _attribute(module: object, qualname: str) -> Any:
+    found = module
+    for part in qualname.split("."):
+        found = getattr(found, part, _MISSING)
+        if found is _MISSING:
+            break
+    return found
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _sha_of(file: str) -> str | None:
+    try:
+        found = os.stat(file)
+        return _hashed(file, found.st_mtime_ns, found.st_size)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _hashed(file: str, changed_at: int, size: int) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.sha256(opened.read()).hexdigest()
+
+
+# ------------------------------------------------------------------ the code of a run
+
+
+class Files(Protocol):
+    """The files of a run's code, by their names in it, with `/` between folders."""
+
+    def is_file(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+    def is_folder(self, name: str) -> bool:
+        """Whether there is a folder of this name, with something in it."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+
+
+class FilesIn:
+    """The files below a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def is_file(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return os.path.isfile(os.path.join(self._folder, name))
+
+    def is_folder(self, name: str) -> bool:
+        """Whether there is a folder of this name."""
+        return os.path.isdir(os.path.join(self._folder, name))
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        with open(os.path.join(self._folder, name), "rb") as opened:
+            return opened.read()
+
+
+class Code:
+    """The code of a run as modules of this process. `key` names it; `script` is the file of the
+    run's program in it, `module` the program's name where it has one."""
+
+    def __init__(self, key: str, files: Files, script: str = "", module: str | None = None) -> None:
+        self.prefix = PREFIX + key
+        self._files = files
+        # A script may have a name that is none of a module, and dots in it.
+        name = module or script.removesuffix(".py").replace(".", "_").replace("/", ".")
+        self._script = script, name
+        _CODES[self.prefix] = self
+        if _FINDER not in sys.meta_path:
+            sys.meta_path.append(_FINDER)
+
+    @property
+    def main(self) -> str:
+        """The name of the module that is the run's program."""
+        return f"{self.prefix}.{self._script[1]}"
+
+    def path_of(self, module: str) -> str | None:
+        """The file or folder of a module, by its name in the run; None where it has none."""
+        if self._script[0] and module == self._script[1]:
+            return self._script[0]
+        path = module.replace(".", "/")
+        for each in (f"{path}/__init__.py", f"{path}.py"):
+            if self._files.is_file(each):
+                return each
+        return path if self._files.is_folder(path) else None
+
+    def spec_of(self, module: str) -> ModuleSpec | None:
+        """How the import system loads the module of this name in the run."""
+        name = f"{self.prefix}.{module}" if module else self.prefix
+        path = self.path_of(module) if module else ""
+        if path is None:
+            return None
+        if not path.endswith(".py"):
+            return ModuleSpec(name, _FolderLoader(), is_package=True)
+        is_package = path.endswith("/__init__.py")
+        origin = f"{self.prefix}/{path}"
+        spec = ModuleSpec(name, _CodeLoader(self, path), origin=origin, is_package=is_package)
+        spec.has_location = True  # so that it has a __file__, by which its source is found
+        return spec
+
+    def read(self, path: str) -> bytes:
+        """The content of a file."""
+        return self._files.read(path)
+
+    def import_module(
+        self,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """What `__import__` is in the code: modules that stood beside the program come from it."""
+        top = name.partition(".")[0]
+        if level or top in sys.stdlib_module_names or self.path_of(top) is None:
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        module = importlib.import_module(f"{self.prefix}.{name}")
+        if not fromlist:
+            return sys.modules[f"{self.prefix}.{top}"]
+        for each in fromlist:
+            if not hasattr(module, each) and self.path_of(f"{name}.{each}") is not None:
+                importlib.import_module(f"{self.prefix}.{name}.{each}")
+        return module
+
+
+class _CodeLoader(SourceLoader):
+    """Loads a module from the code of a run, which is in no folder."""
+
+    def __init__(self, code: Code, path: str) -> None:
+        self._code = code
+        self._path = path
+
+    def get_filename(self, fullname: str) -> str:
+        """What tracebacks call the file."""
+        return f"{self._code.prefix}/{self._path}"
+
+    def get_data(self, path: str | bytes) -> bytes:
+        """The source; there are no other files, and none compiled before."""
+        if path != self.get_filename(""):
+            raise OSError(f"there is no {path!r} in the code of a run")
+        return self._code.read(self._path)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the source, whose imports lead into the code first."""
+        own: Any = {**vars(builtins), "__import__": self._code.import_module}
+        module.__dict__["__builtins__"] = own
+        super().exec_module(module)
+
+
+class _FolderLoader(Loader):
+    """Makes a module of a folder without an __init__.py."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """There is nothing to run."""
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules of the codes that are known here, also for pickles that name them."""
+
+    def find_spec(
+        self, fullname: str, path: object = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """How a module of a run's code is loaded; None for any other."""
+        prefix, _, module = fullname.partition(".")
+        code = _CODES.get(prefix)
+        return None if code is None else code.spec_of(module)
+
+
+_CODES: dict[str, Code] = {}
+_FINDER = _Finder()

@@ -74,7 +74,7 @@ def members(
             f"{definition.name} was defined in no file that could be packaged ({definition.file}): "
             "write the flow to a file."
         )
-    root, script = root_of(program)
+    root, script = program.place
     found = {script: Path(program.file)}
     for path in _files_of(root, script, limits):
         if path.endswith(tuple(suffixes)):
@@ -90,16 +90,6 @@ def program_of(definition: FlowDefinition) -> Program:
         return Program.of(definition.file, home)
     spec = getattr(sys.modules[MAIN], "__spec__", None)
     return Program.of(definition.file, None if spec is None else spec.name)
-
-
-def root_of(program: Program) -> tuple[str, str]:
-    """The folder that the program's modules are imported from, and the name of its file below it:
-    the folder of a script, and for a module of a package the folder that holds the package."""
-    path = (program.module or "").replace(".", "/")
-    for name in (f"{path}.py", f"{path}/__init__.py"):
-        if path and program.file.endswith(f"/{name}"):
-            return program.file.removesuffix(f"/{name}") or "/", name
-    return os.path.dirname(program.file), os.path.basename(program.file)
 
 
 def _files_of(root: str, script: str, limits: Limits) -> Iterable[str]:
@@ -142,7 +132,7 @@ def store(
     """Pack the code of the flow and put it into the store, where it may be already. Raises
     CodePackageError and StorageError."""
     data = pack(members(definition, suffixes, limits), limits)
-    return Package(blobs.put(data), root_of(program_of(definition))[1], len(data))
+    return Package(blobs.put(data), program_of(definition).place[1], len(data))
 
 
 def for_the_record(

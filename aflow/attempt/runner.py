@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.manifest import Manifest
-from aflow.storage.names import MAIN, Names, Program
+from aflow.storage.names import MAIN, Names, Program, code_in
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -105,9 +106,6 @@ class Runner:
         self._blobs = blobs
         self._clock = clock
         self._item_reader = ItemReader(blobs)
-        home = definition.cls.__module__
-        file = os.path.abspath(definition.file)
-        self._names = Names(Program(file, None, None if home == MAIN else home))
         self._makers: dict[str, Makers] = {}
         # What makes the flow's object of an attempt. Processes of tasks give the one that the
         # user's program has made.
@@ -117,6 +115,15 @@ class Runner:
         # Tells the coordinator of items while a step still makes them: task, attempt, how many, and
         # the manifest. None where nobody would hear it.
         self.announce: Callable[[int, int, int, bytes], None] | None = None
+
+    @cached_property
+    def _names(self) -> Names:
+        """Finds the classes of the flow's own file, whatever name it had for who stored them."""
+        home = self.definition.cls.__module__
+        file = os.path.abspath(self.definition.file)
+        program = Program(file, None, None if home == MAIN else home)
+        # Another flow's code is in the same store, as far as one can know.
+        return Names(program, lambda key: None if key is None else code_in(self._blobs, key))
 
     def expect_many(self) -> None:
         """Get ready to run many attempts in this process: hold what several of them read."""

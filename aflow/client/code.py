@@ -10,8 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from aflow.errors import CodePackageError, InvalidName
-from aflow.storage.names import Code, FilesIn, Names, Program
+from aflow.storage.names import Code, Names, Program, code_beside, code_in
 
 if TYPE_CHECKING:
     from aflow.client.source import RunSource
@@ -91,28 +90,6 @@ class RunCode:
         return f"RunCode({self._source.pathspec!r}, script={self._script!r})"
 
 
-class _FilesOfPackage:
-    """The files of a code package, for `storage.names.Code`."""
-
-    def __init__(self, archive: tarfile.TarFile) -> None:
-        self._archive = archive
-        self._members = {each.name: each for each in archive.getmembers()}
-
-    def is_file(self, name: str) -> bool:
-        """Whether there is a file of this name."""
-        return name in self._members
-
-    def is_folder(self, name: str) -> bool:
-        """Whether there is a folder of this name, with something in it."""
-        return any(each.startswith(f"{name}/") for each in self._members)
-
-    def read(self, name: str) -> bytes:
-        """The content of a file."""
-        file = self._archive.extractfile(self._members[name])
-        assert file is not None, "a package has plain files alone"
-        return file.read()
-
-
 def names_of(source: RunSource) -> Names:
     """Finds the classes of the run's values: in this program, if that is the run's, or in the code
     of the run."""
@@ -125,26 +102,14 @@ def names_of(source: RunSource) -> Names:
 def _modules_of(source: RunSource, program: Program, key: str | None) -> Code | None:
     """The code of the run, or the one of another key, as modules of this process; None where it is
     not there any more."""
-    from aflow import compat, package
-
     facts: dict[str, Any] = source.setting("code") or {}
     own: str | None = facts.get("key")
-    wanted = key or own
-    if wanted is None:
-        # There was too much to keep. What stands there now is better than nothing.
-        if program.sha is None or not os.path.isfile(program.file):
-            return None
-        compat.install_if_missing()
-        root, script = package.root_of(program)
-        return Code(program.sha, FilesIn(root), script, program.module)
-    try:
-        files = _FilesOfPackage(package.opened(package.fetch(source.blobs, wanted)))
-    except (CodePackageError, InvalidName):
-        return None
-    compat.install_if_missing()
-    if wanted != own:
-        return Code(wanted, files)
-    return Code(wanted, files, facts["script"], program.module)
+    if key is not None and key != own:
+        return code_in(source.blobs, key)
+    if own is not None:
+        return code_in(source.blobs, own, facts["script"], program.module)
+    # There was too much to keep. What stands there now is better than nothing.
+    return code_beside(program)
 
 
 def code_of(source: RunSource) -> RunCode | None:

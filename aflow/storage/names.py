@@ -19,17 +19,23 @@ import builtins
 import hashlib
 import importlib
 import importlib.util
+import io
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.abc import Loader, MetaPathFinder, SourceLoader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from aflow import compat
+from aflow.errors import AflowError
+from aflow.ids import blob_key
 from aflow.storage.base import Buffer
+
+if TYPE_CHECKING:
+    from aflow.storage.blobs import BlobStore
 
 PREFIX = "aflow_code_"
 MAIN = "__main__"
@@ -55,6 +61,16 @@ class Program(NamedTuple):
         """The name that a script has as a module."""
         return os.path.basename(self.file).partition(".")[0]
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """The folder that modules are imported from, and the name of the file below it: the folder
+        of a script, and for a module of a package the folder that holds the package."""
+        path = (self.module or "").replace(".", "/")
+        for name in (f"{path}.py", f"{path}/__init__.py"):
+            if path and self.file.endswith(f"/{name}"):
+                return self.file.removesuffix(f"/{name}") or "/", name
+        return os.path.dirname(self.file), os.path.basename(self.file)
+
     def is_file_of(self, module: object) -> bool:
         """Whether a module was made of this file: the same path, or the same content."""
         file = getattr(module, "__file__", None)
@@ -74,16 +90,15 @@ class Names:
     ) -> None:
         self._program = program
         self._code = lru_cache(maxsize=None)(code)  # also that there is none
-        stem = re.escape(program.stem.encode("utf-8", "surrogateescape"))
-        # As the pickler writes short texts: a code, the length, the text, and a code to keep it.
-        self._pattern = re.compile(
-            rb"\x8c.(?:" + MAIN.encode() + rb"|(?:[\w.]*\.)?" + stem + rb")\x94|" + PREFIX.encode(),
-            re.DOTALL,
-        )
+        # As the pickler ends short texts: with a code that keeps them for later.
+        names = {MAIN, program.stem, (program.module or MAIN).rpartition(".")[2]}
+        self._signs = [name.encode("utf-8", "surrogateescape") + b"\x94" for name in names]
+        self._signs.append(PREFIX.encode())
 
     def concern(self, data: Buffer) -> bool:
         """Whether the pickle may name what is not found where Python would look."""
-        return self._pattern.search(data) is not None
+        content = data if isinstance(data, bytes) else bytes(data)
+        return any(sign in content for sign in self._signs)
 
     def find(self, module: str, name: str, usual: Callable[[str, str], Any]) -> Any:
         """The class or function; `usual` is Python's own way. Raises what that raises."""
@@ -195,7 +210,32 @@ class Files(Protocol):
         """The content of a file."""
 
 
-class FilesIn:
+class _FilesOfPackage:
+    """The files of a code package."""
+
+    def __init__(self, data: Buffer) -> None:
+        import tarfile  # few processes read code
+
+        # Plain: a few bytes of an archive that is compressed can be gigabytes.
+        self._archive = tarfile.open(fileobj=io.BytesIO(data), mode="r:")  # noqa: SIM115 -- open as long as we are
+        self._members = {each.name: each for each in self._archive if each.isfile()}
+
+    def is_file(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return name in self._members
+
+    def is_folder(self, name: str) -> bool:
+        """Whether there is a folder of this name, with something in it."""
+        return any(each.startswith(f"{name}/") for each in self._members)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        file = self._archive.extractfile(self._members[name])
+        assert file is not None, "it is a plain file"
+        return file.read()
+
+
+class _FilesIn:
     """The files below a folder."""
 
     def __init__(self, folder: str) -> None:
@@ -281,6 +321,25 @@ class Code:
             if not hasattr(module, each) and self.path_of(f"{name}.{each}") is not None:
                 importlib.import_module(f"{self.prefix}.{name}.{each}")
         return module
+
+
+def code_in(blobs: BlobStore, key: str, script: str = "", module: str | None = None) -> Code | None:
+    """The code package of this key as modules of this process; None where it cannot be read."""
+    try:
+        files = _FilesOfPackage(blobs.get(blob_key(key)))
+    except (AflowError, OSError, ValueError):  # tarfile lets some of each out
+        return None
+    compat.install_if_missing()
+    return Code(key, files, script, module)
+
+
+def code_beside(program: Program) -> Code | None:
+    """What stands beside the program's file now; None where it is not there any more."""
+    if program.sha is None or not os.path.isfile(program.file):
+        return None
+    compat.install_if_missing()
+    root, script = program.place
+    return Code(program.sha, _FilesIn(root), script, program.module)
 
 
 class _CodeLoader(SourceLoader):

@@ -173,14 +173,13 @@ def test_a_program_in_another_folder_gets_the_classes_of_the_run(run: Path, tmp_
 
 def test_what_another_flow_has_stored_of_them_is_found_again(run: Path, tmp_path: Path) -> None:
     """The class is named by the code of the first run, which readers of the second one get."""
-    source = f"""
+    source = """
 class Second(FlowSpec):
     @step
     def start(self):
         import aflow
-        first = aflow.Run(aflow.Flow("Flow_", _namespace_check=False).latest_run.pathspec,
-                          _namespace_check=False)
-        self.mode = first.data.mode
+        aflow.namespace(None)
+        self.mode = aflow.Flow("Flow_").latest_run.data.mode
         self.next(self.end)
 
     @step
@@ -192,7 +191,9 @@ class Second(FlowSpec):
     (tmp_path / "second.py").write_text(text)
 
     where = f"sqlite:///{run}/.aflow/metadata.db"
-    said_by(tmp_path, "second.py", "--metadata", where, "run", "--datastore-root", str(run))
+    said_by(
+        tmp_path, "second.py", "--metadata", where, "run", "--datastore-root", str(run / ".aflow")
+    )
     read = f"""
 import aflow
 aflow.metadata('local@{run}'); aflow.namespace(None)

@@ -26,6 +26,7 @@ from aflow.config import Durability, Isolation, RunOptions, Settings
 from aflow.configured import configured
 from aflow.errors import CoordinatorClosed, InvalidInput, NotFound, RunHasOwner
 from aflow.executors.local.process import GRACE
+from aflow.executors.local.program import check_may_begin
 from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
 from aflow.placement import executor_for, travelling
@@ -178,6 +179,7 @@ class Coordinator:
         self._records: MetadataStore
 
     async def __aenter__(self) -> Self:
+        check_may_begin()
         if self._state != "new":
             raise InvalidInput("This coordinator was entered before: make another one.")
         self._state = "open"

@@ -24,7 +24,7 @@ from importlib.machinery import SourceFileLoader
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.errors import InvalidFlow
+from aflow.errors import InvalidFlow, InvalidInput
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -68,6 +68,26 @@ def note_start(started: Started) -> None:
 def started() -> Started | None:
     """How the user's program was started; None where this process is another program."""
     return _started
+
+
+_hosted: str | None = None  # the program that this process runs for a task
+
+
+def host(file: str | None) -> None:
+    """Note that this process runs the program of this file for a task; None while its step runs,
+    which may begin runs of its own."""
+    global _hosted
+    _hosted = file
+
+
+def check_may_begin() -> None:
+    """Raise InvalidInput where the program begins a run while it is only run for a task: tasks
+    would begin runs without end."""
+    if _hosted is not None:
+        raise InvalidInput(
+            f"{_hosted} begins a run, and each task of that run would begin another one: put what "
+            'begins it below `if __name__ == "__main__":`.'
+        )
 
 
 def request_of(

@@ -23,7 +23,7 @@ from aflow.attempt.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSp
 from aflow.clock import SystemClock
 from aflow.configured import with_values
 from aflow.executors.local import inside
-from aflow.executors.local.program import check_is_flow
+from aflow.executors.local.program import check_is_flow, host
 from aflow.executors.local.warm import imported_since
 from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define, set_launcher
@@ -141,6 +141,7 @@ class Host:
             self._reached(flow, steps, say)
 
         set_launcher(reached)
+        host(str(self._program.source.get("file", "The program")))
         try:
             cls = self._program.run()
             if not self._entered:
@@ -183,7 +184,11 @@ class Host:
         self._runner.definition = definition
         self._runner.environment = self._environment
         self._code = 1
-        self._code = steps(flow)
+        host(None)
+        try:
+            self._code = steps(flow)
+        finally:
+            host(str(self._program.source.get("file", "The program")))
         raise SystemExit(self._code)
 
     def _defined(self, cls: type[FlowSpec]) -> FlowDefinition:

@@ -103,7 +103,7 @@ def travelling(
     if store.url == "memory:":
         raise InvalidSetting("Workers cannot reach a datastore in memory: use a folder, or S3.")
     jobs = _jobs(definition, options, store, of_step) if "batch" in of_step.values() else {}
-    request = request_of(definition, options.decospecs)
+    request = request_of(definition, options.decospecs, spun=_spun(options))
     if "pickle" in request.source:  # of a notebook, say
         return Travelling(request, None, jobs)
     try:
@@ -149,6 +149,10 @@ def _jobs(
     }
 
 
+def _spun(options: RunOptions) -> str | None:
+    return None if options.spin is None else options.spin.step
+
+
 def executor_for(
     definition: FlowDefinition,
     options: RunOptions,
@@ -166,7 +170,7 @@ def executor_for(
     if needs_processes(definition, of_step):
         made["local"] = ProcessExecutor(
             needs_here(definition),
-            request_of(definition, options.decospecs, imported_here()),
+            request_of(definition, options.decospecs, imported_here(), _spun(options)),
             spawn_here,
             clock,
             first=ground,

@@ -32,13 +32,17 @@ class Members(NamedTuple):
     configs: dict[str, Any]
 
 
-def read_definition(cls: type[FlowSpec], root: type) -> FlowDefinition:
+def read_definition(cls: type[FlowSpec], root: type, known: Graph | None = None) -> FlowDefinition:
     """The definition of a flow class; `root` is FlowSpec, whose own members are no part of it.
+    `known` is its graph, where another process has read it from the same source: tasks do without
+    parsing it again.
 
     Raises InvalidFlow where the source of a step cannot be had. All that is wrong with what it
     says is in `problems`, for lint.
     """
     members = _members(cls, root)
+    if known is not None and known.nodes.keys() == members.steps.keys():
+        return _known_definition(cls, members, known)
     sources = Sources(cls.__name__)
     trees = {name: sources.function(function) for name, function in members.steps.items()}
     steps = {name: _step(name, function, *trees[name]) for name, function in members.steps.items()}
@@ -57,6 +61,33 @@ def read_definition(cls: type[FlowSpec], root: type) -> FlowDefinition:
         graph=graph,
         problems=tuple(problems),
         line=line,
+        decorators=flow_decorators_of(cls),
+        configs=members.configs,
+        mutators=_mutators_of(cls),
+    )
+
+
+def _known_definition(cls: type[FlowSpec], members: Members, graph: Graph) -> FlowDefinition:
+    """The definition of a class whose graph is known already."""
+    steps = {
+        name: _made_step(
+            name,
+            function,
+            unwrap(function).__code__.co_filename,
+            graph[name].line,
+            takes_inputs=graph[name].is_join,
+        )
+        for name, function in members.steps.items()
+    }
+    return FlowDefinition(
+        cls=cls,
+        name=cls.__name__,
+        file=_file(cls, steps),
+        doc=graph.doc,
+        steps=steps,
+        parameters=members.parameters,
+        constants=members.constants,
+        graph=graph,
         decorators=flow_decorators_of(cls),
         configs=members.configs,
         mutators=_mutators_of(cls),
@@ -125,14 +156,21 @@ def _file(cls: type, steps: Mapping[str, StepDefinition]) -> str:
 
 
 def _step(name: str, function: Callable[..., Any], file: str, tree: FunctionNode) -> StepDefinition:
+    takes_inputs = len(tree.args.posonlyargs) + len(tree.args.args) == 2
+    return _made_step(name, function, file, tree.lineno, takes_inputs=takes_inputs)
+
+
+def _made_step(
+    name: str, function: Callable[..., Any], file: str, line: int, *, takes_inputs: bool
+) -> StepDefinition:
     return StepDefinition(
         name=name,
         function=function,
         decorators=decorators_of(function),
         is_async=bool(_flags(function) & CO_COROUTINE),
-        takes_inputs=len(tree.args.posonlyargs) + len(tree.args.args) == 2,
+        takes_inputs=takes_inputs,
         file=file,
-        line=tree.lineno,
+        line=line,
     )
 
 

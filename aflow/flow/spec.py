@@ -20,7 +20,7 @@ from aflow.flow.transition import NextCall, follow
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
-    from aflow.flow.graph import Node
+    from aflow.flow.graph import Graph, Node
 
 __all__ = [
     "FlowSpec",
@@ -329,15 +329,16 @@ def step(function: Any = None, *, start: bool = False, end: bool = False) -> Any
 # ------------------------------------------------------------ for those who run flows
 
 
-def define(cls: type[FlowSpec]) -> FlowDefinition:
-    """All there is to know about a flow class; read once and kept on the class.
+def define(cls: type[FlowSpec], graph: Graph | None = None) -> FlowDefinition:
+    """All there is to know about a flow class; read once and kept on the class. Where the graph is
+    known from another process, the source is not read.
 
     Raises InvalidFlow, with file and line, where the source cannot be read. Whether what it says
     is a flow that can run is for `lint.check` to say.
     """
     definition: FlowDefinition | None = cls.__dict__.get("_aflow_definition")
     if definition is None:
-        definition = read_definition(cls, FlowSpec)
+        definition = read_definition(cls, FlowSpec, graph)
         cls._aflow_fixed_in_step = _fixed_in_step(definition)
         cls._aflow_definition = definition
     return definition

@@ -33,6 +33,7 @@ from aflow.executors.local.probe import obstacle
 from aflow.executors.local.program import Program, Request
 from aflow.executors.local.warm import import_all
 from aflow.executors.local.warm_up import warm_up
+from aflow.flow.graph import Graph
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class Ground:
             compat.install()
         self._program = Program(request.source, self._path)
         self._program.compile()
+        self._graph = None if request.graph is None else Graph.from_dict(request.graph)
         self._known = frozenset(sys.modules)
         gc.freeze()
 
@@ -200,10 +202,16 @@ class Ground:
     def _host(self, environment: Mapping[str, str], learn: bool) -> task.Host:
         assert self._program is not None, "PROGRAM comes first"
         before = self._known if learn else None
+        variables = {**self._environment, **environment}
         return task.Host(
-            self._program, self._request, self._configured, {**self._environment, **environment},
-            self._printed, before,
-        )  # fmt: skip
+            self._program,
+            self._request,
+            self._graph,
+            self._configured,
+            variables,
+            self._printed,
+            before,
+        )
 
     def _fork(self, child: int, fds: list[int], body: Callable[[], int]) -> None:
         try:

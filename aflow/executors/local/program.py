@@ -33,14 +33,18 @@ ALIAS = "__aflow_main__"  # the name of a program while it is run without its gu
 
 
 class Request(NamedTuple):
-    """How a flow is loaded in another process. `source` is as `source_of` gives it, `configs` are
-    pickled values, which only the process that loads the flow reads. `imported` is what the first
-    run of the program has imported (`warm.Imported`), None where there was none here."""
+    """How a flow is loaded in another process. `source` is as `program_of` gives it, `configs` are
+    pickled values, which only the process that loads the flow reads. `graph` is its graph as plain
+    values, `kept` names the decorators that some steps are left with (a step that is spun).
+    `imported` is what the first run of the program has imported (warm.py), None where there was
+    none on this machine."""
 
     source: dict[str, Any]
     decospecs: list[str]
     configs: bytes | None
     is_metaflow: bool
+    graph: dict[str, Any] | None = None
+    kept: dict[str, list[str]] | None = None
     imported: dict[str, Any] | None = None
 
 
@@ -94,13 +98,18 @@ def request_of(
     definition: FlowDefinition,
     decospecs: Sequence[str] = (),
     imported: dict[str, Any] | None = None,
+    spun: str | None = None,
 ) -> Request:
-    """What another process has to know to load the flow: plain values."""
+    """What another process has to know to load the flow: plain values. Of a step that is `spun`
+    the decorators count that it has here."""
+    left = [] if spun is None else [each.name for each in definition.steps[spun].decorators]
     return Request(
         program_of(definition.cls),
         list(decospecs),
         _configs_of(definition),
         stands_for_metaflow(),
+        definition.graph.as_dict(),
+        None if spun is None else {spun: left},
         imported,
     )
 
@@ -222,10 +231,12 @@ class Program:
         """The qualified name of the flow's class; empty for one that is pickled."""
         return str(self.source.get("name", ""))
 
-    def compile(self) -> None:
-        """Compile the file, for all processes that are forked from this one. What is wrong with it
-        is raised where it is run."""
-        if self.source["kind"] in ("main", "script") and self.source["module"] == "__main__":
+    def compile(self, text: str | None = None) -> None:
+        """Compile the file (or the text that stands for it), for all processes that are forked from
+        this one. What is wrong with it is raised where it is run."""
+        if text is not None:
+            self._code = compile(text, self.source["file"], "exec", dont_inherit=True)
+        elif self.source["kind"] in ("main", "script") and self.source["module"] == "__main__":
             try:
                 self._code = _compiled(self.source["file"])
             except (OSError, SyntaxError, ValueError):

@@ -13,6 +13,7 @@ import pickle
 import resource
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from aflow.attempt.runner import Runner
     from aflow.executors.local.program import Program, Request
     from aflow.flow.definition import FlowDefinition
+    from aflow.flow.graph import Graph
     from aflow.flow.spec import FlowSpec
 
 Steps = Callable[["FlowSpec"], int]  # runs what is to be run with the flow; the exit code
@@ -51,6 +53,7 @@ class Host:
         self,
         program: Program,
         request: Request,
+        graph: Graph | None,
         runner: Runner,
         environment: Mapping[str, str],
         printed: tuple[bytes, bytes],
@@ -58,6 +61,7 @@ class Host:
     ) -> None:
         self._program = program
         self._request = request
+        self._graph = graph
         self._runner = runner
         self._environment = environment
         self._printed = printed
@@ -193,10 +197,16 @@ class Host:
 
     def _defined(self, cls: type[FlowSpec]) -> FlowDefinition:
         request = self._request
-        definition = define(cls)
+        definition = define(cls, self._graph)
         if request.configs is not None:
             definition = with_values(definition, pickle.loads(request.configs))  # noqa: S301 -- from the process that started us
-        return attach(definition, request.decospecs)
+        definition = attach(definition, request.decospecs)
+        for name, kept in (request.kept or {}).items():
+            step = definition.steps[name]
+            left = tuple(each for each in step.decorators if each.name in kept)
+            steps = {**definition.steps, name: replace(step, decorators=left)}
+            definition = replace(definition, steps=steps)
+        return definition
 
     @property
     def _start_environment(self) -> Mapping[str, str]:

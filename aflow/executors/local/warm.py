@@ -40,8 +40,11 @@ def _imported(names: Sequence[str], environment: Mapping[str, str]) -> dict[str,
 
 
 def _is_installed(name: str, module: Any) -> bool:
-    """Whether a module is Python's or of an installed package, and not aflow's or the user's."""
-    if name.partition(".")[0] in ("aflow", "metaflow", "__main__", "__mp_main__"):
+    """Whether a module is Python's, aflow's or of an installed package, and not the user's."""
+    top = name.partition(".")[0]
+    if top == "aflow":
+        return not name.startswith(("aflow.cli", "aflow.__main__"))
+    if top in ("metaflow", "__main__", "__mp_main__"):
         return False
     file = getattr(module, "__file__", None)
     if file is None:

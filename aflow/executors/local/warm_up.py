@@ -10,12 +10,17 @@ whose tasks do what all tasks do.
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 
 from aflow.attempt.runner import Runner
 from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
-from aflow.flow.spec import FlowSpec, define, step
+from aflow.executors.local.program import Program, Request
+from aflow.executors.local.task import Host, copies_of
+from aflow.flow.graph import Graph, Kind, Node
+from aflow.flow.spec import FlowSpec, set_launcher
+from aflow.flow.structure import connect
 from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import MetadataStore
 from aflow.scheduler.codec import encode_inputs
@@ -29,26 +34,30 @@ _MODULES = ("blake3", "sqlite3", "json", "traceback", "signal")
 _ROUNDS = 12  # the interpreter specialises code that has run some eight times
 
 
-class WarmUp(FlowSpec):
-    """A foreach over nothing of interest."""
+# A foreach over nothing of interest, as a user writes one.
+_PROGRAM = """
+from aflow import FlowSpec, Parameter, current, step
 
+class WarmUp(FlowSpec):
     @step
-    def start(self) -> None:
+    def start(self):
         self.xs = [0, 1]
         self.next(self.work, foreach="xs")
-
     @step
-    def work(self) -> None:
+    def work(self):
         self.y = self.input
         self.next(self.join)
-
     @step
-    def join(self, inputs: object) -> None:
+    def join(self, inputs):
         self.next(self.end)
-
     @step
-    def end(self) -> None:
-        """Nothing."""
+    def end(self):
+        pass
+
+if __name__ == "__main__":
+    WarmUp()
+"""
+_SOURCE = {"kind": "main", "file": "<aflow>", "module": "__main__", "name": "WarmUp", "argv": [""]}
 
 
 def warm_up() -> None:
@@ -57,18 +66,60 @@ def warm_up() -> None:
         importlib.import_module(name)
     for _ in range(_ROUNDS):
         threading._after_fork()  # type: ignore[attr-defined]  # what each fork does anyway
-    parameters = Manifest(step="_parameters").encode()
-    start = _spec("start", 1, encode_inputs(NoInputs()), {PARAMETERS_TASK: parameters})
-    context = RunContext("WarmUp", "0", 0, "", None, (), "", "", "process", 10)
-    blobs = BlobStore(MemoryStore())
+    kept = [*sys.argv], [*sys.path], sys.modules["__main__"]
+    host = _RehearsedHost()
     for _ in range(_ROUNDS):
-        runner = Runner(context, blobs, _no_metadata, SystemClock())
-        runner.definition = define(WarmUp)
-        opened = AttemptSpec.decode(start.encode())
-        manifest = runner.run(opened).manifest or b""
-        along = {PARAMETERS_TASK: parameters, 1: manifest}
+        host.rehearse()
+    sys.argv[:], sys.path[:], sys.modules["__main__"] = kept
+    set_launcher(_never)
+
+
+class _RehearsedHost(Host):
+    """Runs a program as a process of a task does, in this process."""
+
+    def __init__(self) -> None:
+        program = Program(_SOURCE, sys.path)
+        program.compile(_PROGRAM)
+        context = RunContext("WarmUp", "0", 0, "", None, (), "", "", "process", 10)
+        runner = Runner(context, BlobStore(MemoryStore()), _no_metadata, SystemClock())
+        graph = _graph()
+        request = Request(_SOURCE, [], None, False)
+        super().__init__(program, request, graph, runner, {}, (b"", b""), None)
+        self._parameters = Manifest(step="_parameters").encode()
+
+    def rehearse(self) -> None:
+        """Run the program, and two of its steps."""
+        self._entered, self._code = False, None
+        self._run_program(self._steps, lambda *message: None)
+
+    def _steps(self, flow: FlowSpec) -> int:
+        runner = self._runner
+        runner.instance = copies_of(flow)
+        start = _spec("start", 1, encode_inputs(NoInputs()), {PARAMETERS_TASK: self._parameters})
+        manifest = runner.run(AttemptSpec.decode(start.encode())).manifest or b""
+        along = {PARAMETERS_TASK: self._parameters, 1: manifest}
         work = _spec("work", 2, encode_inputs(FromTask(1)), along, split=1)
         runner.run(AttemptSpec.decode(work.encode())).message()
+        return 0
+
+
+def _graph() -> Graph:
+    places = {"start": "work", "work": "join", "join": "end", "end": ""}
+    nodes = {
+        name: Node(
+            name,
+            Kind.FOREACH if name == "start" else Kind.END if name == "end" else Kind.LINEAR,
+            is_join=name == "join",
+            next=(following,) if following else (),
+            foreach="xs" if name == "start" else None,
+        )
+        for name, following in places.items()
+    }
+    return Graph("WarmUp", "start", "end", connect(nodes, "start"))
+
+
+def _never(flow: FlowSpec) -> None:
+    raise AssertionError("a ground runs no flow")
 
 
 def _spec(

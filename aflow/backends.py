@@ -114,10 +114,11 @@ def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
     """The service's own metadata; or this folder's, registered there, where the service is
     Metaflow's."""
     from aflow.clock import SystemClock
-    from aflow.config import Settings, service_headers
+    from aflow.config import Settings
     from aflow.service.registering import RegisteringMetadata, Registry
+    from aflow.tokens import headers_for
 
-    registry = Registry(url, service_headers(), SystemClock())
+    registry = Registry(url, headers_for(url), SystemClock())
     if not registry.is_one():
         registry.close()
         return _own_service(url)
@@ -129,10 +130,10 @@ def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
 
 def _own_service(url: str) -> MetadataStore:
     from aflow.clock import SystemClock
-    from aflow.config import service_headers
     from aflow.metadata.service import ServiceMetadata
+    from aflow.tokens import headers_for
 
-    return ServiceMetadata(url, service_headers(), SystemClock())
+    return ServiceMetadata(url, headers_for(url), SystemClock())
 
 
 def open_queue(url: str) -> Queue:

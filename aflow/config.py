@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from aflow import ids
-from aflow.config_files import ConfigFile, files_of_profile
+from aflow.config_files import ConfigFile, files_of_profile, home_of_settings
 from aflow.errors import InvalidName, InvalidSetting
 
 FOLDER = ".aflow"
@@ -305,6 +305,11 @@ def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
 def _first(keys: Sequence[str], env: Mapping[str, str]) -> _Hit | None:
     sources = [_Source(env, "in the environment"), *_files(env, _walk_up(_working_directory()))]
     return next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
+
+
+def user_folder() -> Path:
+    """Where the user's own settings are: AFLOW_HOME, else `~/.aflowconfig`. It may not exist."""
+    return home_of_settings(os.environ)
 
 
 def service_headers(env: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -68,8 +68,10 @@ def files_of_profile(profile: str | None, env: Mapping[str, str]) -> list[Config
             f"{profile!r} cannot be the name of a profile: letters, digits and - _ . are allowed."
         )
     name = f"config_{profile}.json" if profile else "config.json"
-    homes = (
-        env.get("AFLOW_HOME") or "~/.aflowconfig",
-        env.get("METAFLOW_HOME") or "~/.metaflowconfig",
-    )
-    return [ConfigFile(Path(home).expanduser() / name) for home in homes]
+    metaflow = Path(env.get("METAFLOW_HOME") or "~/.metaflowconfig").expanduser()
+    return [ConfigFile(home / name) for home in (home_of_settings(env), metaflow)]
+
+
+def home_of_settings(env: Mapping[str, str]) -> Path:
+    """The folder of the user's own settings: AFLOW_HOME, else `~/.aflowconfig`."""
+    return Path(env.get("AFLOW_HOME") or "~/.aflowconfig").expanduser()

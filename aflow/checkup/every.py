@@ -24,8 +24,9 @@ from aflow.checkup.findings import (
     warn,
     worst,
 )
-from aflow.config import Settings, looked_up, service_headers, settings_files, without_password
+from aflow.config import Settings, looked_up, settings_files, without_password
 from aflow.errors import AflowError, InvalidSetting
+from aflow.tokens import headers_for
 from aflow.version import DISTRIBUTION, __version__
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def findings(clock: Clock) -> Iterator[Finding]:
     yield from _files()
     try:
         settings, aws = Settings.load(), AwsSettings.load()
-        headers = service_headers()
     except InvalidSetting as error:
         yield fail("settings", str(error), "Nothing else can be looked at before.")
         return
@@ -58,7 +58,7 @@ def findings(clock: Clock) -> Iterator[Finding]:
     clocks = Clocks(clock)
     if not missing:
         yield from _datastore(settings, clocks)
-        yield from _metadata(settings, headers, clocks)
+        yield from _metadata(settings, clocks)
         yield from _queue(settings)
         yield from _secrets(settings)
         yield from _aws(settings, aws, clocks)
@@ -170,13 +170,13 @@ def _datastore(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
         clocks.hear("S3", asking.date_of_store(url))
 
 
-def _metadata(settings: Settings, headers: dict[str, str], clocks: Clocks) -> Iterator[Finding]:
+def _metadata(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
     from aflow.backends import open_metadata
 
     try:
         url = settings.metadata_url
         if url.startswith("http"):
-            found, date = asking.service("metadata", url, headers)
+            found, date = asking.service("metadata", url, headers_for(url))
             clocks.hear("the metadata service", date)
             yield found
             return

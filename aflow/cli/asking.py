@@ -10,12 +10,14 @@ from threading import Event
 from typing import Any, NamedTuple
 from urllib import request
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import click
 
 from aflow.cli.options import option
-from aflow.config import looked_up, service_headers
+from aflow.config import looked_up
 from aflow.errors import CommandFailed, InvalidInput, ServerUnavailable
+from aflow.tokens import headers_for, is_this_machine
 from aflow.waiting import Waiting
 
 DEFAULT_SERVER = "http://127.0.0.1:8180"
@@ -129,14 +131,20 @@ def _answered(
     if not server.startswith(("http://", "https://")):
         raise InvalidInput(f"{server!r} is no address of a server: http(s)://host:port.")
     headers = {"Content-Type": type_, **(more or {})}
-    if key := service_headers().get("x-api-key"):
+    if key := headers_for(server).get("x-api-key"):
         headers["Authorization"] = f"Bearer {key}"
     url = server.rstrip("/") + path
     asked = request.Request(url, data=body, headers=headers, method=method)  # noqa: S310 -- http(s), as was checked
     try:
-        with request.urlopen(asked, timeout=_PATIENCE) as answer:  # noqa: S310
+        with _opener(server).open(asked, timeout=_PATIENCE) as answer:
             yield answer
     except HTTPError as error:
+        if 300 <= error.code < 400:
+            raise CommandFailed(
+                f"The server {server} redirects to {error.headers.get('Location', '')[:200]!r}. A "
+                "token is sent nowhere but to the address that was given: give that one with "
+                "--server, if it is the right one."
+            ) from error
         kind = ServerUnavailable if error.code in (502, 503, 504) else CommandFailed
         raise kind(f"The server {server} refuses: {_sentence(error)}") from error
     except (OSError, HTTPException, ValueError) as error:
@@ -145,6 +153,21 @@ def _answered(
             f"The server {server} does not answer ({why}): start one with `aflow server`, or name "
             "another with --server."
         ) from error
+
+
+class _NoRedirects(request.HTTPRedirectHandler):
+    """Redirects end in HTTPError: one that is followed would be sent the token, too."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow none."""
+        return
+
+
+def _opener(server: str) -> request.OpenerDirector:
+    handlers: list[request.BaseHandler] = [_NoRedirects()]
+    if is_this_machine(urlsplit(server).hostname or ""):
+        handlers.append(request.ProxyHandler({}))  # no proxy has to do with it, nor gets the token
+    return request.build_opener(*handlers)
 
 
 def _sentence(error: HTTPError) -> str:

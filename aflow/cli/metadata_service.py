@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,14 @@ from aflow.config import Settings
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
 
+_log = logging.getLogger("aflow.service")
+
 _HELP = """Serve metadata over HTTP, as Metaflow's own service does.
 
 An unmodified Metaflow uses it with METAFLOW_DEFAULT_METADATA=service and METAFLOW_SERVICE_URL.
-AFLOW_SERVICE_AUTH_KEY is the key that clients have to send (several: with commas between them).
+AFLOW_SERVICE_AUTH_KEY is the key that clients have to send (several: with commas between them), or
+tokens of `aflow token create`. Without either the service listens to this machine alone, and every
+user of the machine can read and change what it keeps.
 
 \b
   aflow metadata-service --metadata sqlite:///srv/metadata.db
@@ -55,6 +60,7 @@ def metadata_service(words: Sequence[str]) -> object:
 def _serve(metadata: str | None, host: str, port: int) -> None:
     from aflow import backends
     from aflow.clock import SystemClock
+    from aflow.service.auth import check_guarded
     from aflow.service.database import open_database
     from aflow.service.serve import serve
 
@@ -65,6 +71,12 @@ def _serve(metadata: str | None, host: str, port: int) -> None:
     try:
         store = _own_metadata(url, settings.durability)
         keys = settings.service_auth_keys
+        check_guarded(host, keys, store, anonymous=False)
+        if not keys:
+            _log.warning(
+                "Without AFLOW_SERVICE_AUTH_KEY or tokens every user of this machine can read and "
+                "change what is kept here."
+            )
         serve(database, SystemClock(), host, port, keys, store, click.echo, backends.store_to_copy)
     finally:
         database.close()

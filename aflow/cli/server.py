@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.logbook import keep_logbook
-from aflow.cli.options import option
+from aflow.cli.options import flag, option
 from aflow.config import Settings
 from aflow.errors import InvalidSetting
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 _HELP = """Take flows over HTTP (aflow submit), and run each in a process of its own.
 
-Listens to this machine alone; to listen elsewhere, there has to be a token that clients send: one
-of `aflow token create`, or those of AFLOW_SERVICE_AUTH_KEY (with commas between them). SIGTERM lets
+Clients send a token: one of `aflow token create`, or of AFLOW_SERVICE_AUTH_KEY (with commas between
+them). A server that listens to this machine alone, as it does unless told otherwise, needs none of
+these: it makes a token in ~/.aflowconfig, which your own commands send by themselves. SIGTERM lets
 runs end, for --grace seconds, and leaves those that go on then to the next server, or to another
 one with the same metadata.
 
@@ -28,7 +29,6 @@ one with the same metadata.
   aflow server
   AFLOW_SERVICE_AUTH_KEY=... aflow server --host 0.0.0.0 --port 8180
 """
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def server(words: Sequence[str]) -> object:
@@ -87,6 +87,11 @@ def server(words: Sequence[str]) -> object:
                 show_default=True,
                 help="Seconds after which a run fails that nobody could go on with.",
             ),
+            flag(
+                "--no-auth",
+                help="Ask for no token: every user of this machine, and every program that runs "
+                "on it, can run code as you.",
+            ),
             option("--tls-cert", metavar="FILE", help="Certificate for https, in PEM form."),
             option("--tls-key", metavar="FILE", help="Its private key, without a password."),
         ],
@@ -107,6 +112,7 @@ def _serve(
     max_runs: int,
     grace: float,
     recovery_timeout: float,
+    no_auth: bool,
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
@@ -132,29 +138,32 @@ def _serve(
     records = open_metadata(settings.metadata_url, settings.durability)
     settings.root.mkdir(parents=True, exist_ok=True)
     try:
-        _check_door(host, settings, records)
+        keys = _keys(host, settings, records, no_auth)
         routes = _metadata_routes(settings.metadata_url, settings.durability, records)
         place = _place(settings)
         place.prepare()
         runs = Runs(place, blobs, max_runs)
-        listen = Listen(host, port, settings.service_auth_keys, grace, tls, recovery_timeout)
+        listen = Listen(host, port, keys, grace, tls, recovery_timeout, anonymous=no_auth)
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
         serve(runs, blobs, records, listen, click.echo, routes, workers)
     finally:
         records.close()
 
 
-def _check_door(host: str, settings: Settings, records: Any) -> None:
+def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequence[str]:
+    """The keys that clients may send. Raises InvalidSetting where strangers would be answered."""
     from aflow import tokens
-    from aflow.metadata.documents import documents_of
+    from aflow.service.auth import check_guarded, is_loopback
 
-    kept = documents_of(records)
-    is_guarded = settings.service_auth_keys or (kept is not None and kept.documents(tokens.KIND))
-    if host not in _LOOPBACK and not is_guarded:
+    keys = settings.service_auth_keys
+    check_guarded(host, keys, records, anonymous=no_auth)
+    if no_auth and keys:
         raise InvalidSetting(
-            f"Whoever reaches {host} could run code here: make a token that clients have to send "
-            "(aflow token create NAME), set AFLOW_SERVICE_AUTH_KEY to one, or listen on 127.0.0.1."
+            "--no-auth asks for no token, but AFLOW_SERVICE_AUTH_KEY names some: leave one out."
         )
+    if no_auth or keys or not is_loopback(host):
+        return keys
+    return [tokens.local_token()]
 
 
 def _place(settings: Settings) -> Place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow import ids, package
@@ -23,12 +23,12 @@ from aflow.errors import (
     VersionConflict,
 )
 from aflow.runs.liveness import request_end
-from aflow.server.demands import demand, json_of, refusal
 from aflow.server.orders import order
 from aflow.server.routes import LARGEST_NUMBER, LARGEST_PAGE, LONGEST_WAIT, ROUTES
 from aflow.server.schedule_routes import ScheduleRoutes
 from aflow.server.streams import Streams, last_event
-from aflow.service.bodies import body_of
+from aflow.service.auth import Authenticator, Handler, attended, caller_of, refusal
+from aflow.service.bodies import body_of, check_type, json_of
 
 try:
     from aiohttp import web
@@ -37,13 +37,10 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
-    from aflow.server.door import Door
     from aflow.server.metrics import Metrics
     from aflow.server.runs import Runs
     from aflow.server.scheduling import Scheduling
     from aflow.storage.blobs import BlobStore
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _LARGEST_PACKAGE = 64 << 20
 _UPLOADS = 4  # packages that are in memory at once
@@ -59,13 +56,14 @@ def application(
     metadata: MetadataStore,
     metrics: Metrics,
     scheduling: Scheduling | None,
-    door: Door,
+    authenticator: Authenticator,
     watch: Callable[[str], object] | None = None,
 ) -> web.Application:
-    """The API, behind its door. `watch` is called with runs that have been asked to end."""
+    """The API, behind its authenticator. `watch` is called with runs that have been asked to
+    end."""
     api = _Api(runs, blobs, metadata, metrics, watch)
     apis = (api, ScheduleRoutes(scheduling, SystemClock()))
-    app = web.Application(middlewares=[metrics, _errors_answered, door])
+    app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
     for route in ROUTES:
         answers = next(each for each in apis if hasattr(each, route.name))
         app.router.add_route(route.method, route.path, getattr(answers, route.name))
@@ -100,6 +98,7 @@ class _Api:
         self._streams = Streams(metadata)
         self._uploads = asyncio.Semaphore(_UPLOADS)
         self._looking: asyncio.Task[Any] | None = None
+        self._looks: dict[str, asyncio.Task[RunRecord]] = {}
 
     async def close(self, _: web.Application) -> None:
         """Let nobody wait any longer."""
@@ -134,7 +133,7 @@ class _Api:
 
     async def add_package(self, request: web.Request) -> web.StreamResponse:
         """Keep a code package: the body is the archive; its key is said."""
-        demand(request, "application/x-tar")
+        check_type(request, "application/x-tar")
         async with self._uploads:
             data = await body_of(request, _LARGEST_PACKAGE)
             key = await asyncio.to_thread(self._kept, data)
@@ -168,7 +167,8 @@ class _Api:
         """A run; `wait` seconds at most are waited for its end."""
         flow, run = _named(request)
         if "wait" in request.query:
-            await self._wait(flow, run, _number(request, "wait", 0, LONGEST_WAIT))
+            seconds = _number(request, "wait", 0, LONGEST_WAIT)
+            await attended(request, self._wait(flow, run, seconds))
         here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
         record = await asyncio.to_thread(self._record, flow, run)
         steps = await asyncio.to_thread(self._metadata.progress, record.key)
@@ -180,11 +180,23 @@ class _Api:
         give_up_at = loop.time() + at_most
         await self._runs.wait(f"{flow}/{run}", at_most)
         while (left := give_up_at - loop.time()) > 0:  # it may go on elsewhere
-            record = await asyncio.to_thread(self._record, flow, run)
+            record = await self._seen(flow, run)
             if record.finished_at is not None:
                 return
             if await self._streams.rest(min(left, _LOOK)):
                 return
+
+    async def _seen(self, flow: str, run: str) -> RunRecord:
+        """The record of a run, not older than a look: one look for all who wait for the run."""
+        name = f"{flow}/{run}"
+        look = self._looks.get(name)
+        if look is None:
+            loop = asyncio.get_running_loop()
+            look = loop.create_task(asyncio.to_thread(self._record, flow, run))
+            look.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._looks[name] = look
+            loop.call_later(_LOOK, self._looks.pop, name, None)
+        return await asyncio.shield(look)
 
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:
         """The tasks of a run by number, those above `after`, with their latest attempts."""
@@ -238,7 +250,7 @@ class _Api:
             SystemClock.now(),
         )
         if outcome == "over":
-            return refusal(409, f"{flow}/{run} cannot be cancelled: it has ended.")
+            raise VersionConflict(f"{flow}/{run} cannot be cancelled: it has ended.")
         self._runs.cancel(f"{flow}/{run}")
         if outcome == "asked" and self._watch is not None:
             self._watch(f"{flow}/{run}")
@@ -306,14 +318,26 @@ _STATUSES: list[tuple[type[AflowError], int]] = [
 
 @web.middleware
 async def _errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal and failure is a sentence in JSON."""
+    """Every refusal and failure is a sentence in JSON. What has failed inside of the server is for
+    its log, and for those who may ask it something: strangers learn nothing of it."""
     try:
         return await handler(request)
+    except ConnectionResetError:  # the client has gone: nobody reads this
+        return web.Response(status=499)
     except web.HTTPException as said:  # of aiohttp: no such route, too large a body
         headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else {}
-        return refusal(said.status, said.reason, headers)
+        return refusal(said.status, said.reason, headers, ("error",))
     except AflowError as error:
         status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+        sentence = str(error)
         if status >= 500:
             _log.error("%s %s: %s", request.method, request.path, error)
-        return refusal(status, str(error))
+    except OSError as error:  # no descriptor left, a full disk
+        _log.error("%s %s: %s", request.method, request.path, error)
+        status, sentence = 503, f"The machine of the server refuses: {error.strerror}."
+    except Exception:  # noqa: BLE001 -- logged; the server goes on
+        _log.exception("%s %s", request.method, request.path)
+        status, sentence = 500, "The server failed unexpectedly: its log says more."
+    if status >= 500 and caller_of(request) is None:
+        sentence = "The server cannot answer now: its log says why."
+    return refusal(status, sentence, fields=("error",))

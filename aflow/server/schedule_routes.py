@@ -9,9 +9,9 @@ from aiohttp import web
 
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.server import schedules
-from aflow.server.demands import json_of
 from aflow.server.orders import fields_of, order_of
 from aflow.server.schedules import Schedule
+from aflow.service.bodies import json_of
 
 if TYPE_CHECKING:
     from aflow.clock import Clock

@@ -11,12 +11,11 @@ from aflow.clock import SystemClock
 from aflow.errors import InvalidSetting
 from aflow.metadata.documents import documents_of
 from aflow.server.app import application
-from aflow.server.door import Door
 from aflow.server.metrics import Metrics
 from aflow.server.scheduling import Scheduling
 from aflow.server.sharing import RECOVERY, Sharing
+from aflow.service.auth import Authenticator, is_loopback
 from aflow.service.listening import listening, settle
-from aflow.service.origins import LOOPBACK
 
 if TYPE_CHECKING:
     import ssl
@@ -32,8 +31,9 @@ Mount = Callable[["web.Application"], object]
 
 
 class Listen(NamedTuple):
-    """Where to listen, who may come in, how many seconds runs may still take at the end, and after
-    how many a run that cannot be taken up has failed."""
+    """Where to listen, the keys that clients may send (`anonymous`: they need none), how many
+    seconds runs may still take at the end, and after how many a run that cannot be recovered has
+    failed."""
 
     host: str
     port: int
@@ -41,6 +41,7 @@ class Listen(NamedTuple):
     grace: float
     tls: ssl.SSLContext | None = None
     recovery: float = RECOVERY
+    anonymous: bool = False
 
 
 def tls_context(cert: str, key: str) -> ssl.SSLContext:
@@ -100,8 +101,14 @@ async def _serve(
         scheduling = Scheduling(documents, metadata, runs, blobs, SystemClock())
     metrics = Metrics(runs, metadata, queue)
     sharing = Sharing(runs, metadata, SystemClock(), listen.recovery)
-    door = Door(listen.tokens, metadata, SystemClock(), is_local=listen.host in LOOPBACK)
-    app = application(runs, blobs, metadata, metrics, scheduling, door, sharing.watch)
+    authenticator = Authenticator(
+        listen.tokens,
+        metadata,
+        SystemClock(),
+        anonymous=listen.anonymous,
+        is_local=is_loopback(listen.host),
+    )
+    app = application(runs, blobs, metadata, metrics, scheduling, authenticator, sharing.watch)
     for mount in mounts:
         mount(app)
     try:

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from aflow import backends
-from aflow.errors import AflowError, InvalidInput, NotFound
+from aflow.errors import InvalidInput, NotFound
 from aflow.following import Following, TaskLine
 from aflow.scheduler.codec import decode_events
 from aflow.scheduler.messages import AttemptEnded, CancelRequested, Event, ItemsReady, RunStarted
 from aflow.scheduler.states import TERMINAL_RUN_STATES
+from aflow.service.auth import send_stream
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
@@ -34,8 +34,6 @@ _MOST = 100  # streams at once: each looks twice a second
 _PATIENCE = 60.0  # seconds that a client may leave what was sent unread
 _LONG = 500  # characters of an id that is sent with the last line alone of what is sent at once
 _LONGEST = 6000  # characters of an id that a client could send again
-
-_log = logging.getLogger("aflow.server")
 
 Last = tuple[int, int]  # a version of the journal, and how many events of it (0: all)
 
@@ -60,14 +58,20 @@ class Streams:
         except TimeoutError:
             return False
 
-    async def answer(self, request: web.Request, told: AsyncIterator[bytes]) -> web.StreamResponse:
+    async def answer(
+        self, request: web.Request, told: AsyncGenerator[bytes, None]
+    ) -> web.StreamResponse:
         """Answer with these events as they come. Raises HTTPServiceUnavailable for one stream too
         many."""
         if self._count >= _MOST:
             raise web.HTTPServiceUnavailable(reason=f"{_MOST} streams go on already.")
         self._count += 1
         try:
-            return await _answered(request, told)
+            response = web.StreamResponse(
+                headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+            )
+            await response.prepare(request)
+            return await send_stream(request, response, _write(response, told))
         finally:
             self._count -= 1
 
@@ -81,7 +85,7 @@ class Streams:
 
     async def lines(
         self, run: RunRecord, following: Following, *, follow: bool
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The output of a run: `line` events, and one `end` with its state."""
         silence = 0.0
         while True:
@@ -102,7 +106,7 @@ class Streams:
 
     async def happenings(
         self, run: RunRecord, after: Last, *, follow: bool
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The events of a run's journal after that one, and one `end`."""
         silence = 0.0
         while True:
@@ -130,25 +134,11 @@ class Streams:
         return event("end", {"state": now.state.value, "reason": now.reason})
 
 
-async def _answered(request: web.Request, told: AsyncIterator[bytes]) -> web.StreamResponse:
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
-    )
-    await response.prepare(request)
-    try:
+async def _write(response: web.StreamResponse, told: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(told):
         async for each in told:
             async with asyncio.timeout(_PATIENCE):
                 await response.write(each)
-    except ConnectionResetError:  # the client has enough
-        return response
-    except (TimeoutError, AflowError) as error:  # it reads nothing; or the metadata are away
-        # Too late for an answer that says so: it comes again, and goes on after the last id.
-        _log.warning("A stream of %s is cut off: %s", request.remote, str(error) or "nobody reads")
-        if request.transport is not None:
-            request.transport.abort()
-        return response
-    await response.write_eof()
-    return response
 
 
 def event(kind: str, data: Any, id_: str | None = None) -> bytes:

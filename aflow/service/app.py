@@ -22,6 +22,7 @@ from aflow.errors import (
     MissingExtra,
     RegistrationRefused,
 )
+from aflow.metadata.wire import WRITES
 from aflow.service import checks, flows
 from aflow.service.calls import answered
 from aflow.service.messages import CHUNK, SPOKEN, Answer, Asked, Lister
@@ -32,8 +33,15 @@ from aflow.service.routes import ROUTES, Route
 try:
     from aiohttp import web
 
-    from aflow.service.bodies import body_of
-    from aflow.service.keys import OWN_CALLS, Handler, Keys
+    from aflow.service.auth import (
+        OWN_CALLS,
+        Authenticator,
+        Handler,
+        caller_of,
+        refusal,
+        send_stream,
+    )
+    from aflow.service.bodies import body_of, check_json
 except ImportError as error:
     raise MissingExtra(
         "The metadata service needs aiohttp: install aflow-runtime[server]."
@@ -51,8 +59,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _VERSION_HEADER = "METADATA_SERVICE_VERSION"
-_LARGEST_JSON = 64 << 20
-_LARGEST_CALL = 256 << 20  # of aflow's own metadata: manifests of many tasks
+_LARGEST_JSON = 16 << 20
+# Of aflow's own metadata: a commit holds manifests of many tasks, a question numbers of tasks.
+_LARGEST_WRITE, _LARGEST_READ = 256 << 20, 1 << 20
 
 _log = logging.getLogger("aflow.service")
 
@@ -64,14 +73,16 @@ def application(
     store: MetadataStore | None = None,
     threads: int = 8,
     *,
+    anonymous: bool = True,
     is_local: bool = False,
     open_store: OpenStore | None = None,
 ) -> web.Application:
     """The service as an application of aiohttp. With `keys`, a request has to carry one of them, or
-    a token that `store` knows, as `x-api-key` or as bearer token; see Keys, also for `is_local`.
-    `store` is aflow's own metadata; the application closes it and the database. `open_store` opens
-    where its runs have their artifacts, for those who ask for values; see OwnRuns."""
-    app = web.Application(middlewares=[*_AROUND, Keys(keys, store, clock, is_local=is_local)])
+    a token that `store` knows: see Authenticator, also for `anonymous` and `is_local`. `store` is
+    aflow's own metadata; the application closes it and the database. `open_store` opens where its
+    runs have their artifacts, for those who ask for values; see OwnRuns."""
+    authenticator = Authenticator(keys, store, clock, anonymous=anonymous, is_local=is_local)
+    app = web.Application(middlewares=[*_AROUND, authenticator])
     mount(app, database, clock, store, threads, open_store)
     app.router.add_get("/openapi.json", _document)
 
@@ -132,7 +143,7 @@ class _Service:
             asked = Asked(
                 {kind: checks.path_name(kind, value) for kind, value in request.match_info.items()},
                 request.query,
-                await body_of(request, _LARGEST_JSON) if route.writes else b"",
+                await _json_of(request) if route.writes else b"",
                 self._clock.now(),
                 self._database.words,
             )
@@ -174,6 +185,11 @@ class _Service:
         response.headers[_VERSION_HEADER] = SPOKEN
         response.enable_compression()
         await response.prepare(request)
+        return await send_stream(request, response, self._write_list(response, listing, rows))
+
+    async def _write_list(
+        self, response: web.StreamResponse, listing: Lister, rows: Sequence[Any]
+    ) -> None:
         opening = b"["
         while rows:
             last = rows[-1][0] if len(rows) == CHUNK else None
@@ -185,27 +201,30 @@ class _Service:
                     partial(self._database.read, partial(listing.after, key=last))
                 )
         await response.write(b"]")
-        await response.write_eof()
-        return response
 
     async def own_call(self, request: web.Request) -> web.StreamResponse:
         """A call of aflow's own metadata."""
         if self._store is None:
             raise RegistrationRefused.of(501, "this service does not keep metadata of aflow itself")
-        asked = await body_of(request, _LARGEST_CALL)
-        frames = _OneByOne(answered(self._store, request.match_info["call"], asked))
+        call = request.match_info["call"]
+        asked = await body_of(request, _LARGEST_WRITE if call in WRITES else _LARGEST_READ)
+        frames = _OneByOne(answered(self._store, call, asked))
         try:
-            frame = await self._in_thread(frames.next)
+            first = await self._in_thread(frames.next)
             response = web.StreamResponse(headers={"Content-Type": "application/msgpack"})
             response.headers[_VERSION_HEADER] = SPOKEN
             await response.prepare(request)
-            while frame is not None:
-                await response.write(frame)
-                frame = await self._in_thread(frames.next)
-            await response.write_eof()
+            return await send_stream(request, response, self._write_frames(response, first, frames))
         finally:
             await self._in_thread(frames.close)
-        return response
+
+    async def _write_frames(
+        self, response: web.StreamResponse, first: bytes | None, frames: _OneByOne
+    ) -> None:
+        frame = first
+        while frame is not None:
+            await response.write(frame)
+            frame = await self._in_thread(frames.next)
 
     async def ping(self, _: web.Request) -> web.StreamResponse:
         """The process answers, and says whether it has the calls of aflow's own metadata."""
@@ -218,7 +237,8 @@ class _Service:
                 lambda: self._database.write(lambda session: session.rows("SELECT 1"))
             )
         except MetadataUnavailable as error:
-            return web.json_response({"status": "DOWN", "detail": str(error)}, status=503)
+            _log.error("The database does not answer: %s", error)
+            return web.json_response({"status": "DOWN"}, status=503)
         return web.json_response({"status": "UP"})
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -249,6 +269,13 @@ class _OneByOne:
             self._frames.close()
 
 
+async def _json_of(request: web.Request) -> bytes:
+    """The body, whatever type it says it has: clients of Metaflow do not always say it."""
+    data = await body_of(request, _LARGEST_JSON)
+    check_json(data)
+    return data
+
+
 @web.middleware
 async def _named_version(request: web.Request, handler: Handler) -> web.StreamResponse:
     response = await handler(request)
@@ -267,16 +294,22 @@ async def _errors_answered(request: web.Request, handler: Handler) -> web.Stream
     except RegistrationRefused as refused:
         return web.json_response(refused.body, status=refused.status)
     except web.HTTPException as said:  # of aiohttp: no such route, too large a body
-        headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else None
-        return web.json_response({"message": said.reason}, status=said.status, headers=headers)
+        headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else {}
+        return refusal(said.status, said.reason, headers, ("message",))
     except InvalidMessage as error:
-        return web.json_response({"message": str(error)}, status=400)
-    except MetadataUnavailable as error:
+        return refusal(400, str(error), fields=("message",))
+    except (MetadataUnavailable, OSError) as error:
         _log.error("%s %s: %s", request.method, request.path, error)
-        return web.json_response(_failure(503, "Service Unavailable", str(error)), status=503)
+        failure = _failure(503, "Service Unavailable", str(error))
     except AflowError as error:
         _log.error("%s %s: %s", request.method, request.path, error)
-        return web.json_response(_failure(500, "Internal Server Error", str(error)), status=500)
+        failure = _failure(500, "Internal Server Error", str(error))
+    except Exception:  # noqa: BLE001 -- logged; the service goes on
+        _log.exception("%s %s", request.method, request.path)
+        failure = _failure(500, "Internal Server Error", "the log of the service says more")
+    if caller_of(request) is None:  # strangers learn nothing of what is inside
+        failure["detail"] = "the log of the service says why"
+    return web.json_response(failure, status=failure["status"])
 
 
 _AROUND = (_named_version, _errors_answered)

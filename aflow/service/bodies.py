@@ -1,4 +1,4 @@
-"""Bodies of requests, of which nobody knows yet how large and how slow they are."""
+"""Request bodies: bounded in size, in time, and in what is made of them when they are decoded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import asyncio
 from aiohttp import web
 
 PATIENCE = 30.0  # seconds that any body may take
+LARGEST_JSON = 2 << 20  # bytes
 _SLOWEST = 128 << 10  # bytes a second of one that is large
+_CONTAINERS = 100_000  # arrays and objects of a body: each is a byte to send, and 60 to keep
+_VALUES = 1_000_000
 
 
 async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -> bytes:
@@ -32,3 +35,30 @@ async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -
     except web.RequestPayloadError as error:
         raise web.HTTPBadRequest(reason="The body is cut off, or not framed as it says.") from error
     return bytes(data)
+
+
+async def json_of(request: web.Request, most: int = LARGEST_JSON) -> bytes:
+    """A body that says it is JSON (415): that is required, since a page of another site cannot send
+    it without a preflight request. Raises what `body_of` and `check_json` raise."""
+    check_type(request, "application/json")
+    data = await body_of(request, most)
+    check_json(data)
+    return data
+
+
+def check_type(request: web.Request, type_: str) -> None:
+    """Refuse a body of another type (415)."""
+    if request.content_type != type_:
+        raise web.HTTPUnsupportedMediaType(reason=f"The body has to be {type_}.")
+
+
+def check_json(data: bytes) -> None:
+    """Refuse JSON of which far more objects would be made than its bytes (413). Characters inside
+    of texts count, too: the limits are far above what requests have."""
+    if (
+        data.count(b"[") + data.count(b"{") > _CONTAINERS
+        or data.count(b",") + data.count(b":") > _VALUES
+    ):
+        raise web.HTTPRequestEntityTooLarge(
+            _VALUES, reason="The body has too many values for one request."
+        )

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from aflow.service.app import application
+from aflow.service.auth import is_loopback
 from aflow.service.listening import listening, settle
-from aflow.service.origins import LOOPBACK
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -49,7 +49,7 @@ async def _serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     app = application(
-        database, clock, keys, store, is_local=host in LOOPBACK, open_store=open_store
+        database, clock, keys, store, is_local=is_loopback(host), open_store=open_store
     )
     async with listening(app, host, port, "metadata service") as taken:
         settle()

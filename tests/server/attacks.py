@@ -17,15 +17,15 @@ import msgpack
 from aflow.clock import SystemClock
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.server.app import application
-from aflow.server.door import Door
 from aflow.server.metrics import Metrics
 from aflow.server.runs import Place, Runs
 from aflow.service.app import mount
+from aflow.service.auth import OPEN, Authenticator
 from aflow.service.database import open_database
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 
-OPEN = frozenset({"/healthz", "/readyz", "/ping"})  # behind no door
+__all__ = ["OPEN"]
 
 
 class Route(NamedTuple):
@@ -52,8 +52,8 @@ def routes(folder: Path) -> list[Route]:
     """All of them, asked of the router of a server: a new one is attacked like the others."""
     metadata, blobs = SqliteMetadata(":memory:"), BlobStore(MemoryStore())
     runs = Runs(Place(folder, {}), blobs, 1)
-    door = Door([], metadata, SystemClock())
-    app = application(runs, blobs, metadata, Metrics(runs, metadata, None), None, door)
+    authenticator = Authenticator([], metadata, SystemClock())
+    app = application(runs, blobs, metadata, Metrics(runs, metadata, None), None, authenticator)
     mount(app, open_database("memory:", "process"), SystemClock(), metadata)
     found = [
         Route(each.method, each.resource.canonical)

@@ -49,7 +49,10 @@ class Daemon(Workspace):
         type_: str = "application/json",
         **headers: str,
     ) -> tuple[int, Any]:
-        """One request, with the path as it is: status and answer, read if it is JSON."""
+        """One request, with the path as it is: status and answer, read if it is JSON. It carries
+        the token of this user, unless it has another one, or names its Host."""
+        if not {"Authorization", "x_api_key", "Host"} & headers.keys():
+            headers["Authorization"] = f"Bearer {self.token}"
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
         try:
             connection.request(method, path, body, {"Content-Type": type_, **headers})
@@ -59,6 +62,16 @@ class Daemon(Workspace):
             return answer.status, json.loads(told) if is_json else told.decode()
         finally:
             connection.close()
+
+    @property
+    def token(self) -> str:
+        """That which a server makes at its first start, for the commands of its user."""
+        file = self.path / "home" / "server-token"
+        return file.read_text().strip() if file.exists() else ""
+
+    def start_aflow(self, *args: str, **env: str) -> subprocess.Popen[str]:
+        """Start `aflow ARGS` with settings of its own, and do not wait."""
+        return super().start_aflow(*args, **{"AFLOW_HOME": str(self.path / "home"), **env})
 
     def order(self, **fields: Any) -> tuple[int, Any]:
         """Ask for a run."""

@@ -96,10 +96,10 @@ class Guarded(Daemon):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A server for this machine alone, without tokens, that has a run."""
+    """A server for this machine alone, which asks for no token, that has a run."""
     daemon = Guarded(tmp_path_factory.mktemp("served"))
     daemon.write(FLOW)
-    daemon.begin()
+    daemon.begin("--no-auth")
     assert 0 == daemon.submit("flow.py", "--wait").code
     yield daemon
     assert 200 == daemon.ask("GET", "/readyz")[0]

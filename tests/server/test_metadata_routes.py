@@ -23,7 +23,7 @@ def guarded(folder: Daemon) -> Iterator[Daemon]:
 
 def test_clients_of_metaflow_and_of_aflow_use_its_metadata(guarded: Daemon) -> None:
     status, told = guarded.ask("POST", "/flows/F", WHO)
-    assert (401, ["error"]) == (status, list(told))
+    assert (401, ["error", "message"]) == (status, list(told))
     key = {"x-api-key": "token"}
 
     assert 200 == guarded.ask("POST", "/flows/F", WHO, **key)[0]

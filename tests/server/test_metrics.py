@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
-
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import Daemon
@@ -11,9 +9,8 @@ from tests.server.conftest import Daemon
 
 def figures(daemon: Daemon) -> dict[str, float]:
     """Every sample by name and labels, as Prometheus reads it."""
-    with urllib.request.urlopen(f"{daemon.url}/metrics", timeout=30) as answer:
-        assert "text/plain" in answer.headers["Content-Type"]
-        text = answer.read().decode()
+    status, text = daemon.ask("GET", "/metrics")
+    assert 200 == status
     families = [*text_string_to_metric_families(text)]
     assert all(each.documentation for each in families)
     return {

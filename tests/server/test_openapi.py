@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,8 +50,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def test_every_route_is_in_the_document(served: Daemon) -> None:
-    with urllib.request.urlopen(f"{served.url}/openapi.json", timeout=30) as answer:
-        paths = json.load(answer)["paths"]
+    paths = served.ask("GET", "/openapi.json")[1]["paths"]
     for route in ROUTES:
         assert paths[route.path][route.method.lower()]["summary"]
     assert "/flows/{flow_id}" in paths  # of the metadata service
@@ -62,12 +59,13 @@ def test_every_route_is_in_the_document(served: Daemon) -> None:
 @SCHEMA.include(path_regex=OURS).parametrize()
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
 def test_the_answers_are_those_of_the_document(served: Daemon, case: Any) -> None:
-    answer = case.call(base_url=served.url)
+    token = {"Authorization": f"Bearer {served.token}"}
+    answer = case.call(base_url=served.url, headers=token)
     assert 500 > answer.status_code
     case.validate_response(answer, checks=CHECKS)
     if "flow" in case.path_parameters and case.method != "DELETE":
         case.path_parameters.update(flow="Flow_", run=known_run(served))
-        case.call_and_validate(base_url=served.url, checks=CHECKS)
+        case.call_and_validate(base_url=served.url, headers=token, checks=CHECKS)
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=NAMES)

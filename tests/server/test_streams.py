@@ -212,10 +212,13 @@ def test_runs_and_status_of_a_server_are_shown_elsewhere(
     assert "succeeded" == gated.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
     elsewhere = Workspace(tmp_path_factory.mktemp("elsewhere"))
 
-    runs = elsewhere.finish(elsewhere.start_aflow("runs", AFLOW_SERVER=gated.url))
-    logs = elsewhere.finish(elsewhere.start_aflow("logs", run, AFLOW_SERVER=gated.url))
-    here = elsewhere.start_aflow("runs", "--server", "", AFLOW_SERVER=gated.url)
-    status = elsewhere.finish(elsewhere.start_aflow("status", "--server", gated.url))
+    home = {"AFLOW_HOME": str(gated.path / "home")}
+    there = {**home, "AFLOW_SERVER": gated.url}
+
+    runs = elsewhere.finish(elsewhere.start_aflow("runs", **there))
+    logs = elsewhere.finish(elsewhere.start_aflow("logs", run, **there))
+    here = elsewhere.start_aflow("runs", "--server", "", **there)
+    status = elsewhere.finish(elsewhere.start_aflow("status", "--server", gated.url, **home))
 
     assert (0, True) == (runs.code, run in runs.out), runs.err
     assert (0, True) == (logs.code, "past the gate" in texts(logs.out)), logs.err
@@ -227,6 +230,7 @@ def test_runs_and_status_of_a_server_are_shown_elsewhere(
 def events_of(daemon: Daemon, path: str, **headers: str) -> list[tuple[str, str, Any]]:
     """Kind, id and data of each event of a stream that ends."""
     connection = http.client.HTTPConnection(daemon.url.removeprefix("http://"), timeout=60)
+    headers["Authorization"] = f"Bearer {daemon.token}"
     connection.request("GET", path, headers=headers)
     body = connection.getresponse().read().decode()
     connection.close()

@@ -180,7 +180,7 @@ async def test_a_client_that_does_not_read_the_answer_is_cut_off() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 
-        await cut_off.wait()
+        assert await cut_off.wait()
 
         writer.close()
 

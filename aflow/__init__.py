@@ -10,6 +10,9 @@ from types import ModuleType
 
 import aflow.metadata as _metadata_package
 import aflow.queue as _queue_package
+from aflow.hidden import keep_hidden_by_main
+
+keep_hidden_by_main()  # before anything of aflow asks for a module of the program's name
 
 # Type checkers take this for typing.TYPE_CHECKING. Importing typing would cost as much as all
 # the rest of `import aflow` ten times over.

@@ -8,6 +8,11 @@ import sys
 def main() -> None:
     """Run the command line on sys.argv; leaves the program with its exit code."""
     from aflow import collector
+    from aflow.hidden import keep_importable
+
+    for word in sys.argv[1:]:  # `python -m aflow run queue.py`: the working folder is on sys.path
+        if word.endswith(".py"):
+            keep_importable(word.removesuffix(".py"), "")
 
     collector.seldom()
     from aflow.cli.main import run_program

@@ -21,6 +21,8 @@ def main() -> None:
     arguments."""
     control, parent = map(int, sys.argv[1:3])
     path = sys.path if sys.flags.safe_path else sys.path[1:]
+    # The user's folder is for tasks: a file there may have the name of a module that we import.
+    sys.path[:] = path
     connection = socket.socket(fileno=control)
     connection.set_inheritable(False)
     serve(connection, parent, path)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_INLINE = 8192  # bytes of log that ride in the attempt's record
 CHUNK = 1 << 20  # bytes after which a chunk is stored at once
 FLUSH = 1.0  # seconds after which whatever has come is stored
+FIRST_STATE = 1.0  # seconds until the state of a progress bar is shown
+NEXT_STATE = 5.0  # seconds between two states of it
 
 Line = tuple[float, int, bytes, bool]  # at, stream, text, whole
 Owner = tuple[int, int]  # task, attempt
@@ -38,13 +40,14 @@ class Kept(NamedTuple):
 
 
 class _Log:
-    __slots__ = ("buffer", "chunks", "splitters", "step")
+    __slots__ = ("buffer", "chunks", "show_at", "splitters", "step")
 
     def __init__(self, step: str, max_size: int) -> None:
         self.step = step
         self.splitters = (LineSplitter(), LineSplitter())
         self.buffer = LogBuffer(max_size)
         self.chunks = 0
+        self.show_at: list[float | None] = [None, None]  # when a progress bar is shown next
 
 
 class AttemptLogs:
@@ -82,7 +85,8 @@ class AttemptLogs:
     def feed(
         self, step: str, task: int, attempt: int, stream: int, at: float, chunk: bytes
     ) -> list[Line]:
-        """Take in what an attempt has written; the lines that are complete with it."""
+        """Take in what an attempt has written; the lines that are complete with it, and now and
+        then the state of a line that is written again and again, which is not kept."""
         log = self._logs.get((task, attempt))
         if log is None:
             log = self._logs[(task, attempt)] = _Log(step, self._max_size)
@@ -91,7 +95,20 @@ class AttemptLogs:
         lines = self._add(log, stream, at, log.splitters[stream].feed(chunk))
         if log.buffer.size >= CHUNK:
             self._store_chunk((task, attempt), log)
-        return lines
+        return lines + self._state(log, stream, at)
+
+    @staticmethod
+    def _state(log: _Log, stream: int, at: float) -> list[Line]:
+        state = log.splitters[stream].state
+        due = log.show_at[stream]
+        if not state:
+            log.show_at[stream] = None
+        elif due is None:  # a bar that is done at once need not be shown on its way
+            log.show_at[stream] = at + FIRST_STATE
+        elif at >= due:
+            log.show_at[stream] = at + NEXT_STATE
+            return [(at, stream, state, True)]
+        return []
 
     def _add(
         self, log: _Log, stream: int, at: float, texts: list[tuple[bytes, bool]]

@@ -40,11 +40,20 @@ class LogRecord(NamedTuple):
 
 
 class LineSplitter:
-    """Cuts what comes out of a pipe into lines, at newlines alone."""
+    """Cuts what comes out of a pipe into lines, at newlines alone.
+
+    Of a line that is written again and again after a carriage return, as progress bars do, the last
+    state counts."""
 
     def __init__(self, max_line: int = MAX_LINE) -> None:
         self._max_line = max_line
         self._rest = bytearray()
+        self._rewritten = False  # the line that has begun
+
+    @property
+    def state(self) -> bytes | None:
+        """What a line that is written again and again says now; None where none is."""
+        return bytes(self._rest).strip(b"\r") if self._rewritten else None
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
         """The lines that `data` completes, without newlines, each with True; pieces of
@@ -52,12 +61,15 @@ class LineSplitter:
         lines: list[tuple[bytes, bool]] = []
         first, *others = data.split(b"\n")
         self._rest += first
+        self._keep_last_state()
         self._cut(lines)
         if others:
             lines.append((bytes(self._rest), True))
             self._rest[:] = others.pop()
+            self._rewritten = False
             for line in others:
                 self._add(lines, line)
+            self._keep_last_state()
             self._cut(lines)
         return lines
 
@@ -69,7 +81,14 @@ class LineSplitter:
         self._rest.clear()
         return [(line, True)]
 
+    def _keep_last_state(self) -> None:
+        start = _last_state(self._rest)
+        if start:
+            del self._rest[:start]
+            self._rewritten = True
+
     def _add(self, lines: list[tuple[bytes, bool]], line: bytes) -> None:
+        line = line[_last_state(line) :]
         while len(line) > self._max_line:
             lines.append((line[: self._max_line], False))
             line = line[self._max_line :]
@@ -79,6 +98,14 @@ class LineSplitter:
         while len(self._rest) > self._max_line:
             lines.append((bytes(self._rest[: self._max_line]), False))
             del self._rest[: self._max_line]
+
+
+def _last_state(line: bytes | bytearray) -> int:
+    """Where the last state of a line begins. A carriage return at its end belongs to the newline,
+    or to a state that is still to come."""
+    if b"\r" not in line:
+        return 0
+    return line.rstrip(b"\r").rfind(b"\r") + 1
 
 
 class LogBuffer:

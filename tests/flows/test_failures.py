@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from aflow import client
 from aflow.scheduler.states import RunState
 from tests.flows.conftest import Workspace
 from tests.flows.test_decorators import one_step, states
@@ -76,6 +77,27 @@ def test_indentation_and_odd_bytes_of_printed_lines_are_kept(workspace: Workspac
         assert "\udcff\x00 odd" in ran.lines
         assert "no newline" in ran.lines
         assert "to stderr" in ran.lines
+
+
+def test_a_progress_bar_is_shown_now_and_then_and_kept_as_its_last_state(
+    workspace: Workspace,
+) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                for n in range(24):
+                    print(f"\\r{n}/23 rows", end="", file=sys.stderr, flush=True)
+                    time.sleep(0.1)
+                print(file=sys.stderr)
+    """)
+    ran = workspace.run()
+    shown = [line for line in ran.lines if "rows" in line]
+    assert "23/23 rows" == shown[-1]
+    assert 2 <= len(shown) < 24, "some states on the way, and the last one"
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    assert "23/23 rows\n" == client.Flow("Flow_").latest_run["start"].task.stderr
 
 
 def test_an_error_whose_text_is_no_text_is_shown_with_escapes(workspace: Workspace) -> None:

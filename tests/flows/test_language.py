@@ -45,6 +45,18 @@ def test_a_flow_of_one_step_starts_and_ends_with_it(workspace: Workspace) -> Non
     assert "just this" in ran.lines
 
 
+@pytest.mark.parametrize("name", ["queue", "json", "msgpack", "random", "concurrent"])
+def test_a_flow_file_may_be_named_like_a_module_that_is_needed(
+    workspace: Workspace, name: str
+) -> None:
+    workspace.write(LINEAR, f"{name}.py")
+    words = (["-m", "aflow", "run"], []), ([], ["run", "--isolation", "worker"])
+    for ahead, behind in words:
+        process = workspace._start([*ahead, f"{name}.py", "--no-pylint", *behind], {})
+        ran = workspace.finish(process)
+        assert "x is 2 times 3 alpha 0.01" in ran.lines, ran.out + ran.err
+
+
 @pytest.mark.parametrize("isolation", ["task", "worker"])
 def test_threads_of_a_step_see_its_task(workspace: Workspace, isolation: str) -> None:
     workspace.write("""

@@ -25,6 +25,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.errors import InvalidFlow, InvalidInput
+from aflow.hidden import keep_importable
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -286,6 +287,7 @@ def run_as_main(
     if module is not None:
         return _run_module(main, module, path, root or os.getcwd())
     folder = os.path.dirname(os.path.realpath(file))
+    keep_importable(os.path.basename(file).removesuffix(".py"), folder)
     sys.path[:] = path if sys.flags.safe_path else [folder, *path]
     _set_up(main, "__main__", file)
     sys.modules["__main__"] = main
@@ -296,6 +298,7 @@ def run_as_main(
 def _run_module(main: ModuleType, name: str, path: Sequence[str], root: str) -> ModuleType:
     import runpy  # what `-m` itself is
 
+    keep_importable(name.partition(".")[0], root)
     sys.modules["__main__"] = main
     sys.path[:] = path if sys.flags.safe_path else [root, *path]
     _, spec, code = runpy._get_module_details(name)  # type: ignore[attr-defined]

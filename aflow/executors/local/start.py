@@ -21,6 +21,8 @@ _PROGRAM = """\
 import sys
 module, own, *sys.argv[1:] = sys.argv[1:]
 path = sys.path[:]
+if not sys.flags.safe_path:
+    del sys.path[0]  # a file of the user's in the working folder may have the name of a module
 from importlib.util import find_spec
 found = find_spec("aflow")
 if found is None or found.origin is None or not found.origin.startswith(own):

@@ -24,8 +24,38 @@ BYTES = st.binary() | st.text(alphabet="ab\n\r\0\x1b").map(str.encode)
 # ------------------------------------------------------------------ lines
 
 
+@pytest.mark.parametrize(
+    ("printed", "line"),
+    [
+        (b"1/3\r2/3\r3/3\n", b"3/3"),
+        (b"\r1/3\r2/3 \r\n", b"2/3 \r"),
+        (b"of Windows\r\n", b"of Windows\r"),
+        (b"\r\r\n", b"\r\r"),
+        (b"a\rb\r\rc\n", b"c"),
+    ],
+)
+def test_of_a_line_that_is_written_again_the_last_state_is_kept(
+    printed: bytes, line: bytes
+) -> None:
+    assert [(line, True)] == LineSplitter().feed(printed)
+    splitter = LineSplitter()
+    found = [each for at in range(len(printed)) for each in splitter.feed(printed[at : at + 1])]
+    assert [(line, True)] == found
+    assert None is splitter.state
+
+
+def test_the_state_of_a_line_that_is_written_again_can_be_looked_at() -> None:
+    splitter = LineSplitter()
+    assert [] == splitter.feed(b"plain")
+    assert None is splitter.state
+    assert [] == splitter.feed(b"\r1/3\r2/3\r")
+    assert b"2/3" == splitter.state
+    assert [(b"2/3\r", True)] == splitter.finish()
+
+
 @given(st.lists(BYTES), st.integers(1, 20))
 def test_no_byte_is_lost_however_the_pipe_cuts(chunks: list[bytes], max_line: int) -> None:
+    chunks = [each.replace(b"\r", b"") for each in chunks]  # after which a line begins again
     splitter = LineSplitter(max_line)
     lines = [line for chunk in chunks for line in splitter.feed(chunk)] + splitter.finish()
     printed = b"".join(chunks)

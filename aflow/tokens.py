@@ -88,7 +88,12 @@ def tokens(store: Documents) -> list[Token]:
 def known(store: Documents, secret: str) -> Token | None:
     """The token that somebody shows; None where it is none. It is looked for by its digest: how
     long that takes tells nothing of the token."""
-    found = store.document(KIND, digest(secret))
+    return of_digest(store, digest(secret))
+
+
+def of_digest(store: Documents, digest: str) -> Token | None:
+    """The token with this digest; None where there is none, or not any more."""
+    found = store.document(KIND, digest)
     return None if found is None else _read(found)
 
 

@@ -59,8 +59,8 @@ _ORDER = _object(
 
 _SCHEDULE = _object(
     name=TEXT, flow=MAYBE_TEXT, cron=TEXT, timezone=TEXT, missed=TEXT, overlap=TEXT,
-    paused={"type": "boolean"}, parameters={"type": "object"}, next=_TIME, latest=MAYBE_TEXT,
-    said=TEXT, started={"type": "integer"}, skipped={"type": "integer"},
+    paused={"type": "boolean"}, created_by=TEXT, parameters={"type": "object"}, next=_TIME,
+    latest=MAYBE_TEXT, said=TEXT, started={"type": "integer"}, skipped={"type": "integer"},
 )  # fmt: skip
 _WANTED = _object(
     {

@@ -169,15 +169,19 @@ class Runs:
         if self._closed:
             return
         said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "aflow", "adopt", pathspec),
-            cwd=self._place.root,
-            stdin=DEVNULL,
-            stdout=DEVNULL,
-            stderr=said,
-            env=self._place.environment,
-            start_new_session=True,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "aflow", "adopt", pathspec),
+                cwd=self._place.root,
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=said,
+                env=self._place.environment,
+                start_new_session=True,
+            )
+        except BaseException:
+            said.close()
+            raise
         _log.info("%s was left by its coordinator: process %d goes on.", pathspec, process.pid)
         self._last_words.pop(pathspec, None)
         self._processes[pathspec] = process

@@ -11,6 +11,7 @@ from aflow.errors import InvalidInput, InvalidSetting
 from aflow.server import schedules
 from aflow.server.orders import fields_of, order_of
 from aflow.server.schedules import Schedule
+from aflow.service.auth import caller_of
 from aflow.service.bodies import json_of
 
 if TYPE_CHECKING:
@@ -50,9 +51,14 @@ class ScheduleRoutes:
         if order_of(order).flow is None:
             raise InvalidInput("'run' has to name its 'flow'.")
         name, now = request.match_info["name"], self._clock.now()
+        caller = caller_of(request)
+        by = {
+            "token": caller and caller.token and caller.token.digest,
+            "created_by": "" if caller is None else caller.name,
+        }
 
         def put() -> dict[str, Any]:  # when it is due may take a while to find
-            schedule = schedules.new(name, {**fields, "order": order}, now)
+            schedule = schedules.new(name, {**fields, "order": order, **by}, now)
             self._kept.put(schedule)
             return self._told(schedule)
 
@@ -97,6 +103,7 @@ class ScheduleRoutes:
             "missed": schedule.missed,
             "overlap": schedule.overlap,
             "paused": schedule.paused,
+            "created_by": schedule.created_by,
             "parameters": order.get("parameters", {}),
             "next": schedules.upcoming(schedule, self._clock.now()),
             "latest": schedule.latest,

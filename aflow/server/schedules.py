@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KIND = "schedule"
 ON_TIME = 60.0  # seconds after its time until which a tick is not called missed
 LONGEST_AGO = 3653 * 86400.0  # seconds before which no tick was missed
+LATEST = 253402300800.0  # the end of the year 9999: no clock says more
 MOST_MISSED = 100  # ticks that are made up for with missed="all": the latest of them
 
 Missed = Literal["latest", "skip", "all"]
@@ -46,6 +47,8 @@ class Schedule:
     said: str = ""  # of the last tick, where it started nothing
     started: int = 0
     skipped: int = 0
+    token: str | None = None  # digest of the one that created it; None for a key of the settings
+    created_by: str = ""
     known: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of a later version
 
     def encode(self) -> bytes:
@@ -62,11 +65,32 @@ def read(document: Document) -> Schedule:
         fields = json.loads(document.data)
         ours = {key: value for key, value in fields.items() if key in Schedule.__slots__}
         later = {key: value for key, value in fields.items() if key not in Schedule.__slots__}
-        return Schedule(name=document.name, known=later, **ours)
-    except (ValueError, TypeError) as error:
+        schedule = Schedule(name=document.name, known=later, **ours)
+        if not _is_sound(schedule):
+            raise ValueError("a field is of another kind")
+    except (ValueError, TypeError, AttributeError) as error:
         raise MetadataUnavailable(
             f"The schedule {document.name} is damaged: delete it, and create it again."
         ) from error
+    return schedule
+
+
+def _is_sound(schedule: Any) -> bool:
+    """Whether each field is of its kind: nothing has checked what is in the records."""
+    texts = (schedule.cron, schedule.said, schedule.created_by)
+    maybe = (schedule.timezone, schedule.latest, schedule.token)
+    return (
+        all(isinstance(each, str) for each in texts)
+        and all(each is None or isinstance(each, str) for each in maybe)
+        and isinstance(schedule.order, dict)
+        and isinstance(schedule.done_until, int | float)
+        and 0 <= schedule.done_until < LATEST
+        and schedule.missed in get_args(Missed)
+        and schedule.overlap in get_args(Overlap)
+        and isinstance(schedule.paused, bool)
+        and isinstance(schedule.started, int)
+        and isinstance(schedule.skipped, int)
+    )
 
 
 def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
@@ -93,6 +117,8 @@ def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
         zone,
         _one_of("missed", fields.get("missed", "latest"), get_args(Missed)),
         _one_of("overlap", fields.get("overlap", "skip"), get_args(Overlap)),
+        token=fields.get("token"),
+        created_by=fields.get("created_by", ""),
     )
 
 

@@ -9,7 +9,16 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aflow.errors import AflowError, CodePackageError, CoordinatorFull, NotFound, VersionConflict
+from aflow import tokens
+from aflow.errors import (
+    AflowError,
+    CodePackageError,
+    CoordinatorFull,
+    MetadataUnavailable,
+    NotFound,
+    StoreUnavailable,
+    VersionConflict,
+)
 from aflow.runs.liveness import end_left_run, is_driven, left_for, request_end
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.server import schedules
@@ -73,7 +82,7 @@ class Scheduling:
                 else:
                     found.append((schedule, document.version, come))
                     self._keep_again(schedule)
-        except AflowError as error:  # the metadata are away, say
+        except (AflowError, OSError) as error:  # the metadata are away; no descriptor is left
             _log.warning("Schedules cannot be looked at: %s", error)
         return [each for each in found if each[2]]
 
@@ -91,8 +100,14 @@ class Scheduling:
         return schedules.read(document)
 
     def all(self) -> list[Schedule]:
-        """All schedules, by name. Blocks."""
-        return [schedules.read(each) for each in self._documents.documents(schedules.KIND)]
+        """All schedules that can be read, by name. Blocks."""
+        found = []
+        for document in self._documents.documents(schedules.KIND):
+            try:
+                found.append(schedules.read(document))
+            except MetadataUnavailable as error:  # the others are shown all the same
+                _log.warning("%s", error)
+        return found
 
     def put(self, schedule: Schedule) -> None:
         """Write a schedule, in the place of one of the same name, whose last run stays known.
@@ -166,8 +181,10 @@ class Scheduling:
                 schedule = after
         except VersionConflict:  # another server has seen to it, or somebody has changed it
             return
-        except AflowError as error:  # the metadata are away, say
+        except (AflowError, OSError) as error:  # the metadata are away; no descriptor is left
             _log.warning("The schedule %s cannot be seen to: %s", schedule.name, error)
+        except Exception:  # noqa: BLE001 -- logged; other schedules go on
+            _log.exception("The schedule %s cannot be seen to.", schedule.name)
         finally:
             self._busy.discard(schedule.name)
 
@@ -183,11 +200,21 @@ class Scheduling:
                 return schedules.seen_to(schedule, tick, None, said)
             if goes_on:
                 await asyncio.to_thread(self._cancel, schedule.latest)
+        if not await asyncio.to_thread(self._may_run, schedule):
+            said = (
+                f"The token {schedule.created_by}, which created this schedule, was revoked or has "
+                "expired: create the schedule again."
+            )
+            _log.warning("The schedule %s starts no run: %s", schedule.name, said)
+            return schedules.seen_to(schedule, tick, None, said)
         run = schedules.run_id(schedule, tick)
         more = [f"--tag=schedule:{schedule.name}", f"--run-id={run}"]
         try:
             pathspec = await self._runs.begin(order_of(schedule.order, more))
-        except CoordinatorFull:
+        except (CoordinatorFull, StoreUnavailable):
+            return None
+        except OSError as error:  # no descriptor, no memory, no room on the disk: it is tried again
+            _log.warning("The schedule %s cannot start its run: %s", schedule.name, error)
             return None
         except AflowError as error:
             there = await asyncio.to_thread(self._there, schedule, run)
@@ -196,6 +223,14 @@ class Scheduling:
             _log.error("The schedule %s could not start its run: %s", schedule.name, error)
             return schedules.seen_to(schedule, tick, None, str(error))
         return schedules.seen_to(schedule, tick, pathspec)
+
+    def _may_run(self, schedule: Schedule) -> bool:
+        """Whether the token that created the schedule is still valid: whoever may submit no more
+        may not have submitted for ever."""
+        if schedule.token is None:
+            return True
+        token = tokens.of_digest(self._documents, schedule.token)
+        return token is not None and token.allows(True, self._clock.now())
 
     def _there(self, schedule: Schedule, run: str) -> str | None:
         flow = str(schedule.order.get("flow"))

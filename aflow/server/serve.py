@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.clock import SystemClock
-from aflow.errors import InvalidSetting
+from aflow.errors import AflowError, InvalidSetting
 from aflow.metadata.documents import documents_of
 from aflow.server.app import application
 from aflow.server.metrics import Metrics
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 Mount = Callable[["web.Application"], object]
+Loop = Callable[[], Coroutine[Any, Any, None]]
+
+_LONGEST_PAUSE = 60.0  # seconds until a background task that failed begins again
+
+_log = logging.getLogger("aflow.server")
 
 
 class Listen(NamedTuple):
@@ -116,19 +122,43 @@ async def _serve(
             scheme = "http" if listen.tls is None else "https"
             settle()
             say(f"Server on {scheme}://{listen.host}:{port}")
-            beside = [sharing.look_on(), metrics.watch()]
+            loops: dict[str, Loop] = {"recovery of runs": sharing.look_on, "metrics": metrics.watch}
             if scheduling is not None:
-                beside.append(scheduling.look_on())
-            await _until(stop, beside)
-            await runs.close(listen.grace, hurry)
+                loops["schedules"] = scheduling.look_on
+            try:
+                await run_until(stop, loops)
+            finally:
+                await runs.close(listen.grace, hurry)
     finally:
         await metrics.close()
 
 
-async def _until(stop: asyncio.Event, beside: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Do this until it is time to stop. What it raises is raised."""
+async def run_until(stop: asyncio.Event, loops: Mapping[str, Loop], pause: float = 1.0) -> None:
+    """Keep the background tasks going until it is time to stop. One that fails is logged, and
+    begins again. Raises AflowError where one has ended all the same: a server that does only a part
+    of its work has to be started again, by whatever started it."""
     async with asyncio.TaskGroup() as group:
-        doing = [group.create_task(each) for each in beside]
-        await stop.wait()
-        for each in doing:
+        doing = {
+            group.create_task(_kept_going(name, loop, pause)): name for name, loop in loops.items()
+        }
+        stopping = group.create_task(_set(stop))
+        done, _ = await asyncio.wait([stopping, *doing], return_when=asyncio.FIRST_COMPLETED)
+        for each in (stopping, *doing):
             each.cancel()
+    if stopping not in done:
+        ended = ", ".join(doing[each] for each in done)
+        raise AflowError(f"A background task of the server has ended ({ended}): it stops.")
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _kept_going(name: str, loop: Loop, pause: float) -> None:
+    while True:
+        try:
+            await loop()
+        except Exception:  # noqa: BLE001 -- logged; the server goes on without
+            _log.exception("The background task for %s failed; it begins again.", name)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)

@@ -211,7 +211,8 @@ async def test_a_run_whose_file_never_ends_is_killed(tmp_path: Path) -> None:
         await runs.begin(order)
 
     assert runs.has_room
-    assert [] == processes_in(tmp_path / "server" / "code" / order.package)
+    while processes_in(tmp_path / "server" / "code" / order.package):
+        await asyncio.sleep(0)  # those that it has started end right after it
 
 
 async def test_a_run_that_is_not_to_begin_after_all_leaves_no_process(tmp_path: Path) -> None:

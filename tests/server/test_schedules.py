@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import select
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -168,3 +169,21 @@ def test_a_run_that_cannot_begin_is_told_and_not_tried_for_ever(scheduled: Daemo
 
     assert "alpha" in told["said"]
     assert [] == scheduled.ask("GET", "/v1/runs")[1]["runs"]
+
+
+def test_a_schedule_ends_with_the_token_that_created_it(scheduled: Daemon) -> None:
+    made = scheduled.finish(scheduled.start_aflow("token", "create", "ci")).out.strip()
+    ran = scheduled.call("schedule", "create", "flow.py", AFLOW_SERVICE_AUTH_KEY=made)
+    assert 0 == ran.code, ran.err
+    assert "ci" == scheduled.ask("GET", "/v1/schedules/Flow_")[1]["created_by"]
+    with closing(SqliteMetadata(scheduled.path / ".aflow" / "metadata.db")) as store:
+        document = store.document(schedules.KIND, "Flow_")
+        assert document is not None
+        early = replace(schedules.read(document), done_until=0.0)
+        assert 0 == scheduled.finish(scheduled.start_aflow("token", "revoke", "ci")).code
+        store.put_document(schedules.KIND, "Flow_", early.encode(), document.version)
+
+    told = until(scheduled, "Flow_", lambda told: told["skipped"] > 0)
+
+    assert "The token ci, which created this schedule, was revoked" in told["said"]
+    assert (0, None) == (told["started"], told["latest"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -84,3 +85,16 @@ def test_what_cannot_be_a_schedule_is_refused(fields: dict[str, Any]) -> None:
 def test_names_that_cannot_be_are_refused(name: Any) -> None:
     with pytest.raises(InvalidInput):
         new(name, {"cron": "0 * * * ? *", "order": {}}, NOON)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"cron": 5}, {"order": []}, {"order": None}, {"done_until": "now"}, {"done_until": 1e300},
+        {"latest": 3}, {"missed": []}, {"overlap": "never"}, {"paused": "no"}, {"token": 1},
+    ],
+)  # fmt: skip
+def test_a_schedule_with_an_odd_field_is_damaged_and_not_run(odd: dict[str, Any]) -> None:
+    data = json.dumps({**json.loads(HOURLY.encode()), **odd}).encode()
+    with pytest.raises(MetadataUnavailable, match="is damaged"):
+        read(Document("hourly", 1, data))

@@ -7,6 +7,8 @@ Every key K is looked up as AFLOW_K, then as METAFLOW_K, in each of these places
 3. `config.json` (`config_<profile>.json` with AFLOW_PROFILE) in $AFLOW_HOME or `~/.aflowconfig`,
 4. the same in $METAFLOW_HOME or `~/.metaflowconfig`.
 
+A folder that is found by walking up is used only if nobody else can have filled it
+(AFLOW_SAFE_DIRECTORIES names exceptions), and an address of one file never gets a key of another.
 A value that is empty counts as not set. This is the only module that reads the environment.
 """
 
@@ -20,11 +22,14 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from aflow import ids
 from aflow.config_files import ConfigFile, files_of_profile, home_of_settings
-from aflow.errors import InvalidName, InvalidSetting
+from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
+from aflow.own_folders import refuse_foreign
 
 FOLDER = ".aflow"
 PACKAGE_SUFFIXES = (".py", ".R", ".RDS")
 _PREFIXES = ("AFLOW_", "METAFLOW_")
+_ENVIRONMENT = "in the environment"
+_ADDRESSES = ("SERVICE_URL", "SERVICE_INTERNAL_URL", "SERVER", "DEFAULT_METADATA")
 _METADATA_URLS = ("postgresql://", "postgres://", "http://", "https://", "sqlite:///")
 _FALSE = frozenset({"0", "false", "no", "off"})
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -92,17 +97,20 @@ class Settings:
     ) -> Settings:
         """Read the settings. `overrides` name fields and win over all; None leaves a field alone.
 
-        Raises InvalidSetting, naming key, value, place and what is allowed.
+        Raises InvalidSetting, naming key, value, place and what is allowed, or the `.aflow` that
+        somebody else may have filled.
         """
         env = os.environ if env is None else env
         base = _working_directory() if cwd is None else Path(cwd).absolute()
-        found = _walk_up(base)
-        sources = [_Source(env, "in the environment"), *_files(env, found)]
+        found = _walk_up(base, env)
+        sources = [_Source(env, _ENVIRONMENT), *_files(env, found)]
         values: dict[str, Any] = {}
         for name, (keys, parse) in _FIELDS.items():
             hit = _override(name, overrides) or _look_up(sources, keys)
             if hit is not None:
                 values[name] = parse(hit)
+        if overrides.get("queue") is None:
+            _refuse_strangers(_look_up(sources, ("QUEUE",)), _look_up(sources, ("SIGNING_KEY",)))
         unknown = overrides.keys() - _FIELDS.keys()
         if unknown:
             raise TypeError(f"Settings.load() takes no {', '.join(sorted(unknown))}")
@@ -266,7 +274,7 @@ def configs_in_environment(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The files and the values of configs that AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE give,
     each a JSON object by name (METAFLOW_... are read, too). Raises InvalidSetting."""
-    sources = [_Source(os.environ if env is None else env, "in the environment")]
+    sources = [_Source(os.environ if env is None else env, _ENVIRONMENT)]
     found = []
     for key in ("FLOW_CONFIG", "FLOW_CONFIG_VALUE"):
         hit = _look_up(sources, (key,))
@@ -303,7 +311,7 @@ def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
 
 
 def _first(keys: Sequence[str], env: Mapping[str, str]) -> _Hit | None:
-    sources = [_Source(env, "in the environment"), *_files(env, _walk_up(_working_directory()))]
+    sources = [_Source(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
     return next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
 
 
@@ -312,15 +320,39 @@ def user_folder() -> Path:
     return home_of_settings(os.environ)
 
 
-def service_headers(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What every request to a metadata service carries: AFLOW_SERVICE_HEADERS, a JSON object, and
-    AFLOW_SERVICE_AUTH_KEY as `x-api-key`. Raises InvalidSetting."""
+def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What every request to a server or metadata service at this address carries:
+    AFLOW_SERVICE_HEADERS, a JSON object, and AFLOW_SERVICE_AUTH_KEY as `x-api-key`.
+
+    Raises InvalidSetting, also where the address is in one file and the key is in another: whoever
+    wrote the first one (a cloned project, say) would get the key of the second.
+    """
     env = os.environ if env is None else env
-    sources = [_Source(env, "in the environment"), *_files(env, _walk_up(_working_directory()))]
+    sources = [_Source(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
     headers = _look_up(sources, ("SERVICE_HEADERS",))
     key = _look_up(sources, ("SERVICE_AUTH_KEY",))
+    named = (_look_up(sources, (each,)) for each in _ADDRESSES)
+    hit = next((each for each in named if each and _same_address(each.value, address)), None)
+    for secret in (headers, key):
+        _refuse_strangers(hit, secret)
     found = {} if headers is None else {str(k): str(v) for k, v in _mapping(headers).items()}
     return found if key is None else {**found, "x-api-key": next(iter(_keys(key)), "")}
+
+
+def _refuse_strangers(address: _Hit | None, secret: _Hit | None) -> None:
+    """Raises InvalidSetting for an address of one file and a secret of another one."""
+    if address is None or secret is None or address.place == secret.place:
+        return
+    if _ENVIRONMENT not in (address.place, secret.place):
+        raise InvalidSetting(
+            f"{address.key} {address.place} does not get the {secret.key} {secret.place}: a secret "
+            "goes only to an address of the same file. Write both into one file, or set one of "
+            "them in the environment."
+        )
+
+
+def _same_address(value: object, address: str) -> bool:
+    return isinstance(value, str) and value.rstrip("/") == address.rstrip("/")
 
 
 def _mapping(hit: _Hit) -> dict[str, Any]:
@@ -541,12 +573,18 @@ def _working_directory() -> Path:
         ) from error
 
 
-def _walk_up(base: Path) -> Path | None:
-    """The nearest `.aflow` folder in `base` or above it."""
-    # os.path.isdir, since it answers False (and does not raise) where it may not look.
-    return next(
-        (each / FOLDER for each in (base, *base.parents) if os.path.isdir(each / FOLDER)), None
-    )
+def _walk_up(base: Path, env: Mapping[str, str]) -> Path | None:
+    """The nearest `.aflow` folder in `base` or above it. Raises InvalidSetting where somebody else
+    may have filled it: nobody has asked for it by its name."""
+    for each in (base, *base.parents):
+        # os.path.isdir, since it answers False (and does not raise) where it may not look.
+        if os.path.isdir(each / FOLDER):
+            try:
+                refuse_foreign(each / FOLDER, env)
+            except UnsafeFolder as error:
+                raise InvalidSetting(str(error)) from error
+            return each / FOLDER
+    return None
 
 
 def _root(
@@ -579,7 +617,7 @@ def settings_files(env: Mapping[str, str] | None = None) -> list[ConfigFile]:
     """The files that settings are looked up in, the first before the others; they may be absent.
     Raises InvalidSetting for a name of a profile that is none."""
     env = os.environ if env is None else env
-    return _all_files(env, _walk_up(_working_directory()))
+    return _all_files(env, _walk_up(_working_directory(), env))
 
 
 def _all_files(env: Mapping[str, str], found: Path | None) -> list[ConfigFile]:
@@ -610,7 +648,7 @@ def _user_of_the_machine(env: Mapping[str, str]) -> str:
     for key in ("SUDO_USER", "USERNAME", "USER"):
         name = env.get(key)
         if name and name != "root":
-            return _user(_Hit(key, name, "in the environment"))
+            return _user(_Hit(key, name, _ENVIRONMENT))
     import pwd
 
     try:

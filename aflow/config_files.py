@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aflow.errors import InvalidSetting
+from aflow.own_folders import make_private
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class ConfigFile:
 
         text = json.dumps(dict(sorted(values.items())), indent=2) + "\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(self.path.parent)
             descriptor, made = tempfile.mkstemp(dir=self.path.parent)  # with mode 600
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)

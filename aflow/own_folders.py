@@ -11,8 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -72,6 +71,64 @@ def _check(path: Path, found: os.stat_result) -> None:
         )
 
 
+def make_private(path: Path) -> None:
+    """Make a folder that may hold secrets, with mode 0700, and those above it as they are usually
+    made; a new `.aflow` is kept from git. One that is there stays as it is. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.mkdir(path, PRIVATE)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    else:
+        keep_from_git(path)
+
+
+def refuse_foreign(path: Path, env: Mapping[str, str]) -> None:
+    """Nothing for a folder that only the user (or root) can have filled: what is in it decides
+    which code runs. Raises UnsafeFolder where it, or the link to it, belongs to somebody else, or
+    where others may write to it, unless AFLOW_SAFE_DIRECTORIES in `env` names it or its parent (or
+    is `*`). Under sudo the user is the one who called sudo, too."""
+    try:
+        found = (os.lstat(path), os.stat(path))
+    except OSError:
+        return  # gone, or not to be looked at: whoever opens it says so
+    trusted = {os.geteuid(), 0}
+    caller = env.get("SUDO_UID", "")
+    if os.geteuid() == 0 and caller.isascii() and caller.isdecimal():
+        trusted.add(int(caller))
+    owner = next((each.st_uid for each in found if each.st_uid not in trusted), None)
+    mode = stat.S_IMODE(found[1].st_mode)
+    if owner is None and not (mode & stat.S_IWOTH or (mode & stat.S_IWGRP and _shares(found[1]))):
+        return
+    listed = (env.get("AFLOW_SAFE_DIRECTORIES") or "").split(os.pathsep)
+    safe = {os.path.realpath(os.path.expanduser(each)) for each in listed if each}
+    if "*" in listed or safe & {os.path.realpath(path), os.path.realpath(path.parent)}:
+        return
+    if owner is not None:
+        why, repair = f"belongs to another user (uid {owner})", ""
+    else:
+        why, repair = f"lets others write to it (mode {mode:o})", f"chmod go-w {path}, or "
+    raise UnsafeFolder(
+        f"The folder {path} {why} and is not used: what is in it decides which code runs. If you "
+        f"trust them, {repair}set AFLOW_SAFE_DIRECTORIES={path.parent}; or name another folder "
+        "(--datastore-root)."
+    )
+
+
+def _shares(found: os.stat_result) -> bool:
+    """Whether the group of a file has, or may have, others than the user in it."""
+    import grp
+    import pwd
+
+    try:
+        group, user = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid)
+    except KeyError:  # of another machine: nobody knows who is in it
+        return True
+    # The group that many systems make for each user alone: umask 002 is usual there.
+    return group.gr_name != user.pw_name or bool(set(group.gr_mem) - {user.pw_name})
+
+
 def runtime_folder(*names: str) -> Path:
     """The folder `names` inside of the user's folder for sockets and the like, which is of this
     machine and may be gone after a restart: `aflow` in XDG_RUNTIME_DIR (or /run/user/UID) where
@@ -104,6 +161,8 @@ def keep_from_git(folder: str | Path) -> None:
 
 
 def _base() -> Path:
+    import tempfile  # it takes a while, and most programs need no such folder
+
     user = os.geteuid()
     session = os.environ.get("XDG_RUNTIME_DIR")  # noqa: TID251 -- the session's, no setting of ours
     for place in (session, f"/run/user/{user}"):

@@ -163,7 +163,7 @@ def headers_for(url: str) -> dict[str, str]:
     """What requests of this program to the server or service at this address carry: the key of the
     settings; without one, the local token, if a server of this user listens there. Raises
     InvalidSetting."""
-    headers = service_headers()
+    headers = service_headers(url)
     if "x-api-key" not in headers:
         parts = urlsplit(url)
         if is_this_machine(parts.hostname or "") and _is_own_server(parts.port or 80):

@@ -106,7 +106,11 @@ def _namesake() -> Iterator[Finding]:
 def _files() -> Iterator[Finding]:
     """The files of settings, and keys in them that do nothing."""
     read: list[str] = []
-    for file in settings_files():
+    try:
+        files = settings_files()
+    except InvalidSetting:  # it is said where all settings are read
+        return
+    for file in files:
         try:
             values = file.read()
         except InvalidSetting as error:

@@ -21,7 +21,9 @@ OF_PARTS = frozenset(
     }
 )
 # Those that are read before any file is, or that belong to one run.
-OF_THE_ENVIRONMENT = frozenset({"FLOW_CONFIG", "FLOW_CONFIG_VALUE", "HOME", "PROFILE"})
+OF_THE_ENVIRONMENT = frozenset(
+    {"FLOW_CONFIG", "FLOW_CONFIG_VALUE", "HOME", "PROFILE", "SAFE_DIRECTORIES"}
+)
 # Keys of Metaflow that aflow reads nothing from, and why that is no loss.
 WITHOUT_EFFECT = {
     "SFN_DYNAMO_DB_TABLE": "state machines of aflow need no table",

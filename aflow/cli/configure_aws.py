@@ -187,7 +187,7 @@ def _checks() -> dict[str, Check]:
 
     def service(answers: Answers) -> list[Finding]:
         key = answers.get("SERVICE_AUTH_KEY")
-        headers = {**service_headers(), **({"x-api-key": key} if key else {})}
+        headers = {"x-api-key": key} if key else service_headers(answers["SERVICE_URL"])
         return [asking.service("SERVICE_URL", answers["SERVICE_URL"], headers)[0]]
 
     def queue(answers: Answers) -> list[Finding]:

@@ -11,6 +11,7 @@ from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import flag, option
 from aflow.config import Settings
 from aflow.errors import InvalidSetting
+from aflow.own_folders import make_private
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
@@ -136,7 +137,7 @@ def _serve(
     tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
     blobs = BlobStore(open_store(settings.storage_url), durable=settings.durability == "power")
     records = open_metadata(settings.metadata_url, settings.durability)
-    settings.root.mkdir(parents=True, exist_ok=True)
+    make_private(settings.root)
     try:
         keys = _keys(host, settings, records, no_auth)
         routes = _metadata_routes(settings.metadata_url, settings.durability, records)

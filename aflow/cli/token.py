@@ -14,6 +14,7 @@ from aflow.cli.options import option
 from aflow.clock import SystemClock
 from aflow.config import Settings
 from aflow.errors import InvalidInput, InvalidSetting
+from aflow.own_folders import make_private
 
 _HELP = """Make and revoke the tokens that clients of a server send.
 
@@ -108,7 +109,7 @@ def _documents(metadata: str | None) -> Iterator[Any]:
             "Tokens are made where the metadata are: give --metadata postgresql://..., or make "
             "them on the machine of the server."
         )
-    settings.root.mkdir(parents=True, exist_ok=True)
+    make_private(settings.root)
     store = open_metadata(url, settings.durability)
     try:
         yield store

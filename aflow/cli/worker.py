@@ -13,6 +13,7 @@ import click
 from aflow.cli.options import option
 from aflow.config import Settings, usable_cpus
 from aflow.errors import InvalidSetting
+from aflow.own_folders import make_private
 
 _HELP = """Take tasks of flows from a queue, and run them on this machine.
 
@@ -87,7 +88,8 @@ def _worker(
         Path(settings.cache_folder).expanduser() / "code",
         settings.signing_key_bytes,
     )
-    options.folder.mkdir(parents=True, exist_ok=True)
+    options.folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private(options.folder)
     health_file = Path(settings.health_file) if settings.health_file else None
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         return runner.run(_run(settings.queue, options, health_file))

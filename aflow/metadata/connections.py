@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from aflow.errors import MetadataTooNew, MetadataUnavailable
 from aflow.metadata.statements import LATEST, migrations
-from aflow.own_folders import keep_from_git
+from aflow.own_folders import make_private
 
 BUSY_TIMEOUT = 30.0  # seconds to wait for another process's commit
 
@@ -173,9 +173,7 @@ def _copied(path: Path, log: Path) -> sqlite3.Connection:
 
 def _make_folder(path: Path) -> None:
     try:
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            keep_from_git(path.parent)
+        make_private(path.parent)
     except OSError as error:
         raise MetadataUnavailable(
             f"The folder {path.parent} for the metadata cannot be made: {error.strerror}."

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aflow.clock import SystemClock
 from aflow.errors import LeaseLost, QueueUnavailable
+from aflow.own_folders import make_private
 from aflow.queue.base import (
     MAX_DELIVERIES,
     Buried,
@@ -414,7 +415,7 @@ class SqliteQueue:
             return answer
 
     def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self._path.parent)
         db = sqlite3.connect(
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from aflow.errors import ObjectNotFound, StoreUnavailable
-from aflow.own_folders import keep_from_git
+from aflow.own_folders import make_private
 from aflow.storage.base import Buffer, check_name, check_prefix
 
 # From here on `get` gives a private copy-on-write mapping. Below it a copy is quick, and a
@@ -143,7 +143,7 @@ class LocalStore:
         """Move the file away first: who touches it from then on learns that it is gone, and who
         was quicker gets it back."""
         aside = os.path.join(self._temporary, f"{os.getpid()}-{next(self._numbers)}-removed")
-        os.makedirs(self._temporary, exist_ok=True)
+        self._make_temporary()
         os.rename(path, aside)
         status = os.stat(aside)
         if status.st_mtime >= since:
@@ -208,10 +208,7 @@ class LocalStore:
         try:
             file = _create(path)
         except FileNotFoundError:
-            is_new = not os.path.isdir(self._root)
-            os.makedirs(self._temporary, exist_ok=True)
-            if is_new:
-                keep_from_git(self._root)
+            self._make_temporary()
             file = _create(path)
         try:
             _write_all(file, parts)
@@ -223,6 +220,10 @@ class LocalStore:
         finally:
             os.close(file)
         return path
+
+    def _make_temporary(self) -> None:
+        make_private(Path(self._root))
+        os.makedirs(self._temporary, exist_ok=True)
 
     def _place(self, temporary: str, path: str, place: Callable[[str, str], bool]) -> bool:
         try:

@@ -285,10 +285,10 @@ def test_numbers_and_objects_of_a_file_are_what_the_environment_would_have(
 
     assert "3600" == looked_up("DEFAULT_RUNTIME_LIMIT", env=world.env)
     assert {"team": "ads"} == json.loads(looked_up("BATCH_DEFAULT_TAGS", env=world.env) or "")
-    assert {"x-team": "ads"} == service_headers(world.env)
+    assert {"x-team": "ads"} == service_headers("https://host", world.env)
     assert looked_up("SERVICE_INTERNAL_URL", env=world.env) is None
     with pytest.raises(InvalidSetting, match="SERVICE_HEADERS in the environment"):
-        service_headers(world.env | {"AFLOW_SERVICE_HEADERS": "[1]"})
+        service_headers("https://host", world.env | {"AFLOW_SERVICE_HEADERS": "[1]"})
 
 
 # ------------------------------------------------------------ who
@@ -369,3 +369,99 @@ def test_a_wait_that_is_none_is_refused(world: World, text: str) -> None:
     assert 0.5 == world.load(AFLOW_RETRY_WAIT="0.5").retry_wait
     with pytest.raises(InvalidSetting, match="AFLOW_RETRY_WAIT"):
         world.load(METAFLOW_RETRY_WAIT="3", AFLOW_RETRY_WAIT=text)
+
+
+# ------------------------------------------------------------------ whose folder, whose key
+
+NOT_ROOT = 65534
+
+
+def foreign(world: World, mode: int = 0o755, owner: int | None = None) -> Path:
+    """A `.aflow` of the project with this mode and owner."""
+    folder = world.project / ".aflow"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(mode)
+    if owner is not None:
+        os.chown(folder, owner, -1)
+    return folder
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+
+
+@needs_root
+@pytest.mark.parametrize("below", [".", "deep/down"])
+def test_a_folder_of_another_user_is_refused(world: World, below: str) -> None:
+    folder = foreign(world, owner=NOT_ROOT)
+    (world.project / below).mkdir(parents=True, exist_ok=True)
+    for read in (
+        lambda: Settings.load(world.env, world.project / below),
+        lambda: Settings.load(world.env, world.project / below, datastore="local"),
+    ):
+        with pytest.raises(InvalidSetting, match=f"{folder} belongs to another user .uid 65534."):
+            read()
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "more", [{"AFLOW_SAFE_DIRECTORIES": "*"}, {"AFLOW_SAFE_DIRECTORIES": "/x:PROJECT"},
+             {"AFLOW_SAFE_DIRECTORIES": "PROJECT/.aflow"}, {"SUDO_UID": "65534"}],
+)  # fmt: skip
+def test_a_folder_of_another_user_is_used_where_that_is_wanted(
+    world: World, more: dict[str, str]
+) -> None:
+    folder = foreign(world, owner=NOT_ROOT)
+    env = {key: value.replace("PROJECT", str(world.project)) for key, value in more.items()}
+    assert folder == Settings.load(world.env | env, world.project).root
+
+
+@needs_root
+def test_a_link_of_another_user_is_refused(world: World) -> None:
+    (world.project / "mine").mkdir()
+    (world.project / ".aflow").symlink_to("mine")
+    os.lchown(world.project / ".aflow", NOT_ROOT, -1)
+    with pytest.raises(InvalidSetting, match="belongs to another user"):
+        Settings.load(world.env, world.project)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o1777])
+def test_a_folder_that_all_may_write_to_is_refused(world: World, mode: int) -> None:
+    folder = foreign(world, mode)
+    with pytest.raises(InvalidSetting, match=f"lets others write to it .* chmod go-w {folder}"):
+        Settings.load(world.env, world.project)
+    folder.chmod(0o755)
+    assert folder == Settings.load(world.env, world.project).root
+
+
+def test_a_folder_that_is_named_is_used_whoever_it_belongs_to(world: World) -> None:
+    named = world.project / "named"
+    named.mkdir(mode=0o777)
+    named.chmod(0o777)
+    assert named == Settings.load(world.env, world.project, datastore_root=str(named)).root
+
+
+@pytest.mark.parametrize("key", ["AFLOW_SERVICE_URL", "AFLOW_SERVER", "METAFLOW_SERVICE_URL"])
+@pytest.mark.parametrize("secret", [
+    {"AFLOW_SERVICE_AUTH_KEY": "k"}, {"AFLOW_SERVICE_HEADERS": {"authorization": "k"}},
+])  # fmt: skip
+def test_an_address_of_one_file_never_gets_the_key_of_another(
+    world: World, monkeypatch: pytest.MonkeyPatch, key: str, secret: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(world.project)
+    world.local(**{key: "https://elsewhere/"})
+    world.home(**secret)
+    with pytest.raises(InvalidSetting, match="a secret goes only to an address of the same file"):
+        service_headers("https://elsewhere", world.env)
+    assert service_headers("https://named.by.hand", world.env)
+    assert service_headers("https://elsewhere", world.env | {key: "https://elsewhere"})
+    world.local(**{key: "https://elsewhere/"}, **secret)
+    assert ["k"] == [*service_headers("https://elsewhere", world.env).values()]
+
+
+def test_a_queue_of_one_file_is_not_signed_with_the_key_of_another(world: World) -> None:
+    world.local(AFLOW_QUEUE="redis://elsewhere")
+    world.home(AFLOW_SIGNING_KEY="0123456789abcdef0123456789abcdef")
+    with pytest.raises(
+        InvalidSetting, match=r"AFLOW_QUEUE in .* does not get the AFLOW_SIGNING_KEY"
+    ):
+        world.load()

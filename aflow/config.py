@@ -80,7 +80,7 @@ class Settings:
     executor: str = "local"
     owner: str = "run"
     queue: str | None = None
-    signing_key: str | None = field(default=None, repr=False)
+    signing_keys: tuple[str, ...] = field(default=(), repr=False)
     spin_persist: bool = True
     tempdir: str = "."
     service_url: str | None = None
@@ -179,9 +179,10 @@ class Settings:
         return f"local@{self.root}" if self.metadata == "local" else self.metadata_url
 
     @property
-    def signing_key_bytes(self) -> bytes | None:
-        """The key that messages are signed with; None where they are not signed."""
-        return self.signing_key.encode() if self.signing_key else None
+    def signing_key_bytes(self) -> tuple[bytes, ...]:
+        """The keys of messages: the first signs, and each is good for what comes. None: they are
+        not signed."""
+        return tuple(key.encode() for key in self.signing_keys)
 
     @property
     def default_namespace(self) -> str:
@@ -229,8 +230,9 @@ class RunOptions:
     `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
     said to have started this one. `package_suffixes` are those of the files that are kept as the
     run's code. With `executor` "queue" the workers of `queue` run the tasks, told by messages that
-    are signed with `signing_key`, if there is one; with "batch" jobs of AWS Batch do. `words` are
-    those of the command line behind the flow's file, for whoever has to start it again.
+    are signed with the first of `signing_keys`, if there is one, and go before those of a lower
+    `priority`; with "batch" jobs of AWS Batch do. `words` are those of the command line behind the
+    flow's file, for whoever has to start it again.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -260,7 +262,8 @@ class RunOptions:
     package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
     executor: str = "local"
     queue: str | None = None
-    signing_key: bytes | None = field(default=None, repr=False)
+    signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    priority: int = 0
     words: tuple[str, ...] = ()
 
 
@@ -370,6 +373,10 @@ def _mapping(hit: _Hit) -> dict[str, Any]:
 # ------------------------------------------------------------------ looking a key up
 
 
+_NEVER_BLANK = frozenset({"SIGNING_KEY"})  # others that are set to nothing are not set
+SHORTEST_KEY = 32  # characters of a key that signs messages
+
+
 class _Source(NamedTuple):
     values: Mapping[str, Any]
     place: str
@@ -391,7 +398,7 @@ def _look_up(sources: list[_Source], keys: tuple[str, ...]) -> _Hit | None:
         for prefix in _PREFIXES:
             for key in keys:
                 value = source.values.get(prefix + key)
-                if value is not None and value != "":
+                if value is not None and (value != "" or key in _NEVER_BLANK):
                     return _Hit(prefix + key, value, source.place)
     return None
 
@@ -462,6 +469,18 @@ def _keys(hit: _Hit) -> tuple[str, ...]:
     return tuple(key.strip() for key in _text(hit).split(",") if key.strip())
 
 
+def _signing_keys(hit: _Hit) -> tuple[str, ...]:
+    keys = tuple(_text(hit).replace(",", " ").split())
+    if not keys or min(map(len, keys)) < SHORTEST_KEY:
+        # Not with `refuse`, which shows the value.
+        raise InvalidSetting(
+            f"{hit.key} {hit.place} is {'too short' if keys else 'blank'}: a key has at least "
+            f"{SHORTEST_KEY} characters, as `openssl rand -hex 32` makes it (several with commas, "
+            "of which the first signs); unset it where messages are not to be signed."
+        )
+    return keys
+
+
 def _suffixes(hit: _Hit) -> tuple[str, ...]:
     words = tuple(word.strip() for word in _text(hit).split(",") if word.strip())
     if not words:
@@ -489,7 +508,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue", "batch")),
     "owner": (("OWNER",), _text),
     "queue": (("QUEUE",), _text),
-    "signing_key": (("SIGNING_KEY",), _text),
+    "signing_keys": (("SIGNING_KEY",), _signing_keys),
     "cache_folder": (("CLIENT_CACHE_PATH",), _text),
     "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),
     "datastore_root": (("DATASTORE_ROOT",), _text),

@@ -41,7 +41,8 @@ AflowError
 │   ├── QueueUnavailable
 │   ├── LeaseLost                a message is not ours any more
 │   ├── InvalidMessage
-│   └── ForgedMessage
+│   ├── ForgedMessage
+│   └── MessageTooNew
 ├── AwsError                     AWS refuses, or does not answer
 │   └── AwsBusy                  it may do it the next time
 ├── NotFound                     the client was asked for what is not there
@@ -376,7 +377,11 @@ class InvalidMessage(QueueError):
 
 
 class ForgedMessage(QueueError):
-    """A message is not signed as it has to be."""
+    """A message is not signed as it has to be: others may have the key."""
+
+
+class MessageTooNew(QueueError):
+    """A message was written by another version of aflow: others may be able to read it."""
 
 
 class AwsError(AflowError):

@@ -236,7 +236,8 @@ def _queued(
         _described(definition, options, travels),
         pools_of(definition).__getitem__,
         clock,
-        key=options.signing_key,
+        keys=options.signing_keys,
+        priority=options.priority,
         grace=grace,
     )
 

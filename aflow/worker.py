@@ -3,6 +3,10 @@
 It knows of no run until a message names one. Then it fetches what describes the run and its code,
 starts a template for it, and keeps that warm for the attempts that follow. A lease is extended for
 as long as its attempt runs, and acknowledged when the report of its end is in the queue.
+
+What it cannot run (it cannot read the message, load the flow, or has another Python) says nothing
+of the task: it gives that back, uncounted, takes no more of that run for a while, and says so, to
+the coordinator and to all who look.
 """
 
 from __future__ import annotations
@@ -12,20 +16,27 @@ import os
 import socket
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.attempt.spec import AttemptReport, AttemptSpec
-from aflow.errors import LeaseLost, QueueError, QueueUnavailable
+from aflow.attempt.spec import AttemptReport
+from aflow.errors import (
+    ForgedMessage,
+    LeaseLost,
+    MessageTooNew,
+    QueueError,
+    QueueUnavailable,
+)
 from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
-from aflow.executors.letters import CancelLetter, TaskLetter, unseal_letter
+from aflow.executors.letters import CancelLetter, Presence, TaskLetter, unseal_letter
 from aflow.queue.away import AWAY, pause
-from aflow.queue.base import Lease, Queue
+from aflow.queue.base import Lease, Queue, group_of
 from aflow.remote.outbox import Outbox
 from aflow.remote.runtime import Held, Runtime, Site
 from aflow.scheduler.states import AttemptState
+from aflow.waiting import Waiting
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -36,20 +47,29 @@ WORTH_HOLDING = 0.2  # seconds of work that a slot may hold ahead
 TRUSTED = 2  # deliveries; one that comes for the third time was with two workers that ended
 MOST_AHEAD = 32  # attempts that a slot may hold ahead
 KEPT = 4  # runs whose processes are kept warm though nothing of them runs
+DECLINED_FOR = 60.0  # seconds after which a run that could not be run here is tried again
+_MOST_DECLINED = 200  # runs
+ANNOUNCED = 5.0  # seconds between announcements ...
+ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is good for so long
+ENDING = 3.0  # seconds beyond the grace time in which what there is to say may still be said
 
 Say = Callable[[str], None]
+Owner = tuple[int, int]  # task, attempt
 
 
 class WorkerOptions(NamedTuple):
     """How a worker works: `slots` attempts at a time, of these pools; leases last `lease` seconds
-    and are extended; at its end it gives what runs `grace` seconds. `folder` is for code."""
+    and are extended; at its end it gives what runs `grace` seconds. `folder` is for code; the first
+    of `keys` signs messages, and all are good for what comes. Each task is logged unless it is to
+    be `quiet`."""
 
     pools: tuple[str, ...]
     slots: int
     grace: float
     lease: float
     folder: Path
-    key: bytes | None = None
+    keys: tuple[bytes, ...] = ()
+    quiet: bool = False
 
 
 class Worker:
@@ -61,16 +81,22 @@ class Worker:
         self._clock = clock
         self._say = say
         self.id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._outbox = Outbox(queue, self.id, options.key)
+        self._outbox = Outbox(queue, self.id, options.keys, clock)
         self._site = Site(self.id, options.slots, options.folder, clock, self._outbox)
         self._topics = [letters.tasks_topic(pool) for pool in options.pools]
+        self._own_topic = letters.worker_topic(self.id)[:64]
         self._held: dict[tuple[str, str, int, int], Held] = {}
         self._waiting: deque[Held] = deque()  # of these, those that no process has yet
         self._active = 0
         self._duration = 1.0  # seconds that attempts have taken lately
         self._runtimes: dict[str, Runtime] = {}
+        self._retiring: set[Runtime] = set()
+        self._declined: dict[str, tuple[float, str]] = {}  # by group: until when, and why
         self._draining = asyncio.Event()
         self._room = asyncio.Event()
+        self._declines = asyncio.Event()
+        self._away: Waiting | None = None
+        self._ends_at: float | None = None  # when what runs has had its grace time
 
     def drain(self) -> None:
         """Take nothing new; `run` ends when what runs has ended, or been given back. May be called
@@ -79,28 +105,57 @@ class Worker:
         self._room.set()
 
     async def run(self) -> None:
-        """Take and run attempts. Raises QueueUnavailable where there is no queue at the start."""
+        """Take and run attempts. Raises QueueUnavailable where there is no queue at the start, and
+        what one of its parts raised: a worker that cannot keep its leases, or report, ends."""
         await self._queue.depth(self._topics[0])
         self._say(
             f"Worker {self.id} takes tasks of {', '.join(self._options.pools)} from "
             f"{self._queue.url}, {self._options.slots} at a time."
         )
-        helpers = [
-            asyncio.create_task(each())  # noqa: TID251 -- they end with this method, below
-            for each in (self._outbox.send, self._extend, self._obey)
-        ]
         try:
-            await self._take()
-            await self._finish()
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(self._outbox.send())
+                helpers = [
+                    group.create_task(each()) for each in (self._extend, self._obey, self._announce)
+                ]
+                await self._take()
+                await self._finish()
+                await self._say_the_rest(sending)
+                for helper in helpers:
+                    helper.cancel()
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
         finally:
-            self._outbox.close()
-            await helpers[0]
-            for helper in helpers[1:]:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-            for runtime in self._runtimes.values():
-                await runtime.executor.stop()
-            await self._queue.close()
+            await self._let_go()
+
+    async def _say_the_rest(self, sending: asyncio.Task[None]) -> None:
+        """Wait until all is said; not for long, where the broker is away."""
+        self._outbox.close()
+        loop = asyncio.get_running_loop()
+        left = max((self._ends_at or loop.time()) - loop.time(), 0.0) + ENDING
+        await asyncio.wait([sending], timeout=left)
+        if not sending.done():
+            self._say(
+                f"Worker {self.id} ends, and could not say all ({self._outbox.undelivered} "
+                f"reports): {self._queue.url} does not answer. Others get these tasks when its "
+                "leases have ended, and see in the store what was done."
+            )
+            sending.cancel()
+
+    async def _let_go(self) -> None:
+        """End all processes, and give back what is left; leave nothing in the queue."""
+        for runtime in [*self._runtimes.values(), *self._retiring]:
+            await runtime.stop()
+        try:
+            async with asyncio.timeout(ENDING):
+                left = [each.lease for each in self._held.values()]
+                if left:  # one of our parts has failed: others are to have them soon
+                    await self._queue.release(left, counted=False)
+                await self._queue.announce(self.id, b"", 0.0)
+                await self._queue.drop(self._own_topic)
+        except (QueueError, TimeoutError):  # leases end, and so do announcements
+            pass
+        await self._queue.close()
 
     # ------------------------------------------------------------ taking
 
@@ -128,11 +183,15 @@ class Worker:
             return leases
         back = [each for each in leases if each is not suspect]
         for held in self._waiting:
-            del self._held[held.letter.flow, held.letter.run, held.spec.task, held.spec.attempt]
+            self._forget(held)
             back.append(held.lease)
         self._waiting.clear()
-        await self._give_back(back, counted=False)
+        await self._give_back(back)
         return [suspect]
+
+    def _forget(self, held: Held) -> None:
+        letter, spec = held.letter, held.spec
+        self._held.pop((letter.flow, letter.run, spec.task, spec.attempt), None)
 
     @property
     def _wanted(self) -> int:
@@ -146,28 +205,63 @@ class Worker:
 
     async def _lease(self, free: int, draining: asyncio.Task[Any]) -> list[Lease]:
         """Messages, or none if there are none, the broker is away, or we are to end."""
+        skip = self._skipped()
+        # A run that was left to others may be tried again before a call has waited to its end.
+        wait = min([WAIT, *(until - self._now() for until, _ in self._declined.values())])
         call = asyncio.create_task(  # noqa: TID251 -- ends here
-            self._queue.lease(self._topics, free, self._options.lease, WAIT)
+            self._queue.lease(self._topics, free, self._options.lease, max(wait, 0.0), skip)
         )
         await asyncio.wait([call, draining], return_when=asyncio.FIRST_COMPLETED)
         if not call.done():
             call.cancel()
         try:
-            return await call
+            leases = await call
         except asyncio.CancelledError:
+            if not self._draining.is_set():
+                raise
             return []
         except QueueUnavailable as error:
-            self._say(str(error))
+            self._note_away(error)
             await pause()
             return []
+        self._note_back()
+        return leases
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _skipped(self) -> Collection[str]:
+        """The groups of messages that are left to others."""
+        now = self._now()
+        for group in [each for each, (until, _) in self._declined.items() if until <= now]:
+            del self._declined[group]
+        return self._declined.keys()
+
+    def _note_away(self, error: QueueError) -> None:
+        """The broker does not answer: said after some seconds, and again now and then."""
+        self._away = self._away or Waiting(f"the queue {self._queue.url}", say=self._say)
+        self._away.still(str(error))
+
+    def _note_back(self) -> None:
+        if self._away is not None:
+            self._away.over()
+            self._away = None
 
     async def _begin(self, lease: Lease) -> None:
         try:
-            letter: TaskLetter = unseal_letter(lease.body, "task", self._options.key)
-            spec = AttemptSpec.decode(letter.spec)
+            letter: TaskLetter = unseal_letter(
+                lease.body, "task", self._options.keys, lease.topic, self._clock.now()
+            )
+            spec = letter.attempt
         except QueueError as error:
             self._say(f"A message of {lease.topic} is refused: {error}")
-            await self._give_back([lease], delay=AWAY)
+            group = group_of(lease.id)
+            if group and isinstance(error, ForgedMessage | MessageTooNew):
+                self._decline(group, str(error))
+                self._outbox.give_back(lease)
+            else:
+                self._outbox.bury(lease)
             return
         owner = (letter.flow, letter.run, spec.task, spec.attempt)
         if owner in self._held:  # our own lease had ended, and the message came back to us
@@ -177,6 +271,10 @@ class Worker:
         if runtime is None:
             self._runtimes[letter.job] = runtime = Runtime(self._site, self, letter)
             self._forget_idle(runtime)
+        elif await runtime.is_over(lease):
+            self._outbox.acknowledge(lease)
+            self.run_is_over(runtime)
+            return
         spec = spec._replace(again=spec.again or lease.deliveries > 1)
         held = Held(lease, letter, spec, runtime)
         held.is_suspect = lease.deliveries > TRUSTED
@@ -206,7 +304,82 @@ class Worker:
             del self._runtimes[key]
             runtime.retire()
 
+    # ------------------------------------------------------------ what is not run here
+
+    def _decline(self, group: str, why: str) -> None:
+        """Leave the messages of this group to others, for a while."""
+        self._declined.pop(group, None)
+        while len(self._declined) >= _MOST_DECLINED:
+            del self._declined[next(iter(self._declined))]
+        self._declined[group] = self._now() + DECLINED_FOR, why
+        self._declines.set()
+
+    def _taken_from(self, runtime: Runtime) -> list[Held]:
+        """What we have of this run, which we have no longer; nor its processes."""
+        mine = [each for each in self._held.values() if each.runtime is runtime]
+        for held in mine:
+            self._forget(held)
+            self._active -= held.active
+        self._waiting = deque(each for each in self._waiting if each.runtime is not runtime)
+        if self._runtimes.get(runtime.letter.job) is runtime:
+            del self._runtimes[runtime.letter.job]
+            self._retiring.add(runtime)
+            runtime.retire(self._retiring.discard)
+        self._room.set()
+        return mine
+
+    def cannot_run(self, runtime: Runtime, why: str, only: Owner | None = None) -> None:
+        """The run cannot be run here: others may be able to. With `only` that is known by this
+        attempt, which has not come to its step; others of the run that have begun go on."""
+        if only is None:
+            back = self._taken_from(runtime)
+        else:
+            back = [each for each in self._waiting if each.runtime is runtime]
+            self._waiting = deque(each for each in self._waiting if each.runtime is not runtime)
+            first = self._held.get((runtime.letter.flow, runtime.letter.run, *only))
+            if first is not None:
+                self._active -= first.active
+                back.append(first)
+            for held in back:
+                self._forget(held)
+            self._room.set()
+        if not back:
+            return
+        self._say(
+            f"Worker {self.id} cannot run {runtime.name}, and leaves it to others for "
+            f"{DECLINED_FOR:.0f} s: {why}"
+        )
+        self._decline(group_of(back[0].lease.id), why)
+        for held in back:
+            event = (letters.DECLINED, held.spec.task, held.spec.attempt, why[:2000])
+            self._outbox.add(held.letter, event)
+            self._outbox.give_back(held.lease)
+        self._feed()
+
+    def run_is_over(self, runtime: Runtime) -> None:
+        """The run has ended: what we have of it is not run."""
+        mine = self._taken_from(runtime)
+        self._say(f"{runtime.name} has ended: what is left of it in the queue is dropped.")
+        for held in mine:
+            self._outbox.acknowledge(held.lease)
+        self._feed()
+
+    def refused(self, held: Held, why: str) -> None:
+        """An attempt is none that its run can have."""
+        self._say(f"A message of {held.lease.topic} is refused: {why}")
+        self._forget(held)
+        self._active -= held.active
+        self._outbox.bury(held.lease)
+        self._room.set()
+        self._feed()
+
     # ------------------------------------------------------------ ending
+
+    def started(self, letter: TaskLetter, task: int, attempt: int) -> None:
+        """An attempt has begun."""
+        held = self._held.get((letter.flow, letter.run, task, attempt))
+        if held is not None and not self._options.quiet:
+            self._say(f"{_named(held)} begins.")
 
     def ended(self, letter: TaskLetter, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over: its lease is acknowledged when that has been reported."""
@@ -217,6 +390,9 @@ class Worker:
         self._active -= held.active
         took = max(report.finished_at - report.started_at, 0.0)
         self._duration += 0.2 * (took - self._duration)
+        if not self._options.quiet:
+            why = f" {report.reason}" if report.reason else ""
+            self._say(f"{_named(held)} {report.state} after {took:.3g} s.{why}")
         if not self._draining.is_set():
             self._feed()
         if report.state == AttemptState.INTERRUPTED.value:
@@ -224,36 +400,34 @@ class Worker:
             return
         report = _that_can_be_sent(report)
         event = (letters.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
-        self._outbox.add(letter.reply, event, held.lease)
+        self._outbox.add(letter, event, held.lease)
 
     async def _finish(self) -> None:
         """Give back what has not begun, and wait for what runs; what is still running after the
         grace time goes back, too."""
         for each in self._waiting:
-            del self._held[each.letter.flow, each.letter.run, each.spec.task, each.spec.attempt]
+            self._forget(each)
             self._outbox.give_back(each.lease)
         self._waiting.clear()
         if self._held:
             self._say(f"Worker {self.id} ends: {len(self._held)} tasks are still running.")
-        give_up_at = asyncio.get_running_loop().time() + self._options.grace
+        self._ends_at = self._now() + self._options.grace
         while self._held:
-            left = give_up_at - asyncio.get_running_loop().time()
+            left = self._ends_at - self._now()
             self._room.clear()
             try:
                 async with asyncio.timeout(max(left, 0.0)):
                     await self._room.wait()
             except TimeoutError:
                 break
-        for runtime in self._runtimes.values():
-            await runtime.executor.stop()  # interrupts what runs: it goes back
+        for runtime in [*self._runtimes.values()]:
+            await runtime.stop()  # interrupts what runs: it goes back
 
-    async def _give_back(
-        self, leases: Sequence[Lease], delay: float = 0.0, *, counted: bool = True
-    ) -> None:
+    async def _give_back(self, leases: Sequence[Lease]) -> None:
         try:
-            await self._queue.release(leases, delay=delay, counted=counted)
+            await self._queue.release(leases, counted=False)
         except QueueError as error:
-            self._say(str(error))
+            self._note_away(error)
 
     # ------------------------------------------------------------ beside
 
@@ -271,8 +445,8 @@ class Worker:
             except LeaseLost as error:
                 self._say(f"{error} Whoever commits the task first has settled it.")
                 extended = error.held  # type: ignore[assignment]
-            except QueueError as error:
-                self._say(str(error))
+            except QueueUnavailable as error:
+                self._note_away(error)
                 continue
             tokens = {lease.token: lease for lease in extended}
             for each in held:
@@ -280,20 +454,44 @@ class Worker:
 
     async def _obey(self) -> None:
         """Stop the attempts that a coordinator wants to be stopped."""
-        topic = letters.worker_topic(self.id)[:64]
         while True:
             try:
-                leases = await self._queue.lease([topic], 100, self._options.lease, WAIT)
+                leases = await self._queue.lease([self._own_topic], 100, self._options.lease, WAIT)
                 for lease in leases:
                     self._cancel(lease)
                 await self._queue.ack(leases)
-            except QueueError as error:
-                self._say(str(error))
+            except LeaseLost:  # it was read, all the same
+                continue
+            except QueueUnavailable as error:
+                self._note_away(error)
                 await pause()
+
+    async def _announce(self) -> None:
+        """Let all see that we are here, what we have, and what we leave to others."""
+        while True:
+            self._declines.clear()
+            now = self._now()
+            held = [each.lease.id for each in self._held.values() if now - each.since >= ANNOUNCED]
+            self._skipped()  # forgets what is tried again
+            declined = {group: why[:2000] for group, (_, why) in self._declined.items()}
+            presence = Presence(self._options.pools, self._options.slots, held, declined)
+            try:
+                await self._queue.announce(self.id, presence.encode(), ANNOUNCED_FOR)
+            except QueueUnavailable as error:
+                self._note_away(error)
+                await asyncio.sleep(AWAY)
+                continue
+            try:
+                async with asyncio.timeout(ANNOUNCED):
+                    await self._declines.wait()
+            except TimeoutError:
+                continue
 
     def _cancel(self, lease: Lease) -> None:
         try:
-            letter: CancelLetter = unseal_letter(lease.body, "cancel", self._options.key)
+            letter: CancelLetter = unseal_letter(
+                lease.body, "cancel", self._options.keys, lease.topic, self._clock.now()
+            )
         except QueueError as error:
             self._say(f"A message is refused: {error}")
             return
@@ -311,6 +509,12 @@ class Worker:
         reason = "The task was cancelled."
         report = deaths.stopped(spec.task, spec.attempt, AttemptState.CANCELLED, reason, now, now)
         self.ended(held.letter, report, NO_USAGE)
+
+
+def _named(held: Held) -> str:
+    letter, spec = held.letter, held.spec
+    again = f" (attempt {spec.attempt})" if spec.attempt else ""
+    return f"{letter.flow}/{letter.run}/{spec.step}/{spec.task}{again}"
 
 
 def _that_can_be_sent(report: AttemptReport) -> AttemptReport:

@@ -75,6 +75,21 @@ def commit_name(flow: str, run: str, task: int) -> str:
     return f"commits/{flow}/{run}/{task}"
 
 
+def mark_over(store: ObjectStore, flow: str, run: str) -> None:
+    """Say to workers that the run has ended: what they still get of it is not to be run. Blocks;
+    raises StorageError."""
+    store.put(_over_name(flow, run), [b"over"])
+
+
+def is_over(store: ObjectStore, flow: str, run: str) -> bool:
+    """Whether the run has ended. Blocks; raises StorageError."""
+    return store.size(_over_name(flow, run)) is not None
+
+
+def _over_name(flow: str, run: str) -> str:
+    return f"jobs/{flow}/{run}/over"
+
+
 def committed(
     store: ObjectStore, context: RunContext, task: int, attempt: int
 ) -> AttemptReport | None:

@@ -213,7 +213,7 @@ def _queue(settings: Settings) -> Iterator[Finding]:
         yield fail("queue", str(error))
     else:
         yield ok("queue", f"{shown} answers: {depth} messages wait.")
-    if settings.signing_key is None:
+    if not settings.signing_keys:
         said = "Messages are not signed: whoever can write to the queue can have workers run code."
         yield warn("queue", said, "Set AFLOW_SIGNING_KEY, the same for runs and workers.")
 

@@ -260,7 +260,7 @@ def _options(
         package_suffixes=settings.package_suffixes,
         executor=settings.executor,
         queue=settings.queue,
-        signing_key=settings.signing_key_bytes,
+        signing_keys=settings.signing_key_bytes,
         words=session.words,
         **resumed,
     )

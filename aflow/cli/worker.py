@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import queue as queues
 import signal
+import threading
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from aflow.config import Settings, usable_cpus
 from aflow.errors import InvalidSetting
 from aflow.own_folders import make_private
 
+_MOST_LINES = 10_000  # of the log that wait to be read
+_CLOSING = 2.0  # seconds for them at the end
 _HELP = """Take tasks of flows from a queue, and run them on this machine.
 
 Flows run by workers when they are started with --executor queue and the same --queue. The datastore
@@ -68,11 +73,17 @@ def _parameters() -> list[click.Parameter]:
             metavar="SECONDS",
             help="After which others get the tasks of a worker that is gone.",
         ),
+        option("--quiet", is_flag=True, help="Do not log each task."),
     ]
 
 
 def _worker(
-    queue: str | None, slots: int | None, pools: tuple[str, ...], grace: float, lease: float
+    queue: str | None,
+    slots: int | None,
+    pools: tuple[str, ...],
+    grace: float,
+    lease: float,
+    quiet: bool,
 ) -> int:
     settings = Settings.load(queue=queue)
     if settings.queue is None:
@@ -87,6 +98,7 @@ def _worker(
         lease,
         Path(settings.cache_folder).expanduser() / "code",
         settings.signing_key_bytes,
+        quiet,
     )
     options.folder.parent.mkdir(parents=True, exist_ok=True)
     make_private(options.folder)
@@ -101,9 +113,8 @@ async def _run(url: str, options: object, health_file: Path | None) -> int:
     from aflow.worker import Worker, WorkerOptions
 
     assert isinstance(options, WorkerOptions), "made above"
-    made = Worker(
-        backends.open_queue(url), options, SystemClock(), lambda text: click.echo(text, err=True)
-    )
+    log = _Log()
+    made = Worker(backends.open_queue(url), options, SystemClock(), log.say)
     loop = asyncio.get_running_loop()
     working = asyncio.current_task()
     assert working is not None, "this is one"
@@ -115,11 +126,53 @@ async def _run(url: str, options: object, health_file: Path | None) -> int:
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop)
-    if health_file is None:
-        await made.run()
-    else:
-        await _with_signs_of_life(made.run(), health_file)
+    try:
+        if health_file is None:
+            await made.run()
+        else:
+            await _with_signs_of_life(made.run(), health_file)
+    finally:
+        log.close()
     return 0
+
+
+class _Log:
+    """Lines on the standard error, written by a thread: whoever reads them and stands still holds
+    up no task. Lines that nobody reads for too long are dropped, and counted."""
+
+    def __init__(self) -> None:
+        self._lines: queues.Queue[str | None] = queues.Queue(_MOST_LINES)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write, name="aflow-log", daemon=True)
+        self._thread.start()
+
+    def say(self, text: str) -> None:
+        """Write this line, soon."""
+        line = "".join(each if each.isprintable() else " " for each in text)
+        try:
+            if self._dropped:
+                self._lines.put_nowait(f"{self._dropped} lines of the log were dropped.")
+                self._dropped = 0
+            self._lines.put_nowait(line)
+        except queues.Full:
+            self._dropped += 1
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            data = line.encode("utf-8", "backslashreplace") + b"\n"
+            try:
+                while data:
+                    data = data[os.write(2, data) :]
+            except OSError:  # nobody reads it any more
+                continue
+
+    def close(self) -> None:
+        """Write what there is, as far as somebody reads it."""
+        try:
+            self._lines.put(None, timeout=_CLOSING)
+        except queues.Full:
+            return
+        self._thread.join(_CLOSING)
 
 
 async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> None:

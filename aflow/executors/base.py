@@ -89,6 +89,10 @@ class Executor(Protocol):
     def forget(self, task: int, attempt: int) -> None:
         """The end of this attempt is committed: nobody needs what was kept of it until then."""
 
+    async def conclude(self) -> None:
+        """The run has ended, and is recorded so: what others still have of it is not to be run.
+        Called before `stop`, and not where the run may go on with another coordinator."""
+
     async def leave(self) -> None:
         """As `stop`, but what others run for us goes on: another executor will `recover` it."""
 

@@ -25,7 +25,7 @@ from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
 from aflow.aws.calls import MOST_DESCRIBED
 from aflow.aws.ends import ENDED, end_of
 from aflow.aws.submission import MOST, Mark, job_name, submission
-from aflow.errors import AwsBusy, AwsError, InvalidMessage, ObjectNotFound, StoreUnavailable
+from aflow.errors import AwsBusy, AwsError, ObjectNotFound, QueueError, StoreUnavailable
 from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.correspondence import STOPPED, Correspondence, Owner
 from aflow.executors.letterbox import Letterbox
@@ -207,6 +207,7 @@ class BatchExecutor:
     def _stop_one(self, owner: Owner, state: AttemptState, reason: str) -> None:
         if owner in self._mail.away and owner not in self._stopping:
             self._cancels[owner] = self._stopping[owner] = state, reason
+            self._mail.note_cancel(owner)
             # AWS Batch may take its time, or be out of reach.
             self._loop.call_later(2 * self._grace, self._give_up, owner, state, reason)
             self._news.set()
@@ -222,6 +223,9 @@ class BatchExecutor:
                 self._stop_one(owner, AttemptState.INTERRUPTED, STOPPED)
             await self._mail.until_idle()
         await self.leave()
+
+    async def conclude(self) -> None:
+        """Jobs were ended with their attempts."""
 
     async def leave(self) -> None:
         """Say what is to be said, and let go of everything: jobs go on."""
@@ -480,7 +484,7 @@ class BatchExecutor:
     def _opened(self, name: str) -> ReportsLetter | None:
         try:
             return self._box.open(name)
-        except InvalidMessage:  # nobody who may tell us something wrote it
+        except QueueError:  # nobody who may tell us something wrote it
             return None
         except ObjectNotFound:  # another coordinator has taken the run up, and is done with it
             return None

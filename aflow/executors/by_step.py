@@ -60,6 +60,10 @@ class ByStep:
         for each in self._all:
             each.cancel(task, attempt)
 
+    async def conclude(self) -> None:
+        """Tell all of them."""
+        await asyncio.gather(*(each.conclude() for each in self._all))
+
     async def leave(self) -> None:
         """Leave all of them."""
         await asyncio.gather(*(each.leave() for each in self._all))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.executors.letters import ReportsLetter
 
+CANCELLED = AttemptState.CANCELLED.value
 STOPPED = "The task was interrupted: the run was stopped."
 
 Owner = tuple[int, int]  # task, attempt
@@ -30,12 +31,18 @@ R = TypeVar("R")
 class Away:
     """An attempt that was handed to others and has not ended."""
 
-    __slots__ = ("started_at", "step", "worker")
+    __slots__ = ("is_back", "started_at", "step", "worker")
 
     def __init__(self, step: str) -> None:
         self.step = step
+        self.is_back = False  # a worker had begun, and has given it back
         self.worker: str | None = None  # who is known to have it
         self.started_at: float | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether no worker is known to run it."""
+        return self.started_at is None or self.is_back
 
 
 class _Letter(Generic[R]):
@@ -61,6 +68,8 @@ class Correspondence(Generic[R]):
         self._unread: dict[Owner, _Letter[R]] = {}  # by the ends that they tell of
         self._letters: dict[tuple[str, int], _Letter[R]] = {}  # the same, by worker and number
         self._interrupted = False
+        self._cancelled: set[Owner] = set()  # by us, while they are away
+        self.declined: dict[str, str] = {}  # workers that cannot run the flow: why
         self._idle = asyncio.Event()
         self._reports: Reports
         self._over: Callable[[Owner], None] | None = None
@@ -92,6 +101,11 @@ class Correspondence(Generic[R]):
         """Whether the attempt is wanted, and not known to have begun."""
         away = self.away.get(owner)
         return away is not None and away.started_at is None
+
+    def note_cancel(self, owner: Owner) -> None:
+        """We have asked for the end of this attempt."""
+        if owner in self.away:
+            self._cancelled.add(owner)
 
     # ------------------------------------------------------------ letters
 
@@ -129,6 +143,11 @@ class Correspondence(Generic[R]):
         ends: set[Owner] = set()
         for kind, task, attempt, *rest in letter.events:
             away = self.away.get((task, attempt))
+            if kind == letters.DECLINED:
+                self.declined[letter.worker] = rest[0]
+                if away is not None and away.worker in (None, letter.worker):
+                    away.is_back, away.worker = True, None
+                continue
             if away is None:
                 continue
             if kind == letters.STARTED:
@@ -148,6 +167,9 @@ class Correspondence(Generic[R]):
                 report = report._replace(steps=tuple(report.steps))
                 if self._believes is not None and not self._believes(report):
                     continue
+                if report.state == CANCELLED and (task, attempt) not in self._cancelled:
+                    reason = f"The task was lost: {letter.worker} cancelled it without our asking."
+                    report = report._replace(state=AttemptState.LOST.value, reason=reason)
                 ends.add((task, attempt))
                 self.end(report, Usage(max_rss, cpu))
         return ends
@@ -155,6 +177,7 @@ class Correspondence(Generic[R]):
     def _note_start(
         self, away: Away, worker: str, task: int, attempt: int, pid: int | None, at: float
     ) -> None:
+        away.is_back = False
         if away.worker != worker:
             away.worker = worker
             self._reports.handed(task, attempt, worker)
@@ -170,6 +193,7 @@ class Correspondence(Generic[R]):
             # Workers are told to cancel it in either case.
             report = report._replace(state=AttemptState.INTERRUPTED.value, reason=STOPPED)
         del self.away[(report.task, report.attempt)]
+        self._cancelled.discard((report.task, report.attempt))
         if not self.away:
             self._idle.set()
         if self._over is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aflow.executors.letters import ReportsLetter, unseal_letter
+from aflow.executors.letters import ReportsLetter, reports_topic, unseal_letter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,12 +23,13 @@ class Letterbox:
     def __init__(self, store: ObjectStore, flow: str, run: str) -> None:
         self._store = store
         self._folder = f"jobs/{flow}/{run}/letters/"
+        self._topic = reports_topic(flow, run)
 
     def put(self, letter: ReportsLetter) -> None:
         """Leave a letter. Raises StorageError."""
         worker = letter.worker.replace(":", ".").replace("#", ".")
         name = f"{self._folder}{worker}/{letter.number:08d}"
-        self._store.put(name, [letter.seal(None)])
+        self._store.put(name, [letter.seal((), self._topic, 0.0)])
 
     def names(self) -> Iterator[str]:
         """The names of the letters that are there; those of one job in the order in which they
@@ -37,7 +38,8 @@ class Letterbox:
 
     def open(self, name: str) -> ReportsLetter:
         """The letter of this name. Raises InvalidMessage for what is none, and StorageError."""
-        letter: ReportsLetter = unseal_letter(bytes(self._store.get(name)), "reports", None)
+        data = bytes(self._store.get(name))
+        letter: ReportsLetter = unseal_letter(data, "reports", (), self._topic, None)
         return letter
 
     def remove(self, name: str) -> None:

@@ -122,6 +122,9 @@ class Queue(Protocol):
     ) -> None:
         """Give the messages back, to be delivered again after `delay` seconds."""
 
+    async def bury(self, leases: Sequence[Lease]) -> None:
+        """Keep the messages, to be looked at: nobody can do them."""
+
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages, buried ones among them: those that nobody has leased, or with `leased`
         the others, too, whose leases end."""

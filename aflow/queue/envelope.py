@@ -1,69 +1,109 @@
-"""The form of a message: who may read it, and that nobody has changed it.
+"""The form of a message: who may read it, what it is for, and that nobody has changed it.
 
-    b"AFM1" [signature: 32 bytes of HMAC-SHA256, or nothing] msgpack([kind, fields])
+    b"AFM2" [signature: 32 bytes of HMAC-SHA256, or nothing] msgpack([kind, topic, at, fields])
 
-With a key every message is signed, and one that is not, or by another key, is refused before it is
-unpacked; without a key none may be signed. The byte after the magic says which of both it is. No
-message is ever unpickled.
+With keys every message is signed, with the first of them; one that is not, or by a key that is not
+among them, is refused before it is unpacked. Without keys none may be signed. The byte after the
+magic says which of both it is. The signature covers all that follows it: a message is good for its
+topic alone (that of a run, a pool or a worker), and not for ever. No message is ever unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgpack
 
-from aflow.errors import ForgedMessage, InvalidMessage
+from aflow.errors import ForgedMessage, InvalidMessage, MessageTooNew
 
 MAX_SIZE = 64 << 20  # bytes of a message
-_MAGIC = b"AFM1"
+LONGEST_LIFE = 30 * 86400.0  # seconds for which a message is good
+AHEAD = 86400.0  # seconds that the clock of its writer may be ahead of ours
+_MAGIC = b"AFM2"
+_FAMILY = b"AFM"
 _PLAIN, _SIGNED = b"\x00", b"\x01"
 _HEAD = len(_MAGIC) + 1
 _SIGNATURE = 32
 
+Keys = Sequence[bytes]
 
-def seal(kind: str, fields: dict[str, Any], key: bytes | None = None) -> bytes:
-    """The message of this kind with these fields, which msgpack can hold; signed with the key, if
-    there is one. Raises InvalidMessage for one that is too large."""
-    body: bytes = msgpack.packb([kind, fields])
+
+def seal(kind: str, topic: str, at: float, fields: dict[str, Any], keys: Keys = ()) -> bytes:
+    """The message of this kind for a topic, written at this time, with these fields, which msgpack
+    can hold; signed with the first key, if there is one. Raises InvalidMessage for one that is too
+    large."""
+    body: bytes = msgpack.packb([kind, topic, at, fields])
     if len(body) > MAX_SIZE:
         raise InvalidMessage(f"A message of {len(body)} bytes is larger than {MAX_SIZE}.")
-    if key is None:
+    if not keys:
         return _MAGIC + _PLAIN + body
-    return _MAGIC + _SIGNED + _signature(key, body) + body
+    return _MAGIC + _SIGNED + _signature(keys[0], body) + body
 
 
 def unseal(
-    data: bytes, kinds: Collection[str], key: bytes | None = None
+    data: bytes, kinds: Collection[str], topic: str, now: float | None, keys: Keys = ()
 ) -> tuple[str, dict[str, Any]]:
-    """Kind and fields of a message. Raises ForgedMessage where the signature is not what it has to
-    be, InvalidMessage for what is no message, or one of another kind."""
+    """Kind and fields of a message that has come by this topic. `now` is None where its age does
+    not matter. Raises ForgedMessage where the signature is not what it has to be, or is for another
+    topic; MessageTooNew for another version; InvalidMessage for what is no message, or of another
+    kind, or too old."""
     if len(data) > MAX_SIZE + _HEAD + _SIGNATURE:
         raise InvalidMessage(f"A message of {len(data)} bytes is larger than {MAX_SIZE}.")
     if not data.startswith(_MAGIC) or data[_HEAD - 1 : _HEAD] not in (_PLAIN, _SIGNED):
-        raise InvalidMessage("A message is none of aflow's, or of a version that is not known.")
+        if data.startswith(_FAMILY) and data[3:4].isdigit() and data[3:4] != _MAGIC[3:]:
+            raise MessageTooNew("A message was written by another version of aflow than this one.")
+        raise InvalidMessage("A message is none of aflow's.")
     body = data[_HEAD:]
     if data[_HEAD - 1 : _HEAD] == _SIGNED:
-        body = _checked(body, key)
-    elif key is not None:
+        body = _checked(body, keys)
+    elif keys:
         raise ForgedMessage("A message is not signed, though AFLOW_SIGNING_KEY is set here.")
+    return _opened(body, kinds, topic, now)
+
+
+def peek(data: bytes) -> tuple[str, float, dict[str, Any]] | None:
+    """Kind, time and fields of a message, for people to look at: nothing is checked. None for what
+    cannot be read."""
+    body = data[_HEAD + (_SIGNATURE if data[_HEAD - 1 : _HEAD] == _SIGNED else 0) :]
     try:
-        kind, fields = msgpack.unpackb(body, strict_map_key=False)
+        kind, _, at, fields = msgpack.unpackb(body, strict_map_key=False)
+    except Exception:  # noqa: BLE001 -- whatever it is, it is no message
+        return None
+    if not isinstance(kind, str) or not isinstance(at, float) or not isinstance(fields, dict):
+        return None
+    return kind, at, fields
+
+
+def _opened(
+    body: bytes, kinds: Collection[str], topic: str, now: float | None
+) -> tuple[str, dict[str, Any]]:
+    try:
+        kind, its_topic, at, fields = msgpack.unpackb(body, strict_map_key=False)
     except Exception as error:
         raise InvalidMessage(f"A message is damaged: {type(error).__name__}.") from error
-    if kind not in kinds or not isinstance(fields, dict):
+    if not isinstance(kind, str) or kind not in kinds or not isinstance(fields, dict):
         raise InvalidMessage(f"A message of the kind {str(kind)[:40]!r} is not expected here.")
+    if its_topic != topic:
+        raise InvalidMessage(f"A message was written for another topic ({str(its_topic)[:64]!r}).")
+    if not isinstance(at, float) or not math.isfinite(at):
+        raise InvalidMessage("A message does not say when it was written.")
+    if now is not None and not now - LONGEST_LIFE <= at <= now + AHEAD:
+        raise InvalidMessage(
+            f"A message was written {abs(now - at) / 3600:.0f} hours "
+            f"{'ago' if at < now else 'from now'}, and is not good for that long."
+        )
     return kind, fields
 
 
-def _checked(data: bytes, key: bytes | None) -> bytes:
+def _checked(data: bytes, keys: Keys) -> bytes:
     signature, body = data[:_SIGNATURE], data[_SIGNATURE:]
-    if key is None:
+    if not keys:
         raise ForgedMessage("A message is signed, but no AFLOW_SIGNING_KEY is set here.")
-    if not hmac.compare_digest(signature, _signature(key, body)):
+    if not any(hmac.compare_digest(signature, _signature(key, body)) for key in keys):
         raise ForgedMessage("A message was signed with another key, or changed on its way.")
     return body
 

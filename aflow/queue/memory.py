@@ -254,6 +254,15 @@ class MemoryQueue:
         if lost:
             raise LeaseLost.of(lost)
 
+    async def bury(self, leases: Sequence[Lease]) -> None:
+        """Keep messages to be looked at; see the port."""
+        held, lost = self._held(leases)
+        for entry in held:
+            entry.token = entry.due = None
+            entry.buried_at = self._clock.now()
+        if lost:
+            raise LeaseLost.of(lost)
+
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
         self._settle()

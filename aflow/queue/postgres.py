@@ -154,6 +154,8 @@ SET token = NULL, deliveries = m.deliveries - $5, turn = {_FIRST},
 state = CASE WHEN m.deliveries - $5 >= $6 THEN 'b' WHEN $4 > 0 THEN 'd' ELSE 'r' END::"char",
 due = CASE WHEN m.deliveries - $5 >= $6 THEN {_NOW} WHEN $4 > 0 THEN {_NOW} + $4 ELSE 0 END
 {_HELD} RETURNING held.token"""  # noqa: S608 -- constants
+_BURY_THESE = f"""UPDATE {{schema}}aflow_messages AS m SET token = NULL, state = 'b', due = {_NOW}
+{_HELD} RETURNING held.token"""  # noqa: S608 -- constants
 _REMOVE = """DELETE FROM {schema}aflow_messages
 WHERE topic = $1 AND id = ANY ($2::text[]) AND (state <> 'l' OR $3)"""
 _KNOWN = "SELECT id FROM {schema}aflow_messages WHERE topic = $1 AND id = ANY ($2::text[])"
@@ -338,6 +340,10 @@ class PostgresQueue:
             for topic in {each.topic for each in leases} if ring else ():
                 await self._ring(db, topic)
         return rows
+
+    async def bury(self, leases: Sequence[Lease]) -> None:
+        """Keep messages to be looked at; see the port."""
+        _check(leases, {row[0] for row in await self._held(leases, _BURY_THESE)})
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""

@@ -208,6 +208,14 @@ each(4, function(id)
 end)
 return lost
 """
+_BURY_THESE = f"""{_HELD}
+each(2, function(id)
+  redis.call('ZREM', key('timed'), id)
+  redis.call('HDEL', key('token'), id)
+  redis.call('ZADD', key('buried'), now(), id)
+end)
+return lost
+"""
 _REMOVE = f"""
 settle(tonumber(ARGV[1]))
 for i = 3, #ARGV do
@@ -431,6 +439,10 @@ class RedisQueue:
             lost += [each.decode() for each in gone]
         if lost:
             raise LeaseLost.of(lost)
+
+    async def bury(self, leases: Sequence[Lease]) -> None:
+        """Keep messages to be looked at; see the port."""
+        await self._end(leases, _BURY_THESE)
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""

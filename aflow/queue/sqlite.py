@@ -112,6 +112,7 @@ _ACK = f"DELETE FROM messages WHERE {_HELD}"  # noqa: S608 -- a constant
 _RELEASE = f"""UPDATE messages SET token = NULL, due = ?, deliveries = deliveries - ?,
 turn = {_FIRST}, state = CASE WHEN deliveries - ? >= ? THEN 'b' ELSE ? END
 WHERE {_HELD}"""  # noqa: S608 -- constants
+_BURY_THESE = f"UPDATE messages SET state = 'b', token = NULL, due = ? WHERE {_HELD}"  # noqa: S608
 _REMOVE = "DELETE FROM messages WHERE topic = ? AND id = ? AND (state <> 'l' OR due <= ? OR ?)"
 _KNOWN = "SELECT 1 FROM messages WHERE topic = ? AND id = ?"
 _DROP = "DELETE FROM messages WHERE topic = ?"
@@ -300,6 +301,10 @@ class SqliteQueue:
         lost = [lease.id for lease in leases if lease.token not in tokens]
         if lost:
             raise LeaseLost.of(lost, extended)
+
+    async def bury(self, leases: Sequence[Lease]) -> None:
+        """Keep messages to be looked at; see the port."""
+        self._check(leases, await self._held(leases, _BURY_THESE, (self._clock.now(),)))
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""

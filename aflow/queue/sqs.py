@@ -467,6 +467,14 @@ class SqsQueue:
 
     # ------------------------------------------------------------------ looking
 
+    async def bury(self, leases: Sequence[Lease]) -> None:
+        """Keep messages to be looked at; see the port."""
+        mine, lost = self._mine(leases)
+        for each in mine:
+            letter = Letter(each.id, each.body, kept=self._held[each.token].kept)
+            await self._bury(each.topic, letter, each.deliveries)
+        _check(lost + await self._settle(mine))
+
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget buried messages; others stay, see the module's text."""
         if not ids:

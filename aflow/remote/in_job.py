@@ -122,7 +122,7 @@ class OneJob:
         self._clock = clock
         self._folder = folder
         self._ground = ground
-        self._news = News(Letterbox(store, told.flow, told.run), told.worker)
+        self._news = News(store, told.flow, told.run, told.worker)
         self._meeting = Meeting(store, told.flow, told.run)
         self._left = [0, 0]  # bytes of each stream that are still sent
 
@@ -277,8 +277,10 @@ class OneJob:
 class News:
     """What is to be said to the coordinator, gathered into letters."""
 
-    def __init__(self, box: Letterbox, worker: str) -> None:
-        self._box = box
+    def __init__(self, store: ObjectStore, flow: str, run: str, worker: str) -> None:
+        self._box = Letterbox(store, flow, run)
+        self._flow = flow
+        self._run = run
         self._worker = worker
         self._host = socket.gethostname()
         self._number = 0
@@ -309,7 +311,9 @@ class News:
             events, self._events = self._events, []
             for part in letters.parts(events):
                 self._number += 1
-                letter = letters.ReportsLetter(self._worker, self._host, self._number, part)
+                letter = letters.ReportsLetter(
+                    self._flow, self._run, self._worker, self._host, self._number, part
+                )
                 await in_thread(self._box.put, letter)
             if self._closed.is_set() and not self._events:
                 return

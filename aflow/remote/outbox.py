@@ -5,41 +5,72 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.errors import LeaseLost, QueueUnavailable
+from aflow.attempt.spec import AttemptReport
+from aflow.errors import InvalidMessage, LeaseLost, QueueUnavailable
 from aflow.executors import letters
-from aflow.executors.letters import ReportsLetter
+from aflow.executors.letters import ReportsLetter, TaskLetter
 from aflow.queue.away import pause
 from aflow.queue.base import Lease, Message, Queue
+from aflow.queue.envelope import Keys
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+
+
+class _Reader(NamedTuple):
+    """A coordinator: the topic that it reads, and its run."""
+
+    topic: str
+    flow: str
+    run: str
 
 
 class Outbox:
     """What is to be said to coordinators: together, in order, and leases acknowledged after it."""
 
-    def __init__(self, queue: Queue, worker: str, key: bytes | None) -> None:
+    def __init__(self, queue: Queue, worker: str, keys: Keys, clock: Clock) -> None:
         self._queue = queue
         self._worker = worker
-        self._key = key
-        self._host = socket.gethostname()
+        self._keys = keys
+        self._clock = clock
+        self._host = socket.gethostname()[:200]
         self._number = 0
-        self._events: defaultdict[str, list[Any]] = defaultdict(list)
+        self._events: defaultdict[_Reader, list[Any]] = defaultdict(list)
         self._done: list[Lease] = []
         self._back: list[Lease] = []
+        self._bury: list[Lease] = []
         self._news = asyncio.Event()
         self._closed = False
+        self.undelivered = 0  # events, and ends of leases, that are on their way
 
-    def add(self, reply: str, event: Sequence[Any], done: Lease | None = None) -> None:
-        """Say it soon; `done` is acknowledged after that."""
-        self._events[reply].append(event)
+    def add(self, task: TaskLetter, event: Sequence[Any], done: Lease | None = None) -> None:
+        """Say it soon, to the coordinator of this task; `done` is acknowledged after that."""
+        self._events[_Reader(task.reply, task.flow, task.run)].append(event)
         if done is not None:
             self._done.append(done)
-        self._news.set()
+        self._note(1)
+
+    def acknowledge(self, lease: Lease) -> None:
+        """The message is done with, and there is nothing to say of it."""
+        self._done.append(lease)
+        self._note(1)
 
     def give_back(self, lease: Lease) -> None:
         """Somebody else is to have it, as if we had never taken it."""
         self._back.append(lease)
+        self._note(1)
+
+    def bury(self, lease: Lease) -> None:
+        """Nobody can do it: it is kept to be looked at."""
+        self._bury.append(lease)
+        self._note(1)
+
+    def _note(self, count: int) -> None:
+        self.undelivered += count
         self._news.set()
 
     def close(self) -> None:
@@ -55,19 +86,42 @@ class Outbox:
             events, self._events = self._events, defaultdict(list)
             done, self._done = self._done, []
             back, self._back = self._back, []
-            for reply, said in events.items():
-                for part in letters.parts(said):
-                    await self._put(reply, part)
+            bury, self._bury = self._bury, []
+            count = self.undelivered
+            for reader, said in events.items():
+                for body in self._bodies(reader, said):
+                    message = Message(f"{self._worker}/{self._number}", body)
+                    await self._until_done(lambda: self._queue.put(reader.topic, [message]))  # noqa: B023
             await self._until_done(lambda: self._queue.ack(done))  # noqa: B023
             await self._until_done(lambda: self._queue.release(back, counted=False))  # noqa: B023
+            await self._until_done(lambda: self._queue.bury(bury))  # noqa: B023
+            self.undelivered -= count
             if self._closed and not self._news.is_set():
                 return
 
-    async def _put(self, reply: str, events: list[Any]) -> None:
+    def _bodies(self, reader: _Reader, events: list[Any]) -> Iterator[bytes]:
+        """The letters with these events, each of a size that the queue takes."""
+        largest = self._queue.largest
+        for part in letters.parts(events, largest):
+            try:
+                body = self._sealed(reader, part)
+                is_too_large = largest is not None and len(body) > largest
+            except InvalidMessage:  # too large for any queue
+                is_too_large = True
+            if not is_too_large:
+                yield body
+                continue
+            for event in part:
+                # What has grown is said again at the end; output was divided before.
+                if event[0] == letters.ENDED:
+                    yield self._sealed(reader, [_too_large(event, self._queue.url)])
+
+    def _sealed(self, reader: _Reader, events: Sequence[Any]) -> bytes:
         self._number += 1
-        letter = ReportsLetter(self._worker, self._host, self._number, events)
-        message = Message(f"{self._worker}:{self._number}", letter.seal(self._key))
-        await self._until_done(lambda: self._queue.put(reply, [message]))
+        letter = ReportsLetter(
+            reader.flow, reader.run, self._worker, self._host, self._number, events
+        )
+        return letter.seal(self._keys, reader.topic, self._clock.now())
 
     async def _until_done(self, call: Callable[[], Any]) -> None:
         """The broker may be away: what was done is not to be lost for that."""
@@ -79,3 +133,25 @@ class Outbox:
                 return
             except QueueUnavailable:
                 await pause()
+
+
+def _too_large(event: Sequence[Any], url: str) -> Sequence[Any]:
+    """The end of an attempt whose report is larger than the queue takes."""
+    _, task, attempt, max_rss, cpu, *fields = event
+    report = AttemptReport(task, attempt, *fields)
+    size = len(report.manifest or b"") + len(report.reason)
+    report = report._replace(
+        state=AttemptState.FAILED.value,
+        reason=(
+            f"What the task has to report ({size} bytes: its small artifacts, or its error) is "
+            f"larger than the queue {url} takes: put many small artifacts into one list or dict, "
+            "or name a store for such messages in the URL of the queue (?bodies= for SQS)."
+        ),
+        retryable=False,
+        steps=(),
+        foreach=None,
+        splits=None,
+        manifest=None,
+        metadata=(),
+    )
+    return (letters.ENDED, task, attempt, max_rss, cpu, *report[2:])

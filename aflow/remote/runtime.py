@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aflow import backends, package
+from aflow.attempt.remote import is_over
 from aflow.attempt.spec import AttemptReport, AttemptSpec
-from aflow.errors import AflowError
+from aflow.errors import AflowError, StorageError
 from aflow.executors import letters
-from aflow.executors.base import NO_USAGE
 from aflow.executors.job import Job
 from aflow.executors.letters import TaskLetter
 from aflow.executors.local.process import ProcessExecutor
@@ -19,12 +19,16 @@ from aflow.executors.local.start import spawn_ground
 from aflow.queue.base import Lease
 from aflow.remote.delivery import delivered
 from aflow.remote.outbox import Outbox
-from aflow.scheduler.states import AttemptState
 from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.executors.base import Usage
+    from aflow.storage.base import ObjectStore
+
+
+LOOK = 10.0  # seconds after which it is looked again whether the run has ended
+LOOK_OF_LATE = 0.5  # the same, for what was with another worker before
 
 
 class Site(NamedTuple):
@@ -38,8 +42,15 @@ class Site(NamedTuple):
     outbox: Outbox
 
 
+class RunOver(AflowError):
+    """The run has ended: what is left of it is not to be run."""
+
+
 class Host(Protocol):
     """The worker, as the processes of a run see it."""
+
+    def started(self, letter: TaskLetter, task: int, attempt: int) -> None:
+        """An attempt has begun."""
 
     def ended(self, letter: TaskLetter, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over."""
@@ -47,11 +58,21 @@ class Host(Protocol):
     def never_begun(self, held: Held) -> None:
         """An attempt that has not begun is not wanted any more."""
 
+    def refused(self, held: Held, why: str) -> None:
+        """An attempt is none that its run can have."""
+
+    def cannot_run(self, runtime: Runtime, why: str, only: tuple[int, int] | None = None) -> None:
+        """The run cannot be run here: others may be able to. `only` is the attempt that has shown
+        it, if it was not all of them."""
+
+    def run_is_over(self, runtime: Runtime) -> None:
+        """The run has ended."""
+
 
 class Held:
     """A lease and what it is for."""
 
-    __slots__ = ("active", "is_suspect", "lease", "letter", "runtime", "spec")
+    __slots__ = ("active", "is_suspect", "lease", "letter", "runtime", "since", "spec")
 
     def __init__(
         self, lease: Lease, letter: TaskLetter, spec: AttemptSpec, runtime: Runtime
@@ -60,6 +81,7 @@ class Held:
         self.letter = letter
         self.spec = spec
         self.runtime = runtime
+        self.since = asyncio.get_running_loop().time()
         self.active = False  # handed to the processes of its run
         self.is_suspect = False  # it may kill its worker, and runs alone
 
@@ -74,10 +96,22 @@ class Runtime:
         self._waiting: list[Held] = []
         self._executor: ProcessExecutor | None = None
         self._folder: Path | None = None  # of the run's code, which nobody sweeps meanwhile
-        self._fault: str | None = None  # why there are no processes, and will be none
+        self._needs: frozenset[str] = frozenset()  # the steps that there are
+        self._store: ObjectStore | None = None
+        self._looked_at = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._start())  # noqa: TID251 -- awaited by `stop`
-        self.executor = self
+        self._is_retired = False
         self._isolation = "task"
+
+    @property
+    def name(self) -> str:
+        """Flow and run."""
+        return f"{self._letter.flow}/{self._letter.run}"
+
+    @property
+    def letter(self) -> TaskLetter:
+        """The message that has named the run."""
+        return self._letter
 
     @property
     def in_hand(self) -> int:
@@ -88,13 +122,18 @@ class Runtime:
 
     def launch(self, held: Held) -> None:
         """Run the attempt, as soon as the run's processes are there."""
-        if self._fault is not None:
-            # Later: who launches does not expect the answer before launch has returned.
-            asyncio.get_running_loop().call_soon(self._refuse, held, self._fault)
-        elif self._executor is None:
+        if self._executor is None:
             self._waiting.append(held)
         else:
-            self._executor.launch(held.spec)
+            self._launch(held, self._executor)
+
+    def _launch(self, held: Held, executor: ProcessExecutor) -> None:
+        if held.spec.step in self._needs:
+            executor.launch(held.spec)
+        else:
+            # Later: who launches does not expect the answer before launch has returned.
+            why = f"{self.name} has no step {held.spec.step}."
+            asyncio.get_running_loop().call_soon(self._host.refused, held, why)
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop the attempt, also before there are processes."""
@@ -106,14 +145,22 @@ class Runtime:
                 self._waiting.remove(held)
                 self._host.never_begun(held)
 
-    def retire(self) -> None:
-        """Let go of the processes, which do nothing."""
-        self._task = asyncio.create_task(self.stop())  # noqa: TID251 -- short, and its own
+    def retire(self, then: Callable[[Runtime], object] = lambda _: None) -> None:
+        """Let go of the processes, which do nothing that is wanted; `then` is called after that."""
+        self._is_retired = True
+        self._task = asyncio.create_task(self._retire(self._task))  # noqa: TID251 -- see `stop`
+        self._task.add_done_callback(lambda _: then(self))
+
+    async def _retire(self, starting: asyncio.Task[None]) -> None:
+        await asyncio.wait([starting])
+        await self._stop()
 
     async def stop(self) -> None:
         """Interrupt what runs, and let go of the processes. May be called twice."""
-        if asyncio.current_task() is not self._task:
-            await asyncio.wait([self._task])
+        await asyncio.wait([self._task])
+        await self._stop()
+
+    async def _stop(self) -> None:
         if self._executor is not None:
             await self._executor.stop()
         folder, self._folder = self._folder, None
@@ -123,33 +170,37 @@ class Runtime:
     async def _start(self) -> None:
         try:
             self._executor = await self._made()
-        except Exception as error:  # noqa: BLE001 -- whatever is wrong here, those who wait for it have to know
+        except RunOver:
+            self._host.run_is_over(self)
+            return
+        except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
             told = (
                 str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
             )
-            self._fault = told
-            waiting, self._waiting = self._waiting, []
-            for held in waiting:
-                self._refuse(held, told)
+            self._host.cannot_run(self, told)
             return
         waiting, self._waiting = self._waiting, []
         for held in waiting:
-            self._executor.launch(held.spec)
+            self._launch(held, self._executor)
 
-    def _refuse(self, held: Held, told: str) -> None:
-        now = self._site.clock.now()
-        spec = held.spec
-        reason = f"Worker {self._site.worker} cannot run the task: {told}"
-        report = AttemptReport(
-            spec.task, spec.attempt, AttemptState.FAILED.value, reason,
-            started_at=now, finished_at=now,
-        )  # fmt: skip
-        self.started(spec.task, spec.attempt, os.getpid(), now)
-        self.ended(report, NO_USAGE)
+    async def is_over(self, lease: Lease) -> bool:
+        """Whether the run has ended, as far as it is time to look: a message may be older than the
+        end of its run."""
+        now = asyncio.get_running_loop().time()
+        due = LOOK_OF_LATE if lease.deliveries > 1 else LOOK
+        store = self._store
+        if store is None or now - self._looked_at < due:
+            return False
+        self._looked_at = now
+        try:
+            return await in_thread(is_over, store, self._letter.flow, self._letter.run)
+        except StorageError:  # then the attempt will say so, if it needs the store
+            return False
 
     async def _made(self) -> ProcessExecutor:
         job = await in_thread(self._fetched)
         self._isolation = job.isolation
+        self._needs = frozenset(job.needs)
         executor = ProcessExecutor(
             job.needs,
             job.request,
@@ -164,8 +215,11 @@ class Runtime:
     def _fetched(self) -> Job:
         """The description of the run, with its code in a folder of ours. Blocks."""
         letter, below = self._letter, self._site.folder
+        store = self._store = backends.open_store(letter.store)
+        if is_over(store, letter.flow, letter.run):
+            raise RunOver(f"{self.name} has ended.")
         job, folder = delivered(
-            backends.open_store(letter.store),
+            store,
             letter.flow,
             letter.run,
             letter.job,
@@ -181,21 +235,24 @@ class Runtime:
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """An attempt is running now."""
-        self._site.outbox.add(self._letter.reply, (letters.STARTED, task, attempt, pid, at))
+        self._host.started(self._letter, task, attempt)
+        self._site.outbox.add(self._letter, (letters.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
         """An attempt has written something."""
         event = (letters.LOGGED, task, attempt, stream, at, chunk)
-        self._site.outbox.add(self._letter.reply, event)
+        self._site.outbox.add(self._letter, event)
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
         """An attempt has made items of its foreach."""
         event = (letters.GROWN, task, attempt, count, manifest)
-        self._site.outbox.add(self._letter.reply, event)
+        self._site.outbox.add(self._letter, event)
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over."""
+        if self._is_retired:
+            return  # it was given to others
         if report.unreached:
-            reason = f"Worker {self._site.worker} cannot run the task: {report.reason}"
-            report = report._replace(reason=reason)
-        self._host.ended(self._letter, report, usage)
+            self._host.cannot_run(self, report.reason, (report.task, report.attempt))
+        else:
+            self._host.ended(self._letter, report, usage)

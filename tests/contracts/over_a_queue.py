@@ -69,6 +69,9 @@ class OverAQueue:
     def cancel(self, task: int, attempt: int) -> None:
         self._made().cancel(task, attempt)
 
+    async def conclude(self) -> None:
+        await self._made().conclude()
+
     async def leave(self) -> None:
         await self._made().leave()
 

@@ -312,6 +312,20 @@ async def test_a_topic_is_dropped_with_all_of_its_messages(queue: Queue, backend
         assert ["other"] == await queue.topics()
 
 
+async def test_what_nobody_can_do_is_buried_at_once(queue: Queue, other: Queue) -> None:
+    await queue.put("t", messages("a"))
+    lease = await one(queue)
+
+    await queue.bury([lease])
+
+    while not (buried := await other.buried("t")):
+        await asyncio.sleep(0.05)
+    assert [("a", b"body of a", 1)] == [(each.id, each.body, each.deliveries) for each in buried]
+    assert [] == await other.lease(["t"], 1, LONG)
+    with pytest.raises(LeaseLost):
+        await queue.ack([lease])
+
+
 async def test_what_was_buried_can_be_made_ready_again(
     queue: Queue, other: Queue, backend: Backend
 ) -> None:

@@ -185,7 +185,7 @@ async def _check_queue(
                 continue
             assert (0, 0, 0) == tuple(await queue.depth(topic)), topic
         for lease in await queue.lease([reports], 10_000, 60.0):
-            letter = letters.unseal_letter(lease.body, "reports", None)
+            letter = letters.unseal_letter(lease.body, "reports", (), reports, None)
             said = {(task, attempt) for _, task, attempt, *_ in letter.events}
             assert set() == said - ended, "a letter tells of an attempt that has not ended"
             await queue.ack([lease])

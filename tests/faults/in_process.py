@@ -80,7 +80,7 @@ class Hand:
         await self._queue.ack(await self._queue.lease([topic], 1000, 60.0))
 
     async def _one(self, lease: Lease) -> None:
-        letter: TaskLetter = unseal_letter(lease.body, "task", None)
+        letter: TaskLetter = unseal_letter(lease.body, "task", (), lease.topic, self._clock.now())
         spec = AttemptSpec.decode(letter.spec)
         await self._say(letter, (letters.STARTED, spec.task, spec.attempt, 1, 0.0))
         report = await asyncio.to_thread(self._run, letter, spec, lease.deliveries > 1)
@@ -97,7 +97,8 @@ class Hand:
 
     async def _say(self, letter: TaskLetter, event: tuple[Any, ...]) -> None:
         number = next(self._numbers)
-        body = ReportsLetter(self._name, "host", number, [event]).seal(None)
+        said = ReportsLetter(letter.flow, letter.run, self._name, "host", number, [event])
+        body = said.seal((), letter.reply, self._clock.now())
         await self._queue.put(letter.reply, [Message(f"{self._name}:{number}", body)])
 
 

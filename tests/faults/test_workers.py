@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -227,13 +228,13 @@ def test_a_worker_without_room_for_the_code_says_so_and_others_go_on(fleet: Flee
         (fleet.home / "helper.py").write_text(f"text = {'x' * 100_000!r}\n")
         sick = fleet.start_worker("--slots", "1", AFLOW_CLIENT_CACHE_PATH=str(full))
         run = fleet.begin("--with", "retry:times=3,seconds=1")
-        wait_until(lambda: "No space left on device" in fleet.said())
+        wait_until(lambda: "No space left on device" in fleet.said_by_workers())
         sick.send_signal(signal.SIGTERM)
         assert 0 == fleet.ends(sick)
         fleet.start_worker("--slots", "2")
 
         assert 0 == fleet.ends(run), fleet.said()
-        assert "cannot run the task" in fleet.said()
+        assert "leaves it to others" in fleet.said_by_workers()
         assert "Traceback" not in fleet.said() + fleet.said_by_workers()
         check(fleet)
     finally:
@@ -262,9 +263,10 @@ def test_what_is_no_message_of_ours_is_buried_and_the_loop_goes_on(
         "none": b"{} this is nothing",
         "empty": b"",
         "large": os.urandom(300_000),
-        "other": seal("cancel", {"attempts": []}, None),
-        "fields": seal("task", {"store": "file:///"}, None),
-        "forged": seal("task", {"store": "file:///"}, b"a key of somebody else"),
+        "other": seal("cancel", "tasks.default", time.time(), {"attempts": []}),
+        "fields": seal("task", "tasks.default", time.time(), {"store": "file:///"}),
+        "forged": seal("task", "tasks.default", time.time(), {}, [b"a key of somebody else"]),
+        "elsewhere": seal("task", "tasks.gpu", time.time(), {"store": "file:///"}),
     }
 
     async def put_and_wait() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from aflow.queue.base import Message
 from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from tests.flows.conftest import Ran, Workspace, processes_in
+
+KEY = "0123456789abcdef" * 4
 
 FLOW = """
 import asyncio
@@ -297,9 +300,9 @@ def test_steps_without_a_queue_stay_here_and_those_with_gpus_have_a_pool(workers
 
 
 def test_messages_are_signed_where_there_is_a_key(workers: Workers) -> None:
-    workers.start("--slots", "1", AFLOW_SIGNING_KEY="a key")
+    workers.start("--slots", "1", AFLOW_SIGNING_KEY=KEY)
 
-    assert_ended_well(workers, workers.run(AFLOW_SIGNING_KEY="a key"))
+    assert_ended_well(workers, workers.run(AFLOW_SIGNING_KEY=KEY))
 
 
 def test_who_has_no_key_is_refused_by_both_sides_and_that_is_said(workers: Workers) -> None:
@@ -309,22 +312,25 @@ def test_who_has_no_key_is_refused_by_both_sides_and_that_is_said(workers: Worke
         asyncio.run(queue.close())
 
     reports = letters.reports_topic("Flow_", "signed")
-    put(reports, ReportsLetter("intruder", "host", 1, [[letters.STARTED, 1, 0, 1, 0.0]]).seal(None))
-    task = TaskLetter("file:///nowhere", "Flow_", "signed", "job", reports, b"", 0)
-    put(letters.tasks_topic("default"), task.seal(b"another key"))
-    worker = workers.start("--slots", "1", AFLOW_SIGNING_KEY="a key")
+    now = time.time()
+    said = ReportsLetter("Flow_", "signed", "intruder", "host", 1, [[0, 1, 0, 1, 0.0]])
+    put(reports, said.seal((), reports, now))
+    tasks = letters.tasks_topic("default")
+    task = TaskLetter("file:///nowhere", "Flow_", "signed", "0" * 64, reports, b"", 0)
+    put(tasks, task.seal([b"another key"], tasks, now))
+    worker = workers.start("--slots", "1", AFLOW_SIGNING_KEY=KEY)
     assert worker.stderr is not None
     assert "A message of tasks.default is refused: A message was signed with another" in (
         worker.stderr.readline()
     )
 
-    ran = workers.run("--run-id", "signed", AFLOW_SIGNING_KEY="a key")
+    ran = workers.run("--run-id", "signed", AFLOW_SIGNING_KEY=KEY)
 
     assert_ended_well(workers, ran)
     assert f"A message of {reports} is refused: A message is not signed" in ran.err
 
 
-def test_what_a_worker_does_not_have_is_said_in_the_error_of_the_task(workers: Workers) -> None:
+def test_what_no_worker_has_is_said_in_the_error_of_the_task(workers: Workers) -> None:
     elsewhere = workers.workspace.path / "lib"
     elsewhere.mkdir()
     (elsewhere / "only_here.pyc").touch()
@@ -337,11 +343,11 @@ def test_what_a_worker_does_not_have_is_said_in_the_error_of_the_task(workers: W
     ran = workers.run(PYTHONPATH=os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]))
 
     assert 1 == ran.code
-    assert "cannot run the task" in ran.err
+    assert "No worker of pool default can run the task" in ran.err
     assert "No module named 'only_here'" in ran.err
 
 
-def test_a_worker_that_cannot_run_a_flow_says_so_of_every_attempt(workers: Workers) -> None:
+def test_retries_are_not_used_up_by_workers_that_cannot_run_the_flow(workers: Workers) -> None:
     hidden = workers.workspace.path / ".only"
     hidden.mkdir()
     (hidden / "only_here.py").write_text("x = 1\n")

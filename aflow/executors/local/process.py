@@ -120,6 +120,9 @@ class ProcessExecutor:
         """None of them: they have ended with the process that has started them."""
         return orphans
 
+    async def conclude(self) -> None:
+        """Nobody else has anything of the run."""
+
     async def leave(self) -> None:
         """The same as `stop`: processes do not outlive us."""
         await self.stop()

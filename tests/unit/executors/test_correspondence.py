@@ -33,7 +33,7 @@ async def test_an_end_is_never_lost_whatever_comes_first(order: tuple[tuple[obje
     mail.begin(told)  # type: ignore[arg-type]
     mail.send((1, 0), "work")
     for number, event in enumerate(order):
-        mail.hear(ReportsLetter("worker", "host", number, [event]), number)
+        mail.hear(ReportsLetter("Flow", "1", "worker", "host", number, [event]), number)
 
     assert (1, 1) == (told.calls.count("started"), told.calls.count("ended"))
     assert told.calls.index("started") < told.calls.index("ended")

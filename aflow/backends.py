@@ -17,8 +17,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
+from aflow.config_files import path_in
 from aflow.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def open_store(url: str) -> ObjectStore:
         from aflow.storage.s3 import S3Store
 
         settings = Settings.load()
-        folder = Path(settings.cache_folder).expanduser() / "objects" / _folder_name(url)
+        folder = settings.cache / "objects" / _folder_name(url)
         return CachedStore(RetryingStore(S3Store(url)), folder, settings.cache_size << 20)
     raise InvalidSetting(
         f"{url!r} is no datastore that aflow knows: use file:///path, "
@@ -174,6 +174,6 @@ def _folder_name(url: str) -> str:
 def _path(url: str, rest: str) -> Path:
     if not rest.startswith("//"):
         raise InvalidSetting(f"{url!r} names no path: write three slashes, as in file:///data.")
-    path = unquote(rest[2:])
+    path = path_in(rest[2:])
     # sqlite:////abs and file:///abs both name /abs; sqlite:///abs is what SQLAlchemy users write.
     return Path("/" + path.lstrip("/"))

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from aflow import ids
-from aflow.config_files import ConfigFile, files_of_profile, home_of_settings
+from aflow.config_files import ConfigFile, expanded, files_of_profile, home_of_settings
 from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
 from aflow.own_folders import refuse_foreign
 
 FOLDER = ".aflow"
 PACKAGE_SUFFIXES = (".py", ".R", ".RDS")
 _PREFIXES = ("AFLOW_", "METAFLOW_")
+CACHE_FOLDER = "~/.cache/aflow"
 _ENVIRONMENT = "in the environment"
 _ADDRESSES = ("SERVICE_URL", "SERVICE_INTERNAL_URL", "SERVER", "DEFAULT_METADATA")
 _METADATA_URLS = ("postgresql://", "postgres://", "http://", "https://", "sqlite:///")
@@ -75,7 +76,7 @@ class Settings:
     datatools_s3: str | None = None
     s3_encryption: str | None = None
     s3_workers: int = 64
-    cache_folder: str = "~/.cache/aflow"
+    cache_folder: str = CACHE_FOLDER
     cache_size: int = 10_000
     executor: str = "local"
     owner: str = "run"
@@ -133,6 +134,14 @@ class Settings:
                 "s3://bucket/prefix, or set AFLOW_DATASTORE_SYSROOT_S3."
             )
         return at_endpoint(place, self.s3_endpoint)
+
+    @property
+    def cache(self) -> Path:
+        """The folder of copies: beside the data, where the user has no home. Raises InvalidSetting
+        where one below such a home was asked for."""
+        if self.cache_folder == CACHE_FOLDER and os.path.expanduser("~") == "~":
+            return self.root / "cache"
+        return expanded(self.cache_folder)
 
     @property
     def data_root(self) -> str:
@@ -611,16 +620,18 @@ def _root(
 ) -> Path:
     given = values.get("datastore_root")
     if given is not None and not _is_s3(given):
-        return base / Path(given).expanduser()
+        return base / expanded(given)
     hit = _look_up(sources, ("DATASTORE_SYSROOT_LOCAL",))
     if hit is not None:
-        return base / Path(_text(hit)).expanduser() / FOLDER
+        return base / expanded(_text(hit)) / FOLDER
     return found or base / FOLDER
 
 
 def config_file(profile: str | None = None, env: Mapping[str, str] | None = None) -> ConfigFile:
     """The file of the profile, else of the one that is chosen, that `aflow configure` writes.
     Raises InvalidSetting for a name that is none."""
+    env = os.environ if env is None else env
+    home_of_settings(env)  # without one the first file would be Metaflow's
     return config_files(profile, env)[0]
 
 

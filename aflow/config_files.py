@@ -11,6 +11,8 @@ from typing import Any
 from aflow.errors import InvalidSetting
 from aflow.own_folders import make_private
 
+_OWN = "~/.aflowconfig"
+
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
@@ -69,10 +71,43 @@ def files_of_profile(profile: str | None, env: Mapping[str, str]) -> list[Config
             f"{profile!r} cannot be the name of a profile: letters, digits and - _ . are allowed."
         )
     name = f"config_{profile}.json" if profile else "config.json"
-    metaflow = Path(env.get("METAFLOW_HOME") or "~/.metaflowconfig").expanduser()
-    return [ConfigFile(home / name) for home in (home_of_settings(env), metaflow)]
+    homes = [
+        expanded(given) if given else _below_home(usual)
+        for given, usual in (
+            (env.get("AFLOW_HOME"), _OWN),
+            (env.get("METAFLOW_HOME"), "~/.metaflowconfig"),
+        )
+    ]
+    # A user without a home has no settings there.
+    return [ConfigFile(home / name) for home in homes if home is not None]
 
 
 def home_of_settings(env: Mapping[str, str]) -> Path:
-    """The folder of the user's own settings: AFLOW_HOME, else `~/.aflowconfig`."""
-    return Path(env.get("AFLOW_HOME") or "~/.aflowconfig").expanduser()
+    """The folder of the user's own settings: AFLOW_HOME, else `~/.aflowconfig`. Raises
+    InvalidSetting where the user has no home."""
+    return expanded(env.get("AFLOW_HOME") or _OWN)
+
+
+def expanded(path: str) -> Path:
+    """The path, with the home of the user for `~`. Raises InvalidSetting where that is not
+    known."""
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise InvalidSetting(
+            f"{path}: the home of this user is not known. Set HOME, or write the whole path."
+        )
+    return Path(found)
+
+
+def path_in(text: str) -> str:
+    """The path in a URL. Names of files are bytes, which need not be UTF-8."""
+    from urllib.parse import unquote_to_bytes  # not for all who have settings
+
+    return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
+
+
+def _below_home(path: str) -> Path | None:
+    try:
+        return expanded(path)
+    except InvalidSetting:
+        return None

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow.config_files import expanded
 from aflow.errors import InvalidConfig
 from aflow.flow.parameters import ParameterContext
 from aflow.flow.spec import define
@@ -125,7 +126,7 @@ def _value(config: Config, given: GivenConfigs, context: Context) -> Any:
 
 def _text(config: Config, path: Path) -> str:
     try:
-        return path.expanduser().read_text(encoding="utf-8")
+        return expanded(str(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         told = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise InvalidConfig(

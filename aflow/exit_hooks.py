@@ -84,7 +84,7 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
         assert process.stdout is not None, "a pipe was asked for"
         try:
             request = (where, pathspec, metadata_url, stands_for_metaflow(), sys.path)
-            process.stdin.write(msgpack.packb(request))
+            process.stdin.write(msgpack.packb(request, unicode_errors="surrogatepass"))
             process.stdin.close()
         except BrokenPipeError:  # it has ended already: its exit code tells
             pass
@@ -99,7 +99,9 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
 
 def main() -> None:
     """Call the hook that stdin names."""
-    where, pathspec, metadata_url, is_metaflow, path = msgpack.unpackb(sys.stdin.buffer.read())
+    where, pathspec, metadata_url, is_metaflow, path = msgpack.unpackb(
+        sys.stdin.buffer.read(), unicode_errors="surrogatepass"
+    )
     from aflow import client, compat
 
     sys.path[:] = path

@@ -88,7 +88,7 @@ async def _run(
             handle = await coordinator.adopt(definition, adopt, **given)
         if options.run_id_file is not None:
             await in_thread(options.run_id_file.write_text, handle.id)
-        stopped_by = _stop_on_signals(handle)
+        stopped_by = _stop_on_signals(handle, told_to_leave=settings.owner != "run")
         try:
             return await handle.wait(), stopped_by[0] if stopped_by else None
         except (MetadataUnavailable, StoreUnavailable) as error:
@@ -98,9 +98,12 @@ async def _run(
             ) from error
 
 
-def _stop_on_signals(handle: RunHandle) -> list[int]:
-    """Let SIGINT and SIGTERM stop the run; the signals that have come, in order."""
+def _stop_on_signals(handle: RunHandle, *, told_to_leave: bool) -> list[int]:
+    """Let SIGINT and SIGTERM stop the run, and SIGHUP leave it; the signals that have come, in
+    order. Those that are ignored stay so, but for SIGHUP where a server says so by it."""
     import asyncio
+
+    from aflow.loops import on_signal
 
     came: list[int] = []
 
@@ -110,6 +113,9 @@ def _stop_on_signals(handle: RunHandle) -> list[int]:
 
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop, signum)
-    loop.add_signal_handler(signal.SIGHUP, handle.leave)
+        on_signal(loop, signum, stop, signum)
+    if told_to_leave:
+        loop.add_signal_handler(signal.SIGHUP, handle.leave)
+    else:
+        on_signal(loop, signal.SIGHUP, handle.leave)
     return came

@@ -27,3 +27,13 @@ def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+def on_signal(
+    loop: asyncio.AbstractEventLoop, signum: int, callback: Callable[..., object], *args: object
+) -> None:
+    """Call back when the signal comes. One that is ignored stays so: under nohup and the like."""
+    import signal
+
+    if signal.getsignal(signum) is not signal.SIG_IGN:
+        loop.add_signal_handler(signum, callback, *args)

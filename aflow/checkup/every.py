@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aflow.aws.settings import AwsSettings
@@ -149,7 +148,7 @@ def _spaces(settings: Settings) -> Iterator[Finding]:
     """The disks on which aflow keeps something."""
     places = {".aflow": settings.root}
     if settings.datastore == "s3":
-        places["the cache"] = Path(settings.cache_folder).expanduser()
+        places["the cache"] = settings.cache
     for what, place in places.items():
         there = next(each for each in (place, *place.parents) if os.path.isdir(each))
         if not os.access(there, os.W_OK | os.X_OK):

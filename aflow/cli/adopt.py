@@ -97,5 +97,5 @@ def _unpacked(record: RunRecord, settings: Settings) -> Path:
             f"({code.get('left_out', 'it is of an older aflow')}): resume the run instead."
         )
     blobs = BlobStore(backends.open_recorded_store(record.settings["storage"]))
-    folder = Path(settings.cache_folder).expanduser() / "code"
+    folder = settings.cache / "code"
     return package.unpacked(blobs, code["key"], folder) / str(code["script"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -116,7 +115,7 @@ def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -
     from aflow import package
 
     # The cache is that of all projects of this user: it is kept for as long as workers keep it.
-    cache = Path(settings.cache_folder).expanduser() / "code"
+    cache = settings.cache / "code"
     below = {settings.root / "server" / "code": kept, cache: max(kept, package.KEPT_UNUSED)}
     found = [package.sweep(each, age, now, dry_run=dry_run) for each, age in below.items()]
     counts, sizes = zip(*found, strict=True)

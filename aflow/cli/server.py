@@ -10,6 +10,7 @@ import click
 from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import flag, option
 from aflow.config import Settings
+from aflow.config_files import path_in
 from aflow.errors import InvalidSetting
 from aflow.own_folders import make_private
 
@@ -197,9 +198,7 @@ def _storage(url: str | None, root: str | None) -> dict[str, Any]:
     if url.startswith("s3://"):
         return {"datastore": "s3", "datastore_root": url}
     if url.startswith("file:///"):
-        from urllib.parse import unquote
-
-        return {"datastore": "local", "datastore_root": unquote(url.removeprefix("file://"))}
+        return {"datastore": "local", "datastore_root": path_in(url.removeprefix("file://"))}
     raise InvalidSetting(f"--storage {url!r}: use s3://bucket/prefix or file:///path.")
 
 

@@ -96,7 +96,7 @@ def _worker(
         slots or usable_cpus(),
         grace,
         lease,
-        Path(settings.cache_folder).expanduser() / "code",
+        settings.cache / "code",
         settings.signing_key_bytes,
         quiet,
     )
@@ -110,6 +110,7 @@ def _worker(
 async def _run(url: str, options: object, health_file: Path | None) -> int:
     from aflow import backends
     from aflow.clock import SystemClock
+    from aflow.loops import on_signal
     from aflow.worker import Worker, WorkerOptions
 
     assert isinstance(options, WorkerOptions), "made above"
@@ -125,7 +126,7 @@ async def _run(url: str, options: object, health_file: Path | None) -> int:
             loop.remove_signal_handler(signum)  # the second one ends us at once
 
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop)
+        on_signal(loop, signum, stop)
     try:
         if health_file is None:
             await made.run()

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from aflow import ids
+from aflow.config_files import expanded, path_in
 from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
 from aflow.flow.current import current
 from aflow.metadata.base import SPIN
@@ -104,7 +104,7 @@ class Place:
 
         # A folder that was moved, or is mounted elsewhere, still holds its data beside its
         # metadata.
-        moved = url.startswith("file:") and not os.path.isdir(unquote(url.removeprefix("file://")))
+        moved = url.startswith("file:") and not os.path.isdir(path_in(url.removeprefix("file://")))
         return backends.open_recorded_store(self._storage if moved and self._storage else url)
 
 
@@ -227,7 +227,7 @@ def _service(url: str) -> Place:
 def _database(url: str) -> Place:
     found = _places.get(url)
     if found is None:
-        file = Path(unquote(url.removeprefix(_SQLITE)))
+        file = Path(path_in(url.removeprefix(_SQLITE)))
         found = _places[url] = Place(url, partial(_open_url, url), None, file)
     return found
 
@@ -277,7 +277,7 @@ def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
 def _root_in(path: str) -> str:
     from aflow.config import FOLDER
 
-    folder = Path(path).expanduser().absolute()
+    folder = expanded(path).absolute()
     has_one = (folder / FOLDER).is_dir() and not (folder / "metadata.db").exists()
     return str(folder / FOLDER if has_one else folder)
 

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from aflow.executors.local.process import ProcessExecutor
+from aflow.loops import on_signal
 from aflow.metadata.base import AttemptRecord, Batch, TaskRecord
 from aflow.runs.attempt_logs import AttemptLogs
 from aflow.scheduler.states import AttemptState
@@ -86,7 +87,7 @@ class OneAttempt:
         )
         await executor.start(context, self)
         stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        on_signal(loop, signal.SIGTERM, stopping.set)
         async with asyncio.TaskGroup() as group:
             others = [
                 group.create_task(self._beat(stopping)),

@@ -58,13 +58,13 @@ class Order(NamedTuple):
 
     def encode(self) -> bytes:
         """The order as bytes; the same for the same order."""
-        return msgpack.packb((VERSION, *self))  # type: ignore[no-any-return]
+        return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> Order:
         """The order that `encode` gave; raises InvalidMessage for what is none, or too new."""
         try:
-            version, *fields = msgpack.unpackb(data, use_list=False)
+            version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
             if version > VERSION:
                 raise InvalidMessage(
                     "The flow was deployed by a newer aflow: use an image that has the same."

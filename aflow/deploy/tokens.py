@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from aflow.config import config_file, looked_up
-from aflow.config_files import ConfigFile
+from aflow.config_files import ConfigFile, expanded
 from aflow.errors import InvalidSetting
 
 _log = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ class Tokens:
     def of_user(cls) -> Tokens:
         """Those of the user who runs this program."""
         home = looked_up("TOKEN_HOME")
-        folder = Path(home).expanduser() if home else config_file().path.parent
+        folder = expanded(home) if home else config_file().path.parent
         return cls(ConfigFile(folder / "production_tokens.json"))
 
     def remembered(self, machine: str) -> str | None:

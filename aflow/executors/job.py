@@ -39,13 +39,13 @@ class Job(NamedTuple):
 
     def encode(self) -> bytes:
         """The job as bytes."""
-        return msgpack.packb((VERSION, *self))  # type: ignore[no-any-return]
+        return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> Job:
         """The job that `encode` gave; raises InvalidMessage for what is none, or too new."""
         try:
-            version, *fields = msgpack.unpackb(data, use_list=False)
+            version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
             if version > VERSION:
                 raise InvalidMessage("The run was started by a newer aflow: upgrade the worker.")
             job = cls(*fields)

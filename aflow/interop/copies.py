@@ -12,8 +12,9 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
+from aflow.config_files import path_in
 from aflow.flow.graph import Graph
 from aflow.ids import PARAMETERS_STEP
 from aflow.interop import layout
@@ -72,7 +73,7 @@ class Copies:
     def root(self) -> str:
         """Where Metaflow's client finds the copies: a folder, or a place in S3."""
         parts = urlsplit(self.store.url)
-        place = f"s3://{parts.netloc}{parts.path}" if parts.scheme == "s3" else unquote(parts.path)
+        place = f"s3://{parts.netloc}{parts.path}" if parts.scheme == "s3" else path_in(parts.path)
         return f"{place.rstrip('/')}/{FOLDER}"
 
     # ------------------------------------------------------------ artifacts

@@ -30,6 +30,7 @@ from aflow.executors.local.process import ProcessExecutor
 from aflow.executors.local.start import EarlyGround, fork_ground
 from aflow.executors.meeting import Meeting
 from aflow.executors.roll import Roll
+from aflow.loops import on_signal
 from aflow.remote.delivery import delivered
 from aflow.scheduler.states import AttemptState
 from aflow.threads import in_thread
@@ -132,7 +133,7 @@ class OneJob:
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[AttemptReport] = loop.create_future()
         stopping = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stopping.set)
+        on_signal(loop, signal.SIGTERM, stopping.set)
         spec = await in_thread(self._attempt)
         try:
             async with asyncio.TaskGroup() as group:

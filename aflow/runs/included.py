@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from aflow.config_files import expanded
 
 
 def included(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,4 +24,4 @@ def included(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
 
 
 def _read(path: str) -> bytes:
-    return Path(path).expanduser().read_bytes()
+    return expanded(path).read_bytes()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.clock import SystemClock
 from aflow.errors import AflowError, InvalidSetting
+from aflow.loops import on_signal
 from aflow.metadata.documents import documents_of
 from aflow.server.app import application
 from aflow.server.metrics import Metrics
@@ -100,7 +101,7 @@ async def _serve(
         (hurry if stop.is_set() else stop).set()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, told_to_stop)
+        on_signal(asyncio.get_running_loop(), signum, told_to_stop)
     scheduling = None
     documents = documents_of(metadata)
     if documents is not None:

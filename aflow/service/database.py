@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from aflow.config_files import path_in
 from aflow.errors import InvalidSetting, MetadataTooNew
 from aflow.metadata.connections import OpenFiles, connect, errors_named
 from aflow.metadata.statements import named
@@ -77,9 +78,7 @@ def open_database(url: str, durability: str = "power") -> Database:
     if scheme == "memory":
         return SqliteDatabase(None, durability)
     if scheme == "sqlite" and rest.startswith("///"):
-        from urllib.parse import unquote
-
-        return SqliteDatabase(Path("/" + unquote(rest).lstrip("/")), durability)
+        return SqliteDatabase(Path("/" + path_in(rest).lstrip("/")), durability)
     if scheme in ("postgres", "postgresql"):
         from aflow.service.postgres import PostgresDatabase
 

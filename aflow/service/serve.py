@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from aflow.loops import on_signal
 from aflow.service.app import application
 from aflow.service.auth import is_loopback
 from aflow.service.listening import listening, settle
@@ -47,7 +48,7 @@ async def _serve(
 ) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+        on_signal(asyncio.get_running_loop(), signum, stop.set)
     app = application(
         database, clock, keys, store, is_local=is_loopback(host), open_store=open_store
     )

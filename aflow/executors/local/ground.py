@@ -367,7 +367,7 @@ class Ground:
 
     def _say(self, *message: Any) -> None:
         try:
-            self._control.sendall(msgpack.packb(message))
+            self._control.sendall(wire.packed(*message))
         except OSError:  # the coordinator is gone: the next read sees the end and kills all
             return
 

@@ -16,14 +16,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import msgpack
-
 from aflow import ending
 from aflow.attempt.runner import describe, sentence
 from aflow.attempt.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.configured import with_values
-from aflow.executors.local import inside
+from aflow.executors.local import inside, wire
 from aflow.executors.local.program import check_is_flow, host
 from aflow.executors.local.warm import imported_since
 from aflow.flow.decorators.attach import attach
@@ -81,7 +79,7 @@ class Host:
         report = out_of_the_way(report)
 
         def say(*message: Any) -> None:
-            inside.write_all(report, msgpack.packb(message))
+            inside.write_all(report, wire.packed(*message))
 
         def steps(flow: FlowSpec) -> int:
             runner = self._runner

@@ -35,9 +35,19 @@ MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253
 _CHUNK = 1 << 18
 
 
+def packed(*message: Any) -> bytes:
+    """A message as bytes. Names of files in it need not be UTF-8."""
+    return msgpack.packb(message, unicode_errors="surrogatepass")  # type: ignore[no-any-return]
+
+
 def unpacker() -> msgpack.Unpacker:
     """A reader of a stream of messages from our own processes."""
-    return msgpack.Unpacker(strict_map_key=False, use_list=False, max_buffer_size=1 << 31)
+    return msgpack.Unpacker(
+        strict_map_key=False,
+        use_list=False,
+        max_buffer_size=1 << 31,
+        unicode_errors="surrogatepass",
+    )
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
@@ -58,7 +68,7 @@ class Outbox:
 
     def send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
         """Send a message; the descriptors are ours from now on and closed once they are sent."""
-        self._queue.append((memoryview(msgpack.packb(message)), list(fds)))
+        self._queue.append((memoryview(packed(*message)), list(fds)))
         if not self._waiting:
             self._flush()
 

@@ -17,7 +17,7 @@ import msgpack
 from aflow.attempt.runner import Runner
 from aflow.attempt.spec import GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
-from aflow.executors.local import inside
+from aflow.executors.local import inside, wire
 from aflow.executors.local.streams import Owner, WorkerStreams
 
 HOLD = 0.01  # seconds that printed lines may wait for others
@@ -59,7 +59,7 @@ class Link:
 
     def say(self, *message: Any) -> None:
         """Send a message."""
-        self.send(msgpack.packb(message))
+        self.send(wire.packed(*message))
 
     def send(self, messages: bytes) -> None:
         """Send messages that are packed already."""

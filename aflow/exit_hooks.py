@@ -18,6 +18,7 @@ import msgpack
 from aflow.errors import InvalidInput
 from aflow.executors.local.program import class_from, source_of, stands_for_metaflow
 from aflow.executors.local.start import command_of
+from aflow.standard_streams import binary, flush
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -73,7 +74,7 @@ def _where(hook: Hook, definition: FlowDefinition) -> Any:
 
 def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
     """Call the hook and wait for its end; the exit code of its process."""
-    sys.stdout.flush()
+    flush(sys.stdout)
     with subprocess.Popen(
         command_of("aflow.exit_hooks"),
         stdin=subprocess.PIPE,
@@ -89,8 +90,8 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
         except BrokenPipeError:  # it has ended already: its exit code tells
             pass
         for line in process.stdout:
-            sys.stdout.write(line.decode(errors="replace"))
-        sys.stdout.flush()
+            binary(sys.stdout).write(line)
+        binary(sys.stdout).flush()
     return process.returncode
 
 

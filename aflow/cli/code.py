@@ -15,6 +15,7 @@ import click
 from aflow.cli.options import flag, option
 from aflow.config import Settings
 from aflow.errors import CodePackageError, InvalidInput
+from aflow.standard_streams import is_terminal
 
 _HELP = """The code of a run: compare it with the files here or with that of another run, or get it.
 
@@ -57,7 +58,7 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
 
 def diff(run_pathspec: str, datastore_root: str | None) -> int:
     """Print the difference between this folder and the run."""
-    click.echo(_against_here(run_pathspec, datastore_root, color=sys.stdout.isatty()), nl=False)
+    click.echo(_against_here(run_pathspec, datastore_root, color=is_terminal(sys.stdout)), nl=False)
     return 0
 
 
@@ -66,7 +67,7 @@ def diff_runs(run_pathspec: str, target_run_pathspec: str, datastore_root: str |
     with TemporaryDirectory(prefix="aflow-code-") as folder:
         _unpacked(run_pathspec, datastore_root, Path(folder, "a"))
         _unpacked(target_run_pathspec, datastore_root, Path(folder, "b"))
-        click.echo(_difference(folder, color=sys.stdout.isatty()), nl=False)
+        click.echo(_difference(folder, color=is_terminal(sys.stdout)), nl=False)
     return 0
 
 

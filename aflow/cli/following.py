@@ -11,6 +11,7 @@ import click
 
 from aflow.cli.asking import events
 from aflow.ids import Pathspec
+from aflow.standard_streams import binary, flush
 
 if TYPE_CHECKING:
     from aflow.config import Settings
@@ -72,9 +73,10 @@ def _print(run: str, step: str, task: int, at: float, stream: str, text: bytes) 
     when = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     out = sys.stdout if stream == "stdout" else sys.stderr
     head = f"{when} [{run}/{step}/{task}] ".encode()
-    out.flush()
-    out.buffer.write(head + text + b"\n")
-    out.buffer.flush()
+    flush(out)
+    raw = binary(out)
+    raw.write(head + text + b"\n")
+    raw.flush()
 
 
 def _ended(name: str, state: str, reason: str) -> int:

@@ -15,6 +15,7 @@ from aflow.cli.options import flag, option
 from aflow.cli.selection import pathspec, pathspec_argument, tasks_of
 from aflow.cli.session import Session
 from aflow.errors import NotFound
+from aflow.standard_streams import binary, flush
 
 if TYPE_CHECKING:
     from aflow.client import Task
@@ -131,15 +132,16 @@ def show(
 
 
 def _write(task: Task, streams: tuple[str, ...], timestamps: bool) -> None:
-    sys.stdout.flush()
+    flush(sys.stdout)
+    out = binary(sys.stdout)
     lines = heapq.merge(
         *(task.loglines(stream, as_unicode=False) for stream in streams), key=lambda line: line[0]
     )
     for at, text in lines:
         if timestamps:
-            sys.stdout.buffer.write(_stamp(at))
-        sys.stdout.buffer.write(text + b"\n")
-    sys.stdout.buffer.flush()
+            out.write(_stamp(at))
+        out.write(text + b"\n")
+    out.flush()
 
 
 def _stamp(at: datetime) -> bytes:

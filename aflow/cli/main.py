@@ -24,6 +24,7 @@ from aflow.cli.flow_commands import COMMANDS, NEED_NO_FILE, FlowGroup
 from aflow.cli.options import run_options, top_options
 from aflow.cli.problems import guarded, leave
 from aflow.executors.local import start
+from aflow.standard_streams import fill_descriptors
 from aflow.version import __version__
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Line(NamedTuple):
 
 def run_program(words: Sequence[str]) -> NoReturn:
     """The command `aflow` with these words; ends the program."""
+    fill_descriptors()
     leave(guarded(lambda: _program(words)))
 
 
@@ -134,6 +136,7 @@ def run_script(flow: FlowSpec, argv: Sequence[str], folder: str | None) -> None:
     for, nothing happens: whoever loads it decides what is done with the flow."""
     if not loading.is_called(type(flow), argv, folder):
         return
+    fill_descriptors()
     script = sys.argv[0]
     leave(guarded(lambda: flow_group(type(flow), script, sys.argv[1:])))
 

@@ -37,7 +37,7 @@ class Output:
         if not self._closed:
             try:
                 self._out.flush()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._give_up(error)
 
     def _write(self) -> None:
@@ -50,7 +50,7 @@ class Output:
             except BlockingIOError as error:
                 rest = rest[error.characters_written :]
                 written = None
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._give_up(error)
                 return
             # A raw stream (python -u) may take less than all, and gives None where it would
@@ -59,8 +59,10 @@ class Output:
             if written is None:
                 select.select([], [self._out], [])
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: OSError | ValueError) -> None:
         self._closed = True
+        if isinstance(error, ValueError):  # the program has closed it: it wants to see no more
+            return
         if self._out is getattr(sys.stdout, "buffer", None):
             forget_stdout()  # what it still holds would fail once more at the end of the program
         if not isinstance(error, BrokenPipeError):

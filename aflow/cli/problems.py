@@ -19,6 +19,7 @@ import click
 from aflow.config import Settings
 from aflow.ending import Leave
 from aflow.errors import AflowError, InvalidInput, InvalidSetting
+from aflow.standard_streams import flush
 
 FAILED = 1
 USAGE = 2
@@ -33,7 +34,7 @@ def guarded(body: Callable[[], object]) -> int:
     """
     try:
         code = body()
-        sys.stdout.flush()
+        flush(sys.stdout)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()

@@ -19,6 +19,7 @@ from aflow.ids import PARAMETERS_STEP
 from aflow.runs.flow_values import parameter_values
 from aflow.runs.notices import Notice, RunEnded, RunStarting
 from aflow.scheduler.states import RunState
+from aflow.standard_streams import binary, flush, is_terminal
 from aflow.version import __version__
 
 if TYPE_CHECKING:
@@ -316,16 +317,16 @@ def _watch(
 ) -> Callable[[Sequence[Notice]], None]:
     from aflow.cli.console import Console
 
-    terminal = sys.stdout.isatty()
+    terminal = is_terminal(sys.stdout)
     colors = terminal and not settings.no_color
     bars = None
     if progress and terminal:
         from aflow.cli.progress import ProgressBars  # rich costs as much as all the rest
 
         bars = ProgressBars(definition.graph, colors=colors)
-    sys.stdout.flush()
+    flush(sys.stdout)
     console = Console(
-        sys.stdout.buffer, flow=definition.name, colors=colors, ui_url=settings.ui_url, bars=bars
+        binary(sys.stdout), flow=definition.name, colors=colors, ui_url=settings.ui_url, bars=bars
     )
     path = _writable(attribute_file)
     return console.watch if path is None else _also_writing(path, settings, console.watch)

@@ -11,6 +11,7 @@ import click
 
 from aflow.clock import duration
 from aflow.runs.liveness import is_left
+from aflow.standard_streams import is_terminal
 
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
@@ -22,7 +23,7 @@ def show(
     head: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str] = _COLOURS
 ) -> None:
     """Write the table to stdout. On a terminal the last column is folded if need be."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         for line in table([head, *rows]):
             click.echo(line)
         return

@@ -18,6 +18,7 @@ from aflow.loops import on_signal
 from aflow.metadata.base import AttemptRecord, Batch, TaskRecord
 from aflow.runs.attempt_logs import AttemptLogs
 from aflow.scheduler.states import AttemptState
+from aflow.standard_streams import binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +137,7 @@ class OneAttempt:
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
         """The attempt has written something: it goes to the job's log, too."""
         self._logs.feed(self._spec.step, task, attempt, stream, at, chunk)
-        out = (sys.stdout, sys.stderr)[stream].buffer
+        out = binary((sys.stdout, sys.stderr)[stream])
         out.write(chunk)
         out.flush()
 

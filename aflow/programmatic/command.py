@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 
 from aflow.errors import InvalidInput
 from aflow.executors.local.program import stands_for_metaflow
+from aflow.standard_streams import binary
 from aflow.threads import in_thread
 
 Stream = Literal["stdout", "stderr"]
@@ -86,13 +87,13 @@ class Command:
             self._opened("stdout") as out,
             self._opened("stderr") as err,
         ):
-            files = [(out, sys.stdout), (err, sys.stderr)]
+            files = [(out, binary(sys.stdout)), (err, binary(sys.stderr))]
             over = False
             while not over:
                 over = bool(select.select([ended], [], [], LOOK_AGAIN)[0])
                 for file, to in files:
                     if text := file.read():
-                        to.write(text)
+                        to.write(text.encode("utf-8", "replace"))
                         to.flush()
 
     async def wait(

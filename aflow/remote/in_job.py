@@ -33,6 +33,7 @@ from aflow.executors.roll import Roll
 from aflow.loops import on_signal
 from aflow.remote.delivery import delivered
 from aflow.scheduler.states import AttemptState
+from aflow.standard_streams import binary
 from aflow.threads import in_thread
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ class OneJob:
         self._left[stream] -= len(kept)
         if kept:
             self._news.add((letters.LOGGED, task, attempt, stream, at, kept))
-        out = (sys.stdout, sys.stderr)[stream].buffer
+        out = binary((sys.stdout, sys.stderr)[stream])
         out.write(chunk)
         out.flush()
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line on sys.argv; leaves the program with its exit code."""
+    if os.getpid() == 1:  # of a container
+        from aflow.first_process import delegate
+
+        delegate()
     from aflow import collector
     from aflow.hidden import keep_importable
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import aclosing
@@ -20,6 +22,7 @@ from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from aflow.storage.local import LocalStore
+from tests.contracts.executing import ends, is_alive
 from tests.flows.conftest import children_of
 from tests.flows.embedded import at_work, coordinator, flow
 
@@ -335,3 +338,68 @@ async def test_a_coordinator_outside_of_its_block_says_so(
     with pytest.raises(InvalidInput, match="was entered before"):
         async with runs:
             pass
+
+
+FORKS = """
+import asyncio, multiprocessing, os, sys, time
+import aflow
+from aflow import FlowSpec, Parameter, step
+
+class ForkedFlow(FlowSpec):
+    secs = Parameter("secs", default=0.5)
+
+    @step
+    def start(self):
+        open("task", "w").write(str(os.getpid()))
+        time.sleep(self.secs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+async def main():
+    url = f"sqlite:///{os.getcwd()}/metadata.db"
+    async with aflow.Coordinator(storage=f"file://{os.getcwd()}", metadata=url) as runs:
+        run = await runs.start(ForkedFlow, secs=float(sys.argv[1]))
+        while not os.path.exists("task"):
+            await asyncio.sleep(0.01)
+        helper = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+        helper.start()
+        print(helper.pid, flush=True)
+        print((await run.wait()).state.value, flush=True)
+    print("left", flush=True)
+    helper.kill()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def forking(folder: Path, secs: float) -> tuple[subprocess.Popen[str], int]:
+    """A program that has forked a helper while a run goes on, and the helper."""
+    (folder / "program.py").write_text(FORKS)
+    program = subprocess.Popen(
+        [sys.executable, "program.py", str(secs)], cwd=folder, stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    return program, int(program.stdout.readline())
+
+
+def test_a_helper_that_the_program_forks_does_not_hold_up_the_end_of_a_run(tmp_path: Path) -> None:
+    program, _ = forking(tmp_path, 0.5)
+    out, _ = program.communicate(timeout=60)
+    assert ("succeeded\nleft\n", 0) == (out, program.returncode)
+
+
+def test_a_helper_that_the_program_forks_does_not_keep_tasks_alive(tmp_path: Path) -> None:
+    program, helper = forking(tmp_path, 600)
+    task = int((tmp_path / "task").read_text())
+    program.kill()
+    program.wait()
+    try:
+        assert ends(task, 30)
+        assert is_alive(helper)
+    finally:
+        os.kill(helper, signal.SIGKILL)  # it holds the pipe
+        program.communicate()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aflow.scheduler.states import RunState
-from tests.flows.conftest import Workspace
+from tests.flows.conftest import Workspace, children_of
 from tests.flows.test_decorators import one_step, states
 from tests.flows.test_failures import ISOLATIONS
 from tests.flows.test_language import FAN
@@ -75,6 +78,97 @@ def test_a_daemon_that_holds_on_to_stdout_does_not_hold_up_the_run(
     assert ran.code == 0, ran.out + ran.err
     assert "left it behind" in ran.lines
     workspace.check()  # it is gone, too
+
+
+STARTS_OTHERS = """
+    import subprocess
+
+    def start_others():
+        # One in a session of its own, and a daemon of another program whose parents are gone.
+        child = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+        daemon = "setsid sleep 3600 > /dev/null 2>&1 & echo $!"
+        told = subprocess.run(["env", "-i", "/bin/sh", "-c", daemon], capture_output=True)
+        with open("pids", "a") as file:
+            print(child.pid, told.stdout.decode().strip(), file=file, flush=True)
+        return child
+
+    class Flow_(FlowSpec):
+        hangs = Parameter("hangs", default=False)
+
+        @catch(var="late")
+        @timeout(seconds=1)
+        @step
+        def start(self):
+            if not self.hangs:
+                start_others().wait()
+            self.next(self.end)
+
+        @step
+        def end(self):
+            child = start_others()
+            if self.hangs and not os.path.exists("go"):
+                child.wait()
+    """
+
+
+def living(workspace: Workspace) -> list[int]:
+    """Which of the processes that steps have started still live."""
+    pids = map(int, (workspace.path / "pids").read_text().split())
+    return [pid for pid in pids if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_what_tasks_have_started_ends_with_them_in_whatever_session(
+    workspace: Workspace, isolation: str
+) -> None:
+    workspace.write(STARTS_OTHERS)
+    ran = workspace.run("--isolation", isolation)
+    assert 0 == ran.code, ran.err
+    assert 4 == len((workspace.path / "pids").read_text().split())
+    assert [] == living(workspace)
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_what_tasks_have_started_ends_with_a_run_that_is_stopped_or_killed(
+    workspace: Workspace, isolation: str, signum: signal.Signals
+) -> None:
+    workspace.write(STARTS_OTHERS)
+    process = workspace.start("--no-pylint", "run", "--isolation", isolation, "--hangs", "True")
+    wait_until(lambda: (workspace.path / "pids").exists() and len(living(workspace)) == 2)
+    process.send_signal(signum)
+    workspace.finish(process)
+    wait_until(lambda: [] == living(workspace))
+
+
+def test_what_tasks_have_started_ends_when_the_process_that_they_came_of_is_killed(
+    workspace: Workspace,
+) -> None:
+    workspace.write(STARTS_OTHERS)
+    process = workspace.start("--no-pylint", "run", "--hangs", "True")
+    wait_until(lambda: (workspace.path / "pids").exists() and len(living(workspace)) == 2)
+    first = living(workspace)
+    (workspace.path / "go").touch()
+    for ground in children_of(process.pid):
+        os.kill(ground, signal.SIGKILL)
+    ran = workspace.finish(process)
+    assert not set(first) & set(living(workspace)), ran.err
+    workspace.check()
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if what():
+            return
+        select.select([], [], [], 0.01)
+    pytest.fail("it has not come to that")
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)

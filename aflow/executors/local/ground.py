@@ -3,8 +3,8 @@
 A ground has aflow and what tasks import of the standard library, one thread, no event loop, and
 nothing of the user's: a fork is safe at any time, and the forked process runs the user's whole
 program (task.py), as a fresh interpreter would. It decides nothing: it forks, kills, and reports
-which process has ended, and how. When the coordinator goes away, it kills all that it has forked,
-and ends.
+which process has ended, and how. What a task has started ends with it, wherever it has gone
+(descendants.py). When the coordinator goes away, it kills all that it has forked, and ends.
 
 A warm ground has besides imported what the program imports (warm.py), with the variables of one
 environment of steps. It is forked from the first ground, and has a socket of its own.
@@ -28,7 +28,7 @@ from aflow import collector, ending
 from aflow.attempt.runner import Runner
 from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
-from aflow.executors.local import inside, task, wire
+from aflow.executors.local import descendants, inside, task, wire
 from aflow.executors.local.probe import obstacle
 from aflow.executors.local.program import Program, Request
 from aflow.executors.local.warm import import_all
@@ -69,6 +69,7 @@ class Ground:
         self._environment: dict[str, str] = {}  # variables of steps that this ground has already
         self._printed = (b"", b"")  # by the imports of this ground, to stdout and stderr
         self._grounds: set[int] = set()  # processes of other grounds
+        self._token = 0  # marks what belongs to the run
         self._runner: Runner | None = None
         self._program: Program | None = None
         self._request: Request
@@ -89,6 +90,7 @@ class Ground:
         readable, writable = self._wakeup = os.pipe()
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        descendants.adopt_orphans(inside.prctl())
         poll = select.poll()
         for each in (self._control.fileno(), readable, *self._parent):
             poll.register(each, select.POLLIN)
@@ -108,6 +110,7 @@ class Ground:
                 kill_group(pid, signal.SIGKILL)
             for pid in self._grounds:  # they end by themselves, as we do
                 os.waitpid(pid, 0)
+            descendants.end_all_children()
 
     def prepare(self) -> None:
         """Signals, streams and memory, once, before the first fork."""
@@ -158,6 +161,7 @@ class Ground:
         elif kind == wire.GROW:
             self._grow(self._take(1)[0], *rest)
         elif kind == wire.CONFIGURE:
+            self._token = rest[1]
             self._configure(RunContext(*rest[0]))
         elif kind == wire.PROGRAM:
             self._load(Request(*rest))
@@ -220,7 +224,7 @@ class Ground:
             self._say(wire.NOT_FORKED, child, f"no process could be started: {error.strerror}")
         else:
             if pid == 0:
-                self._become(body)
+                self._become(child, body)
             self._children[pid] = child
             self._pids[child] = pid
             self._say(wire.FORKED, child, pid, self._clock.now())
@@ -229,11 +233,12 @@ class Ground:
 
     # ------------------------------------------------------------ in the forked process
 
-    def _become(self, body: Callable[[], int]) -> NoReturn:
+    def _become(self, child: int, body: Callable[[], int]) -> NoReturn:
         """Run the body as a process of its own, and leave with the exit code that it gives."""
         code = 1
         try:
             inside.begin(self._pid, self._sigint)
+            descendants.mark(self._token, child)
             self._let_go()
             code = body()
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
@@ -347,29 +352,52 @@ class Ground:
 
     def _reap(self) -> None:
         """Report each child that has ended, and end what it left running."""
-        while True:
-            # WNOWAIT: while the child is not reaped, its number cannot name another group.
-            info = (
-                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if self._children or self._grounds
-                else None
-            )
-            if info is None:
-                return
-            kill_group(info.si_pid, signal.SIGKILL)
-            pid, status, usage = os.wait4(info.si_pid, 0)
+        exits, has_ended = [], False
+        while (pid := _ended_child()) is not None:
+            has_ended = True
+            if pid in self._children or pid in self._grounds:
+                # It is not reaped yet: so its number cannot name another group.
+                kill_group(pid, signal.SIGKILL)
+            pid, status, usage = os.wait4(pid, 0)
             self._grounds.discard(pid)
             child = self._children.pop(pid, None)
             if child is not None:
                 del self._pids[child]
                 cpu = usage.ru_utime + usage.ru_stime
-                self._say(wire.EXITED, child, status, usage.ru_maxrss * 1024, cpu)
+                exits.append((child, status, usage.ru_maxrss * 1024, cpu))
+        if has_ended:
+            self._end_orphans()
+        for each in exits:
+            self._say(wire.EXITED, *each)
+
+    def _end_orphans(self) -> None:
+        """End what has come to us because its parents are gone, if its task is, too. What it has
+        started comes next: its end wakes us again."""
+        for pid in descendants.children():
+            if pid in self._children or pid in self._grounds:
+                continue
+            owner = descendants.owner_of(pid)
+            if owner is not None and owner[0] == self._token:
+                is_left = owner[1] not in self._pids
+            else:  # nobody knows whose it is: of the last task at the latest
+                is_left = not self._children
+            if is_left:
+                descendants.kill(pid)
 
     def _say(self, *message: Any) -> None:
         try:
             self._control.sendall(wire.packed(*message))
         except OSError:  # the coordinator is gone: the next read sees the end and kills all
             return
+
+
+def _ended_child() -> int | None:
+    """A child that has ended, which stays to be reaped; None where there is none."""
+    try:
+        info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if info is None else info.si_pid
 
 
 def kill_group(pid: int, signum: int) -> None:

@@ -24,6 +24,11 @@ def load_prctl() -> None:
         _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
+def prctl() -> Any:
+    """The function of the C library, once it was loaded; None where there is none."""
+    return _prctl
+
+
 def begin(parent: int, sigint: Any = _signal.default_int_handler) -> None:
     """Become a process of our own: own session, killed when the parent dies, default signals. What
     SIGINT does is what it did when the program began: nothing, under nohup and the like."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from aflow.config import usable_cpus
-from aflow.executors.local import wire
+from aflow.executors.local import descendants, wire
 
 if TYPE_CHECKING:
     import signal
@@ -98,6 +98,7 @@ class Grounds:
         self._context = context
         self._request = request._replace(imported=None)
         self._imported: Mapping[str, Any] | None = request.imported
+        self._token = descendants.new_token()
         self._ids = 0
         self._open = True
         self._learning: set[int] = set()  # processes that will say what they have imported
@@ -106,7 +107,7 @@ class Grounds:
         self._of: dict[int, _Link] = {}  # child -> where it was asked for
         self._first = _Link(self, process.control)
         self._first.send(wire.PROGRAM, *self._request)
-        self._first.send(wire.CONFIGURE, context)
+        self._first.send(wire.CONFIGURE, context, self._token)
 
     def fork(
         self, kind: int, environment: Mapping[str, str] | None, detail: Any, fds: Sequence[int]
@@ -211,6 +212,7 @@ class Grounds:
         if link is self._first:
             self.close()
             self.reap()
+            descendants.kill_marked(self._token)
             self._children.ground_lost(reason)
             return
         link.close()

@@ -14,6 +14,7 @@ from importlib import import_module
 
 from aflow.config import environment_with
 from aflow.executors.local.program import started
+from aflow.first_process import delegate_if_first
 
 # Finds this very aflow, wherever it is, and leaves sys.path as a fresh interpreter has it. An
 # environment variable would be there for all that steps start, which may be another Python.
@@ -155,6 +156,7 @@ def have_ground(*, fork: bool = False) -> None:
     fork, where nothing of the user's has run here, else as a fresh interpreter."""
     global _wanted
     if _wanted is None:
+        delegate_if_first()  # now, since the ground is to be a child of the process that goes on
         _wanted = EarlyGround(fork_ground() if fork else spawn_here())
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Coordinator -> ground
-CONFIGURE = 0  # [CONFIGURE, RunContext]
+CONFIGURE = 0  # [CONFIGURE, RunContext, token]
 RUN = 1  # [RUN, id, environment, learn?, spec] with stdout, stderr, report
 WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, stdout, stderr (twice)
 KILL = 3  # [KILL, id, signal]

@@ -44,7 +44,7 @@ _SETTINGS = {
 _LOCK_TIMEOUT = 30_000  # milliseconds to wait for another's commit
 # Every statement is answered from an index, in its order. Without statistics, which a run that has
 # just been written has not, the server would rather collect and sort all of it for each page.
-_PLANS = "-c enable_bitmapscan=off -c jit=off"
+_PLANS = {"enable_bitmapscan": "off", "jit": "off"}
 
 # What the first characters of an SQLSTATE mean.
 _ADVICE = {
@@ -101,6 +101,7 @@ class Place:
                 f"{self.schema!r} cannot be a schema: use a-z, 0-9 and _, and no digit first."
             )
         self.address = url
+        self.is_pooled: bool | None = None  # not known before the first connection
         self._conninfo = urlunsplit(parts._replace(scheme="postgresql", query=urlencode(options)))
         user = f"{quote(unquote(parts.username), safe='')}@" if parts.username else ""
         host = parts.netloc.rpartition("@")[2]
@@ -112,18 +113,42 @@ class Place:
     def connect(self, read_only: bool) -> Connection:
         """A new connection, in autocommit mode. Raises MetadataUnavailable; of these MetadataAway
         where the server does not answer."""
-        options = f"-c search_path={self.schema} -c lock_timeout={_LOCK_TIMEOUT} {_PLANS}"
-        if read_only:
-            options += " -c default_transaction_read_only=on"
-        try:
-            made = psycopg.connect(self._conninfo, autocommit=True, options=options, **_SETTINGS)  # type: ignore[arg-type]
-        except psycopg.Error as error:
-            refused = _state_of(str(error)) in _REFUSALS
-            raise self.named(error, away=not refused) from error
+        given = {f"-c {name}={value}" for name, value in self._settings(read_only).items()}
+        made = self._connected(" ".join(sorted(given)), read_only)
         made.adapters.register_dumper(str, _Dumper)
         made.adapters.register_loader("text", _Loader)
         made.adapters.register_loader("text", _BinaryLoader)
+        if self.is_pooled is None:
+            self.is_pooled = _is_behind_a_pooler(made)
+        if self.is_pooled:
+            made.prepare_threshold = None  # what is prepared would be another's, or nobody's
         return made
+
+    def _connected(self, options: str, read_only: bool) -> Connection:
+        try:
+            return psycopg.connect(self._conninfo, autocommit=True, options=options, **_SETTINGS)  # type: ignore[arg-type]
+        except psycopg.Error as error:
+            if options and "unsupported startup parameter" in str(error):
+                self.is_pooled = True  # a pooler, which takes none: they are set in transactions
+                return self._connected("", read_only)
+            refused = _state_of(str(error)) in _REFUSALS
+            raise self.named(error, away=not refused) from error
+
+    def _settings(self, read_only: bool) -> dict[str, str]:
+        more = {"default_transaction_read_only": "on"} if read_only else {}
+        return {"search_path": self.schema, "lock_timeout": str(_LOCK_TIMEOUT), **_PLANS, **more}
+
+    @contextmanager
+    def using(self, connection: Connection, read_only: bool) -> Iterator[None]:
+        """Use a connection. Behind a pooler that hands each transaction to another connection
+        (PgBouncer with pool_mode=transaction) all of it is one transaction, with our settings."""
+        if not self.is_pooled:
+            yield
+            return
+        settings = [f"SET LOCAL {name} = {value}" for name, value in self._settings(False).items()]
+        with connection.transaction():
+            connection.execute("; ".join([*settings, *["SET TRANSACTION READ ONLY"] * read_only]))
+            yield
 
     def named(self, error: psycopg.Error, *, away: bool = False) -> MetadataUnavailable:
         """The error as one sentence with place, reason and advice. No password is in it."""
@@ -133,6 +158,14 @@ class Place:
             (text for prefix, text in _ADVICE.items() if state.startswith(prefix)), _line(error)
         )
         return kind(f"The metadata in {self.url} cannot be used: {advice}.")
+
+
+def _is_behind_a_pooler(connection: Connection) -> bool:
+    """Whether there is a pooler between us and the server: it gives its clients numbers of its own
+    for the process that serves them."""
+    with connection.transaction():
+        told = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    return told is None or told[0] != connection.info.backend_pid
 
 
 def _state_of(text: str) -> str:
@@ -174,7 +207,8 @@ class Connections:
         then. Our own mistakes (wrong SQL, wrong arguments) stay what they are."""
         connection = self._take()
         try:
-            yield connection
+            with self._place.using(connection, self._read_only):
+                yield connection
         except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError) as error:
             if isinstance(error, psycopg.errors.InsufficientPrivilege):
                 raise self._place.named(error) from error
@@ -191,7 +225,8 @@ class Connections:
         connection = self._place.connect(self._read_only)
         try:
             if not self._is_current:
-                bring_up_to_date(connection, self._place, self._read_only)
+                with self._place.using(connection, self._read_only):
+                    bring_up_to_date(connection, self._place, self._read_only)
                 self._is_current = True
         except psycopg.Error as error:
             connection.close()

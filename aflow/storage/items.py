@@ -1,14 +1,19 @@
-"""The items of a foreach, stored so that each task reads only its own.
+"""The items of a foreach, stored so that each task reads only its own, and none that is another.
 
 An item becomes a record: one byte (the length of its text; 0x80 is added if the item is an entry
 with blobs of its own), the text (at most 30 characters, for people), the pickle or the entry as
-msgpack. Records follow one another in a segment; after them comes a table with 20 bytes a record:
-offset (8 bytes), length (4), both little-endian, and the first 8 bytes of the record's blake3.
+msgpack. Records follow one another in a segment; after them comes a table with a row a record:
+offset (8 bytes), length (4), both little-endian, and the beginning of the record's blake3.
 
 `Manifest.items` is `[count, segment...]`. A segment is the bytes themselves (all records and the
-table, if together at most 16 KiB) or `[key, size, records]` of a raw blob. So a task reads 20
-bytes of the table and its record, whatever the number of items; who writes them holds one segment
-in memory, whatever comes.
+table, with 8 bytes of each digest, if together at most 16 KiB) or `[key, size, records, root]` of a
+raw blob. There digests have 16 bytes, and after the table come those of its pages, of 512 rows
+each; the root is the digest of these. So a task reads the digests of pages, a page of the table and
+its record, whatever the number of items, and knows from the manifest that they are what was stored:
+nothing is unpickled that is not. Who writes items holds one segment in memory, whatever comes.
+
+Segments of before have no root, and rows of 20 bytes: they are read whole, and verified by their
+key.
 """
 
 from __future__ import annotations
@@ -32,7 +37,11 @@ INLINE_LIMIT = 16 << 10
 SEGMENT_SIZE = 8 << 20
 LARGE_ITEM = 1 << 20
 
-_ROW = struct.Struct("<QI8s")
+PAGE = 512  # rows
+_SMALL = 128 << 10  # bytes: segments of this size, or what follows their records, are read at once
+_ROW = struct.Struct("<QI8s")  # of segments in a manifest, and of those without a root
+_WIDE_ROW = struct.Struct("<QI16s")
+_DIGEST = 16
 _HAS_BLOBS = 0x80
 _TEXT_BYTES = 0x7F
 
@@ -42,22 +51,33 @@ class _Segment:
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.table = bytearray()
+        self._rows: list[tuple[int, int, bytes]] = []
 
     def add(self, record: bytes) -> None:
-        self.table += _ROW.pack(len(self.data), len(record), _checksum(record))
+        self._rows.append((len(self.data), len(record), _checksum(record)))
         self.data += record
 
     @property
     def size(self) -> int:
-        return len(self.data) + len(self.table)
+        """About how many bytes there are."""
+        return len(self.data) + len(self._rows) * _WIDE_ROW.size
 
     @property
     def records(self) -> int:
-        return len(self.table) // _ROW.size
+        return len(self._rows)
+
+    def inline(self) -> bytes:
+        """The segment as it stands in a manifest."""
+        rows = (_ROW.pack(start, length, digest[:8]) for start, length, digest in self._rows)
+        return b"".join((self.data, *rows))
 
     def stored(self, blobs: BlobStore) -> list[Any]:
-        return [str(blobs.put_raw(self.data, self.table)), self.size, self.records]
+        table = b"".join(_WIDE_ROW.pack(*row) for row in self._rows)
+        page = PAGE * _WIDE_ROW.size
+        digests = b"".join(_checksum(table[at : at + page]) for at in range(0, len(table), page))
+        key = blobs.put_raw(self.data, table, digests)
+        size = len(self.data) + len(table) + len(digests)
+        return [str(key), size, self.records, _checksum(digests)]
 
 
 class ItemWriter:
@@ -87,7 +107,7 @@ class ItemWriter:
         """The value for `Manifest.items`, and the number of items."""
         if self._segments or self._segment.size > INLINE_LIMIT:
             return self.cut(), self.count
-        inline = bytes(self._segment.data + self._segment.table)
+        inline = self._segment.inline()
         return [self.count, *([inline] if inline else [])], self.count
 
     def _store(self) -> None:
@@ -130,10 +150,10 @@ class Item(NamedTuple):
 
 
 class ItemReader:
-    """Reads items, each verified.
+    """Reads items, each verified against what the manifest says of it.
 
     With `hold` it keeps the last segment that it read from (a few MiB), for a process that runs
-    one item after the other; without, it reads an item's own bytes alone.
+    one item after the other; without, it reads an item's own bytes, and what proves them, alone.
     """
 
     def __init__(self, blobs: BlobStore, hold: bool = False) -> None:
@@ -161,20 +181,50 @@ class ItemReader:
         raise StorageError(f"The items of a foreach are damaged: {items[0]} were expected.")
 
     def _read(self, segment: Any, index: int) -> bytes:
-        key, size, records = segment
-        row = self._bytes(key, size, size - (records - index) * _ROW.size, _ROW.size)
-        if len(row) < _ROW.size:
-            raise CorruptBlob(f"Blob {key} (items of a foreach) is cut off.")
-        offset, length, checksum = _ROW.unpack(row)
-        record = bytes(self._bytes(key, size, offset, length))
-        return _checked(record, checksum, f"blob {key}")
+        key, size, records, *root = segment
+        if self._hold or not root or size <= _SMALL:
+            data = self._whole(key, size)
+            row = _WIDE_ROW if root else _ROW
+            table = size - records * row.size - (_pages(records) * _DIGEST if root else 0)
+            offset, length, digest = row.unpack_from(data, table + index * row.size)
+            return _checked(bytes(data[offset : offset + length]), digest, f"blob {key}")
+        offset, length, digest = self._proven_row(key, size, records, root[0], index)
+        return _checked(bytes(self._blobs.get_range(key, offset, length)), digest, f"blob {key}")
 
-    def _bytes(self, key: str, size: int, start: int, length: int) -> Buffer:
-        if not self._hold:
-            return self._blobs.get_range(key, start, length)
-        if self._held[0] != key:
-            self._held = (key, self._blobs.get_range(key, 0, size))
-        return self._held[1][start : start + length]
+    def _whole(self, key: str, size: int) -> Buffer:
+        if self._held[0] == key:
+            return self._held[1]
+        data = self._blobs.get(key, size)
+        if self._hold:
+            self._held = (key, data)
+        return data
+
+    def _proven_row(
+        self, key: str, size: int, records: int, root: bytes, index: int
+    ) -> tuple[int, int, bytes]:
+        """The row of a record: its page is what the digests say, and these what the root says."""
+        of_digests = _pages(records) * _DIGEST
+        of_table = records * _WIDE_ROW.size
+        number = index // PAGE
+        start = number * PAGE * _WIDE_ROW.size
+        end = min(start + PAGE * _WIDE_ROW.size, of_table)
+        if of_table + of_digests <= _SMALL:
+            rest = self._blobs.get_range(key, size - of_table - of_digests, of_table + of_digests)
+            digests, page = rest[of_table:], rest[start:end]
+        else:
+            digests = self._blobs.get_range(key, size - of_digests, of_digests)
+            page = self._blobs.get_range(key, size - of_digests - of_table + start, end - start)
+        expected = bytes(digests[number * _DIGEST : (number + 1) * _DIGEST])
+        if _checksum(digests) != root or _checksum(page) != expected:
+            raise CorruptBlob(
+                f"Blob {key} (items of a foreach) is damaged, or another. Run the step that opened "
+                "the foreach again."
+            )
+        return _WIDE_ROW.unpack_from(page, index % PAGE * _WIDE_ROW.size)
+
+
+def _pages(records: int) -> int:
+    return -(-records // PAGE)
 
 
 def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str]:
@@ -182,9 +232,10 @@ def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str
     their own. Segments in `seen` are not read again; one that is gone has nothing to say."""
     for segment in (items or (0,))[1:]:
         if isinstance(segment, bytes):
-            yield from _blobs_in(segment, _inline_records(segment))
+            rows = _inline_records(segment)
+            yield from _blobs_in(segment, len(segment) - rows * _ROW.size, rows, _ROW)
             continue
-        key, size, records = segment
+        key, size, records, *root = segment
         yield key
         if key in seen:
             continue
@@ -193,12 +244,14 @@ def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str
             data = bytes(blobs.get_range(key, 0, size))
         except ObjectNotFound:
             continue
-        yield from _blobs_in(data, records)
+        row = _WIDE_ROW if root else _ROW
+        table = size - records * row.size - (_pages(records) * _DIGEST if root else 0)
+        yield from _blobs_in(data, table, records, row)
 
 
-def _blobs_in(segment: bytes, records: int) -> Iterator[str]:
-    for row in range(len(segment) - records * _ROW.size, len(segment), _ROW.size):
-        offset, length, _ = _ROW.unpack_from(segment, row)
+def _blobs_in(segment: bytes, table: int, records: int, row: struct.Struct) -> Iterator[str]:
+    for at in range(table, table + records * row.size, row.size):
+        offset, length, _ = row.unpack_from(segment, at)
         if length and segment[offset] & _HAS_BLOBS:
             start = offset + 1 + (segment[offset] & _TEXT_BYTES)
             entry = Entry(*msgpack.unpackb(segment[start : offset + length], use_list=False))
@@ -218,7 +271,7 @@ def _record(item: Any, index: int, writer: ArtifactWriter) -> bytes:
 def _checksum(record: Buffer) -> bytes:
     import blake3  # not before there is a foreach
 
-    return blake3.blake3(record).digest(8)
+    return blake3.blake3(record).digest(_DIGEST)
 
 
 def _inline_records(segment: bytes) -> int:
@@ -235,7 +288,7 @@ def _inline_record(segment: bytes, index: int) -> bytes:
 
 
 def _checked(record: bytes, checksum: bytes, where: str) -> bytes:
-    if not record or _checksum(record) != checksum:
+    if not record or _checksum(record)[: len(checksum)] != checksum:
         raise CorruptBlob(
             f"An item of a foreach in {where} is damaged. Run the step that opened it again."
         )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,27 @@ def test_a_damaged_large_array_is_noticed_before_the_commit(
 
     with pytest.raises(CorruptBlob, match=f"Artifact 'x': Blob {entry.blobs[0][0]}"):
         reader.verify_pending()
+
+
+def test_a_large_pickle_is_verified_before_it_is_unpickled(disk: BlobStore, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> object:
+            return Path.touch, (ran,)
+
+    filler = bytes(MAP_UNVERIFIED_FROM)  # within the pickle: the blob would be mapped
+    key = disk.put_raw(pickle.dumps([filler, "ours"]))
+    evil = disk.put_raw(pickle.dumps([filler, Evil()]))
+    size = len(pickle.dumps([filler, "ours"]))
+    entry = Entry("pickle5", size, "list", {}, None, ((str(key), size),))
+    assert "ours" == ArtifactReader(disk).load("x", entry)[1]
+    disk.store.delete(blob_name(key))
+    disk.store.put(blob_name(key), [bytes(disk.store.get(blob_name(evil)))])
+
+    with pytest.raises(CorruptBlob, match="Artifact 'x'"):
+        ArtifactReader(disk).load("x", entry)
+    assert not ran.exists()
 
 
 def test_a_whole_large_array_passes_verification_though_it_was_changed(

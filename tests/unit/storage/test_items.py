@@ -8,13 +8,21 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aflow.errors import ArtifactNotPicklable, CorruptBlob, StorageError
+from aflow.storage.artifacts import ArtifactWriter
 from aflow.storage.base import Buffer
-from aflow.storage.blobs import BlobStore
-from aflow.storage.items import SEGMENT_SIZE, ItemReader, write_items
+from aflow.storage.blobs import BlobStore, blob_name
+from aflow.storage.items import (
+    SEGMENT_SIZE,
+    ItemReader,
+    _record,
+    _Segment,
+    blobs_of_items,
+    write_items,
+)
 from aflow.storage.memory import MemoryStore
 
 
@@ -84,14 +92,14 @@ class ReadCounting(MemoryStore):
         return data
 
 
-def test_a_task_reads_no_more_than_its_own_item() -> None:
+def test_a_task_reads_no_more_than_its_own_item_and_what_proves_it() -> None:
     store = ReadCounting()
     blobs = BlobStore(store)
     stored = written((f"item {number}" for number in range(100_000)), blobs)
     store.read = 0
 
     assert "item 77777" == ItemReader(blobs).read(stored, 77_777).value(blobs)
-    assert store.read < 100
+    assert store.read < 20_000
 
 
 def test_many_items_are_held_a_segment_at_a_time(blobs: BlobStore) -> None:
@@ -152,19 +160,58 @@ def test_there_are_no_other_items(blobs: BlobStore, index: int) -> None:
         ItemReader(blobs).read(stored, index).value(blobs)
 
 
-def test_a_flipped_bit_in_an_item_or_its_row_is_noticed() -> None:
+LARGE = [f"item {number} {'x' * 80}" for number in range(3000)]  # more than is read at once
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@settings(max_examples=50)
+@given(data=st.data())
+def test_whatever_is_changed_in_a_segment_no_item_is_another(
+    hold: bool, data: st.DataObject
+) -> None:
     store = MemoryStore()
     blobs = BlobStore(store)
-    items = [f"item {number}" for number in range(2000)]
-    stored = written(items, blobs)
+    stored = written(LARGE, blobs)
     (name,) = store.list("")
-    whole = bytes(store.get(name))
-    row = stored[1][1] - (2000 - 1234) * 20
-    for position in (whole.index(b"item 1234"), row, row + 8, row + 15):
-        store.put(name, [whole[:position], bytes([whole[position] ^ 1]), whole[position + 1 :]])
+    whole = bytearray(bytes(store.get(name)))
+    place = data.draw(st.integers(0, stored[1][1] - 1))
+    whole[place] ^= data.draw(st.integers(1, 255))
+    store.put(name, [bytes(whole)])
+    index = data.draw(st.integers(0, len(LARGE) - 1))
 
-        with pytest.raises(
-            CorruptBlob, match=r"An item of a foreach in blob [0-9a-f]{64} is damag"
-        ):
-            ItemReader(blobs).read(stored, 1234).value(blobs)
-        assert "item 7" == ItemReader(blobs).read(stored, 7).value(blobs)
+    try:
+        found = ItemReader(blobs, hold).read(stored, index).value(blobs)
+    except CorruptBlob:
+        return
+    assert LARGE[index] == found
+
+
+@pytest.mark.parametrize("items", [LARGE, LARGE[:200]])
+def test_the_items_of_another_foreach_in_the_place_of_ours_are_refused(
+    items: list[str], blobs: BlobStore
+) -> None:
+    ours, theirs = written(items, blobs), written([each.upper() for each in items], blobs)
+    assert ours[1][1:3] == theirs[1][1:3]
+    blobs.store.put(blob_name(ours[1][0]), [bytes(blobs.store.get(blob_name(theirs[1][0])))])
+
+    for hold in (False, True):
+        with pytest.raises(CorruptBlob, match=f"lob {ours[1][0]}"):
+            ItemReader(blobs, hold).read(ours, 77)
+
+
+def test_items_that_were_stored_before_segments_had_a_root_are_verified_by_their_key(
+    blobs: BlobStore,
+) -> None:
+    segment = _Segment()
+    for index, item in enumerate(LARGE):
+        segment.add(_record(item, index, ArtifactWriter(blobs)))
+    data = segment.inline()
+    stored = [len(LARGE), [str(blobs.put_raw(data)), len(data), len(LARGE)]]
+
+    assert LARGE[1234] == ItemReader(blobs).read(stored, 1234).value(blobs)
+    assert [stored[1][0]] == [*blobs_of_items(stored, blobs, set())]
+    other = data[:100] + bytes([data[100] ^ 1]) + data[101:]
+    key = blobs.put_raw(other)
+    blobs.store.put(blob_name(stored[1][0]), [bytes(blobs.store.get(blob_name(key)))])
+    with pytest.raises(CorruptBlob, match="digest"):
+        ItemReader(blobs).read(stored, 1234)

@@ -224,11 +224,12 @@ class SpinOptions:
 class RunOptions:
     """What one run is started with, all resolved and checked.
 
-    `parameters` hold a value for every parameter of the flow. `max_log_size` is in bytes per
-    stream of an attempt. `retry_wait` is how many seconds pass between attempts, None leaves that
-    to @retry. `namespace` is the client's inside the run: None is the user's own,
-    "" none at all (the global one). `decospecs` are already attached to the definition; they are
-    here for the record. `run_id_file` is where the run's id is to be written.
+    `parameters` hold a value for every parameter of the flow. `max_log_size` is in bytes per stream
+    of an attempt. `retry_wait` is how many seconds pass between attempts, None leaves that to
+    @retry. The tasks of `debug_step` get the terminal of this process, one at a time. `namespace`
+    is the client's inside the run: None is the user's own, "" none at all (the global one).
+    `decospecs` are already attached to the definition; they are here for the record. `run_id_file`
+    is where the run's id is to be written.
 
     `origin_run` is the run to resume (its parameters are taken then), `rerun_step` a step of it to
     run again in any case, `rerun_missing` whether tasks are run again whose blobs are missing.
@@ -252,6 +253,7 @@ class RunOptions:
     isolation: Isolation = "task"
     fail_fast: bool = False
     retry_wait: float | None = None
+    debug_step: str | None = None
     decospecs: tuple[str, ...] = ()
     run_id_file: Path | None = None
     namespace: str | None = None

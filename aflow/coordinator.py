@@ -487,7 +487,7 @@ def _machine(
         return SingleTask(only)
     return RunMachine(
         definition.graph,
-        policies_from(definition, options.retry_wait),
+        policies_from(definition, options.retry_wait, options.debug_step),
         max_workers=AT_ONCE if options.clone_only else options.max_workers,
         lookahead=lookahead,
         max_num_splits=options.max_num_splits,

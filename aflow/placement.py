@@ -177,6 +177,7 @@ def executor_for(
             max_workers=options.max_workers,
             isolation=options.isolation,
             grace=grace,
+            debug_step=options.debug_step,
         )
     if travels is not None:
         if "queue" in of_step.values():

@@ -475,7 +475,7 @@ class Runner:
             execution.spec.task,
             execution.spec.attempt,
             (AttemptState.CANCELLED if is_ours else state_of(error)).value,
-            reason=sentence(error),
+            reason=sentence(error, execution.step.name),
             retryable=may_be_retried(execution.step, error),
             manifest=manifest.encode(),
             started_at=execution.started_at,
@@ -498,6 +498,8 @@ class Runner:
             body = "".join(f"    {line}\n" for line in lines)
         else:
             body = "    Internal error\n" + user_traceback(error)
+            if _asks_in_vain(error):
+                body += f"    {sentence(error, execution.step.name)}\n"
         show("stderr", f"{self._head(execution)} failed:\n{body}\n")
 
     def _print_caught(self, execution: Execution, error: BaseException) -> None:
@@ -544,8 +546,33 @@ def is_cancellation(error: BaseException) -> bool:
     return asyncio is not None and isinstance(error, asyncio.CancelledError)
 
 
-def sentence(error: BaseException) -> str:
-    """One line that says what went wrong."""
+def no_terminal(step: str) -> str:
+    """Why a step cannot be stopped and asked, and what to do."""
+    return (
+        f"a step has no terminal. Run the flow with `--debug {step}`, which gives yours to this "
+        "step, or call the step with aflow.testing.run_step in a debugger (docs/debugging.md)"
+    )
+
+
+def _asks_in_vain(error: BaseException) -> bool:
+    """Whether pdb or input() has ended the step, since there is nobody to ask."""
+    kind = type(error)
+    if (kind.__module__, kind.__name__) != ("bdb", "BdbQuit") and kind is not EOFError:
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    if kind is EOFError and not (frames and "input(" in (frames[-1].line or "")):
+        return False
+    try:
+        return os.path.samestat(os.fstat(0), os.stat(os.devnull))
+    except OSError:
+        return True
+
+
+def sentence(error: BaseException, step: str = "STEP") -> str:
+    """One line that says what went wrong in the step."""
+    if _asks_in_vain(error):
+        what = "input() has nobody to ask" if isinstance(error, EOFError) else "pdb cannot stop"
+        return f"{type(error).__name__}: {what}: {no_terminal(step)}."
     if isinstance(error, SystemExit):
         return f"The step called sys.exit({error.code!r}); a step ends by returning."
     if isinstance(error, AflowError):

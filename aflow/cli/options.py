@@ -243,6 +243,14 @@ def run_options() -> list[Option]:
             "  [default: local]",
         ),
         option("--queue", default=None, metavar="URL", help="The queue of the workers."),
+        option(
+            "--debug",
+            "debug_step",
+            default=None,
+            metavar="STEP",
+            help="Give the terminal to the tasks of this step, one at a time: for breakpoint(), "
+            "pdb and input().",
+        ),
         flag("--fail-fast", help="Stop all tasks when one has failed for good.", scope="run_"),
         flag("--progress", help="Show a bar for each step (on a terminal).", scope="run_"),
     ]

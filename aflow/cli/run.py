@@ -13,11 +13,12 @@ from aflow import ids
 from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.session import Session
 from aflow.config import FOLDER, RunOptions, Settings, without_password
-from aflow.errors import InvalidName
+from aflow.errors import InvalidInput, InvalidName
 from aflow.executors.local import start
+from aflow.flow.names import did_you_mean
 from aflow.ids import PARAMETERS_STEP
 from aflow.runs.flow_values import parameter_values
-from aflow.runs.notices import Notice, RunEnded, RunStarting
+from aflow.runs.notices import LogLine, Notice, RunEnded, RunStarting, TaskEnded, TaskStarting
 from aflow.scheduler.states import RunState
 from aflow.standard_streams import binary, flush, is_terminal
 from aflow.version import __version__
@@ -90,6 +91,7 @@ def run(
                 found = _configs_of(definition, rest["origin_run"], settings)
                 definition = _with(session.define(found), decospecs)
         options = _options(session, settings, decospecs, values, **rest)
+        _check_debugged(definition, options)
         _show_project(session, definition, settings)
         code.finish(session.note)
     if dry_run:
@@ -97,7 +99,7 @@ def run(
 
         explain.dry_run(definition, options, settings)
         return 0
-    watch = _watch(definition, settings, progress, runner_attribute_file)
+    watch = _watch(definition, settings, progress, runner_attribute_file, options.debug_step)
     ended, signum = _in_foreground(definition, options, settings, watch, adopt)
     if options.clone_only:
         stopped = ended.state is RunState.CANCELLED and signum is None  # as was wanted
@@ -155,7 +157,7 @@ def execute(
     """Run one step of a flow that has been checked, as the options `rest` say: the exit code."""
     options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
     _show_project(session, definition, settings)
-    watch = _watch(definition, settings, progress, runner_attribute_file)
+    watch = _watch(definition, settings, progress, runner_attribute_file, options.debug_step)
     return _exit_code(*_in_foreground(definition, options, settings, watch))
 
 
@@ -312,8 +314,32 @@ def _writable(file: str | None) -> Path | None:
 # ------------------------------------------------------------ what watches the run
 
 
+def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
+    """Raises InvalidInput for a step to be debugged that is not there, or does not run here."""
+    step = options.debug_step
+    if step is None:
+        return
+    if step not in definition.steps:
+        raise InvalidInput(
+            f"--debug: {definition.name} has no step {step!r}."
+            f"{did_you_mean(step, definition.steps)} "
+            f"Its steps are: {', '.join(definition.steps)}."
+        )
+    from aflow.placement import places  # few runs are debugged
+
+    if places(definition, options)[step] != "local":
+        raise InvalidInput(
+            f"--debug {step}: this step does not run here, and the terminal is here. Run the flow "
+            "without workers and jobs of AWS Batch for that."
+        )
+
+
 def _watch(
-    definition: FlowDefinition, settings: Settings, progress: bool, attribute_file: str | None
+    definition: FlowDefinition,
+    settings: Settings,
+    progress: bool,
+    attribute_file: str | None,
+    debug_step: str | None = None,
 ) -> Callable[[Sequence[Notice]], None]:
     from aflow.cli.console import Console
 
@@ -329,7 +355,38 @@ def _watch(
         binary(sys.stdout), flow=definition.name, colors=colors, ui_url=settings.ui_url, bars=bars
     )
     path = _writable(attribute_file)
-    return console.watch if path is None else _also_writing(path, settings, console.watch)
+    shown: Callable[[Sequence[Notice]], None] = console.watch
+    if debug_step is not None and terminal and sys.stdin.isatty():
+        shown = _without_debugged(debug_step, shown)
+    return shown if path is None else _also_writing(path, settings, shown)
+
+
+def _without_debugged(
+    step: str, watch: Callable[[Sequence[Notice]], None]
+) -> Callable[[Sequence[Notice]], None]:
+    """Leave the terminal to the task that has it: what others print comes when it has ended."""
+    held: list[Notice] = []
+    has_it = False
+
+    def tell(notices: Sequence[Notice]) -> None:
+        nonlocal has_it
+        for notice in notices:
+            if isinstance(notice, LogLine) and notice.step == step:
+                continue  # the task has written it to the terminal itself
+            if isinstance(notice, TaskEnded) and notice.step == step:
+                has_it = False
+            if isinstance(notice, RunEnded):
+                has_it = False
+            held.append(notice)
+            if isinstance(notice, TaskStarting) and notice.step == step:
+                watch(held)
+                held.clear()
+                has_it = True
+        if not has_it and held:
+            watch(held)
+            held.clear()
+
+    return tell
 
 
 def _folder_of(settings: Settings) -> Path:

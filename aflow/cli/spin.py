@@ -37,6 +37,7 @@ def spin_parameters() -> list[click.Parameter]:
             default=None,
             help="Store the artifacts that the step leaves, or none.  [default: persist]",
         ),
+        flag("--debug", "debugged", help="Give it the terminal: for breakpoint(), pdb, input()."),
         *(each for each in run_options() if each.name in _SHARED),
     ]
 
@@ -47,6 +48,7 @@ def spin(
     skip_decorators: bool,
     artifacts_module: str | None,
     persist: bool | None,
+    debugged: bool,
     **values: Any,
 ) -> int:
     """`spin`: the exit code."""
@@ -63,6 +65,7 @@ def spin(
         session,
         spun,
         settings,
+        debug_step=which["step"] if debugged else None,
         spin=SpinOptions(**which, artifacts=artifacts, persist=settings.spin_persist),
         **values,
     )

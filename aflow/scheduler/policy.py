@@ -66,11 +66,14 @@ class StepPolicy:
 
 
 def policies_from(
-    definition: FlowDefinition, retry_wait: float | None = None
+    definition: FlowDefinition, retry_wait: float | None = None, one_at_a_time: str | None = None
 ) -> dict[str, StepPolicy]:
     """The policy of every step, as its @retry, @catch and @concurrency say. With `retry_wait` so
-    many seconds pass between any two attempts, whatever @retry says."""
+    many seconds pass between any two attempts, whatever @retry says. Tasks of the step
+    `one_at_a_time` run one after the other."""
     found = {name: _policy_of(step) for name, step in definition.steps.items()}
+    if one_at_a_time in found:
+        found[one_at_a_time] = replace(found[one_at_a_time], max_workers=1)
     if retry_wait is None:
         return found
     return {

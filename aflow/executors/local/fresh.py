@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aflow.attempt.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
 from aflow.clock import Clock
@@ -15,6 +15,9 @@ from aflow.executors.base import NO_USAGE, Reports, Usage
 from aflow.executors.local import wire
 from aflow.executors.local.link import Grounds
 from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.executors.local.terminal import Terminal
 
 _CHUNK = 1 << 16
 
@@ -27,11 +30,18 @@ class FreshProcess:
 
     __slots__ = (
         "again", "attempt", "ending", "fds", "limit", "pid", "report", "spec", "started_at", "task",
-        "timers", "unpacker",
+        "terminal", "timers", "unpacker",
     )  # fmt: skip
 
-    def __init__(self, spec: AttemptSpec, limit: float | None, fds: list[int]) -> None:
+    def __init__(
+        self,
+        spec: AttemptSpec,
+        limit: float | None,
+        fds: list[int],
+        terminal: Terminal | None = None,
+    ) -> None:
         self.spec = spec
+        self.terminal = terminal
         self.limit = limit
         self.again: dict[str, str] | None = None  # the variables that it is to be run again with
         self.task = spec.task
@@ -65,12 +75,19 @@ class FreshProcesses:
         return len(self._live)
 
     def launch(
-        self, spec: AttemptSpec, limit: float | None, environment: Mapping[str, str] | None
+        self,
+        spec: AttemptSpec,
+        limit: float | None,
+        environment: Mapping[str, str] | None,
+        terminal: Terminal | None = None,
     ) -> None:
         """Run an attempt with these variables; `limit` is after how many seconds it is killed from
-        outside. Where the variables are not known yet (None), the program says which they are."""
+        outside. Where the variables are not known yet (None), the program says which they are. With
+        a `terminal` that is lent to it."""
         try:
             readers, writers = pipes(3)
+            if terminal is not None:
+                terminal.lend(readers, writers)
         except OSError as error:
             reason = f"The task was lost: no pipes could be opened for it: {error.strerror}."
             now = self._clock.now()
@@ -78,8 +95,9 @@ class FreshProcesses:
             # Later: who launches does not expect the answer before launch has returned.
             self._loop.call_soon(self._reports.ended, report, NO_USAGE)
             return
-        process = FreshProcess(spec, limit, readers)
-        child = self._link.fork(wire.RUN, environment, spec.encode(), writers)
+        process = FreshProcess(spec, limit, readers, terminal)
+        kind = wire.RUN if terminal is None else wire.DEBUG
+        child = self._link.fork(kind, environment, spec.encode(), writers)
         self._live[child] = process
         self._by_task[(spec.task, spec.attempt)] = child
         if limit is not None:
@@ -125,7 +143,8 @@ class FreshProcesses:
         else:
             self._reports.started(process.task, process.attempt, pid, at)
         for number, fd in enumerate(process.fds):
-            self._loop.add_reader(fd, self._read, process, number)
+            if fd >= 0:
+                self._loop.add_reader(fd, self._read, process, number)
 
     def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
         """The process has ended: take what is still in its pipes, and say how it went."""
@@ -137,7 +156,7 @@ class FreshProcesses:
         if process.again is not None and process.ending is None and process.report is None:
             self._drop(child)
             self._again.add((process.task, process.attempt))
-            self.launch(process.spec, process.limit, process.again)
+            self.launch(process.spec, process.limit, process.again, process.terminal)
             return
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
@@ -196,6 +215,8 @@ class FreshProcesses:
             timer.cancel()
         for number in range(3):
             self._close(process, number)
+        if process.terminal is not None:
+            process.terminal.take_back()
 
     # ------------------------------------------------------------ pipes
 
@@ -207,10 +228,14 @@ class FreshProcesses:
             data = os.read(process.fds[number], _CHUNK)
         except BlockingIOError:
             return False
+        except OSError:  # of a pseudo-terminal: its other side is closed
+            data = b""
         if not data:
             self._close(process, number)
             return False
         if number < 2:
+            if process.terminal is not None and process.terminal.is_one:
+                process.terminal.show(data)
             self._reports.logged(process.task, process.attempt, number, self._clock.now(), data)
         else:
             process.unpacker.feed(data)

@@ -143,9 +143,9 @@ class Ground:
 
     def _carry_out(self, message: tuple[Any, ...]) -> None:
         kind, *rest = message
-        if kind == wire.RUN:
+        if kind in (wire.RUN, wire.DEBUG):
             child, environment, learn, spec = rest
-            fds = self._take(3)
+            fds = self._take(3 if kind == wire.RUN else 4)
             attempt = AttemptSpec.decode(spec)
             # Decoded here, where it stays decoded for all tasks that read the same.
             self._configured.remember(attempt)

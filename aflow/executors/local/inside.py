@@ -10,6 +10,9 @@ import sys
 from typing import Any, NoReturn
 
 from aflow import ending
+from aflow.attempt.runner import no_terminal
+from aflow.errors import TaskError
+from aflow.flow.current import current
 
 _PR_SET_PDEATHSIG = 1
 _prctl: Any = None
@@ -104,6 +107,18 @@ class Printed:
         self.bytes = (out, err)
         for each in (*self._kept, *self._files):
             os.close(each)
+
+
+def refuse_breakpoints() -> None:
+    """Let breakpoint() say that there is no terminal, rather than end the step by an error of bdb.
+    A debugger that the user has chosen (PYTHONBREAKPOINT) may have a way of its own."""
+    if not os.environ.get("PYTHONBREAKPOINT"):  # noqa: TID251 -- Python's own
+        sys.breakpointhook = _refuse
+
+
+def _refuse(*args: object, **options: object) -> NoReturn:
+    step = current.get("step_name", "STEP")
+    raise TaskError(f"breakpoint() cannot stop: {no_terminal(step)}.")
 
 
 def forget_exit_functions() -> None:

@@ -27,6 +27,7 @@ from aflow.threads import in_thread
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
+    from aflow.executors.local.terminal import Terminal
     from aflow.flow.definition import FlowDefinition
 
 GRACE = 5.0  # seconds between asking a process to end and killing it
@@ -77,7 +78,8 @@ class ProcessExecutor:
     says how the flow is loaded.
 
     `first` is a ground that has been started already; `start_ground` starts another one, blocking,
-    in any thread: where there is none yet, and when one has died.
+    in any thread: where there is none yet, and when one has died. The tasks of `debug_step` get the
+    terminal of this process, each in a process of its own.
     """
 
     def __init__(
@@ -91,7 +93,10 @@ class ProcessExecutor:
         max_workers: int,
         isolation: str = "task",
         grace: float = GRACE,
+        debug_step: str | None = None,
     ) -> None:
+        self._debug_step = debug_step
+        self._terminal: Terminal | None = None
         self._needs = dict(needs)
         self._request = request
         self._start_ground = start_ground
@@ -135,6 +140,10 @@ class ProcessExecutor:
         self._context = context
         self._reports = reports
         self._loop = asyncio.get_running_loop()
+        if self._debug_step is not None:
+            from aflow.executors.local.terminal import Terminal  # few runs are debugged
+
+            self._terminal = Terminal(self._loop)
         if self._first is not None:
             self._use(self._first)
             return
@@ -190,6 +199,10 @@ class ProcessExecutor:
         if self._link is None:
             self._waiting.append(spec)
             self._see_that_one_starts()
+        elif self._terminal is not None and spec.step == self._debug_step:
+            # Whoever debugs may take as long as it takes.
+            environment = self._needs[spec.step].environment
+            self._fresh.launch(spec, None, environment, self._terminal)
         elif self._needs[spec.step].is_async or self._sequential:
             self._pool(spec.step).launch(spec)
         else:

@@ -21,7 +21,7 @@ from aflow.attempt.runner import describe, sentence
 from aflow.attempt.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.configured import with_values
-from aflow.executors.local import inside, wire
+from aflow.executors.local import inside, terminal, wire
 from aflow.executors.local.program import check_is_flow, host
 from aflow.executors.local.warm import imported_since
 from aflow.flow.decorators.attach import attach
@@ -71,9 +71,14 @@ class Host:
 
     # ------------------------------------------------------------ isolation `task`
 
-    def run_one(self, spec: AttemptSpec, stdout: int, stderr: int, report: int) -> int:
-        """Run the program, and this attempt in it; the exit code of the process."""
+    def run_one(
+        self, spec: AttemptSpec, stdout: int, stderr: int, report: int, stdin: int | None = None
+    ) -> int:
+        """Run the program, and this attempt in it; the exit code of the process. With a `stdin` the
+        attempt is debugged: it may ask there, and takes as long as it takes."""
         inside.redirect(stdout, stderr)
+        if stdin is not None:
+            terminal.take(stdin)
         os.close(stdout)
         os.close(stderr)
         report = out_of_the_way(report)
@@ -89,13 +94,18 @@ class Host:
                 return 0
             runner.announce = lambda *grown: say(GROWN, *grown)
             runner.instance = lambda: flow
-            ended = runner.run(spec)
+            if stdin is None:
+                ended = runner.run(spec)
+            else:
+                ended = _debugged(runner, spec)
             if os.getpid() != self._pid:
                 return 0  # the step forked, and this is its child: it has nothing to report
             inside.flush()
             say(*ended.message())
             return 0 if ended.state == AttemptState.SUCCEEDED.value else 1
 
+        if stdin is None:
+            inside.refuse_breakpoints()
         begun = SystemClock().now()
         code = self._run_program(steps, say)
         if not self._entered and os.getpid() == self._pid:
@@ -113,6 +123,7 @@ class Host:
         else:
             from aflow.executors.local.work import SequentialWorker as Worker  # type: ignore[assignment]
 
+        inside.refuse_breakpoints()
         worker = Worker(self._runner, [out_of_the_way(each) for each in fds])
         spec = worker.first()
         if spec is None:
@@ -231,6 +242,20 @@ class Host:
             finished_at=SystemClock().now(),
             unreached=True,
         )
+
+
+def _debugged(runner: Runner, spec: AttemptSpec) -> AttemptReport:
+    """Run an attempt without a limit on its time; a coroutine step in an event loop of its own."""
+    definition = runner.definition
+    step = definition.steps[spec.step]
+    unlimited = tuple(each for each in step.decorators if each.name != "timeout")
+    steps = {**definition.steps, spec.step: replace(step, decorators=unlimited)}
+    runner.definition = replace(definition, steps=steps)
+    if not step.is_async:
+        return runner.run(spec)
+    import asyncio  # sequential steps have no use for it
+
+    return asyncio.run(runner.run_async(spec))
 
 
 _at_start = dict(os.environ)

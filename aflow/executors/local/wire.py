@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Coordinator -> ground
 CONFIGURE = 0  # [CONFIGURE, RunContext, token]
 RUN = 1  # [RUN, id, environment, learn?, spec] with stdout, stderr, report
+DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdin besides
 WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, stdout, stderr (twice)
 KILL = 3  # [KILL, id, signal]
 PROGRAM = 4  # [PROGRAM, *Request]: before anything is run

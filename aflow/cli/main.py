@@ -85,6 +85,7 @@ OTHERS = {
         "Take flows over HTTP, and run them here.",
         "aflow.cli.server:server",
     ),
+    "ui": ("Show runs in a browser.", "aflow.cli.ui:ui"),
     "submit": (
         "Have a server run a flow (aflow submit flow.py --alpha 0.5 --wait).",
         "aflow.cli.submit:submit",

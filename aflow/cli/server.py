@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,8 +34,9 @@ one with the same metadata.
 """
 
 
-def server(words: Sequence[str]) -> object:
-    """Run the command with these words."""
+def server(words: Sequence[str], say: Callable[[str], object] = click.echo) -> object:
+    """Run the command with these words. `say` is called with the line `Server on URL` when the
+    server listens."""
     command = click.Command(
         "server",
         params=[
@@ -97,13 +99,14 @@ def server(words: Sequence[str]) -> object:
             option("--tls-cert", metavar="FILE", help="Certificate for https, in PEM form."),
             option("--tls-key", metavar="FILE", help="Its private key, without a password."),
         ],
-        callback=_serve,
+        callback=partial(_serve, say),
         help=_HELP,
     )
     return command.main([*words], prog_name="aflow server", standalone_mode=False)
 
 
 def _serve(
+    say: Callable[[str], object],
     host: str,
     port: int,
     datastore_root: str | None,
@@ -118,8 +121,6 @@ def _serve(
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
-    from functools import partial
-
     from aflow.backends import open_metadata, open_queue, open_store
     from aflow.server.runs import Runs
     from aflow.server.serve import Listen, serve, tls_context
@@ -147,7 +148,7 @@ def _serve(
         runs = Runs(place, blobs, max_runs)
         listen = Listen(host, port, keys, grace, tls, recovery_timeout, anonymous=no_auth)
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
-        serve(runs, blobs, records, listen, click.echo, routes, workers)
+        serve(runs, blobs, records, listen, say, routes, workers)
     finally:
         records.close()
 
@@ -204,7 +205,6 @@ def _storage(url: str | None, root: str | None) -> dict[str, Any]:
 
 def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list[Mount]:
     """Those of `aflow metadata-service`, over the same database."""
-    from functools import partial
 
     from aflow.backends import store_to_copy
     from aflow.clock import SystemClock

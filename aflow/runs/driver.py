@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from aflow.attempt.spec import STREAMS, AttemptReport, AttemptSpec, RunContext
 from aflow.clock import ForwardClock
-from aflow.errors import LONGEST_REASON, RunLeft, RunTakenOver, VersionConflict, clipped
+from aflow.errors import RunLeft, RunTakenOver, VersionConflict
 from aflow.executors.base import Orphan
 from aflow.metadata.base import LEASE, SPIN, AttemptRecord, RunUpdate, TaskRecord
 from aflow.runs.attempt_logs import AttemptLogs, Kept
@@ -69,7 +69,6 @@ if TYPE_CHECKING:
 HEARTBEAT = 3.0  # seconds between signs of life
 PROGRESS = 300.0  # seconds between reports of progress
 SHOWN_AFTER = 0.5  # seconds until an attempt that goes on is seen to run by others
-MOST_TOLD = 2 * LONGEST_REASON  # characters of a reason that are recorded
 AT_ONCE = 100  # results taken over in one turn of the event loop, which takes some milliseconds
 _STDERR = STREAMS.index("stderr")
 
@@ -538,8 +537,6 @@ class RunDriver:
     def _conclude(self, report: AttemptReport, usage: Usage | None, log: Kept | None) -> None:
         if self._ended.done():
             return
-        if len(report.reason) > MOST_TOLD:  # of whatever process has sent it
-            report = report._replace(reason=clipped(report.reason))
         live = self._live.pop((report.task, report.attempt))
         record = live.ended(report, usage, log, self._clock.now())
         pending, number = self._commits.pending, self._commits.number

@@ -23,10 +23,13 @@ from aflow.errors import (
     VersionConflict,
 )
 from aflow.runs.liveness import request_end
+from aflow.server.action_routes import ActionRoutes
 from aflow.server.orders import order
 from aflow.server.routes import LARGEST_NUMBER, LARGEST_PAGE, LONGEST_WAIT, ROUTES
 from aflow.server.schedule_routes import ScheduleRoutes
 from aflow.server.streams import Streams, last_event
+from aflow.server.ui import Pages
+from aflow.server.view_routes import ViewRoutes
 from aflow.service.auth import Authenticator, Handler, attended, caller_of, refusal
 from aflow.service.bodies import body_of, check_type, json_of
 
@@ -62,13 +65,17 @@ def application(
     """The API, behind its authenticator. `watch` is called with runs that have been asked to
     end."""
     api = _Api(runs, blobs, metadata, metrics, watch)
-    apis = (api, ScheduleRoutes(scheduling, SystemClock()))
+    clock = SystemClock()
+    views = ViewRoutes(metadata, api.streams, clock)
+    actions = ActionRoutes(metadata, runs, clock, lambda: {"storage": blobs.store.url})
+    apis = (api, ScheduleRoutes(scheduling, clock), views, actions)
     app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
     for route in ROUTES:
         answers = next(each for each in apis if hasattr(each, route.name))
         app.router.add_route(route.method, route.path, getattr(answers, route.name))
     app.on_shutdown.append(api.close)
     app.router.add_get("/openapi.json", _described)
+    Pages(authenticator.allows).add_to(app)
     return app
 
 
@@ -76,7 +83,7 @@ async def _described(_: web.Request) -> web.StreamResponse:
     """What there is, for programs."""
     from aflow.server.openapi import document  # few ask for it
 
-    answers = {**vars(_Api), **vars(ScheduleRoutes)}
+    answers = {**vars(_Api), **vars(ScheduleRoutes), **vars(ViewRoutes), **vars(ActionRoutes)}
     summaries = {route.name: answers[route.name].__doc__ or "" for route in ROUTES}
     return web.json_response(document(summaries))
 
@@ -95,7 +102,7 @@ class _Api:
         self._runs = runs
         self._blobs = blobs
         self._metadata = metadata
-        self._streams = Streams(metadata)
+        self.streams = self._streams = Streams(metadata)
         self._uploads = asyncio.Semaphore(_UPLOADS)
         self._looking: asyncio.Task[Any] | None = None
         self._looks: dict[str, asyncio.Task[RunRecord]] = {}

@@ -45,6 +45,7 @@ _TASK = _object(
 _HOW_FAR = _object(
     here={"type": "boolean"}, steps=_list(_object(step=TEXT, tasks={"type": "object"}))
 )
+_COUNTED = _object(tasks={"type": "object"}, parameters=_list(_object(name=TEXT, value=TEXT)))
 _ORDER = _object(
     {
         "flow": MAYBE_TEXT,
@@ -149,4 +150,104 @@ ROUTES = [
         "POST", _PLAN + "/runs", "trigger_schedule", _object(run=TEXT), 201,
         refuses=(400, 404, 422, 429),
     ),
+    Route(
+        "GET", "/v1/search", "find_runs",
+        _object(runs=_list({"allOf": [_RUN, _COUNTED]}), cursor=MAYBE_TEXT),
+        query={"filter": TEXT, "cursor": TEXT, "limit": number(200)}, refuses=(400,),
+    ),
+    Route("GET", "/v1/flows", "list_flows", _object(flows=_list(_object(flow=TEXT)))),
+    Route("GET", "/v1/flows/{flow}", "show_flow", _object(flow=TEXT), refuses=(400, 404)),
+    Route(
+        "GET", "/v1/compare", "compare_runs", _object(runs=_list(_RUN), rows=_list(_object())),
+        query={"runs": TEXT}, refuses=(400, 404),
+    ),
+    Route(
+        "GET", "/v1/suggest", "suggest", _object(found=_list(_object(kind=TEXT, text=TEXT))),
+        query={"prefix": TEXT}, refuses=(400,),
+    ),
+    Route(
+        "GET", "/v1/stream", "stream", _EVENT, query={"topics": TEXT}, says=_EVENTS,
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/overview", "show_overview", {"allOf": [_RUN, _COUNTED]}, refuses=(400, 404)
+    ),
+    Route(
+        "GET", _ONE + "/columns", "show_columns", {"type": "string", "format": "binary"},
+        query={"since": number(LARGEST_NUMBER)}, says="application/octet-stream",
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/task-page", "page_tasks",
+        _object(total={"type": "integer"}, tasks=_list(_TASK)),
+        query={
+            "step": TEXT, "state": TEXT, "sort": TEXT, "offset": number(LARGEST_NUMBER),
+            "limit": number(500),
+        },
+        refuses=(400, 404),
+    ),
+    Route("GET", _ONE + "/tasks/{task}", "show_task", _TASK, refuses=(400, 404)),
+    Route(
+        "GET", _ONE + "/artifacts", "list_artifacts", _object(steps=_list(_object(step=TEXT))),
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/tasks/{task}/artifacts/{name}", "get_artifact",
+        {"type": "string", "format": "binary"}, says="application/octet-stream",
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/cards", "list_cards", _object(cards=_list(_object(name=TEXT))),
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/tasks/{task}/cards/{name}", "get_card", TEXT, says="text/html",
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/explain", "explain_run", _object(lines=_list(_object(text=TEXT))),
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/code", "show_code", _object(files=_list(_object(name=TEXT, text=TEXT))),
+        query={"against": TEXT}, refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/log", "page_log",
+        _object(lines=_list(_object(text=TEXT)), next=TEXT, end={"type": "boolean"}),
+        query={
+            "step": TEXT, "task": number(LARGEST_NUMBER), "after": TEXT, "search": TEXT,
+            "limit": number(5000),
+        },
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/log.txt", "get_log", TEXT,
+        query={"step": TEXT, "task": number(LARGEST_NUMBER)}, says="text/plain",
+        refuses=(400, 404),
+    ),
+    Route("GET", "/v1/server", "show_server", _object(version=TEXT)),
+    Route(
+        "PATCH", _ONE + "/tags", "tag_run", _object(tags=_list(TEXT)),
+        takes=_JSON, body=_object({"add": _list(TEXT), "remove": _list(TEXT)}),
+        refuses=(400, 404, 408, 413, 415),
+    ),
+    Route(
+        "GET", "/v1/deletion", "plan_deletion", _object(runs=_list(TEXT)),
+        query={"runs": TEXT}, refuses=(400,),
+    ),
+    Route("DELETE", _ONE + "/records", "delete_run", _object(run=TEXT), refuses=(400, 404, 409)),
+    Route(
+        "GET", "/v1/tokens", "list_tokens",
+        _object(tokens=_list(_object(name=TEXT, scope=TEXT, expires_at=_TIME))), refuses=(400,),
+    ),
+    Route(
+        "POST", "/v1/tokens", "add_token", _object(token=TEXT), 201, takes=_JSON,
+        body=_object(
+            {"scope": {"enum": ["read", "write"]}, "seconds": {"type": ["number", "null"]}},
+            name=TEXT,
+        ),
+        refuses=(400, 408, 413, 415),
+    ),
+    Route("DELETE", "/v1/tokens/{name}", "revoke_token", _object(token=TEXT), refuses=(400, 404)),
 ]  # fmt: skip

@@ -34,6 +34,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OWN_CALLS = "/aflow/v1/metadata/"
 OPEN = frozenset({"/healthz", "/readyz", "/ping", "/healthcheck"})  # to probes, which have no token
+COOKIE = "aflow_token"  # of a browser that has logged in
+PAGE_HEADER = "X-Aflow-Request"  # that our own pages send, and a form of another site cannot
 LOOK = 0.5  # seconds between looks whether a client is still there, and its token valid
 _ANONYMOUS_LOOK = 2.0  # seconds between looks whether there are tokens now
 _SHOWN = 200  # characters of a path in the log
@@ -83,7 +85,7 @@ class Authenticator:
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer, or refuse."""
-        if request.path not in OPEN:
+        if request.path not in OPEN and not is_page(request.path):
             refused = await self._refused(request)
             if refused is not None:
                 self._log(request, refused.status)
@@ -112,6 +114,12 @@ class Authenticator:
             return refusal(403, "This server answers no pages of other sites.")
         request[CALLER] = Caller("anybody")
         return None
+
+    async def allows(self, token: str) -> bool:
+        """Whether a token gets in at all."""
+        if self._is_key(token):
+            return True
+        return any(each.allows(False, self._clock.now()) for each in await self._known([token]))
 
     def _is_key(self, given: str) -> bool:
         data = given.encode("utf-8", "surrogateescape")
@@ -240,7 +248,19 @@ def _given(request: web.Request) -> list[str]:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
     key = request.headers.get("x-api-key", "").strip()  # what Metaflow's clients send
-    return [each for each in dict.fromkeys((bearer, key)) if each]
+    return [each for each in dict.fromkeys((bearer, key, _token_of_cookie(request))) if each]
+
+
+def _token_of_cookie(request: web.Request) -> str:
+    """The token of a browser that has logged in; none where the request may change something and
+    lacks the header that only our own pages send."""
+    is_safe = request.method in ("GET", "HEAD", "OPTIONS")
+    return request.cookies.get(COOKIE, "") if is_safe or PAGE_HEADER in request.headers else ""
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is that of the web UI's pages and their files, which hold no data."""
+    return path in ("/", "/ui") or (path.startswith("/ui/") and path != "/ui/links")
 
 
 def _writes(request: web.Request) -> bool:

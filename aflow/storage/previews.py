@@ -1,19 +1,35 @@
 """What a manifest says of a value for people: its type, and a few plain facts.
 
 Runs for every artifact of every task, so it is quick and bounded; it calls no code of the user's
-(no repr of objects, no len of unknown classes) and imports nothing: what numpy and pandas made
-is known by modules that are loaded already.
+(no repr of objects, no len of unknown classes) and imports nothing: what NumPy, pandas, Polars,
+PyArrow, Pillow and Matplotlib made is known by modules that are loaded already.
+
+Beside `repr`, `len`, `shape`, `dtype` and `columns` there may be: of tables `dtypes` and `rows`
+(the first rows, cells as short texts); of arrays of numbers `min`, `max` and `histogram` (counts of
+equal bins, of a sample where the array is large); of images and figures `image` (a small PNG,
+base64); of dicts and lists of plain values `json` (cut).
 """
 
 from __future__ import annotations
 
+import io
+import json
 import sys
+from base64 import b64encode
 from itertools import islice
 from typing import Any
 
 _REPR_LENGTH = 80
 _ITEMS = 6
 _COLUMNS = 20
+_ROWS = 6  # of a table
+_CELL = 40  # characters
+_BINS = 16
+_SAMPLE = 4096  # numbers of an array that a histogram is made of
+_PIXELS = 240  # sides of an image at most
+_LARGEST_IMAGE = 24_000  # bytes
+_JSON = 1200  # characters
+_JSON_ITEMS = 200  # values that are looked at, at any depth
 _MAX_BITS = 256  # repr of a larger int is slow, and refused from 4300 digits on
 
 _SIMPLE = frozenset({float, bool, complex, type(None)})
@@ -85,30 +101,192 @@ def _repr_inside(item: object) -> str:
 def _of_builtin(value: Any) -> dict[str, Any]:
     kind = type(value)
     if kind is dict:
-        return {"len": len(value)}
+        return {"len": len(value), **_of_plain(value)}
     if kind in (list, tuple, set, frozenset, bytes, bytearray, range):
         facts: dict[str, Any] = {"len": len(value)}
         if kind is not bytearray and kind is not range:
             facts["repr"] = short_repr(value)
+        if kind is list and value and type(value[0]) in (dict, list):
+            facts |= _of_plain(value)
         return facts
     return {}
 
 
+def _of_plain(value: Any) -> dict[str, Any]:
+    """The value as JSON, if it is made of plain values alone and not too long."""
+    left = [_JSON_ITEMS]
+    try:
+        plain = _plain(value, left)
+    except (_NotPlain, RecursionError, RuntimeError):  # changed by another thread meanwhile
+        return {}
+    text = json.dumps(plain, indent=1, ensure_ascii=False)
+    return {"json": text if len(text) <= _JSON else text[: _JSON - 3] + "..."}
+
+
+class _NotPlain(Exception):
+    """A value has a part that JSON cannot hold."""
+
+
+def _plain(value: Any, left: list[int]) -> Any:
+    left[0] -= 1
+    kind = type(value)
+    if kind is str:
+        return value[:200]
+    if kind in _SIMPLE or kind is int:
+        if kind is complex or (kind is int and value.bit_length() > _MAX_BITS):
+            raise _NotPlain
+        return value
+    if left[0] < 0:
+        return "..."
+    if kind is dict:
+        return {
+            _key(key): _plain(each, left) for key, each in islice(value.items(), max(left[0], 1))
+        }
+    if kind in (list, tuple):
+        return [_plain(each, left) for each in islice(value, max(left[0], 1))]
+    raise _NotPlain
+
+
+def _key(key: object) -> str:
+    if type(key) not in (str, int, float, bool):
+        raise _NotPlain
+    return str(key)[:_CELL]
+
+
 def _of_library(value: Any) -> dict[str, Any]:
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        if type(value) is numpy.ndarray:
-            return {"shape": list(value.shape), "dtype": str(value.dtype)[:_REPR_LENGTH]}
-        if isinstance(value, numpy.number | numpy.bool_):
-            return {"repr": str(value)[:_REPR_LENGTH], "dtype": str(value.dtype)}
-    pandas = sys.modules.get("pandas")
-    if pandas is not None:
-        if type(value) is pandas.DataFrame:
-            columns = [_label(each) for each in value.columns[:_COLUMNS]]
-            return {"shape": list(value.shape), "columns": columns}
-        if type(value) is pandas.Series:
-            return {"len": len(value), "dtype": str(value.dtype)[:_REPR_LENGTH]}
+    for name, facts in _LIBRARIES.items():
+        module = sys.modules.get(name)
+        if module is not None:
+            found = facts(module, value)
+            if found:
+                return found
     return {}
+
+
+def _of_numpy(numpy: Any, value: Any) -> dict[str, Any]:
+    if type(value) is numpy.ndarray:
+        noted = {"shape": list(value.shape), "dtype": str(value.dtype)[:_REPR_LENGTH]}
+        return noted | _distribution(numpy, value)
+    if isinstance(value, numpy.number | numpy.bool_):
+        return {"repr": str(value)[:_REPR_LENGTH], "dtype": str(value.dtype)}
+    return {}
+
+
+def _distribution(numpy: Any, array: Any) -> dict[str, Any]:
+    """Range and histogram of an array of real numbers."""
+    if array.dtype.kind not in "iufb" or array.size < 2:
+        return {}
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
+    step = max(1, array.size // _SAMPLE)
+    sample = numpy.asarray(flat[::step][:_SAMPLE], dtype=float)
+    sample = sample[numpy.isfinite(sample)]
+    if not sample.size:
+        return {}
+    counts, edges = numpy.histogram(sample, bins=_BINS)
+    low, high = float(edges[0]), float(edges[-1])
+    if float(sample.min()) == float(sample.max()):
+        low = high = float(sample.min())
+    return {
+        "min": f"{low:.5g}",
+        "max": f"{high:.5g}",
+        "histogram": [int(each) for each in counts],
+        "sampled": step > 1,
+    }
+
+
+def _of_pandas(pandas: Any, value: Any) -> dict[str, Any]:
+    if type(value) is pandas.DataFrame:
+        shown = value.iloc[:_ROWS, :_COLUMNS]
+        columns = [_label(each) for each in shown.columns]
+        rows = [[_cell(each) for each in row] for row in shown.itertuples(index=False, name=None)]
+        dtypes = [str(each)[:_CELL] for each in shown.dtypes]
+        shape = [len(value), len(value.columns)]
+        return {"shape": shape, "columns": columns, "dtypes": dtypes, "rows": rows}
+    if type(value) is pandas.Series:
+        noted = {"len": len(value), "dtype": str(value.dtype)[:_REPR_LENGTH]}
+        numpy = sys.modules.get("numpy")
+        array = value.array if numpy is None else value.to_numpy()
+        return noted | (_distribution(numpy, array) if hasattr(array, "dtype") and numpy else {})
+    return {}
+
+
+def _of_polars(polars: Any, value: Any) -> dict[str, Any]:
+    if type(value) is polars.DataFrame:
+        shown = value[:_ROWS, :_COLUMNS]
+        return {
+            "shape": [value.height, value.width],
+            "columns": [_label(each) for each in shown.columns],
+            "dtypes": [str(each)[:_CELL] for each in shown.dtypes],
+            "rows": [[_cell(each) for each in row] for row in shown.rows()],
+        }
+    if type(value) is polars.Series:
+        return {"len": len(value), "dtype": str(value.dtype)[:_REPR_LENGTH]}
+    return {}
+
+
+def _of_pyarrow(pyarrow: Any, value: Any) -> dict[str, Any]:
+    table = getattr(pyarrow, "Table", None)
+    if table is None or type(value) is not table:
+        return {}
+    names = value.column_names[:_COLUMNS]
+    head = value.slice(0, _ROWS).select(names).to_pydict()
+    return {
+        "shape": [value.num_rows, value.num_columns],
+        "columns": [_label(each) for each in names],
+        "dtypes": [str(value.schema.field(each).type)[:_CELL] for each in range(len(names))],
+        "rows": [[_cell(each) for each in row] for row in zip(*head.values(), strict=True)],
+    }
+
+
+def _of_pillow(pil: Any, value: Any) -> dict[str, Any]:
+    if not isinstance(value, pil.Image):
+        return {}
+    small = value.convert("RGBA" if "A" in value.getbands() else "RGB")
+    small.thumbnail((_PIXELS, _PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return {"shape": list(value.size), "dtype": str(value.mode), **_image(buffer.getvalue())}
+
+
+def _of_matplotlib(figures: Any, value: Any) -> dict[str, Any]:
+    agg = sys.modules.get("matplotlib.backends.backend_agg")
+    if type(value) is not figures.Figure or agg is None:
+        return {}
+    width, height = value.get_size_inches()
+    buffer = io.BytesIO()
+    canvas = value.canvas  # drawing puts another one in its place
+    try:
+        agg.FigureCanvasAgg(value).print_figure(
+            buffer, format="png", dpi=max(10, min(60, _PIXELS * 1.5 / max(width, height, 1)))
+        )
+    finally:
+        value.set_canvas(canvas)
+    return {"shape": [float(width), float(height)], **_image(buffer.getvalue())}
+
+
+def _image(data: bytes) -> dict[str, Any]:
+    return {"image": b64encode(data).decode()} if len(data) <= _LARGEST_IMAGE else {}
+
+
+# Modules by whose values they know, in the order in which they are asked.
+_LIBRARIES = {
+    "numpy": _of_numpy,
+    "pandas": _of_pandas,
+    "polars": _of_polars,
+    "pyarrow": _of_pyarrow,
+    "PIL.Image": _of_pillow,
+    "matplotlib.figure": _of_matplotlib,
+}
+
+
+def _cell(value: Any) -> str:
+    """A value of a table, short; only of values whose text is no code of the user's."""
+    kind = type(value)
+    if kind in (str, int, float, bool) or value is None:
+        return short_text(value, _CELL)
+    if kind.__module__.partition(".")[0] in ("numpy", "pandas", "datetime", "decimal", "uuid"):
+        return str(value)[:_CELL]
+    return short_text(value, _CELL)
 
 
 def _label(column: object) -> str:

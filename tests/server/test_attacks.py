@@ -16,13 +16,17 @@ from pathlib import Path
 import pytest
 
 from aflow.server.orders import fields_of
+from aflow.service.auth import is_page
 from tests.server import attacks
 from tests.server.attacks import OPEN
 from tests.server.conftest import FLOW, Daemon
 
 pytestmark = pytest.mark.xdist_group("attacks")  # two servers are enough
 
-ROUTES = attacks.routes(Path("/nowhere"))
+ALL = attacks.routes(Path("/nowhere"))
+# Pages and their files hold no data, and need no token; tests/ui attacks what they show.
+PAGES = [route for route in ALL if is_page(route.at("x"))]
+ROUTES = [route for route in ALL if route not in PAGES]
 GUARDED = [route for route in ROUTES if route.path not in OPEN]
 REFUSED = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422)
 # Anonymous, and yet these do something that is no harm, or are refused by what they would do later.
@@ -203,6 +207,17 @@ def test_where_the_last_token_was_revoked_nobody_comes_in(
 # ------------------------------------------------------------------ names, bodies, heads
 
 
+def test_hostile_names_of_pages_lead_to_the_page_or_nowhere(client: Client) -> None:
+    for route in PAGES:
+        for name in attacks.hostile_names():
+            if not route.writes:
+                status, headers, body = client.ask("GET", route.at(name))
+                assert status in (200, 302, *REFUSED, 410), (status, route, name)
+                assert "Set-Cookie" not in headers
+                assert b"root:" not in body
+                assert len(name) < 6 or name.encode() not in body
+
+
 def test_hostile_names_are_refused_by_every_route(client: Client) -> None:
     names, before = [*attacks.hostile_names()], text_of_runs(client)
     for route in ROUTES:
@@ -220,7 +235,7 @@ def test_hostile_names_are_refused_by_every_route(client: Client) -> None:
 @pytest.mark.parametrize("type_", ["application/json", "application/x-tar", "application/msgpack"])
 def test_bodies_that_mean_nothing_do_nothing(client: Client, tmp_path: Path, type_: str) -> None:
     before = text_of_runs(client)
-    for route in ROUTES:
+    for route in ALL:
         if not route.writes:
             continue
         for what, body in attacks.bodies(tmp_path / "ran").items():
@@ -489,5 +504,5 @@ def test_the_document_tells_of_every_route_but_those_for_machines_of_ours(served
     said = {f"{method.upper()} {path}" for path, each in paths.items() for method in each}
     assert {
         "GET /openapi.json", "GET /healthcheck", "GET /auth/token",
-        "POST /aflow/v1/metadata/{call}",
+        "POST /aflow/v1/metadata/{call}", "POST /ui/links",
     } == {f"{route.method} {route.path}" for route in ROUTES} - said  # fmt: skip

@@ -77,7 +77,12 @@ def test_other_methods_are_refused(served: Daemon, route: Route) -> None:
 
 
 def a_path(route: Route) -> str:
-    return route.path.replace("{flow}", "Flow_").replace("{run}", "1").replace("{name}", "x")
+    return (
+        route.path.replace("{flow}", "Flow_")
+        .replace("{run}", "1")
+        .replace("{name}", "x")
+        .replace("{task}", "7")
+    )
 
 
 def known_run(daemon: Daemon) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from base64 import b64decode
 from typing import Any
 
 import msgpack
@@ -44,9 +46,10 @@ class HostileList(list[int]):
         ([1, "a", [2]], ("list", {"len": 3, "repr": "[1, 'a', <list>]"})),
         ((1,), ("tuple", {"len": 1, "repr": "(1,)"})),
         (list(range(100)), ("list", {"len": 100, "repr": "[0, 1, 2, 3, 4, 5, ...]"})),
-        ({"a": 1}, ("dict", {"len": 1})),
+        ({"a": 1}, ("dict", {"len": 1, "json": '{\n "a": 1\n}'})),
+        ({"a": 1j}, ("dict", {"len": 1})),
         (range(10), ("range", {"len": 10})),
-        (np.zeros((3, 4)), ("numpy.ndarray", {"shape": [3, 4], "dtype": "float64"})),
+        (np.array(["a"]), ("numpy.ndarray", {"shape": [1], "dtype": "<U1"})),
         (np.float64(2.5), ("numpy.float64", {"repr": "2.5", "dtype": "float64"})),
     ],
 )
@@ -61,15 +64,67 @@ def test_no_code_of_the_users_is_called() -> None:
     assert "<Hostile>" == short_text(Hostile())
 
 
-def test_a_table_shows_its_shape_and_columns() -> None:
-    kind, facts = preview(pd.DataFrame({"a": [1, 2], 7: [3, 4], ("b", "c"): [5, 6]}))
+def test_a_table_shows_its_shape_columns_and_first_rows() -> None:
+    kind, facts = preview(pd.DataFrame({"a": [1, 2], 7: [3, 4], ("b", "c"): ["x", Hostile()]}))
 
     assert kind.startswith("pandas.")
-    assert {"shape": [2, 3], "columns": ["a", "7", "tuple"]} == facts
+    assert ([2, 3], ["a", "7", "tuple"]) == (facts["shape"], facts["columns"])
+    assert [["1", "3", "x"], ["2", "4", "<Hostile>"]] == facts["rows"]
+    assert ["int64", "int64", "object"] == facts["dtypes"]
 
 
-def test_a_series_shows_its_length_and_type() -> None:
-    assert {"len": 2, "dtype": "float64"} == preview(pd.Series([1.0, 2.0]))[1]
+def test_tables_of_polars_and_pyarrow_show_the_same_as_those_of_pandas() -> None:
+    polars, pyarrow = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
+    for table in (polars.DataFrame({"a": [1, 2]}), pyarrow.table({"a": [1, 2]})):
+        facts = preview(table)[1]
+        assert ([2, 1], ["a"]) == (facts["shape"], facts["columns"])
+        assert [["1"], ["2"]] == facts["rows"]
+
+
+def test_a_wide_and_long_table_shows_its_upper_left_corner() -> None:
+    facts = preview(pd.DataFrame(np.zeros((5000, 300))))[1]
+
+    assert [5000, 300] == facts["shape"]
+    assert (6, 20) == (len(facts["rows"]), len(facts["columns"]))
+
+
+def test_an_array_of_numbers_shows_its_range_and_how_it_is_distributed() -> None:
+    facts = preview(np.array([[0.0, 1.0], [float("nan"), 4.0]]))[1]
+
+    assert ([2, 2], "float64") == (facts["shape"], facts["dtype"])
+    assert ("0", "4") == (facts["min"], facts["max"])
+    assert 3 == sum(facts["histogram"]), "a value that is no number is left out"
+    sampled = preview(np.arange(1_000_000))[1]
+    assert sampled["sampled"]
+    assert sum(sampled["histogram"]) <= 4096
+
+
+def test_a_series_shows_its_length_type_and_range() -> None:
+    facts = preview(pd.Series([1.0, 2.0]))[1]
+
+    assert (2, "float64", "1", "2") == tuple(facts[n] for n in ("len", "dtype", "min", "max"))
+    assert {"len": 1, "dtype": "object"} == preview(pd.Series([Hostile()], dtype=object))[1]
+
+
+def test_images_and_figures_are_shown_small() -> None:
+    pillow, figures = pytest.importorskip("PIL.Image"), pytest.importorskip("matplotlib.figure")
+    pytest.importorskip("matplotlib.backends.backend_agg")
+    figure = figures.Figure()
+    figure.subplots().plot([1, 2])
+    canvas = figure.canvas
+    for image in (pillow.new("RGB", (5000, 4000), "red"), figure):
+        data = b64decode(preview(image)[1]["image"])
+        assert data.startswith(b"\x89PNG")
+        assert len(data) <= 24_000
+    assert canvas is figure.canvas, "the figure is as it was"
+
+
+def test_nested_plain_values_are_shown_as_json_as_far_as_there_is_room() -> None:
+    assert {"a": [1, {"b": None}]} == json.loads(preview({"a": [1, {"b": None}]})[1]["json"])
+    assert len(preview({str(n): "x" * 100 for n in range(10_000)})[1]["json"]) <= 1200
+    loop: dict[str, Any] = {}
+    loop["self"] = loop
+    preview(loop)  # comes to an end
 
 
 @given(

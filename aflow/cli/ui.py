@@ -1,0 +1,120 @@
+"""`aflow ui`: the runs of this folder, or of a server, in a browser."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Sequence
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import click
+
+from aflow.cli.asking import DEFAULT_SERVER, ask
+from aflow.cli.options import flag, option
+from aflow.config import Settings, looked_up
+from aflow.errors import AflowError, InvalidInput
+
+if TYPE_CHECKING:
+    from aflow.ids import Pathspec
+
+_HELP = """Show runs in a browser: those of this folder, or of a server (--server).
+
+Where a server of this folder listens already, its pages are opened. Else one is started, which
+listens to this machine alone, until Ctrl-C. The browser is logged in by a link that works once.
+
+\b
+  aflow ui                       all runs
+  aflow ui MyFlow/1234           one run
+  aflow ui --no-browser          print the link
+"""
+
+
+def ui(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    command = click.Command(
+        "ui",
+        params=[
+            click.Argument(["path"], metavar="[FLOW/RUN]", required=False),
+            option(
+                "--server",
+                metavar="URL",
+                default=lambda: looked_up("SERVER"),
+                help="Whose pages to open.  [default: AFLOW_SERVER, else a server of this folder]",
+            ),
+            option(
+                "--port",
+                type=click.IntRange(0, 65535),
+                default=0,
+                help="Port of a server that is started.  [default: a free one]",
+            ),
+            flag("--no-browser", help="Print the link that logs in, and open no browser."),
+        ],
+        callback=_ui,
+        help=_HELP,
+    )
+    return command.main([*words], prog_name="aflow ui", standalone_mode=False)
+
+
+def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> int:
+    target = _target(path)
+    if server:
+        _open(server, target, no_browser)
+        return 0
+    settings = Settings.load()
+    if _serves(DEFAULT_SERVER, settings.metadata_url):
+        _open(DEFAULT_SERVER, target, no_browser)
+        return 0
+
+    from aflow.cli.server import server as serve  # it imports more than `--help` needs
+
+    def listens(line: str) -> None:
+        url = line.split()[-1]
+        # In a thread: the server, whose event loop this is, has to answer meanwhile.
+        Thread(target=_opened, args=(url, target, no_browser), daemon=True).start()
+
+    click.echo("Starting a server of this folder; Ctrl-C ends it.")
+    serve(["--port", str(port), "--grace", "5"], listens)
+    return 0
+
+
+def _opened(url: str, target: str, no_browser: bool) -> None:
+    try:
+        _open(url, target, no_browser)
+    except AflowError as error:
+        click.echo(f"The pages cannot be opened by themselves ({error}): they are at {url}/ui/.")
+
+
+def _target(path: str | None) -> str:
+    """The page of a pathspec, below /ui/."""
+    if path is None:
+        return ""
+    from aflow.ids import Pathspec
+
+    spec: Pathspec = Pathspec.parse(path)
+    if spec.run is None:
+        return f"flows/{spec.flow}"
+    if spec.task is not None:
+        return f"runs/{spec.flow}/{spec.run}/tasks/{spec.task}"
+    if spec.step is not None:
+        raise InvalidInput(f"{path} is a step: name a flow, a run (Flow/1), or a task.")
+    return f"runs/{spec.flow}/{spec.run}"
+
+
+def _serves(server: str, metadata_url: str) -> bool:
+    """Whether a server answers there, and shows the runs of these metadata."""
+    try:
+        return bool(ask(server, "GET", "/v1/server")["metadata"] == metadata_url)
+    except (AflowError, KeyError, TypeError, ValueError):  # none, or that of something else
+        return False
+
+
+def _open(server: str, target: str, no_browser: bool) -> None:
+    code = ask(server, "POST", "/ui/links", b"{}")["code"]
+    to = f"&to={target}" if target else ""
+    link = f"{server.rstrip('/')}/ui/login?code={code}{to}"
+    if no_browser:
+        click.echo(link)
+    elif webbrowser.open(link):
+        click.echo(f"Opened {server.rstrip('/')}/ui/ in the browser.")
+    else:
+        click.echo(f"No browser was found. Open this link within a minute; it works once:\n{link}")

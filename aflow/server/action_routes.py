@@ -1,0 +1,173 @@
+"""The routes by which the web UI changes something beside runs that begin: tags, deletion, tokens;
+and what the server says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from aflow import ids, tokens
+from aflow.errors import InvalidInput, NotFound
+from aflow.metadata.documents import documents_of
+from aflow.scheduler.states import TERMINAL_RUN_STATES
+from aflow.server.orders import fields_of
+from aflow.service.auth import refusal
+from aflow.service.bodies import json_of
+from aflow.version import __version__
+
+if TYPE_CHECKING:
+    from aflow.clock import Clock
+    from aflow.metadata.base import Documents, MetadataStore, RunRecord
+    from aflow.server.runs import Runs
+
+_MOST_DELETED = 200  # runs of one plan
+_MOST_TAGS = 50  # of one request
+_LONGEST_LIFE = 10 * 365 * 86400  # seconds
+
+
+class ActionRoutes:
+    """Answers what pages ask to be changed."""
+
+    def __init__(
+        self, metadata: MetadataStore, runs: Runs, clock: Clock, about: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._metadata = metadata
+        self._runs = runs
+        self._clock = clock
+        self._about = about
+
+    async def show_server(self, _: web.Request) -> web.StreamResponse:
+        """What the server is: version, where data and metadata are, what goes on."""
+        return web.json_response(
+            {
+                "version": __version__,
+                "python": platform.python_version(),
+                "metadata": self._metadata.url,
+                **self._about(),
+                "runs_here": len(self._runs.going_on()),
+            }
+        )
+
+    # ------------------------------------------------------------ runs
+
+    async def tag_run(self, request: web.Request) -> web.StreamResponse:
+        """Remove (`remove`), then add (`add`) tags of a run; the tags that it has now."""
+        fields = fields_of(await json_of(request))
+        add, remove = _texts(fields, "add"), _texts(fields, "remove")
+        run = await self._run(request)
+        found = await asyncio.to_thread(self._metadata.change_tags, run.key, add, remove)
+        return web.json_response({"tags": list(found)})
+
+    async def plan_deletion(self, request: web.Request) -> web.StreamResponse:
+        """Which of these runs (`runs`, pathspecs with commas between them) can be deleted: those
+        that have ended, and that no run which goes on has resumed."""
+        specs = request.query.get("runs", "").split(",")
+        if not 1 <= len(specs) <= _MOST_DELETED:
+            raise InvalidInput(f"`runs` names 1 to {_MOST_DELETED} runs, as Flow/1,Flow/2.")
+        found = [ids.Pathspec.parse(each) for each in specs]
+
+        def plan() -> list[str]:
+            records = [self._metadata.run(s.flow, s.run or "") for s in found]
+            return [
+                f"{run.flow}/{run.run}"
+                for run in records
+                if run is not None and self._why_not(run) is None
+            ]
+
+        return web.json_response({"runs": await asyncio.to_thread(plan)})
+
+    async def delete_run(self, request: web.Request) -> web.StreamResponse:
+        """Delete the records of a run that has ended. What it has left in the datastore goes with
+        the next `aflow gc`, but for what other runs share."""
+        run = await self._run(request)
+
+        def delete() -> str | None:
+            why_not = self._why_not(run)
+            if why_not is None:
+                self._metadata.delete_run(run.key)
+            return why_not
+
+        why_not = await asyncio.to_thread(delete)
+        if why_not is not None:
+            return refusal(409, why_not)
+        return web.json_response({"run": f"{run.flow}/{run.run}"})
+
+    def _why_not(self, run: RunRecord) -> str | None:
+        """Why a run cannot be deleted; None where it can."""
+        if run.state not in TERMINAL_RUN_STATES:
+            return f"{run.flow}/{run.run} cannot be deleted: it goes on. Cancel it first."
+        alive = [state for state in type(run.state) if state not in TERMINAL_RUN_STATES]
+        for each in self._metadata.runs(run.flow, states=alive):
+            if each.origin_run == run.run:
+                return (
+                    f"{run.flow}/{run.run} cannot be deleted: {each.run} resumes it, and goes on."
+                )
+        return None
+
+    async def _run(self, request: web.Request) -> RunRecord:
+        flow = str(ids.flow_name(request.match_info["flow"]))
+        name = str(ids.run_id(request.match_info["run"]))
+        record = await asyncio.to_thread(self._metadata.run, flow, name)
+        if record is None:
+            raise NotFound(f"There is no run {flow}/{name}.")
+        return record
+
+    # ------------------------------------------------------------ tokens
+
+    def _documents(self) -> Documents:
+        found = documents_of(self._metadata)
+        if found is None:
+            raise InvalidInput(
+                "Tokens are kept in the metadata, and these are those of another service: make "
+                "tokens there."
+            )
+        return found
+
+    async def list_tokens(self, _: web.Request) -> web.StreamResponse:
+        """All tokens, without what they are."""
+        found = await asyncio.to_thread(tokens.tokens, self._documents())
+        told = [
+            {
+                "name": each.name,
+                "scope": each.scope,
+                "created_at": each.created_at,
+                "expires_at": each.expires_at,
+            }
+            for each in found
+        ]
+        return web.json_response({"tokens": told})
+
+    async def add_token(self, request: web.Request) -> web.StreamResponse:
+        """Make a token (`name`, `scope`, `seconds` that it lasts); it is in this answer alone."""
+        fields = fields_of(await json_of(request))
+        name, scope = fields.get("name"), fields.get("scope", "read")
+        seconds = fields.get("seconds")
+        if not isinstance(name, str):
+            raise InvalidInput("A token needs a name.")
+        if scope not in tokens.SCOPES:
+            raise InvalidInput(f"'scope' has to be one of {', '.join(tokens.SCOPES)}.")
+        if seconds is not None and (
+            type(seconds) not in (int, float) or not 0 < seconds <= _LONGEST_LIFE
+        ):
+            raise InvalidInput("'seconds' has to be a positive number, of at most ten years.")
+        made = await asyncio.to_thread(
+            tokens.create, self._documents(), name, scope, self._clock.now(), seconds
+        )
+        return web.json_response({"token": made}, status=201)
+
+    async def revoke_token(self, request: web.Request) -> web.StreamResponse:
+        """Revoke a token, at once."""
+        name = request.match_info["name"]
+        await asyncio.to_thread(tokens.revoke, self._documents(), name)
+        return web.json_response({"token": name})
+
+
+def _texts(fields: dict[str, Any], name: str) -> list[str]:
+    found = fields.get(name, [])
+    if not isinstance(found, list) or len(found) > _MOST_TAGS:
+        raise InvalidInput(f"{name!r} has to be a list of at most {_MOST_TAGS} tags.")
+    return [str(ids.tag(each)) for each in found]

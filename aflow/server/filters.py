@@ -1,0 +1,109 @@
+"""The filter words of a list of runs: `flow:Train state:failed tag:prod user:ann since:7d`.
+
+Pure: text in, a filter out; the time is an argument.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from aflow import ids
+from aflow.errors import InvalidInput
+from aflow.scheduler.states import RunState
+
+WORDS = ("flow:", "state:", "tag:", "user:", "since:", "until:", "id:", "param.NAME:", "failed:")
+_LONGEST = 1000  # characters of all words
+_MOST = 20
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SPAN = re.compile(r"(\d{1,6})([smhdw])\Z")
+_PARAMETER = re.compile(r"param\.([A-Za-z_][A-Za-z0-9_]{0,199})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs are listed. `text` has to be in the flow's name, the run's id, its user or one of
+    its tags, in any case of letters; `parameters` maps names to texts of values."""
+
+    flow: str | None = None
+    run: str | None = None
+    states: tuple[RunState, ...] = ()
+    tags: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+    text: tuple[str, ...] = ()
+    parameters: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether the metadata answer it alone: each run that they give is one that is meant."""
+        return not (self.text or self.parameters or self.run)
+
+
+def parse(words: str, now: float) -> RunFilter:
+    """The filter that these words are; `now` in seconds since the epoch is what `since:7d` counts
+    back from. Raises InvalidInput, which says which word is wrong and what would be right."""
+    if len(words) > _LONGEST:
+        raise InvalidInput(f"The filter is too long: {_LONGEST} characters is the most.")
+    parts = words.split()
+    if len(parts) > _MOST:
+        raise InvalidInput(f"The filter has too many words: {_MOST} is the most.")
+    found: dict[str, list[str]] = {}
+    parameters: dict[str, str] = {}
+    for part in parts:
+        name, colon, value = part.partition(":")
+        parameter = _PARAMETER.match(name)
+        if not colon:
+            found.setdefault("text", []).append(part.lower())
+        elif not value:
+            raise InvalidInput(f"{part!r} has no value: write {name}:VALUE.")
+        elif parameter:
+            parameters[parameter[1]] = value
+        elif f"{name}:" in WORDS:
+            found.setdefault(name, []).append(value)
+        else:
+            raise InvalidInput(f"There is no filter {name!r}: use {', '.join(WORDS)}.")
+    flow, run = _one(found, "flow"), _one(found, "id")
+    return RunFilter(
+        flow=None if flow is None else str(ids.flow_name(flow)),
+        run=run,
+        states=tuple(_state(each) for each in found.get("state", ())),
+        tags=tuple(str(ids.tag(each)) for each in found.get("tag", ())),
+        users=tuple(found.get("user", ())),
+        since=_time(_one(found, "since"), now),
+        until=_time(_one(found, "until"), now),
+        text=tuple(found.get("text", ())),
+        parameters=parameters,
+    )
+
+
+def _one(found: dict[str, list[str]], name: str) -> str | None:
+    values = found.get(name, [])
+    if len(values) > 1:
+        raise InvalidInput(f"{name}: is there twice: name one.")
+    return values[0] if values else None
+
+
+def _state(value: str) -> RunState:
+    try:
+        return RunState(value)
+    except ValueError as error:
+        known = ", ".join(each.value for each in RunState)
+        raise InvalidInput(f"state:{value[:40]} is unknown: use one of {known}.") from error
+
+
+def _time(value: str | None, now: float) -> float | None:
+    if value is None:
+        return None
+    span = _SPAN.match(value)
+    if span:
+        return now - int(span[1]) * _UNITS[span[2]]
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{value[:40]!r} is no time: write a span as 90m, 12h or 7d, or a date as 2026-01-31."
+        ) from error
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,150 @@
+"""The pages of the web UI: static files, the page itself, and how a browser logs in.
+
+The pages are a client of the public HTTP API. A browser that has logged in holds its token in a
+cookie that scripts cannot read; requests that change anything have to carry a header that forms of
+other sites cannot send. `aflow ui` logs a browser in by a link that works once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from aflow.server.orders import fields_of
+from aflow.service.auth import COOKIE, refusal
+from aflow.service.bodies import json_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+STATIC = Path(__file__).parent / "static"
+_DAY = 12 * 3600  # seconds that a browser stays logged in
+_CODE_LASTS = 60.0  # seconds in which a link to log in may be used
+_MOST_CODES = 100
+_TYPES = {
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".html": "text/html",
+}
+_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _CSP,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_INSIDE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,300}")
+_UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>aflow</title>
+<body><h1>The pages were not built</h1>
+<p>This installation lacks the libraries of the web UI, which the build of the package brings from
+npm. In a clone with npm on the machine: <code>python build_backend/aflow_build.py</code>. The API
+of this server works without them (<a href="/openapi.json">its description</a>).</p></body></html>
+"""
+
+
+class Pages:
+    """Serves the pages. `allows(token)` says whether a token gets in."""
+
+    def __init__(self, allows: Callable[[str], Awaitable[bool]]) -> None:
+        self._allows = allows
+        self._codes: dict[str, tuple[float, str]] = {}  # of links that log in: until when, token
+        self._tags: dict[str, str] = {}
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes of the pages."""
+        app.router.add_get("/", self._home)
+        app.router.add_get("/ui", self._home)
+        app.router.add_get("/ui/static/{path:[a-z][a-z0-9/_-]{0,80}\\.[a-z]{2,4}}", self._file)
+        app.router.add_post("/ui/login", self._login)
+        app.router.add_get("/ui/login", self._login_by_link)
+        app.router.add_post("/ui/logout", self._logout)
+        app.router.add_post("/ui/links", self._make_link)
+        app.router.add_get("/ui/{path:.*}", self._page)
+
+    async def _home(self, _: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("/ui/")
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        if not (STATIC / "vendor" / "preact.js").exists():
+            return web.Response(text=_UNBUILT, content_type="text/html", status=501)
+        text = (STATIC / "index.html").read_text()
+        # Pages have addresses of several levels; their files stand beside the first one.
+        depth = request.match_info["path"].count("/")
+        text = text.replace('"static/', f'"{"../" * depth}static/')
+        headers = {**_HEADERS, "Cache-Control": "no-cache"}
+        return web.Response(text=text, content_type="text/html", headers=headers)
+
+    async def _file(self, request: web.Request) -> web.StreamResponse:
+        path = STATIC / request.match_info["path"]
+        kind = _TYPES.get(path.suffix)
+        if kind is None or not path.is_file():
+            return refusal(404, "There is no such file.")
+        stat = path.stat()
+        tag = f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
+        headers = {**_HEADERS, "ETag": tag, "Cache-Control": "no-cache"}
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers=headers)
+        response = web.Response(
+            body=path.read_bytes(), content_type=kind, charset="utf-8", headers=headers
+        )
+        response.enable_compression()
+        return response
+
+    async def _login(self, request: web.Request) -> web.StreamResponse:
+        """Give a browser that sends a token (JSON, `token`) the cookie that carries it."""
+        token = fields_of(await json_of(request)).get("token")
+        if not isinstance(token, str) or not await self._allows(token):
+            await asyncio.sleep(0.2)  # whoever guesses does not guess fast
+            return refusal(401, "This token is not valid: it may have been revoked, or mistyped.")
+        return self._logged_in(request, web.json_response({"status": "logged in"}), token)
+
+    async def _make_link(self, request: web.Request) -> web.StreamResponse:
+        """A code that logs a browser in once, within a minute, with the token of this request."""
+        now = asyncio.get_running_loop().time()
+        self._codes = {c: e for c, e in self._codes.items() if e[0] > now}
+        if len(self._codes) >= _MOST_CODES:
+            return refusal(429, "Too many links were asked for: try again in a minute.")
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        code = secrets.token_urlsafe(24)
+        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+        self._codes[code] = (now + _CODE_LASTS, given or "")
+        return web.json_response({"code": code})
+
+    async def _login_by_link(self, request: web.Request) -> web.StreamResponse:
+        given = request.query.get("code", "")
+        now = asyncio.get_running_loop().time()
+        found = next((c for c in self._codes if hmac.compare_digest(c, given)), None)
+        until, token = self._codes.pop(found) if found else (0.0, "")
+        to = request.query.get("to", "")
+        target = f"/ui/{to}" if _INSIDE.fullmatch(to) else "/ui/"
+        if until < now:
+            return web.Response(
+                text="This link was used already, or is too old: run `aflow ui` again.\n",
+                status=410,
+            )
+        response = web.Response(status=303, headers={"Location": target})
+        return self._logged_in(request, response, token) if token else response
+
+    def _logged_in(self, request: web.Request, response: web.Response, token: str) -> web.Response:
+        response.set_cookie(
+            COOKIE, token, max_age=_DAY, httponly=True, samesite="Strict",
+            secure=request.scheme == "https", path="/",
+        )  # fmt: skip
+        return response
+
+    async def _logout(self, _: web.Request) -> web.StreamResponse:
+        response = web.json_response({"status": "logged out"})
+        response.del_cookie(COOKIE, path="/")
+        return response

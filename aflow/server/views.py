@@ -1,0 +1,750 @@
+"""What the pages of the web UI show, read from the metadata and the datastore as plain values.
+
+All calls block; each is bounded in time and size, whatever a run holds: counts are kept by commits,
+tasks come in columns or in pages, artifacts as the previews in their manifests. Nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow import backends, package
+from aflow.caching.explain import explain
+from aflow.errors import AflowError, InvalidInput, NotFound
+from aflow.flow.graph import Graph, Kind
+from aflow.following import Following
+from aflow.ids import PARAMETERS_TASK
+from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+from aflow.scheduler.codec import decode_inputs
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask
+from aflow.scheduler.states import TaskState
+from aflow.server.columns import RETRIED, REUSED, ColumnsCache
+from aflow.server.filters import RunFilter
+from aflow.storage.blobs import BlobStore
+from aflow.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from aflow.caching.explain import Explanation
+    from aflow.storage.base import ObjectStore
+    from aflow.storage.manifest import Entry
+
+_LOOKED_AT = 5_000  # runs that one request looks at, where the metadata cannot filter alone
+_PAGE = 200
+_RECENT = 100  # runs of a flow whose durations are shown
+_GRID = 30  # runs of a flow whose steps are shown
+_NAMED = 20  # tasks that are named where many share one line
+_FAILED = 5  # failed tasks whose errors stand in the overview of a run
+_SAMPLED = 3  # tasks of a step whose artifacts are listed
+_LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
+_LARGEST_VALUE = 64 << 20  # bytes of an artifact that is given away
+_COMPARED = 5
+
+
+class RunPage(NamedTuple):
+    """Some runs, newest first, and the cursor of the ones after them (None: there are no more)."""
+
+    runs: list[dict[str, Any]]
+    cursor: str | None
+
+
+class Views:
+    """Reads what pages show. Safe from many threads."""
+
+    def __init__(self, metadata: MetadataStore) -> None:
+        self._metadata = metadata
+        self._columns = ColumnsCache(metadata)
+        self._stores: dict[str, ObjectStore] = {}
+
+    # ------------------------------------------------------------ runs
+
+    def run(self, flow: str, run: str) -> RunRecord:
+        """The record of a run. Raises NotFound."""
+        record = self._metadata.run(flow, run)
+        if record is None:
+            raise NotFound(f"There is no run {flow}/{run}.")
+        return record
+
+    def runs(self, wanted: RunFilter, cursor: str | None, limit: int) -> RunPage:
+        """The newest runs that are meant, after a cursor that an earlier page gave. A page may be
+        shorter than `limit` though there are more: one request looks at a bounded number of runs.
+        Raises InvalidInput for a cursor that is none."""
+        after = None if cursor is None else _position(cursor)
+        found: list[dict[str, Any]] = []
+        looked_at = 0
+        while len(found) < limit and looked_at < _LOOKED_AT:
+            size = limit - len(found) if wanted.is_indexed else _PAGE
+            page = self._metadata.runs(
+                wanted.flow,
+                tags=wanted.tags,
+                states=wanted.states,
+                users=wanted.users,
+                since=wanted.since,
+                until=wanted.until,
+                after=after,
+                limit=size,
+            )
+            for record in page:
+                after = (record.created_at, record.key)
+                looked_at += 1
+                if self._is_meant(record, wanted):
+                    found.append(self.summary(record))
+                    if len(found) == limit:
+                        return RunPage(found, _cursor(after))
+            if len(page) < size:
+                return RunPage(found, None)
+        return RunPage(found, _cursor(after) if after else None)
+
+    def _is_meant(self, run: RunRecord, wanted: RunFilter) -> bool:
+        if wanted.run is not None and run.run != wanted.run:
+            return False
+        words = f"{run.flow}/{run.run} {run.user} {' '.join(run.tags)}".lower()
+        if not all(text in words for text in wanted.text):
+            return False
+        if wanted.parameters:
+            values = {name: text for name, _, text in self._parameters(run)}
+            return all(values.get(n) in (v, repr(v)) for n, v in wanted.parameters.items())
+        return True
+
+    def summary(self, run: RunRecord) -> dict[str, Any]:
+        """A run as lists show it: with the number of its tasks in each state and its parameters."""
+        counts: dict[str, int] = {}
+        for step in self._metadata.progress(run.key):
+            for state, tasks in step.tasks.items():
+                counts[state.value] = counts.get(state.value, 0) + tasks
+        return {
+            **_plain_run(run),
+            "tasks": counts,
+            "parameters": [
+                {"name": name, "value": text} for name, _, text in self._parameters(run)
+            ],
+        }
+
+    def _parameters(self, run: RunRecord) -> list[tuple[str, str, str]]:
+        """Name, type and short text of every parameter."""
+        names = run.settings.get("parameters") or []
+        found = self._metadata.manifests(run.key, [int(PARAMETERS_TASK)])
+        if not found or not names:
+            return []
+        artifacts = _decoded(found[int(PARAMETERS_TASK)]).artifacts
+        return [
+            (name, artifacts[name].type, _short(artifacts[name]))
+            for name in names
+            if name in artifacts
+        ]
+
+    # ------------------------------------------------------------ one run
+
+    def overview(self, run: RunRecord) -> dict[str, Any]:
+        """A run whole: its graph with places, the figures of its steps, parameters, configs, code,
+        and what has failed first."""
+        graph = Graph.from_dict(run.graph) if run.graph else None
+        facts = run.settings.get("code") or {}
+        names = {name for name, _, _ in self._parameters(run)}
+        others = [
+            each for each in self._constants(run) if each["name"] not in names
+        ]  # configs, and constants of the class
+        return {
+            **self.summary(run),
+            "version": run.version,
+            "system_tags": list(run.system_tags),
+            "origin_run": run.origin_run,
+            "settings": {
+                name: run.settings[name]
+                for name in ("max_workers", "isolation", "script", "words", "durability")
+                if name in run.settings
+            },
+            "typed_parameters": [
+                {"name": name, "type": kind, "value": text}
+                for name, kind, text in self._parameters(run)
+            ],
+            "constants": others,
+            "code": {k: facts[k] for k in ("key", "script", "size", "left_out") if k in facts},
+            "graph": None if graph is None else _layout(graph),
+            "doc": "" if graph is None else graph.doc,
+            "steps": self._steps(run, graph),
+            "failures": self._failures(run),
+        }
+
+    def _constants(self, run: RunRecord) -> list[dict[str, Any]]:
+        found = self._metadata.manifests(run.key, [int(PARAMETERS_TASK)])
+        if not found:
+            return []
+        artifacts = _decoded(found[int(PARAMETERS_TASK)]).artifacts
+        return [
+            _artifact(name, entry)
+            for name, entry in sorted(artifacts.items())
+            if not name.startswith("_")
+        ]
+
+    def _steps(self, run: RunRecord, graph: Graph | None) -> list[dict[str, Any]]:
+        columns = self._columns.columns(run)
+        durations, waits = columns.durations(), columns.waits()
+        reused, retried = columns.flagged(REUSED), columns.flagged(RETRIED)
+        progress = {step.step: step for step in self._metadata.progress(run.key)}
+        order = [*progress] + [
+            name for name in (graph.nodes if graph else ()) if name not in progress
+        ]
+        if graph is not None:
+            order.sort(key=lambda name: [*graph.nodes].index(name) if name in graph.nodes else 0)
+        found = []
+        for name in order:
+            step = progress.get(name)
+            took = durations.get(name)
+            found.append(
+                {
+                    "step": name,
+                    "tasks": {s.value: n for s, n in step.tasks.items()} if step else {},
+                    "created_at": step.created_at if step else None,
+                    "finished_at": step.finished_at if step else None,
+                    "reused": reused.get(name, 0),
+                    "retried": retried.get(name, 0),
+                    "median": took.median if took else None,
+                    "p95": took.p95 if took else None,
+                    "longest": took.longest if took else None,
+                    "wait": waits.get(name),
+                }
+            )
+        return found
+
+    def _failures(self, run: RunRecord) -> list[dict[str, Any]]:
+        failed = self._metadata.newest_tasks(run.key, states=[TaskState.FAILED], limit=_FAILED)
+        return [
+            {
+                "task": view.task.task,
+                "step": view.task.step,
+                "reason": view.attempt.reason if view.attempt else "",
+                "error": _error(_manifest_of(view)),
+            }
+            for view in failed
+        ]
+
+    def columns(self, run: RunRecord, since: int | None) -> bytes:
+        """The tasks of a run as columns; see `server.columns`."""
+        return self._columns.read(run, since)
+
+    def tasks(
+        self,
+        run: RunRecord,
+        step: str | None,
+        state: str | None,
+        sort: str,
+        offset: int,
+        limit: int,
+    ) -> dict[str, Any]:
+        """A page of tasks, sorted and filtered: how many there are in all, and these."""
+        total, numbers = self._columns.columns(run).page(step, state, sort, offset, limit)
+        views = (self._metadata.task(run.key, number) for number in numbers)
+        rows = [_task_row(view) for view in views if view is not None]
+        return {"total": total, "tasks": rows}
+
+    def artifacts(self, run: RunRecord) -> list[dict[str, Any]]:
+        """By step, the artifacts that its first tasks have left, without private ones."""
+        found = []
+        for step in self._metadata.progress(run.key):
+            views = self._metadata.tasks(run.key, step=step.step, limit=_SAMPLED)
+            tasks = [
+                {
+                    "task": view.task.task,
+                    "artifacts": [
+                        _artifact(name, entry)
+                        for name, entry in sorted(_manifest_of(view).artifacts.items())
+                        if not name.startswith("_")
+                    ],
+                }
+                for view in views
+            ]
+            found.append({"step": step.step, "count": sum(step.tasks.values()), "tasks": tasks})
+        return found
+
+    def explain(self, run: RunRecord) -> list[dict[str, Any]]:
+        """Why each task ran, or was reused: tasks of a step of which the same is said stand in one
+        line, with the numbers of some of them."""
+        grouped: dict[tuple[str, str], list[int]] = {}
+        for each in self._explanations(run):
+            grouped.setdefault((each.step, each.text), []).append(each.task)
+        return [
+            {"step": step, "text": text, "count": len(tasks), "tasks": tasks[:_NAMED]}
+            for (step, text), tasks in grouped.items()
+        ]
+
+    def _explanations(self, run: RunRecord) -> Iterator[Explanation]:
+        return explain(self._metadata, BlobStore(self._store(run)), run)
+
+    # ------------------------------------------------------------ one task
+
+    def task(self, run: RunRecord, task: int) -> dict[str, Any]:
+        """A task: its attempts, facts, inputs, artifacts, and its cards. Raises NotFound."""
+        view = self._view(run, task)
+        manifest = _manifest_of(view)
+        inherited = [
+            {"name": name, "task": origin}
+            for origin, names in manifest.inherited.items()
+            for name in names
+            if not name.startswith("_")
+        ]
+        return {
+            **_task_row(view),
+            "pathspec": f"{run.flow}/{run.run}/{view.task.step}/{task}",
+            "origin": f"{run.flow}/{view.task.origin}" if view.task.origin else None,
+            "stack": [
+                {"step": f.step, "variable": f.var, "index": f.index, "count": f.num_splits,
+                 "value": f.value}
+                for f in manifest.stack
+            ],
+            "tries": [
+                {
+                    "attempt": each.attempt,
+                    "state": each.state.value,
+                    "started_at": each.started_at,
+                    "finished_at": each.finished_at,
+                    "reason": each.reason,
+                    "host": each.host,
+                    "pid": each.pid,
+                    "max_rss": each.max_rss,
+                    "cpu": each.cpu,
+                    "stdout": each.stdout_size,
+                    "stderr": each.stderr_size,
+                }
+                for each in self._metadata.attempts(run.key, task)
+            ],
+            "inputs": self._inputs(run, view),
+            "error": _error(manifest),
+            "artifacts": [
+                _artifact(name, entry)
+                for name, entry in sorted(manifest.artifacts.items())
+                if not name.startswith("_")
+            ],
+            "inherited": sorted(inherited, key=lambda each: str(each["name"])),
+            "facts": [
+                {"name": each.field, "value": each.value[:1000], "at": each.created_at}
+                for each in self._metadata.metadata(run.key, task)
+                if len(each.value) < 10_000
+            ],
+            "cards": self._cards(run, view),
+        }  # fmt: skip
+
+    def _view(self, run: RunRecord, task: int) -> TaskView:
+        view = self._metadata.task(run.key, task)
+        if view is None:
+            raise NotFound(f"There is no task {task} in {run.flow}/{run.run}.")
+        return view
+
+    def _inputs(self, run: RunRecord, view: TaskView) -> dict[str, Any]:
+        """The tasks that a task has as its inputs, some of them where there are many."""
+        match decode_inputs(view.task.inputs):
+            case FromTask(task):
+                tasks, count = [task], 1
+            case FromBranches(branches):
+                tasks, count = [*branches], len(branches)
+            case FromForeach(split, steps, count):
+                found = self._metadata.tasks(
+                    run.key, split=split, steps=steps, limit=_NAMED, light=True
+                )
+                tasks = [each.task.task for each in found]
+            case _:
+                tasks, count = [], 0
+        return {"count": count, "tasks": tasks[:_NAMED]}
+
+    def _cards(self, run: RunRecord, view: TaskView) -> list[dict[str, str]]:
+        folder = f"cards/{run.flow}/{run.run}/{view.task.step}/{view.task.task}/"
+        found = []
+        for name in self._store(run).list(folder):
+            base = name.rpartition("/")[2].removesuffix(".html")
+            kind, id_, digest = base.partition("-")[2].rsplit("-", 2)
+            found.append({"name": base, "type": kind, "id": id_, "hash": digest})
+        return sorted(found, key=lambda each: each["name"])
+
+    def cards(self, run: RunRecord) -> list[dict[str, Any]]:
+        """The cards of a run, by step and task."""
+        folder = f"cards/{run.flow}/{run.run}/"
+        found = []
+        for name in self._store(run).list(folder):
+            step, task, file = name.removeprefix(folder).split("/", 2)
+            base = file.removesuffix(".html")
+            kind, id_, digest = base.partition("-")[2].rsplit("-", 2)
+            found.append(
+                {"step": step, "task": int(task), "name": base, "type": kind, "id": id_,
+                 "hash": digest}
+            )  # fmt: skip
+        return sorted(found, key=lambda each: (each["task"], each["name"]))
+
+    def card(self, run: RunRecord, task: int, name: str) -> bytes:
+        """The page of a card, by the name that `cards` gave. Raises NotFound."""
+        view = self._view(run, task)
+        if name not in {each["name"] for each in self._cards(run, view)}:
+            raise NotFound(f"Task {task} of {run.flow}/{run.run} has no card {name[:100]!r}.")
+        folder = f"cards/{run.flow}/{run.run}/{view.task.step}/{task}/"
+        return bytes(self._store(run).get(f"{folder}{name}.html"))
+
+    def artifact(self, run: RunRecord, task: int, name: str) -> bytes:
+        """The pickle of an artifact that a task has left. Raises NotFound, and InvalidInput for one
+        that is too large or consists of several parts."""
+        entry = _manifest_of(self._view(run, task)).artifacts.get(name)
+        if entry is None:
+            raise NotFound(f"Task {task} of {run.flow}/{run.run} has left no {name[:100]!r}.")
+        if entry.size > _LARGEST_VALUE or (len(entry.blobs) + (entry.inline is not None)) > 1:
+            raise InvalidInput(
+                f"{name} is too large to be downloaded here: read it with the client, "
+                f"Task('{run.flow}/{run.run}/...').data.{name}."
+            )
+        if entry.inline is not None:
+            return entry.inline
+        return bytes(BlobStore(self._store(run)).get(entry.blobs[0][0]))
+
+    # ------------------------------------------------------------ logs
+
+    def log(
+        self,
+        run: RunRecord,
+        step: str | None,
+        task: int | None,
+        after: str,
+        limit: int,
+        search: str = "",
+    ) -> dict[str, Any]:
+        """Lines that the tasks of a run, of a step or one task have printed, after a position; with
+        `search` those that hold the text, in any case of letters. `next` is the position to go on
+        from, `end` whether that was all for now. A search looks at a bounded number of lines."""
+        following = Following(self._metadata, self._store(run), run, step, task, after)
+        lines: list[dict[str, Any]] = []
+        wanted, looked_at = search.lower(), 0
+        end = True
+        for line in following.poll():
+            looked_at += 1
+            text = line.text.decode("utf-8", "replace")
+            if wanted in text.lower():
+                lines.append({**line._asdict(), "text": text})
+            if len(lines) >= limit or looked_at >= 200_000:
+                end = False
+                break
+        return {"lines": lines, "next": following.position, "end": end, "looked_at": looked_at}
+
+    def log_text(self, run: RunRecord, step: str | None, task: int | None) -> Iterator[bytes]:
+        """The whole output as text, a piece at a time: one task plain, several with the task before
+        each line."""
+        following = Following(self._metadata, self._store(run), run, step, task, "")
+        part: list[bytes] = []
+        size = 0
+        for line in following.poll():
+            head = b"" if task is not None else f"[{line.step}/{line.task}] ".encode()
+            part += [head, line.text, b"\n"]
+            size += len(head) + len(line.text) + 1
+            if size > 1 << 16:
+                yield b"".join(part)
+                part, size = [], 0
+        yield b"".join(part)
+
+    # ------------------------------------------------------------ code
+
+    def code(self, run: RunRecord, against: RunRecord | None) -> dict[str, Any]:
+        """The files of a run's code package and, with another run, what differs from its."""
+        files = self._files(run)
+        answer: dict[str, Any] = {
+            "script": (run.settings.get("code") or {}).get("script"),
+            "files": [{"name": name, "text": text} for name, text in files.items()],
+        }
+        if against is not None:
+            before = self._files(against)
+            names = sorted({*files, *before})
+            diffs = [
+                "".join(
+                    difflib.unified_diff(
+                        before.get(name, "").splitlines(keepends=True),
+                        files.get(name, "").splitlines(keepends=True),
+                        f"{against.flow}/{against.run}/{name}",
+                        f"{run.flow}/{run.run}/{name}",
+                    )
+                )
+                for name in names
+                if before.get(name) != files.get(name)
+            ]
+            answer["diff"] = "\n".join(diffs)
+        return answer
+
+    def _files(self, run: RunRecord) -> dict[str, str]:
+        facts = run.settings.get("code") or {}
+        if "key" not in facts:
+            raise NotFound(
+                f"The code of {run.flow}/{run.run} was not kept: "
+                f"{facts.get('left_out', 'it was recorded by an older version.')}"
+            )
+        data = package.fetch(BlobStore(self._store(run)), facts["key"])
+        found = {}
+        with package.opened(data) as archive:
+            for member in archive:
+                if member.isreg():
+                    found[member.name] = _text_of(archive, member)
+        return found
+
+    # ------------------------------------------------------------ flows
+
+    def flows(self) -> list[dict[str, Any]]:
+        """All flows, newest first, each with its latest run."""
+        found = []
+        for name, created_at in self._metadata.flows():
+            latest = self._metadata.runs(name, limit=1)
+            found.append(
+                {
+                    "flow": name,
+                    "created_at": created_at,
+                    "latest": self.summary(latest[0]) if latest else None,
+                }
+            )
+        return found
+
+    def flow(self, name: str) -> dict[str, Any]:
+        """A flow: its latest runs and how long they took, and of some of them each step. Raises
+        NotFound."""
+        runs = self._metadata.runs(name, limit=_RECENT)
+        if not runs:
+            raise NotFound(f"There is no flow {name}.")
+        grid = []
+        for run in runs[:_GRID]:
+            steps = {
+                step.step: {
+                    "tasks": {s.value: n for s, n in step.tasks.items()},
+                    "seconds": (step.finished_at or step.created_at) - step.created_at,
+                }
+                for step in self._metadata.progress(run.key)
+            }
+            grid.append({"run": run.run, "state": run.state.value, "steps": steps})
+        newest = self._metadata.run(name, runs[0].run)
+        graph = Graph.from_dict(newest.graph) if newest and newest.graph else None
+        return {
+            "flow": name,
+            "doc": graph.doc if graph else "",
+            "graph": _layout(graph) if graph else None,
+            "runs": [_plain_run(run) for run in runs],
+            "grid": grid,
+            "parameters": [
+                {"name": n, "type": kind, "value": text}
+                for n, kind, text in self._parameters(runs[0])
+            ],
+            "code": runs[0].settings.get("code") or {},
+        }
+
+    # ------------------------------------------------------------ compare
+
+    def compare(self, runs: Sequence[RunRecord]) -> dict[str, Any]:
+        """Two to five runs side by side: parameters, configs, tags, code, artifacts by digest and
+        durations by step. Each row says whether the runs differ in it. Raises InvalidInput."""
+        if not 2 <= len(runs) <= _COMPARED:
+            raise InvalidInput(f"2 to {_COMPARED} runs can be compared, not {len(runs)}.")
+        rows: list[dict[str, Any]] = []
+
+        def add(section: str, name: str, values: list[Any], keys: list[Any] | None = None) -> None:
+            told = keys if keys is not None else values
+            differ = any(each != told[0] for each in told)
+            rows.append({"section": section, "name": name, "values": values, "differ": differ})
+
+        add("run", "state", [run.state.value for run in runs])
+        add("run", "user", [run.user for run in runs])
+        add("run", "seconds", [
+            None if run.finished_at is None else run.finished_at - run.created_at for run in runs
+        ])  # fmt: skip
+        add("run", "tags", [" ".join(run.tags) for run in runs])
+        for tag in ("python_version", "aflow_version", "runtime"):
+            add("run", tag, [_system_tag(run, tag) for run in runs])
+        add("run", "code", [(run.settings.get("code") or {}).get("key", "")[:12] for run in runs])
+        constants = [{each["name"]: each for each in self._constants(run)} for run in runs]
+        for name in sorted({name for each in constants for name in each}):
+            add(
+                "parameters", name,
+                [each[name]["text"] if name in each else None for each in constants],
+                [each[name]["digest"] if name in each else None for each in constants],
+            )  # fmt: skip
+        steps = [{s["step"]: s for s in self._steps(run, None)} for run in runs]
+        for name in dict.fromkeys(name for each in steps for name in each):
+            add(
+                "durations",
+                name,
+                [each[name]["median"] if name in each else None for each in steps],
+            )
+        lefts = [self._left(run) for run in runs]
+        for name in sorted({name for each in lefts for name in each}):
+            add(
+                "artifacts", name,
+                [each[name]["text"] if name in each else None for each in lefts],
+                [each[name]["digest"] if name in each else None for each in lefts],
+            )  # fmt: skip
+        return {"runs": [_plain_run(run) for run in runs], "rows": rows}
+
+    def _left(self, run: RunRecord) -> dict[str, dict[str, Any]]:
+        """The artifacts of steps with one task, as step.name."""
+        found = {}
+        for step in self.artifacts(run):
+            if step["count"] == 1:
+                for each in step["tasks"][0]["artifacts"]:
+                    found[f"{step['step']}.{each['name']}"] = each
+        return found
+
+    def suggest(self, prefix: str) -> list[dict[str, str]]:
+        """Flows and runs whose names begin so, for the search box."""
+        flow, slash, run = prefix.partition("/")
+        names = [
+            name for name, _ in self._metadata.flows() if name.lower().startswith(flow.lower())
+        ]
+        if not slash:
+            return [{"kind": "flow", "text": name} for name in names[:_NAMED]]
+        return [
+            {"kind": "run", "text": f"{name}/{each.run}"}
+            for name in names
+            if name == flow
+            for each in self._metadata.runs(name, limit=_PAGE)
+            if each.run.startswith(run)
+        ][:_NAMED]
+
+    # ------------------------------------------------------------ stores
+
+    def _store(self, run: RunRecord) -> ObjectStore:
+        url = run.settings.get("storage")
+        if not isinstance(url, str):
+            raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
+        if url not in self._stores:
+            self._stores[url] = backends.open_store(url)
+        return self._stores[url]
+
+
+# ------------------------------------------------------------ plain values
+
+
+def _plain_run(run: RunRecord) -> dict[str, Any]:
+    return {
+        "flow": run.flow,
+        "run": run.run,
+        "state": run.state.value,
+        "user": run.user,
+        "created_at": run.created_at,
+        "finished_at": run.finished_at,
+        "heartbeat_at": run.heartbeat_at,
+        "tags": list(run.tags),
+        "reason": run.reason,
+    }
+
+
+def _task_row(view: TaskView) -> dict[str, Any]:
+    last = view.attempt
+    manifest = _manifest_of(view)
+    return {
+        "task": view.task.task,
+        "step": view.task.step,
+        "state": view.state.value,
+        "attempts": view.attempts,
+        "index": view.task.index,
+        "item": manifest.stack[-1].value if manifest.stack else None,
+        "created_at": view.task.created_at,
+        "started_at": last and last.started_at,
+        "finished_at": last and last.finished_at,
+        "reused": bool(view.task.origin),
+        "max_rss": last and last.max_rss,
+        "host": last.host if last else "",
+        "reason": last.reason if last else "",
+    }
+
+
+def _manifest_of(view: TaskView) -> Manifest:
+    data = view.attempt.manifest if view.attempt is not None else None
+    return _decoded(data) if data else Manifest()
+
+
+def _decoded(data: bytes) -> Manifest:
+    try:
+        return Manifest.decode(data)
+    except AflowError:  # a damaged record must not keep the page of a run from being shown
+        return Manifest()
+
+
+def _artifact(name: str, entry: Entry) -> dict[str, Any]:
+    key = entry.blobs[0][0] if entry.blobs else (entry.inline or b"").hex()
+    return {
+        "name": name,
+        "type": entry.type,
+        "size": entry.size,
+        "preview": entry.preview,
+        "text": _short(entry),
+        "digest": key[:200],
+    }
+
+
+def _short(entry: Entry) -> str:
+    preview = entry.preview
+    if "repr" in preview:
+        return str(preview["repr"])
+    facts = ", ".join(f"{name} {value}" for name, value in preview.items() if name != "columns")
+    return f"<{entry.type}{' ' + facts if facts else ''}>"
+
+
+def _error(manifest: Manifest) -> dict[str, Any] | None:
+    error = manifest.error
+    if not error:
+        return None
+    return {name: str(error.get(name, ""))[:20_000] for name in ("type", "message", "traceback")}
+
+
+def _system_tag(run: RunRecord, name: str) -> str | None:
+    return next((t.partition(":")[2] for t in run.system_tags if t.startswith(f"{name}:")), None)
+
+
+def _text_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    if member.size > _LARGEST_FILE:
+        return f"({member.size} bytes: too large to be shown)"
+    file = archive.extractfile(member)
+    data = file.read() if file is not None else b""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return f"({member.size} bytes that are no text)"
+
+
+def _cursor(after: tuple[float, int]) -> str:
+    return f"{after[0]!r}_{after[1]}"
+
+
+def _position(cursor: str) -> tuple[float, int]:
+    at, _, key = cursor.partition("_")
+    try:
+        return float(at), int(key)
+    except ValueError as error:
+        raise InvalidInput(f"{cursor[:80]!r} is no cursor of a list of runs.") from error
+
+
+def _layout(graph: Graph) -> dict[str, Any]:
+    """The nodes of a graph with places: each in the row below those that lead to it."""
+    depth: dict[str, int] = {}
+    todo = [(graph.start, 0)]
+    while todo:
+        name, distance = todo.pop()
+        if distance <= depth.get(name, -1) or distance > len(graph.nodes):
+            continue
+        depth[name] = distance
+        todo += [(after, distance + 1) for after in graph.nodes[name].next if after != name]
+    rows: dict[int, list[str]] = {}
+    for name in graph.nodes:
+        if name in depth:
+            rows.setdefault(depth[name], []).append(name)
+    widest = max((len(row) for row in rows.values()), default=1)
+    nodes = []
+    for row, names in sorted(rows.items()):
+        for place, name in enumerate(names):
+            node = graph.nodes[name]
+            many = [graph.nodes[split].kind for split in node.splits]
+            nodes.append(
+                {
+                    "name": name,
+                    "x": (widest - len(names)) / 2 + place,
+                    "y": row,
+                    "next": list(node.next),
+                    "kind": node.kind.value,
+                    "foreach": node.foreach,
+                    "condition": node.condition,
+                    "is_join": node.is_join,
+                    "is_many": any(kind in (Kind.FOREACH, Kind.PARALLEL) for kind in many),
+                    "doc": node.doc,
+                    "line": node.line,
+                }
+            )
+    return {"nodes": nodes, "width": widest, "height": len(rows)}

@@ -1,0 +1,304 @@
+"""What the web UI reads and changes over HTTP: runs, tasks, logs, code, comparisons, a stream."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Daemon
+from tests.unit.server.test_columns import decoded
+
+JSON = {"Content_Type": "application/json"}
+
+pytestmark = pytest.mark.xdist_group("views")
+
+FLOW = """
+from aflow import card
+
+
+class Flow_(FlowSpec):
+    '''Squares of numbers.'''
+    n = Parameter("n", default=3)
+    fail = Parameter("fail", default=False)
+
+    @step
+    def start(self):
+        print("counting to", self.n, flush=True)
+        self.numbers = list(range(self.n))
+        self.next(self.square, foreach="numbers")
+
+    @step
+    def square(self):
+        print("item", self.input, flush=True)
+        if self.fail and self.input == 1:
+            raise ValueError("one is not allowed")
+        self.result = {"square": self.input**2}
+        self.next(self.join)
+
+    @card
+    @step
+    def join(self, inputs):
+        self.total = sum(each.result["square"] for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("total", self.total, flush=True)
+"""
+
+
+class Served(Daemon):
+    """A daemon with three runs: two succeeded, the last one failed."""
+
+    runs: list[str]
+
+    def fetch(
+        self, path: str, method: str = "GET", body: bytes | None = None, **headers: str
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """One request with these headers, and with the token of this user unless they have a
+        cookie: status, headers and body of the answer."""
+        if "Cookie" not in headers:
+            headers["Authorization"] = f"Bearer {self.token}"
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with closing(self.connect()) as connection:
+            connection.request(method, path, body, named)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+
+    def get(self, path: str) -> Any:
+        status, told = self.ask("GET", path)
+        assert 200 == status, told
+        return told
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, repository: Any) -> Iterator[Served]:
+    daemon = Served(tmp_path_factory.mktemp("views"))
+    daemon.write(FLOW)
+    path = {"PYTHONPATH": str(repository)}
+    daemon.begin(**path)
+    for words in (["--tag", "prod"], ["--n", "4"], ["--fail", "true"]):
+        ran = daemon.submit("flow.py", "--wait", *words, **path)
+        assert ran.code == ("--fail" in words), ran
+    daemon.runs = [each["run"] for each in daemon.get("/v1/search")["runs"]][::-1]
+    assert 3 == len(daemon.runs)
+    yield daemon
+    daemon.stop()
+
+
+def test_runs_are_found_by_filter_words_in_pages(served: Served) -> None:
+    first, second, failed = served.runs
+
+    def found(words: str) -> list[str]:
+        return [each["run"] for each in served.get(f"/v1/search?filter={words}")["runs"]]
+
+    assert [failed, second, first] == found("")
+    assert [failed] == found("state:failed")
+    assert [first] == found("tag:prod")
+    assert [second] == found("param.n:4")
+    assert [failed, second, first] == found("flow_")
+    assert [] == found("flow:Other")
+    page = served.get("/v1/search?limit=2")
+    rest = served.get(f"/v1/search?limit=2&cursor={page['cursor']}")
+    assert [failed, second, first] == [r["run"] for r in (*page["runs"], *rest["runs"])]
+    assert None is rest["cursor"]
+    assert {"succeeded": 3, "failed": 1} == served.get("/v1/search?limit=1")["runs"][0]["tasks"]
+    assert 400 == served.ask("GET", "/v1/search?filter=colour:red")[0]
+
+
+def test_the_overview_of_a_run_has_its_graph_figures_and_failures(served: Served) -> None:
+    told = served.get(f"/v1/runs/Flow_/{served.runs[2]}/overview")
+
+    nodes = {node["name"]: node for node in told["graph"]["nodes"]}
+    assert ["start", "square", "join", "end"] == [*nodes]
+    assert (True, ["join"], "numbers") == (
+        nodes["square"]["is_many"], nodes["square"]["next"], nodes["start"]["foreach"]
+    )  # fmt: skip
+    steps = {step["step"]: step for step in told["steps"]}
+    assert {"succeeded": 2, "failed": 1} == steps["square"]["tasks"]
+    assert {} == steps["end"]["tasks"], "it has not begun"
+    (failure,) = told["failures"]
+    assert ("square", "ValueError") == (failure["step"], failure["error"]["type"].split(".")[-1])
+    assert "one is not allowed" in failure["error"]["traceback"]
+    assert {"n": "3", "fail": "True"} == {p["name"]: p["value"] for p in told["parameters"]}
+    assert "Squares of numbers." == told["doc"]
+
+
+def test_tasks_come_sorted_filtered_and_with_their_items(served: Served) -> None:
+    path = f"/v1/runs/Flow_/{served.runs[1]}"
+    page = served.get(f"{path}/task-page?step=square&limit=2&offset=1")
+
+    assert 4 == page["total"]
+    assert ["1", "2"] == [task["item"] for task in page["tasks"]]
+    by_length = served.get(f"{path}/task-page?sort=-duration")["tasks"]
+    times = [task["finished_at"] - task["started_at"] for task in by_length]
+    assert sorted(times, reverse=True) == times
+    assert 0 == served.get(f"{path}/task-page?state=failed")["total"]
+    for wrong in ("sort=colour", "state=broken", "step=a/b", "limit=1000", "offset=-1"):
+        assert 400 == served.ask("GET", f"{path}/task-page?{wrong}")[0]
+
+
+def test_a_task_has_attempts_inputs_artifacts_with_previews_and_cards(served: Served) -> None:
+    path = f"/v1/runs/Flow_/{served.runs[0]}"
+    tasks = {t["step"]: t for t in served.get(f"{path}/task-page?sort=task")["tasks"]}
+    square = served.get(f"{path}/tasks/{tasks['square']['task']}")
+    (left,) = square["artifacts"]
+    assert {"square": 4} == json.loads(left["preview"]["json"])
+    assert {"count": 1, "tasks": [1]} == square["inputs"]
+    assert ["succeeded"] == [each["state"] for each in square["tries"]]
+    join = served.get(f"{path}/tasks/{tasks['join']['task']}")
+    assert 3 == join["inputs"]["count"]
+    (card,) = join["cards"]
+    page = f"{path}/tasks/{join['task']}/cards/{card['name']}"
+    status, text = served.ask("GET", page)
+    assert 200 == status
+    assert "join" in text
+    assert 404 == served.ask("GET", f"{path}/tasks/{join['task']}/cards/..%2f..%2fsecret")[0]
+    assert 404 == served.ask("GET", f"{path}/tasks/999")[0]
+    assert 404 == served.ask("GET", f"{path}/tasks/{join['task']}/artifacts/nothing")[0]
+
+
+def test_columns_are_known_by_their_tag_and_by_version(served: Served) -> None:
+    path = f"/v1/runs/Flow_/{served.runs[1]}/columns"
+    _, headers, body = served.fetch(path)
+    head, rows = decoded(body)
+    assert (7, 7) == (head["count"], len(rows))
+    status, _, body = served.fetch(path, If_None_Match=headers["ETag"])
+    assert (304, b"") == (status, body)
+    since = f"{path}?since={head['version']}"
+    assert 0 == decoded(served.fetch(since)[2])[0]["count"], "nothing has changed since"
+
+
+def test_logs_come_in_pages_are_searched_whole_and_downloaded(served: Served) -> None:
+    path = f"/v1/runs/Flow_/{served.runs[1]}"
+    page = served.get(f"{path}/log?limit=2")
+    rest = served.get(f"{path}/log?after={page['next']}")
+    texts = [line["text"] for line in (*page["lines"], *rest["lines"])]
+    assert ["counting to 4", *(f"item {n}" for n in range(4)), "total 14"] == texts
+    assert (False, True) == (page["end"], rest["end"])
+    assert ["total 14"] == [
+        each["text"] for each in served.get(f"{path}/log?search=TOTAL")["lines"]
+    ]
+    assert "counting to 4\n" == served.get(f"{path}/log.txt?task=1")
+    assert "[start/1] counting to 4" in served.get(f"{path}/log.txt")
+    assert 400 == served.ask("GET", f"{path}/log?after=nonsense")[0]
+
+
+def test_runs_are_compared_by_what_differs(served: Served) -> None:
+    both = ",".join(f"Flow_/{run}" for run in served.runs[:2])
+    rows = {
+        (row["section"], row["name"]): row for row in served.get(f"/v1/compare?runs={both}")["rows"]
+    }
+    assert (["3", "4"], True) == tuple(rows["parameters", "n"][k] for k in ("values", "differ"))
+    assert not rows["parameters", "fail"]["differ"]
+    assert ["5", "14"] == rows["artifacts", "join.total"]["values"]
+    assert not rows["run", "code"]["differ"]
+    for wrong in ("", "Flow_", f"Flow_/{served.runs[0]}", ",".join([both] * 3)):
+        assert 400 == served.ask("GET", f"/v1/compare?runs={wrong}")[0]
+
+
+def test_flows_code_explanations_artifacts_and_cards_are_told(served: Served) -> None:
+    path = f"/v1/runs/Flow_/{served.runs[1]}"
+    (flow,) = served.get("/v1/flows")["flows"]
+    assert ("Flow_", served.runs[2]) == (flow["flow"], flow["latest"]["run"])
+    one = served.get("/v1/flows/Flow_")
+    assert [served.runs[n] for n in (2, 1, 0)] == [each["run"] for each in one["runs"]]
+    code = served.get(f"{path}/code?against={served.runs[0]}")
+    assert "class Flow_" in code["files"][0]["text"]
+    assert "" == code["diff"]
+    lines = served.get(f"{path}/explain")["lines"]
+    assert any("n changed 3 -> 4" in line["text"] for line in lines)
+    steps = {each["step"]: each for each in served.get(f"{path}/artifacts")["steps"]}
+    assert (4, 3) == (steps["square"]["count"], len(steps["square"]["tasks"]))
+    assert ["join"] == [card["step"] for card in served.get(f"{path}/cards")["cards"]]
+    found = served.get("/v1/suggest?prefix=fl")["found"]
+    assert [{"kind": "flow", "text": "Flow_"}] == found
+    assert 3 == len(served.get("/v1/suggest?prefix=Flow_/")["found"])
+    assert 404 == served.ask("GET", "/v1/flows/Nothing")[0]
+
+
+def test_tags_are_changed_and_runs_deleted_where_they_have_ended(served: Served) -> None:
+    path = f"/v1/runs/Flow_/{served.runs[0]}"
+    told = served.ask("PATCH", f"{path}/tags", json.dumps({"add": ["a"], "remove": ["b"]}).encode())
+    assert (200, ["a", "prod"]) == (told[0], sorted(told[1]["tags"]))
+    assert 400 == served.ask("PATCH", f"{path}/tags", b'{"add": "a"}')[0]
+    plan = served.get(f"/v1/deletion?runs=Flow_/{served.runs[0]},Flow_/7")
+    assert [f"Flow_/{served.runs[0]}"] == plan["runs"]
+    assert 400 == served.ask("GET", "/v1/deletion?runs=")[0]
+
+
+def test_one_stream_brings_what_is_live_on_a_page(served: Served) -> None:
+    run = f"Flow_/{served.runs[1]}"
+    connection = served.connect()
+    topics = f"/v1/stream?topics=runs,run:{run},logs:{run}/1"
+    connection.request("GET", topics, headers={"Authorization": f"Bearer {served.token}"})
+    answer = connection.getresponse()
+    assert "text/event-stream" == answer.headers["Content-Type"]
+    found: dict[str, Any] = {}
+    name = ""
+    while {"runs", "run", "lines"} - found.keys():
+        line = answer.readline().decode().rstrip("\n")
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            found[name] = json.loads(line.removeprefix("data: "))
+    connection.close()
+    assert ("succeeded", True) == (found["run"]["state"], found["run"]["is_over"])
+    assert ["counting to 4"] == [each["text"] for each in found["lines"]["lines"]]
+    assert run in [path for path, _, _ in found["runs"]["runs"]]
+    for wrong in ("", "colours", "run:Flow_", "logs:Flow_/1/x", ",".join(["runs"] * 9)):
+        assert 400 == served.ask("GET", f"/v1/stream?topics={wrong}")[0]
+    assert 404 == served.ask("GET", "/v1/stream?topics=run:Flow_/7")[0]
+
+
+def test_the_pages_are_served_to_anybody_under_a_strict_policy(served: Served) -> None:
+    for path in ("/ui/", "/ui/runs/Flow_/1", "/ui/static/app.js", "/ui/static/tokens.css"):
+        status, headers, body = served.fetch(path, Cookie="")
+        assert 200 == status
+        assert body
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+    for path in ("/ui/static/../app.py", "/ui/static/%2e%2e/app.py", "/ui/static/none.js"):
+        status, _, body = served.fetch(path, Cookie="")
+        assert b"import" not in body
+
+
+def test_a_browser_logs_in_by_a_token_or_by_a_link_that_works_once(served: Served) -> None:
+    assert 401 == served.fetch("/v1/search", Cookie="")[0]
+    wrong = served.fetch("/ui/login", "POST", b'{"token": "no"}', **JSON, Cookie="")
+    assert 401 == wrong[0]
+    right = json.dumps({"token": served.token}).encode()
+    status, headers, _ = served.fetch("/ui/login", "POST", right, **JSON, Cookie="")
+    cookie = headers["Set-Cookie"]
+    assert 200 == status
+    assert all(word in cookie for word in ("HttpOnly", "SameSite=Strict", "Max-Age=43200"))
+
+    code = json.loads(served.fetch("/ui/links", "POST", b"{}", **JSON)[2])["code"]
+    link = f"/ui/login?code={code}&to=runs/Flow_/1"
+    status, headers, _ = served.fetch(link, Cookie="")
+    assert (303, "/ui/runs/Flow_/1") == (status, headers["Location"])
+    cookie = headers["Set-Cookie"].partition(";")[0]
+    assert 200 == served.fetch("/v1/search", Cookie=cookie)[0]
+    assert 410 == served.fetch(link, Cookie="")[0], "it was used"
+    assert 401 == served.fetch("/ui/links", "POST", b"{}", **JSON, Cookie="")[0]
+    code = json.loads(served.fetch("/ui/links", "POST", b"{}", **JSON)[2])["code"]
+    away = served.fetch(f"/ui/login?code={code}&to=//evil.example", Cookie="")
+    assert "/ui/" == away[1]["Location"]
+
+
+def test_a_cookie_alone_changes_nothing_since_any_site_can_have_it_sent(served: Served) -> None:
+    cookie = f"aflow_token={served.token}"
+    path = f"/v1/runs/Flow_/{served.runs[0]}/tags"
+    asked = {"method": "PATCH", "body": b'{"add": ["by-cookie"]}', "Cookie": cookie}
+    assert 401 == served.fetch(path, **asked, **JSON)[0]
+    assert 200 == served.fetch(path, **asked, **JSON, X_Aflow_Request="1")[0]

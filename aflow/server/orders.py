@@ -12,7 +12,8 @@ from aflow.errors import InvalidInput
 from aflow.flow.parameters import RESERVED
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
-_SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,199}\.py\Z")
+_SCRIPT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*/)*[A-Za-z0-9_][A-Za-z0-9_. -]*\.py\Z")
+_LONGEST_SCRIPT = 200
 _LARGEST_WORD = 100_000  # bytes: operating systems refuse words of 128 kB
 _LARGEST_IN_ALL = 1_000_000
 _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_workers"})
@@ -80,7 +81,7 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
 
 
 def _script(value: object) -> str:
-    if not isinstance(value, str) or not _SCRIPT.match(value):
+    if not isinstance(value, str) or len(value) > _LONGEST_SCRIPT or not _SCRIPT.match(value):
         raise InvalidInput("'script' has to name the flow file in the package, as in flow.py.")
     return value
 

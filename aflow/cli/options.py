@@ -236,6 +236,13 @@ def run_options() -> list[Option]:
             help="A fresh process for each task, or processes that run many.  [default: task]",
         ),
         option(
+            "--process",
+            type=click.Choice(["fresh", "fork"]),
+            default=None,
+            help="Processes run the flow's file by themselves, or are forked from one that has run "
+            "it (for files that work for seconds at module level).  [default: fresh]",
+        ),
+        option(
             "--executor",
             type=click.Choice(["local", "queue", "batch"]),
             default=None,

@@ -50,6 +50,7 @@ def run(
     max_num_splits: int | None,
     max_log_size: int | None,
     isolation: str | None,
+    process: str | None,
     executor: str | None,
     queue: str | None,
     runner_attribute_file: str | None,
@@ -67,6 +68,7 @@ def run(
         max_num_splits=max_num_splits,
         max_log_size=max_log_size,
         isolation=isolation,
+        process=process,
         executor=executor,
         queue=queue,
     )
@@ -249,6 +251,7 @@ def _options(
         max_num_splits=settings.max_num_splits,
         max_log_size=settings.max_log_size << 20,
         isolation=settings.isolation,
+        process=settings.process,
         fail_fast=fail_fast,
         retry_wait=settings.retry_wait,
         decospecs=decospecs,

@@ -29,6 +29,7 @@ from aflow.attempt.runner import Runner
 from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.local import descendants, inside, task, wire
+from aflow.executors.local.forked import UserProgram
 from aflow.executors.local.probe import obstacle
 from aflow.executors.local.program import Program, Request
 from aflow.executors.local.warm import import_all
@@ -37,6 +38,7 @@ from aflow.flow.graph import Graph
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
@@ -70,6 +72,8 @@ class Ground:
         self._printed = (b"", b"")  # by the imports of this ground, to stdout and stderr
         self._grounds: set[int] = set()  # processes of other grounds
         self._token = 0  # marks what belongs to the run
+        self._user_program: UserProgram | None = None  # where tasks are forked from it
+        self._refusal: str | None = None  # why none can be
         self._runner: Runner | None = None
         self._program: Program | None = None
         self._request: Request
@@ -106,11 +110,15 @@ class Ground:
                 if self._control.fileno() in ready and not self._carry_out_all():
                     return
         finally:
-            for pid in self._children:
-                kill_group(pid, signal.SIGKILL)
-            for pid in self._grounds:  # they end by themselves, as we do
-                os.waitpid(pid, 0)
-            descendants.end_all_children()
+            if os.getpid() == self._pid:  # else: the process of a task, which goes on
+                self._end_all()
+
+    def _end_all(self) -> None:
+        for pid in self._children:
+            kill_group(pid, signal.SIGKILL)
+        for pid in self._grounds:  # they end by themselves, as we do
+            os.waitpid(pid, 0)
+        descendants.end_all_children()
 
     def prepare(self) -> None:
         """Signals, streams and memory, once, before the first fork."""
@@ -149,7 +157,11 @@ class Ground:
             attempt = AttemptSpec.decode(spec)
             # Decoded here, where it stays decoded for all tasks that read the same.
             self._configured.remember(attempt)
-            self._fork(child, fds, lambda: self._host(environment, learn).run_one(attempt, *fds))
+            runner = self._configured
+            self._fork(
+                child, fds, environment, learn,
+                lambda: task.OneAttempt(runner, attempt, fds, strict=learn),
+            )  # fmt: skip
         elif kind == wire.KILL:
             child, signum = rest
             if child in self._pids:
@@ -157,7 +169,11 @@ class Ground:
         elif kind == wire.WORK:
             child, environment, learn, coroutines = rest
             fds = self._take(6)
-            self._fork(child, fds, lambda: self._host(environment, learn).work(coroutines, *fds))
+            runner = self._configured
+            self._fork(
+                child, fds, environment, learn,
+                lambda: task.ManyAttempts(runner, fds, coroutines=coroutines),
+            )  # fmt: skip
         elif kind == wire.GROW:
             self._grow(self._take(1)[0], *rest)
         elif kind == wire.CONFIGURE:
@@ -217,19 +233,32 @@ class Ground:
             before,
         )
 
-    def _fork(self, child: int, fds: list[int], body: Callable[[], int]) -> None:
+    def _fork(
+        self,
+        child: int,
+        fds: list[int],
+        environment: Mapping[str, str],
+        learn: bool,
+        work: Callable[[], task.Work],
+    ) -> None:
+        if self._refusal is not None:
+            wire.close_all(fds)
+            self._say(wire.REFUSED, child, self._refusal)
+            return
+        inside.flush()  # what the program has printed is not to be written by each child
         try:
             pid = os.fork()
         except OSError as error:
             self._say(wire.NOT_FORKED, child, f"no process could be started: {error.strerror}")
         else:
-            if pid == 0:
-                self._become(child, body)
+            if pid == 0 and self._user_program is not None:
+                self._let_program_go_on(child, work)
+            elif pid == 0:
+                self._become(child, lambda: self._host(environment, learn).run(work()))
             self._children[pid] = child
             self._pids[child] = pid
             self._say(wire.FORKED, child, pid, self._clock.now())
-        finally:
-            wire.close_all(fds)
+        wire.close_all(fds)
 
     # ------------------------------------------------------------ in the forked process
 
@@ -247,6 +276,16 @@ class Ground:
             inside.end(code)
         raise AssertionError("a process that has ended")
 
+    def _let_program_go_on(self, child: int, work: Callable[[], task.Work]) -> NoReturn:
+        """Let the program, which waits in the call of its flow, go on with this work."""
+        inside.begin(self._pid, self._sigint)
+        descendants.mark(self._token, child)
+        self._let_go()
+        assert self._user_program is not None, "it has run"
+        self._user_program.begin_child()
+        made = work()
+        raise _GoOn(made if made.begin() else None)
+
     def _let_go(self) -> None:
         """Close what belongs to the ground."""
         self._control.close()
@@ -254,8 +293,11 @@ class Ground:
 
     # ------------------------------------------------------------ other grounds
 
-    def _grow(self, control: int, environment: dict[str, str], imported: Mapping[str, Any]) -> None:
-        """Fork a ground for steps with these variables, which imports what the program imports."""
+    def _grow(
+        self, control: int, environment: dict[str, str], imported: Mapping[str, Any] | None
+    ) -> None:
+        """Fork a ground for steps with these variables, which imports what the program imports, or
+        (None) runs it."""
         try:
             pid = os.fork()
         except OSError:
@@ -274,6 +316,9 @@ class Ground:
             before = dict(os.environ)
             os.environ.update(environment)
             self._environment = environment
+            if imported is None:
+                code = self._serve_from_program()
+                inside.end(code)
             reason = None
             if any(each not in sys.modules for each in imported["modules"]):
                 reason = self._try_to_warm(imported, {**before, **environment})
@@ -348,6 +393,39 @@ class Ground:
         finally:
             os._exit(code)
 
+    def _serve_from_program(self) -> int:
+        """Run the program, and serve where it calls its flow. Comes back in the processes of tasks,
+        with their exit codes, when the program has ended."""
+        self._user_program = UserProgram()
+        host = self._host({}, learn=False)
+        printed = inside.Printed()
+
+        def serve(flow: FlowSpec) -> int:
+            printed.__exit__()
+            self._printed = printed.bytes
+            assert self._user_program is not None, "it was made before"
+            self._user_program.reached()
+            reason = self._user_program.obstacle({self._control.fileno(), *self._parent})
+            if reason is not None:
+                self._refusal = _refused(reason)
+            try:
+                self.serve()
+            except _GoOn as going_on:
+                if going_on.work is None:
+                    return 0
+                host.show_printed(self._printed)
+                return going_on.work.steps(flow)
+            os._exit(0)
+
+        printed.__enter__()
+        code = host.run_program(serve, lambda *message: None)
+        if not host.entered:
+            printed.__exit__()
+            self._refusal = _refused(host.why_never_reached(code))
+            self.serve()
+            os._exit(0)
+        return code
+
     # ------------------------------------------------------------ ends
 
     def _reap(self) -> None:
@@ -398,6 +476,21 @@ def _ended_child() -> int | None:
     except ChildProcessError:
         return None
     return None if info is None else info.si_pid
+
+
+class _GoOn(BaseException):
+    """In a process that was forked from the user's program: do this work."""
+
+    def __init__(self, work: task.Work | None) -> None:
+        super().__init__()
+        self.work = work
+
+
+def _refused(reason: str) -> str:
+    return (
+        f"Tasks cannot be forked from the program (process=fork): {reason}. Leave it at "
+        "process=fresh, or make what stands in the way inside of the step."
+    )
 
 
 def kill_group(pid: int, signum: int) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from aflow.executors.local.probe import obstacle
 from aflow.executors.local.program import is_library
+from aflow.executors.local.warm import is_unseeded
 
-_FRESH_SEED = 1 << 96  # numpy draws 128 bits where nobody gives a seed
 _TWISTS = 200  # blocks of 624 numbers for which it is tried whether `random` was only used
 _IN_MEMORY = ("torch",)  # libraries whose finalizers only tidy up memory
 
@@ -106,6 +106,8 @@ def _was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
 
 def _generator() -> str | None:
     """A generator of random numbers in the user's modules that would give all tasks the same."""
+    numpy_random = sys.modules.get("numpy.random")
+    kinds = () if numpy_random is None else (numpy_random.Generator, numpy_random.RandomState)
     for name, module in [*sys.modules.items()]:
         file = getattr(module, "__file__", None)
         if name != "__main__" and (file is None or is_library(file) or name.startswith("aflow.")):
@@ -113,23 +115,9 @@ def _generator() -> str | None:
         for key, value in [*vars(module).items()]:
             if type(value) is random.Random:
                 return f"{key} (random.Random) would give all tasks the same numbers"
-            if _is_unseeded(value):
+            if type(value) in kinds and is_unseeded(value):
                 return f"{key} (of numpy.random) would give all tasks the same numbers"
     return None
-
-
-def _is_unseeded(value: Any) -> bool:
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is None:
-        return False
-    if isinstance(value, numpy_random.Generator):
-        bits = value.bit_generator
-    elif isinstance(value, numpy_random.RandomState) and value is not numpy_random.mtrand._rand:
-        bits = value._bit_generator
-    else:
-        return False
-    entropy = getattr(getattr(bits, "seed_seq", None), "entropy", None)
-    return isinstance(entropy, int) and entropy >= _FRESH_SEED
 
 
 def _readable_files(but: Collection[int]) -> Iterator[int]:

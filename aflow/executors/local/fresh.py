@@ -159,9 +159,7 @@ class FreshProcesses:
         if process.again is not None and process.ending is None and process.report is None:
             self._drop(child)
             self._again.add((process.task, process.attempt))
-            self.launch(
-                process.spec, process.limit, process.start, process.again, process.terminal
-            )
+            self.launch(process.spec, process.limit, process.start, process.again, process.terminal)
             return
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 

@@ -32,7 +32,7 @@ from aflow.executors.local import descendants, inside, task, wire
 from aflow.executors.local.forked import UserProgram
 from aflow.executors.local.probe import obstacle
 from aflow.executors.local.program import Program, Request
-from aflow.executors.local.warm import import_all
+from aflow.executors.local.warm import Generators, import_all
 from aflow.executors.local.warm_up import warm_up
 from aflow.flow.graph import Graph
 from aflow.storage.blobs import BlobStore
@@ -74,6 +74,7 @@ class Ground:
         self._token = 0  # marks what belongs to the run
         self._user_program: UserProgram | None = None  # where tasks are forked from it
         self._refusal: str | None = None  # why none can be
+        self._generators = Generators()  # of random numbers, made by the imports of this ground
         self._runner: Runner | None = None
         self._program: Program | None = None
         self._request: Request
@@ -268,6 +269,7 @@ class Ground:
         try:
             inside.begin(self._pid, self._sigint)
             descendants.mark(self._token, child)
+            self._generators.seed()
             self._let_go()
             code = body()
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
@@ -374,7 +376,7 @@ class Ground:
         code = 1
         try:
             self._become_ground()
-            with inside.Printed() as printed:
+            with inside.Printed() as printed, Generators() as self._generators:
                 reason = import_all(imported, environment)
             self._printed = printed.bytes
             if reason is None:

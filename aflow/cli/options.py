@@ -258,6 +258,15 @@ def run_options() -> list[Option]:
             help="Give the terminal to the tasks of this step, one at a time: for breakpoint(), "
             "pdb and input().",
         ),
+        option(
+            "--priority",
+            scope="run_",
+            type=click.IntRange(-100, 100),
+            default=0,
+            show_default=True,
+            metavar="N",
+            help="Tasks of runs with a higher one go first in the queue; those of one take turns.",
+        ),
         flag("--fail-fast", help="Stop all tasks when one has failed for good.", scope="run_"),
         flag("--progress", help="Show a bar for each step (on a terminal).", scope="run_"),
     ]

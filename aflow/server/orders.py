@@ -21,12 +21,14 @@ _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_wor
 
 class Order(NamedTuple):
     """A run to begin: the key of its code package, the flow file in it, and the words of the
-    command line that follow the file. `flow` names one of several flows in the file."""
+    command line that follow the file. `flow` names one of several flows in the file; `command` is
+    `run` or `resume`."""
 
     package: str
     script: str
     flow: str | None
     words: tuple[str, ...]
+    command: str = "run"
 
 
 def order(body: bytes) -> Order:
@@ -77,6 +79,14 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
         _script(fields.get("script")),
         None if flow is None else ids.flow_name(flow),
         words,
+    )
+
+
+def resume_order(package: str, script: str, flow: str, run: str, step: str | None) -> Order:
+    """The order to resume a run of this flow, from a step on if one is named."""
+    words = ["--origin-run-id", ids.run_id(run), *([] if step is None else [ids.step_name(step)])]
+    return Order(
+        ids.blob_key(package), _script(script), ids.flow_name(flow), tuple(words), "resume"
     )
 
 

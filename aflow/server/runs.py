@@ -143,7 +143,7 @@ class Runs:
             with os.fdopen(reading, "rb", 0) as told:
                 try:
                     process = await asyncio.create_subprocess_exec(
-                        *(sys.executable, "-m", "aflow", "run", target, "--quiet"),
+                        *(sys.executable, "-m", "aflow", order.command, target, "--quiet"),
                         *("--runner-attribute-file", f"/dev/fd/{writing}"),
                         *order.words,
                         cwd=file.parent,

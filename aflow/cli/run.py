@@ -15,6 +15,8 @@ from aflow.cli.session import Session
 from aflow.config import FOLDER, RunOptions, Settings, without_password
 from aflow.errors import InvalidInput, InvalidName
 from aflow.executors.local import start
+from aflow.executors.local.program import request_of
+from aflow.executors.local.warm import imported_here
 from aflow.flow.names import did_you_mean
 from aflow.ids import PARAMETERS_STEP
 from aflow.runs.flow_values import parameter_values
@@ -38,8 +40,22 @@ def check(session: Session, warnings: bool) -> None:
     _banner(session, definition, settings)
     wanted = session.wants_code_check
     with CodeCheck(definition.file, wanted=wanted, warnings=warnings) as code:
-        check_graph(_with(definition, _decospecs(session, settings)), session.note)
+        decospecs = _decospecs(session, settings)
+        check_graph(_with(definition, decospecs), session.note)
         code.finish(session.note)
+    _note_cold(session, definition, decospecs)
+
+
+def _note_cold(session: Session, definition: FlowDefinition, decospecs: Sequence[str]) -> None:
+    """Say it where tasks would import by themselves what the flow's file imports."""
+    imported = imported_here()
+    if imported is None:
+        return
+    from aflow.executors.local.link import check_warm  # runs import it later
+
+    note = check_warm(start.spawn_here(), request_of(definition, decospecs, imported))
+    if note is not None:
+        session.note(note)
 
 
 def run(

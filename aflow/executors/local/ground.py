@@ -321,11 +321,10 @@ class Ground:
             if imported is None:
                 code = self._serve_from_program()
                 inside.end(code)
-            reason = None
+            cold = None
             if any(each not in sys.modules for each in imported["modules"]):
-                reason = self._try_to_warm(imported, {**before, **environment})
-            if reason is not None:
-                self._say(wire.COLD, reason)
+                cold = self._try_to_warm(imported, {**before, **environment})
+            self._say(*((wire.READY,) if cold is None else (wire.COLD, *cold)))
             self.serve()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
@@ -341,9 +340,11 @@ class Ground:
 
     def _try_to_warm(
         self, imported: Mapping[str, Any], environment: Mapping[str, str]
-    ) -> str | None:
-        """Have a fork of this process import everything and take our place; returns, with the
-        reason, only where that cannot be: then this process has imported nothing."""
+    ) -> tuple[str, float] | None:
+        """Have a fork of this process import everything and take our place. Returns only where that
+        cannot be, with the reason and the seconds that it took: this process has imported nothing
+        then."""
+        began = self._clock.now()
         readable, writable = os.pipe()
         pid = os.fork()
         if not pid:
@@ -367,8 +368,10 @@ class Ground:
         kill_group(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         if answer:
-            return str(msgpack.unpackb(answer))
-        return "importing ended the process" if came else "importing did not come to an end"
+            reason = str(msgpack.unpackb(answer))
+        else:
+            reason = "importing " + ("ended the process" if came else "did not come to an end")
+        return reason, self._clock.now() - began
 
     def _be_warm(
         self, writable: int, imported: Mapping[str, Any], environment: Mapping[str, str]
@@ -388,6 +391,7 @@ class Ground:
             os.close(writable)
             if reason is None:
                 self._known = frozenset(sys.modules)
+                self._say(wire.READY)
                 self.serve()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died

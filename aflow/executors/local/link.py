@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aflow.attempt.spec import RunContext
     from aflow.executors.local.program import Request
 
+UNNOTICED = 0.05  # seconds of imports that nobody is told of
 MOST_GROUNDS = 8  # warm ones of a run: tasks of further environments start cold
 
 _log = logging.getLogger("aflow.processes")
@@ -203,8 +204,10 @@ class Grounds:
         if kind == wire.FORKED:
             self._children.forked(*rest)
         elif kind == wire.COLD:
-            _log.warning("Tasks start cold, and import by themselves what they need: %s.", rest[0])
-        else:
+            note = cold_note(*rest)
+            if note is not None:
+                _log.warning("%s", note)
+        elif kind != wire.READY:
             child = rest[0]
             self._of.pop(child, None)
             self._forget_learner(child)
@@ -247,6 +250,37 @@ class Grounds:
         """Wait for the end of grounds that were let go of: some milliseconds, since they have
         memory to give back. Blocks; any thread may call."""
         self._process.reap()
+
+
+def cold_note(reason: str, seconds: float) -> str | None:
+    """What is said where tasks cannot be forked from a process that has their imports, which take
+    these seconds; None where that is too short to be noticed."""
+    if seconds < UNNOTICED:
+        return None
+    return (
+        f"Tasks start cold, about {seconds:.1f} s each, to import what the file imports: {reason}."
+    )
+
+
+def check_warm(process: GroundProcess, request: Request) -> str | None:
+    """The note, if tasks of a program would start cold. Blocks while the process imports what the
+    program has imported; lets go of it."""
+    ours, theirs = socket.socketpair()
+    with ours, process.control as control:
+        unpacker = wire.unpacker()
+        program = wire.packed(wire.PROGRAM, *request._replace(imported=None))
+        grow = wire.packed(wire.GROW, {}, request.imported)
+        with theirs:
+            control.sendall(program)
+            socket.send_fds(control, [grow], [theirs.fileno()])
+        answer = None
+        while answer is None and (data := ours.recv(1 << 16)):
+            unpacker.feed(data)
+            answer = next(iter(unpacker), None)
+    process.reap()
+    if answer is None or answer[0] != wire.COLD:  # it is ready, or was ended from outside
+        return None
+    return cold_note(*answer[1:])
 
 
 class _Link:

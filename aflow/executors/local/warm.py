@@ -75,8 +75,8 @@ def state(environment: Mapping[str, str]) -> list[Any]:
 
 _IMPORT = builtins.__import__
 _WHAT = (
-    "environment variables",
-    "environment variables",
+    "the environment",
+    "the environment",
     "the finders of modules (sys.meta_path)",
     "the filters of warnings",
     "the import itself (builtins.__import__)",
@@ -97,7 +97,8 @@ def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> s
                 continue
     for what, theirs, ours in zip(_WHAT, imported["state"], state(environment), strict=True):
         if _plain(theirs) != _plain(ours):
-            return f"the flow's file changes {what}, which its imports may read"
+            names = _names(theirs, ours) if what == _WHAT[0] else ""
+            return f"the flow's file changes {what}{names}, which its imports may read"
     return None
 
 
@@ -151,6 +152,16 @@ def is_unseeded(generator: Any) -> bool:
         return False
     entropy = getattr(getattr(bits_of(generator), "seed_seq", None), "entropy", None)
     return isinstance(entropy, int) and entropy >= _FRESH_SEED
+
+
+def _names(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
+    """The names of the variables that are not the same; their values may be secret."""
+    different = {repr(_plain(each)): each for each in (*theirs, *ours)}
+    for each in (*theirs, *ours):
+        if _plain(each) in _plain(theirs) and _plain(each) in _plain(ours):
+            different.pop(repr(_plain(each)), None)
+    names = sorted({each if isinstance(each, str) else each[0] for each in different.values()})
+    return f" ({', '.join(names)})"
 
 
 def _plain(value: Any) -> Any:

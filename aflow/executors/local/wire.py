@@ -31,7 +31,8 @@ GROW = 5  # [GROW, environment, imported] with the socket of a ground that has i
 FORKED = 0  # [FORKED, id, pid, at]
 EXITED = 1  # [EXITED, id, wait status, peak memory in bytes, CPU seconds]
 NOT_FORKED = 2  # [NOT_FORKED, id, reason]
-COLD = 3  # [COLD, reason]: tasks import by themselves what they need
+COLD = 3  # [COLD, reason, seconds]: tasks import by themselves what they need, which takes so long
+READY = 5  # [READY]: a ground that was grown serves
 REFUSED = 4  # [REFUSED, id, reason]: the process cannot be forked from the program
 
 MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253

@@ -5,6 +5,7 @@ s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
 https://host/prefix             metadata.service; service.registering for Metaflow's own service
+store+s3://bucket/prefix        interop.in_store; with #http://host registered in such a service
 postgresql://host/database      metadata.postgres
 redis://host:6379/0             queue.redis; redis+sentinel://host:26379/name for a primary
                                 that sentinels know
@@ -16,12 +17,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from aflow.config import looked_up
 from aflow.config_files import path_in
-from aflow.errors import InvalidSetting
+from aflow.errors import InvalidSetting, MetadataUnavailable, StoreUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aflow.interop.history import MetaflowHistory
+    from aflow.interop.in_store import StoreMetadata
+    from aflow.interop.together import Beside
     from aflow.metadata.base import MetadataStore
     from aflow.queue.base import Queue
     from aflow.storage.base import ObjectStore
@@ -98,6 +105,8 @@ def open_metadata(
         from aflow.metadata.sqlite import SqliteMetadata
 
         return SqliteMetadata(":memory:", durability=durability)
+    if url.startswith("store+"):
+        return _in_store(url)
     if scheme in ("http", "https"):
         return _own_service(url) if own else _service(url, durability, read_only)
     if scheme in ("postgresql", "postgres"):
@@ -108,6 +117,144 @@ def open_metadata(
         f"{scheme!r} is no kind of metadata that aflow knows: use sqlite:///path, "
         "postgresql://host/database, the http(s)://host of a metadata service, or memory:."
     )
+
+
+def open_to_read(url: str, durability: str = "power") -> MetadataStore:
+    """The metadata at `url`, to be read, with what Metaflow has recorded beside it; see
+    `histories_of`."""
+    from aflow.metadata.sqlite import SqliteMetadata
+
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and not _path(url, rest).exists():
+        own: MetadataStore = SqliteMetadata(":memory:")
+    else:
+        own = open_metadata(url, durability, read_only=True)
+    others: list[Beside] = [*recorded_by_jobs(own), *histories_of(url, own)]
+    if others and scheme in ("postgresql", "postgres"):
+        try:
+            own.flows()
+        except MetadataUnavailable:  # Metaflow alone has used the database
+            own.close()
+            own = SqliteMetadata(":memory:")
+    return _together(own, others)
+
+
+def open_all_own(url: str, durability: str = "power", *, read_only: bool = False) -> MetadataStore:
+    """The metadata at `url`, with what jobs have recorded in the object store."""
+    own = open_metadata(url, durability, read_only=read_only)
+    return _together(own, recorded_by_jobs(own))
+
+
+def _together(own: MetadataStore, others: Sequence[Beside]) -> MetadataStore:
+    if not others:
+        return own
+    from aflow.interop.together import WithHistory
+
+    return cast("MetadataStore", WithHistory(own, others))
+
+
+def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
+    """Where jobs of deployed flows record runs, if the `own` metadata is registered in a service of
+    Metaflow's, which cannot keep that: the object store, if there are any."""
+    from aflow.config import Settings
+    from aflow.service.registering import RegisteringMetadata
+
+    storage = Settings.load().storage_url
+    if not isinstance(own, RegisteringMetadata) or not storage.startswith("s3://"):
+        return []
+    from aflow.interop.in_store import StoreMetadata
+
+    found = StoreMetadata(open_store(storage))
+    if found.has_runs:
+        return [found]
+    found.close()
+    return []
+
+
+def has_runs(url: str) -> bool:
+    """Whether there may be runs in the metadata at `url`, or beside it: of a server that has to be
+    asked."""
+    scheme, _, rest = url.partition(":")
+    return scheme != "sqlite" or _path(url, rest).exists() or bool(histories_of(url))
+
+
+def history_folder(url: str) -> Path | None:
+    """The folder of Metaflow's local metadata beside aflow's; None where there is none."""
+    scheme, _, rest = url.partition(":")
+    if scheme != "sqlite" or looked_up("HISTORY") is not None:
+        return None
+    database = _path(url, rest)
+    found = database.parent.parent / ".metaflow"
+    return found if database.parent.name == ".aflow" and found.is_dir() else None
+
+
+def histories_of(url: str, own: MetadataStore | None = None) -> list[MetaflowHistory]:
+    """What Metaflow has recorded beside the metadata at `url`: in the folder `.metaflow`, in the
+    service, in the tables of its service in the same database. AFLOW_HISTORY names other places,
+    with commas between them, or `none`. Raises InvalidSetting for what is no such place."""
+    named = looked_up("HISTORY")
+    if named is not None:
+        places = [each.strip() for each in named.split(",") if each.strip() not in ("", "none")]
+    elif url.startswith(("http://", "https://", "postgresql://", "postgres://")):
+        places = [url]
+    else:
+        folder = history_folder(url)
+        places = [] if folder is None else [str(folder)]
+    found = [_history(each, own if each == url else None) for each in places]
+    return [each for each in found if each is not None]
+
+
+def _history(place: str, own: MetadataStore | None) -> MetaflowHistory | None:
+    """The history at a place; None where there is none beside aflow's `own` metadata."""
+    from aflow.clock import SystemClock
+    from aflow.config import service_headers
+    from aflow.interop.history import MetaflowHistory
+    from aflow.interop.sources import FolderSource, ServiceSource
+    from aflow.metadata.service import ServiceMetadata
+
+    if place.startswith(("http://", "https://")):
+        service = ServiceSource(place, service_headers(place), SystemClock())
+        if isinstance(own, ServiceMetadata):
+            service.registered = "_registered=1"
+        return MetaflowHistory(service, _place_of_theirs, SystemClock.now, _is_of_aflow)
+    if place.startswith(("postgresql://", "postgres://")):
+        from aflow.interop.tables import TablesSource
+
+        tables = TablesSource(place)
+        if not tables.is_there and own is not None:
+            tables.close()
+            return None
+        if not tables.is_there:
+            raise InvalidSetting(f"AFLOW_HISTORY: {tables.url} has no table flows_v3.")
+        return MetaflowHistory(tables, _place_of_theirs, SystemClock.now, _is_of_aflow)
+    folder = Path(place).expanduser().absolute()
+    if folder.name != ".metaflow" and (folder / ".metaflow").is_dir():
+        folder /= ".metaflow"
+    if not folder.is_dir():
+        raise InvalidSetting(
+            f"AFLOW_HISTORY: there is no folder {folder}: name a folder .metaflow, the http(s):// "
+            "of a metadata service, or the postgresql:// of its database."
+        )
+    return MetaflowHistory(FolderSource(folder), _place_of_theirs, SystemClock.now)
+
+
+def _is_of_aflow(row: Mapping[str, Any]) -> bool:
+    """Whether a run that is registered is one of aflow's, which are told of elsewhere."""
+    return str(row.get("run_number")).startswith("aflow-") or any(
+        str(tag).startswith("aflow_version:") for tag in row.get("system_tags") or ()
+    )
+
+
+def _place_of_theirs(root: str) -> ObjectStore:
+    """The datastore of Metaflow's at a folder or a place in S3."""
+    from aflow.config import Settings, at_endpoint
+    from aflow.storage.local import LocalStore
+
+    if root.startswith("s3://"):
+        return open_store(at_endpoint(root, Settings.load().s3_endpoint))
+    if not root:
+        raise StoreUnavailable("Metaflow has not recorded where the values of this run are.")
+    return LocalStore(Path(root))
 
 
 def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
@@ -123,9 +270,31 @@ def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
         registry.close()
         return _own_service(url)
     local = Settings.load().local_metadata_url
-    return RegisteringMetadata(
-        _path(local, local.partition(":")[2]), durability, read_only, registry
-    )
+    path = _path(local, local.partition(":")[2])
+    if read_only and not path.exists():  # nothing has run here: what is registered is read
+        return RegisteringMetadata(":memory:", durability, False, registry)
+    return RegisteringMetadata(path, durability, read_only, registry, _open_to_copy)
+
+
+def _open_to_copy(url: str) -> ObjectStore | None:
+    """The store of a run, which this program has recorded itself."""
+    return None if url.startswith("memory:") else open_store(url)
+
+
+def _in_store(url: str) -> MetadataStore:
+    """Metadata in the store at `store+URL`, registered in the service behind a `#`, if there is
+    one."""
+    from aflow.clock import SystemClock
+    from aflow.config import service_headers
+    from aflow.interop.in_store import SCHEME, StoreMetadata
+    from aflow.service.registering import RegisteringStoreMetadata, Registry
+
+    place, _, service = url.removeprefix(SCHEME).partition("#")
+    if not service:
+        return StoreMetadata(open_store(place))
+    # A job has no time to wait for it, and what it records is in the store.
+    registry = Registry(service, service_headers(service), SystemClock(), patience=20.0)
+    return RegisteringStoreMetadata(open_store(place), registry)
 
 
 def _own_service(url: str) -> MetadataStore:

@@ -37,7 +37,6 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 
 Durability = Literal["power", "process"]
 Isolation = Literal["task", "worker"]
-ProcessStart = Literal["fresh", "fork"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,6 @@ class Settings:
     namespace: str | None = None
     default_decospecs: tuple[str, ...] = ()
     isolation: Isolation = "task"
-    process: ProcessStart = "fresh"
     debug: bool = False
     no_color: bool = False
     ui_url: str | None = None
@@ -253,7 +251,6 @@ class RunOptions:
     max_num_splits: int = 100
     max_log_size: int = 10 << 20
     isolation: Isolation = "task"
-    process: ProcessStart = "fresh"
     fail_fast: bool = False
     retry_wait: float | None = None
     debug_step: str | None = None
@@ -533,7 +530,6 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "namespace": (("NAMESPACE",), _text),
     "default_decospecs": (("DEFAULT_DECOSPECS",), _words),
     "isolation": (("RUN_ISOLATION", "ISOLATION"), _choice("task", "worker")),
-    "process": (("RUN_PROCESS", "PROCESS"), _choice("fresh", "fork")),
     "debug": (("DEBUG",), _flag),
     "no_color": (("NO_COLOR",), _flag),
     "ui_url": (("UI_URL",), _text),

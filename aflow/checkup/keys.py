@@ -14,6 +14,7 @@ OF_PARTS = frozenset(
     {
         "CARD_NO_WARNING",
         "DATASTORE_SYSROOT_LOCAL",
+        "HISTORY",
         "SERVER",
         "SERVICE_HEADERS",
         "SFN_COMPRESS_STATE_MACHINE",

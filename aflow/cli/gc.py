@@ -98,7 +98,7 @@ def _gc(
     now = SystemClock.now()
     before = None if older_than is None else now - _seconds("--older-than", older_than)
     wanted = Wanted(flow, before, tags, failed, keep, spins)
-    metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=dry_run)
+    metadata = backends.open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
     try:
         store = backends.open_store(settings.storage_url)
         kept = _seconds("--grace", grace)

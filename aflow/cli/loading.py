@@ -12,20 +12,13 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from aflow.errors import FlowFileError
-from aflow.executors.local.program import (
-    Started,
-    note_start,
-    package_of,
-    program_in,
-    run_as_main,
-)
+from aflow.executors.local.program import Started, note_start, program_in, run_as_main
 from aflow.executors.local.start import environment_at_start
 
 if TYPE_CHECKING:
@@ -35,7 +28,6 @@ _TARGET = re.compile(r"(?P<path>.+\.py)(:(?P<name>\w+))?\Z", re.DOTALL)
 
 _loading = False
 _asked_for: str | None = None  # the name of the only flow that may begin, where one was asked for
-_root: str | None = None  # the folder of the package that the file is a module of
 _begun = False  # a flow of the file that we run has been called
 _before: frozenset[str] = frozenset()  # the modules that were there before the file was run
 
@@ -58,7 +50,7 @@ def is_called(flow: type[FlowSpec], argv: Sequence[str], folder: str | None) -> 
         spec = getattr(main, "__spec__", None)
         names = [each for each in [*sys.modules] if each not in _before]
         module = None if spec is None else spec.name
-        note_start(Started([*argv], module, folder, environment_at_start(), names, _root))
+        note_start(Started([*argv], module, folder, environment_at_start(), names))
     return True
 
 
@@ -69,7 +61,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     Raises FlowFileError where there is no such file, it fails before it has called its flow, or it
     is not clear which flow is meant; and whatever the file raises after that.
     """
-    global _asked_for, _before, _root
+    global _asked_for, _before
     match = _TARGET.match(target)
     if match is None:
         raise FlowFileError(f"{target!r} is no flow file: give path/to/flow.py or flow.py:Name.")
@@ -81,10 +73,9 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     file = os.path.join(os.getcwd(), match["path"])
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
     argv, folder = [match["path"], *words], os.getcwd()
-    _root, name = package_of(file) or (None, None)
     try:
         with _faults_named(Path(file)):
-            module = run_as_main(file, argv, [*rest], name, root=_root)
+            module = run_as_main(file, argv, [*rest])
     except Exception as error:
         if not _begun:
             raise
@@ -92,7 +83,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
         sys.exit(1)
     flow = _choose(module, path, match["name"])
     names = [each for each in [*sys.modules] if each not in _before]
-    note_start(Started(argv, name, folder, environment_at_start(), names, _root))
+    note_start(Started(argv, None, folder, environment_at_start(), names))
     return flow
 
 
@@ -161,17 +152,11 @@ def _import(path: Path, shown: Path, name: str) -> ModuleType:
         raise FlowFileError(
             f"{shown} has the name of a module that is in use ({name!r}): rename the file."
         )
-    root, full = package_of(str(path)) or (str(path.parent), name)
-    sys.path.insert(0, root)
     module = ModuleType(name)
     loader = SourceFileLoader(name, str(path))
     module.__loader__ = loader
     module.__file__ = str(path)
-    if full != name:
-        # Its package is imported, and it is known by its short name as well.
-        module.__package__ = full.rpartition(".")[0]
-        with _faults_named(path):
-            import_module(module.__package__)
+    sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
     try:
         _execute(loader, module, path)

@@ -15,6 +15,7 @@ from aflow.errors import InvalidInput
 if TYPE_CHECKING:
     from aflow.config import Settings
     from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import MetadataStore
 
 _NOT_OURS = ("namespace",)
 
@@ -101,17 +102,37 @@ def _named(flow: str, given: str, settings: Settings) -> str:
     of, _, run = given.rpartition("/")
     if of not in ("", flow) and of.isidentifier():
         raise _of_another(of, run, flow)
-    if not settings.has_metadata or of not in ("", flow):
+    if not backends.has_runs(settings.metadata_url) or of not in ("", flow):
         return given
     metadata = backends.open_metadata(settings.metadata_url)
     try:
-        if metadata.run(flow, run) is None:
+        if metadata.run(flow, run) is None and not _taken_over(flow, run, metadata, settings):
             for other, _ in metadata.flows():
                 if metadata.run(other, run) is not None:
                     raise _of_another(other, run, flow)
     finally:
         metadata.close()
     return run
+
+
+def _taken_over(flow: str, run: str, metadata: MetadataStore, settings: Settings) -> bool:
+    """Take a run of Metaflow's over, to be resumed as one of aflow's; whether there is one."""
+    from aflow import backends
+    from aflow.storage.blobs import BlobStore
+
+    for history in backends.histories_of(settings.metadata_url, metadata):
+        found = history.run(flow, run)
+        if found is not None:
+            from aflow.interop.importing import import_run
+
+            place = history.open_store(found.settings["storage"])
+            own = backends.open_store(settings.storage_url)
+            blobs = BlobStore(own, settings.durability == "power")
+            import_run(history, found, place, metadata, blobs)
+        history.close()
+        if found is not None:
+            return True
+    return False
 
 
 def _of_another(other: str, run: str, flow: str) -> InvalidInput:

@@ -95,10 +95,10 @@ def _runs(
 def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[RunRecord]:
     from aflow import backends
 
-    if not settings.has_metadata:
+    if not backends.has_runs(settings.metadata_url):
         raise NotFound(f"Nothing has run here yet: there is no datastore {settings.root}.")
     url = settings.metadata_url
-    with closing(backends.open_metadata(url, settings.durability, read_only=True)) as metadata:
+    with closing(backends.open_to_read(url, settings.durability)) as metadata:
         flows = [name for name, _ in metadata.flows()] if flow is None else [_known(metadata, flow)]
         of_each = [metadata.runs(each, **which) for each in flows]
     newest_first = heapq.merge(*of_each, key=lambda run: run.created_at, reverse=True)

@@ -10,7 +10,6 @@ import click
 from aflow.cli import tables
 from aflow.cli.asking import of_a_server
 from aflow.cli.options import Command
-from aflow.cli.problems import printable
 from aflow.clock import SystemClock
 from aflow.config import Settings
 from aflow.metadata.failures import failed_task, why
@@ -40,10 +39,10 @@ def _status(server: str | None) -> int:
     from aflow import backends
 
     settings = Settings.load(metadata=server)
-    if not settings.has_metadata:
+    if not backends.has_runs(settings.metadata_url):
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0
-    metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=True)
+    metadata = backends.open_to_read(settings.metadata_url, settings.durability)
     try:
         _show(settings, metadata)
     finally:
@@ -67,7 +66,7 @@ def _show(settings: Settings, metadata: MetadataStore) -> None:
         if lines:
             click.echo(f"\n{title}")
             for line in lines:
-                click.echo(f"  {printable(line)}")
+                click.echo(f"  {line}")
 
 
 def _latest_runs(metadata: MetadataStore) -> list[RunRecord]:

@@ -186,6 +186,11 @@ def create(
         click.echo(f"It goes on to belong to {label.owner}.")
     click.echo(f"Its production token is {label.token}: others need it to change what is deployed.")
     click.echo(f"Its runs are in the namespace production:{label.token}.")
+    if deployer.records_in_store:
+        click.echo(
+            f"Jobs record their runs in {session.settings().storage_url}: the metadata service is "
+            "one of Metaflow's own, in which they are registered."
+        )
     facts = {"name": done.plan.name, "flow_name": label.flow, "metadata": session.settings().place}
     _write(deployer_attribute_file, json.dumps({**facts, "production_token": label.token}))
 

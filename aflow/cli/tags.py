@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from aflow.cli.options import flag, option
-from aflow.cli.problems import printable
 from aflow.cli.session import Session
 from aflow.errors import InvalidInput, NamespaceMismatch, NotFound
 
@@ -178,7 +177,7 @@ def list_(
     tags, system = _grouped(runs, group_by_tag, group_by_run, hide_system_tags)
     if flat:
         for tag in sorted(tag for group in tags.values() for tag in group):
-            click.echo(printable(tag))
+            click.echo(tag)
     else:
         _print(tags, system, session, by_tag=group_by_tag)
 
@@ -220,7 +219,6 @@ def _grouped(
 
 def _print(tags: Groups, system: Groups, session: Session, by_tag: bool = False) -> None:
     """All groups in order; with --quiet one line each, for programs."""
-    tags, system = _spelt_out(tags), _spelt_out(system)
     if session.top.get("quiet"):
         for group in sorted(tags):
             click.echo(" ; ".join(_fields(group, tags[group], system.get(group), by_tag)))
@@ -236,11 +234,6 @@ def _print(tags: Groups, system: Groups, session: Session, by_tag: bool = False)
         for line in _columns(sorted(tags[group]), bold):
             click.echo(line)
         click.echo()
-
-
-def _spelt_out(groups: Groups) -> Groups:
-    """The same for a terminal: tags may hold anything."""
-    return {printable(group): frozenset(map(printable, words)) for group, words in groups.items()}
 
 
 def _fields(

@@ -17,6 +17,7 @@ from aflow import ids
 from aflow.config_files import expanded, path_in
 from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
 from aflow.flow.current import current
+from aflow.interop.keys import FIRST_KEY, MARK
 from aflow.metadata.base import SPIN
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ class Place:
     @property
     def has_begun(self) -> bool:
         """Whether anything has run here."""
-        return self._database is None or self._database.exists()
+        return self._database is None or self._database.exists() or self._has_history()
+
+    def _has_history(self) -> bool:
+        from aflow import backends
+
+        return bool(backends.history_folder(f"{_SQLITE}{self._database}"))
 
     @property
     def metadata(self) -> MetadataStore:
@@ -74,7 +80,10 @@ class Place:
         return store
 
     def change_tags(self, run_key: int, add: list[str], remove: list[str]) -> tuple[str, ...]:
-        """Change a run's tags; the ones it has now. Nothing is kept open for writing."""
+        """Change a run's tags; the ones it has now. Nothing is kept open for writing. Raises
+        InvalidInput for a run of Metaflow's."""
+        if run_key >= FIRST_KEY:  # of another place that is read as well
+            return self.metadata.change_tags(run_key, add, remove)
         with self.writing() as store:
             return store.change_tags(run_key, add, remove)
 
@@ -94,8 +103,17 @@ class Place:
         if found is None:
             from aflow.storage.blobs import BlobStore
 
-            found = self._blobs[url] = BlobStore(self._store(url))
+            found = self._blobs[url] = BlobStore(self._theirs(url) or self._store(url))
         return found
+
+    def _theirs(self, url: str) -> ObjectStore | None:
+        """The store of a run of Metaflow's; None for one of aflow's."""
+        if MARK not in url:
+            return None
+        from aflow.interop.together import WithHistory
+
+        store = self.metadata
+        return store.open_store(url) if isinstance(store, WithHistory) else None
 
     def _store(self, url: str) -> ObjectStore:
         if self._storage is not None and not isinstance(self._storage, str):
@@ -250,7 +268,7 @@ def _server(url: str) -> Place:
 def _open_url(url: str, read_only: bool) -> MetadataStore:
     from aflow import backends
 
-    return backends.open_metadata(url, read_only=read_only)
+    return backends.open_to_read(url) if read_only else backends.open_metadata(url)
 
 
 def _local(path: str | None = None) -> Place:
@@ -271,7 +289,9 @@ def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
     from aflow import backends
 
     url = settings.local_metadata_url
-    return backends.open_metadata(url, settings.durability, read_only=read_only)
+    if read_only:
+        return backends.open_to_read(url, settings.durability)
+    return backends.open_metadata(url, settings.durability)
 
 
 def _root_in(path: str) -> str:

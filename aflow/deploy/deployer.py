@@ -21,7 +21,8 @@ from aflow.deploy.order import order_name
 from aflow.deploy.plan import Account, Plan, Wanted, name_of
 from aflow.deploy.starting import Ticks
 from aflow.deploy.tokens import Tokens
-from aflow.errors import InvalidInput, InvalidSetting, NotFound
+from aflow.errors import InvalidInput, NotFound
+from aflow.interop.in_store import SCHEME as STORE
 from aflow.metadata.base import Batch, RunUpdate
 from aflow.package import Package
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from aflow.config import Settings
     from aflow.deploy.aws import Execution, Machine
     from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
 LONGEST_EXECUTION = 366 * 86400.0  # seconds: more than Step Functions lets one run
@@ -59,6 +61,7 @@ class Deployer:
         self._known = AwsSettings.load()
         self._aws = Aws(self._known)
         self._tokens = Tokens.of_user()
+        self._in_store = False
         self.flow = definition.name
         self.name = name_of(definition, wanted, settings.user, self._known)
 
@@ -69,7 +72,7 @@ class Deployer:
         of EC2 machines. Raises InvalidInput for a flow that cannot be deployed."""
         files = package.members(self._definition, self._settings.package_suffixes)
         data = package.pack(files)
-        script = package.program_of(self._definition).place[1]
+        script = self._definition.file.rpartition("/")[2]
         code = Package(digest_of([data], len(data)), script, len(data))
         token = checked_token(token) if token else f"{self.name}-0-none"
         return self._planned(self._aws.account, code, token).definition
@@ -78,7 +81,15 @@ class Deployer:
         self, account: Account, code: Package, token: str, owner: str | None = None
     ) -> Plan:
         return planning.plan(
-            self._definition, self._wanted, self._settings, self._known, account, code, token, owner
+            self._definition,
+            self._wanted,
+            self._settings,
+            self._known,
+            account,
+            code,
+            token,
+            owner,
+            in_store=self._in_store,
         )
 
     def create(
@@ -130,17 +141,25 @@ class Deployer:
         return next(self._aws.executions(self.name, ["RUNNING"]), None) is not None
 
     def _check_metadata(self) -> None:
-        """See that the metadata answers, and that jobs can record runs there."""
+        """See that the metadata answers, and where jobs record runs: in the object store, if the
+        service is one of Metaflow's own, which cannot keep what they record."""
         from aflow.service.registering import RegisteringMetadata
 
-        url = self._settings.metadata_url
-        with closing(backends.open_metadata(url)) as metadata:
-            if isinstance(metadata, RegisteringMetadata):
-                raise InvalidSetting(
-                    f"{url} is a service of Metaflow's own, which cannot keep what jobs record of "
-                    "their runs: use a service of aflow's (aflow metadata-service)."
-                )
+        with closing(backends.open_metadata(self._settings.metadata_url)) as metadata:
+            self._in_store = isinstance(metadata, RegisteringMetadata)
             metadata.run(self.flow, "none")
+
+    @property
+    def records_in_store(self) -> bool:
+        """Whether jobs record runs in the object store, as far as that was asked."""
+        return self._in_store
+
+    def _records(self) -> MetadataStore:
+        """The metadata in which jobs record runs."""
+        self._check_metadata()
+        if self._in_store:
+            return backends.open_metadata(f"{STORE}{self._settings.storage_url}")
+        return backends.open_metadata(self._settings.metadata_url)
 
     def _token(
         self, there: Machine | None, authorize: str | None, new: str | None, *, generate: bool
@@ -191,6 +210,7 @@ class Deployer:
         """The definition that is deployed (empty if none is), and the one that `create` would
         deploy."""
         there = self._aws.machine(self.name)
+        self._check_metadata()
         token = there.label.token if there and there.label else None
         planned = self.definition_alone(token)
         return _readable(there.definition) if there else "", _readable(planned)
@@ -255,7 +275,7 @@ class Deployer:
         """Record the end of the run; whether nobody had."""
         from aflow.deploy.records import Records  # what most commands do not need
 
-        with closing(backends.open_metadata(self._settings.metadata_url)) as metadata:
+        with closing(self._records()) as metadata:
             if metadata.run(self.flow, run) is None:
                 return False  # its first job has not begun
             records = Records.of(metadata, self.flow, run)

@@ -22,6 +22,7 @@ from aflow.executors.job import python_version
 from aflow.executors.local.process import needs_of
 from aflow.executors.local.program import request_of
 from aflow.flow.current import current
+from aflow.interop.in_store import SCHEME as STORE
 from aflow.scheduler.policy import policies_from
 
 if TYPE_CHECKING:
@@ -106,10 +107,13 @@ def plan(
     code: Package,
     token: str,
     owner: str | None = None,
+    *,
+    in_store: bool = False,
 ) -> Plan:
-    """The deployment of a flow, whose state machine belongs to `owner` (else to the user). Raises
-    InvalidInput for a flow that Step Functions cannot run, and InvalidSetting for what is not set.
-    """
+    """The deployment of a flow, whose state machine belongs to `owner` (else to the user).
+    `in_store` says that its jobs record runs in the object store: the metadata service is one of
+    Metaflow's own, where they are registered. Raises InvalidInput for a flow that Step Functions
+    cannot run, and InvalidSetting for what is not set."""
     name = name_of(definition, wanted, settings.user, aws)
     _check_steps(definition)
     # Names of events may be those of the project: functions ask `current` for it.
@@ -121,7 +125,7 @@ def plan(
     order = _order(definition, wanted, settings, name, code, token, events).encode()
     key = order_key(order)
     storage = settings.storage_url
-    variables = _variables(settings, aws, account, key, storage)
+    variables = _variables(settings, aws, account, key, storage, in_store=in_store)
     steps: dict[Any, Any] = {**definition.steps, None: None}
     made: dict[Any, Definition] = {
         each: definition_of(step, aws, variables, PROGRAM, fargate=account.fargate)
@@ -219,7 +223,13 @@ def _order(
 
 
 def _variables(
-    settings: Settings, aws: AwsSettings, account: Account, key: str, storage: str
+    settings: Settings,
+    aws: AwsSettings,
+    account: Account,
+    key: str,
+    storage: str,
+    *,
+    in_store: bool,
 ) -> dict[str, str]:
     """The environment of all jobs."""
     return {
@@ -227,13 +237,16 @@ def _variables(
         "AWS_DEFAULT_REGION": account.region,
         "AFLOW_SFN_ORDER": key,
         "AFLOW_SFN_STORAGE": storage,
-        "AFLOW_SFN_METADATA": _metadata(settings, aws),
+        "AFLOW_SFN_METADATA": metadata_of_jobs(settings, aws, in_store=in_store),
         "AFLOW_USER": NOBODY,
     }
 
 
-def _metadata(settings: Settings, aws: AwsSettings) -> str:
+def metadata_of_jobs(settings: Settings, aws: AwsSettings, *, in_store: bool) -> str:
     """The address of the metadata as jobs see it."""
+    if in_store:
+        service = aws.internal_url if settings.metadata == "service" else None
+        return f"{STORE}{settings.storage_url}#{service or settings.metadata_url}"
     if settings.metadata == "service" and aws.internal_url is not None:
         return aws.internal_url
     url = settings.metadata_url

@@ -8,7 +8,7 @@ who asks again has them again. Nothing that a step has stored is unpickled here.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,10 +58,13 @@ class Copy(NamedTuple):
 
 @dataclass(slots=True)
 class Copies:
-    """The copies of runs that have their artifacts in one store."""
+    """The copies of runs that have their artifacts in one store. `run_name` and `task_name` give
+    what Metaflow's client knows them by."""
 
     store: ObjectStore
     metadata: MetadataStore
+    run_name: Callable[[str], str] = str
+    task_name: Callable[[int], str] = str
     _graphs: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -75,6 +78,10 @@ class Copies:
         parts = urlsplit(self.store.url)
         place = f"s3://{parts.netloc}{parts.path}" if parts.scheme == "s3" else path_in(parts.path)
         return f"{place.rstrip('/')}/{FOLDER}"
+
+    def _place(self, run: RunRecord, view: TaskView) -> tuple[str, str, str, str]:
+        task = view.task
+        return run.flow, self.run_name(run.run), task.step, self.task_name(task.task)
 
     # ------------------------------------------------------------ artifacts
 
@@ -156,7 +163,7 @@ class Copies:
         attempt = view.attempt
         if attempt is None or not copies:
             return
-        names = (run.flow, run.run, view.task.step, view.task.task, attempt.attempt)
+        names = (*self._place(run, view), attempt.attempt)
 
         def own(what: str) -> str:
             return f"{FOLDER}/{layout.attempt_file(*names, what)}"
@@ -184,7 +191,7 @@ class Copies:
         if attempt is None:
             return
         over = attempt.state in TERMINAL_ATTEMPT_STATES
-        names = (run.flow, run.run, view.task.step, view.task.task, attempt.attempt)
+        names = (*self._place(run, view), attempt.attempt)
         files = {
             stream: f"{FOLDER}/{layout.attempt_file(*names, f'task_{stream}.log')}"
             for stream in STREAMS
@@ -200,7 +207,7 @@ class Copies:
         if view.task.origin:
             return  # its client looks at the cards of the task whose result was taken over
         names = (run.flow, run.run, view.task.step, view.task.task)
-        folder = f"{FOLDER}/{CARDS}/{layout.card_folder(*names)}"
+        folder = f"{FOLDER}/{CARDS}/{layout.card_folder(*self._place(run, view))}"
         wanted: dict[str, str] = {}
         for name in self.store.list("cards/" + "".join(f"{each}/" for each in names)):
             _, _, rest = name.rpartition("/")[2].removesuffix(".html").partition("-")

@@ -15,7 +15,6 @@ import pickle
 import pickletools
 import re
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -66,21 +65,6 @@ def packed(parts: Iterable[Buffer]) -> bytes:
         for part in parts:
             file.write(part)
     return out.getvalue()
-
-
-def unpacked(data: Buffer, where: str, largest: int | None = None) -> bytes:
-    """The bytes that a file of the datastore holds, compressed or (as code packages are) as they
-    are. Raises CorruptBlob where it is damaged, or holds more than `largest` bytes."""
-    if bytes(data[:2]) != b"\x1f\x8b":
-        return bytes(data)
-    unpacking = zlib.decompressobj(wbits=31)
-    try:
-        found = unpacking.decompress(data, largest or 0)
-    except zlib.error as error:
-        raise CorruptBlob(f"{where} is damaged: {error}.") from error
-    if not unpacking.eof:
-        raise CorruptBlob(f"{where} is damaged: it is cut off, or holds more than it says.")
-    return found
 
 
 def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:

@@ -30,7 +30,6 @@ from aflow.server.schedule_routes import ScheduleRoutes
 from aflow.server.streams import Streams, last_event
 from aflow.server.ui import Pages
 from aflow.server.view_routes import ViewRoutes
-from aflow.server.views import Views
 from aflow.service.auth import Authenticator, Handler, attended, caller_of, refusal
 from aflow.service.bodies import body_of, check_type, json_of
 
@@ -67,13 +66,9 @@ def application(
     end."""
     api = _Api(runs, blobs, metadata, metrics, watch)
     clock = SystemClock()
-    views = Views(metadata)
-    apis = (
-        api,
-        ScheduleRoutes(scheduling, clock),
-        ViewRoutes(metadata, views, api.streams, clock),
-        ActionRoutes(metadata, views, runs, clock, lambda: {"storage": blobs.store.url}),
-    )
+    views = ViewRoutes(metadata, api.streams, clock)
+    actions = ActionRoutes(metadata, runs, clock, lambda: {"storage": blobs.store.url})
+    apis = (api, ScheduleRoutes(scheduling, clock), views, actions)
     app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
     for route in ROUTES:
         answers = next(each for each in apis if hasattr(each, route.name))

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+REGISTERED = "_registered"
+"""In a query: what is registered alone, without aflow's own runs, which aflow's client has."""
+
 _VERSION_HEADER = "METADATA_SERVICE_VERSION"
 _LARGEST_JSON = 16 << 20
 # Of aflow's own metadata: a commit holds manifests of many tasks, a question numbers of tasks.
@@ -140,25 +143,27 @@ class _Service:
         """What answers requests of this route."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
+            query = {name: each for name, each in request.query.items() if name != REGISTERED}
+            own = None if REGISTERED in request.query else self._own
             asked = Asked(
                 {kind: checks.path_name(kind, value) for kind, value in request.match_info.items()},
-                request.query,
+                query,
                 await _json_of(request) if route.writes else b"",
                 self._clock.now(),
                 self._database.words,
             )
-            answer = await self._in_thread(partial(self._answer, route, asked))
+            answer = await self._in_thread(partial(self._answer, route, asked, own))
             if not isinstance(answer, Answer):
                 return await self._listed(request, answer)
             return _sent(request, json.dumps(answer.body).encode(), answer.status, answer.headers)
 
         return handle
 
-    def _answer(self, route: Route, asked: Asked) -> Answer | Lister:
-        """What is registered, and what aflow itself has recorded. Blocks."""
+    def _answer(self, route: Route, asked: Asked, own: OwnRuns | None) -> Answer | Lister:
+        """What is registered, and what aflow itself has recorded (`own`). Blocks."""
         in_transaction = self._database.write if route.writes else self._database.read
         name = route.answer.__name__
-        is_new = name == "add_run" and self._own is not None and self._own.has_flow(asked.flow)
+        is_new = name == "add_run" and own is not None and own.has_flow(asked.flow)
 
         def answered_in(session: Session) -> Answer | Listing:
             if is_new:  # who asked for the flow was told that it is there
@@ -168,11 +173,11 @@ class _Service:
         try:
             answer = in_transaction(answered_in)
         except RegistrationRefused as refused:
-            told = self._own.one(name, asked) if self._own and refused.status == 404 else None
+            told = own.one(name, asked) if own and refused.status == 404 else None
             if told is None:
                 raise
             return told
-        return self._own.joined(name, asked, answer) if self._own else answer
+        return own.joined(name, asked, answer) if own else answer
 
     async def _listed(self, request: web.Request, listing: Lister) -> web.StreamResponse:
         rows = await self._in_thread(lambda: self._database.read(listing.first))

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from hashlib import sha1
 from typing import Any
 
 from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound
 from aflow.storage import pickles
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore, digest_of
+from aflow.storage.compression import gunzipped
 from aflow.storage.content import content_digest, has_sets
 from aflow.storage.manifest import Entry
 from aflow.storage.names import Names
 from aflow.storage.previews import preview
 
 ENCODING = "pickle5"
+THEIRS = "gzip+pickle", "pickle-v"
+"""What encodings begin with in which Metaflow stores pickles, compressed in either case."""
 
 _IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
@@ -76,6 +80,9 @@ class ArtifactReader:
     def load(self, name: str, entry: Entry) -> Any:
         """The value, writable and the caller's own. Raises ArtifactNotLoadable (names the
         artifact, and the module that is missing), CorruptBlob, StoreUnavailable."""
+        if entry.encoding.startswith(THEIRS):
+            data = self._theirs(name, *entry.blobs[0])
+            return pickles.load(f"Artifact {name!r}", data, (), self.names)
         if entry.encoding != ENCODING:
             raise ArtifactNotLoadable(
                 f"Artifact {name!r} is stored as {entry.encoding!r}, which this aflow does not "
@@ -89,6 +96,18 @@ class ArtifactReader:
             pickled = self._verified_bytes(name, *blobs.pop(0))
         buffers = [_writable(self._read(name, key, size)) for key, size in blobs]
         return pickles.load(f"Artifact {name!r}", pickled, buffers, self.names)
+
+    def _theirs(self, name: str, key: str, size: int) -> bytes:
+        """A pickle that Metaflow has stored: `key` is the name of its object, which ends with the
+        SHA-1 of the pickle."""
+        where = f"{key} in {self._blobs.store.url}"
+        try:
+            data = gunzipped(self._blobs.store.get(key), where, size or None)
+            if sha1(data, usedforsecurity=False).hexdigest() != key.rpartition("/")[2]:
+                raise CorruptBlob(f"{where} is damaged: its digest is another.")
+            return data
+        except (CorruptBlob, ObjectNotFound) as error:
+            raise _named(name, error) from error
 
     def start_verification(self) -> None:
         """Begin, in a thread, to verify what was handed out unverified; nothing if all was."""
@@ -140,7 +159,7 @@ def digest(entry: Entry) -> str:
     they ride inline or not, and so have equal values with sets, whose bytes may differ."""
     if entry.content:
         return entry.content
-    keys = [key for key, _ in entry.blobs]
+    keys = [key.rpartition("/")[2] for key, _ in entry.blobs]
     if entry.inline is not None:
         keys.insert(0, digest_of([entry.inline]))
     return keys[0] if len(keys) == 1 else digest_of(key.encode() for key in keys)

@@ -1,4 +1,4 @@
-"""zstd where it pays: a sample decides.
+"""zstd where it pays: a sample decides. And gzip, in which Metaflow has stored values.
 
 Level 1, because blobs are written once, by a task that somebody waits for. zstandard is imported
 when a blob is first large enough to be worth it.
@@ -6,8 +6,10 @@ when a blob is first large enough to be worth it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
+from aflow.errors import CorruptBlob
 from aflow.storage.base import Buffer
 
 MIN_SIZE = 16 << 10  # below, a file takes about as much of a disk either way
@@ -63,3 +65,18 @@ def _slice(parts: Sequence[memoryview], start: int, length: int) -> bytes:
             taken += part[start : start + length - len(taken)]
         start = max(0, start - part.nbytes)
     return bytes(taken)
+
+
+def gunzipped(data: Buffer, where: str, largest: int | None = None) -> bytes:
+    """The bytes of a gzip file, or those that are none as they are. Raises CorruptBlob, which names
+    `where`, for what is damaged or holds more than `largest` bytes."""
+    if bytes(data[:2]) != b"\x1f\x8b":
+        return bytes(data)
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacking.decompress(data, largest or 0)
+    except zlib.error as error:
+        raise CorruptBlob(f"{where} is damaged: {error}.") from error
+    if not unpacking.eof:
+        raise CorruptBlob(f"{where} is damaged: it is cut off, or holds more than it says.")
+    return found

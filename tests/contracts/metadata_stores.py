@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aflow.interop.in_store import StoreMetadata
 from aflow.metadata.base import (
     AttemptRecord,
     MetadataStore,
@@ -16,6 +17,7 @@ from aflow.metadata.base import (
 )
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import AttemptState, RunState
+from aflow.storage.local import LocalStore
 from tests.support.postgres import new_schema
 from tests.support.service import ServedMetadata
 
@@ -23,6 +25,7 @@ BACKENDS: dict[str, Callable[[Path], MetadataStore]] = {
     "memory": lambda folder: SqliteMetadata(":memory:"),
     "sqlite": lambda folder: SqliteMetadata(folder / "a folder" / "metadata.db"),
     "service": lambda folder: ServedMetadata(f"sqlite:///{folder}/metadata.db"),
+    "store": lambda folder: StoreMetadata(LocalStore(folder / "objects")),
     "sqlite-process": lambda folder: SqliteMetadata(folder / "metadata.db", durability="process"),
 }
 

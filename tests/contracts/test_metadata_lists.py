@@ -137,8 +137,10 @@ def test_every_state_of_an_attempt_makes_a_state_of_its_task() -> None:
 
 def test_runs_come_in_pages_and_before_a_time(store: MetadataStore) -> None:
     # Of runs that were created at once the later one is the newer one.
-    for number, at in enumerate((10.0, 20.0, 20.0, 20.0, 30.0), 1):
-        store.create_run(a_run(run=str(number), created_at=at), b"")
+    keys = [
+        store.create_run(a_run(run=str(number), created_at=at), b"").key
+        for number, at in enumerate((10.0, 20.0, 20.0, 20.0, 30.0), 1)
+    ]
 
     def found(**how: Any) -> str:
         return "".join(run.run for run in store.runs("Flow", **how))
@@ -150,5 +152,5 @@ def test_runs_come_in_pages_and_before_a_time(store: MetadataStore) -> None:
         pages.append("".join(run.run for run in page))
         last = (page[-1].created_at, page[-1].key)
     assert ["54", "32", "1"] == pages
-    assert "21" == found(after=(20.0, 3))
-    assert "21" == found(after=(20.0, 3), until=30.0)
+    assert "21" == found(after=(20.0, keys[2]))
+    assert "21" == found(after=(20.0, keys[2]), until=30.0)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -186,12 +187,34 @@ def test_deploying_with_the_token_leaves_the_flow_with_its_owner_and_is_needed_o
     step_functions("follower.py", "delete", "--name", "Shared")
 
 
-def test_a_service_of_metaflows_own_is_refused_since_jobs_could_record_nothing(
+def test_with_a_service_of_metaflows_own_runs_are_in_the_store_and_registered_there(
     aws, tmp_path, monkeypatch
 ):
     theirs = InThread(f"sqlite:///{tmp_path}/theirs.db", own=False)
     monkeypatch.setenv("AFLOW_SERVICE_URL", theirs.url)
-    told = step_functions("follower.py", "create", code=2)
+    monkeypatch.chdir(tmp_path)
+    words = ["--name", "Beside"]
+    said = step_functions("everything.py", "create", *words)
+    assert "Jobs record their runs in s3://flows/prefix" in said
+    run_file = tmp_path / "run"
+    step_functions("everything.py", "trigger", "--run-id-file", str(run_file), *words)
+    run = run_file.read_text()
+    assert "SUCCEEDED" == ended(aws, "Beside", run), job_logs(aws)
+
+    there = Run(f"Everything/{run}", _namespace_check=False)
+    assert there.successful
+    assert f"found {there.end_task.data.found!r}"[:40] in there.end_task.stdout
+    there.add_tag("good")
+    assert "good" in Run(f"Everything/{run}", _namespace_check=False).user_tags
+    assert "" == step_functions("everything.py", "diff", "--quiet", *words)
+    path = f"{theirs.url}/flows/Everything/runs/aflow-{run}"
+    with urllib.request.urlopen(f"{path}/steps/end/tasks") as answer:
+        (task,) = json.load(answer)
+    with urllib.request.urlopen(f"{path}/steps/end/tasks/{task['task_id']}/artifacts") as answer:
+        artifacts = {each["name"]: each for each in json.load(answer)}
     theirs.stop()
-    assert f"{theirs.url} is a service of Metaflow's own" in told
-    assert "aflow metadata-service" in told
+
+    assert {"found", "base", "_task_ok", "_success"} <= artifacts.keys()
+    assert "s3" == artifacts["found"]["ds_type"]
+    client.default_metadata()
+    step_functions("everything.py", "delete", *words)

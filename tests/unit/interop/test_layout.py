@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aflow.errors import CorruptBlob
 from aflow.interop import layout
+from aflow.storage.compression import gunzipped
 from aflow.storage.logs import LogBuffer, LogRecord, read_log
 from aflow.storage.pickles import dump
 
@@ -54,14 +55,14 @@ def test_a_pickle_that_lacks_a_buffer_is_refused() -> None:
 
 @given(st.binary(max_size=5000))
 def test_what_is_packed_is_unpacked(data: bytes) -> None:
-    assert data == layout.unpacked(layout.packed([data[:10], data[10:]]), "x", len(data) or 1)
+    assert data == gunzipped(layout.packed([data[:10], data[10:]]), "x", len(data) or 1)
 
 
 def test_a_file_that_is_damaged_or_too_large_is_refused() -> None:
     packed = layout.packed([b"x" * 100_000])
     for data, largest in ((packed[:-20], None), (packed, 5000), (packed[:30] + b"?" * 50, None)):
         with pytest.raises(CorruptBlob, match="the file is damaged"):
-            layout.unpacked(data, "the file", largest)
+            gunzipped(data, "the file", largest)
 
 
 def test_lines_of_a_log_are_those_that_were_printed() -> None:

@@ -1,0 +1,131 @@
+"""Takes a run of Metaflow's over into aflow's own metadata and store, so that it can be resumed.
+
+Pickles are copied as they are. Nothing is unpickled but what a foreach goes over: aflow stores its
+items one by one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aflow.errors import AflowError, InvalidInput
+from aflow.ids import PARAMETERS_TASK
+from aflow.metadata.base import Batch, RunUpdate
+from aflow.storage import pickles
+from aflow.storage.compression import gunzipped
+from aflow.storage.items import write_items
+from aflow.storage.manifest import Entry, Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord
+    from aflow.storage.base import ObjectStore
+    from aflow.storage.blobs import BlobStore
+
+PAGE = 200  # tasks of a commit
+IMPORTED = "imported_from"
+"""The setting of a run that says where it was taken over from."""
+
+_INLINE, _INLINE_TOTAL = 4096, 32768
+_MOST_ITEMS = 1 << 40
+
+
+def import_run(
+    history: MetadataStore,
+    found: RunRecord,
+    place: ObjectStore,
+    own: MetadataStore,
+    blobs: BlobStore,
+) -> RunRecord:
+    """Record the run, which `history` has and whose values are in `place`, in `own`. Raises
+    InvalidInput for one that cannot be resumed, StorageError and MetadataError."""
+    taking = _Taking(found, place, blobs)
+    settings = {
+        **found.settings, "storage": blobs.store.url, IMPORTED: found.settings.get("metaflow"),
+    }  # fmt: skip
+    first = history.task(found.key, 0)
+    parameters = Manifest("_parameters")
+    if first is not None and first.attempt is not None and first.attempt.manifest is not None:
+        parameters = taking.manifest(first.attempt.manifest, ())
+    known = set(parameters.artifacts)
+    made = own.create_run(found._replace(settings=settings), parameters.encode())
+    version, batch = 0, Batch()
+    for view in history.tasks(found.key):
+        if view.task.task == 0:
+            continue
+        batch.tasks.append(view.task)
+        attempts = history.attempts(found.key, view.task.task)
+        batch.attempts += [taking.attempt(each, known) for each in attempts]
+        batch.metadata += history.metadata(found.key, view.task.task)
+        if len(batch.tasks) >= PAGE:
+            version, batch = own.commit(made.key, version, batch), Batch()
+    batch.run = RunUpdate(found.state, found.finished_at, found.reason)
+    own.commit(made.key, version, batch)
+    return made
+
+
+class _Taking:
+    """Copies what the tasks of one run have left."""
+
+    def __init__(self, run: RunRecord, place: ObjectStore, blobs: BlobStore) -> None:
+        self._run = run
+        self._place = place
+        self._blobs = blobs
+        self._known: dict[str, Entry] = {}
+
+    def attempt(self, attempt: AttemptRecord, known: Collection[str]) -> AttemptRecord:
+        """The attempt, with what it has left in our store."""
+        if attempt.manifest is None:
+            return attempt
+        return attempt._replace(manifest=self.manifest(attempt.manifest, known).encode())
+
+    def manifest(self, data: bytes, known: Collection[str]) -> Manifest:
+        """A manifest of entries in our store: without what Metaflow keeps for itself, and what is
+        `known`, as the parameters are."""
+        theirs = Manifest.decode(data)
+        left = _INLINE_TOTAL
+        ours: dict[str, Entry] = {}
+        for name, entry in theirs.artifacts.items():
+            if name.startswith("_") or name == "name" or name in known:
+                continue
+            ours[name] = self._copied(entry, min(left, _INLINE))
+            left -= len(ours[name].inline or b"")
+        over = theirs.transition[1]
+        if theirs.transition[2] is not None:
+            theirs.items = self._items(theirs, theirs.artifacts, over)
+        theirs.artifacts = ours
+        if known:
+            theirs.inherited = {PARAMETERS_TASK: sorted(known)}
+        return theirs
+
+    def _pickle(self, entry: Entry) -> bytes:
+        name = entry.blobs[0][0]
+        return gunzipped(self._place.get(name), f"{name} in {self._place.url}")
+
+    def _copied(self, entry: Entry, inline: int) -> Entry:
+        key = entry.blobs[0][0]
+        there = self._known.get(key)
+        if there is not None and there.inline is None:
+            return there
+        data = self._pickle(entry)
+        if len(data) <= inline:
+            return Entry("pickle5", len(data), entry.type, {}, data)
+        blob = (str(self._blobs.put(data)), len(data))
+        made = self._known[key] = Entry("pickle5", len(data), entry.type, {}, None, (blob,))
+        return made
+
+    def _items(self, manifest: Manifest, entries: Mapping[str, Entry], over: str | None) -> Any:
+        """The items of a foreach; None of a gang, which has none."""
+        if over is None or over not in entries:
+            return None
+        where = f"{self._run.flow}/{self._run.run}/{manifest.step}"
+        try:
+            value = pickles.load(f"Artifact {over!r}", self._pickle(entries[over]))
+            items, _ = write_items(value, self._blobs, _MOST_ITEMS)
+        except AflowError as error:
+            raise InvalidInput(
+                f"{self._run.flow}/{self._run.run} cannot be resumed: {over}, which the foreach of "
+                f"{where} goes over, cannot be read here. {error}"
+            ) from error
+        return items

@@ -1,0 +1,271 @@
+"""Where Metaflow has recorded its runs: a folder `.metaflow`, its metadata service, or the tables
+of that service. All give rows as the service's JSON has them.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+from aflow import ids
+from aflow.errors import InvalidName, MetadataUnavailable
+from aflow.metadata.calling import Caller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Row = dict[str, Any]
+PAGE = 500  # runs that are asked for at once
+
+
+class Source(Protocol):
+    """Rows of runs; None or no rows where there is nothing. Raises MetadataUnavailable."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+
+    @property
+    def folder(self) -> str | None:
+        """Where values lie that are in no store with an address of its own; None without such."""
+
+    def flows(self) -> list[Row]:
+        """All flows."""
+
+    def runs(self, flow: str) -> list[Row]:
+        """All runs of a flow."""
+
+    def run(self, flow: str, run: str) -> Row | None:
+        """One run."""
+
+    def steps(self, flow: str, run: str) -> list[Row]:
+        """The steps of a run that have begun."""
+
+    def tasks(self, flow: str, run: str, step: str) -> list[Row]:
+        """The tasks of a step."""
+
+    def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
+        """What is said of a task."""
+
+    def metadata_of_run(self, flow: str, run: str) -> list[Row]:
+        """What is said of all tasks of a run."""
+
+    def artifacts(self, flow: str, run: str) -> list[Row]:
+        """The artifacts of all tasks of a run: those of attempts that have ended."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+# ------------------------------------------------------------------ a folder
+
+
+class FolderSource:
+    """A folder `.metaflow`, as the local metadata of Metaflow writes it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.url = f"local@{root}"
+        self.folder: str | None = str(root)
+
+    def flows(self) -> list[Row]:
+        """See Source."""
+        return self._selves((), ids.flow_name)
+
+    def runs(self, flow: str) -> list[Row]:
+        """See Source."""
+        return self._selves((flow,), ids.run_id)
+
+    def run(self, flow: str, run: str) -> Row | None:
+        """See Source."""
+        return _json(self._root / flow / run / "_meta" / "_self.json")
+
+    def steps(self, flow: str, run: str) -> list[Row]:
+        """See Source."""
+        return self._selves((flow, run), ids.step_name)
+
+    def tasks(self, flow: str, run: str, step: str) -> list[Row]:
+        """See Source."""
+        return self._selves((flow, run, step), ids.run_id)
+
+    def _selves(self, place: tuple[str, ...], check: Callable[[str], object]) -> list[Row]:
+        found = []
+        for name in _names(self._root.joinpath(*place)):
+            try:
+                check(name)
+            except InvalidName:
+                continue
+            row = _json(self._root.joinpath(*place, name, "_meta", "_self.json"))
+            if row is not None:
+                found.append(row)
+        return sorted(found, key=_at)
+
+    def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
+        """See Source."""
+        folder = self._root / flow / run / step / task / "_meta"
+        names = (each for each in _names(folder) if each.startswith("sysmeta_"))
+        rows = (_json(folder / name) for name in names)
+        return sorted((row for row in rows if row is not None), key=_at)
+
+    def metadata_of_run(self, flow: str, run: str) -> list[Row]:
+        """See Source."""
+        return [row for place in self._places(flow, run) for row in self.metadata(*place)]
+
+    def artifacts(self, flow: str, run: str) -> list[Row]:
+        """See Source."""
+        return [row for place in self._places(flow, run) for row in self._left(*place)]
+
+    def _places(self, flow: str, run: str) -> Iterator[tuple[str, str, str, str]]:
+        for step in self.steps(flow, run):
+            for task in self.tasks(flow, run, step["step_name"]):
+                yield flow, run, step["step_name"], str(task["task_id"])
+
+    def _left(self, flow: str, run: str, step: str, task: str) -> list[Row]:
+        folder = self._root / flow / run / step / task
+        rows = []
+        known: set[int] = set()
+        for name in _names(folder):
+            attempt = name.removesuffix(".data.json")
+            told = _json(folder / name) if attempt != name and attempt.isdigit() else None
+            if told is None:
+                continue
+            known.add(int(attempt))
+            for artifact, sha in told["objects"].items():
+                info = told["info"].get(artifact, {})
+                rows.append(
+                    {
+                        "step_name": step, "task_id": task, "attempt_id": int(attempt),
+                        "name": artifact, "sha": sha, "ds_type": "local",
+                        "location": f":root:{self._root}", "size": info.get("size"),
+                        "content_type": info.get("encoding", "gzip+pickle-v2"),
+                        "of_type": str(info.get("type", "")),
+                    }
+                )  # fmt: skip
+        if known:
+            return rows
+        # Artifacts that are in S3, of which the folder has records alone.
+        records = (each for each in _names(folder / "_meta") if "_artifact_" in each)
+        found = (_json(folder / "_meta" / each) for each in records)
+        return [row for row in found if row is not None]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(each.name for each in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise MetadataUnavailable(
+            f"Metaflow's records in {folder} cannot be read: {error.strerror}."
+        ) from error
+
+
+def _json(file: Path) -> Row | None:
+    try:
+        found = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):  # one that is being written, or damaged: the others are shown
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _at(row: Row) -> int:
+    return int(row.get("ts_epoch") or 0)
+
+
+# ------------------------------------------------------------------ a service
+
+
+class ServiceSource(Caller):
+    """The routes of Metaflow's metadata service."""
+
+    not_there = "it is no metadata service of Metaflow's"
+    folder: str | None = None
+    registered = ""
+    """What is added to what is asked for, where the service tells of more than is registered."""
+
+    def flows(self) -> list[Row]:
+        """See Source."""
+        return self._list("/flows")
+
+    def runs(self, flow: str) -> list[Row]:
+        """See Source."""
+        found: list[Row] = []
+        path = f"/flows/{_quoted(flow)}/runs"
+        # Services before 2.5 know no pages, and give all.
+        response, rows = self._get(f"{path}?_limit={PAGE}")
+        while True:
+            found += rows or []
+            cursor = response.headers.get("X-Next-Cursor")
+            if not cursor:
+                return found
+            response, rows = self._get(f"{path}?_limit={PAGE}&_cursor={quote(cursor, safe='')}")
+
+    def run(self, flow: str, run: str) -> Row | None:
+        """See Source."""
+        _, found = self._get(f"/flows/{_quoted(flow)}/runs/{_quoted(run)}")
+        return found or None
+
+    def steps(self, flow: str, run: str) -> list[Row]:
+        """See Source."""
+        return self._list(f"{_run(flow, run)}/steps")
+
+    def tasks(self, flow: str, run: str, step: str) -> list[Row]:
+        """See Source."""
+        return self._list(f"{_run(flow, run)}/steps/{_quoted(step)}/tasks")
+
+    def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
+        """See Source."""
+        return self._list(f"{_run(flow, run)}/steps/{_quoted(step)}/tasks/{_quoted(task)}/metadata")
+
+    def metadata_of_run(self, flow: str, run: str) -> list[Row]:
+        """See Source."""
+        return self._list(f"{_run(flow, run)}/metadata")
+
+    def artifacts(self, flow: str, run: str) -> list[Row]:
+        """See Source."""
+        return self._list(f"{_run(flow, run)}/artifacts")
+
+    def _list(self, path: str) -> list[Row]:
+        _, found = self._get(path)
+        return sorted(found, key=_at) if isinstance(found, list) else []
+
+    def _get(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
+        return self.patiently(lambda _: self._got(path))[0]
+
+    def _got(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
+        connection = self._connection()
+        usable = False
+        if self.registered:
+            path += f"{'&' if '?' in path else '?'}{self.registered}"
+        try:
+            connection.request("GET", self._path + path, headers=self._headers)
+            response = connection.getresponse()
+            said = response.read()
+            usable = not response.will_close
+        finally:
+            self._give_back(connection, usable)
+        if response.status == 404:
+            return response, None
+        if response.status != 200:
+            self._turned_down(response, said[:1000])
+        try:
+            return response, json.loads(said)
+        except ValueError as error:
+            raise http.client.HTTPException("its answer is no JSON") from error
+
+
+def _run(flow: str, run: str) -> str:
+    return f"/flows/{_quoted(flow)}/runs/{_quoted(run)}"
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")

@@ -1,0 +1,269 @@
+"""A team's history, made by Metaflow itself, is read by aflow as Metaflow reads it: from the folder
+`.metaflow`, from S3, over Metaflow's metadata service, over aflow's, and from the tables of the
+service in its database. A failed run of it is resumed.
+
+`scripts/peer` installs Metaflow into .peer; without it these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.compat.peer import PEER, call, needs_peer
+from tests.support.postgres import new_schema
+from tests.support.s3 import ACCESS, S3Bucket
+from tests.support.servers import Server
+from tests.support.service import InThread
+
+pytestmark = [needs_peer, pytest.mark.timeout(300)]
+
+READ = Path(__file__).with_name("read_all.py")
+FLOW = """
+import os, sys
+from metaflow import FlowSpec, Parameter, card, catch, current, retry, step
+from metaflow.cards import Markdown
+
+class Shapes(FlowSpec):
+    n = Parameter("n", default=3)
+    constant = 7
+
+    @step
+    def start(self):
+        self.xs = list(range(self.n))
+        self.large = "x" * 300_000
+        self.next(self.left, self.right)
+
+    @card(type="blank")
+    @step
+    def left(self):
+        current.card.append(Markdown("# Left"))
+        print("  indented", flush=True)
+        print("to stderr", file=sys.stderr)
+        self.side = {"left": (1, 2.5, None)}
+        self.next(self.body, foreach="xs")
+
+    @retry(times=1, minutes_between_retries=0)
+    @step
+    def body(self):
+        if self.input == 1 and current.retry_count == 0:
+            raise ValueError("once")
+        self.inner = ["a", "b"]
+        self.next(self.nested, foreach="inner")
+
+    @step
+    def nested(self):
+        self.y = f"{self.foreach_stack()[0][0]}{self.index}"
+        self.next(self.inside)
+
+    @step
+    def inside(self, inputs):
+        self.ys = [each.y for each in inputs]
+        self.merge_artifacts(inputs, include=["side"])
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.all = [each.ys for each in inputs]
+        self.merge_artifacts(inputs, include=["side"])
+        self.next(self.both)
+
+    @step
+    def right(self):
+        self.side = "right"
+        self.next(self.both)
+
+    @step
+    def both(self, inputs):
+        self.all, self.side = inputs.join.all, inputs.join.side
+        self.next(self.end)
+
+    @step
+    def end(self):
+        if self.n == 2 and not os.path.exists("mended"):
+            raise KeyError("at the end")
+        print("ended", self.all, self.n, self.constant)
+
+if __name__ == "__main__":
+    Shapes()
+"""
+
+
+class Team:
+    """A folder in which both are used, with these settings for both."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.settings = {
+            f"{prefix}_{name}": value
+            for prefix in ("METAFLOW", "AFLOW")
+            for name, value in {
+                "CLIENT_CACHE_PATH": str(folder / "cache"), "HOME": str(folder), **settings,
+            }.items()
+        }  # fmt: skip
+        (folder / "flow.py").write_text(FLOW)
+
+    def theirs(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """A command of Metaflow's Python."""
+        return call(self.folder, PEER, *words, **self.settings, **ACCESS)
+
+    def ours(self, *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        """A command of ours."""
+        return call(self.folder, sys.executable, *words, **{**self.settings, **ACCESS, **more})
+
+    def history(self) -> list[str]:
+        """The runs that Metaflow makes: one that succeeds, one that fails."""
+        runs = []
+        for words in (("--n", "1"), ("--n", "2")):
+            self.theirs("flow.py", "--no-pylint", "run", "--run-id-file", "id", *words)
+            runs.append((self.folder / "id").read_text())
+        return runs
+
+    def check(self, runs: list[str], **more: str) -> None:
+        """Both say the same of the runs."""
+        for run in runs:
+            theirs = self.theirs(READ, f"Shapes/{run}")
+            ours = self.ours(READ, f"Shapes/{run}", **more)
+            assert 0 == ours.returncode, ours.stderr
+            expected, found = json.loads(theirs.stdout), json.loads(ours.stdout)
+            for name, task in expected.pop("tasks").items():
+                assert task == found["tasks"].pop(name), name
+            assert {} == found.pop("tasks")
+            assert expected == found
+
+    def check_resumed(self, failed: str) -> None:
+        """The failed run goes on with aflow where it has failed."""
+        (self.folder / "mended").touch()
+        resumed = self.ours("-m", "aflow", "resume", "flow.py", "--origin-run-id", failed)
+        assert 0 == resumed.returncode, resumed.stdout + resumed.stderr
+        assert "ended [['00', '01'], ['10', '11']] 2 7" in resumed.stdout
+        assert ["end"] == sorted(
+            {line.split("/")[1] for line in resumed.stdout.splitlines() if "is starting" in line}
+        )
+        again = self.ours("-m", "aflow", "resume", "flow.py", "body", "--origin-run-id", failed)
+        assert "ended [['00', '01'], ['10', '11']] 2 7" in again.stdout, again.stderr
+
+
+def test_the_folder_of_metaflow_is_read_and_its_run_resumed(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    good, failed = runs = team.history()
+
+    assert team.ours("-m", "aflow", "runs").stdout.count("Shapes/") == 2
+    team.check(runs)
+    assert not (tmp_path / ".aflow").exists(), "reading writes nothing"
+    status = team.ours("-m", "aflow", "status").stdout
+    assert f"Shapes  {failed}" in status
+    dumped = team.ours("-m", "aflow", "dump", f"Shapes/{good}/join", "--include", "all")
+    assert "[['00', '01']]" in dumped.stdout
+    assert (
+        "KeyError: 'at the end'" in team.ours("-m", "aflow", "logs", f"Shapes/{failed}/end").stdout
+    )
+    card = team.ours("-m", "aflow", "card", "get", f"Shapes/{good}/left")
+    assert "Left" in card.stdout, card.stderr
+    refused = team.ours("-m", "aflow", "dump", f"Shapes/{good}0")
+    assert 1 == refused.returncode
+    tagged = team.ours(
+        "-c", f"import aflow; aflow.namespace(None); aflow.Run('Shapes/{good}').add_tag('x')"
+    )
+    assert "never changed" in tagged.stderr
+    team.check_resumed(failed)
+    listed = team.ours("-m", "aflow", "runs").stdout
+    assert [1, 1, 4] == [listed.count(good), listed.count(failed), listed.count("Shapes/")]
+    assert 2 == team.ours("-m", "aflow", "runs", AFLOW_HISTORY="none").stdout.count("succeeded")
+
+
+def in_s3(bucket: S3Bucket) -> dict[str, str]:
+    """The settings of a datastore in the bucket."""
+    return {
+        "DEFAULT_DATASTORE": "s3",
+        "DATASTORE_SYSROOT_S3": f"s3://{bucket.name}/a/prefix",
+        "S3_ENDPOINT_URL": bucket.endpoint,
+    }
+
+
+def test_runs_that_are_registered_in_a_service_are_read_and_resumed(
+    s3_bucket: S3Bucket, postgres_server: Server, tmp_path: Path
+) -> None:
+    database = f"sqlite:///{tmp_path}/service.db"
+    theirs = InThread(database, own=False)
+    where = {"DEFAULT_METADATA": "service", "SERVICE_URL": theirs.url}
+    team = Team(tmp_path, **where, **in_s3(s3_bucket))
+    runs = team.history()
+    team.check(runs)
+    ours = InThread(database)
+    team.check(runs, AFLOW_SERVICE_URL=ours.url)
+    tables = Tables(new_schema(postgres_server))
+    tables.fill(ours.url)
+    team.check(runs, AFLOW_DEFAULT_METADATA=tables.url)
+
+    team.check_resumed(runs[1])
+    listed = team.ours("-m", "aflow", "runs").stdout
+    theirs.stop()
+    ours.stop()
+
+    assert 4 == listed.count("Shapes/"), listed
+
+
+class Tables:
+    """The tables of Metaflow's service, in a schema of their own."""
+
+    COLUMNS = {
+        "flows_v3": "flow_id text, ",
+        "runs_v3": "flow_id text, run_number bigint, run_id text, last_heartbeat_ts bigint, ",
+        "steps_v3": "flow_id text, run_number bigint, run_id text, step_name text, ",
+        "tasks_v3": "flow_id text, run_number bigint, run_id text, step_name text, task_id bigint, "
+        "task_name text, last_heartbeat_ts bigint, ",
+        "metadata_v3": "flow_id text, run_number bigint, run_id text, step_name text, "
+        "task_id bigint, task_name text, field_name text, value text, type text, ",
+        "artifact_v3": "flow_id text, run_number bigint, run_id text, step_name text, "
+        "task_id bigint, task_name text, name text, location text, ds_type text, sha text, "
+        "type text, content_type text, attempt_id smallint, ",
+    }
+    ALL = "user_name text, ts_epoch bigint, tags jsonb, system_tags jsonb"
+
+    def __init__(self, url: str) -> None:
+        import psycopg
+
+        self.url = url
+        self._connection = psycopg.connect(url.partition("?")[0], autocommit=True)
+        self._connection.execute("DROP SCHEMA IF EXISTS metaflow CASCADE")
+        self._connection.execute("CREATE SCHEMA metaflow")
+        for table, columns in self.COLUMNS.items():
+            self._connection.execute(
+                f"CREATE TABLE metaflow.{table} ({columns}{self.ALL})".encode()
+            )
+
+    def fill(self, service: str) -> None:
+        """Put what a service tells into the tables."""
+
+        def got(path: str) -> Any:
+            with urllib.request.urlopen(f"{service}{path}") as answer:
+                return json.load(answer)
+
+        flow = "/flows/Shapes"
+        self._put("flows_v3", got("/flows?_registered=1"))
+        for run in got(f"{flow}/runs"):
+            path = f"{flow}/runs/{run['run_number']}"
+            self._put("runs_v3", [run])
+            steps = got(f"{path}/steps")
+            self._put("steps_v3", steps)
+            for step in steps:
+                self._put("tasks_v3", got(f"{path}/steps/{step['step_name']}/tasks"))
+            self._put("metadata_v3", got(f"{path}/metadata"))
+            self._put("artifact_v3", got(f"{path}/artifacts"))
+        self._connection.close()
+
+    def _put(self, table: str, rows: list[dict[str, Any]]) -> None:
+        names = [each.split()[0] for each in (self.COLUMNS[table] + self.ALL).split(", ")]
+        values = ", ".join(["%s"] * len(names))
+        query = f"INSERT INTO metaflow.{table} ({', '.join(names)}) VALUES ({values})"
+        for row in rows:
+            lists = {name: json.dumps(row[name]) for name in ("tags", "system_tags")}
+            told = {**row, **lists}
+            self._connection.execute(query.encode(), [told.get(name) for name in names])

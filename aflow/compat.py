@@ -22,6 +22,9 @@ from aflow.errors import AflowError
 
 _ROOT = "metaflow"
 METAFLOW_EXIT_ALLOW_RETRY = 203
+NOT_CHOSEN = False  # what stands for a namespace and a place that are those of the settings
+# Libraries that Metaflow brings a copy of: `from metaflow._vendor import click`.
+_VENDORED = ("click", "importlib_metadata", "packaging", "typing_extensions", "yaml")
 
 _EXCEPTIONS = {
     "CommandException": "aflow.errors:InvalidInput",
@@ -193,9 +196,15 @@ MODULES: dict[str, dict[str, str]] = {
         "metaflow_version": "aflow:__version__",
         "profile": "aflow.profiling:profile",
     },
+    "_vendor": {},
     "cards": _CARDS,
+    "cli": {"start": "aflow.programmatic.click_api:start"},
+    "cli_components": {},
+    "cli_components.run_cmds": {"run": "aflow.programmatic.click_api:run"},
     "client": _CLIENT,
-    "client.core": _CLIENT | {name: home for name, home in _EXCEPTIONS.items() if "Not" in name},
+    "client.core": _CLIENT
+    | _same("current_metadata current_namespace", "aflow.compat:NOT_CHOSEN")
+    | {name: home for name, home in _EXCEPTIONS.items() if "Not" in name},
     "datastore": {},
     "datastore.exceptions": {
         "DataException": "aflow.errors:StorageError",
@@ -277,6 +286,10 @@ MODULES: dict[str, dict[str, str]] = {
         "DeployedFlow": "aflow.programmatic.deployer:DeployedFlow",
         "Deployer": "aflow:Deployer",
         "TriggeredRun": "aflow.programmatic.deployer:TriggeredRun",
+    },
+    "runner.click_api": {
+        name: f"aflow.programmatic.click_api:{name}"
+        for name in ("click_to_python_types", "extract_all_params")
     },
     "runner.metaflow_runner": {
         "ExecutingProcess": "aflow.programmatic.executing:ExecutingProcess",
@@ -406,7 +419,11 @@ class _Alias(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         own = self.__name__.removeprefix(_ROOT).removeprefix(".")
+        if own.startswith("_vendor."):
+            return getattr(import_module(own.removeprefix("_vendor.")), name)
         home = MODULES[own].get(name)
+        if own == "_vendor" and name in _VENDORED:
+            return import_module(f"{self.__name__}.{name}")
         if home is not None:
             value = _value(home)
         elif own == "metaflow_config" and name.isupper():
@@ -428,6 +445,8 @@ class _Alias(ModuleType):
 
     def __dir__(self) -> list[str]:
         own = self.__name__.removeprefix(_ROOT).removeprefix(".")
+        if own.startswith("_vendor."):
+            return dir(import_module(own.removeprefix("_vendor.")))
         return sorted({*MODULES[own], *(sys.modules["aflow"].__all__ if own == "" else ())})
 
 
@@ -441,7 +460,9 @@ class _Finder(MetaPathFinder, Loader):
         if fullname != _ROOT and not fullname.startswith(f"{_ROOT}."):
             return None
         own = fullname.removeprefix(_ROOT).removeprefix(".")
-        if own in MODULES:
+        library = own.removeprefix("_vendor.")
+        vendored = library != own and library.partition(".")[0] in _VENDORED
+        if own in MODULES or (vendored and util.find_spec(library) is not None):
             return ModuleSpec(fullname, self, is_package=True)
         raise ModuleNotFoundError(_absent(fullname), name=fullname)
 

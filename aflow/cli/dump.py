@@ -50,7 +50,9 @@ def dump(
         if file is None:
             _show(session, task, artifacts, max_value_size)
         else:
-            values[task.pathspec] = {artifact.id: artifact.data for artifact in artifacts}
+            # Without the flow's name, as programs for Metaflow know it.
+            known = task.pathspec.partition("/")[2]
+            values[known] = {artifact.id: artifact.data for artifact in artifacts}
     if file is not None:
         _write(Path(file), values)
         session.note(f"Artifacts written to {file}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -10,9 +11,11 @@ import click
 from aflow.cli.options import flag, option
 from aflow.cli.session import Session
 from aflow.errors import InvalidInput, NamespaceMismatch, NotFound
+from aflow.version import __version__
 
 if TYPE_CHECKING:
     from aflow.client import Flow, Run
+    from aflow.flow.spec import FlowSpec
 
 _WIDTH = 120  # of the columns of a list
 _GAP = 4
@@ -35,6 +38,7 @@ def tag_commands() -> dict[str, Command]:
         "replace": Command(
             "Remove tags from a run and add others, in one step.",
             [
+                click.Argument(["pair"], nargs=-1, metavar="[OLD NEW]"),
                 *_which_run(),
                 option("--add", "to_add", multiple=True, metavar="TAG", help="A tag to add."),
                 option(
@@ -65,7 +69,7 @@ def _list_parameters() -> list[click.Parameter]:
         flag("--hide-system-tags", help="Only the tags that people gave."),
         flag("--group-by-tag", help="Show which runs have each tag."),
         flag("--group-by-run", help="Show which tags each run has."),
-        flag("--flat", help="One tag a line, nothing else."),
+        flag("--flat", help="One tag a line, nothing else.", hidden=True),
     ]
 
 
@@ -86,12 +90,19 @@ def remove(
 
 def replace(
     session: Session,
+    pair: tuple[str, ...],
     run_id: str | None,
     namespace: str | None,
     to_add: tuple[str, ...],
     to_remove: tuple[str, ...],
 ) -> None:
-    """Take tags from the run and give it others; both have to be named."""
+    """Take tags from the run and give it others; both have to be named: as options, or one tag and
+    the one in its place."""
+    if pair and (len(pair) != 2 or to_add or to_remove):
+        raise InvalidInput(
+            "Give one tag and the one in its place (tag replace OLD NEW), or --remove and --add."
+        )
+    to_remove, to_add = (pair[:1], pair[1:]) if pair else (to_remove, to_add)
     if not to_remove:
         raise InvalidInput("Say which tag to remove: --remove TAG. To add alone: tag add TAG.")
     if not to_add:
@@ -176,10 +187,27 @@ def list_(
         runs = [_run(session, wanted, "")]
     tags, system = _grouped(runs, group_by_tag, group_by_run, hide_system_tags)
     if flat:
+        # Programs for Metaflow read them from stderr, below the line with the version.
+        to_stderr = _is_written_for_metaflow(session.flow)
+        if to_stderr:
+            session.note(f"aflow {__version__} executing tag list")
         for tag in sorted(tag for group in tags.values() for tag in group):
-            click.echo(tag)
+            click.echo(tag, err=to_stderr)
     else:
         _print(tags, system, session, by_tag=group_by_tag)
+
+
+def _is_written_for_metaflow(flow: type[FlowSpec] | None) -> bool:
+    """Whether aflow stands for Metaflow here, and the flow's file has a use for it."""
+    from aflow import compat
+    from aflow.flow.spec import define
+
+    if flow is None or not compat.is_installed():
+        return False
+    try:
+        return b"metaflow" in Path(define(flow).file).read_bytes()
+    except OSError:  # it is in no file
+        return False
 
 
 def _refuse_both(given: dict[str, bool]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -129,11 +129,21 @@ def environment(source: RunSource, view: TaskView) -> dict[str, Any]:
 
 
 def exception(view: TaskView, manifest: Manifest) -> ExceptionWrapper | None:
-    """What the attempt ended with; None if it ended well, or has not ended."""
+    """What the attempt ended with; None if it ended well, was settled, or has not ended."""
     error, attempt = manifest.error, view.attempt
     if error is not None:
-        module, kind = error.get("module") or "builtins", error["type"]
-        return ExceptionWrapper(f"{module}.{kind}", error["message"], error["traceback"])
+        return None if error.get("caught") else _record(error)
     if attempt is None or not attempt.reason:
         return None
     return ExceptionWrapper(attempt.state.value, attempt.reason, attempt.reason)
+
+
+def caught(manifest: Manifest) -> ExceptionWrapper | None:
+    """What @catch has settled."""
+    error = manifest.error
+    return _record(error) if error is not None and error.get("caught") else None
+
+
+def _record(error: Mapping[str, Any]) -> ExceptionWrapper:
+    module, kind = error.get("module") or "builtins", error["type"]
+    return ExceptionWrapper(f"{module}.{kind}", error["message"], error["traceback"])

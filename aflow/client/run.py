@@ -156,8 +156,11 @@ class Run(PartOfRun):
 
     def replace_tags(self, tags_to_remove: Tags, tags_to_add: Tags) -> None:
         """Take tags away, then give others, in one step: all of it is done, or nothing. Raises as
-        `add_tags` and `remove_tags` do."""
-        self._source.change_tags(_listed(tags_to_add), _listed(tags_to_remove))
+        `add_tags` and `remove_tags` do, InvalidInput where there is no tag at all."""
+        add, remove = _listed(tags_to_add), _listed(tags_to_remove)
+        if not add and not remove:
+            raise InvalidInput("Say which tags to add or to remove: there are none in the lists.")
+        self._source.change_tags(add, remove)
 
 
 def _listed(tags: object) -> list[str]:

@@ -132,9 +132,14 @@ class Task(PartOfRun):
 
     @property
     def exception(self) -> ExceptionWrapper | None:
-        """What the attempt ended with, also if @catch has settled it: type, message, traceback.
-        Where its process was lost or stopped, the type is the attempt's state."""
+        """What the attempt has failed with: type, message, traceback. Where its process was lost or
+        stopped, the type is the attempt's state. None where @catch has settled it: see `caught`."""
         return facts.exception(self._now, self._manifest)
+
+    @property
+    def caught(self) -> ExceptionWrapper | None:
+        """The exception that @catch has settled; None where there was none."""
+        return facts.caught(self._manifest)
 
     @property
     def created_at(self) -> datetime:

@@ -54,6 +54,18 @@ class ExceptionWrapper(Exception):
     def __reduce__(self) -> tuple[type[ExceptionWrapper], tuple[object, ...]]:
         return ExceptionWrapper, (self.type, self.message, self.traceback, self._pickled)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ExceptionWrapper):
+            return NotImplemented
+        return self._said == other._said
+
+    def __hash__(self) -> int:
+        return hash(self._said)
+
+    @property
+    def _said(self) -> tuple[str, str, str]:
+        return self.type, self.message, self.traceback
+
     def __repr__(self) -> str:
         return f"<ExceptionWrapper {self.type}: {self.message}>"
 

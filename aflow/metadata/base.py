@@ -306,8 +306,8 @@ class MetadataStore(Protocol):
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
         """Remove, then add user tags, in one step; the tags that the run has now. Raises
-        InvalidName for a tag that is not allowed, for a system tag, or past the limit; NotFound
-        where there is no such run."""
+        InvalidName for a tag that is not allowed, for a system tag to remove, or past the limit;
+        NotFound where there is no such run."""
 
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
         """Put these logs in the place of those of attempts that are over, in one step, and leave

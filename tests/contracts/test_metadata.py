@@ -500,7 +500,6 @@ def test_tags_are_removed_and_then_added(store: MetadataStore) -> None:
         ([""], [], "not empty"),
         (["fine", "t" * (MAX_TAG_LENGTH + 1)], [], "too long"),
         (["\udc80"], [], "UTF-8"),
-        (["user:ann"], [], "system tag"),
         (["fine"], ["user:ann"], "system tag"),
         ([f"t{number}" for number in range(MAX_TAGS)], [], f"at most {MAX_TAGS} tags"),
     ],

@@ -389,7 +389,7 @@ def test_dump_writes_all_values_to_a_file(ran: tuple[Workspace, str]) -> None:
     values = pickle.loads((flow.path / "out.pickle").read_bytes())
 
     assert (0, "") == (dumped.code, dumped.out)
-    expected = {f"Flow_/{run}/each/{task}": {"names": ["a", "b"]} for task in (2, 3)}
+    expected = {f"{run}/each/{task}": {"names": ["a", "b"]} for task in (2, 3)}
     assert list(expected.items()) == list(values.items())
 
 

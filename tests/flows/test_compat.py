@@ -308,6 +308,63 @@ print("fine")
     assert "fine\n" == in_fresh_python(code, cwd=tmp_path)
 
 
+HELPERS = """
+from metaflow import FlowSpec, step
+from metaflow._vendor import click
+from metaflow._vendor.click import Choice
+from metaflow.cli import start
+from metaflow.cli_components.run_cmds import run
+from metaflow.client import core
+from metaflow.includefile import IncludedFile
+from metaflow.runner.click_api import click_to_python_types, extract_all_params
+
+assert Choice is click.Choice and core.current_namespace is False
+signatures, arguments, options, types, defaults = extract_all_params(run)
+assert arguments == {} and options["tags"].multiple and types["max_workers"] is int
+assert "quiet" in extract_all_params(start)[2]
+assert click_to_python_types[type(click.INT)] is int
+assert click_to_python_types[type(options["tags"].type)] is str
+
+class TheirFlow(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+if __name__ == "__main__":
+    TheirFlow()
+"""
+
+
+def test_what_helpers_of_tests_import_is_there_and_commands_answer_in_metaflows_form(
+    workspace: Workspace,
+) -> None:
+    (workspace.path / "theirs.py").write_text(HELPERS)
+    run = workspace.path / "id"
+    words = ("run", "--compat", "theirs.py", "--tag", "mine", "--run-id-file", str(run))
+    assert 0 == program(workspace, *words).code
+
+    def tag(*rest: str) -> Ran:
+        name = ("--run-id", run.read_text())
+        return program(workspace, "--compat", "theirs.py", "tag", *rest, *name)
+
+    listed = tag("list", "--flat")
+    assert "" == listed.out
+    system = {line for line in listed.err.splitlines()[1:] if line != "mine"}
+    assert {"user", "runtime", "python_version", "aflow_version"} == {
+        line.partition(":")[0] for line in system
+    }
+    assert 0 == tag("add", "more", *system).code
+    assert 2 == tag("remove", "more", *system).code
+    assert 0 == tag("replace", "more", "other").code
+    assert ["mine", "other"] == tag("list", "--flat", "--hide-system-tags").err.splitlines()[1:]
+    half = tag("replace", "other")
+    assert (2, True) == (half.code, "tag replace OLD NEW" in half.err)
+
+
 def in_fresh_python(code: str, cwd: Path | None = None) -> str:
     """What a fresh interpreter prints that runs the code."""
     done = subprocess.run(

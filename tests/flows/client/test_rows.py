@@ -147,9 +147,12 @@ def test_tags_are_changed_one_by_one_and_many_at_once(run: client.Run) -> None:
     run.replace_tag("z", "w")
     run.replace_tags(["w"], ["one"])
     assert {"one"} == tags()
-    for wrong in ("", "x" * 501, "user:tester"):
+    run.add_tags(["user:tester"])  # it has that as a tag of the system
+    for wrong in ("", "x" * 501, [], 4):
         with pytest.raises(AflowError):
             run.add_tag(wrong)
+    with pytest.raises(AflowError, match="is a system tag"):
+        run.remove_tags(["one", "user:tester"])
     assert {"one"} == tags()
 
 
@@ -229,8 +232,9 @@ def test_an_artifact(run: client.Run) -> None:
 def test_what_was_caught_is_told_and_is_an_artifact(run: client.Run) -> None:
     task = run["caught"].task
     assert (False, True) == (task.successful, run.successful)
-    assert "division by zero" in str(task.exception)
-    assert "division by zero" in str(task.data.bad)
+    assert task.exception is None
+    assert "division by zero" in str(task.caught)
+    assert task.caught.type == task.data.bad.type == "builtins.ZeroDivisionError"
 
 
 def test_namespaces_hide_what_is_not_in_them(run: client.Run) -> None:

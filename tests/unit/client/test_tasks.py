@@ -171,7 +171,8 @@ def test_a_task_of_a_listing_is_watched_as_well(records: Records) -> None:
 
 
 def test_an_earlier_attempt_is_shown_if_asked_for(records: Records) -> None:
-    recorded = records.run().task(1, "start", error=ERROR, state=AttemptState.FAILED)
+    failed = ERROR | {"caught": False}
+    recorded = records.run().task(1, "start", error=failed, state=AttemptState.FAILED)
     recorded.attempt(1, 1).commit()
 
     first, latest = Task("Flow/1/start/1", attempt=0), Task("Flow/1/start/1")
@@ -196,12 +197,17 @@ def test_what_counts_no_attempt_is_refused(attempt: Any) -> None:
         Task("Flow/1/start/1", attempt=attempt)
 
 
-def test_the_exception_is_told_also_where_it_was_caught(records: Records) -> None:
-    records.run().task(1, "start", error=ERROR).commit()
-    exception = Task("Flow/1/start/1").exception
+def test_the_exception_is_told_and_apart_from_it_one_that_was_caught(records: Records) -> None:
+    failed = ERROR | {"caught": False}
+    records.run().task(1, "start", error=ERROR).task(2, "start", error=failed).commit()
+    settled, unsettled = Task("Flow/1/start/1"), Task("Flow/1/start/2")
+    exception = unsettled.exception
 
     assert ("builtins.ValueError", "no good") == (exception.type, exception.message)
     assert ERROR["traceback"] == str(exception)
+    assert (None, exception) == (settled.exception, settled.caught)
+    assert (exception, None) == (unsettled.exception, unsettled.caught)
+    assert 1 == len({exception, settled.caught})
 
 
 def test_a_process_that_was_lost_leaves_its_reason_as_the_exception(records: Records) -> None:

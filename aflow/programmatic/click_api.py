@@ -1,0 +1,58 @@
+"""The options of the command line as values: the `click_api` of Metaflow, which tests look into."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from aflow.cli.options import run_options, top_options
+
+
+class _PythonTypes(dict[type[Any], type[Any]]):
+    """The type of Python for each type of click; texts for those that are not known."""
+
+    def __missing__(self, key: type[Any]) -> type[Any]:
+        known = (found for kind, found in self.items() if issubclass(key, kind))
+        return next(known, str)
+
+
+click_to_python_types: Mapping[type[Any], type[Any]] = _PythonTypes(
+    {
+        type(click.STRING): str,
+        type(click.INT): int,
+        click.IntRange: int,
+        type(click.FLOAT): float,
+        click.FloatRange: float,
+        type(click.BOOL): bool,
+        click.Tuple: tuple,
+    }
+)
+
+# What stands before a command, and behind `run`.
+start = click.Group("start", params=[*top_options()])
+run = click.Command("run", params=[*run_options()])
+
+
+def extract_all_params(
+    cmd_obj: click.Command,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The parameters of a command: their signatures, its arguments, its options, and the types and
+    the defaults, all by name."""
+    signatures: dict[str, inspect.Parameter] = {}
+    arguments: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    types: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+    for each in cmd_obj.params:
+        name = each.name or ""
+        is_argument = isinstance(each, click.Argument)
+        (arguments if is_argument else options)[name] = each
+        types[name] = click_to_python_types[type(each.type)]
+        defaults[name] = each.default
+        kind = inspect.Parameter.POSITIONAL_ONLY if is_argument else inspect.Parameter.KEYWORD_ONLY
+        signatures[name] = inspect.Parameter(name, kind, default=each.default)
+    ordered = sorted(signatures.items(), key=lambda pair: pair[1].kind)
+    return dict(ordered), arguments, options, types, defaults

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.environment import environment
     from aflow.flow.decorators.packages import conda, pypi
     from aflow.flow.decorators.parallel import parallel, pytorch_parallel
+    from aflow.flow.decorators.process import process
     from aflow.flow.decorators.resources import resources
     from aflow.flow.decorators.retry import retry
     from aflow.flow.decorators.secrets import secrets
@@ -148,6 +149,7 @@ __all__ = [
     "parallel",
     "parallel_imap_unordered",
     "parallel_map",
+    "process",
     "profile",
     "project",
     "pypi",
@@ -190,6 +192,7 @@ _HOMES = {
     "aflow.flow.decorators.environment": "environment",
     "aflow.flow.decorators.packages": "conda pypi",
     "aflow.flow.decorators.parallel": "parallel pytorch_parallel",
+    "aflow.flow.decorators.process": "process",
     "aflow.flow.decorators.resources": "resources",
     "aflow.flow.decorators.retry": "retry",
     "aflow.flow.decorators.secrets": "secrets",

@@ -37,6 +37,7 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 
 Durability = Literal["power", "process"]
 Isolation = Literal["task", "worker"]
+ProcessStart = Literal["fresh", "fork"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Settings:
     namespace: str | None = None
     default_decospecs: tuple[str, ...] = ()
     isolation: Isolation = "task"
+    process: ProcessStart = "fresh"
     debug: bool = False
     no_color: bool = False
     ui_url: str | None = None
@@ -251,6 +253,7 @@ class RunOptions:
     max_num_splits: int = 100
     max_log_size: int = 10 << 20
     isolation: Isolation = "task"
+    process: ProcessStart = "fresh"
     fail_fast: bool = False
     retry_wait: float | None = None
     debug_step: str | None = None
@@ -530,6 +533,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "namespace": (("NAMESPACE",), _text),
     "default_decospecs": (("DEFAULT_DECOSPECS",), _words),
     "isolation": (("RUN_ISOLATION", "ISOLATION"), _choice("task", "worker")),
+    "process": (("RUN_PROCESS", "PROCESS"), _choice("fresh", "fork")),
     "debug": (("DEBUG",), _flag),
     "no_color": (("NO_COLOR",), _flag),
     "ui_url": (("UI_URL",), _text),

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aflow.clock import SystemClock
 from aflow.config import PACKAGE_SUFFIXES
 from aflow.errors import CodePackageError, StorageError
+from aflow.executors.local.program import is_library, started
 from aflow.flow.custom import FlowMutator, StepMutator
 from aflow.storage.names import MAIN, Program
 
@@ -79,17 +80,30 @@ def members(
     for path in _files_of(root, script, limits):
         if path.endswith(tuple(suffixes)):
             found[os.path.relpath(path, root)] = Path(path)
+    found |= _elsewhere(definition, root, suffixes, limits)
     found.update(_added(definition))
     return dict(sorted(found.items()))
 
 
 def program_of(definition: FlowDefinition) -> Program:
     """The program that the flow belongs to, as it is now."""
+    start, main = started(), getattr(sys.modules[MAIN], "__file__", None)
+    if start is not None and main:
+        return Program.of(main, start.module)
     home = definition.cls.__module__
-    if home != MAIN:
-        return Program.of(definition.file, home)
-    spec = getattr(sys.modules[MAIN], "__spec__", None)
-    return Program.of(definition.file, None if spec is None else spec.name)
+    return Program.of(definition.file, None if home == MAIN else home)
+
+
+def _elsewhere(
+    definition: FlowDefinition, root: str, suffixes: Sequence[str], limits: Limits
+) -> dict[str, Path]:
+    """The files beside the flow, where the program has imported it from another folder."""
+    file, home = os.path.abspath(definition.file), definition.cls.__module__
+    if file.startswith(os.path.join(root, "")) or home == MAIN or is_library(file):
+        return {}
+    folder, name = Program(file, None, home).place
+    beside = [path for path in _files_of(folder, name, limits) if path.endswith(tuple(suffixes))]
+    return {os.path.relpath(path, folder): Path(path) for path in [*beside, file]}
 
 
 def _files_of(root: str, script: str, limits: Limits) -> Iterable[str]:

@@ -169,7 +169,7 @@ def executor_for(
     made: dict[str, Executor] = {}
     if needs_processes(definition, of_step):
         made["local"] = ProcessExecutor(
-            needs_here(definition),
+            needs_here(definition, options.process),
             request_of(definition, options.decospecs, imported_here(), _spun(options)),
             spawn_here,
             clock,
@@ -205,7 +205,7 @@ def _described(
         return Job(
             context,
             request,
-            needs_of(definition),
+            needs_of(definition, options.process),
             None if code is None else code.key,
             "" if code is None else code.script,
             options.isolation,

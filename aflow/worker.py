@@ -148,7 +148,7 @@ class Worker:
             await runtime.stop()
         try:
             async with asyncio.timeout(ENDING):
-                left = [each.lease for each in self._held.values()]
+                left = [each.lease for each in self._held.values()] + self._outbox.take_back()
                 if left:  # one of our parts has failed: others are to have them soon
                     await self._queue.release(left, counted=False)
                 await self._queue.announce(self.id, b"", 0.0)
@@ -481,6 +481,7 @@ class Worker:
                 self._note_away(error)
                 await asyncio.sleep(AWAY)
                 continue
+            self._note_back()
             try:
                 async with asyncio.timeout(ANNOUNCED):
                     await self._declines.wait()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from math import isfinite
 from textwrap import dedent
 from typing import Any, ClassVar
 
@@ -184,11 +186,11 @@ class ProgressBar(Component):
     def render(self) -> str:
         """A bar, with what it counts."""
         unit = escape(f" {self._unit}" if self._unit else "")
-        told = escape(self._metadata or "")
+        told = escape(str(self._metadata or ""))
         return (
-            f'<div class="progress"><span>{escape(self._label or "")}</span>'
-            f'<progress max="{self._max}" value="{self._value}"></progress>'
-            f"<span>{self._value}/{self._max}{unit} {told}</span></div>"
+            f'<div class="progress"><span>{escape(str(self._label or ""))}</span>'
+            f"<progress{_number('max', self._max)}{_number('value', self._value)}></progress>"
+            f"<span>{escape(f'{self._value}/{self._max}')}{unit} {told}</span></div>"
         )
 
 
@@ -281,8 +283,9 @@ class JSONViewer(Component):
 
     def _framed(self, html: str, name: str, kind: str = "json") -> str:
         """The HTML under the title (else under the name), to be opened where that is wanted."""
-        height = escape(self._max_height or "")
-        style = f' style="max-height:{height};overflow:auto"' if height else ""
+        # A length and nothing else: other properties could cover the page.
+        is_length = re.fullmatch(r"\d+(\.\d+)?(px|em|rem|vh|%)?", str(self._max_height or ""))
+        style = f' style="max-height:{self._max_height};overflow:auto"' if is_length else ""
         title = escape(self._title or name)
         if title and self._collapsible:
             html = f"<details open><summary><b>{title}</b></summary>{html}</details>"
@@ -314,16 +317,32 @@ class VegaChart(Component):
             told = "Charts are drawn with vl-convert-python: install aflow-runtime[cards]."
             return f'<p class="note">{told}</p>{JSONViewer(self._spec).render()}'
         schema = str(self._spec.get("$schema", "vega-lite"))
+        # A chart shows the data that it has: what its spec names elsewhere is not fetched.
         if "vega-lite" not in schema:
-            return f'<div class="chart">{vl_convert.vega_to_svg(json.dumps(self._spec))}</div>'
+            return _chart(vl_convert.vega_to_svg(json.dumps(self._spec), allowed_base_urls=[]))
         # A chart that names no size would be as narrow as its bars.
         spec = {**_CHART_SIZE, **self._spec} if "mark" in self._spec else self._spec
         if not isinstance(spec.get("width", 0), int | float | dict):  # "container": of a browser
             spec = {**spec, "width": _CHART_SIZE["width"]}
-        return f'<div class="chart">{vl_convert.vegalite_to_svg(json.dumps(spec))}</div>'
+        return _chart(vl_convert.vegalite_to_svg(json.dumps(spec), allowed_base_urls=[]))
 
 
 # ------------------------------------------------------------ pieces
+
+
+def _chart(svg: str) -> str:
+    """A drawing as a picture: the links and images that data has put into it lead nowhere."""
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<div class="chart"><img src="data:image/svg+xml;base64,{data}" alt="chart"></div>'
+
+
+def _number(name: str, value: Any) -> str:
+    """An attribute of HTML that is a number; none where the value is no number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return ""
+    return f' {name}="{number:g}"' if isfinite(number) else ""
 
 
 def as_component(value: Any) -> Component:

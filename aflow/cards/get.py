@@ -81,7 +81,9 @@ class FoundCard:
         from html import escape
 
         frame = "width:100%;height:40rem;border:0"
-        return f'<iframe style="{frame}" srcdoc="{escape(self.html, quote=True)}"></iframe>'
+        # Without allow-same-origin its scripts cannot reach the notebook that shows it.
+        frame = f'style="{frame}" sandbox="allow-scripts allow-popups"'
+        return f'<iframe {frame} srcdoc="{escape(self.html, quote=True)}"></iframe>'
 
     def __repr__(self) -> str:
         told = f", id={self.id!r}" if self.id else ""

@@ -62,7 +62,7 @@ progress{flex:1;accent-color:var(--hot);height:.7rem}
 .timeline li.warning{border-color:var(--warn)}
 .timeline li.error,.timeline li.critical{border-color:var(--bad)}
 .timeline li.info,.timeline li.primary,.timeline li.tool_call{border-color:var(--hot)}
-.chart svg{background:#fff;border-radius:8px;padding:.5rem}
+.chart img{background:#fff;border-radius:8px;padding:.5rem}
 details ul{list-style:none;padding-left:1.25rem;margin:.2rem 0}
 summary{cursor:pointer}
 .graph text{fill:var(--fg);font:13px system-ui,sans-serif}
@@ -74,8 +74,14 @@ summary{cursor:pointer}
 a{color:var(--hot)}
 """
 
+# Nothing runs in a card and nothing is fetched by it, whatever data it shows.
+_POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; font-src data:; "
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="$policy">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>$title</title><style>$style</style></head>
 <body><main>$body</main></body></html>
@@ -84,7 +90,7 @@ _PAGE = Template("""<!doctype html>
 
 def page(title: str, body: str) -> str:
     """A whole page with this body, which is HTML."""
-    return _PAGE.substitute(title=escape(title), style=_STYLE, body=body)
+    return _PAGE.substitute(title=escape(title), style=_STYLE, body=body, policy=_POLICY)
 
 
 def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:

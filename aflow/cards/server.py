@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 _RUNS = 5  # of each flow
+# Cards of classes that users wrote may have scripts: these run, but as of no site, so that they
+# read no other card, and they reach nothing outside.
+_HEADERS = {
+    "Content-Security-Policy": (
+        "sandbox allow-scripts allow-popups; default-src 'none'; script-src 'unsafe-inline'; "
+        "style-src 'unsafe-inline'; img-src data:; media-src data:; font-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Shown(NamedTuple):
@@ -46,10 +58,14 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
     """The server as an application of aiohttp."""
     from aiohttp import web
 
+    from aflow.service.auth import is_of_another_site, names_this_machine
+
     async def index(request: web.Request) -> web.Response:
         import asyncio
 
-        return html(await asyncio.to_thread(_index, shown, interval))
+        answer = html(await asyncio.to_thread(_index, shown))
+        answer.headers["Refresh"] = str(interval)
+        return answer
 
     async def one(request: web.Request) -> web.Response:
         import asyncio
@@ -60,22 +76,34 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
         return html(found.html)
 
     def html(text: str) -> web.Response:
-        return web.Response(text=text, content_type="text/html")
+        return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 
-    app = web.Application()
+    @web.middleware
+    async def only_from_here(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        # A page that the user visits may have the browser ask, under a name of its own as well.
+        # Following a link from elsewhere reads nothing, and is not refused.
+        if not names_this_machine(request):
+            raise web.HTTPMisdirectedRequest(text="Ask for 127.0.0.1 or localhost.")
+        visits = request.headers.get("Sec-Fetch-Mode") == "navigate"
+        if is_of_another_site(request) and not (visits and "Origin" not in request.headers):
+            raise web.HTTPForbidden(text="Cards are not shown to other sites.")
+        return await handler(request)
+
+    app = web.Application(middlewares=[only_from_here])
     app.add_routes([web.get("/", index), web.get("/card/{path:.+}", one)])
     return app
 
 
-def _index(shown: Shown, interval: int) -> str:
+def _index(shown: Shown) -> str:
     lines = [
         f'<li><a href="/card/{escape(each.pathspec)}/{each.hash}">{escape(each.pathspec)}</a> '
         f'<span class="type">{escape(each.type)} {escape(each.id or "")}</span></li>'
         for each in islice(_cards(shown), shown.limit)
     ]
     body = f"<ul>{''.join(lines)}</ul>" if lines else "<p>No cards yet.</p>"
-    again = f"<script>setTimeout(()=>location.reload(),{interval * 1000})</script>"
-    return page("Cards", f"<header><h1>Cards</h1></header>{body}{again}")
+    return page("Cards", f"<header><h1>Cards</h1></header>{body}")
 
 
 def _cards(shown: Shown) -> Iterator[FoundCard]:

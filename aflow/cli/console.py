@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from aflow.cli.output import Output
-from aflow.cli.problems import show
+from aflow.cli.problems import printable, show
 from aflow.runs.notices import (
     LogLine,
     Notice,
@@ -154,7 +154,11 @@ class Console:
         self._end_piece()
         if int(at) != self._second:
             self._begin_second(int(at))
-        body = (self._bad if bad else self._bold) + text.encode("utf-8", "replace") + self._reset
+        body = (
+            (self._bad if bad else self._bold)
+            + printable(text).encode("utf-8", "replace")
+            + self._reset
+        )
         milliseconds = _MILLISECONDS[int(at % 1 * 1000)]
         self._output.add(self._stamp + milliseconds + self._head + body + b"\n")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.options import flag, option
+from aflow.cli.problems import printable
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
 from aflow.errors import StorageError
@@ -77,7 +78,7 @@ def _show(session: Session, task: Task, artifacts: list[DataArtifact], max_value
         if artifact.size > max_value_size:
             click.echo(f"{facts} < artifact too large >" if max_value_size else artifact.id)
         else:
-            click.echo(f"{facts} = {artifact.data!r}")
+            click.echo(printable(f"{facts} = {artifact.data!r}"))
 
 
 def _write(file: Path, values: dict[str, dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow.cli.problems import printable
 from aflow.cli.selection import pathspec, pathspec_argument
 from aflow.cli.session import Session
 from aflow.errors import NotFound
@@ -44,7 +45,7 @@ def explain(session: Session, path: str) -> None:
     if not found:
         raise NotFound(f"There is no task {spec} in {settings.metadata_url}.")
     for line in _grouped((each.step, each.pathspec, each.text) for each in found):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def dry_run(definition: FlowDefinition, options: RunOptions, settings: Settings) -> None:
@@ -65,7 +66,7 @@ def dry_run(definition: FlowDefinition, options: RunOptions, settings: Settings)
         forecasts = [*dry.forecasts()]
     lines = ((each.step, _named(each.step, each.position), each.text) for each in forecasts)
     for line in _grouped(lines):
-        click.echo(line)
+        click.echo(printable(line))
     for step in dry.unforeseen(each.step for each in forecasts):
         click.echo(f"{step} depends on the results of those that would run")
 

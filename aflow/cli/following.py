@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -10,8 +11,9 @@ from urllib.parse import urlencode
 import click
 
 from aflow.cli.asking import events
+from aflow.cli.problems import printable
 from aflow.ids import Pathspec
-from aflow.standard_streams import binary, flush
+from aflow.standard_streams import binary, flush, is_terminal
 
 if TYPE_CHECKING:
     from aflow.config import Settings
@@ -68,11 +70,17 @@ def follow_there(
     return 0
 
 
+_NO_COLOURS = re.compile(rb"\x1b(?!\[[0-9;:]*m)")
+
+
 def _print(run: str, step: str, task: int, at: float, stream: str, text: bytes) -> None:
     """A line as `aflow run` prints it, where its task printed it to."""
     when = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     out = sys.stdout if stream == "stdout" else sys.stderr
     head = f"{when} [{run}/{step}/{task}] ".encode()
+    if is_terminal(out):  # colours are the task's own; all else may come from anybody's run
+        text = _NO_COLOURS.sub(lambda found: found[0].replace(b"\x1b", b"\\x1b"), text)
+        text = text.replace(b"\x07", b"\\x07")
     flush(out)
     raw = binary(out)
     raw.write(head + text + b"\n")
@@ -80,5 +88,5 @@ def _print(run: str, step: str, task: int, at: float, stream: str, text: bytes) 
 
 
 def _ended(name: str, state: str, reason: str) -> int:
-    click.echo(f"{name} has {state}. {reason}".strip(), err=True)
+    click.echo(printable(f"{name} has {state}. {reason}".strip()), err=True)
     return 0 if state == "succeeded" else 1

@@ -12,13 +12,20 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from aflow.errors import FlowFileError
-from aflow.executors.local.program import Started, note_start, program_in, run_as_main
+from aflow.executors.local.program import (
+    Started,
+    note_start,
+    package_of,
+    program_in,
+    run_as_main,
+)
 from aflow.executors.local.start import environment_at_start
 
 if TYPE_CHECKING:
@@ -28,6 +35,7 @@ _TARGET = re.compile(r"(?P<path>.+\.py)(:(?P<name>\w+))?\Z", re.DOTALL)
 
 _loading = False
 _asked_for: str | None = None  # the name of the only flow that may begin, where one was asked for
+_root: str | None = None  # the folder of the package that the file is a module of
 _begun = False  # a flow of the file that we run has been called
 _before: frozenset[str] = frozenset()  # the modules that were there before the file was run
 
@@ -50,7 +58,7 @@ def is_called(flow: type[FlowSpec], argv: Sequence[str], folder: str | None) -> 
         spec = getattr(main, "__spec__", None)
         names = [each for each in [*sys.modules] if each not in _before]
         module = None if spec is None else spec.name
-        note_start(Started([*argv], module, folder, environment_at_start(), names))
+        note_start(Started([*argv], module, folder, environment_at_start(), names, _root))
     return True
 
 
@@ -61,7 +69,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     Raises FlowFileError where there is no such file, it fails before it has called its flow, or it
     is not clear which flow is meant; and whatever the file raises after that.
     """
-    global _asked_for, _before
+    global _asked_for, _before, _root
     match = _TARGET.match(target)
     if match is None:
         raise FlowFileError(f"{target!r} is no flow file: give path/to/flow.py or flow.py:Name.")
@@ -73,9 +81,10 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     file = os.path.join(os.getcwd(), match["path"])
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
     argv, folder = [match["path"], *words], os.getcwd()
+    _root, name = package_of(file) or (None, None)
     try:
         with _faults_named(Path(file)):
-            module = run_as_main(file, argv, [*rest])
+            module = run_as_main(file, argv, [*rest], name, root=_root)
     except Exception as error:
         if not _begun:
             raise
@@ -83,7 +92,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
         sys.exit(1)
     flow = _choose(module, path, match["name"])
     names = [each for each in [*sys.modules] if each not in _before]
-    note_start(Started(argv, None, folder, environment_at_start(), names))
+    note_start(Started(argv, name, folder, environment_at_start(), names, _root))
     return flow
 
 
@@ -152,11 +161,17 @@ def _import(path: Path, shown: Path, name: str) -> ModuleType:
         raise FlowFileError(
             f"{shown} has the name of a module that is in use ({name!r}): rename the file."
         )
+    root, full = package_of(str(path)) or (str(path.parent), name)
+    sys.path.insert(0, root)
     module = ModuleType(name)
     loader = SourceFileLoader(name, str(path))
     module.__loader__ = loader
     module.__file__ = str(path)
-    sys.path.insert(0, str(path.parent))
+    if full != name:
+        # Its package is imported, and it is known by its short name as well.
+        module.__package__ = full.rpartition(".")[0]
+        with _faults_named(path):
+            import_module(module.__package__)
     sys.modules[name] = module
     try:
         _execute(loader, module, path)

@@ -68,6 +68,10 @@ OTHERS = {
     "gc": ("Delete old runs, and what nothing refers to any more.", "aflow.cli.gc:gc"),
     "adopt": ("Go on with a run whose coordinator has died.", "aflow.cli.adopt:adopt"),
     "worker": ("Take tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
+    "queue": (
+        "What waits in a queue, for which workers, and what was buried.",
+        "aflow.cli.queue:queue",
+    ),
     "configure": (
         "Say where data and metadata are: for this user, in profiles.",
         "aflow.cli.configure:configure",

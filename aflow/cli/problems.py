@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
@@ -59,9 +60,21 @@ def leave(code: int) -> NoReturn:
     raise Leave(code)
 
 
+# Controls, which terminals obey (escapes set titles, clipboards and lines above), and marks that
+# turn the direction of a text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """A text of tags, messages or servers as a terminal may have it: controls are spelt out
+    (`\\x1b`), but for tabs and, with `lines`, ends of lines."""
+    text = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text if lines else text.replace("\n", "\\n")
+
+
 def show(headline: str, message: str) -> None:
     """Write an error on stderr in the layout that users of Metaflow know."""
-    lines = "\n".join(f"    {line}".rstrip() for line in message.splitlines())
+    lines = "\n".join(f"    {line}".rstrip() for line in printable(message).splitlines())
     color = _wishes().color
     click.secho(f"    {headline}:", fg="red", bold=True, err=True, color=color)
     click.secho(lines, fg="red", err=True, color=color)

@@ -15,6 +15,8 @@ from aflow.cli.session import Session
 from aflow.config import FOLDER, RunOptions, Settings, without_password
 from aflow.errors import InvalidInput, InvalidName
 from aflow.executors.local import start
+from aflow.executors.local.program import request_of
+from aflow.executors.local.warm import imported_here
 from aflow.flow.names import did_you_mean
 from aflow.ids import PARAMETERS_STEP
 from aflow.runs.flow_values import parameter_values
@@ -38,8 +40,22 @@ def check(session: Session, warnings: bool) -> None:
     _banner(session, definition, settings)
     wanted = session.wants_code_check
     with CodeCheck(definition.file, wanted=wanted, warnings=warnings) as code:
-        check_graph(_with(definition, _decospecs(session, settings)), session.note)
+        decospecs = _decospecs(session, settings)
+        check_graph(_with(definition, decospecs), session.note)
         code.finish(session.note)
+    _note_cold(session, definition, decospecs)
+
+
+def _note_cold(session: Session, definition: FlowDefinition, decospecs: Sequence[str]) -> None:
+    """Say it where tasks would import by themselves what the flow's file imports."""
+    imported = imported_here()
+    if imported is None:
+        return
+    from aflow.executors.local.link import check_warm  # runs import it later
+
+    note = check_warm(start.spawn_here(), request_of(definition, decospecs, imported))
+    if note is not None:
+        session.note(note)
 
 
 def run(
@@ -50,6 +66,7 @@ def run(
     max_num_splits: int | None,
     max_log_size: int | None,
     isolation: str | None,
+    process: str | None,
     executor: str | None,
     queue: str | None,
     runner_attribute_file: str | None,
@@ -67,6 +84,7 @@ def run(
         max_num_splits=max_num_splits,
         max_log_size=max_log_size,
         isolation=isolation,
+        process=process,
         executor=executor,
         queue=queue,
     )
@@ -249,6 +267,7 @@ def _options(
         max_num_splits=settings.max_num_splits,
         max_log_size=settings.max_log_size << 20,
         isolation=settings.isolation,
+        process=settings.process,
         fail_fast=fail_fast,
         retry_wait=settings.retry_wait,
         decospecs=decospecs,

@@ -12,6 +12,7 @@ import click
 from aflow.cli import tables
 from aflow.cli.asking import ask, server_option
 from aflow.cli.options import option
+from aflow.cli.problems import printable
 from aflow.errors import InvalidInput
 
 _HELP = """Have a server (aflow server) run flows when their @schedule says so.
@@ -111,7 +112,7 @@ def _create(
         "run": send(server, definition, parameters, tags, max_workers),
     }
     told = ask(server, "PUT", _path(name or definition.name), json.dumps(wanted).encode())
-    click.echo(f"{told['name']} runs {told['flow']} next at {_when(told['next'])}.")
+    click.echo(printable(f"{told['name']} runs {told['flow']} next at {_when(told['next'])}."))
 
 
 def _list(server: str) -> None:

@@ -10,6 +10,7 @@ import click
 from aflow.cli import tables
 from aflow.cli.asking import of_a_server
 from aflow.cli.options import Command
+from aflow.cli.problems import printable
 from aflow.clock import SystemClock
 from aflow.config import Settings
 from aflow.metadata.failures import failed_task, why
@@ -66,7 +67,7 @@ def _show(settings: Settings, metadata: MetadataStore) -> None:
         if lines:
             click.echo(f"\n{title}")
             for line in lines:
-                click.echo(f"  {line}")
+                click.echo(f"  {printable(line)}")
 
 
 def _latest_runs(metadata: MetadataStore) -> list[RunRecord]:

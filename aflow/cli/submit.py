@@ -79,7 +79,7 @@ def send(
     kept = ask(server, "POST", "/v1/packages", package.pack(files), "application/x-tar")
     return {
         "package": kept["package"],
-        "script": definition.file.rpartition("/")[2],
+        "script": package.program_of(definition).place[1],
         "flow": definition.name,
         "parameters": parameters,
         "tags": list(tags),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow.cli.problems import printable
 from aflow.clock import duration
 from aflow.runs.liveness import is_left
 from aflow.standard_streams import is_terminal
@@ -23,6 +24,7 @@ def show(
     head: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str] = _COLOURS
 ) -> None:
     """Write the table to stdout. On a terminal the last column is folded if need be."""
+    rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     if not is_terminal(sys.stdout):
         for line in table([head, *rows]):
             click.echo(line)
@@ -42,6 +44,7 @@ def show(
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The rows as lines, each column as wide as its widest cell."""
+    rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from aflow.cli.options import flag, option
+from aflow.cli.problems import printable
 from aflow.cli.session import Session
 from aflow.errors import InvalidInput, NamespaceMismatch, NotFound
 from aflow.version import __version__
@@ -192,7 +193,7 @@ def list_(
         if to_stderr:
             session.note(f"aflow {__version__} executing tag list")
         for tag in sorted(tag for group in tags.values() for tag in group):
-            click.echo(tag, err=to_stderr)
+            click.echo(printable(tag), err=to_stderr)
     else:
         _print(tags, system, session, by_tag=group_by_tag)
 
@@ -247,6 +248,7 @@ def _grouped(
 
 def _print(tags: Groups, system: Groups, session: Session, by_tag: bool = False) -> None:
     """All groups in order; with --quiet one line each, for programs."""
+    tags, system = _spelt_out(tags), _spelt_out(system)
     if session.top.get("quiet"):
         for group in sorted(tags):
             click.echo(" ; ".join(_fields(group, tags[group], system.get(group), by_tag)))
@@ -262,6 +264,11 @@ def _print(tags: Groups, system: Groups, session: Session, by_tag: bool = False)
         for line in _columns(sorted(tags[group]), bold):
             click.echo(line)
         click.echo()
+
+
+def _spelt_out(groups: Groups) -> Groups:
+    """The same for a terminal: tags may hold anything."""
+    return {printable(group): frozenset(map(printable, words)) for group, words in groups.items()}
 
 
 def _fields(

@@ -72,7 +72,7 @@ class Deployer:
         of EC2 machines. Raises InvalidInput for a flow that cannot be deployed."""
         files = package.members(self._definition, self._settings.package_suffixes)
         data = package.pack(files)
-        script = self._definition.file.rpartition("/")[2]
+        script = package.program_of(self._definition).place[1]
         code = Package(digest_of([data], len(data)), script, len(data))
         token = checked_token(token) if token else f"{self.name}-0-none"
         return self._planned(self._aws.account, code, token).definition

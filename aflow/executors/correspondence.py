@@ -107,6 +107,10 @@ class Correspondence(Generic[R]):
         if owner in self.away:
             self._cancelled.add(owner)
 
+    def is_wanted(self, owner: Owner) -> bool:
+        """Whether the attempt is away, and we have not asked for its end."""
+        return owner in self.away and owner not in self._cancelled
+
     # ------------------------------------------------------------ letters
 
     def hear(self, letter: ReportsLetter, receipt: R) -> None:

@@ -280,7 +280,7 @@ class QueueExecutor:
         await self._patiently(put)
 
     async def _put(self, specs: list[AttemptSpec]) -> None:
-        there = [spec for spec in specs if (spec.task, spec.attempt) in self._mail.away]
+        there = [spec for spec in specs if self._mail.is_wanted((spec.task, spec.attempt))]
         try:
             bodies = await in_thread(lambda: [self._letter(spec) for spec in there])
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
@@ -405,7 +405,7 @@ class QueueExecutor:
         while True:
             await asyncio.sleep(LOOK)
             by_topic: defaultdict[str, dict[str, Owner]] = defaultdict(dict)
-            for owner in self._put_at.keys() & self._mail.away.keys():
+            for owner in filter(self._mail.is_wanted, self._put_at):
                 by_topic[self._topic(self._mail.away[owner].step)][self._id(owner)] = owner
             missing: set[Owner] = set()
             for topic, by_id in by_topic.items():
@@ -451,7 +451,7 @@ class QueueExecutor:
         """Put again what was missing at the last look as well, if no report is unread that may say
         that it has ended, and no worker says that it has it."""
         before, self._missing = self._missing, missing
-        again = missing & before & self._mail.away.keys()
+        again = {owner for owner in missing & before if self._mail.is_wanted(owner)}
         if not again or (await self._patiently(lambda: self._queue.depth(self._reply))).ready:
             return
         present = await self._patiently(self._queue.announced) or {}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.catch import Catch
     from aflow.flow.decorators.concurrency import Concurrency
     from aflow.flow.decorators.environment import Environment
+    from aflow.flow.decorators.process import Process
     from aflow.flow.decorators.resources import Resources
     from aflow.flow.decorators.retry import Retry
     from aflow.flow.decorators.timeout import Timeout
@@ -49,6 +50,8 @@ class StepDefinition:
     def decorator(self, name: Literal["concurrency"]) -> Concurrency | None: ...
     @overload
     def decorator(self, name: Literal["environment"]) -> Environment | None: ...
+    @overload
+    def decorator(self, name: Literal["process"]) -> Process | None: ...
     @overload
     def decorator(self, name: Literal["resources"]) -> Resources | None: ...
     @overload

@@ -8,6 +8,7 @@ kept to a few dictionary lookups.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
@@ -30,6 +31,7 @@ __all__ = [
     "define",
     "left_artifacts",
     "new_instance",
+    "only_defined",
     "set_launcher",
     "step",
 ]
@@ -37,6 +39,7 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 _launcher: Callable[[FlowSpec], None] | None = None
+_only_defined = False
 
 
 def set_launcher(launcher: Callable[[FlowSpec], None]) -> None:
@@ -59,6 +62,18 @@ class Frame(Protocol):
     def index(self) -> int: ...
     @property
     def value(self) -> str: ...
+
+
+@contextmanager
+def only_defined() -> Iterator[None]:
+    """While this lasts, `MyFlow()` only makes an object: for files that are loaded for what they
+    define, and may call their flow at the end."""
+    global _only_defined
+    before, _only_defined = _only_defined, True
+    try:
+        yield
+    finally:
+        _only_defined = before
 
 
 class TaskContext(Protocol):
@@ -136,7 +151,7 @@ class FlowSpec:
 
         Raises InvalidInput where no command line was set up.
         """
-        if not use_cli:
+        if not use_cli or _only_defined:
             return
         if _launcher is None:
             raise InvalidInput(

@@ -25,7 +25,7 @@ from aflow.scheduler.states import RunState
 from aflow.threads import in_thread
 
 if TYPE_CHECKING:
-    from aflow.config import Isolation
+    from aflow.config import Isolation, ProcessStart
     from aflow.flow.definition import FlowDefinition
     from aflow.runs.notices import RunEnded
     from aflow.runs.telling import Watch
@@ -52,6 +52,7 @@ async def arun(
     max_workers: int | None = None,
     max_num_splits: int | None = None,
     isolation: Isolation | None = None,
+    process: ProcessStart | None = None,
     decorators: Sequence[str] = (),
     fail_fast: bool = False,
     namespace: str | None = None,
@@ -77,6 +78,7 @@ async def arun(
         "max_workers": max_workers,
         "max_num_splits": max_num_splits,
         "isolation": isolation,
+        "process": process,
     }
     settings = Settings.load(**given)
     definition = _checked(flow, decorators, configs)
@@ -87,6 +89,7 @@ async def arun(
         max_num_splits=settings.max_num_splits,
         max_log_size=settings.max_log_size << 20,
         isolation=settings.isolation,
+        process=settings.process,
         fail_fast=fail_fast,
         retry_wait=settings.retry_wait,
         decospecs=tuple(decorators),

@@ -64,6 +64,11 @@ class Outbox:
         self._back.append(lease)
         self._note(1)
 
+    def take_back(self) -> list[Lease]:
+        """The leases that were to be given back and were not yet: nothing more is sent."""
+        back, self._back = self._back, []
+        return back
+
     def bury(self, lease: Lease) -> None:
         """Nobody can do it: it is kept to be looked at."""
         self._bury.append(lease)
@@ -88,16 +93,29 @@ class Outbox:
             back, self._back = self._back, []
             bury, self._bury = self._bury, []
             count = self.undelivered
-            for reader, said in events.items():
-                for body in self._bodies(reader, said):
-                    message = Message(f"{self._worker}/{self._number}", body)
-                    await self._until_done(lambda: self._queue.put(reader.topic, [message]))  # noqa: B023
-            await self._until_done(lambda: self._queue.ack(done))  # noqa: B023
-            await self._until_done(lambda: self._queue.release(back, counted=False))  # noqa: B023
-            await self._until_done(lambda: self._queue.bury(bury))  # noqa: B023
+            try:
+                await self._send(events, done, back, bury)
+            except BaseException:
+                self._back[:0] = back
+                raise
             self.undelivered -= count
             if self._closed and not self._news.is_set():
                 return
+
+    async def _send(
+        self,
+        events: dict[_Reader, list[Any]],
+        done: list[Lease],
+        back: list[Lease],
+        bury: list[Lease],
+    ) -> None:
+        for reader, said in events.items():
+            for body in self._bodies(reader, said):
+                message = Message(f"{self._worker}/{self._number}", body)
+                await self._until_done(lambda: self._queue.put(reader.topic, [message]))  # noqa: B023
+        await self._until_done(lambda: self._queue.ack(done))
+        await self._until_done(lambda: self._queue.release(back, counted=False))
+        await self._until_done(lambda: self._queue.bury(bury))
 
     def _bodies(self, reader: _Reader, events: list[Any]) -> Iterator[bytes]:
         """The letters with these events, each of a size that the queue takes."""

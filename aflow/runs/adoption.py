@@ -65,6 +65,7 @@ def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
         max_workers=settings["max_workers"],
         max_num_splits=settings["max_num_splits"],
         isolation=settings["isolation"],
+        process=settings.get("process", "fresh"),
         fail_fast=settings["fail_fast"],
         origin_run=run.origin_run,
         run_id=run.run,

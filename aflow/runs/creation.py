@@ -316,6 +316,7 @@ class Creation:
                 "max_workers": options.max_workers,
                 "max_num_splits": options.max_num_splits,
                 "isolation": options.isolation,
+                "process": options.process,
                 "fail_fast": options.fail_fast,
                 "words": list(options.words),
                 "durability": self._durability,

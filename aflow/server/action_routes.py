@@ -14,7 +14,7 @@ from aflow import ids, tokens
 from aflow.errors import InvalidInput, NotFound
 from aflow.metadata.documents import documents_of
 from aflow.scheduler.states import TERMINAL_RUN_STATES
-from aflow.server.orders import fields_of
+from aflow.server.orders import fields_of, order_of, resume_order
 from aflow.service.auth import refusal
 from aflow.service.bodies import json_of
 from aflow.version import __version__
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.metadata.base import Documents, MetadataStore, RunRecord
     from aflow.server.runs import Runs
+    from aflow.server.views import Views
 
 _MOST_DELETED = 200  # runs of one plan
 _MOST_TAGS = 50  # of one request
@@ -33,8 +34,14 @@ class ActionRoutes:
     """Answers what pages ask to be changed."""
 
     def __init__(
-        self, metadata: MetadataStore, runs: Runs, clock: Clock, about: Callable[[], dict[str, Any]]
+        self,
+        metadata: MetadataStore,
+        views: Views,
+        runs: Runs,
+        clock: Clock,
+        about: Callable[[], dict[str, Any]],
     ) -> None:
+        self._views = views
         self._metadata = metadata
         self._runs = runs
         self._clock = clock
@@ -61,6 +68,34 @@ class ActionRoutes:
         run = await self._run(request)
         found = await asyncio.to_thread(self._metadata.change_tags, run.key, add, remove)
         return web.json_response({"tags": list(found)})
+
+    async def resume_run(self, request: web.Request) -> web.StreamResponse:
+        """Resume a run that has ended with the code that it had: from where it failed, or from a
+        `step` on. Answers with the new run."""
+        fields = fields_of(await json_of(request))
+        step = fields.get("step")
+        if step is not None and not isinstance(step, str):
+            raise InvalidInput("'step' has to be the name of a step.")
+        run = await self._run(request)
+        code = _code_of(run)
+        wanted = resume_order(code["key"], code["script"], run.flow, run.run, step)
+        pathspec = await asyncio.shield(self._runs.begin(wanted))
+        return web.json_response({"run": pathspec}, status=201)
+
+    async def rerun(self, request: web.Request) -> web.StreamResponse:
+        """Run the code of a run again, from the start: with its parameters, but for those in
+        `parameters`, and with `tags` and `max_workers`. Answers with the new run."""
+        fields = fields_of(await json_of(request))
+        given = fields.get("parameters", {})
+        if not isinstance(given, dict):
+            raise InvalidInput("'parameters' has to be an object: values by name.")
+        run = await self._run(request)
+        code = _code_of(run)
+        parameters = await asyncio.to_thread(self._views.parameters_again, run, given)
+        named = {"package": code["key"], "script": code["script"], "flow": run.flow}
+        wanted = order_of({**fields, **named, "parameters": parameters})
+        pathspec = await asyncio.shield(self._runs.begin(wanted))
+        return web.json_response({"run": pathspec}, status=201)
 
     async def plan_deletion(self, request: web.Request) -> web.StreamResponse:
         """Which of these runs (`runs`, pathspecs with commas between them) can be deleted: those
@@ -164,6 +199,16 @@ class ActionRoutes:
         name = request.match_info["name"]
         await asyncio.to_thread(tokens.revoke, self._documents(), name)
         return web.json_response({"token": name})
+
+
+def _code_of(run: RunRecord) -> dict[str, str]:
+    code = run.settings.get("code") or {}
+    if not isinstance(code.get("key"), str) or not isinstance(code.get("script"), str):
+        raise InvalidInput(
+            f"The code of {run.flow}/{run.run} was not kept, so it cannot be run again here: "
+            "submit the flow with its file."
+        )
+    return {"key": code["key"], "script": code["script"]}
 
 
 def _texts(fields: dict[str, Any], name: str) -> list[str]:

@@ -30,6 +30,7 @@ from aflow.server.schedule_routes import ScheduleRoutes
 from aflow.server.streams import Streams, last_event
 from aflow.server.ui import Pages
 from aflow.server.view_routes import ViewRoutes
+from aflow.server.views import Views
 from aflow.service.auth import Authenticator, Handler, attended, caller_of, refusal
 from aflow.service.bodies import body_of, check_type, json_of
 
@@ -66,9 +67,13 @@ def application(
     end."""
     api = _Api(runs, blobs, metadata, metrics, watch)
     clock = SystemClock()
-    views = ViewRoutes(metadata, api.streams, clock)
-    actions = ActionRoutes(metadata, runs, clock, lambda: {"storage": blobs.store.url})
-    apis = (api, ScheduleRoutes(scheduling, clock), views, actions)
+    views = Views(metadata)
+    apis = (
+        api,
+        ScheduleRoutes(scheduling, clock),
+        ViewRoutes(metadata, views, api.streams, clock),
+        ActionRoutes(metadata, views, runs, clock, lambda: {"storage": blobs.store.url}),
+    )
     app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
     for route in ROUTES:
         answers = next(each for each in apis if hasattr(each, route.name))

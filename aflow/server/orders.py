@@ -12,7 +12,8 @@ from aflow.errors import InvalidInput
 from aflow.flow.parameters import RESERVED
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
-_SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,199}\.py\Z")
+_SCRIPT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*/)*[A-Za-z0-9_][A-Za-z0-9_. -]*\.py\Z")
+_LONGEST_SCRIPT = 200
 _LARGEST_WORD = 100_000  # bytes: operating systems refuse words of 128 kB
 _LARGEST_IN_ALL = 1_000_000
 _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_workers"})
@@ -20,12 +21,14 @@ _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_wor
 
 class Order(NamedTuple):
     """A run to begin: the key of its code package, the flow file in it, and the words of the
-    command line that follow the file. `flow` names one of several flows in the file."""
+    command line that follow the file. `flow` names one of several flows in the file; `command` is
+    `run` or `resume`."""
 
     package: str
     script: str
     flow: str | None
     words: tuple[str, ...]
+    command: str = "run"
 
 
 def order(body: bytes) -> Order:
@@ -79,8 +82,16 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
     )
 
 
+def resume_order(package: str, script: str, flow: str, run: str, step: str | None) -> Order:
+    """The order to resume a run of this flow, from a step on if one is named."""
+    words = ["--origin-run-id", ids.run_id(run), *([] if step is None else [ids.step_name(step)])]
+    return Order(
+        ids.blob_key(package), _script(script), ids.flow_name(flow), tuple(words), "resume"
+    )
+
+
 def _script(value: object) -> str:
-    if not isinstance(value, str) or not _SCRIPT.match(value):
+    if not isinstance(value, str) or len(value) > _LONGEST_SCRIPT or not _SCRIPT.match(value):
         raise InvalidInput("'script' has to name the flow file in the package, as in flow.py.")
     return value
 

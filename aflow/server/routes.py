@@ -233,6 +233,22 @@ ROUTES = [
         refuses=(400, 404, 408, 413, 415),
     ),
     Route(
+        "POST", _ONE + "/resume", "resume_run", _object(run=TEXT), 201,
+        takes=_JSON, body=_object({"step": MAYBE_TEXT}),
+        refuses=(400, 404, 408, 413, 415, 422, 429),
+    ),
+    Route(
+        "POST", _ONE + "/rerun", "rerun", _object(run=TEXT), 201, takes=_JSON,
+        body=_object(
+            {
+                "parameters": {"type": "object"},
+                "tags": _list(TEXT),
+                "max_workers": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
+            }
+        ),
+        refuses=(400, 404, 408, 413, 415, 422, 429),
+    ),
+    Route(
         "GET", "/v1/deletion", "plan_deletion", _object(runs=_list(TEXT)),
         query={"runs": TEXT}, refuses=(400,),
     ),

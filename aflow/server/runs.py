@@ -129,27 +129,28 @@ class Runs:
                 file = folder / order.script
                 if not file.is_file():
                     raise InvalidInput(f"The code package holds no file {order.script}.")
-                return await self._start(file, order)
+                return await self._start(folder, order)
             finally:
                 package.release(folder)  # the run uses it from now on
         finally:
             self._beginning -= 1
 
-    async def _start(self, file: Path, order: Order) -> str:
+    async def _start(self, folder: Path, order: Order) -> str:
+        file = folder / order.script
         target = str(file) if order.flow is None else f"{file}:{order.flow}"
         with tempfile.TemporaryFile() as said:
             reading, writing = os.pipe()
             with os.fdopen(reading, "rb", 0) as told:
                 try:
                     process = await asyncio.create_subprocess_exec(
-                        *(sys.executable, "-m", "aflow", "run", target, "--quiet"),
+                        *(sys.executable, "-m", "aflow", order.command, target, "--quiet"),
                         *("--runner-attribute-file", f"/dev/fd/{writing}"),
                         *order.words,
                         cwd=file.parent,
                         stdin=DEVNULL,
                         stdout=DEVNULL,  # what tasks print is kept with the tasks
                         stderr=said,
-                        pass_fds=[writing, package.descriptor_of(file.parent)],
+                        pass_fds=[writing, package.descriptor_of(folder)],
                         env=self._place.environment,
                         start_new_session=True,  # ^C at the terminal is for the daemon to handle
                     )

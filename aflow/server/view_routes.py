@@ -16,11 +16,11 @@ from aflow.following import Following
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 from aflow.server import filters
 from aflow.server.streams import LOOK, Streams, event
-from aflow.server.views import Views
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.server.views import Views
 
 T = TypeVar("T")
 
@@ -39,8 +39,10 @@ _CARD_CSP = (
 class ViewRoutes:
     """Answers what pages ask for; see `server.routes` for the paths."""
 
-    def __init__(self, metadata: MetadataStore, streams: Streams, clock: Clock) -> None:
-        self._views = Views(metadata)
+    def __init__(
+        self, metadata: MetadataStore, views: Views, streams: Streams, clock: Clock
+    ) -> None:
+        self._views = views
         self._metadata = metadata
         self._streams = streams
         self._clock = clock

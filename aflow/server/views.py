@@ -7,6 +7,7 @@ unpickled.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ _SAMPLED = 3  # tasks of a step whose artifacts are listed
 _LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
 _LARGEST_VALUE = 64 << 20  # bytes of an artifact that is given away
 _COMPARED = 5
+_LITERALS = frozenset({"int", "float", "str", "bool"})
 
 
 class RunPage(NamedTuple):
@@ -168,6 +170,22 @@ class Views:
             "steps": self._steps(run, graph),
             "failures": self._failures(run),
         }
+
+    def parameters_again(self, run: RunRecord, given: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of a run, with those that are given in place of some. Raises InvalidInput
+        for one that is neither given nor known in full: values are pickled, and not unpickled
+        here."""
+        values = {}
+        for name, kind, text in self._parameters(run):
+            if name in given or kind == "NoneType":
+                continue
+            if kind not in _LITERALS or text.endswith("..."):
+                raise InvalidInput(
+                    f"The value of parameter {name} ({kind}) is not known here in full: give it, "
+                    "or submit the flow with its file."
+                )
+            values[name] = ast.literal_eval(text)
+        return {**values, **given}
 
     def _constants(self, run: RunRecord) -> list[dict[str, Any]]:
         found = self._metadata.manifests(run.key, [int(PARAMETERS_TASK)])

@@ -361,9 +361,12 @@ class _CodeLoader(SourceLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the source, whose imports lead into the code first."""
+        from aflow.flow.spec import only_defined  # few processes load code
+
         own: Any = {**vars(builtins), "__import__": self._code.import_module}
         module.__dict__["__builtins__"] = own
-        super().exec_module(module)
+        with only_defined():
+            super().exec_module(module)
 
 
 class _FolderLoader(Loader):

@@ -34,7 +34,9 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     Path("aflow/config.py"): "it is the one that reads settings",
     Path("aflow/attempt/variables.py"): "@environment and @secrets set variables for a step",
     Path("aflow/attempt/secrets.py"): "@secrets refuses to hide a variable that is there",
-    Path("aflow/executors/local/spawn.py"): "a process that is started inherits it",
+    Path("aflow/executors/local/ground.py"): "a ground has the variables of the steps it is for",
+    Path("aflow/executors/local/task.py"): "a task has the variables of its step from the start",
+    Path("aflow/executors/local/warm.py"): "it compares what imports could read",
     Path("aflow/executors/local/work.py"): "a process of many tasks puts back what a task changed",
 }
 

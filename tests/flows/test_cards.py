@@ -229,9 +229,12 @@ async def test_the_server_shows_cards(ran: Workspace) -> None:
     run = latest(ran)
     app = application(Shown(f"local@{ran.path}", "Flow_"), interval=7)
     async with TestClient(TestServer(app)) as browser:
-        index = await (await browser.get("/")).text()
+        answer = await browser.get("/")
+        index = await answer.text()
+        assert "7" == answer.headers["Refresh"]
+        assert answer.headers["Content-Security-Policy"].startswith("sandbox allow-scripts ")
         assert f"{run.pathspec}/start/1" in index
-        assert (6, True) == (index.count("<li>"), "7000" in index)
+        assert 6 == index.count("<li>")
         (card,) = get_cards(run["start"].task, type="mine")
         page = await browser.get(f"/card/{card.pathspec}/{card.hash}")
         assert card.html == await page.text()
@@ -245,6 +248,21 @@ async def test_the_server_shows_cards(ran: Workspace) -> None:
             async with TestClient(TestServer(application(shown))) as another:
                 assert count == (await (await another.get("/")).text()).count("<li>")
         assert 404 == (await browser.get(f"/card/{card.pathspec}/nothing")).status
+        # Other sites read nothing, under names of their own either; a link may be followed.
+        for status, headers in (
+            (421, {"Host": "evil.example"}),
+            (421, {"Host": "127.0.0.1.evil.example:80"}),
+            (403, {"Sec-Fetch-Site": "cross-site"}),
+            (403, {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"}),
+            (403, {"Origin": "http://evil.example"}),
+            (403, {"Origin": "null", "Sec-Fetch-Mode": "navigate"}),
+            (200, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}),
+            (200, {"Host": "localhost:80"}),
+        ):
+            for path in ("/", f"/card/{card.pathspec}/{card.hash}"):
+                assert status == (await browser.get(path, headers=headers)).status, headers
+        shown = card._repr_html_()
+        assert 'sandbox="allow-scripts allow-popups"' in shown
 
 
 THEIRS = """

@@ -204,7 +204,8 @@ def test_a_setting_that_is_missing_is_named_in_a_sentence(
 SAMPLES = {
     "DEFAULT_DATASTORE": "s3", "EXECUTOR": "queue", "DEFAULT_EXECUTOR": "queue",
     "DEFAULT_METADATA": "service", "DURABILITY": "process", "ISOLATION": "worker",
-    "RUN_ISOLATION": "worker", "DEBUG": "1", "NO_COLOR": "1", "SPIN_PERSIST": "0",
+    "RUN_ISOLATION": "worker", "PROCESS": "fork", "RUN_PROCESS": "fork",
+    "DEBUG": "1", "NO_COLOR": "1", "SPIN_PERSIST": "0",
     "DEFAULT_PACKAGE_SUFFIXES": ".sql", "PACKAGE_SUFFIXES": ".sql",
 }  # fmt: skip
 FIXED = {"DEFAULT_ENVIRONMENT": "there is one environment"}

@@ -217,3 +217,104 @@ def latest(folder: Path) -> str:
         "-c",
         "import aflow; aflow.namespace(None); print(aflow.Flow('Flow_').latest_run.id)",
     ).strip()
+
+
+# ------------------------------------------------------------------ packages
+
+MODULE = """
+import enum, sys
+from aflow import FlowSpec, queue, step
+from ..common import Unit
+from . import local
+
+class Mode(enum.Enum):
+    FAST = 1
+
+class PackageFlow(FlowSpec):
+    @step
+    def start(self):
+        self.mode, self.unit = Mode.FAST, Unit.METRE
+        self.next(self.end)
+
+    @step
+    def end(self):
+        from .local import NAME
+        assert self.mode is Mode.FAST and self.unit is Unit.METRE
+        print("found", NAME, __name__, __package__)
+
+if __name__ == "__main__":
+    PackageFlow()
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a package, whose flow imports from it by relative names."""
+    folder = tmp_path_factory.mktemp("package")
+    inner = folder / "pack" / "inner"
+    inner.mkdir(parents=True)
+    for each in (folder / "pack", inner):
+        (each / "__init__.py").touch()
+    (folder / "pack" / "common.py").write_text(
+        "import enum\nclass Unit(enum.Enum):\n    METRE = 1\n"
+    )
+    (inner / "local.py").write_text("NAME = 'neighbour'\n")
+    (inner / "flow.py").write_text(MODULE)
+    return folder
+
+
+OF_THE_PACKAGE = {
+    "as a module": ["-m", "pack.inner.flow", "run"],
+    "by its file": ["-m", "aflow", "run", "pack/inner/flow.py"],
+    "in one process": ["-m", "aflow", "run", "pack/inner/flow.py", "--isolation", "worker"],
+}
+
+
+@pytest.mark.parametrize("way", OF_THE_PACKAGE)
+def test_a_flow_in_a_package_imports_by_relative_names(
+    package: Path, way: str, tmp_path: Path
+) -> None:
+    assert "found neighbour __main__ pack.inner" in said_by(package, *OF_THE_PACKAGE[way])
+
+    where = f"import aflow; aflow.metadata('local@{package}'); aflow.namespace(None)\n"
+    read = "data = aflow.Flow('PackageFlow').latest_run.data\nprint(data.mode.name, data.unit.name)"
+    assert program(tmp_path, where + read) == "FAST METRE\n"
+
+
+def test_workers_run_a_flow_of_a_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AFLOW_QUEUE", f"sqlite:///{package}/queue.db")
+    monkeypatch.setenv("AFLOW_CLIENT_CACHE_PATH", str(package / "cache"))
+    worker = subprocess.Popen([sys.executable, "-m", "aflow", "worker"], cwd=package)
+    try:
+        for way in ("as a module", "by its file"):
+            said = said_by(package, *OF_THE_PACKAGE[way], "--executor", "queue")
+            assert "found neighbour __main__ pack.inner" in said
+    finally:
+        worker.terminate()
+        worker.wait()
+
+
+def test_a_program_that_imports_a_flow_of_a_package_runs_it(package: Path) -> None:
+    source = """
+import aflow
+from pack.inner.flow import Mode, PackageFlow
+if __name__ == "__main__":
+    assert aflow.run(PackageFlow).data.mode is Mode.FAST
+    print("the same")
+"""
+
+    assert "the same" in program(package, source)
+
+
+def test_a_file_that_calls_its_flow_without_a_guard_is_read_all_the_same(
+    workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = workspace.write(FLOW.replace("from helpers import Unit, paint", "").replace(
+        "self.double, self.unit, self.color = double, Unit.METRE, paint()", ""
+    ).replace(" and self.unit is Unit.METRE", ""))  # fmt: skip
+    file.write_text(file.read_text().rpartition("\n\nif __name__")[0] + "\nFlow_()\n")
+    said_by(workspace.path, "flow.py", "run")
+
+    where = f"import aflow; aflow.metadata('local@{workspace.path}')\n"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    assert program(elsewhere, where + READER + "print(data.mode.name)") == "FAST\n"

@@ -302,3 +302,33 @@ def test_a_cookie_alone_changes_nothing_since_any_site_can_have_it_sent(served: 
     asked = {"method": "PATCH", "body": b'{"add": ["by-cookie"]}', "Cookie": cookie}
     assert 401 == served.fetch(path, **asked, **JSON)[0]
     assert 200 == served.fetch(path, **asked, **JSON, X_Aflow_Request="1")[0]
+
+
+def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: Served) -> None:
+    _, second, failed = served.runs
+    status, told = served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", b"{}")
+    assert 201 == status, told
+    assert "failed" == served.get(f"/v1/runs/{told['run']}?wait=60")["state"], "one is not allowed"
+    overview = served.get(f"/v1/runs/{told['run']}/overview")
+    assert failed == overview["origin_run"]
+
+    status, told = served.ask("POST", f"/v1/runs/Flow_/{second}/rerun", b'{"tags": ["again"]}')
+    assert 201 == status, told
+    done = served.get(f"/v1/runs/{told['run']}?wait=60")
+    assert ("succeeded", ["again"]) == (done["state"], done["tags"])
+    parameters = served.get(f"/v1/runs/{told['run']}/overview")["parameters"]
+    values = {each["name"]: each["value"] for each in parameters}
+    assert {"n": "4", "fail": "False"} == values, "those of the run that is run again"
+
+    changed = b'{"parameters": {"n": 2}}'
+    status, told = served.ask("POST", f"/v1/runs/Flow_/{second}/rerun", changed)
+    assert 201 == status, told
+    assert "succeeded" == served.get(f"/v1/runs/{told['run']}?wait=60")["state"]
+    assert 2 == served.get(f"/v1/runs/{told['run']}/task-page?step=square")["total"]
+    for path, body in (
+        (f"{failed}/resume", b'{"step": 7}'), (f"{failed}/resume", b'{"step": "a/b"}'),
+        (f"{failed}/rerun", b'{"parameters": []}'), (f"{failed}/rerun", b'{"colour": "red"}'),
+    ):  # fmt: skip
+        assert 400 == served.ask("POST", f"/v1/runs/Flow_/{path}", body)[0]
+    assert 404 == served.ask("POST", "/v1/runs/Flow_/7/resume", b"{}")[0]
+    assert 422 == served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", b'{"step": "nowhere"}')[0]

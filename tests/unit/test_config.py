@@ -465,3 +465,28 @@ def test_a_queue_of_one_file_is_not_signed_with_the_key_of_another(world: World)
         InvalidSetting, match=r"AFLOW_QUEUE in .* does not get the AFLOW_SIGNING_KEY"
     ):
         world.load()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("", "is blank"),
+        ("  ", "is blank"),
+        (" , ", "is blank"),
+        ("too short", "is too short"),
+        (f"{'k' * 32},short", "is too short"),
+    ],
+)
+def test_short_and_blank_signing_keys_are_refused_and_not_shown(value: str, told: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"AFLOW_SIGNING_KEY in the environment {told}") as got:
+        Settings.load({"AFLOW_SIGNING_KEY": value, "USER": "me"}, cwd="/")
+    assert "kkk" not in str(got.value)
+    assert "short," not in str(got.value)
+
+
+def test_several_signing_keys_are_good_at_once_and_the_first_of_them_signs() -> None:
+    new, old = "n" * 32, "o" * 40
+    settings = Settings.load({"AFLOW_SIGNING_KEY": f"{new}, {old}", "USER": "me"}, cwd="/")
+    assert (new.encode(), old.encode()) == settings.signing_key_bytes
+    assert () == Settings.load({"USER": "me"}, cwd="/").signing_key_bytes
+    assert new not in repr(settings)

@@ -29,18 +29,20 @@ class FreshProcess:
     """One attempt in a process of its own, from the request to its end."""
 
     __slots__ = (
-        "again", "attempt", "ending", "fds", "limit", "pid", "report", "spec", "started_at", "task",
-        "terminal", "timers", "unpacker",
+        "again", "attempt", "ending", "fds", "limit", "pid", "report", "spec", "start",
+        "started_at", "task", "terminal", "timers", "unpacker",
     )  # fmt: skip
 
     def __init__(
         self,
         spec: AttemptSpec,
         limit: float | None,
+        start: str,
         fds: list[int],
         terminal: Terminal | None = None,
     ) -> None:
         self.spec = spec
+        self.start = start
         self.terminal = terminal
         self.limit = limit
         self.again: dict[str, str] | None = None  # the variables that it is to be run again with
@@ -78,12 +80,13 @@ class FreshProcesses:
         self,
         spec: AttemptSpec,
         limit: float | None,
+        start: str,
         environment: Mapping[str, str] | None,
         terminal: Terminal | None = None,
     ) -> None:
-        """Run an attempt with these variables; `limit` is after how many seconds it is killed from
-        outside. Where the variables are not known yet (None), the program says which they are. With
-        a `terminal` that is lent to it."""
+        """Run an attempt in a `fresh` process or a `fork` of the program, with these variables;
+        `limit` is after how many seconds it is killed from outside. Where the variables are not
+        known yet (None), the program says which they are. With a `terminal` that is lent to it."""
         try:
             readers, writers = pipes(3)
             if terminal is not None:
@@ -95,9 +98,9 @@ class FreshProcesses:
             # Later: who launches does not expect the answer before launch has returned.
             self._loop.call_soon(self._reports.ended, report, NO_USAGE)
             return
-        process = FreshProcess(spec, limit, readers, terminal)
+        process = FreshProcess(spec, limit, start, readers, terminal)
         kind = wire.RUN if terminal is None else wire.DEBUG
-        child = self._link.fork(kind, environment, spec.encode(), writers)
+        child = self._link.fork(kind, start, environment, spec.encode(), writers)
         self._live[child] = process
         self._by_task[(spec.task, spec.attempt)] = child
         if limit is not None:
@@ -156,7 +159,7 @@ class FreshProcesses:
         if process.again is not None and process.ending is None and process.report is None:
             self._drop(child)
             self._again.add((process.task, process.attempt))
-            self.launch(process.spec, process.limit, process.again, process.terminal)
+            self.launch(process.spec, process.limit, process.start, process.again, process.terminal)
             return
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
@@ -166,6 +169,16 @@ class FreshProcesses:
         if pid is not None:
             deaths.kill_what_is_left(pid)
         self._lose(child, reason)
+
+    def refused(self, child: int, reason: str) -> None:
+        """There is no process to be had in the way that was asked for: the attempt fails."""
+        process, now = self._live[child], self._clock.now()
+        self._reports.started(process.task, process.attempt, None, now)
+        report = AttemptReport(
+            process.task, process.attempt, AttemptState.FAILED.value, reason, retryable=False,
+            started_at=now, finished_at=now,
+        )  # fmt: skip
+        self._settle(child, report, NO_USAGE)
 
     def lost(self, reason: str) -> None:
         """The first ground is gone, and all processes with it."""

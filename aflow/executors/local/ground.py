@@ -29,14 +29,16 @@ from aflow.attempt.runner import Runner
 from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.local import descendants, inside, task, wire
+from aflow.executors.local.forked import UserProgram
 from aflow.executors.local.probe import obstacle
 from aflow.executors.local.program import Program, Request
-from aflow.executors.local.warm import import_all
+from aflow.executors.local.warm import Generators, import_all
 from aflow.executors.local.warm_up import warm_up
 from aflow.flow.graph import Graph
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
@@ -70,6 +72,9 @@ class Ground:
         self._printed = (b"", b"")  # by the imports of this ground, to stdout and stderr
         self._grounds: set[int] = set()  # processes of other grounds
         self._token = 0  # marks what belongs to the run
+        self._user_program: UserProgram | None = None  # where tasks are forked from it
+        self._refusal: str | None = None  # why none can be
+        self._generators = Generators()  # of random numbers, made by the imports of this ground
         self._runner: Runner | None = None
         self._program: Program | None = None
         self._request: Request
@@ -106,11 +111,15 @@ class Ground:
                 if self._control.fileno() in ready and not self._carry_out_all():
                     return
         finally:
-            for pid in self._children:
-                kill_group(pid, signal.SIGKILL)
-            for pid in self._grounds:  # they end by themselves, as we do
-                os.waitpid(pid, 0)
-            descendants.end_all_children()
+            if os.getpid() == self._pid:  # else: the process of a task, which goes on
+                self._end_all()
+
+    def _end_all(self) -> None:
+        for pid in self._children:
+            kill_group(pid, signal.SIGKILL)
+        for pid in self._grounds:  # they end by themselves, as we do
+            os.waitpid(pid, 0)
+        descendants.end_all_children()
 
     def prepare(self) -> None:
         """Signals, streams and memory, once, before the first fork."""
@@ -149,7 +158,11 @@ class Ground:
             attempt = AttemptSpec.decode(spec)
             # Decoded here, where it stays decoded for all tasks that read the same.
             self._configured.remember(attempt)
-            self._fork(child, fds, lambda: self._host(environment, learn).run_one(attempt, *fds))
+            runner = self._configured
+            self._fork(
+                child, fds, environment, learn,
+                lambda: task.OneAttempt(runner, attempt, fds, strict=learn),
+            )  # fmt: skip
         elif kind == wire.KILL:
             child, signum = rest
             if child in self._pids:
@@ -157,7 +170,11 @@ class Ground:
         elif kind == wire.WORK:
             child, environment, learn, coroutines = rest
             fds = self._take(6)
-            self._fork(child, fds, lambda: self._host(environment, learn).work(coroutines, *fds))
+            runner = self._configured
+            self._fork(
+                child, fds, environment, learn,
+                lambda: task.ManyAttempts(runner, fds, coroutines=coroutines),
+            )  # fmt: skip
         elif kind == wire.GROW:
             self._grow(self._take(1)[0], *rest)
         elif kind == wire.CONFIGURE:
@@ -217,19 +234,32 @@ class Ground:
             before,
         )
 
-    def _fork(self, child: int, fds: list[int], body: Callable[[], int]) -> None:
+    def _fork(
+        self,
+        child: int,
+        fds: list[int],
+        environment: Mapping[str, str],
+        learn: bool,
+        work: Callable[[], task.Work],
+    ) -> None:
+        if self._refusal is not None:
+            wire.close_all(fds)
+            self._say(wire.REFUSED, child, self._refusal)
+            return
+        inside.flush()  # what the program has printed is not to be written by each child
         try:
             pid = os.fork()
         except OSError as error:
             self._say(wire.NOT_FORKED, child, f"no process could be started: {error.strerror}")
         else:
-            if pid == 0:
-                self._become(child, body)
+            if pid == 0 and self._user_program is not None:
+                self._let_program_go_on(child, work)
+            elif pid == 0:
+                self._become(child, lambda: self._host(environment, learn).run(work()))
             self._children[pid] = child
             self._pids[child] = pid
             self._say(wire.FORKED, child, pid, self._clock.now())
-        finally:
-            wire.close_all(fds)
+        wire.close_all(fds)
 
     # ------------------------------------------------------------ in the forked process
 
@@ -239,6 +269,7 @@ class Ground:
         try:
             inside.begin(self._pid, self._sigint)
             descendants.mark(self._token, child)
+            self._generators.seed()
             self._let_go()
             code = body()
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
@@ -247,6 +278,16 @@ class Ground:
             inside.end(code)
         raise AssertionError("a process that has ended")
 
+    def _let_program_go_on(self, child: int, work: Callable[[], task.Work]) -> NoReturn:
+        """Let the program, which waits in the call of its flow, go on with this work."""
+        inside.begin(self._pid, self._sigint)
+        descendants.mark(self._token, child)
+        self._let_go()
+        assert self._user_program is not None, "it has run"
+        self._user_program.begin_child()
+        made = work()
+        raise _GoOn(made if made.begin() else None)
+
     def _let_go(self) -> None:
         """Close what belongs to the ground."""
         self._control.close()
@@ -254,8 +295,11 @@ class Ground:
 
     # ------------------------------------------------------------ other grounds
 
-    def _grow(self, control: int, environment: dict[str, str], imported: Mapping[str, Any]) -> None:
-        """Fork a ground for steps with these variables, which imports what the program imports."""
+    def _grow(
+        self, control: int, environment: dict[str, str], imported: Mapping[str, Any] | None
+    ) -> None:
+        """Fork a ground for steps with these variables, which imports what the program imports, or
+        (None) runs it."""
         try:
             pid = os.fork()
         except OSError:
@@ -274,11 +318,13 @@ class Ground:
             before = dict(os.environ)
             os.environ.update(environment)
             self._environment = environment
-            reason = None
+            if imported is None:
+                code = self._serve_from_program()
+                inside.end(code)
+            cold = None
             if any(each not in sys.modules for each in imported["modules"]):
-                reason = self._try_to_warm(imported, {**before, **environment})
-            if reason is not None:
-                self._say(wire.COLD, reason)
+                cold = self._try_to_warm(imported, {**before, **environment})
+            self._say(*((wire.READY,) if cold is None else (wire.COLD, *cold)))
             self.serve()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
@@ -294,9 +340,11 @@ class Ground:
 
     def _try_to_warm(
         self, imported: Mapping[str, Any], environment: Mapping[str, str]
-    ) -> str | None:
-        """Have a fork of this process import everything and take our place; returns, with the
-        reason, only where that cannot be: then this process has imported nothing."""
+    ) -> tuple[str, float] | None:
+        """Have a fork of this process import everything and take our place. Returns only where that
+        cannot be, with the reason and the seconds that it took: this process has imported nothing
+        then."""
+        began = self._clock.now()
         readable, writable = os.pipe()
         pid = os.fork()
         if not pid:
@@ -320,8 +368,10 @@ class Ground:
         kill_group(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         if answer:
-            return str(msgpack.unpackb(answer))
-        return "importing ended the process" if came else "importing did not come to an end"
+            reason = str(msgpack.unpackb(answer))
+        else:
+            reason = "importing " + ("ended the process" if came else "did not come to an end")
+        return reason, self._clock.now() - began
 
     def _be_warm(
         self, writable: int, imported: Mapping[str, Any], environment: Mapping[str, str]
@@ -329,7 +379,7 @@ class Ground:
         code = 1
         try:
             self._become_ground()
-            with inside.Printed() as printed:
+            with inside.Printed() as printed, Generators() as self._generators:
                 reason = import_all(imported, environment)
             self._printed = printed.bytes
             if reason is None:
@@ -341,12 +391,46 @@ class Ground:
             os.close(writable)
             if reason is None:
                 self._known = frozenset(sys.modules)
+                self._say(wire.READY)
                 self.serve()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
             traceback.print_exc()
         finally:
             os._exit(code)
+
+    def _serve_from_program(self) -> int:
+        """Run the program, and serve where it calls its flow. Comes back in the processes of tasks,
+        with their exit codes, when the program has ended."""
+        self._user_program = UserProgram()
+        host = self._host({}, learn=False)
+        printed = inside.Printed()
+
+        def serve(flow: FlowSpec) -> int:
+            printed.__exit__()
+            self._printed = printed.bytes
+            assert self._user_program is not None, "it was made before"
+            self._user_program.reached()
+            reason = self._user_program.obstacle({self._control.fileno(), *self._parent})
+            if reason is not None:
+                self._refusal = _refused(reason)
+            try:
+                self.serve()
+            except _GoOn as going_on:
+                if going_on.work is None:
+                    return 0
+                host.show_printed(self._printed)
+                return going_on.work.steps(flow)
+            os._exit(0)
+
+        printed.__enter__()
+        code = host.run_program(serve, lambda *message: None)
+        if not host.entered:
+            printed.__exit__()
+            self._refusal = _refused(host.why_never_reached(code))
+            self.serve()
+            os._exit(0)
+        return code
 
     # ------------------------------------------------------------ ends
 
@@ -398,6 +482,21 @@ def _ended_child() -> int | None:
     except ChildProcessError:
         return None
     return None if info is None else info.si_pid
+
+
+class _GoOn(BaseException):
+    """In a process that was forked from the user's program: do this work."""
+
+    def __init__(self, work: task.Work | None) -> None:
+        super().__init__()
+        self.work = work
+
+
+def _refused(reason: str) -> str:
+    return (
+        f"Tasks cannot be forked from the program (process=fork): {reason}. Leave it at "
+        "process=fresh, or make what stands in the way inside of the step."
+    )
 
 
 def kill_group(pid: int, signum: int) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aflow.attempt.spec import RunContext
     from aflow.executors.local.program import Request
 
+UNNOTICED = 0.05  # seconds of imports that nobody is told of
 MOST_GROUNDS = 8  # warm ones of a run: tasks of further environments start cold
 
 _log = logging.getLogger("aflow.processes")
@@ -63,6 +64,9 @@ class Children(Protocol):
     def not_forked(self, child: int, reason: str) -> None:
         """There was no process to be had."""
 
+    def refused(self, child: int, reason: str) -> None:
+        """The process cannot be forked from the program."""
+
     def ground_lost(self, reason: str) -> None:
         """The first ground is gone, and every process with it."""
 
@@ -72,6 +76,7 @@ class _Wanted(NamedTuple):
 
     child: int
     kind: int
+    start: str
     environment: dict[str, str]
     detail: Any
     fds: list[int]
@@ -103,21 +108,27 @@ class Grounds:
         self._open = True
         self._learning: set[int] = set()  # processes that will say what they have imported
         self._held: deque[_Wanted] = deque()  # until one of them has
-        self._warm: dict[tuple[tuple[str, str], ...], _Link] = {}
+        self._grown: dict[tuple[Any, ...], _Link] = {}  # by what they are for
         self._of: dict[int, _Link] = {}  # child -> where it was asked for
         self._first = _Link(self, process.control)
         self._first.send(wire.PROGRAM, *self._request)
         self._first.send(wire.CONFIGURE, context, self._token)
 
     def fork(
-        self, kind: int, environment: Mapping[str, str] | None, detail: Any, fds: Sequence[int]
+        self,
+        kind: int,
+        start: str,
+        environment: Mapping[str, str] | None,
+        detail: Any,
+        fds: Sequence[int],
     ) -> int:
-        """Ask for a process with these variables (None: which they are is still to be learned); the
-        number that it is known by. The descriptors are closed here."""
+        """Ask for a process with these variables (None: which they are is still to be learned) that
+        is `fresh`, or a `fork` of the program; the number that it is known by. The descriptors are
+        closed here."""
         self._ids += 1
-        wanted = _Wanted(self._ids, kind, dict(environment or {}), detail, [*fds])
-        if self._imported is not None:
-            self._send(self._ground_of(wanted.environment), wanted)
+        wanted = _Wanted(self._ids, kind, start, dict(environment or {}), detail, [*fds])
+        if self._imported is not None or start == "fork":
+            self._send(self._ground_of(wanted), wanted)
         elif len(self._learning) < usable_cpus():
             self._learning.add(wanted.child)
             self._send(self._first, wanted, learn=True)
@@ -130,26 +141,28 @@ class Grounds:
         environment = {} if link is not self._first else wanted.environment
         link.send(wanted.kind, wanted.child, environment, learn, wanted.detail, fds=wanted.fds)
 
-    def _ground_of(self, environment: dict[str, str]) -> _Link:
+    def _ground_of(self, wanted: _Wanted) -> _Link:
         """The ground for steps with these variables: where nothing is imported, the first."""
-        assert self._imported is not None, "it is known"
-        if not self._imported["modules"]:
-            return self._first
-        key = tuple(sorted(environment.items()))
-        link = self._warm.get(key)
+        forks = wanted.start == "fork"
+        if not forks:
+            assert self._imported is not None, "it is known"
+            if not self._imported["modules"]:
+                return self._first
+        key = (forks, *sorted(wanted.environment.items()))
+        link = self._grown.get(key)
         if link is not None and link.is_open:
             return link
-        if link is None and len(self._warm) < MOST_GROUNDS:
-            return self._grown(key, environment)
+        if forks or (link is None and len(self._grown) < MOST_GROUNDS):
+            return self._grow(key, wanted.environment, None if forks else self._imported)
         return self._first
 
-    def _grown(self, key: tuple[tuple[str, str], ...], environment: dict[str, str]) -> _Link:
+    def _grow(self, key: tuple[Any, ...], environment: dict[str, str], imported: Any) -> _Link:
         try:
             ours, theirs = socket.socketpair()
         except OSError:  # no descriptors are left: the first ground does without
             return self._first
-        self._first.send(wire.GROW, environment, self._imported, fds=[theirs.detach()])
-        link = self._warm[key] = _Link(self, ours)
+        self._first.send(wire.GROW, environment, imported, fds=[theirs.detach()])
+        link = self._grown[key] = _Link(self, ours)
         return link
 
     def learn(self, imported: Mapping[str, Any]) -> None:
@@ -163,7 +176,7 @@ class Grounds:
         while self._held and self._open:
             wanted = self._held.popleft()
             if self._imported is not None:
-                self._send(self._ground_of(wanted.environment), wanted)
+                self._send(self._ground_of(wanted), wanted)
             elif len(self._learning) < usable_cpus():
                 self._learning.add(wanted.child)
                 self._send(self._first, wanted, learn=True)
@@ -191,13 +204,17 @@ class Grounds:
         if kind == wire.FORKED:
             self._children.forked(*rest)
         elif kind == wire.COLD:
-            _log.warning("Tasks start cold, and import by themselves what they need: %s.", rest[0])
-        else:
+            note = cold_note(*rest)
+            if note is not None:
+                _log.warning("%s", note)
+        elif kind != wire.READY:
             child = rest[0]
             self._of.pop(child, None)
             self._forget_learner(child)
             if kind == wire.EXITED:
                 self._children.exited(*rest)
+            elif kind == wire.REFUSED:
+                self._children.refused(*rest)
             else:
                 self._children.not_forked(*rest)
 
@@ -224,7 +241,7 @@ class Grounds:
         """Let go of the grounds: they kill what they have forked, and end. May be called twice;
         `reap` waits for their end."""
         self._open = False
-        for link in (*self._warm.values(), self._first):
+        for link in (*self._grown.values(), self._first):
             link.close()
         while self._held:
             wire.close_all(self._held.popleft().fds)
@@ -233,6 +250,37 @@ class Grounds:
         """Wait for the end of grounds that were let go of: some milliseconds, since they have
         memory to give back. Blocks; any thread may call."""
         self._process.reap()
+
+
+def cold_note(reason: str, seconds: float) -> str | None:
+    """What is said where tasks cannot be forked from a process that has their imports, which take
+    these seconds; None where that is too short to be noticed."""
+    if seconds < UNNOTICED:
+        return None
+    return (
+        f"Tasks start cold, about {seconds:.1f} s each, to import what the file imports: {reason}."
+    )
+
+
+def check_warm(process: GroundProcess, request: Request) -> str | None:
+    """The note, if tasks of a program would start cold. Blocks while the process imports what the
+    program has imported; lets go of it."""
+    ours, theirs = socket.socketpair()
+    with ours, process.control as control:
+        unpacker = wire.unpacker()
+        program = wire.packed(wire.PROGRAM, *request._replace(imported=None))
+        grow = wire.packed(wire.GROW, {}, request.imported)
+        with theirs:
+            control.sendall(program)
+            socket.send_fds(control, [grow], [theirs.fileno()])
+        answer = None
+        while answer is None and (data := ours.recv(1 << 16)):
+            unpacker.feed(data)
+            answer = next(iter(unpacker), None)
+    process.reap()
+    if answer is None or answer[0] != wire.COLD:  # it is ready, or was ended from outside
+        return None
+    return cold_note(*answer[1:])
 
 
 class _Link:

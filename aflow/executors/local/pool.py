@@ -46,6 +46,7 @@ class WorkerPool:
         clock: Clock,
         *,
         size: int,
+        start: str,
         environment: Mapping[str, str],
         coroutines: bool,
         grace: float,
@@ -53,6 +54,7 @@ class WorkerPool:
         owned: dict[int, WorkerPool],
         learn: Learn,
     ) -> None:
+        self._start = start
         self._environment = environment
         self._owned = owned  # processes of all pools, to which ours are added
         self._learn = learn
@@ -134,7 +136,9 @@ class WorkerPool:
 
     def _new_worker(self) -> WorkerProcess | None:
         try:
-            worker = WorkerProcess(self._loop, self._link, self._environment, self._coroutines)
+            worker = WorkerProcess(
+                self._loop, self._link, self._start, self._environment, self._coroutines
+            )
         except OSError as error:
             if self._workers:  # go on with those there are
                 return None
@@ -149,6 +153,17 @@ class WorkerPool:
         while self._queue:
             spec = self._queue.popleft()
             self._settle_unstarted(spec, AttemptState.LOST, f"The task was lost: {reason}.")
+
+    def _fail_all(self, reason: str) -> None:
+        """What waits cannot be run as was asked for, and could not be the next time."""
+        while self._queue:
+            spec, now = self._queue.popleft(), self._clock.now()
+            self._reports.started(spec.task, spec.attempt, None, now)
+            report = AttemptReport(
+                spec.task, spec.attempt, AttemptState.FAILED.value, reason, retryable=False,
+                started_at=now, finished_at=now,
+            )  # fmt: skip
+            self._reports.ended(report, NO_USAGE)
 
     def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
         now = self._clock.now()
@@ -325,6 +340,14 @@ class WorkerPool:
         self._feed(may_grow=False)  # to those there are: another one could not be had either
         if not self._workers:
             self._refuse(reason)
+
+    def refused(self, child: int, reason: str) -> None:
+        """There is no process to be had in the way that was asked for: what waits for one fails."""
+        self._bury(
+            self._workers[child], lambda owner, since: self._lost(owner, since, reason), again=False
+        )
+        if not self._workers:
+            self._fail_all(reason)
 
     def lost(self, reason: str) -> None:
         """The first ground is gone, and all workers with it."""

@@ -12,6 +12,7 @@ import os
 import signal
 import stat
 import struct
+import threading
 from collections.abc import Collection, Iterator
 
 # Libraries whose threads survive a fork: each child starts its own when it needs one.
@@ -89,6 +90,7 @@ def owners() -> Iterator[tuple[str, str | None]]:
     known)."""
     maps = _code_maps()
     me = os.getpid()
+    names = {each.native_id: each.name for each in threading.enumerate()}
     with open("/proc/self/mem", "rb", 0) as memory:
         for thread in os.listdir("/proc/self/task"):
             if int(thread) == me:
@@ -100,7 +102,7 @@ def owners() -> Iterator[tuple[str, str | None]]:
                     fields = file.read().split()
             except OSError:  # it has ended meanwhile
                 continue
-            yield name, _library(maps, memory, fields)
+            yield names.get(int(thread), name), _library(maps, memory, fields)
 
 
 def _library(maps: list[tuple[int, int, str]], memory: object, fields: list[str]) -> str | None:
@@ -153,8 +155,11 @@ def _descriptor(ours: Collection[int]) -> str | None:
         if "lock:" in info:
             return f"a lock on {target} is held"
         flags = int(info.split("flags:")[1].split()[0], 8)
-        if stat.S_ISREG(mode) and flags & os.O_ACCMODE == os.O_RDONLY:
-            continue
+        access = flags & os.O_ACCMODE
+        if stat.S_ISREG(mode) and (
+            access == os.O_RDONLY or (access == os.O_WRONLY and flags & os.O_APPEND)
+        ):
+            continue  # nobody shares more than a position for reading, which can be put right
         if target in ("/dev/null", "/dev/urandom") or target.startswith("/proc/"):
             continue
         kind = target.split(":")[0] if ":[" in target else target

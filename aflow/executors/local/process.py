@@ -39,28 +39,32 @@ StartGround = Callable[[], GroundProcess]
 class StepNeeds(NamedTuple):
     """What has to be known of a step to run it: whether it is a coroutine, after how many seconds
     it is killed from outside (None: never), and the variables of its @environment (None: they are
-    to be learned from the flow, where it is run)."""
+    to be learned from the flow, where it is run), and whether its processes are `fresh` or a `fork`
+    of the program."""
 
     is_async: bool
     limit: float | None
     environment: dict[str, str] | None = None
+    start: str = "fresh"
 
 
-def needs_of(definition: FlowDefinition) -> dict[str, StepNeeds]:
+def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, StepNeeds]:
     """The needs of every step of a flow, as they are written down for other machines: without
-    variables, which may hold secrets."""
+    variables, which may hold secrets. `start` says what processes are forked from (@process), where
+    a step does not say it."""
     return {
         name: StepNeeds(
             step.is_async,
             None
             if (timeout := step.decorator("timeout")) is None
             else timeout.total_seconds + BACKSTOP,
+            start=start if (found := step.decorator("process")) is None else found.start,
         )
         for name, step in definition.steps.items()
     }
 
 
-def needs_here(definition: FlowDefinition) -> dict[str, StepNeeds]:
+def needs_here(definition: FlowDefinition, start: str = "fresh") -> dict[str, StepNeeds]:
     """The needs of every step of a flow that is run by this machine, variables and all."""
     environments = {
         name: dict(found.vars)
@@ -69,7 +73,7 @@ def needs_here(definition: FlowDefinition) -> dict[str, StepNeeds]:
     }
     return {
         name: needs._replace(environment=environments.get(name, {}))
-        for name, needs in needs_of(definition).items()
+        for name, needs in needs_of(definition, start).items()
     }
 
 
@@ -165,7 +169,7 @@ class ProcessExecutor:
         assert self._link is not None, "there are grounds"
         needs = self._needs[step]
         environment = needs.environment or {}
-        key = (needs.is_async, *sorted(environment.items()))
+        key = (needs.is_async, needs.start, *sorted(environment.items()))
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = WorkerPool(
@@ -173,6 +177,7 @@ class ProcessExecutor:
                 self._reports,
                 self._clock,
                 size=self._size,
+                start=needs.start,
                 environment=environment,
                 coroutines=needs.is_async,
                 grace=self._grace,
@@ -201,13 +206,13 @@ class ProcessExecutor:
             self._see_that_one_starts()
         elif self._terminal is not None and spec.step == self._debug_step:
             # Whoever debugs may take as long as it takes.
-            environment = self._needs[spec.step].environment
-            self._fresh.launch(spec, None, environment, self._terminal)
+            needs = self._needs[spec.step]
+            self._fresh.launch(spec, None, needs.start, needs.environment, self._terminal)
         elif self._needs[spec.step].is_async or self._sequential:
             self._pool(spec.step).launch(spec)
         else:
             needs = self._needs[spec.step]
-            self._fresh.launch(spec, needs.limit, needs.environment)
+            self._fresh.launch(spec, needs.limit, needs.start, needs.environment)
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: SIGTERM to its group, SIGKILL after the grace time."""
@@ -266,6 +271,11 @@ class ProcessExecutor:
     def not_forked(self, child: int, reason: str) -> None:
         """There was no process to be had."""
         (self._pool_of.pop(child, None) or self._fresh).not_forked(child, reason)
+        self._note_idle()
+
+    def refused(self, child: int, reason: str) -> None:
+        """A process cannot be forked from the program, as was asked for: its attempts fail."""
+        (self._pool_of.pop(child, None) or self._fresh).refused(child, reason)
         self._note_idle()
 
     def ground_lost(self, reason: str) -> None:

@@ -14,13 +14,14 @@ is done depends on how the program was started:
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import PathFinder, SourceFileLoader
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +31,7 @@ from aflow.hidden import keep_importable
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
+_DEEPEST = 20  # packages in packages
 ALIAS = "__aflow_main__"  # the name of a program while it is run without its guarded block
 
 
@@ -52,13 +54,14 @@ class Request(NamedTuple):
 class Started(NamedTuple):
     """How the program was started whose `MyFlow()` this process has reached: its words, the name
     after `-m` (None for a file), its folder and environment at that time, and the names of the
-    modules that it has imported."""
+    modules that it has imported. `root` is where a module was looked for, if not in that folder."""
 
     argv: list[str]
     module: str | None
     folder: str | None
     environment: dict[str, str]
     modules: list[str]
+    root: str | None = None
 
 
 _started: Started | None = None
@@ -144,6 +147,7 @@ def program_of(cls: type) -> dict[str, Any]:
             "module": _started.module or "__main__",
             "name": cls.__qualname__,
             "argv": _started.argv,
+            **({} if _started.root is None else {"root": _started.root}),
         }
     source = source_of(cls)
     if "pickle" in source:
@@ -349,6 +353,37 @@ def _rename(module: ModuleType) -> None:
             each.__module__ = "__main__"
         except (AttributeError, TypeError):  # an object that says its class's name
             continue
+
+
+def package_of(file: str) -> tuple[str, str] | None:
+    """Of a file that can only be run as a module of its package (it imports by `from .` or from
+    that package): the folder that holds the package, and the module's name. Else None."""
+    folder, base = os.path.split(os.path.abspath(file))
+    names = [base.removesuffix(".py")]
+    while os.path.isfile(os.path.join(folder, "__init__.py")) and len(names) < _DEEPEST:
+        folder, name = os.path.split(folder)
+        names.insert(0, name)
+    if len(names) == 1 or not all(map(str.isidentifier, names)):
+        return None
+    try:
+        with open(file, "rb") as opened:
+            tree = ast.parse(opened.read())
+    except (OSError, SyntaxError, ValueError):  # who runs the file says so
+        return None
+    return (folder, ".".join(names)) if _imports_from(tree, names[0]) else None
+
+
+def _imports_from(tree: ast.AST, package: str) -> bool:
+    """Whether something is imported from the package, which cannot be found without it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            return True
+        found = [node.module] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.Import):
+            found = [each.name for each in node.names]
+        if any((name or "").partition(".")[0] == package for name in found):
+            return PathFinder.find_spec(package, sys.path[1:]) is None
+    return False
 
 
 def _compiled(file: str) -> CodeType:

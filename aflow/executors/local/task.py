@@ -12,9 +12,9 @@ import os
 import pickle
 import resource
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow import ending
 from aflow.attempt.runner import describe, sentence
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Steps = Callable[["FlowSpec"], int]  # runs what is to be run with the flow; the exit code
 
-_HIGH = 900  # descriptors of ours are above this, so that those of the program begin at 3
+_HIGH = 200  # descriptors of ours are above this, so that those of the program begin at 3
 
 
 class Host:
@@ -69,86 +69,24 @@ class Host:
         self._error: BaseException | None = None
         self._pid = os.getpid()
 
-    # ------------------------------------------------------------ isolation `task`
-
-    def run_one(
-        self, spec: AttemptSpec, stdout: int, stderr: int, report: int, stdin: int | None = None
-    ) -> int:
-        """Run the program, and this attempt in it; the exit code of the process. With a `stdin` the
-        attempt is debugged: it may ask there, and takes as long as it takes."""
-        inside.redirect(stdout, stderr)
-        if stdin is not None:
-            terminal.take(stdin)
-        os.close(stdout)
-        os.close(stderr)
-        report = out_of_the_way(report)
-
-        def say(*message: Any) -> None:
-            inside.write_all(report, wire.packed(*message))
-
-        def steps(flow: FlowSpec) -> int:
-            runner = self._runner
-            environment = variables_of(runner.definition, spec.step)
-            if self._before is not None and environment != self._environment:
-                say(MISFIT, environment)  # another process takes the attempt, which has them
-                return 0
-            runner.announce = lambda *grown: say(GROWN, *grown)
-            runner.instance = lambda: flow
-            if stdin is None:
-                ended = runner.run(spec)
-            else:
-                ended = _debugged(runner, spec)
-            if os.getpid() != self._pid:
-                return 0  # the step forked, and this is its child: it has nothing to report
-            inside.flush()
-            say(*ended.message())
-            return 0 if ended.state == AttemptState.SUCCEEDED.value else 1
-
-        if stdin is None:
-            inside.refuse_breakpoints()
-        begun = SystemClock().now()
-        code = self._run_program(steps, say)
-        if not self._entered and os.getpid() == self._pid:
-            say(*self.never_reached(spec, begun, code).message())
-        return code
-
-    # ------------------------------------------------------------ isolation `worker`
-
-    def work(self, coroutines: bool, *fds: int) -> int:
-        """Run the program, and in it one attempt after the other (coroutines: side by side), until
-        the coordinator closes its end; the exit code of the process."""
-        # Only these processes need the modules (asyncio among them, for the coroutines).
-        if coroutines:
-            from aflow.executors.local.coroutines import CoroutineWorker as Worker
-        else:
-            from aflow.executors.local.work import SequentialWorker as Worker  # type: ignore[assignment]
-
-        inside.refuse_breakpoints()
-        worker = Worker(self._runner, [out_of_the_way(each) for each in fds])
-        spec = worker.first()
-        if spec is None:
+    def run(self, work: Work) -> int:
+        """Run the program in this process, and the work when it comes to its flow; the exit code of
+        the process."""
+        if not work.begin():
             return 0
         begun = SystemClock().now()
-
-        def steps(flow: FlowSpec) -> int:
-            self._runner.instance = copies_of(flow)
-            worker.serve()
-            return 0
-
-        code = self._run_program(steps, worker.say)
+        code = self.run_program(work.steps, work.say)
         if not self._entered and os.getpid() == self._pid:
             inside.flush()
-            worker.refuse(self.never_reached(spec, begun, code))
+            work.refuse(self.never_reached(work.step, work.owner, begun, code))
         return code
 
     # ------------------------------------------------------------ the program
 
-    def _run_program(self, steps: Steps, say: Callable[..., None]) -> int:
+    def run_program(self, steps: Steps, say: Callable[..., None]) -> int:
         """Run the program, whose flow's call runs `steps`; the exit code that it ends with."""
         os.environ.update(self._environment)
-        for number, data in enumerate(self._printed):
-            if data:
-                inside.write_all(number + 1, data)
+        self.show_printed(self._printed)
 
         def reached(flow: FlowSpec) -> None:
             self._reached(flow, steps, say)
@@ -167,6 +105,13 @@ class Host:
             _show(error)
             return 130 if isinstance(error, KeyboardInterrupt) else 1
         return 0
+
+    @staticmethod
+    def show_printed(printed: tuple[bytes, bytes]) -> None:
+        """Show what was printed, to stdout and stderr, by code that has run before the fork."""
+        for number, data in enumerate(printed):
+            if data:
+                inside.write_all(number + 1, data)
 
     def _call(self, cls: type[FlowSpec], reached: Callable[[FlowSpec], None]) -> None:
         """Do what the program's last line would do: `MyFlow()`."""
@@ -221,27 +166,36 @@ class Host:
     def _start_environment(self) -> Mapping[str, str]:
         return {**_at_start, **self._environment}
 
-    def never_reached(self, spec: AttemptSpec, begun: float, code: int) -> AttemptReport:
+    @property
+    def entered(self) -> bool:
+        """Whether the program has come to its flow."""
+        return self._entered
+
+    def why_never_reached(self, code: int) -> str:
+        """Why the program has ended, with this exit code, before it came to its flow."""
+        if self._error is None or isinstance(self._error, SystemExit):
+            flow = self._program.flow or "its flow"
+            return f"The program ended with exit code {code} before it came to {flow}()."
+        return sentence(self._error)
+
+    def never_reached(
+        self, step: str, owner: tuple[int, int], begun: float, code: int
+    ) -> AttemptReport:
         """The report of an attempt whose program has not come to its flow."""
-        error = self._error
-        if error is None or isinstance(error, SystemExit):
-            reason = (
-                f"The program ended with exit code {code} before it came to "
-                f"{self._program.flow or 'its flow'}()."
-            )
-        else:
-            reason = sentence(error)
-        told = None if error is None else describe(error)
+        told = None if self._error is None else describe(self._error)
         return AttemptReport(
-            spec.task,
-            spec.attempt,
+            *owner,
             AttemptState.FAILED.value,
-            reason=reason,
-            manifest=Manifest(step=spec.step, error=told).encode(),
+            reason=self.why_never_reached(code),
+            manifest=Manifest(step=step, error=told).encode(),
             started_at=begun,
             finished_at=SystemClock().now(),
             unreached=True,
         )
+
+
+def _run(runner: Runner, spec: AttemptSpec) -> AttemptReport:
+    return runner.run(spec)
 
 
 def _debugged(runner: Runner, spec: AttemptSpec) -> AttemptReport:
@@ -256,6 +210,115 @@ def _debugged(runner: Runner, spec: AttemptSpec) -> AttemptReport:
     import asyncio  # sequential steps have no use for it
 
     return asyncio.run(runner.run_async(spec))
+
+
+class Work(Protocol):
+    """What a process runs when the program has come to its flow."""
+
+    step: str
+    owner: tuple[int, int]  # task and attempt: of the first one
+
+    def begin(self) -> bool:
+        """Take the streams; whether there is anything to do."""
+
+    def say(self, *message: Any) -> None:
+        """Send a message to the coordinator."""
+
+    def refuse(self, report: AttemptReport) -> None:
+        """Say how the first attempt has ended, since the program has not come to its flow."""
+
+    def steps(self, flow: FlowSpec) -> int:
+        """Run what there is to run; the exit code of the process."""
+
+
+class OneAttempt:
+    """Isolation `task`: one attempt, which has the process to itself. `fds` are its pipes for
+    stdout, stderr and the report; with a fourth, which is to be stdin, it is debugged: it may ask
+    there, and takes as long as it takes. `strict` says that another process takes the attempt where
+    this one has not got the variables of its step."""
+
+    def __init__(
+        self, runner: Runner, spec: AttemptSpec, fds: Sequence[int], *, strict: bool
+    ) -> None:
+        self.step = spec.step
+        self.owner = (spec.task, spec.attempt)
+        self._runner = runner
+        self._spec = spec
+        self._fds = fds
+        self._strict = strict
+        self._pid = os.getpid()
+
+    def begin(self) -> bool:
+        stdout, stderr, report, *stdin = self._fds
+        inside.redirect(stdout, stderr)
+        self._is_debugged = bool(stdin)
+        if stdin:
+            terminal.take(stdin[0])
+        else:
+            inside.refuse_breakpoints()
+        os.close(stdout)
+        os.close(stderr)
+        self._report = out_of_the_way(report)
+        return True
+
+    def say(self, *message: Any) -> None:
+        inside.write_all(self._report, wire.packed(*message))
+
+    def refuse(self, report: AttemptReport) -> None:
+        self.say(*report.message())
+
+    def steps(self, flow: FlowSpec) -> int:
+        runner = self._runner
+        variables = variables_of(runner.definition, self.step)
+        if self._strict and variables != runner.environment:
+            self.say(MISFIT, variables)
+            return 0
+        runner.announce = lambda *grown: self.say(GROWN, *grown)
+        runner.instance = lambda: flow
+        run = _debugged if self._is_debugged else _run
+        ended = run(runner, self._spec)
+        if os.getpid() != self._pid:
+            return 0  # the step forked, and this is its child: it has nothing to report
+        inside.flush()
+        self.say(*ended.message())
+        return 0 if ended.state == AttemptState.SUCCEEDED.value else 1
+
+
+class ManyAttempts:
+    """Isolation `worker`: one attempt after the other (coroutines: side by side), until the
+    coordinator closes its end."""
+
+    def __init__(self, runner: Runner, fds: Sequence[int], *, coroutines: bool) -> None:
+        self._runner = runner
+        self._fds = fds
+        self._coroutines = coroutines
+
+    def begin(self) -> bool:
+        # Only these processes need the modules (asyncio among them, for the coroutines).
+        if self._coroutines:
+            from aflow.executors.local.coroutines import CoroutineWorker as Worker
+        else:
+            from aflow.executors.local.work import SequentialWorker as Worker  # type: ignore[assignment]
+
+        inside.refuse_breakpoints()
+        self._worker = Worker(self._runner, [out_of_the_way(each) for each in self._fds])
+        spec = self._worker.first()
+        if spec is None:
+            return False
+        self.step = spec.step
+        self.owner = (spec.task, spec.attempt)
+        return True
+
+    def say(self, *message: Any) -> None:
+        self._worker.say(*message)
+
+    def refuse(self, report: AttemptReport) -> None:
+        self._worker.refuse(report)
+
+    def steps(self, flow: FlowSpec) -> int:
+        self._runner.instance = copies_of(flow)
+        self._worker.serve()
+        return 0
 
 
 _at_start = dict(os.environ)

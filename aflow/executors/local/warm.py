@@ -8,15 +8,19 @@ tasks that are forked from it run the whole file, and find its imports done.
 from __future__ import annotations
 
 import builtins
+import gc
 import importlib
 import os
+import random
 import sys
 import warnings
+import weakref
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from aflow.executors.local.program import is_library, started
 
+_FRESH_SEED = 1 << 96  # NumPy draws 128 bits where nobody gives a seed
 _REPLACED = "gevent"  # has replaced what imports would have seen
 
 
@@ -71,8 +75,8 @@ def state(environment: Mapping[str, str]) -> list[Any]:
 
 _IMPORT = builtins.__import__
 _WHAT = (
-    "environment variables",
-    "environment variables",
+    "the environment",
+    "the environment",
     "the finders of modules (sys.meta_path)",
     "the filters of warnings",
     "the import itself (builtins.__import__)",
@@ -93,8 +97,71 @@ def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> s
                 continue
     for what, theirs, ours in zip(_WHAT, imported["state"], state(environment), strict=True):
         if _plain(theirs) != _plain(ours):
-            return f"the flow's file changes {what}, which its imports may read"
+            names = _names(theirs, ours) if what == _WHAT[0] else ""
+            return f"the flow's file changes {what}{names}, which its imports may read"
     return None
+
+
+class Generators:
+    """The generators of random numbers that libraries make, without a seed, when they are imported:
+    inside of this context. Each task would draw the same from them, so they are seeded anew there;
+    those that were given a seed stay as they are, as in a fresh process."""
+
+    def __init__(self) -> None:
+        self._unseeded: weakref.WeakSet[random.Random] = weakref.WeakSet()
+        self._of_numpy: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._seed = seed = random.Random.seed
+        unseeded = self._unseeded
+
+        def noted(generator: random.Random, a: Any = None, version: int = 2) -> None:
+            (unseeded.add if a is None else unseeded.discard)(generator)
+            seed(generator, a, version)
+
+        random.Random.seed = noted  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        random.Random.seed = self._seed  # type: ignore[method-assign]
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            kinds = (numpy_random.Generator, numpy_random.RandomState)
+            found = [each for each in gc.get_objects() if type(each) in kinds]
+            self._of_numpy = [each for each in found if is_unseeded(each)]
+
+    def seed(self) -> None:
+        """Seed them: in a process that was forked from the one that has made them."""
+        for each in self._unseeded:
+            each.seed()
+        for each in self._of_numpy:
+            bits = bits_of(each)
+            bits.state = type(bits)().state
+
+
+def bits_of(generator: Any) -> Any:
+    """What a generator of NumPy, of the new or of the old kind, draws its bits from."""
+    found = getattr(generator, "bit_generator", None)
+    return generator._bit_generator if found is None else found
+
+
+def is_unseeded(generator: Any) -> bool:
+    """Whether NumPy has chosen the seed of one of its generators. Its own global one is left out:
+    each process of a task has that seeded anew."""
+    if generator is sys.modules["numpy.random"].mtrand._rand:
+        return False
+    entropy = getattr(getattr(bits_of(generator), "seed_seq", None), "entropy", None)
+    return isinstance(entropy, int) and entropy >= _FRESH_SEED
+
+
+def _names(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
+    """The names of the variables that are not the same; their values may be secret."""
+    different = {repr(_plain(each)): each for each in (*theirs, *ours)}
+    for each in (*theirs, *ours):
+        if _plain(each) in _plain(theirs) and _plain(each) in _plain(ours):
+            different.pop(repr(_plain(each)), None)
+    names = sorted({each if isinstance(each, str) else each[0] for each in different.values()})
+    return f" ({', '.join(names)})"
 
 
 def _plain(value: Any) -> Any:

@@ -90,7 +90,7 @@ class _RehearsedHost(Host):
     def rehearse(self) -> None:
         """Run the program, and two of its steps."""
         self._entered, self._code = False, None
-        self._run_program(self._steps, lambda *message: None)
+        self.run_program(self._steps, lambda *message: None)
 
     def _steps(self, flow: FlowSpec) -> int:
         runner = self._runner

@@ -24,13 +24,16 @@ DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdin besides
 WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, stdout, stderr (twice)
 KILL = 3  # [KILL, id, signal]
 PROGRAM = 4  # [PROGRAM, *Request]: before anything is run
-GROW = 5  # [GROW, environment, imported] with the socket of a ground that has imported it
+GROW = 5  # [GROW, environment, imported] with the socket of a ground that has imported that, or
+# (nil) has run the program
 
 # Ground -> coordinator
 FORKED = 0  # [FORKED, id, pid, at]
 EXITED = 1  # [EXITED, id, wait status, peak memory in bytes, CPU seconds]
 NOT_FORKED = 2  # [NOT_FORKED, id, reason]
-COLD = 3  # [COLD, reason]: tasks import by themselves what they need
+COLD = 3  # [COLD, reason, seconds]: tasks import by themselves what they need, which takes so long
+READY = 5  # [READY]: a ground that was grown serves
+REFUSED = 4  # [REFUSED, id, reason]: the process cannot be forked from the program
 
 MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253
 _CHUNK = 1 << 18

@@ -33,6 +33,7 @@ class WorkerProcess:
         self,
         loop: asyncio.AbstractEventLoop,
         link: Grounds,
+        start: str,
         environment: Mapping[str, str],
         coroutines: bool,
     ) -> None:
@@ -54,7 +55,7 @@ class WorkerProcess:
         for each in (self._specs, self._reports):
             each.setblocking(False)
         theirs = [tasks, their_reports.detach(), *writers, *readers]
-        self.child = link.fork(wire.WORK, environment, coroutines, theirs)
+        self.child = link.fork(wire.WORK, start, environment, coroutines, theirs)
 
     @property
     def in_hand(self) -> int:

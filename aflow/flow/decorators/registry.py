@@ -23,6 +23,7 @@ KINDS = {
     "parallel": ("parallel", "Parallel"),
     "pytorch_parallel": ("parallel", "PytorchParallel"),
     "pypi": ("packages", "Pypi"),
+    "process": ("process", "Process"),
     "queue": ("queue", "Queue"),
     "resources": ("resources", "Resources"),
     "retry": ("retry", "Retry"),

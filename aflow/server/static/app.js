@@ -33,7 +33,7 @@ function page(path) {
   if (parts[0] === "schedules") return html`<${SchedulesPage} />`;
   if (parts[0] === "workers") return html`<${WorkersPage} />`;
   if (parts[0] === "settings") return html`<${SettingsPage} />`;
-  return html`<${Notice}>There is no page ${path}. <${Link} to="">See all runs<//>.<//>`;
+  return html`<h1>No such page</h1><${Notice}>There is no page ${path}. <${Link} to="./">See all runs<//><//>`;
 }
 
 /** The breadcrumb, which is the search box. */

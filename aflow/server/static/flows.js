@@ -30,7 +30,7 @@ export function FlowPage({ flow }) {
 function Durations({ runs }) {
   const shownRuns = [...runs].reverse();
   const longest = Math.max(...shownRuns.map((run) => took(run) || 0), 0.001);
-  return html`<div class="durations" role="list">${shownRuns.map((run) => html`<${Link} role="listitem" class=${run.state} to=${runPath(run)} title=${`${run.run}: ${run.state}, ${span(took(run))}`} style=${{ height: `${Math.max(4, ((took(run) || 0) / longest) * 100)}%` }}><span class="hidden">${run.run}: ${run.state}, ${span(took(run))}</span><//>`)}</div><p class="dim">${runs.length} runs, the longest ${span(longest)}</p>`;
+  return html`<div class="durations">${shownRuns.map((run) => html`<${Link} class=${run.state} to=${runPath(run)} title=${`${run.run}: ${run.state}, ${span(took(run))}`} style=${{ height: `${Math.max(4, ((took(run) || 0) / longest) * 100)}%` }}><span class="hidden">${run.run}: ${run.state}, ${span(took(run))}</span><//>`)}</div><p class="dim">${runs.length} runs, the longest ${span(longest)}</p>`;
 }
 
 function Grid({ data, steps }) {

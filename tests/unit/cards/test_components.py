@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -21,6 +25,7 @@ from aflow.cards.components import (
     as_component,
     rendered,
 )
+from aflow.cards.page import page
 from aflow.cards.viewers import EventsTimeline, Page, YAMLViewer
 from aflow.errors import InvalidInput
 
@@ -94,7 +99,73 @@ def test_a_chart_is_drawn_without_a_network() -> None:
         "mark": "bar",
         "encoding": {"x": {"field": "a"}, "y": {"field": "b", "type": "quantitative"}},
     }
-    assert "<svg" in VegaChart(spec).render()
+    assert drawing(VegaChart(spec).render()).startswith("<svg")
+
+
+def drawing(html: str) -> str:
+    """The picture that a chart is shown as."""
+    found = re.findall(r'<img src="data:image/svg.xml;base64,([^"]+)"', html)
+    return base64.b64decode(found[0]).decode()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/data.json", "data.csv", "//elsewhere/x.json"])
+def test_a_chart_fetches_nothing(url: str) -> None:
+    pytest.importorskip("vl_convert")
+    spec = {"data": {"url": url}, "mark": "bar", "encoding": {"x": {"field": "a"}}}
+    assert "VegaChart cannot be shown" in rendered(VegaChart(spec))
+    assert "not allowed" in rendered(VegaChart(spec))
+
+
+BAD = "\"'><script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Markdown(BAD),
+        lambda: Markdown("[x](javascript:alert(1)) <img src=x onerror=alert(1)>"),
+        lambda: Artifact(BAD, BAD),
+        lambda: Artifact(type(BAD, (), {"__repr__": lambda self: BAD})()),
+        lambda: Table([[BAD, Markdown(BAD)]], [BAD]),
+        lambda: Image(PNG, BAD),
+        lambda: Image("data:image/png;base64," + BAD, BAD),
+        lambda: Error(ValueError(BAD), BAD),
+        lambda: ProgressBar(BAD, BAD, BAD, BAD, BAD),
+        lambda: ProgressBar(float("nan"), 3, float("inf"), 4, 5),
+        lambda: ValueBox(BAD, BAD, BAD, BAD, BAD),
+        lambda: PythonCode(code_string=BAD),
+        lambda: JSONViewer({BAD: [BAD]}, True, BAD, True, BAD),
+        lambda: JSONViewer([1], max_height="1px;position:fixed;background:url(http://x)"),
+        lambda: VegaChart({"mark": BAD, BAD: BAD}),
+        lambda: YAMLViewer({BAD: BAD}, True, BAD, True, BAD),
+        lambda: Page(BAD, BAD, [BAD]),
+        lambda: timeline({BAD: BAD, "timestamp": BAD}, payloads={BAD: BAD}),
+    ],
+)
+def test_no_data_becomes_html(make: Callable[[], Component]) -> None:
+    shown = rendered(make())
+    for part in ("<script", "<img src=x", 'href="javascript:', "position:fixed"):
+        assert part not in shown
+    assert set() == {name for name in Tags.of(shown) if name.startswith("on")}
+
+
+class Tags(HTMLParser):
+    """The attributes of all tags of a page."""
+
+    @classmethod
+    def of(cls, html: str) -> set[str]:
+        made = cls()
+        made.names = set()
+        made.feed(html)
+        return made.names
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names |= {name for name, _ in attrs}
+
+
+def test_a_page_allows_nothing_to_run_and_nothing_to_be_fetched() -> None:
+    assert "default-src 'none'; img-src data:;" in page("title", "body")
+    assert "script-src" not in page("title", "body")
 
 
 def test_a_part_that_fails_leaves_the_others() -> None:
@@ -182,10 +253,10 @@ def test_a_chart_without_a_size_is_given_one() -> None:
     pytest.importorskip("vl_convert", reason="charts are drawn with the extra cards")
     spec = {"mark": "bar", "data": {"values": [{"a": "A"}]}, "encoding": {"x": {"field": "a"}}}
 
-    wide = VegaChart({**spec, "width": "container"}).render()
+    wide = drawing(VegaChart({**spec, "width": "container"}).render())
 
     assert 'width="6' in wide
-    assert 'width="1' in VegaChart({**spec, "width": 100}).render()
+    assert 'width="1' in drawing(VegaChart({**spec, "width": 100}).render())
 
 
 def test_a_page_holds_components_under_its_title() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import click
 import pytest
 
-from aflow.cli.problems import guarded
+from aflow.cli.problems import guarded, printable
+from aflow.cli.tables import table
 from aflow.errors import AflowError, InvalidFlow, InvalidParameter, NotFound
 
 
@@ -73,3 +74,10 @@ def test_a_setting_that_cannot_be_used_does_not_hide_the_error(
     guarded(raising(NotFound("No run 7.")))
 
     assert "No run 7." in capsys.readouterr().err
+
+
+def test_controls_are_spelt_out() -> None:
+    text = "t\x1b]52;c;cm0=\x07 \x9b2K \u202e \ttab\nline\r"
+    assert "t\\x1b]52;c;cm0=\\x07 \\x9b2K \\u202e \ttab\nline\\r" == printable(text)
+    assert "a\\nb" == printable("a\nb", lines=False)
+    assert ["a  \\x1b[1A"] == table([["a", "\x1b[1A"]])

@@ -1,0 +1,351 @@
+"""`aflow queue`: what waits in a queue, who takes it, and what was buried."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from aflow.cli import tables
+from aflow.cli.options import flag, option
+from aflow.clock import SystemClock, duration
+from aflow.config import Settings
+from aflow.errors import InvalidInput, InvalidSetting
+
+if TYPE_CHECKING:
+    from aflow.executors.letters import Presence
+    from aflow.queue.base import Depth, Queue
+
+_HELP = """Look into a queue, and take out of it.
+
+A message that was given to five workers which ended before its task did, or that no worker can
+read, is buried: it is kept, and given to nobody, until it is released or deleted. The run of a task
+that is buried fails; one that goes on takes its message out by itself.
+
+\b
+  aflow queue status                           how much waits, since when, and for which workers
+  aflow queue list                             what is buried
+  aflow queue list --ready --pool gpu          what waits in the pool gpu
+  aflow queue release --all                    what is buried is to be tried again
+  aflow queue delete 1f0c...:17:0              forget a message, whether it waits or is buried
+"""
+_LOOKED_AT = 1000  # messages of a pool that are looked at for the oldest one
+T = TypeVar("T")
+
+
+def queue(words: Sequence[str]) -> object:
+    """Run the command with these words."""
+    place = option("--queue", metavar="URL", help="The queue.  [default: AFLOW_QUEUE]")
+    pools = option(
+        "--pool",
+        "pools",
+        multiple=True,
+        metavar="NAME",
+        help="Of this pool; may be given again.  [default: all that there are]",
+    )
+    as_json = flag("--json", "as_json", help="As a list of objects.")
+    ids = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
+    group = click.Group(
+        "queue",
+        help=_HELP,
+        commands=[
+            click.Command(
+                "status",
+                params=[place, pools, as_json],
+                callback=_status,
+                help="How many messages there are of each pool, and which workers.",
+            ),
+            click.Command(
+                "list",
+                params=[
+                    flag("--ready", help="Those that wait for a worker, not those buried."),
+                    option(
+                        "--limit",
+                        type=click.IntRange(1),
+                        default=100,
+                        show_default=True,
+                        metavar="N",
+                        help="At most so many of each pool.",
+                    ),
+                    place,
+                    pools,
+                    as_json,
+                ],
+                callback=_list,
+                help="The messages that are buried, or wait.",
+            ),
+            click.Command(
+                "release",
+                params=[
+                    ids,
+                    flag("--all", "everything", help="All that are buried."),
+                    place,
+                    pools,
+                ],
+                callback=_release,
+                help="Give buried messages to workers again.",
+            ),
+            click.Command(
+                "delete",
+                params=[
+                    ids,
+                    flag("--all", "everything", help="All that are buried."),
+                    place,
+                    pools,
+                ],
+                callback=_delete,
+                help="Forget messages that are buried, or wait.",
+            ),
+        ],
+    )
+    return group.main([*words], prog_name="aflow queue", standalone_mode=False)
+
+
+class _Found(NamedTuple):
+    """A message as it is shown."""
+
+    pool: str
+    id: str
+    task: str
+    size: int
+    deliveries: int | None
+    at: float | None  # when it was buried, or written
+
+    def as_json(self) -> dict[str, Any]:
+        """As an object."""
+        return self._asdict()
+
+
+# ------------------------------------------------------------ commands
+
+
+def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
+    async def look(opened: Queue) -> tuple[Any, Any]:
+        workers = await _workers(opened)
+        named = await _pools(opened, pools, workers)
+        return [await _pool(opened, each, workers) for each in named], workers
+
+    found, workers = _with_queue(queue, look)
+    now = SystemClock.now()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    rows = [
+        (
+            each["pool"],
+            str(each["ready"]),
+            str(each["leased"]),
+            str(each["buried"]),
+            "?" if each["oldest"] is None else duration(max(now - each["oldest"], 0.0)),
+            "?" if each["workers"] is None else str(each["workers"]),
+            "?" if each["slots"] is None else str(each["slots"]),
+        )
+        for each in found
+    ]
+    rows = [(*row[:4], "" if row[1] == "0" else row[4], *row[5:]) for row in rows]
+    tables.show(("POOL", "READY", "LEASED", "BURIED", "OLDEST", "WORKERS", "SLOTS"), rows)
+    for name, each in sorted((workers or {}).items()):
+        click.echo(
+            f"{_plain(name)}: {each.slots} slots for {', '.join(map(_plain, each.pools))}, "
+            f"{len(each.held)} tasks for more than some seconds"
+        )
+        for why in sorted(set(each.declined.values())):
+            click.echo(f"    leaves runs to others: {_plain(why)}")
+
+
+def _list(
+    queue: str | None, pools: tuple[str, ...], ready: bool, limit: int, as_json: bool
+) -> None:
+    async def look(opened: Queue) -> list[_Found]:
+        named = await _pools(opened, pools, await _workers(opened))
+        return [each for pool in named for each in await _messages(opened, pool, ready, limit)]
+
+    found = _with_queue(queue, look)
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in found], indent=2))
+        return
+    if not found:
+        click.echo("Nothing waits." if ready else "Nothing is buried.")
+        return
+    rows = [
+        (
+            each.pool,
+            each.id,
+            "" if each.deliveries is None else str(each.deliveries),
+            str(each.size),
+            "" if each.at is None else tables.local(each.at),
+            each.task,
+        )
+        for each in found
+    ]
+    since = "WRITTEN" if ready else "BURIED"
+    tables.show(("POOL", "ID", "DELIVERIES", "BYTES", since, "TASK"), rows)
+
+
+def _release(
+    queue: str | None, pools: tuple[str, ...], ids: tuple[str, ...], everything: bool
+) -> None:
+    async def release(opened: Queue) -> int:
+        count = 0
+        for topic, names in (await _chosen(opened, pools, ids, everything)).items():
+            count += await opened.redrive(topic, names)
+        return count
+
+    count = _with_queue(queue, release)
+    if not count and ids:
+        raise InvalidInput("No such message is buried: `aflow queue list` shows those that are.")
+    click.echo(f"{_many(count)} released.")
+
+
+def _delete(
+    queue: str | None, pools: tuple[str, ...], ids: tuple[str, ...], everything: bool
+) -> None:
+    async def delete(opened: Queue) -> int | None:
+        count: int | None = 0
+        for topic, names in (await _chosen(opened, pools, ids, everything)).items():
+            before = await opened.known(topic, names)
+            await opened.remove(topic, names)
+            after = await opened.known(topic, names)
+            count = None if None in (before, after, count) else _sum(count, before, after)
+        return count
+
+    count = _with_queue(queue, delete)
+    if count == 0 and ids:
+        raise InvalidInput(
+            "There is no such message that could be deleted: `aflow queue list` shows those that "
+            "are buried, and with --ready those that wait. What a worker has is not deleted."
+        )
+    click.echo(
+        "Deleted, as far as they were buried." if count is None else f"{_many(count)} deleted."
+    )
+
+
+def _sum(count: int | None, before: set[str] | None, after: set[str] | None) -> int:
+    return (count or 0) + len((before or set()) - (after or set()))
+
+
+# ------------------------------------------------------------ the queue
+
+
+def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
+    """What the call gives, of the queue that is named or set."""
+    from aflow import backends
+
+    settings = Settings.load(queue=url)
+    if settings.queue is None:
+        raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
+    place = settings.queue
+
+    async def use() -> T:
+        opened = backends.open_queue(place)
+        try:
+            return await what(opened)
+        finally:
+            await opened.close()
+
+    return asyncio.run(use())
+
+
+async def _workers(opened: Queue) -> dict[str, Presence] | None:
+    from aflow.executors.letters import Presence
+
+    found = await opened.announced()
+    if found is None:
+        return None
+    read = {name: Presence.decode(data) for name, data in found.items()}
+    return {name: each for name, each in read.items() if each is not None}
+
+
+async def _pools(
+    opened: Queue, pools: Sequence[str], workers: dict[str, Presence] | None
+) -> list[str]:
+    """The pools that are asked for, or all that have messages or workers."""
+    from aflow.executors.letters import DEFAULT_POOL, tasks_topic
+
+    if pools:
+        return [*dict.fromkeys(pools)]
+    start = tasks_topic("")
+    found = {
+        each.removeprefix(start) for each in await opened.topics() or () if each.startswith(start)
+    }
+    found.update(pool for each in (workers or {}).values() for pool in each.pools)
+    return sorted(found | {DEFAULT_POOL})
+
+
+async def _pool(opened: Queue, pool: str, workers: dict[str, Presence] | None) -> dict[str, Any]:
+    from aflow.executors.letters import tasks_topic
+
+    depth: Depth = await opened.depth(tasks_topic(pool))
+    waiting = await _messages(opened, pool, ready=True, limit=_LOOKED_AT)
+    written = [each.at for each in waiting if each.at is not None]
+    mine = None if workers is None else [each for each in workers.values() if pool in each.pools]
+    return {
+        "pool": pool,
+        **depth._asdict(),
+        "oldest": min(written, default=None),
+        "workers": None if mine is None else len(mine),
+        "slots": None if mine is None else sum(each.slots for each in mine),
+    }
+
+
+async def _messages(opened: Queue, pool: str, ready: bool, limit: int) -> list[_Found]:
+    from aflow.executors.letters import tasks_topic
+
+    topic = tasks_topic(pool)
+    if ready:
+        found = []
+        for message in await opened.peek(topic, limit) or ():
+            task, at = _read(message.body)
+            found.append(_Found(pool, message.id, task, len(message.body), None, at))
+        return found
+    return [
+        _Found(pool, each.id, _read(each.body)[0], len(each.body), each.deliveries, each.buried_at)
+        for each in await opened.buried(topic, limit)
+    ]
+
+
+def _read(body: bytes) -> tuple[str, float | None]:
+    """Which task a message is for, as it says itself, and when it was written. Whether it was
+    signed is not looked at."""
+    from aflow.attempt.spec import AttemptSpec
+    from aflow.queue.envelope import peek
+
+    found = peek(body)
+    if found is None:
+        return "(no message of this version of aflow)", None
+    _, at, fields = found
+    try:
+        spec = AttemptSpec.decode(fields["spec"])
+        named = f"{fields['flow']}/{fields['run']}/{spec.step}/{spec.task}"
+        return _plain(named), at
+    except Exception:  # noqa: BLE001 -- it may hold anything
+        return "(it cannot be read)", at
+
+
+async def _chosen(
+    opened: Queue, pools: Sequence[str], ids: Sequence[str], everything: bool
+) -> dict[str, list[str]]:
+    """The ids, by topic: those that were named, or all that are buried."""
+    from aflow.executors.letters import tasks_topic
+
+    if bool(ids) is everything:
+        raise InvalidInput("Which messages? Give their ids, or --all.")
+    named = await _pools(opened, pools, await _workers(opened))
+    if ids:
+        return {tasks_topic(pool): [*ids] for pool in named}
+    return {
+        tasks_topic(pool): [each.id for each in await opened.buried(tasks_topic(pool), 100_000)]
+        for pool in named
+    }
+
+
+def _plain(text: str) -> str:
+    """What others wrote, in one line and without control characters."""
+    return "".join(each for each in " ".join(text.split()) if each.isprintable())[:300]
+
+
+def _many(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"

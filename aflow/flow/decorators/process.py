@@ -1,0 +1,39 @@
+"""@process: what the processes of a step's tasks are forked from. Carried out by the executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, overload
+
+from aflow.flow.decorators.base import F, StepDecorator, decorate
+
+STARTS = ("fresh", "fork")
+
+
+@dataclass(frozen=True, slots=True)
+class Process(StepDecorator):
+    """How the processes of the step's tasks begin: `fresh` runs the user's file in each of them, as
+    a new interpreter would; with `fork` they are forked from a process that has run it once, for
+    files that work for seconds at module level."""
+
+    name: ClassVar[str] = "process"
+    start: str = "fork"
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise self._fault("start", '"fresh" or "fork"')
+
+    def shapes_result(self) -> None:
+        """None: the result is the same."""
+
+
+@overload
+def process(start: F) -> F: ...
+@overload
+def process(start: str = "fork") -> Callable[[F], F]: ...
+def process(start: object = None, **options: Any) -> Any:
+    """Say how the processes of the step's tasks begin: `@process("fork")`; see Process."""
+    if isinstance(start, str):
+        return decorate(Process, None, {"start": start, **options})
+    return decorate(Process, start, options)

@@ -1,0 +1,515 @@
+"""A coordinator and workers around one queue, in this process: what they make of a queue that
+forgets, of messages that are not for them, and of parts of themselves that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aflow.attempt.remote import Parcels, is_over, mark_over
+from aflow.attempt.spec import AttemptSpec
+from aflow.clock import SystemClock
+from aflow.errors import QueueUnavailable
+from aflow.executors import letters, queued
+from aflow.executors.job import Job, python_version
+from aflow.executors.letters import Presence, ReportsLetter, TaskLetter, unseal_letter
+from aflow.executors.local.process import needs_of
+from aflow.executors.local.program import request_of
+from aflow.executors.queued import QueueExecutor
+from aflow.flow.spec import define
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.queue.base import Depth, Lease, Message, group_of
+from aflow.queue.memory import MemoryQueue
+from aflow.scheduler.codec import encode_inputs
+from aflow.scheduler.messages import NoInputs
+from aflow.storage.local import LocalStore
+from aflow.waiting import FIRST
+from aflow.worker import Worker, WorkerOptions
+from tests.contracts.executing import Recorder, context_in
+from tests.contracts.flow_of_deeds import DeedFlow
+
+pytestmark = pytest.mark.asyncio
+TASKS = letters.tasks_topic("default")
+KEY, OTHER = b"k" * 32, b"o" * 32
+
+
+class Shared(MemoryQueue):
+    """The queue of a test: whoever lets go of it leaves it to the others. Calls fail by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing: dict[str, Callable[[Any], BaseException | None]] = {}
+
+    def _fail(self, name: str, about: Any = None) -> None:
+        error = self.failing[name](about) if name in self.failing else None
+        if error is not None:
+            raise error
+
+    async def put(self, topic: str, messages: Sequence[Message]) -> None:
+        self._fail("put", topic)
+        await super().put(topic, messages)
+
+    async def lease(
+        self, topics: Sequence[str], limit: int, ttl: float, wait: float = 0.0, skip: Any = ()
+    ) -> list[Lease]:
+        self._fail("lease", topics[0])
+        return await super().lease(topics, limit, ttl, wait, skip)
+
+    async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
+        self._fail("extend")
+        return await super().extend(leases, ttl)
+
+    async def announce(self, name: str, body: bytes, ttl: float) -> None:
+        self._fail("announce")
+        await super().announce(name, body, ttl)
+
+    async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
+        self._fail("known")
+        return await super().known(topic, ids)
+
+
+@pytest.fixture
+def queue() -> Shared:
+    return Shared()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(queued, "LOOK", 0.02)
+    monkeypatch.setattr(queued, "WATCH", 0.02)
+    monkeypatch.setattr(queued, "_UNSURE", 0.05)
+    return tmp_path
+
+
+class Side:
+    """A coordinator, and who is told."""
+
+    def __init__(self, executor: QueueExecutor, folder: Path) -> None:
+        self.executor = executor
+        self.told = Recorder()
+        self.store = LocalStore(folder / "store")
+
+    def launch(self, task: int = 1, step: str = "act") -> None:
+        self.executor.launch(
+            AttemptSpec(
+                step, task, 0, encode_inputs(NoInputs()), None, None, None, False, True, False, {}
+            )
+        )
+
+
+@asynccontextmanager
+async def coordinator(
+    queue: MemoryQueue, folder: Path, keys: Sequence[bytes] = (), **options: Any
+) -> AsyncIterator[Side]:
+    definition = define(DeedFlow)
+
+    def job(context: Any) -> Job:
+        request, needs = request_of(definition), needs_of(definition)
+        return Job(context, request, needs, None, "", "task", python_version(), 1 << 20)
+
+    made = QueueExecutor(
+        lambda: queue, LocalStore(folder / "store"), SqliteMetadata(":memory:"), job,
+        lambda step: "default", SystemClock(), keys=keys, grace=0.05, **options,
+    )  # fmt: skip
+    side = Side(made, folder)
+    await made.start(context_in(folder), side.told)
+    try:
+        yield side
+    finally:
+        await made.stop()
+
+
+def sealed(spec: AttemptSpec, store: str, keys: Sequence[bytes] = (), job: str = "0" * 64) -> bytes:
+    """The message of an attempt."""
+    reply = letters.reports_topic("DeedFlow", "1")
+    letter = TaskLetter(store, "DeedFlow", "1", job, reply, spec.encode(), 0)
+    return letter.seal(keys, TASKS, time.time())
+
+
+async def until(truth: Callable[[], Any]) -> Any:
+    """What it gives, as soon as it is true."""
+    while True:
+        found = truth()
+        found = await found if asyncio.iscoroutine(found) else found
+        if found:
+            return found
+        await asyncio.sleep(0.005)
+
+
+async def waiting(queue: MemoryQueue) -> list[str]:
+    return [each.id for each in await queue.peek(TASKS) or []]
+
+
+# ------------------------------------------------------------------ the coordinator
+
+
+async def test_what_the_queue_has_forgotten_is_put_again(queue: Shared, folder: Path) -> None:
+    async with coordinator(queue, folder, priority=7) as side:
+        side.launch()
+        (name,) = await until(lambda: waiting(queue))
+        await queue.drop(TASKS)
+
+        assert [name] == await until(lambda: waiting(queue))
+        (lease,) = await queue.lease([TASKS], 5, 60)
+        again: TaskLetter = unseal_letter(lease.body, "task", (), TASKS, None)
+        assert (name, True) == (lease.id, again.attempt.again)
+
+
+async def test_what_a_worker_says_that_it_has_is_not_put_again(
+    queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinator(queue, folder) as side:
+        side.launch()
+        (name,) = await until(lambda: waiting(queue))
+        presence = Presence(["default"], 1, [name], {})
+        await queue.announce("worker", presence.encode(), 60)
+        looks = 0
+
+        def look(_: Any) -> None:
+            nonlocal looks
+            looks += 1
+
+        await queue.drop(TASKS)
+        queue.failing["known"] = look
+        await until(lambda: looks > 5)
+        assert [] == await waiting(queue)
+
+        await queue.announce("worker", b"", 0)  # it is gone, and what it had with it
+        assert [name] == await until(lambda: waiting(queue))
+
+
+async def test_a_task_fails_when_no_worker_that_is_known_can_run_it_and_they_are_named(
+    queue: Shared, folder: Path
+) -> None:
+    async with coordinator(queue, folder) as side:
+        side.launch()
+        (name,) = await until(lambda: waiting(queue))
+        sick = Presence(["default"], 1, [], {group_of(name): "No module named\n\x1b[31m'torch'"})
+        await queue.announce("sick", sick.encode(), 60)
+        await queue.announce("well", Presence(["default"], 1, [], {}).encode(), 60)
+        await queue.announce("other", Presence(["gpu"], 1, [], {}).encode(), 60)
+        await asyncio.sleep(0.2)
+        assert {} == side.told.reports
+
+        await queue.announce("well", b"", 0)
+        report = await until(lambda: side.told.reports.get(1))
+        assert ("failed", False) == (report.state, report.retryable)
+        told = "No worker of pool default can run the task: sick: No module named [31m'torch'"
+        assert told == report.reason
+        await until(lambda: no(waiting(queue)))
+
+
+async def no(found: Any) -> bool:
+    return not await found
+
+
+async def test_a_queue_that_does_not_tell_which_workers_there_are_is_believed_what_they_report(
+    queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody_knows() -> None:
+        return None
+
+    monkeypatch.setattr(queue, "announced", nobody_knows)
+    async with coordinator(queue, folder) as side:
+        side.launch()
+        (lease,) = await until(lambda: queue.lease([TASKS], 1, 60))
+        events = [[letters.STARTED, 1, 0, 5, 1.0], [letters.DECLINED, 1, 0, "no such library"]]
+        said = ReportsLetter("DeedFlow", "1", "sick", "host", 1, events)
+        topic = letters.reports_topic("DeedFlow", "1")
+        await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
+        await queue.release([lease], counted=False)
+
+        report = await until(lambda: side.told.reports.get(1))
+        assert "sick: no such library" in report.reason
+
+
+async def test_reports_of_other_runs_and_odd_ones_are_refused_and_the_run_goes_on(
+    queue: Shared, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = [letters.ENDED, 1, 0, None, None, "failed", "not ours", True]
+    mine = letters.reports_topic("DeedFlow", "1")
+    async with coordinator(queue, folder, keys=[KEY, OTHER]) as side:
+        side.launch()
+        await until(lambda: waiting(queue))
+
+        async def say(name: str, run: str, topic: str, key: bytes, *event: Any) -> None:
+            letter = ReportsLetter("DeedFlow", run, name, "host", 1, [event])
+            await queue.put(mine, [Message(name, letter.seal([key], topic, time.time()))])
+
+        await say("other-run", "2", letters.reports_topic("DeedFlow", "2"), KEY, *ended)
+        await say("other-run-here", "2", mine, KEY, *ended)
+        await say("no-key-of-ours", "1", mine, b"x" * 32, *ended)
+        await say("odd", "1", mine, KEY, *ended[:5], "finished", "", True)
+        await queue.put(mine, [Message("nothing", b"AFM2\x01")])
+        await until(lambda: caplog.text.count("is refused") == 5)
+        assert {} == side.told.reports
+
+        await say("the-older-key", "1", mine, OTHER, *ended[:6], "ours", True)
+        assert "ours" == (await until(lambda: side.told.reports.get(1))).reason
+
+
+async def test_what_is_waited_for_is_said(
+    queue: Shared,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aflow.waiting.FIRST", 0.0)
+    async with coordinator(queue, folder) as side:
+        side.launch()
+        await until(lambda: "Waiting for workers" in caplog.text)
+        assert (
+            "1 task waits for a worker of pool default: no worker takes tasks of it" in caplog.text
+        )
+        assert "aflow worker --queue 'memory:' --pool default" in caplog.text
+        caplog.clear()
+
+        queue.failing["lease"] = lambda _: QueueUnavailable("The broker is full.")
+        queue.failing["known"] = queue.failing["lease"]
+        await until(lambda: "Waiting for the queue memory:" in caplog.text)
+        assert "The broker is full." in caplog.text
+        del queue.failing["known"], queue.failing["lease"]
+    assert FIRST == 5.0
+
+
+@pytest.mark.parametrize("part", ["lease", "known", "put"])
+async def test_a_part_of_the_coordinator_that_fails_ends_what_it_was_for(
+    part: str, queue: Shared, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with coordinator(queue, folder) as side:
+        queue.failing[part] = lambda _: RuntimeError("a fault of ours")
+        side.launch(1)
+        if part == "lease":
+            await queue.put(letters.reports_topic("DeedFlow", "1"), [Message("any", b"")])
+        report = await until(lambda: side.told.reports.get(1))
+        assert "lost" == report.state
+        assert "nothing more can be heard of it (RuntimeError: a fault of ours)" in report.reason
+        side.launch(2)
+        assert "lost" == (await until(lambda: side.told.reports.get(2))).state
+        assert "A part of the coordinator has failed" in caplog.text
+
+
+async def test_what_is_cancelled_is_taken_out_though_a_dead_worker_has_it(
+    queue: Shared, folder: Path
+) -> None:
+    async with coordinator(queue, folder) as side:
+        side.launch()
+        await until(lambda: queue.lease([TASKS], 1, 60))
+        topic = letters.reports_topic("DeedFlow", "1")
+        said = ReportsLetter("DeedFlow", "1", "dead", "host", 1, [[letters.STARTED, 1, 0, 5, 1.0]])
+        await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
+        await until(lambda: side.told.said.get(1))
+        side.executor.cancel(1, 0)
+        assert "cancelled" == (await until(lambda: side.told.reports.get(1))).state
+
+        assert Depth(0, 0, 0) == await queue.depth(TASKS)
+        assert not is_over(side.store, "DeedFlow", "1")
+        await side.executor.conclude()
+        assert is_over(side.store, "DeedFlow", "1")
+        assert [] == await queue.topics()
+
+
+async def test_a_worker_that_cancels_without_our_asking_has_lost_the_task(
+    queue: Shared, folder: Path
+) -> None:
+    async with coordinator(queue, folder) as side:
+        side.launch()
+        await until(lambda: waiting(queue))
+        topic = letters.reports_topic("DeedFlow", "1")
+        ended = [letters.ENDED, 1, 0, None, None, "cancelled", "", True]
+        said = ReportsLetter("DeedFlow", "1", "odd", "host", 1, [ended])
+        await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
+        report = await until(lambda: side.told.reports.get(1))
+        assert ("lost", "The task was lost: odd cancelled it without our asking.") == (
+            report.state, report.reason
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------ the worker
+
+SPEC = AttemptSpec("act", 1, 0, encode_inputs(NoInputs()), None, None, None, False, True, False, {})
+
+
+@asynccontextmanager
+async def working(
+    queue: MemoryQueue, folder: Path, *, keys: tuple[bytes, ...] = (), lease: float = 30.0
+) -> AsyncIterator[tuple[Worker, list[str], asyncio.Task[None]]]:
+    said: list[str] = []
+    options = WorkerOptions(("default",), 1, 0.1, lease, folder / "code", keys)
+    worker = Worker(queue, options, SystemClock(), said.append)
+    task = asyncio.ensure_future(worker.run())
+    try:
+        yield worker, said, task
+    finally:
+        worker.drain()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def store_in(folder: Path) -> str:
+    return (folder / "store").as_uri()
+
+
+async def presence_of(queue: MemoryQueue) -> Presence | None:
+    found = [Presence.decode(data) for data in (await queue.announced() or {}).values()]
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize(
+    ("keys", "message_keys", "told"),
+    [
+        ((), (KEY,), "no AFLOW_SIGNING_KEY is set here"),
+        ((OTHER,), (KEY,), "signed with another key"),
+        ((KEY,), (), "is not signed"),
+    ],
+)
+async def test_a_worker_without_the_key_gives_back_uncounted_and_leaves_the_run_to_others(
+    keys: tuple[bytes, ...], message_keys: tuple[bytes, ...], told: str, queue: Shared, folder: Path
+) -> None:
+    body = sealed(SPEC, store_in(folder), message_keys)
+    await queue.put(TASKS, [Message(f"run:{number}:0", body) for number in range(3)])
+    async with working(queue, folder, keys=keys) as (_, said, _):
+        await until(lambda: any(told in line for line in said))
+        presence = await until(lambda: presence_declining(queue))
+        assert {"run"} == presence.declined.keys()
+        assert told in presence.declined["run"]
+        await until(lambda: ready(queue, 3))
+
+        got = await queue.lease([TASKS], 5, 60)
+        assert [1, 1, 1] == [each.deliveries for each in got]
+        assert sum("is refused" in line for line in said) <= 3
+    assert {} == await queue.announced()
+
+
+async def presence_declining(queue: MemoryQueue) -> Presence | None:
+    found = await presence_of(queue)
+    return found if found is not None and found.declined else None
+
+
+async def ready(queue: MemoryQueue, count: int) -> bool:
+    return (await queue.depth(TASKS)).ready == count
+
+
+async def test_a_worker_that_cannot_get_the_code_gives_back_and_reports_that(
+    queue: Shared, folder: Path
+) -> None:
+    (folder / "store").mkdir()
+    await queue.put(TASKS, [Message("run:1:0", sealed(SPEC, store_in(folder)))])
+    async with working(queue, folder) as (worker, said, _):
+        topic = letters.reports_topic("DeedFlow", "1")
+        (report,) = await until(lambda: queue.lease([topic], 1, 60))
+        letter: ReportsLetter = unseal_letter(report.body, "reports", (), topic, None)
+        ((kind, task, attempt, why),) = letter.events
+        assert (letters.DECLINED, 1, 0, worker.id) == (kind, task, attempt, letter.worker)
+        assert any("leaves it to others" in line and why in line for line in said)
+        await until(lambda: ready(queue, 1))
+        (again,) = await queue.lease([TASKS], 1, 60)
+        assert 1 == again.deliveries
+
+
+async def test_what_is_malformed_is_buried_at_once_and_the_worker_goes_on(
+    queue: Shared, folder: Path
+) -> None:
+    odd = {
+        "none": b"nothing of ours",
+        "run:1:0": sealed(SPEC, store_in(folder), job="../../etc/passwd"),
+        "run:2:0": sealed(SPEC._replace(task="one"), store_in(folder)),  # type: ignore[arg-type]
+        "no-group": sealed(SPEC, store_in(folder), (KEY,)),
+    }
+    await queue.put(TASKS, [Message(name, body) for name, body in odd.items()])
+    async with working(queue, folder) as (_, said, task):
+        await until(lambda: buried(queue, len(odd)))
+        assert {1} == {each.deliveries for each in await queue.buried(TASKS)}
+        assert len(odd) == sum("is refused" in line for line in said)
+        assert not task.done()
+
+
+async def buried(queue: MemoryQueue, count: int) -> bool:
+    return len(await queue.buried(TASKS)) == count
+
+
+async def test_what_is_left_of_a_run_that_has_ended_is_dropped_and_not_run(
+    queue: Shared, folder: Path
+) -> None:
+    store = LocalStore(folder / "store")
+    mark_over(store, "DeedFlow", "1")
+    body = sealed(SPEC, store_in(folder))
+    await queue.put(TASKS, [Message(f"run:{number}:0", body) for number in range(3)])
+    async with working(queue, folder) as (_, said, _):
+        await until(lambda: any("DeedFlow/1 has ended" in line for line in said))
+        while tuple(await queue.depth(TASKS)) != (0, 0, 0):
+            await asyncio.sleep(0.005)
+        assert [] == await queue.topics()  # nothing was reported
+
+
+@pytest.mark.parametrize("part", ["extend", "lease", "announce", "put"])
+async def test_a_part_of_a_worker_that_fails_ends_it_and_its_tasks_go_back(
+    part: str, queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aflow.worker.ANNOUNCED", 0.05)
+    failed = asyncio.Event()
+
+    def fail(about: Any) -> BaseException | None:
+        if part == "lease" and not str(about).startswith("worker."):
+            return None
+        failed.set()
+        return RuntimeError("a fault of ours")
+
+    store = LocalStore(folder / "store")
+    key = Parcels(store, "DeedFlow", "1").put(b"what describes the run")
+    described = folder / "store" / "jobs" / "DeedFlow" / "1" / key
+    described.unlink()
+    if part != "put":  # then the worker waits for it, and has the task meanwhile
+        os.mkfifo(described)
+    body = sealed(SPEC, store_in(folder), job=key)
+    queue.failing["put"] = fail if part == "put" else lambda _: None
+    await MemoryQueue.put(queue, TASKS, [Message("run:1:0", body)])
+    async with working(queue, folder, lease=0.3) as (worker, _, task):
+        if part != "put":
+            while (await queue.depth(TASKS)).leased == 0:
+                await asyncio.sleep(0.005)
+            queue.failing[part] = fail
+        odd = [Message("odd", b"")]
+        await MemoryQueue.put(queue, letters.worker_topic(worker.id)[:64], odd)  # wakes it
+        await failed.wait()
+        if part != "put":
+            await asyncio.to_thread(described.write_bytes, b"")
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            await task
+        (lease,) = await queue.lease([TASKS], 1, 60)
+        assert ("run:1:0", 1) == (lease.id, lease.deliveries)
+
+
+async def test_a_worker_keeps_its_grace_time_while_the_broker_is_away(
+    queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aflow.worker.ENDING", 0.2)
+    await queue.put(TASKS, [Message("run:1:0", sealed(SPEC, store_in(folder)))])
+    away = QueueUnavailable("The broker is away.")
+    queue.failing["put"] = lambda _: away
+    async with working(queue, folder) as (worker, said, task):
+        await until(lambda: any("leaves it to others" in line for line in said))
+        worker.drain()
+        await task
+        assert any("could not say all" in line for line in said)
+
+
+async def test_a_worker_says_that_the_broker_is_away_and_that_it_is_there_again(
+    queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aflow.waiting.FIRST", 0.01)
+    monkeypatch.setattr("aflow.worker.ANNOUNCED", 0.05)
+    away = QueueUnavailable("The broker is away.")
+    async with working(queue, folder) as (_, said, _):
+        await until(lambda: presence_of(queue))
+        queue.failing["lease"] = queue.failing["announce"] = lambda _: away
+        await queue.put(TASKS, [Message("any", b"")])  # wakes it
+        await until(lambda: any("Waiting for the queue memory:" in line for line in said))
+        queue.failing.clear()
+        await until(lambda: any("is there again" in line for line in said))

@@ -1,0 +1,260 @@
+"""What comes in from outside stays as it was: signals, streams, folders, what a program sets."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.flows.conftest import Workspace
+
+WAYS = {
+    "python flow.py": [sys.executable, "flow.py", "run"],
+    "aflow run": [sys.executable, "-m", "aflow", "run", "flow.py"],
+    "isolation worker": [sys.executable, "flow.py", "run", "--isolation", "worker"],
+    "aflow.run": [sys.executable, "embedding.py"],
+}
+EMBEDDING = "import aflow, flow\nif __name__ == '__main__': aflow.run(flow.Flow_)\n"
+
+
+def run(
+    workspace: Workspace, words: Sequence[str], **more: object
+) -> subprocess.CompletedProcess[bytes]:
+    (workspace.path / "embedding.py").write_text(EMBEDDING)
+    given = {"cwd": workspace.path, "capture_output": True, "timeout": 90, **more}
+    return subprocess.run(words, **given)  # type: ignore[call-overload,no-any-return]
+
+
+def shell(line: str) -> list[str]:
+    return ["sh", "-c", f'exec "{sys.executable}" {line}']
+
+
+def read(folder: str | bytes | Path, expression: str) -> str:
+    """An expression over the data `d` of the latest run in a folder, read by a process there."""
+    source = (
+        "import aflow; aflow.namespace(None); d = aflow.Flow('Flow_').latest_run.data;"
+        f"print({expression})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=folder, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# What the program sees of what it has set itself, and of what it was given.
+SEEN = """
+import random, socket, subprocess, sys
+random.seed(42)
+socket.setdefaulttimeout(0.05)
+
+class Flow_(FlowSpec):
+    def __init__(self, use_cli=True):
+        self.kind = "prod"
+        super().__init__(use_cli)
+
+    @step
+    def start(self):
+        time.sleep(0.2)  # longer than the timeout of sockets
+        self.number = random.random()
+        self.timeout = socket.getdefaulttimeout()
+        self.path = os.environ.get("PYTHONPATH")
+        self.programs = subprocess.run(["env"], capture_output=True, text=True).stdout
+        self.ignored = [signal.getsignal(each) is signal.SIG_IGN for each in (2, 1)]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.seen_kind = self.kind
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_steps_see_what_their_program_has_set(workspace: Workspace, way: str) -> None:
+    workspace.write(SEEN)
+
+    done = run(workspace, WAYS[way])
+
+    assert done.returncode == 0, done.stderr
+    seen = "[d.number, d.timeout, d.path, 'PYTHONPATH=' in d.programs, d.kind, d.seen_kind]"
+    random.seed(42)
+    assert read(workspace.path, seen) == repr([random.random(), 0.05, None, False, "prod", "prod"])
+
+
+# ------------------------------------------------------------------ signals
+
+LONG = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.ignored = [signal.getsignal(each) == signal.SIG_IGN for each in (1, 2)]
+        open("begun", "w").close()
+        while not os.path.exists("told"):
+            time.sleep(0.01)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        signal.sigtimedwait([], 0.01)
+    pytest.fail("it does not come")
+
+
+@pytest.mark.parametrize("way", ["python flow.py", "aflow run", "isolation worker"])
+def test_signals_that_are_ignored_at_the_start_stay_so(workspace: Workspace, way: str) -> None:
+    workspace.write(LONG)
+    ignoring = "import os, signal, sys; signal.signal(1, signal.SIG_IGN);"
+    ignoring += "signal.signal(2, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", ignoring, *WAYS[way]],
+        cwd=workspace.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    until((workspace.path / "begun").exists)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGINT)
+    (workspace.path / "told").touch()
+
+    _, said = process.communicate(timeout=90)
+
+    assert process.returncode == 0, said
+    assert read(workspace.path, "d.ignored") == "[True, True]"
+
+
+# ------------------------------------------------------------------ streams
+
+PRINTS = """
+class Tee:
+    def __init__(self, *streams):
+        self.streams = streams
+
+    def write(self, text):
+        for each in self.streams:
+            each.write(text)
+
+    def flush(self):
+        for each in self.streams:
+            each.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.streams[0], name)
+
+if os.path.exists("tee"):
+    sys.stdout = Tee(sys.stdout, open("copy.txt", "a"))
+if os.path.exists("closed"):
+    sys.stdin.close()
+    sys.stdout.close()
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        if not sys.stdout.closed:
+            print("hello")
+        self.read = os.read(0, 10)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("closed", "isolation"),
+    [("<&-", "task"), (">&-", "task"), ("2>&-", "worker"), ("<&- >&- 2>&-", "worker")],
+)
+def test_streams_that_are_closed_at_the_start_are_as_if_they_led_nowhere(
+    workspace: Workspace, closed: str, isolation: str
+) -> None:
+    workspace.write(PRINTS)
+
+    done = run(workspace, shell(f"flow.py run --isolation {isolation} {closed}"))
+
+    assert (0, True) == (done.returncode, b"Exception" not in done.stderr), done.stderr
+    assert read(workspace.path, "d.read") == "b''"
+
+
+def test_a_stream_that_the_program_has_replaced_gets_the_log(workspace: Workspace) -> None:
+    workspace.write(PRINTS)
+    (workspace.path / "tee").touch()
+
+    done = run(workspace, WAYS["python flow.py"])
+
+    assert (0, True) == (done.returncode, b"hello" in done.stdout), done.stderr
+    copied = (workspace.path / "copy.txt").read_text()
+    assert "hello" in copied
+    assert "Task is starting." in copied
+
+
+def test_a_program_that_has_closed_its_streams_runs_its_flow(workspace: Workspace) -> None:
+    workspace.write(PRINTS)
+    (workspace.path / "closed").touch()
+
+    done = run(workspace, WAYS["python flow.py"])
+
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------ folders and users
+
+SMALL = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.value = 42
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_folders_may_have_any_name(workspace: Workspace, way: str) -> None:
+    name = b"caf\xe9 a:b #1 100% \xc3\xbc"  # not UTF-8, and what URLs and lists of paths use
+    folder = os.path.join(os.fsencode(workspace.path), name)
+    os.mkdir(folder)
+    workspace.write(SMALL).rename(os.fsdecode(folder) + "/flow.py")
+    Path(os.fsdecode(folder), "embedding.py").write_text(EMBEDDING)
+
+    done = subprocess.run(WAYS[way], cwd=folder, capture_output=True, timeout=90)
+
+    assert done.returncode == 0, done.stderr
+    assert read(folder, "d.value") == "42"
+    assert [name] == os.listdir(os.fsencode(workspace.path))
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_a_user_without_a_home_or_a_name_runs_flows(workspace: Workspace) -> None:
+    workspace.write(SMALL)
+    workspace.path.chmod(0o777)
+    nobody = ["unshare", "--user", "--map-user=12345", "--map-group=12345", "env", "-i"]
+    if subprocess.run([*nobody, "/bin/true"], capture_output=True).returncode:
+        pytest.skip("needs user namespaces")
+    given = [f"PATH={os.environ['PATH']}", "AFLOW_USER=me"]
+
+    done = run(workspace, [*nobody, *given, *WAYS["python flow.py"]])
+
+    assert done.returncode == 0, done.stderr
+    done = run(workspace, [*nobody, *given, sys.executable, "-m", "aflow", "runs", "Flow_"])
+    assert (0, True) == (done.returncode, b"succeeded" in done.stdout), done.stderr
+    asked = [*nobody, *given, sys.executable, "flow.py", "--datastore-root", "~/data", "run"]
+    refused = run(workspace, asked)
+    assert b"the home of this user is not known" in refused.stderr
+    assert b"Traceback" not in refused.stderr

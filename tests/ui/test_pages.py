@@ -1,0 +1,331 @@
+"""The pages of the web UI in a real browser: headless Chromium, driven by WebDriver.
+
+Every page is opened at three widths, in light and dark, and checked by axe; runs are followed,
+cancelled, resumed and compared by clicks; hostile names, logs and messages stay text.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import axe_core_python
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.server.conftest import Daemon
+from tests.support.servers import missing
+
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(240)]
+
+HOSTILE = "<img src=x onerror=document.title='hacked'><script>document.title='hacked'</script>"
+FLOW = f"""
+from aflow import card
+HOSTILE = {HOSTILE!r}
+
+class Flow_(FlowSpec):
+    '''Squares of numbers. {HOSTILE}'''
+    n = Parameter("n", default=3)
+    text = Parameter("text", default=HOSTILE)
+    gate = Parameter("gate", default="")
+    fail = Parameter("fail", default=False)
+
+    @step
+    def start(self):
+        print(HOSTILE, flush=True)
+        print("\\x1b[31mred\\x1b[0m \\x1b]8;;javascript:alert(1)\\x07link\\x1b]8;;\\x07")
+        self.items = [f"item-{{n}}" for n in range(self.n)]
+        self.next(self.work, foreach="items")
+
+    @step
+    def work(self):
+        print("works on", self.input, flush=True)
+        while self.gate and not os.path.exists(self.gate):
+            time.sleep(0.02)
+        if self.fail and self.input == "item-1":
+            raise ValueError(HOSTILE)
+        self.result = {{"of": self.input, "hostile": HOSTILE}}
+        self.next(self.join)
+
+    @card
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+PAGES = [
+    "", "flows", "flows/Flow_", "schedules", "settings", "runs/{run}", "runs/{run}?tab=timeline",
+    "runs/{run}?tab=tasks", "runs/{run}?tab=logs", "runs/{run}?tab=artifacts",
+    "runs/{run}?tab=code", "runs/{run}?tab=cards", "runs/{run}?tab=explain",
+    "runs/{run}?tab=events", "runs/{run}/tasks/2",
+    "runs/{failed}", "compare?runs={run},{failed}", "nowhere",
+]  # fmt: skip
+
+
+class Site(Daemon):
+    """A daemon with a run that succeeded and one that failed."""
+
+    run: str
+    failed: str
+
+    def newest(self) -> str:
+        first = self.ask("GET", "/v1/search?limit=1")[1]["runs"][0]
+        return f"{first['flow']}/{first['run']}"
+
+    def link(self) -> str:
+        code = self.ask("POST", "/ui/links", b"{}")[1]["code"]
+        return f"{self.url}/ui/login?code={code}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Site]:
+    daemon = Site(tmp_path_factory.mktemp("site"))
+    daemon.write(FLOW)
+    path = {"PYTHONPATH": str(repository)}
+    daemon.begin(**path)
+    assert 0 == daemon.submit("flow.py", "--wait", "--tag", "prod", **path).code
+    daemon.run = daemon.newest()
+    assert 1 == daemon.submit("flow.py", "--wait", "--fail", "true", **path).code
+    daemon.failed = daemon.newest()
+    yield daemon
+    daemon.stop()
+
+
+class Browser:
+    """A browser that is logged in."""
+
+    def __init__(self, driver: webdriver.Chrome, site: Site) -> None:
+        self.driver = driver
+        self.site = site
+
+    def open(self, path: str) -> None:
+        """Open a page, and wait until it shows what it has to show."""
+        self.driver.get(f"{self.site.url}/ui/{path}")
+        self.until(lambda: self.find("main h1, main .notice, main .run-head"))
+        self.until(lambda: not self.find("[aria-busy=true]"))
+
+    def find(self, css: str) -> list[Any]:
+        found: list[Any] = self.driver.find_elements(By.CSS_SELECTOR, css)
+        return found
+
+    def click(self, text: str, within: str = "main") -> None:
+        """Click the button or link with this text."""
+        path = f".//*[self::button or self::a][normalize-space()={text!r}]"
+
+        def clicked() -> bool:
+            boxes = self.find(within)
+            found = boxes[-1].find_elements(By.XPATH, path) if boxes else []
+            if not found:
+                return False
+            self.driver.execute_script("arguments[0].click()", found[0])
+            return True
+
+        self.until(clicked)
+
+    def until(self, condition: Any, seconds: float = 30.0) -> Any:
+        waiting = WebDriverWait(self.driver, seconds, poll_frequency=0.05)
+        return waiting.until(lambda _: condition())
+
+    def text(self, css: str = "main") -> str:
+        return " ".join(each.text for each in self.find(css))
+
+    def says(self, text: str, css: str = "main") -> None:
+        """Wait until the page has this text."""
+        try:
+            self.until(lambda: text in self.text(css))
+        except Exception as error:
+            raise AssertionError(f"{text!r} is not in {self.text(css)!r}") from error
+
+    def errors(self) -> list[str]:
+        """What the console has said since the last time, but for requests that were refused."""
+        return [
+            entry["message"]
+            for entry in self.driver.get_log("browser")  # type: ignore[attr-defined]
+            if entry["level"] == "SEVERE" and "Failed to load resource" not in entry["message"]
+        ]
+
+    def resize(self, width: int, theme: str = "light") -> None:
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+@pytest.fixture(scope="module")
+def browser(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        missing("chromium and chromedriver")
+    assert program is not None
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    folder = tmp_path_factory.mktemp("profile")
+    for each in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={folder}",
+    ):  # fmt: skip
+        options.add_argument(each)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    chrome.get(site.link())
+    yield Browser(chrome, site)
+    chrome.quit()
+
+
+def test_every_page_is_shown_at_three_widths_in_light_and_dark_without_errors(
+    browser: Browser,
+) -> None:
+    for path in PAGES:
+        browser.open(path.format(run=browser.site.run, failed=browser.site.failed))
+        for width in (375, 768, 1400):
+            for theme in ("light", "dark"):
+                browser.resize(width, theme)
+                wide = browser.driver.execute_script(
+                    "return document.documentElement.scrollWidth - innerWidth"
+                )
+                assert wide <= 0, f"{path} is {wide} pixels too wide at {width}"
+        assert [] == browser.errors(), path
+        assert "hacked" not in browser.driver.title
+        assert [] == browser.find("main img[src=x]")
+
+
+def test_no_page_has_an_obstacle_that_axe_knows(browser: Browser) -> None:
+    browser.resize(1400)
+    axe = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
+    look = """
+        const done = arguments[arguments.length - 1];
+        axe.run({exclude: [["iframe"]]}, {iframes: false}).then((found) => done(found.violations));
+    """
+    for path in PAGES:
+        browser.open(path.format(run=browser.site.run, failed=browser.site.failed))
+        browser.driver.execute_script(axe)
+        found = browser.driver.execute_async_script(look)
+        told = [(each["id"], each["nodes"][0]["html"][:200]) for each in found]
+        assert [] == told, path
+
+
+def test_what_tasks_print_and_raise_is_shown_as_text(browser: Browser) -> None:
+    browser.open(f"runs/{browser.site.run}?tab=logs")
+    browser.says(HOSTILE)
+    browser.says("red link")
+    assert browser.find(".line .ansi-red")
+    assert [] == browser.find(".line a"), "links of a terminal are dropped"
+    browser.open(f"runs/{browser.site.failed}")
+    browser.says(f"ValueError: {HOSTILE}")
+    assert "hacked" not in browser.driver.title
+
+
+def test_a_run_is_followed_while_it_goes_on_and_cancelled_by_a_click(
+    browser: Browser, tmp_path: Path, repository: Path
+) -> None:
+    gate = tmp_path / "gate"
+    browser.open("")
+    path = {"PYTHONPATH": str(repository)}
+    browser.site.submit("flow.py", "--gate", str(gate), "--tag", "live", **path)
+    browser.says("live")  # by itself, without being loaded again
+    browser.says("running")
+    run = browser.site.newest()
+    browser.open(f"runs/{run}?tab=logs")
+    browser.says("works on item-0")
+    browser.click("Overview")
+    browser.click("Cancel")
+    browser.click("Cancel the run", "dialog")
+    browser.until(lambda: browser.find(".run-head .state.cancelled"))
+    assert "cancelled" == browser.site.ask("GET", f"/v1/runs/{run}?wait=30")[1]["state"]
+
+
+def test_a_failed_run_is_resumed_and_runs_are_compared_by_clicks(browser: Browser) -> None:
+    failed = browser.site.failed
+    browser.open(f"runs/{failed}")
+    browser.click("Resume")
+    browser.click("Resume", "form.sheet-inline")
+    browser.until(lambda: failed not in browser.driver.current_url)
+    browser.says("Resumed from")
+    browser.open("?filter=tag:prod")
+    browser.says(browser.site.run.split("/")[1])
+    assert 1 == len(browser.find("tr[data-row]"))
+    browser.open("")
+    for box in browser.find("tr[data-row] input[type=checkbox]")[:2]:
+        box.click()
+    browser.click("Compare")
+    browser.says("Parameters, configs")
+
+
+def test_the_keyboard_moves_through_pages_and_rows(browser: Browser) -> None:
+    browser.open("")
+    body = browser.find("body")[0]
+    body.send_keys("?")
+    browser.says("Previous, next failed task", "[role=dialog]")
+    body.send_keys(Keys.ESCAPE)
+    body.send_keys("gf")
+    browser.until(lambda: browser.driver.current_url.endswith("/ui/flows"))
+    body.send_keys("gr")
+    browser.until(lambda: browser.find("tr[data-row]"))
+    body.send_keys("j")
+    browser.until(lambda: browser.find("tr.at"))
+    body.send_keys(Keys.ENTER)
+    browser.until(lambda: "/runs/" in browser.driver.current_url)
+    browser.find("body")[0].send_keys("/")
+    box = browser.driver.switch_to.active_element
+    box.send_keys(browser.site.run, Keys.ENTER)
+    browser.until(lambda: browser.driver.current_url.endswith(browser.site.run))
+
+
+def test_a_log_of_many_lines_costs_what_is_on_the_screen(browser: Browser) -> None:
+    source = """
+    class Flow_(FlowSpec):
+        @step
+        def start(self):
+            for n in range(20_000):
+                print("line", n)
+            self.next(self.end)
+
+        @step
+        def end(self):
+            pass
+    """
+    browser.site.write(source, "many.py")
+    assert 0 == browser.site.submit("many.py", "--wait").code
+    browser.open(f"runs/{browser.site.newest()}?tab=logs")
+    browser.says("20,000 lines")
+    assert len(browser.find(".line")) < 200
+    search = browser.find("input[type=search]")[0]
+    search.send_keys("line 19999", Keys.ENTER)
+    browser.says("1 lines with")
+
+
+def test_what_cannot_be_had_is_said_and_a_server_that_comes_back_is_noticed(
+    browser: Browser, repository: Path
+) -> None:
+    browser.open("runs/Flow_/404")
+    browser.says("There is no run Flow_/404.")
+    browser.open("?filter=colour:red")
+    browser.says("There is no filter 'colour'")
+    browser.open("")
+    port = browser.site.url.rpartition(":")[2]
+    browser.site.stop()
+    browser.until(lambda: browser.find(".dot.lost"))
+    browser.site.begin(port=port, PYTHONPATH=str(repository))
+    browser.until(lambda: browser.find(".dot.live"))
+    assert browser.find("tr[data-row]")
+
+
+def test_a_browser_without_a_token_is_asked_for_one(browser: Browser) -> None:
+    browser.driver.delete_all_cookies()
+    browser.driver.get(f"{browser.site.url}/ui/")
+    field = browser.until(lambda: (browser.find("input[name=token]") or [None])[0])
+    field.send_keys("wrong", Keys.ENTER)
+    browser.says("This token is not valid", ".login")
+    field = browser.find("input[name=token]")[0]
+    field.clear()
+    field.send_keys(browser.site.token, Keys.ENTER)
+    browser.until(lambda: browser.find("tr[data-row]"))

@@ -15,6 +15,7 @@ A value that is empty counts as not set. This is the only module that reads the 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -592,6 +593,26 @@ def without_password(url: str) -> str:
     options = [each for each in parse_qsl(parts.query) if each[0] != "password"]
     place = user.partition(":")[0] + at + host
     return urlunsplit(parts._replace(netloc=place, query=urlencode(options)))
+
+
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)([^/\s@:]*):[^/\s]*@", re.IGNORECASE)
+_PASSWORD_OPTION = re.compile(r"([?&])password=[^&\s]*(&?)", re.IGNORECASE)
+
+
+def without_passwords(text: str) -> str:
+    """A text (a word of a command line, a URL) without the passwords of the URLs in it, as it may
+    be recorded and sent to others."""
+    text = _CREDENTIALS.sub(lambda found: f"{found[1]}{found[2]}{'@' if found[2] else ''}", text)
+    return _PASSWORD_OPTION.sub(lambda found: found[1] if found[2] else "", text)
+
+
+def with_own_passwords(text: str, settings: Settings) -> str:
+    """What `without_passwords` has left of a text, with the URLs that are set here in the place of
+    those that are the same but for the password."""
+    for url in (settings.queue, settings.metadata):
+        if url is not None and without_passwords(url) != url:
+            text = text.replace(without_passwords(url), url)
+    return text
 
 
 def _is_s3(place: str | None) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
+from aflow.config import without_passwords
 from aflow.errors import CodePackageError, InvalidSetting
 from aflow.executors.local.process import ProcessExecutor, needs_here, needs_of
 from aflow.executors.local.program import request_of
@@ -202,9 +203,13 @@ def _described(
     request, code, _ = travels
 
     def job(context: RunContext) -> Job:
+        # It lies in the datastore, where others read it: workers have settings of their own.
+        source = dict(request.source)
+        if "argv" in source:
+            source["argv"] = [*map(without_passwords, source["argv"])]
         return Job(
-            context,
-            request,
+            context._replace(metadata_url=without_passwords(context.metadata_url)),
+            request._replace(source=source),
             needs_of(definition, options.process),
             None if code is None else code.key,
             "" if code is None else code.script,

@@ -10,7 +10,7 @@ import click
 
 from aflow import ids
 from aflow.cli.options import option
-from aflow.config import Settings
+from aflow.config import Settings, with_own_passwords
 from aflow.errors import CodePackageError, InvalidName, NotFound
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object
     settings = Settings.load(metadata=metadata, datastore_root=datastore_root)
     record = _recorded(spec.flow, spec.run, settings)
     target = f"{_unpacked(record, settings)}:{spec.flow}"
-    again = [*_lasting(record.settings.get("words", ["run"])), "--aflow-adopt", spec.run]
+    lasting = _lasting(record.settings.get("words", ["run"]))
+    # Passwords were not recorded: this program has its own.
+    again = [*(with_own_passwords(each, settings) for each in lasting), "--aflow-adopt", spec.run]
     places = [("--metadata", metadata), ("--datastore-root", datastore_root)]
     given = [word for name, value in places if value is not None for word in (name, value)]
     words = [*again, *given]

@@ -224,7 +224,12 @@ def _described(description: str) -> Place:
 def _inside() -> Place | None:
     """Inside of a task: where its run is recorded, if the runner told."""
     url = current.get("metadata_url") if current.is_running_flow else None
-    return None if url is None else place_at(url)
+    if url is None or not url.startswith("postgres"):
+        return None if url is None else place_at(url)
+    from aflow.config import Settings, with_own_passwords
+
+    # On another machine the address comes without its password: that is of the settings there.
+    return place_at(with_own_passwords(url, Settings.load()))
 
 
 def _set() -> Place:

@@ -12,6 +12,7 @@ from aflow import ids, package
 from aflow.caching.code import code_of
 from aflow.caching.precedents import InTurn
 from aflow.caching.tasks import CachedTasks, cached_steps
+from aflow.config import without_passwords
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.ids import PARAMETERS_STEP
 from aflow.metadata.base import LEASE, SPIN, RunRecord
@@ -318,7 +319,7 @@ class Creation:
                 "isolation": options.isolation,
                 "process": options.process,
                 "fail_fast": options.fail_fast,
-                "words": list(options.words),
+                "words": [*map(without_passwords, options.words)],
                 "durability": self._durability,
                 "script": definition.file,
                 "program": package.program_of(definition)._asdict(),

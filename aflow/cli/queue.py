@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,10 +14,18 @@ from aflow.cli.options import flag, option
 from aflow.clock import SystemClock, duration
 from aflow.config import Settings
 from aflow.errors import InvalidInput, InvalidSetting
+from aflow.executors.queue_view import (
+    ShownMessage,
+    chosen,
+    messages_of,
+    plain,
+    pool_status,
+    pools_of,
+    workers_of,
+)
 
 if TYPE_CHECKING:
-    from aflow.executors.letters import Presence
-    from aflow.queue.base import Depth, Queue
+    from aflow.queue.base import Queue
 
 _HELP = """Look into a queue, and take out of it.
 
@@ -32,7 +40,6 @@ that is buried fails; one that goes on takes its message out by itself.
   aflow queue release --all                    what is buried is to be tried again
   aflow queue delete 1f0c...:17:0              forget a message, whether it waits or is buried
 """
-_LOOKED_AT = 1000  # messages of a pool that are looked at for the oldest one
 T = TypeVar("T")
 
 
@@ -104,29 +111,14 @@ def queue(words: Sequence[str]) -> object:
     return group.main([*words], prog_name="aflow queue", standalone_mode=False)
 
 
-class _Found(NamedTuple):
-    """A message as it is shown."""
-
-    pool: str
-    id: str
-    task: str
-    size: int
-    deliveries: int | None
-    at: float | None  # when it was buried, or written
-
-    def as_json(self) -> dict[str, Any]:
-        """As an object."""
-        return self._asdict()
-
-
 # ------------------------------------------------------------ commands
 
 
 def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
     async def look(opened: Queue) -> tuple[Any, Any]:
-        workers = await _workers(opened)
-        named = await _pools(opened, pools, workers)
-        return [await _pool(opened, each, workers) for each in named], workers
+        workers = await workers_of(opened)
+        named = await pools_of(opened, pools, workers)
+        return [await pool_status(opened, each, workers) for each in named], workers
 
     found, workers = _with_queue(queue, look)
     now = SystemClock.now()
@@ -149,19 +141,19 @@ def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
     tables.show(("POOL", "READY", "LEASED", "BURIED", "OLDEST", "WORKERS", "SLOTS"), rows)
     for name, each in sorted((workers or {}).items()):
         click.echo(
-            f"{_plain(name)}: {each.slots} slots for {', '.join(map(_plain, each.pools))}, "
+            f"{plain(name)}: {each.slots} slots for {', '.join(map(plain, each.pools))}, "
             f"{len(each.held)} tasks for more than some seconds"
         )
         for why in sorted(set(each.declined.values())):
-            click.echo(f"    leaves runs to others: {_plain(why)}")
+            click.echo(f"    leaves runs to others: {plain(why)}")
 
 
 def _list(
     queue: str | None, pools: tuple[str, ...], ready: bool, limit: int, as_json: bool
 ) -> None:
-    async def look(opened: Queue) -> list[_Found]:
-        named = await _pools(opened, pools, await _workers(opened))
-        return [each for pool in named for each in await _messages(opened, pool, ready, limit)]
+    async def look(opened: Queue) -> list[ShownMessage]:
+        named = await pools_of(opened, pools, await workers_of(opened))
+        return [each for pool in named for each in await messages_of(opened, pool, ready, limit)]
 
     found = _with_queue(queue, look)
     if as_json:
@@ -190,7 +182,7 @@ def _release(
 ) -> None:
     async def release(opened: Queue) -> int:
         count = 0
-        for topic, names in (await _chosen(opened, pools, ids, everything)).items():
+        for topic, names in (await chosen(opened, pools, ids, everything)).items():
             count += await opened.redrive(topic, names)
         return count
 
@@ -205,7 +197,7 @@ def _delete(
 ) -> None:
     async def delete(opened: Queue) -> int | None:
         count: int | None = 0
-        for topic, names in (await _chosen(opened, pools, ids, everything)).items():
+        for topic, names in (await chosen(opened, pools, ids, everything)).items():
             before = await opened.known(topic, names)
             await opened.remove(topic, names)
             after = await opened.known(topic, names)
@@ -247,104 +239,6 @@ def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
             await opened.close()
 
     return asyncio.run(use())
-
-
-async def _workers(opened: Queue) -> dict[str, Presence] | None:
-    from aflow.executors.letters import Presence
-
-    found = await opened.announced()
-    if found is None:
-        return None
-    read = {name: Presence.decode(data) for name, data in found.items()}
-    return {name: each for name, each in read.items() if each is not None}
-
-
-async def _pools(
-    opened: Queue, pools: Sequence[str], workers: dict[str, Presence] | None
-) -> list[str]:
-    """The pools that are asked for, or all that have messages or workers."""
-    from aflow.executors.letters import DEFAULT_POOL, tasks_topic
-
-    if pools:
-        return [*dict.fromkeys(pools)]
-    start = tasks_topic("")
-    found = {
-        each.removeprefix(start) for each in await opened.topics() or () if each.startswith(start)
-    }
-    found.update(pool for each in (workers or {}).values() for pool in each.pools)
-    return sorted(found | {DEFAULT_POOL})
-
-
-async def _pool(opened: Queue, pool: str, workers: dict[str, Presence] | None) -> dict[str, Any]:
-    from aflow.executors.letters import tasks_topic
-
-    depth: Depth = await opened.depth(tasks_topic(pool))
-    waiting = await _messages(opened, pool, ready=True, limit=_LOOKED_AT)
-    written = [each.at for each in waiting if each.at is not None]
-    mine = None if workers is None else [each for each in workers.values() if pool in each.pools]
-    return {
-        "pool": pool,
-        **depth._asdict(),
-        "oldest": min(written, default=None),
-        "workers": None if mine is None else len(mine),
-        "slots": None if mine is None else sum(each.slots for each in mine),
-    }
-
-
-async def _messages(opened: Queue, pool: str, ready: bool, limit: int) -> list[_Found]:
-    from aflow.executors.letters import tasks_topic
-
-    topic = tasks_topic(pool)
-    if ready:
-        found = []
-        for message in await opened.peek(topic, limit) or ():
-            task, at = _read(message.body)
-            found.append(_Found(pool, message.id, task, len(message.body), None, at))
-        return found
-    return [
-        _Found(pool, each.id, _read(each.body)[0], len(each.body), each.deliveries, each.buried_at)
-        for each in await opened.buried(topic, limit)
-    ]
-
-
-def _read(body: bytes) -> tuple[str, float | None]:
-    """Which task a message is for, as it says itself, and when it was written. Whether it was
-    signed is not looked at."""
-    from aflow.attempt.spec import AttemptSpec
-    from aflow.queue.envelope import peek
-
-    found = peek(body)
-    if found is None:
-        return "(no message of this version of aflow)", None
-    _, at, fields = found
-    try:
-        spec = AttemptSpec.decode(fields["spec"])
-        named = f"{fields['flow']}/{fields['run']}/{spec.step}/{spec.task}"
-        return _plain(named), at
-    except Exception:  # noqa: BLE001 -- it may hold anything
-        return "(it cannot be read)", at
-
-
-async def _chosen(
-    opened: Queue, pools: Sequence[str], ids: Sequence[str], everything: bool
-) -> dict[str, list[str]]:
-    """The ids, by topic: those that were named, or all that are buried."""
-    from aflow.executors.letters import tasks_topic
-
-    if bool(ids) is everything:
-        raise InvalidInput("Which messages? Give their ids, or --all.")
-    named = await _pools(opened, pools, await _workers(opened))
-    if ids:
-        return {tasks_topic(pool): [*ids] for pool in named}
-    return {
-        tasks_topic(pool): [each.id for each in await opened.buried(tasks_topic(pool), 100_000)]
-        for pool in named
-    }
-
-
-def _plain(text: str) -> str:
-    """What others wrote, in one line and without control characters."""
-    return "".join(each for each in " ".join(text.split()) if each.isprintable())[:300]
 
 
 def _many(count: int) -> str:

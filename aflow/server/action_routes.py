@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from aflow import ids, tokens
 from aflow.errors import InvalidInput, NotFound
+from aflow.executors.queue_view import (
+    chosen,
+    messages_of,
+    plain,
+    pool_status,
+    pools_of,
+    workers_of,
+)
 from aflow.metadata.documents import documents_of
 from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.orders import fields_of, order_of, resume_order
@@ -22,10 +31,12 @@ from aflow.version import __version__
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.metadata.base import Documents, MetadataStore, RunRecord
+    from aflow.queue.base import Queue
     from aflow.server.runs import Runs
     from aflow.server.views import Views
 
 _MOST_DELETED = 200  # runs of one plan
+_SHOWN = 200  # messages
 _MOST_TAGS = 50  # of one request
 _LONGEST_LIFE = 10 * 365 * 86400  # seconds
 
@@ -40,7 +51,9 @@ class ActionRoutes:
         runs: Runs,
         clock: Clock,
         about: Callable[[], dict[str, Any]],
+        queue: Callable[[], Queue] | None = None,
     ) -> None:
+        self._queue = queue
         self._views = views
         self._metadata = metadata
         self._runs = runs
@@ -150,6 +163,66 @@ class ActionRoutes:
         if record is None:
             raise NotFound(f"There is no run {flow}/{name}.")
         return record
+
+    # ------------------------------------------------------------ the queue
+
+    async def show_queue(self, _: web.Request) -> web.StreamResponse:
+        """The queue of this server: its pools, the workers that have announced themselves, and the
+        messages that are buried."""
+        if self._queue is None:
+            return web.json_response({"url": None, "pools": [], "workers": [], "buried": []})
+        async with self._opened() as queue:
+            found = await workers_of(queue)
+            names = await pools_of(queue, (), found)
+            pools = [await pool_status(queue, each, found) for each in names]
+            buried = [m for each in names for m in await messages_of(queue, each, False, _SHOWN)]
+            workers = [
+                {
+                    "name": plain(name),
+                    "pools": [plain(pool) for pool in each.pools],
+                    "slots": each.slots,
+                    "held": len(each.held),
+                    "declined": sorted({plain(why) for why in each.declined.values()}),
+                }
+                for name, each in sorted((found or {}).items())
+            ]
+            url = queue.url
+        told = [message.as_json() for message in buried]
+        return web.json_response({"url": url, "pools": pools, "workers": workers, "buried": told})
+
+    async def release_messages(self, request: web.Request) -> web.StreamResponse:
+        """Give buried messages (`ids`) to workers again; how many were."""
+        ids_ = await self._ids(request)
+        async with self._opened() as queue:
+            topics = await chosen(queue, (), ids_, False)
+            count = sum([await queue.redrive(topic, names) for topic, names in topics.items()])
+        return web.json_response({"count": count})
+
+    async def delete_messages(self, request: web.Request) -> web.StreamResponse:
+        """Forget messages (`ids`) that are buried, or wait. The runs of their tasks notice."""
+        ids_ = await self._ids(request)
+        async with self._opened() as queue:
+            for topic, names in (await chosen(queue, (), ids_, False)).items():
+                await queue.remove(topic, names)
+        return web.json_response({"count": len(ids_)})
+
+    async def _ids(self, request: web.Request) -> list[str]:
+        found = fields_of(await json_of(request)).get("ids")
+        if not isinstance(found, list) or not 1 <= len(found) <= _SHOWN:
+            raise InvalidInput(f"'ids' has to be a list of 1 to {_SHOWN} ids of messages.")
+        if not all(isinstance(each, str) and 0 < len(each) <= 300 for each in found):
+            raise InvalidInput("An id of a message is a text of at most 300 characters.")
+        return found
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Queue]:
+        if self._queue is None:
+            raise InvalidInput("This server has no queue: start it with --queue URL.")
+        queue = await asyncio.to_thread(self._queue)
+        try:
+            yield queue
+        finally:
+            await queue.close()
 
     # ------------------------------------------------------------ tokens
 

@@ -41,6 +41,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.queue.base import Queue
     from aflow.server.metrics import Metrics
     from aflow.server.runs import Runs
     from aflow.server.scheduling import Scheduling
@@ -62,9 +63,10 @@ def application(
     scheduling: Scheduling | None,
     authenticator: Authenticator,
     watch: Callable[[str], object] | None = None,
+    queue: Callable[[], Queue] | None = None,
 ) -> web.Application:
     """The API, behind its authenticator. `watch` is called with runs that have been asked to
-    end."""
+    end, `queue` opens the one whose workers run the tasks."""
     api = _Api(runs, blobs, metadata, metrics, watch)
     clock = SystemClock()
     views = Views(metadata)
@@ -72,7 +74,7 @@ def application(
         api,
         ScheduleRoutes(scheduling, clock),
         ViewRoutes(metadata, views, api.streams, clock),
-        ActionRoutes(metadata, views, runs, clock, lambda: {"storage": blobs.store.url}),
+        ActionRoutes(metadata, views, runs, clock, lambda: {"storage": blobs.store.url}, queue),
     )
     app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
     for route in ROUTES:

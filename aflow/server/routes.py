@@ -226,6 +226,19 @@ ROUTES = [
         query={"step": TEXT, "task": number(LARGEST_NUMBER)}, says="text/plain",
         refuses=(400, 404),
     ),
+    Route(
+        "GET", "/v1/queue", "show_queue",
+        _object(url=MAYBE_TEXT, pools=_list(_object(pool=TEXT)), workers=_list(_object(name=TEXT)),
+                buried=_list(_object(id=TEXT))),
+    ),
+    Route(
+        "POST", "/v1/queue/release", "release_messages", _object(count={"type": "integer"}),
+        takes=_JSON, body=_object(ids=_list(TEXT)), refuses=(400, 408, 413, 415),
+    ),
+    Route(
+        "POST", "/v1/queue/delete", "delete_messages", _object(count={"type": "integer"}),
+        takes=_JSON, body=_object(ids=_list(TEXT)), refuses=(400, 408, 413, 415),
+    ),
     Route("GET", "/v1/server", "show_server", _object(version=TEXT)),
     Route(
         "PATCH", _ONE + "/tags", "tag_run", _object(tags=_list(TEXT)),

@@ -115,7 +115,9 @@ async def _serve(
         anonymous=listen.anonymous,
         is_local=is_loopback(listen.host),
     )
-    app = application(runs, blobs, metadata, metrics, scheduling, authenticator, sharing.watch)
+    app = application(
+        runs, blobs, metadata, metrics, scheduling, authenticator, sharing.watch, queue
+    )
     for mount in mounts:
         mount(app)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from aflow.backends import open_queue
+from aflow.executors.letters import DEFAULT_POOL, tasks_topic
+from aflow.queue.base import Message
 from tests.server.conftest import Daemon
 from tests.unit.server.test_columns import decoded
 
@@ -332,3 +336,37 @@ def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: 
         assert 400 == served.ask("POST", f"/v1/runs/Flow_/{path}", body)[0]
     assert 404 == served.ask("POST", "/v1/runs/Flow_/7/resume", b"{}")[0]
     assert 422 == served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", b'{"step": "nowhere"}')[0]
+
+
+def test_a_queue_is_shown_and_buried_messages_are_released_or_deleted(
+    tmp_path: Any, repository: Any
+) -> None:
+    daemon = Served(tmp_path)
+    daemon.write(FLOW)
+    url = f"sqlite:///{tmp_path}/queue.db"
+    bury(url, ["one", "two"])
+    daemon.begin("--queue", url, PYTHONPATH=str(repository))
+    told = daemon.get("/v1/queue")
+    assert [("default", 2)] == [(each["pool"], each["buried"]) for each in told["pools"]]
+    assert ["one", "two"] == sorted(each["id"] for each in told["buried"])
+    assert 1 == daemon.ask("POST", "/v1/queue/release", b'{"ids": ["one"]}')[1]["count"]
+    assert 200 == daemon.ask("POST", "/v1/queue/delete", b'{"ids": ["two"]}')[0]
+    (pool,) = daemon.get("/v1/queue")["pools"]
+    assert (1, 0) == (pool["ready"], pool["buried"])
+    for wrong in (b"{}", b'{"ids": []}', b'{"ids": [7]}'):
+        assert 400 == daemon.ask("POST", "/v1/queue/delete", wrong)[0]
+    assert 0 == daemon.stop()
+
+
+def bury(url: str, ids: list[str]) -> None:
+    """Put messages that end up buried, since each delivery ends without an acknowledgement."""
+
+    async def put() -> None:
+        queue = open_queue(url)
+        topic = tasks_topic(DEFAULT_POOL)
+        await queue.put(topic, [Message(each, b"no message of ours") for each in ids])
+        while (await queue.depth(topic)).buried < len(ids):
+            await queue.release(await queue.lease([topic], 10, 60.0))
+        await queue.close()
+
+    asyncio.run(put())

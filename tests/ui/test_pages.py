@@ -62,7 +62,8 @@ class Flow_(FlowSpec):
         pass
 """
 PAGES = [
-    "", "flows", "flows/Flow_", "schedules", "settings", "runs/{run}", "runs/{run}?tab=timeline",
+    "", "flows", "flows/Flow_", "schedules", "workers", "settings",
+    "runs/{run}", "runs/{run}?tab=timeline",
     "runs/{run}?tab=tasks", "runs/{run}?tab=logs", "runs/{run}?tab=artifacts",
     "runs/{run}?tab=code", "runs/{run}?tab=cards", "runs/{run}?tab=explain",
     "runs/{run}?tab=events", "runs/{run}/tasks/2",

@@ -1,0 +1,127 @@
+"""What is in a queue, for people: pools, workers, and the messages that wait or were buried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.attempt.spec import AttemptSpec
+from aflow.errors import InvalidInput
+from aflow.executors.letters import DEFAULT_POOL, Presence, tasks_topic
+from aflow.queue.envelope import peek
+
+if TYPE_CHECKING:
+    from aflow.queue.base import Depth, Queue
+
+_LOOKED_AT = 1000  # messages of a pool that are looked at for the oldest one
+_MOST_BURIED = 100_000  # that are released or deleted at once
+
+
+class ShownMessage(NamedTuple):
+    """A message as it is shown. `at` is when it was buried, or written."""
+
+    pool: str
+    id: str
+    task: str
+    size: int
+    deliveries: int | None
+    at: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As an object."""
+        return self._asdict()
+
+
+async def workers_of(opened: Queue) -> dict[str, Presence] | None:
+    """The workers that have announced themselves, by name; None where the broker knows none."""
+    found = await opened.announced()
+    if found is None:
+        return None
+    read = {name: Presence.decode(data) for name, data in found.items()}
+    return {name: each for name, each in read.items() if each is not None}
+
+
+async def pools_of(
+    opened: Queue, pools: Sequence[str], workers: dict[str, Presence] | None
+) -> list[str]:
+    """The pools that are asked for, or all that have messages or workers."""
+    if pools:
+        return [*dict.fromkeys(pools)]
+    start = tasks_topic("")
+    found = {
+        each.removeprefix(start) for each in await opened.topics() or () if each.startswith(start)
+    }
+    found.update(pool for each in (workers or {}).values() for pool in each.pools)
+    return sorted(found | {DEFAULT_POOL})
+
+
+async def pool_status(
+    opened: Queue, pool: str, workers: dict[str, Presence] | None
+) -> dict[str, Any]:
+    """How many messages of a pool are ready, leased and buried, since when the oldest one waits,
+    and how many workers and slots there are."""
+    depth: Depth = await opened.depth(tasks_topic(pool))
+    waiting = await messages_of(opened, pool, ready=True, limit=_LOOKED_AT)
+    written = [each.at for each in waiting if each.at is not None]
+    mine = None if workers is None else [each for each in workers.values() if pool in each.pools]
+    return {
+        "pool": pool,
+        **depth._asdict(),
+        "oldest": min(written, default=None),
+        "workers": None if mine is None else len(mine),
+        "slots": None if mine is None else sum(each.slots for each in mine),
+    }
+
+
+async def messages_of(opened: Queue, pool: str, ready: bool, limit: int) -> list[ShownMessage]:
+    """Messages of a pool that are ready, or buried."""
+    topic = tasks_topic(pool)
+    if ready:
+        found = []
+        for message in await opened.peek(topic, limit) or ():
+            task, at = _read(message.body)
+            found.append(ShownMessage(pool, message.id, task, len(message.body), None, at))
+        return found
+    return [
+        ShownMessage(
+            pool, each.id, _read(each.body)[0], len(each.body), each.deliveries, each.buried_at
+        )
+        for each in await opened.buried(topic, limit)
+    ]
+
+
+def _read(body: bytes) -> tuple[str, float | None]:
+    """Which task a message is for, as it says itself, and when it was written. Whether it was
+    signed is not looked at."""
+    found = peek(body)
+    if found is None:
+        return "(no message of this version of aflow)", None
+    _, at, fields = found
+    try:
+        spec = AttemptSpec.decode(fields["spec"])
+        named = f"{fields['flow']}/{fields['run']}/{spec.step}/{spec.task}"
+        return plain(named), at
+    except Exception:  # noqa: BLE001 -- it may hold anything
+        return "(it cannot be read)", at
+
+
+async def chosen(
+    opened: Queue, pools: Sequence[str], ids: Sequence[str], everything: bool
+) -> dict[str, list[str]]:
+    """The ids, by topic: those that were named, or all that are buried."""
+    if bool(ids) is everything:
+        raise InvalidInput("Which messages? Give their ids, or --all.")
+    named = await pools_of(opened, pools, await workers_of(opened))
+    if ids:
+        return {tasks_topic(pool): [*ids] for pool in named}
+    return {
+        tasks_topic(pool): [
+            each.id for each in await opened.buried(tasks_topic(pool), _MOST_BURIED)
+        ]
+        for pool in named
+    }
+
+
+def plain(text: str) -> str:
+    """What others wrote, in one line and without control characters."""
+    return "".join(each for each in " ".join(text.split()) if each.isprintable())[:300]

@@ -352,3 +352,18 @@ def test_what_a_step_leaves_open_ends_as_under_plain_python(
     assert ["x", "x", "x"] == [file.read_text().strip() for file in files]
     folders = [workspace.path / name for name in ("generator", "exit function", "thread")]
     assert all(folder.is_dir() for folder in folders)
+
+
+def test_coverage_of_steps_is_measured(workspace: Workspace) -> None:
+    workspace.write(FLOW)
+    settings = "[run]\nparallel = true\npatch = subprocess\nsource = .\n"
+    (workspace.path / ".coveragerc").write_text(settings)
+
+    for words in (["flow.py", "run"], ["-m", "aflow", "run", "flow.py"]):
+        code, said = run_python(workspace, "-m", "coverage", "run", *words)
+        assert code == 0, said
+        assert run_python(workspace, "-m", "coverage", "combine", "-q")[0] == 0
+        _, report = run_python(workspace, "-m", "coverage", "report", "-m")
+        # All lines but the one that raises on demand.
+        assert report.count("flow.py") == 1
+        assert "93%" in report or "1 " in report.split("flow.py")[1].splitlines()[0], report

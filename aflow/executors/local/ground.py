@@ -128,7 +128,6 @@ class Ground:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         inside.load_prctl()
         inside.set_up_streams()
-        inside.forget_exit_functions()
         warm_up()
         # Pages of objects that the collector has moved to its permanent generation stay shared
         # with the forked processes: a collection there does not touch them.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 # signal's own functions turn each number into an enum, which writes to many more pages.
 import _signal  # type: ignore[import-not-found]
-import atexit
 import os
 import sys
 from typing import Any, NoReturn
@@ -119,22 +118,6 @@ def refuse_breakpoints() -> None:
 def _refuse(*args: object, **options: object) -> NoReturn:
     step = current.get("step_name", "STEP")
     raise TaskError(f"breakpoint() cannot stop: {no_terminal(step)}.")
-
-
-def forget_exit_functions() -> None:
-    """Drop what the importing process wanted to do at its end: it is not ours to do.
-
-    Without this, each task would, say, delete the temporary folder that the flow's file made.
-    What a step registers itself still runs when its process ends.
-    """
-    import weakref
-
-    atexit._clear()
-    if "logging" in sys.modules:  # a step may use handlers that hold records back
-        atexit.register(sys.modules["logging"].shutdown)
-    for info in weakref.finalize._registry.values():  # type: ignore[attr-defined]
-        info.atexit = False
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
 
 
 def end(code: int = 0) -> NoReturn:

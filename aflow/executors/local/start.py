@@ -135,6 +135,9 @@ def spawn_here() -> SpawnedGround:
     return spawn_ground(start.environment, start.folder)
 
 
+_OF_TOOLS = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+
+
 def environment_at_start() -> dict[str, str]:
     """The environment that this program began with, as far as that is known."""
     try:
@@ -143,7 +146,10 @@ def environment_at_start() -> dict[str, str]:
             pairs = [each.partition(b"=") for each in file.read().split(b"\0") if b"=" in each]
     except OSError:
         return environment_with({})
-    return {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
+    found = {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
+    # A tool that runs the program sets these first, for all processes that are to be measured.
+    now = environment_with({})
+    return found | {name: now[name] for name in _OF_TOOLS if name in now}
 
 
 STARTING = frozenset({"run", "resume", "spin"})  # commands that begin a run

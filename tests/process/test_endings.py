@@ -355,7 +355,19 @@ def test_what_a_step_leaves_open_ends_as_under_plain_python(
 
 
 def test_coverage_of_steps_is_measured(workspace: Workspace) -> None:
-    workspace.write(FLOW)
+    pytest.importorskip("coverage")
+    workspace.write(
+        """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("done")
+"""
+    )
     settings = "[run]\nparallel = true\npatch = subprocess\nsource = .\n"
     (workspace.path / ".coveragerc").write_text(settings)
 
@@ -363,7 +375,4 @@ def test_coverage_of_steps_is_measured(workspace: Workspace) -> None:
         code, said = run_python(workspace, "-m", "coverage", "run", *words)
         assert code == 0, said
         assert run_python(workspace, "-m", "coverage", "combine", "-q")[0] == 0
-        _, report = run_python(workspace, "-m", "coverage", "report", "-m")
-        # All lines but the one that raises on demand.
-        assert report.count("flow.py") == 1
-        assert "93%" in report or "1 " in report.split("flow.py")[1].splitlines()[0], report
+        assert run_python(workspace, "-m", "coverage", "report", "--format=total")[1] == "100\n"

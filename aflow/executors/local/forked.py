@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from aflow.executors.local.probe import obstacle
+from aflow.executors.local.probe import obstacle, open_descriptors
 from aflow.executors.local.program import is_library
 from aflow.executors.local.warm import is_unseeded
 
@@ -30,7 +30,7 @@ class UserProgram:
     """What a process has from before the user's program runs in it; made before that."""
 
     def __init__(self) -> None:
-        self._descriptors = {*map(int, os.listdir("/proc/self/fd"))} if _has_proc() else set()
+        self._descriptors = open_descriptors()
         self._finalizers = {*weakref.finalize._registry}  # type: ignore[attr-defined]
         self._exit_functions: list[Callable[..., Any]] = []
         self._random = random.getstate()

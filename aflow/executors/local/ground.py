@@ -30,7 +30,7 @@ from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
 from aflow.executors.local import descendants, inside, task, wire
 from aflow.executors.local.forked import UserProgram
-from aflow.executors.local.probe import obstacle
+from aflow.executors.local.probe import obstacle, open_descriptors
 from aflow.executors.local.program import Program, Request
 from aflow.executors.local.warm import Generators, import_all
 from aflow.executors.local.warm_up import warm_up
@@ -71,6 +71,7 @@ class Ground:
         self._environment: dict[str, str] = {}  # variables of steps that this ground has already
         self._printed = (b"", b"")  # by the imports of this ground, to stdout and stderr
         self._grounds: set[int] = set()  # processes of other grounds
+        self._inherited: set[int] = set()  # descriptors that any program would have here
         self._token = 0  # marks what belongs to the run
         self._user_program: UserProgram | None = None  # where tasks are forked from it
         self._refusal: str | None = None  # why none can be
@@ -128,6 +129,7 @@ class Ground:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         inside.load_prctl()
         inside.set_up_streams()
+        self._inherited = open_descriptors()
         warm_up()
         # Pages of objects that the collector has moved to its permanent generation stay shared
         # with the forked processes: a collection there does not touch them.
@@ -385,7 +387,9 @@ class Ground:
                 gc.collect()
                 ending.prepare()
                 gc.freeze()
-                reason = obstacle({self._control.fileno(), writable, *self._parent})
+                reason = obstacle(
+                    {self._control.fileno(), writable, *self._parent, *self._inherited}
+                )
             os.write(writable, msgpack.packb(reason))
             os.close(writable)
             if reason is None:

@@ -14,6 +14,7 @@ import stat
 import struct
 import threading
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 
 # Libraries whose threads survive a fork: each child starts its own when it needs one.
 _SURVIVE = ("libarrow.so",)
@@ -24,6 +25,19 @@ _STACK = 2048  # bytes above a thread's stack pointer that are searched for retu
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _SETTLING = 0.05  # seconds within which threads that a fork hook starts again are there
 _TRIAL_LIMIT = 5.0  # seconds that a trial fork may take
+
+
+def open_descriptors() -> set[int]:
+    """The descriptors that are open now; none where that cannot be known."""
+    found = set()
+    try:
+        for number in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):  # that of the listing itself
+                os.fstat(number)
+                found.add(number)
+    except OSError:
+        return set()
+    return found
 
 
 def obstacle(ours: Collection[int] = ()) -> str | None:

@@ -163,7 +163,9 @@ def have_ground(*, fork: bool = False) -> None:
     global _wanted
     if _wanted is None:
         delegate_if_first()  # now, since the ground is to be a child of the process that goes on
-        _wanted = EarlyGround(fork_ground() if fork else spawn_here())
+        # A fork would be traced or profiled as this process is, by a tool that does not expect it.
+        alone = fork and sys.gettrace() is None and sys.getprofile() is None
+        _wanted = EarlyGround(fork_ground() if alone else spawn_here())
 
 
 def take_ground() -> EarlyGround | None:

@@ -74,3 +74,12 @@ def duration(seconds: float) -> str:
         return f"{hours}h {minutes:02}m"
     days, hours = divmod(hours, 24)
     return f"{days}d {hours:02}h"
+
+
+LATEST = 253370764800.0  # the first second of the year 9999, which is one in each time zone
+
+
+def shown_time(at: float) -> float:
+    """The nearest time of the years 1970 to 9998, in seconds since 1970: records may hold any
+    number, and the functions that make dates of them raise errors for others."""
+    return max(0.0, min(at, LATEST)) if at == at else 0.0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -25,9 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.clock import SystemClock
 from aflow.config import PACKAGE_SUFFIXES
-from aflow.errors import CodePackageError, StorageError
+from aflow.errors import CodePackageError, InvalidName, StorageError
 from aflow.executors.local.program import is_library, started
 from aflow.flow.custom import FlowMutator, StepMutator
+from aflow.ids import blob_key
 from aflow.storage.names import MAIN, Program
 
 if TYPE_CHECKING:
@@ -170,11 +172,60 @@ def fetch(blobs: BlobStore, key: str) -> bytes:
 
 def opened(data: bytes) -> tarfile.TarFile:
     """The archive, to read from; raises CodePackageError for what is none."""
+    _check_headers(data)
     try:
         # Plain: a few bytes of an archive that is compressed can be gigabytes.
         return tarfile.open(fileobj=io.BytesIO(data), mode="r:")
     except (tarfile.TarError, ValueError) as error:
         raise CodePackageError(f"This is no code package: {error}.") from error
+
+
+_KINDS = frozenset([b"0", b"\0", b"x", b"g", b"L"])  # plain files, and headers of longer names
+_BLOCK = 512
+_LARGEST_HEADER = 64 << 10
+_DIGITS = re.compile(rb"\d+")
+_MOST_DIGITS = 5_000_000  # squares of the lengths of rows of digits, in all headers
+_RECORD = re.compile(rb"([1-9]\d{0,5}) ([^=\n]+)=")  # of a pax header: its length, and a keyword
+_REFUSED = re.compile(rb"(?:size|hdrcharset|GNU\.sparse\..*)\Z", re.DOTALL)
+
+
+def _check_headers(data: bytes) -> None:
+    """Look at the headers of an archive before tarfile does, which searches long rows of digits in
+    quadratic time (CVE-2024-6232, in Python before 3.11.10 and 3.12.6), follows sizes that are said
+    twice, and takes sizes of any number of digits. Raises CodePackageError."""
+    offset = cost = 0
+    while offset + _BLOCK <= len(data):
+        head = data[offset : offset + _BLOCK]
+        if not head.strip(b"\0"):
+            return
+        kind, size = head[156:157], head[124:136].partition(b"\0")[0].strip(b" ")
+        if kind not in _KINDS or (kind == b"\0" and head[:100].rstrip(b"\0").endswith(b"/")):
+            return  # no plain file: whoever reads the archive refuses it, and reads no further
+        if not re.fullmatch(rb"[0-7]{0,12}", size):
+            raise CodePackageError("This is no code package: the size of a file is no number.")
+        length = int(size or b"0", 8)
+        if offset + _BLOCK + length > len(data):
+            raise CodePackageError("This is no code package: it is cut off.")
+        if kind in (b"x", b"g", b"L"):
+            more = data[offset + _BLOCK : offset + _BLOCK + length]
+            cost += sum(len(each) ** 2 for each in _DIGITS.findall(more))
+            if length > _LARGEST_HEADER or cost > _MOST_DIGITS or not _is_sound(kind, more):
+                raise CodePackageError("This is no code package: a header is too long, or damaged.")
+        offset += _BLOCK + -(-length // _BLOCK) * _BLOCK
+
+
+def _is_sound(kind: bytes, header: bytes) -> bool:
+    """Whether a header of longer names has the form of one, and says nothing else of the file."""
+    position = 0 if kind in (b"x", b"g") else len(header)
+    while position < len(header):
+        record = _RECORD.match(header, position)
+        end = position + int(record[1]) if record else 0
+        if record is None or end > len(header) or end < record.end() + 1:
+            return False
+        if header[end - 1 : end] != b"\n" or _REFUSED.match(record[2]):
+            return False
+        position = end
+    return True
 
 
 def check(data: bytes) -> None:
@@ -195,7 +246,10 @@ def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
     """The folder with the code of this package, which is unpacked where it is not there yet: others
     may do the same at the same time. It is in use until `release`, or the end of this process: then
     nobody sweeps it. What nobody has used for KEPT_UNUSED seconds goes. Raises CodePackageError."""
-    folder = below / key
+    try:
+        folder = below / blob_key(key)
+    except InvalidName as error:  # it comes out of a record, which others may write
+        raise CodePackageError(f"{str(key)[:200]!r} is no key of a code package.") from error
     while True:
         if not folder.is_dir():
             sweep(below, KEPT_UNUSED, SystemClock.now())
@@ -219,6 +273,15 @@ def _unpack_new(blobs: BlobStore, key: str, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def inside(script: object) -> str:
+    """The name of a flow's file in a folder of code, as a record has it. Raises CodePackageError
+    for one that leads elsewhere."""
+    path = PurePosixPath(str(script))
+    if not isinstance(script, str) or path.is_absolute() or ".." in path.parts or "\0" in script:
+        raise CodePackageError(f"{str(script)[:200]!r} names no file of a code package.")
+    return script
 
 
 # ------------------------------------------------------------------ folders of code that are in use

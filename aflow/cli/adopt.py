@@ -100,4 +100,4 @@ def _unpacked(record: RunRecord, settings: Settings) -> Path:
         )
     blobs = BlobStore(backends.open_recorded_store(record.settings["storage"]))
     folder = settings.cache / "code"
-    return package.unpacked(blobs, code["key"], folder) / str(code["script"])
+    return package.unpacked(blobs, code["key"], folder) / package.inside(code.get("script"))

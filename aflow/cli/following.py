@@ -12,6 +12,7 @@ import click
 
 from aflow.cli.asking import events
 from aflow.cli.problems import printable
+from aflow.clock import shown_time
 from aflow.ids import Pathspec
 from aflow.standard_streams import binary, flush, is_terminal
 
@@ -75,7 +76,7 @@ _NO_COLOURS = re.compile(rb"\x1b(?!\[[0-9;:]*m)")
 
 def _print(run: str, step: str, task: int, at: float, stream: str, text: bytes) -> None:
     """A line as `aflow run` prints it, where its task printed it to."""
-    when = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    when = datetime.fromtimestamp(shown_time(at)).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     out = sys.stdout if stream == "stdout" else sys.stderr
     head = f"{when} [{run}/{step}/{task}] ".encode()
     if is_terminal(out):  # colours are the task's own; all else may come from anybody's run

@@ -119,6 +119,9 @@ _SECOND_WORDS = {
 }
 
 
+_WORDS_OF = "--aflow-words="
+
+
 class Line(NamedTuple):
     """A command line taken apart: the words that are neither command nor file keep their order,
     those ahead of the command's name apart."""
@@ -155,6 +158,7 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
 
 
 def _program(words: Sequence[str]) -> object:
+    words = _with_given(words)
     if words and words[0] in OTHERS:
         module, _, function = OTHERS[words[0]][1].partition(":")
         rest = ["--help" if word == "-h" else word for word in words[1:]]
@@ -187,6 +191,25 @@ def _program(words: Sequence[str]) -> object:
     if line.command in COMMANDS:
         raise click.UsageError(f"Which flow? Write: aflow {line.command} flow.py")
     raise click.UsageError(f"There is no command {line.command!r}. See: aflow help")
+
+
+def _with_given(words: Sequence[str]) -> Sequence[str]:
+    """The words, with those of a file (a JSON list) in the place of `--aflow-words=FILE`: so a
+    server starts runs, since every user of a machine reads command lines in its list of
+    processes."""
+    at = next((n for n, word in enumerate(words) if word.startswith(_WORDS_OF)), None)
+    if at is None:
+        return words
+    import json
+
+    try:
+        with open(words[at].removeprefix(_WORDS_OF), "rb") as file:
+            given = json.load(file)
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"{words[at]}: words cannot be read there ({error}).") from error
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        raise click.UsageError(f"{words[at]}: there is no list of words.")
+    return [*words[:at], *given, *words[at + 1 :]]
 
 
 def _help() -> str:

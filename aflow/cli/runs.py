@@ -17,7 +17,7 @@ from aflow import ids
 from aflow.cli import tables
 from aflow.cli.asking import of_a_server
 from aflow.cli.options import Command, flag, option
-from aflow.clock import SystemClock
+from aflow.clock import SystemClock, shown_time
 from aflow.config import Settings
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.names import did_you_mean
@@ -151,4 +151,4 @@ def _as_json(run: RunRecord) -> dict[str, Any]:
 
 
 def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat()
+    return datetime.fromtimestamp(shown_time(at), UTC).isoformat()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow.cli.problems import printable
-from aflow.clock import duration
+from aflow.clock import duration, shown_time
 from aflow.runs.liveness import is_left
 from aflow.standard_streams import is_terminal
 
@@ -63,7 +63,7 @@ def state(run: RunRecord) -> str:
 
 def local(at: float) -> str:
     """A time of this machine's zone, to the second."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(shown_time(at)))
 
 
 def took(run: RunRecord, state: str, now: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import overload
 
+from aflow.clock import shown_time
+
 
 @overload
 def local_time(at: float) -> datetime: ...
@@ -12,4 +14,4 @@ def local_time(at: float) -> datetime: ...
 def local_time(at: None) -> None: ...
 def local_time(at: float | None) -> datetime | None:
     """Seconds since the epoch as a time of this machine's zone; None for None."""
-    return None if at is None else datetime.fromtimestamp(at, UTC).astimezone()
+    return None if at is None else datetime.fromtimestamp(shown_time(at), UTC).astimezone()

@@ -126,7 +126,7 @@ class Job:
     def _unpack(self, folder: Path) -> None:
         order = self._order
         package.unpack(package.fetch(BlobStore(self._store), order.code), folder)
-        source = placed(order.request.source, folder, order.script)
+        source = placed(order.request.source, folder, package.inside(order.script))
         self._order = order._replace(request=order.request._replace(source=source))
 
     def _definition(self) -> FlowDefinition:

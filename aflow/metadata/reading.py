@@ -78,7 +78,7 @@ class RecordReader(ABC):
 
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""
-        return self._all("flows")
+        return [(flow, rows.time_of(at)) for flow, at in self._all("flows")]
 
     def runs(
         self,
@@ -126,7 +126,8 @@ class RecordReader(ABC):
 
     def steps(self, run_key: int) -> list[tuple[str, float, int]]:
         """Name, time and number of tasks of every step that has begun, newest first."""
-        return self._all("steps", run_key=run_key)
+        found = self._all("steps", run_key=run_key)
+        return [(step, rows.time_of(at), count) for step, at, count in found]
 
     def tasks(
         self,
@@ -232,4 +233,5 @@ class RecordReader(ABC):
     def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
         """The metadata records of a task, oldest first."""
         found = self._all("metadata", run_key=run_key, task=task)
-        return [MetadataRecord(*row) for row in found]
+        records = [MetadataRecord(*row) for row in found]
+        return [each._replace(created_at=rows.time_of(each.created_at)) for each in records]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from aflow.clock import shown_time
 from aflow.metadata.base import (
     TASK_STATES,
     AttemptRecord,
@@ -36,6 +37,7 @@ LIGHT_COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='NULL, NULL')}"
 
 # By value: calling an enum's class for each of many rows costs more than all the rest.
 _STATES = {state.value: state for state in AttemptState}
+_RUN_STATES = {state.value: state for state in RunState}
 
 
 def text(value: str) -> str:
@@ -69,27 +71,46 @@ def tag_rows(run_key: int, run: RunRecord) -> list[Row]:
 
 
 def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
-    """A run from its row and its tags."""
+    """A run from its row and its tags. What is damaged in the row is shown as nothing, and in the
+    reason: one such record keeps nobody from seeing, or deleting, all the others."""
     tags = list(tags)
+    state, graph, settings = _RUN_STATES.get(row[3]), _object(row[8]), _object(row[9])
+    reason = str(row[10] or "")
+    if state is None or graph is None or settings is None:
+        state, reason = state or RunState.FAILED, f"The record of this run is damaged. {reason}"
     return RunRecord(
         key=row[0],
         flow=row[1],
         run=row[2],
-        state=RunState(row[3]),
+        state=state,
         user=row[4],
-        created_at=row[5],
-        finished_at=row[6],
+        created_at=row[5] if isinstance(row[5], float | int) else 0.0,  # as it is: pages go by it
+        finished_at=None if row[6] is None else time_of(row[6]),
         version=row[7],
         tags=tuple(tag for tag, is_system in tags if not is_system),
         system_tags=tuple(tag for tag, is_system in tags if is_system),
-        graph=json.loads(row[8]),
-        settings=json.loads(row[9]),
-        reason=row[10],
-        heartbeat_at=row[11],
+        graph=graph or {},
+        settings=settings or {},
+        reason=reason,
+        heartbeat_at=None if row[11] is None else time_of(row[11]),
         origin_run=row[12],
         kind=row[13],
         lease=None if row[14] is None else Lease(row[14], float(row[15]), row[16]),
     )
+
+
+def _object(text: Any) -> dict[str, Any] | None:
+    """The JSON object in a column; None for what is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def time_of(value: Any) -> float:
+    """A time that people can be shown, whatever is in the column."""
+    return shown_time(value) if isinstance(value, float | int) else 0.0
 
 
 def task_row(run_key: int, task: TaskRecord) -> Row:
@@ -115,12 +136,20 @@ def attempt_row(run_key: int, attempt: AttemptRecord, version: int) -> Row:
 
 def attempt_record(row: Row) -> AttemptRecord:
     """An attempt from the columns of the query `attempts`."""
-    return AttemptRecord(row[0], row[1], _STATES[row[2]], *row[3:])
+    task, attempt, state, started_at, finished_at, *rest = row
+    return AttemptRecord(
+        task,
+        attempt,
+        _STATES.get(state, AttemptState.FAILED),
+        None if started_at is None else time_of(started_at),
+        None if finished_at is None else time_of(finished_at),
+        *rest,
+    )
 
 
 def task_view(row: Row) -> TaskView:
     """A task and its attempt from COLUMNS or LIGHT_COLUMNS."""
-    task = TaskRecord(*row[1:9])
+    task = TaskRecord(row[1], row[2], time_of(row[3]), *row[4:9])
     attempt = None if row[10] is None else attempt_record((row[1], *row[10:]))
     return TaskView(row[0], task, attempt, row[9])
 
@@ -186,8 +215,8 @@ def progress(found: Iterable[Row]) -> list[StepProgress]:
     """What the query `progress` tells of each step, in the order of their first tasks."""
     steps: dict[str, StepProgress] = {}
     for step, created_at, state, count, finished_at in found:
-        made = TASK_STATES[_STATES[state]] if state else TaskState.READY
-        so_far = steps.setdefault(step, StepProgress(step, created_at, {}, None))
+        made = TASK_STATES[_STATES.get(state, AttemptState.FAILED)] if state else TaskState.READY
+        so_far = steps.setdefault(step, StepProgress(step, time_of(created_at), {}, None))
         so_far.tasks[made] = so_far.tasks.get(made, 0) + count
         ends = [at for at in (so_far.finished_at, finished_at) if at is not None]
         steps[step] = so_far._replace(finished_at=max(ends, default=None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from aflow import package
 from aflow.attempt.remote import Parcels
 from aflow.errors import CodePackageError
 from aflow.executors.job import Job, python_version
@@ -39,5 +40,5 @@ def delivered(
     if job.code is None:
         return job, None
     folder = unpack(BlobStore(store), job.code)
-    source = placed(job.request.source, folder, job.script)
+    source = placed(job.request.source, folder, package.inside(job.script))
     return job._replace(request=job.request._replace(source=source)), folder

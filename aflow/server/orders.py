@@ -21,14 +21,39 @@ _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_wor
 
 class Order(NamedTuple):
     """A run to begin: the key of its code package, the flow file in it, and the words of the
-    command line that follow the file. `flow` names one of several flows in the file; `command` is
-    `run` or `resume`."""
+    command line that follow the file: those of `parameters` apart, which may be secret. `flow`
+    names one of several flows in the file; `command` is `run` or `resume`."""
 
     package: str
     script: str
     flow: str | None
     words: tuple[str, ...]
     command: str = "run"
+    parameters: tuple[str, ...] = ()
+
+    def encode(self, run: str) -> bytes:
+        """The order of a run, to recover it: without the parameters, which are recorded."""
+        fields = {**self._asdict(), "run": run}
+        del fields["parameters"]
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Order:
+        """The order that was encoded. Raises InvalidInput."""
+        fields = fields_of(data)
+        words, command = fields.get("words"), fields.get("command")
+        if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
+            raise InvalidInput("'words' has to be a list of texts.")
+        if command not in ("run", "resume"):
+            raise InvalidInput("'command' has to be run or resume.")
+        flow = fields.get("flow")
+        return cls(
+            ids.blob_key(fields.get("package", "")),
+            _script(fields.get("script")),
+            None if flow is None else ids.flow_name(flow),
+            tuple(words),
+            command,
+        )
 
 
 def order(body: bytes) -> Order:
@@ -65,13 +90,13 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
     unknown = sorted(fields.keys() - _FIELDS)
     if unknown:
         raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a run.")
+    parameters = tuple(_parameters(fields.get("parameters", {})))
     words = (
-        *_parameters(fields.get("parameters", {})),
         *_tags(fields.get("tags", [])),
         *_workers(fields.get("max_workers")),
         *more,
     )
-    if sum(map(len, words)) > _LARGEST_IN_ALL:
+    if sum(map(len, (*parameters, *words))) > _LARGEST_IN_ALL:
         raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
     flow = fields.get("flow")
     return Order(
@@ -79,6 +104,7 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
         _script(fields.get("script")),
         None if flow is None else ids.flow_name(flow),
         words,
+        parameters=parameters,
     )
 
 
@@ -110,9 +136,9 @@ def _parameters(given: object) -> list[str]:
 
 # Names of options of `run`, as words of its command line: no request gives options in disguise.
 _OPTIONS = """
-    aflow-adopt branch cache compat config config-value datastore datastore-root dry-run environment
-    event-logger executor metadata monitor no-cache no-pylint package-suffixes production pylint
-    queue quiet trigger version
+    aflow-adopt aflow-words branch cache compat config config-value datastore datastore-root dry-run
+    environment event-logger executor metadata mode monitor no-cache no-pylint package-suffixes
+    production pylint queue quiet trigger version
 """
 _TAKEN = {name.replace("_", "-").lower() for name in (*RESERVED, *_OPTIONS.split())}
 

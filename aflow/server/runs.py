@@ -4,6 +4,7 @@ its parameters. None of the code that people send runs in the daemon itself."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -12,25 +13,34 @@ import stat
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from aflow import ids, package
 from aflow.config import environment_with
 from aflow.errors import (
+    AflowError,
     CommandFailed,
     CoordinatorClosed,
     CoordinatorFull,
     InvalidInput,
     InvalidSetting,
+    NotFound,
+    ObjectNotFound,
+    StorageError,
+    StoreUnavailable,
+    UnsafeFolder,
 )
-from aflow.server.orders import Order
+from aflow.own_folders import refuse_foreign
+from aflow.server.orders import Order, fields_of
 from aflow.storage.blobs import BlobStore
 
 _log = logging.getLogger("aflow.server")
 
+ORDERS = "server/orders/"  # what was submitted, in the datastore
 _PATIENCE = 120.0
 _REMEMBERED = 1000  # runs whose last words are kept
 _SAID = 4000  # bytes of what a run that did not begin has said
@@ -53,8 +63,10 @@ class Place(NamedTuple):
 
     def prepare(self) -> None:
         """Make the folder for code, which belongs to this user alone: what is written there is
-        run. Raises InvalidSetting where it is somebody else's, or cannot be made."""
+        run. Raises InvalidSetting where it is somebody else's, or cannot be made, and UnsafeFolder
+        where others may write to the folder above it, and so put another in its place."""
         folder = self.code.parent
+        refuse_foreign(self.root, self.environment)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = folder.lstat()
@@ -120,6 +132,7 @@ class Runs:
             )
         self._beginning += 1
         try:
+            self._check_place()
             # Nobody collects it while the run, which keeps its own code, begins.
             await asyncio.to_thread(self._blobs.claim, order.package)
             folder = await asyncio.to_thread(
@@ -129,28 +142,38 @@ class Runs:
                 file = folder / order.script
                 if not file.is_file():
                     raise InvalidInput(f"The code package holds no file {order.script}.")
-                return await self._start(folder, order)
+                pathspec = await self._start(folder, order)
+                await self._remember(pathspec, order)
+                return pathspec
             finally:
                 package.release(folder)  # the run uses it from now on
         finally:
             self._beginning -= 1
 
+    def _check_place(self) -> None:
+        """Check that the folder for code is what it was when the server began. Raises
+        StoreUnavailable: who asks for a run can do nothing about it."""
+        try:
+            self._place.prepare()
+        except (InvalidSetting, UnsafeFolder) as error:
+            raise StoreUnavailable(str(error)) from error
+
     async def _start(self, folder: Path, order: Order) -> str:
         file = folder / order.script
         target = str(file) if order.flow is None else f"{file}:{order.flow}"
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as said, _file_of((*order.parameters, *order.words)) as words:
             reading, writing = os.pipe()
             with os.fdopen(reading, "rb", 0) as told:
                 try:
                     process = await asyncio.create_subprocess_exec(
                         *(sys.executable, "-m", "aflow", order.command, target, "--quiet"),
                         *("--runner-attribute-file", f"/dev/fd/{writing}"),
-                        *order.words,
+                        f"--aflow-words=/dev/fd/{words.fileno()}",
                         cwd=file.parent,
                         stdin=DEVNULL,
                         stdout=DEVNULL,  # what tasks print is kept with the tasks
                         stderr=said,
-                        pass_fds=[writing, package.descriptor_of(folder)],
+                        pass_fds=[writing, words.fileno(), package.descriptor_of(folder)],
                         env=self._place.environment,
                         start_new_session=True,  # ^C at the terminal is for the daemon to handle
                     )
@@ -165,21 +188,81 @@ class Runs:
             process.send_signal(signal.SIGHUP)  # it began while the daemon was being stopped
         return pathspec
 
+    async def _remember(self, pathspec: str, order: Order) -> None:
+        """Keep what was ordered, to recover the run. It is kept in the datastore: the metadata may
+        be written by others, who are not to say which code a server runs."""
+        data, store = order.encode(pathspec), self._blobs.store
+        try:
+            await asyncio.to_thread(store.put, _name_of(pathspec), [data], durable=True)
+        except StorageError as error:
+            _log.error("%s could not be recovered: its order is not kept: %s", pathspec, error)
+
+    def forget(self, pathspec: str) -> None:
+        """The run has ended: it is not to be recovered. Blocks."""
+        try:
+            self._blobs.store.delete(_name_of(pathspec))
+        except StorageError as error:
+            _log.warning("The order of %s cannot be removed: %s", pathspec, error)
+
+    def remembered(self, most: int) -> Iterator[str]:
+        """Runs whose orders are kept, so many at most. Blocks. Raises StorageError."""
+        for name in islice(self._blobs.store.list(ORDERS), most):
+            try:
+                run = fields_of(bytes(self._blobs.store.get(name))).get("run")
+                if isinstance(run, str) and name == _name_of(run):
+                    yield run
+            except (ObjectNotFound, InvalidInput):  # gone meanwhile, or none of ours
+                continue
+
+    def ordered(self, pathspec: str) -> Order:
+        """What was ordered when a run began. Blocks. Raises NotFound for a run that no server with
+        this datastore has begun, StorageError, and InvalidInput."""
+        try:
+            data = bytes(self._blobs.store.get(_name_of(pathspec)))
+        except ObjectNotFound as error:
+            raise NotFound(
+                f"{pathspec} was not submitted to a server with the datastore "
+                f"{self._blobs.store.url}: its code is not run here."
+            ) from error
+        return Order.decode(data)
+
     async def take_up(self, pathspec: str) -> None:
-        """Go on with a run that nobody drives. Who is too late, or cannot, says why in the log."""
+        """Recover a run that nobody drives, with the code and the words that it was ordered with.
+        What keeps it from that is in the log, and in `last_words`."""
         if self._closed:
             return
+        try:
+            order = await asyncio.to_thread(self.ordered, pathspec)
+            self._check_place()
+            folder = await asyncio.to_thread(
+                package.unpacked, self._blobs, order.package, self._place.code
+            )
+        except AflowError as error:
+            self._last_words[pathspec] = str(error)
+            _log.warning("%s cannot be recovered: %s", pathspec, error)
+            return
+        try:
+            await self._recover(pathspec, order, folder)
+        finally:
+            package.release(folder)  # the process uses it from now on
+
+    async def _recover(self, pathspec: str, order: Order, folder: Path) -> None:
+        flow, _, run = pathspec.partition("/")
+        file = folder / order.script
         said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "aflow", "adopt", pathspec),
-                cwd=self._place.root,
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=said,
-                env=self._place.environment,
-                start_new_session=True,
-            )
+            with _file_of([*order.words, "--aflow-adopt", run]) as words:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "aflow", order.command, f"{file}:{flow}"),
+                    *("--quiet", f"--aflow-words=/dev/fd/{words.fileno()}"),
+                    cwd=file.parent,
+                    stdin=DEVNULL,
+                    stdout=DEVNULL,
+                    stderr=said,
+                    pass_fds=[words.fileno(), package.descriptor_of(folder)],
+                    env=self._place.environment,
+                    start_new_session=True,
+                )
         except BaseException:
             said.close()
             raise
@@ -245,6 +328,20 @@ class Runs:
             self._processes[name].send_signal(signal.SIGHUP)
         await ended
         await asyncio.gather(*self._telling)
+
+
+def _file_of(words: Sequence[str]) -> IO[bytes]:
+    """A file without a name that holds these words, for a process that inherits it."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by the caller
+    file.write(json.dumps([*words]).encode())
+    file.seek(0)
+    return file
+
+
+def _name_of(pathspec: str) -> str:
+    """The object that keeps the order of a run: names of runs hold characters that no name of an
+    object may."""
+    return f"{ORDERS}{hashlib.blake2b(pathspec.encode(), digest_size=16).hexdigest()}"
 
 
 async def _announced(process: Process, told: IO[bytes], patience: float) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from aflow.clock import LATEST
 from aflow.cron import latest_ticks, next_tick, parse, zone_of
 from aflow.errors import InvalidInput, MetadataUnavailable
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 KIND = "schedule"
 ON_TIME = 60.0  # seconds after its time until which a tick is not called missed
 LONGEST_AGO = 3653 * 86400.0  # seconds before which no tick was missed
-LATEST = 253402300800.0  # the end of the year 9999: no clock says more
 MOST_MISSED = 100  # ticks that are made up for with missed="all": the latest of them
 
 Missed = Literal["latest", "skip", "all"]

@@ -30,6 +30,8 @@ _LONGEST = 300.0  # seconds between tries of a run that cannot be taken up
 _FEWEST = 5  # failed tries (a minute of them) before a run is given up
 _LOADING = 120.0  # seconds that a process has to take its run up
 _REMEMBERED = 600.0  # seconds after which the tries of a run that was taken up are forgotten
+_FORGET = 600.0  # seconds between looks at orders that are kept
+_MOST_FORGOTTEN = 1000  # orders a look
 _WATCHED = 3 * LEASE  # seconds that a run whose end was asked for is watched
 
 _log = logging.getLogger("aflow.server")
@@ -77,6 +79,7 @@ class Sharing:
         self._clock = clock
         self._recovery = recovery
         self._tries: dict[str, Tries] = {}
+        self._forget_at = float("-inf")
         self._cancelled: dict[str, float] = {}  # runs to watch, and until when
 
     def watch(self, pathspec: str) -> None:
@@ -90,6 +93,7 @@ class Sharing:
             try:
                 await self._look()
                 await self._look_at_cancelled()
+                await self._forget_ended()
             except AflowError as error:  # the metadata are away, say
                 _log.warning("Runs that were left cannot be looked for: %s", error)
             except OSError as error:  # no descriptor, no memory, no process to be had
@@ -146,6 +150,19 @@ class Sharing:
             elif name not in self._runs.going_on() and not is_driven(record):
                 reason = record.lease and record.lease.cancel
                 await self._end(record, RunState.CANCELLED, reason or "The run was cancelled.")
+
+    async def _forget_ended(self) -> None:
+        """Remove the orders of runs that have ended, now and then."""
+        now = self._clock.monotonic()
+        if now >= self._forget_at:
+            self._forget_at = now + _FORGET
+            await asyncio.to_thread(self._forget)
+
+    def _forget(self) -> None:
+        for name in self._runs.remembered(_MOST_FORGOTTEN):
+            record = self._metadata.run(*name.split("/"))
+            if record is None or record.state in TERMINAL_RUN_STATES:
+                self._runs.forget(name)
 
     async def _end(self, record: RunRecord, state: RunState, reason: str) -> None:
         done = await asyncio.to_thread(

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aflow import ids
+from aflow.clock import LATEST
 from aflow.errors import AflowError, InvalidMessage, InvalidName, MetadataUnavailable
 from aflow.metadata import wire
 from aflow.metadata.base import Batch, RunRecord
@@ -46,13 +47,26 @@ def _streamed(items: Iterator[Any]) -> Iterator[bytes]:
 
 
 def _check(value: object) -> None:
-    """Names become paths and pathspecs for those who read them: nobody stores one that is none."""
+    """Names become paths and pathspecs for those who read them, and times dates: nobody stores one
+    that is none."""
     try:
         if isinstance(value, RunRecord):
             ids.flow_name(value.flow)
             ids.run_id(value.run)
+            _check_times(value.created_at, value.finished_at, value.heartbeat_at)
         elif isinstance(value, Batch):
             for task in value.tasks:
                 ids.step_name(task.step)
+                _check_times(task.created_at)
+            for attempt in value.attempts:
+                _check_times(attempt.started_at, attempt.finished_at)
+            for each in value.metadata:
+                _check_times(each.created_at)
     except InvalidName as error:
         raise InvalidMessage(str(error)) from error
+
+
+def _check_times(*times: float | None) -> None:
+    for at in times:
+        if at is not None and not 0 <= at <= LATEST:
+            raise InvalidMessage(f"{at!r} is no time: times are in seconds since 1970.")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aflow import ids
+from aflow.clock import shown_time
 from aflow.errors import InvalidName, RegistrationRefused, StorageError
 from aflow.interop.copies import Copies
 from aflow.service import checks, facts
@@ -200,7 +201,7 @@ class OwnRuns:
             None if page is None or len(asked.query.keys() - {"_limit", "_cursor"}) else page.limit
         )
         rows = (
-            (Own(_FIRST_RUN + int(run.created_at * 1e6), run_told(run)), run)
+            (Own(_FIRST_RUN + int(shown_time(run.created_at) * 1e6), run_told(run)), run)
             for run in self._store.runs(asked.flow, until=until, limit=limit)
         )
         return [row for row, run in rows if passes(asked.query, row.told, status_of(run))]

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from aflow.clock import shown_time
 from aflow.errors import RegistrationRefused
 from aflow.service import facts
 from aflow.service.own_rows import PER_TASK
@@ -120,7 +121,7 @@ def _tail(run: RunRecord) -> dict[str, Any]:
 
 
 def _at(seconds: float) -> dict[str, int]:
-    return {"ts_epoch": round(seconds * 1000)}
+    return {"ts_epoch": round(shown_time(seconds) * 1000)}
 
 
 def passes(query: Mapping[str, str], told: dict[str, Any], status: str = "") -> bool:

@@ -129,7 +129,33 @@ def archives(outside: Path) -> dict[str, bytes]:
     holes = member("holes.py", tarfile.GNUTYPE_SPARSE)
     named = member("x")
     named.pax_headers = {"path": "../../escaped"}
+    digits = member("x")
+    digits.pax_headers = {"comment": "1" * 60_000}
+    many = [member("y") for _ in range(20)]
+    for each in many:
+        each.pax_headers = {"comment": "1" * 2000}
+
+    def pax(text: bytes) -> bytes:
+        """A header of this text, and a file."""
+        head = member("p", tarfile.XHDTYPE)
+        head.size = len(text)
+        padded = text.ljust(-(-len(text) // 512) * 512, b"\0")
+        return head.tobuf(tarfile.USTAR_FORMAT) + padded + tar(flow)
+
+    sizes = [member("z"), member("z")]
+    sizes[0].size = 512
+    odd = bytearray(tar(*sizes))
+    odd[124:136] = b"-0000001000\0"
     return {
+        "a long row of digits": tar(flow, digits),
+        "many rows of digits": tar(*many * 100),
+        "digits alone": pax(b"1" * 60_000),
+        "a huge size": pax(b"40 size=100000000000000000000000000000\n"),
+        "another size": pax(b"12 size=10\n\n"),
+        "another character set": pax(b"21 hdrcharset=BINARY\n"),
+        "a length that is none": pax(b"9999 path=x\n"),
+        "a size with a sign": bytes(odd),
+        "holes in a pax header": pax(b"25 GNU.sparse.major=1\n\n\n"),
         "upward": tar(flow, member("../../escaped")),
         "absolute": tar(flow, member(f"{outside}/escaped")),
         "upward in a pax header": tar(flow, named),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aflow import package
 from tests.flows.conftest import Ran, Workspace
 
 FLOW = """
@@ -72,6 +73,13 @@ class Daemon(Workspace):
     def start_aflow(self, *args: str, **env: str) -> subprocess.Popen[str]:
         """Start `aflow ARGS` with settings of its own, and do not wait."""
         return super().start_aflow(*args, **{"AFLOW_HOME": str(self.path / "home"), **env})
+
+    def package(self, name: str = "flow.py") -> str:
+        """The key of a package of this flow file, which is sent."""
+        data = package.pack({name: self.path / name})
+        status, told = self.ask("POST", "/v1/packages", data, "application/x-tar")
+        assert 201 == status, told
+        return str(told["package"])
 
     def order(self, **fields: Any) -> tuple[int, Any]:
         """Ask for a run."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 
 from aflow.scheduler.states import RunState
@@ -111,14 +114,82 @@ def test_runs_of_a_server_that_was_killed_are_taken_up_by_another(folder: Daemon
 
     folder.process.kill()
     for pid in runs_in(folder.path):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ends with another one of them
+            os.kill(pid, signal.SIGKILL)
     folder.process.communicate()
+    foreign = name_other_code(folder)
     folder.let_time_pass()
 
     assert "yes" == begun.read_text()
     assert "succeeded" == other.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
     assert 0 == other.stop()
+    assert not foreign.exists()
     folder.check()
+
+
+def name_other_code(folder: Daemon) -> Path:
+    """Have the record of a run name a folder with other code, other words, and another datastore,
+    as one may who writes to the metadata; the file that the code would make."""
+    code, mark = folder.path / ("e" * 64), folder.path / "foreign code has run"
+    code.mkdir()
+    (code / "flow.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    with (
+        closing(sqlite3.connect(folder.path / ".aflow/metadata.db")) as database,
+        database,
+    ):
+        [text] = database.execute("SELECT settings FROM runs").fetchone()
+        settings = json.loads(text)
+        settings["code"]["key"] = str(code)
+        settings["words"] = ["--datastore-root", str(code), "run"]
+        settings["storage"] = code.as_uri()
+        database.execute("UPDATE runs SET settings = ?", (json.dumps(settings),))
+    return mark
+
+
+def test_a_run_that_nobody_has_submitted_is_not_recovered(folder: Daemon) -> None:
+    assert 0 == folder.run("--run-id", "foreign").code
+    with (
+        closing(sqlite3.connect(folder.path / ".aflow/metadata.db")) as database,
+        database,
+    ):
+        database.execute("UPDATE runs SET state = 'running', finished_at = NULL")
+        database.execute(
+            "INSERT INTO leases (run_key, owner, until) SELECT key, 'server:x:1:y', 0 FROM runs"
+        )
+    folder.begin()
+    assert folder.process.stderr is not None
+
+    assert any(
+        "Flow_/foreign was not submitted" in line
+        for line in iter(folder.process.stderr.readline, "")
+    )
+
+    assert 0 == folder.stop()
+
+
+def test_parameters_of_a_run_are_on_no_command_line(folder: Daemon) -> None:
+    folder.write(WAITS.replace("    @step", "    word = Parameter('word')\n\n    @step", 1))
+    begun = folder.path / "begun"
+    os.mkfifo(begun)
+    folder.begin(BEGUN=str(begun))
+    fields = {"package": folder.package(), "script": "flow.py", "parameters": {"word": "hunter2"}}
+    status, told = folder.order(**fields)
+    assert 201 == status, told
+    assert "yes" == begun.read_text()
+
+    lines = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if readable(file)]
+
+    assert [] == [line for line in lines if b"hunter2" in line]
+    assert [line for line in lines if b"--aflow-words=" in line]
+    assert 0 == folder.call("cancel", told["run"]).code
+    assert 0 == folder.stop()
+
+
+def readable(file: Path) -> bool:
+    try:
+        return bool(file.read_bytes())
+    except OSError:  # it has ended meanwhile
+        return False
 
 
 def test_a_run_is_cancelled_by_a_server_that_has_not_begun_it(folder: Daemon) -> None:

@@ -33,6 +33,7 @@ from aflow.queue.base import (
 
 try:
     import redis.asyncio as redis
+    from redis import exceptions as faults
     from redis.asyncio.sentinel import Sentinel
     from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 except ImportError as error:
@@ -52,8 +53,10 @@ _OPTIONS: dict[str, Any] = {
     "socket_keepalive": True,
     "health_check_interval": 30,
 }
-# How a server begins its answers that is no primary (any more), or not yet.
-_NOT_THE_PRIMARY = ("READONLY", "UNBLOCKED", "MASTERDOWN", "LOADING", "NOREPLICAS")
+# What a server answers that is no primary (any more), or not yet.
+_NOT_PRIMARY = (faults.ReadOnlyError, faults.BusyLoadingError, faults.MasterDownError)
+_NOT_PRIMARY_WORDS = ("UNBLOCKED", "NOREPLICAS", "READONLY")
+_OF_A_CLUSTER = (faults.ClusterError, faults.AskError, faults.ClusterDownError)
 _log = logging.getLogger("aflow.queue")
 
 _NAMES = """
@@ -292,6 +295,19 @@ return redis.call('HGETALL', key('body'))
 _WORKERS = "@workers"  # no topic has this name
 
 
+class _Sentinel(Sentinel):
+    """Sentinels that are asked by one at a time: the library mixes up their list otherwise."""
+
+    def __init__(self, places: Sequence[tuple[str, int]], **options: Any) -> None:
+        super().__init__([*places], **options)  # type: ignore[no-untyped-call]
+        self._asking = asyncio.Lock()
+
+    async def discover_master(self, service_name: str) -> Any:
+        """Where the primary is."""
+        async with self._asking:
+            return await super().discover_master(service_name)
+
+
 class RedisQueue:
     """The queue at `redis://[:password@]host[:port][/db][?prefix=aflow]` (`rediss`: with TLS), or
     `redis+sentinel://[:password@]host:26379,host:26379/name[/db]`: the primary of that name, for
@@ -299,6 +315,7 @@ class RedisQueue:
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
         self._url = self._shown(url)
+        self._sentinel: _Sentinel | None = None
         self._prefix, self._redis = self._opened(url)
         self._max_deliveries = max_deliveries
         self._scripts: dict[str, Any] = {}
@@ -328,7 +345,9 @@ class RedisQueue:
         places = [each.rpartition(":") for each in hosts.split(",")]
         if name is None or not all(host and port.isdecimal() for host, _, port in places):
             raise refused
-        sentinel = Sentinel([(host, int(port)) for host, _, port in places], **_OPTIONS)  # type: ignore[no-untyped-call]
+        sentinel = self._sentinel = _Sentinel(
+            [(host, int(port)) for host, _, port in places], **_OPTIONS
+        )
         return prefix, sentinel.master_for(
             name,
             db=int(path[0]) if path else 0,
@@ -498,6 +517,10 @@ class RedisQueue:
     async def close(self) -> None:
         """Let go of connections; see the port."""
         await self._redis.aclose()
+        if self._sentinel is not None:
+            await self._redis.connection_pool.disconnect()
+            for each in {*self._sentinel.sentinels}:
+                await each.aclose()
 
     # ------------------------------------------------------------------ the server
 
@@ -544,20 +567,20 @@ class RedisQueue:
                 f"The queue {self._url} refuses us ({error}): correct user and password in its URL."
             ) from error
         except (RedisError, OSError) as error:
-            told = str(error)
-            if any(word in told for word in _NOT_THE_PRIMARY):
+            told = str(error).partition(" : ")[0]  # what follows is of the library's own objects
+            if isinstance(error, _NOT_PRIMARY) or told.startswith(_NOT_PRIMARY_WORDS):
                 # These connections stay with it: the next call is to find who is the primary now.
                 await self._redis.connection_pool.disconnect()
                 raise QueueUnavailable(
                     f"The queue {self._url} is a replica, or is being made one ({told}): it is "
                     "asked again, which finds the primary where the address leads to it."
                 ) from error
-            raise QueueUnavailable(f"The queue {self._url} {_advice(told)}") from error
+            raise QueueUnavailable(f"The queue {self._url} {_advice(error, told)}") from error
 
 
-def _advice(told: str) -> str:
+def _advice(error: Exception, told: str) -> str:
     """What an error of Redis means, and what to do."""
-    if "MOVED" in told or "CROSSSLOT" in told or "ASK " in told:
+    if isinstance(error, _OF_A_CLUSTER):
         return (
             "is a Redis Cluster, which aflow does not support: use a single primary, with "
             "sentinels (redis+sentinel://) for failover."
@@ -567,7 +590,7 @@ def _advice(told: str) -> str:
             f"has no database of that number ({told}): correct the one behind the last slash of "
             "its URL, or raise `databases` of the server."
         )
-    if told.startswith("OOM"):
+    if isinstance(error, faults.OutOfMemoryError) or "maxmemory" in told:
         return f"is full ({told}): raise its maxmemory, or take messages out."
     return f"does not answer ({told}): see whether the server runs there, and has room."
 

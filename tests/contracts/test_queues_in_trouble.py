@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
+from redis import Redis
 
 from aflow import backends
 from aflow.errors import InvalidSetting, QueueUnavailable
-from aflow.queue.base import Message
+from aflow.metadata.base import Batch
+from aflow.metadata.postgres import PostgresMetadata
+from aflow.queue.base import Lease, Message, Queue
 from aflow.queue.sqlite import SqliteQueue
+from tests.contracts.metadata_stores import a_run
 from tests.support.servers import (
     Server,
     free_port,
     new_database,
+    pgbouncer,
     postgres_for_one,
     redis_server,
 )
@@ -34,7 +42,15 @@ Broker = tuple[Server, str, signal.Signals]  # how to crash it comes last
         ("amqp://host", "'amqp' is no kind of queue"),
         ("queue.db", "no kind of queue"),
         ("redis://host?colour=red", "no place of a queue"),
+        ("redis://host:port/0", "no place of a queue"),
+        ("redis://host:99999/0", "no place of a queue"),
+        ("redis://host/main", "db is a number"),
+        ("redis://host/0/1", "no place of a queue"),
+        ("redis+sentinel://host:26379", "no place of a queue"),
+        ("redis+sentinel://host/name", "no place of a queue"),
         ("postgresql://host", "no place of a queue"),
+        ("postgresql://host:port/name", "no place of a queue"),
+        ("postgresql://host/name?schema=a-b", "no place of a queue"),
         ("sqlite:relative", "names no path"),
     ],
 )
@@ -183,3 +199,237 @@ async def test_a_queue_in_a_file_whose_wake_ups_are_another_s_looks_for_messages
     assert [] == [*(session / "aflow").iterdir()]
     for each in (queue, other):
         await each.close()
+
+
+# ------------------------------------------------------------------ Redis
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Queue]:
+    queue = backends.open_queue(url)
+    try:
+        yield queue
+    finally:
+        await queue.close()
+
+
+def ids(leases: list[Lease]) -> list[str]:
+    return [each.id for each in leases]
+
+
+async def test_a_server_that_has_become_a_replica_is_left_and_asked_again(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for each in folders:
+        each.mkdir()
+    server, other = (redis_server(each) for each in folders)
+    admin = Redis(port=server.port)
+    try:
+        async with opened(f"redis://127.0.0.1:{server.port}/0") as queue:
+            await queue.put("t", [Message("a", b"")])
+            waiting = asyncio.ensure_future(queue.lease(["empty"], 1, 60, WAIT))
+            while not (before := {c["id"] for c in admin.client_list() if c["cmd"] == "blpop"}):
+                await asyncio.sleep(0.01)
+            admin.execute_command("REPLICAOF", "127.0.0.1", other.port)
+
+            with pytest.raises(QueueUnavailable, match="is a replica, or is being made one"):
+                await queue.put("t", [Message("b", b"")])
+            with pytest.raises(QueueUnavailable):
+                await waiting
+            while before & {each["id"] for each in admin.client_list()}:
+                await asyncio.sleep(0.01)
+
+            admin.execute_command("REPLICAOF", "NO", "ONE")
+            await queue.put("t", [Message("c", b"")])
+    finally:
+        admin.close()
+        server.kill()
+        other.kill()
+
+
+async def test_what_was_evicted_is_not_handed_out_and_can_be_put_again(tmp_path: Path) -> None:
+    server = redis_server(tmp_path, "--maxmemory-policy", "allkeys-lru")
+    admin = Redis(port=server.port)
+    try:
+        async with opened(f"redis://127.0.0.1:{server.port}/0") as queue:
+            for gone in ("body", "ready", "count", "turn"):
+                await queue.put("t", [Message(name, name.encode()) for name in ("g:1", "g:2")])
+                await queue.lease(["t"], 1, 0.01)
+                admin.delete(f"{{aflow:t}}:{gone}")
+                known = await queue.known("t", ["g:1", "g:2"])
+                assert known is not None
+                found = [each for _ in range(3) for each in await queue.lease(["t"], 1, 60, 0.1)]
+                assert all(each.body == each.id.encode() for each in found), gone
+                await queue.put("t", [Message(name, name.encode()) for name in ("g:1", "g:2")])
+                found += await queue.lease(["t"], 5, 60)
+                assert ["g:1", "g:2"] == sorted({each.id for each in found}), gone
+                await queue.drop("t")
+    finally:
+        admin.close()
+        server.kill()
+
+
+async def test_a_server_that_may_forget_messages_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = redis_server(tmp_path, "--maxmemory-policy", "allkeys-lru")
+    try:
+        async with opened(f"redis://127.0.0.1:{server.port}/0") as queue:
+            for _ in range(2):
+                await queue.depth("t")
+        assert 1 == caplog.text.count("set maxmemory-policy to noeviction")
+    finally:
+        server.kill()
+
+
+async def filled(queue: Queue) -> None:
+    await queue.put("t", [Message("a", bytes(2_000_000))])
+    await queue.put("t", [Message("b", b"")])
+
+
+async def test_a_wrong_database_a_full_server_and_a_cluster_are_named(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for each in folders:
+        each.mkdir()
+    server = redis_server(folders[0], "--maxmemory", "1mb")
+    of_bus = str(free_port())
+    cluster = redis_server(folders[1], "--cluster-enabled", "yes", "--cluster-port", of_bus)
+    try:
+        for url, told in (
+            (f"redis://127.0.0.1:{server.port}/99", "has no database of that number"),
+            (f"redis://127.0.0.1:{server.port}/0", "is full"),
+            (
+                f"redis://127.0.0.1:{cluster.port}/0",
+                "a Redis Cluster, which aflow does not",
+            ),
+        ):
+            async with opened(url) as queue:
+                with pytest.raises(QueueUnavailable, match=told):
+                    await filled(queue)
+    finally:
+        server.kill()
+        cluster.kill()
+
+
+async def test_sentinels_are_asked_for_the_primary(tmp_path: Path) -> None:
+    server = redis_server(tmp_path)
+    port = free_port()
+    (tmp_path / "sentinel").mkdir()
+    config = tmp_path / "sentinel" / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {tmp_path}/sentinel\n"
+        f"sentinel monitor primary 127.0.0.1 {server.port} 1\n"
+    )
+    program = shutil.which("redis-server")
+    assert program is not None
+    command = [program, str(config), "--sentinel"]
+    sentinel = Server("sentinel", command, port, tmp_path / "sentinel.log").start()
+    try:
+        places = f"127.0.0.1:{free_port()},127.0.0.1:{port}"
+        async with opened(f"redis+sentinel://{places}/primary/3?prefix=p") as queue:
+            waiting = asyncio.ensure_future(queue.lease(["t"], 1, 60, WAIT))
+            await queue.put("t", [Message("a", b"")])
+            assert ["a"] == ids(await waiting)
+        admin = Redis(port=server.port, db=3)
+        assert admin.exists("{p:t}:body")
+        admin.close()
+        async with opened(f"redis+sentinel://127.0.0.1:{port}/nobody") as queue:
+            with pytest.raises(QueueUnavailable, match="nobody"):
+                await queue.depth("t")
+    finally:
+        sentinel.kill()
+        server.kill()
+
+
+# ------------------------------------------------------------------ PostgreSQL behind a pooler
+
+
+async def test_messages_and_metadata_pass_through_a_pooler_of_transactions(
+    postgres_server: Server,
+) -> None:
+    with new_database(postgres_server) as direct, pgbouncer(direct) as url:
+        users = [backends.open_queue(each) for each in (url, url, url, f"{url}?schema=other")]
+
+        async def work(number: int, queue: Queue) -> set[str]:
+            mine = [Message(f"g{number}:{each}", b"x", each % 2) for each in range(40)]
+            await queue.put(f"t{number}", mine)
+            done: set[str] = set()
+            while leases := await queue.lease([f"t{number}"], 7, 60, 0.0):
+                await queue.extend(leases, 60)
+                await queue.release(leases[:1], counted=False)
+                await queue.ack(leases[1:] or await queue.lease([f"t{number}"], 1, 60))
+                done.update(ids(leases))
+                await queue.announce(f"worker-{number}", b"here", 60)
+            assert tuple(await queue.depth(f"t{number}")) == (0, 0, 0)
+            return done
+
+        found = await asyncio.gather(*(work(number, each) for number, each in enumerate(users)))
+        assert [40] * 4 == [len(each) for each in found]
+        assert {"worker-0", "worker-1", "worker-2"} == set(await users[0].announced() or ())
+        waiting = asyncio.ensure_future(users[0].lease(["later"], 1, 60, WAIT))
+        await users[1].put("later", [Message("a", b"")])
+        assert ["a"] == ids(await waiting)
+        for each in users:
+            await each.close()
+
+        def record(number: int) -> None:
+            store = PostgresMetadata(url)
+            for each in range(20):
+                run = store.create_run(a_run(run=f"{number}-{each}"), b"", "owner", 10.0)
+                store.commit(run.key, 0, Batch(events=b"\x90"))
+                assert store.hold(run.key, "owner", 10.0, 0.0).mine
+            store.close()
+
+        await asyncio.gather(*(asyncio.to_thread(record, number) for number in range(3)))
+        store = PostgresMetadata(direct, read_only=True)
+        assert 60 == sum(1 for _ in store.runs("Flow"))
+        store.close()
+
+
+# ------------------------------------------------------------------ queues of the version before
+
+OLD = """
+CREATE TABLE {name} (
+    number {number}, topic TEXT NOT NULL, id TEXT NOT NULL, body {bytes} NOT NULL,
+    state {state} NOT NULL DEFAULT 'r', due {float} NOT NULL DEFAULT 0, token TEXT,
+    deliveries INTEGER NOT NULL DEFAULT 0, UNIQUE (topic, id)
+);
+INSERT INTO {name} (topic, id, body, state, due, token, deliveries) VALUES
+('t', 'g:1', 'x', 'r', 0, NULL, 0), ('t', 'g:2', 'x', 'l', 0, 'token', 1),
+('t', 'g:3', 'x', 'r', 5, NULL, 1), ('t', 'g:4', 'x', 'b', 5, NULL, 5);
+"""
+
+
+async def test_a_file_of_the_version_before_keeps_its_messages(tmp_path: Path) -> None:
+    words = {"number": "INTEGER PRIMARY KEY AUTOINCREMENT", "bytes": "BLOB", "state": "TEXT",
+             "float": "REAL", "name": "messages"}  # fmt: skip
+    db = sqlite3.connect(tmp_path / "queue.db")
+    db.executescript(OLD.format_map(words))
+    db.execute("CREATE INDEX by_state ON messages (topic, state, due, number)")
+    db.execute("UPDATE messages SET body = CAST(body AS BLOB)")
+    db.commit()
+    db.close()
+    await keeps_its_messages(f"sqlite:///{tmp_path}/queue.db")
+    db = sqlite3.connect(tmp_path / "queue.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    async with opened(f"sqlite:///{tmp_path}/queue.db") as queue:
+        with pytest.raises(QueueUnavailable, match="made by a newer aflow"):
+            await queue.depth("t")
+
+
+async def test_a_database_of_the_version_before_keeps_its_messages(postgres_server: Server) -> None:
+    words = {"number": "BIGSERIAL PRIMARY KEY", "bytes": "BYTEA", "state": '"char"',
+             "float": "DOUBLE PRECISION", "name": "aflow_messages"}  # fmt: skip
+    with new_database(postgres_server) as url:
+        db = await asyncpg.connect(url)
+        await db.execute(OLD.format_map(words))
+        await db.close()
+        await keeps_its_messages(url)
+
+
+async def keeps_its_messages(url: str) -> None:
+    async with opened(url) as queue:
+        await queue.put("t", [Message("g:5", b"x")])
+        assert ["g:4"] == [each.id for each in await queue.buried("t")]
+        found = ids(await queue.lease(["t"], 9, 60))
+        assert ["g:1", "g:2", "g:3", "g:5"] == sorted(found)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -181,6 +182,39 @@ def new_database(server: Server) -> Iterator[str]:
         yield f"postgresql://aflow:secret@127.0.0.1:{server.port}/{name}"
     finally:
         _psql(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def pgbouncer(database: str) -> Iterator[str]:
+    """The URL of this database behind a PgBouncer that hands each transaction to another
+    connection, and takes no settings of connections."""
+    program = shutil.which("pgbouncer")
+    if program is None:
+        missing("pgbouncer")
+    parts = urlsplit(database)
+    name, port = parts.path.strip("/"), free_port()
+    folder = Path(tempfile.mkdtemp(prefix="aflow-pgbouncer-"))
+    try:
+        (folder / "users").write_text(f'"{parts.username}" "{parts.password}"\n')
+        (folder / "ini").write_text(
+            f"[databases]\n{name} = host=127.0.0.1 port={parts.port} dbname={name}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = plain\n"
+            f"auth_file = {folder}/users\npool_mode = transaction\ndefault_pool_size = 3\n"
+            "unix_socket_dir =\n"
+        )
+        as_nobody = []
+        if os.getuid() == 0:
+            folder.chmod(0o755)
+            as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        command = [*as_nobody, program, str(folder / "ini")]
+        server = Server("pgbouncer", command, port, folder / "log").start()
+        try:
+            account = f"{parts.username}:{parts.password}@"
+            yield urlunsplit(parts._replace(netloc=f"{account}127.0.0.1:{port}"))
+        finally:
+            server.kill()
+    finally:
+        shutil.rmtree(folder)
 
 
 def _psql(server: Server, command: str) -> None:

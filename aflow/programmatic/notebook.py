@@ -15,6 +15,7 @@ from aflow.errors import FlowFileError
 from aflow.flow.spec import FlowSpec
 from aflow.programmatic.deployer import Deployer
 from aflow.programmatic.runner import Runner
+from aflow.storage.names import MAIN, written_by_main
 
 if TYPE_CHECKING:
     from aflow.client import Run
@@ -133,6 +134,8 @@ def _write(flow: type[FlowSpec], base_dir: str | os.PathLike[str] | None) -> tup
     descriptor, path = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(source)
+    if flow.__module__ == MAIN:
+        written_by_main(path)
     return path, folder
 
 

@@ -136,7 +136,9 @@ class Names:
     def _programs(self) -> Iterator[ModuleType]:
         """The modules of this process that are the run's program."""
         main = sys.modules.get(MAIN)
-        if main is not None and self._program.is_file_of(main):
+        if main is not None and (
+            self._program.sha in _WRITTEN_BY_MAIN or self._program.is_file_of(main)
+        ):
             yield main
         name = os.path.basename(self._program.file)
         for each in [*sys.modules.values()]:
@@ -145,6 +147,17 @@ class Names:
                 continue
             if self._program.is_file_of(each):
                 yield each
+
+
+def written_by_main(file: str) -> None:
+    """Note that this program, which has no file, has written what it holds to this file, as a
+    notebook writes a cell: classes of the file are its own."""
+    sha = _sha_of(file)
+    if sha is not None:
+        _WRITTEN_BY_MAIN.add(sha)
+
+
+_WRITTEN_BY_MAIN: set[str] = set()  # sha256
 
 
 def is_found_in_main(made: object) -> bool:

@@ -25,6 +25,11 @@ if True:
     where = %pwd
     %who
 
+import enum
+
+class Mode(enum.Enum):
+    FAST = 1
+
 class CellFlow(FlowSpec):
     n = Parameter("n", default=2)
 
@@ -51,7 +56,7 @@ class CellFlow(FlowSpec):
 
     @step
     def end(self):
-        pass
+        self.mode = Mode.FAST
 
 """
 NOTEBOOK = f"""
@@ -82,10 +87,12 @@ def notebook(workspace: Workspace, last: str, inner: str = "None") -> str:
 
 def test_the_flow_of_a_cell_runs_as_a_file(workspace: Workspace) -> None:
     said = notebook(
-        workspace, "print('total', NBRunner(CellFlow, pylint=False).nbrun(n=4).data.total)"
+        workspace,
+        "d = NBRunner(CellFlow, pylint=False).nbrun(n=4).data; "
+        "print('total', d.total, d.mode is Mode.FAST)",
     )
 
-    assert "total 12\n" in said
+    assert "total 12 True\n" in said
     assert "Task is starting." in said
     assert [] == list(workspace.path.glob("*.py"))
     workspace.check()
@@ -104,9 +111,9 @@ def test_the_flow_of_an_earlier_cell_runs_too_and_can_be_resumed(workspace: Work
 
 
 def test_the_flow_of_a_cell_runs_inside_of_the_notebook(workspace: Workspace) -> None:
-    inner = "print('inside', aflow.run(CellFlow, n=5).data.total)"
+    inner = "d = aflow.run(CellFlow, n=5).data; print('inside', d.total, d.mode is Mode.FAST)"
 
-    assert "inside 20\n" in notebook(workspace, "None", inner)
+    assert "inside 20 True\n" in notebook(workspace, "None", inner)
     workspace.check()
 
 

@@ -3,12 +3,14 @@ jobs of AWS Batch."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
+from aflow.attempt.remote import mark_over
 from aflow.config import without_passwords
-from aflow.errors import CodePackageError, InvalidSetting
+from aflow.errors import AflowError, CodePackageError, InvalidSetting
 from aflow.executors.local.process import ProcessExecutor, needs_here, needs_of
 from aflow.executors.local.program import request_of
 from aflow.executors.local.start import spawn_here
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from aflow.executors.local.link import GroundProcess
     from aflow.executors.local.program import Request
     from aflow.flow.definition import FlowDefinition
-    from aflow.metadata.base import MetadataStore
+    from aflow.metadata.base import MetadataStore, RunRecord
     from aflow.package import Package
     from aflow.storage.base import ObjectStore
+
+_log = logging.getLogger("aflow")
 
 
 class Travelling(NamedTuple):
@@ -192,6 +196,18 @@ def executor_for(
 
     executors = {step: made[place] for step, place in of_step.items()}
     return ByStep(executors, made.get("local") if "batch" in made else None)
+
+
+def keep_from_workers(run: RunRecord) -> None:
+    """See that workers of a queue run nothing more of a run whose end was recorded without its
+    coordinator: messages of it may still wait, or be with a worker that died. Blocks. What the
+    store refuses is logged: the run has ended all the same."""
+    try:
+        store = backends.open_store(run.settings["storage"])
+        if next(iter(store.list(f"jobs/{run.flow}/{run.run}/")), None) is not None:
+            mark_over(store, run.flow, run.run)
+    except (AflowError, KeyError) as error:
+        _log.warning("Workers cannot be told that %s/%s has ended: %s", run.flow, run.run, error)
 
 
 def _described(

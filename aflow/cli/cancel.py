@@ -54,6 +54,7 @@ def _cancel(run: str, server: str | None) -> None:
 def _cancelled_here(flow: str, run: str) -> bool | None:
     """Whether the run, which is recorded here, has ended now; None where there is none."""
     from aflow import backends
+    from aflow.placement import keep_from_workers
     from aflow.runs.liveness import request_end, settled
 
     settings = Settings.load()
@@ -73,4 +74,6 @@ def _cancelled_here(flow: str, run: str) -> bool | None:
             outcome = request_end(metadata, left, reason, SystemClock.now())
         if outcome == "over":
             raise InvalidInput(f"{flow}/{run} cannot be cancelled: it has ended.")
+        if outcome == "ended":
+            keep_from_workers(record)
         return outcome == "ended"

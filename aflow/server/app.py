@@ -22,6 +22,7 @@ from aflow.errors import (
     StoreUnavailable,
     VersionConflict,
 )
+from aflow.placement import keep_from_workers
 from aflow.runs.liveness import request_end
 from aflow.server.action_routes import ActionRoutes
 from aflow.server.orders import order
@@ -266,6 +267,8 @@ class _Api:
         if outcome == "over":
             raise VersionConflict(f"{flow}/{run} cannot be cancelled: it has ended.")
         self._runs.cancel(f"{flow}/{run}")
+        if outcome == "ended":
+            await asyncio.to_thread(keep_from_workers, record)
         if outcome == "asked" and self._watch is not None:
             self._watch(f"{flow}/{run}")
         state = "cancelled" if outcome == "ended" else "stopping"

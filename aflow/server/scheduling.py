@@ -19,6 +19,7 @@ from aflow.errors import (
     StoreUnavailable,
     VersionConflict,
 )
+from aflow.placement import keep_from_workers
 from aflow.runs.liveness import end_left_run, is_driven, left_for, request_end
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.server import schedules
@@ -249,13 +250,17 @@ class Scheduling:
             "schedule was due."
         )
         now = self._clock.now()
-        return not end_left_run(self._metadata, record, RunState.FAILED, reason, now)
+        if not end_left_run(self._metadata, record, RunState.FAILED, reason, now):
+            return True
+        keep_from_workers(record)
+        return False
 
     def _cancel(self, pathspec: str) -> None:
         record = self._metadata.run(*pathspec.split("/"))
         if record is not None:
             reason = "The next tick of its schedule has come."
-            request_end(self._metadata, record, reason, self._clock.now())
+            if request_end(self._metadata, record, reason, self._clock.now()) == "ended":
+                keep_from_workers(record)
             self._runs.cancel(pathspec)
 
 

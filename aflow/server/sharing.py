@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from aflow.clock import duration
 from aflow.errors import AflowError
 from aflow.metadata.base import LEASE
+from aflow.placement import keep_from_workers
 from aflow.runs.liveness import end_left_run, is_driven, left_for
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 
@@ -169,5 +170,6 @@ class Sharing:
             end_left_run, self._metadata, record, state, reason, self._clock.now()
         )
         if done:
+            await asyncio.to_thread(keep_from_workers, record)
             name = f"{record.flow}/{record.run}"
             _log.warning("%s, which nobody drives, is %s: %s", name, state.value, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -376,3 +377,102 @@ def test_a_queue_is_named_where_one_is_asked_for(workers: Workers) -> None:
     assert 1 == absent.code
     assert "does not answer" in absent.err
     assert "Traceback" not in absent.err
+
+
+def test_workers_without_the_key_or_a_library_leave_runs_to_those_who_have_them(
+    workers: Workers,
+) -> None:
+    hidden = workers.workspace.path / ".only"
+    hidden.mkdir()
+    (hidden / "only_here.py").write_text("x = 1\n")
+    workers.workspace.write("import only_here\n" + FLOW)
+    path = os.pathsep.join([str(hidden), os.environ.get("PYTHONPATH", "")])
+    workers.start("--slots", "1", PYTHONPATH=path)  # without the key
+    workers.start("--slots", "1", AFLOW_SIGNING_KEY=f"{KEY[::-1]}", PYTHONPATH=path)
+    workers.start("--slots", "1", AFLOW_SIGNING_KEY=KEY)  # without the library
+    both = f"{KEY[::-1]},{KEY}"
+    workers.start("--slots", "1", AFLOW_SIGNING_KEY=both, PYTHONPATH=path)
+
+    ran = workers.run("--n", "4", AFLOW_SIGNING_KEY=f"{KEY},{KEY[::-1]}", PYTHONPATH=path)
+
+    assert_ended_well(workers, ran, 4)
+    _, tasks = workers.workspace.latest()
+    assert {0} == {view.attempt.attempt for view in tasks if view.attempt}
+
+
+def test_what_a_dead_worker_had_of_a_run_that_was_cancelled_is_not_run_by_others(
+    workers: Workers,
+) -> None:
+    (workers.workspace.path / "helpers.py").write_text(WAITS)
+    begun = workers.workspace.path / "begun"
+    first = workers.start("--slots", "1", BEGUN_IN=str(begun))
+    run = workers.begin("--n", "1")
+    wait_for(begun)
+    run.kill()
+    run.communicate()
+    first.kill()
+    record = latest(workers)
+    cancelled = subprocess.run(
+        [sys.executable, "-m", "aflow", "cancel", record.pathspec],
+        cwd=workers.workspace.path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "is cancelled: nobody drove it any more" in cancelled.stdout, cancelled.stderr
+    begun.unlink()
+
+    second = workers.start("--slots", "1", GO="1", BEGUN_IN=str(begun))
+    assert second.stderr is not None
+    said = second.stderr.readline()
+    assert f"{record.pathspec} has ended: what is left of it in the queue is dropped." in said
+    queue = SqliteQueue(Path(workers.url.removeprefix("sqlite:///")))
+
+    async def until_empty() -> None:
+        while tuple(await queue.depth(letters.tasks_topic("default"))) != (0, 0, 0):
+            await asyncio.sleep(0.02)
+        await queue.close()
+
+    asyncio.run(until_empty())
+
+
+def test_what_waits_in_a_queue_is_shown_and_what_was_buried_released_or_deleted(
+    workers: Workers,
+) -> None:
+    def aflow(*words: str) -> Ran:
+        done = subprocess.run(
+            [sys.executable, "-m", "aflow", "queue", *words, "--queue", workers.url],
+            cwd=workers.workspace.path, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    assert ["Nothing is buried."] == aflow("list").out.splitlines()
+    run = workers.begin("--priority", "3", "--run-id", "mine")
+    said = ""
+    while "Waiting for workers" not in said:
+        assert run.stderr is not None
+        said = run.stderr.readline()
+        assert said
+    assert "1 task waits for a worker of pool default: no worker takes tasks of it" in said
+    status = aflow("status").out.splitlines()
+    assert ["default", "1", "0", "0"] == status[1].split()[:4]
+    (waits,) = json.loads(aflow("list", "--ready", "--json").out)
+    assert ("default", "Flow_/mine/start/1") == (waits["pool"], waits["task"])
+    run.send_signal(signal.SIGINT)
+    assert 130 == run.wait(60)
+    run.communicate()
+    assert ["Nothing waits."] == aflow("list", "--ready").out.splitlines()
+
+    async def bury() -> None:
+        queue = SqliteQueue(Path(workers.url.removeprefix("sqlite:///")))
+        await queue.put("tasks.gpu", [Message(name, b"\x1b[31mnothing") for name in ("a", "b")])
+        await queue.bury(await queue.lease(["tasks.gpu"], 2, 60.0))
+        await queue.close()
+
+    asyncio.run(bury())
+    buried = aflow("list").out.splitlines()
+    assert [["gpu", "a"], ["gpu", "b"]] == [line.split()[:2] for line in buried[1:]]
+    assert "\x1b" not in "".join(buried)
+    assert ["1 message released."] == aflow("release", "a", "--pool", "gpu").out.splitlines()
+    assert ["1 message deleted."] == aflow("delete", "--all").out.splitlines()
+    assert ["1 message deleted."] == aflow("delete", "a").out.splitlines()
+    assert 2 == aflow("delete", "a").code
+    assert 2 == aflow("release").code
+    assert "Which messages?" in aflow("release").err

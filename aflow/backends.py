@@ -207,13 +207,13 @@ def histories_of(url: str, own: MetadataStore | None = None) -> list[MetaflowHis
 def _history(place: str, own: MetadataStore | None) -> MetaflowHistory | None:
     """The history at a place; None where there is none beside aflow's `own` metadata."""
     from aflow.clock import SystemClock
-    from aflow.config import service_headers
     from aflow.interop.history import MetaflowHistory
     from aflow.interop.sources import FolderSource, ServiceSource
     from aflow.metadata.service import ServiceMetadata
+    from aflow.tokens import headers_for
 
     if place.startswith(("http://", "https://")):
-        service = ServiceSource(place, service_headers(place), SystemClock())
+        service = ServiceSource(place, headers_for(place), SystemClock())
         if isinstance(own, ServiceMetadata):
             service.registered = "_registered=1"
         return MetaflowHistory(service, _place_of_theirs, SystemClock.now, _is_of_aflow)
@@ -285,15 +285,15 @@ def _in_store(url: str) -> MetadataStore:
     """Metadata in the store at `store+URL`, registered in the service behind a `#`, if there is
     one."""
     from aflow.clock import SystemClock
-    from aflow.config import service_headers
     from aflow.interop.in_store import SCHEME, StoreMetadata
     from aflow.service.registering import RegisteringStoreMetadata, Registry
+    from aflow.tokens import headers_for
 
     place, _, service = url.removeprefix(SCHEME).partition("#")
     if not service:
         return StoreMetadata(open_store(place))
     # A job has no time to wait for it, and what it records is in the store.
-    registry = Registry(service, service_headers(service), SystemClock(), patience=20.0)
+    registry = Registry(service, headers_for(service), SystemClock(), patience=20.0)
     return RegisteringStoreMetadata(open_store(place), registry)
 
 

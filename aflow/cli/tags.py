@@ -70,7 +70,7 @@ def _list_parameters() -> list[click.Parameter]:
         flag("--hide-system-tags", help="Only the tags that people gave."),
         flag("--group-by-tag", help="Show which runs have each tag."),
         flag("--group-by-run", help="Show which tags each run has."),
-        flag("--flat", help="One tag a line, nothing else.", hidden=True),
+        flag("--flat", help="One tag a line, nothing else."),
     ]
 
 

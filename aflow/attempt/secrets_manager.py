@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aflow.aws.services import AwsRefused, Services
-from aflow.config import Settings
+from aflow.aws.settings import KEY_PLACE
+from aflow.config import Settings, looked_up
 from aflow.errors import AwsError, InvalidSetting, SecretsError
 
 _ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:([^:]+):")
@@ -47,6 +49,19 @@ class SecretsManager:
             region = named[1]
         found = _read(id, region, role or settings.secrets_manager_role)
         return _variables(id, str(found.get("Name") or id), found, options)
+
+
+def fetch_service_key() -> None:
+    """Set AFLOW_SERVICE_AUTH_KEY in the environment of this job to what the secret holds that
+    AFLOW_SERVICE_AUTH_KEY_SECRET names, if one is named and no key is set. Raises SecretsError."""
+    secret = looked_up(KEY_PLACE)
+    if secret is None or looked_up("SERVICE_AUTH_KEY") is not None:
+        return
+    named = _ARN.match(secret)
+    settings = Settings.load()
+    region = named[1] if named else settings.secrets_region
+    found = _read(secret, region, settings.secrets_manager_role)
+    os.environ["AFLOW_SERVICE_AUTH_KEY"] = str(found.get("SecretString") or "")
 
 
 def _read(id: str, region: str | None, role: str | None) -> dict[str, Any]:

@@ -23,9 +23,11 @@ KEYS = {
     "default_tags": ("BATCH_DEFAULT_TAGS",),
 }
 
-# Settings that jobs have from who starts them.
+# Settings that jobs have from who starts them. A key is not among them: whoever may look at jobs
+# reads their variables. Jobs fetch it from where this secret is.
+KEY_PLACE = "SERVICE_AUTH_KEY_SECRET"
 _PASSED_ON = (
-    "SERVICE_HEADERS", "SERVICE_AUTH_KEY", "DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3",
+    KEY_PLACE, "DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3",
     "DEFAULT_SECRETS_BACKEND_TYPE", "DEFAULT_SECRETS_ROLE", "AWS_SECRETS_MANAGER_DEFAULT_REGION",
     "AWS_SECRETS_MANAGER_DEFAULT_ROLE", "S3_SERVER_SIDE_ENCRYPTION",
 )  # fmt: skip
@@ -69,6 +71,18 @@ def passed_on() -> dict[str, str]:
     """The variables of all jobs that are settings of this program."""
     found = {f"AFLOW_{each}": looked_up(each) for each in _PASSED_ON}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def needs_key_secret(url: str) -> None:
+    """Nothing; raises InvalidSetting where jobs are to ask a metadata service that wants a key,
+    which they could only have as a variable in their definitions."""
+    given = [each for each in ("SERVICE_AUTH_KEY", "SERVICE_HEADERS") if looked_up(each)]
+    if given and url.startswith("http") and looked_up(KEY_PLACE) is None:
+        raise InvalidSetting(
+            f"The metadata service is asked with AFLOW_{given[0]}, which would stand in the "
+            "definitions of jobs for all who may read them: keep the key in AWS Secrets Manager, "
+            f"and set AFLOW_{KEY_PLACE} to the secret's ARN, which the role of jobs may read."
+        )
 
 
 def needs_s3(storage: str) -> None:

@@ -16,6 +16,7 @@ OF_PARTS = frozenset(
         "DATASTORE_SYSROOT_LOCAL",
         "HISTORY",
         "SERVER",
+        "SERVICE_AUTH_KEY_SECRET",
         "SERVICE_HEADERS",
         "SFN_COMPRESS_STATE_MACHINE",
         "TOKEN_HOME",

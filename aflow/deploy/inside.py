@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from aflow import backends, compat, package
 from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import Clock, SystemClock
-from aflow.config import RunOptions
+from aflow.config import RunOptions, looked_up
 from aflow.configured import with_values
 from aflow.deploy.attempt import OneAttempt
 from aflow.deploy.chances import next_chance
@@ -75,6 +75,10 @@ def main() -> int:
     """Do what this process was told; its exit code."""
     try:
         told = Told.load()
+        if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
+            from aflow.attempt.secrets_manager import fetch_service_key  # few jobs have one
+
+            fetch_service_key()
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             store = backends.open_store(told.storage)  # now, for the ground to have it, too

@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.aws.definitions import Definition, definition_of
-from aflow.aws.settings import needs_s3, passed_on
+from aflow.aws.settings import needs_key_secret, needs_s3, passed_on
 from aflow.config import without_password
 from aflow.deploy.jobs import PROGRAM, job_of
 from aflow.deploy.limits import DISTRIBUTED_ITEMS
@@ -248,8 +248,10 @@ def metadata_of_jobs(settings: Settings, aws: AwsSettings, *, in_store: bool) ->
         service = aws.internal_url if settings.metadata == "service" else None
         return f"{STORE}{settings.storage_url}#{service or settings.metadata_url}"
     if settings.metadata == "service" and aws.internal_url is not None:
+        needs_key_secret(aws.internal_url)
         return aws.internal_url
     url = settings.metadata_url
+    needs_key_secret(url)
     if not url.startswith(("http://", "https://", "postgres://", "postgresql://")):
         raise InvalidSetting(
             "Jobs cannot reach metadata of this machine: use a metadata service (set "

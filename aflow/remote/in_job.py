@@ -101,6 +101,10 @@ def main() -> int:
     """Do what this process was told; its exit code."""
     try:
         told = Told.load()
+        if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
+            from aflow.attempt.secrets_manager import fetch_service_key  # few jobs have one
+
+            fetch_service_key()
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             # Now, for the ground to have all of it, too: it is what takes longest.

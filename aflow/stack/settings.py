@@ -15,6 +15,7 @@ from aflow.errors import InvalidInput
 
 _NAMED = re.compile(r"\[((?:METAFLOW|AFLOW)_[A-Z0-9_]+)\]")
 _KEY = "METAFLOW_SERVICE_AUTH_KEY"
+_KEY_PLACE = "AFLOW_SERVICE_AUTH_KEY_SECRET"
 # What is to be used at all, where the stack says where it is.
 _CHOSEN = {
     "METAFLOW_DATASTORE_SYSROOT_S3": ("METAFLOW_DEFAULT_DATASTORE", "s3"),
@@ -53,7 +54,10 @@ def settings_of(
             "template`, or of Metaflow's?"
         )
     if _KEY in found:
-        found[_KEY] = fetched(found[_KEY])
+        place = found[_KEY]
+        found[_KEY] = fetched(place)
+        if place.startswith("arn:"):  # jobs fetch it themselves: their definitions hold no key
+            found[_KEY_PLACE] = place
     for key, (chosen, value) in _CHOSEN.items():
         if key in found:
             found[chosen] = value

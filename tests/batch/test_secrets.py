@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.support.aws.furnished import Account
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("batch")]
+KEY = "key-of-the-metadata-service"
 PASSWORD = "correct horse battery staple"
 FLOW = """
 import os
@@ -24,6 +25,7 @@ class SecretFlow(FlowSpec):
     @step
     def start(self):
         print("length", len(os.environ["DB_PASSWORD"]), "AWS_BATCH_JOB_ID" in os.environ)
+        print("key", len(os.environ["AFLOW_SERVICE_AUTH_KEY"]))
         self.next(self.end)
 
     @step
@@ -41,6 +43,9 @@ def test_a_job_reads_its_secrets_itself(
     name = f"jobs/db-{os.getpid()}"
     value = f'{{"DB_PASSWORD": "{PASSWORD}"}}'
     aws.client("secretsmanager").create_secret(Name=name, SecretString=value)
+    key = aws.client("secretsmanager").create_secret(Name=f"{name}-key", SecretString=KEY)["ARN"]
+    monkeypatch.setenv("AFLOW_SERVICE_AUTH_KEY", KEY)
+    monkeypatch.setenv("AFLOW_SERVICE_AUTH_KEY_SECRET", key)
     monkeypatch.setenv("AFLOW_DEFAULT_METADATA", "local")
     # The setting travels with the job.
     monkeypatch.setenv("METAFLOW_DEFAULT_SECRETS_BACKEND_TYPE", "aws-secrets-manager")
@@ -54,6 +59,7 @@ def test_a_job_reads_its_secrets_itself(
 
     assert 0 == done.returncode, done.stdout + done.stderr
     assert f"length {len(PASSWORD)} True" in done.stdout
+    assert f"key {len(KEY)}" in done.stdout
     assert PASSWORD not in done.stdout + done.stderr
     batch = aws.client("batch")
     jobs = [
@@ -64,3 +70,5 @@ def test_a_job_reads_its_secrets_itself(
     assert jobs
     assert PASSWORD not in str(batch.describe_jobs(jobs=jobs[:100])["jobs"])
     assert PASSWORD not in str(batch.describe_job_definitions()["jobDefinitions"])
+    assert KEY not in str(batch.describe_jobs(jobs=jobs[:100])["jobs"])
+    assert KEY not in str(batch.describe_job_definitions()["jobDefinitions"])

@@ -146,7 +146,7 @@ def test_who_has_the_policy_for_people_may_run_deploy_and_look(
     assert for_all == asked - allowed
 
 
-def test_steps_may_read_secrets_below_the_prefix_and_none_of_the_stack(
+def test_steps_may_read_secrets_below_the_prefix_and_the_key_of_the_service(
     whole: dict[str, Any],
 ) -> None:
     reading = {
@@ -155,7 +155,8 @@ def test_steps_may_read_secrets_below_the_prefix_and_none_of_the_stack(
         if "secretsmanager:GetSecretValue" in words(each["Action"])
     }
 
-    assert {"ServiceExecutionRole", "SecretsPolicy", "UserPolicy"} == reading.keys()
+    assert {"ServiceExecutionRole", "SecretsPolicy", "UserPolicy", "KeyPolicy"} == reading.keys()
+    assert {"Ref": "ServiceKey"} == reading["KeyPolicy"], "of the metadata service, for the client"
     assert reading["SecretsPolicy"]["Fn::Sub"].endswith(":secret:${SecretsPrefix}*")
     assert [{"Ref": "JobRole"}] == whole["Resources"]["SecretsPolicy"]["Properties"]["Roles"]
     # Secrets without a name of their own are named after what they are called in the template.

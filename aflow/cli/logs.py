@@ -125,10 +125,27 @@ def show(
         if server is not None:
             return follow_there(server, spec, _STREAMS[stream], follow=follow)
         return follow_here(spec, session.settings(), _STREAMS[stream])
+    _look_for(session, path)
     for task in tasks_of(session, path, attempt):
         session.note(f"Dumping logs of {task.pathspec}")
         _write(task, _STREAMS[stream], timestamps)
     return 0
+
+
+def _look_for(session: Session, path: str) -> None:
+    """Say why a run has failed that has no tasks, and so no logs."""
+    from aflow import client
+    from aflow.deploy.unrecorded import look
+
+    spec, settings = pathspec(session, path), session.settings()
+    if str(spec.run).startswith("sfn-"):
+        look(settings, spec.flow)
+    if spec.step is not None:
+        return
+    client.metadata(settings.place)
+    run = client.Run(str(spec), _namespace_check=False)
+    if not any(run.steps()) and run.status == "failed":
+        session.note(f"{spec} has no tasks. {run._source.record.reason}")
 
 
 def _write(task: Task, streams: tuple[str, ...], timestamps: bool) -> None:

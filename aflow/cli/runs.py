@@ -94,7 +94,9 @@ def _runs(
 
 def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[RunRecord]:
     from aflow import backends
+    from aflow.deploy.unrecorded import look
 
+    look(settings, flow)
     if not backends.has_runs(settings.metadata_url):
         raise NotFound(f"Nothing has run here yet: there is no datastore {settings.root}.")
     url = settings.metadata_url

@@ -38,8 +38,10 @@ def status(words: Sequence[str]) -> object:
 def _status(server: str | None) -> int:
     """Print a table with a line a flow, the latest first, then what runs and what has failed."""
     from aflow import backends
+    from aflow.deploy.unrecorded import look
 
     settings = Settings.load(metadata=server)
+    look(settings)
     if not backends.has_runs(settings.metadata_url):
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0

@@ -21,6 +21,7 @@ from aflow.cli.options import (
     taken_out,
     with_file,
 )
+from aflow.cli.problems import printable
 from aflow.cli.session import Session
 from aflow.errors import CommandFailed, InvalidInput
 
@@ -217,9 +218,12 @@ def list_runs(session: Session, name: str | None, **chosen: bool) -> None:
     deployer = _deployer(session, name=name)
     states = [state.upper() for state, wanted in chosen.items() if wanted]  # TIMED_OUT, say
     found = deployer.executions(states)
+    reasons = deployer.reasons(found)
     for each in found:
         ended = f" ended:{_time(each.stopped_at)}" if each.stopped_at is not None else ""
         click.echo(f"{each.run} started:{_time(each.started_at)}{ended} {each.status}")
+        for line in reasons.get(each.run, "").splitlines():
+            click.echo(f"    {printable(line)}")
     if not found:
         session.note(f"{deployer.name} has no such runs.")
 

@@ -128,6 +128,11 @@ class Aws(Calls):
         found = self._call("stepfunctions", "describe_execution", executionArn=f"{arn}:{name}")
         return None if found is None else _execution(found)
 
+    def why(self, execution: Execution) -> tuple[str, str]:
+        """The error and the cause that an execution has ended with."""
+        found = self._call("stepfunctions", "describe_execution", executionArn=execution.arn) or {}
+        return str(found.get("error") or execution.status), str(found.get("cause") or "")
+
     def executions(self, machine: str, states: Sequence[str]) -> Iterator[Execution]:
         """The executions of a state machine in one of these states (all, if none is named), the
         latest first in each."""

@@ -8,20 +8,23 @@ goes on to belong to its owner, unless they give it another token.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
 from aflow.aws.settings import AwsSettings, needs_s3
+from aflow.clock import SystemClock
 from aflow.deploy import plan as planning
+from aflow.deploy import unrecorded
 from aflow.deploy.aws import Aws
 from aflow.deploy.names import Label, authorized, checked_token, rule_name
 from aflow.deploy.order import order_name
 from aflow.deploy.plan import Account, Plan, Wanted, name_of
 from aflow.deploy.starting import Ticks
 from aflow.deploy.tokens import Tokens
-from aflow.errors import InvalidInput, NotFound
+from aflow.errors import InvalidInput, MetadataError, NotFound, StorageError
 from aflow.interop.in_store import SCHEME as STORE
 from aflow.metadata.base import Batch, RunUpdate
 from aflow.package import Package
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
 
 LONGEST_EXECUTION = 366 * 86400.0  # seconds: more than Step Functions lets one run
+_log = logging.getLogger(__name__)
+_ASKED = 20  # executions of which AWS is asked why they have failed
 LONGEST_INPUT = 6000  # bytes of parameters: they are a variable of a job, which has 8 KB in all
 
 
@@ -248,6 +253,35 @@ class Deployer:
         """The runs in one of these states, or all."""
         self.machine()
         return [*self._aws.executions(self.name, states)]
+
+    def reasons(self, executions: Sequence[Execution]) -> dict[str, str]:
+        """Why runs have not succeeded, by their ids: as they are recorded, which those are now that
+        failed before a job could, else as AWS says it."""
+        ended = [e for e in executions if e.status in ("FAILED", "TIMED_OUT", "ABORTED")]
+        if not ended:
+            return {}
+        found: dict[str, str] = {}
+        try:
+            with closing(self._records()) as metadata:
+                self._record_unrecorded(metadata)
+                states = [RunState.FAILED, RunState.CANCELLED]
+                since = min(each.started_at for each in ended) - 60
+                runs = metadata.runs(self.flow, states=states, since=since)
+                found = {run.run: run.reason for run in runs}
+        except (MetadataError, StorageError) as error:
+            _log.warning("Reasons are those of AWS alone: %s", error)
+        for each in [each for each in ended if each.run not in found][:_ASKED]:
+            name, cause = self._aws.why(each)
+            told = {"Error": name, "Cause": cause}
+            found[each.run] = unrecorded.why(told, self._aws.last_lines)
+        return found
+
+    def _record_unrecorded(self, metadata: MetadataStore) -> None:
+        store = backends.open_store(self._settings.storage_url)
+        names = unrecorded.noted(store, self.flow)
+        if names:
+            now = SystemClock.now()
+            unrecorded.record(metadata, store, names, self._aws.last_lines, now)
 
     def _execution(self, run: str) -> Execution:
         found = self._aws.execution(self.name, run.removeprefix("sfn-"))

@@ -14,6 +14,7 @@ switch goes. The next state reads it.
              with a distributed map the Map reads the items itself
     switch   step -> "step (choice)" reads the word -> "step (next)" Choice -> a case
     failure  any state of the flow itself -> "(failed)", a job -> "(end)" Fail
+             if that job fails, too: "(failed)" -> "(unrecorded)", an object -> "(end)"
              with a note: "(failed)" -> "(reason)" reads its word -> "(note of failure)" -> "(end)"
     success  the last step; with a note: -> "(note of success)" -> "(done)"
 """
@@ -21,7 +22,7 @@ switch goes. The next state reads it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ States = dict[str, State]
 
 BEGIN, FAILED, END = "(begin)", "(failed)", "(end)"
 REASON, NO_REASON, NOTE_OF_FAILURE = "(reason)", "(no reason)", "(note of failure)"
+UNRECORDED = "(unrecorded)"
 NOTE_OF_SUCCESS, DONE = "(note of success)", "(done)"
 LONGEST_NAME = 80
 LARGEST = 1 << 20  # bytes of a definition
@@ -76,7 +78,7 @@ class Where:
     """What of AWS the machine is made for. `prefix` is where words are in the bucket, with the
     flow's name, and no slash at its end. `default` is the job for what belongs to no step.
     `timeout` is the limit of an execution in seconds. `on_error` and `on_success` are the ARNs of
-    who is told of the end of runs."""
+    who is told of the end of runs; `run_tags` are the tags of runs."""
 
     partition: str
     queue: str
@@ -89,6 +91,7 @@ class Where:
     tags: Mapping[str, str] = field(default_factory=dict)
     on_error: str | None = None
     on_success: str | None = None
+    run_tags: Sequence[str] = ()
 
 
 def compiled(graph: Graph, jobs: Mapping[str, JobOf], where: Where, comment: str = "") -> State:
@@ -150,7 +153,10 @@ class _Compiler:
         failed = self._job("failed", self._where.default, told, "$.told")
         arn, partition = self._where.on_error, self._where.partition
         if arn is None:
-            return {FAILED: {**failed, "Catch": _on_any_error("$.told", END), "Next": END}}
+            return {
+                FAILED: {**failed, "Catch": _on_any_error("$.told", UNRECORDED), "Next": END},
+                UNRECORDED: self._unrecorded(END),
+            }
         reading = {
             **self._reading_of(WORD_OF_FAILURE, ROOT), "ResultPath": "$.told",
             "Catch": _on_any_error("$.told", NO_REASON), "Next": NOTE_OF_FAILURE,
@@ -158,13 +164,37 @@ class _Compiler:
         nothing = {"said": {"reason": "the execution tells why"}}
         told_of = note(arn, partition, self._graph.flow, succeeded=False)
         return {
-            FAILED: {**failed, "Catch": _on_any_error("$.told", NO_REASON), "Next": REASON},
+            FAILED: {**failed, "Catch": _on_any_error("$.told", UNRECORDED), "Next": REASON},
+            UNRECORDED: self._unrecorded(NO_REASON),
             REASON: reading,
             NO_REASON: {
                 "Type": "Pass", "Result": nothing, "ResultPath": "$.told", "Next": NOTE_OF_FAILURE
             },
             NOTE_OF_FAILURE: {**told_of, "Catch": _on_any_error("$.told", END), "Next": END},
         }  # fmt: skip
+
+    def _unrecorded(self, following: str) -> State:
+        """A state that leaves an object for a run of which no job could say that it has failed."""
+        base, _, flow = self._where.prefix.rpartition("/words/")
+        body = {
+            "run.$": "$.run",
+            "started.$": "$$.Execution.StartTime",
+            "error.$": "$.error",
+            "tags": list(self._where.run_tags),
+        }
+        return {
+            "Type": "Task",
+            "Resource": f"arn:{self._where.partition}:states:::aws-sdk:s3:putObject",
+            "Parameters": {
+                "Bucket": self._where.bucket,
+                "Key.$": f"States.Format('{base}/unrecorded/{flow}/{{}}', $.run)",
+                "Body": body,
+            },
+            "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
+            "ResultPath": "$.told",
+            "Catch": _on_any_error("$.told", following),
+            "Next": following,
+        }
 
     # ------------------------------------------------------------ scopes
 

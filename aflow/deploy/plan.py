@@ -147,6 +147,7 @@ def plan(
         dict(wanted.batch_tags),
         checked_target("--notify-on-error", wanted.on_error),
         checked_target("--notify-on-success", wanted.on_success),
+        sorted({*wanted.tags, f"production:{token}"}),
     )
     label = Label(definition.name, owner or settings.user, token)
     machine = compiled(definition.graph, jobs, where, label.comment(key))

@@ -178,22 +178,45 @@ def test_the_folder_of_metaflow_is_read_and_its_run_resumed(tmp_path: Path) -> N
     assert 2 == team.ours("-m", "aflow", "runs", AFLOW_HISTORY="none").stdout.count("succeeded")
 
 
-def in_s3(bucket: S3Bucket) -> dict[str, str]:
-    """The settings of a datastore in the bucket."""
-    return {
-        "DEFAULT_DATASTORE": "s3",
-        "DATASTORE_SYSROOT_S3": f"s3://{bucket.name}/a/prefix",
-        "S3_ENDPOINT_URL": bucket.endpoint,
-    }
+SMALL = """
+from metaflow import FlowSpec, step
+
+class Shapes(FlowSpec):
+    @step
+    def start(self):
+        self.value = {"a": (1, None), "large": b"x" * 100_000}
+        print("printed")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.other = sorted(self.value)
+
+if __name__ == "__main__":
+    Shapes()
+"""
+
+
+def test_values_and_logs_in_s3_are_read(s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    team = Team(
+        tmp_path,
+        DEFAULT_DATASTORE="s3",
+        DATASTORE_SYSROOT_S3=f"s3://{s3_bucket.name}/a/prefix",
+        S3_ENDPOINT_URL=s3_bucket.endpoint,
+        S3_WORKER_COUNT="2",
+    )
+    (tmp_path / "flow.py").write_text(SMALL)
+    team.theirs("flow.py", "--no-pylint", "run", "--run-id-file", "id")
+    team.check([(tmp_path / "id").read_text()])
 
 
 def test_runs_that_are_registered_in_a_service_are_read_and_resumed(
-    s3_bucket: S3Bucket, postgres_server: Server, tmp_path: Path
+    postgres_server: Server, tmp_path: Path
 ) -> None:
     database = f"sqlite:///{tmp_path}/service.db"
     theirs = InThread(database, own=False)
     where = {"DEFAULT_METADATA": "service", "SERVICE_URL": theirs.url}
-    team = Team(tmp_path, **where, **in_s3(s3_bucket))
+    team = Team(tmp_path, **where)
     runs = team.history()
     team.check(runs)
     ours = InThread(database)

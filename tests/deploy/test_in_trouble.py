@@ -4,6 +4,8 @@ that is busy, a job that somebody stops, a step and a run that take too long."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,3 +151,46 @@ def _a_job_that_somebody_stops_ends_the_run(aws: Account, folder: Path, post: Po
     assert "Trouble failed" == told["Subject"]
     assert told["Message"].startswith(f"Trouble/{run} failed: {record.reason}")
     assert "failed" == told["MessageAttributes"]["status"]["Value"]
+
+
+def test_a_run_that_fails_before_it_is_recorded_is_seen_everywhere_with_its_reason(
+    aws, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    s3 = aws.client("s3")
+    reasons = {
+        "no-such-image": "could not be started (CannotPullContainerError: pull access denied",
+        "aflow": "There is no object 'deploy/orders/",
+    }
+    for image, reason in reasons.items():
+        machine = f"On-{image}"
+        monkeypatch.setenv("AFLOW_BATCH_CONTAINER_IMAGE", image)
+        step_functions("trouble.py", "create", "--name", machine)
+        if image == "aflow":  # what its jobs are to do is gone
+            found = s3.list_objects_v2(Bucket="flows", Prefix="prefix/deploy/orders/")["Contents"]
+            s3.delete_object(
+                Bucket="flows", Key=max(found, key=lambda each: each["LastModified"])["Key"]
+            )
+        run_file = tmp_path / machine
+        step_functions("trouble.py", "trigger", "--name", machine, "--run-id-file", str(run_file))
+        run = run_file.read_text()
+        assert "FAILED" == ended(aws, machine, run), job_logs(aws)
+
+        said = [
+            step_functions("trouble.py", "list-runs", "--name", machine),
+            aflow("status"),
+            aflow("logs", f"Trouble/{run}"),
+            recorded(aws, "Trouble", run).reason,
+        ]
+        assert [True] * 4 == ["The run failed before it was recorded." in each for each in said]
+        assert [True] * 3 == [reason in each for each in (said[0], *said[2:])], said
+        assert f"Trouble/{run}" in aflow("runs", "Trouble")
+        assert any("production:" in tag for tag in recorded(aws, "Trouble", run).tags)
+        step_functions("trouble.py", "delete", "--name", machine)
+
+
+def aflow(*words: str) -> str:
+    """What a command without a flow says."""
+    done = subprocess.run([sys.executable, "-m", "aflow", *words], capture_output=True, text=True)
+    assert 0 == done.returncode, done.stderr
+    return done.stdout + done.stderr

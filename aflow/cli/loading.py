@@ -58,7 +58,7 @@ def is_called(flow: type[FlowSpec], argv: Sequence[str], folder: str | None) -> 
         spec = getattr(main, "__spec__", None)
         names = [each for each in [*sys.modules] if each not in _before]
         module = None if spec is None else spec.name
-        note_start(Started([*argv], module, folder, environment_at_start(), names, _root))
+        note_start(Started(flow, [*argv], module, folder, environment_at_start(), names, _root))
     return True
 
 
@@ -92,7 +92,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
         sys.exit(1)
     flow = _choose(module, path, match["name"])
     names = [each for each in [*sys.modules] if each not in _before]
-    note_start(Started(argv, name, folder, environment_at_start(), names, _root))
+    note_start(Started(flow, argv, name, folder, environment_at_start(), names, _root))
     return flow
 
 

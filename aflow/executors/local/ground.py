@@ -62,11 +62,11 @@ class Ground:
         open_store: OpenStore,
         open_metadata: OpenMetadata,
     ) -> None:
-        self._control = control
+        self._control = socket.socket(fileno=inside.out_of_the_way(control.detach()))
         self._path = path
         self._open_store = open_store
         self._open_metadata = open_metadata
-        self._parent = _watch(parent)
+        self._parent = tuple(map(inside.out_of_the_way, _watch(parent)))
         self._sigint = signal.getsignal(signal.SIGINT)
         self._environment: dict[str, str] = {}  # variables of steps that this ground has already
         self._printed = (b"", b"")  # by the imports of this ground, to stdout and stderr
@@ -87,13 +87,13 @@ class Ground:
         self._pids: dict[int, int] = {}  # the coordinator's id -> pid
         self._unpacker = wire.unpacker()
         self._fds: list[int] = []
-        self._wakeup: tuple[int, int] | None = None
+        self._wakeup: tuple[int, ...] = ()
         self._pid = os.getpid()
 
     def serve(self) -> None:
         """Do what the coordinator asks, until it closes its end or dies; then kill all and
         return."""
-        readable, writable = self._wakeup = os.pipe()
+        readable, writable = self._wakeup = tuple(map(inside.out_of_the_way, os.pipe()))
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         descendants.adopt_orphans(inside.prctl())
@@ -292,7 +292,7 @@ class Ground:
     def _let_go(self) -> None:
         """Close what belongs to the ground."""
         self._control.close()
-        wire.close_all([*(self._wakeup or ()), *self._parent])
+        wire.close_all([*self._wakeup, *self._parent])
 
     # ------------------------------------------------------------ other grounds
 
@@ -314,7 +314,7 @@ class Ground:
         try:
             self._become_ground()
             self._control.close()
-            self._control = socket.socket(fileno=control)
+            self._control = socket.socket(fileno=inside.out_of_the_way(control))
             self._grounds = set()
             before = dict(os.environ)
             os.environ.update(environment)
@@ -336,7 +336,7 @@ class Ground:
     def _become_ground(self) -> None:
         inside.begin(self._pid, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        wire.close_all(self._wakeup or ())
+        wire.close_all(self._wakeup)
         self._begin_to_serve()
 
     def _try_to_warm(

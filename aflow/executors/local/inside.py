@@ -4,7 +4,9 @@ from __future__ import annotations
 
 # signal's own functions turn each number into an enum, which writes to many more pages.
 import _signal  # type: ignore[import-not-found]
+import fcntl
 import os
+import resource
 import sys
 from typing import Any, NoReturn
 
@@ -14,6 +16,7 @@ from aflow.errors import TaskError
 from aflow.flow.current import current
 
 _PR_SET_PDEATHSIG = 1
+_HIGH = 200  # descriptors of ours are above this, so that those of the program begin at 3
 _prctl: Any = None
 
 
@@ -94,8 +97,8 @@ class Printed:
     def __enter__(self) -> Printed:
         flush()
         self.bytes = (b"", b"")
-        self._kept = [os.dup(1), os.dup(2)]
-        self._files = [os.memfd_create("aflow-out"), os.memfd_create("aflow-err")]
+        self._kept = [out_of_the_way(os.dup(number)) for number in (1, 2)]
+        self._files = [out_of_the_way(os.memfd_create(name)) for name in ("aflow-1", "aflow-2")]
         redirect(*self._files)
         return self
 
@@ -139,3 +142,14 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def out_of_the_way(fd: int) -> int:
+    """The same as a descriptor with a high number, if there is one to be had."""
+    least = min(_HIGH, max(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    try:
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+    except OSError:
+        return fd
+    os.close(fd)
+    return moved

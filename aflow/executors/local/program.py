@@ -52,10 +52,12 @@ class Request(NamedTuple):
 
 
 class Started(NamedTuple):
-    """How the program was started whose `MyFlow()` this process has reached: its words, the name
-    after `-m` (None for a file), its folder and environment at that time, and the names of the
-    modules that it has imported. `root` is where a module was looked for, if not in that folder."""
+    """How the program was started whose `MyFlow()` this process has reached: the flow, the words of
+    the program, the name after `-m` (None for a file), its folder and environment at that time, and
+    the names of the modules that it has imported. `root` is where a module was looked for, if not
+    in that folder."""
 
+    flow: type
     argv: list[str]
     module: str | None
     folder: str | None
@@ -140,20 +142,34 @@ def _configs_of(definition: FlowDefinition) -> bytes | None:
 def program_of(cls: type) -> dict[str, Any]:
     """The program that leads to a flow class, as plain values; see `Program`."""
     main = sys.modules["__main__"]
-    if _started is not None and getattr(main, "__file__", None):
+    if _started is not None and _started.flow is cls and getattr(main, "__file__", None):
         return {
             "kind": "main",
             "file": main.__file__,
             "module": _started.module or "__main__",
             "name": cls.__qualname__,
             "argv": _started.argv,
+            "flags": _flags(_words(_started.module or "__main__", _started.argv)),
             **({} if _started.root is None else {"root": _started.root}),
         }
     source = source_of(cls)
+    around = {"argv": [*sys.argv], "path": [*sys.path]}
     if "pickle" in source:
-        return {"kind": "pickle", **source, "path": [*sys.path]}
+        return {"kind": "pickle", **source, **around}
     kind = "script" if source["module"] == "__main__" else "module"
-    return {"kind": kind, **source, "path": [*sys.path]}
+    return {"kind": kind, **source, **around}
+
+
+def _words(module: str, argv: Sequence[str]) -> list[str]:
+    """What stands behind the options of the interpreter."""
+    return [*argv] if module == "__main__" else ["-m", module, *argv[1:]]
+
+
+def _flags(words: Sequence[str]) -> list[str]:
+    """The options that this interpreter was given, where it was started with these words."""
+    options = sys.orig_argv[1 : -len(words)]
+    is_plain = sys.orig_argv[-len(words) :] == [*words] and "-m" not in options
+    return options if is_plain and (not options or options[0].startswith("-")) else []
 
 
 def source_of(made: Any) -> dict[str, Any]:
@@ -252,11 +268,17 @@ class Program:
         first, *rest = self.source["argv"]
         return [self.source["file"] if "root" in self.source else first, *rest]
 
+    @property
+    def _command(self) -> list[str]:
+        """What the interpreter would have been started with."""
+        return [sys.executable, *self.source["flags"], *_words(self.source["module"], self._argv)]
+
     def run(self) -> Any:
         """Run the program in this process, up to its end; the flow's class, where the program has
         not called it by itself. Raises whatever the program raises."""
         kind = self.source["kind"]
         if kind == "main":
+            sys.orig_argv[:] = self._command
             module = run_as_main(
                 self.source["file"],
                 self._argv,
@@ -267,6 +289,7 @@ class Program:
             )
             return _attribute(module, self.source["name"])
         root = self.source.get("root")
+        sys.argv[:] = self.source["argv"]
         sys.path[:] = self.source["path"] if root is None else [root, *self._path]
         sys.modules["__main__"] = ModuleType("__main__")
         if kind == "script":
@@ -303,6 +326,7 @@ def _run_module(main: ModuleType, name: str, path: Sequence[str], root: str) -> 
     import runpy  # what `-m` itself is
 
     keep_importable(name.partition(".")[0], root)
+    vars(main).update(__annotations__={}, __builtins__=builtins)
     sys.modules["__main__"] = main
     sys.path[:] = path if sys.flags.safe_path else [root, *path]
     _, spec, code = runpy._get_module_details(name)  # type: ignore[attr-defined]

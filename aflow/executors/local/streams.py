@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 from aflow.executors.local import inside
 
@@ -28,10 +29,14 @@ class AttemptStream(io.TextIOBase):
 
     encoding = "utf-8"
     errors = "surrogateescape"
+    mode = "w"
+    line_buffering = True
+    write_through = False
 
     def __init__(
         self, number: int, descriptor: int, owner: ContextVar[Owner | None], emit: Emit
     ) -> None:
+        self.name = ("<stdout>", "<stderr>")[number]
         self._number = number
         self._descriptor = descriptor
         self._owner = owner
@@ -74,6 +79,9 @@ class AttemptStream(io.TextIOBase):
 
     def flush(self) -> None:
         """Nothing: whole lines have gone, and half a line waits for its rest."""
+
+    def reconfigure(self, **_: Any) -> None:
+        """Nothing: text goes on line by line, as bytes of UTF-8, and into a log."""
 
     def writable(self) -> bool:
         return True

@@ -7,10 +7,8 @@ such call leaves: by SystemExit, through the program's own `with`, `except` and 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pickle
-import resource
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +19,7 @@ from aflow.attempt.runner import describe, sentence
 from aflow.attempt.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
 from aflow.clock import SystemClock
 from aflow.configured import with_values
-from aflow.executors.local import inside, terminal, wire
+from aflow.executors.local import inside, wire
 from aflow.executors.local.program import check_is_flow, host
 from aflow.executors.local.warm import imported_since
 from aflow.flow.decorators.attach import attach
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
 
 Steps = Callable[["FlowSpec"], int]  # runs what is to be run with the flow; the exit code
-
-_HIGH = 200  # descriptors of ours are above this, so that those of the program begin at 3
 
 
 class Host:
@@ -253,12 +249,14 @@ class OneAttempt:
         inside.redirect(stdout, stderr)
         self._is_debugged = bool(stdin)
         if stdin:
+            from aflow.executors.local import terminal  # has asyncio, which tasks do not need
+
             terminal.take(stdin[0])
         else:
             inside.refuse_breakpoints()
         os.close(stdout)
         os.close(stderr)
-        self._report = out_of_the_way(report)
+        self._report = inside.out_of_the_way(report)
         return True
 
     def say(self, *message: Any) -> None:
@@ -301,7 +299,7 @@ class ManyAttempts:
             from aflow.executors.local.work import SequentialWorker as Worker  # type: ignore[assignment]
 
         inside.refuse_breakpoints()
-        self._worker = Worker(self._runner, [out_of_the_way(each) for each in self._fds])
+        self._worker = Worker(self._runner, [inside.out_of_the_way(each) for each in self._fds])
         spec = self._worker.first()
         if spec is None:
             return False
@@ -357,14 +355,3 @@ def _of_the_program(error: BaseException) -> Any:
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith((here, "<frozen")):
         trace = trace.tb_next
     return trace or error.__traceback__
-
-
-def out_of_the_way(fd: int) -> int:
-    """The same as a descriptor with a high number, if there is one to be had."""
-    least = min(_HIGH, max(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-    try:
-        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
-    except OSError:
-        return fd
-    os.close(fd)
-    return moved

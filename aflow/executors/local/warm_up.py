@@ -57,7 +57,14 @@ class WarmUp(FlowSpec):
 if __name__ == "__main__":
     WarmUp()
 """
-_SOURCE = {"kind": "main", "file": "<aflow>", "module": "__main__", "name": "WarmUp", "argv": [""]}
+_SOURCE = {
+    "kind": "main",
+    "file": "<aflow>",
+    "module": "__main__",
+    "name": "WarmUp",
+    "argv": [""],
+    "flags": [],
+}
 
 
 def warm_up() -> None:
@@ -66,11 +73,11 @@ def warm_up() -> None:
         importlib.import_module(name)
     for _ in range(_ROUNDS):
         threading._after_fork()  # type: ignore[attr-defined]  # what each fork does anyway
-    kept = [*sys.argv], [*sys.path], sys.modules["__main__"]
+    kept = [*sys.argv], [*sys.orig_argv], [*sys.path], sys.modules["__main__"]
     host = _RehearsedHost()
     for _ in range(_ROUNDS):
         host.rehearse()
-    sys.argv[:], sys.path[:], sys.modules["__main__"] = kept
+    sys.argv[:], sys.orig_argv[:], sys.path[:], sys.modules["__main__"] = kept
     set_launcher(_never)
 
 

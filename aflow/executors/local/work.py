@@ -103,7 +103,8 @@ class Surroundings:
     """What a step may change of its process, and the next one must not notice."""
 
     def __init__(self, stdout: int, stderr: int) -> None:
-        self._descriptors = [os.open(os.devnull, os.O_RDONLY), stdout, stderr]
+        nothing = inside.out_of_the_way(os.open(os.devnull, os.O_RDONLY))
+        self._descriptors = [nothing, stdout, stderr]
         self._cwd = os.getcwd()
         self._environ = dict(os.environ)
         # As bytes, the form that the interpreter holds: comparing os.environ would decode it all.

@@ -1,0 +1,444 @@
+"""A task's process is the user's program: what it sees is what the same file sees under Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.flows.conftest import Workspace, processes_in
+
+HERE = Path(__file__).parent / "programs"
+TIMEOUT = 90  # seconds after which a program that hangs fails its test
+
+PYTHON = [sys.executable, "mirror.py", "--no-pylint"]
+WAYS = {
+    "python": [*PYTHON, "run"],
+    "aflow run": [sys.executable, "-m", "aflow", "run", "mirror.py", "--no-pylint"],
+    "python -m aflow": [sys.executable, "-m", "aflow", "mirror.py", "--no-pylint", "run"],
+    "isolation worker": [*PYTHON, "run", "--isolation", "worker"],
+    "process fork": [*PYTHON, "run", "--process", "fork"],
+}
+# The words of `python mirror.py` that a command of aflow stands for.
+MEANT = {"aflow run": ["run", "--no-pylint"], "python -m aflow": ["--no-pylint", "run"]}
+# What is not the same by intention, and why.
+OURS = {
+    "isolation worker": {"threads", "native_threads"},  # two threads that take what is printed
+}
+
+
+def run(folder: Path, command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the folder, with nothing on stdin."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"MIRROR_FILE": str(folder / "seen")} | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+def mirrored(folder: Path, command: list[str], **env: str) -> list[dict[str, Any]]:
+    """What the program has written down when it was run by this command, in order."""
+    (folder / "seen").unlink(missing_ok=True)
+    (folder / "seen.lines").unlink(missing_ok=True)
+    done = run(folder, command, **env)
+    assert 0 == done.returncode, done.stdout + done.stderr
+    return [json.loads(line) for line in (folder / "seen").read_text().splitlines()]
+
+
+def only(notes: list[dict[str, Any]], where: str) -> dict[str, Any]:
+    """What a step has seen, without what says which process it was."""
+    (note,) = [each for each in notes if each["where"] == where]
+    return {key: value for key, value in note.items() if key not in ("where", "pid", "variable")}
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    """A folder with the program that writes down what it sees."""
+    shutil.copy(HERE / "mirror.py", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_task_sees_what_the_program_sees_under_python(way: str, mirror: Path) -> None:
+    notes = mirrored(mirror, WAYS[way])
+    # Python itself has run the program up to its flow's call, under the same command.
+    reference = next(each for each in notes if each["where"] == "block")
+    if way in MEANT:
+        reference = mirrored(mirror, [sys.executable, "mirror.py", *MEANT[way]])[0]
+    left_out = {"where", "pid", "variable"} | OURS.get(way, set())
+    expected = {key: value for key, value in reference.items() if key not in left_out}
+
+    for where in ("start, by __init__", "other"):
+        found = only(notes, where)
+        if where == "other":
+            assert "of the step" == found["environ"].pop("MIRROR_VARIABLE")
+        assert expected == {key: found[key] for key in expected}
+    variables = {each["where"]: each["variable"] for each in notes if each["where"] != "block"}
+    assert {"start, by __init__": "unset", "other": "of the step", "last": "unset"} == variables
+
+
+@pytest.mark.parametrize("way", ["python", "aflow run", "process fork"])
+def test_what_a_task_does_around_its_step_is_what_the_program_does(way: str, mirror: Path) -> None:
+    mirrored(mirror, WAYS[way])
+
+    lines = (mirror / "seen.lines").read_text().splitlines()
+    at_exit = [] if way == "process fork" else ["exit function"]
+    of_a_task = ["module", "step", "exit 0", "finally", *at_exit]
+    of_the_program = ["module", "exit 0", "finally", *at_exit]
+    # The first two tasks have a step that writes; the coroutine's and the last one's do not, and
+    # neither does the program itself. Each process writes when it ends.
+    assert 2 == lines.count("step")
+    assert lines[: len(of_a_task)] == of_a_task
+    assert lines[-len(of_the_program) :] == of_the_program
+
+
+def test_a_task_on_a_worker_runs_the_whole_file_with_the_variables_of_its_step(
+    mirror: Path,
+) -> None:
+    elsewhere = mirror.parent / f"{mirror.name}-elsewhere"
+    elsewhere.mkdir()
+    queue = f"sqlite:///{mirror}/queue.db"
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "aflow", "worker", "--queue", queue],
+        cwd=elsewhere,
+        env=os.environ
+        | {"AFLOW_CLIENT_CACHE_PATH": str(elsewhere), "MIRROR_FILE": str(mirror / "seen")},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert worker.stderr is not None
+        assert "takes tasks of" in worker.stderr.readline()
+        notes = mirrored(mirror, [*PYTHON, "run", "--executor", "queue", "--queue", queue])
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.communicate(timeout=60)
+
+    start, other = only(notes, "start, by __init__"), only(notes, "other")
+    assert {"block": "run"} == start["settings"] == other["settings"]
+    assert "__main__" == start["main"][0]
+    assert ["--no-pylint", "run"] == start["argv"][1:3]
+    assert Path(start["argv"][0]).parent == Path(start["path"][0])
+    assert str(elsewhere) == start["cwd"]
+    assert "PYTHONPATH" not in set(start["environ"]) - set(os.environ)
+    assert "of the step" == other["environ"]["MIRROR_VARIABLE"]
+    assert [] == processes_in(elsewhere)
+
+
+def test_a_program_that_embeds_a_flow_gives_tasks_its_path_and_no_more(mirror: Path) -> None:
+    library = mirror / "library"
+    library.mkdir()
+    (mirror / "mirror.py").rename(library / "mirror.py")
+    (mirror / "program.py").write_text(
+        "import sys\n"
+        f"sys.path.append({str(library)!r})\n"
+        "import aflow, mirror\n"
+        'if __name__ == "__main__":\n'
+        "    aflow.run(mirror.MirrorFlow)\n"
+    )
+    notes = mirrored(mirror, [sys.executable, "program.py"])
+
+    start, other = only(notes, "start, by __init__"), only(notes, "other")
+    assert str(library) == start["path"][-1]
+    assert str(mirror) == start["path"][0]
+    assert ["program.py"] == start["argv"]
+    assert "PYTHONPATH" not in set(start["environ"]) - set(os.environ)
+    assert {"block": "not run"} == start["settings"]
+    assert "of the step" == other["environ"]["MIRROR_VARIABLE"]
+
+
+# ------------------------------------------------------------------ programs that go wrong
+
+EARLY = [
+    ("raise ImportError('this library is away')", "ImportError: this library is away"),
+    ("import no_such_module", "No module named 'no_such_module'"),
+    ("os._exit(7)", "left with exit code 7"),
+    ("sys.exit(3)", "ended with exit code 3 before it came to"),
+]
+
+
+@pytest.mark.parametrize(("line", "sentence"), EARLY)
+def test_a_program_that_fails_in_the_task_alone_fails_it_with_what_it_says(
+    line: str, sentence: str, workspace: Workspace
+) -> None:
+    workspace.write(f"""
+        if os.getpid() == os.getsid(0):  # in tasks, not in the command itself
+            {line}
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    ran = workspace.run()
+
+    assert 1 == ran.code
+    assert sentence in ran.err
+
+
+def test_an_exit_code_after_a_good_step_fails_the_task(workspace: Workspace) -> None:
+    file = workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                print("the step is good")
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    around = "    try:\n        Flow_()\n    finally:\n        sys.exit(5)\n"
+    file.write_text(file.read_text().replace("    Flow_()\n", around))
+    ran = workspace.run()
+
+    assert "the step is good" in ran.lines
+    assert "the program after it did not: it ended with exit code 5" in ran.err
+
+
+def test_a_program_without_a_guarded_block_that_begins_a_run_ends_in_one_sentence(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "program.py").write_text(
+        "import aflow\n"
+        "from aflow import FlowSpec, step\n"
+        "class Flow_(FlowSpec):\n"
+        "    @step\n"
+        "    def start(self):\n"
+        "        self.next(self.end)\n"
+        "    @step\n"
+        "    def end(self):\n"
+        "        pass\n"
+        "aflow.run(Flow_)\n"
+    )
+    done = run(tmp_path, [sys.executable, "program.py"])
+
+    assert 1 == done.returncode
+    assert 'below `if __name__ == "__main__":`' in done.stderr
+    assert [] == processes_in(tmp_path)
+
+
+# ------------------------------------------------------------------ grounds
+
+COLD = """
+import os
+{before}
+import csv, {library}
+from aflow import FlowSpec, step
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        print("seen", os.environ.get("LATE"))
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+if __name__ == "__main__":
+    Flow_()
+"""
+
+
+def test_tasks_start_cold_where_the_file_changes_what_its_imports_read_and_check_says_so(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "flow.py").write_text(
+        COLD.format(before='os.environ["LATE"] = "set before"', library="pandas")
+    )
+    checked = run(tmp_path, [sys.executable, "flow.py", "--no-pylint", "check"])
+    ran = run(tmp_path, [sys.executable, "flow.py", "--no-pylint", "run"])
+
+    for done in (checked, ran):
+        assert 0 == done.returncode
+        assert 1 == done.stderr.count("Tasks start cold")
+        assert "changes the environment (LATE)" in done.stderr
+    assert "seen set before" in ran.stdout
+
+
+def test_a_library_whose_import_starts_a_thread_is_named_and_imported_by_each_task(
+    tmp_path: Path,
+) -> None:
+    site = tmp_path / "venv"
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", site], check=True
+    )
+    packages = next(site.glob("lib/python*/site-packages"))
+    # What this interpreter has stands in an environment itself, which a venv made of it does not
+    # look into.
+    (packages / "this.pth").write_text("\n".join(each for each in sys.path if each))
+    (packages / "ticking.py").write_text(
+        "import threading, time\n"
+        "time.sleep(0.1)\n"
+        "threading.Thread(target=threading.Event().wait, name='ticker', daemon=True).start()\n"
+    )
+    (tmp_path / "flow.py").write_text(COLD.format(before="", library="ticking"))
+    python = str(site / "bin" / "python")
+    checked = run(tmp_path, [python, "flow.py", "--no-pylint", "check"])
+    ran = run(tmp_path, [python, "flow.py", "--no-pylint", "run"])
+
+    for done in (checked, ran):
+        assert 0 == done.returncode, done.stdout + done.stderr
+        assert "Tasks start cold" in done.stderr
+        assert "the thread 'ticker' runs" in done.stderr
+    assert "seen None" in ran.stdout
+
+
+REFUSED = [
+    ("import threading; threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+     "runs"),
+    ("import socket; PAIR = socket.socketpair()", "socket is open"),
+    ("OUT = open('out.txt', 'w')", "out.txt is open"),
+    ("import tempfile; T = tempfile.TemporaryDirectory()", "a finalizer"),
+    ("import atexit; atexit.register(lambda: None)", "the exit function"),
+    ("import random; R = random.Random()", "R (random.Random) would give all tasks the same"),
+    ("import numpy; R = numpy.random.default_rng()", "R (of numpy.random) would give all tasks"),
+    ("import multiprocessing; L = multiprocessing.get_context('fork').Lock()", "memory is shared"),
+    ("import subprocess; S = subprocess.Popen(['sleep', '9'])", "a child process runs"),
+    ("signal.setitimer(signal.ITIMER_REAL, 60)", "a timer"),
+    ("import fcntl; F = open(__file__); fcntl.flock(F, fcntl.LOCK_SH)", "a lock on"),
+]  # fmt: skip
+
+SLOW_FILE = """
+import random
+random.seed(42)
+LINES = open(__file__)
+LINES.readline()
+print("loaded by", os.getpid())
+{line}
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.items = [1, 2, 3]
+        self.next(self.work, foreach="items")
+
+    @step
+    def work(self):
+        self.found = (LINES.readline(), random.random())
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        print("kinds", len({{each.found for each in inputs}}))
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_with_process_fork_the_file_is_run_once_and_tasks_share_neither_position_nor_seed(
+    workspace: Workspace,
+) -> None:
+    workspace.write(SLOW_FILE.format(line=""))
+    ran = workspace.run("--process", "fork")
+
+    assert 0 == ran.code, ran.err
+    assert "kinds 1" in ran.lines  # each has read the second line, and drawn the first number
+    assert 1 == len({line for line in ran.lines if line.startswith("loaded by")})
+
+
+@pytest.mark.parametrize(("line", "sentence"), REFUSED, ids=[each[0][:30] for each in REFUSED])
+def test_with_process_fork_what_tasks_must_not_share_is_refused_with_the_reason(
+    line: str, sentence: str, workspace: Workspace
+) -> None:
+    workspace.write(SLOW_FILE.format(line=line))
+    ran = workspace.run("--process", "fork")
+
+    assert 1 == ran.code
+    assert "cannot be forked from the program (process=fork)" in ran.err
+    assert sentence in ran.err
+
+
+def test_a_step_says_by_a_decorator_that_its_tasks_are_forked_from_the_program(
+    workspace: Workspace,
+) -> None:
+    workspace.write("""
+        from aflow import process
+
+        LOADED = os.getpid()
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                print("fresh", LOADED == os.getpid())
+                self.next(self.work)
+
+            @process("fork")
+            @step
+            def work(self):
+                print("forked", LOADED != os.getpid())
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    ran = workspace.run()
+
+    assert 0 == ran.code, ran.err
+    assert ["fresh True", "forked True"] == [each for each in ran.lines if "True" in each]
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_all_processes_end_with_a_command_that_is_killed_though_a_helper_lives_on(
+    isolation: str, workspace: Workspace
+) -> None:
+    file = workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                print("waiting", flush=True)
+                time.sleep(600)
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    # A process that the program has forked holds copies of all that the program has open.
+    helper = """\
+    if not os.fork():
+        os.chdir("/")
+        time.sleep(60)
+        os._exit(0)
+"""
+    file.write_text(file.read_text().replace("    Flow_()\n", helper + "    Flow_()\n"))
+    process = workspace.start("--no-pylint", "run", "--isolation", isolation)
+    try:
+        assert process.stdout is not None
+        assert any("waiting" in line for line in process.stdout)
+        process.kill()
+        process.wait()
+        assert ends(lambda: processes_in(workspace.path) == [])
+    finally:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def ends(condition: Callable[[], bool]) -> bool:
+    """Whether it holds within some seconds."""
+    waiter = threading.Event()
+    return any(condition() or waiter.wait(0.05) for _ in range(200)) and condition()

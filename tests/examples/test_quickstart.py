@@ -12,16 +12,6 @@ import pytest
 from tests.examples.test_examples import PYTHON_IN_TEXT
 
 RUN = "1795402495097141"  # the id of a run in the document
-STEPS = """
-    @step
-    def start(self):
-        print(self.alpha, self.data, self.layers)
-        self.next(self.end)
-
-    @step
-    def end(self):
-        pass
-"""
 
 
 class Newcomer:
@@ -72,8 +62,7 @@ def test_the_first_flow_is_run_checked_and_shown(newcomer: Newcomer) -> None:
 
 
 def test_parameters_come_from_the_line_and_the_environment(newcomer: Newcomer) -> None:
-    text = newcomer.block("TrainFlow").replace("import FlowSpec", "import step, FlowSpec")
-    newcomer.save("train.py", f"{text}{STEPS}\n\nif __name__ == '__main__':\n    TrainFlow()\n")
+    newcomer.save("train.py", newcomer.block("TrainFlow"))
     line = "python train.py run --alpha 0.1 --data measurements.csv"
     assert "0.1 measurements.csv [64, 64]" in newcomer.told(line)
     assert "AFLOW_RUN_ALPHA=0.1" in newcomer.document
@@ -82,8 +71,7 @@ def test_parameters_come_from_the_line_and_the_environment(newcomer: Newcomer) -
 
 
 def test_results_are_read_dumped_and_tagged(newcomer: Newcomer) -> None:
-    text = newcomer.block("StatisticsFlow(FlowSpec)")
-    newcomer.save("stats.py", f"{text}\n\nif __name__ == '__main__':\n    StatisticsFlow()\n")
+    newcomer.save("stats.py", newcomer.block("StatisticsFlow(FlowSpec)"))
     log = newcomer.told("aflow run stats.py")
     assert "15 True" in log
     run = log.partition("run-id ")[2].partition(")")[0]

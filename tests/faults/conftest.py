@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.checker import Results, check, results
-from tests.faults.fleet import Fleet
+from aflow.testing.chaos import Fleet, Results, check, results
 from tests.support.postgres import new_schema
 from tests.support.s3 import S3Bucket
 from tests.support.servers import Server, new_database

@@ -35,7 +35,7 @@ from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
-from tests.faults.fleet import Fleet
+from aflow.testing.chaos import Fleet
 from tests.support.failing import Failing, Killed, Points
 
 FILE = Path(__file__).parent / "flow_files" / "small.py"

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.checker import check
+from aflow.testing.chaos import Fleet, check, wait_until
 from tests.faults.conftest import Undisturbed, in_bucket
-from tests.faults.fleet import Fleet, wait_until
 from tests.faults.squares import squares
 from tests.support.faulty import Fault, FaultyProxy
 from tests.support.postgres import new_schema

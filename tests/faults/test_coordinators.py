@@ -12,9 +12,8 @@ from aflow import backends
 from aflow.clock import SystemClock
 from aflow.executors import job
 from aflow.scheduler.states import RunState
-from tests.faults.checker import check
+from aflow.testing.chaos import Fleet, check, wait_until
 from tests.faults.conftest import Undisturbed
-from tests.faults.fleet import Fleet, wait_until
 from tests.faults.in_process import Bench
 from tests.faults.test_workers import WAITS, noted
 from tests.support.failing import Points

@@ -21,9 +21,8 @@ from aflow import backends
 from aflow.executors import queued
 from aflow.queue import away
 from aflow.scheduler.states import RunState
-from tests.faults.checker import Results, check, results
+from aflow.testing.chaos import Fleet, Results, check, results
 from tests.faults.conftest import local_fleet
-from tests.faults.fleet import Fleet
 from tests.faults.in_process import Bench
 from tests.support.failing import How, Points
 

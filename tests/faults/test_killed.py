@@ -8,9 +8,8 @@ import random
 
 import pytest
 
-from tests.faults.checker import check
+from aflow.testing.chaos import Fleet, check, wait_until
 from tests.faults.conftest import Undisturbed
-from tests.faults.fleet import Fleet, wait_until
 from tests.faults.squares import squares
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(400)]

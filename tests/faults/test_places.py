@@ -8,9 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.faults.checker import check
+from aflow.testing.chaos import Fleet, check
 from tests.faults.conftest import Undisturbed
-from tests.faults.fleet import Fleet
 from tests.faults.test_brokers import SQUARES
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]

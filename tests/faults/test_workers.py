@@ -15,9 +15,8 @@ from aflow import backends
 from aflow.queue.base import Message
 from aflow.queue.envelope import seal
 from aflow.scheduler.states import AttemptState, RunState
-from tests.faults.checker import check
+from aflow.testing.chaos import PATIENCE, Fleet, check, wait_until
 from tests.faults.conftest import Undisturbed
-from tests.faults.fleet import PATIENCE, Fleet, wait_until
 from tests.flows.conftest import children_of
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]

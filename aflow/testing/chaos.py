@@ -1,0 +1,862 @@
+"""Chaos: a fleet of real processes on this machine, faults at random moments, and one checker.
+
+    fleet = Fleet(folder, "sqlite:////tmp/a/metadata.db", "redis://127.0.0.1:6379/0")
+    fleet.write(SOURCE_OF_A_FLOW)
+    report = soak(fleet, seed=7, kills=100)      # raises ChaosError where a promise is broken
+
+A `Fleet` is one run of one flow: a coordinator (`aflow run`, or `aflow server`) and workers, each a
+process of its own, and what both rest on. `soak` kills tasks, workers, coordinators and servers,
+sets their clocks, and does whatever else it is given, at moments drawn from the seed; and then
+`check`s:
+
+- The run has ended as it should have, and the artifacts of its tasks are those of a run that nobody
+  has disturbed.
+- Each task was committed once: by the journal, and by the records, which agree with one another.
+  The journal has no gap, and the database is whole.
+- Nothing began again after it was committed (by the ledger, which steps write to outside of aflow).
+- Every blob that a manifest refers to is there and has that digest.
+- No process is left. No message waits, is leased or buried, but reports that say nothing new, where
+  workers were killed or late (`late`).
+
+`scripts/soak` in aflow's repository runs it for hours. Linux alone: processes are found in /proc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import select
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import unquote
+
+from aflow import backends
+from aflow.errors import MetadataUnavailable
+from aflow.executors import letters
+from aflow.metadata.base import MetadataStore, RunRecord
+from aflow.scheduler.codec import decode_events
+from aflow.scheduler.messages import AttemptEnded
+from aflow.scheduler.states import (
+    TERMINAL_ATTEMPT_STATES,
+    TERMINAL_RUN_STATES,
+    AttemptState,
+    RunState,
+)
+from aflow.storage.artifacts import digest
+from aflow.storage.base import ObjectStore
+from aflow.storage.blobs import BlobStore
+from aflow.storage.items import blobs_of_items
+from aflow.storage.manifest import Manifest
+
+__all__ = ["ChaosError", "Fault", "Fleet", "Ledger", "Report", "check", "results", "soak"]
+
+
+class ChaosError(AssertionError):
+    """A promise was broken: something hangs, is lost, or was done twice."""
+
+
+PREAMBLE = """\
+import os, signal, sys, time
+from aflow import FlowSpec, JSONType, Parameter, catch, current, environment, resources, retry
+from aflow import step, timeout
+
+"""
+POSTAMBLE = """
+
+if __name__ == "__main__":
+    {name}()
+"""
+
+
+def _fail(why: str) -> NoReturn:
+    raise ChaosError(why)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """The processes whose working directory is the folder, or below it."""
+    found, wanted = [], folder.resolve()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").resolve().is_relative_to(wanted):
+                    found.append(int(entry.name))
+            except OSError:  # it has ended while we looked
+                continue
+    return found
+
+
+SOURCE = """
+LEDGER = {path!r}
+
+def note(what=""):
+    words = current.task_id, current.retry_count, repr(time.time()), os.getpid(), what
+    line = "{{}} {{}} {{}} {{}} {{}}\\n".format(*words)
+    file = os.open(LEDGER, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(file, line.encode())
+    os.close(file)
+
+"""
+
+
+class Begun(NamedTuple):
+    """An attempt that has begun, and what it says of itself."""
+
+    task: int
+    attempt: int
+    at: float
+    pid: int
+    what: str
+
+
+class Ledger:
+    """The file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def source(self) -> str:
+        """What a flow's file begins with."""
+        return SOURCE.format(path=str(self.path))
+
+    def lines(self) -> list[Begun]:
+        """All that has begun so far, in order."""
+        if not self.path.exists():
+            return []
+        # A line that is being written is left for the next look.
+        whole = self.path.read_text().rpartition("\n")[0]
+        return [_read(line) for line in whole.splitlines()]
+
+    def begun(self) -> list[Begun]:
+        """The same without the ends."""
+        return [each for each in self.lines() if not each.what.startswith("ended")]
+
+    def times(self) -> Mapping[int, int]:
+        """How often each task has begun."""
+        return Counter(each.task for each in self.begun())
+
+
+def _read(line: str) -> Begun:
+    task, attempt, at, pid, what = line.split(" ", 4)
+    return Begun(int(task), int(attempt), float(at), int(pid), what)
+
+
+# ------------------------------------------------------------------ the fleet
+
+PATIENCE = 120.0  # seconds after which something that does not come fails its test
+FLOW = "Flow_"
+
+
+def wait_until(what: Callable[[], object], why: str = "it has not come to that") -> None:
+    """Wait until it is so."""
+    give_up_at = time.monotonic() + PATIENCE
+    while not what():
+        if time.monotonic() > give_up_at:
+            _fail(why)
+        select.select([], [], [], 0.02)
+
+
+class Fleet:
+    """One run of one flow on machines of its own. `metadata` and `queue` are URLs; `env` is of all
+    processes (where the datastore is, say)."""
+
+    def __init__(self, folder: Path, metadata: str, queue: str, **env: str) -> None:
+        self.folder = folder
+        self.queue = queue
+        self.ledger = Ledger(folder / "ledger")
+        self.metadata_url = metadata
+        self._env = env
+        self.home = _made(folder / "coordinator")
+        self.away = _made(folder / "workers")
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._metadata: MetadataStore | None = None
+        self._opened: list[Any] = []  # to be closed
+
+    # ------------------------------------------------------------ processes
+
+    def write(self, source: str) -> None:
+        """Write the flow, which may `note()` in the ledger."""
+        text = PREAMBLE + self.ledger.source + source + POSTAMBLE.format(name=FLOW)
+        (self.home / "flow.py").write_text(text)
+
+    def start_worker(self, *words: str, **env: str) -> subprocess.Popen[bytes]:
+        """Start a worker, and wait until it takes tasks."""
+        said = self.away / f"{len(self._processes)}.err"
+        command = ("-m", "aflow", "worker", "--queue", self.queue, *words)
+        process = self._start(command, self.away, said, env)
+        wait_until(
+            lambda: b"takes tasks of" in said.read_bytes() or process.poll() is not None,
+            "the worker does not begin",
+        )
+        assert process.poll() is None, said.read_text()
+        return process
+
+    def begin(self, *words: str, output: int | None = None, **env: str) -> subprocess.Popen[bytes]:
+        """Start a coordinator with a new run; `output` is where it prints to, if not to a file."""
+        queue = ("--executor", "queue", "--queue", self.queue)
+        command = ("flow.py", "--no-pylint", "run", "--max-num-splits", "100000", *queue, *words)
+        return self._start(command, self.home, self.home / "said", env, output)
+
+    def serve(self, port: int) -> subprocess.Popen[bytes]:
+        """Start a server whose runs are run by the workers, and wait until it listens."""
+        words = ("-m", "aflow", "server", "--port", str(port), "--queue", self.queue)
+        process = self._start(words, self.home, self.home / "said", {})
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(lambda: listens() or process.poll() is not None, "the server does not listen")
+        if process.poll() is not None:
+            _fail(f"the server does not begin: {self.said()[-4000:]}")
+        return process
+
+    def submit(self, port: int) -> None:
+        """Have a server begin the run."""
+        words = ("-m", "aflow", "submit", "flow.py", "--server", f"http://127.0.0.1:{port}")
+        if self.ends(self._start(words, self.home, self.home / "said", {})):
+            _fail(f"the run is not taken: {self.said()[-4000:]}")
+
+    def adopt(self, **env: str) -> subprocess.Popen[bytes]:
+        """Start a coordinator that goes on with the run."""
+        run = self.record()
+        assert run is not None, "there is a run"
+        words = ("-m", "aflow", "adopt", f"{run.flow}/{run.run}")
+        return self._start(words, self.home, self.home / "said", env)
+
+    def _start(
+        self,
+        words: tuple[str, ...],
+        folder: Path,
+        said: Path,
+        env: dict[str, str],
+        output: int | None = None,
+    ) -> subprocess.Popen[bytes]:
+        own = {
+            "AFLOW_DEFAULT_METADATA": self.metadata_url,
+            "AFLOW_CLIENT_CACHE_PATH": str(folder / "cache"),
+        }
+        with said.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=folder,
+                env=os.environ | own | self._env | env,
+                stdin=subprocess.DEVNULL,
+                stdout=file if output is None else output,
+                stderr=file,
+            )
+        self._processes.append(process)
+        return process
+
+    @contextlib.contextmanager
+    def limited(self, what: int, limit: int) -> Iterator[None]:
+        """What is started meanwhile may have no more of it (resource.RLIMIT_...)."""
+        soft, hard = resource.getrlimit(what)
+        resource.setrlimit(what, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(what, (soft, hard))
+
+    def said(self) -> str:
+        """What coordinators have said."""
+        return (self.home / "said").read_text(errors="replace")
+
+    def said_by_workers(self) -> str:
+        """What workers have said."""
+        files = sorted(self.away.glob("*.err"))
+        return "".join(file.read_text(errors="replace") for file in files)
+
+    def ends(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait for its end: the exit code."""
+        try:
+            return process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            _fail(f"it hangs:\n{self.said()[-4000:]}\n{self.said_by_workers()[-4000:]}")
+
+    def stop_workers(self) -> None:
+        """SIGTERM to all that still run, and wait for them."""
+        running = [each for each in self._processes if each.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            self.ends(process)
+
+    def close(self) -> None:
+        """Nothing of it is left, whatever the test has come to."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for folder in (self.home, self.away):
+            for pid in processes_in(folder):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for each in self._opened:
+            each.close()
+
+    def orphans(self) -> list[int]:
+        """Processes of coordinators and workers that still run."""
+        return processes_in(self.home) + processes_in(self.away)
+
+    # ------------------------------------------------------------ what they have left
+
+    @property
+    def metadata(self) -> MetadataStore:
+        """The records."""
+        if self._metadata is None:
+            self._metadata = backends.open_metadata(self.metadata_url, read_only=True)
+            self._opened.append(self._metadata)
+        return self._metadata
+
+    def record(self) -> RunRecord | None:
+        """The run; None before there is one."""
+        try:
+            found = self.metadata.runs(FLOW)
+        except MetadataUnavailable:  # nothing has been written yet
+            return None
+        return self.metadata.run(FLOW, found[-1].run) if found else None
+
+    def store(self) -> ObjectStore:
+        """The run's datastore, as a machine sees it that has no copy of anything."""
+        run = self.record()
+        assert run is not None, "there is a run"
+        url = run.settings["storage"]
+        if not url.startswith("s3:"):
+            return backends.open_store(url)
+        from aflow.storage.s3 import S3Store  # of the extra aws
+
+        with _environment(self._env):
+            store = S3Store(url)
+        self._opened.append(store)
+        return store
+
+    def is_over(self) -> bool:
+        """Whether the run has ended, by the records."""
+        run = self.record()
+        return run is not None and run.state in TERMINAL_RUN_STATES
+
+    def committed(self) -> set[int]:
+        """The tasks that have succeeded, by the records."""
+        run = self.record()
+        if run is None:
+            return set()
+        tasks = self.metadata.tasks(run.key, light=True)
+        return {each.task.task for each in tasks if each.state.value == "succeeded"}
+
+    def let_lease_pass(self) -> None:
+        """So much time passes that the run is nobody's."""
+        writer = backends.open_metadata(self.metadata_url)
+        run = self.record()
+        assert run is not None, "there is a run"
+        if self.metadata_url.startswith("sqlite"):
+            with sqlite3.connect(file_of(self.metadata_url)) as database:
+                database.execute("UPDATE leases SET until = until - 3600")
+            database.close()
+        else:
+            with writer._connections.one() as db:  # type: ignore[attr-defined]
+                db.execute("UPDATE leases SET until = until - 3600")
+        writer.close()
+
+    def depth(self, topic: str) -> tuple[int, int, int]:
+        """How many messages of a topic are ready, leased and buried."""
+
+        async def look() -> tuple[int, int, int]:
+            queue = backends.open_queue(self.queue)
+            try:
+                return tuple(await queue.depth(topic))  # type: ignore[return-value]
+            finally:
+                await queue.close()
+
+        return asyncio.run(look())
+
+
+def file_of(url: str) -> str:
+    """The file of an sqlite URL."""
+    return unquote(url.removeprefix("sqlite:///"))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+# ------------------------------------------------------------------ the checker
+
+Place = tuple[str, tuple[int, ...]]  # a task by its step and where it is in its foreachs
+Results = Mapping[Place, Mapping[str, str]]  # the digests of the artifacts that each task has set
+
+
+class _End(NamedTuple):
+    task: int
+    attempt: int
+    state: AttemptState
+
+
+def check(
+    fleet: Fleet,
+    like: Results | None = None,
+    *,
+    state: RunState = RunState.SUCCEEDED,
+    late: bool = False,
+    clocks_agree: bool = True,
+) -> None:
+    """All of it. Workers are told to end first. `like` are the results of an undisturbed run; None
+    for a run that has none to compare with. `late`: workers were killed, or came too late, so that
+    letters may be left that nobody reads any more. Without `clocks_agree` the times that processes
+    write down cannot be compared."""
+    fleet.stop_workers()
+    metadata, run = fleet.metadata, fleet.record()
+    assert run is not None
+    assert state is run.state, f"{run.reason}\n{fleet.said()[-4000:]}"
+    ends = check_journal(metadata, run)
+    if like is not None:
+        check_results(like, results(metadata, run))
+    if clocks_agree:
+        check_ledger(fleet, ends)
+    check_blobs(metadata, fleet.store(), run)
+    check_database(fleet)
+    check_machines(fleet)
+    check_queue(fleet, run, {(end.task, end.attempt) for end in ends}, late)
+
+
+def results(metadata: MetadataStore, run: RunRecord) -> Results:
+    """What each task that succeeded has left."""
+    found: dict[Place, Mapping[str, str]] = {}
+    for view in metadata.tasks(run.key):
+        assert view.attempt is not None
+        if view.attempt.state is AttemptState.SUCCEEDED:
+            manifest = Manifest.decode(view.attempt.manifest or b"")
+            place = view.task.step, tuple(frame.index for frame in manifest.stack)
+            assert place not in found, f"{place} was done twice"
+            found[place] = {name: digest(each) for name, each in manifest.artifacts.items()}
+    return found
+
+
+def check_results(like: Results, found: Results) -> None:
+    """The artifacts are the same."""
+    assert [*sorted(like)] == [*sorted(found)]
+    other = {place: (like[place], found[place]) for place in like if like[place] != found[place]}
+    assert other == {}, other
+
+
+def check_journal(metadata: MetadataStore, run: RunRecord) -> dict[_End, float]:
+    """Each task is committed once, and the records say what the journal says; the ends in it."""
+    batches = [*metadata.journal_after(run.key, 0)]
+    versions = [version for version, _ in batches]
+    assert sorted({*versions}) == versions
+    assert run.version >= versions[-1]  # a commit without events is none of the journal
+    events = [each for _, batch in batches if batch for each in decode_events(batch)]
+    ended = [
+        (_End(event.task, event.attempt, event.outcome.state), at)
+        for at, event in events
+        if type(event) is AttemptEnded
+    ]
+    assert [end for end, times in Counter(end for end, _ in ended).items() if times > 1] == []
+    recorded = {
+        _End(attempt.task, attempt.attempt, attempt.state)
+        for view in metadata.tasks(run.key, light=True)
+        if view.task.task
+        for attempt in metadata.attempts(run.key, view.task.task)
+    }
+    assert {end for end, _ in ended} == recorded
+    assert set() == {each for each in recorded if each.state not in TERMINAL_ATTEMPT_STATES}
+    succeeded = Counter(end.task for end in recorded if end.state is AttemptState.SUCCEEDED)
+    assert set() == {task for task, times in succeeded.items() if times > 1}
+    return dict(ended)
+
+
+def check_ledger(fleet: Fleet, ends: Mapping[_End, float]) -> None:
+    """Whatever has succeeded has begun, and nothing has begun after it was committed."""
+    committed = {end.task: at for end, at in ends.items() if end.state is AttemptState.SUCCEEDED}
+    begun = fleet.ledger.begun()
+    if begun:
+        assert set() == set(committed) - {each.task for each in begun}
+    late = [each for each in begun if each.at > committed.get(each.task, each.at)]
+    assert [
+        (each, [one for one in begun if one.task == each.task], committed[each.task])
+        for each in late
+    ] == []
+
+
+def check_blobs(metadata: MetadataStore, store: ObjectStore, run: RunRecord) -> None:
+    """Every blob that is referred to is there, with the bytes that it is named by."""
+    blobs, seen = BlobStore(store), set[str]()
+    for data in metadata.all_manifests(run.key):
+        manifest = Manifest.decode(data)
+        keys = {key for entry in manifest.artifacts.values() for key, _ in entry.blobs}
+        for key in (keys | {*blobs_of_items(manifest.items, blobs, set())}) - seen:
+            blobs.get(key)
+            seen.add(key)
+
+
+def check_database(fleet: Fleet) -> None:
+    """The database of the metadata says itself that it is whole."""
+    if fleet.metadata_url.startswith("sqlite"):
+        with sqlite3.connect(file_of(fleet.metadata_url)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        database.close()
+        return
+    import psycopg  # of the extra postgres
+
+    url = fleet.metadata_url.partition("?")[0]
+    schema = fleet.metadata_url.rpartition("schema=")[2]
+    with psycopg.connect(url, autocommit=True) as server:
+        server.execute("CREATE EXTENSION IF NOT EXISTS amcheck SCHEMA public")
+        # Raises where an index is damaged, or a row is in no index.
+        checked = server.execute(
+            "SELECT count(public.bt_index_parent_check(indexrelid, true)) FROM pg_index JOIN "
+            "pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam WHERE "
+            "amname = 'btree' AND relnamespace = %s::regnamespace",
+            (schema,),
+        ).fetchone()
+        assert checked is not None
+        assert checked[0] > 0
+
+
+def check_machines(fleet: Fleet) -> None:
+    """No process is left, and no file that was being written."""
+    wait_until(lambda: fleet.orphans() == [], "a process is left")
+    assert [*fleet.folder.rglob(".tmp/*")] == []
+
+
+def check_queue(fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late: bool) -> None:
+    """Nothing is left in the queue."""
+    asyncio.run(_check_queue(fleet, run, ended, late))
+
+
+async def _check_queue(
+    fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late: bool
+) -> None:
+    queue: Any = backends.open_queue(fleet.queue)
+    try:
+        reports = letters.reports_topic(run.flow, run.run)
+        for topic in ("tasks.default", "tasks.gpu", *_topics_of_workers(fleet, run), reports):
+            if topic == reports and late:
+                continue
+            assert tuple(await queue.depth(topic)) == (0, 0, 0), topic
+        for lease in await queue.lease([reports], 10_000, 60.0):
+            letter = letters.unseal_letter(lease.body, "reports", (), reports, None)
+            said = {(task, attempt) for _, task, attempt, *_ in letter.events}
+            assert set() == said - ended, "a letter tells of an attempt that has not ended"
+            await queue.ack([lease])
+    finally:
+        await queue.close()
+
+
+def _topics_of_workers(fleet: Fleet, run: RunRecord) -> set[str]:
+    return {
+        letters.worker_topic(view.attempt.handle)
+        for view in fleet.metadata.tasks(run.key, light=True)
+        if view.attempt is not None and view.attempt.handle
+    }
+
+
+# ------------------------------------------------------------------ the soak
+
+
+class Report(NamedTuple):
+    """What was done to a run that has kept all promises: how often each fault struck, how many
+    tasks it had, how often one of them began, and how long it took."""
+
+    seed: int
+    struck: Mapping[str, int]
+    tasks: int
+    begun: int
+    seconds: float
+
+    @property
+    def kills(self) -> int:
+        """How many faults struck in all."""
+        return sum(self.struck.values())
+
+
+class Machines:
+    """The machines of a fleet while faults strike them. `lots` decides."""
+
+    def __init__(
+        self, fleet: Fleet, lots: random.Random, workers: int, isolation: str, *, by_server: bool
+    ) -> None:
+        self.fleet = fleet
+        self.lots = lots
+        self._by_server = by_server
+        self._isolation = isolation
+        self._settled: dict[int, int] = {}  # committed tasks, and how often they had begun by then
+        self.clocks = {name: _Clock(fleet.folder / f"clock-{name}") for name in ("ours", "theirs")}
+        self._port = _free_port()
+        self._workers = [self._worker() for _ in range(workers)]
+        self._server = fleet.serve(self._port) if by_server else None
+        self._coordinator: subprocess.Popen[bytes] | None = None
+        if by_server:
+            fleet.submit(self._port)
+        else:
+            self._coordinator = self._begin()
+
+    def _worker(self) -> subprocess.Popen[bytes]:
+        return self.fleet.start_worker("--slots", "2", "--lease", "3", **self.clocks["theirs"].env)
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        words, env = ("--isolation", self._isolation), self.clocks["ours"].env
+        return self.fleet.begin(*words, output=None, **env)
+
+    def is_over(self) -> bool:
+        """Whether the run has ended; raises ChaosError where its coordinator has died by itself."""
+        if self._coordinator is None:
+            return self.fleet.is_over()
+        code = self._coordinator.poll()
+        if code not in (None, 0):
+            _fail(f"the coordinator ended with {code}:\n{self.fleet.said()[-4000:]}")
+        return code is not None
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass."""
+        select.select([], [], [], seconds)
+
+    def until_it_goes_on(self) -> None:
+        """Wait until one more task has begun, or the run has ended: else nothing would come to an
+        end where all is killed all the time."""
+        before = len(self.fleet.ledger.lines())
+        wait_until(
+            lambda: len(self.fleet.ledger.lines()) > before or self.is_over(), "nothing goes on"
+        )
+
+    def until_over(self) -> None:
+        """Wait for the end of the run."""
+        wait_until(self.is_over, f"the run hangs:\n{self.fleet.said()[-4000:]}")
+
+    def note_committed(self) -> None:
+        """From here on nothing of what is committed may begin."""
+        committed, times = self.fleet.committed() - {0}, self.fleet.ledger.times()
+        for task in committed:
+            if times[task] != self._settled.setdefault(task, times[task]):
+                _fail(f"task {task} began again after it was committed")
+
+    def stop(self) -> None:
+        """Let the server go, whose run has ended."""
+        self.note_committed()
+        if self._server is not None:
+            self._server.send_signal(signal.SIGTERM)
+            self.fleet.ends(self._server)
+
+    # ------------------------------------------------------------ faults
+
+    def kill_task(self) -> bool:
+        """SIGKILL to a process that runs a task."""
+        lines = self.fleet.ledger.lines()[-20:]
+        there = {*processes_in(self.fleet.away)}
+        pids = [each.pid for each in lines if each.pid in there]
+        return bool(pids) and _killed(self.lots.choice(pids))
+
+    def kill_worker(self) -> bool:
+        """SIGKILL to a worker; another one takes its place."""
+        number = self.lots.randrange(len(self._workers))
+        self._workers[number].kill()
+        self._workers[number].wait()
+        self._workers[number] = self._worker()
+        return True
+
+    def stop_worker(self) -> bool:
+        """SIGSTOP to a worker until its lease is over, then SIGCONT."""
+        worker = self.lots.choice(self._workers)
+        worker.send_signal(signal.SIGSTOP)
+        self.rest(self.lots.uniform(0.1, 4.0))
+        worker.send_signal(signal.SIGCONT)
+        return True
+
+    def kill_coordinator(self) -> bool:
+        """SIGKILL to whatever drives the run, and another one that goes on with it."""
+        if self._coordinator is None:
+            assert self._server is not None, "a server has begun the run"
+            pids = _children_of(self._server.pid)
+            killed = [_killed(pid) for pid in pids]  # all of them
+            if not any(killed):
+                return False
+            self.fleet.let_lease_pass()
+        else:
+            self._coordinator.kill()
+            self._coordinator.wait()
+            if self.fleet.record() is None:
+                self._coordinator = self._begin()
+            elif not self.fleet.is_over():
+                self.fleet.let_lease_pass()
+                self._coordinator = self.fleet.adopt(**self.clocks["ours"].env)
+        self.note_committed()
+        self.until_it_goes_on()
+        return True
+
+    def kill_server(self) -> bool:
+        """SIGKILL to the server, and another one on its port."""
+        if self._server is None:
+            return False
+        self._server.kill()
+        self._server.wait()
+        self._server = self.fleet.serve(self._port)
+        return True
+
+    def set_clock(self) -> bool:
+        """Set the clock of the coordinator, or of all workers, by up to two hours; only forward
+        where leases of the queue go by these clocks, and not by that of a server."""
+        clock = self.lots.choice([*self.clocks.values()])
+        if self.fleet.queue.startswith("sqlite"):
+            clock.set(clock.offset + self.lots.uniform(0.0, 7200.0))
+        else:
+            clock.set(self.lots.uniform(-7200.0, 7200.0))
+        return True
+
+
+class Fault(NamedTuple):
+    """A fault: its name, how often it comes among the others, and what does it. That says whether
+    it has struck: there may have been nothing to strike."""
+
+    name: str
+    weight: int
+    strike: Callable[[Machines], bool]
+
+
+FAULTS = (
+    Fault("task", 8, Machines.kill_task),
+    Fault("worker", 4, Machines.kill_worker),
+    Fault("sleeping worker", 1, Machines.stop_worker),
+    Fault("coordinator", 3, Machines.kill_coordinator),
+    Fault("server", 2, Machines.kill_server),
+    Fault("clock", 1, Machines.set_clock),
+)
+
+
+def soak(
+    fleet: Fleet,
+    *,
+    seed: int,
+    kills: int = 50,
+    workers: int = 2,
+    isolation: str = "task",
+    by_server: bool = False,
+    faults: Sequence[Fault] = FAULTS,
+    like: Results | None = None,
+    pause: float = 0.5,
+) -> Report:
+    """Run the fleet's flow (see `Fleet.write`), and strike until it has ended, `kills` times at
+    most, at moments and places that the seed decides.
+
+    `by_server`: the run is begun by `aflow server`, and not in the foreground. `like` are the
+    results of an undisturbed run of the same flow (`undisturbed`). A step that is killed needs
+    @retry with more attempts than it may be struck. `pause` is the longest time between two faults.
+    Raises ChaosError where anything is lost, done twice, or hangs; the seed is in its text."""
+    began, lots, struck = time.monotonic(), random.Random(seed), Counter[str]()
+    try:
+        machines = Machines(fleet, lots, workers, isolation, by_server=by_server)
+        while struck.total() < kills:
+            machines.rest(lots.uniform(0.0, pause))
+            if machines.is_over():
+                break
+            [fault] = lots.choices(faults, [each.weight for each in faults])
+            struck[fault.name] += fault.strike(machines)
+        machines.until_over()
+        machines.stop()
+        check(fleet, like, late=True, clocks_agree=not struck["clock"])
+    except AssertionError as error:
+        raise ChaosError(f"seed {seed}, after {dict(struck)}: {error}") from error
+    begun = fleet.ledger.begun()
+    tasks = len({each.task for each in begun})
+    seconds = time.monotonic() - began
+    return Report(seed, dict(+struck), tasks, len(begun), seconds)
+
+
+def undisturbed(folder: Path, source: str, *words: str) -> Results:
+    """The results of a flow, run with one worker in a place of its own, where nothing happens."""
+    folder.mkdir()
+    calm = Fleet(
+        folder,
+        f"sqlite:///{folder}/metadata.db",
+        f"sqlite:///{folder}/queue.db",
+        AFLOW_DATASTORE_SYSROOT_LOCAL=str(folder / "store"),
+    )
+    try:
+        calm.write(source)
+        calm.start_worker("--slots", "2")
+        code = calm.ends(calm.begin(*words))
+        if code:
+            _fail(f"the undisturbed run ended with {code}:\n{calm.said()[-4000:]}")
+        check(calm)
+        record = calm.record()
+        assert record is not None, "it has run"
+        return results(calm.metadata, record)
+    finally:
+        calm.close()
+
+
+# A module that Python imports when it starts: the clock of a machine, which somebody sets.
+_CLOCK = """
+import mmap, struct, time
+with open({path!r}, "rb") as file:
+    offset = mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)
+real = time.time
+time.time = lambda: real() + struct.unpack("d", offset)[0]
+"""
+
+
+class _Clock:
+    """The clock of all processes that have `env`."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._file = folder / "offset"
+        self.set(0.0)
+        (folder / "sitecustomize.py").write_text(_CLOCK.format(path=str(self._file)))
+        others = filter(None, [os.environ.get("PYTHONPATH")])
+        self.env = {"PYTHONPATH": os.pathsep.join([str(folder), *others])}
+
+    def set(self, offset: float) -> None:
+        """So many seconds after the clock of this machine."""
+        self.offset = offset
+        file = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.pwrite(file, struct.pack("d", offset), 0)
+        os.close(file)
+
+
+def _killed(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _children_of(pid: int) -> list[int]:
+    found = []
+    for each in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has ended while we looked
+            found += [int(child) for child in each.read_text().split()]
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import uuid
-from collections import defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Entry:
-    """One message. `token` is that of its lease, `due` when that ends or when its delay does;
-    `number` is its place among those of its turn, None while it is not ready."""
+    """One message. `token` is that of its lease, `due` when that ends or when its delay does."""
 
     __slots__ = (
         "body",
@@ -37,7 +36,7 @@ class _Entry:
         "due",
         "group",
         "id",
-        "number",
+        "is_ready",
         "priority",
         "token",
         "topic",
@@ -49,65 +48,68 @@ class _Entry:
         self.body = message.body
         self.priority = message.priority
         self.group = group_of(message.id)
-        self.number: int | None = None
+        self.is_ready = False
         self.deliveries = 0
         self.token: str | None = None
         self.due: float | None = None
         self.buried_at: float | None = None
 
 
-_Place = tuple[int, int, int]  # less its priority, turn, number: the lowest goes first
-
-
 class _Ready:
-    """The ready messages of a topic, in the order in which they are handed out."""
+    """The ready messages of a topic: by priority, then by group; the first group is next."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[_Place, _Entry]] = []
-        self._now: dict[int, int] = {}  # by priority, the turn that its messages are at
-        self._last: dict[tuple[str, int], tuple[int, _Entry]] = {}  # of each group: turn, message
-        self._count = 0
+        self._classes: dict[int, OrderedDict[str, deque[_Entry]]] = {}
 
     def add(self, entry: _Entry, *, first: bool = False) -> None:
         """One more; `first` of its priority, or when it is the turn of its group."""
-        priority = entry.priority
-        turn = self._now.get(priority, 0)
-        if not first:
-            last, message = self._last.get((entry.group, priority), (0, None))
-            if message is not None and message.number is not None:
-                turn = max(turn, last + 1)
-            self._last[entry.group, priority] = turn, entry
-        self._count += 1
-        entry.number = self._count
-        heapq.heappush(self._heap, ((-priority, turn, self._count), entry))
+        groups = self._classes.get(entry.priority)
+        if groups is None:
+            groups = self._classes[entry.priority] = OrderedDict()
+        members = groups.get(entry.group)
+        if members is None:
+            members = groups[entry.group] = deque()
+        entry.is_ready = True
+        if first:
+            members.appendleft(entry)
+            groups.move_to_end(entry.group, last=False)
+        else:
+            members.append(entry)
 
     def take(self, limit: int, skip: Collection[str]) -> list[_Entry]:
         """Up to so many, and no longer ready."""
         taken: list[_Entry] = []
-        left: list[tuple[_Place, _Entry]] = []
-        while self._heap and len(taken) < limit:
-            place, entry = heapq.heappop(self._heap)
-            if entry.number != place[2]:
-                continue  # it was removed
-            if entry.group in skip:
-                left.append((place, entry))
-                continue
-            entry.number = None
-            self._now[entry.priority] = place[1]
-            taken.append(entry)
-        for each in left:
-            heapq.heappush(self._heap, each)
-        if not self._heap:
-            self._now.clear()
-            self._last.clear()
+        for priority in sorted(self._classes, reverse=True):
+            groups = self._classes[priority]
+            left = {group: groups.pop(group) for group in skip if group in groups}
+            while groups and len(taken) < limit:
+                group, members = next(iter(groups.items()))
+                entry = members.popleft()
+                if members:
+                    groups.move_to_end(group)
+                else:
+                    del groups[group]
+                if entry.is_ready:  # else it was removed
+                    entry.is_ready = False
+                    taken.append(entry)
+            groups.update(left)
+            if not groups:
+                del self._classes[priority]
         return taken
 
     def listed(self, limit: int) -> list[_Entry]:
-        """The first of them."""
-        return [
-            entry for place, entry in sorted(self._heap, key=lambda each: each[0])
-            if entry.number == place[2]
-        ][:limit]  # fmt: skip
+        """The first of them, in the order in which they would be taken."""
+        found: list[_Entry] = []
+        for priority in sorted(self._classes, reverse=True):
+            turns = deque(deque(each) for each in self._classes[priority].values())
+            while turns and len(found) < limit:
+                members = turns.popleft()
+                entry = members.popleft()
+                if members:
+                    turns.append(members)
+                if entry.is_ready:
+                    found.append(entry)
+        return found
 
 
 class MemoryQueue:
@@ -272,7 +274,7 @@ class MemoryQueue:
                 self._forget(entry)
 
     def _forget(self, entry: _Entry) -> None:
-        entry.number = None
+        entry.is_ready = False
         del self._entries[entry.topic, entry.id]
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:

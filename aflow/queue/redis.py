@@ -109,10 +109,12 @@ end
 
 # triples of id, body, priority
 _PUT = """
-local news, last = 0, {}
+local news, last, bells = 0, {}, {}
+local body, ready = key('body'), key('ready')
 for i = 1, #ARGV, 3 do
   local id, priority = ARGV[i], tonumber(ARGV[i + 2])
-  if redis.call('HSETNX', key('body'), id, ARGV[i + 1]) == 1 or not is_known(id) then
+  local is_new = redis.call('HSETNX', body, id, ARGV[i + 1]) == 1
+  if is_new or not is_known(id) then
     local group = group_of(id) .. ':' .. priority
     if not last[group] then
       local score = first(priority)
@@ -120,16 +122,19 @@ for i = 1, #ARGV, 3 do
       before = before and tonumber(redis.call('ZSCORE', key('ready'), before) or nil)
       last[group] = {math.max(score, before and before + 1 or score) - 1}
     end
-    last[group] = {last[group][1] + 1, id}
-    redis.call('HSET', key('body'), id, ARGV[i + 1])
-    redis.call('ZADD', key('ready'), last[group][1], id)
+    last[group][1], last[group][2] = last[group][1] + 1, id
+    if not is_new then redis.call('HSET', body, id, ARGV[i + 1]) end
+    redis.call('ZADD', ready, last[group][1], id)
     if priority ~= 0 then redis.call('HSET', key('priority'), id, priority) end
     news = news + 1
   end
 end
 for group, each in pairs(last) do redis.call('HSET', key('turn'), group, each[2]) end
-for i = 1, math.min(news, BELLS) do redis.call('RPUSH', key('bell'), '1') end
-redis.call('LTRIM', key('bell'), -BELLS, -1)
+for i = 1, math.min(news, BELLS) do bells[i] = '1' end
+if news > 0 then
+  redis.call('RPUSH', key('bell'), unpack(bells))
+  redis.call('LTRIM', key('bell'), -BELLS, -1)
+end
 return news
 """.replace("BELLS", str(_BELLS))
 
@@ -191,12 +196,15 @@ each(3, function(id) redis.call('ZADD', key('timed'), due, id) end)
 return {{lost, tostring(due)}}
 """
 _ACK = f"""{_HELD}
-each(2, function(id)
-  redis.call('ZREM', key('timed'), id)
+local done = {{}}
+each(2, function(id) done[#done + 1] = id end)
+for first = 1, #done, 1000 do
+  local some = {{unpack(done, first, math.min(first + 999, #done))}}
+  redis.call('ZREM', key('timed'), unpack(some))
   for _, name in ipairs({{'body', 'count', 'token', 'priority'}}) do
-    redis.call('HDEL', key(name), id)
+    redis.call('HDEL', key(name), unpack(some))
   end
-end)
+end
 {_TIDY}
 return lost
 """

@@ -102,7 +102,7 @@ def test_the_second_job_runs_the_flow_with_the_settings_of_a_stack(
     (run,) = json.loads(listed.stdout)
     assert run["pathspec"].endswith((project / "run.txt").read_text().strip())
     machines = made.aws("stepfunctions").list_state_machines()["stateMachines"]
-    assert "ScoresFlow" in [each["name"] for each in machines]
+    assert f"{made.name}_ScoresFlow" in [each["name"] for each in machines]
     assert [] == [*project.glob(".aflow/data")], "artifacts belong into the bucket"
 
 

@@ -51,6 +51,7 @@ SETTINGS = {
     "METAFLOW_SFN_DYNAMO_DB_TABLE",
     "METAFLOW_SFN_EXECUTION_LOG_GROUP_ARN",
     "METAFLOW_SFN_IAM_ROLE",
+    "METAFLOW_SFN_STATE_MACHINE_PREFIX",
 }
 
 
@@ -82,6 +83,72 @@ def test_the_command_prints_a_template_that_cfn_lint_has_nothing_to_say_of(file:
 
 def test_the_template_can_be_sent_as_it_is(file: Path) -> None:
     assert 51_200 >= file.stat().st_size, "CloudFormation takes larger ones from a bucket alone"
+
+
+# What checkov finds, and why it stays. `scripts/checkov` installs it, into a folder of its own.
+_KEYS = "keys of AWS itself encrypt it: one of one's own costs, and decides about nobody here"
+EXCEPTIONS = {
+    ("CKV_AWS_18", "AccessLogs"): "the logs of the logs would be logged without end",
+    ("CKV_AWS_21", "AccessLogs"): "S3 writes each log once; nobody else may write them",
+    ("CKV_AWS_65", "Cluster"): "container insights are paid for; one service has its own logs",
+    ("CKV_AWS_73", "ApiStage"): "the API passes requests on, and the service logs them",
+    ("CKV_AWS_76", "ApiStage"): "it needs a role of the whole account; the service logs requests",
+    ("CKV_AWS_91", "LoadBalancer"): "network load balancers log TLS alone, which it has none of",
+    ("CKV_AWS_118", "Database"): "enhanced monitoring is paid for, and may be switched on",
+    ("CKV_AWS_119", "Table"): _KEYS,
+    ("CKV_AWS_120", "ApiStage"): "metadata change all the time: a cache would be wrong",
+    ("CKV_AWS_149", "DatabaseSecret"): _KEYS,
+    ("CKV_AWS_149", "ServiceKey"): _KEYS,
+    ("CKV_AWS_157", "Database"): "DatabaseMultiAZ is a parameter, since it doubles the price",
+    ("CKV_AWS_158", "ServiceLogs"): _KEYS,
+    ("CKV_AWS_158", "StepFunctionsLogs"): _KEYS,
+    ("CKV_AWS_161", "Database"): "the service alone reaches it, with a password that no one knows",
+}
+
+
+def test_checkov_finds_nothing_but_what_is_so_for_a_reason(file: Path, repository: Path) -> None:
+    own = repository / ".checkov" / "bin" / "checkov"
+    checkov = str(own) if own.exists() else shutil.which("checkov")
+    if checkov is None:
+        pytest.skip("checkov is not installed: scripts/checkov installs it")
+
+    done = subprocess.run(
+        [checkov, "-f", file, "--framework", "cloudformation", "-o", "json", "--quiet"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+    failed = json.loads(done.stdout)["results"]["failed_checks"]
+    assert EXCEPTIONS.keys() == {
+        (each["check_id"], each["resource"].rpartition(".")[2]) for each in failed
+    }
+
+
+def test_every_role_is_for_services_of_this_account_alone(whole: dict[str, Any]) -> None:
+    trusting = {
+        name: statement
+        for name, each in whole["Resources"].items()
+        if each["Type"] == "AWS::IAM::Role"
+        for statement in each["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+    }
+    mine = {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
+    # Instances and notebooks are no services that act for others: they say no account.
+    assert {"InstanceRole", "NotebookRole"} == {
+        name for name, each in trusting.items() if each.get("Condition") != mine
+    }
+
+
+def test_a_stack_reaches_its_own_part_of_bucket_and_account(whole: dict[str, Any]) -> None:
+    text = json.dumps([each["Resource"] for _, each in statements(whole)])
+    named = set(
+        re.findall(r"(stateMachine:|execution:|rule/|schedule/|job-definition/)([^\"]+)", text)
+    )
+    assert {"${AWS::StackName}_*", "*/${AWS::StackName}_*", "aflow_*",
+            "StepFunctionsGetEventsForBatchJobsRule"} == {name for _, name in named}  # fmt: skip
+    assert "${Bucket.Arn}/metaflow/*" in text
+    assert "${Bucket.Arn}/*" not in text
+    bucket = whole["Resources"]["Bucket"]["Properties"]
+    assert {"Status": "Enabled"} == bucket["VersioningConfiguration"]
+    assert {"Ref": "AccessLogs"} == bucket["LoggingConfiguration"]["DestinationBucketName"]
 
 
 def statements(whole: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -248,7 +315,7 @@ def test_data_outlive_the_stack(whole: dict[str, Any]) -> None:
     kept = {name: each["DeletionPolicy"] for name, each in whole["Resources"].items()
             if "DeletionPolicy" in each}  # fmt: skip
 
-    assert {"Bucket": "Retain", "Database": "Snapshot"} == kept
+    assert {"Bucket": "Retain", "AccessLogs": "Retain", "Database": "Snapshot"} == kept
 
 
 # ------------------------------------------------------------ parameters

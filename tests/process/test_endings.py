@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shelve
 import subprocess
 import sys
 import zlib
@@ -304,7 +305,7 @@ class Flow_(FlowSpec):
 
 
 STEP_THAT_LEAVES_THINGS = """
-import atexit, logging.handlers, threading
+import atexit, gzip, logging.handlers, shelve, threading
 
 class Left:
     def __del__(self, open=open):  # at the end of Python builtins have gone
@@ -329,6 +330,9 @@ class Flow_(FlowSpec):
         KEPT.extend([Left(), numbers(), open("file.txt", "w")])
         next(KEPT[1])
         KEPT[2].write("x")
+        KEPT.extend([gzip.open("packed.gz", "wt"), shelve.open(os.path.abspath("shelf"))])
+        KEPT[3].write("x")  # closed by code of Python, which needs its modules for that
+        KEPT[4]["x"] = 1
         atexit.register(os.mkdir, "exit function")
         threading.Timer(0.1, os.mkdir, ["thread"]).start()
         self.next(self.end)
@@ -339,17 +343,22 @@ class Flow_(FlowSpec):
 """
 
 
-@pytest.mark.parametrize("isolation", ["task", "worker"])
+@pytest.mark.parametrize(
+    "option", [("--isolation", "task"), ("--isolation", "worker"), ("--process", "fork")]
+)
 def test_what_a_step_leaves_open_ends_as_under_plain_python(
-    workspace: Workspace, isolation: str
+    workspace: Workspace, option: tuple[str, str]
 ) -> None:
     workspace.write(STEP_THAT_LEAVES_THINGS)
 
-    ran = workspace.run("--isolation", isolation)
+    ran = workspace.run(*option)
 
     assert ran.code == 0, ran.err
     files = [workspace.path / f"{name}.txt" for name in ("log", "file", "object")]
     assert ["x", "x", "x"] == [file.read_text().strip() for file in files]
+    assert gzip.decompress((workspace.path / "packed.gz").read_bytes()) == b"x"
+    with shelve.open(workspace.path / "shelf") as shelf:
+        assert shelf["x"] == 1
     folders = [workspace.path / name for name in ("generator", "exit function", "thread")]
     assert all(folder.is_dir() for folder in folders)
 

@@ -276,8 +276,16 @@ class Ground:
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
             traceback.print_exc()
         finally:
-            inside.end(code)
+            self._end(code)
         raise AssertionError("a process that has ended")
+
+    def _end(self, code: int) -> NoReturn:
+        """Leave the process, and let go of all that we hold of the user's: it would end later than
+        the modules that it needs for that."""
+        if self._runner is not None:
+            vars(self._runner).clear()
+        vars(self).clear()
+        inside.end(code)
 
     def _let_program_go_on(self, child: int, work: Callable[[], task.Work]) -> NoReturn:
         """Let the program, which waits in the call of its flow, go on with this work."""
@@ -320,8 +328,7 @@ class Ground:
             os.environ.update(environment)
             self._environment = environment
             if imported is None:
-                code = self._serve_from_program()
-                inside.end(code)
+                self._end(self._serve_from_program())
             cold = None
             if any(each not in sys.modules for each in imported["modules"]):
                 cold = self._try_to_warm(imported, {**before, **environment})

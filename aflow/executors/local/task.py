@@ -100,6 +100,8 @@ class Host:
             self._error = error
             _show(error)
             return 130 if isinstance(error, KeyboardInterrupt) else 1
+        finally:
+            set_launcher(_over)  # the one above holds the flow, at the end of the interpreter, too
         return 0
 
     @staticmethod
@@ -320,6 +322,10 @@ class ManyAttempts:
 
 
 _at_start = dict(os.environ)
+
+
+def _over(flow: FlowSpec) -> None:
+    """The program has come to its end: a flow that an exit function calls has nothing to run."""
 
 
 def variables_of(definition: FlowDefinition, step: str) -> dict[str, str]:

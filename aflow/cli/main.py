@@ -102,7 +102,7 @@ OTHERS = {
         "Have a server run flows when they are due.",
         "aflow.cli.schedule:schedule",
     ),
-    "token": ("Who may ask a server for what.", "aflow.cli.token:token"),
+    "token": ("Create, list and revoke API tokens.", "aflow.cli.token:token"),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
 

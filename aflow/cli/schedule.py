@@ -35,10 +35,20 @@ def schedule(words: Sequence[str]) -> object:
         _create_command(server),
         click.Command("list", params=[server], callback=_list, help="Show all schedules."),
         click.Command("show", params=[name, server], callback=_show, help="Show one, as JSON."),
-        click.Command("pause", params=[name, server], callback=_pause, help="Let one rest."),
-        click.Command("resume", params=[name, server], callback=_resume, help="Let it go on."),
-        click.Command("trigger", params=[name, server], callback=_trigger, help="Run it now."),
-        click.Command("delete", params=[name, server], callback=_delete, help="Forget one."),
+        click.Command("pause", params=[name, server], callback=_pause, help="Pause a schedule."),
+        click.Command("resume", params=[name, server], callback=_resume, help="Resume a schedule."),
+        click.Command(
+            "trigger",
+            params=[name, server],
+            callback=_trigger,
+            help="Start a run of a schedule now.",
+        ),
+        click.Command(
+            "delete",
+            params=[name, server],
+            callback=_delete,
+            help="Delete a schedule; its runs stay.",
+        ),
     ]
     group = click.Group("schedule", help=_HELP, commands=commands)
     return group.main([*words], prog_name="aflow schedule", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""`aflow token`: who may ask a server for what."""
+"""`aflow token`: create, list and revoke API tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from aflow.config import Settings
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.own_folders import make_private
 
-_HELP = """Make and revoke the tokens that clients of a server send.
+_HELP = """Create, list and revoke API tokens.
 
-They are kept (as digests) beside the metadata, and hold at once for every server on it.
+Clients of a server send them. The server keeps digests of them beside the metadata. A change holds
+at once for every server with the same metadata.
 
 \b
   aflow token create ci --expires 90d
@@ -48,16 +49,21 @@ def token(words: Sequence[str]) -> object:
                         type=click.Choice(["read", "write"]),
                         default="write",
                         show_default=True,
-                        help="What it allows: to look, or all.",
+                        help="read: look at everything; write: submit, change and cancel, too.",
                     ),
                     option("--expires", metavar="90d", help="[default: never]"),
                     place,
                 ],
                 callback=_create,
-                help="Make a token, and show it, this once.",
+                help="Create a token, and show it: it is not shown again.",
             ),
-            click.Command("list", params=[place], callback=_list, help="Show all."),
-            click.Command("revoke", params=[name, place], callback=_revoke, help="End one."),
+            click.Command("list", params=[place], callback=_list, help="List the tokens."),
+            click.Command(
+                "revoke",
+                params=[name, place],
+                callback=_revoke,
+                help="Revoke a token: it is refused from now on.",
+            ),
         ],
     )
     return group.main([*words], prog_name="aflow token", standalone_mode=False)

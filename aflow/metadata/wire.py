@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -30,6 +30,9 @@ from aflow.metadata import base
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 LARGEST = 256 << 20  # bytes of a frame
+MOST_CONTAINERS = (
+    1_000_000  # lists, maps and records of a call: a commit of 100,000 tasks has fewer
+)
 CALLS = frozenset(
     [
         "create_run", "commit", "hold", "let_go", "abandoned", "request_cancel",
@@ -46,6 +49,11 @@ WRITES = frozenset(
 )  # fmt: skip
 STREAMS = frozenset(
     ["all_manifests", "journal", "journal_after", "tasks", "newest_tasks", "task_columns"]
+)
+
+T = TypeVar("T")
+_BEGINNINGS = bytes(
+    [*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)]
 )
 
 _RECORDS: dict[str, Any] = {
@@ -82,9 +90,15 @@ def pack(value: object) -> bytes:
 
 
 def unpack(body: bytes) -> Any:
-    """The value in these bytes. Raises InvalidMessage."""
+    """The value in these bytes. Raises InvalidMessage, also where far more would be made of them
+    than a call can need: an empty list is one byte to send, and 56 to keep."""
+    # Bytes that begin a list, a map or a record: there are as many of these as that at most, and
+    # counting bytes costs next to nothing.
+    at_most = len(body) - len(body.translate(None, _BEGINNINGS))
     try:
-        return msgpack.unpackb(body, **_unpacking())
+        if at_most <= MOST_CONTAINERS:
+            return msgpack.unpackb(body, **_unpacking())
+        return _Bounded(MOST_CONTAINERS).unpack(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidMessage(f"A call of the metadata service cannot be read: {error}.") from error
 
@@ -134,6 +148,31 @@ def raise_told(frame: list[Any]) -> None:
         raise _ERRORS.get(frame[1], MetadataUnavailable)(frame[2])
 
 
+class _Bounded:
+    """Unpacks one value, with so many lists, maps and records in it at most."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._how = {
+            **_unpacking(),
+            "ext_hook": self._extended,
+            "list_hook": self._counted,
+            "object_hook": self._counted,
+        }
+
+    def unpack(self, data: bytes) -> Any:
+        return msgpack.unpackb(data, **self._how)
+
+    def _counted(self, value: T) -> T:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it has too many values")
+        return value
+
+    def _extended(self, code: int, data: bytes) -> Any:
+        return _made(code, self.unpack(data))
+
+
 @cache
 def _unpacking() -> dict[str, Any]:
     return {
@@ -172,7 +211,10 @@ def _plain(value: str | int | float) -> Any:
 
 
 def _extended(code: int, data: bytes) -> Any:
-    inner = msgpack.unpackb(data, **_unpacking())
+    return _made(code, msgpack.unpackb(data, **_unpacking()))
+
+
+def _made(code: int, inner: Any) -> Any:
     if code == _TUPLE:
         return tuple(inner)
     name, *values = inner

@@ -24,7 +24,7 @@ from aflow.executors.queue_view import (
 from aflow.metadata.documents import documents_of
 from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.orders import fields_of, order_of, resume_order
-from aflow.service.auth import refusal
+from aflow.service.auth import caller_of, refusal
 from aflow.service.bodies import json_of
 from aflow.version import __version__
 
@@ -262,6 +262,11 @@ class ActionRoutes:
             type(seconds) not in (int, float) or not 0 < seconds <= _LONGEST_LIFE
         ):
             raise InvalidInput("'seconds' has to be a positive number, of at most ten years.")
+        caller = caller_of(request)
+        if caller is not None and caller.token is not None and caller.token.expires_at is not None:
+            # A token does not outlive the one that made it.
+            left = max(1.0, caller.token.expires_at - self._clock.now())
+            seconds = left if seconds is None else min(seconds, left)
         made = await asyncio.to_thread(
             tokens.create, self._documents(), name, scope, self._clock.now(), seconds
         )

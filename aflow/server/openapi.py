@@ -11,20 +11,38 @@ from aflow.service import openapi as of_service
 from aflow.version import __version__
 
 _REFUSALS = {
-    400: "What was sent means nothing.",
-    401: "A token is wanted.",
-    403: "The token does not allow it; or, without tokens: it is none of this machine.",
-    404: "There is no such run.",
-    408: "The body did not come to its end in time.",
-    409: "The run has ended.",
+    400: "Malformed or invalid request.",
+    401: "Missing or invalid token.",
+    403: "Access denied: the token has expired, or does not allow this; or, without tokens, a "
+    "request of another site or machine.",
+    404: "Not found.",
+    408: "The body did not arrive in time.",
+    409: "Conflict: the run has ended, or the schedule was changed meanwhile.",
     413: "The body is too large.",
-    415: "The body is of another type, or compressed.",
-    422: "The run did not begin, and this is what it said.",
-    429: "So many runs go on that no more may begin.",
-    503: "The metadata or the datastore do not answer, too many streams go on, or the server is "
-    "being stopped.",
+    415: "The body has another type, or is compressed.",
+    422: "The run did not start; `error` has its output.",
+    429: "Too many runs are active (--max-runs).",
+    503: "The metadata or the datastore do not answer, too many streams are open, or the server is "
+    "shutting down.",
 }
 _REFUSAL = {"type": "object", "properties": {"error": TEXT}, "required": ["error"]}
+_RESULTS = {  # what comes back where the summary says what is done
+    "add_package": "The key of the package.",
+    "add_run": "The pathspec (Flow/run) of the run that was started.",
+    "cancel_run": "The run, and whether it has ended or is stopping.",
+    "put_schedule": "The schedule as it is stored.",
+    "pause_schedule": "The schedule as it is stored.",
+    "delete_schedule": "The name of the schedule that was deleted.",
+    "trigger_schedule": "The pathspec (Flow/run) of the run that was started.",
+    "resume_run": "The pathspec (Flow/run) of the run that was started.",
+    "rerun": "The pathspec (Flow/run) of the run that was started.",
+    "release_messages": "How many messages were released.",
+    "delete_messages": "How many messages were deleted.",
+    "tag_run": "The tags that the run has now.",
+    "delete_run": "The run that was deleted.",
+    "add_token": "The token: it is not shown again.",
+    "revoke_token": "The name of the token that was revoked.",
+}
 _OPEN = ("/healthz", "/readyz")
 
 
@@ -39,12 +57,13 @@ def document(summaries: dict[str, str]) -> dict[str, Any]:
 
 
 def _operation(route: Route, summary: str) -> dict[str, Any]:
+    summary = " ".join(summary.split())
     operation: dict[str, Any] = {
         "operationId": route.name,
-        "summary": " ".join(summary.split()),
+        "summary": summary,
         "security": [{}, {"bearer": []}, {"key": []}],
         "parameters": [*map(_in_path, re.findall(r"{(\w+)}", route.path)), *_in_query(route)],
-        "responses": {str(route.status): _success(route), **_refusals(route)},
+        "responses": {str(route.status): _success(route, summary), **_refusals(route)},
     }
     if route.takes is not None:
         schema = route.body or {"type": "string", "format": "binary"}
@@ -64,9 +83,9 @@ def _in_query(route: Route) -> list[dict[str, Any]]:
     ]
 
 
-def _success(route: Route) -> dict[str, Any]:
+def _success(route: Route, summary: str) -> dict[str, Any]:
     return {
-        "description": "It is told, or done.",
+        "description": _RESULTS.get(route.name, summary),
         "content": {route.says: {"schema": route.answer}},
     }
 

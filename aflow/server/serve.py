@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.clock import SystemClock
 from aflow.errors import AflowError, InvalidSetting
-from aflow.loops import on_signal
+from aflow.loops import fastest_loop, on_signal
 from aflow.metadata.documents import documents_of
 from aflow.server.app import application
 from aflow.server.metrics import Metrics
@@ -81,9 +81,8 @@ def serve(
     another signal comes. Port 0 takes a free one, which `say` is told. Each of `mounts` adds routes
     of its own; `queue` opens the one whose depth is measured. Raises InvalidSetting where it cannot
     listen."""
-    import uvloop
-
-    uvloop.run(_serve(runs, blobs, metadata, listen, say, mounts, queue))
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        runner.run(_serve(runs, blobs, metadata, listen, say, mounts, queue))
 
 
 async def _serve(

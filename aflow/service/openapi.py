@@ -84,9 +84,9 @@ _ANSWERS: dict[str, _Schema] = {
     "add_artifacts": _object({"artifacts_created": _NUMBER}, ["artifacts_created"]),
 }
 _REFUSALS = {
-    400: "What was sent means nothing.",
-    401: "A key is wanted.",
-    404: "There is no such thing, or nothing to which it would belong.",
+    400: "Malformed or invalid request.",
+    401: "Missing or invalid token.",
+    404: "Not found, or what it would belong to is not registered.",
     409: "It is registered already.",
     413: "The body is too large.",
     422: "A system tag cannot be removed.",
@@ -149,7 +149,7 @@ def _responses(route: Route, name: str) -> dict[str, Any]:
         statuses.append(422)
     told: dict[str, Any] = {
         "200": {
-            "description": "It is told, or done.",
+            "description": "What was registered." if route.writes else "What was asked for.",
             "content": {"application/json": {"schema": _answer_of(name)}},
         }
     }

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from aflow.loops import on_signal
+from aflow.loops import fastest_loop, on_signal
 from aflow.service.app import application
 from aflow.service.auth import is_loopback
 from aflow.service.listening import listening, settle
@@ -31,9 +31,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests that go on then are still answered. Port 0 takes a
     free one, which `say` is told. Raises InvalidSetting where it cannot listen."""
-    import uvloop
-
-    uvloop.run(_serve(database, clock, host, port, keys, store, say, open_store))
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        runner.run(_serve(database, clock, host, port, keys, store, say, open_store))
 
 
 async def _serve(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
+import socket
 import sqlite3
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +57,7 @@ class Daemon(Workspace):
         the token of this user, unless it has another one, or names its Host."""
         if not {"Authorization", "x_api_key", "Host"} & headers.keys():
             headers["Authorization"] = f"Bearer {self.token}"
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+        connection = self.connection()
         try:
             connection.request(method, path, body, {"Content-Type": type_, **headers})
             answer = connection.getresponse()
@@ -65,6 +68,27 @@ class Daemon(Workspace):
             connection.close()
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.url.partition("://")[2].partition(":")
+        return host, int(port)
+
+    def connection(self) -> http.client.HTTPConnection:
+        """A new connection to it."""
+        host, port = self.address
+        if self.url.startswith("https:"):
+            context = ssl.create_default_context(cafile=self.path / "cert.pem")
+            return http.client.HTTPSConnection(host, port, timeout=60, context=context)
+        return http.client.HTTPConnection(host, port, timeout=60)
+
+    def socket(self) -> socket.socket:
+        """A new connection to it, for bytes that are no request."""
+        connection = self.connection()
+        connection.connect()
+        made: socket.socket = connection.sock
+        return made
+
+    @property
     def token(self) -> str:
         """That which a server makes at its first start, for the commands of its user."""
         file = self.path / "home" / "server-token"
@@ -73,6 +97,14 @@ class Daemon(Workspace):
     def start_aflow(self, *args: str, **env: str) -> subprocess.Popen[str]:
         """Start `aflow ARGS` with settings of its own, and do not wait."""
         return super().start_aflow(*args, **{"AFLOW_HOME": str(self.path / "home"), **env})
+
+    def without_uvloop(self) -> dict[str, str]:
+        """Variables of a server that finds no uvloop, and uses asyncio's own event loop."""
+        folder = self.path / "no-uvloop"
+        folder.mkdir(exist_ok=True)
+        (folder / "uvloop.py").write_text("raise ImportError('none here')\n")
+        paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"PYTHONPATH": os.pathsep.join(paths)}
 
     def package(self, name: str = "flow.py") -> str:
         """The key of a package of this flow file, which is sent."""

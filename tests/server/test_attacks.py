@@ -8,7 +8,7 @@ import http.client
 import json
 import os
 import re
-import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from aflow.server.orders import fields_of
 from aflow.service.auth import is_page
 from tests.server import attacks
 from tests.server.attacks import OPEN
-from tests.server.conftest import FLOW, Daemon
+from tests.server.conftest import FLOW, Daemon, make_certificate
 
 pytestmark = pytest.mark.xdist_group("attacks")  # two servers are enough
 
@@ -37,8 +37,9 @@ class Client:
     """One connection that is kept, since there is much to ask."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self.address = daemon.url.removeprefix("http://")
-        self.connection = http.client.HTTPConnection(self.address, timeout=60)
+        self.address = daemon.url.partition("://")[2]
+        self.scheme = daemon.url.partition("://")[0]
+        self.connection = daemon.connection()
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, **headers: str
@@ -77,6 +78,10 @@ class Guarded(Daemon):
     meanwhile: there is more than a pipe holds."""
 
     def begin(self, *args: str, **env: str) -> None:
+        """Start it. One that has a certificate speaks TLS, on asyncio's own event loop."""
+        if (self.path / "cert.pem").exists():
+            args = ("--tls-cert", "cert.pem", "--tls-key", "key.pem", *args)
+            env = {**self.without_uvloop(), **env}
         super().begin(*args, **env)
         assert self.process.stderr is not None
         self.log: list[str] = []
@@ -92,16 +97,27 @@ class Guarded(Daemon):
             pipe.close()
         return code
 
+    def start_aflow(self, *args: str, **env: str) -> subprocess.Popen[str]:
+        """Start `aflow ARGS`, which trusts the certificate."""
+        return super().start_aflow(*args, **{"SSL_CERT_FILE": str(self.path / "cert.pem"), **env})
+
     def make(self, *words: str) -> str:
         made = self.finish(self.start_aflow("token", "create", *words))
         assert 0 == made.code, made.err
         return made.out.strip()
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+KINDS = ["http with uvloop", "https with asyncio"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def served(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Daemon]:
     """A server for this machine alone, which asks for no token, that has a run."""
     daemon = Guarded(tmp_path_factory.mktemp("served"))
+    if request.param != KINDS[0]:
+        make_certificate(daemon.path)
     daemon.write(FLOW)
     daemon.begin("--no-auth")
     assert 0 == daemon.submit("flow.py", "--wait").code
@@ -114,9 +130,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 KEY = "canary-of-the-settings"
 
 
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+@pytest.fixture(scope="module", params=KINDS)
+def guarded(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Guarded]:
     daemon = Guarded(tmp_path_factory.mktemp("guarded"))
+    if request.param != KINDS[0]:
+        make_certificate(daemon.path)
     daemon.begin(AFLOW_SERVICE_AUTH_KEY=KEY)
     yield daemon
     assert 0 == daemon.stop()
@@ -181,7 +201,7 @@ def test_no_page_of_another_site_is_answered_by_any_route(client: Client) -> Non
             assert 403 == status, (what, route)
             assert not [name for name in said if name.lower().startswith("access-control-")]
     assert before == text_of_runs(client)
-    own = {"Origin": f"http://{client.address}", "Sec-Fetch-Site": "same-origin"}
+    own = {"Origin": f"{client.scheme}://{client.address}", "Sec-Fetch-Site": "same-origin"}
     assert 200 == client.ask("GET", "/v1/runs", **own)[0]
 
 
@@ -264,8 +284,7 @@ def test_bodies_that_are_compressed_or_too_large_are_refused(client: Client) -> 
 
 @pytest.mark.parametrize("what", attacks.HEADS)
 def test_heads_that_can_be_read_in_two_ways_end_the_connection(served: Daemon, what: str) -> None:
-    host, _, port = served.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with served.socket() as connection:
         with contextlib.suppress(ConnectionError):  # it may end before all of it was sent
             connection.sendall(attacks.HEADS[what])
         said = b""
@@ -277,10 +296,9 @@ def test_heads_that_can_be_read_in_two_ways_end_the_connection(served: Daemon, w
 
 
 def test_a_body_in_pieces_that_is_too_large_is_read_no_further(served: Daemon) -> None:
-    host, _, port = served.url.removeprefix("http://").partition(":")
     head = b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with served.socket() as connection:
         connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
         with contextlib.suppress(ConnectionError):
             for _ in range(40):
@@ -351,12 +369,11 @@ def test_methods_that_somebody_thinks_of_are_counted_as_one(client: Client) -> N
 def test_a_client_that_reads_nothing_costs_no_memory(served: Daemon) -> None:
     served.write(PRINTS, "prints.py")
     run = served.submit("prints.py", "--wait").out.split()[0]
-    host, _, port = served.url.removeprefix("http://").partition(":")
     before = resident(served)
     ask = f"GET /v1/runs/{run}/logs HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
         for _ in range(30):  # 8 MB each
-            connection = socket.create_connection((host, int(port)), timeout=60)
+            connection = served.socket()
             stack.enter_context(connection).sendall(ask)
             assert connection.recv(10).startswith(b"HTTP/1.1 2")
         for _ in range(50):  # it answers others meanwhile
@@ -390,10 +407,9 @@ def test_there_are_not_too_many_streams(served: Daemon) -> None:
     os.mkfifo(gate)
     run = served.submit("waits.py", "--gate", str(gate)).out.strip()
     path = f"/v1/runs/{run}/events?follow=1"
-    host = served.url.removeprefix("http://")
     with contextlib.ExitStack() as stack:
         for _ in range(100):
-            stream = http.client.HTTPConnection(host, timeout=60)
+            stream = served.connection()
             stack.enter_context(contextlib.closing(stream)).request("GET", path)
             assert 200 == stack.enter_context(stream.getresponse()).status
 

@@ -154,7 +154,7 @@ def test_a_run_that_nobody_has_submitted_is_not_recovered(folder: Daemon) -> Non
     ):
         database.execute("UPDATE runs SET state = 'running', finished_at = NULL")
         database.execute(
-            "INSERT INTO leases (run_key, owner, until) SELECT key, 'server:x:1:y', 0 FROM runs"
+            "INSERT INTO leases (run_key, owner, until) SELECT key, 'server/x', 0 FROM runs"
         )
     folder.begin()
     assert folder.process.stderr is not None

@@ -15,9 +15,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from aflow.clock import SystemClock
+from aflow.errors import InvalidMessage
+from aflow.metadata import wire
 from aflow.metadata.base import Batch
 from aflow.metadata.service import ServiceMetadata
 from tests.contracts.metadata_stores import a_run, succeeded, tasks_of
@@ -204,3 +207,16 @@ def test_a_run_goes_on_where_the_service_is_broken_for_a_while(
     assert run.version >= written[-1][0]
     assert len(written) == len({number for number, _ in written}) == len({e for _, e in written})
     store.close()
+
+
+def test_a_call_of_which_far_too_much_would_be_made_is_refused() -> None:
+    whole = wire.pack([[1, {"a": [1, 2]}], {}])
+    assert [[1, {"a": [1, 2]}], {}] == wire.unpack(whole)
+    count = 2 * wire.MOST_CONTAINERS
+    lists = b"\x92\x91\xdd" + count.to_bytes(4, "big") + b"\x90" * count + b"\x80"
+    hidden = wire.pack([[msgpack.ExtType(2, lists)], {}])
+    for body in (lists, hidden):
+        with pytest.raises(InvalidMessage, match="too many values"):
+            wire.unpack(body)
+    text = wire.pack([["\u0080" * wire.MOST_CONTAINERS], {}])  # as many bytes, and one value
+    assert wire.MOST_CONTAINERS == len(wire.unpack(text)[0][0])

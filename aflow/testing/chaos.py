@@ -691,6 +691,8 @@ class Machines:
 
     def kill_coordinator(self) -> bool:
         """SIGKILL to whatever drives the run, and another one that goes on with it."""
+        if self.is_over():
+            return False
         if self._coordinator is None:
             assert self._server is not None, "a server has begun the run"
             pids = _children_of(self._server.pid)
@@ -703,7 +705,10 @@ class Machines:
             self._coordinator.wait()
             if self.fleet.record() is None:
                 self._coordinator = self._begin()
-            elif not self.fleet.is_over():
+            elif self.fleet.is_over():  # it was about to end
+                self._coordinator = None
+                return True
+            else:
                 self.fleet.let_lease_pass()
                 self._coordinator = self.fleet.adopt(**self.clocks["ours"].env)
         self.note_committed()

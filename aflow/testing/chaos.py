@@ -581,6 +581,9 @@ def _topics_of_workers(fleet: Fleet, run: RunRecord) -> set[str]:
 # ------------------------------------------------------------------ the soak
 
 
+MOST_GIVEN_UP = 10  # coordinators of one run that may give up by themselves
+
+
 class Report(NamedTuple):
     """What was done to a run that has kept all promises: how often each fault struck, how many
     tasks it had, how often one of them began, and how long it took."""
@@ -607,6 +610,7 @@ class Machines:
         self.lots = lots
         self._by_server = by_server
         self._isolation = isolation
+        self._gave_up = 0  # coordinators
         self._settled: dict[int, int] = {}  # committed tasks, and how often they had begun by then
         self.clocks = {name: _Clock(fleet.folder / f"clock-{name}") for name in ("ours", "theirs")}
         self._port = _free_port()
@@ -626,13 +630,19 @@ class Machines:
         return self.fleet.begin(*words, output=None, **env)
 
     def is_over(self) -> bool:
-        """Whether the run has ended; raises ChaosError where its coordinator has died by itself."""
+        """Whether the run has ended. A coordinator that gave up, because what it rests on was away
+        when it began, is followed by another; raises ChaosError where that happens all the time."""
         if self._coordinator is None:
             return self.fleet.is_over()
         code = self._coordinator.poll()
-        if code not in (None, 0):
+        if code in (None, 0) or self.fleet.is_over():
+            return code is not None
+        self._gave_up += 1
+        if self._gave_up > MOST_GIVEN_UP or self.fleet.record() is None:
             _fail(f"the coordinator ended with {code}:\n{self.fleet.said()[-4000:]}")
-        return code is not None
+        self.fleet.let_lease_pass()
+        self._coordinator = self.fleet.adopt(**self.clocks["ours"].env)
+        return False
 
     def rest(self, seconds: float) -> None:
         """Let time pass."""

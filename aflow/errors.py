@@ -460,3 +460,15 @@ class RunFailed(AflowError):
         self.step = step
         self.task = task
         self.reason = reason
+
+
+LONGEST_REASON = 4_000  # characters of what is said of a failure in records and messages
+
+
+def clipped(text: str, most: int = LONGEST_REASON) -> str:
+    """The text, without its middle where it is longer: exceptions may hold a whole data set."""
+    if len(text) <= most:
+        return text
+    head, tail = most - most // 4, most // 4
+    left_out = len(text) - head - tail
+    return f"{text[:head]}... ({left_out} characters left out) ...{text[-tail:]}"

@@ -21,7 +21,7 @@ from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext, may_be_re
 from aflow.attempt.task import RunningTask
 from aflow.attempt.variables import Variables
 from aflow.config import Settings
-from aflow.errors import AflowError, InvalidTransition, TaskTimedOut
+from aflow.errors import AflowError, InvalidTransition, TaskTimedOut, clipped
 from aflow.flow.caught import ExceptionWrapper, FailureHandledByCatch
 from aflow.flow.current import current
 from aflow.flow.graph import Kind
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = Variables("environment")
 
+_LONGEST_TEXT = (
+    200_000  # characters of a message or traceback: the exception itself may be an artifact
+)
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _AFLOW = os.path.dirname(os.path.dirname(_PACKAGE)) + os.sep
@@ -576,8 +579,8 @@ def sentence(error: BaseException, step: str = "STEP") -> str:
     if isinstance(error, SystemExit):
         return f"The step called sys.exit({error.code!r}); a step ends by returning."
     if isinstance(error, AflowError):
-        return safe_text(error)
-    text = " ".join(safe_text(error).split())
+        return clipped(safe_text(error))
+    text = " ".join(clipped(safe_text(error)).split())
     if not text and is_cancellation(error):
         text = "what the step awaited was cancelled, by the step or a library."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -597,7 +600,7 @@ def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
     return {
         "type": kind,
         "module": module,
-        "message": safe_text(error),
+        "message": clipped(safe_text(error), _LONGEST_TEXT),
         "traceback": user_traceback(error),
         "caught": caught,
     }
@@ -623,7 +626,7 @@ def user_traceback(error: BaseException) -> str:
         own = [frame for frame in frames.stack if not frame.filename.startswith(_PACKAGE)]
         if own:
             frames.stack = traceback.StackSummary.from_list(own)
-        return storable("".join(frames.format()))
+        return clipped(storable("".join(frames.format())), _LONGEST_TEXT)
     except Exception as another:  # an exception whose own __str__ raises
         return f"{type(error).__name__} (no traceback: {type(another).__name__})\n"
 

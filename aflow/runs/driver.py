@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from aflow.attempt.spec import STREAMS, AttemptReport, AttemptSpec, RunContext
 from aflow.clock import ForwardClock
-from aflow.errors import RunLeft, RunTakenOver, VersionConflict
+from aflow.errors import LONGEST_REASON, AflowError, RunLeft, RunTakenOver, VersionConflict, clipped
 from aflow.executors.base import Orphan
 from aflow.metadata.base import LEASE, SPIN, AttemptRecord, RunUpdate, TaskRecord
 from aflow.runs.attempt_logs import AttemptLogs, Kept
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 HEARTBEAT = 3.0  # seconds between signs of life
 PROGRESS = 300.0  # seconds between reports of progress
 SHOWN_AFTER = 0.5  # seconds until an attempt that goes on is seen to run by others
+MOST_TOLD = 2 * LONGEST_REASON  # characters of a reason that are recorded
 AT_ONCE = 100  # results taken over in one turn of the event loop, which takes some milliseconds
 _STDERR = STREAMS.index("stderr")
 
@@ -178,8 +179,15 @@ class RunDriver:
                 self._go_on(self._unfinished, lost)
             return await self._end()
         except asyncio.CancelledError:  # before it had begun: there is nobody to stop it in order
-            self._stop_here()
+            self._stop_here(RunState.CANCELLED, "The run was cancelled while it began.")
             raise
+        except OSError as error:  # no descriptors or processes are to be had, say
+            reason = f"No process could be started for its tasks: {error.strerror or error}."
+            if self._unfinished is not None:  # others may go on with it
+                self._leaves = True
+                raise AflowError(f"{self._run.flow}/{self._run.run} is left. {reason}") from error
+            self._stop_here(RunState.FAILED, f"The run could not begin. {reason}")
+            return await self._end()
         finally:
             await to_the_end(self._let_go)
 
@@ -192,14 +200,14 @@ class RunDriver:
             except asyncio.CancelledError:
                 self.cancel("The run was cancelled with the tasks of its program.")
 
-    def _stop_here(self) -> None:
-        """Record that the run was cancelled, as it is."""
+    def _stop_here(self, state: RunState, reason: str) -> None:
+        """Record that the run has ended like this, as it is."""
         if self._leaves or self._is_lost or self._final is not None or self._ended.done():
             return
-        now, reason = self._clock.now(), "The run was cancelled while it began."
+        now = self._clock.now()
         self._commits.pending.events.append((now, CancelRequested(reason)))
-        self._commits.pending.run = RunUpdate(RunState.CANCELLED, now, reason)
-        ended = RunEnded(now, self._run.run, RunState.CANCELLED, reason, None, None)
+        self._commits.pending.run = RunUpdate(state, now, reason)
+        ended = RunEnded(now, self._run.run, state, reason, None, None)
         self._final = (self._commits.number, ended)
         self._commits.touch()
 
@@ -537,6 +545,8 @@ class RunDriver:
     def _conclude(self, report: AttemptReport, usage: Usage | None, log: Kept | None) -> None:
         if self._ended.done():
             return
+        if len(report.reason) > MOST_TOLD:  # of whatever process has sent it
+            report = report._replace(reason=clipped(report.reason))
         live = self._live.pop((report.task, report.attempt))
         record = live.ended(report, usage, log, self._clock.now())
         pending, number = self._commits.pending, self._commits.number

@@ -403,3 +403,49 @@ def test_a_helper_that_the_program_forks_does_not_keep_tasks_alive(tmp_path: Pat
     finally:
         os.kill(helper, signal.SIGKILL)  # it holds the pipe
         program.communicate()
+
+
+WITHOUT_DESCRIPTORS = """
+import asyncio, os, resource
+import aflow
+from aflow import FlowSpec, step
+
+class FewFlow(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+
+async def main():
+    url = f"sqlite:///{os.getcwd()}/metadata.db"
+    async with aflow.Coordinator(storage=f"file://{os.getcwd()}", metadata=url) as runs:
+        await (await runs.start(FewFlow)).wait()
+        run, held = await runs.start(FewFlow), []
+        try:
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            ended = await run.wait()
+        for each in held:
+            os.close(each)
+        print(ended.state.value, ended.reason)
+        print((await (await runs.start(FewFlow)).wait()).state.value)
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+    asyncio.run(main())
+"""
+
+
+def test_a_program_without_descriptors_has_a_run_that_failed_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(WITHOUT_DESCRIPTORS)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert 0 == done.returncode, done.stderr
+    first, second = done.stdout.splitlines()
+    why = "The run could not begin. No process could be started for its tasks: Too many open files."
+    assert (f"failed {why}", "succeeded") == (first, second)

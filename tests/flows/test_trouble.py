@@ -450,3 +450,25 @@ def test_a_wide_foreach_and_a_nested_one_come_out_right(workspace: Workspace) ->
     assert ran.code == 0, ran.err
     assert f"sum {sum(x * x for x in range(5000))}" in ran.lines
     workspace.check()
+
+
+def test_an_exception_of_many_megabytes_is_recorded_in_few_kilobytes(workspace: Workspace) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                raise ValueError("head " + "x" * 20_000_000 + " tail")
+        """)
+    ran = workspace.run()
+    assert 1 == ran.code
+    assert 1_000_000 > len(ran.out) + len(ran.err)
+    assert "head xxx" in ran.err
+    assert "characters left out) ..." in ran.err
+    assert " tail" in ran.err
+    assert 2_000_000 > (workspace.path / ".aflow" / "metadata.db").stat().st_size
+    [_, failed] = workspace.latest()[1]
+    assert failed.attempt is not None
+    assert 5_000 > len(failed.attempt.reason)

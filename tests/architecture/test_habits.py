@@ -35,6 +35,8 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     Path("aflow/attempt/variables.py"): "@environment and @secrets set variables for a step",
     Path("aflow/attempt/secrets.py"): "@secrets refuses to hide a variable that is there",
     Path("aflow/executors/local/ground.py"): "a ground has the variables of the steps it is for",
+    Path("aflow/executors/local/inside.py"): "PYTHONBREAKPOINT is Python's own",
+    Path("aflow/own_folders.py"): "XDG_RUNTIME_DIR is the session's",
     Path("aflow/executors/local/task.py"): "a task has the variables of its step from the start",
     Path("aflow/executors/local/warm.py"): "it compares what imports could read",
     Path("aflow/executors/local/work.py"): "a process of many tasks puts back what a task changed",
@@ -135,9 +137,21 @@ DOORS = {Path("aflow/__init__.py"), Path("aflow/client/__init__.py")}
 PACKAGES = [path for path in AFLOW if path.name == "__init__.py" and path not in DOORS]
 
 
-def test_the_init_file_of_a_package_is_one_docstring() -> None:
+def test_the_init_file_of_a_package_says_what_it_is_and_does_nothing() -> None:
+    """It may be the door to the package: names, and how they are found. It runs no statement."""
+
+    def statements(path: Path) -> list[tuple[int, str]]:
+        kinds = (ast.Expr, ast.ImportFrom, ast.Assign, ast.FunctionDef)
+        return [
+            (node.lineno, ast.unparse(node)[:80])
+            for node in tree_of(path).body
+            if not isinstance(node, kinds)
+            or (isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant))
+        ]
+
     assert PACKAGES
-    assert [] == [path for path in PACKAGES if 1 != len(tree_of(path).body)]
+    assert [] == [path for path in PACKAGES if not ast.get_docstring(tree_of(path))]
+    assert {} == violations(PACKAGES, statements)
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -34,6 +34,7 @@ from aflow.waiting import FIRST
 from aflow.worker import Worker, WorkerOptions
 from tests.contracts.executing import Recorder, context_in
 from tests.contracts.flow_of_deeds import DeedFlow
+from tests.support.servers import select_nothing
 
 pytestmark = pytest.mark.asyncio
 TASKS = letters.tasks_topic("default")
@@ -140,7 +141,7 @@ async def until(truth: Callable[[], Any]) -> Any:
         found = await found if asyncio.iscoroutine(found) else found
         if found:
             return found
-        await asyncio.sleep(0.005)
+        await asyncio.to_thread(select_nothing, 0.005)
 
 
 async def waiting(queue: MemoryQueue) -> list[str]:
@@ -195,7 +196,7 @@ async def test_a_task_fails_when_no_worker_that_is_known_can_run_it_and_they_are
         await queue.announce("sick", sick.encode(), 60)
         await queue.announce("well", Presence(["default"], 1, [], {}).encode(), 60)
         await queue.announce("other", Presence(["gpu"], 1, [], {}).encode(), 60)
-        await asyncio.sleep(0.2)
+        await asyncio.to_thread(select_nothing, 0.2)
         assert {} == side.told.reports
 
         await queue.announce("well", b"", 0)
@@ -444,7 +445,7 @@ async def test_what_is_left_of_a_run_that_has_ended_is_dropped_and_not_run(
     async with working(queue, folder) as (_, said, _):
         await until(lambda: any("DeedFlow/1 has ended" in line for line in said))
         while tuple(await queue.depth(TASKS)) != (0, 0, 0):
-            await asyncio.sleep(0.005)
+            await asyncio.to_thread(select_nothing, 0.005)
         assert [] == await queue.topics()  # nothing was reported
 
 
@@ -473,7 +474,7 @@ async def test_a_part_of_a_worker_that_fails_ends_it_and_its_tasks_go_back(
     async with working(queue, folder, lease=0.3) as (worker, _, task):
         if part != "put":
             while (await queue.depth(TASKS)).leased == 0:
-                await asyncio.sleep(0.005)
+                await asyncio.to_thread(select_nothing, 0.005)
             queue.failing[part] = fail
         odd = [Message("odd", b"")]
         await MemoryQueue.put(queue, letters.worker_topic(worker.id)[:64], odd)  # wakes it
@@ -513,3 +514,4 @@ async def test_a_worker_says_that_the_broker_is_away_and_that_it_is_there_again(
         await until(lambda: any("Waiting for the queue memory:" in line for line in said))
         queue.failing.clear()
         await until(lambda: any("is there again" in line for line in said))
+        assert not queue.failing

@@ -13,6 +13,7 @@ from aflow.errors import InvalidName, LeaseLost
 from aflow.queue.base import Depth, Lease, Message, Queue
 from tests.contracts.queue_backends import BACKENDS, MAX_DELIVERIES, Backend, postgres, sqs
 from tests.support.s3 import ACCESS
+from tests.support.servers import select_nothing
 
 LONG = 60.0  # seconds of a lease that does not end meanwhile
 WAIT = 20.0  # seconds after which a test would fail
@@ -251,7 +252,7 @@ async def test_who_skips_all_that_there_is_waits_for_more(
     strict(backend)
     await queue.put("t", of("odd", 300))
     waiting = asyncio.ensure_future(queue.lease(["t"], 1, LONG, WAIT, skip={"odd"}))
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(select_nothing, 0.05)
     await other.put("t", of("good", 1))
     assert ["good:0"] == ids(await waiting)
 
@@ -319,7 +320,7 @@ async def test_what_nobody_can_do_is_buried_at_once(queue: Queue, other: Queue) 
     await queue.bury([lease])
 
     while not (buried := await other.buried("t")):
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(select_nothing, 0.05)
     assert [("a", b"body of a", 1)] == [(each.id, each.body, each.deliveries) for each in buried]
     assert [] == await other.lease(["t"], 1, LONG)
     with pytest.raises(LeaseLost):
@@ -372,7 +373,7 @@ async def test_what_a_worker_announces_is_seen_until_its_time_is_over(
     await queue.announce("worker-1", b"one more", LONG)
     await queue.announce("worker-3", b"", LONG)
     while len(await other.announced() or {}) > 1:
-        await asyncio.sleep(backend.shortest / 2)
+        await asyncio.to_thread(select_nothing, backend.shortest / 2)
     assert {"worker-1": b"one more"} == await other.announced()
     assert [] == await queue.topics()
 

@@ -72,7 +72,8 @@ def test_the_notebook_draws_how_runs_went(
     notebook: Any, settings: dict[str, str], tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path)
-    workspace.write(FLOWS)
+    file = workspace.write(FLOWS)
+    file.write_text(file.read_text().rpartition("if __name__")[0])  # it calls none of them
     ran = [
         workspace.start_aflow("run", f"flow.py:{name}", "--no-pylint")
         for name in ("GoodFlow", "BadFlow")

@@ -207,6 +207,7 @@ SAMPLES = {
     "RUN_ISOLATION": "worker", "PROCESS": "fork", "RUN_PROCESS": "fork",
     "DEBUG": "1", "NO_COLOR": "1", "SPIN_PERSIST": "0",
     "DEFAULT_PACKAGE_SUFFIXES": ".sql", "PACKAGE_SUFFIXES": ".sql",
+    "RETRY_WAIT": "3", "SIGNING_KEY": "0123456789abcdef0123456789abcdef",
 }  # fmt: skip
 FIXED = {"DEFAULT_ENVIRONMENT": "there is one environment"}
 

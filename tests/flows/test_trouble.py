@@ -144,7 +144,8 @@ def test_what_tasks_have_started_ends_with_a_run_that_is_stopped_or_killed(
     process = workspace.start("--no-pylint", "run", "--isolation", isolation, "--hangs", "True")
     wait_until(lambda: (workspace.path / "pids").exists() and len(living(workspace)) == 2)
     process.send_signal(signum)
-    workspace.finish(process)
+    ran = workspace.finish(process)
+    assert ran.code != 0
     wait_until(lambda: [] == living(workspace))
 
 

@@ -279,6 +279,7 @@ def test_the_keyboard_moves_through_pages_and_rows(browser: Browser) -> None:
     box = browser.driver.switch_to.active_element
     box.send_keys(browser.site.run, Keys.ENTER)
     browser.until(lambda: browser.driver.current_url.endswith(browser.site.run))
+    assert browser.find(".run-head")
 
 
 def test_a_log_of_many_lines_costs_what_is_on_the_screen(browser: Browser) -> None:
@@ -329,4 +330,4 @@ def test_a_browser_without_a_token_is_asked_for_one(browser: Browser) -> None:
     field = browser.find("input[name=token]")[0]
     field.clear()
     field.send_keys(browser.site.token, Keys.ENTER)
-    browser.until(lambda: browser.find("tr[data-row]"))
+    assert browser.until(lambda: browser.find("tr[data-row]"))

@@ -224,7 +224,8 @@ class QueueExecutor:
                     await self._queue.remove(letters.worker_topic(worker), ids)
                 await self._queue.drop(self._reply)
         except (QueueError, StorageError, TimeoutError) as error:
-            _log.warning("What is left of a run in the queue could not be taken out: %s", error)
+            why = str(error) or f"{self._queue.url} does not answer."
+            _log.warning("What is left of a run in the queue could not be taken out: %s", why)
 
     async def stop(self) -> None:
         """Interrupt all that is in the queue or runs, and let go of the queue."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from aflow.clock import Clock
 
 
+_SHOWN = 2000  # characters of an error that is too large
+
+
 class _Reader(NamedTuple):
     """A coordinator: the topic that it reads, and its run."""
 
@@ -154,22 +157,23 @@ class Outbox:
 
 
 def _too_large(event: Sequence[Any], url: str) -> Sequence[Any]:
-    """The end of an attempt whose report is larger than the queue takes."""
+    """The end of an attempt whose report is larger than the queue takes: an error is cut, and a
+    success that cannot be told is a failure."""
     _, task, attempt, max_rss, cpu, *fields = event
     report = AttemptReport(task, attempt, *fields)
-    size = len(report.manifest or b"") + len(report.reason)
-    report = report._replace(
-        state=AttemptState.FAILED.value,
-        reason=(
-            f"What the task has to report ({size} bytes: its small artifacts, or its error) is "
-            f"larger than the queue {url} takes: put many small artifacts into one list or dict, "
-            "or name a store for such messages in the URL of the queue (?bodies= for SQS)."
-        ),
-        retryable=False,
-        steps=(),
-        foreach=None,
-        splits=None,
-        manifest=None,
-        metadata=(),
-    )
+    report = report._replace(steps=(), foreach=None, splits=None, manifest=None, metadata=())
+    if report.state != AttemptState.SUCCEEDED.value:
+        cut = f"{report.reason[:_SHOWN]}... (of {len(report.reason)} characters)"
+        report = report._replace(reason=report.reason if len(report.reason) <= _SHOWN else cut)
+    else:
+        size = len(AttemptReport(task, attempt, *fields).manifest or b"")
+        report = report._replace(
+            state=AttemptState.FAILED.value,
+            reason=(
+                f"What the task keeps of its small artifacts ({size} bytes) is larger than the "
+                f"queue {url} takes: put many of them into one list or dict, or name a store for "
+                "such messages in the URL of the queue (?bodies= for SQS)."
+            ),
+            retryable=False,
+        )
     return (letters.ENDED, task, attempt, max_rss, cpu, *report[2:])

@@ -27,9 +27,11 @@ from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Depth, Lease, Message, group_of
 from aflow.queue.memory import MemoryQueue
+from aflow.remote.outbox import Outbox
 from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import NoInputs
 from aflow.storage.local import LocalStore
+from aflow.storage.manifest import Manifest
 from aflow.waiting import FIRST
 from aflow.worker import Worker, WorkerOptions
 from tests.contracts.executing import Recorder, context_in
@@ -38,6 +40,7 @@ from tests.support.servers import select_nothing
 
 pytestmark = pytest.mark.asyncio
 TASKS = letters.tasks_topic("default")
+REPORTS = letters.reports_topic("DeedFlow", "1")
 KEY, OTHER = b"k" * 32, b"o" * 32
 
 
@@ -485,6 +488,36 @@ async def test_a_part_of_a_worker_that_fails_ends_it_and_its_tasks_go_back(
             await task
         (lease,) = await queue.lease([TASKS], 1, 60)
         assert ("run:1:0", 1) == (lease.id, lease.deliveries)
+
+
+async def test_a_report_that_is_too_large_for_the_queue_is_cut_or_fails_its_attempt(
+    queue: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shared, "largest", 10_000)
+    outbox = Outbox(queue, "worker", (), SystemClock())
+    sending = asyncio.ensure_future(outbox.send())
+    task = TaskLetter("file:///store", "DeedFlow", "1", "0" * 64, REPORTS, b"", 0)
+    large = Manifest("act", error={"message": "z" * 50_000}).encode()
+    error = [letters.ENDED, 1, 0, None, None, "failed", "z" * 50_000, True, [], None, None, large]
+    done = [letters.ENDED, 2, 0, None, None, "succeeded", "", True, ["end"], None, None, large]
+    for event in (
+        [letters.LOGGED, 1, 0, 0, 1.0, b"o" * 50_000], error, [letters.GROWN, 2, 0, 5, large], done
+    ):  # fmt: skip
+        outbox.add(task, event)
+    outbox.close()
+    await sending
+
+    leases = await queue.lease([REPORTS], 100, 60)
+    assert max(len(each.body) for each in leases) <= 10_000
+    told = [unseal_letter(each.body, "reports", (), REPORTS, None).events for each in leases]
+    events = [event for several in told for event in several]
+    assert 50_000 == sum(len(each[5]) for each in events if each[0] == letters.LOGGED)
+    cut, refused = (each for each in events if each[0] == letters.ENDED)
+    assert ("failed", True) == (cut[5], cut[7])
+    assert "z... (of 50000 characters)" in cut[6]
+    assert ("failed", False, []) == (refused[5], refused[7], refused[8])
+    assert "larger than the queue memory: takes" in refused[6]
+    assert not [each for each in events if each[0] == letters.GROWN]
 
 
 async def test_a_worker_keeps_its_grace_time_while_the_broker_is_away(

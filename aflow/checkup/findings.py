@@ -202,5 +202,11 @@ def of_service(name: str, url: str, status: int, version: str | None, own: bool)
             f"What answers at {url} is no metadata service.",
             "Check AFLOW_SERVICE_URL: behind an API Gateway it ends in /api/, say.",
         )
-    kind = "aflow's" if own else "Metaflow's own"
-    return ok(name, f"{url} answers as {kind} metadata service, version {version}.")
+    if own:
+        return ok(name, f"{url} answers as aflow's metadata service, version {version}.")
+    return ok(
+        name,
+        f"{url} answers as Metaflow's own metadata service, version {version}: runs are registered "
+        "there. Their records are kept in .aflow of each folder, those of deployed flows in the "
+        "datastore.",
+    )

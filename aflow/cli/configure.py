@@ -129,17 +129,25 @@ def stack_parameters() -> list[click.Parameter]:
 def import_stack(name: str, profile: str | None, region: str | None, yes: bool) -> int:
     """Take what the outputs of a stack say."""
     from aflow.stack.aws import Stack
-    from aflow.stack.settings import settings_of
+    from aflow.stack.settings import is_of_metaflow, settings_of
 
     target = config_file(profile)
     stack = Stack(name, region)
-    values = settings_of(name, stack.outputs(), stack.key)
+    outputs = stack.outputs()
+    values = settings_of(name, outputs, stack.key)
     there = target.read()
     if there is not None:
         _confirm(f"{target.path} is there already. Change it?", yes)
     taken = {bare(key) for key in values}
     kept = {key: value for key, value in (there or {}).items() if bare(key) not in taken}
     _write(target, {**kept, **values})
+    if is_of_metaflow(outputs):
+        click.echo(
+            "The stack is of Metaflow's own template: `run --with batch`, `step-functions`, "
+            "`resume` and the client work with it. Runs are registered in its metadata service; "
+            "their records are kept in .aflow of each folder, those of deployed flows in its "
+            "bucket. Jobs need an image with aflow in it (AFLOW_BATCH_CONTAINER_IMAGE)."
+        )
     chosen = f"AFLOW_PROFILE={profile} " if profile else ""
     click.echo(f"Whether all of it can be used says: {chosen}aflow doctor")
     return 0

@@ -36,6 +36,11 @@ def template() -> str:
     return (files("aflow.stack") / "cloudformation.yaml").read_text("utf-8")
 
 
+def is_of_metaflow(outputs: Iterable[Output]) -> bool:
+    """Whether a stack is made of Metaflow's own template, whose metadata service is Metaflow's."""
+    return any(each.name in ("MetaflowDataStoreS3Url", "MigrationFunctionName") for each in outputs)
+
+
 def settings_of(
     stack: str, outputs: Iterable[Output], fetched: Callable[[str], str]
 ) -> dict[str, str]:

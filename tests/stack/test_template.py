@@ -131,6 +131,8 @@ def test_every_role_is_for_services_of_this_account_alone(whole: dict[str, Any])
         for statement in each["Properties"]["AssumeRolePolicyDocument"]["Statement"]
     }
     mine = {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
+    people = {"AWS": {"Ref": "UserPrincipalArn"}}
+    assert people == trusting.pop("UserRole")["Principal"], "it is for whom the parameter names"
     # Instances and notebooks are no services that act for others: they say no account.
     assert {"InstanceRole", "NotebookRole"} == {
         name for name, each in trusting.items() if each.get("Condition") != mine

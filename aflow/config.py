@@ -25,6 +25,7 @@ from aflow import ids
 from aflow.config_files import ConfigFile, expanded, files_of_profile, home_of_settings
 from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
 from aflow.own_folders import refuse_foreign
+from aflow.secret import Secret
 
 FOLDER = ".aflow"
 PACKAGE_SUFFIXES = (".py", ".R", ".RDS")
@@ -84,13 +85,13 @@ class Settings:
     executor: str = "local"
     owner: str = "run"
     queue: str | None = None
-    signing_keys: tuple[str, ...] = field(default=(), repr=False)
+    signing_keys: tuple[Secret, ...] = ()
     spin_persist: bool = True
     tempdir: str = "."
     service_url: str | None = None
     health_file: str | None = None
     health_url: str | None = None
-    service_auth_keys: tuple[str, ...] = field(default=(), repr=False)
+    service_auth_keys: tuple[Secret, ...] = ()
 
     @classmethod
     def load(
@@ -194,7 +195,7 @@ class Settings:
     def signing_key_bytes(self) -> tuple[bytes, ...]:
         """The keys of messages: the first signs, and each is good for what comes. None: they are
         not signed."""
-        return tuple(key.encode() for key in self.signing_keys)
+        return tuple(key.reveal().encode() for key in self.signing_keys)
 
     @property
     def default_namespace(self) -> str:
@@ -207,6 +208,31 @@ def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> 
     variables, which are not for it to know."""
     known = {name: value for name, value in os.environ.items() if name not in without}
     return {**known, **more}
+
+
+# What signs the messages between coordinators and workers: steps have no use for it, and whoever
+# has it can have workers run code.
+KEYS_OF_MESSAGES = ("AFLOW_SIGNING_KEY", "METAFLOW_SIGNING_KEY")
+
+
+def without_signing_key(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that runs steps."""
+    return {name: value for name, value in environment.items() if name not in KEYS_OF_MESSAGES}
+
+
+def forget_signing_key() -> None:
+    """Take the key of messages out of the environment of this process, and out of the memory that
+    `/proc/PID/environ` shows of it, if it is there. It has been read before, or is not needed."""
+    for name in KEYS_OF_MESSAGES:
+        if name in os.environ:
+            import ctypes  # few programs have a key
+
+            libc = ctypes.CDLL(None)
+            libc.getenv.restype = ctypes.c_void_p
+            place = libc.getenv(name.encode())
+            if place:
+                ctypes.memset(place, 0, len(ctypes.string_at(place)))
+            del os.environ[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +380,11 @@ def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[
     for secret in (headers, key):
         _refuse_strangers(hit, secret)
     found = {} if headers is None else {str(k): str(v) for k, v in _mapping(headers).items()}
-    return found if key is None else {**found, "x-api-key": next(iter(_keys(key)), "")}
+    return (
+        found
+        if key is None
+        else {**found, "x-api-key": next((each.reveal() for each in _keys(key)), "")}
+    )
 
 
 def _refuse_strangers(address: _Hit | None, secret: _Hit | None) -> None:
@@ -405,7 +435,10 @@ class _Hit(NamedTuple):
     place: str
 
     def refuse(self, allowed: str) -> NoReturn:
-        raise InvalidSetting(f"{self.key} {self.place} is {self.value!r}; allowed: {allowed}.")
+        shown = without_passwords(repr(self.value))
+        if self.key.endswith(("_KEY", "_HEADERS")):
+            shown = "what cannot be used"
+        raise InvalidSetting(f"{self.key} {self.place} is {shown}; allowed: {allowed}.")
 
 
 def _look_up(sources: list[_Source], keys: tuple[str, ...]) -> _Hit | None:
@@ -480,11 +513,11 @@ def _words(hit: _Hit) -> tuple[str, ...]:
     return tuple(_text(hit).split())
 
 
-def _keys(hit: _Hit) -> tuple[str, ...]:
-    return tuple(key.strip() for key in _text(hit).split(",") if key.strip())
+def _keys(hit: _Hit) -> tuple[Secret, ...]:
+    return tuple(Secret(key.strip()) for key in _text(hit).split(",") if key.strip())
 
 
-def _signing_keys(hit: _Hit) -> tuple[str, ...]:
+def _signing_keys(hit: _Hit) -> tuple[Secret, ...]:
     keys = tuple(_text(hit).replace(",", " ").split())
     if not keys or min(map(len, keys)) < SHORTEST_KEY:
         # Not with `refuse`, which shows the value.
@@ -493,7 +526,7 @@ def _signing_keys(hit: _Hit) -> tuple[str, ...]:
             f"{SHORTEST_KEY} characters, as `openssl rand -hex 32` makes it (several with commas, "
             "of which the first signs); unset it where messages are not to be signed."
         )
-    return keys
+    return tuple(map(Secret, keys))
 
 
 def _suffixes(hit: _Hit) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def _serve(metadata: str | None, host: str, port: int) -> None:
     database = open_database(url, settings.durability)
     try:
         store = _own_metadata(url, settings.durability)
-        keys = settings.service_auth_keys
+        keys = tuple(each.reveal() for each in settings.service_auth_keys)
         check_guarded(host, keys, store, anonymous=False)
         if not keys:
             _log.warning(

@@ -158,7 +158,7 @@ def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequenc
     from aflow import tokens
     from aflow.service.auth import check_guarded, is_loopback
 
-    keys = settings.service_auth_keys
+    keys = tuple(each.reveal() for each in settings.service_auth_keys)
     check_guarded(host, keys, records, anonymous=no_auth)
     if no_auth and keys:
         raise InvalidSetting(

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from aflow.cli.options import option
-from aflow.config import Settings, usable_cpus
+from aflow.config import Settings, forget_signing_key, usable_cpus
 from aflow.errors import InvalidSetting
 from aflow.own_folders import make_private
 
@@ -100,6 +100,7 @@ def _worker(
         settings.signing_key_bytes,
         quiet,
     )
+    forget_signing_key()
     options.folder.parent.mkdir(parents=True, exist_ok=True)
     make_private(options.folder)
     health_file = Path(settings.health_file) if settings.health_file else None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib import import_module
 
-from aflow.config import environment_with
+from aflow.config import environment_with, forget_signing_key, without_signing_key
 from aflow.executors.local.program import started
 from aflow.first_process import delegate_if_first
 
@@ -82,6 +82,7 @@ def fork_ground() -> ForkedGround:
     code = 1
     try:
         os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
+        forget_signing_key()
         ours.close()
         # Imported here, while the coordinator imports its own: on two cores at once.
         path = sys.path if sys.flags.safe_path else sys.path[1:]
@@ -119,7 +120,9 @@ def spawn_ground(
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=environment,
+                env=without_signing_key(
+                    environment_with({}) if environment is None else environment
+                ),
                 cwd=folder,
                 start_new_session=True,  # the terminal's Ctrl-C is for the coordinator alone
             )

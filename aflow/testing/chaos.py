@@ -15,8 +15,8 @@ sets their clocks, and does whatever else it is given, at moments drawn from the
   The journal has no gap, and the database is whole.
 - Nothing began again after it was committed (by the ledger, which steps write to outside of aflow).
 - Every blob that a manifest refers to is there and has that digest.
-- No process is left. No message waits, is leased or buried, but reports that say nothing new, where
-  workers were killed or late (`late`).
+- No process is left. No message waits, is leased or buried, but for reports that say nothing new,
+  and leases of workers that were killed (`late`).
 
 `scripts/soak` in aflow's repository runs it for hours. Linux alone: processes are found in /proc.
 """
@@ -560,7 +560,10 @@ async def _check_queue(
         for topic in ("tasks.default", "tasks.gpu", *_topics_of_workers(fleet, run), reports):
             if topic == reports and late:
                 continue
-            assert tuple(await queue.depth(topic)) == (0, 0, 0), topic
+            ready, leased, buried = await queue.depth(topic)
+            # A worker that was killed may still have it: the next one that gets it drops it.
+            assert (ready, buried) == (0, 0), topic
+            assert leased == 0 or late, topic
         for lease in await queue.lease([reports], 10_000, 60.0):
             letter = letters.unseal_letter(lease.body, "reports", (), reports, None)
             said = {(task, attempt) for _, task, attempt, *_ in letter.events}

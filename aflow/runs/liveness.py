@@ -11,10 +11,12 @@ that cannot be asked is believed to go on, since the other mistake deletes resul
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from aflow.errors import AflowError, VersionConflict
@@ -32,7 +34,11 @@ ENGINE = "step-functions"
 Asked = Literal["over", "asked", "ended"]
 
 _RENEWED = 0.5  # seconds by which a lease has to have grown to have been renewed
+_JOB = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)")  # the id of a job
 _TRIES = 10  # to write the end of a run, while a coordinator that was late still writes
+
+
+_log = logging.getLogger("aflow")
 
 
 class Engine(NamedTuple):
@@ -145,14 +151,34 @@ def end_left_run(
         now = metadata.run(run.flow, run.run)
         if now is None or now.state in TERMINAL_RUN_STATES:
             return False
+        end = _end_of(metadata, now, state, reason, at)
         try:
-            metadata.commit(run.key, now.version, _end_of(metadata, now, state, reason, at))
+            metadata.commit(run.key, now.version, end)
         except VersionConflict:  # by a coordinator whose lease has expired: it is refused from now
             continue
+        _end_jobs([each.handle for each in end.attempts], reason)
         return True
     if not deployed:
         metadata.let_go(run.key, owner)
     return False
+
+
+def _end_jobs(handles: Sequence[str], reason: str) -> None:
+    """End the jobs of AWS Batch that have these handles: nobody else is left to do it."""
+    jobs = {found[0] for each in handles if (found := _JOB.match(each)) is not None}
+    if not jobs:
+        return
+    try:
+        from aflow.aws.calls import Calls  # botocore, which few commands need
+
+        calls = Calls()
+        try:
+            for job in sorted(jobs):
+                calls.terminate(job, reason[:1000])
+        finally:
+            calls.close()
+    except AflowError as error:
+        _log.warning("Jobs of AWS Batch go on (end them with `batch kill`): %s", error)
 
 
 def _end_of(

@@ -259,6 +259,26 @@ def test_what_a_killed_coordinator_has_submitted_its_successor_finds(bench: Benc
     assert [3] == bench.sizes_of_jobs("Trouble", name), "none was submitted again"
 
 
+def test_the_jobs_of_a_run_that_nobody_drives_end_when_it_is_cancelled(bench: Bench) -> None:
+    words = ["--what", "wait", "--gate", str(bench.folder / "never"), "--n", "3"]
+    with bench.running(*words) as run:
+        bench.until_listed("3 running")
+        run.kill()
+    name = bench.latest("Trouble").pathspec
+    # It watches the lease of the coordinator that was killed until that is over.
+    cancel = [sys.executable, "-m", "aflow", "cancel", name]
+    done = subprocess.run(
+        cancel, capture_output=True, text=True, cwd=bench.folder, timeout=60, check=False
+    )
+
+    assert (0, f"{name} is cancelled: nobody drove it any more.\n") == (
+        done.returncode,
+        done.stdout,
+    ), done.stderr
+    assert "cancelled" == bench.latest("Trouble").status
+    bench.until_listed("no jobs that have not ended")
+
+
 def test_bad_weather_in_aws_changes_nothing(bench: Bench) -> None:
     with FaultyProxy(bench.aws.endpoint, seed=7) as proxy:
         proxy.faults += [

@@ -24,7 +24,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable
-from itertools import compress, islice
+from itertools import compress, islice, pairwise
 from typing import Any, NoReturn
 
 # What the end of an object of a type can do outside of the process. A function looks at the object
@@ -47,11 +47,13 @@ _HARMLESS_DEL = frozenset({
     ("asyncio.base_events", "BaseEventLoop"),
     ("click._compat", "_NonClosingTextIOWrapper"),
     ("http.client", "HTTPResponse"),
+    ("joblib.externals.loky.backend.resource_tracker", "ResourceTracker"),
     ("lightgbm.basic", "Booster"),
     ("lightgbm.basic", "Dataset"),
     ("lightgbm.basic", "_InnerPredictor"),
     ("multiprocessing.connection", "_ConnectionBase"),
     ("multiprocessing.pool", "Pool"),
+    ("multiprocessing.resource_tracker", "ResourceTracker"),
     ("multiprocessing.shared_memory", "SharedMemory"),
     ("posix", "ScandirIterator"),
     ("socket", "SocketIO"),
@@ -68,15 +70,16 @@ _HARMLESS_DEL = frozenset({
 
 # Libraries whose extension types hold memory, or what the kernel closes with the process.
 _HARMLESS_LIBRARIES = frozenset({
-    "_blake3", "_brotli", "_cffi_backend", "aflow", "aiohttp", "asyncpg", "bcrypt", "blake3",
-    "bs4", "charset_normalizer", "contourpy", "cryptography", "cymem", "cytoolz", "frozenlist",
-    "google", "greenlet", "hiredis", "jaxlib", "joblib", "kiwisolver", "lightgbm", "llvmlite",
-    "lxml", "lz4", "markupsafe", "matplotlib", "ml_dtypes", "msgpack", "multidict", "murmurhash",
-    "numba", "numexpr", "numpy", "orjson", "pandas", "pillow", "PIL", "polars", "propcache",
-    "psutil", "psycopg", "psycopg_binary", "psycopg_c", "pyarrow", "pydantic_core", "rapidfuzz",
-    "regex", "rpds", "ruamel", "safetensors", "scipy", "shapely", "simplejson", "sklearn",
-    "sqlalchemy", "statsmodels", "tiktoken", "tokenizers", "torch", "ujson", "uvloop", "wrapt",
-    "xgboost", "xxhash", "yaml", "yarl", "zstandard",
+    "_blake3", "_brotli", "_cffi_backend", "_polars_runtime", "_polars_runtime_32",
+    "_polars_runtime_64", "_polars_runtime_compat", "aflow", "aiohttp", "asyncpg", "bcrypt",
+    "blake3", "bs4", "charset_normalizer", "contourpy", "cryptography", "cymem", "cytoolz",
+    "frozenlist", "google", "greenlet", "grpc", "hiredis", "jaxlib", "joblib", "kiwisolver",
+    "lightgbm", "llvmlite", "lxml", "lz4", "markupsafe", "matplotlib", "ml_dtypes", "msgpack",
+    "multidict", "murmurhash", "numba", "numexpr", "numpy", "orjson", "pandas", "PIL", "pillow",
+    "polars", "propcache", "psutil", "psycopg", "psycopg_binary", "psycopg_c", "pyarrow",
+    "pydantic_core", "rapidfuzz", "regex", "rpds", "ruamel", "safetensors", "scipy", "shapely",
+    "simplejson", "sklearn", "sqlalchemy", "statsmodels", "tiktoken", "tokenizers", "torch",
+    "ujson", "uvloop", "wrapt", "xgboost", "xxhash", "yaml", "yarl", "zstandard",
 })  # fmt: skip
 _HARMLESS = sys.stdlib_module_names | _HARMLESS_LIBRARIES
 # Types of theirs, and of the standard library, which do more than that when they end.
@@ -284,9 +287,9 @@ def _is_unknown_extension(kind: type) -> bool:
     if top == "builtins":
         # Types of Rust libraries say that they are of this module.
         return bool(kind.__flags__ & _HEAP_TYPE) and not _is_of_harmless_library(kind)
-    if top in _HARMLESS:
+    if top in _HARMLESS or type(kind).__module__ == "enum":
         return False
-    return _is_extension(sys.modules.get(home))
+    return _is_unknown(sys.modules.get(home))
 
 
 def _is_of_harmless_library(kind: type) -> bool:
@@ -306,6 +309,18 @@ def _top(name: str) -> str:
     return name.partition(".")[0]
 
 
+def _is_unknown(module: object) -> bool:
+    """Whether an extension module is of none of the harmless libraries, by its file: some call
+    themselves by another name."""
+    if not _is_extension(module):
+        return False
+    parts = str(getattr(module, "__file__", "")).split(os.sep)
+    return not any(
+        folder in ("site-packages", "dist-packages") and _top(name) in _HARMLESS
+        for folder, name in pairwise(parts)
+    )
+
+
 def _is_extension(module: object) -> bool:
     file = getattr(module, "__file__", None)
     return isinstance(file, str) and file.endswith((".so", ".pyd"))
@@ -318,7 +333,7 @@ def _has_unknown_extensions() -> bool:
     new = [*islice(reversed(sys.modules), len(sys.modules) - _modules)]
     _modules = len(sys.modules)
     _unknown_extensions = _unknown_extensions or any(
-        _top(name) not in _HARMLESS and _is_extension(sys.modules.get(name)) for name in new
+        _top(name) not in _HARMLESS and _is_unknown(sys.modules.get(name)) for name in new
     )
     return _unknown_extensions
 

@@ -125,6 +125,9 @@ _TEST_CARDS = {
         "TestTimeoutCard",
         "_component_values_to_hash",
     )
+} | {
+    "MetaflowCard": "aflow.cards.card:Card",
+    "MetaflowCardComponent": "aflow.cards.components:Component",
 }
 _PARAMETERS = {
     "DeployTimeField": "aflow.flow.parameters:Parameter",
@@ -220,6 +223,9 @@ MODULES: dict[str, dict[str, str]] = {
     "flowspec": {
         "FlowSpec": "aflow:FlowSpec",
         "InvalidNextException": "aflow.errors:InvalidTransition",
+        "MetaflowException": "aflow.errors:AflowError",
+        "MissingInMergeArtifactsException": "aflow.errors:MissingInMergeArtifacts",
+        "UnhandledInMergeArtifactsException": "aflow.errors:UnhandledInMergeArtifacts",
     },
     "graph": {
         "DAGNode": "aflow.flow.private:GraphNode",
@@ -268,7 +274,10 @@ MODULES: dict[str, dict[str, str]] = {
     "plugins.cards.card_modules.components": _CARDS,
     "plugins.cards.card_modules.test_cards": _TEST_CARDS,
     "plugins.cards.exception": _CARD_ERRORS,
-    "plugins.catch_decorator": {"FailureHandledByCatch": "aflow.flow.caught:FailureHandledByCatch"},
+    "plugins.catch_decorator": {
+        "CatchDecorator": "aflow.flow.decorators.catch:Catch",
+        "FailureHandledByCatch": "aflow.flow.caught:FailureHandledByCatch",
+    },
     "plugins.datatools": _S3,
     "plugins.datatools.local": {
         "MetaflowLocalNotFound": "aflow.errors:ObjectNotFound",
@@ -276,10 +285,21 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "plugins.datatools.s3": _S3,
     "plugins.datatools.s3.s3": _S3,
+    "plugins.environment_decorator": {
+        "EnvironmentDecorator": "aflow.flow.decorators.environment:Environment"
+    },
     "plugins.metadata_providers": {},
     "plugins.metadata_providers.service": {"ServiceException": "aflow.errors:MetadataError"},
+    "plugins.parallel_decorator": {"ParallelDecorator": "aflow.flow.decorators.parallel:Parallel"},
     "plugins.parsers": _PARSERS,
-    "plugins.timeout_decorator": {"TimeoutException": "aflow.errors:TaskTimedOut"},
+    "plugins.resources_decorator": {
+        "ResourcesDecorator": "aflow.flow.decorators.resources:Resources"
+    },
+    "plugins.retry_decorator": {"RetryDecorator": "aflow.flow.decorators.retry:Retry"},
+    "plugins.timeout_decorator": {
+        "TimeoutDecorator": "aflow.flow.decorators.timeout:Timeout",
+        "TimeoutException": "aflow.errors:TaskTimedOut",
+    },
     "pylint_wrapper": {"PyLintWarn": "aflow.errors:InvalidInput"},
     "runner": {},
     "runner.deployer": {

@@ -93,7 +93,13 @@ def definition_of(
                 "AFLOW_ECS_FARGATE_EXECUTION_ROLE."
             )
         definition["platformCapabilities"] = ["FARGATE"]
-        properties["networkConfiguration"] = {"assignPublicIp": "ENABLED"}
+        assigned = (settings.public_ip or "ENABLED").upper()
+        if assigned not in ("ENABLED", "DISABLED"):
+            raise InvalidSetting(
+                "AFLOW_BATCH_ASSIGN_PUBLIC_IP must be ENABLED or DISABLED, not "
+                f"{settings.public_ip!r}."
+            )
+        properties["networkConfiguration"] = {"assignPublicIp": assigned}
         size = _of(batch, "ephemeral_storage", None)
         if size:
             properties["ephemeralStorage"] = {"sizeInGiB": int(size)}

@@ -21,6 +21,7 @@ KEYS = {
     "runtime_limit": ("DEFAULT_RUNTIME_LIMIT",),
     "emit_tags": ("BATCH_EMIT_TAGS",),
     "default_tags": ("BATCH_DEFAULT_TAGS",),
+    "public_ip": ("BATCH_ASSIGN_PUBLIC_IP",),
 }
 
 # Settings that jobs have from who starts them. A key is not among them: whoever may look at jobs
@@ -37,8 +38,8 @@ _PASSED_ON = (
 class AwsSettings:
     """The settings, as they were found; None where one is not set. `internal_url` is the address
     of the metadata service as jobs see it, `runtime_limit` the seconds of a job without
-    @timeout. With `emit_tags` jobs of runs are marked with the run; `default_tags` are a JSON
-    object of further marks."""
+    @timeout, `public_ip` ENABLED or DISABLED for jobs on Fargate. With `emit_tags` jobs of runs are
+    marked with the run; `default_tags` are a JSON object of further marks."""
 
     queue: str | None = None
     image: str | None = None
@@ -53,6 +54,7 @@ class AwsSettings:
     runtime_limit: str | None = None
     emit_tags: str | None = None
     default_tags: str | None = None
+    public_ip: str | None = None
 
     @classmethod
     def load(cls) -> AwsSettings:

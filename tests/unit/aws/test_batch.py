@@ -178,6 +178,17 @@ def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:
     )
 
 
+def test_jobs_on_fargate_have_public_addresses_unless_their_subnets_are_private() -> None:
+    def network(public_ip: str | None) -> Any:
+        settings = replace(SETTINGS, fargate_role="role", public_ip=public_ip)
+        job = step_job(define(Marked).steps["start"], settings, {}, fargate=True)
+        return job.definition["containerProperties"]["networkConfiguration"]["assignPublicIp"]
+
+    assert ["ENABLED", "DISABLED"] == [network(None), network("disabled")]
+    with pytest.raises(InvalidSetting, match="must be ENABLED or DISABLED, not 'no'"):
+        network("no")
+
+
 def test_many_attempts_are_one_array_and_marks_are_left_out_where_nobody_wants_them() -> None:
     job = step_job(define(Marked).steps["start"], SETTINGS, {})
     values = submission(job, MARK, "name", MOST, {})

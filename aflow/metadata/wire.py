@@ -30,9 +30,8 @@ from aflow.metadata import base
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 LARGEST = 256 << 20  # bytes of a frame
-MOST_CONTAINERS = (
-    1_000_000  # lists, maps and records of a call: a commit of 100,000 tasks has fewer
-)
+# Lists, maps and records of a call: a commit of 100,000 tasks has fewer, and a question has few.
+MOST_CONTAINERS, MOST_OF_QUESTION = 1_000_000, 10_000
 CALLS = frozenset(
     [
         "create_run", "commit", "hold", "let_go", "abandoned", "request_cancel",
@@ -89,16 +88,17 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def unpack(body: bytes) -> Any:
-    """The value in these bytes. Raises InvalidMessage, also where far more would be made of them
-    than a call can need: an empty list is one byte to send, and 56 to keep."""
+def unpack(body: bytes, most: int = MOST_CONTAINERS) -> Any:
+    """The value in these bytes, with so many lists, maps and records in it at most. Raises
+    InvalidMessage. (An empty list is one byte to send, and 56 to keep; and while they are made no
+    other thread has its turn.)"""
     # Bytes that begin a list, a map or a record: there are as many of these as that at most, and
     # counting bytes costs next to nothing.
     at_most = len(body) - len(body.translate(None, _BEGINNINGS))
     try:
-        if at_most <= MOST_CONTAINERS:
+        if at_most <= most:
             return msgpack.unpackb(body, **_unpacking())
-        return _Bounded(MOST_CONTAINERS).unpack(body)
+        return _Bounded(most).unpack(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidMessage(f"A call of the metadata service cannot be read: {error}.") from error
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from aflow import ids, package
@@ -89,11 +91,17 @@ def application(
 
 async def _described(_: web.Request) -> web.StreamResponse:
     """What there is, for programs."""
+    return web.Response(body=_description(), content_type="application/json")
+
+
+@cache
+def _description() -> bytes:
+    """The OpenAPI document; to make it takes so long that others would wait for it."""
     from aflow.server.openapi import document  # few ask for it
 
     answers = {**vars(_Api), **vars(ScheduleRoutes), **vars(ViewRoutes), **vars(ActionRoutes)}
     summaries = {route.name: answers[route.name].__doc__ or "" for route in ROUTES}
-    return web.json_response(document(summaries))
+    return json.dumps(document(summaries)).encode()
 
 
 class _Api:

@@ -24,7 +24,9 @@ def answered(store: MetadataStore, name: str, body: bytes) -> Generator[bytes, N
     if name not in wire.CALLS and name not in wire.STREAMS:
         raise InvalidMessage(f"There is no call {name[:40]!r} of the metadata.")
     try:
-        values, named = wire.unpack(body)
+        values, named = wire.unpack(
+            body, wire.MOST_CONTAINERS if name in wire.WRITES else wire.MOST_OF_QUESTION
+        )
         for value in values:
             _check(value)
         result = getattr(store, name)(*values, **named)

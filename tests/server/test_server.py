@@ -113,9 +113,7 @@ def test_runs_of_a_server_that_was_killed_are_taken_up_by_another(folder: Daemon
     other.begin(BEGUN=str(begun), ENDS="1")
 
     folder.process.kill()
-    for pid in runs_in(folder.path):
-        with suppress(ProcessLookupError):  # it ends with another one of them
-            os.kill(pid, signal.SIGKILL)
+    kill_runs(folder)
     folder.process.communicate()
     foreign = name_other_code(folder)
     folder.let_time_pass()
@@ -220,8 +218,7 @@ def test_a_run_whose_code_cannot_be_loaded_any_more_can_be_ended(folder: Daemon)
     other = folder.submit("flow.py").out.strip()
     assert "yes" == begun.read_text()
     gone.touch()
-    for pid in runs_in(folder.path):
-        os.kill(pid, signal.SIGKILL)
+    kill_runs(folder)
 
     # A moment after its death the run is still somebody's, and the server sees that it ends.
     assert f"{run} is being stopped.\n" == folder.call("cancel", run).out
@@ -234,6 +231,13 @@ def test_a_run_whose_code_cannot_be_loaded_any_more_can_be_ended(folder: Daemon)
     told = folder.ask("GET", f"/v1/runs/{other}")[1]
     assert "cancelled" == told["state"]
     assert 0 == folder.stop()
+
+
+def kill_runs(folder: Daemon) -> None:
+    """Kill the processes of all runs."""
+    for pid in runs_in(folder.path):
+        with suppress(ProcessLookupError):  # it has ended with another one of them
+            os.kill(pid, signal.SIGKILL)
 
 
 def runs_in(folder: Path) -> list[int]:

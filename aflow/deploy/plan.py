@@ -20,7 +20,7 @@ from aflow.deploy.starting import Events, Ticks, events_of, ticks_of
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.job import python_version
 from aflow.executors.local.process import needs_of
-from aflow.executors.local.program import request_of
+from aflow.executors.local.program import for_later, request_of
 from aflow.flow.current import current
 from aflow.interop.in_store import SCHEME as STORE
 from aflow.scheduler.policy import policies_from
@@ -202,7 +202,7 @@ def _order(
     return Order(
         definition.name,
         name,
-        request_of(definition, wanted.decospecs),
+        for_later(request_of(definition, wanted.decospecs), code.script),
         needs_of(definition),
         definition.graph.as_dict(),
         policies,

@@ -235,6 +235,15 @@ def placed(source: dict[str, Any], folder: os.PathLike[str], script: str) -> dic
     return {**source, "file": os.path.join(where, script), "root": where}
 
 
+def for_later(request: Request, script: str) -> Request:
+    """The request as it is kept for runs that come later, elsewhere: the same for the same flow,
+    whatever command has deployed it. `script` is the file's name in the code package."""
+    source = request.source
+    if "argv" in source:
+        source = {**source, "argv": [script], "flags": [], "path": []}
+    return request._replace(source=source)
+
+
 # ------------------------------------------------------------------ running it
 
 

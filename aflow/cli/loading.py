@@ -108,7 +108,9 @@ def load_flow(target: str) -> type[FlowSpec]:
     path = Path(match["path"])
     _check_file(path)
     _stand_for_metaflow()
-    return _choose(_import(path.resolve(), path, path.stem), path, match["name"])
+    found = package_of(str(path.resolve()))
+    name = path.stem if found is None else found[1]
+    return _choose(_import(path.resolve(), path, name), path, match["name"])
 
 
 def look_into(path: Path) -> list[type[FlowSpec]]:
@@ -167,8 +169,7 @@ def _import(path: Path, shown: Path, name: str) -> ModuleType:
     loader = SourceFileLoader(name, str(path))
     module.__loader__ = loader
     module.__file__ = str(path)
-    if full != name:
-        # Its package is imported, and it is known by its short name as well.
+    if "." in full:
         module.__package__ = full.rpartition(".")[0]
         with _faults_named(path):
             import_module(module.__package__)

@@ -215,6 +215,11 @@ def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> 
 KEYS_OF_MESSAGES = ("AFLOW_SIGNING_KEY", "METAFLOW_SIGNING_KEY")
 
 
+def keep_service_key(key: str) -> None:
+    """Have this program, and those that it starts, ask the metadata service with this key."""
+    os.environ["AFLOW_SERVICE_AUTH_KEY"] = key
+
+
 def without_signing_key(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment for a process that runs steps."""
     return {name: value for name, value in environment.items() if name not in KEYS_OF_MESSAGES}

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aflow.aws.services import AwsRefused, Services
 from aflow.aws.settings import KEY_PLACE
-from aflow.config import Settings, looked_up
+from aflow.config import Settings, keep_service_key, looked_up
 from aflow.errors import AwsError, InvalidSetting, SecretsError
 
 _ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:([^:]+):")
@@ -61,7 +60,7 @@ def fetch_service_key() -> None:
     settings = Settings.load()
     region = named[1] if named else settings.secrets_region
     found = _read(secret, region, settings.secrets_manager_role)
-    os.environ["AFLOW_SERVICE_AUTH_KEY"] = str(found.get("SecretString") or "")
+    keep_service_key(str(found.get("SecretString") or ""))
 
 
 def _read(id: str, region: str | None, role: str | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from aflow.own_folders import refuse_foreign
 from aflow.secret import Secret
 
 FOLDER = ".aflow"
+_DECIDING = ("config.json", "metadata.db")  # the files in it that decide which code runs
 PACKAGE_SUFFIXES = (".py", ".R", ".RDS")
 _PREFIXES = ("AFLOW_", "METAFLOW_")
 CACHE_FOLDER = "~/.cache/aflow"
@@ -674,6 +675,8 @@ def _walk_up(base: Path, env: Mapping[str, str]) -> Path | None:
         if os.path.isdir(each / FOLDER):
             try:
                 refuse_foreign(each / FOLDER, env)
+                for name in _DECIDING:
+                    refuse_foreign(each / FOLDER / name, env)
             except UnsafeFolder as error:
                 raise InvalidSetting(str(error)) from error
             return each / FOLDER

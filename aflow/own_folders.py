@@ -99,18 +99,22 @@ def refuse_foreign(path: Path, env: Mapping[str, str]) -> None:
         trusted.add(int(caller))
     owner = next((each.st_uid for each in found if each.st_uid not in trusted), None)
     mode = stat.S_IMODE(found[1].st_mode)
+    if not stat.S_ISDIR(found[1].st_mode) and not os.stat(path.parent).st_mode & 0o011:
+        return  # nobody else reaches a file in a closed folder, whatever its own mode
     if owner is None and not (mode & stat.S_IWOTH or (mode & stat.S_IWGRP and _shares(found[1]))):
         return
     listed = (env.get("AFLOW_SAFE_DIRECTORIES") or "").split(os.pathsep)
     safe = {os.path.realpath(os.path.expanduser(each)) for each in listed if each}
-    if "*" in listed or safe & {os.path.realpath(path), os.path.realpath(path.parent)}:
+    real = Path(os.path.realpath(path))
+    if "*" in listed or safe & {str(each) for each in (real, *real.parents[:2])}:
         return
     if owner is not None:
         why, repair = f"belongs to another user (uid {owner})", ""
     else:
         why, repair = f"lets others write to it (mode {mode:o})", f"chmod go-w {path}, or "
+    what = "folder" if stat.S_ISDIR(found[1].st_mode) else "file"
     raise UnsafeFolder(
-        f"The folder {path} {why} and is not used: what is in it decides which code runs. If you "
+        f"The {what} {path} {why} and is not used: what is in it decides which code runs. If you "
         f"trust them, {repair}set AFLOW_SAFE_DIRECTORIES={path.parent}; or name another folder "
         "(--datastore-root)."
     )

@@ -433,6 +433,17 @@ def test_a_folder_that_all_may_write_to_is_refused(world: World, mode: int) -> N
     assert folder == Settings.load(world.env, world.project).root
 
 
+@pytest.mark.parametrize("name", ["config.json", "metadata.db"])
+def test_a_file_in_the_folder_that_all_may_write_to_is_refused(world: World, name: str) -> None:
+    folder = foreign(world)
+    (folder / name).write_text("{}")
+    (folder / name).chmod(0o666)
+    with pytest.raises(InvalidSetting, match=f"The file {folder / name} lets others write to it"):
+        Settings.load(world.env, world.project)
+    folder.chmod(0o700)  # nobody else reaches what is in it
+    assert folder == Settings.load(world.env, world.project).root
+
+
 def test_a_folder_that_is_named_is_used_whoever_it_belongs_to(world: World) -> None:
     named = world.project / "named"
     named.mkdir(mode=0o777)

@@ -91,7 +91,8 @@ class Hand:
     def _run(self, letter: TaskLetter, spec: AttemptSpec, again: bool) -> Any:
         store = LocalStore(Path(letter.store.removeprefix("file://")))
         job = Job.decode(Parcels(store, letter.flow, letter.run).get(letter.job))
-        runner = RemoteRunner(self._definition, job.context, BlobStore(store), self._clock)
+        runner = RemoteRunner(job.context, BlobStore(store), self._clock)
+        runner.definition = self._definition
         runner.remember(spec)
         return runner.run(spec._replace(again=spec.again or again))
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from contextlib import suppress
+from http.client import HTTPException
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
+import pytest
+
+from aflow.errors import InvalidSetting
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.tokens import Token, create, known, revoke, tokens
+from aflow.tokens import Token, create, known, local_token, revoke, tokens
 from tests.flows.conftest import Ran
 from tests.server.conftest import Daemon
 
@@ -77,3 +85,115 @@ def test_a_token_ends_at_its_time() -> None:
 def test_a_token_that_reads_does_not_write() -> None:
     reads = Token("x", "read", 0.0, None, "")
     assert [True, False] == [reads.allows(writing, 1e12) for writing in (False, True)]
+
+
+# ------------------------------------------------------------------ the token of this user
+
+
+def test_a_server_makes_a_token_that_only_its_user_can_read(folder: Daemon) -> None:
+    folder.begin()
+    file = folder.path / "home" / "server-token"
+
+    assert (0o600, 0o700) == (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777)
+    assert [401, 200] == [
+        folder.ask("GET", RUNS, Authorization=f"Bearer {each}")[0] for each in ("", folder.token)
+    ]
+    assert 0 == folder.call("runs").code  # commands of the user send it by themselves
+    made = folder.token
+    assert 0 == folder.stop()
+    folder.begin()
+    assert made == folder.token
+    assert 0 == folder.stop()
+
+
+@pytest.mark.parametrize("spoil", ["open to others", "a link", "no token"])
+def test_a_token_file_that_others_may_have_made_is_not_used(tmp_path: Path, spoil: str) -> None:
+    token = local_token(tmp_path)
+    assert token == local_token(tmp_path)
+    file = tmp_path / "server-token"
+    if spoil == "open to others":
+        file.chmod(0o644)
+    elif spoil == "a link":
+        file.rename(tmp_path / "elsewhere")
+        file.symlink_to(tmp_path / "elsewhere")
+    else:
+        file.write_text("aflow_short")
+
+    with pytest.raises(InvalidSetting, match="server-token"):
+        local_token(tmp_path)
+
+
+def test_strangers_are_answered_on_no_network(folder: Daemon) -> None:
+    for words in (
+        ("server", "--host", "0.0.0.0", "--port", "0"),
+        ("server", "--host", "0.0.0.0", "--port", "0", "--no-auth"),
+        ("metadata-service", "--host", "0.0.0.0", "--port", "0"),
+        ("metadata-service", "--host", "::", "--port", "0"),
+    ):
+        refused = folder.finish(folder.start_aflow(*words))
+        assert (2, True) == (refused.code, "aflow token create NAME" in refused.err), refused.err
+    both = folder.start_aflow("server", "--no-auth", "--port", "0", AFLOW_SERVICE_AUTH_KEY="x" * 20)
+    assert "leave one out" in folder.finish(both).err
+
+
+def test_a_command_follows_no_redirect_with_its_token(folder: Daemon) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Redirects(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(307)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/stolen")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Redirects) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        key = {"AFLOW_SERVICE_AUTH_KEY": "secret-of-server"}
+        ran = folder.finish(folder.start_aflow("schedule", "list", "--server", url, **key))
+        server.shutdown()
+        thread.join()
+
+    assert (1, True) == (ran.code, "redirects to" in ran.err), ran.err
+    assert [("/v1/schedules", "Bearer secret-of-server")] == asked
+
+
+def test_a_stream_ends_when_its_token_is_revoked(folder: Daemon) -> None:
+    folder.write(TICKS)
+    folder.begin()
+    secret = token(folder, "create", "reader", "--scope", "read").out.strip()
+    run = folder.submit("flow.py").out.strip()
+    connection = folder.connection()
+    path = f"/v1/runs/{run}/logs?follow=1"
+    connection.request("GET", path, headers={"Authorization": f"Bearer {secret}"})
+    answer = connection.getresponse()
+    assert b"tick" in b"".join(answer.readline() for _ in range(3))
+
+    assert 0 == token(folder, "revoke", "reader").code
+
+    with suppress(HTTPException, ConnectionError):  # it is cut off, before the run has ended
+        while line := answer.readline():
+            assert b"event: end" not in line
+    connection.close()
+    assert 401 == folder.ask("GET", path, Authorization=f"Bearer {secret}")[0]
+    assert 0 == folder.call("cancel", run).code
+    assert 0 == folder.stop()
+
+
+TICKS = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        while True:
+            print("tick", flush=True)
+            time.sleep(0.1)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""

@@ -110,3 +110,18 @@ def test_a_port_that_is_taken_ends_in_one_sentence(tmp_path: Path, repository: P
     assert 2 == done.returncode, done.stderr
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_command_says_that_it_waits_for_a_service_that_refuses(tmp_path: Path) -> None:
+    port = free_port()
+    address = {"AFLOW_DEFAULT_METADATA": "service", "AFLOW_SERVICE_URL": f"http://127.0.0.1:{port}"}
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "aflow", "runs"],
+        cwd=tmp_path, env=os.environ | address, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert asking.stderr is not None
+    said = asking.stderr.readline()
+    asking.kill()
+    asking.communicate()
+    assert said.startswith(f"Waiting for the metadata service at http://127.0.0.1:{port} (")
+    assert said.endswith("Connection refused. Check that it runs, and its address.\n")

@@ -166,7 +166,9 @@ def headers_for(url: str) -> dict[str, str]:
     headers = service_headers(url)
     if "x-api-key" not in headers:
         parts = urlsplit(url)
-        if is_this_machine(parts.hostname or "") and _is_own_server(parts.port or 80):
+        if is_this_machine(parts.hostname or "") and _is_own_server(
+            parts.port or (443 if parts.scheme == "https" else 80)
+        ):
             try:
                 token = _read_local(user_folder() / _LOCAL)
             except OSError:  # a home that this user cannot look into

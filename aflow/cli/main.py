@@ -154,7 +154,10 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
     shown = os.path.basename(script)
     configs, rest = given_configs(words)
     group = FlowGroup(flow, shown, configs, tuple(words))
-    return group.main(rest, prog_name=shown, standalone_mode=False)
+    try:
+        return group.main(rest, prog_name=shown, standalone_mode=False)
+    finally:
+        start.drop_ground()
 
 
 def _program(words: Sequence[str]) -> object:

@@ -5,6 +5,7 @@ user's yet, or as a fresh interpreter where there are threads, an event loop, or
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -171,6 +172,13 @@ def have_ground(*, fork: bool = False) -> None:
         _wanted = EarlyGround(fork_ground() if alone else spawn_here())
 
 
+def drop_ground() -> None:
+    """End the ground that was started for a run, if the run has not come about."""
+    taken = take_ground()
+    if taken is not None:
+        taken.close()
+
+
 def take_ground() -> EarlyGround | None:
     """The ground that was started for this run; None if none was, or it was taken."""
     global _wanted
@@ -191,7 +199,9 @@ class EarlyGround:
         return ground or spawn_ground()
 
     def close(self) -> None:
-        """Let it end, if it was never wanted."""
+        """End it, if it was never wanted: it has forked nothing yet, and nobody waits until it has
+        imported all that it does."""
         if self._ground is not None:
+            os.kill(self._ground.pid, signal.SIGKILL)
             self._ground.control.close()
             self._ground.reap()

@@ -35,7 +35,6 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from aflow import backends
+from aflow.clock import SystemClock
 from aflow.errors import MetadataUnavailable
 from aflow.executors import letters
 from aflow.metadata.base import MetadataStore, RunRecord
@@ -161,9 +161,9 @@ FLOW = "Flow_"
 
 def wait_until(what: Callable[[], object], why: str = "it has not come to that") -> None:
     """Wait until it is so."""
-    give_up_at = time.monotonic() + PATIENCE
+    give_up_at = SystemClock.monotonic() + PATIENCE
     while not what():
-        if time.monotonic() > give_up_at:
+        if SystemClock.monotonic() > give_up_at:
             _fail(why)
         select.select([], [], [], 0.02)
 
@@ -797,7 +797,7 @@ def soak(
     results of an undisturbed run of the same flow (`undisturbed`). A step that is killed needs
     @retry with more attempts than it may be struck. `pause` is the longest time between two faults.
     Raises ChaosError where anything is lost, done twice, or hangs; the seed is in its text."""
-    began, lots, struck = time.monotonic(), random.Random(seed), Counter[str]()
+    began, lots, struck = SystemClock.monotonic(), random.Random(seed), Counter[str]()
     try:
         machines = Machines(fleet, lots, workers, isolation, by_server=by_server)
         while struck.total() < kills:
@@ -814,7 +814,7 @@ def soak(
         raise ChaosError(f"seed {seed}, after {dict(struck)}: {error}") from error
     begun = fleet.ledger.begun()
     tasks = len({each.task for each in begun})
-    seconds = time.monotonic() - began
+    seconds = SystemClock.monotonic() - began
     return Report(seed, dict(+struck), tasks, len(begun), seconds)
 
 

@@ -36,6 +36,7 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     Path("aflow/attempt/secrets.py"): "@secrets refuses to hide a variable that is there",
     Path("aflow/executors/local/ground.py"): "a ground has the variables of the steps it is for",
     Path("aflow/executors/local/inside.py"): "PYTHONBREAKPOINT is Python's own",
+    Path("aflow/testing/chaos.py"): "processes that it starts inherit what it sets",
     Path("aflow/own_folders.py"): "XDG_RUNTIME_DIR is the session's",
     Path("aflow/executors/local/task.py"): "a task has the variables of its step from the start",
     Path("aflow/executors/local/warm.py"): "it compares what imports could read",

@@ -21,6 +21,7 @@ from aflow.queue.base import Message
 from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from tests.flows.conftest import Ran, Workspace, processes_in
+from tests.support.servers import select_nothing
 
 KEY = "0123456789abcdef" * 4
 
@@ -427,7 +428,7 @@ def test_what_a_dead_worker_had_of_a_run_that_was_cancelled_is_not_run_by_others
 
     async def until_empty() -> None:
         while tuple(await queue.depth(letters.tasks_topic("default"))) != (0, 0, 0):
-            await asyncio.sleep(0.02)
+            await asyncio.to_thread(select_nothing, 0.02)
         await queue.close()
 
     asyncio.run(until_empty())

@@ -1,0 +1,240 @@
+"""For tests of flows: run one step as a function, without a run.
+
+    from aflow.testing import run_step
+
+    def test_training_lowers_the_loss():
+        done = run_step(MyFlow.train, inputs={"data": [1, 2]}, parameters={"lr": 0.1})
+        assert done.artifacts["loss"] < 1
+        assert done.next == ("evaluate",)
+
+Nothing is written anywhere: artifacts are kept in memory, pickled and unpickled as in a real run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.attempt.inputs import KnownManifests, TaskArtifacts
+from aflow.attempt.runner import Execution, Runner
+from aflow.attempt.spec import AttemptSpec, RunContext
+from aflow.clock import SystemClock
+from aflow.configured import configured
+from aflow.errors import InvalidInput
+from aflow.flow.spec import FlowSpec
+from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
+from aflow.runs.flow_values import parameter_values
+from aflow.runs.included import included
+from aflow.runs.spinning import alone
+from aflow.scheduler.codec import encode_inputs
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+from aflow.storage.blobs import BlobStore
+from aflow.storage.items import ItemReader, write_items
+from aflow.storage.manifest import Manifest
+from aflow.storage.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from aflow.attempt.spec import AttemptReport
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+    from aflow.metadata.base import MetadataStore
+
+__all__ = ["StepResult", "run_step"]
+
+_NOTHING = object()
+_MANY = 1 << 31  # items of a foreach: a test knows what it does
+_BEFORE = 1  # number of the task that comes before, or opened the foreach
+_THIS = 2  # number of the task itself; the inputs of a join have those that follow
+
+
+class StepResult(NamedTuple):
+    """What a step has left.
+
+    `artifacts` are all that a step after it can read, by name, with parameters and class constants.
+    `next` are the steps that follow, empty after the last one. `items` are those of the foreach
+    that it opens, None if it opens none.
+    """
+
+    artifacts: dict[str, Any]
+    next: tuple[str, ...]
+    items: list[Any] | None
+
+
+def run_step(
+    step: Callable[..., Any],
+    *,
+    inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+    parameters: Mapping[str, Any] | None = None,
+    input: Any = _NOTHING,
+    index: int = 0,
+    flow: type[FlowSpec] | None = None,
+) -> StepResult:
+    """Run one step, as in `run_step(MyFlow.train, inputs={"x": 1})`, and say what it has left.
+
+    `inputs` are the artifacts of the step before, by name. For a join they are those of each input:
+    a list for a foreach, {step: artifacts} for branches. `parameters` are by attribute; the others
+    have their defaults. `input` is the item of the foreach, `self.input`, at place `index`. `flow`
+    is needed only for a step that several flows inherit.
+
+    What the step raises is raised here, as it is: @retry, @catch and @cache do not apply. Raises
+    InvalidInput for inputs that the step cannot have, InvalidParameter, InvalidTransition,
+    ArtifactNotPicklable, TaskTimedOut: what would fail the task.
+    """
+    flow = flow or _flow_of(step)
+    definition = alone(configured(flow), step.__name__)
+    return _Bench(definition, parameters or {}).run(step.__name__, inputs, input, index)
+
+
+def _flow_of(step: Callable[..., Any]) -> type[FlowSpec]:
+    """The flow in whose class the step is written."""
+    name = getattr(step, "__name__", "")
+    found = [each for each in _subclasses(FlowSpec) if vars(each).get(name) is step]
+    if len(found) != 1:
+        raise InvalidInput(
+            f"{step!r} is no step of a flow: give run_step a step by its class, as in "
+            "run_step(MyFlow.train)."
+        )
+    return found[0]
+
+
+def _subclasses(cls: type[FlowSpec]) -> Iterable[type[FlowSpec]]:
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+class _Bench:
+    """A flow's surroundings in memory, for one step."""
+
+    def __init__(self, definition: FlowDefinition, parameters: Mapping[str, Any]) -> None:
+        self._definition = definition
+        self._blobs = BlobStore(MemoryStore())
+        self._writer = ArtifactWriter(self._blobs)
+        resolved = parameter_values(definition, parameters, user="test", ds_type="memory")
+        values = included(definition.parameters, resolved)
+        first = self._manifest(PARAMETERS_STEP, {**definition.constants, **values})
+        self._read_only = sorted(first.artifacts)
+        self._manifests = KnownManifests(first)
+
+    def run(self, name: str, inputs: Any, item: Any, index: int) -> StepResult:
+        """Run the step."""
+        step = self._definition.steps[name]
+        flow, project = self._definition.name, self._definition.project
+        told = None if project is None else project.place(flow, _CONTEXT.user)
+        context = _CONTEXT._replace(flow=flow, told=told)
+        spec = self._spec(step, inputs, item, index)
+        runner = _Runner(context, self._blobs, _no_metadata, SystemClock())
+        runner.definition = self._definition
+        runner.manifests = self._manifests
+        if step.is_async:
+            import asyncio
+
+            report = asyncio.run(runner.run_async(spec))
+        else:
+            report = runner.run(spec)
+        return self._result(report)
+
+    # ------------------------------------------------------------ what goes in
+
+    def _spec(self, step: StepDefinition, inputs: Any, item: Any, index: int) -> AttemptSpec:
+        found = (
+            self._join(step, inputs) if step.takes_inputs else self._line(step, inputs, item, index)
+        )
+        opens = item is not _NOTHING
+        return AttemptSpec(
+            step.name,
+            _THIS,
+            0,
+            encode_inputs(found),
+            _BEFORE if opens else None,
+            index if opens else None,
+            index + 1 if opens else None,
+            opens,
+            final=True,
+            fallback=False,
+            manifests={},
+        )
+
+    def _line(self, step: StepDefinition, inputs: Any, item: Any, index: int) -> Inputs:
+        """The one input of a step that is no join."""
+        if inputs and not isinstance(inputs, Mapping):
+            raise InvalidInput(
+                f"Step {step.name!r} is no join: its inputs are a mapping of artifacts by name."
+            )
+        node = self._definition.graph[step.name]
+        before = node.previous[0] if node.previous else PARAMETERS_STEP
+        manifest = self._manifest(before, dict(inputs), inherits=True)
+        if item is not _NOTHING:
+            if not node.splits:
+                raise InvalidInput(f"Step {step.name!r} is in no foreach: it has no self.input.")
+            manifest.items, count = write_items([item] * (index + 1), self._blobs, _MANY)
+            manifest.transition = (
+                (step.name,),
+                self._definition.graph[node.splits[-1]].foreach,
+                count,
+            )
+        self._manifests.add(_BEFORE, manifest, before)
+        if step.name == self._definition.graph.start and not inputs:
+            return NoInputs()
+        return FromTask(_BEFORE)
+
+    def _join(self, step: StepDefinition, inputs: Any) -> Inputs:
+        node = self._definition.graph[step.name]
+        self._manifests.add(_BEFORE, self._manifest(node.previous[0], {}, inherits=True), "")
+        if isinstance(inputs, Mapping):
+            return self._branches(step, inputs)
+        for place, artifacts in enumerate(inputs):
+            manifest = self._manifest(node.previous[0], dict(artifacts), inherits=True)
+            number = _THIS + 1 + place
+            self._manifests.add(number, manifest, node.previous[0], _BEFORE, place)
+        return FromForeach(_BEFORE, (node.previous[0],), len(inputs))
+
+    def _branches(self, step: StepDefinition, inputs: Mapping[str, Any]) -> Inputs:
+        numbers = []
+        for place, (name, artifacts) in enumerate(inputs.items()):
+            if name not in self._definition.graph[step.name].previous:
+                raise InvalidInput(
+                    f"{name!r} does not lead to step {step.name!r}: the inputs of a join are "
+                    "{step: artifacts}, or for a foreach a list of artifacts."
+                )
+            numbers.append(_THIS + 1 + place)
+            manifest = self._manifest(name, dict(artifacts), inherits=True)
+            self._manifests.add(numbers[-1], manifest, name)
+        return FromBranches(tuple(numbers))
+
+    def _manifest(self, step: str, values: Mapping[str, Any], inherits: bool = False) -> Manifest:
+        entries = {name: self._writer.save(name, value) for name, value in values.items()}
+        inherited = {int(PARAMETERS_TASK): self._read_only} if inherits else {}
+        return Manifest(step, entries, inherited)
+
+    # ------------------------------------------------------------ what comes out
+
+    def _result(self, report: AttemptReport) -> StepResult:
+        assert report.manifest is not None, "a step that did not raise has left something"
+        manifest = Manifest.decode(report.manifest)
+        reader = ArtifactReader(self._blobs)
+        entries = TaskArtifacts(_THIS, manifest, self._manifests, reader).entries()
+        values = {name: reader.load(name, entry) for name, (_, entry) in sorted(entries.items())}
+        steps, foreach, count = manifest.transition
+        if foreach is None or count is None:
+            return StepResult(values, tuple(steps), None)
+        items = ItemReader(self._blobs)
+        each = [items.read(manifest.items, place).value(self._blobs) for place in range(count)]
+        return StepResult(values, tuple(steps), each)
+
+
+class _Runner(Runner):
+    """Hands a failure on, rather than reporting it."""
+
+    def _fail(self, execution: Execution) -> AttemptReport:
+        assert execution.error is not None, "an attempt fails with an error"
+        raise execution.error
+
+
+_CONTEXT = RunContext(
+    "test", "test", 0, "test", None, (), "memory://", "memory://", "process", _MANY
+)
+
+
+def _no_metadata() -> MetadataStore:
+    raise AssertionError("all manifests are in memory")

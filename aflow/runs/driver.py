@@ -217,9 +217,11 @@ class RunDriver:
             timer.cancel()
         # What is out is somebody else's where the run is.
         left = self._leaves or self._is_lost
-        if self._ended.done() and not self._ended.cancelled() and not self._ended.exception():
-            await self._executor.conclude()
-        await (self._executor.leave() if left else self._executor.stop())
+        try:
+            if self._ended.done() and not self._ended.cancelled() and not self._ended.exception():
+                await self._executor.conclude()
+        finally:
+            await (self._executor.leave() if left else self._executor.stop())
         await self._logs.close()
         if self._leaves:
             await self._commits.let_go(self._owner)

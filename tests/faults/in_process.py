@@ -22,6 +22,7 @@ from aflow.configured import configured
 from aflow.coordinator import Coordinator
 from aflow.errors import (
     AflowError,
+    LeaseLost,
     MetadataUnavailable,
     QueueUnavailable,
     StoreUnavailable,
@@ -86,7 +87,8 @@ class Hand:
         report = await asyncio.to_thread(self._run, letter, spec, lease.deliveries > 1)
         ended = (letters.ENDED, spec.task, spec.attempt, None, None, *report[2:])
         await self._say(letter, ended)
-        await self._queue.ack([lease])
+        with contextlib.suppress(LeaseLost):  # what was cancelled is taken out of the queue
+            await self._queue.ack([lease])
 
     def _run(self, letter: TaskLetter, spec: AttemptSpec, again: bool) -> Any:
         store = LocalStore(Path(letter.store.removeprefix("file://")))

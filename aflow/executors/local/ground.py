@@ -129,6 +129,7 @@ class Ground:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         inside.load_prctl()
         inside.set_up_streams()
+        inside.refuse_breakpoints()  # once: in each task it would copy some sixty pages
         self._inherited = open_descriptors()
         warm_up()
         # Pages of objects that the collector has moved to its permanent generation stay shared
@@ -280,12 +281,15 @@ class Ground:
         raise AssertionError("a process that has ended")
 
     def _end(self, code: int) -> NoReturn:
-        """Leave the process, and let go of all that we hold of the user's: it would end later than
-        the modules that it needs for that."""
-        if self._runner is not None:
-            vars(self._runner).clear()
-        vars(self).clear()
-        inside.end(code)
+        """Leave the process."""
+
+        def let_go() -> None:
+            # What we hold of the user's would end later than the modules that it needs for that.
+            if self._runner is not None:
+                vars(self._runner).clear()
+            vars(self).clear()
+
+        inside.end(code, let_go)
 
     def _let_program_go_on(self, child: int, work: Callable[[], task.Work]) -> NoReturn:
         """Let the program, which waits in the call of its flow, go on with this work."""

@@ -8,6 +8,7 @@ import fcntl
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aflow import ending
@@ -123,9 +124,9 @@ def _refuse(*args: object, **options: object) -> NoReturn:
     raise TaskError(f"breakpoint() cannot stop: {no_terminal(step)}.")
 
 
-def end(code: int = 0) -> NoReturn:
+def end(code: int = 0, let_go: Callable[[], None] | None = None) -> NoReturn:
     """Leave the process as Python would: see aflow/ending.py."""
-    ending.leave(code)
+    ending.leave(code, let_go)
 
 
 def flush() -> None:

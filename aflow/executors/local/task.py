@@ -254,8 +254,7 @@ class OneAttempt:
             from aflow.executors.local import terminal  # has asyncio, which tasks do not need
 
             terminal.take(stdin[0])
-        else:
-            inside.refuse_breakpoints()
+            sys.breakpointhook = sys.__breakpointhook__
         os.close(stdout)
         os.close(stderr)
         self._report = inside.out_of_the_way(report)
@@ -300,7 +299,6 @@ class ManyAttempts:
         else:
             from aflow.executors.local.work import SequentialWorker as Worker  # type: ignore[assignment]
 
-        inside.refuse_breakpoints()
         self._worker = Worker(self._runner, [inside.out_of_the_way(each) for each in self._fds])
         spec = self._worker.first()
         if spec is None:

@@ -8,8 +8,10 @@ threads of its parent's: it makes a portal of its own.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
@@ -18,6 +20,8 @@ from aflow.loops import fastest_loop
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_AT_EXIT = 2.0  # seconds that connections may take to close when the program ends
 
 
 class Portal(Generic[R]):
@@ -71,9 +75,11 @@ class Portal(Generic[R]):
             self._stop(loop, thread)
             raise
         self._loop, self._thread = loop, thread
+        _started.add(self)
 
-    def close(self) -> None:
-        """Let go of it all; the next call begins anew. May be called twice."""
+    def close(self, timeout: float | None = None) -> None:
+        """Close what was opened; the next call begins anew. May be called twice. Raises
+        TimeoutError where that takes longer than `timeout` seconds."""
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -81,7 +87,7 @@ class Portal(Generic[R]):
             if loop is None or thread is None:
                 return
             self._loop = self._thread = None
-            asyncio.run_coroutine_threadsafe(self._closed(self._resource), loop).result()
+            asyncio.run_coroutine_threadsafe(self._closed(self._resource), loop).result(timeout)
             self._stop(loop, thread)
 
     @staticmethod
@@ -89,3 +95,16 @@ class Portal(Generic[R]):
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+_started: weakref.WeakSet[Portal[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what the program has left open: the libraries would complain of it on stderr."""
+    for portal in [*_started]:
+        try:
+            portal.close(_AT_EXIT)
+        except (OSError, RuntimeError, TimeoutError):  # the program ends: nothing can be done
+            continue

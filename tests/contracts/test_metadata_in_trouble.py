@@ -23,6 +23,7 @@ from aflow.errors import (
 from aflow.metadata import connections
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.metadata.statements import LATEST, migrations
+from aflow.scheduler.states import TaskState
 from tests.contracts.metadata_files import RUN, a_batch, check_integrity, every_answer, filled
 
 
@@ -185,22 +186,46 @@ def test_a_database_that_was_cut_short_is_damaged(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "sql",
-    [
-        "UPDATE runs SET state = 'odd'",
-        "UPDATE runs SET settings = '{'",
-        "UPDATE runs SET graph = x'ff'",
-        "UPDATE attempts SET state = 'odd'",
-        "UPDATE attempts SET reason = CAST(x'ff' AS TEXT)",
-    ],
-)
-def test_a_record_that_is_none_is_damage(path: Path, sql: str) -> None:
+    ["UPDATE runs SET state = 'odd'", "UPDATE runs SET settings = '{'",
+     "UPDATE runs SET graph = x'ff'"],
+)  # fmt: skip
+def test_a_run_whose_record_is_damaged_is_shown_as_that_and_hides_no_other(
+    path: Path, sql: str
+) -> None:
+    run = filled(path)
+    store = SqliteMetadata(path)
+    other = store.create_run(RUN._replace(run="other"), b"")
+    change(path, f"{sql} WHERE key = {run.key}")
+
+    found = store.run(run.flow, run.run)
+    assert found is not None
+    assert found.reason.startswith("The record of this run is damaged.")
+    assert {"other", run.run} == {each.run for each in store.runs(run.flow)}
+    assert store.run(other.flow, "other") == other
+    store.close()
+
+
+def test_an_attempt_whose_state_is_none_counts_as_failed(path: Path) -> None:
+    run = filled(path)
+    change(path, "UPDATE attempts SET state = 'odd'")
+    store = SqliteMetadata(path)
+
+    assert {TaskState.FAILED} == {view.state for view in store.tasks(run.key)}
+    store.close()
+
+
+def test_a_text_that_is_none_is_damage(path: Path) -> None:
     filled(path)
+    change(path, "UPDATE attempts SET reason = CAST(x'ff' AS TEXT)")
+
+    check_sentence(path, lambda store: every_answer(store, 1), "cannot be used")
+
+
+def change(path: Path, sql: str) -> None:
     db = sqlite3.connect(path)
     db.execute(sql)
     db.commit()
     db.close()
-
-    check_sentence(path, lambda store: every_answer(store, 1), "cannot be used")
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])

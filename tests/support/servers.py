@@ -243,8 +243,8 @@ def seaweed_server(folder: Path) -> Server:
     listening = [f"-{name}={number}" for name, number in zip(names, ports, strict=True)]
     command = [str(program), "-logtostderr=true", "server", f"-dir={data}", "-ip=127.0.0.1",
                "-ip.bind=127.0.0.1", "-s3", f"-s3.port={port}", f"-s3.config={users}",
-               "-s3.port.iceberg=0", "-master.volumeSizeLimitMB=64", "-volume.max=50",
-               "-master.telemetry=false", *listening]  # fmt: skip
+               "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64",
+               "-volume.max=50", "-master.telemetry=false", *listening]  # fmt: skip
     return Server("seaweedfs", command, port, folder / "seaweedfs.log").start()
 
 

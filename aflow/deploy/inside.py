@@ -79,10 +79,11 @@ def main() -> int:
             from aflow.attempt.secrets_manager import fetch_service_key  # few jobs have one
 
             fetch_service_key()
+        store = backends.open_store(told.storage)  # now, for the ground to have it, too
+        # Before the folder is made: a process that was forked after would remove it at its end.
+        ground = EarlyGround(fork_ground())
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
-            store = backends.open_store(told.storage)  # now, for the ground to have it, too
-            ground = EarlyGround(fork_ground())
             made.callback(ground.close)
             sys.path.insert(0, folder)
             job = Job(told, SystemClock(), Path(folder), store, ground)

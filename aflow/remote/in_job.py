@@ -105,11 +105,12 @@ def main() -> int:
             from aflow.attempt.secrets_manager import fetch_service_key  # few jobs have one
 
             fetch_service_key()
+        # Now, for the ground to have all of it, too: it is what takes longest.
+        store = backends.open_store(told.store)
+        # Before the folder is made: a process that was forked after would remove it at its end.
+        ground = EarlyGround(fork_ground())
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
-            # Now, for the ground to have all of it, too: it is what takes longest.
-            store = backends.open_store(told.store)
-            ground = EarlyGround(fork_ground())
             made.callback(ground.close)
             return asyncio.run(OneJob(told, store, SystemClock(), Path(folder), ground).run())
     except AflowError as error:

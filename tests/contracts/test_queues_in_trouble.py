@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -158,11 +159,16 @@ async def test_a_file_that_is_no_queue_is_named(tmp_path: Path) -> None:
     await queue.close()
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
+
+
 async def test_a_queue_in_a_file_wakes_waiters_and_removes_nothing_but_dead_sockets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = tmp_path / "session"
-    session.mkdir(mode=0o700)
+    session = short_folder  # names of sockets are short
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
     queue, other = (SqliteQueue(tmp_path / "queue.db") for _ in range(2))
     waiting = asyncio.ensure_future(queue.lease(["t"], 1, 60, WAIT))

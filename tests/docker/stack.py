@@ -24,7 +24,7 @@ def tool(name: str) -> str:
 
 def secrets() -> dict[str, str]:
     """A value for every secret."""
-    return {name: f"{name.lower().replace('_', '-')}-of-a-test" for name in NAMES}
+    return {name: f"{name.lower().replace('_', '-')}-of-a-test-{'0' * 24}" for name in NAMES}
 
 
 def compose(repository: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:

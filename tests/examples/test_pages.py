@@ -57,6 +57,7 @@ ELSEWHERE = {
     "aws.md": "tests/stack/test_pipeline.py, tests/docker",
     "batch.md": "tests/batch/test_batch_runs.py",
     "notebooks.md": "tests/examples/test_notebook.py",
+    "queues.md": "tests/flows/test_queue_runs.py",
     "quickstart.md": "tests/examples/test_quickstart.py",
     "recovery.md": "tests/flows/test_adoption.py",
     "step_functions.md": "tests/deploy/test_step_functions.py",

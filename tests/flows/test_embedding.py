@@ -276,7 +276,7 @@ async def test_who_is_cancelled_often_while_the_block_is_left_leaves_nothing(
     flow: type[FlowSpec], tmp_path: Path, times: int
 ) -> None:
     begun = asyncio.Event()
-    before = children_of(os.getpid())  # of tests before this one
+    before, threads = children_of(os.getpid()), traces()["threads"]  # of tests before this one
 
     async def host() -> None:
         async with coordinator(tmp_path, grace=1.0) as runs:
@@ -297,7 +297,7 @@ async def test_who_is_cancelled_often_while_the_block_is_left_leaves_nothing(
         await task
 
     assert [RunState.CANCELLED] == states(tmp_path)
-    assert {"MainThread"} == traces()["threads"]
+    assert set() == traces()["threads"] - threads
     assert set() == set(children_of(os.getpid())) - set(before)
 
 
@@ -449,5 +449,11 @@ def test_a_program_without_descriptors_has_a_run_that_failed_and_says_why(tmp_pa
     )
     assert 0 == done.returncode, done.stderr
     first, second = done.stdout.splitlines()
-    why = "The run could not begin. No process could be started for its tasks: Too many open files."
-    assert (f"failed {why}", "succeeded") == (first, second)
+    # The first task may have been handed out a moment before the descriptors were gone.
+    whys = (
+        "failed The run could not begin. No process could be started for its tasks: Too many open "
+        "files.",
+        "failed Step start (task 1) was lost 3 times",
+    )
+    assert first.startswith(whys)
+    assert "succeeded" == second

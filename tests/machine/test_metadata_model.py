@@ -266,7 +266,10 @@ class Metadata(RuleBasedStateMachine):
         limit: int | None,
     ) -> None:
         found = self.both(
-            lambda store: store.runs(flow, tags=wanted, states=states, since=since, limit=limit)
+            lambda store: [
+                each._replace(lease=None)  # see agree_on
+                for each in store.runs(flow, tags=wanted, states=states, since=since, limit=limit)
+            ]
         )
         records = sorted(
             (each.record for each in self.runs), key=lambda each: (each.created_at, each.key)

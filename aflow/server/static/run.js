@@ -138,7 +138,7 @@ export function Traceback({ text }) {
     if (before && before.own === own) before.lines.push(line);
     else parts.push({ own, lines: [line] });
   }
-  return html`<div class="traceback">${parts.map((part) => part.own ? html`<pre>${part.lines.join("\n")}</pre>` : html`<details><summary>${part.lines.filter((l) => l.includes("File")).length || 1} frames of libraries</summary><pre class="dim">${part.lines.join("\n")}</pre></details>`)}</div>`;
+  return html`<div class="traceback">${parts.map((part) => part.own ? html`<pre tabindex="0">${part.lines.join("\n")}</pre>` : html`<details><summary>${part.lines.filter((l) => l.includes("File")).length || 1} frames of libraries</summary><pre class="dim" tabindex="0">${part.lines.join("\n")}</pre></details>`)}</div>`;
 }
 
 export function Values({ rows }) {
@@ -157,7 +157,7 @@ export function Preview({ artifact }) {
       <small>${p.shape ? `${p.shape.join(" × ")} ${p.dtype}` : p.dtype}, ${p.min} to ${p.max}</small></span>`;
   }
   if (p.image) return html`<img class="preview" alt=${artifact.name} src=${`data:${p.image_type || "image/png"};base64,${p.image}`} />`;
-  if (p.json !== undefined) return html`<pre class="json">${p.json}</pre>`;
+  if (p.json !== undefined) return html`<pre class="json" tabindex="0">${p.json}</pre>`;
   return html`<code>${artifact.text}</code>`;
 }
 
@@ -187,7 +187,7 @@ function Code({ path, data }) {
       ${(others.data?.runs || []).filter((/** @type {any} */ r) => r.run !== data.run).map((/** @type {any} */ r) => html`<option value=${r.run}>${r.run}</option>`)}</select></label></div>
     ${shown(found, (code) => {
       const chosen = code.files.find((/** @type {any} */ f) => f.name === file) || code.files.find((/** @type {any} */ f) => f.name === code.script) || code.files[0];
-      if (against) return code.diff ? html`<pre class="diff">${code.diff.split("\n").map((/** @type {string} */ line) => html`<span class=${line.startsWith("+") ? "add" : line.startsWith("-") ? "del" : line.startsWith("@@") ? "at" : ""}>${line}\n</span>`)}</pre>` : html`<${Notice}>The code of both runs is the same.<//>`;
+      if (against) return code.diff ? html`<pre class="diff" tabindex="0">${code.diff.split("\n").map((/** @type {string} */ line) => html`<span class=${line.startsWith("+") ? "add" : line.startsWith("-") ? "del" : line.startsWith("@@") ? "at" : ""}>${line}\n</span>`)}</pre>` : html`<${Notice}>The code of both runs is the same.<//>`;
       return html`<div class="files"><ul>${code.files.map((/** @type {any} */ f) => html`<li><button aria-pressed=${chosen === f} onClick=${() => setFile(f.name)}>${f.name}</button></li>`)}</ul>
         ${chosen && html`<pre class="source" tabindex="0">${chosen.text.split("\n").map((/** @type {string} */ line, /** @type {number} */ n) => html`<span><i>${n + 1}</i>${line}\n</span>`)}</pre>`}</div>`;
     })}`;

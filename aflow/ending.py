@@ -214,8 +214,9 @@ def _skip_finalizers_in_memory() -> None:
 
 def _flush_streams() -> bool:
     """Flush sys.stdout and sys.stderr, whatever they are now; whether that went well."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
         try:
+            stream = getattr(sys, name, None)  # a program may have deleted it
             if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
         except Exception:  # noqa: BLE001 -- Python tries again, and says what it says

@@ -234,7 +234,9 @@ class Fleet:
         run = self.record()
         assert run is not None, "there is a run"
         words = ("-m", "aflow", "adopt", f"{run.flow}/{run.run}")
-        return self._start(words, self.home, self.home / "said", env)
+        # What it does not find in the record: URLs that may hold a password are not in it.
+        own = {"AFLOW_QUEUE": self.queue, **env}
+        return self._start(words, self.home, self.home / "said", own)
 
     def _start(
         self,

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import io
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,20 +13,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from aflow.executors.local import inside
-from aflow.executors.local.warm_up import warm_up
 from aflow.flow.decorators.timeout import timeout
 from aflow.flow.spec import FlowSpec, step
 
 NOBODY = 54321  # a user that has no processes
 
-if os.environ.get("DEEDS_MAY_NOT_FORK"):
-    # Root may always fork, and so this process stops being root. What it needs of root's files, it
-    # reads before.
-    inside.load_prctl()
-    warm_up()
-    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-    os.setuid(NOBODY)
 if os.environ.get("DEEDS_CANNOT_BE_IMPORTED"):
     raise ImportError("this file is in no mood")
 if os.environ.get("DEEDS_DIE_AT_IMPORT"):

@@ -185,18 +185,3 @@ async def test_without_descriptors_for_more_workers_those_there_are_go_on(tmp_pa
         with descriptors_left(0):
             tasks = [bench.launch("speak") for _ in range(20)]
             assert ["succeeded"] * 20 == await bench.ended(*tasks)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_where_nothing_can_be_forked_attempts_are_lost(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can become a user of its own, whose processes are counted alone")
-    monkeypatch.setenv("DEEDS_MAY_NOT_FORK", "yes")
-    async with executing(tmp_path, kind) as bench:
-        for _ in range(3):
-            task = bench.launch("speak")
-            assert ["lost"] == await bench.ended(task)
-            reason = bench.reason(task)
-            assert "no process could be started: Resource temporarily unavailable" in reason

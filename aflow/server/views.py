@@ -369,11 +369,7 @@ class Views:
 
     def _cards(self, run: RunRecord, view: TaskView) -> list[dict[str, str]]:
         folder = f"cards/{run.flow}/{run.run}/{view.task.step}/{view.task.task}/"
-        found = []
-        for name in self._store(run).list(folder):
-            base = name.rpartition("/")[2].removesuffix(".html")
-            kind, id_, digest = base.partition("-")[2].rsplit("-", 2)
-            found.append({"name": base, "type": kind, "id": id_, "hash": digest})
+        found = (_card_of(name.rpartition("/")[2]) for name in self._store(run).list(folder))
         return sorted(found, key=lambda each: each["name"])
 
     def cards(self, run: RunRecord) -> list[dict[str, Any]]:
@@ -382,12 +378,7 @@ class Views:
         found = []
         for name in self._store(run).list(folder):
             step, task, file = name.removeprefix(folder).split("/", 2)
-            base = file.removesuffix(".html")
-            kind, id_, digest = base.partition("-")[2].rsplit("-", 2)
-            found.append(
-                {"step": step, "task": int(task), "name": base, "type": kind, "id": id_,
-                 "hash": digest}
-            )  # fmt: skip
+            found.append({"step": step, "task": int(task), **_card_of(file)})
         return sorted(found, key=lambda each: (each["task"], each["name"]))
 
     def card(self, run: RunRecord, task: int, name: str) -> bytes:
@@ -662,6 +653,13 @@ def _task_row(view: TaskView) -> dict[str, Any]:
         "host": last.host if last else "",
         "reason": last.reason if last else "",
     }
+
+
+def _card_of(file: str) -> dict[str, str]:
+    """A card by the name of its object, which `cards.store.put` has made."""
+    base = file.removesuffix(".html")
+    kind, id_, digest = base.partition("-")[2].rsplit("-", 2)
+    return {"name": base, "type": kind, "id": id_, "hash": digest}
 
 
 def _manifest_of(view: TaskView) -> Manifest:

@@ -19,6 +19,8 @@ AflowError
 │   │   └── MissingInMergeArtifacts
 │   └── TaskTimedOut
 ├── CodePackageError             code cannot be packaged, unpacked, or is not there
+├── EnvironmentFailed            the packages of a step cannot be solved, fetched or installed
+│   └── InvalidLock
 ├── StorageError
 │   ├── ObjectNotFound
 │   ├── CorruptBlob
@@ -209,6 +211,16 @@ class CodePackageError(AflowError):
     """The code of a flow cannot be packaged or unpacked, or its package is not there."""
 
     headline = "Code package"
+
+
+class EnvironmentFailed(AflowError):
+    """The packages that a step asks for cannot be solved, fetched or installed."""
+
+    headline = "Environment"
+
+
+class InvalidLock(EnvironmentFailed):
+    """A lock of an environment cannot be read, or is one for another machine."""
 
 
 class StorageError(AflowError):

@@ -1,0 +1,1 @@
+"""The packages that steps name (`@pypi`, `@conda`): solved, locked, and built into environments."""

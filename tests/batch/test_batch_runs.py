@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,14 +19,13 @@ import pytest
 from aflow import client
 from aflow.client import Run
 from tests.support.faulty import Fault, FaultyProxy
-from tests.support.servers import select_nothing
+from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from tests.support.aws.furnished import Account
 
 FLOWS = Path(__file__).parent / "flow_files"
 TROUBLE = FLOWS / "trouble.py"
-PATIENCE = 100.0  # seconds
 SHAPES = Path(__file__).parents[1] / "deploy" / "flow_files" / "everything.py"
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("batch")]
@@ -76,29 +74,34 @@ class Bench:
 
     def until_listed(self, words: str, *, flow: bool = True) -> str:
         """Ask for the jobs that have not ended until these words are said of them."""
-        give_up_at = time.monotonic() + PATIENCE
         command = [str(TROUBLE), "batch", "list"] if flow else ["-m", "aflow", "batch", "list"]
-        while True:
+        said = ""
+
+        def listed() -> bool:
+            nonlocal said
             done = subprocess.run(
                 [sys.executable, *command], capture_output=True, text=True, cwd=self.folder
             )
-            if words in done.stdout + done.stderr:
-                return done.stdout + done.stderr
-            assert time.monotonic() < give_up_at, done.stdout + done.stderr
-            select_nothing(0.3)
+            said = done.stdout + done.stderr
+            return words in said
+
+        wait_until(listed, lambda: said, interval=0.3)
+        return said
 
     def adopt(self, run: str) -> str:
         """Go on with a run whose coordinator was killed, as soon as that is known to be dead."""
-        give_up_at = time.monotonic() + PATIENCE
-        while True:
-            command = [sys.executable, "-m", "aflow", "adopt", f"Trouble/{run}"]
+        command = [sys.executable, "-m", "aflow", "adopt", f"Trouble/{run}"]
+        said = ""
+
+        def adopted() -> bool:
+            nonlocal said
             done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
             said = done.stdout + done.stderr
-            if done.returncode == 0:
-                return said
-            assert "has a coordinator" in said, said
-            assert time.monotonic() < give_up_at, said
-            select_nothing(1.5)
+            assert done.returncode == 0 or "has a coordinator" in said, said
+            return done.returncode == 0
+
+        wait_until(adopted, lambda: said, interval=1.5)
+        return said
 
     def jobs(self, flow: str, run: str) -> list[dict[str, Any]]:
         """What AWS Batch says of all jobs of a run, in the order of submission."""

@@ -32,7 +32,7 @@ from tests.contracts.executing import (
 )
 from tests.support.aws.furnished import Account
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(autouse=True)

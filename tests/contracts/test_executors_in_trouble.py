@@ -14,7 +14,7 @@ import pytest
 from tests.contracts.executing import KINDS, ends, executing
 from tests.contracts.flow_of_deeds import SPOILS
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 MEGA = 1 << 20
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,13 @@ from aflow import client
 from aflow.backends import open_metadata
 from aflow.client import Run
 from aflow.metadata.base import RunRecord
-from tests.support.servers import select_nothing
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.support.aws.furnished import Account
 
 FLOWS = Path(__file__).parent / "flow_files"
-DEADLINE = 150.0  # seconds for an execution
+DEADLINE = 150.0  # seconds of an execution: several jobs, one after the other
 
 
 def flow(file: str, *words: str, code: int = 0, cwd: Path | None = None) -> str:
@@ -38,18 +37,20 @@ def ended(aws: Account, machine: str, run: str) -> str:
     """How the execution of a run has ended."""
     states = aws.client("stepfunctions")
     arn = f"arn:aws:states:us-east-1:123456789012:execution:{machine}:{run.removeprefix('sfn-')}"
-    give_up_at = time.monotonic() + DEADLINE
-    while (found := states.describe_execution(executionArn=arn))["status"] == "RUNNING":
-        assert time.monotonic() < give_up_at, job_logs(aws)
-        select_nothing(0.3)
-    status: str = found["status"]
-    return status
+
+    def status() -> str | None:
+        found: str = states.describe_execution(executionArn=arn)["status"]
+        return None if found == "RUNNING" else found
+
+    return wait_until(status, lambda: job_logs(aws), seconds=DEADLINE, interval=0.3) or ""
 
 
 def job_logs(aws: Account) -> str:
-    """What all jobs have printed."""
+    """What all jobs have printed. The account is that of the test session: there may be more jobs
+    than one page has (50)."""
     logs, told = aws.client("logs"), []
-    for stream in logs.describe_log_streams(logGroupName="/aws/batch/job")["logStreams"]:
+    pages = logs.get_paginator("describe_log_streams").paginate(logGroupName="/aws/batch/job")
+    for stream in (each for page in pages for each in page["logStreams"]):
         events = logs.get_log_events(
             logGroupName="/aws/batch/job", logStreamName=stream["logStreamName"]
         )
@@ -59,10 +60,12 @@ def job_logs(aws: Account) -> str:
 
 def wait_for_log(aws: Account, text: str) -> None:
     """Wait until a job has printed this; a job's log may arrive after its execution has ended."""
-    give_up_at = time.monotonic() + DEADLINE
-    while text not in (printed := job_logs(aws)):
-        assert time.monotonic() < give_up_at, f"{text!r} is not in: {printed}"
-        select_nothing(0.3)
+    wait_until(
+        lambda: text in job_logs(aws),
+        lambda: f"{text!r} is not in: {job_logs(aws)}",
+        seconds=DEADLINE,
+        interval=0.3,
+    )
 
 
 def run_of(aws: Account, pathspec: str) -> Run:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,10 @@ from tests.deploy.deployed import (
     recorded,
     run_of,
     step_functions,
+    wait_for_log,
 )
 from tests.support.faulty import Fault, FaultyProxy
-from tests.support.servers import select_nothing
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.support.aws.furnished import Account
@@ -51,13 +51,14 @@ class Post:
 
     def next(self) -> Any:
         """The next note."""
-        give_up_at = time.monotonic() + DEADLINE
-        while time.monotonic() < give_up_at:
+
+        def received() -> Any:
             answer = self._sqs.receive_message(QueueUrl=self._queue, WaitTimeSeconds=2)
-            for each in answer.get("Messages", ()):
-                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=each["ReceiptHandle"])
-                return json.loads(each["Body"])
-        raise AssertionError("nobody was told anything")
+            return answer.get("Messages")
+
+        message = wait_until(received, "there is no note", seconds=DEADLINE)[0]
+        self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
+        return json.loads(message["Body"])
 
 
 def start(folder: Path, *words: str) -> str:
@@ -71,7 +72,7 @@ def start(folder: Path, *words: str) -> str:
 
 def job_of(aws: Account, folder: Path, run: str) -> str:
     """The job of a run whose first step has begun, and waits."""
-    wait_until(aws, lambda: (folder / run).exists())
+    wait_until((folder / run).exists, lambda: job_logs(aws), seconds=DEADLINE)
     batch = aws.client("batch")
     for each in batch.list_jobs(jobQueue="queue", jobStatus="RUNNING")["jobSummaryList"]:
         (job,) = batch.describe_jobs(jobs=[each["jobId"]])["jobs"]
@@ -79,13 +80,6 @@ def job_of(aws: Account, folder: Path, run: str) -> str:
         if variables.get("AFLOW_SFN_RUN") == run:
             return str(each["jobId"])
     raise AssertionError(f"{run} has no job")
-
-
-def wait_until(aws: Account, holds: Any) -> None:
-    give_up_at = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < give_up_at, job_logs(aws)
-        select_nothing(0.1)
 
 
 def test_what_happens_to_jobs_is_survived_or_told(aws, tmp_path, monkeypatch):
@@ -107,11 +101,15 @@ def test_what_happens_to_jobs_is_survived_or_told(aws, tmp_path, monkeypatch):
 
     # The stand-in lets an execution whose time is over catch that, too.
     assert ended(aws, "Timed", slow) in ("TIMED_OUT", "FAILED")
-    wait_until(aws, lambda: recorded(aws, "Trouble", slow).state is RunState.FAILED)
+    wait_until(
+        lambda: recorded(aws, "Trouble", slow).state is RunState.FAILED,
+        lambda: job_logs(aws),
+        seconds=DEADLINE,
+    )
     reason = recorded(aws, "Trouble", slow).reason
     assert f"The run took longer than {LIMIT} seconds (--workflow-timeout)." == reason
     # The job that notes a failure calls hooks when that is recorded.
-    wait_until(aws, lambda: f"hook of {slow} on error" in job_logs(aws))
+    wait_for_log(aws, f"hook of {slow} on error")
 
 
 def _a_job_whose_machine_goes_away_is_tried_again(aws: Account, folder: Path, post: Post) -> None:

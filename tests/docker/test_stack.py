@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from tests.support.servers import (
     free_port,
     new_database,
     redis_server,
-    select_nothing,
 )
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
 
-PATIENCE = 60.0
 FLOW = """
 import os, time
 from aflow import FlowSpec, Parameter, current, step
@@ -105,11 +103,11 @@ class Containers:
 
     def until_well(self, name: str) -> None:
         """Wait until the health check of the container says so."""
-        give_up_at = time.monotonic() + PATIENCE
-        while self._podman("healthcheck", "run", name).returncode:
-            if time.monotonic() > give_up_at:
-                pytest.fail(f"{name} is not well:\n{self.said(name)}")
-            select_nothing(0.1)
+        wait_until(
+            lambda: self._podman("healthcheck", "run", name).returncode == 0,
+            lambda: f"{name} is not well:\n{self.said(name)}",
+            interval=0.1,
+        )
 
     def said(self, name: str) -> str:
         """What the container has written."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from aflow import client
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import AttemptState, RunState
 from tests.flows.conftest import Ran, Workspace, processes_in
+from tests.support.waiting import wait_until
 
 ITEMS = 6
 FLOW = f"""
@@ -123,14 +122,6 @@ class Left:
         assert (TOTAL, True) == (run.data.total, run.successful)
         assert 1 == len(list(client.Flow("Flow_").runs()))
         self.workspace.check()
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if what():
-            return
-        select.select([], [], [], 0.01)
-    pytest.fail("it has not come to that")
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_the_difference_between_a_run_and_the_files_here_is_shown_and_applied(
 
     shown = aflow(flow, "code", "diff", path).out
     aflow(flow, "code", "patch", path, "--file-path", "back.patch")
-    subprocess.run(["git", "apply", "back.patch"], cwd=flow.path, check=True, timeout=30)
+    subprocess.run(["git", "apply", "back.patch"], cwd=flow.path, check=True, timeout=100)
 
     assert "-x = 2\n+x = 1\n" in shown
     assert "x = 1\n" == (flow.path / "helpers.py").read_text()

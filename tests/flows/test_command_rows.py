@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.flows.conftest import Ran, Workspace
+from tests.support.waiting import wait_until
 
 FLOW = """
 class Flow_(FlowSpec):
@@ -368,7 +369,7 @@ def test_a_task_that_takes_long_is_seen_to_run(workspace: Workspace) -> None:
 
 def sight_of(workspace: Workspace, text: str) -> bool:
     """Whether `aflow status` comes to show this."""
-    return any(text in program(workspace, "status").out for _ in range(60))
+    return wait_until(lambda: text in program(workspace, "status").out)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from aflow import client
 from tests.flows.conftest import Ran, Workspace
+from tests.support.waiting import PATIENCE
 
 FLOW = """
 class Flow_(FlowSpec):
@@ -173,7 +174,7 @@ class AtTerminal:
     def wait_for(self, text: str) -> None:
         """Wait until this is shown, and forget what stood before it."""
         with self._come:
-            assert self._come.wait_for(lambda: text in self.shown, 30), self.shown
+            assert self._come.wait_for(lambda: text in self.shown, PATIENCE), self.shown
             self.shown = self.shown.partition(text)[2]
 
     def type(self, keys: str) -> None:
@@ -237,7 +238,7 @@ def test_at_a_terminal_keys_and_ctrl_c_are_for_the_step(workspace: Workspace) ->
         person.type("c\r")
         person.wait_for("Task finished successfully.")
         person.wait_for("end of all")
-        assert 0 == person.process.wait(60)
+        assert 0 == person.process.wait(PATIENCE)
         assert person.modes == termios.tcgetattr(person.side), "the terminal is as it was"
     asked = data(workspace, "asks")[0]
     assert [True] * 3 == asked.data.tty

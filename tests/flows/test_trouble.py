@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from tests.flows.conftest import Workspace, children_of
 from tests.flows.test_decorators import one_step, states
 from tests.flows.test_failures import ISOLATIONS
 from tests.flows.test_language import FAN
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
@@ -162,14 +161,6 @@ def test_what_tasks_have_started_ends_when_the_process_that_they_came_of_is_kill
     ran = workspace.finish(process)
     assert not set(first) & set(living(workspace)), ran.err
     workspace.check()
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if what():
-            return
-        select.select([], [], [], 0.01)
-    pytest.fail("it has not come to that")
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)

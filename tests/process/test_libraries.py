@@ -101,7 +101,7 @@ CASES = [
     ("requests", ("requests",),
      "import os, requests\n"
      "SESSION = requests.Session()\n"
-     "def fetched(path): return SESSION.get(os.environ['SERVER'] + path, timeout=30).text\n"
+     "def fetched(path): return SESSION.get(os.environ['SERVER'] + path, timeout=100).text\n"
      "assert '/module' == fetched('/module')",
      "all(f'/{KEY}/{i}' == fetched(f'/{KEY}/{i}') for i in range(20))"),
     ("DuckDB", ("duckdb",),
@@ -120,7 +120,7 @@ CASES = [
      "PORT = SERVER.add_insecure_port('127.0.0.1:0')\n"
      "SERVER.start()\n"
      "CHANNEL = grpc.insecure_channel(f'127.0.0.1:{PORT}')\n"
-     "def echoed(data): return CHANNEL.unary_unary('/a/b')(data, timeout=30)\n"
+     "def echoed(data): return CHANNEL.unary_unary('/a/b')(data, timeout=100)\n"
      "assert b'module' == echoed(b'module')",
      "b'%d' % KEY == echoed(b'%d' % KEY)"),
     ("SQLAlchemy", ("sqlalchemy",),

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.flows.conftest import Workspace
+from tests.support.waiting import wait_until
 
 WAYS = {
     "python flow.py": [sys.executable, "flow.py", "run"],
@@ -106,14 +107,6 @@ class Flow_(FlowSpec):
 """
 
 
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        signal.sigtimedwait([], 0.01)
-    pytest.fail("it does not come")
-
-
 @pytest.mark.parametrize("way", ["python flow.py", "aflow run", "isolation worker"])
 def test_signals_that_are_ignored_at_the_start_stay_so(workspace: Workspace, way: str) -> None:
     workspace.write(LONG)
@@ -125,7 +118,7 @@ def test_signals_that_are_ignored_at_the_start_stay_so(workspace: Workspace, way
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    until((workspace.path / "begun").exists)
+    wait_until((workspace.path / "begun").exists)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
     (workspace.path / "told").touch()

@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.flows.conftest import Workspace, processes_in
+from tests.support.waiting import wait_until
 
 HERE = Path(__file__).parent / "programs"
 TIMEOUT = 90  # seconds after which a program that hangs fails its test
@@ -420,8 +419,10 @@ def test_all_processes_end_with_a_command_that_is_killed_though_a_helper_lives_o
     # A process that the program has forked holds copies of all that the program has open.
     helper = """\
     if not os.fork():
+        with open("helpers", "a") as file:
+            file.write(f"{os.getpid()}\\n")
         os.chdir("/")
-        time.sleep(60)
+        time.sleep(600)
         os._exit(0)
 """
     file.write_text(file.read_text().replace("    Flow_()\n", helper + "    Flow_()\n"))
@@ -431,14 +432,13 @@ def test_all_processes_end_with_a_command_that_is_killed_though_a_helper_lives_o
         assert any("waiting" in line for line in process.stdout)
         process.kill()
         process.wait()
-        assert ends(lambda: processes_in(workspace.path) == [])
+        wait_until(lambda: processes_in(workspace.path) == [])
+        helpers = (workspace.path / "helpers").read_text().split()
+        still = [int(each) for each in helpers if Path("/proc", each).exists()]
+        for each in still:
+            os.kill(each, signal.SIGKILL)
+        assert 1 == len(still), "that of the command; those of tasks end with their tasks"
     finally:
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
-
-
-def ends(condition: Callable[[], bool]) -> bool:
-    """Whether it holds within some seconds."""
-    waiter = threading.Event()
-    return any(condition() or waiter.wait(0.05) for _ in range(200)) and condition()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +16,7 @@ from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from aflow.server import schedules
 from tests.server.conftest import FLOW, Daemon
+from tests.support.waiting import wait_until
 
 SCHEDULED = "from aflow import schedule\n" + FLOW.replace(
     "class Flow_", "@schedule(cron='0 0 1 1 ? *', timezone='Europe/Berlin')\nclass Flow_"
@@ -31,12 +31,14 @@ def scheduled(daemon: Daemon) -> Daemon:
 
 def until(daemon: Daemon, name: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The schedule, when that holds of it."""
-    for _ in range(600):
-        _, told = daemon.ask("GET", f"/v1/schedules/{name}")
-        if holds(told):
-            return dict(told)
-        select.select([], [], [], 0.1)
-    pytest.fail(f"it has not come to that: {told}")
+    told: dict[str, Any] = {}
+
+    def asked() -> bool:
+        told.update(daemon.ask("GET", f"/v1/schedules/{name}")[1])
+        return holds(told)
+
+    wait_until(asked, lambda: told, interval=0.1)
+    return told
 
 
 def make_due(daemon: Daemon, name: str, **changes: Any) -> dict[str, Any]:

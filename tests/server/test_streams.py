@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import select
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from tests.flows.conftest import Workspace
 from tests.server.conftest import Daemon
+from tests.support.waiting import wait_until
 
 FLOW = """
 class Flow_(FlowSpec):
@@ -164,13 +164,13 @@ def test_a_silent_run_is_waited_for_while_its_server_is_started_again(folder: Da
 def wait_for_streams(daemon: Daemon, count: int) -> None:
     """Wait until so many streams go on."""
     port = int(daemon.url.rpartition(":")[2])
-    for _ in range(600):
+
+    def connected() -> bool:
         sockets = Path("/proc/net/tcp").read_text().splitlines()[1:]
         ours = [line.split() for line in sockets]
-        if sum(int(f[1][-4:], 16) == port and f[3] == "01" for f in ours) >= count:
-            return
-        select.select([], [], [], 0.05)
-    pytest.fail("nobody follows the run")
+        return sum(int(f[1][-4:], 16) == port and f[3] == "01" for f in ours) >= count
+
+    wait_until(connected, "nobody follows the run")
 
 
 def test_a_run_is_followed_while_its_server_is_started_again(gated: Gated) -> None:

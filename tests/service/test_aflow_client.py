@@ -198,7 +198,7 @@ def test_what_is_no_call_is_refused(tmp_path: Path) -> None:
         for name, body in bad:
             url = f"{service.url}/aflow/v1/metadata/{name}"
             with pytest.raises(urllib.error.HTTPError) as caught:
-                urllib.request.urlopen(url, body, timeout=30)
+                urllib.request.urlopen(url, body, timeout=100)
             assert 400 == caught.value.code, (name, caught.value.read())
             assert "message" in json.loads(caught.value.read())
 

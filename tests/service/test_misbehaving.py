@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def asked(self, body: bytes) -> tuple[int, bytes]:
         """What the service answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=100)
         try:
             connection.request("POST", self.path, body)
             answer = connection.getresponse()

@@ -47,13 +47,13 @@ def service(postgres_server: Server) -> Iterator[InThread]:
         ("F/runs/r/steps/start/task", {"task_id": "t"}),
     ]:
         body = json.dumps(body).encode()
-        urllib.request.urlopen(f"{made.url}/flows/{path}", body, timeout=30).close()
+        urllib.request.urlopen(f"{made.url}/flows/{path}", body, timeout=100).close()
     yield made
     made.stop()
 
 
 def test_every_route_is_in_the_document(service: InThread) -> None:
-    with urllib.request.urlopen(f"{service.url}/openapi.json", timeout=30) as answer:
+    with urllib.request.urlopen(f"{service.url}/openapi.json", timeout=100) as answer:
         paths = json.load(answer)["paths"]
 
     assert {(route.path, route.method.lower()) for route in ROUTES} <= {

@@ -79,7 +79,7 @@ def test_runs_are_registered_and_resumed_and_read(tmp_path: Path, service: InThr
 
     def told(path: str) -> Any:
         asked = urllib.request.Request(f"{service.url}{path}", headers={"x-api-key": "k"})
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=100) as answer:
             return json.load(answer)
 
     call(1, "flow.py", "run", "--tag", "first", BREAK="1")

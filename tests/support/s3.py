@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.servers import START, Server, moto_server, seaweed_server, select_nothing
+from tests.support.servers import Server, moto_server, seaweed_server
+from tests.support.waiting import PATIENCE, select_nothing
 
 if TYPE_CHECKING:
     from aflow.storage.s3 import S3Store
@@ -35,7 +36,7 @@ class S3Bucket:
         from botocore.exceptions import BotoCoreError, ClientError
 
         store, name = self.store(), self.name
-        give_up_at = time.monotonic() + START
+        give_up_at = time.monotonic() + PATIENCE
         made = False
         while True:
             try:

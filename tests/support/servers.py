@@ -24,9 +24,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from tests.support.waiting import PATIENCE, select_nothing
+
 # Read before tests take the developer's settings away.
 _REQUIRED = os.environ.get("AFLOW_TEST_SERVERS") == "required"
-START = 30.0  # seconds within which a server has to answer
 _POSTGRES = [*sorted(Path("/usr/lib/postgresql").glob("*/bin")), Path("/usr/bin")]
 
 
@@ -55,7 +56,7 @@ class Server:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/"
             )
-        give_up_at = time.monotonic() + START
+        give_up_at = time.monotonic() + PATIENCE
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > give_up_at:
                 self.kill()
@@ -71,15 +72,8 @@ class Server:
         """End it; what it had in memory is lost, unless the signal says otherwise."""
         if self._process is not None:
             self._process.send_signal(signum)
-            self._process.wait(START)
+            self._process.wait(PATIENCE)
             self._process = None
-
-
-def select_nothing(seconds: float) -> None:
-    """Let a server that has just been started have the processor for a moment."""
-    import select
-
-    select.select([], [], [], seconds)
 
 
 def free_port() -> int:

@@ -20,6 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.server.conftest import Daemon
 from tests.support.servers import missing
+from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(240)]
 
@@ -131,7 +132,7 @@ class Browser:
 
         self.until(clicked)
 
-    def until(self, condition: Any, seconds: float = 30.0) -> Any:
+    def until(self, condition: Any, seconds: float = PATIENCE) -> Any:
         waiting = WebDriverWait(self.driver, seconds, poll_frequency=0.05)
         return waiting.until(lambda _: condition())
 
@@ -279,7 +280,7 @@ def test_the_keyboard_moves_through_pages_and_rows(browser: Browser) -> None:
     box = browser.driver.switch_to.active_element
     box.send_keys(browser.site.run, Keys.ENTER)
     browser.until(lambda: browser.driver.current_url.endswith(browser.site.run))
-    assert browser.find(".run-head")
+    browser.until(lambda: browser.find(".run-head"))
 
 
 def test_a_log_of_many_lines_costs_what_is_on_the_screen(browser: Browser) -> None:
@@ -318,7 +319,7 @@ def test_what_cannot_be_had_is_said_and_a_server_that_comes_back_is_noticed(
     browser.until(lambda: browser.find(".dot.lost"))
     browser.site.begin(port=port, PYTHONPATH=str(repository))
     browser.until(lambda: browser.find(".dot.live"))
-    assert browser.find("tr[data-row]")
+    browser.until(lambda: browser.find("tr[data-row]"))
 
 
 def test_a_browser_without_a_token_is_asked_for_one(browser: Browser) -> None:

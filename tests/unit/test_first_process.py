@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE
+
 # The parent of what loses its parents, as the first process of a container is.
 PROGRAM = """
 import ctypes, os, signal, subprocess, sys
@@ -35,7 +37,7 @@ def start(body: str) -> subprocess.Popen[str]:
 )
 def test_it_ends_as_the_program_does(body: str, code: int) -> None:
     process = start(body)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (code, "") == (process.returncode, err)
     assert ("done\n" if code == 0 else "") == out
 
@@ -57,5 +59,5 @@ while True:
     while len(children.read_text().split()) > 1:  # until the orphans have ended, and are reaped
         os.sched_yield()
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (3, "stopped\n", "") == (process.returncode, out, err)

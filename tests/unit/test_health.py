@@ -13,6 +13,7 @@ import pytest
 from aflow import health
 from aflow.errors import InvalidSetting
 from tests.support.servers import free_port
+from tests.support.waiting import PATIENCE
 
 NOW = 1_700_000_000.0
 
@@ -45,7 +46,7 @@ async def test_a_sign_of_life_is_given_at_once_and_one_that_cannot_be_given_is_s
 ) -> None:
     file = tmp_path / "file"
     beating = asyncio.ensure_future(health.beat(file))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not file.exists():
             await asyncio.sleep(0)
     beating.cancel()

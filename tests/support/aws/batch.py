@@ -34,7 +34,7 @@ from moto.core.exceptions import AWSError
 LOG_GROUP = "/aws/batch/job"
 GO_AWAY, USE_UP = "the machine goes away now", "memory is used up now"
 THROTTLED: dict[str, int] = {}
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as AWS Batch has
 ENVIRONMENT: dict[str, str] = {}
 CONTAINERS: list[str] = []  # what `podman` and its options are, if jobs run in containers
 SLOTS = threading.Semaphore(4)

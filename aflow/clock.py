@@ -5,8 +5,14 @@ Everything that decides takes the time as an argument; the edges take a Clock.
 
 from __future__ import annotations
 
+import os
 import time
-from typing import Protocol
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import sqlite3
 
 
 class Clock(Protocol):
@@ -43,23 +49,93 @@ class ForwardClock:
         return self._seen
 
 
-class FakeClock:
-    """A clock that a test sets. Both readings move together, by `advance` alone."""
+@cache
+def monotonic_domain() -> str:
+    """What has to be equal for monotonic times of two processes to be comparable: one start of one
+    machine, and its time namespace. Empty where the system does not say."""
+    try:
+        booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{booted} {os.readlink('/proc/self/ns/time')}"
+    except OSError:
+        return ""
 
-    def __init__(self, now: float = 1_700_000_000.0) -> None:
-        self._now = now
+
+class LeaseClock:
+    """The time that leases in a SQLite file are measured with, the same for all its processes.
+
+    It goes on evenly while the machine is up, whoever sets the machine's clock: a clock that is set
+    back would keep the leases of dead processes for as long, and one that is set forward would end
+    those of living processes. The file says what to add to the monotonic time of this machine; the
+    first process after a start of the machine writes that, by the clock as it is then, into the
+    table lease_clocks (number INTEGER PRIMARY KEY, domain TEXT UNIQUE, ahead REAL).
+    """
+
+    _KEPT = 20  # rows: starts of machines
+
+    def __init__(self, clock: Clock, domain: str | None = None) -> None:
+        self._clock = clock
+        self._domain = monotonic_domain() if domain is None else domain
+        self._ahead: float | None = None
 
     def now(self) -> float:
-        return self._now
+        """Seconds; near to those since the epoch."""
+        if self._ahead is None:  # nobody has written it since the start of the machine
+            return self._clock.now()
+        return self._ahead + self._clock.monotonic()
+
+    def read(self, db: sqlite3.Connection) -> None:
+        """Take over what the file says, if it says something. Cheap where it is known already."""
+        if self._ahead is None and self._domain:
+            found = db.execute(
+                "SELECT ahead FROM lease_clocks WHERE domain = ?", (self._domain,)
+            ).fetchone()
+            self._ahead = None if found is None else float(found[0])
+
+    def begin(self, db: sqlite3.Connection) -> bool:
+        """The same within a transaction that may write: writes what is not there yet. True if this
+        is the first process since the start of the machine; then no lease in the file is of a
+        process that lives, unless the file has users elsewhere."""
+        self.read(db)
+        if self._ahead is not None or not self._domain:
+            return False
+        ahead = self._clock.now() - self._clock.monotonic()
+        db.execute("INSERT INTO lease_clocks (domain, ahead) VALUES (?, ?)", (self._domain, ahead))
+        db.execute(
+            "DELETE FROM lease_clocks WHERE number <= (SELECT max(number) FROM lease_clocks) - ?",
+            (self._KEPT,),
+        )
+        self._ahead = ahead
+        return True
+
+    def forget(self) -> None:
+        """Read it from the file the next time: a transaction that wrote it was rolled back, or the
+        file is another one now."""
+        self._ahead = None
+
+
+class FakeClock:
+    """A clock that a test sets. Both readings move together by `advance`; `jump` moves one."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self._elapsed = now
+        self._set_by = 0.0
+
+    def now(self) -> float:
+        return self._elapsed + self._set_by
 
     def monotonic(self) -> float:
-        return self._now
+        return self._elapsed
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` pass (not negative)."""
         if seconds < 0:
             raise ValueError(f"time cannot go back by {seconds} seconds")
-        self._now += seconds
+        self._elapsed += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Set the clock by `seconds`, forward or back, as somebody sets a machine's clock: the time
+        since the epoch changes, and the monotonic time does not."""
+        self._set_by += seconds
 
 
 def duration(seconds: float) -> str:

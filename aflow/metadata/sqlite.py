@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aflow import ids
+from aflow.clock import Clock, LeaseClock, SystemClock
 from aflow.errors import (
     InvalidSetting,
     MetadataUnavailable,
@@ -24,6 +25,7 @@ from aflow.errors import (
 )
 from aflow.metadata import rows, tags
 from aflow.metadata.base import (
+    LEASE,
     AttemptRecord,
     Batch,
     Hold,
@@ -48,7 +50,11 @@ class SqliteMetadata(RecordReader):
     """The metadata store of one file, or of memory (path ":memory:")."""
 
     def __init__(
-        self, path: Path | str, durability: str = "power", read_only: bool = False
+        self,
+        path: Path | str,
+        durability: str = "power",
+        read_only: bool = False,
+        clock: Clock | None = None,
     ) -> None:
         if durability not in _SYNCHRONOUS:
             raise InvalidSetting(f"durability={durability!r} is unknown: use power or process.")
@@ -62,6 +68,7 @@ class SqliteMetadata(RecordReader):
         self._idle: list[sqlite3.Connection] = []  # readers that nobody uses now
         self._idle_lock = threading.Lock()  # apart, so that no reader waits for a commit
         self._known_steps: set[tuple[int, str]] = set()
+        self._leases = LeaseClock(SystemClock() if clock is None else clock)
         if self._path is None:
             self._writer = self._connect(False)
 
@@ -250,16 +257,21 @@ class SqliteMetadata(RecordReader):
             if self._writer is None:
                 self._writer = self._connect(self._read_only)
                 self._files = OpenFiles(self._path, self._writer) if self._path else None
-            db = self._writer
+            db, first = self._writer, False
             db.execute("BEGIN IMMEDIATE")
             try:
                 if self._files is not None:
                     self._files.check()
+                first = self._leases.begin(db)
+                if first:  # the leases of coordinators that may live elsewhere are renewed
+                    db.execute(statements("write")["shorten_leases"], (LEASE,))
                 yield db
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
+                if first:
+                    self._leases.forget()
                 raise
 
     def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
@@ -296,6 +308,7 @@ class SqliteMetadata(RecordReader):
         except IndexError:
             reader = self._connect(self._read_only)
         try:
+            self._leases.read(reader)
             yield reader
         finally:
             with self._idle_lock:
@@ -305,7 +318,9 @@ class SqliteMetadata(RecordReader):
                     reader.close()
 
     def _connect(self, read_only: bool) -> sqlite3.Connection:
-        return connect(self._path, synchronous=self._synchronous, read_only=read_only)
+        db = connect(self._path, synchronous=self._synchronous, read_only=read_only)
+        db.create_function("lease_now", 0, self._leases.now)
+        return db
 
     @property
     def _where(self) -> str:

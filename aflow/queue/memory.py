@@ -164,7 +164,7 @@ class MemoryQueue:
             if taken or left <= 0:
                 return taken
             if self._timed:
-                left = min(left, max(0.0, self._timed[0][0] - self._clock.now()))
+                left = min(left, max(0.0, self._timed[0][0] - self._clock.monotonic()))
             try:
                 # Not wait_for: in Python 3.11 it loses a cancellation that comes with the news.
                 async with asyncio.timeout(left):
@@ -180,18 +180,19 @@ class MemoryQueue:
             for entry in self._ready[topic].take(limit - len(taken), skip):
                 entry.deliveries += 1
                 entry.token = uuid.uuid4().hex
-                self._at(entry, self._clock.now() + ttl)
+                self._at(entry, self._clock.monotonic() + ttl)
                 taken.append(self._lease_of(entry))
         return taken
 
     def _lease_of(self, entry: _Entry) -> Lease:
         assert entry.token is not None, "it is leased"
         assert entry.due is not None, "leases end"
-        return Lease(entry.topic, entry.id, entry.token, entry.body, entry.deliveries, entry.due)
+        expires_at = self._clock.now() + entry.due - self._clock.monotonic()
+        return Lease(entry.topic, entry.id, entry.token, entry.body, entry.deliveries, expires_at)
 
     def _settle(self) -> None:
         """Make ready, or bury, whatever the time has come for."""
-        now = self._clock.now()
+        now = self._clock.monotonic()
         while self._timed and self._timed[0][0] <= now:
             due, _, entry = heapq.heappop(self._timed)
             if entry.due == due and self._entries.get((entry.topic, entry.id)) is entry:
@@ -226,7 +227,7 @@ class MemoryQueue:
         """Keep leases for longer; see the port."""
         held, lost = self._held(leases)
         for entry in held:
-            self._at(entry, self._clock.now() + ttl)
+            self._at(entry, self._clock.monotonic() + ttl)
         extended = [self._lease_of(entry) for entry in held]
         if lost:
             raise LeaseLost.of(lost, extended)
@@ -250,7 +251,7 @@ class MemoryQueue:
                 entry.deliveries -= 1
             entry.token = None
             if delay > 0 and entry.deliveries < self._max_deliveries:
-                self._at(entry, self._clock.now() + delay)
+                self._at(entry, self._clock.monotonic() + delay)
             else:
                 self._come_back(entry)
         if lost:
@@ -310,13 +311,13 @@ class MemoryQueue:
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Let others see this of a worker; see the port."""
         if body:
-            self._announced[name] = body, self._clock.now() + ttl
+            self._announced[name] = body, self._clock.monotonic() + ttl
         else:
             self._announced.pop(name, None)
 
     async def announced(self) -> Mapping[str, bytes] | None:
         """What workers have announced; see the port."""
-        now = self._clock.now()
+        now = self._clock.monotonic()
         self._announced = {
             name: (body, until) for name, (body, until) in self._announced.items() if until > now
         }

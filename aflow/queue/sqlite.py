@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aflow.clock import SystemClock
+from aflow.clock import LeaseClock, SystemClock
 from aflow.errors import LeaseLost, QueueUnavailable
 from aflow.own_folders import make_private
 from aflow.queue.base import (
@@ -40,9 +40,9 @@ T = TypeVar("T")
 BUSY_TIMEOUT = 30.0  # seconds to wait for another process's transaction
 
 # `state` is r(eady), d(elayed), l(eased) or b(uried); `due` when a lease or a delay ends, or when a
-# message was buried. The lowest `turn` goes first: see `_turn`. Version 1 had neither turns nor
-# priorities, nor workers.
-_VERSION = 2
+# message was buried. The lowest `turn` goes first: see `_turn`. All times are those of LeaseClock.
+# Version 1 had neither turns nor priorities, nor workers; version 2 went by the machine's clock.
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -73,8 +73,20 @@ CREATE TABLE turns (
 CREATE TABLE workers (
     name TEXT PRIMARY KEY, body BLOB NOT NULL, until REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
-PRAGMA user_version = 2;
 """
+_LEASE_CLOCKS = f"""
+CREATE TABLE lease_clocks (
+    number INTEGER PRIMARY KEY, domain TEXT NOT NULL UNIQUE, ahead REAL NOT NULL
+) STRICT;
+PRAGMA user_version = {_VERSION};
+"""
+# For the first process after a start of the machine: a lease of before that may be of a process on
+# another machine, which renews it; else it ends at last, though the clock has been set back.
+_LONGEST_WAIT = 3600.0  # seconds
+_SHORTEN = (
+    "UPDATE messages SET due = min(due, ?) WHERE state IN ('l', 'd')",
+    "UPDATE workers SET until = min(until, ?)",
+)
 _PUT = """INSERT INTO messages (topic, id, body, priority, turn) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING"""
 _GROUP = "substr(id, 1, instr(id, ':') - 1)"
@@ -99,7 +111,7 @@ SET state = 'l', due = ?2, token = ?3 || number, deliveries = deliveries + 1
 WHERE number IN (
     SELECT number FROM messages WHERE topic = ?1 AND state = 'r'{skip}
     ORDER BY priority DESC, turn, number LIMIT ?4
-) RETURNING -priority, turn, number, id, token, body, deliveries, due"""
+) RETURNING -priority, turn, number, id, token, body, deliveries"""
 _NEXT_DUE = """SELECT min(due) FROM (
     SELECT * FROM (SELECT due FROM messages WHERE topic = ?1 AND state = 'l' ORDER BY due LIMIT 1)
     UNION ALL
@@ -136,6 +148,7 @@ class SqliteQueue:
         self._path = path.absolute()
         self._max_deliveries = max_deliveries
         self._clock = clock or SystemClock()
+        self._leases = LeaseClock(self._clock)
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
         self._wake_up = WakeUp(self._path)
@@ -194,19 +207,17 @@ class SqliteQueue:
         try:
             while True:
                 bell.clear()
-                taken, due = await self._take_or_give_back(topics, limit, ttl, skip)
+                taken, due_in = await self._take_or_give_back(topics, limit, ttl, skip)
                 left = give_up_at - self._clock.monotonic()
                 if taken or left <= 0:
                     return taken
-                if due is not None:
-                    left = min(left, max(0.0, due - self._clock.now()))
-                await bell.wait(left)
+                await bell.wait(min(left, due_in))
         finally:
             bell.close()
 
     async def _take_or_give_back(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
-    ) -> tuple[list[Lease], float | None]:
+    ) -> tuple[list[Lease], float]:
         """The same as `_take`; what it took for a caller that is cancelled meanwhile goes back."""
         taking = self._begin(lambda db: self._take(db, topics, limit, ttl, skip))
         try:
@@ -223,11 +234,11 @@ class SqliteQueue:
         limit: int,
         ttl: float,
         skip: Collection[str],
-    ) -> tuple[list[Lease], float | None]:
-        """Leases, and when there may be more if there are none."""
-        now = self._clock.now()
+    ) -> tuple[list[Lease], float]:
+        """Leases, and in how many seconds there may be more if there are none."""
+        now, expires_at = self._leases.now(), self._clock.now() + ttl
         taken: list[Lease] = []
-        due: float | None = None
+        due = float("inf")
         places = ", ".join(f"?{5 + number}" for number in range(len(skip)))
         left_out = f" AND {_GROUP} NOT IN ({places})" if skip else ""
         sql = _LEASE.format(skip=left_out)
@@ -236,15 +247,15 @@ class SqliteQueue:
             token = f"{uuid.uuid4().hex}-"
             values = (topic, now + ttl, token, limit - len(taken), *skip)
             rows = sorted(db.execute(sql, values).fetchall())
-            taken += [Lease(topic, *row[3:]) for row in rows]
+            taken += [Lease._make((topic, *row[3:], expires_at)) for row in rows]
             if len(taken) >= limit:
                 break
             if not rows and not skip:
                 db.execute(_FORGET_TURNS, (topic,))  # nobody waits for a turn
             (next_due,) = db.execute(_NEXT_DUE, (topic,)).fetchone()
             if next_due is not None:
-                due = next_due if due is None else min(due, next_due)
-        return taken, due
+                due = min(due, next_due)
+        return taken, max(0.0, due - now)
 
     def _settle(self, db: sqlite3.Connection, topic: str, now: float) -> None:
         """Make ready, or bury, whatever the time has come for."""
@@ -256,35 +267,37 @@ class SqliteQueue:
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Keep leases for longer; see the port."""
-        until = self._clock.now() + ttl
-        held = await self._held(leases, _EXTEND, (until,))
-        extended = [lease._replace(expires_at=until) for lease in held]
+        held = await self._held(leases, _EXTEND, lambda now: (now + ttl,))
+        expires_at = self._clock.now() + ttl
+        extended = [lease._replace(expires_at=expires_at) for lease in held]
         self._check(leases, held, extended)
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
         """The messages are done with; see the port."""
-        self._check(leases, await self._held(leases, _ACK, ()))
+        self._check(leases, await self._held(leases, _ACK, lambda _: ()))
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
         """Give messages back; see the port."""
-        back = 0 if counted else 1
-        now = self._clock.now()
-        state, due = ("d", now + delay) if delay > 0 else ("r", now)
-        values = (due, back, back, self._max_deliveries, state)
-        held = await self._held(leases, _RELEASE, values)
+        back, state = 0 if counted else 1, "d" if delay > 0 else "r"
+        most = self._max_deliveries
+        held = await self._held(
+            leases, _RELEASE, lambda now: (now + max(0.0, delay), back, back, most, state)
+        )
         self._wake_up.ring()
         self._check(leases, held)
 
     async def _held(
-        self, leases: Sequence[Lease], sql: str, values: tuple[Any, ...]
+        self, leases: Sequence[Lease], sql: str, values_at: Callable[[float], tuple[Any, ...]]
     ) -> list[Lease]:
-        """Do it to the messages of the leases that have not ended: those leases."""
-        now = self._clock.now()
+        """Do it, with the values for the time that it is, to the messages of the leases that have
+        not ended: those leases."""
 
         def do(db: sqlite3.Connection) -> list[Lease]:
+            now = self._leases.now()
+            values = values_at(now)
             return [
                 lease
                 for lease in leases
@@ -304,14 +317,17 @@ class SqliteQueue:
 
     async def bury(self, leases: Sequence[Lease]) -> None:
         """Keep messages to be looked at; see the port."""
-        self._check(leases, await self._held(leases, _BURY_THESE, (self._clock.now(),)))
+        self._check(leases, await self._held(leases, _BURY_THESE, lambda now: (now,)))
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
-        now = self._clock.now()
-        rows = [(topic, name, now, leased) for name in ids]
-        if rows:
-            await self._do(lambda db: db.executemany(_REMOVE, rows))
+
+        def remove(db: sqlite3.Connection) -> None:
+            now = self._leases.now()
+            db.executemany(_REMOVE, [(topic, name, now, leased) for name in ids])
+
+        if ids:
+            await self._do(remove)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
         """Which of these there are; see the port."""
@@ -334,10 +350,12 @@ class SqliteQueue:
         """The buried messages; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
-            self._settle(db, topic, self._clock.now())
+            self._settle(db, topic, self._leases.now())
             return db.execute(_BURIED, (topic, limit)).fetchall()
 
-        return [Buried(topic, *row) for row in await self._do(find)]
+        found = await self._do(find)
+        ahead = self._clock.now() - self._leases.now()
+        return [Buried._make((topic, *row, at + ahead)) for *row, at in found]
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
         """Make buried messages ready; see the port."""
@@ -351,7 +369,7 @@ class SqliteQueue:
         """The messages that are ready; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
-            self._settle(db, topic, self._clock.now())
+            self._settle(db, topic, self._leases.now())
             return db.execute(_PEEK, (topic, limit)).fetchall()
 
         return [Message(*row) for row in await self._do(find)]
@@ -365,7 +383,7 @@ class SqliteQueue:
         """How many messages the topic has; see the port."""
 
         def count(db: sqlite3.Connection) -> dict[str, int]:
-            self._settle(db, topic, self._clock.now())
+            self._settle(db, topic, self._leases.now())
             return dict(db.execute(_DEPTH, (topic,)).fetchall())
 
         found = await self._do(count)
@@ -374,14 +392,17 @@ class SqliteQueue:
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Let others see this of a worker; see the port."""
-        until = self._clock.now() + ttl if body else 0.0
-        await self._do(lambda db: db.execute(_ANNOUNCE, (name, body, until)))
+        await self._do(
+            lambda db: db.execute(
+                _ANNOUNCE, (name, body, self._leases.now() + ttl if body else -1e99)
+            )
+        )
 
     async def announced(self) -> Mapping[str, bytes] | None:
         """What workers have announced; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
-            db.execute("DELETE FROM workers WHERE until <= ?", (self._clock.now(),))
+            db.execute("DELETE FROM workers WHERE until <= ?", (self._leases.now(),))
             return db.execute("SELECT name, body FROM workers").fetchall()
 
         return dict(await self._do(find))
@@ -411,10 +432,17 @@ class SqliteQueue:
                 self._connection = self._connect()
             db = self._connection
             db.execute("BEGIN IMMEDIATE")
+            first = False
             try:
+                first = self._leases.begin(db)
+                if first:
+                    for sql in _SHORTEN:
+                        db.execute(sql, (self._leases.now() + _LONGEST_WAIT,))
                 answer = what(db)
             except BaseException:
                 db.execute("ROLLBACK")
+                if first:
+                    self._leases.forget()
                 raise
             db.execute("COMMIT")
             return answer
@@ -433,7 +461,8 @@ class SqliteQueue:
                 db.execute("PRAGMA journal_mode = WAL")
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version < _VERSION:
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+                missing = _LEASE_CLOCKS if version == 2 else _SCHEMA + _LEASE_CLOCKS
+                db.executescript(f"BEGIN IMMEDIATE; {missing} COMMIT;")
             elif version > _VERSION:
                 raise QueueUnavailable(
                     f"The queue in {self._path} was made by a newer aflow: upgrade this one."

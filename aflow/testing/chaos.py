@@ -751,13 +751,9 @@ class Machines:
         return True
 
     def set_clock(self) -> bool:
-        """Set the clock of the coordinator, or of all workers, by up to two hours; only forward
-        where leases of the queue go by these clocks, and not by that of a server."""
+        """Set the clock of the coordinator, or of all workers, by up to two hours."""
         clock = self.lots.choice([*self.clocks.values()])
-        if self.fleet.queue.startswith("sqlite"):
-            clock.set(clock.offset + self.lots.uniform(0.0, 7200.0))
-        else:
-            clock.set(self.lots.uniform(-7200.0, 7200.0))
+        clock.set(self.lots.uniform(-7200.0, 7200.0))
         return True
 
 
@@ -866,7 +862,6 @@ class _Clock:
 
     def set(self, offset: float) -> None:
         """So many seconds after the clock of this machine."""
-        self.offset = offset
         file = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o644)
         os.pwrite(file, struct.pack("d", offset), 0)
         os.close(file)

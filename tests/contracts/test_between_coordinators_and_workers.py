@@ -36,7 +36,7 @@ from aflow.waiting import FIRST
 from aflow.worker import Worker, WorkerOptions
 from tests.contracts.executing import Recorder, context_in
 from tests.contracts.flow_of_deeds import DeedFlow
-from tests.support.servers import select_nothing
+from tests.support.waiting import select_nothing
 
 pytestmark = pytest.mark.asyncio
 TASKS = letters.tasks_topic("default")

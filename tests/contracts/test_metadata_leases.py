@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from aflow import clock as clocks
+from aflow.clock import FakeClock
 from aflow.errors import VersionConflict
-from aflow.metadata.base import Batch, Hold, MetadataStore, RunRecord, RunUpdate
+from aflow.metadata.base import LEASE, Batch, Hold, MetadataStore, RunRecord, RunUpdate
+from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from tests.contracts.metadata_stores import NAMES, a_run, open_store
 
@@ -152,3 +155,43 @@ def test_an_owner_that_was_too_late_writes_nothing_more(
     with pytest.raises(VersionConflict, match="two coordinators drive it"):
         store.commit(run.key, 0, Batch(b"of the old one"))
     assert [b"of the new owner"] == [*store.journal(run.key)]
+
+
+@pytest.mark.parametrize("hours", [-100.0, -1.0, 1.0])
+def test_in_a_file_leases_end_in_time_though_the_clock_of_the_machine_is_set(
+    tmp_path: Path, hours: float
+) -> None:
+    clock = FakeClock()
+    store = SqliteMetadata(tmp_path / "metadata.db", clock=clock)
+    run = store.create_run(a_run(), b"", A, LEASE)
+    clock.jump(hours * 3600)
+    other = SqliteMetadata(tmp_path / "metadata.db", clock=clock)  # a process that begins later
+    reader = SqliteMetadata(tmp_path / "metadata.db", read_only=True, clock=clock)
+
+    clock.advance(LEASE - 1)
+    [found] = reader.runs("Flow")
+    assert found.lease is not None
+    assert 1.0 == found.lease.left
+    assert [] == other.abandoned("server")
+    assert Hold(False) == other.hold(run.key, B, LEASE, 1.0)
+    clock.advance(2)
+    assert [("Flow", "1")] == reader.abandoned("server")
+    assert Hold(True) == other.hold(run.key, B, LEASE, 2.0)
+    for each in (store, other, reader):
+        each.close()
+
+
+def test_when_the_machine_was_started_again_with_an_earlier_time_leases_end_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = FakeClock(2_000_000_000.0), FakeClock(1_000.0)
+    store = SqliteMetadata(tmp_path / "metadata.db", clock=before)
+    run = store.create_run(a_run(), b"", A, LEASE)
+    store.close()
+    monkeypatch.setattr(clocks, "monotonic_domain", lambda: "another start of the machine")
+    store = SqliteMetadata(tmp_path / "metadata.db", clock=after)
+
+    assert Hold(False) == store.hold(run.key, B, LEASE, 1.0)  # who had it may live elsewhere
+    after.advance(LEASE + 1)
+    assert Hold(True) == store.hold(run.key, B, LEASE, 2.0)
+    store.close()

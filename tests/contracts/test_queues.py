@@ -13,7 +13,7 @@ from aflow.errors import InvalidName, LeaseLost
 from aflow.queue.base import Depth, Lease, Message, Queue
 from tests.contracts.queue_backends import BACKENDS, MAX_DELIVERIES, Backend, postgres, sqs
 from tests.support.s3 import ACCESS
-from tests.support.servers import select_nothing
+from tests.support.waiting import select_nothing
 
 LONG = 60.0  # seconds of a lease that does not end meanwhile
 WAIT = 20.0  # seconds after which a test would fail

@@ -61,7 +61,7 @@ class QueueMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         """What the time that has passed does to the model."""
         for entry in self.model.values():
-            if entry.token is not None and entry.until <= self.clock.now():
+            if entry.token is not None and entry.until <= self.clock.monotonic():
                 self.come_back(entry)
 
     @staticmethod
@@ -85,7 +85,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(topics=st.sampled_from([["t"], ["u"], ["t", "u"]]), limit=st.integers(1, 3), ttl=SECONDS)
     def lease(self, topics: list[str], limit: int, ttl: float) -> None:
         self.settle()
-        now = self.clock.now()
+        now = self.clock.monotonic()
         ready = {
             key
             for key, entry in self.model.items()
@@ -102,12 +102,18 @@ class QueueMachine(RuleBasedStateMachine):
             assert lease.id.encode() == lease.body
             entry.deliveries += 1
             entry.token, entry.until = lease.token, now + ttl
-            assert (entry.deliveries, entry.until) == (lease.deliveries, lease.expires_at)
+            assert entry.deliveries == lease.deliveries
+            assert self.clock.now() + ttl == lease.expires_at
         self.leases += taken
 
     @rule(seconds=st.sampled_from([0.5, 4.0, 30.0, 100.0]))
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
+
+    @rule(seconds=st.sampled_from([-100_000.0, -40.0, 40.0, 100_000.0]))
+    def set_the_clock(self, seconds: float) -> None:
+        """Leases and delays end when they have to, whoever sets the clock."""
+        self.clock.jump(seconds)
 
     def chosen(self, which: int, count: int = 1) -> list[Lease]:
         """Leases that were once given, the latest first."""
@@ -123,7 +129,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert entry is None
             else:
                 assert entry is not None
-                entry.until = longer.expires_at
+                entry.until = self.clock.monotonic() + ttl
                 assert self.clock.now() + ttl == longer.expires_at
 
     @rule(which=WHICH, count=st.integers(1, 3))
@@ -151,7 +157,7 @@ class QueueMachine(RuleBasedStateMachine):
             else:
                 assert entry is not None
                 entry.deliveries -= not counted
-                self.come_back(entry, self.clock.now() + delay)
+                self.come_back(entry, self.clock.monotonic() + delay)
 
     @rule(topic=TOPICS, names=st.lists(NAMES, max_size=3))
     def remove(self, topic: str, names: list[str]) -> None:

@@ -17,6 +17,8 @@ import pytest
 from redis import Redis
 
 from aflow import backends
+from aflow import clock as clocks
+from aflow.clock import FakeClock
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.metadata.base import Batch
 from aflow.metadata.postgres import PostgresMetadata
@@ -30,8 +32,8 @@ from tests.support.servers import (
     pgbouncer,
     postgres_for_one,
     redis_server,
-    select_nothing,
 )
+from tests.support.waiting import select_nothing
 
 pytestmark = pytest.mark.asyncio
 WAIT = 20.0
@@ -157,6 +159,50 @@ async def test_a_file_that_is_no_queue_is_named(tmp_path: Path) -> None:
     with pytest.raises(QueueUnavailable, match=r"queue\.db cannot be used"):
         await queue.put("t", [Message("a", b"")])
     await queue.close()
+
+
+@pytest.mark.parametrize("hours", [-100.0, -1.0, 1.0])
+async def test_leases_of_a_queue_in_a_file_end_in_time_though_the_clock_is_set(
+    tmp_path: Path, hours: float
+) -> None:
+    clock = FakeClock()
+    dead = SqliteQueue(tmp_path / "queue.db", clock=clock)
+    await dead.put("t", messages("a", "b"))
+    await dead.announce("worker", b"here", 60.0)
+    _, given_back = await dead.lease(["t"], 2, 60.0)
+    await dead.release([given_back], delay=60.0)
+    clock.jump(hours * 3600)
+    queue = SqliteQueue(tmp_path / "queue.db", clock=clock)
+
+    clock.advance(59.0)
+    assert [] == await queue.lease(["t"], 2, 60.0)
+    assert ["worker"] == [*(await queue.announced() or ())]
+    clock.advance(2.0)
+    assert ["a", "b"] == sorted(each.id for each in await queue.lease(["t"], 2, 60.0))
+    assert {} == await queue.announced()
+    for each in (dead, queue):
+        await each.close()
+
+
+async def test_after_a_start_of_the_machine_with_an_earlier_time_leases_in_a_file_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = FakeClock(2_000_000_000.0), FakeClock(1_000.0)
+    queue = SqliteQueue(tmp_path / "queue.db", clock=before)
+    await queue.put("t", messages("a"))
+    await queue.lease(["t"], 1, 60.0)
+    await queue.close()
+    monkeypatch.setattr(clocks, "monotonic_domain", lambda: "another start of the machine")
+
+    queue = SqliteQueue(tmp_path / "queue.db", clock=after)
+    assert [] == await queue.lease(["t"], 1, 60.0)
+    after.advance(3601.0)
+    assert ["a"] == [each.id for each in await queue.lease(["t"], 1, 60.0)]
+    await queue.close()
+
+
+def messages(*names: str) -> list[Message]:
+    return [Message(name, b"") for name in names]
 
 
 @pytest.fixture

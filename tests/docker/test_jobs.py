@@ -13,7 +13,7 @@ import pytest
 
 from tests.docker.podman import BASE, IMAGE, Podman
 from tests.support.aws.furnished import Account
-from tests.support.servers import select_nothing
+from tests.support.waiting import select_nothing
 
 pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
 

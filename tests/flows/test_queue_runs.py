@@ -21,7 +21,7 @@ from aflow.queue.base import Message
 from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from tests.flows.conftest import Ran, Workspace, processes_in
-from tests.support.servers import select_nothing
+from tests.support.waiting import select_nothing
 
 KEY = "0123456789abcdef" * 4
 

@@ -1,44 +1,93 @@
-"""A clock that never goes back."""
+"""Clocks that go on evenly though somebody sets the machine's."""
 
 from __future__ import annotations
 
-from aflow.clock import ForwardClock
+import sqlite3
+from collections.abc import Iterator
 
+import pytest
 
-class SetClock:
-    """A clock that is set, and one that runs on."""
-
-    def __init__(self) -> None:
-        self.wall = 1000.0
-        self.since = 5.0
-
-    def now(self) -> float:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return self.since
+from aflow.clock import FakeClock, ForwardClock, LeaseClock
 
 
 def test_a_clock_that_is_set_back_goes_on_as_if_nothing_had_been() -> None:
-    machine = SetClock()
+    machine = FakeClock(1000.0)
     clock = ForwardClock(machine)
-    machine.wall, machine.since = 1001.0, 6.0
+    machine.advance(1.0)
     assert 1001.0 == clock.now()
-    machine.wall, machine.since = -2599.0, 6.5
+    machine.jump(-3600.0)
+    machine.advance(0.5)
     assert 1001.5 == clock.now()
-    machine.since = 16.5
+    machine.advance(10.0)
     assert 1011.5 == clock.now()
 
 
 def test_a_clock_that_is_set_forward_is_followed() -> None:
-    machine = SetClock()
+    machine = FakeClock(1000.0)
     clock = ForwardClock(machine)
-    machine.wall = 4600.0
+    machine.jump(3600.0)
     assert 4600.0 == clock.now()
 
 
 def test_it_begins_no_earlier_than_it_is_told_to() -> None:
-    machine = SetClock()
+    machine = FakeClock(1000.0)
     clock = ForwardClock(machine, 2000.0)
-    machine.wall, machine.since = 1002.0, 7.0
+    machine.advance(2.0)
     assert 2002.0 == clock.now()
+
+
+# ------------------------------------------------------------------ of leases
+
+
+@pytest.fixture
+def file() -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(":memory:")
+    connection.execute(
+        "CREATE TABLE lease_clocks (number INTEGER PRIMARY KEY, domain TEXT UNIQUE, ahead REAL)"
+    )
+    yield connection
+    connection.close()
+
+
+def test_processes_of_one_machine_agree_on_the_time_of_leases_whoever_sets_its_clock(
+    file: sqlite3.Connection,
+) -> None:
+    machine = FakeClock(1000.0)
+    early = LeaseClock(machine, "boot")
+    assert early.begin(file)
+    machine.jump(-3600.0)
+    machine.advance(1.0)
+    late, reader = LeaseClock(machine, "boot"), LeaseClock(machine, "boot")
+
+    assert not late.begin(file)
+    reader.read(file)
+
+    assert [1001.0] * 3 == [each.now() for each in (early, late, reader)]
+
+
+def test_the_first_process_after_a_start_of_the_machine_goes_by_the_clock_as_it_is(
+    file: sqlite3.Connection,
+) -> None:
+    LeaseClock(FakeClock(1000.0), "boot").begin(file)
+    machine = FakeClock(5.0)
+    machine.jump(1995.0)
+    clock = LeaseClock(machine, "another")
+    assert 2000.0 == clock.now()
+
+    assert clock.begin(file)
+    machine.jump(7200.0)
+    assert 2000.0 == clock.now()
+
+    for number in range(100):
+        LeaseClock(machine, f"more-{number}").begin(file)
+    assert file.execute("SELECT count(*) FROM lease_clocks").fetchone()[0] <= 20
+
+
+def test_where_the_system_does_not_tell_starts_apart_leases_go_by_its_clock(
+    file: sqlite3.Connection,
+) -> None:
+    machine = FakeClock(1000.0)
+    clock = LeaseClock(machine, "")
+    assert not clock.begin(file)
+    machine.jump(-100.0)
+    assert 900.0 == clock.now()

@@ -6,7 +6,7 @@ SELECT cancel FROM leases WHERE run_key = :run_key
 
 -- name: abandoned
 SELECT flow, run FROM leases JOIN runs ON runs.key = leases.run_key
-WHERE until <= (julianday('now') - 2440587.5) * 86400.0 AND substr(owner, 1, length(:kind) + 1) = :kind || '/'
+WHERE until <= lease_now() AND substr(owner, 1, length(:kind) + 1) = :kind || '/'
 ORDER BY until LIMIT :limit
 
 -- name: flows
@@ -14,7 +14,7 @@ SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 
 -- name: run
 SELECT key, flow, run, state, user, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind,
-  owner, until - (julianday('now') - 2440587.5) * 86400.0, cancel
+  owner, until - lease_now(), cancel
 FROM runs LEFT JOIN leases ON leases.run_key = runs.key WHERE flow = :flow AND run = :run
 
 -- name: run_exists
@@ -23,7 +23,7 @@ SELECT 1 FROM runs WHERE key = :run_key
 -- name: runs
 -- (One upper bound of the time is for the index; unary + keeps the others from it.)
 SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
-  owner, until - (julianday('now') - 2440587.5) * 86400.0, cancel
+  owner, until - lease_now(), cancel
 FROM runs LEFT JOIN leases ON leases.run_key = runs.key
 WHERE flow = :flow AND kind = :kind AND created_at >= coalesce(:since, -9e999)
   AND created_at <= min(coalesce(:until, 9e999), coalesce(:after_time, 9e999))
@@ -38,7 +38,7 @@ ORDER BY created_at DESC, key DESC LIMIT coalesce(:limit, -1)
 
 -- name: all_runs
 SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
-  owner, until - (julianday('now') - 2440587.5) * 86400.0, cancel
+  owner, until - lease_now(), cancel
 FROM runs LEFT JOIN leases ON leases.run_key = runs.key
 WHERE kind = :kind AND created_at >= coalesce(:since, -9e999)
   AND created_at <= min(coalesce(:until, 9e999), coalesce(:after_time, 9e999))

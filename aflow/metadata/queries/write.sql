@@ -24,12 +24,15 @@ UPDATE runs SET heartbeat_at = ? WHERE key = ?
 
 -- name: hold
 INSERT INTO leases (run_key, owner, until)
-SELECT key, ?, (julianday('now') - 2440587.5) * 86400.0 + ? FROM runs WHERE key = ? AND state = 'running'
+SELECT key, ?, lease_now() + ? FROM runs WHERE key = ? AND state = 'running'
 ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.until
-WHERE leases.owner = excluded.owner OR leases.until <= (julianday('now') - 2440587.5) * 86400.0
+WHERE leases.owner = excluded.owner OR leases.until <= lease_now()
+
+-- name: shorten_leases
+UPDATE leases SET until = min(until, lease_now() + ?)
 
 -- name: let_go
-UPDATE leases SET until = (julianday('now') - 2440587.5) * 86400.0 WHERE run_key = ? AND owner = ?
+UPDATE leases SET until = lease_now() WHERE run_key = ? AND owner = ?
 
 -- name: request_cancel
 UPDATE leases SET cancel = coalesce(cancel, ?) WHERE run_key = ?

@@ -280,7 +280,7 @@ def test_the_keyboard_moves_through_pages_and_rows(browser: Browser) -> None:
     box = browser.driver.switch_to.active_element
     box.send_keys(browser.site.run, Keys.ENTER)
     browser.until(lambda: browser.driver.current_url.endswith(browser.site.run))
-    browser.until(lambda: browser.find(".run-head"))
+    assert browser.until(lambda: browser.find(".run-head"))
 
 
 def test_a_log_of_many_lines_costs_what_is_on_the_screen(browser: Browser) -> None:
@@ -319,7 +319,7 @@ def test_what_cannot_be_had_is_said_and_a_server_that_comes_back_is_noticed(
     browser.until(lambda: browser.find(".dot.lost"))
     browser.site.begin(port=port, PYTHONPATH=str(repository))
     browser.until(lambda: browser.find(".dot.live"))
-    browser.until(lambda: browser.find("tr[data-row]"))
+    assert browser.until(lambda: browser.find("tr[data-row]"))
 
 
 def test_a_browser_without_a_token_is_asked_for_one(browser: Browser) -> None:

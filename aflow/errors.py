@@ -223,6 +223,11 @@ class InvalidLock(EnvironmentFailed):
     """A lock of an environment cannot be read, or is one for another machine."""
 
 
+class ShippingError(AflowError):
+    """aflow, or the packages of a step, cannot be put into the datastore for jobs that lack them,
+    or cannot be installed from there."""
+
+
 class StorageError(AflowError):
     """Something is wrong with stored bytes, or with the place that stores them."""
 

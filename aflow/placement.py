@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
 from aflow.attempt.remote import mark_over
-from aflow.config import without_passwords
+from aflow.clock import SystemClock
+from aflow.config import Settings, without_passwords
 from aflow.errors import AflowError, CodePackageError, InvalidSetting
 from aflow.executors.local.process import ProcessExecutor, needs_here, needs_of
 from aflow.executors.local.program import request_of
@@ -124,6 +125,7 @@ def _jobs(
     """How the jobs of each step on AWS Batch are submitted; AWS is asked about their queues."""
     from aflow.aws.settings import AwsSettings, needs_s3
     from aflow.aws.submission import queue_of, step_job, variables_of
+    from aflow.environments import shipping
 
     needs_s3(store.url)
     settings = AwsSettings.load()
@@ -141,6 +143,11 @@ def _jobs(
         for member in node.next
     }
     variables = variables_of(settings, options.metadata, store.url, calls.region)
+    now = SystemClock.now()
+    shipment = shipping.runtime_shipment(Settings.load().cache / "wheels", now)
+    if shipment is not None:
+        shipment.put(store, now)
+        variables |= shipment.variables(store.url)
     calls.close()
     return {
         step.name: step_job(

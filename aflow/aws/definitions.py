@@ -13,8 +13,8 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from aflow.environments.shipping import command
 from aflow.errors import InvalidInput, InvalidSetting
-from aflow.version import DISTRIBUTION, __version__
 
 if TYPE_CHECKING:
     from aflow.aws.settings import AwsSettings
@@ -24,26 +24,6 @@ LIMIT = 432_000  # seconds that a job may run without @timeout: five days
 SHORTEST = 60  # seconds: Batch stops no job earlier
 MARGIN = 60  # seconds for the container to start, and to tell how its step ended
 PYTHON = "python"
-# A job never installs aflow by name: the owner of that name on an index would run code with the
-# rights of the job. An image may have another package of the name `aflow`, too, so the program
-# itself is looked for. Nothing is garbage while modules are imported, and looking for it would take
-# a tenth of the job's own time: what is forked from the program (early.py) has it looked for again.
-BOOT = """\
-import gc, sys
-gc.disable()
-from importlib.util import find_spec
-try:
-    found = find_spec("{program}")
-except ImportError:
-    found = None
-if found is None:
-    sys.exit(
-        "aflow: The image of this job does not have aflow: "
-        "install {distribution}[aws,postgres] {version} in it for " + sys.executable + "."
-    )
-import runpy
-runpy.run_module("{program}", run_name="__main__", alter_sys=True)
-"""
 
 Definition = dict[str, Any]
 
@@ -65,11 +45,7 @@ def definition_of(
     needs = _resources(step, batch)
     properties: Definition = {
         "image": _image(batch, settings),
-        "command": [
-            *shlex.split(_of(batch, "executable", PYTHON)),
-            "-c",
-            BOOT.format(program=program, distribution=DISTRIBUTION, version=__version__),
-        ],
+        "command": command(shlex.split(_of(batch, "executable", PYTHON)), program),
         "jobRoleArn": _of(batch, "iam_role", None)
         or settings.needed("job_role", "The role of jobs, which may read and write the bucket,"),
         "resourceRequirements": [{"type": kind, "value": each} for kind, each in needs.items()],

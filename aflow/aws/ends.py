@@ -10,6 +10,7 @@ from aflow.scheduler.states import AttemptState
 ENDED = ("SUCCEEDED", "FAILED")
 LOG_GROUP = "/aws/batch/job"  # of jobs whose definition names no other
 _KILLED = 137  # the exit code of a container that was killed
+_FINAL = 202  # the exit code of a job that would fail in the same way again
 # The machine went away, or never came to run the container: nobody's fault.
 _LOST = ("Host EC2", "Your Spot Task was interrupted", "DockerTimeoutError", "CannotInspect")
 _NOT_STARTED = ("Cannot", "ResourceInitializationError", "Task failed to start")
@@ -65,7 +66,8 @@ def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> JobEnd | None:
     if told.startswith(_NOT_STARTED) or said.startswith(_NOT_STARTED):
         return JobEnd(AttemptState.FAILED, _not_started(said or told, container))
     reason = _without_a_word(name, told, container) + _quoted(log_of(job), log)
-    return JobEnd(AttemptState.FAILED, reason)
+    retryable = container.get("exitCode") != _FINAL
+    return JobEnd(AttemptState.FAILED, reason, retryable=retryable)
 
 
 def _last_container(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from aflow.deploy.order import order_name
 from aflow.deploy.plan import Account, Plan, Wanted, name_of
 from aflow.deploy.starting import Ticks
 from aflow.deploy.tokens import Tokens
+from aflow.environments.shipping import runtime_shipment
 from aflow.errors import InvalidInput, MetadataError, NotFound, StorageError
 from aflow.interop.in_store import SCHEME as STORE
 from aflow.metadata.base import Batch, RunUpdate
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.config import Settings
     from aflow.deploy.aws import Execution, Machine
+    from aflow.environments.shipping import Shipment
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
@@ -80,10 +82,19 @@ class Deployer:
         script = package.program_of(self._definition).place[1]
         code = Package(digest_of([data], len(data)), script, len(data))
         token = checked_token(token) if token else f"{self.name}-0-none"
-        return self._planned(self._aws.account, code, token).definition
+        account, shipment = self._aws.account, self._shipment()
+        return self._planned(account, code, token, shipment=shipment).definition
+
+    def _shipment(self) -> Shipment | None:
+        return runtime_shipment(self._settings.cache / "wheels", SystemClock.now())
 
     def _planned(
-        self, account: Account, code: Package, token: str, owner: str | None = None
+        self,
+        account: Account,
+        code: Package,
+        token: str,
+        owner: str | None = None,
+        shipment: Shipment | None = None,
     ) -> Plan:
         return planning.plan(
             self._definition,
@@ -95,6 +106,7 @@ class Deployer:
             token,
             owner,
             in_store=self._in_store,
+            shipped=shipment and shipment.variables(self._settings.storage_url),
         )
 
     def create(
@@ -119,25 +131,30 @@ class Deployer:
         code = package.store(
             self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
         )
-        self._keep(store, code.key)  # before anything relies on it
-        made = self._planned(account, code, token, owner)
+        shipment = self._shipment()
+        needed = [code.key, *(shipment.blobs if shipment is not None else ())]
+        self._keep(store, needed)  # before anything relies on it
+        if shipment is not None:
+            shipment.put(store, SystemClock.now())
+        made = self._planned(account, code, token, owner, shipment)
         store.put(order_name(made.order_key), [made.order])
         new_jobs = sum(self._aws.register(each) for each in made.jobs)
         self._aws.put_machine(self.name, made.definition, log_history=log_history)
         self._start_by(made)
         self._tokens.remember(self._arn, token)
         if not self._has_running():
-            self._keep(store, code.key, only=True)
+            self._keep(store, needed, only=True)
         return Deployed(made, new_jobs, there is None, before)
 
-    def _keep(self, store: ObjectStore, code: str, *, only: bool = False) -> None:
-        """Let `gc` leave the code of the state machine alone, and (unless it is the `only` one)
-        that of its former versions, whose executions may still run."""
+    def _keep(self, store: ObjectStore, blobs: Sequence[str], *, only: bool = False) -> None:
+        """Let `gc` leave alone what the state machine needs (its code, the aflow that was shipped),
+        and (unless these are the `only` ones) what its former versions need, whose executions may
+        still run."""
         name = self._root()
         before = None if only else roots.declared(store, name)
         former = () if before is None else before.blobs
         about = f"the state machine {self.name}, of flow {self.flow}"
-        roots.declare(store, name, roots.Root(tuple({code: None, **dict.fromkeys(former)}), about))
+        roots.declare(store, name, roots.Root(tuple(dict.fromkeys([*blobs, *former])), about))
 
     def _root(self) -> str:
         return roots.root_name("deployments", self._aws.account.machine_arn(self.name))

@@ -26,6 +26,8 @@ from aflow.interop.in_store import SCHEME as STORE
 from aflow.scheduler.policy import policies_from
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aflow.aws.settings import AwsSettings
     from aflow.config import Settings
     from aflow.flow.definition import FlowDefinition
@@ -109,11 +111,13 @@ def plan(
     owner: str | None = None,
     *,
     in_store: bool = False,
+    shipped: Mapping[str, str] | None = None,
 ) -> Plan:
     """The deployment of a flow, whose state machine belongs to `owner` (else to the user).
-    `in_store` says that its jobs record runs in the object store: the metadata service is one of
-    Metaflow's own, where they are registered. Raises InvalidInput for a flow that Step Functions
-    cannot run, and InvalidSetting for what is not set."""
+    `shipped` are the variables that lead jobs to the aflow that was shipped for them. `in_store`
+    says that its jobs record runs in the object store: the metadata service is one of Metaflow's
+    own, where they are registered. Raises InvalidInput for a flow that Step Functions cannot run,
+    and InvalidSetting for what is not set."""
     name = name_of(definition, wanted, settings.user, aws)
     _check_steps(definition)
     # Names of events may be those of the project: functions ask `current` for it.
@@ -126,6 +130,7 @@ def plan(
     key = order_key(order)
     storage = settings.storage_url
     variables = _variables(settings, aws, account, key, storage, in_store=in_store)
+    variables |= shipped or {}
     steps: dict[Any, Any] = {**definition.steps, None: None}
     made: dict[Any, Definition] = {
         each: definition_of(step, aws, variables, PROGRAM, fargate=account.fargate)

@@ -337,3 +337,22 @@ def test_a_gang_is_one_job_of_several_nodes_whose_members_meet(bench: Bench) -> 
     jobs = bench.jobs("Ganged", run.id)
     sizes = [job["nodeProperties"]["numNodes"] for job in jobs]
     assert [3, 1] == sizes, "the gang, and the member that began again"
+
+
+# Without `site` and the working folder a Python has the standard library alone.
+BARE = f"batch:executable={sys.executable} -S -P"
+
+
+def test_jobs_of_an_image_without_aflow_run_the_one_that_was_shipped(bench: Bench) -> None:
+    said = bench.run(SHAPES, "run", "--with", BARE, "--factor", "3")
+
+    assert bench.latest("Everything").successful, said
+    assert "factor 3" in said
+
+
+def test_what_a_job_says_that_could_not_begin_stands_in_the_error_of_its_run(bench: Bench) -> None:
+    env = {"AFLOW_SKIP_INSTALL_DEPENDENCIES": "1"}
+    said = bench.run(SHAPES, "run", "--with", BARE, code=1, env=env)
+
+    assert "The image of this job does not have aflow: install aflow-runtime[aws" in said
+    assert "which ends with:" in said

@@ -112,6 +112,22 @@ def test_a_flow_that_its_schedule_starts_leaves_what_a_local_run_leaves(aws, tmp
     assert {"zero": 0, "values": [0, [11, 12]]} == there.end_task.data.found
 
 
+def test_jobs_of_an_image_without_aflow_run_the_one_that_was_shipped(aws, tmp_path):
+    # Without `site` and the working folder a Python has the standard library alone.
+    bare = ["--with", f"batch:executable={sys.executable} -S -P"]
+    flow("follower.py", *bare, "step-functions", "create")
+    gc = [sys.executable, "-m", "aflow", "gc", "--sole-owner", "--grace", "0s"]
+    subprocess.run(gc, check=True, timeout=60)
+    run_file = tmp_path / "run"
+    step_functions("follower.py", "trigger", "--run-id-file", str(run_file))
+    run = run_file.read_text()
+
+    assert "SUCCEEDED" == ended(aws, "Follower", run), job_logs(aws)
+    assert run_of(aws, f"Follower/{run}").successful
+    assert "" == flow("follower.py", *bare, "step-functions", "diff", "--quiet")
+    step_functions("follower.py", "delete")
+
+
 def left_by(run: Run) -> dict[str, list[Any]]:
     """The artifacts of all tasks, by step; those of items in the order of the items."""
     found: dict[str, list[Any]] = {}

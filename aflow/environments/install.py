@@ -1,0 +1,191 @@
+"""What a job runs that lacks aflow: it installs the wheels that were shipped, and starts aflow.
+
+The source of this module is an object of the datastore, run by boot.py, whose names it finds there.
+It needs the standard library alone, and runs on Python 3.7 and later. Nothing asks an index.
+
+What is installed is kept in the user's cache folder, named by its content: a container has a new
+one each time, jobs that share a machine (or a home) find it there. It is a virtual environment of
+the image's Python, with the image's own packages after those of aflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aflow.environments.boot import Fault, pieces
+
+KEPT = 7 * 86400.0  # seconds after its last use that an installation is kept
+AT_ONCE = 8
+# Another package of the name `aflow` may come first, by PYTHONPATH.
+RUN = """\
+import gc, sys
+gc.disable()
+from importlib.util import find_spec
+found = find_spec("aflow")
+if found is None or not str(found.origin).startswith(sys.prefix):
+    sys.path.insert(0, next(path for path in sys.path if path.startswith(sys.prefix)))
+import runpy
+runpy.run_module(%r, run_name="__main__", alter_sys=True)
+"""
+
+
+def install(manifest: Any, store: str, program: str) -> None:
+    """Install what fits this Python, and become the program. Raises Fault and OSError."""
+    runtime = fitting(manifest["runtimes"])
+    base = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    folders = [
+        path
+        for path in sys.path
+        if os.path.basename(path) in ("site-packages", "dist-packages") and os.path.isdir(path)
+    ]
+    identity = json.dumps([runtime["wheels"], base, folders])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    below = cache_folder()
+    folder = os.path.join(below, name)
+    if not os.path.isdir(folder):
+        sweep(below)
+        made = tempfile.mkdtemp(prefix=".new-", dir=below)
+        try:
+            make(made, runtime, store, base, folders)
+            try:
+                os.rename(made, folder)
+            except OSError:
+                if not os.path.isdir(folder):  # else: another job was first
+                    raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    os.utime(folder)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    python = os.path.join(folder, "bin", "python")
+    os.execv(python, [python, "-c", RUN % program])
+
+
+def fitting(runtimes: Any) -> Any:
+    """The runtime that was shipped for this Python on this platform."""
+    here = "%d.%d" % sys.version_info[:2] + "t" * ("t" in getattr(sys, "abiflags", ""))
+    same = [each for each in runtimes if each["python"] == here]
+    if not same:
+        raise Fault(
+            "The image of this job does not have aflow, which was shipped for Python %s, and the "
+            "image has Python %s: use an image with the same, or name its Python with "
+            "@batch(executable=...)." % (" and ".join(each["python"] for each in runtimes), here)
+        )
+    libc, version = libc_here()
+    for each in same:
+        wants = tuple(each["libc"][1])
+        if each["machine"] == platform.machine() and each["libc"][0] == libc and version >= wants:
+            return each
+    wanted = ", ".join(
+        "%s with %s %s" % (each["machine"], each["libc"][0], ".".join(map(str, each["libc"][1])))
+        for each in same
+    )
+    raise Fault(
+        "The image of this job does not have aflow, which was shipped for %s, and the job runs on "
+        "%s with %s %s: use an image that fits, or one that has aflow."
+        % (wanted, platform.machine(), libc, ".".join(map(str, version)))
+    )
+
+
+def libc_here() -> Any:
+    """The name of the C library of this Python, and its version."""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (ValueError, OSError, AttributeError):
+        name = version = ""
+    return (name or "musl"), tuple(int(each) for each in version.split(".") if each.isdigit())
+
+
+def cache_folder() -> str:
+    """The folder for installations: in the user's cache, else among temporary files."""
+    home = os.path.expanduser("~")
+    cache = os.environ.get("AFLOW_CLIENT_CACHE_PATH")
+    if not cache:
+        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or home + "/.cache", "aflow")
+    mine = os.path.join(tempfile.gettempdir(), "aflow-%d" % os.geteuid())
+    for each in (os.path.join(cache, "runtimes"), os.path.join(mine, "runtimes")):
+        try:
+            os.makedirs(each, mode=0o700, exist_ok=True)
+        except OSError:
+            continue
+        found = os.stat(os.path.dirname(each))
+        # Others could put code there that this job would run.
+        if found.st_uid == os.geteuid() and not found.st_mode & 0o022 and os.access(each, os.W_OK):
+            return each
+    return tempfile.mkdtemp(prefix="aflow-runtimes-")
+
+
+def sweep(below: str) -> None:
+    """Remove what no job has used for long, and what those left that were killed."""
+    for each in os.scandir(below):
+        try:
+            age = time.time() - each.stat().st_mtime
+        except OSError:  # another job was first
+            continue
+        if age > (86400.0 if each.name.startswith(".new-") else KEPT):
+            shutil.rmtree(each.path, ignore_errors=True)
+
+
+def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None:
+    """Make the environment in this folder."""
+    version = "python%d.%d" % sys.version_info[:2]
+    packages = os.path.join(folder, "lib", version, "site-packages")
+    os.makedirs(packages)
+    os.makedirs(os.path.join(folder, "bin"))
+    os.symlink(base, os.path.join(folder, "bin", "python"))
+    with open(os.path.join(folder, "pyvenv.cfg"), "w") as file:
+        file.write("home = %s\ninclude-system-site-packages = false\n" % os.path.dirname(base))
+    with open(os.path.join(packages, "zz-image.pth"), "w") as file:
+        for each in folders:
+            file.write("import site; site.addsitedir(%r)\n" % each)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for _ in threads.map(lambda wheel: put(wheel, store, packages), runtime["wheels"]):
+            pass
+
+
+def put(wheel: Any, store: str, packages: str) -> None:
+    """Fetch a wheel, check it and unpack it. Raises Fault."""
+    name = "blobs/" + wheel["key"][:2] + "/" + wheel["key"][2:]
+    digest = hashlib.sha256()
+    with tempfile.TemporaryFile(dir=packages) as file:
+        for piece in pieces(store, name, wheel["size"]):
+            digest.update(piece)
+            file.write(piece)
+        if digest.hexdigest() != wheel["sha256"]:
+            raise Fault(
+                "The wheel %s in %s is damaged: the digest of %s is another. Delete that object "
+                "and begin again." % (wheel["file"], store, name)
+            )
+        unpack(file, wheel["file"], packages)
+
+
+def unpack(file: Any, name: str, packages: str) -> None:
+    """Unpack a wheel; what it has for elsewhere than its packages is left out."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            parts = member.filename.split("/")
+            if member.is_dir():
+                continue
+            if parts[0].endswith(".data"):
+                if parts[1] not in ("purelib", "platlib"):
+                    continue
+                parts = parts[2:]
+            if ".." in parts or not parts[0]:
+                raise Fault("The wheel %s has a file outside of its folder." % name)
+            path = os.path.join(packages, *parts)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with archive.open(member) as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            if member.external_attr >> 16 & 0o111:
+                os.chmod(path, 0o755)

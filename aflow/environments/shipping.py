@@ -1,0 +1,175 @@
+"""Ships to jobs what their images may lack: wheels in the datastore, named by their content.
+
+A job gets one object, the manifest of a shipment, by the key and the SHA-256 that its variable
+AFLOW_RUNTIME names. The manifest says which wheels make an aflow for which Python and platform, and
+brings the program that installs them (install.py). What a shipment consists of is declared as a
+root, which keeps it from `gc` for a month after it was last used.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import logging
+import mmap
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.config import switched_on
+from aflow.errors import ShippingError
+from aflow.storage import roots
+from aflow.storage.blobs import BlobStore, digest_of
+from aflow.version import DISTRIBUTION, __version__
+
+if TYPE_CHECKING:
+    from aflow.environments.wheels import PackedWheel
+    from aflow.storage.base import ObjectStore
+
+KEPT = 30 * 86400.0  # seconds after its last use that a shipment stays in the datastore
+RENEWED = 86400.0  # seconds after which that is said again
+AT_ONCE = 16
+_log = logging.getLogger(__name__)
+_START = """\
+import gc, sys
+gc.disable()
+from importlib.util import find_spec
+from os import environ
+shipped = environ.get("AFLOW_RUNTIME")
+try:
+    found = find_spec("{program}")
+    from aflow.version import __version__ as here
+except ImportError:
+    found = here = None
+if found is None or (shipped and here != "{version}"):
+    if not shipped:
+        print(
+            "aflow: The image of this job does not have aflow: "
+            "install {distribution}[aws,postgres] {version} in it for " + sys.executable + ".",
+            file=sys.stderr,
+        )
+        sys.exit(FINAL)
+    boot(shipped, "{program}")
+import runpy
+runpy.run_module("{program}", run_name="__main__", alter_sys=True)
+"""
+
+
+class Shipment(NamedTuple):
+    """What is put into the datastore for jobs: the manifest as bytes, and the wheels that it names.
+    `about` says for people what that is."""
+
+    manifest: bytes
+    wheels: tuple[PackedWheel, ...]
+    about: str
+
+    @property
+    def key(self) -> str:
+        """The key of the manifest as a blob."""
+        return digest_of([self.manifest], len(self.manifest))
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The keys of all blobs that it consists of."""
+        return (self.key, *(each.key for each in self.wheels))
+
+    def variables(self, store: str) -> dict[str, str]:
+        """The variables that lead jobs to the shipment in the store of this URL."""
+        digest = hashlib.sha256(self.manifest).hexdigest()
+        return {"AFLOW_RUNTIME": f"{self.key}:{len(self.manifest)}:{digest}:{store}"}
+
+    def put(self, store: ObjectStore, now: float) -> None:
+        """Put it into the store, where some of it may be already, and keep it there. Blocks.
+        Raises ShippingError and StorageError."""
+        name, blobs = roots.root_name("shipments", self.key), BlobStore(store)
+        blobs.put_raw(self.manifest)  # first: a folder that is a new store is made by that
+        before = roots.declared(store, name)
+        # What its root keeps needs no touch, which would cost two requests for each wheel.
+        is_kept = before is not None and (before.until or 0) > now + KEPT - RENEWED
+        put = partial(_put, blobs, blobs.has if is_kept else blobs.claim)
+        with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:
+            for _ in threads.map(put, self.wheels):
+                pass
+        if not is_kept:
+            roots.declare(store, name, roots.Root(self.blobs, self.about, until=now + KEPT))
+
+
+def command(python: Sequence[str], program: str) -> list[str]:
+    """The command of a job that runs a module of aflow: the image's own aflow, if it is of this
+    version, else the one that AFLOW_RUNTIME names. Nothing is installed by its name: the owner of
+    a name on an index would run code with the rights of the job."""
+    # An image may have another package of the name `aflow`, so the program itself is looked for.
+    # Nothing is garbage while modules are imported, and looking for it would take a tenth of the
+    # job's own time: what is forked from the program (early.py) has it looked for again.
+    start = _START.format(program=program, distribution=DISTRIBUTION, version=__version__)
+    return [*python, "-c", f"{_boot()}\n{start}"]
+
+
+@cache
+def _boot() -> str:
+    """The source of boot.py without comments and docstrings. Neither `$(` nor `$$` stands in it,
+    which AWS Batch would take for a variable."""
+    return _small(_source("boot"))
+
+
+@cache
+def _source(name: str) -> str:
+    return Path(__file__).with_name(f"{name}.py").read_text()
+
+
+def _small(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            del node.body[0]
+    return ast.unparse(tree)
+
+
+def runtime_shipment(folder: Path, now: float) -> Shipment | None:
+    """The aflow that runs here, for jobs whose images lack it: None where images are said to have
+    it (AFLOW_SKIP_INSTALL_DEPENDENCIES), or where it cannot be packed, which is logged. Its wheels
+    are made in the folder. Blocks."""
+    if switched_on("SKIP_INSTALL_DEPENDENCIES"):
+        return None
+    try:
+        return packed_runtime(folder, now)
+    except ShippingError as error:
+        _log.warning("Jobs whose image lacks aflow cannot begin. %s", error)
+        return None
+
+
+def packed_runtime(folder: Path, now: float, extras: Iterable[str] = ("aws",)) -> Shipment:
+    """aflow with these extras as it runs here, with all that it depends on. Blocks. Raises
+    ShippingError."""
+    from aflow.environments import wheels  # with `packaging`: few commands ship anything
+
+    packed = wheels.runtime(extras, folder, now)
+    described = [
+        {"file": each.path.name, "size": each.size, "sha256": each.sha256, "key": each.key}
+        for each in packed
+    ]
+    runtime = {**wheels.fit_of(packed)._asdict(), "wheels": described}
+    manifest = {"installer": _small(_source("install")), "runtimes": [runtime]}
+    data = json.dumps(manifest, sort_keys=True).encode()
+    return Shipment(data, tuple(packed), f"aflow {__version__}, as it was shipped to jobs")
+
+
+def _put(blobs: BlobStore, is_there: Callable[[str], bool], wheel: PackedWheel) -> None:
+    if is_there(wheel.key):
+        return
+    try:
+        with (
+            wheel.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data,
+            memoryview(data) as view,
+        ):
+            key = blobs.put_raw(view)
+    except (OSError, ValueError) as error:
+        raise ShippingError(f"{wheel.path} cannot be read: {error}.") from error
+    if key != wheel.key:
+        raise ShippingError(f"{wheel.path} was changed while it was shipped: begin again.")

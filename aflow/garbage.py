@@ -8,6 +8,10 @@ written or touched it for a while (`grace`). Whoever is about to refer to a blob
 already touches it first (`BlobStore.put`, `BlobStore.claim`); the store sees to it that a touch and
 a removal at the same time end in one of the two. The idea is that of Nix's garbage collector, with
 times in place of locks.
+
+A run whose record or manifest is damaged may refer to any blob. While it is there no blob is
+removed: what it refers to could not be had again when the damage is repaired, or be salvaged. It is
+named, and everything else goes.
 """
 
 from __future__ import annotations
@@ -18,8 +22,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from aflow.errors import AflowError, CorruptBlob, MetadataError, StoreUnavailable
 from aflow.interop import copies
-from aflow.metadata.base import LEASE, SPIN
+from aflow.metadata.base import DAMAGED, LEASE, SPIN
 from aflow.runs.liveness import is_deployed, is_driven, left_for
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.storage import roots
@@ -37,12 +42,14 @@ GRACE = 3600.0  # seconds
 class Wanted(NamedTuple):
     """Which runs are to go: those for which all that is given holds. None of them if nothing is.
 
-    `before` is when they have ended at the latest (seconds since the epoch), `tags` they have all
+    `run` is the id of the only one, of `flow`. `before` is when they have ended at the latest
+    (seconds since the epoch), `tags` they have all
     of, `failed` says that they did not succeed, `keep` how many of the newest of each flow stay in
     any case, `spins` whether only spins are meant.
     """
 
     flow: str | None = None
+    run: str | None = None
     before: float | None = None
     tags: Sequence[str] = ()
     failed: bool = False
@@ -57,12 +64,14 @@ class Wanted(NamedTuple):
 
 class Removed(NamedTuple):
     """What was removed, or would be: runs, objects in the store and their bytes. `young` objects
-    are referred to by nothing either, but were touched too short a time ago."""
+    are referred to by nothing either, but were touched too short a time ago. `damaged` are runs of
+    which nobody knows what they refer to, with the reason: no blob was removed then."""
 
     runs: list[RunRecord]
     objects: int
     size: int
     young: int
+    damaged: list[tuple[RunRecord, str]]
 
 
 def runs_to_delete(
@@ -106,6 +115,8 @@ def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
 
 
 def _is_meant(run: RunRecord, wanted: Wanted) -> bool:
+    if wanted.run is not None and run.run != wanted.run:
+        return False
     ended = run.finished_at or run.heartbeat_at or run.created_at
     if wanted.before is not None and ended > wanted.before:
         return False
@@ -139,15 +150,14 @@ def collect(
         for run in metadata.runs(flow, kind=kind)
         if run.key not in gone
     }
-    used = _used(metadata, BlobStore(store), left)
-    used.update(blob_name(code) for run in left.values() if (code := _code_of(run)))
+    used, damaged = _used(metadata, BlobStore(store), left.values())
     used.update(map(blob_name, roots.kept(declared, now)))
     if not dry_run:
         for name in roots.expired(declared, now):
             roots.withdraw(store, name)
     removed = size = young = 0
     known = {(run.flow, run.run) for run in left.values()}
-    for name in _unused(store, used, known):
+    for name in _unused(store, None if damaged else used, known):
         taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
         if taken is not None:
             removed, size = removed + 1, size + taken
@@ -157,31 +167,46 @@ def collect(
         taken = store.remove_untouched(name, now - wait, dry_run=dry_run)
         if taken is not None:
             removed, size = removed + 1, size + taken
-    return Removed(runs, removed, size, young)
+    return Removed(runs, removed, size, young, damaged)
 
 
-def _code_of(run: RunRecord) -> str | None:
-    key: str | None = run.settings.get("code", {}).get("key")
-    return key
-
-
-def _used(metadata: MetadataStore, blobs: BlobStore, runs: Iterable[int]) -> set[str]:
-    """The names of all blobs that the manifests of these runs refer to."""
+def _used(
+    metadata: MetadataStore, blobs: BlobStore, runs: Iterable[RunRecord]
+) -> tuple[set[str], list[tuple[RunRecord, str]]]:
+    """The names of all blobs that these runs refer to; and the runs of which that cannot be known,
+    with the reason."""
     used: set[str] = set()
     seen: set[str] = set()  # segments of items, which several manifests may share
-    for manifest in (Manifest.decode(data) for key in runs for data in metadata.all_manifests(key)):
-        for entry in manifest.artifacts.values():
-            used.update(blob_name(key) for key, _ in entry.blobs)
-        used.update(map(blob_name, blobs_of_items(manifest.items, blobs, seen)))
-    return used
+    damaged: list[tuple[RunRecord, str]] = []
+    for run in runs:
+        try:
+            if run.settings == DAMAGED:
+                raise CorruptBlob("its record is damaged")
+            code = run.settings.get("code", {}).get("key")
+            if code:
+                used.add(blob_name(code))
+            for data in metadata.all_manifests(run.key):
+                manifest = Manifest.decode(data)
+                for entry in manifest.artifacts.values():
+                    used.update(blob_name(key) for key, _ in entry.blobs)
+                used.update(map(blob_name, blobs_of_items(manifest.items, blobs, seen)))
+        except (StoreUnavailable, MetadataError):
+            raise  # it may be whole
+        except (AflowError, ValueError, TypeError, LookupError, AttributeError) as error:
+            damaged.append((run, str(error) or type(error).__name__))
+    return used, damaged
 
 
-def _unused(store: ObjectStore, used: set[str], known: set[tuple[str, str]]) -> Iterable[str]:
-    for name in store.list("blobs/"):
+def _unused(
+    store: ObjectStore, used: set[str] | None, known: set[tuple[str, str]]
+) -> Iterable[str]:
+    """The objects that nothing refers to. None for `used`: nobody knows of blobs."""
+    for name in store.list("blobs/") if used is not None else ():
         if name not in used:
             yield name
     for folder in ("logs/", "cards/", "commits/", "jobs/"):
         for name in store.list(folder):
-            _, flow, run, *_ = name.split("/")
-            if (flow, run) not in known:
+            _, *of = name.split("/", 3)
+            # Whatever does not belong to a run was not put there by aflow.
+            if len(of) == 3 and (of[0], of[1]) not in known:
                 yield name

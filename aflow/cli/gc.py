@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow.cli.options import flag, option
+from aflow.cli.problems import printable
 from aflow.config import Settings
 from aflow.errors import InvalidInput
 
@@ -40,6 +41,7 @@ that go on, and those that a run that goes on has resumed. It may run beside oth
 def _parameters() -> list[click.Parameter]:
     return [
         option("--flow", metavar="NAME", help="Runs of this flow."),
+        option("--run", metavar="FLOW/RUN", help="This run alone."),
         option("--older-than", metavar="TIME", help="Runs that ended so long ago: 12h, 30d, 8w."),
         option("--tag", "tags", multiple=True, metavar="TAG", help="Runs with this tag."),
         flag("--failed", help="Runs that did not succeed."),
@@ -70,6 +72,7 @@ def _parameters() -> list[click.Parameter]:
 
 def _gc(
     flow: str | None,
+    run: str | None,
     older_than: str | None,
     tags: tuple[str, ...],
     failed: bool,
@@ -97,7 +100,12 @@ def _gc(
         return 0
     now = SystemClock.now()
     before = None if older_than is None else now - _seconds("--older-than", older_than)
-    wanted = Wanted(flow, before, tags, failed, keep, spins)
+    if run is not None:
+        of, slash, run = run.partition("/")
+        if not slash or flow not in (None, of):
+            raise click.BadParameter("--run takes the flow and the id of one run, as MyFlow/1234.")
+        flow = of
+    wanted = Wanted(flow, run, before, tags, failed, keep, spins)
     metadata = backends.open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
     try:
         store = backends.open_store(settings.storage_url)
@@ -106,6 +114,7 @@ def _gc(
     finally:
         metadata.close()
     _tell(removed, dry_run, grace)
+    _warn(removed)
     _sweep_code(settings, kept, now, dry_run=dry_run)
     return 0
 
@@ -127,7 +136,7 @@ def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -
 
 def _tell(removed: Removed, dry_run: bool, grace: str) -> None:
     for run in removed.runs[:_SHOWN]:
-        click.echo(f"{run.flow}/{run.run}  {run.state.value}")
+        click.echo(printable(f"{run.flow}/{run.run}  {run.state.value}", lines=False))
     if len(removed.runs) > _SHOWN:
         click.echo(f"and {len(removed.runs) - _SHOWN} more")
     verb = "would be deleted" if dry_run else "deleted"
@@ -137,6 +146,21 @@ def _tell(removed: Removed, dry_run: bool, grace: str) -> None:
         young = _many(removed.young, "object")
         click.echo(
             f"Nothing refers to {young} more, written or used in the last {grace} (--grace)."
+        )
+
+
+def _warn(removed: Removed) -> None:
+    """Say which runs keep all blobs."""
+    for run, reason in removed.damaged[:_SHOWN]:
+        name = printable(f"{run.flow}/{run.run}", lines=False)
+        click.echo(
+            f"{name} cannot be read: {printable(reason, lines=False).rstrip('.')}.", err=True
+        )
+    if removed.damaged:
+        click.echo(
+            f"{_many(len(removed.damaged), 'run')} may refer to any artifact, so no artifact was "
+            "deleted. Restore the metadata, or delete what is damaged: aflow gc --run FLOW/RUN",
+            err=True,
         )
 
 

@@ -30,6 +30,8 @@ from aflow.scheduler.states import AttemptState, RunState, TaskState
 SPIN = "spin"
 LEASE = 10.0
 """Seconds without a sign of life after which a run is nobody's."""
+DAMAGED: dict[str, Any] = {"damaged": True}
+"""The settings of a run whose own cannot be read."""
 
 
 class Lease(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 from aflow.clock import shown_time
 from aflow.metadata.base import (
+    DAMAGED,
     TASK_STATES,
     AttemptRecord,
     Batch,
@@ -90,7 +91,7 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
         tags=tuple(tag for tag, is_system in tags if not is_system),
         system_tags=tuple(tag for tag, is_system in tags if is_system),
         graph=graph or {},
-        settings=settings or {},
+        settings=DAMAGED if settings is None else settings,
         reason=reason,
         heartbeat_at=None if row[11] is None else time_of(row[11]),
         origin_run=row[12],

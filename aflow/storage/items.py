@@ -229,13 +229,24 @@ def _pages(records: int) -> int:
 
 def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str]:
     """The keys of all blobs that the items of a foreach are in, and those that large items have of
-    their own. Segments in `seen` are not read again; one that is gone has nothing to say."""
-    for segment in (items or (0,))[1:]:
+    their own. Segments in `seen` are not read again; one that is gone has nothing to say. Raises
+    CorruptBlob."""
+    try:
+        yield from _blobs_of_items(items, blobs, seen)
+    except (struct.error, LookupError, TypeError, ValueError) as error:
+        raise CorruptBlob(f"The list of the items of a foreach is damaged: {error}.") from error
+
+
+def _blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str]:
+    count, *segments = items or (0,)
+    for segment in segments:
         if isinstance(segment, bytes):
             rows = _inline_records(segment)
+            count -= rows
             yield from _blobs_in(segment, len(segment) - rows * _ROW.size, rows, _ROW)
             continue
         key, size, records, *root = segment
+        count -= records
         yield key
         if key in seen:
             continue
@@ -247,6 +258,8 @@ def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str
         row = _WIDE_ROW if root else _ROW
         table = size - records * row.size - (_pages(records) * _DIGEST if root else 0)
         yield from _blobs_in(data, table, records, row)
+    if count:
+        raise ValueError("it has another number of them than it says")
 
 
 def _blobs_in(segment: bytes, table: int, records: int, row: struct.Struct) -> Iterator[str]:

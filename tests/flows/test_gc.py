@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from aflow import client
@@ -218,3 +222,62 @@ def test_what_cannot_be_meant_is_told(flow: Workspace, args: list[str], told: st
 def test_where_nothing_has_run_there_is_nothing_to_delete(workspace: Workspace) -> None:
     done = gc(workspace)
     assert (0, True) == (done.code, "Nothing has run here yet" in done.out)
+
+
+def changed(manifest: bytes, key: str, value: object) -> bytes:
+    """A manifest with another value in it."""
+    told = msgpack.unpackb(manifest, strict_map_key=False)
+    packed: bytes = msgpack.packb({**told, key: value})
+    return packed
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda manifest: manifest[:40],
+    "other bytes": lambda manifest: b"\xc1" * 40,
+    "no map": lambda manifest: b"\x01",
+    "artifacts that are none": lambda manifest: changed(manifest, "a", {"x": [1]}),
+    "keys that are none": lambda manifest: changed(
+        manifest, "a", {"x": ["int", 1, "", [["../../etc", 1]]]}
+    ),
+    "items that are none": lambda manifest: changed(manifest, "x", [1, b"\xff" * 50]),
+    "items that were cut off": lambda manifest: changed(manifest, "x", [1, b"\xff"]),
+    "items without their number": lambda manifest: changed(manifest, "x", ["0" * 64]),
+}
+
+
+def test_a_run_that_is_damaged_is_named_and_keeps_all_blobs_until_it_is_deleted(
+    flow: Workspace,
+) -> None:
+    assert 0 == run(flow).code
+    name = runs(flow)[0].pathspec
+    root = flow.path / ".aflow"
+    stray = root / "blobs" / "00" / ("0" * 62)
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"nothing refers to this")
+    (root / "logs" / ".DS_Store").write_bytes(b"not of aflow")
+    before = objects(flow)
+    with closing(sqlite3.connect(root / "metadata.db", isolation_level=None)) as database:
+        ((whole,),) = database.execute("SELECT manifest FROM attempts WHERE task = 1")
+        for damage in DAMAGES.values():
+            database.execute("UPDATE attempts SET manifest = ? WHERE task = 1", [damage(whole)])
+            log = root / "logs" / "Flow_" / "gone" / "log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
+
+            found = gc(flow, "--grace", "0s")
+
+            assert (0, "0 runs and 1 object deleted: 0 bytes.\n") == (found.code, found.out)
+            assert f"{name} cannot be read: " in found.err
+            assert "1 run may refer to any artifact, so no artifact was deleted" in found.err
+            assert before == objects(flow)
+            assert not log.exists()
+        database.execute("UPDATE attempts SET manifest = ? WHERE task = 1", [whole])
+        database.execute("UPDATE runs SET settings = substr(settings, 1, 20)")
+        assert f"{name} cannot be read: its record is damaged." in gc(flow, "--grace", "0s").err
+        assert before == objects(flow)
+
+    assert "--run takes the flow and the id" in gc(flow, "--run", "Flow_").err
+    assert "0 runs and 0 objects" in gc(flow, "--run", "Flow_/of-nobody").out
+    found = gc(flow, "--grace", "0s", "--run", name)
+    assert f"{name}  succeeded\n1 run and " in found.out
+    assert {root / "logs" / ".DS_Store"} == objects(flow)

@@ -201,9 +201,8 @@ def _unused(
     store: ObjectStore, used: set[str] | None, known: set[tuple[str, str]]
 ) -> Iterable[str]:
     """The objects that nothing refers to. None for `used`: nobody knows of blobs."""
-    for name in store.list("blobs/") if used is not None else ():
-        if name not in used:
-            yield name
+    if used is not None:
+        yield from (name for name in store.list("blobs/") if name not in used)
     for folder in ("logs/", "cards/", "commits/", "jobs/"):
         for name in store.list(folder):
             _, *of = name.split("/", 3)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from aflow.scheduler.states import RunState
+from aflow.scheduler.states import AttemptState, RunState
 from tests.flows.conftest import Workspace, children_of
 from tests.flows.test_decorators import one_step, states
 from tests.flows.test_failures import ISOLATIONS
@@ -464,3 +466,74 @@ def test_an_exception_of_many_megabytes_is_recorded_in_few_kilobytes(workspace: 
     [_, failed] = workspace.latest()[1]
     assert failed.attempt is not None
     assert 5_000 > len(failed.attempt.reason)
+
+
+NOBODY = 61_234  # a user who has no other process, and so a limit of processes of his own
+AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+
+
+def allow_processes(process: subprocess.Popen[str], count: int | str) -> None:
+    """Let everything that this process has started have so many processes of its user."""
+    todo = children_of(process.pid)
+    while todo:
+        pid = todo.pop()
+        todo += children_of(pid)
+        limit = ["prlimit", "--pid", str(pid), f"--nproc={count}:"]
+        subprocess.run([*AS_NOBODY, *limit], capture_output=True, check=False)  # it may have ended
+
+
+def test_where_no_process_can_be_started_tasks_wait_for_one_and_then_say_so(
+    workspace: Workspace,
+) -> None:
+    if os.getuid() or not all(map(shutil.which, ["setpriv", "prlimit"])):
+        pytest.skip("limits of processes are set for another user, which takes root and setpriv")
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                print("go on", flush=True)
+                while not os.path.exists("gate"):
+                    time.sleep(0.01)
+                self.xs = [1, 2]
+                self.next(self.work, foreach="xs")
+
+            @step
+            def work(self):
+                self.next(self.join)
+
+            @step
+            def join(self, inputs):
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    os.chown(workspace.path, NOBODY, NOBODY)
+    may_read_python = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    command = [sys.executable, "flow.py", "--no-pylint", "run", "--max-workers", "2"]
+    process = subprocess.Popen(
+        [*AS_NOBODY, *may_read_python, *command], cwd=workspace.path, text=True,
+        env={**os.environ, "HOME": str(workspace.path)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    said = ""
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said += line
+            if "go on" in line:
+                allow_processes(process, 1)
+                (workspace.path / "gate").touch()
+            elif "no process could be started" in line:
+                allow_processes(process, 500)
+    assert 0 == process.returncode, said
+    assert (
+        "The task was lost: no process could be started: Resource temporarily unavailable (use "
+        "fewer workers, --max-workers, or allow more processes: ulimit -u, pids.max)."
+    ) in said
+    metadata = workspace.metadata  # the second time a process was waited for, and came
+    attempts = metadata.attempts(metadata.runs("Flow_")[0].key, 2)
+    metadata.close()
+    assert [AttemptState.LOST, AttemptState.SUCCEEDED] == [each.state for each in attempts]
+    workspace.check()

@@ -12,7 +12,9 @@ environment of steps. It is forked from the first ground, and has a socket of it
 
 from __future__ import annotations
 
+import errno
 import gc
+import itertools
 import os
 import select
 import signal
@@ -20,7 +22,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgpack
 
@@ -46,6 +48,21 @@ OpenStore = Callable[[str], "ObjectStore"]
 OpenMetadata = Callable[[str, str], "MetadataStore"]
 
 IMPORT_LIMIT = 300.0  # seconds that the imports of a warm ground may take
+PATIENCE = 5.0  # seconds for which a process is waited for where the system has none to give
+_AGAIN = 0.05  # seconds after which it is asked again
+_ADVICE = {
+    errno.EAGAIN: "use fewer workers, --max-workers, or allow more processes: ulimit -u, pids.max",
+    errno.ENOMEM: "use fewer workers, --max-workers, or a machine with more memory",
+}
+
+
+class _Postponed(NamedTuple):
+    """A process that could not be forked so far. `fork` tries it again."""
+
+    child: int
+    fds: list[int]
+    give_up_at: float  # monotonic
+    fork: Callable[[], OSError | None]
 
 
 class Ground:
@@ -87,6 +104,7 @@ class Ground:
         self._pids: dict[int, int] = {}  # the coordinator's id -> pid
         self._unpacker = wire.unpacker()
         self._fds: list[int] = []
+        self._postponed: list[_Postponed] = []
         self._wakeup: tuple[int, ...] = ()
         self._pid = os.getpid()
 
@@ -103,7 +121,7 @@ class Ground:
         try:
             self._reap()  # what ended before signals woke us
             while True:
-                ready = {fd for fd, _ in poll.poll()}
+                ready = {fd for fd, _ in poll.poll(_AGAIN * 1000 if self._postponed else None)}
                 if ready & {*self._parent}:
                     return
                 if readable in ready:
@@ -111,6 +129,8 @@ class Ground:
                     self._reap()
                 if self._control.fileno() in ready and not self._carry_out_all():
                     return
+                if self._postponed:
+                    self._try_again()
         finally:
             if os.getpid() == self._pid:  # else: the process of a task, which goes on
                 self._end_all()
@@ -163,19 +183,21 @@ class Ground:
             runner = self._configured
             self._fork(
                 child, fds, environment, learn,
-                lambda: task.OneAttempt(runner, attempt, fds, strict=learn),
+                lambda: task.OneAttempt(runner, attempt, fds, strict=learn), is_task=True,
             )  # fmt: skip
         elif kind == wire.KILL:
             child, signum = rest
             if child in self._pids:
                 kill_group(self._pids[child], signum)
+            else:
+                self._forget_postponed(child)
         elif kind == wire.WORK:
             child, environment, learn, coroutines = rest
             fds = self._take(6)
             runner = self._configured
             self._fork(
                 child, fds, environment, learn,
-                lambda: task.ManyAttempts(runner, fds, coroutines=coroutines),
+                lambda: task.ManyAttempts(runner, fds, coroutines=coroutines), is_task=False,
             )  # fmt: skip
         elif kind == wire.GROW:
             self._grow(self._take(1)[0], *rest)
@@ -243,25 +265,70 @@ class Ground:
         environment: Mapping[str, str],
         learn: bool,
         work: Callable[[], task.Work],
+        *,
+        is_task: bool,
     ) -> None:
         if self._refusal is not None:
             wire.close_all(fds)
             self._say(wire.REFUSED, child, self._refusal)
             return
+
+        def fork() -> OSError | None:
+            return self._try_to_fork(child, environment, learn, work)
+
+        error = fork()
+        # Others that run may end soon. A worker beside others is not needed that much.
+        if error is not None and (is_task or not self._children):
+            give_up_at = self._clock.monotonic() + PATIENCE
+            self._postponed.append(_Postponed(child, fds, give_up_at, fork))
+            return
+        if error is not None:
+            self._say(wire.NOT_FORKED, child, _no_process(error))
+        wire.close_all(fds)
+
+    def _try_to_fork(
+        self,
+        child: int,
+        environment: Mapping[str, str],
+        learn: bool,
+        work: Callable[[], task.Work],
+    ) -> OSError | None:
+        """Fork, and report it; the error where the system refuses. Does not come back in the
+        child."""
         inside.flush()  # what the program has printed is not to be written by each child
         try:
             pid = os.fork()
         except OSError as error:
-            self._say(wire.NOT_FORKED, child, f"no process could be started: {error.strerror}")
-        else:
-            if pid == 0 and self._user_program is not None:
-                self._let_program_go_on(child, work)
-            elif pid == 0:
-                self._become(child, lambda: self._host(environment, learn).run(work()))
-            self._children[pid] = child
-            self._pids[child] = pid
-            self._say(wire.FORKED, child, pid, self._clock.now())
-        wire.close_all(fds)
+            return error
+        if pid == 0 and self._user_program is not None:
+            self._let_program_go_on(child, work)
+        elif pid == 0:
+            self._become(child, lambda: self._host(environment, learn).run(work()))
+        self._children[pid] = child
+        self._pids[child] = pid
+        self._say(wire.FORKED, child, pid, self._clock.now())
+        return None
+
+    def _try_again(self) -> None:
+        """Fork what could not be forked before, the oldest first; give up what has waited for too
+        long."""
+        while self._postponed:
+            first = self._postponed[0]
+            error = first.fork()
+            if error is not None and self._clock.monotonic() < first.give_up_at:
+                return
+            del self._postponed[0]
+            if error is not None:
+                self._say(wire.NOT_FORKED, first.child, _no_process(error))
+            wire.close_all(first.fds)
+
+    def _forget_postponed(self, child: int) -> None:
+        for each in self._postponed:
+            if each.child == child:
+                self._postponed.remove(each)
+                wire.close_all(each.fds)
+                self._say(wire.NOT_FORKED, child, "it was not wanted any more")
+                return
 
     # ------------------------------------------------------------ in the forked process
 
@@ -272,7 +339,7 @@ class Ground:
             inside.begin(self._pid, self._sigint)
             descendants.mark(self._token, child)
             self._generators.seed()
-            self._let_go()
+            self._let_go(child)
             code = body()
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
             traceback.print_exc()
@@ -295,16 +362,21 @@ class Ground:
         """Let the program, which waits in the call of its flow, go on with this work."""
         inside.begin(self._pid, self._sigint)
         descendants.mark(self._token, child)
-        self._let_go()
+        self._let_go(child)
         assert self._user_program is not None, "it has run"
         self._user_program.begin_child()
         made = work()
         raise _GoOn(made if made.begin() else None)
 
-    def _let_go(self) -> None:
-        """Close what belongs to the ground."""
+    def _let_go(self, child: int) -> None:
+        """Close what belongs to the ground, and to other processes that it is still to fork."""
         self._control.close()
-        wire.close_all([*self._wakeup, *self._parent])
+        wire.close_all([*self._wakeup, *self._parent, *self._of_others(child)])
+
+    def _of_others(self, child: int | None = None) -> list[int]:
+        """The descriptors of processes that are still to be forked, but for this one."""
+        postponed = (each.fds for each in self._postponed if each.child != child)
+        return [*self._fds, *itertools.chain.from_iterable(postponed)]
 
     # ------------------------------------------------------------ other grounds
 
@@ -347,7 +419,7 @@ class Ground:
     def _become_ground(self) -> None:
         inside.begin(self._pid, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        wire.close_all(self._wakeup)
+        wire.close_all([*self._wakeup, *self._of_others()])
         self._begin_to_serve()
 
     def _try_to_warm(
@@ -358,7 +430,11 @@ class Ground:
         then."""
         began = self._clock.now()
         readable, writable = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            wire.close_all([readable, writable])
+            return _no_process(error), self._clock.now() - began
         if not pid:
             os.close(readable)
             self._be_warm(writable, imported, environment)
@@ -511,6 +587,13 @@ def _refused(reason: str) -> str:
         f"Tasks cannot be forked from the program (process=fork): {reason}. Leave it at "
         "process=fresh, or make what stands in the way inside of the step."
     )
+
+
+def _no_process(error: OSError) -> str:
+    """Why there is no process, and what to do."""
+    advice = _ADVICE.get(error.errno or 0)
+    said = f"no process could be started: {error.strerror}"
+    return said if advice is None else f"{said} ({advice})"
 
 
 def kill_group(pid: int, signum: int) -> None:

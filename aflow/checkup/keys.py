@@ -19,12 +19,13 @@ OF_PARTS = frozenset(
         "SERVICE_AUTH_KEY_SECRET",
         "SERVICE_HEADERS",
         "SFN_COMPRESS_STATE_MACHINE",
+        "SKIP_INSTALL_DEPENDENCIES",
         "TOKEN_HOME",
     }
 )
 # Those that are read before any file is, or that belong to one run.
 OF_THE_ENVIRONMENT = frozenset(
-    {"FLOW_CONFIG", "FLOW_CONFIG_VALUE", "HOME", "PROFILE", "SAFE_DIRECTORIES"}
+    {"BOOT_PATIENCE", "FLOW_CONFIG", "FLOW_CONFIG_VALUE", "HOME", "PROFILE", "SAFE_DIRECTORIES"}
 )
 # Keys of Metaflow that aflow reads nothing from, and why that is no loss.
 WITHOUT_EFFECT = {

@@ -103,6 +103,7 @@ OTHERS = {
         "aflow.cli.schedule:schedule",
     ),
     "token": ("Create, list and revoke API tokens.", "aflow.cli.token:token"),
+    "init": ("Begin a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
 

@@ -1,4 +1,4 @@
-"""`aflow configure` and `aflow tutorials`, as users call them."""
+"""`aflow configure`, `aflow tutorials` and `aflow init`, as users call them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.flows.conftest import Ran, Workspace
 
@@ -210,3 +212,54 @@ def test_tutorials_are_listed_explained_and_never_overwritten_unasked(
     absent = aflow(workspace, "tutorials", "info", "cooking")
     assert 1 == absent.code
     assert "There is no tutorial 'cooking'. There are: 00-hello," in absent.err
+
+
+# ------------------------------------------------------------------ a project to begin with
+
+
+def test_a_project_that_init_writes_passes_its_own_pipeline(workspace: Workspace) -> None:
+    assert 0 == aflow(workspace, "init", "my-2nd project").code
+    project = workspace.path / "my-2nd project"
+    there = Workspace(project)
+    pipeline = yaml.safe_load((project / ".github" / "workflows" / "flows.yml").read_text())
+    (check, test) = [each["run"] for each in pipeline["jobs"]["test"]["steps"][-2:]]
+    declared = tomllib.loads((project / "pyproject.toml").read_text())
+
+    checked = aflow(there, *check.split()[1:])
+    tested = there.finish(there._start([*test.split()[1:]], {}))
+    run = there.finish(there._start(["flow.py", "run", "--count", "5"], {}))
+
+    assert 0 == checked.code, checked.err
+    assert "2 passed" in tested.out, tested.out + tested.err
+    assert "total 30" in run.out, run.err
+    assert ["aflow-runtime~="] == [each[:15] for each in declared["project"]["dependencies"]]
+    ignored = subprocess.run(
+        ["git", "-c", "init.defaultBranch=main", "init", "--quiet", project], check=False
+    )
+    assert 0 == ignored.returncode
+    status = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=all"],
+        cwd=project, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    files = (".github/workflows/flows.yml", ".gitignore", "README.md", "flow.py", "pyproject.toml")
+    kept = {line[3:] for line in status.splitlines() if ".pytest_cache" not in line}
+    assert {*files, "tests/test_flow.py"} == kept
+
+
+def test_init_replaces_nothing_unasked_and_adds_to_what_git_ignores(workspace: Workspace) -> None:
+    (workspace.path / ".gitignore").write_text("*.log\n.venv/")
+    assert 0 == aflow(workspace, "init").code
+    (workspace.path / "flow.py").write_text("")
+    again = aflow(workspace, "init")
+    nowhere = aflow(workspace, "init", "flow.py/below")
+    replaced = aflow(workspace, "init", "--overwrite")
+
+    ignored = (workspace.path / ".gitignore").read_text().splitlines()
+    assert ["*.log", ".venv/", *ignored[2:]] == ignored
+    assert 1 == ignored.count(".venv/") == ignored.count(".aflow/")
+    assert 2 == again.code
+    assert "flow.py is there already: give --overwrite to replace it" in again.err
+    assert 2 == nowhere.code
+    assert "cannot be written to flow.py/below: Not a directory." in nowhere.err
+    assert 0 == replaced.code
+    assert "Flow(FlowSpec)" in (workspace.path / "flow.py").read_text()

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 # Another project's distribution is called like our package: nothing may ask an index for `aflow`.
 DISTRIBUTION = "aflow-runtime"

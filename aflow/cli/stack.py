@@ -13,9 +13,9 @@ _HELP = """What aflow needs in AWS: S3, Batch, a metadata service, roles (see do
 
 \b
   aflow stack template > aflow.yaml
-  aflow stack check Image=REGISTRY/aflow:0.1.0 ComputeType=SPOT
+  aflow stack check Image=REGISTRY/aflow:0.2.0 ComputeType=SPOT
   aws cloudformation deploy --template-file aflow.yaml --stack-name aflow \\
-      --capabilities CAPABILITY_IAM --parameter-overrides Image=REGISTRY/aflow:0.1.0
+      --capabilities CAPABILITY_IAM --parameter-overrides Image=REGISTRY/aflow:0.2.0
   aflow stack import aflow            the same as: aflow configure import-stack aflow
 """
 

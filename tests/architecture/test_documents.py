@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+from aflow.version import __version__
 from tests.architecture.sources import REPOSITORY, text_of, tracked, violations
 
 DOCUMENTS = tracked(".md")
@@ -52,6 +53,15 @@ def test_python_in_documents_is_python() -> None:
     assert blocks
     for block in blocks:
         assert ast.parse(block), block
+
+
+def test_images_and_wheels_are_named_by_the_version_of_aflow() -> None:
+    named = re.compile(r"\baflow(?:-worker|-server|-metadata-service)?:(\d+\.\d+\.\d+)")
+    wheel = re.compile(r"\baflow_runtime-(\d+\.\d+\.\d+)-")
+    files = [*DOCUMENTS, Path("docker/compose.yaml"), Path("aflow/cli/stack.py")]
+    found = {v for each in files for how in (named, wheel) for v in how.findall(text_of(each))}
+
+    assert {__version__} == found
 
 
 def test_nobody_is_told_to_install_another_project() -> None:

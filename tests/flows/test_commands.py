@@ -95,7 +95,7 @@ def test_the_log_is_on_stdout_and_all_else_on_stderr(flow: Workspace) -> None:
 
     assert 0 == ran.code
     assert [
-        "aflow 0.1.0 executing Flow_ for user:tester",
+        "aflow 0.2.0 executing Flow_ for user:tester",
         f"Creating local datastore in current directory ({flow.path / '.aflow'})",
         "Validating your flow...",
         "    The graph looks good!",
@@ -500,7 +500,7 @@ def test_status_of_an_empty_folder_creates_nothing(workspace: Workspace) -> None
 
 @pytest.mark.parametrize("words", [["version"], ["--version"]])
 def test_the_version_is_told(workspace: Workspace, words: list[str]) -> None:
-    assert (0, "aflow 0.1.0\n") == (aflow(workspace, *words).code, aflow(workspace, *words).out)
+    assert (0, "aflow 0.2.0\n") == (aflow(workspace, *words).code, aflow(workspace, *words).out)
 
 
 @pytest.mark.parametrize("words", [[], ["help"], ["--help"]])

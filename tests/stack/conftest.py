@@ -15,7 +15,7 @@ from tests.stack.on_moto import for_moto, loaded
 from tests.support.aws.furnished import server_of_jobs
 from tests.support.servers import Server
 
-IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/aflow:0.1.0"
+IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/aflow:0.2.0"
 KEY = "a-key-of-forty-letters-0123456789abcdefgh"
 
 

@@ -322,7 +322,7 @@ def test_data_outlive_the_stack(whole: dict[str, Any]) -> None:
 
 # ------------------------------------------------------------ parameters
 
-IMAGE = "Image=123456789012.dkr.ecr.us-east-1.amazonaws.com/aflow:0.1.0"
+IMAGE = "Image=123456789012.dkr.ecr.us-east-1.amazonaws.com/aflow:0.2.0"
 
 
 def checked(*words: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,7 @@ from tests.machine.graphs import LINE
 
 _NONE = NoInputs()
 BEGIN = 1_700_000_000.0
-SYSTEM_TAGS = ("aflow_version:0.1.0", "python_version:3.11.7", "runtime:dev", "user:tester")
+SYSTEM_TAGS = ("aflow_version:0.2.0", "python_version:3.11.7", "runtime:dev", "user:tester")
 
 
 class Records:

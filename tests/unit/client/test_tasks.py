@@ -351,7 +351,7 @@ def test_the_facts_of_a_task_have_the_names_that_people_look_for(records: Record
         "attempt-done": "0",
         "runtime": "dev",
         "python_version": "3.11.7",
-        "aflow_version": "0.1.0",
+        "aflow_version": "0.2.0",
         "user": "tester",
         "script-name": "flow.py",
         "ds-type": "memory",
@@ -397,7 +397,7 @@ def test_where_a_task_ran_is_told(records: Records) -> None:
         "username": "tester",
         "runtime": "dev",
         "python_version": "3.11.7",
-        "aflow_version": "0.1.0",
+        "aflow_version": "0.2.0",
         "host": "here",
     } == task.environment_info
     assert task.environment_info == Step("Flow/1/start").environment_info

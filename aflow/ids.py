@@ -54,6 +54,11 @@ def step_name(value: str) -> StepName:
     return StepName(_checked(_STEP, "step", value))
 
 
+def worker_name(value: str) -> str:
+    """The value, if it can name a worker; raises InvalidName."""
+    return _checked(_RUN, "worker", value)
+
+
 def task_id(value: str) -> TaskId:
     """The task's number, if the value can name a task; raises InvalidName."""
     _checked(_TASK, "task", value)

@@ -22,10 +22,22 @@ T = TypeVar("T")
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """What the call gives, or raises, made in a thread of its own with the context variables of the
     caller. A call that has begun goes on when this is cancelled, and its result is dropped."""
+    return await _threaded(partial(function, *args, **kwargs), daemon=False)
+
+
+async def in_daemon_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same as `in_thread`, for a call that must not hold up the end of the program: one that
+    has not ended by then is cut off."""
+    return await _threaded(partial(function, *args, **kwargs), daemon=True)
+
+
+async def _threaded(function: Callable[[], T], *, daemon: bool) -> T:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
-    call = partial(contextvars.copy_context().run, function, *args, **kwargs)
-    thread = threading.Thread(target=_carry_out, args=(call, loop, done), name="aflow-call")
+    call = partial(contextvars.copy_context().run, function)
+    thread = threading.Thread(
+        target=_carry_out, args=(call, loop, done), name="aflow-call", daemon=daemon
+    )
     thread.start()
     try:
         return await done

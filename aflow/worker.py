@@ -7,21 +7,28 @@ as long as its attempt runs, and acknowledged when the report of its end is in t
 What it cannot run (it cannot read the message, load the flow, or has another Python) says nothing
 of the task: it gives that back, uncounted, takes no more of that run for a while, and says so, to
 the coordinator and to all who look.
+
+It registers in the metadata, if there are any that it can reach, and sends a heartbeat there each
+HEARTBEAT seconds: with what it runs, and to learn whether it is to be drained.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import platform
+import re
 import socket
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.attempt.spec import AttemptReport
 from aflow.errors import (
+    AflowError,
     ForgedMessage,
     LeaseLost,
     MessageTooNew,
@@ -31,16 +38,21 @@ from aflow.errors import (
 from aflow.executors import deaths, letters
 from aflow.executors.base import NO_USAGE
 from aflow.executors.letters import CancelLetter, Presence, TaskLetter, unseal_letter
+from aflow.executors.queue_view import HEARTBEAT
+from aflow.metadata.base import MOST_RUNNING, WORKER_EXPIRY, RunningTask, WorkerRecord
 from aflow.queue.away import AWAY, pause
 from aflow.queue.base import Lease, Queue, group_of
 from aflow.remote.outbox import Outbox
 from aflow.remote.runtime import Held, Runtime, Site
 from aflow.scheduler.states import AttemptState
+from aflow.threads import in_daemon_thread
+from aflow.version import __version__
 from aflow.waiting import Waiting
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
     from aflow.executors.base import Usage
+    from aflow.metadata.base import WorkerRegistry
 
 WAIT = 15.0  # seconds that one call waits for messages
 WORTH_HOLDING = 0.2  # seconds of work that a slot may hold ahead
@@ -61,7 +73,7 @@ class WorkerOptions(NamedTuple):
     """How a worker works: `slots` attempts at a time, of these pools; leases last `lease` seconds
     and are extended; at its end it gives what runs `grace` seconds. `folder` is for code; the first
     of `keys` signs messages, and all are good for what comes. Each task is logged unless it is to
-    be `quiet`."""
+    be `quiet`. `labels` are listed with the worker, for people."""
 
     pools: tuple[str, ...]
     slots: int
@@ -70,17 +82,33 @@ class WorkerOptions(NamedTuple):
     folder: Path
     keys: tuple[bytes, ...] = ()
     quiet: bool = False
+    labels: Mapping[str, str] = MappingProxyType({})
 
 
 class Worker:
-    """One worker. `run` works until `drain` is called, and may be awaited once."""
+    """One worker. `run` works until `drain` is called, and may be awaited once.
 
-    def __init__(self, queue: Queue, options: WorkerOptions, clock: Clock, say: Say) -> None:
+    `registry` opens the metadata in which the worker is listed, and gives None while there are
+    none; it is called in a thread, again and again until it gives one. A worker whose metadata do
+    not answer works all the same: it is not listed meanwhile.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        options: WorkerOptions,
+        clock: Clock,
+        say: Say,
+        registry: Callable[[], WorkerRegistry | None] | None = None,
+    ) -> None:
+        self._open_registry = registry
+        self._registry: WorkerRegistry | None = None
         self._queue = queue
         self._options = options
         self._clock = clock
         self._say = say
-        self.id = f"{socket.gethostname()[:24]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()[:24]).strip("-") or "worker"
+        self.id = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._outbox = Outbox(queue, self.id, options.keys, clock)
         self._site = Site(self.id, options.slots, options.folder, clock, self._outbox)
         self._topics = [letters.tasks_topic(pool) for pool in options.pools]
@@ -97,12 +125,19 @@ class Worker:
         self._declines = asyncio.Event()
         self._away: Waiting | None = None
         self._ends_at: float | None = None  # when what runs has had its grace time
+        self._is_patient = False  # what runs may take as long as it takes
+        self._started_at = clock.now()
+        self._done = self._failed = 0  # attempts that have ended here
+        self._beat_soon = asyncio.Event()
 
-    def drain(self) -> None:
-        """Take nothing new; `run` ends when what runs has ended, or been given back. May be called
-        again."""
+    def drain(self, *, patient: bool = False) -> None:
+        """Take nothing new; `run` ends when what runs has ended, or has been given back after the
+        grace time. With `patient` what runs may take as long as it takes, unless this was called
+        without before; called without it later, the grace time begins then. May be called again."""
+        self._is_patient = patient and (self._is_patient or not self._draining.is_set())
         self._draining.set()
         self._room.set()
+        self._beat_soon.set()
 
     async def run(self) -> None:
         """Take and run attempts. Raises QueueUnavailable where there is no queue at the start, and
@@ -116,7 +151,8 @@ class Worker:
             async with asyncio.TaskGroup() as group:
                 sending = group.create_task(self._outbox.send())
                 helpers = [
-                    group.create_task(each()) for each in (self._extend, self._obey, self._announce)
+                    group.create_task(each())
+                    for each in (self._extend, self._obey, self._announce, self._register)
                 ]
                 await self._take()
                 await self._finish()
@@ -156,6 +192,12 @@ class Worker:
         except (QueueError, TimeoutError):  # leases end, and so do announcements
             pass
         await self._queue.close()
+        if self._registry is not None:
+            try:
+                async with asyncio.timeout(ENDING):
+                    await in_daemon_thread(self._registry.remove_worker, self.id)
+            except (AflowError, TimeoutError):  # it is listed until WORKER_EXPIRY is over
+                pass
 
     # ------------------------------------------------------------ taking
 
@@ -388,6 +430,8 @@ class Worker:
         if held is None:
             return
         self._active -= held.active
+        self._done += report.state == AttemptState.SUCCEEDED.value
+        self._failed += report.state in _FAILED
         took = max(report.finished_at - report.started_at, 0.0)
         self._duration += 0.2 * (took - self._duration)
         if not self._options.quiet:
@@ -411,17 +455,23 @@ class Worker:
         self._waiting.clear()
         if self._held:
             self._say(f"Worker {self.id} ends: {len(self._held)} tasks are still running.")
-        self._ends_at = self._now() + self._options.grace
         while self._held:
-            left = self._ends_at - self._now()
+            if not self._is_patient:
+                self._begin_grace()
+            left = None if self._ends_at is None else max(self._ends_at - self._now(), 0.0)
             self._room.clear()
             try:
-                async with asyncio.timeout(max(left, 0.0)):
+                async with asyncio.timeout(left):
                     await self._room.wait()
             except TimeoutError:
                 break
+        self._begin_grace()
         for runtime in [*self._runtimes.values()]:
             await runtime.stop()  # interrupts what runs: it goes back
+
+    def _begin_grace(self) -> None:
+        if self._ends_at is None:
+            self._ends_at = self._now() + self._options.grace
 
     async def _give_back(self, leases: Sequence[Lease]) -> None:
         try:
@@ -488,6 +538,60 @@ class Worker:
             except TimeoutError:
                 continue
 
+    async def _register(self) -> None:
+        """Keep this worker listed in the metadata, and drain when somebody asks for that there."""
+        if self._open_registry is None:
+            return
+        away: Waiting | None = None
+        while True:
+            self._beat_soon.clear()
+            try:
+                if self._registry is None:
+                    self._registry = await in_daemon_thread(self._open_registry)
+                if self._registry is not None:
+                    beat = self._registry.beat_worker
+                    reason = await in_daemon_thread(beat, self._record(), WORKER_EXPIRY)
+                    if reason is not None and not self._draining.is_set():
+                        self._say(f"Worker {self.id} is drained: {reason}")
+                        self.drain(patient=True)
+                if away is not None:
+                    away.over()
+                    away = None
+            except AflowError as error:
+                away = away or Waiting("the metadata, to be listed as a worker", say=self._say)
+                away.still(str(error), "Tasks are taken all the same.")
+            try:
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._beat_soon.wait()
+            except TimeoutError:
+                continue
+
+    def _record(self) -> WorkerRecord:
+        """This worker, as it is listed."""
+        now, loop_now = self._clock.now(), self._now()
+        held = sorted(self._held.values(), key=lambda each: (not each.active, each.since))
+        return WorkerRecord(
+            name=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queue=self._queue.url,
+            pools=self._options.pools,
+            slots=self._options.slots,
+            version=__version__,
+            python=platform.python_version(),
+            started_at=self._started_at,
+            labels=dict(self._options.labels),
+            running=tuple(
+                RunningTask(
+                    _pathspec(each), each.spec.attempt, now - (loop_now - each.since), each.active
+                )
+                for each in held[:MOST_RUNNING]
+            ),
+            done=self._done,
+            failed=self._failed,
+            draining=self._draining.is_set(),
+        )
+
     def _cancel(self, lease: Lease) -> None:
         try:
             letter: CancelLetter = unseal_letter(
@@ -512,10 +616,16 @@ class Worker:
         self.ended(held.letter, report, NO_USAGE)
 
 
+_FAILED = (AttemptState.FAILED.value, AttemptState.TIMED_OUT.value, AttemptState.LOST.value)
+
+
+def _pathspec(held: Held) -> str:
+    return f"{held.letter.flow}/{held.letter.run}/{held.spec.step}/{held.spec.task}"
+
+
 def _named(held: Held) -> str:
-    letter, spec = held.letter, held.spec
-    again = f" (attempt {spec.attempt})" if spec.attempt else ""
-    return f"{letter.flow}/{letter.run}/{spec.step}/{spec.task}{again}"
+    again = f" (attempt {held.spec.attempt})" if held.spec.attempt else ""
+    return _pathspec(held) + again
 
 
 def _that_can_be_sent(report: AttemptReport) -> AttemptReport:

@@ -118,7 +118,8 @@ def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
     async def look(opened: Queue) -> tuple[Any, Any]:
         workers = await workers_of(opened)
         named = await pools_of(opened, pools, workers)
-        return [await pool_status(opened, each, workers) for each in named], workers
+        now = SystemClock.now()
+        return [await pool_status(opened, each, workers, now) for each in named], workers
 
     found, workers = _with_queue(queue, look)
     now = SystemClock.now()

@@ -1,22 +1,30 @@
-"""`aflow worker`: take tasks from a queue and run them here."""
+"""`aflow worker`: take tasks from a queue and run them here; `aflow workers`: list and drain."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue as queues
 import signal
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow.cli.options import option
+from aflow.cli import tables
+from aflow.cli.options import flag, option
+from aflow.clock import SystemClock, duration
 from aflow.config import Settings, forget_signing_key, usable_cpus
-from aflow.errors import InvalidSetting
+from aflow.errors import InvalidInput, InvalidSetting
+from aflow.executors.queue_view import chosen_worker, state_of, worker_as_json
 from aflow.own_folders import make_private
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import WorkerRecord, WorkerRegistry
 
 _MOST_LINES = 10_000  # of the log that wait to be read
 _CLOSING = 2.0  # seconds for them at the end
@@ -29,7 +37,21 @@ end within --grace, and what does not goes back to others, at no cost. A second 
 \b
   aflow worker --queue redis://broker:6379/0 --slots 4
   aflow worker --queue sqlite:////tmp/queue.db --pool gpu --pool default
+  aflow workers list                           those that there are, and what they run
+  aflow workers drain NAME                     end one when what it runs has ended
 """
+_HELP_OF_MANY = """List workers, and drain them.
+
+Workers register in the metadata that they are given (`aflow worker --metadata URL`, or
+AFLOW_DEFAULT_METADATA; without, in the .aflow folder that they find), and send a heartbeat there
+each 5 seconds. One whose heartbeats have stopped is shown as silent after 15 seconds, and not at
+all after 60.
+
+\b
+  aflow workers list
+  aflow workers drain host-4242-1f0c9a3b
+"""
+_MOST_LABELS = 20
 
 
 def worker(words: Sequence[str]) -> object:
@@ -73,6 +95,18 @@ def _parameters() -> list[click.Parameter]:
             metavar="SECONDS",
             help="After which others get the tasks of a worker that is gone.",
         ),
+        option(
+            "--label",
+            "labels",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Listed with the worker (aflow workers list); may be given again.",
+        ),
+        option(
+            "--metadata",
+            metavar="URL",
+            help="Where the worker is listed.  [default: of the settings]",
+        ),
         option("--quiet", is_flag=True, help="Do not log each task."),
     ]
 
@@ -83,9 +117,11 @@ def _worker(
     pools: tuple[str, ...],
     grace: float,
     lease: float,
+    labels: tuple[str, ...],
+    metadata: str | None,
     quiet: bool,
 ) -> int:
-    settings = Settings.load(queue=queue)
+    settings = Settings.load(queue=queue, metadata=metadata)
     if settings.queue is None:
         raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
     from aflow.loops import fastest_loop
@@ -99,24 +135,55 @@ def _worker(
         settings.cache / "code",
         settings.signing_key_bytes,
         quiet,
+        _labels(labels),
     )
     forget_signing_key()
     options.folder.parent.mkdir(parents=True, exist_ok=True)
     make_private(options.folder)
     health_file = Path(settings.health_file) if settings.health_file else None
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        return runner.run(_run(settings.queue, options, health_file))
+        return runner.run(_run(settings, options, health_file))
 
 
-async def _run(url: str, options: object, health_file: Path | None) -> int:
+def _labels(given: Sequence[str]) -> dict[str, str]:
+    labels = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not name or not equals or len(name) > 60 or len(value) > 200 or not each.isprintable():
+            raise InvalidInput(
+                f"--label {each[:80]!r}: write NAME=VALUE, of at most 60 and 200 characters."
+            )
+        labels[name] = value
+    if len(labels) > _MOST_LABELS:
+        raise InvalidInput(f"A worker can have {_MOST_LABELS} labels at most.")
+    return labels
+
+
+def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
+    """What opens the metadata in which the worker is listed. A folder that nothing has run in is
+    left as it is, until something does: workers are started in any folder."""
+
+    def opened() -> WorkerRegistry | None:
+        if not settings.has_metadata:
+            return None
+        from aflow import backends
+
+        store: Any = backends.open_metadata(settings.metadata_url, settings.durability)
+        return store if hasattr(store, "beat_worker") else None
+
+    return opened
+
+
+async def _run(settings: Settings, options: object, health_file: Path | None) -> int:
     from aflow import backends
-    from aflow.clock import SystemClock
     from aflow.loops import on_signal
     from aflow.worker import Worker, WorkerOptions
 
     assert isinstance(options, WorkerOptions), "made above"
+    assert settings.queue is not None, "checked above"
     log = _Log()
-    made = Worker(backends.open_queue(url), options, SystemClock(), log.say)
+    queue = backends.open_queue(settings.queue)
+    made = Worker(queue, options, SystemClock(), log.say, _registry(settings))
     loop = asyncio.get_running_loop()
     working = asyncio.current_task()
     assert working is not None, "this is one"
@@ -193,3 +260,102 @@ async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> No
     for result in results:
         if isinstance(result, Exception):
             raise result
+
+
+# ------------------------------------------------------------ aflow workers
+
+
+def workers(words: Sequence[str]) -> object:
+    """Run the command `aflow workers` with these words."""
+    place = option("--metadata", metavar="URL", help="[default: of the settings]")
+    group = click.Group(
+        "workers",
+        help=_HELP_OF_MANY,
+        commands=[
+            click.Command(
+                "list",
+                params=[flag("--json", "as_json", help="As a list of objects."), place],
+                callback=_list,
+                help="The workers that there are, and what they run.",
+            ),
+            click.Command(
+                "drain",
+                params=[
+                    click.Argument(["names"], nargs=-1, required=True, metavar="NAME..."),
+                    place,
+                ],
+                callback=_drain,
+                help="Have workers take no more tasks, and end when what they run has ended. "
+                "The beginning of a name will do where no other begins so.",
+            ),
+        ],
+    )
+    return group.main([*words], prog_name="aflow workers", standalone_mode=False)
+
+
+def _list(as_json: bool, metadata: str | None) -> None:
+    with _listed_in(metadata) as registry:
+        found = registry.workers()
+    now = SystemClock.now()
+    if as_json:
+        click.echo(json.dumps([worker_as_json(each, now) for each in found], indent=2))
+        return
+    if not found:
+        click.echo("No workers are registered: `aflow worker --queue URL` starts one.")
+        return
+    rows = [_row(each, now) for each in found]
+    head = ("NAME", "STATE", "POOLS", "TASKS", "DONE", "FAILED", "SINCE", "VERSION", "LABELS")
+    tables.show(
+        head, rows, {"idle": "green", "busy": "cyan", "draining": "yellow", "silent": "red"}
+    )
+
+
+def _row(worker: WorkerRecord, now: float) -> tuple[str, ...]:
+    begun = sum(each.begun for each in worker.running)
+    return (
+        worker.name,
+        state_of(worker),
+        ", ".join(worker.pools),
+        f"{begun}/{worker.slots}",
+        str(worker.done),
+        str(worker.failed),
+        duration(max(now - worker.started_at, 0.0)),
+        f"{worker.version}, Python {worker.python}",
+        " ".join(f"{name}={value}" for name, value in sorted(worker.labels.items())),
+    )
+
+
+def _drain(names: tuple[str, ...], metadata: str | None) -> None:
+    settings = Settings.load()
+    with _listed_in(metadata) as registry:
+        found = registry.workers()
+        chosen = [chosen_worker(found, each) for each in names]
+        for each in chosen:
+            registry.drain_worker(each.name, f"{settings.user} has asked for it (aflow workers).")
+            tasks = sum(task.begun for task in each.running)
+            click.echo(
+                f"{each.name} takes no more tasks from its next heartbeat on, and ends when "
+                f"{'its task has' if tasks == 1 else f'its {tasks} tasks have'} ended."
+                if tasks
+                else f"{each.name} ends with its next heartbeat."
+            )
+
+
+@contextmanager
+def _listed_in(metadata: str | None) -> Iterator[WorkerRegistry]:
+    """The registry of the settings. Raises InvalidInput where the metadata have none."""
+    from aflow import backends
+
+    settings = Settings.load(metadata=metadata)
+    if not settings.has_metadata:
+        raise InvalidInput(
+            f"There are no metadata in {settings.root}, so no worker has registered there: name "
+            "those that workers are given with --metadata URL."
+        )
+    store: Any = backends.open_metadata(settings.metadata_url, settings.durability)
+    try:
+        if not hasattr(store, "beat_worker"):
+            raise InvalidInput(f"Workers do not register in {store.url}.")
+        yield store
+    finally:
+        store.close()

@@ -128,7 +128,7 @@ class OneAttempt:
 
     # ------------------------------------------------------------ what the executor says
 
-    def handed(self, task: int, attempt: int, handle: str) -> None:
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
         """Nobody else has to find the attempt: where the job goes away, so does it."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:

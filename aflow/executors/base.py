@@ -25,9 +25,10 @@ from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
 class Reports(Protocol):
     """Who is told what becomes of the attempts."""
 
-    def handed(self, task: int, attempt: int, handle: str) -> None:
-        """Another executor finds the attempt by this, should this one go away. It is recorded with
-        the next commit, and may be said again."""
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
+        """Another executor finds the attempt by this (the worker or the job that has it), should
+        this one go away; `host` is the machine that runs it, where that is known. It is recorded
+        with the next commit, and may be said again."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """The attempt is running now."""

@@ -31,12 +31,13 @@ R = TypeVar("R")
 class Away:
     """An attempt that was handed to others and has not ended."""
 
-    __slots__ = ("is_back", "started_at", "step", "worker")
+    __slots__ = ("host", "is_back", "started_at", "step", "worker")
 
     def __init__(self, step: str) -> None:
         self.step = step
         self.is_back = False  # a worker had begun, and has given it back
         self.worker: str | None = None  # who is known to have it
+        self.host = ""  # its machine
         self.started_at: float | None = None
 
     @property
@@ -155,12 +156,12 @@ class Correspondence(Generic[R]):
             if away is None:
                 continue
             if kind == letters.STARTED:
-                self._note_start(away, letter.worker, task, attempt, *rest)
+                self._note_start(away, letter, task, attempt, *rest)
             elif away.started_at is None:
                 # The letter that told of its start comes later, since its delivery was lost or the
                 # queue keeps no order; or our predecessor has read it, and not lived to record it.
                 now = self._clock.now()
-                self._note_start(away, letter.worker, task, attempt, None, now)
+                self._note_start(away, letter, task, attempt, None, now)
             if kind == letters.LOGGED:
                 self._reports.logged(task, attempt, *rest)
             elif kind == letters.GROWN:
@@ -179,12 +180,12 @@ class Correspondence(Generic[R]):
         return ends
 
     def _note_start(
-        self, away: Away, worker: str, task: int, attempt: int, pid: int | None, at: float
+        self, away: Away, letter: ReportsLetter, task: int, attempt: int, pid: int | None, at: float
     ) -> None:
         away.is_back = False
-        if away.worker != worker:
-            away.worker = worker
-            self._reports.handed(task, attempt, worker)
+        if (away.worker, away.host) != (letter.worker, letter.host):
+            away.worker, away.host = letter.worker, letter.host
+            self._reports.handed(task, attempt, letter.worker, letter.host)
         if away.started_at is None:
             away.started_at = at
             self._reports.started(task, attempt, pid, at)

@@ -1,4 +1,5 @@
-"""What is in a queue, for people: pools, workers, and the messages that wait or were buried."""
+"""What is in a queue, for people: pools, workers, and the messages that wait or were buried; and
+the workers that have registered in the metadata."""
 
 from __future__ import annotations
 
@@ -6,14 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.attempt.spec import AttemptSpec
-from aflow.errors import InvalidInput
+from aflow.errors import InvalidInput, NotFound
 from aflow.executors.letters import DEFAULT_POOL, Presence, tasks_topic
+from aflow.metadata.base import WORKER_EXPIRY
 from aflow.queue.envelope import peek
 
 if TYPE_CHECKING:
+    from aflow.metadata.base import WorkerRecord
     from aflow.queue.base import Depth, Queue
 
-_LOOKED_AT = 1000  # messages of a pool that are looked at for the oldest one
+HEARTBEAT = 5.0  # seconds between the heartbeats of a worker in the metadata
+SILENT = 15.0  # seconds without a heartbeat after which it is shown as silent
 _MOST_BURIED = 100_000  # that are released or deleted at once
 
 
@@ -56,18 +60,19 @@ async def pools_of(
 
 
 async def pool_status(
-    opened: Queue, pool: str, workers: dict[str, Presence] | None
+    opened: Queue, pool: str, workers: dict[str, Presence] | None, now: float
 ) -> dict[str, Any]:
-    """How many messages of a pool are ready, leased and buried, since when the oldest one waits,
-    and how many workers and slots there are."""
-    depth: Depth = await opened.depth(tasks_topic(pool))
-    waiting = await messages_of(opened, pool, ready=True, limit=_LOOKED_AT)
-    written = [each.at for each in waiting if each.at is not None]
+    """How many messages of a pool are ready, leased and buried, since when the oldest one that is
+    ready waits (`oldest`, by the reader's clock, which says `now`: None where none does, or the
+    broker cannot tell), and how many workers and slots there are."""
+    topic = tasks_topic(pool)
+    depth: Depth = await opened.depth(topic)
+    waits = await opened.longest_wait(topic)
     mine = None if workers is None else [each for each in workers.values() if pool in each.pools]
     return {
         "pool": pool,
         **depth._asdict(),
-        "oldest": min(written, default=None),
+        "oldest": now - waits if waits else None,
         "workers": None if mine is None else len(mine),
         "slots": None if mine is None else sum(each.slots for each in mine),
     }
@@ -125,3 +130,63 @@ async def chosen(
 def plain(text: str) -> str:
     """What others wrote, in one line and without control characters."""
     return "".join(each for each in " ".join(text.split()) if each.isprintable())[:300]
+
+
+# ------------------------------------------------------------ registered workers
+
+
+def state_of(worker: WorkerRecord) -> str:
+    """`idle`, `busy`, `draining` (it takes nothing new, or is about to hear that it should not), or
+    `silent` (its heartbeats have stopped; others get its tasks)."""
+    if worker.left < WORKER_EXPIRY - SILENT:
+        return "silent"
+    if worker.draining or worker.drain is not None:
+        return "draining"
+    return "busy" if any(each.begun for each in worker.running) else "idle"
+
+
+def worker_as_json(worker: WorkerRecord, now: float) -> dict[str, Any]:
+    """A worker as an object of JSON. `now` is the time by the reader's clock."""
+    return {
+        "name": worker.name,
+        "state": state_of(worker),
+        "host": worker.host,
+        "pid": worker.pid,
+        "queue": worker.queue,
+        "pools": list(worker.pools),
+        "slots": worker.slots,
+        "labels": worker.labels,
+        "version": worker.version,
+        "python": worker.python,
+        "started_at": worker.started_at,
+        "heartbeat_at": now - (WORKER_EXPIRY - worker.left),
+        "expires_in": max(worker.left, 0.0),
+        "drain": worker.drain,
+        "done": worker.done,
+        "failed": worker.failed,
+        "running": [
+            {
+                "task": each.pathspec,
+                "attempt": each.attempt,
+                "since": each.since,
+                "begun": each.begun,
+            }
+            for each in worker.running
+        ],
+    }
+
+
+def chosen_worker(workers: Sequence[WorkerRecord], name: str) -> WorkerRecord:
+    """The worker of this name, or the only one whose name begins so. Raises NotFound, and
+    InvalidInput for the beginning of several names."""
+    found = [each for each in workers if each.name == name] or [
+        each for each in workers if name and each.name.startswith(name)
+    ]
+    if not found:
+        raise NotFound(
+            f"There is no worker {name[:100]!r}: `aflow workers list` shows those that there are."
+        )
+    if len(found) > 1:
+        names = ", ".join(each.name for each in found[:5])
+        raise InvalidInput(f"{name[:100]!r} may be any of: {names}.")
+    return found[0]

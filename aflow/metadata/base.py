@@ -107,7 +107,8 @@ class AttemptRecord(NamedTuple):
 
     `manifest` is `storage.manifest.Manifest.encode()`, there if the attempt succeeded. `log` is
     the attempt's output if it is small (`storage.logs`), else None and `log_chunks` says how many
-    chunk objects hold it. `host`, `pid` say where it ran; `max_rss` is in bytes, `cpu` in seconds.
+    chunk objects hold it. `host`, `pid` say where it ran, `handle` which worker or job ran it, if
+    it was no process of the coordinator; `max_rss` is in bytes, `cpu` in seconds.
     """
 
     task: int
@@ -258,6 +259,73 @@ class Documents(Protocol):
 
     def document(self, kind: str, name: str) -> Document | None:
         """One document; None where there is none."""
+
+
+class RunningTask(NamedTuple):
+    """An attempt that a worker has: its task as `Flow/run/step/task`, since when, and whether it
+    has begun or waits for a slot."""
+
+    pathspec: str
+    attempt: int
+    since: float
+    begun: bool = True
+
+
+class WorkerRecord(NamedTuple):
+    """A worker as it registers itself and renews that with each heartbeat.
+
+    `queue` is the queue that it leases from, without a password, `pools` the pools whose tasks it
+    takes, `slots` how many tasks it runs at once, `running` what it has at the moment (at most
+    `MOST_RUNNING` of them), `done` and `failed` how many attempts have ended here and how.
+
+    `heartbeat_at`, `left` (seconds until it is not known any more without another heartbeat) and
+    `drain` (why somebody wants it to end) are the store's: it fills them in when a worker is read,
+    and ignores them when one is written.
+    """
+
+    name: str
+    host: str
+    pid: int
+    queue: str
+    pools: tuple[str, ...]
+    slots: int
+    version: str
+    python: str
+    started_at: float
+    labels: dict[str, str]
+    running: tuple[RunningTask, ...] = ()
+    done: int = 0
+    failed: int = 0
+    draining: bool = False
+    heartbeat_at: float = 0.0
+    left: float = 0.0
+    drain: str | None = None
+
+
+WORKER_EXPIRY = 60.0
+"""Seconds without a heartbeat after which a worker is not listed any more."""
+
+MOST_RUNNING = 200
+"""Attempts that a worker's record names at most."""
+
+
+class WorkerRegistry(Protocol):
+    """The workers that have registered; SQLite, PostgreSQL and the metadata service keep them."""
+
+    def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
+        """Register the worker, or renew that: it is listed for so many seconds by the store's own
+        clock. Why somebody wants it to be drained, if anybody does. Raises InvalidName for a name
+        that is not allowed."""
+
+    def workers(self) -> list[WorkerRecord]:
+        """The workers that have registered and whose time is not over, by name."""
+
+    def drain_worker(self, name: str, reason: str) -> bool:
+        """Ask a worker to end once what it runs has ended: its next heartbeat says so to it.
+        Whether it is listed. The first reason stays."""
+
+    def remove_worker(self, name: str) -> None:
+        """List the worker no longer. Fine if it is not listed."""
 
 
 class MetadataStore(Protocol):

@@ -20,7 +20,15 @@ from typing import Any, TypeVar
 from aflow import ids
 from aflow.errors import MetadataAway, MetadataUnavailable, NotFound, VersionConflict
 from aflow.metadata import rows, tags
-from aflow.metadata.base import AttemptRecord, Batch, Hold, ReplacedLog, RunRecord, RunUpdate
+from aflow.metadata.base import (
+    AttemptRecord,
+    Batch,
+    Hold,
+    ReplacedLog,
+    RunRecord,
+    RunUpdate,
+    WorkerRecord,
+)
 from aflow.metadata.documents import document_change, document_conflict
 from aflow.metadata.postgres_connections import Connection, Connections, Place
 from aflow.metadata.reading import PAGE, RecordReader
@@ -149,6 +157,28 @@ class PostgresMetadata(RecordReader):
         """Ask the run's owner to stop it; see the port."""
         values = (rows.text(reason), run_key)
         return self._transaction(lambda db: int(_do(db, "request_cancel", *values).rowcount) == 1)
+
+    def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
+        """Register a worker, or renew that; see `WorkerRegistry`."""
+        values = rows.worker_row(worker, seconds)
+
+        def beat(db: Connection) -> str | None:
+            _do(db, "expire_workers")
+            _do(db, "beat_worker", *values)
+            asked = {"worker": worker.name}
+            found = db.execute(_read("drain_of_worker"), asked).fetchone()
+            return found[0] if found else None
+
+        return self._transaction(beat)
+
+    def drain_worker(self, name: str, reason: str) -> bool:
+        """Ask a worker to end; see `WorkerRegistry`."""
+        values = (rows.text(reason), name)
+        return self._transaction(lambda db: int(_do(db, "drain_worker", *values).rowcount) == 1)
+
+    def remove_worker(self, name: str) -> None:
+        """List a worker no longer; see `WorkerRegistry`."""
+        self._transaction(lambda db: _do(db, "remove_worker", name))
 
     def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
         """Write or change a document; see `Documents`."""

@@ -28,7 +28,7 @@ except ImportError as error:
 
 Connection = psycopg.Connection[Any]
 
-LATEST = 4
+LATEST = 5
 """The number of the last migration; tests check that it is."""
 SCHEMA = "aflow"
 _KEPT = 8  # connections that wait for the next user

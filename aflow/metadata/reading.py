@@ -21,6 +21,7 @@ from aflow.metadata.base import (
     StepProgress,
     TaskColumns,
     TaskView,
+    WorkerRecord,
 )
 from aflow.scheduler.states import RunState, TaskState
 
@@ -66,6 +67,11 @@ class RecordReader(ABC):
     def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
         """Runs that go on without an owner; see the port."""
         return [(flow, run) for flow, run in self._all("abandoned", kind=kind, limit=limit)]
+
+    def workers(self) -> list[WorkerRecord]:
+        """The workers whose time is not over; see `WorkerRegistry`."""
+        found = map(rows.worker_record, self._all("workers"))
+        return [each for each in found if each is not None]
 
     def documents(self, kind: str) -> list[Document]:
         """All documents of this kind; see `Documents`."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from aflow import ids
 from aflow.clock import shown_time
 from aflow.metadata.base import (
     DAMAGED,
@@ -14,11 +15,13 @@ from aflow.metadata.base import (
     Batch,
     Lease,
     MetadataRecord,
+    RunningTask,
     RunRecord,
     StepProgress,
     TaskColumns,
     TaskRecord,
     TaskView,
+    WorkerRecord,
 )
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
@@ -235,3 +238,31 @@ def metadata_row(run_key: int, record: MetadataRecord) -> Row:
         record.type,
         record.created_at,
     )
+
+
+_OF_THE_STORE = ("name", "heartbeat_at", "left", "drain")  # not in the data of a worker
+
+
+def worker_row(worker: WorkerRecord, seconds: float) -> Row:
+    """A worker as `beat_worker` takes it. Raises InvalidName."""
+    fields = {name: value for name, value in worker._asdict().items() if name not in _OF_THE_STORE}
+    return (ids.worker_name(worker.name), json.dumps(fields), seconds)
+
+
+def worker_record(row: Row) -> WorkerRecord | None:
+    """A worker from the columns of the query `workers`; None where its data are damaged, or those
+    of a later version."""
+    name, data, heartbeat_at, left, drain = row
+    try:
+        fields = json.loads(data)
+        known = {field: fields[field] for field in WorkerRecord._fields if field in fields}
+        known["pools"] = tuple(map(str, known["pools"]))
+        known["labels"] = {str(key): str(value) for key, value in known["labels"].items()}
+        known["running"] = tuple(
+            RunningTask(str(spec), int(attempt), float(since), bool(begun))
+            for spec, attempt, since, begun in known["running"]
+        )
+        known |= {"heartbeat_at": time_of(heartbeat_at), "left": float(left), "drain": drain}
+        return WorkerRecord(**{**known, "name": name})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -23,6 +23,7 @@ from aflow.metadata.base import (
     StepProgress,
     TaskColumns,
     TaskView,
+    WorkerRecord,
 )
 from aflow.metadata.calling import PATIENCE, Answered, Caller
 from aflow.metadata.wire import pack, raise_told
@@ -101,6 +102,19 @@ class ServiceMetadata:
         """Ask the run's owner to stop it; see the port."""
         return bool(self._call("request_cancel", run_key, reason))
 
+    def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
+        """Register a worker, or renew that; see `WorkerRegistry`."""
+        found: str | None = self._call("beat_worker", worker, seconds)
+        return found
+
+    def drain_worker(self, name: str, reason: str) -> bool:
+        """Ask a worker to end; see `WorkerRegistry`."""
+        return bool(self._call("drain_worker", name, reason))
+
+    def remove_worker(self, name: str) -> None:
+        """List a worker no longer; see `WorkerRegistry`."""
+        self._call("remove_worker", name)
+
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
@@ -134,6 +148,10 @@ class ServiceMetadata:
     def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
         """Runs that go on without an owner; see the port."""
         return [(flow, run) for flow, run in self._call("abandoned", kind, limit)]
+
+    def workers(self) -> list[WorkerRecord]:
+        """The workers whose time is not over; see `WorkerRegistry`."""
+        return list(self._call("workers"))
 
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""

@@ -26,12 +26,14 @@ from aflow.errors import (
 from aflow.metadata import rows, tags
 from aflow.metadata.base import (
     LEASE,
+    WORKER_EXPIRY,
     AttemptRecord,
     Batch,
     Hold,
     ReplacedLog,
     RunRecord,
     RunUpdate,
+    WorkerRecord,
 )
 from aflow.metadata.connections import OpenFiles, Snapshot, connect, damage_named, errors_named
 from aflow.metadata.documents import document_change, document_conflict
@@ -185,6 +187,28 @@ class SqliteMetadata(RecordReader):
         with self._transaction() as db:
             return db.execute(statements("write")["request_cancel"], values).rowcount == 1
 
+    def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
+        """Register a worker, or renew that; see `WorkerRegistry`."""
+        sql = statements("write")
+        values = rows.worker_row(worker, seconds)
+        with self._transaction() as db:
+            db.execute(sql["expire_workers"])
+            db.execute(sql["beat_worker"], values)
+            asked = {"worker": worker.name}
+            found = db.execute(statements("read")["drain_of_worker"], asked).fetchone()
+        return found[0] if found else None
+
+    def drain_worker(self, name: str, reason: str) -> bool:
+        """Ask a worker to end; see `WorkerRegistry`."""
+        values = (rows.text(reason), name)
+        with self._transaction() as db:
+            return db.execute(statements("write")["drain_worker"], values).rowcount == 1
+
+    def remove_worker(self, name: str) -> None:
+        """List a worker no longer; see `WorkerRegistry`."""
+        with self._transaction() as db:
+            db.execute(statements("write")["remove_worker"], (name,))
+
     def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
         """Write or change a document; see `Documents`."""
         with self._transaction() as db:
@@ -265,6 +289,7 @@ class SqliteMetadata(RecordReader):
                 first = self._leases.begin(db)
                 if first:  # the leases of coordinators that may live elsewhere are renewed
                     db.execute(statements("write")["shorten_leases"], (LEASE,))
+                    db.execute(statements("write")["shorten_workers"], (WORKER_EXPIRY,))
                 yield db
                 db.execute("COMMIT")
             except BaseException:

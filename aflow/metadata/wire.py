@@ -36,6 +36,7 @@ CALLS = frozenset(
     [
         "create_run", "commit", "hold", "let_go", "abandoned", "request_cancel",
         "change_tags", "replace_logs", "delete_run",
+        "beat_worker", "drain_worker", "remove_worker", "workers",
         "flows", "runs", "run", "steps", "progress", "task", "manifests", "split_manifests",
         "cached", "attempts", "metadata",
     ]
@@ -44,6 +45,7 @@ WRITES = frozenset(
     [
         "create_run", "commit", "hold", "let_go", "request_cancel",
         "change_tags", "replace_logs", "delete_run",
+        "beat_worker", "drain_worker", "remove_worker",
     ]
 )  # fmt: skip
 STREAMS = frozenset(
@@ -61,6 +63,7 @@ _RECORDS: dict[str, Any] = {
         base.RunRecord, base.Lease, base.TaskRecord, base.CachedTask, base.AttemptRecord,
         base.MetadataRecord, base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView,
         base.StepProgress, base.TaskColumns, base.Hold,
+        base.WorkerRecord, base.RunningTask,
     )
 }  # fmt: skip
 _STATES: dict[str, Any] = {each.__name__: each for each in (AttemptState, RunState, TaskState)}

@@ -153,6 +153,11 @@ class Queue(Protocol):
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has."""
 
+    async def longest_wait(self, topic: str) -> float | None:
+        """For how many seconds the message that has been ready for longest waits, by the broker's
+        clock: since it was put, or came back. 0 where none is ready, None where the broker cannot
+        tell."""
+
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Let all users see this of a worker for `ttl` seconds; empty: no longer. The name is like
         a message's id."""

@@ -38,6 +38,7 @@ class _Entry:
         "id",
         "is_ready",
         "priority",
+        "since",
         "token",
         "topic",
     )
@@ -49,6 +50,7 @@ class _Entry:
         self.priority = message.priority
         self.group = group_of(message.id)
         self.is_ready = False
+        self.since = 0.0  # when it became ready
         self.deliveries = 0
         self.token: str | None = None
         self.due: float | None = None
@@ -141,6 +143,7 @@ class MemoryQueue:
         for message in check_messages(messages):
             if (topic, message.id) not in self._entries:
                 entry = self._entries[topic, message.id] = _Entry(topic, message)
+                entry.since = self._clock.monotonic()
                 self._ready[topic].add(entry)
                 self._news.set()
 
@@ -203,6 +206,7 @@ class MemoryQueue:
         if entry.deliveries >= self._max_deliveries:
             entry.buried_at = self._clock.now()
         else:
+            entry.since = self._clock.monotonic()
             self._ready[entry.topic].add(entry, first=True)
             self._news.set()
 
@@ -340,6 +344,13 @@ class MemoryQueue:
         buried = sum(each.buried_at is not None for each in there)
         leased = sum(each.token is not None for each in there)
         return Depth(len(there) - buried - leased, leased, buried)
+
+    async def longest_wait(self, topic: str) -> float | None:
+        """How long the oldest message waits; see the port."""
+        self._settle()
+        now = self._clock.monotonic()
+        ready = [e.since for e in self._entries.values() if e.topic == topic and e.is_ready]
+        return max(now - min(ready, default=now), 0.0)
 
     async def close(self) -> None:
         """Nothing to let go of."""

@@ -46,7 +46,8 @@ _FORGET = 60.0  # seconds between looks at what can be forgotten of a topic
 _LOCK = 0x61666C6F77  # "aflow": of the advisory lock under which the table is made
 
 # `state` is r(eady), d(elayed), l(eased) or b(uried); `due` (seconds since the epoch) when a lease
-# or a delay ends, or when a message was buried. The lowest `turn` goes first: see _PUT.
+# or a delay ends, or when a message was buried, or became ready. The lowest `turn` goes first: see
+# _PUT.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS {schema}aflow_messages (
     number BIGSERIAL PRIMARY KEY,
@@ -116,8 +117,8 @@ _PUT = f"""WITH put AS (
     SELECT $1, grp, $5, turn + steps FROM begun WHERE grp <> ''
     ON CONFLICT (topic, grp, priority) DO UPDATE SET last = excluded.last
 ), inserted AS (
-    INSERT INTO {{schema}}aflow_messages (topic, id, body, priority, turn)
-    SELECT $1, new.id, new.body, $5, begun.turn + new.step FROM new JOIN begun USING (grp)
+    INSERT INTO {{schema}}aflow_messages (topic, id, body, priority, turn, due)
+    SELECT $1, new.id, new.body, $5, begun.turn + new.step, {_NOW} FROM new JOIN begun USING (grp)
     ORDER BY new.place
     ON CONFLICT DO NOTHING
 ) SELECT pg_notify($4, '')"""  # noqa: S608 -- constants
@@ -125,7 +126,7 @@ _FIRST = """coalesce((SELECT o.turn FROM {schema}aflow_messages AS o WHERE o.top
 AND o.state = 'r' AND o.priority = m.priority ORDER BY o.turn LIMIT 1), 0)"""
 _SETTLE = f"""UPDATE {{schema}}aflow_messages AS m SET token = NULL, turn = {_FIRST},
 state = CASE WHEN state = 'l' AND deliveries >= $2 THEN 'b'::"char" ELSE 'r'::"char" END,
-due = CASE WHEN state = 'l' AND deliveries >= $2 THEN {_NOW} ELSE 0 END
+due = {_NOW}
 WHERE number IN (
     SELECT number FROM {{schema}}aflow_messages
     WHERE topic = $1 AND state IN ('l', 'd') AND state <> 'r' AND due <= {_NOW}
@@ -152,7 +153,7 @@ _ACK = f"DELETE FROM {{schema}}aflow_messages AS m USING {_HELD[5:]} RETURNING m
 _RELEASE = f"""UPDATE {{schema}}aflow_messages AS m
 SET token = NULL, deliveries = m.deliveries - $5, turn = {_FIRST},
 state = CASE WHEN m.deliveries - $5 >= $6 THEN 'b' WHEN $4 > 0 THEN 'd' ELSE 'r' END::"char",
-due = CASE WHEN m.deliveries - $5 >= $6 THEN {_NOW} WHEN $4 > 0 THEN {_NOW} + $4 ELSE 0 END
+due = {_NOW} + CASE WHEN m.deliveries - $5 < $6 AND $4 > 0 THEN $4 ELSE 0 END
 {_HELD} RETURNING held.token"""  # noqa: S608 -- constants
 _BURY_THESE = f"""UPDATE {{schema}}aflow_messages AS m SET token = NULL, state = 'b', due = {_NOW}
 {_HELD} RETURNING held.token"""  # noqa: S608 -- constants
@@ -164,7 +165,7 @@ DELETE FROM {schema}aflow_messages WHERE topic = $1"""
 _BURIED = """SELECT id, body, deliveries, due FROM {schema}aflow_messages
 WHERE topic = $1 AND state = 'b' ORDER BY due, number LIMIT $2"""
 _REDRIVE = f"""UPDATE {{schema}}aflow_messages AS m
-SET state = 'r', due = 0, deliveries = 0, turn = {_FIRST}
+SET state = 'r', due = {_NOW}, deliveries = 0, turn = {_FIRST}
 WHERE topic = $1 AND id = ANY ($2::text[]) AND state = 'b' RETURNING id"""  # noqa: S608 -- constants
 _PEEK = """SELECT id, body FROM {schema}aflow_messages WHERE topic = $1 AND state = 'r'
 ORDER BY priority DESC, turn, number LIMIT $2"""
@@ -172,6 +173,8 @@ _TOPICS = "SELECT DISTINCT topic FROM {schema}aflow_messages ORDER BY topic"
 _DEPTH = """SELECT count(*) FILTER (WHERE state IN ('r', 'd')),
 count(*) FILTER (WHERE state = 'l'), count(*) FILTER (WHERE state = 'b')
 FROM {schema}aflow_messages WHERE topic = $1"""
+_LONGEST_WAIT = f"""SELECT {_NOW} - min(due) FROM {{schema}}aflow_messages
+WHERE topic = $1 AND state = 'r' AND due > 0"""  # noqa: S608 -- constants
 _ANNOUNCE = f"""INSERT INTO {{schema}}aflow_workers (name, body, until)
 VALUES ($1, $2, {_NOW} + $3)
 ON CONFLICT (name) DO UPDATE SET body = excluded.body, until = excluded.until"""  # noqa: S608
@@ -399,6 +402,12 @@ class PostgresQueue:
         """How many messages the topic has; see the port."""
         async with self._settled(topic) as db:
             return Depth(*await db.fetchrow(self._of(_DEPTH), topic))
+
+    async def longest_wait(self, topic: str) -> float | None:
+        """How long the oldest message waits; see the port."""
+        async with self._settled(topic) as db:
+            found = await db.fetchval(self._of(_LONGEST_WAIT), topic)
+        return 0.0 if found is None else max(float(found), 0.0)
 
     async def close(self) -> None:
         """Let go of connections; see the port."""

@@ -1,13 +1,13 @@
 """A queue in Redis: some keys a topic, a script a call, and a list of bells for those who wait.
 
 For each topic `{prefix:topic}` there are `body`, `count` (deliveries), `token` and `priority` (of
-those that have one), hashes by id; `ready` (a sorted set of ids by priority and turn), `turn` (a
-hash: the last message of each group), `timed` (leased and delayed ids by when that ends), `buried`
-(ids by when), and `bell`, a list on which a put leaves something for each message, so that waiters
-block in Redis and look again when there is news. Scripts run one after the other inside of the
-server, by its clock. What was put survives what Redis survives: with `appendfsync always` a power
-cut, by default the loss of the last second. What was evicted, or forgotten at a restart, is not
-handed out: whoever has put it finds that by `known`.
+those that have one), hashes by id; `ready` (a sorted set of ids by priority and turn), `since` (the
+same ids by when they became ready), `turn` (a hash: the last message of each group), `timed`
+(leased and delayed ids by when that ends), `buried` (ids by when), and `bell`, a list on which a
+put leaves something for each message, so that waiters block in Redis and look again when there is
+news. Scripts run one after the other inside of the server, by its clock. What was put survives what
+Redis survives: with `appendfsync always` a power cut, by default the loss of the last second. What
+was evicted, or forgotten at a restart, is not handed out: whoever has put it finds that by `known`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ local function come_back(id, limit)
     redis.call('ZADD', key('buried'), now(), id)
   else
     redis.call('ZADD', key('ready'), first(priority_of(id)), id)
+    redis.call('ZADD', key('since'), now(), id)
     ring()
   end
 end
@@ -93,7 +94,9 @@ local function settle(limit)
   end
 end
 local function forget(id)
-  for _, name in ipairs({'ready', 'timed', 'buried'}) do redis.call('ZREM', key(name), id) end
+  for _, name in ipairs({'ready', 'since', 'timed', 'buried'}) do
+    redis.call('ZREM', key(name), id)
+  end
   for _, name in ipairs({'body', 'count', 'token', 'priority'}) do
     redis.call('HDEL', key(name), id)
   end
@@ -110,7 +113,7 @@ end
 # triples of id, body, priority
 _PUT = """
 local news, last, bells = 0, {}, {}
-local body, ready = key('body'), key('ready')
+local body, ready, since, began = key('body'), key('ready'), key('since'), now()
 for i = 1, #ARGV, 3 do
   local id, priority = ARGV[i], tonumber(ARGV[i + 2])
   local is_new = redis.call('HSETNX', body, id, ARGV[i + 1]) == 1
@@ -125,6 +128,7 @@ for i = 1, #ARGV, 3 do
     last[group][1], last[group][2] = last[group][1] + 1, id
     if not is_new then redis.call('HSET', body, id, ARGV[i + 1]) end
     redis.call('ZADD', ready, last[group][1], id)
+    redis.call('ZADD', since, began, id)
     if priority ~= 0 then redis.call('HSET', key('priority'), id, priority) end
     news = news + 1
   end
@@ -145,6 +149,7 @@ local wanted, skipped, found = tonumber(ARGV[2]), {}, {}
 local due = now() + tonumber(ARGV[3])
 for i = 5, #ARGV do skipped[ARGV[i]] = true end
 local function take(id)
+  redis.call('ZREM', key('since'), id)
   local body = redis.call('HGET', key('body'), id)
   if not body then forget(id) return end
   local token = ARGV[4] .. (#found + 1)
@@ -241,8 +246,8 @@ for i = 2, #ARGV do if is_known(ARGV[i]) then found[#found + 1] = ARGV[i] end en
 return found
 """
 _DROP = """
-for _, name in ipairs({'body', 'count', 'token', 'priority', 'ready', 'turn', 'timed', 'buried',
-                       'bell'}) do
+for _, name in ipairs({'body', 'count', 'token', 'priority', 'ready', 'since', 'turn', 'timed',
+                       'buried', 'bell'}) do
   redis.call('DEL', key(name))
 end
 return 0
@@ -282,6 +287,11 @@ local all = redis.call('HLEN', key('body'))
 local leased = redis.call('HLEN', key('token'))
 local buried = redis.call('ZCARD', key('buried'))
 return {all - leased - buried, leased, buried}
+"""
+_LONGEST_WAIT = """
+settle(tonumber(ARGV[1]))
+local first = redis.call('ZRANGE', key('since'), 0, 0, 'WITHSCORES')[2]
+return tostring(first and now() - first or 0)
 """
 _ANNOUNCE = """
 if ARGV[3] == '' then
@@ -512,6 +522,10 @@ class RedisQueue:
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has; see the port."""
         return Depth(*await self._run(_DEPTH, topic))
+
+    async def longest_wait(self, topic: str) -> float | None:
+        """How long the oldest message waits; see the port."""
+        return max(float(await self._run(_LONGEST_WAIT, topic)), 0.0)
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Let others see this of a worker; see the port."""

@@ -40,8 +40,9 @@ T = TypeVar("T")
 BUSY_TIMEOUT = 30.0  # seconds to wait for another process's transaction
 
 # `state` is r(eady), d(elayed), l(eased) or b(uried); `due` when a lease or a delay ends, or when a
-# message was buried. The lowest `turn` goes first: see `_turn`. All times are those of LeaseClock.
-# Version 1 had neither turns nor priorities, nor workers; version 2 went by the machine's clock.
+# message was buried, or became ready (0: put by an earlier version). The lowest `turn` goes first:
+# see `_turn`. All times are those of LeaseClock. Version 1 had neither turns nor priorities, nor
+# workers; version 2 went by the machine's clock.
 _VERSION = 3
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -87,7 +88,7 @@ _SHORTEN = (
     "UPDATE messages SET due = min(due, ?) WHERE state IN ('l', 'd')",
     "UPDATE workers SET until = min(until, ?)",
 )
-_PUT = """INSERT INTO messages (topic, id, body, priority, turn) VALUES (?, ?, ?, ?, ?)
+_PUT = """INSERT INTO messages (topic, id, body, priority, turn, due) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING"""
 _GROUP = "substr(id, 1, instr(id, ':') - 1)"
 _NOW_AT = """SELECT turn FROM messages WHERE topic = ? AND state = 'r' AND priority = ?
@@ -102,7 +103,7 @@ AND other.state = 'r' AND other.priority = messages.priority ORDER BY other.turn
 _BURY = """UPDATE messages SET state = 'b', token = NULL
 WHERE topic = ?1 AND state = 'l' AND due <= ?2 AND deliveries >= ?3"""
 _COME_BACK = tuple(
-    f"""UPDATE messages SET state = 'r', token = NULL, due = 0, turn = {_FIRST}
+    f"""UPDATE messages SET state = 'r', token = NULL, due = ?2, turn = {_FIRST}
 WHERE topic = ?1 AND state = '{state}' AND due <= ?2"""  # noqa: S608 -- constants
     for state in "ld"
 )
@@ -128,12 +129,13 @@ _BURY_THESE = f"UPDATE messages SET state = 'b', token = NULL, due = ? WHERE {_H
 _REMOVE = "DELETE FROM messages WHERE topic = ? AND id = ? AND (state <> 'l' OR due <= ? OR ?)"
 _KNOWN = "SELECT 1 FROM messages WHERE topic = ? AND id = ?"
 _DROP = "DELETE FROM messages WHERE topic = ?"
-_REDRIVE = f"""UPDATE messages SET state = 'r', due = 0, deliveries = 0, turn = {_FIRST}
+_REDRIVE = f"""UPDATE messages SET state = 'r', due = ?, deliveries = 0, turn = {_FIRST}
 WHERE topic = ? AND id = ? AND state = 'b'"""  # noqa: S608 -- a constant
 _PEEK = """SELECT id, body FROM messages WHERE topic = ? AND state = 'r'
 ORDER BY priority DESC, turn, number LIMIT ?"""
 _BURIED = """SELECT id, body, deliveries, due FROM messages WHERE topic = ? AND state = 'b'
 ORDER BY due, number LIMIT ?"""
+_READY_SINCE = "SELECT min(due) FROM messages WHERE topic = ? AND state = 'r' AND due > 0"
 _DEPTH = "SELECT state, count(*) FROM messages WHERE topic = ? GROUP BY state"
 _ANNOUNCE = """INSERT INTO workers VALUES (?, ?, ?)
 ON CONFLICT DO UPDATE SET body = excluded.body, until = excluded.until"""
@@ -169,11 +171,11 @@ class SqliteQueue:
         """Add messages; see the port."""
         check_topic(topic)
         if check_messages(messages):
-            await self._do(lambda db: self._put(db, topic, messages))
+            await self._do(lambda db: self._put(db, topic, messages, self._leases.now()))
             self._wake_up.ring()
 
     @staticmethod
-    def _put(db: sqlite3.Connection, topic: str, messages: Sequence[Message]) -> None:
+    def _put(db: sqlite3.Connection, topic: str, messages: Sequence[Message], now: float) -> None:
         groups: defaultdict[tuple[str, int], list[Message]] = defaultdict(list)
         for message in messages:
             groups[group_of(message.id), message.priority].append(message)
@@ -181,7 +183,7 @@ class SqliteQueue:
             turn = _turn(db, topic, group, priority)
             step = 1 if group else 0  # those of no group come in the order of their numbers
             rows = [
-                (topic, each.id, each.body, priority, turn + step * place)
+                (topic, each.id, each.body, priority, turn + step * place, now)
                 for place, each in enumerate(members)
             ]
             db.executemany(_PUT, rows)
@@ -359,9 +361,12 @@ class SqliteQueue:
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
         """Make buried messages ready; see the port."""
-        redriven = await self._do(
-            lambda db: sum(db.execute(_REDRIVE, (topic, name)).rowcount for name in ids)
-        )
+
+        def redrive(db: sqlite3.Connection) -> int:
+            now = self._leases.now()
+            return sum(db.execute(_REDRIVE, (now, topic, name)).rowcount for name in ids)
+
+        redriven = await self._do(redrive)
         self._wake_up.ring()
         return redriven
 
@@ -389,6 +394,17 @@ class SqliteQueue:
         found = await self._do(count)
         ready = found.get("r", 0) + found.get("d", 0)
         return Depth(ready, found.get("l", 0), found.get("b", 0))
+
+    async def longest_wait(self, topic: str) -> float | None:
+        """How long the oldest message waits; see the port."""
+
+        def find(db: sqlite3.Connection) -> float:
+            now = self._leases.now()
+            self._settle(db, topic, now)
+            (since,) = db.execute(_READY_SINCE, (topic,)).fetchone()
+            return 0.0 if since is None else max(now - float(since), 0.0)
+
+        return await self._do(find)
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Let others see this of a worker; see the port."""

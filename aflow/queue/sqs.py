@@ -530,6 +530,10 @@ class SqsQueue:
         """SQS does not tell: names of queues are shortened ones of topics."""
         return None
 
+    async def longest_wait(self, topic: str) -> float | None:
+        """SQS does not tell: CloudWatch does (ApproximateAgeOfOldestMessage)."""
+        return None
+
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """There is no place for it."""
 

@@ -251,7 +251,7 @@ class OneJob:
 
     # ------------------------------------------------------------ what the executor says
 
-    def handed(self, task: int, attempt: int, handle: str) -> None:
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
         """The coordinator finds the job by its id."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:

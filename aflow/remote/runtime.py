@@ -230,7 +230,7 @@ class Runtime:
 
     # ------------------------------------------------------------ what the processes say
 
-    def handed(self, task: int, attempt: int, handle: str) -> None:
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
         """Nobody else finds processes of this machine: the queue gives their attempts to others."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:

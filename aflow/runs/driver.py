@@ -471,10 +471,10 @@ class RunDriver:
     # ------------------------------------------------------------ what the executor says
 
     @_guarded
-    def handed(self, task: int, attempt: int, handle: str) -> None:
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
         """Another executor finds the attempt by this."""
         live = self._live[(task, attempt)]
-        live.handle = handle
+        live.handle, live.host = handle, host or live.host
         self._note_running(task, attempt, live)
         self._commits.touch()
 

@@ -20,14 +20,15 @@ class LiveAttempt:
     been reported, while its log is being stored."""
 
     __slots__ = (
-        "chunks", "fallback", "handle", "is_over", "manifest", "pid", "started_at", "step"
+        "chunks", "fallback", "handle", "host", "is_over", "manifest", "pid", "started_at", "step"
     )  # fmt: skip
 
     def __init__(self, step: str, fallback: bool) -> None:
         self.step = step
         self.fallback = fallback
         self.is_over = False
-        self.handle = ""  # by which another executor finds it
+        self.handle = ""  # by which another executor finds it: a worker, or a job
+        self.host = _host()  # the machine that runs it: this one, unless a worker says another
         self.pid: int | None = None
         self.started_at: float | None = None
         self.chunks = 0  # of its log, in the store
@@ -37,6 +38,7 @@ class LiveAttempt:
         """This is recorded of it, by a coordinator that is gone."""
         self.handle, self.pid, self.started_at = record.handle, record.pid, record.started_at
         self.chunks, self.manifest = record.log_chunks, record.manifest
+        self.host = record.host or self.host
 
     def running(self, task: int, attempt: int) -> AttemptRecord:
         """The record of an attempt that has not ended."""
@@ -47,7 +49,7 @@ class LiveAttempt:
             self.started_at,
             manifest=self.manifest,
             log_chunks=self.chunks,
-            host=_host(),
+            host=self.host,
             pid=self.pid,
             handle=self.handle,
         )
@@ -68,7 +70,7 @@ class LiveAttempt:
             log.chunks if log else 0,
             log.stdout_size if log else 0,
             log.stderr_size if log else 0,
-            _host(),
+            self.host,
             self.pid,
             self.handle,
             usage.max_rss if usage else None,

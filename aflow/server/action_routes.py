@@ -14,13 +14,17 @@ from aiohttp import web
 from aflow import ids, tokens
 from aflow.errors import InvalidInput, NotFound
 from aflow.executors.queue_view import (
+    HEARTBEAT,
+    SILENT,
     chosen,
     messages_of,
     plain,
     pool_status,
     pools_of,
+    worker_as_json,
     workers_of,
 )
+from aflow.metadata.base import WORKER_EXPIRY
 from aflow.metadata.documents import documents_of
 from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.orders import fields_of, order_of, resume_order
@@ -30,7 +34,7 @@ from aflow.version import __version__
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
-    from aflow.metadata.base import Documents, MetadataStore, RunRecord
+    from aflow.metadata.base import Documents, MetadataStore, RunRecord, WorkerRegistry
     from aflow.queue.base import Queue
     from aflow.server.runs import Runs
     from aflow.server.views import Views
@@ -174,7 +178,8 @@ class ActionRoutes:
         async with self._opened() as queue:
             found = await workers_of(queue)
             names = await pools_of(queue, (), found)
-            pools = [await pool_status(queue, each, found) for each in names]
+            now = self._clock.now()
+            pools = [await pool_status(queue, each, found, now) for each in names]
             buried = [m for each in names for m in await messages_of(queue, each, False, _SHOWN)]
             workers = [
                 {
@@ -223,6 +228,55 @@ class ActionRoutes:
             yield queue
         finally:
             await queue.close()
+
+    # ------------------------------------------------------------ workers
+
+    async def list_workers(self, _: web.Request) -> web.StreamResponse:
+        """The workers that have registered in the metadata, by name: state, host, pools, slots,
+        what each runs, version, last heartbeat. One is silent after `silent_after` seconds without
+        a heartbeat, and left out after `expires_after`."""
+        found = await asyncio.to_thread(self._registry.workers)
+        now = self._clock.now()
+        return web.json_response(
+            {
+                "workers": [worker_as_json(each, now) for each in found],
+                "heartbeat": HEARTBEAT,
+                "silent_after": SILENT,
+                "expires_after": WORKER_EXPIRY,
+            }
+        )
+
+    async def show_worker(self, request: web.Request) -> web.StreamResponse:
+        """A worker that has registered."""
+        return web.json_response(await asyncio.to_thread(self._worker, request))
+
+    async def drain_worker(self, request: web.Request) -> web.StreamResponse:
+        """Have a worker take no more tasks, and end when what it runs has ended; it hears of that
+        with its next heartbeat."""
+        caller = caller_of(request)
+        who = "Somebody" if caller is None or not caller.name else caller.name
+
+        def drain() -> dict[str, Any]:
+            registry, name = self._registry, request.match_info["name"]
+            registry.drain_worker(name, f"{who} has asked for it over HTTP.")
+            return self._worker(request)
+
+        return web.json_response(await asyncio.to_thread(drain), status=202)
+
+    def _worker(self, request: web.Request) -> dict[str, Any]:
+        name = request.match_info["name"]
+        found = next((each for each in self._registry.workers() if each.name == name), None)
+        if found is None:
+            raise NotFound(f"There is no worker {name[:100]!r}, or not any more.")
+        return worker_as_json(found, self._clock.now())
+
+    @property
+    def _registry(self) -> WorkerRegistry:
+        kept: Any = self._metadata
+        if not hasattr(kept, "beat_worker"):
+            raise InvalidInput(f"Workers do not register in {self._metadata.url}.")
+        registry: WorkerRegistry = kept
+        return registry
 
     # ------------------------------------------------------------ tokens
 

@@ -72,6 +72,10 @@ class Metrics:
         self._messages = Gauge(
             "aflow_queue_messages", "Tasks in the queue.", ["pool", "state"], registry=registry
         )
+        self._waits = Gauge(
+            "aflow_queue_oldest_seconds", "How long the oldest task that is ready waits.", ["pool"],
+            registry=registry,
+        )  # fmt: skip
         self._up = Gauge(
             "aflow_backend_up", "Whether it answered last time.", ["backend"], registry=registry
         )
@@ -139,3 +143,6 @@ class Metrics:
             depth = await self._queue.depth(tasks_topic(pool))
             for state, count in depth._asdict().items():
                 self._messages.labels(pool, state).set(count)
+            waits = await self._queue.longest_wait(tasks_topic(pool))
+            if waits is not None:
+                self._waits.labels(pool).set(waits)

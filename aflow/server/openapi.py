@@ -36,6 +36,7 @@ _RESULTS = {  # what comes back where the summary says what is done
     "trigger_schedule": "The pathspec (Flow/run) of the run that was started.",
     "resume_run": "The pathspec (Flow/run) of the run that was started.",
     "rerun": "The pathspec (Flow/run) of the run that was started.",
+    "drain_worker": "The worker: it ends when what it runs has ended.",
     "release_messages": "How many messages were released.",
     "delete_messages": "How many messages were deleted.",
     "tag_run": "The tags that the run has now.",

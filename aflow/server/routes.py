@@ -45,6 +45,20 @@ _TASK = _object(
 _HOW_FAR = _object(
     here={"type": "boolean"}, steps=_list(_object(step=TEXT, tasks={"type": "object"}))
 )
+_WORKER = _object(
+    name=TEXT, state={"enum": ["idle", "busy", "draining", "silent"]}, host=TEXT,
+    pid={"type": "integer"}, queue=TEXT, pools=_list(TEXT), slots={"type": "integer"},
+    labels={"type": "object", "additionalProperties": TEXT}, version=TEXT, python=TEXT,
+    started_at={"type": "number"}, heartbeat_at={"type": "number"},
+    expires_in={"type": "number"}, drain=MAYBE_TEXT, done={"type": "integer"},
+    failed={"type": "integer"},
+    running=_list(
+        _object(
+            task=TEXT, attempt={"type": "integer"}, since={"type": "number"},
+            begun={"type": "boolean"},
+        )
+    ),
+)  # fmt: skip
 _COUNTED = _object(tasks={"type": "object"}, parameters=_list(_object(name=TEXT, value=TEXT)))
 _ORDER = _object(
     {
@@ -238,6 +252,18 @@ ROUTES = [
     Route(
         "POST", "/v1/queue/delete", "delete_messages", _object(count={"type": "integer"}),
         takes=_JSON, body=_object(ids=_list(TEXT)), refuses=(400, 408, 413, 415),
+    ),
+    Route(
+        "GET", "/v1/workers", "list_workers",
+        _object(
+            workers=_list(_WORKER), heartbeat={"type": "number"}, silent_after={"type": "number"},
+            expires_after={"type": "number"},
+        ),
+        refuses=(400,),
+    ),
+    Route("GET", "/v1/workers/{name}", "show_worker", _WORKER, refuses=(400, 404)),
+    Route(
+        "POST", "/v1/workers/{name}/drain", "drain_worker", _WORKER, 202, refuses=(400, 404),
     ),
     Route("GET", "/v1/server", "show_server", _object(version=TEXT)),
     Route(

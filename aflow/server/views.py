@@ -322,6 +322,7 @@ class Views:
                     "reason": each.reason,
                     "host": each.host,
                     "pid": each.pid,
+                    "worker": each.handle,
                     "max_rss": each.max_rss,
                     "cpu": each.cpu,
                     "stdout": each.stdout_size,
@@ -651,6 +652,7 @@ def _task_row(view: TaskView) -> dict[str, Any]:
         "reused": bool(view.task.origin),
         "max_rss": last and last.max_rss,
         "host": last.host if last else "",
+        "worker": last.handle if last else "",
         "reason": last.reason if last else "",
     }
 

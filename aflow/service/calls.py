@@ -10,7 +10,7 @@ from aflow import ids
 from aflow.clock import LATEST
 from aflow.errors import AflowError, InvalidMessage, InvalidName, MetadataUnavailable
 from aflow.metadata import wire
-from aflow.metadata.base import Batch, RunRecord
+from aflow.metadata.base import Batch, RunRecord, WorkerRecord
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
@@ -56,6 +56,9 @@ def _check(value: object) -> None:
             ids.flow_name(value.flow)
             ids.run_id(value.run)
             _check_times(value.created_at, value.finished_at, value.heartbeat_at)
+        elif isinstance(value, WorkerRecord):
+            ids.worker_name(value.name)
+            _check_times(value.started_at, *(each.since for each in value.running))
         elif isinstance(value, Batch):
             for task in value.tasks:
                 ids.step_name(task.step)

@@ -48,6 +48,7 @@ class Recorder:
     def __init__(self) -> None:
         self.said: defaultdict[int, list[str]] = defaultdict(list)
         self.handles: dict[int, str] = {}
+        self.hosts: dict[int, str] = {}
         self.pids: dict[int, int | None] = {}
         self.reports: dict[int, AttemptReport] = {}
         self.usages: dict[int, Usage] = {}
@@ -57,8 +58,8 @@ class Recorder:
         self._output: defaultdict[tuple[int, int], bytearray] = defaultdict(bytearray)
         self._changed = asyncio.Event()
 
-    def handed(self, task: int, attempt: int, handle: str) -> None:
-        self.handles[task] = handle
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
+        self.handles[task], self.hosts[task] = handle, host
         self._changed.set()
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:

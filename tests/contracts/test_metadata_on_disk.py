@@ -203,6 +203,8 @@ MAY_SCAN = {
     "add_run": ["SCAN retired_keys"],  # one row
     "retire_key": ["SCAN retired_keys"],
     "shorten_leases": ["SCAN leases"],  # once after a start of the machine
+    "shorten_workers": ["SCAN workers USING COVERING INDEX workers_by_end"],
+    "workers": ["SCAN workers"],  # it is asked for all of them, and the others are soon deleted
 }
 # Flows and steps are few.
 MAY_SORT = {"flows": 1, "steps": 1, "progress": 1}

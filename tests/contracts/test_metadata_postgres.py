@@ -70,6 +70,7 @@ VALUES = {
     "kind": "",
     "mark": "m",
     "document": "d",
+    "worker": "w",
     "since": 1.0,
     "until": 9.0,
     "after_time": 5.0,

@@ -361,6 +361,31 @@ async def test_what_waits_can_be_looked_at_in_the_order_in_which_it_comes(
     assert [] == await other.peek("t")
 
 
+async def test_a_topic_says_how_long_its_oldest_message_waits(
+    queue: Queue, other: Queue, backend: Backend
+) -> None:
+    if not backend.strict:
+        assert await other.longest_wait("t") is None
+        return
+    assert 0.0 == await other.longest_wait("t")
+    await queue.put("t", [Message("t", b"the later, and first", 50)])
+    (first,) = await queue.lease(["t"], 1, LONG)
+    await queue.put("t", messages("a"))
+
+    async def until_it_waits(seconds: float) -> float:
+        while (waits := await other.longest_wait("t") or 0.0) <= seconds:
+            await asyncio.to_thread(select_nothing, backend.shortest / 2)
+        return waits
+
+    waits = await until_it_waits(2 * backend.shortest)
+    await queue.put("t", [Message("b", b"", 90)])  # goes first, and has not waited
+    assert waits <= (await other.longest_wait("t") or 0.0)
+    assert ["b", "a"] == ids(await queue.lease(["t"], 2, LONG))
+    assert 0.0 == await other.longest_wait("t")
+    await queue.release([first])  # what has come back waits since then
+    assert 0.0 < await until_it_waits(0.0) < LONG
+
+
 async def test_what_a_worker_announces_is_seen_until_its_time_is_over(
     queue: Queue, other: Queue, backend: Backend
 ) -> None:

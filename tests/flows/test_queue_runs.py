@@ -6,10 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ import pytest
 from aflow import client
 from aflow.executors import letters
 from aflow.executors.letters import ReportsLetter, TaskLetter
+from aflow.metadata.base import WorkerRecord
+from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message
 from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
@@ -244,6 +247,78 @@ def square(x):
     if x == 0 and "GO" not in os.environ:
         Path(os.environ["BEGUN_IN"]).touch()
         select.select([], [], [], 60)
+    return x * x
+"""
+
+
+def test_a_worker_that_is_drained_ends_its_task_and_takes_no_other(workers: Workers) -> None:
+    workspace = workers.workspace
+    (workspace.path / "helpers.py").write_text(WAITS_FOR_A_FILE)
+    begun, go = workspace.path / "begun", workspace.path / "go"
+    metadata = workspace.path / ".aflow" / "metadata.db"
+    # Its grace time is over long before its task is: draining is not ending.
+    first = workers.start(
+        *("--slots", "1", "--grace", "0.1", "--label", "rack=r1"),
+        *("--metadata", f"sqlite:///{metadata}"),
+        BEGUN_IN=str(begun), GO=str(go),
+    )  # fmt: skip
+    run = workers.begin()
+    wait_for(begun)
+    store = SqliteMetadata(metadata)
+
+    def listed(until: Callable[[list[WorkerRecord]], bool]) -> list[WorkerRecord]:
+        for _ in range(6000):
+            found = store.workers()
+            if until(found):
+                return found
+            select_nothing(0.01)
+        pytest.fail(f"the workers are {found}")
+
+    def runs_a_task(found: list[WorkerRecord]) -> bool:
+        return any("/work/" in task.pathspec for each in found for task in each.running)
+
+    (known,) = listed(runs_a_task)
+    assert ({"rack": "r1"}, first.pid, ("default",), 1) == (
+        known.labels, known.pid, known.pools, known.slots
+    )  # fmt: skip
+    shown = workspace.finish(workspace.start_aflow("workers", "list"))
+    (row,) = [line.split() for line in shown.out.splitlines()[1:]]
+    assert [known.name, "busy", "default", "1/1"] == row[:4]
+    assert "rack=r1" == row[-1]
+
+    drained = workspace.finish(workspace.start_aflow("workers", "drain", known.name[:-4]))
+    assert f"{known.name} takes no more tasks" in drained.out
+    listed(lambda found: [True] == [each.draining for each in found])
+    unknown = workspace.finish(workspace.start_aflow("workers", "drain", "nobody"))
+    assert 1 == unknown.code
+    assert "There is no worker 'nobody'" in unknown.err
+    second = workers.start(
+        "--slots", "2", "--metadata", f"sqlite:///{metadata}", BEGUN_IN=str(begun), GO=str(begun)
+    )
+    listed(lambda found: second.pid in [each.pid for each in found])
+    go.touch()
+    assert 0 == first.wait(60)
+
+    assert_ended_well(workers, workspace.finish(run))
+    (other,) = listed(lambda found: [second.pid] == [each.pid for each in found])
+    _, tasks = workspace.latest()
+    ran = [view.attempt for view in tasks if view.attempt and view.task.task]
+    assert {known.name, other.name} == {each.handle for each in ran}
+    assert {socket.gethostname()} == {each.host for each in ran}
+    assert {0} == {each.attempt for each in ran}
+    by_first = [each.task for each in ran if each.handle == known.name]
+    assert ["start", "work"] == [v.task.step for v in tasks if v.task.task in by_first]
+    store.close()
+
+
+WAITS_FOR_A_FILE = """
+import os, select
+from pathlib import Path
+
+def square(x):
+    Path(os.environ["BEGUN_IN"]).touch()
+    while not Path(os.environ["GO"]).exists():
+        select.select([], [], [], 0.01)
     return x * x
 """
 

@@ -13,6 +13,8 @@ import pytest
 
 from aflow.backends import open_queue
 from aflow.executors.letters import DEFAULT_POOL, tasks_topic
+from aflow.metadata.base import RunningTask, WorkerRecord
+from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message
 from tests.server.conftest import Daemon
 from tests.unit.server.test_columns import decoded
@@ -370,3 +372,38 @@ def bury(url: str, ids: list[str]) -> None:
         await queue.close()
 
     asyncio.run(put())
+
+
+def test_workers_that_have_registered_are_shown_and_drained(served: Served) -> None:
+    daemon = served
+    metadata = SqliteMetadata(daemon.path / ".aflow" / "metadata.db")
+    waits = RunningTask("Flow_/1/end/9", 0, 201.0, False)
+    running = (RunningTask("Flow_/1/square/3", 1, 200.0), waits)
+    metadata.beat_worker(
+        WorkerRecord(
+            "host-7-ab", "host", 7, "redis://broker/0", ("gpu",), 2, "1.0", "3.12.1", 100.0,
+            {"rack": "<b>r1</b>"}, running, done=5, failed=1,
+        ),
+        60.0,
+    )  # fmt: skip
+    metadata.beat_worker(
+        WorkerRecord("host-8-cd", "host", 8, "q", (), 1, "1.0", "3.12.1", 100.0, {}), 20.0
+    )
+    told = daemon.get("/v1/workers")
+    busy, silent = told["workers"]
+    assert (5.0, 15.0, 60.0) == (told["heartbeat"], told["silent_after"], told["expires_after"])
+    assert ("host-7-ab", "busy", {"rack": "<b>r1</b>"}) == (
+        busy["name"], busy["state"], busy["labels"]
+    )  # fmt: skip
+    assert [("Flow_/1/square/3", True), ("Flow_/1/end/9", False)] == [
+        (each["task"], each["begun"]) for each in busy["running"]
+    ]
+    assert "silent" == silent["state"]
+
+    status, drained = daemon.ask("POST", "/v1/workers/host-7-ab/drain", b"")
+    assert (202, "draining") == (status, drained["state"])
+    assert drained["drain"].endswith("has asked for it over HTTP.")
+    assert "draining" == daemon.get("/v1/workers/host-7-ab")["state"]
+    for name in ("host-7", "nobody", "%2e%2e"):
+        assert 404 == daemon.ask("POST", f"/v1/workers/{name}/drain", b"")[0]
+    metadata.close()

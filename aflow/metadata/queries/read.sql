@@ -175,3 +175,10 @@ SELECT name, version, data FROM documents WHERE kind = :kind ORDER BY name
 
 -- name: document
 SELECT name, version, data FROM documents WHERE kind = :kind AND name = :document
+
+-- name: workers
+SELECT name, data, heartbeat_at, until - lease_now(), drain FROM workers
+WHERE until > lease_now() ORDER BY name
+
+-- name: drain_of_worker
+SELECT drain FROM workers WHERE name = :worker

@@ -106,3 +106,20 @@ UPDATE documents SET version = version + 1, data = ? WHERE kind = ? AND name = ?
 
 -- name: delete_document
 DELETE FROM documents WHERE kind = ? AND name = ?
+
+-- name: beat_worker
+INSERT INTO workers (name, data, heartbeat_at, until)
+VALUES (?, ?, lease_now(), lease_now() + ?)
+ON CONFLICT (name) DO UPDATE SET data = excluded.data, heartbeat_at = excluded.heartbeat_at, until = excluded.until
+
+-- name: shorten_workers
+UPDATE workers SET until = min(until, lease_now() + ?)
+
+-- name: drain_worker
+UPDATE workers SET drain = coalesce(drain, ?) WHERE name = ? AND until > lease_now()
+
+-- name: remove_worker
+DELETE FROM workers WHERE name = ?
+
+-- name: expire_workers
+DELETE FROM workers WHERE until <= lease_now()

@@ -182,3 +182,10 @@ SELECT name, version, data FROM documents WHERE kind = %(kind)s ORDER BY name
 
 -- name: document
 SELECT name, version, data FROM documents WHERE kind = %(kind)s AND name = %(document)s
+
+-- name: workers
+SELECT name, data, heartbeat_at, (until - extract(epoch FROM clock_timestamp()))::float8, drain FROM workers
+WHERE until > extract(epoch FROM clock_timestamp()) ORDER BY name
+
+-- name: drain_of_worker
+SELECT drain FROM workers WHERE name = %(worker)s

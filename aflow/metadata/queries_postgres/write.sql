@@ -105,3 +105,18 @@ UPDATE documents SET version = version + 1, data = %s WHERE kind = %s AND name =
 
 -- name: delete_document
 DELETE FROM documents WHERE kind = %s AND name = %s
+
+-- name: beat_worker
+INSERT INTO workers (name, data, heartbeat_at, until)
+VALUES (%s, %s, extract(epoch FROM clock_timestamp()), extract(epoch FROM clock_timestamp()) + %s)
+ON CONFLICT (name) DO UPDATE SET data = excluded.data, heartbeat_at = excluded.heartbeat_at, until = excluded.until
+
+-- name: drain_worker
+UPDATE workers SET drain = coalesce(drain, %s) WHERE name = %s AND until > extract(epoch FROM clock_timestamp())
+
+-- name: remove_worker
+DELETE FROM workers WHERE name = %s
+
+-- name: expire_workers
+DELETE FROM workers WHERE name IN (
+  SELECT name FROM workers WHERE until <= extract(epoch FROM clock_timestamp()) FOR UPDATE SKIP LOCKED)

@@ -66,6 +66,7 @@ class Settings:
     process: ProcessStart = "fresh"
     debug: bool = False
     no_color: bool = False
+    progress: bool = True
     ui_url: str | None = None
     max_workers: int = 16
     max_num_splits: int = 100
@@ -124,6 +125,8 @@ class Settings:
         # The conventions of all terminal programs, which carry no prefix.
         if env.get("NO_COLOR") or env.get("TERM") == "dumb":
             values["no_color"] = True
+        if env.get("TERM") == "dumb":  # it cannot move its cursor
+            values["progress"] = False
         return cls(root=_root(values, sources, base, found), **values)
 
     @property
@@ -576,6 +579,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "process": (("RUN_PROCESS", "PROCESS"), _choice("fresh", "fork")),
     "debug": (("DEBUG",), _flag),
     "no_color": (("NO_COLOR",), _flag),
+    "progress": (("RUN_PROGRESS", "PROGRESS"), _flag),
     "ui_url": (("UI_URL",), _text),
     "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
     "default_secrets_role": (("DEFAULT_SECRETS_ROLE",), _text),

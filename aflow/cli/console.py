@@ -1,5 +1,8 @@
 """What a person sees of a run: the log on stdout; banner, checks and final errors on stderr.
 
+On a terminal bars for the steps stand below the log. They are taken off before anything is written,
+and drawn again a moment later: a storm of lines is written in few pieces, and costs few bars.
+
 A line of the log is `<time> <head><text>`: local time with milliseconds, then
 `[run/step/task (pid n)] `, then what the task printed, byte for byte. Nothing of it is decoded,
 stripped or interpreted, and a turn of the coordinator's loop is written by one call.
@@ -7,13 +10,18 @@ stripped or interpreted, and a turn of the coordinator's loop is written by one 
 
 from __future__ import annotations
 
+import asyncio
 import re
+import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from aflow.cli.output import Output
 from aflow.cli.problems import printable, show
+from aflow.clock import SystemClock
 from aflow.runs.notices import (
     LogLine,
     Notice,
@@ -28,13 +36,16 @@ from aflow.runs.notices import (
 from aflow.scheduler.states import AttemptState, RunState
 
 if TYPE_CHECKING:
-    from aflow.cli.progress import ProgressBars
+    from aflow.cli.progress import ProgressBars, Signs, Tally
 
 _MAGENTA = b"\x1b[35m"
 _GREEN = b"\x1b[32m"
 _BOLD = b"\x1b[1m"
 _BAD = b"\x1b[31m\x1b[1m"
 _RESET = b"\x1b[0m"
+
+_PAUSE = 0.04  # seconds from the first news to the moment at which they are shown, with bars
+_TICK = 1.0  # seconds between pictures of bars while there is no news
 
 _MILLISECONDS = [b".%03d " % number for number in range(1000)]
 _SIGNAL = re.compile(r"stopped by (SIG[A-Z]+)")
@@ -43,8 +54,10 @@ _SIGNAL = re.compile(r"stopped by (SIG[A-Z]+)")
 class Console:
     """Prints the notices of one run; `watch` is what the coordinator calls with them.
 
-    `colors` is whether the log may be coloured; `bars` are drawn under it, if there are any. A
-    stdout that cannot be written to any more (nobody reads it, the disk is full) does not stop
+    `colors` is whether the log may be coloured; `tally` counts for the last line; `bars` are drawn
+    below the log, if there are any, on the terminal that `out` has to be then: what others write
+    there goes through `above`. A stdout that cannot be written to any more (nobody reads it, the
+    disk is full) does not stop
     the run: its log is stored all the same.
     """
 
@@ -55,10 +68,21 @@ class Console:
         flow: str = "",
         colors: bool = False,
         ui_url: str | None = None,
+        tally: Tally | None = None,
         bars: ProgressBars | None = None,
+        signs: Signs | None = None,
     ) -> None:
+        self.tally = tally
+        self._signs = signs
         self._output = Output(out)
         self._bars = bars
+        self._lock = threading.RLock()  # stderr is written to by any thread
+        self._drawn: list[str] = []  # the bars that stand on the terminal
+        self._timer: asyncio.TimerHandle | None = None
+        self._soon = False  # the timer is for news, and not for the next tick
+        self._is_paused = False
+        self._is_open = False  # somebody else has written a part of a line
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ui = f"{ui_url.rstrip('/')}/{flow}/" if ui_url else ""
         self._time_color, self._head_color, self._bold, self._bad, self._reset = (
             (_MAGENTA, _GREEN, _BOLD, _BAD, _RESET) if colors else (b"",) * 5
@@ -83,16 +107,139 @@ class Console:
 
     def watch(self, notices: Sequence[Notice]) -> None:
         """Print what has happened, in this order, and flush."""
-        if self._bars is not None:
-            self._output.add(self._bars.erase())
+        if self.tally is not None:
+            self.tally.count(notices)
+        if self._bars is None:
+            self._write(notices)
+            self._output.flush()
+            return
+        with self._lock:
+            self._take_down()
+            self._write(notices)
+            if self._bars.tally.ended_at is None:
+                self._draw_soon()
+            else:
+                self._draw()
+
+    def _write(self, notices: Sequence[Notice]) -> None:
         for notice in notices:
             if type(notice) is LogLine:
                 self._log_line(notice)
             else:
                 self._say[type(notice)](notice)
-        if self._bars is not None:
-            self._output.add(self._bars.draw(notices))
+
+    # ------------------------------------------------------------ the bars
+
+    def _take_down(self) -> None:
+        if self._drawn:
+            self._output.add(b"\x1b[%dF\x1b[J" % len(self._drawn))
+            self._drawn = []
+
+    def _draw_soon(self) -> None:
+        """Show what was written, and the bars below it, in a moment."""
+        if self._soon:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # nobody would call back
+            self._draw()
+            return
+        if self._loop is not loop:
+            self._loop = loop
+            self._follow_the_terminal(loop)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._soon = True
+        self._timer = loop.call_later(_PAUSE, self._draw)
+
+    def _follow_the_terminal(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Draw again when the terminal gets another size, and below what a shell has written while
+        this program was stopped (Ctrl-Z)."""
+        if threading.current_thread() is threading.main_thread():
+            loop.add_signal_handler(signal.SIGWINCH, self._draw_soon)
+            loop.add_signal_handler(signal.SIGCONT, self.forget)
+
+    def _draw(self) -> None:
+        """Show what was written, and the bars as they are now."""
+        with self._lock:
+            assert self._bars is not None, "there is nothing to draw else"
+            self._soon, self._timer = False, None
+            lines: list[str] = []
+            if not (self._is_paused or self._is_open or self._unfinished):
+                size = shutil.get_terminal_size()
+                lines = self._bars.lines(SystemClock.now(), size.columns, size.lines)
+            if lines != self._drawn:
+                self._take_down()
+                self._output.add("".join(f"{each}\n" for each in lines).encode("utf-8", "replace"))
+                self._drawn = lines
+            self._output.flush()
+            if self._loop is not None and not self._is_paused and self._bars.tally.ended_at is None:
+                self._timer = self._loop.call_later(_TICK, self._draw)
+
+    def pause(self) -> None:
+        """Leave the terminal to somebody else, with all that was written, until `go_on`."""
+        with self._lock:
+            self._is_paused = True
+            self._stop_drawing()
+
+    def go_on(self) -> None:
+        """Draw bars again."""
+        with self._lock:
+            self._is_paused = False
+            if self._bars is not None:
+                self._draw_soon()
+
+    def forget(self) -> None:
+        """Somebody else has written to the terminal meanwhile: what stood there stays."""
+        with self._lock:
+            self._drawn = []
+            if self._bars is not None and not self._is_paused:
+                self._draw_soon()
+
+    def conclude(self, ended: RunEnded, further: str) -> None:
+        """Print how the run has ended, in one line, and where to look further."""
+        if self.tally is None or self._signs is None:
+            return
+        from aflow.cli.progress import last_line  # elsewhere than on a terminal it is not needed
+
+        text = printable(last_line(self.tally, ended, self._flow, further, self._signs))
+        succeeded = ended.state is RunState.SUCCEEDED
+        color = (_GREEN if succeeded else _BAD) if self._reset else b""
+        sign, rest = text[:1].encode("utf-8"), text[1:].encode("utf-8", "replace")
+        self._output.add(color + sign + self._reset + rest + b"\n")
         self._output.flush()
+
+    def close(self) -> None:
+        """Take the bars off the terminal, for good. May be called again."""
+        with self._lock:
+            self._is_paused = True
+            self._stop_drawing()
+
+    def _stop_drawing(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._soon, self._timer = False, None
+        self._take_down()
+        self._output.flush()
+
+    def above(self, stream: Any, text: str) -> int:
+        """Write this to a stream on the same terminal, above the bars. From any thread."""
+        with self._lock:
+            self._take_down()
+            self._output.flush()
+            written = stream.write(text)
+            stream.flush()
+            self._is_open = bool(text) and not text.endswith("\n")
+            if self._loop is not None and not self._is_paused and not self._soon:
+                self._call_from_anywhere(self._draw_soon)
+        return len(text) if written is None else int(written)
+
+    def _call_from_anywhere(self, what: Callable[[], None]) -> None:
+        assert self._loop is not None, "looked at before"
+        try:
+            self._loop.call_soon_threadsafe(what)
+        except RuntimeError:  # it was closed: nothing is drawn any more
+            return
 
     # ------------------------------------------------------------ the log of the tasks
 
@@ -253,6 +400,25 @@ class Console:
     def _progress(self, notice: Progress) -> None:
         for text in progress_lines(notice):
             self._system(notice.at, text)
+
+
+class Above:
+    """A text stream whose lines stand above the bars of a console on the same terminal."""
+
+    def __init__(self, console: Console, stream: Any) -> None:
+        self._console = console
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it above the bars."""
+        return self._console.above(self._stream, text)
+
+    def writelines(self, lines: Sequence[str]) -> None:
+        """Write them above the bars."""
+        self.write("".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def plural(count: int, noun: str) -> str:

@@ -268,7 +268,11 @@ def run_options() -> list[Option]:
             help="Tasks of runs with a higher one go first in the queue; those of one take turns.",
         ),
         flag("--fail-fast", help="Stop all tasks when one has failed for good.", scope="run_"),
-        flag("--progress", help="Show a bar for each step (on a terminal).", scope="run_"),
+        option(
+            "--progress/--no-progress",
+            default=None,
+            help="Show bars for the steps below the log, on a terminal.  [default: progress]",
+        ),
     ]
 
 

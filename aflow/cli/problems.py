@@ -25,6 +25,7 @@ from aflow.standard_streams import flush
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+_MOST_FRAMES = 8  # of a traceback that are shown
 NO_READER = 141
 
 
@@ -78,6 +79,71 @@ def show(headline: str, message: str) -> None:
     color = _wishes().color
     click.secho(f"    {headline}:", fg="red", bold=True, err=True, color=color)
     click.secho(lines, fg="red", err=True, color=color)
+
+
+class Frame(NamedTuple):
+    """A frame of a traceback: file, line, function and the line of code."""
+
+    file: str
+    line: int
+    function: str
+    code: str
+
+    @property
+    def is_users(self) -> bool:
+        """Whether it is of the user's own code, and of no library."""
+        return not _OF_LIBRARIES.search(self.file.replace("\\", "/"))
+
+
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$')
+_OF_LIBRARIES = re.compile(
+    r"/(site|dist)-packages/|/lib(64)?/python3[.\d]*/|^<(frozen |string>)|"
+    r"/aflow/(attempt|executors|flow|task)/"
+)
+
+
+def frames_of(traceback: str) -> list[Frame]:
+    """The frames of a formatted traceback, the outermost first; of several that are chained those
+    of the last one."""
+    found: list[Frame] = []
+    lines = traceback.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("Traceback (most recent call last)"):
+            found = []
+        frame = _FRAME.match(line)
+        if frame is not None:
+            after = lines[number + 1] if number + 1 < len(lines) else ""
+            code = "" if _FRAME.match(after) or not after.startswith("    ") else after.strip()
+            found.append(Frame(frame[1], int(frame[2]), frame[3], code))
+    return found
+
+
+def show_frames(traceback: str) -> None:
+    """Write on stderr where a task has failed: the frames of the user's own code, the one in which
+    it happened first, and how many of libraries are left out."""
+    frames = frames_of(traceback)
+    users = [each for each in frames if each.is_users]
+    color = _wishes().color
+    here = os.getcwd() + os.sep
+    for number, frame in enumerate(reversed(users[-_MOST_FRAMES:])):
+        file = frame.file.removeprefix(here)
+        place = printable(f"      {file}:{frame.line}, in {frame.function}", lines=False)
+        click.secho(place, fg="red" if number == 0 else None, err=True, color=color)
+        if frame.code:
+            code = printable(f"          {frame.code}", lines=False)
+            click.secho(code, bold=number == 0, err=True, color=color)
+    left_out = len(frames) - len(users)
+    if users and left_out:
+        last = frames[-1]
+        where = (
+            "" if last.is_users else f", the last one {last.file}:{last.line}, in {last.function}"
+        )
+        text = f"      ({_plural(left_out, 'frame')} of libraries left out{where})"
+        click.secho(printable(text, lines=False), dim=True, err=True, color=color)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def forget_stdout() -> None:

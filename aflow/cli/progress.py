@@ -1,98 +1,155 @@
-"""`--progress`: one bar a step at the foot of the terminal, above which the log scrolls.
+"""Bars for the steps of a run, at the foot of a terminal, above which the log scrolls.
 
-rich draws the bars; where they stand is decided here, so that the log itself is written as it is
-without them, byte for byte. Each batch of notices erases the bars, adds its lines and draws again.
+`Tally` counts what the notices of a run say, `ProgressBars` makes lines of it. Both are pure: time
+and the size of the terminal are given. Where the lines stand, and when they are drawn, is decided
+in `cli.console`, so that the log itself is written as it is without them, byte for byte.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
-from collections.abc import Sequence
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from aflow.flow.graph import Graph, Kind
-from aflow.runs.notices import Notice, RunEnded, TaskEnded, TaskStarting
-from aflow.scheduler.states import AttemptState
+from aflow.runs.notices import (
+    LogLine,
+    Notice,
+    RunEnded,
+    RunStarting,
+    RunStopping,
+    TaskEnded,
+    TaskStarting,
+    TaskTakenOver,
+)
+from aflow.scheduler.states import AttemptState, RunState
 
-_DRAWS_A_SECOND = 20
+WIDEST = 100  # columns of a line: a terminal that is made narrower breaks none that was drawn
+_NARROW = 40  # columns below which a step has its counts alone
+_LONGEST_NAME = 24
+_WINDOW = 30.0  # seconds over which the rate of a step is measured
+_IDLE = 2.0  # seconds without a task after which it is said what is waited for
+_MOST_STEPS = 12  # of which there are bars at once
+_RESET = "\x1b[0m"
+_FAILED = (AttemptState.FAILED, AttemptState.TIMED_OUT, AttemptState.LOST)
 
 
-class ProgressBars:
-    """The bars of one run on one terminal."""
+class Signs(NamedTuple):
+    """The characters that bars are made of."""
 
-    def __init__(self, graph: Graph, *, colors: bool) -> None:
+    running: str
+    done: str
+    failed: str
+    waiting: str
+    full: str
+    empty: str
+    more: str
+
+
+UNICODE = Signs("\u25cf", "\u2714", "\u2718", "\u25cb", "\u2501", "\u2500", "\u2026")
+ASCII = Signs("*", "+", "!", ".", "#", "-", "~")
+
+
+class _Step:
+    """What is known of a step."""
+
+    __slots__ = (
+        "began_at", "begun", "done", "ended_at", "failed", "name", "retried", "reused", "running",
+        "samples", "splits",
+    )  # fmt: skip
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.begun = 0  # tasks, not attempts
+        self.running = 0
+        self.done = 0
+        self.reused = 0  # of those that are done
+        self.retried = 0  # attempts after the first of a task
+        self.failed: set[int] = set()  # tasks
+        self.splits = 0  # tasks that it has opened, as a foreach
+        self.began_at: float | None = None
+        self.ended_at: float | None = None
+        self.samples: deque[tuple[float, int]] = deque()  # when, and how many were done
+
+    @property
+    def over(self) -> int:
+        return self.done + len(self.failed)
+
+
+class Tally:
+    """Counts the tasks of a run by step, from its notices."""
+
+    def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._openers = {node.join: node.name for node in graph.nodes.values() if node.join}
-        self._colors = colors
-        self._begun: Counter[str] = Counter()
-        self._done: Counter[str] = Counter()
-        self._splits: Counter[str] = Counter()  # items that the foreach steps have opened
-        self._height = 0
-        self._drawn = b""
-        self._second = -1
-        self._draws = 0
+        self.steps: dict[str, _Step] = {name: _Step(name) for name in graph.nodes}
+        self.changed_at = 0.0  # when something began or ended last
+        self.began_at: float | None = None
+        self.ended_at: float | None = None
+        self.stopping = ""  # why the run is being stopped
+        self.retries: dict[int, tuple[str, float]] = {}  # tasks that are tried again, and when
 
-    def erase(self) -> bytes:
-        """What takes the bars off the terminal."""
-        height, self._height = self._height, 0
-        return b"\x1b[%dF\x1b[J" % height if height else b""
-
-    def draw(self, notices: Sequence[Notice]) -> bytes:
-        """What puts the bars there, after these notices.
-
-        They are computed anew at most 20 times a second: a storm of short tasks is not to pay
-        for them. The end of the run is always shown.
-        """
+    def count(self, notices: Sequence[Notice]) -> None:
+        """Take these into account, in this order."""
         for notice in notices:
-            self._count(notice)
-        if notices and self._is_time(notices[-1]):
-            self._drawn = self._bars()
-        self._height = self._drawn.count(b"\n")
-        return self._drawn
+            if type(notice) is LogLine:  # nearly all of them, in a storm
+                continue
+            if isinstance(notice, TaskStarting):
+                self._starting(notice)
+            elif isinstance(notice, TaskEnded):
+                self._ended(notice)
+            elif isinstance(notice, TaskTakenOver):
+                step = self._step(notice.step)
+                step.begun, step.done, step.reused = step.begun + 1, step.done + 1, step.reused + 1
+                self._note(step, notice.at)
+            elif isinstance(notice, RunStarting):
+                self.began_at = self.changed_at = notice.at
+            elif isinstance(notice, RunStopping):
+                self.stopping = notice.reason
+            elif isinstance(notice, RunEnded):
+                self.ended_at = notice.at
 
-    def _is_time(self, notice: Notice) -> bool:
-        if int(notice.at) != self._second:
-            self._second, self._draws = int(notice.at), 0
-        self._draws += 1
-        return self._draws <= _DRAWS_A_SECOND or type(notice) is RunEnded
+    def _step(self, name: str) -> _Step:
+        step = self.steps.get(name)
+        if step is None:
+            step = self.steps[name] = _Step(name)
+        return step
 
-    def _count(self, notice: Notice) -> None:
-        if type(notice) is TaskStarting:
-            self._begun[notice.step] += notice.attempt == 0
-        elif type(notice) is TaskEnded and notice.state == AttemptState.SUCCEEDED:
-            self._done[notice.step] += 1
-            self._splits[notice.step] += notice.splits or 0
+    def _starting(self, notice: TaskStarting) -> None:
+        step = self._step(notice.step)
+        self.retries.pop(notice.task, None)
+        if notice.attempt == 0 and not notice.fallback:
+            step.begun += 1
+        else:
+            step.retried += 1
+        step.failed.discard(notice.task)  # it is tried again, or @catch settles it
+        step.running += 1
+        if step.began_at is None:
+            step.began_at = notice.at
+        self._note(step, notice.at)
 
-    def _bars(self) -> bytes:
-        size = shutil.get_terminal_size()
-        console = Console(
-            width=size.columns,
-            force_terminal=self._colors,
-            no_color=not self._colors,
-            legacy_windows=False,
-        )
-        bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console
-        )
-        for step in self._shown(size.lines - 2):
-            total = max(self._expected(step), self._begun[step])
-            bars.add_task(step, total=total, completed=self._done[step])
-        with console.capture() as captured:
-            console.print(bars.get_renderable())
-        return captured.get().encode() if bars.tasks else b""
+    def _ended(self, notice: TaskEnded) -> None:
+        step = self._step(notice.step)
+        step.running = max(step.running - 1, 0)
+        if notice.state == AttemptState.SUCCEEDED:
+            step.done += 1
+            step.splits += notice.splits or 0
+        elif notice.retry_at is not None:
+            self.retries[notice.task] = (notice.step, notice.retry_at)
+        elif notice.state in _FAILED:
+            step.failed.add(notice.task)
+        self._note(step, notice.at)
 
-    def _shown(self, limit: int) -> list[str]:
-        """The steps that have begun; the unfinished ones alone where not all fit."""
-        begun = [step for step in self._graph.nodes if self._begun[step]]
-        if len(begun) > limit:
-            begun = [step for step in begun if self._done[step] < self._begun[step]]
-        return begun[-max(limit, 1) :]
+    def _note(self, step: _Step, at: float) -> None:
+        self.changed_at = step.ended_at = at
+        if not step.samples or at - step.samples[-1][0] >= 1.0:
+            step.samples.append((at, step.done))
+        while len(step.samples) > 2 and at - step.samples[1][0] > _WINDOW:
+            step.samples.popleft()
 
-    def _expected(self, step: str) -> int:
+    def expected(self, name: str) -> int:
         """How many tasks the step will have, as far as is known; 0 where a switch decides."""
+        step, first = name, self.steps[name]
         while step != self._graph.start:
             node = self._graph[step]
             if node.is_join:
@@ -100,8 +157,211 @@ class ProgressBars:
                 continue
             before = self._graph[node.previous[0]]
             if len(node.previous) > 1 or before.kind is Kind.SWITCH:
-                return 0
+                return first.begun
             if before.kind in (Kind.FOREACH, Kind.PARALLEL):
-                return self._splits[before.name]
+                return max(self.steps[before.name].splits, first.begun)
             step = before.name
-        return 1
+        return max(1, first.begun)
+
+    def rate(self, name: str, now: float) -> float | None:
+        """Tasks of the step that end a second, lately; None where that is not known yet."""
+        step = self.steps[name]
+        if len(step.samples) < 2:
+            return None
+        at, done = step.samples[0]
+        seconds = now - at
+        return (step.done - done) / seconds if seconds >= 1.0 and step.done > done else None
+
+    def ready(self, name: str) -> int:
+        """Tasks of a foreach that nobody has begun, though all that they read is there."""
+        if name not in self._graph.nodes:
+            return 0
+        node = self._graph[name]
+        if name == self._graph.start or node.is_join:
+            return 0
+        before = self._graph[node.previous[0]]
+        if len(node.previous) > 1 or before.kind not in (Kind.FOREACH, Kind.PARALLEL):
+            return 0
+        return max(self.expected(name) - self.steps[name].begun, 0)
+
+
+class ProgressBars:
+    """The lines of one run's bars. `waits_for` is what tasks that nobody has begun wait for: `a
+    slot (--max-workers 16)`, say."""
+
+    def __init__(
+        self, tally: Tally, *, colors: bool, signs: Signs = UNICODE, waits_for: str = "a slot"
+    ) -> None:
+        self.tally = tally
+        self._colors = colors
+        self._signs = signs
+        self._waits_for = waits_for
+
+    def lines(self, now: float, columns: int, rows: int) -> list[str]:
+        """The bars as they are at this time, on a terminal of this size: none where it is too
+        small for any."""
+        width = min(columns - 1, WIDEST)
+        most = min(rows - 4, _MOST_STEPS)
+        tally = self.tally
+        if width < 16 or most < 1 or tally.began_at is None or tally.ended_at is not None:
+            return []
+        shown, left_out = self._shown(most)
+        names = max((min(len(name), _LONGEST_NAME) for name in shown), default=0)
+        lines = [self._line(name, names, width, now) for name in shown]
+        return [*lines, self._foot(now, width, left_out)]
+
+    def _shown(self, most: int) -> tuple[list[str], int]:
+        """The steps that there is room for, in the order of the flow, and how many others have
+        begun: those that go on come first, then those that have failed, ended, and will come."""
+        steps = self.tally.steps
+        names = [*steps]
+
+        def weight(name: str) -> int:
+            step = steps[name]
+            if step.running:
+                return 0
+            if not step.begun:
+                return 4
+            return 1 if step.over < self.tally.expected(name) else 2 if step.failed else 3
+
+        chosen = sorted(names, key=lambda name: (weight(name), -names.index(name)))[:most]
+        if len(names) > most:
+            chosen = [name for name in chosen if steps[name].begun or self.tally.ready(name)]
+        left_out = sum(1 for name in names if steps[name].begun and name not in chosen)
+        return [name for name in names if name in chosen], left_out
+
+    def _line(self, name: str, names: int, width: int, now: float) -> str:
+        step, signs = self.tally.steps[name], self._signs
+        total = self.tally.expected(name)
+        if not step.begun:
+            ready = self.tally.ready(name)
+            color, sign = ("36", signs.waiting) if ready else ("2", signs.waiting)
+        elif step.failed:
+            color, sign = "31", signs.failed
+        elif step.running or step.over < total:
+            color, sign = "36", signs.running
+        else:
+            color, sign = "32", signs.done
+        if len(name) > names:
+            name = name[: names - 1] + signs.more
+        counts = f"{step.done}/{total}" if step.begun or total > 1 else ""
+        head = f"{sign} {name:<{names}} "
+        if width < _NARROW or not step.begun:
+            return self._painted(color, f"{head}{counts}"[:width].rstrip())
+        room = width - len(head) - 1
+        bar = min(30, max(10, room // 3))
+        parts = [counts, *self._facts(step, total, now)]
+        text = "  ".join(parts)
+        while len(parts) > 1 and bar + 1 + len(text) > room:
+            parts.pop()
+            text = "  ".join(parts)
+        text = text[: max(room - bar - 1, 0)]
+        return (
+            self._painted(color, head)
+            + self._bar(step, total, bar)
+            + " "
+            + self._painted_facts(text, step)
+        ).rstrip()
+
+    def _facts(self, step: _Step, total: int, now: float) -> Iterator[str]:
+        """What there is to say of a step, the most important first."""
+        if step.failed:
+            yield f"{len(step.failed)} failed"
+        is_over = not step.running and step.over >= total
+        rate = None if is_over else self.tally.rate(step.name, now)
+        if rate is not None and total > step.over:
+            yield f"{_span((total - step.over) / rate)} left"
+        elif step.began_at is not None:
+            until = (step.ended_at if is_over else None) or now
+            yield _span(max(until - step.began_at, 0.0))
+        if rate is not None:
+            yield _rate(rate)
+        if step.running > 1:
+            yield f"{step.running} running"
+        if step.retried:
+            yield f"{step.retried} tried again"
+        if step.reused:
+            yield f"{step.reused} reused"
+
+    def _bar(self, step: _Step, total: int, width: int) -> str:
+        signs = self._signs
+        whole = max(total, 1)
+        failed = -(-len(step.failed) * width // whole) if step.failed else 0
+        done = min(step.done * width // whole, width - failed)
+        return (
+            self._painted("32" if step.done >= whole else "36", signs.full * done)
+            + self._painted("31", signs.full * failed)
+            + self._painted("2", signs.empty * (width - done - failed))
+        )
+
+    def _foot(self, now: float, width: int, left_out: int) -> str:
+        """The line below the bars: how long the run goes on, and what is waited for."""
+        tally = self.tally
+        assert tally.began_at is not None, "there are no lines before"
+        parts = [_span(max(now - tally.began_at, 0.0))]
+        running = sum(step.running for step in tally.steps.values())
+        ready = sum(tally.ready(name) for name in tally.steps)
+        if tally.stopping:
+            parts.append(f"stopping, {running} still running")
+        elif ready:
+            parts.append(f"{ready} waiting for {self._waits_for}")
+        elif not running and not tally.retries and now - tally.changed_at >= _IDLE:
+            parts.append(f"waiting for {self._waits_for}")
+        if tally.retries and not tally.stopping:
+            step, at = min(tally.retries.values(), key=lambda each: each[1])
+            others = f" and {len(tally.retries) - 1} more" if len(tally.retries) > 1 else ""
+            parts.append(f"{step}{others} tried again in {_span(max(at - now, 0.0))}")
+        if left_out:
+            parts.append(f"{left_out} more steps")
+        text = "  ".join(parts)
+        if len(text) > width:
+            text = text[: width - 1] + self._signs.more
+        return self._painted("2", text)
+
+    def _painted_facts(self, text: str, step: _Step) -> str:
+        if not step.failed or not self._colors:
+            return text
+        what = f"{len(step.failed)} failed"
+        return text.replace(what, f"\x1b[31m{what}{_RESET}", 1)
+
+    def _painted(self, color: str, text: str) -> str:
+        return f"\x1b[{color}m{text}{_RESET}" if self._colors and text else text
+
+
+def last_line(tally: Tally, ended: RunEnded, flow: str, further: str, signs: Signs) -> str:
+    """How a run has ended, in one line: its counts, its time, and where to look further."""
+    done = sum(step.done for step in tally.steps.values())
+    reused = sum(step.reused for step in tally.steps.values())
+    failed = sum(len(step.failed) for step in tally.steps.values())
+    parts = [f"{done} task{'' if done == 1 else 's'} done"]
+    if reused:
+        parts.append(f"{reused} of them reused")
+    if failed:
+        steps = [name for name, step in tally.steps.items() if step.failed]
+        parts.append(f"{failed} failed ({', '.join(steps[:3])}{', ...' if len(steps) > 3 else ''})")
+    succeeded = ended.state is RunState.SUCCEEDED
+    how = {RunState.SUCCEEDED: "has succeeded", RunState.CANCELLED: "was stopped"}
+    began_at = ended.at if tally.began_at is None else tally.began_at
+    took = _span(max(ended.at - began_at, 0.0))
+    return (
+        f"{signs.done if succeeded else signs.failed} {flow}/{ended.run} "
+        f"{how.get(ended.state, 'has failed')} after {took}: {', '.join(parts)}. {further}"
+    )
+
+
+def _span(seconds: float) -> str:
+    """`0:07`, `12:30`, `1:02:03`."""
+    whole = int(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _rate(a_second: float) -> str:
+    """`12/s`, `3.2/min`, `5.0/h`."""
+    value, unit = a_second, "s"
+    if value < 1:
+        value, unit = value * 60, "min"
+    if value < 1:
+        value, unit = value * 60, "h"
+    return f"{value:.0f}/{unit}" if value >= 10 else f"{value:.1f}/{unit}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +13,10 @@ import click
 
 from aflow import ids
 from aflow.cli.checks import CodeCheck, check_graph
+from aflow.cli.problems import show_frames
 from aflow.cli.session import Session
 from aflow.config import FOLDER, RunOptions, Settings, without_password
-from aflow.errors import InvalidInput, InvalidName
+from aflow.errors import AflowError, InvalidInput, InvalidName
 from aflow.executors.local import start
 from aflow.executors.local.program import request_of
 from aflow.executors.local.warm import imported_here
@@ -26,6 +29,7 @@ from aflow.standard_streams import binary, flush, is_terminal
 from aflow.version import __version__
 
 if TYPE_CHECKING:
+    from aflow.cli.console import Console
     from aflow.flow.definition import FlowDefinition
 
 
@@ -70,7 +74,7 @@ def run(
     executor: str | None,
     queue: str | None,
     runner_attribute_file: str | None,
-    progress: bool,
+    progress: bool | None,
     cache: bool,
     dry_run: bool,
     adopt: str | None = None,
@@ -87,6 +91,7 @@ def run(
         process=process,
         executor=executor,
         queue=queue,
+        progress=progress,
     )
     if settings.executor == "local" and not dry_run:
         start.have_ground()  # it gets ready while the flow is checked
@@ -117,8 +122,7 @@ def run(
 
         explain.dry_run(definition, options, settings)
         return 0
-    watch = _watch(definition, settings, progress, runner_attribute_file, options.debug_step)
-    ended, signum = _in_foreground(definition, options, settings, watch, adopt)
+    ended, signum = _in_foreground(definition, options, settings, runner_attribute_file, adopt)
     if options.clone_only:
         stopped = ended.state is RunState.CANCELLED and signum is None  # as was wanted
         return 0 if stopped else _exit_code(ended, signum)
@@ -169,26 +173,120 @@ def execute(
     settings: Settings,
     *,
     runner_attribute_file: str | None,
-    progress: bool,
     **rest: Any,
 ) -> int:
     """Run one step of a flow that has been checked, as the options `rest` say: the exit code."""
     options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
     _show_project(session, definition, settings)
-    watch = _watch(definition, settings, progress, runner_attribute_file, options.debug_step)
-    return _exit_code(*_in_foreground(definition, options, settings, watch))
+    return _exit_code(*_in_foreground(definition, options, settings, runner_attribute_file))
 
 
 def _in_foreground(
     definition: FlowDefinition,
     options: RunOptions,
     settings: Settings,
-    watch: Callable[[Sequence[Notice]], None],
+    attribute_file: str | None,
     adopt: str | None = None,
 ) -> tuple[RunEnded, int | None]:
     from aflow import foreground  # what is only checked needs none of it
 
-    return foreground.run(definition, options, settings, watch, adopt)
+    with _console(definition, options, settings) as console:
+        watch = _watched(console, options.debug_step, attribute_file, settings)
+        ended, signum = foreground.run(definition, options, settings, watch, adopt)
+    if console.tally is not None and options.spin is None:
+        if ended.state is RunState.FAILED:
+            _show_failure(f"{definition.name}/{ended.run}", ended, settings)
+        console.conclude(ended, _where_to_look(definition, options, settings, ended))
+    return ended, signum
+
+
+@contextmanager
+def _console(
+    definition: FlowDefinition, options: RunOptions, settings: Settings
+) -> Iterator[Console]:
+    """What shows the run: with bars, if this is a terminal on which they can be drawn."""
+    from aflow.cli.console import Above, Console
+
+    terminal = is_terminal(sys.stdout)
+    colors = terminal and not settings.no_color
+    flush(sys.stdout)
+    given: dict[str, Any] = {}
+    if terminal:
+        from aflow.cli.progress import ASCII, UNICODE, ProgressBars, Tally
+
+        signs = UNICODE if _takes(sys.stdout, "".join(UNICODE)) else ASCII
+        tally = Tally(definition.graph)
+        given = {"tally": tally, "signs": signs}
+        if settings.progress:
+            waits_for = _waits_for(settings)
+            given["bars"] = ProgressBars(tally, colors=colors, signs=signs, waits_for=waits_for)
+    console = Console(
+        binary(sys.stdout), flow=definition.name, colors=colors, ui_url=settings.ui_url, **given
+    )
+    stderr = sys.stderr
+    is_shared = "bars" in given and is_terminal(stderr)
+    if is_shared:
+        sys.stderr = Above(console, stderr)
+    try:
+        yield console
+    finally:
+        console.close()
+        if is_shared:
+            sys.stderr = stderr
+
+
+def _takes(stream: Any, text: str) -> bool:
+    """Whether the stream can be given these characters."""
+    try:
+        text.encode(getattr(stream, "encoding", None) or "ascii")
+    except (UnicodeError, LookupError):
+        return False
+    return True
+
+
+def _waits_for(settings: Settings) -> str:
+    """What tasks wait for that have not begun, though they could."""
+    if settings.executor == "batch":
+        return "a job of AWS Batch"
+    if settings.executor == "queue":
+        return "a worker"
+    return f"a slot (--max-workers {settings.max_workers})"
+
+
+def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
+    """Show where in the user's code the task that failed has done so, where that is recorded."""
+    if ended.task is None:
+        return
+    from aflow.backends import open_metadata
+    from aflow.storage.manifest import Manifest
+
+    try:
+        metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
+        try:
+            record = metadata.run(*run.split("/"))
+            view = None if record is None else metadata.task(record.key, ended.task)
+        finally:
+            metadata.close()
+        data = view.attempt.manifest if view is not None and view.attempt is not None else None
+        error = Manifest.decode(data).error if data else None
+    except AflowError:  # why the run has failed was said: this is for comfort
+        return
+    if error:
+        show_frames(str(error.get("traceback", "")))
+
+
+def _where_to_look(
+    definition: FlowDefinition, options: RunOptions, settings: Settings, ended: RunEnded
+) -> str:
+    """The link or the command by which to see more of a run that has ended."""
+    run = f"{definition.name}/{ended.run}"
+    if settings.ui_url and ended.state is not RunState.CANCELLED:
+        return f"See {settings.ui_url.rstrip('/')}/{run}"
+    if ended.state is RunState.CANCELLED:
+        return f"Go on with it: aflow resume {shlex.quote(options.script)}"
+    if ended.state is RunState.FAILED and ended.step is not None:
+        return f"Its log: aflow logs {run}/{ended.step}/{ended.task}"
+    return f"See it: aflow ui {run}"
 
 
 def _with_hooks(
@@ -353,36 +451,18 @@ def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
         )
 
 
-def _watch(
-    definition: FlowDefinition,
-    settings: Settings,
-    progress: bool,
-    attribute_file: str | None,
-    debug_step: str | None = None,
+def _watched(
+    console: Console, debug_step: str | None, attribute_file: str | None, settings: Settings
 ) -> Callable[[Sequence[Notice]], None]:
-    from aflow.cli.console import Console
-
-    terminal = is_terminal(sys.stdout)
-    colors = terminal and not settings.no_color
-    bars = None
-    if progress and terminal:
-        from aflow.cli.progress import ProgressBars  # rich costs as much as all the rest
-
-        bars = ProgressBars(definition.graph, colors=colors)
-    flush(sys.stdout)
-    console = Console(
-        binary(sys.stdout), flow=definition.name, colors=colors, ui_url=settings.ui_url, bars=bars
-    )
+    """What is to be told what happens in the run."""
     path = _writable(attribute_file)
     shown: Callable[[Sequence[Notice]], None] = console.watch
-    if debug_step is not None and terminal and sys.stdin.isatty():
-        shown = _without_debugged(debug_step, shown)
+    if debug_step is not None and is_terminal(sys.stdout) and sys.stdin.isatty():
+        shown = _without_debugged(debug_step, console)
     return shown if path is None else _also_writing(path, settings, shown)
 
 
-def _without_debugged(
-    step: str, watch: Callable[[Sequence[Notice]], None]
-) -> Callable[[Sequence[Notice]], None]:
+def _without_debugged(step: str, console: Console) -> Callable[[Sequence[Notice]], None]:
     """Leave the terminal to the task that has it: what others print comes when it has ended."""
     held: list[Notice] = []
     has_it = False
@@ -398,11 +478,13 @@ def _without_debugged(
                 has_it = False
             held.append(notice)
             if isinstance(notice, TaskStarting) and notice.step == step:
-                watch(held)
+                console.watch(held)
+                console.pause()
                 held.clear()
                 has_it = True
         if not has_it and held:
-            watch(held)
+            console.go_on()
+            console.watch(held)
             held.clear()
 
     return tell

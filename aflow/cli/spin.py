@@ -54,7 +54,11 @@ def spin(
     """`spin`: the exit code."""
     from aflow.runs.spinning import alone
 
-    settings = session.settings(max_log_size=values.pop("max_log_size"), spin_persist=persist)
+    settings = session.settings(
+        max_log_size=values.pop("max_log_size"),
+        spin_persist=persist,
+        progress=values.pop("progress"),
+    )
     definition = session.define()
     which = _which(path, definition)
     with CodeCheck(definition.file, wanted=session.wants_code_check) as code:

@@ -332,7 +332,7 @@ def test_a_graph_that_is_wrong_does_not_run(workspace: Workspace) -> None:
 def test_bars_are_drawn_on_a_terminal_and_the_log_is_whole(flow: Workspace) -> None:
     ours, theirs = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "flow.py", "--no-pylint", "run", "--progress"],
+        [sys.executable, "flow.py", "--no-pylint", "run"],
         cwd=flow.path,
         env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
         stdin=subprocess.DEVNULL,

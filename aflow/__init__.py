@@ -259,12 +259,18 @@ def _connect_the_command_line() -> None:
         pass
 
     def launch(flow: FlowSpec) -> None:
+        modules = [*sys.modules]  # those of the program: the command line imports its own next
         from aflow import collector
 
         collector.seldom()
-        from aflow.cli.main import run_script
+        from aflow.cli import loading
 
-        run_script(flow, argv, folder)
+        # Before the rest of the command line is imported, since this starts a process that takes
+        # as long to get ready.
+        if loading.begins(type(flow), argv, folder, modules):
+            from aflow.cli.main import run_script
+
+            run_script(flow)
 
     set_launcher(launch)
     from aflow.cli.uncaught import tell_definition_errors

@@ -20,9 +20,28 @@ def main() -> None:
             keep_importable(word.removesuffix(".py"), "")
 
     collector.seldom()
+    if any(".py" in word for word in sys.argv[1:]):
+        _start_early(sys.argv[1:])
     from aflow.cli.main import run_program
 
     run_program(sys.argv[1:])
+
+
+def _start_early(words: list[str]) -> None:
+    """Start the ground of the run that these words begin, if they do: it gets ready while this
+    process imports the command line and the event loop."""
+    from aflow.executors.local import start
+    from aflow.standard_streams import fill_descriptors
+
+    if start.looks_like_a_run(words):
+        # What both processes need is imported before the fork, once.
+        import aflow.attempt.spec
+        import aflow.flow.spec
+        import aflow.metadata.base
+        import aflow.storage.artifacts  # noqa: F401
+
+        fill_descriptors()
+        start.have_ground(fork=True)
 
 
 if __name__ == "__main__":

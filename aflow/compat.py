@@ -13,12 +13,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module, util
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aflow.errors import AflowError
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importlib.abc takes longer to import than all that is done here
 
 _ROOT = "metaflow"
 METAFLOW_EXIT_ALLOW_RETRY = 203
@@ -470,7 +474,7 @@ class _Alias(ModuleType):
         return sorted({*MODULES[own], *(sys.modules["aflow"].__all__ if own == "" else ())})
 
 
-class _Finder(MetaPathFinder, Loader):
+class _Finder(Loader):
     """Finds `metaflow` and what is in it."""
 
     def find_spec(

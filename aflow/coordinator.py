@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import uuid
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -163,7 +162,7 @@ class Coordinator:
     ) -> None:
         self._state: Literal["new", "open", "closed"] = "new"
         self._kind = owner
-        self._owner = f"{owner}/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self._owner = f"{owner}/{socket.gethostname()}-{os.getpid()}-{os.urandom(6).hex()}"
         self._storage = storage
         self._metadata = metadata
         self._max_workers = max_workers

@@ -232,7 +232,8 @@ def _flush_c() -> None:
 
 def _need_more_than_a_look(made: list[Any]) -> bool:
     """Whether one of these objects has an end that only Python can give it. Files are flushed."""
-    kinds = set(map(type, made))
+    types_made = [*map(type, made)]  # each object is touched once: most are not in the cache
+    kinds = set(types_made)
     judgements = {kind: _judge(kind) for kind in kinds}
     if _UNKNOWN in judgements.values():
         return True
@@ -240,7 +241,7 @@ def _need_more_than_a_look(made: list[Any]) -> bool:
         return True
     looked_at = {kind: each for kind, each in judgements.items() if callable(each)}
     # All of this in C: there may be half a million objects.
-    for each in compress(made, map(looked_at.__contains__, map(type, made))):
+    for each in compress(made, map(looked_at.__contains__, types_made)):
         if looked_at[type(each)](each):
             return True
     return False

@@ -38,6 +38,8 @@ def run(
     if has_local_steps:
         start.have_ground()
     ground = start.take_ground()
+    if ground is not None and not has_local_steps:
+        ground.close()
     try:
         import asyncio
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends, package
-from aflow.attempt.remote import mark_over
 from aflow.clock import SystemClock
 from aflow.config import Settings, without_passwords
 from aflow.errors import AflowError, CodePackageError, InvalidSetting
@@ -212,6 +211,8 @@ def keep_from_workers(run: RunRecord) -> None:
     try:
         store = backends.open_store(run.settings["storage"])
         if next(iter(store.list(f"jobs/{run.flow}/{run.run}/")), None) is not None:
+            from aflow.attempt.remote import mark_over  # brings the runner, which few need here
+
             mark_over(store, run.flow, run.run)
     except (AflowError, KeyError) as error:
         _log.warning("Workers cannot be told that %s/%s has ended: %s", run.flow, run.run, error)

@@ -14,7 +14,6 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import resolve_name
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
@@ -86,9 +85,11 @@ def _version_of(top: str) -> str:
     stated = getattr(sys.modules.get(top), "__version__", None)
     if isinstance(stated, str):
         return stated
+    from importlib import metadata  # 6 ms of start-up, and most libraries state their version
+
     try:
-        return version(top)
-    except PackageNotFoundError:
+        return metadata.version(top)
+    except metadata.PackageNotFoundError:
         return "of no version"
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -26,7 +26,8 @@ from aflow.executors.local.program import (
     program_in,
     run_as_main,
 )
-from aflow.executors.local.start import environment_at_start
+from aflow.executors.local.start import environment_at_start, have_ground, looks_like_a_run
+from aflow.standard_streams import fill_descriptors
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -45,10 +46,17 @@ def is_target(word: str) -> bool:
     return bool(_TARGET.match(word)) and not word.startswith("-")
 
 
-def is_called(flow: type[FlowSpec], argv: Sequence[str], folder: str | None) -> bool:
+def begins(
+    flow: type[FlowSpec], argv: Sequence[str], folder: str | None, modules: Sequence[str]
+) -> bool:
     """Whether a call of this flow starts its command line: not where its file is only being
     imported, nor where another flow was asked for. Notes with which words and in which folder the
-    program was started, for its tasks run it again."""
+    program was started, and which modules it had imported when it called its flow, for its tasks
+    run it again. Where the words are those of a run, it starts the ground of those tasks.
+
+    Where the file is only being loaded, or another flow was asked for, whoever loads it decides
+    what is done with the flow.
+    """
     global _begun
     if _loading or _asked_for not in (None, flow.__name__):
         return False
@@ -56,9 +64,13 @@ def is_called(flow: type[FlowSpec], argv: Sequence[str], folder: str | None) -> 
     main = program_in(sys._getframe(1))
     if main is not None:
         spec = getattr(main, "__spec__", None)
-        names = [each for each in [*sys.modules] if each not in _before]
+        names = [each for each in modules if each not in _before]
         module = None if spec is None else spec.name
         note_start(Started(flow, [*argv], module, folder, environment_at_start(), names, _root))
+    fill_descriptors()
+    if looks_like_a_run(sys.argv[1:]):
+        with suppress(OSError):  # no process is to be had: the command tries again, and says so
+            have_ground()
     return True
 
 
@@ -77,11 +89,11 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     _check_file(path)
     _stand_for_metaflow()
     _asked_for = match["name"]
-    _before = frozenset(sys.modules)
     file = os.path.join(os.getcwd(), match["path"])
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
     argv, folder = [match["path"], *words], os.getcwd()
     _root, name = package_of(file) or (None, None)
+    _before = frozenset(sys.modules)
     try:
         with _faults_named(Path(file)):
             module = run_as_main(file, argv, [*rest], name, root=_root)
@@ -90,8 +102,8 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
             raise
         sys.excepthook(type(error), error, error.__traceback__)  # as Python ends a program
         sys.exit(1)
-    flow = _choose(module, path, match["name"])
     names = [each for each in [*sys.modules] if each not in _before]
+    flow = _choose(module, path, match["name"])
     note_start(Started(flow, argv, name, folder, environment_at_start(), names, _root))
     return flow
 

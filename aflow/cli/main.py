@@ -10,6 +10,7 @@ aflow status | version | help
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -137,15 +138,18 @@ class Line(NamedTuple):
 def run_program(words: Sequence[str]) -> NoReturn:
     """The command `aflow` with these words; ends the program."""
     fill_descriptors()
-    leave(guarded(lambda: _program(words)))
+
+    def body() -> object:
+        try:
+            return _program(words)
+        finally:
+            start.drop_ground()
+
+    leave(guarded(body))
 
 
-def run_script(flow: FlowSpec, argv: Sequence[str], folder: str | None) -> None:
-    """`MyFlow()` in a script that was started with these words in this folder: its command line;
-    ends the program. Where the file is only being loaded, or another one of its flows was asked
-    for, nothing happens: whoever loads it decides what is done with the flow."""
-    if not loading.is_called(type(flow), argv, folder):
-        return
+def run_script(flow: FlowSpec) -> None:
+    """The command line of a script that begins one (loading.begins); ends the program."""
     fill_descriptors()
     script = sys.argv[0]
     leave(guarded(lambda: flow_group(type(flow), script, sys.argv[1:])))
@@ -180,6 +184,7 @@ def _program(words: Sequence[str]) -> object:
         target = line.target
         if start.STARTING & {*rest}:
             start.have_ground(fork=True)  # while there is nothing of the user's here yet
+        gc.freeze()  # what is ours so far need not be looked at when the program ends (ending.py)
         flow = loading.run_file(target, rest)
         return flow_group(flow, target, rest)
     if line.command in NEED_NO_FILE:

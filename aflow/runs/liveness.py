@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import socket
-import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -142,7 +141,7 @@ def end_left_run(
     """Record the end of a run that nobody drives, with that of its attempts; whether this was done.
     It is not where somebody has taken the run up meanwhile, or where it has ended. Blocks. Raises
     MetadataError."""
-    host, number = socket.gethostname(), uuid.uuid4().hex[:12]
+    host, number = socket.gethostname(), os.urandom(6).hex()
     owner = f"ending/{host}-{os.getpid()}-{number}"
     deployed = is_deployed(run)
     if not deployed and not metadata.hold(run.key, owner, LEASE, at).mine:

@@ -400,6 +400,68 @@ def test_a_step_says_by_a_decorator_that_its_tasks_are_forked_from_the_program(
     assert ["fresh True", "forked True"] == [each for each in ran.lines if "True" in each]
 
 
+COMMANDS = ("python", "aflow run")
+
+
+@pytest.mark.parametrize("way", COMMANDS)
+def test_a_task_has_imported_nothing_of_the_command_line(workspace: Workspace, way: str) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                found = {"asyncio", "click", "aflow.cli.main", "aflow.coordinator"} & {*sys.modules}
+                print("imported:", sorted(found))
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    words = ("--no-pylint", "run")
+    process = (
+        workspace.start(*words)
+        if way == "python"
+        else workspace.start_aflow("run", "flow.py", "--no-pylint")
+    )
+    ran = workspace.finish(process)
+
+    assert 0 == ran.code, ran.err
+    assert any("imported: []" in line for line in ran.lines), ran.out
+
+
+def test_a_program_that_forks_before_it_calls_its_flow_runs_it_in_both_processes(
+    workspace: Workspace,
+) -> None:
+    file = workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    fork = """\
+    child = 0
+    if not os.path.exists("forked"):
+        open("forked", "w").close()
+        child = os.fork()
+    try:
+        Flow_()
+    finally:
+        if child:
+            print("code of the child:", os.waitpid(child, 0)[1])
+"""
+    file.write_text(file.read_text().replace("    Flow_()\n", fork))
+
+    ran = workspace.run()
+
+    assert 0 == ran.code, ran.err
+    assert 2 == sum("Done!" in line for line in ran.out.splitlines()), ran.out
+    assert "code of the child: 0" in ran.out
+
+
 @pytest.mark.parametrize("isolation", ["task", "worker"])
 def test_all_processes_end_with_a_command_that_is_killed_though_a_helper_lives_on(
     isolation: str, workspace: Workspace

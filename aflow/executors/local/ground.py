@@ -199,6 +199,8 @@ class Ground:
                 child, fds, environment, learn,
                 lambda: task.ManyAttempts(runner, fds, coroutines=coroutines), is_task=False,
             )  # fmt: skip
+        elif kind == wire.ASK:
+            self._say(wire.HAS, all(name in sys.modules for name in rest[0]))
         elif kind == wire.GROW:
             self._grow(self._take(1)[0], *rest)
         elif kind == wire.CONFIGURE:

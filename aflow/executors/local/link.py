@@ -86,7 +86,8 @@ class Grounds:
     """The grounds of one run: the first one, from which all can be forked, and the warm ones.
 
     Which modules the program imports is known from the run's own start (`request.imported`), or is
-    learned from the first processes, which are forked from the first ground.
+    learned from the first processes, which are forked from the first ground. A program that imports
+    nothing but what the first ground has already needs no warm one: the first ground is asked.
     """
 
     def __init__(
@@ -103,16 +104,27 @@ class Grounds:
         self._context = context
         self._request = request._replace(imported=None)
         self._imported: Mapping[str, Any] | None = request.imported
+        self._is_warm: bool | None = None  # whether the first ground has all that is imported
         self._token = descendants.new_token()
         self._ids = 0
         self._open = True
         self._learning: set[int] = set()  # processes that will say what they have imported
-        self._held: deque[_Wanted] = deque()  # until one of them has
+        self._held: deque[_Wanted] = deque()  # until one of them has, and the first ground answered
         self._grown: dict[tuple[Any, ...], _Link] = {}  # by what they are for
         self._of: dict[int, _Link] = {}  # child -> where it was asked for
         self._first = _Link(self, process.control)
         self._first.send(wire.PROGRAM, *self._request)
         self._first.send(wire.CONFIGURE, context, self._token)
+        self._ask()
+
+    def _ask(self) -> None:
+        """Ask the first ground whether it has what the program imports, once that is known."""
+        if self._imported is None:
+            return
+        if self._imported["modules"]:
+            self._first.send(wire.ASK, self._imported["modules"])
+        else:
+            self._is_warm = True
 
     def fork(
         self,
@@ -127,14 +139,20 @@ class Grounds:
         closed here."""
         self._ids += 1
         wanted = _Wanted(self._ids, kind, start, dict(environment or {}), detail, [*fds])
-        if self._imported is not None or start == "fork":
+        if not self._sends(wanted):
+            self._held.append(wanted)
+        return wanted.child
+
+    def _sends(self, wanted: _Wanted) -> bool:
+        """Whether the process could be asked for: else more has to be known of the program."""
+        if self._is_warm is not None or wanted.start == "fork":
             self._send(self._ground_of(wanted), wanted)
-        elif len(self._learning) < usable_cpus():
+        elif self._imported is None and len(self._learning) < usable_cpus():
             self._learning.add(wanted.child)
             self._send(self._first, wanted, learn=True)
         else:
-            self._held.append(wanted)
-        return wanted.child
+            return False
+        return True
 
     def _send(self, link: _Link, wanted: _Wanted, *, learn: bool = False) -> None:
         self._of[wanted.child] = link
@@ -146,7 +164,7 @@ class Grounds:
         forks = wanted.start == "fork"
         if not forks:
             assert self._imported is not None, "it is known"
-            if not self._imported["modules"]:
+            if not self._imported["modules"] or (self._is_warm and not wanted.environment):
                 return self._first
         key = (forks, *sorted(wanted.environment.items()))
         link = self._grown.get(key)
@@ -169,20 +187,13 @@ class Grounds:
         """A process has said what its program has imported."""
         if self._imported is None:
             self._imported = imported
+            self._ask()
             self._release()
 
     def _release(self) -> None:
         """Send what was held back."""
-        while self._held and self._open:
-            wanted = self._held.popleft()
-            if self._imported is not None:
-                self._send(self._ground_of(wanted), wanted)
-            elif len(self._learning) < usable_cpus():
-                self._learning.add(wanted.child)
-                self._send(self._first, wanted, learn=True)
-            else:
-                self._held.appendleft(wanted)
-                return
+        while self._held and self._open and self._sends(self._held[0]):
+            self._held.popleft()
 
     def kill(self, child: int, signum: signal.Signals) -> None:
         """Ask for a signal to a process and its group."""
@@ -203,6 +214,9 @@ class Grounds:
         """A ground has reported something."""
         if kind == wire.FORKED:
             self._children.forked(*rest)
+        elif kind == wire.HAS:
+            self._is_warm = rest[0]
+            self._release()
         elif kind == wire.COLD:
             note = cold_note(*rest)
             if note is not None:

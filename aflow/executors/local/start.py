@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 
@@ -158,6 +158,16 @@ def environment_at_start() -> dict[str, str]:
 
 STARTING = frozenset({"run", "resume", "spin"})  # commands that begin a run
 
+_NOT_STARTING = frozenset({"--help", "-h", "--dry-run"})
+
+
+def looks_like_a_run(words: Sequence[str]) -> bool:
+    """Whether these words seem to be those of a command that begins a run. Where they are not, a
+    process was started in vain, and is ended with the command."""
+    given = {*words}
+    return bool(STARTING & given) and not _NOT_STARTING & given
+
+
 _wanted: EarlyGround | None = None  # the ground of the run that this command is about to begin
 
 
@@ -200,8 +210,9 @@ class EarlyGround:
 
     def close(self) -> None:
         """End it, if it was never wanted: it has forked nothing yet, and nobody waits until it has
-        imported all that it does."""
-        if self._ground is not None:
-            os.kill(self._ground.pid, signal.SIGKILL)
-            self._ground.control.close()
-            self._ground.reap()
+        imported all that it does. May be called twice."""
+        ground, self._ground = self._ground, None
+        if ground is not None:
+            os.kill(ground.pid, signal.SIGKILL)
+            ground.control.close()
+            ground.reap()

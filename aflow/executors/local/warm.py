@@ -20,6 +20,8 @@ from typing import Any, Self
 
 from aflow.executors.local.program import is_library, started
 
+# What starts runs: no task needs it.
+_OF_COMMANDS = ("aflow.cli", "aflow.__main__", "aflow.first_process", "aflow.executors.local.start")
 _FRESH_SEED = 1 << 96  # NumPy draws 128 bits where nobody gives a seed
 _REPLACED = "gevent"  # has replaced what imports would have seen
 
@@ -47,7 +49,7 @@ def _is_installed(name: str, module: Any) -> bool:
     """Whether a module is Python's, aflow's or of an installed package, and not the user's."""
     top = name.partition(".")[0]
     if top == "aflow":
-        return not name.startswith(("aflow.cli", "aflow.__main__"))
+        return not name.startswith(_OF_COMMANDS)
     if top in ("metaflow", "__main__", "__mp_main__"):
         return False
     file = getattr(module, "__file__", None)

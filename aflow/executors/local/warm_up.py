@@ -16,7 +16,7 @@ import threading
 from aflow.attempt.runner import Runner
 from aflow.attempt.spec import AttemptSpec, RunContext
 from aflow.clock import SystemClock
-from aflow.executors.local.program import Program, Request
+from aflow.executors.local.program import Program, Request, is_library
 from aflow.executors.local.task import Host, copies_of
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.flow.spec import FlowSpec, set_launcher
@@ -29,8 +29,9 @@ from aflow.storage.blobs import BlobStore
 from aflow.storage.manifest import Manifest
 from aflow.storage.memory import MemoryStore
 
-# What tasks import when they first need it. In the ground nobody waits for it.
-_MODULES = ("blake3", "sqlite3", "json", "traceback", "signal")
+# What tasks import when they first need it, and what a program has imported by then because aflow
+# did. In the ground nobody waits for it.
+_MODULES = ("blake3", "sqlite3", "json", "traceback", "signal", "subprocess")
 _ROUNDS = 12  # the interpreter specialises code that has run some eight times
 
 
@@ -71,6 +72,7 @@ def warm_up() -> None:
     """Import what tasks will need, and run the code that each of them runs."""
     for name in _MODULES:
         importlib.import_module(name)
+    is_library("")  # brings sysconfig, and what that reads
     for _ in range(_ROUNDS):
         threading._after_fork()  # type: ignore[attr-defined]  # what each fork does anyway
     kept = [*sys.argv], [*sys.orig_argv], [*sys.path], sys.modules["__main__"]

@@ -24,6 +24,7 @@ DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdin besides
 WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, stdout, stderr (twice)
 KILL = 3  # [KILL, id, signal]
 PROGRAM = 4  # [PROGRAM, *Request]: before anything is run
+ASK = 6  # [ASK, names]: whether the ground has all of these modules; answered by HAS
 GROW = 5  # [GROW, environment, imported] with the socket of a ground that has imported that, or
 # (nil) has run the program
 
@@ -33,6 +34,7 @@ EXITED = 1  # [EXITED, id, wait status, peak memory in bytes, CPU seconds]
 NOT_FORKED = 2  # [NOT_FORKED, id, reason]
 COLD = 3  # [COLD, reason, seconds]: tasks import by themselves what they need, which takes so long
 READY = 5  # [READY]: a ground that was grown serves
+HAS = 6  # [HAS, all?]
 REFUSED = 4  # [REFUSED, id, reason]: the process cannot be forked from the program
 
 MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253

@@ -6,7 +6,7 @@ where it lives when it is first asked for.
 
 from __future__ import annotations
 
-from types import ModuleType
+import sys
 
 import aflow.metadata as _metadata_package
 import aflow.queue as _queue_package
@@ -18,6 +18,7 @@ keep_hidden_by_main()  # before anything of aflow asks for a module of the progr
 # the rest of `import aflow` ten times over.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
     from typing import Any
 
     from aflow import errors
@@ -87,6 +88,8 @@ if TYPE_CHECKING:
     from aflow.programmatic.notebook import NBDeployer, NBRunner
     from aflow.programmatic.runner import Runner
     from aflow.version import __version__
+else:
+    ModuleType = type(sys)  # importing types would cost something, too
 
 __all__ = [
     "S3",

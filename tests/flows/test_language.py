@@ -45,14 +45,20 @@ def test_a_flow_of_one_step_starts_and_ends_with_it(workspace: Workspace) -> Non
     assert "just this" in ran.lines
 
 
-@pytest.mark.parametrize("name", ["queue", "json", "msgpack", "random", "concurrent"])
+@pytest.mark.parametrize("name", ["queue", "json", "msgpack", "token", "types", "concurrent"])
 def test_a_flow_file_may_be_named_like_a_module_that_is_needed(
     workspace: Workspace, name: str
 ) -> None:
-    workspace.write(LINEAR, f"{name}.py")
-    words = (["-m", "aflow", "run"], []), ([], ["run", "--isolation", "worker"])
-    for ahead, behind in words:
-        process = workspace._start([*ahead, f"{name}.py", "--no-pylint", *behind], {})
+    file = workspace.write(LINEAR, f"{name}.py")
+    # What a file imports before aflow is between it and Python.
+    file.write_text("import aflow\n" + file.read_text())
+    words = (
+        ["-m", "aflow", "run", f"{name}.py"],
+        [f"{name}.py", "run", "--isolation", "worker"],
+        *([["-m", name, "run"]] if name in ("queue", "token") else []),
+    )
+    for each in words:
+        process = workspace._start([*each, "--no-pylint"], {})
         ran = workspace.finish(process)
         assert "x is 2 times 3 alpha 0.01" in ran.lines, ran.out + ran.err
 

@@ -338,7 +338,14 @@ def _run_module(main: ModuleType, name: str, path: Sequence[str], root: str) -> 
     vars(main).update(__annotations__={}, __builtins__=builtins)
     sys.modules["__main__"] = main
     sys.path[:] = path if sys.flags.safe_path else [root, *path]
-    _, spec, code = runpy._get_module_details(name)  # type: ignore[attr-defined]
+    # A module of the standard library that has this name is in use already; `-m` has looked for the
+    # program before there was any.
+    hidden = sys.modules.pop(name, None)
+    try:
+        _, spec, code = runpy._get_module_details(name)  # type: ignore[attr-defined]
+    finally:
+        if hidden is not None:
+            sys.modules[name] = hidden
     sys.argv[0] = spec.origin
     runpy._run_code(code, vars(main), None, "__main__", spec)  # type: ignore[attr-defined]
     return main

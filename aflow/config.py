@@ -50,7 +50,8 @@ class Settings:
     `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
     None where nothing is set: the user's own. `owner` is the kind of those who drive runs.
     `max_log_size` is in MB (2**20 bytes) per stream of an attempt. `cache_size` is in MB, too: of
-    copies of remote blobs below `cache_folder`.
+    copies of remote blobs below `cache_folder`. Without `previews` manifests say nothing of what
+    is in artifacts, but for their types and shapes.
     """
 
     root: Path
@@ -71,6 +72,7 @@ class Settings:
     max_workers: int = 16
     max_num_splits: int = 100
     max_log_size: int = 10
+    previews: bool = True
     retry_wait: float | None = None
     default_secrets_backend: str | None = None
     default_secrets_role: str | None = None
@@ -288,6 +290,7 @@ class RunOptions:
     max_workers: int = 16
     max_num_splits: int = 100
     max_log_size: int = 10 << 20
+    previews: bool = True
     isolation: Isolation = "task"
     process: ProcessStart = "fresh"
     fail_fast: bool = False
@@ -594,6 +597,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),
+    "previews": (("PREVIEWS",), _flag),
     "retry_wait": (("RETRY_WAIT",), _seconds),
 }
 KEYS = frozenset(key for keys, _ in _FIELDS.values() for key in keys)

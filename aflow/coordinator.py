@@ -440,6 +440,7 @@ class Coordinator:
             new.record.origin_run,
             told(new.record),
             options.spin is None or options.spin.persist,
+            previews=options.previews,
         )
 
         def tell(notices: Sequence[Notice]) -> None:

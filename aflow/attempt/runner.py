@@ -350,7 +350,8 @@ class Runner:
     def _manifest(self, execution: Execution) -> Manifest:
         task = execution.task
         if self.context.persist:
-            manifest = task.manifest(left_artifacts(execution.flow), ArtifactWriter(self._blobs))
+            writer = ArtifactWriter(self._blobs, previews=self.context.previews)
+            manifest = task.manifest(left_artifacts(execution.flow), writer)
         else:
             manifest = Manifest(step=execution.step.name, stack=task.stack)
         task.verify_mapped()

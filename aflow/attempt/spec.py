@@ -44,7 +44,7 @@ class RunContext(NamedTuple):
     """What all attempts of a run have in common. `told` is what the flow's decorators add to
     `current`. Without `persist` nothing is stored of what steps leave, nor even pickled; `remote`
     says that they run where the metadata is out of reach; `address` is where member 0 of their gang
-    is, for those in one."""
+    is, for those in one. Without `previews` manifests do not show what is in artifacts."""
 
     flow: str
     run: str
@@ -61,6 +61,7 @@ class RunContext(NamedTuple):
     persist: bool = True
     remote: bool = False
     address: str = "127.0.0.1"
+    previews: bool = True
 
 
 class AttemptSpec(NamedTuple):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from html import escape
+from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
-
-from aflow.flow.graph import Kind
 
 if TYPE_CHECKING:
     from aflow.flow.graph import Graph
 
+# Colours are those of the web UI; see `_style`.
 _STYLE = """
-:root{--bg:#fff;--fg:#1b1f24;--dim:#667085;--line:#e4e7ec;--box:#f8f9fb;--hot:#5b5bd6;--bad:#c4320a;
---good:#067647;--warn:#b54708}
-@media(prefers-color-scheme:dark){:root{--bg:#14161a;--fg:#e6e8eb;--dim:#98a2b3;--line:#2b3038;
---box:#1c1f25;--hot:#9e9cff;--bad:#ff8a65;--good:#47cd89;--warn:#fdb022}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.55 system-ui,sans-serif}
 main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
@@ -74,6 +71,13 @@ summary{cursor:pointer}
 a{color:var(--hot)}
 """
 
+
+@cache
+def _style() -> str:
+    """The style sheet: the colours that cards share with the web UI, then that of cards."""
+    return files("aflow.server").joinpath("static", "tokens.css").read_text() + _STYLE
+
+
 # Nothing runs in a card and nothing is fetched by it, whatever data it shows.
 _POLICY = (
     "default-src 'none'; img-src data:; media-src data:; font-src data:; "
@@ -90,7 +94,7 @@ _PAGE = Template("""<!doctype html>
 
 def page(title: str, body: str) -> str:
     """A whole page with this body, which is HTML."""
-    return _PAGE.substitute(title=escape(title), style=_STYLE, body=body, policy=_POLICY)
+    return _PAGE.substitute(title=escape(title), style=_style(), body=body, policy=_POLICY)
 
 
 def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:
@@ -129,7 +133,7 @@ _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 150, 34, 26, 30
 
 def graph_svg(graph: Graph, here: str) -> str:
     """The steps of a flow, each below those that lead to it; `here` is marked."""
-    rows = _rows(graph)
+    rows = graph.levels()
     widest = max(len(row) for row in rows)
     places = {}
     for depth, row in enumerate(rows):
@@ -144,7 +148,7 @@ def graph_svg(graph: Graph, here: str) -> str:
         if after in places
     ]
     boxes = [
-        _box(name, *place, marked=name == here, many=_runs_often(graph, name))
+        _box(name, *place, marked=name == here, many=graph.has_many_tasks(name))
         for name, place in places.items()
     ]
     labels = [_label(_why(graph, name), *place) for name, place in places.items()]
@@ -162,12 +166,6 @@ _ARROW = (
 )
 
 
-def _runs_often(graph: Graph, name: str) -> bool:
-    """Whether the step has a task for each item of a foreach."""
-    kinds = (graph.nodes[split].kind for split in graph.nodes[name].splits)
-    return any(kind in (Kind.FOREACH, Kind.PARALLEL) for kind in kinds)
-
-
 def _why(graph: Graph, name: str) -> str:
     """What decides on what follows the step, if anything does."""
     node = graph.nodes[name]
@@ -182,23 +180,6 @@ def _label(text: str, x: float, y: float) -> str:
     return (
         f'<text class="label" x="{x + _WIDTH / 2 + 8}" y="{y + _HEIGHT + 20}">{escape(text)}</text>'
     )
-
-
-def _rows(graph: Graph) -> list[list[str]]:
-    """The steps by their longest distance from the start; a loop does not count."""
-    depth: dict[str, int] = {}
-    todo = [(graph.start, 0)]
-    while todo:
-        name, distance = todo.pop()
-        if distance <= depth.get(name, -1) or distance > len(graph.nodes):
-            continue
-        depth[name] = distance
-        todo += [(after, distance + 1) for after in graph.nodes[name].next if after != name]
-    rows: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
-    for name in graph.nodes:
-        if name in depth:
-            rows[depth[name]].append(name)
-    return [row for row in rows if row]
 
 
 def _line(start: tuple[float, float], end: tuple[float, float]) -> str:

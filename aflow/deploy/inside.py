@@ -252,6 +252,7 @@ class Job:
         return RunContext(
             order.flow, run.run, run.key, run.user, order.namespace, run.tags, self._store.url,
             self._metadata.address, "power", order.max_num_splits, run.origin_run, told_of(run),
+            previews=order.previews,
         )  # fmt: skip
 
     # ------------------------------------------------------------ what follows

@@ -55,6 +55,7 @@ class Order(NamedTuple):
     max_log_size: int
     events: dict[str, dict[str, str]]
     flows: dict[str, str]
+    previews: bool = True
 
     def encode(self) -> bytes:
         """The order as bytes; the same for the same order."""

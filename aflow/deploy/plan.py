@@ -225,6 +225,7 @@ def _order(
         settings.max_log_size << 20,
         events.parameters if events else {},
         events.flows if events else {},
+        settings.previews,
     )
 
 

@@ -61,6 +61,28 @@ class Graph:
     def __getitem__(self, step: str) -> Node:
         return self.nodes[step]
 
+    def levels(self) -> list[list[str]]:
+        """The steps by their longest distance from the start, in the order in which they are
+        written; a loop does not count, and steps that nothing leads to are left out."""
+        distance: dict[str, int] = {}
+        todo = [(self.start, 0)]
+        while todo:
+            name, steps = todo.pop()
+            if steps <= distance.get(name, -1) or steps > len(self.nodes):
+                continue
+            distance[name] = steps
+            todo += [(after, steps + 1) for after in self.nodes[name].next if after != name]
+        levels: list[list[str]] = [[] for _ in range(max(distance.values()) + 1)]
+        for name in self.nodes:
+            if name in distance:
+                levels[distance[name]].append(name)
+        return [level for level in levels if level]
+
+    def has_many_tasks(self, step: str) -> bool:
+        """Whether the step has a task for each item of a foreach, or of a gang."""
+        kinds = (self.nodes[split].kind for split in self.nodes[step].splits)
+        return any(kind in (Kind.FOREACH, Kind.PARALLEL) for kind in kinds)
+
     def as_dict(self) -> dict[str, Any]:
         """The graph as values that JSON and msgpack can hold."""
         return {

@@ -88,6 +88,7 @@ async def arun(
         max_workers=settings.max_workers,
         max_num_splits=settings.max_num_splits,
         max_log_size=settings.max_log_size << 20,
+        previews=settings.previews,
         isolation=settings.isolation,
         process=settings.process,
         fail_fast=fail_fast,

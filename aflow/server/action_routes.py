@@ -1,18 +1,23 @@
 """The routes by which the web UI changes something beside runs that begin: tags, deletion, tokens;
-and what the server says of itself."""
+and what the server says of itself: what it is, what `aflow doctor` finds, what `aflow gc` would
+delete."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import platform
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from aflow import ids, tokens
-from aflow.errors import InvalidInput, NotFound
+from aflow import garbage, ids, tokens
+from aflow.config import Settings
+from aflow.errors import AflowError, InvalidInput, NotFound
 from aflow.executors.queue_view import (
     HEARTBEAT,
     SILENT,
@@ -28,7 +33,7 @@ from aflow.metadata.base import WORKER_EXPIRY
 from aflow.metadata.documents import documents_of
 from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.orders import fields_of, order_of, resume_order
-from aflow.service.auth import caller_of, refusal
+from aflow.service.auth import attended, caller_of, refusal
 from aflow.service.bodies import json_of
 from aflow.version import __version__
 
@@ -38,10 +43,13 @@ if TYPE_CHECKING:
     from aflow.queue.base import Queue
     from aflow.server.runs import Runs
     from aflow.server.views import Views
+    from aflow.storage.base import ObjectStore
 
 _MOST_DELETED = 200  # runs of one plan
 _SHOWN = 200  # messages
 _MOST_TAGS = 50  # of one request
+_CHECK = 120.0  # seconds that `aflow doctor` may take
+_NAMED = 200  # runs that a plan names
 _LONGEST_LIFE = 10 * 365 * 86400  # seconds
 
 
@@ -54,7 +62,7 @@ class ActionRoutes:
         views: Views,
         runs: Runs,
         clock: Clock,
-        about: Callable[[], dict[str, Any]],
+        store: ObjectStore,
         queue: Callable[[], Queue] | None = None,
     ) -> None:
         self._queue = queue
@@ -62,7 +70,8 @@ class ActionRoutes:
         self._metadata = metadata
         self._runs = runs
         self._clock = clock
-        self._about = about
+        self._store = store
+        self._checking = asyncio.Lock()  # one check, one plan at a time: each reads a lot
 
     async def show_server(self, _: web.Request) -> web.StreamResponse:
         """What the server is: version, where data and metadata are, what goes on."""
@@ -71,8 +80,60 @@ class ActionRoutes:
                 "version": __version__,
                 "python": platform.python_version(),
                 "metadata": self._metadata.url,
-                **self._about(),
+                "storage": self._store.url,
+                "previews": Settings.load(self._runs.environment).previews,
                 "runs_here": len(self._runs.going_on()),
+            }
+        )
+
+    async def check_settings(self, _: web.Request) -> web.StreamResponse:
+        """What `aflow doctor` finds with the settings that the server gives its runs: this machine,
+        datastore, metadata, queue, and what is set of AWS."""
+        async with self._checking:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "aflow", "doctor", "--json",
+                env=self._runs.environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(_CHECK):
+                    out, err = await process.communicate()
+            except TimeoutError as error:
+                raise AflowError(
+                    f"aflow doctor did not end within {_CHECK:.0f} seconds."
+                ) from error
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+        try:
+            found = json.loads(out)
+        except ValueError as error:
+            said = err.decode("utf-8", "replace").strip()[-500:]
+            raise AflowError(f"aflow doctor failed: {said or 'it printed nothing.'}") from error
+        return web.json_response({"findings": found})
+
+    async def plan_collection(self, request: web.Request) -> web.StreamResponse:
+        """What `aflow gc` would delete: runs that ended more than `older_than` seconds ago, or did
+        not succeed (`failed`), of a `flow`, but for the `keep` newest of each; and what nothing
+        refers to any more. Nothing is deleted."""
+        fields = fields_of(await json_of(request))
+        wanted = _wanted(fields, self._clock.now())
+
+        def plan() -> garbage.Removed:
+            return garbage.collect(
+                self._metadata, self._store, wanted, self._clock.now(), dry_run=True
+            )
+
+        async with self._checking:
+            removed = await attended(request, asyncio.to_thread(plan))
+        runs = [f"{run.flow}/{run.run}" for run in removed.runs]
+        return web.json_response(
+            {
+                "runs": runs[:_NAMED],
+                "count": len(runs),
+                "objects": removed.objects,
+                "size": removed.size,
+                "young": removed.young,
             }
         )
 
@@ -331,6 +392,23 @@ class ActionRoutes:
         name = request.match_info["name"]
         await asyncio.to_thread(tokens.revoke, self._documents(), name)
         return web.json_response({"token": name})
+
+
+def _wanted(fields: dict[str, Any], now: float) -> garbage.Wanted:
+    older, keep = fields.get("older_than"), fields.get("keep", 0)
+    failed, flow = fields.get("failed", False), fields.get("flow")
+    if older is not None and (type(older) not in (int, float) or not 0 <= older <= _LONGEST_LIFE):
+        raise InvalidInput("'older_than' has to be a number of seconds, of at most ten years.")
+    if type(keep) is not int or keep < 0:
+        raise InvalidInput("'keep' has to be a whole number from 0 on.")
+    if not isinstance(failed, bool):
+        raise InvalidInput("'failed' has to be true or false.")
+    return garbage.Wanted(
+        flow=None if flow is None else str(ids.flow_name(flow)),
+        before=None if older is None else now - older,
+        failed=failed,
+        keep=keep,
+    )
 
 
 def _code_of(run: RunRecord) -> dict[str, str]:

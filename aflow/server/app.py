@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,14 @@ from aflow.placement import keep_from_workers
 from aflow.runs.liveness import request_end
 from aflow.server.action_routes import ActionRoutes
 from aflow.server.orders import order
-from aflow.server.routes import LARGEST_NUMBER, LARGEST_PAGE, LONGEST_WAIT, ROUTES
+from aflow.server.routes import LARGEST_PAGE, LONGEST_WAIT, ROUTES
 from aflow.server.schedule_routes import ScheduleRoutes
 from aflow.server.streams import Streams, last_event
 from aflow.server.ui import Pages
 from aflow.server.view_routes import ViewRoutes
 from aflow.server.views import Views
 from aflow.service.auth import Authenticator, Handler, attended, caller_of, refusal
-from aflow.service.bodies import body_of, check_type, json_of
+from aflow.service.bodies import body_of, check_type, json_of, number_of
 
 try:
     from aiohttp import web
@@ -72,12 +72,12 @@ def application(
     end, `queue` opens the one whose workers run the tasks."""
     api = _Api(runs, blobs, metadata, metrics, watch)
     clock = SystemClock()
-    views = Views(metadata)
+    views = Views(metadata, clock)
     apis = (
         api,
         ScheduleRoutes(scheduling, clock),
         ViewRoutes(metadata, views, api.streams, clock),
-        ActionRoutes(metadata, views, runs, clock, lambda: {"storage": blobs.store.url}, queue),
+        ActionRoutes(metadata, views, runs, clock, blobs.store, queue),
     )
     app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
     for route in ROUTES:
@@ -176,21 +176,16 @@ class _Api:
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
         """The latest runs (`limit`) of a flow (`flow`), or of all."""
         flow = request.query.get("flow")
-        flows = None if flow is None else [ids.flow_name(flow)]
-        limit = _number(request, "limit", 20, LARGEST_PAGE)
-        found = await asyncio.to_thread(self._latest, flows, limit)
+        name = None if flow is None else ids.flow_name(flow)
+        limit = number_of(request, "limit", 20, LARGEST_PAGE)
+        found = await asyncio.to_thread(self._metadata.runs, name, limit=limit)
         return web.json_response({"runs": [_told(run) for run in found]})
-
-    def _latest(self, flows: Sequence[str] | None, limit: int) -> list[RunRecord]:
-        names = [name for name, _ in self._metadata.flows()] if flows is None else flows
-        runs = [run for name in names for run in self._metadata.runs(name, limit=limit)]
-        return sorted(runs, key=lambda run: run.created_at, reverse=True)[:limit]
 
     async def show_run(self, request: web.Request) -> web.StreamResponse:
         """A run; `wait` seconds at most are waited for its end."""
         flow, run = _named(request)
         if "wait" in request.query:
-            seconds = _number(request, "wait", 0, LONGEST_WAIT)
+            seconds = number_of(request, "wait", 0, LONGEST_WAIT)
             await attended(request, self._wait(flow, run, seconds))
         here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
         record = await asyncio.to_thread(self._record, flow, run)
@@ -224,8 +219,8 @@ class _Api:
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:
         """The tasks of a run by number, those above `after`, with their latest attempts."""
         flow, run = _named(request)
-        limit = _number(request, "limit", 100, LARGEST_PAGE)
-        after = _number(request, "after", 0, LARGEST_NUMBER)  # 0 holds the parameters
+        limit = number_of(request, "limit", 100, LARGEST_PAGE)
+        after = number_of(request, "after", 0)  # 0 holds the parameters
 
         def page() -> list[dict[str, Any]]:
             key = self._record(flow, run).key
@@ -239,7 +234,7 @@ class _Api:
         `follow=1` until the run has ended."""
         flow, run = _named(request)
         after = last_event(request.headers.get("Last-Event-ID"))
-        follow = bool(_number(request, "follow", 0, 1))
+        follow = bool(number_of(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._record, flow, run)
         told = self._streams.happenings(record, after, follow=follow)
         return await self._streams.answer(request, told)
@@ -251,8 +246,8 @@ class _Api:
         step = request.query.get("step")
         if step is not None:
             ids.step_name(step)
-        task = _number(request, "task", 0, LARGEST_NUMBER) or None
-        follow = bool(_number(request, "follow", 0, 1))
+        task = number_of(request, "task", 0) or None
+        follow = bool(number_of(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._record, flow, run)
         after = request.headers.get("Last-Event-ID", "")
         following = await asyncio.to_thread(self._streams.following, record, step, task, after)
@@ -317,15 +312,6 @@ def _task_told(view: TaskView) -> dict[str, Any]:
         "finished_at": last and last.finished_at,
         "reason": last.reason if last else "",
     }
-
-
-def _number(request: web.Request, name: str, default: int, most: int) -> int:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) > most:
-        raise InvalidInput(f"{name} has to be a whole number from 0 to {most}.")
-    return int(text)
 
 
 _STATUSES: list[tuple[type[AflowError], int]] = [

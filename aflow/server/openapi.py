@@ -31,7 +31,7 @@ _RESULTS = {  # what comes back where the summary says what is done
     "add_run": "The pathspec (Flow/run) of the run that was started.",
     "cancel_run": "The run, and whether it has ended or is stopping.",
     "put_schedule": "The schedule as it is stored.",
-    "pause_schedule": "The schedule as it is stored.",
+    "change_schedule": "The schedule as it is stored.",
     "delete_schedule": "The name of the schedule that was deleted.",
     "trigger_schedule": "The pathspec (Flow/run) of the run that was started.",
     "resume_run": "The pathspec (Flow/run) of the run that was started.",

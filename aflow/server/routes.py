@@ -6,11 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from aflow.service.bodies import LARGEST_NUMBER
+
 Schema = Mapping[str, Any]
 
 TEXT: Schema = {"type": "string"}
 MAYBE_TEXT: Schema = {"type": ["string", "null"]}
 _TIME: Schema = {"type": ["number", "null"]}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
 
 
 def _object(optional: Mapping[str, Schema] | None = None, **properties: Schema) -> Schema:
@@ -32,7 +35,6 @@ def number(most: int) -> Schema:
 
 LARGEST_PAGE = 1000
 LONGEST_WAIT = 60  # seconds that a request may wait for the end of a run
-LARGEST_NUMBER = 999_999_999
 
 _RUN = _object(
     flow=TEXT, run=TEXT, state=TEXT, user=TEXT, created_at={"type": "number"},
@@ -74,7 +76,8 @@ _ORDER = _object(
 
 _SCHEDULE = _object(
     name=TEXT, flow=MAYBE_TEXT, cron=TEXT, timezone=TEXT, missed=TEXT, overlap=TEXT,
-    paused={"type": "boolean"}, created_by=TEXT, parameters={"type": "object"}, next=_TIME,
+    paused={"type": "boolean"}, created_by=TEXT, parameters={"type": "object"}, tags=_list(TEXT),
+    script=MAYBE_TEXT, next=_TIME,
     latest=MAYBE_TEXT, said=TEXT, started={"type": "integer"}, skipped={"type": "integer"},
 )  # fmt: skip
 _WANTED = _object(
@@ -149,14 +152,28 @@ ROUTES = [
         "GET", "/v1/schedules", "list_schedules", _object(schedules=_list(_SCHEDULE)),
         refuses=(400,),
     ),
+    Route(
+        "GET", "/v1/ticks", "preview_schedule", _object(next=_list({"type": "number"})),
+        query={"cron": TEXT, "timezone": TEXT}, refuses=(400,),
+    ),
     Route("GET", _PLAN, "show_schedule", _SCHEDULE, refuses=(400, 404)),
     Route(
         "PUT", _PLAN, "put_schedule", _SCHEDULE,
         takes=_JSON, body=_WANTED, refuses=(400, 408, 409, 413, 415),
     ),
     Route(
-        "PATCH", _PLAN, "pause_schedule", _SCHEDULE,
-        takes=_JSON, body=_object(paused={"type": "boolean"}),
+        "PATCH", _PLAN, "change_schedule", _SCHEDULE,
+        takes=_JSON, body=_object(
+            {
+                "paused": {"type": "boolean"},
+                "cron": {"type": "string", "maxLength": 500},
+                "timezone": MAYBE_TEXT,
+                "missed": {"enum": ["latest", "skip", "all"]},
+                "overlap": {"enum": ["skip", "allow", "wait", "cancel"]},
+                "parameters": {"type": "object"},
+                "tags": _list(TEXT),
+            }
+        ),
         refuses=(400, 404, 408, 409, 413, 415),
     ),
     Route("DELETE", _PLAN, "delete_schedule", _object(schedule=TEXT), refuses=(400, 404)),
@@ -215,8 +232,8 @@ ROUTES = [
         refuses=(400, 404),
     ),
     Route(
-        "GET", _ONE + "/tasks/{task}/cards/{name}", "get_card", TEXT, says="text/html",
-        refuses=(400, 404),
+        "GET", _ONE + "/tasks/{task}/cards/{name}", "get_card", TEXT,
+        query={"theme": {"enum": ["light", "dark"]}}, says="text/html", refuses=(400, 404),
     ),
     Route(
         "GET", _ONE + "/explain", "explain_run", _object(lines=_list(_object(text=TEXT))),
@@ -266,6 +283,24 @@ ROUTES = [
         "POST", "/v1/workers/{name}/drain", "drain_worker", _WORKER, 202, refuses=(400, 404),
     ),
     Route("GET", "/v1/server", "show_server", _object(version=TEXT)),
+    Route(
+        "POST", "/v1/doctor", "check_settings",
+        _object(findings=_list(_object(name=TEXT, state=TEXT, said=TEXT, advice=TEXT))),
+    ),
+    Route(
+        "POST", "/v1/gc", "plan_collection",
+        _object(runs=_list(TEXT), count=_COUNT, objects=_COUNT, size=_COUNT, young=_COUNT),
+        takes=_JSON,
+        body=_object(
+            {
+                "older_than": {"type": ["number", "null"], "minimum": 0},
+                "failed": {"type": "boolean"},
+                "flow": MAYBE_TEXT,
+                "keep": {"type": "integer", "minimum": 0},
+            }
+        ),
+        refuses=(400, 408, 413, 415),
+    ),
     Route(
         "PATCH", _ONE + "/tags", "tag_run", _object(tags=_list(TEXT)),
         takes=_JSON, body=_object({"add": _list(TEXT), "remove": _list(TEXT)}),

@@ -103,6 +103,11 @@ class Runs:
         self._telling: set[asyncio.Task[None]] = set()
         self._last_words: dict[str, str] = {}  # of processes that did not go on with their run
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the runs that it begins."""
+        return self._place.environment
+
     def going_on(self) -> list[str]:
         """The pathspecs (Flow/run) of the runs that go on."""
         self._processes = {k: p for k, p in self._processes.items() if p.returncode is None}

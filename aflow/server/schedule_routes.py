@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from aflow.server.scheduling import Scheduling
 
 _FIELDS = frozenset({"cron", "timezone", "missed", "overlap", "since", "run"})
+_CHANGES = frozenset({"cron", "timezone", "missed", "overlap", "paused", "parameters", "tags"})
+_TICKS = 5  # of a preview
 
 
 class ScheduleRoutes:
@@ -51,11 +53,7 @@ class ScheduleRoutes:
         if order_of(order).flow is None:
             raise InvalidInput("'run' has to name its 'flow'.")
         name, now = request.match_info["name"], self._clock.now()
-        caller = caller_of(request)
-        by = {
-            "token": caller and caller.token and caller.token.digest,
-            "created_by": "" if caller is None else caller.name,
-        }
+        by = _author(request)
 
         def put() -> dict[str, Any]:  # when it is due may take a while to find
             schedule = schedules.new(name, {**fields, "order": order, **by}, now)
@@ -64,14 +62,31 @@ class ScheduleRoutes:
 
         return web.json_response(await asyncio.to_thread(put))
 
-    async def pause_schedule(self, request: web.Request) -> web.StreamResponse:
-        """Let a schedule rest, or go on from now."""
-        paused = fields_of(await json_of(request)).get("paused")
-        if not isinstance(paused, bool):
-            raise InvalidInput("'paused' has to be true or false.")
+    async def change_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Pause a schedule or have it go on from now (`paused`); change its `cron`, `timezone`,
+        `missed`, `overlap`, or the `parameters` and `tags` of its runs. What is not named stays."""
+        fields = fields_of(await json_of(request))
+        unknown = sorted(fields.keys() - _CHANGES)
+        if unknown:
+            raise InvalidInput(f"There is no field {unknown[0][:80]!r} that could be changed.")
+        if not fields:
+            raise InvalidInput(f"Name what is to be changed: {', '.join(sorted(_CHANGES))}.")
         name = request.match_info["name"]
-        changed = await asyncio.to_thread(lambda: self._told(self._kept.pause(name, paused)))
+        # Whoever only pauses it does not become the one in whose name it runs.
+        by = {} if fields.keys() == {"paused"} else _author(request)
+        changed = await asyncio.to_thread(
+            lambda: self._told(self._kept.change(name, {**fields, **by}))
+        )
         return web.json_response(changed)
+
+    async def preview_schedule(self, request: web.Request) -> web.StreamResponse:
+        """When an expression (`cron`, with a `timezone`) is due next: five times at most."""
+        cron, zone = request.query.get("cron", ""), request.query.get("timezone") or None
+        if len(cron) > 500:
+            raise InvalidInput("'cron' has to be an expression such as '0 12 ? * MON-FRI *'.")
+        now = self._clock.now()
+        found = await asyncio.to_thread(schedules.ticks, cron, zone, now, _TICKS)
+        return web.json_response({"next": found})
 
     async def delete_schedule(self, request: web.Request) -> web.StreamResponse:
         """Forget a schedule; its runs stay."""
@@ -105,9 +120,20 @@ class ScheduleRoutes:
             "paused": schedule.paused,
             "created_by": schedule.created_by,
             "parameters": order.get("parameters", {}),
+            "tags": order.get("tags", []),
+            "script": order.get("script"),
             "next": schedules.upcoming(schedule, self._clock.now()),
             "latest": schedule.latest,
             "said": schedule.said,
             "started": schedule.started,
             "skipped": schedule.skipped,
         }
+
+
+def _author(request: web.Request) -> dict[str, Any]:
+    """In whose name a schedule is kept."""
+    caller = caller_of(request)
+    return {
+        "token": caller and caller.token and caller.token.digest,
+        "created_by": "" if caller is None else caller.name,
+    }

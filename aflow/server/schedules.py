@@ -122,6 +122,33 @@ def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
     )
 
 
+def changed(schedule: Schedule, fields: Mapping[str, Any], now: float) -> Schedule:
+    """A schedule with what these fields say in the place of what it says. Raises InvalidInput."""
+    paused = fields.get("paused", schedule.paused)
+    if not isinstance(paused, bool):
+        raise InvalidInput("'paused' has to be true or false.")
+    resumed = schedule.paused and not paused  # what was due while it rested, was not to be run
+    schedule = replace(schedule, paused=paused, done_until=now if resumed else schedule.done_until)
+    if not fields.keys() - {"paused"}:
+        return schedule
+    order = {**schedule.order, **{n: fields[n] for n in ("parameters", "tags") if n in fields}}
+    names = ("cron", "timezone", "missed", "overlap")
+    said = {name: fields.get(name, getattr(schedule, name)) for name in names}
+    found = new(schedule.name, {**said, "order": order}, now)
+    is_moved = (found.cron, found.timezone) != (schedule.cron, schedule.timezone)
+    return replace(
+        schedule,
+        cron=found.cron,
+        timezone=found.timezone,
+        missed=found.missed,
+        overlap=found.overlap,
+        order=order,
+        done_until=now if is_moved else schedule.done_until,
+        token=fields.get("token"),
+        created_by=fields.get("created_by", ""),
+    )
+
+
 def _one_of(what: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
         raise InvalidInput(f"{what!r} has to be one of: {', '.join(allowed)}.")
@@ -150,6 +177,18 @@ def upcoming(schedule: Schedule, now: float) -> float | None:
         return None
     after = max(schedule.done_until, now)
     return next_tick(parse(schedule.cron), zone_of(schedule.timezone), after)
+
+
+def ticks(cron: str, zone: str | None, now: float, count: int) -> list[float]:
+    """When an expression is due next, so many times at most. Raises InvalidInput."""
+    found: list[float] = []
+    parsed, place = parse(cron), zone_of(zone)
+    while len(found) < count:
+        at = next_tick(parsed, place, found[-1] if found else now)
+        if at is None:
+            break
+        found.append(at)
+    return found
 
 
 def run_id(schedule: Schedule, tick: float) -> str:

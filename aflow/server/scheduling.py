@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aflow import tokens
 from aflow.errors import (
@@ -129,17 +130,17 @@ class Scheduling:
         self._documents.put_document(schedules.KIND, schedule.name, schedule.encode(), version)
         self._keep(schedule.name, new)
 
-    def pause(self, name: str, paused: bool) -> Schedule:
-        """Let it rest, or go on from now. Blocks. Raises NotFound."""
+    def change(self, name: str, fields: Mapping[str, Any]) -> Schedule:
+        """Change what these fields say of a schedule (`cron`, `timezone`, `missed`, `overlap`,
+        `parameters`, `tags`, `paused`, and who does it), and nothing else: neither its code, nor
+        what is known of its runs. Blocks. Raises NotFound, and InvalidInput."""
         document = self._documents.document(schedules.KIND, name)
         if document is None:
             raise NotFound(f"There is no schedule {name[:100]!r}.")
-        schedule = schedules.read(document)
-        if schedule.paused and not paused:  # what was due while it rested, was not to be run
-            schedule = replace(schedule, done_until=self._clock.now())
-        schedule = replace(schedule, paused=paused)
-        self._documents.put_document(schedules.KIND, name, schedule.encode(), document.version)
-        return schedule
+        changed = schedules.changed(schedules.read(document), fields, self._clock.now())
+        order_of(changed.order)
+        self._documents.put_document(schedules.KIND, name, changed.encode(), document.version)
+        return changed
 
     def delete(self, name: str) -> None:
         """Forget a schedule; its runs stay. Blocks. Raises NotFound."""

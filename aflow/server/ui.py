@@ -8,6 +8,8 @@ other sites cannot send. `aflow ui` logs a browser in by a link that works once.
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
 import hmac
 import re
 import secrets
@@ -33,6 +35,7 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".html": "text/html",
 }
+_PARTS = frozenset({".js", ".css"})
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'self'; "
@@ -45,6 +48,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+_FILE = "{path:[a-z][a-z0-9/_-]{0,80}\\.[a-z]{2,4}}"
 _INSIDE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,300}")
 _UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>aflow</title>
 <body><h1>The pages were not built</h1>
@@ -54,19 +58,29 @@ of this server works without them (<a href="/openapi.json">its description</a>).
 """
 
 
+def _version() -> str:
+    """What all files are by now, as a part of their address."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(STATIC.rglob("*")):
+        stat = path.stat()
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return f"v{digest.hexdigest()}"
+
+
 class Pages:
     """Serves the pages. `allows(token)` says whether a token gets in."""
 
     def __init__(self, allows: Callable[[str], Awaitable[bool]]) -> None:
         self._allows = allows
         self._codes: dict[str, tuple[float, str]] = {}  # of links that log in: until when, token
-        self._tags: dict[str, str] = {}
+        self._zipped: dict[Path, tuple[str, bytes]] = {}
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes of the pages."""
         app.router.add_get("/", self._home)
         app.router.add_get("/ui", self._home)
-        app.router.add_get("/ui/static/{path:[a-z][a-z0-9/_-]{0,80}\\.[a-z]{2,4}}", self._file)
+        app.router.add_get(f"/ui/static/{{version:v[0-9a-f]{{12}}}}/{_FILE}", self._file)
+        app.router.add_get(f"/ui/static/{_FILE}", self._file)
         app.router.add_post("/ui/login", self._login)
         app.router.add_get("/ui/login", self._login_by_link)
         app.router.add_post("/ui/logout", self._logout)
@@ -80,9 +94,10 @@ class Pages:
         if not (STATIC / "vendor" / "preact.js").exists():
             return web.Response(text=_UNBUILT, content_type="text/html", status=501)
         text = (STATIC / "index.html").read_text()
-        # Pages have addresses of several levels; their files stand beside the first one.
+        # Pages have addresses of several levels; their files stand beside the first one, at an
+        # address that changes with them, so that a browser asks for each of them once.
         depth = request.match_info["path"].count("/")
-        text = text.replace('"static/', f'"{"../" * depth}static/')
+        text = text.replace('"static/', f'"{"../" * depth}static/{_version()}/')
         headers = {**_HEADERS, "Cache-Control": "no-cache"}
         return web.Response(text=text, content_type="text/html", headers=headers)
 
@@ -93,14 +108,26 @@ class Pages:
             return refusal(404, "There is no such file.")
         stat = path.stat()
         tag = f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
-        headers = {**_HEADERS, "ETag": tag, "Cache-Control": "no-cache"}
+        is_current = request.match_info.get("version") == _version()
+        cached = "public, max-age=31536000, immutable" if is_current else "no-cache"
+        # The policy is for what a browser may show by itself: a script or a sheet it shows as text.
+        guards = {"X-Content-Type-Options": "nosniff"} if path.suffix in _PARTS else _HEADERS
+        headers = {**guards, "ETag": tag, "Cache-Control": cached, "Vary": "Accept-Encoding"}
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers=headers)
-        response = web.Response(
-            body=path.read_bytes(), content_type=kind, charset="utf-8", headers=headers
-        )
-        response.enable_compression()
-        return response
+        zipped = "gzip" in request.headers.get("Accept-Encoding", "")
+        if zipped:
+            headers["Content-Encoding"] = "gzip"
+        body = self._body(path, tag, zipped)
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
+
+    def _body(self, path: Path, tag: str, zipped: bool) -> bytes:
+        if not zipped:
+            return path.read_bytes()
+        known = self._zipped.get(path)
+        if known is None or known[0] != tag:
+            known = self._zipped[path] = (tag, gzip.compress(path.read_bytes(), mtime=0))
+        return known[1]
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
         """Give a browser that sends a token (JSON, `token`) the cookie that carries it."""

@@ -4,8 +4,11 @@ artifacts, logs, cards, code, comparisons, and one stream for all that is live o
 from __future__ import annotations
 
 import asyncio
+import gzip
+import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiohttp import web
@@ -16,6 +19,7 @@ from aflow.following import Following
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 from aflow.server import filters
 from aflow.server.streams import LOOK, Streams, event
+from aflow.service.bodies import number_of
 
 if TYPE_CHECKING:
     from aflow.clock import Clock
@@ -25,11 +29,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SORTS = ("task", "started", "duration", "wait")
-LARGEST_OFFSET = 999_999_999
 _MOST_TOPICS = 8  # of one stream
 _LINES = 500  # lines of a log in one event
+_BODIES = 64 << 20  # bytes of answers that are kept for the next who ask
+_MOST_BODIES = 500
 _FRESH = 0.4  # seconds for which what one stream has read serves the others
 _RECENT = 100  # runs whose states the topic `runs` watches
+_HTML = b'<html lang="en">'  # that our own cards begin with
 _CARD_CSP = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; font-src data:"
@@ -46,6 +52,7 @@ class ViewRoutes:
         self._metadata = metadata
         self._streams = streams
         self._clock = clock
+        self._bodies = _Bodies()
         self._looks: dict[str, tuple[float, asyncio.Future[Any]]] = {}
 
     # ------------------------------------------------------------ runs
@@ -55,29 +62,32 @@ class ViewRoutes:
         `flow:Train state:failed tag:prod user:ann since:7d param.alpha:0.1`, or any text), in pages
         by `cursor`."""
         wanted = filters.parse(request.query.get("filter", ""), self._clock.now())
-        limit = _number(request, "limit", 50, 200)
+        limit = number_of(request, "limit", 50, 200)
         cursor = request.query.get("cursor")
         page = await asyncio.to_thread(self._views.runs, wanted, cursor, max(limit, 1))
         return web.json_response({"runs": page.runs, "cursor": page.cursor})
 
     async def show_overview(self, request: web.Request) -> web.StreamResponse:
         """A run whole: graph with places, figures of steps, parameters, what has failed."""
-        return await self._of_run(request, self._views.overview)
+        run = await self._run(request)
+        known = ("overview", run.key, run.version, run.state, run.tags, run.heartbeat_at)
+
+        def read() -> bytes:
+            return json.dumps(self._views.overview(run)).encode()
+
+        return await self._bodies.answer(request, known, read, "application/json")
 
     async def show_columns(self, request: web.Request) -> web.StreamResponse:
         """The tasks of a run as columns of numbers (little endian, a JSON header before them); with
         `since`, only those that have changed after the run was at that version."""
         run = await self._run(request)
-        since = None if "since" not in request.query else _number(request, "since", 0)
-        tag = f'"{run.key}-{run.version}-{since}"'
-        if request.headers.get("If-None-Match") == tag:
-            return web.Response(status=304, headers={"ETag": tag})
-        body = await asyncio.to_thread(self._views.columns, run, since)
-        response = web.Response(
-            body=body, content_type="application/octet-stream", headers={"ETag": tag}
-        )
-        response.enable_compression()
-        return response
+        since = None if "since" not in request.query else number_of(request, "since", 0)
+        known = ("columns", run.key, run.version, since)
+
+        def read() -> bytes:
+            return self._views.columns(run, since)
+
+        return await self._bodies.answer(request, known, read, "application/octet-stream")
 
     async def page_tasks(self, request: web.Request) -> web.StreamResponse:
         """A page of the tasks of a run: of a `step`, in a `state`, sorted by `task`, `started`,
@@ -90,14 +100,14 @@ class ViewRoutes:
         sort = request.query.get("sort", "task")
         if sort.removeprefix("-") not in SORTS:
             raise InvalidInput(f"Tasks cannot be sorted by {sort[:40]!r}: use {', '.join(SORTS)}.")
-        offset, limit = _number(request, "offset", 0), _number(request, "limit", 100, 500)
+        offset, limit = number_of(request, "offset", 0), number_of(request, "limit", 100, 500)
         return await self._of_run(
             request, lambda run: self._views.tasks(run, step, state, sort, offset, limit)
         )
 
     async def show_task(self, request: web.Request) -> web.StreamResponse:
         """A task with its attempts, facts, inputs, artifacts and cards."""
-        task = _task(request)
+        task = number_of(request, "task", 0)
         return await self._of_run(request, lambda run: self._views.task(run, task))
 
     async def list_artifacts(self, request: web.Request) -> web.StreamResponse:
@@ -106,7 +116,8 @@ class ViewRoutes:
 
     async def get_artifact(self, request: web.Request) -> web.StreamResponse:
         """The pickle of an artifact, as a download. Whoever unpickles it runs what is in it."""
-        task, name = _task(request), str(ids.artifact_name(request.match_info["name"]))
+        task = number_of(request, "task", 0)
+        name = str(ids.artifact_name(request.match_info["name"]))
         run = await self._run(request)
         data = await asyncio.to_thread(self._views.artifact, run, task, name)
         return web.Response(
@@ -120,10 +131,14 @@ class ViewRoutes:
         return await self._of_run(request, lambda run: {"cards": self._views.cards(run)})
 
     async def get_card(self, request: web.Request) -> web.StreamResponse:
-        """The page of a card, which a browser shows in a sandbox."""
+        """The page of a card, which a browser shows in a sandbox; in the `theme` light or dark, if
+        one is named."""
         run = await self._run(request)
-        task, name = _task(request), request.match_info["name"]
+        task, name = number_of(request, "task", 0), request.match_info["name"]
         page = await asyncio.to_thread(self._views.card, run, task, name)
+        theme = request.query.get("theme")
+        if theme in ("light", "dark"):
+            page = page.replace(_HTML, f'<html lang="en" data-theme="{theme}">'.encode(), 1)
         headers = {"Content-Security-Policy": _CARD_CSP, "X-Content-Type-Options": "nosniff"}
         return web.Response(body=page, content_type="text/html", charset="utf-8", headers=headers)
 
@@ -149,16 +164,16 @@ class ViewRoutes:
     async def page_log(self, request: web.Request) -> web.StreamResponse:
         """Lines of the output of a run, of a `step` or a `task`, after a position (`after`); with
         `search` those alone that hold the text."""
-        run, step, task = await self._run(request), _step(request), _number(request, "task", 0)
+        run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
         after, search = request.query.get("after", ""), request.query.get("search", "")[:500]
-        limit = max(1, _number(request, "limit", 1000, 5000))
+        limit = max(1, number_of(request, "limit", 1000, 5000))
         return web.json_response(
             await asyncio.to_thread(self._views.log, run, step, task or None, after, limit, search)
         )
 
     async def get_log(self, request: web.Request) -> web.StreamResponse:
         """The whole output of a run, of a `step` or a `task` as text, as a download."""
-        run, step, task = await self._run(request), _step(request), _number(request, "task", 0)
+        run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
         name = "-".join(filter(None, [run.flow, run.run, step, str(task or "")]))
         response = web.StreamResponse(headers=_attachment(f"{name}.log"))
         response.content_type = "text/plain"
@@ -213,13 +228,13 @@ class ViewRoutes:
     async def _source(self, topic: _Topic) -> Callable[[], AsyncIterator[bytes]]:
         if topic.kind == "runs":
             return _Changes("runs", lambda: self._shared("runs", self._recent)).look
-        run = await asyncio.to_thread(self._views.run, topic.flow, topic.run)
         path = f"{topic.flow}/{topic.run}"
-        if topic.kind == "run":
+        if topic.kind == "run":  # also of a run that is not there: a page that shows it is told
             return _Changes(
                 "run",
                 lambda: self._shared(path, lambda: self._state(topic.flow, topic.run)),
             ).look
+        run = await asyncio.to_thread(self._views.run, topic.flow, topic.run)
         following = await asyncio.to_thread(
             self._streams.following, run, None, topic.task, topic.after
         )
@@ -238,7 +253,8 @@ class ViewRoutes:
             silence = 0.0 if sent else silence + LOOK
             if silence >= 15.0:
                 silence = 0.0
-                yield b": still here\n\n"
+                # An event, not a comment: a page hears that somebody is still at the other end.
+                yield event("alive", {})
             if await self._streams.rest(LOOK):
                 return
 
@@ -285,6 +301,64 @@ class ViewRoutes:
         response = web.Response(text=body, content_type="application/json")
         response.enable_compression()
         return response
+
+
+class _Bodies:
+    """Large answers, made once for all who ask for the same one: many tabs look at a run that goes
+    on, and all of them ask as soon as it has changed."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Hashable, asyncio.Future[bytes]] = OrderedDict()
+
+    async def answer(
+        self, request: web.Request, known: tuple[Any, ...], read: Callable[[], bytes], kind: str
+    ) -> web.StreamResponse:
+        """Answer with what `read` gives, in a thread. `known` names the answer: what changes it is
+        in there."""
+        digest = hashlib.blake2b(repr(known).encode(), digest_size=12).hexdigest()
+        tag = f'"{digest}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers={"ETag": tag})
+        zipped = "gzip" in request.headers.get("Accept-Encoding", "")
+        body = await self._body((digest, zipped), read)
+        headers = {"ETag": tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        if zipped:
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=body, content_type=kind, headers=headers)
+
+    async def _body(self, key: tuple[str, bool], read: Callable[[], bytes]) -> bytes:
+        found = self._found.get(key)
+        if found is None:
+            loop = asyncio.get_running_loop()
+            found = loop.create_task(asyncio.to_thread(_zipped if key[1] else _plain, read))
+            self._found[key] = found
+            found.add_done_callback(lambda made: self._keep(key, made))
+        else:
+            self._found.move_to_end(key)
+        return await asyncio.shield(found)
+
+    def _keep(self, key: tuple[str, bool], made: asyncio.Future[bytes]) -> None:
+        """Keep what was made, if it was; and as many of the others as there is room for."""
+        if made.cancelled() or made.exception() is not None:
+            self._found.pop(key, None)
+            return
+        sizes = {k: len(f.result()) for k, f in self._found.items() if f.done()}
+        total = sum(sizes.values())
+        for old, size in sizes.items():
+            if total <= _BODIES and len(self._found) <= _MOST_BODIES:
+                break
+            if old != key:
+                del self._found[old]
+                total -= size
+
+
+def _plain(read: Callable[[], bytes]) -> bytes:
+    return read()
+
+
+def _zipped(read: Callable[[], bytes]) -> bytes:
+    # The quickest level: columns of numbers become little smaller with others.
+    return gzip.compress(read(), 1, mtime=0)
 
 
 class _Topic(NamedTuple):
@@ -351,22 +425,6 @@ class _Lines:
             if len(found) >= _LINES:
                 break
         return found
-
-
-def _number(request: web.Request, name: str, default: int, most: int = LARGEST_OFFSET) -> int:
-    text = request.query.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9) or int(text) > most:
-        raise InvalidInput(f"{name} has to be a whole number from 0 to {most}.")
-    return int(text)
-
-
-def _task(request: web.Request) -> int:
-    text = request.match_info["task"]
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise InvalidInput(f"{text[:40]!r} is no number of a task.")
-    return int(text)
 
 
 def _step(request: web.Request) -> str | None:

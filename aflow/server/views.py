@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aflow import backends, package
 from aflow.caching.explain import explain
 from aflow.errors import AflowError, InvalidInput, NotFound
-from aflow.flow.graph import Graph, Kind
+from aflow.flow.graph import Graph
 from aflow.following import Following
 from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import MetadataStore, RunRecord, TaskView
 from aflow.scheduler.codec import decode_inputs
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask
 from aflow.scheduler.states import TaskState
-from aflow.server.columns import RETRIED, REUSED, ColumnsCache
+from aflow.server.columns import ColumnsCache, StepFigures
 from aflow.server.filters import RunFilter
 from aflow.storage.blobs import BlobStore
 from aflow.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from aflow.caching.explain import Explanation
+    from aflow.clock import Clock
     from aflow.storage.base import ObjectStore
     from aflow.storage.manifest import Entry
 
@@ -43,6 +44,7 @@ _SAMPLED = 3  # tasks of a step whose artifacts are listed
 _LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
 _LARGEST_VALUE = 64 << 20  # bytes of an artifact that is given away
 _COMPARED = 5
+_NO_FIGURES = StepFigures(None, None, None, None, 0, 0)
 _LITERALS = frozenset({"int", "float", "str", "bool"})
 
 
@@ -56,9 +58,9 @@ class RunPage(NamedTuple):
 class Views:
     """Reads what pages show. Safe from many threads."""
 
-    def __init__(self, metadata: MetadataStore) -> None:
+    def __init__(self, metadata: MetadataStore, clock: Clock) -> None:
         self._metadata = metadata
-        self._columns = ColumnsCache(metadata)
+        self._columns = ColumnsCache(metadata, clock)
         self._stores: dict[str, ObjectStore] = {}
 
     # ------------------------------------------------------------ runs
@@ -199,31 +201,22 @@ class Views:
         ]
 
     def _steps(self, run: RunRecord, graph: Graph | None) -> list[dict[str, Any]]:
-        columns = self._columns.columns(run)
-        durations, waits = columns.durations(), columns.waits()
-        reused, retried = columns.flagged(REUSED), columns.flagged(RETRIED)
+        figures = self._columns.figures(run)
         progress = {step.step: step for step in self._metadata.progress(run.key)}
-        order = [*progress] + [
-            name for name in (graph.nodes if graph else ()) if name not in progress
-        ]
-        if graph is not None:
-            order.sort(key=lambda name: [*graph.nodes].index(name) if name in graph.nodes else 0)
+        written = [*graph.nodes] if graph else []
+        places = {name: place for place, name in enumerate(written)}
+        order = [*progress, *(name for name in written if name not in progress)]
+        order.sort(key=lambda name: places.get(name, 0))
         found = []
         for name in order:
             step = progress.get(name)
-            took = durations.get(name)
             found.append(
                 {
                     "step": name,
                     "tasks": {s.value: n for s, n in step.tasks.items()} if step else {},
                     "created_at": step.created_at if step else None,
                     "finished_at": step.finished_at if step else None,
-                    "reused": reused.get(name, 0),
-                    "retried": retried.get(name, 0),
-                    "median": took.median if took else None,
-                    "p95": took.p95 if took else None,
-                    "longest": took.longest if took else None,
-                    "wait": waits.get(name),
+                    **figures.get(name, _NO_FIGURES)._asdict(),
                 }
             )
         return found
@@ -254,7 +247,7 @@ class Views:
         limit: int,
     ) -> dict[str, Any]:
         """A page of tasks, sorted and filtered: how many there are in all, and these."""
-        total, numbers = self._columns.columns(run).page(step, state, sort, offset, limit)
+        total, numbers = self._columns.page(run, step, state, sort, offset, limit)
         views = (self._metadata.task(run.key, number) for number in numbers)
         rows = [_task_row(view) for view in views if view is not None]
         return {"total": total, "tasks": rows}
@@ -732,37 +725,25 @@ def _position(cursor: str) -> tuple[float, int]:
 
 def _layout(graph: Graph) -> dict[str, Any]:
     """The nodes of a graph with places: each in the row below those that lead to it."""
-    depth: dict[str, int] = {}
-    todo = [(graph.start, 0)]
-    while todo:
-        name, distance = todo.pop()
-        if distance <= depth.get(name, -1) or distance > len(graph.nodes):
-            continue
-        depth[name] = distance
-        todo += [(after, distance + 1) for after in graph.nodes[name].next if after != name]
-    rows: dict[int, list[str]] = {}
-    for name in graph.nodes:
-        if name in depth:
-            rows.setdefault(depth[name], []).append(name)
-    widest = max((len(row) for row in rows.values()), default=1)
+    levels = graph.levels()
+    widest = max(map(len, levels))
     nodes = []
-    for row, names in sorted(rows.items()):
+    for y, names in enumerate(levels):
         for place, name in enumerate(names):
             node = graph.nodes[name]
-            many = [graph.nodes[split].kind for split in node.splits]
             nodes.append(
                 {
                     "name": name,
                     "x": (widest - len(names)) / 2 + place,
-                    "y": row,
+                    "y": y,
                     "next": list(node.next),
                     "kind": node.kind.value,
                     "foreach": node.foreach,
                     "condition": node.condition,
                     "is_join": node.is_join,
-                    "is_many": any(kind in (Kind.FOREACH, Kind.PARALLEL) for kind in many),
+                    "is_many": graph.has_many_tasks(name),
                     "doc": node.doc,
                     "line": node.line,
                 }
             )
-    return {"nodes": nodes, "width": widest, "height": len(rows)}
+    return {"nodes": nodes, "width": widest, "height": len(levels)}

@@ -1,4 +1,5 @@
-"""Request bodies: bounded in size, in time, and in what is made of them when they are decoded."""
+"""What requests bring: bodies, bounded in size, in time, and in what is made of them when they are
+decoded; and whole numbers of the query."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import asyncio
 
 from aiohttp import web
 
+from aflow.errors import InvalidInput
+
+LARGEST_NUMBER = 999_999_999
 PATIENCE = 30.0  # seconds that any body may take
 LARGEST_JSON = 2 << 20  # bytes
 _SLOWEST = 128 << 10  # bytes a second of one that is large
@@ -62,3 +66,14 @@ def check_json(data: bytes) -> None:
         raise web.HTTPRequestEntityTooLarge(
             _VALUES, reason="The body has too many values for one request."
         )
+
+
+def number_of(request: web.Request, name: str, default: int, most: int = LARGEST_NUMBER) -> int:
+    """A whole number of the query, or of the path, from 0 to `most`; `default` where it is not
+    there. Raises InvalidInput."""
+    text = request.match_info.get(name) or request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9) or int(text) > most:
+        raise InvalidInput(f"{name} has to be a whole number from 0 to {most}.")
+    return int(text)

@@ -20,7 +20,7 @@ from aflow.storage.compression import gunzipped
 from aflow.storage.content import content_digest, has_sets
 from aflow.storage.manifest import Entry
 from aflow.storage.names import Names
-from aflow.storage.previews import preview
+from aflow.storage.previews import SHAPE, preview
 
 ENCODING = "pickle5"
 THEIRS = "gzip+pickle", "pickle-v"
@@ -31,11 +31,18 @@ _IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 class ArtifactWriter:
     """Stores what one attempt leaves. `inline_total` is shared by all its artifacts, so that
-    manifests stay small; values past it become blobs however small they are."""
+    manifests stay small; values past it become blobs however small they are. Without `previews`
+    entries say of a value what its type and shape are, and nothing of what is in it."""
 
     def __init__(
-        self, blobs: BlobStore, inline_limit: int = 4096, inline_total: int = 32768
+        self,
+        blobs: BlobStore,
+        inline_limit: int = 4096,
+        inline_total: int = 32768,
+        *,
+        previews: bool = True,
     ) -> None:
+        self._previews = previews
         self._blobs = blobs
         self._inline_limit = inline_limit
         self._inline_left = inline_total
@@ -45,6 +52,8 @@ class ArtifactWriter:
         at fault."""
         parts, size, buffers = pickles.dump(f"Artifact {name!r}", name, value)
         kind, facts = preview(value)
+        if not self._previews:
+            facts = {name: facts[name] for name in SHAPE if name in facts}
         # Sets of texts are pickled in another order by each process.
         content = (content_digest(value) or "") if has_sets(parts) else ""
         inline = self._inline(parts, size)

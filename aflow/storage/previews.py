@@ -19,6 +19,8 @@ from base64 import b64encode
 from itertools import islice
 from typing import Any
 
+SHAPE = ("len", "shape", "dtype", "columns", "dtypes")
+"""Facts that say nothing of what is in a value."""
 _REPR_LENGTH = 80
 _ITEMS = 6
 _COLUMNS = 20

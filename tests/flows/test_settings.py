@@ -206,6 +206,7 @@ SAMPLES = {
     "DEFAULT_METADATA": "service", "DURABILITY": "process", "ISOLATION": "worker",
     "RUN_ISOLATION": "worker", "PROCESS": "fork", "RUN_PROCESS": "fork",
     "DEBUG": "1", "NO_COLOR": "1", "SPIN_PERSIST": "0", "PROGRESS": "0", "RUN_PROGRESS": "0",
+    "PREVIEWS": "0",
     "DEFAULT_PACKAGE_SUFFIXES": ".sql", "PACKAGE_SUFFIXES": ".sql",
     "RETRY_WAIT": "3", "SIGNING_KEY": "0123456789abcdef0123456789abcdef",
 }  # fmt: skip

@@ -150,6 +150,16 @@ def test_schedules_are_kept_paused_triggered_and_forgotten(scheduled: Daemon) ->
     scheduled.begin()
     assert "nightly" in call("list")
     assert "goes on, next at" in call("resume", "nightly")
+    change = {"cron": "0 3 * * ? *", "timezone": "Europe/Berlin", "tags": ["night"]}
+    told = scheduled.ask("PATCH", "/v1/schedules/nightly", json.dumps(change).encode())
+    assert (200, "0 3 * * ? *", "wait", ["night"]) == (
+        told[0], told[1]["cron"], told[1]["overlap"], told[1]["tags"],
+    )  # fmt: skip
+    for wrong in (b"{}", b'{"flow": "X"}', b'{"cron": "x"}', b'{"parameters": {"a b": 1}}'):
+        assert 400 == scheduled.ask("PATCH", "/v1/schedules/nightly", wrong)[0], wrong
+    preview = scheduled.ask("GET", "/v1/ticks?cron=0+3+*+*+?+*&timezone=Europe/Berlin")[1]["next"]
+    assert (5, told[1]["next"]) == (len(preview), preview[0])
+    assert 400 == scheduled.ask("GET", "/v1/ticks?cron=x")[0]
     run = call("trigger", "nightly").strip()
     assert "succeeded" == scheduled.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
     assert "its runs stay" in call("delete", "nightly")

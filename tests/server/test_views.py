@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -262,11 +263,26 @@ def test_one_stream_brings_what_is_live_on_a_page(served: Served) -> None:
     assert run in [path for path, _, _ in found["runs"]["runs"]]
     for wrong in ("", "colours", "run:Flow_", "logs:Flow_/1/x", ",".join(["runs"] * 9)):
         assert 400 == served.ask("GET", f"/v1/stream?topics={wrong}")[0]
-    assert 404 == served.ask("GET", "/v1/stream?topics=run:Flow_/7")[0]
+    assert 404 == served.ask("GET", "/v1/stream?topics=logs:Flow_/7")[0]
+    connection = served.connect()
+    token = {"Authorization": f"Bearer {served.token}"}
+    connection.request("GET", "/v1/stream?topics=run:Flow_/7", headers=token)
+    first = connection.getresponse().readline()
+    connection.close()
+    assert b"event: run\n" == first, "a page of a run that was deleted is told"
 
 
 def test_the_pages_are_served_to_anybody_under_a_strict_policy(served: Served) -> None:
-    for path in ("/ui/", "/ui/runs/Flow_/1", "/ui/static/app.js", "/ui/static/tokens.css"):
+    for path in ("/ui/static/app.js", "/ui/static/tokens.css"):
+        status, headers, body = served.fetch(path, Cookie="")
+        assert (200, "nosniff") == (status, headers["X-Content-Type-Options"])
+        assert "no-cache" == headers["Cache-Control"], "it may be another one tomorrow"
+    page = served.fetch("/ui/", Cookie="")[2].decode()
+    script = re.findall(r'src="(static/v[^"]*app.js)"', page)[0]
+    assert "immutable" in served.fetch(f"/ui/{script}", Cookie="")[1]["Cache-Control"]
+    old = re.sub(r"v[0-9a-f]{12}", "v000000000000", script)
+    assert "no-cache" == served.fetch(f"/ui/{old}", Cookie="")[1]["Cache-Control"]
+    for path in ("/ui/", "/ui/runs/Flow_/1", "/ui/static/icon.svg"):
         status, headers, body = served.fetch(path, Cookie="")
         assert 200 == status
         assert body
@@ -407,3 +423,22 @@ def test_workers_that_have_registered_are_shown_and_drained(served: Served) -> N
     for name in ("host-7", "nobody", "%2e%2e"):
         assert 404 == daemon.ask("POST", f"/v1/workers/{name}/drain", b"")[0]
     metadata.close()
+
+
+def test_the_server_says_what_doctor_finds_and_what_gc_would_delete(served: Served) -> None:
+    found = served.ask("POST", "/v1/doctor")[1]["findings"]
+    assert {"ok", "warn"} >= {each["state"] for each in found}
+    assert "can be read" in next(each for each in found if each["name"] == "metadata")["said"]
+
+    def plan(**fields: Any) -> Any:
+        return served.ask("POST", "/v1/gc", json.dumps(fields).encode())
+
+    assert (0, []) == (plan()[1]["count"], plan(older_than=3600)[1]["runs"])
+    of_all = plan(older_than=0)[1]
+    assert {f"Flow_/{run}" for run in served.runs} <= set(of_all["runs"])
+    assert plan(older_than=0, keep=1)[1]["count"] < of_all["count"] == len(of_all["runs"])
+    failed = plan(failed=True)[1]["runs"]
+    assert {"failed"} == {served.get(f"/v1/runs/{run}")["state"] for run in failed}
+    for wrong in ({"older_than": -1}, {"keep": "1"}, {"failed": 1}, {"flow": "../x"}):
+        assert 400 == plan(**wrong)[0], wrong
+    assert 200 == served.ask("GET", f"/v1/runs/Flow_/{served.runs[0]}")[0], "nothing was deleted"

@@ -254,9 +254,9 @@ def test_a_failed_run_is_resumed_and_runs_are_compared_by_clicks(browser: Browse
     browser.says("Resumed from")
     browser.open("?filter=tag:prod")
     browser.says(browser.site.run.split("/")[1])
-    assert 1 == len(browser.find("tr[data-row]"))
+    assert 1 == len(browser.find("[data-row]"))
     browser.open("")
-    for box in browser.find("tr[data-row] input[type=checkbox]")[:2]:
+    for box in browser.find("[data-row] input[type=checkbox]")[:2]:
         box.click()
     browser.click("Compare")
     browser.says("Parameters, configs")
@@ -271,9 +271,9 @@ def test_the_keyboard_moves_through_pages_and_rows(browser: Browser) -> None:
     body.send_keys("gf")
     browser.until(lambda: browser.driver.current_url.endswith("/ui/flows"))
     body.send_keys("gr")
-    browser.until(lambda: browser.find("tr[data-row]"))
+    browser.until(lambda: browser.find("[data-row]"))
     body.send_keys("j")
-    browser.until(lambda: browser.find("tr.at"))
+    browser.until(lambda: browser.find(".at"))
     body.send_keys(Keys.ENTER)
     browser.until(lambda: "/runs/" in browser.driver.current_url)
     browser.find("body")[0].send_keys("/")
@@ -319,7 +319,7 @@ def test_what_cannot_be_had_is_said_and_a_server_that_comes_back_is_noticed(
     browser.until(lambda: browser.find(".dot.lost"))
     browser.site.begin(port=port, PYTHONPATH=str(repository))
     browser.until(lambda: browser.find(".dot.live"))
-    assert browser.until(lambda: browser.find("tr[data-row]"))
+    assert browser.until(lambda: browser.find("[data-row]"))
 
 
 def test_a_browser_without_a_token_is_asked_for_one(browser: Browser) -> None:
@@ -331,4 +331,4 @@ def test_a_browser_without_a_token_is_asked_for_one(browser: Browser) -> None:
     field = browser.find("input[name=token]")[0]
     field.clear()
     field.send_keys(browser.site.token, Keys.ENTER)
-    assert browser.until(lambda: browser.find("tr[data-row]"))
+    assert browser.until(lambda: browser.find("[data-row]"))

@@ -1,16 +1,25 @@
 // The frame around all pages: rail, search box, dialogs, keyboard; and which page an address means.
 // @ts-check
 import {
-  BASE, Link, Notice, ROOT, ask, connection, dialog, get, go, html, live, place, render, setQuery, theme, toast, useEffect, useRef, useState,
+  BASE, Link, Notice, ROOT, Skeleton, ask, connection, dialog, get, go, html, live, place, render, setQuery, refusedWith, theme, toast, useEffect, useRef, useState,
 } from "./lib.js";
 import { RunsPage } from "./runs.js";
 import { RunPage } from "./run.js";
 import { TaskPage } from "./task.js";
-import { FlowPage, FlowsPage } from "./flows.js";
-import { ComparePage } from "./compare.js";
-import { SchedulesPage } from "./schedules.js";
-import { SettingsPage } from "./settings.js";
-import { WorkersPage } from "./workers.js";
+
+/** A page that is read when somebody opens it first. @param {() => Promise<any>} load @param {string} name */
+const later = (load, name) => (/** @type {any} */ props) => {
+  const [state, set] = useState(/** @type {{page: any, error: any}} */ ({ page: null, error: null }));
+  const [again, setAgain] = useState(0);
+  useEffect(() => {
+    load().then((module) => set({ page: module[name], error: null }), (error) => set({ page: null, error }));
+  }, [again]);
+  if (state.error) return html`<${Notice} kind="bad" retry=${() => setAgain((n) => n + 1)}>This page could not be read from the server: ${state.error.message}<//>`;
+  return state.page ? html`<${state.page} ...${props} />` : html`<${Skeleton} />`;
+};
+const FlowsPage = later(() => import("./flows.js"), "FlowsPage"), FlowPage = later(() => import("./flows.js"), "FlowPage");
+const ComparePage = later(() => import("./compare.js"), "ComparePage"), SchedulesPage = later(() => import("./schedules.js"), "SchedulesPage");
+const SettingsPage = later(() => import("./settings.js"), "SettingsPage"), WorkersPage = later(() => import("./workers.js"), "WorkersPage");
 
 const RAIL = [
   ["", "Runs", "r", "M3 4h10M3 8h10M3 12h6"],
@@ -94,9 +103,13 @@ function Login() {
       say(error instanceof Error ? error.message : String(error));
     }
   };
+  useEffect(() => {
+    document.title = "Log in · aflow";
+  }, []);
   return html`<main class="login"><form onSubmit=${enter}>
     <img src=${new URL("ui/static/icon.svg", ROOT).href} width="44" height="44" alt="" />
     <h1>aflow</h1>
+    ${refusedWith.value && !said && html`<${Notice} kind="warn">You are not logged in any more: ${refusedWith.value}<//>`}
     <p>This server asks for a token. <code>aflow ui</code> on its machine opens this page with one; <code>aflow token create NAME</code> makes one.</p>
     <label>Token <input name="token" type="password" autocomplete="current-password" required autofocus /></label>
     <button class="main">Log in</button>
@@ -111,10 +124,15 @@ function Dialog() {
     if (asked && box.current && !box.current.open) box.current.showModal();
   }, [asked]);
   if (!asked) return null;
-  return html`<dialog ref=${box} aria-label=${asked.title} onCancel=${() => asked.answer(false)}>
-    <h2>${asked.title}</h2><div>${asked.body}</div>
-    <footer><button onClick=${() => asked.answer(false)}>No</button><button class="main danger" onClick=${() => asked.answer(true)}>${asked.yes}</button></footer>
-  </dialog>`;
+  const none = asked.label ? null : false;
+  const answer = (/** @type {any} */ event) => {
+    event.preventDefault();
+    asked.answer(asked.label ? String(new FormData(event.target).get("text")).trim() || null : true);
+  };
+  return html`<dialog ref=${box} aria-label=${asked.title} onCancel=${() => asked.answer(none)}><form onSubmit=${answer}>
+    <h2>${asked.title}</h2><div>${asked.label ? html`<label>${asked.label} <input name="text" required autofocus /></label>` : asked.body}</div>
+    <footer><button type="button" onClick=${() => asked.answer(none)}>${asked.danger ? "No" : "Close"}</button><button class=${asked.danger ? "main danger" : "main"}>${asked.yes}</button></footer>
+  </form></dialog>`;
 }
 
 const KEYS = [
@@ -137,6 +155,7 @@ function Palette({ close }) {
     ...(path.startsWith("runs/")
       ? ["overview", "timeline", "tasks", "logs", "artifacts", "code", "cards", "explain", "events"].map((tab) => [`Tab: ${tab}`, () => setQuery({ tab: tab === "overview" ? "" : tab })])
       : []),
+    ...(path.startsWith("runs/") ? [["Next failed task", () => dispatchEvent(new CustomEvent("failed", { detail: 1 }))]] : []),
     ["Only failed runs", () => go("?filter=state:failed")], ["Only running runs", () => go("?filter=state:running")],
   ].filter(([title]) => String(title).toLowerCase().includes(text.toLowerCase()));
   const run = (/** @type {any} */ command) => (close(), command && command[1]());
@@ -166,7 +185,7 @@ function Frame() {
       else if (event.key === "/") (document.getElementById("search")?.focus(), event.preventDefault());
       else if (event.key === "?") setSheet("help");
       else if (event.key === ".") (setSheet("palette"), event.preventDefault());
-      else if ("jkx".includes(event.key) || event.key === "Enter") rowKey(event);
+      else if ("jkx".includes(event.key) || (event.key === "Enter" && !target.closest("a, button, summary"))) rowKey(event);
       else if (event.key === "[" || event.key === "]") dispatchEvent(new CustomEvent("failed", { detail: event.key === "]" ? 1 : -1 }));
     };
     addEventListener("keydown", keys);
@@ -195,6 +214,8 @@ function Frame() {
 
 /** j, k, x and Enter in a table of rows. @param {KeyboardEvent} event */
 function rowKey(event) {
+  // A table that draws what is on the screen alone moves by itself.
+  if (!dispatchEvent(new CustomEvent("rowkey", { detail: event.key, cancelable: true }))) return;
   const rows = [...document.querySelectorAll("[data-row]")];
   if (!rows.length) return;
   const at = rows.findIndex((row) => row.classList.contains("at"));

@@ -19,7 +19,7 @@ export function Graph({ graph, steps = [], open }) {
   const width = graph.width * (W + GX), height = graph.height * (H + GY);
   const x = (/** @type {any} */ node) => node.x * (W + GX) + GX / 2;
   const y = (/** @type {any} */ node) => node.y * (H + GY) + 4;
-  return html`<svg class="graph" viewBox=${`0 0 ${width} ${height}`} width=${width} role="group" aria-label="Graph of the flow">
+  return html`<svg class="graph" viewBox=${`0 0 ${width} ${height}`} width=${width} style=${{ minWidth: `${Math.min(width, graph.width * 112)}px` }} role="group" aria-label="Graph of the flow">
     <defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 8 4 0 8z" /></marker></defs>
     ${graph.nodes.flatMap((/** @type {any} */ node) => node.next.map((/** @type {string} */ name) => {
       const to = at.get(name);

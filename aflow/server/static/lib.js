@@ -1,16 +1,16 @@
 // What every page uses: rendering, state, the API, the address, formats.
 // @ts-check
 import { h, render, Fragment } from "./vendor/preact.js";
-import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.js";
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.js";
 import { signal, computed, effect, batch } from "./vendor/signals.js";
 import htm from "./vendor/htm.js";
 
 export const html = htm.bind(h);
-export { render, Fragment, useEffect, useLayoutEffect, useMemo, useRef, useState };
+export { render, Fragment, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState };
 export { signal, computed, effect, batch };
 
-/** The address of the server: two folders above this file. */
-export const ROOT = new URL("../../", import.meta.url);
+/** The address of the server: above the folder of the pages. */
+export const ROOT = new URL(import.meta.url.replace(/ui\/static\/.*$/, ""));
 
 // ------------------------------------------------------------ the API
 
@@ -25,6 +25,9 @@ export class Refused extends Error {
 
 /** Whether the server answers: "live", "lost" (it does not), or "login" (it wants a token). */
 export const connection = signal("live");
+
+/** Why it wants one: what the server said when it answered nothing more. */
+export const refusedWith = signal("");
 
 /**
  * Ask the server. Raises Refused with its sentence, or with our own where it does not answer.
@@ -44,14 +47,21 @@ export async function ask(path, how = {}) {
     connection.value = "lost";
     throw new Refused(0, "The server does not answer. The page tries again by itself.");
   }
-  if (answer.status === 401) connection.value = "login";
-  else if (connection.value === "lost") connection.value = "live";
+  if (connection.value === "lost" && answer.status !== 401) connection.value = "live";
   if (!answer.ok) {
     const said = await answer.json().catch(() => ({}));
+    // A token that only may not do this gets the page; one that may not even read has expired.
+    const reads = !how.method || how.method === "GET";
+    if (answer.status === 401 || (answer.status === 403 && reads && how.json === undefined)) {
+      refusedWith.value = answer.status === 403 || known ? said.error || "" : "";
+      connection.value = "login";
+    } else known = true;
     throw new Refused(answer.status, said.error || `The server answered ${answer.status}.`);
   }
+  known = true;
   return answer;
 }
+let known = false; // whether the server has answered this page before
 
 /** The JSON that the server answers. @param {string} path @param {any} [how] */
 export const get = async (path, how) => (await ask(path, how)).json();
@@ -90,7 +100,7 @@ export function useApi(path, tick) {
       stop.abort();
       clearTimeout(later);
     };
-  }, [path, tick, again]);
+  }, [path, tick, again, woken.value]);
   const fresh = state.path === path;
   return {
     data: fresh ? state.data : null,
@@ -169,7 +179,17 @@ export const count = (/** @type {number} */ n) => n.toLocaleString("en-US");
 
 /** A clock that pages which show running things look at. */
 export const now = signal(Date.now() / 1000);
-setInterval(() => document.hidden || (now.value = Date.now() / 1000), 1000);
+
+/** Grows when this machine was asleep: everything is read again then. */
+export const woken = signal(0);
+const ASLEEP = 20; // seconds that a clock which ticks each second was late, at least
+let ticked = Date.now() / 1000;
+setInterval(() => {
+  const at = Date.now() / 1000;
+  if (at - ticked > ASLEEP && !document.hidden) woken.value++;
+  ticked = at;
+  if (!document.hidden) now.value = at;
+}, 1000);
 
 /** @param {{at: number | null | undefined}} props */
 export function Time({ at }) {
@@ -202,12 +222,11 @@ const SIGNS = {
   skipped: html`<path class="line" d="M3 8h10" />`,
 };
 
-/** A state as a sign: a shape and a colour. @param {{state: string, label?: boolean}} props */
-export function State({ state, label = false }) {
-  return html`<span class=${`state ${state}`}>
-    <svg viewBox="0 0 16 16" width="14" height="14" role="img" aria-label=${state}>${SIGNS[state] || SIGNS.ready}</svg>
-    ${label && html`<span>${state}</span>`}
-  </span>`;
+/** A state as a sign: a shape and a colour. @param {{state: string, label?: boolean, name?: string}} props */
+export function State({ state, label = false, name = state }) {
+  const sign = /** @type {any} */ (SIGNS)[state] || SIGNS.ready;
+  if (label) return html`<span class=${`state ${state}`}><svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">${sign}</svg> <span>${name}</span></span>`;
+  return html`<span class=${`state ${state}`}><svg viewBox="0 0 16 16" width="14" height="14" role="img" aria-label=${name}>${sign}</svg></span>`;
 }
 
 /** A bar of task states. @param {{tasks: Record<string, number>, text?: boolean}} props */
@@ -281,9 +300,15 @@ export function Tabs({ tabs, name = "tab" }) {
 export const dialog = signal(/** @type {any} */ (null));
 
 /** @param {string} title @param {any} body @param {string} yes @returns {Promise<boolean>} */
-export const confirm = (title, body, yes) =>
+export const confirm = (title, body, yes) => asked({ title, body, yes, danger: true });
+
+/** Ask for a text; null where there is none. @param {string} title @param {string} label @param {string} yes @returns {Promise<string | null>} */
+export const askText = (title, label, yes) => asked({ title, label, yes });
+
+/** @param {any} what @returns {Promise<any>} */
+const asked = (what) =>
   new Promise((resolve) => {
-    dialog.value = { title, body, yes, answer: (/** @type {boolean} */ is) => ((dialog.value = null), resolve(is)) };
+    dialog.value = { ...what, answer: (/** @type {any} */ answer) => ((dialog.value = null), resolve(answer)) };
   });
 
 /** A line at the bottom that goes by itself. */
@@ -341,6 +366,8 @@ let source = null;
 const listeners = new Map();
 let nextListener = 1;
 let opened = "";
+let heard = 0; // when the stream said something last
+const SILENCE = 40; // seconds: the server says something each 15
 
 export const live = signal("idle"); // idle, live, paused, lost
 
@@ -354,21 +381,32 @@ function connect() {
   live.value = topics.length ? (document.hidden ? "paused" : "live") : "idle";
   if (!wanted) return;
   const here = (source = new EventSource(new URL(withQuery("v1/stream", { topics: wanted }), ROOT)));
+  heard = Date.now() / 1000;
   here.onopen = () => (live.value = "live");
-  here.onerror = () => {
-    if (here !== source) return;
-    live.value = "lost";
-    here.close();
-    source = null;
-    opened = "";
-    setTimeout(connect, 2000);
-  };
-  for (const name of ["runs", "run", "lines"])
+  here.onerror = () => here === source && again();
+  for (const name of ["runs", "run", "lines", "alive"])
     here.addEventListener(name, (event) => {
+      heard = Date.now() / 1000;
       const data = JSON.parse(/** @type {MessageEvent} */ (event).data);
       for (const each of listeners.values()) each.hear(name, data);
     });
 }
+
+/** Open the stream again, in a while: it was cut off, or nobody is at its other end. @param {number} [wait] milliseconds */
+function again(wait = 2000) {
+  live.value = "lost";
+  source?.close();
+  source = null;
+  opened = "";
+  setTimeout(connect, wait);
+  // Why? A stream says nothing of a token that has expired, or of a run that was deleted.
+  ask("v1/server").catch(() => null);
+}
+
+setInterval(() => source && !document.hidden && Date.now() / 1000 - heard > SILENCE && again(0), 5000);
+effect(() => {
+  if (woken.value && source) again(0);
+});
 
 document.addEventListener("visibilitychange", connect);
 let connecting = 0;
@@ -396,15 +434,26 @@ export function useTopic(topic, hear, current) {
   }, [topic]);
 }
 
+const PACE = 1000; // milliseconds between readings of a run that goes on, at least
+
 /** A number that grows when a run has changed. @param {any} path */
 export function useRunVersion(path) {
   const [version, set] = useState(0);
-  const timer = useRef(0);
+  const waits = useRef({ timer: 0, latest: 0, at: 0 });
   useTopic(path ? `run:${path}` : null, (name, data) => {
     if (name !== "run" || data.run !== path) return;
-    clearTimeout(timer.current);
-    // Changes of a busy run are shown some four times a second at most.
-    timer.current = /** @type {any} */ (setTimeout(() => set(data.version), 250));
+    const state = waits.current;
+    // A deleted run has version -1, a run that has ended may have the version that it had: both are read at once.
+    state.latest = data.is_over ? data.version + 0.5 : data.version;
+    if (state.timer) return;
+    const show = () => {
+      state.timer = 0;
+      state.at = Date.now();
+      set(state.latest);
+    };
+    const left = state.at + PACE - Date.now();
+    if (left <= 0) show();
+    else state.timer = /** @type {any} */ (setTimeout(show, left));
   });
   return version;
 }

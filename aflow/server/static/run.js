@@ -48,7 +48,7 @@ function Head({ data, path }) {
       if (await attempt(() => ask(`v1/runs/${path}/records`, { method: "DELETE" }), "Deleted.")) go("./");
   };
   return html`<section class="run-head">
-    <div class="head"><h1><${State} state=${data.state} /> <${Link} to=${`flows/${data.flow}`}>${data.flow}<//><span class="dim">/${data.run}</span></h1>
+    <div class="head"><h1><${State} state=${data.state} /> <span class="title"><${Link} to=${`flows/${data.flow}`}>${data.flow}<//><span class="dim">/${data.run}</span></span></h1>
       <div class="actions">
         ${!over && html`<button class="danger" onClick=${cancel}>Cancel</button>`}
         ${over && data.state !== "succeeded" && html`<button class="main" onClick=${() => setForm("resume")}>Resume</button>`}
@@ -198,11 +198,17 @@ function Cards({ path, version }) {
   const [open, setOpen] = useState("");
   return shown(found, (data) => {
     const card = data.cards.find((/** @type {any} */ c) => `${c.task}/${c.name}` === open) || data.cards[0];
-    if (!card) return html`<${Notice}>This run has no cards: put <code>@card</code> on a step.<//>`;
-    const url = new URL(`v1/runs/${path}/tasks/${card.task}/cards/${encodeURIComponent(card.name)}`, ROOT).href;
+    if (!card) return html`<${Notice}><span>This run has no cards: put <code>@card</code> on a step.</span><//>`;
     return html`<div class="files"><ul>${data.cards.map((/** @type {any} */ c) => html`<li><button aria-pressed=${c === card} onClick=${() => setOpen(`${c.task}/${c.name}`)}>${c.step}/${c.task} <small>${c.id || c.type}</small></button></li>`)}</ul>
-      <iframe class="card" title=${`Card of ${card.step}`} sandbox="allow-scripts" src=${url}></iframe></div>`;
+      <${Card} path=${path} card=${card} task=${card.task} title=${`Card of ${card.step}`} /></div>`;
   });
+}
+
+/** A card, in a sandbox: it is of others' making. @param {{path: string, card: any, task: number, title: string}} props */
+export function Card({ path, card, task, title }) {
+  const theme = document.documentElement.dataset.theme || "";
+  const url = new URL(withQuery(`v1/runs/${path}/tasks/${task}/cards/${encodeURIComponent(card.name)}`, { theme }), ROOT).href;
+  return html`<iframe class="card" title=${title} sandbox="allow-scripts" src=${url}></iframe>`;
 }
 
 function Explain({ path, version }) {

@@ -1,92 +1,121 @@
 // The list of runs: filter words, what is going on above, select many, act on them.
 // @ts-check
 import {
-  Bar, Behind, Link, Notice, Skeleton, State, Time, ask, attempt, confirm, count, get, html, now, query, runPath, setQuery, span, took, useEffect, useRef, useState, useTopic, withQuery, go,
+  Bar, Behind, Link, Notice, Skeleton, State, Time, ask, askText, attempt, confirm, count, get, go, html, now, query, runPath, setQuery, span, took, useCallback, useEffect, useMemo, useRef, useState, useTopic, withQuery, woken,
 } from "./lib.js";
+import { Rows } from "./table.js";
 
-const PAGE = 50;
+const PAGE = 100;
 const CHIPS = [["", "All"], ["state:running", "Running"], ["state:failed", "Failed"], ["state:succeeded", "Succeeded"], ["since:1d", "Last day"]];
 const WORDS = ["flow:", "state:running", "state:failed", "state:succeeded", "state:cancelled", "tag:", "user:", "since:1d", "since:7d", "until:", "id:", "param."];
 
-export function RunsPage() {
-  const filter = query("filter");
-  const [runs, setRuns] = useState(/** @type {any[] | null} */ (null));
-  const [cursor, setCursor] = useState(/** @type {string | null} */ (null));
-  const [error, setError] = useState(/** @type {any} */ (null));
-  const [chosen, setChosen] = useState(/** @type {Set<string>} */ (new Set()));
-  const size = useRef(PAGE);
+const nameOf = (/** @type {any} */ run) => `${run.flow}/${run.run}`;
+
+/** @type {import("./table.js").Column[]} */
+const COLUMNS = [
+  { title: html`<span class="hidden">Select</span>`, track: "26px" },
+  { title: "State", track: "minmax(24px, 104px)", small: "18px", name: "sign" },
+  { title: "Run", track: "minmax(150px, 1.5fr)", small: "minmax(90px, 1.5fr)", name: "name" },
+  { title: "Parameters", track: "minmax(120px, 1.2fr)", hide: "wide", name: "params" },
+  { title: "Tasks", track: "minmax(90px, 160px)", small: "minmax(56px, 90px)" },
+  { title: "Started", track: "100px", hide: "mid" },
+  { title: "Duration", track: "84px", small: "58px", right: true },
+  { title: "User", track: "minmax(60px, 110px)", hide: "mid" },
+  { title: "Tags", track: "minmax(70px, .7fr)", hide: "wide" },
+];
+
+/** The runs that match, as far as they were read. @param {string} filter */
+function useRuns(filter) {
+  const [state, set] = useState(/** @type {{filter: string | null, runs: any[], cursor: string | null, error: any}} */ ({ filter: null, runs: [], cursor: null, error: null }));
   const [tick, setTick] = useState(0);
   const throttle = useRef(0);
+  const reading = useRef("");
   useTopic("runs", (name) => {
-    if (name !== "runs") return;
-    clearTimeout(throttle.current);
-    throttle.current = /** @type {any} */ (setTimeout(() => setTick((n) => n + 1), 400));
+    if (name !== "runs" || throttle.current) return;
+    throttle.current = /** @type {any} */ (setTimeout(() => ((throttle.current = 0), setTick((n) => n + 1)), 500));
   });
   useEffect(() => {
-    size.current = PAGE;
-    setRuns(null);
-  }, [filter]);
-  useEffect(() => {
     const stop = new AbortController();
-    const path = withQuery("v1/search", { filter, limit: Math.min(size.current, 200) });
-    get(path, { signal: stop.signal }).then(
-      (answer) => (setRuns(answer.runs), setCursor(answer.cursor), setError(null)),
-      (said) => stop.signal.aborted || setError(said),
+    let later = 0;
+    get(withQuery("v1/search", { filter, limit: PAGE }), { signal: stop.signal }).then(
+      (answer) =>
+        set((was) => {
+          if (was.filter !== filter) return { filter, runs: answer.runs, cursor: answer.cursor, error: null };
+          // The newest ones are as they are now; of those before them nothing was said.
+          const last = answer.runs[answer.runs.length - 1];
+          if (!answer.cursor || !last) return { filter, runs: answer.runs, cursor: answer.cursor, error: null };
+          const known = new Set(answer.runs.map(nameOf));
+          const older = was.runs.filter((run) => run.created_at <= last.created_at && !known.has(nameOf(run)));
+          return { filter, runs: [...answer.runs, ...older], cursor: older.length ? was.cursor : answer.cursor, error: null };
+        }),
+      (said) => {
+        if (stop.signal.aborted) return;
+        set((was) => (was.filter === filter ? { ...was, error: said } : { filter: null, runs: [], cursor: null, error: said }));
+        if (said.status === 0 || said.status >= 500) later = /** @type {any} */ (setTimeout(() => setTick((n) => n + 1), 2000));
+      },
     );
-    return () => stop.abort();
-  }, [filter, tick]);
-  const more = async () => {
+    return () => {
+      stop.abort();
+      clearTimeout(later);
+    };
+  }, [filter, tick, woken.value]);
+  const more = useCallback(async () => {
+    const cursor = state.cursor;
+    if (!cursor || reading.current === cursor || state.filter !== filter) return;
+    reading.current = cursor;
     const answer = await attempt(() => get(withQuery("v1/search", { filter, limit: PAGE, cursor })), "");
+    reading.current = "";
     if (!answer) return;
-    size.current += PAGE;
-    setRuns([...(runs || []), ...answer.runs]);
-    setCursor(answer.cursor);
-  };
-  const last = useRef(/** @type {any} */ (null));
-  useEffect(() => {
-    if (!cursor || !last.current) return;
-    const watch = new IntersectionObserver((seen) => seen[0].isIntersecting && more(), { rootMargin: "600px" });
-    watch.observe(last.current);
-    return () => watch.disconnect();
-  }, [cursor, runs]);
+    set((was) => {
+      if (was.filter !== filter || was.cursor !== cursor) return was;
+      const known = new Set(was.runs.map(nameOf));
+      return { ...was, runs: [...was.runs, ...answer.runs.filter((/** @type {any} */ run) => !known.has(nameOf(run)))], cursor: answer.cursor };
+    });
+  }, [state, filter]);
+  return { ...state, loaded: state.filter === filter, more, again: () => setTick((n) => n + 1) };
+}
+
+export function RunsPage() {
+  const filter = query("filter");
+  const { runs, cursor, error, loaded, more, again } = useRuns(filter);
+  const [chosen, setChosen] = useState(/** @type {Set<string>} */ (new Set()));
   const toggle = (/** @type {string} */ path) => {
     const next = new Set(chosen);
     next.has(path) ? next.delete(path) : next.add(path);
     setChosen(next);
   };
+  const seen = useCallback((/** @type {number} */ _, /** @type {number} */ end) => void (cursor && end > runs.length - PAGE / 2 && more()), [cursor, runs.length, more]);
+  const moves = runs.some((run) => run.state === "running");
+  const fresh = useMemo(() => ({}), [chosen, moves && now.value]);
   return html`
     <div class="head"><h1>Runs</h1>
       <div class="chips">${CHIPS.map(([words, title]) => html`<button aria-pressed=${filter === words} onClick=${() => setQuery({ filter: words }, false)}>${title}</button>`)}</div>
       <${Behind} path=${withQuery("v1/search", { filter, limit: PAGE })} />
     </div>
     <${Filter} filter=${filter} />
-    ${error && html`<${Notice} kind="bad" retry=${() => setTick(tick + 1)}>${error.message}<//>`}
-    ${chosen.size > 0 && html`<${Chosen} chosen=${chosen} clear=${() => (setChosen(new Set()), setTick(tick + 1))} />`}
-    ${runs === null && !error && html`<${Skeleton} lines=${12} />`}
-    ${runs && runs.length > 0 && html`<${Activity} runs=${runs} />`}
-    ${runs && runs.length === 0 && (filter ? html`<${Notice}>No run matches <code>${filter}</code>. <button class="link" onClick=${() => setQuery({ filter: "" })}>Show all runs</button><//>` : html`<${Empty} />`)}
-    ${runs && runs.length > 0 && html`<div class="scroll"><table class="list">
-      <thead><tr><th><span class="hidden">Select</span></th><th>State</th><th>Run</th><th class="wide">Parameters</th><th>Tasks</th><th>Started</th><th class="right">Duration</th><th>User</th><th class="wide">Tags</th></tr></thead>
-      <tbody>${runs.map((run) => html`<${Row} key=${`${run.flow}/${run.run}`} run=${run} chosen=${chosen.has(`${run.flow}/${run.run}`)} toggle=${toggle} />`)}</tbody>
-    </table></div>`}
-    ${cursor && html`<p ref=${last} class="more"><button onClick=${more}>More runs</button></p>`}`;
+    ${error && html`<${Notice} kind=${loaded ? "warn" : "bad"} retry=${again}>${loaded ? "This list is not the latest: " : ""}${error.message}<//>`}
+    ${chosen.size > 0 && html`<${Chosen} chosen=${chosen} clear=${() => (setChosen(new Set()), again())} />`}
+    ${!loaded && !error && html`<${Skeleton} lines=${12} />`}
+    ${loaded && runs.length > 0 && html`<${Activity} runs=${runs} />`}
+    ${loaded && runs.length === 0 && !cursor && (filter ? html`<${Notice}><span>No run matches <code>${filter}</code>. <button class="link" onClick=${() => setQuery({ filter: "" })}>Show all runs</button></span><//>` : html`<${Empty} />`)}
+    ${loaded && (runs.length > 0 || cursor) && html`<${Rows} key=${filter} label="Runs" columns=${COLUMNS} total=${runs.length + (cursor ? 1 : 0)} item=${(/** @type {number} */ n) => runs[n] || null} cells=${(/** @type {any} */ run) => row(run, chosen, toggle)} fresh=${fresh} seen=${seen} row=${48} room=${chosen.size ? 310 : 250}
+      mark=${(/** @type {any} */ run) => (chosen.has(nameOf(run)) ? "chosen" : "")} pick=${(/** @type {any} */ run) => toggle(nameOf(run))} open=${(/** @type {any} */ run) => go(runPath(run))} />`}`;
 }
 
-function Row({ run, chosen, toggle }) {
-  const path = `${run.flow}/${run.run}`;
-  if (run.state === "running") void now.value;
-  return html`<tr data-row class=${chosen ? "chosen" : ""}>
-    <td><input type="checkbox" aria-label=${`Select ${path}`} checked=${chosen} onChange=${() => toggle(path)} /></td>
-    <td><${State} state=${run.state} label /></td>
-    <td class="name"><${Link} to=${runPath(run)}><b>${run.flow}</b><span class="dim">/${run.run}</span><//>
-      ${run.reason && html`<div class=${`reason ${run.state}`} title=${run.reason}>${run.reason}</div>`}</td>
-    <td class="wide params">${run.parameters.slice(0, 4).map((/** @type {any} */ p) => html`<span title=${`${p.name} = ${p.value}`}><i>${p.name}</i> ${p.value}</span>`)}</td>
-    <td><${Bar} tasks=${run.tasks} /></td>
-    <td><${Time} at=${run.created_at} /></td>
-    <td class="right num">${span(took(run))}</td>
-    <td>${run.user}</td>
-    <td class="wide tags">${run.tags.slice(0, 3).map((/** @type {string} */ tag) => html`<button class="tag" onClick=${() => setQuery({ filter: `tag:${tag}` }, false)}>${tag}</button>`)}</td>
-  </tr>`;
+/** @param {any} run @param {Set<string>} chosen @param {(path: string) => void} toggle */
+function row(run, chosen, toggle) {
+  const path = nameOf(run);
+  return [
+    html`<input type="checkbox" aria-label=${`Select ${path}`} checked=${chosen.has(path)} onChange=${() => toggle(path)} />`,
+    html`<${State} state=${run.state} label />`,
+    html`<${Link} to=${runPath(run)} title=${path}><b>${run.flow}</b><span class="dim">/${run.run}</span><//>${run.reason && html`<small class=${`reason ${run.state}`} title=${run.reason}>${run.reason}</small>`}`,
+    run.parameters.slice(0, 4).map((/** @type {any} */ p) => html`<span title=${`${p.name} = ${p.value}`}><i>${p.name}</i> ${p.value}</span>`),
+    html`<${Bar} tasks=${run.tasks} />`,
+    html`<${Time} at=${run.created_at} />`,
+    span(took(run)),
+    run.user,
+    run.tags.slice(0, 3).map((/** @type {string} */ tag) => html`<button class="tag" onClick=${() => setQuery({ filter: `tag:${tag}` }, false)}>${tag}</button>`),
+  ];
 }
 
 function Filter({ filter }) {
@@ -140,8 +169,12 @@ function Chosen({ chosen, clear }) {
       each((path) => ask(`v1/runs/${path}`, { method: "DELETE" }), `${paths.length} runs are being stopped.`);
   };
   const tag = async () => {
-    const name = prompt("Tag to add");
+    const name = await askText("Tag these runs", "Tag to add", "Add the tag");
     if (name) each((path) => ask(`v1/runs/${path}/tags`, { method: "PATCH", json: { add: [name] } }), `Tagged ${paths.length} runs.`);
+  };
+  const resume = async () => {
+    if (await confirm("Resume runs?", html`${paths.length} runs are resumed, each from where it stopped, with the code that it had.`, "Resume them"))
+      each((path) => ask(`v1/runs/${path}/resume`, { json: {} }), `${paths.length} runs were resumed.`);
   };
   const remove = async () => {
     const plan = await attempt(() => get(`v1/deletion?runs=${encodeURIComponent(paths.join(","))}`), "");
@@ -150,7 +183,7 @@ function Chosen({ chosen, clear }) {
     if (await confirm("Delete runs?", told, "Delete them")) each((path) => ask(`v1/runs/${path}/records`, { method: "DELETE" }), "Deleted.");
   };
   return html`<div class="chosen-bar" role="toolbar" aria-label="Selected runs"><b>${paths.length} selected</b>
-    <button onClick=${cancel}>Cancel</button><button onClick=${tag}>Tag</button>
+    <button onClick=${cancel}>Cancel</button><button onClick=${resume}>Resume</button><button onClick=${tag}>Tag</button>
     <button disabled=${paths.length < 2 || paths.length > 5} title="Two to five runs" onClick=${() => go(`compare?runs=${paths.join(",")}`)}>Compare</button>
     <button class="danger" onClick=${remove}>Delete</button><button class="quiet" onClick=${clear}>Clear</button></div>`;
 }

@@ -2,7 +2,7 @@
 // @ts-check
 import { Behind, Link, Notice, ROOT, State, Time, copy, count, html, shown, size, span, useApi, useEffect, useRunVersion } from "./lib.js";
 import { Log } from "./log.js";
-import { Failure, Preview, Values } from "./run.js";
+import { Card, Failure, Preview, Values } from "./run.js";
 import { useFailedKeys } from "./tasks.js";
 
 export function TaskPage({ flow, run, task }) {
@@ -17,7 +17,7 @@ export function TaskPage({ flow, run, task }) {
   return shown(found, (t) => {
     const running = t.state === "running" || t.state === "ready";
     return html`
-    <section class="run-head"><div class="head"><h1><${State} state=${t.reused ? "reused" : t.state} /> <${Link} to=${`runs/${path}?tab=tasks&step=${t.step}`}>${t.step}<//><span class="dim">/${task}</span></h1>
+    <section class="run-head"><div class="head"><h1><${State} state=${t.reused ? "reused" : t.state} /> <span class="title"><${Link} to=${`runs/${path}?tab=tasks&step=${t.step}`}>${t.step}<//><span class="dim">/${task}</span></span></h1>
       <div class="actions"><button onClick=${() => copy(`from aflow import Task\ntask = Task("${t.pathspec}")`)}>Copy the client's code</button><button onClick=${() => copy(`python FLOW.py spin ${t.pathspec.split("/").slice(1).join("/")}`)}>Copy the spin command</button></div></div>
       <div class="facts"><span><b>Run</b><${Link} to=${`runs/${path}`}>${path}<//></span><span><b>State</b>${t.reused ? "result reused" : t.state}</span><span><b>Started</b><${Time} at=${t.started_at} /></span>
         <span><b>Duration</b>${span(t.finished_at ? t.finished_at - t.started_at : null)}</span>${t.host && html`<span><b>Where</b>${t.host}</span>`}
@@ -34,7 +34,7 @@ export function TaskPage({ flow, run, task }) {
         ${t.inherited.length > 0 && html`<details><summary>${t.inherited.length} passed on from earlier tasks</summary><p>${t.inherited.map((/** @type {any} */ i) => html`<${Link} class="tag" to=${`runs/${path}/tasks/${i.task}`}>${i.name}<//>`)}</p></details>`}
         ${t.facts.length > 0 && html`<h2>Metadata</h2><${Values} rows=${t.facts.map((/** @type {any} */ f) => [f.name, "", f.value])} />`}</section>
     </div>
-    ${t.cards.map((/** @type {any} */ card) => html`<section><h2>Card ${card.id || card.type}</h2><iframe class="card" title="Card" sandbox="allow-scripts" src=${new URL(`v1/runs/${path}/tasks/${task}/cards/${encodeURIComponent(card.name)}`, ROOT).href}></iframe></section>`)}
+    ${t.cards.map((/** @type {any} */ card) => html`<section><h2>Card ${card.id || card.type}</h2><${Card} path=${path} card=${card} task=${task} title="Card" /></section>`)}
     <section><h2>Log</h2><${Log} path=${path} task=${task} running=${running} /></section>`;
   });
 }

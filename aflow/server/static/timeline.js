@@ -1,7 +1,8 @@
 // When each task ran: lanes of tasks, packed so that as many rows are there as tasks went on at once.
 // Drawn as pixels, not as shapes: a hundred thousand tasks cost a few milliseconds a frame.
 // @ts-check
-import { ROOT, Notice, Skeleton, ask, count, go, html, query, setQuery, span, useEffect, useLayoutEffect, useMemo, useRef, useState, withQuery } from "./lib.js";
+import { Link, Notice, Skeleton, State, ask, count, go, html, now, query, setQuery, span, useEffect, useLayoutEffect, useMemo, useRef, useState, withQuery, woken } from "./lib.js";
+import { Rows } from "./table.js";
 
 /** @typedef {{version: number, base: number, steps: string[], workers: string[], states: string[], count: number, task: Uint32Array, ready: Float32Array, start: Float32Array, end: Float32Array, step: Uint16Array, worker: Uint16Array, state: Uint8Array, flags: Uint8Array}} Columns */
 
@@ -19,38 +20,43 @@ export function decode(buffer) {
   return { ...head, task: column(Uint32Array, 4), ready: column(Float32Array, 4), start: column(Float32Array, 4), end: column(Float32Array, 4), step: column(Uint16Array, 2), worker: column(Uint16Array, 2), state: column(Uint8Array, 1), flags: column(Uint8Array, 1) };
 }
 
+const NAMES = /** @type {const} */ (["task", "ready", "start", "end", "step", "worker", "state", "flags"]);
+
+/** Rows of tasks by number, kept as long as columns grow. @type {WeakMap<Columns, Map<number, number>>} */
+const rowsOf = new WeakMap();
+
 /** Rows that have changed put into columns that were read before. @param {Columns} all @param {Columns} news @returns {Columns} */
 export function merge(all, news) {
-  if (!news.count) return { ...all, ...{ version: news.version } };
-  const rows = new Map();
-  for (let n = 0; n < all.count; n++) rows.set(all.task[n], n);
-  const added = [];
-  for (let n = 0; n < news.count; n++) if (!rows.has(news.task[n])) added.push(n);
-  const total = all.count + added.length;
+  const rows = rowsOf.get(all) || new Map();
+  if (!rows.size) for (let n = 0; n < all.count; n++) rows.set(all.task[n], n);
+  let total = all.count;
+  const at = new Uint32Array(news.count);
+  for (let n = 0; n < news.count; n++) {
+    let row = rows.get(news.task[n]);
+    if (row === undefined) rows.set(news.task[n], (row = total++));
+    at[n] = row;
+  }
   const out = /** @type {any} */ ({ ...news, count: total });
-  for (const name of ["task", "ready", "start", "end", "step", "worker", "state", "flags"]) {
+  for (const name of NAMES) {
     const from = /** @type {any} */ (news)[name], before = /** @type {any} */ (all)[name];
-    const column = new from.constructor(total);
-    column.set(before);
+    const column = total === all.count ? before : new from.constructor(total);
+    if (column !== before) column.set(before);
+    for (let n = 0; n < news.count; n++) column[at[n]] = from[n];
     out[name] = column;
   }
-  let next = all.count;
-  for (let n = 0; n < news.count; n++) {
-    const row = rows.get(news.task[n]) ?? next++;
-    for (const name of ["task", "ready", "start", "end", "step", "worker", "state", "flags"]) out[name][row] = /** @type {any} */ (news)[name][n];
-  }
+  rowsOf.set(out, rows);
   return out;
 }
 
 /**
  * The lane of each task. By `lane` the lanes are shared by all, by `step` or by `worker` each has its own.
- * @param {Columns} c @param {string} by @param {number} now seconds after the base
+ * @param {Columns} c @param {string} by
  */
-export function pack(c, by, now) {
+export function pack(c, by) {
   const order = new Uint32Array(c.count);
   let n = 0;
   for (let row = 0; row < c.count; row++) if (!Number.isNaN(c.start[row])) order[n++] = row;
-  const rows = order.subarray(0, n).sort((a, b) => c.start[a] - c.start[b] || a - b);
+  const rows = byStart(order.subarray(0, n), c.start);
   const group = by === "step" ? c.step : by === "worker" ? c.worker : null;
   const lane = new Int32Array(c.count).fill(-1);
   /** @type {Map<number, {ends: number[], heap: number[], lanes: number}>} */
@@ -60,7 +66,7 @@ export function pack(c, by, now) {
     let g = groups.get(key);
     if (!g) groups.set(key, (g = { ends: [], heap: [], lanes: 0 }));
     // A heap of free times: the lane that was free first is taken again.
-    const end = Number.isNaN(c.end[row]) ? now : c.end[row];
+    const end = Number.isNaN(c.end[row]) ? Infinity : c.end[row];
     let at;
     if (g.heap.length && g.ends[g.heap[0]] <= c.start[row]) at = popLane(g);
     else at = g.lanes++;
@@ -79,6 +85,26 @@ export function pack(c, by, now) {
   const offset = new Map(bands.map((band) => [band.key, band.first]));
   if (group) for (const row of rows) lane[row] += offset.get(group[row]) || 0;
   return { rows, lane, lanes: first, bands };
+}
+
+/**
+ * Rows in the order of their starts. They nearly are: tasks are numbered as they are made. Where they are not, keys that are
+ * whole numbers are sorted (start in the upper half, row in the lower one), which is several times as fast as with a function.
+ * @param {Uint32Array} rows @param {Float32Array} start
+ */
+function byStart(rows, start) {
+  let sorted = true;
+  for (let n = 1; sorted && n < rows.length; n++) sorted = start[rows[n - 1]] <= start[rows[n]];
+  if (sorted) return rows;
+  if (rows.length >= 2097152) return rows.sort((a, b) => start[a] - start[b] || a - b);
+  const bits = new Uint32Array(start.buffer, start.byteOffset, start.length);
+  const keys = new Float64Array(rows.length);
+  // The bits of floats above 0 are in their order; what began before the run itself (a clock that was set) is drawn at its begin.
+  for (let n = 0; n < rows.length; n++) keys[n] = (start[rows[n]] > 0 ? bits[rows[n]] : 0) * 2097152 + n;
+  keys.sort();
+  const found = new Uint32Array(rows.length);
+  for (let n = 0; n < keys.length; n++) found[n] = rows[keys[n] % 2097152];
+  return found;
 }
 
 /** @param {{ends: number[], heap: number[]}} g */
@@ -114,6 +140,15 @@ const colours = new Map();
 let coloursOf = "";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
+/** A colour of the style sheet as the theme of the moment has it. @param {string} name */
+function resolved(name) {
+  const node = document.body.appendChild(document.createElement("i"));
+  node.style.color = `var(${name})`;
+  const found = getComputedStyle(node).color;
+  node.remove();
+  return found;
+}
+
 /** A colour of the style sheet as a number for ImageData; kept until the theme changes. @param {string} name */
 function colour(name) {
   const look = `${document.documentElement.dataset.theme || ""}${dark.matches}`;
@@ -123,7 +158,7 @@ function colour(name) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = 1;
   const probe = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name).trim() || "#888";
+  probe.fillStyle = resolved(name);
   probe.fillRect(0, 0, 1, 1);
   const [r, g, b] = probe.getImageData(0, 0, 1, 1).data;
   const found = (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
@@ -131,15 +166,17 @@ function colour(name) {
   return found;
 }
 
-const PALETTE = { succeeded: "--good", failed: "--bad", running: "--hot", cancelled: "--dim", ready: "--line", waiting: "--line", skipped: "--line" };
+const PALETTE = { succeeded: "--good-mass", failed: "--bad-mass", running: "--hot-mass", cancelled: "--dim", ready: "--line", waiting: "--line", skipped: "--line" };
 
 /** @param {{path: string, version: number, running: boolean}} props */
 export function Timeline({ path, version, running }) {
   const [columns, setColumns] = useState(/** @type {Columns | null} */ (null));
   const [error, setError] = useState(/** @type {any} */ (null));
+  const [again, setAgain] = useState(0);
   const held = useRef(/** @type {Columns | null} */ (null));
   useEffect(() => {
     const stop = new AbortController();
+    let later = 0;
     const since = held.current ? held.current.version : "";
     ask(withQuery(`v1/runs/${path}/columns`, { since }), { signal: stop.signal })
       .then((answer) => answer.arrayBuffer())
@@ -150,110 +187,240 @@ export function Timeline({ path, version, running }) {
           setColumns(held.current);
           setError(null);
         },
-        (said) => stop.signal.aborted || setError(said),
+        (said) => {
+          if (stop.signal.aborted) return;
+          setError(said);
+          if (said.status === 0 || said.status >= 500) later = /** @type {any} */ (setTimeout(() => setAgain((n) => n + 1), 2000));
+        },
       );
-    return () => stop.abort();
-  }, [path, version]);
+    return () => {
+      stop.abort();
+      clearTimeout(later);
+    };
+  }, [path, version, again, woken.value]);
   const by = query("by") || "lane";
-  if (error && !columns) return html`<${Notice} kind="bad">${error.message}<//>`;
+  const retry = () => setAgain((n) => n + 1);
+  if (error && !columns) return html`<${Notice} kind="bad" retry=${retry}>${error.message}<//>`;
   if (!columns) return html`<${Skeleton} />`;
-  if (!columns.count) return html`<${Notice}>No task has started yet.<//>`;
-  return html`<${Chart} c=${columns} by=${by} path=${path} running=${running} />`;
+  const stale = error && html`<${Notice} kind="warn" retry=${retry}>This timeline is not the latest: ${error.message}<//>`;
+  if (!columns.count) return html`${stale}<${Notice}>No task has started yet.<//>`;
+  return html`${stale}<${Chart} c=${columns} by=${by} path=${path} running=${running} />`;
+}
+
+/**
+ * The time axis without the stretches in which nothing ran. `at(t)` is where a time is drawn, `time(x)` the other way round; the
+ * pieces that are left have a narrow seam between them.
+ * @param {Columns} c @param {Uint32Array} rows @param {number} now @param {boolean} collapse
+ */
+export function timeAxis(c, rows, now, collapse) {
+  let low = Infinity, high = 0;
+  for (const r of rows) {
+    if (c.start[r] < low) low = c.start[r];
+    const end = Number.isNaN(c.end[r]) ? now : c.end[r];
+    if (end > high) high = end;
+  }
+  high = Math.max(high, low + 0.001);
+  /** @type {[number, number][]} */
+  const busy = [];
+  if (collapse) {
+    const seam = (high - low) * 0.01;
+    for (const r of rows) {
+      const end = Number.isNaN(c.end[r]) ? now : c.end[r], last = busy[busy.length - 1];
+      if (last && c.start[r] <= last[1] + seam) last[1] = Math.max(last[1], end);
+      else busy.push([c.start[r], end]);
+    }
+  }
+  if (busy.length < 2) return { low, high, seams: /** @type {number[]} */ ([]), at: (/** @type {number} */ t) => t, time: (/** @type {number} */ x) => x };
+  const work = busy.reduce((sum, [a, b]) => sum + b - a, 0), gap = Math.max(work * 0.015, 0.0005);
+  const begins = [low];
+  for (let n = 1; n < busy.length; n++) begins.push(begins[n - 1] + busy[n - 1][1] - busy[n - 1][0] + gap);
+  const piece = (/** @type {number} */ value, /** @type {(n: number) => number} */ begin) => {
+    let first = 0, last = busy.length - 1;
+    while (first < last) {
+      const middle = (first + last + 1) >> 1;
+      if (begin(middle) <= value) first = middle;
+      else last = middle - 1;
+    }
+    return first;
+  };
+  const length = (/** @type {number} */ n) => busy[n][1] - busy[n][0];
+  return {
+    low, high: begins[busy.length - 1] + length(busy.length - 1),
+    seams: begins.slice(1).map((x) => x - gap / 2),
+    at: (/** @type {number} */ t) => {
+      const n = piece(t, (k) => busy[k][0]);
+      return begins[n] + Math.min(t - busy[n][0], length(n) + gap);
+    },
+    time: (/** @type {number} */ x) => {
+      const n = piece(x, (k) => begins[k]);
+      return busy[n][0] + Math.min(x - begins[n], length(n));
+    },
+  };
+}
+
+/** Columns whose times stand where they are drawn. @param {Columns} c @param {ReturnType<typeof timeAxis>} axis @param {number} now @returns {Columns} */
+function placed(c, axis, now) {
+  if (!axis.seams.length) return c;
+  const start = c.start.map((t) => (Number.isNaN(t) ? t : axis.at(t)));
+  const end = c.end.map((t) => axis.at(Number.isNaN(t) ? now : t));
+  return { ...c, start, end };
+}
+
+/**
+ * Draw tasks as pixels; and count by column of pixels how many ran.
+ * @param {CanvasRenderingContext2D} context @param {ImageData} image @param {Columns} c @param {ReturnType<typeof pack>} packed
+ * @param {number} low @param {number} high @param {number} now
+ */
+export function draw(context, image, c, packed, low, high, now) {
+  const w = image.width, h = image.height;
+  const pixels = new Uint32Array(image.data.buffer);
+  pixels.fill(0);
+  const paints = c.states.map((state) => colour(/** @type {any} */ (PALETTE)[state] || "--dim"));
+  const hollow = colour("--dim"), failed = c.states.indexOf("failed");
+  const scale = w / (high - low), lanes = h / packed.lanes;
+  const { rows, lane } = packed;
+  const { start, end: ends, state, flags } = c;
+  const tops = new Int32Array(packed.lanes), bottoms = new Int32Array(packed.lanes);
+  for (let n = 0; n < packed.lanes; n++) {
+    tops[n] = Math.floor(n * lanes);
+    bottoms[n] = Math.max(tops[n] + 1, Math.floor((n + 1) * lanes) - (lanes > 3 ? 1 : 0));
+  }
+  // Where tasks are narrower than a pixel one of them is drawn, and those that failed before others.
+  const last = new Int32Array(packed.lanes).fill(-1);
+  const thin = scale > 2 ? 1 : 0;
+  for (let n = 0; n < rows.length; n++) {
+    const r = rows[n];
+    const from = start[r];
+    if (from > high) break;
+    const to = ends[r] === ends[r] ? ends[r] : now;
+    if (to < low) continue;
+    const x1 = from > low ? Math.floor((from - low) * scale) : 0;
+    let x2 = Math.floor((to - low) * scale) - thin;
+    if (x2 >= w) x2 = w - 1;
+    if (x2 < x1) x2 = x1;
+    const row = lane[r];
+    if (x2 === last[row] && state[r] !== failed) continue;
+    last[row] = x2;
+    const y1 = tops[row], y2 = bottoms[row];
+    if (flags[r] & 1) {
+      for (let y = y1; y < y2; y++) {
+        if (y === y1 || y === y2 - 1 || x2 - x1 < 3) pixels.fill(hollow, y * w + x1, y * w + x2 + 1);
+        else pixels[y * w + x1] = pixels[y * w + x2] = hollow;
+      }
+      continue;
+    }
+    const paint = paints[state[r]];
+    if (flags[r] & 2 && lanes > 4 && x2 - x1 > 3) {
+      for (let y = y1; y < y2; y++) for (let x = x1; x <= x2; x++) if ((x + y) % 5) pixels[y * w + x] = paint;
+    } else if (x1 === x2) for (let at = y1 * w + x1; at < y2 * w; at += w) pixels[at] = paint;
+    else for (let y = y1; y < y2; y++) pixels.fill(paint, y * w + x1, y * w + x2 + 1);
+  }
+  context.putImageData(image, 0, 0);
+}
+
+const OVERVIEW = 46; // pixels that the whole run is high below the chart
+
+/** How many tasks ran and waited at each moment of the whole run. @param {any} canvas @param {Columns} c @param {Uint32Array} rows @param {ReturnType<typeof timeAxis>} axis @param {number} width @param {number} now */
+function drawOverview(canvas, c, rows, axis, width, now) {
+  const { low, high } = axis;
+  const ran = new Int32Array(width + 2), waited = new Int32Array(width + 2);
+  const scale = width / (high - low);
+  const x = (/** @type {number} */ t) => Math.max(0, Math.min(width, Math.floor((t - low) * scale)));
+  for (const r of rows) {
+    const from = x(c.start[r]), to = x(Number.isNaN(c.end[r]) ? now : c.end[r]) + 1;
+    ran[from]++;
+    ran[to]--;
+    const ready = x(c.ready[r]);
+    if (!axis.seams.length && ready < from) {
+      waited[ready]++;
+      waited[from]--;
+    }
+  }
+  let most = 1;
+  for (let n = 0, a = 0, b = 0; n < width; n++) most = Math.max(most, (a += ran[n]), (b += waited[n]));
+  const ratio = Math.min(devicePixelRatio || 1, 2);
+  [canvas.width, canvas.height] = [Math.floor(width * ratio), OVERVIEW * ratio];
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  for (const [counts, paint] of /** @type {[Int32Array, string][]} */ ([[waited, "--warn-soft"], [ran, "--hot-line"]])) {
+    context.fillStyle = resolved(paint);
+    for (let n = 0, a = 0; n < width; n++) {
+      a += counts[n];
+      const tall = (a / most) * (OVERVIEW - 4);
+      context.fillRect(n, OVERVIEW - tall, 1, tall);
+    }
+  }
 }
 
 /** @param {{c: Columns, by: string, path: string, running: boolean}} props */
-function Chart({ c, by, path, running }) {
-  const now = Date.now() / 1000 - c.base;
-  const packed = useMemo(() => pack(c, by, now), [c, by]);
-  const extent = useMemo(() => {
-    let low = Infinity, high = 0;
-    for (const row of packed.rows) {
-      if (c.start[row] < low) low = c.start[row];
-      const end = Number.isNaN(c.end[row]) ? now : c.end[row];
-      if (end > high) high = end;
-    }
-    return [low, Math.max(high, low + 0.001)];
-  }, [c, packed]);
+function Chart({ c: real, by, path, running }) {
+  // A run that goes on grows each second, another one never.
+  const wall = (running ? now.value : now.peek()) - real.base;
+  const collapse = query("idle") === "collapse";
+  const packed = useMemo(() => pack(real, by), [real, by]);
+  const axis = useMemo(() => timeAxis(real, packed.rows, wall, collapse), [real, packed, collapse, running && wall]);
+  const c = useMemo(() => placed(real, axis, wall), [real, axis]);
+  const here = axis.seams.length ? axis.high : wall;
   const [view, setView] = useState(/** @type {[number, number] | null} */ (null));
   const [hover, setHover] = useState(/** @type {any} */ (null));
   const canvas = useRef(/** @type {any} */ (null));
-  const area = useRef(/** @type {any} */ (null));
+  const overview = useRef(/** @type {any} */ (null));
   const buffer = useRef(/** @type {ImageData | null} */ (null));
   const [width, setWidth] = useState(900);
   const [table, setTable] = useState(false);
+  const [, repaint] = useState(0);
   const height = Math.max(80, Math.min(560, packed.lanes * 14));
   const row = height / packed.lanes;
-  const [low, high] = view || extent;
+  const [low, high] = view || [axis.low, axis.high];
+  const look = `${document.documentElement.dataset.theme || ""}${dark.matches}`;
 
+  useEffect(() => setView(null), [collapse]);
   useLayoutEffect(() => {
     const watch = new ResizeObserver((seen) => setWidth(Math.max(200, Math.floor(seen[0].contentRect.width))));
     watch.observe(canvas.current.parentElement);
-    return () => watch.disconnect();
+    const themed = () => repaint((n) => n + 1);
+    dark.addEventListener("change", themed);
+    return () => (watch.disconnect(), dark.removeEventListener("change", themed));
   }, []);
-
   useLayoutEffect(() => {
     const context = canvas.current.getContext("2d");
     const ratio = Math.min(devicePixelRatio || 1, 2);
     const w = Math.floor(width * ratio), h = Math.floor(height * ratio);
     if (canvas.current.width !== w || canvas.current.height !== h) [canvas.current.width, canvas.current.height] = [w, h];
     if (!buffer.current || buffer.current.width !== w || buffer.current.height !== h) buffer.current = context.createImageData(w, h);
-    const image = buffer.current;
-    const pixels = new Uint32Array(image.data.buffer);
-    pixels.fill(0);
-    const paints = c.states.map((state) => colour(/** @type {any} */ (PALETTE)[state] || "--dim"));
-    const hollow = colour("--dim");
-    const scale = w / (high - low);
-    const lanes = h / packed.lanes;
-    for (const r of packed.rows) {
-      const end = Number.isNaN(c.end[r]) ? now : c.end[r];
-      if (end < low || c.start[r] > high) continue;
-      const x1 = Math.max(0, Math.floor((c.start[r] - low) * scale));
-      const x2 = Math.min(w - 1, Math.max(x1, Math.floor((end - low) * scale) - (scale > 2 ? 1 : 0)));
-      const y1 = Math.floor(packed.lane[r] * lanes), y2 = Math.max(y1 + 1, Math.floor((packed.lane[r] + 1) * lanes) - (lanes > 3 ? 1 : 0));
-      const paint = c.flags[r] & 1 ? hollow : paints[c.state[r]];
-      const hatched = c.flags[r] & 2;
-      for (let y = y1; y < y2; y++) {
-        if (c.flags[r] & 1 && y > y1 && y < y2 - 1) {
-          pixels[y * w + x1] = paint;
-          pixels[y * w + x2] = paint;
-          continue;
-        }
-        const line = y * w;
-        if (hatched && lanes > 4) for (let x = x1; x <= x2; x++) (x + y) % 5 && (pixels[line + x] = paint);
-        else pixels.fill(paint, line + x1, line + x2 + 1);
-      }
-    }
-    context.putImageData(image, 0, 0);
-    drawArea(area.current, c, packed.rows, low, high, width, now);
-  });
+    draw(context, buffer.current, c, packed, low, high, here);
+  }, [c, packed, low, high, width, height, look, running && wall]);
+  useLayoutEffect(() => drawOverview(overview.current, c, packed.rows, axis, width, here), [c, packed, axis, width, look]);
 
-  const timeAt = (/** @type {any} */ event) => low + ((event.clientX - canvas.current.getBoundingClientRect().left) / width) * (high - low);
+  const placeOf = (/** @type {any} */ event, /** @type {any} */ node) => (event.clientX - node.getBoundingClientRect().left) / width;
+  const timeAt = (/** @type {any} */ event) => low + placeOf(event, canvas.current) * (high - low);
   const find = (/** @type {any} */ event) => {
     const at = timeAt(event), lane = Math.floor((event.clientY - canvas.current.getBoundingClientRect().top) / row);
     const slack = (2 / width) * (high - low);
     for (const r of packed.rows) {
-      if (packed.lane[r] !== lane || c.start[r] - slack > at) continue;
-      if ((Number.isNaN(c.end[r]) ? now : c.end[r]) + slack >= at) return r;
+      if (c.start[r] - slack > at) break;
+      if (packed.lane[r] === lane && (Number.isNaN(c.end[r]) ? here : c.end[r]) + slack >= at) return r;
     }
     return null;
   };
   const clamp = (/** @type {number} */ a, /** @type {number} */ b) => {
-    const size = Math.min(Math.max(b - a, 0.001), (extent[1] - extent[0]) * 1.1);
-    const from = Math.max(extent[0] - size * 0.05, Math.min(a, extent[1] - size * 0.95));
+    const size = Math.min(Math.max(b - a, 0.001), (axis.high - axis.low) * 1.1);
+    const from = Math.max(axis.low - size * 0.05, Math.min(a, axis.high - size * 0.95));
     setView([from, from + size]);
   };
-  const wheel = (/** @type {any} */ event) => {
+  const wheel = useRef(/** @type {(event: any) => void} */ (() => {}));
+  wheel.current = (event) => {
     if (!event.ctrlKey && !event.shiftKey && Math.abs(event.deltaY) > Math.abs(event.deltaX) && !view && event.deltaY > 0) return;
     event.preventDefault();
     if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) return clamp(low + (event.deltaX / width) * (high - low), high + (event.deltaX / width) * (high - low));
-    const at = timeAt(event), by = Math.exp(event.deltaY * 0.0015);
-    clamp(at - (at - low) * by, at + (high - at) * by);
+    const at = timeAt(event), factor = Math.exp(event.deltaY * 0.0015);
+    clamp(at - (at - low) * factor, at + (high - at) * factor);
   };
   useEffect(() => {
-    const node = canvas.current;
-    node.addEventListener("wheel", wheel, { passive: false });
-    return () => node.removeEventListener("wheel", wheel);
-  });
+    const turn = (/** @type {any} */ event) => wheel.current(event);
+    canvas.current.addEventListener("wheel", turn, { passive: false });
+    return () => canvas.current?.removeEventListener("wheel", turn);
+  }, []);
   const drag = useRef(/** @type {any} */ (null));
   const down = (/** @type {any} */ event) => {
     drag.current = { x: event.clientX, low, high, moved: false };
@@ -265,8 +432,8 @@ function Chart({ c, by, path, running }) {
       const r = find(event);
       return setHover(r === null ? null : { r, x: event.offsetX, y: event.offsetY });
     }
-    const by = ((d.x - event.clientX) / width) * (d.high - d.low);
     if (Math.abs(d.x - event.clientX) > 3) d.moved = true;
+    const by = ((d.x - event.clientX) / width) * (d.high - d.low);
     if (d.moved) clamp(d.low + by, d.high + by);
   };
   const up = (/** @type {any} */ event) => {
@@ -276,54 +443,49 @@ function Chart({ c, by, path, running }) {
     const r = find(event);
     if (r !== null) go(`runs/${path}/tasks/${c.task[r]}`);
   };
+  // On the overview a stretch is chosen by dragging over it.
+  const brush = useRef(/** @type {number | null} */ (null));
+  const stretch = (/** @type {any} */ event) => {
+    const at = axis.low + Math.max(0, Math.min(1, placeOf(event, overview.current))) * (axis.high - axis.low);
+    if (event.type === "pointerdown") {
+      brush.current = at;
+      overview.current.setPointerCapture(event.pointerId);
+    } else if (brush.current !== null) {
+      const [a, b] = [Math.min(at, brush.current), Math.max(at, brush.current)];
+      if (b - a > (axis.high - axis.low) * 0.004) setView([a, b]);
+      else if (event.type === "pointerup") setView(null);
+      if (event.type === "pointerup") brush.current = null;
+    }
+  };
   const keys = (/** @type {KeyboardEvent} */ event) => {
     const size = high - low;
     const act = { ArrowLeft: () => clamp(low - size / 8, high - size / 8), ArrowRight: () => clamp(low + size / 8, high + size / 8), "+": () => clamp(low + size / 6, high - size / 6), "-": () => clamp(low - size / 4, high + size / 4), 0: () => setView(null) }[event.key];
     if (act) (act(), event.preventDefault());
   };
-  const axis = ticks(low, high);
+  const percent = (/** @type {number} */ t) => ((t - axis.low) / (axis.high - axis.low)) * 100;
+  const from = Math.max(0, percent(low)), to = Math.min(100, percent(high));
+  const retried = useMemo(() => c.flags.some((f) => f & 2), [c]), reused = useMemo(() => c.flags.some((f) => f & 1), [c]);
   return html`<section class="timeline">
     <div class="toolbar">
       <select aria-label="Rows" value=${by} onChange=${(/** @type {any} */ e) => setQuery({ by: e.target.value === "lane" ? "" : e.target.value })}><option value="lane">packed</option><option value="step">by step</option><option value="worker">by process</option></select>
-      <button onClick=${() => setView(null)} disabled=${!view}>Fit</button><button aria-label="Zoom in" onClick=${() => clamp(low + (high - low) / 4, high - (high - low) / 4)}>+</button><button aria-label="Zoom out" onClick=${() => clamp(low - (high - low) / 2, high + (high - low) / 2)}>−</button>
-      <span class="dim">${count(packed.rows.length)} tasks, ${count(packed.lanes)} at once, ${span(extent[1] - extent[0])}</span>
-      <span class="legend"><i class="succeeded"></i>succeeded <i class="failed"></i>failed <i class="running"></i>running <i class="hollow"></i>reused <i class="hatched"></i>retried</span>
+      <span class="group"><button aria-label="Zoom in" onClick=${() => clamp(low + (high - low) / 4, high - (high - low) / 4)}>+</button><button aria-label="Zoom out" onClick=${() => clamp(low - (high - low) / 2, high + (high - low) / 2)}>−</button><button onClick=${() => setView(null)} disabled=${!view}>Fit</button></span>
+      <label class="check"><input type="checkbox" checked=${collapse} onChange=${() => setQuery({ idle: collapse ? "" : "collapse" })} /> Collapse idle time</label>
       <button aria-pressed=${table} onClick=${() => setTable(!table)}>As a table</button>
+      <span class="dim">${count(packed.rows.length)} tasks, ${count(packed.lanes)} at once, ${span(axis.time(axis.high) - axis.low)}</span>
+      <span class="legend"><i class="succeeded"></i>succeeded <i class="failed"></i>failed ${running && html`<i class="running"></i>running`} ${reused && html`<i class="hollow"></i>reused`} ${retried && html`<i class="hatched"></i>retried`}</span>
     </div>
-    <div class="axis" aria-hidden="true">${axis.map((at) => html`<span style=${{ left: `${((at - low) / (high - low)) * 100}%` }}>${span(at)}</span>`)}</div>
+    <div class="axis" aria-hidden="true">${ticks(low, high).map((at) => html`<span style=${{ left: `${((at - low) / (high - low)) * 100}%` }}>${span(axis.time(at))}</span>`)}</div>
     <div class="chart">
       <canvas ref=${canvas} style=${{ width: `${width}px`, height: `${height}px` }} tabindex="0" role="img" aria-label=${`Timeline of ${count(packed.rows.length)} tasks; the table holds the same`} onPointerDown=${down} onPointerMove=${move} onPointerUp=${up} onPointerLeave=${() => setHover(null)} onKeyDown=${keys}></canvas>
+      ${axis.seams.filter((x) => x > low && x < high).map((x) => html`<i class="seam" style=${{ left: `${((x - low) / (high - low)) * 100}%` }}></i>`)}
       ${packed.bands.length > 1 && packed.bands.slice(0, 60).map((band) => html`<span class="band" style=${{ top: `${band.first * row}px` }}>${band.name}</span>`)}
-      ${hover && html`<div class="tip" style=${{ left: `${Math.min(hover.x + 12, width - 240)}px`, top: `${hover.y + 14}px` }}><b>${c.steps[c.step[hover.r]]}/${c.task[hover.r]}</b> ${c.flags[hover.r] & 1 ? "reused" : c.states[c.state[hover.r]]}<br />${span((Number.isNaN(c.end[hover.r]) ? now : c.end[hover.r]) - c.start[hover.r])}, from ${span(c.start[hover.r])}</div>`}
+      ${hover && html`<div class="tip" style=${{ left: `${Math.max(0, Math.min(hover.x + 12, width - 240))}px`, top: `${Math.min(hover.y + 14, height - 44)}px` }}><b>${c.steps[c.step[hover.r]]}/${c.task[hover.r]}</b> ${c.flags[hover.r] & 1 ? "reused" : c.states[c.state[hover.r]]}<br />${span((Number.isNaN(real.end[hover.r]) ? wall : real.end[hover.r]) - real.start[hover.r])}, from ${span(real.start[hover.r])}</div>`}
     </div>
-    <canvas class="area" ref=${area} height="48" style=${{ width: `${width}px`, height: "48px" }} role="img" aria-label="How many tasks ran at once"></canvas>
-    <p class="dim">${running ? "It grows while the run goes on. " : ""}Drag to move, scroll to zoom, click a task to open it. With the keyboard: arrows, + and −, 0.</p>
-    ${table && html`<${Table} c=${c} rows=${packed.rows} now=${now} path=${path} />`}
+    <div class="overview"><canvas ref=${overview} style=${{ width: `${width}px`, height: `${OVERVIEW}px` }} role="img" aria-label="How many tasks ran at once, and how many waited" onPointerDown=${stretch} onPointerMove=${stretch} onPointerUp=${stretch}></canvas>
+      ${view && html`<i style=${{ left: `${from}%`, width: `${Math.max(0.4, to - from)}%` }}></i>`}</div>
+    <p class="dim">${running ? "It grows while the run goes on. " : ""}Scroll to zoom, drag to move, drag over the strip below to choose a stretch, click a task to open it. With the keyboard: arrows, + and −, 0.</p>
+    ${table && html`<${Table} c=${real} rows=${packed.rows} now=${wall} path=${path} />`}
   </section>`;
-}
-
-/** How many tasks run at each moment. */
-function drawArea(canvas, c, rows, low, high, width, now) {
-  if (canvas.width !== width) canvas.width = width;
-  const counts = new Int32Array(width + 1);
-  for (const r of rows) {
-    const end = Number.isNaN(c.end[r]) ? now : c.end[r];
-    if (end < low || c.start[r] > high) continue;
-    counts[Math.max(0, Math.floor(((c.start[r] - low) / (high - low)) * width))]++;
-    counts[Math.min(width, Math.floor(((end - low) / (high - low)) * width) + 1)]--;
-  }
-  let most = 1, running = 0;
-  for (let x = 0; x < width; x++) if ((running += counts[x]) > most) most = running;
-  const context = canvas.getContext("2d");
-  const style = getComputedStyle(document.documentElement);
-  context.clearRect(0, 0, width, 48);
-  context.fillStyle = style.getPropertyValue("--hot-soft");
-  running = 0;
-  for (let x = 0; x < width; x++) {
-    running += counts[x];
-    const h = (running / most) * 44;
-    context.fillRect(x, 48 - h, 1, h);
-  }
 }
 
 /** Round times for an axis. @param {number} low @param {number} high */
@@ -335,9 +497,19 @@ export function ticks(low, high) {
   return found;
 }
 
-/** The same for those who see no canvas. */
+/** @type {import("./table.js").Column[]} */
+const COLUMNS = [
+  { title: "Task", track: "minmax(150px, 1fr)", name: "name" }, { title: "State", track: "130px" },
+  { title: "Start", track: "110px", right: true }, { title: "Duration", track: "110px", right: true },
+];
+
+/** The same for those who see no canvas: all of it, in the order of the starts. */
 function Table({ c, rows, now, path }) {
-  const shown = rows.subarray(0, 500);
-  return html`<div class="scroll"><table><caption>${rows.length > 500 ? "The first 500 tasks by their start; the tab Tasks has all." : "Tasks by their start."}</caption><thead><tr><th>Task</th><th>State</th><th class="right">Start</th><th class="right">Duration</th></tr></thead><tbody>
-    ${[...shown].map((r) => html`<tr><td><a href=${new URL(`ui/runs/${path}/tasks/${c.task[r]}`, ROOT).pathname}>${c.steps[c.step[r]]}/${c.task[r]}</a></td><td>${c.states[c.state[r]]}</td><td class="right num">${span(c.start[r])}</td><td class="right num">${span((Number.isNaN(c.end[r]) ? now : c.end[r]) - c.start[r])}</td></tr>`)}</tbody></table></div>`;
+  const cells = (/** @type {number} */ n) => {
+    const r = rows[n - 1];
+    const state = c.flags[r] & 1 ? "reused" : c.states[c.state[r]];
+    return [html`<${Link} to=${`runs/${path}/tasks/${c.task[r]}`}><b>${c.steps[c.step[r]]}</b><span class="dim">/${c.task[r]}</span><//>`, html`<${State} state=${state} label />`, span(c.start[r]), span((Number.isNaN(c.end[r]) ? now : c.end[r]) - c.start[r])];
+  };
+  // An item is the number of its row and one more: 0 would be none.
+  return html`<${Rows} label="Tasks by their start" columns=${COLUMNS} total=${rows.length} item=${(/** @type {number} */ n) => n + 1} cells=${cells} fresh=${c} open=${(/** @type {number} */ n) => go(`runs/${path}/tasks/${c.task[rows[n - 1]]}`)} room=${420} />`;
 }

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aflow.clock import FakeClock
 from aflow.metadata.base import AttemptRecord, Batch, RunRecord, TaskColumns, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.codec import encode_inputs
@@ -67,7 +68,7 @@ def test_a_reader_gets_what_has_changed_since_the_version_that_it_has(
     metadata: SqliteMetadata,
 ) -> None:
     run = metadata.create_run(a_run(created_at=99.0), b"")
-    cache = ColumnsCache(metadata)
+    cache = ColumnsCache(metadata, FakeClock())
     running = attempt(2, state=AttemptState.RUNNING, finished_at=None)
     metadata.commit(run.key, 0, Batch(tasks=tasks(1, 2), attempts=[attempt(1), running]))
     head, rows = decoded(cache.read(now(metadata, run)))
@@ -92,7 +93,7 @@ def now(metadata: SqliteMetadata, run: RunRecord) -> RunRecord:
     return found
 
 
-def test_durations_leave_out_what_was_reused_and_what_goes_on() -> None:
+def test_figures_of_steps_leave_out_what_was_reused_and_what_goes_on() -> None:
     columns = Columns(0.0)
     made = [(1, 0.0, 1.0, False), (2, 0.0, 3.0, False), (3, 0.0, None, False), (4, 0.0, 0.0, True)]
     columns.update(
@@ -100,8 +101,7 @@ def test_durations_leave_out_what_was_reused_and_what_goes_on() -> None:
         for task, start, end, reused in made
     )
 
-    assert (1.0, 3.0, 3.0) == columns.durations()["work"]
-    assert {"work": 1} == columns.flagged(1)
+    assert (1.0, 3.0, 3.0, 0.0, 0, 1) == columns.figures()["work"]
 
 
 @given(st.permutations(range(1, 9)), st.integers(0, 8), st.integers(1, 8))

@@ -11,7 +11,18 @@ import pytest
 
 from aflow.errors import InvalidInput, MetadataUnavailable
 from aflow.metadata.base import Document
-from aflow.server.schedules import MOST_MISSED, Schedule, due, new, read, run_id, seen_to, upcoming
+from aflow.server.schedules import (
+    MOST_MISSED,
+    Schedule,
+    changed,
+    due,
+    new,
+    read,
+    run_id,
+    seen_to,
+    ticks,
+    upcoming,
+)
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC).timestamp()
 HOUR = 3600.0
@@ -54,6 +65,32 @@ def test_of_very_many_that_were_missed_the_latest_are_made_up_for() -> None:
 def test_a_paused_schedule_is_never_due() -> None:
     paused = replace(HOURLY, paused=True)
     assert ([], None) == (due(paused, NOON + HOUR), upcoming(paused, NOON))
+
+
+def test_a_change_names_what_is_changed_and_leaves_the_rest() -> None:
+    known = replace(HOURLY, latest="F/1", started=3, token="a", created_by="ann")
+    paused = changed(known, {"paused": True}, NOON)
+    assert (True, HOURLY.done_until, "a") == (paused.paused, paused.done_until, paused.token)
+    resumed = changed(paused, {"paused": False}, NOON + HOUR)
+    assert [] == due(resumed, NOON + HOUR), "what was due while it rested, is not made up for"
+
+    fields = {"cron": "30 * * * ? *", "parameters": {"n": 2}, "token": "b", "created_by": "bob"}
+    moved = changed(known, fields, NOON)
+    assert ({"flow": "F", "parameters": {"n": 2}}, "F/1", 3) == (
+        moved.order, moved.latest, moved.started,
+    )  # fmt: skip
+    assert (NOON + HOUR / 2, NOON) == (upcoming(moved, NOON), moved.done_until)
+    assert ("b", "bob") == (moved.token, moved.created_by), "it runs in the name of who changed it"
+    for wrong in ({"cron": "x"}, {"cron": None}, {"timezone": "Mars/A"}, {"overlap": "never"}):
+        with pytest.raises(InvalidInput):
+            changed(known, wrong, NOON)
+
+
+def test_the_next_ticks_are_told_as_far_as_there_are_any() -> None:
+    assert [NOON + HOUR, NOON + 2 * HOUR] == ticks("0 * * * ? *", None, NOON, 2)
+    berlin = ticks("0 12 * * ? *", "Europe/Berlin", NOON, 1)
+    assert [NOON + 22 * HOUR] == berlin
+    assert [] == ticks("0 12 * * ? 2020", None, NOON, 5)
 
 
 def test_the_run_of_a_tick_has_the_same_id_everywhere() -> None:

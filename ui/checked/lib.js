@@ -1,0 +1,471 @@
+// What every page uses: rendering, state, the API, the address, formats.
+// @ts-check
+
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.js";
+import htm from "./vendor/htm.js";
+import { Fragment, h, render } from "./vendor/preact.js";
+import { batch, computed, effect, signal } from "./vendor/signals.js";
+
+export const html = /** @type {(strings: TemplateStringsArray, ...values: any[]) => any} */ (/** @type {unknown} */ (htm.bind(h)));
+export { batch, computed, effect, Fragment, render, signal, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState };
+
+/** The address of the server: above the folder of the pages. */
+export const ROOT = new URL(import.meta.url.replace(/ui\/static\/.*$/, ""));
+
+// ------------------------------------------------------------ the API
+
+/** An answer that is a refusal; `message` is the server's own sentence. */
+export class Refused extends Error {
+  /** @param {number} status @param {string} message */
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Whether the server answers: "live", "lost" (it does not), or "login" (it wants a token). */
+export const connection = signal("live");
+
+/** Why it wants one: what the server said when it answered nothing more. */
+export const refusedWith = signal("");
+
+/**
+ * Ask the server. Raises Refused with its sentence, or with our own where it does not answer.
+ * @param {string} path as "v1/runs" @param {RequestInit & {json?: unknown}} [how]
+ */
+export async function ask(path, how = {}) {
+  const headers = { "X-Aflow-Request": "1", ...(how.headers || {}) };
+  if (how.json !== undefined) {
+    how = { ...how, body: JSON.stringify(how.json), method: how.method || "POST" };
+    headers["Content-Type"] = "application/json";
+  }
+  let answer;
+  try {
+    answer = await fetch(new URL(path, ROOT), { ...how, headers, credentials: "same-origin" });
+  } catch (error) {
+    if (error instanceof DOMException && error.name === "AbortError") throw error;
+    connection.value = "lost";
+    throw new Refused(0, "The server does not answer. The page tries again by itself.");
+  }
+  if (connection.value === "lost" && answer.status !== 401) connection.value = "live";
+  if (!answer.ok) {
+    const said = await answer.json().catch(() => ({}));
+    // A token that only may not do this gets the page; one that may not even read has expired.
+    const reads = !how.method || how.method === "GET";
+    if (answer.status === 401 || (answer.status === 403 && reads && how.json === undefined)) {
+      refusedWith.value = answer.status === 403 || known ? said.error || "" : "";
+      connection.value = "login";
+    } else known = true;
+    throw new Refused(answer.status, said.error || `The server answered ${answer.status}.`);
+  }
+  known = true;
+  return answer;
+}
+let known = false; // whether the server has answered this page before
+
+/** The JSON that the server answers. @param {string} path @param {any} [how] */
+export const get = async (path, how) => (await ask(path, how)).json();
+
+/** A path with a query, without what is empty. @param {string} path @param {Record<string, any>} query */
+export function withQuery(path, query) {
+  const words = new URLSearchParams();
+  for (const [name, value] of Object.entries(query)) if (value !== undefined && value !== null && value !== "") words.set(name, String(value));
+  const text = words.toString();
+  return text ? `${path}?${text}` : path;
+}
+
+/**
+ * What an API path says, read again when the path or `tick` changes. The last answer stays on the
+ * page while a new one is on its way, or cannot be had.
+ * @param {string | null} path @param {unknown} [tick]
+ */
+export function useApi(path, tick) {
+  const [state, set] = useState(/** @type {any} */ ({ data: null, error: null, path: null }));
+  const [again, setAgain] = useState(0);
+  useEffect(() => {
+    if (path === null) return;
+    const stop = new AbortController();
+    /** @type {any} */
+    let later;
+    get(path, { signal: stop.signal }).then(
+      (data) => set({ data, error: null, path }),
+      (error) => {
+        if (stop.signal.aborted) return;
+        set((/** @type {any} */ was) => ({ ...was, data: was.path === path ? was.data : null, error }));
+        if (error.status === 0 || error.status >= 500) later = setTimeout(() => setAgain((n) => n + 1), 2000);
+      },
+    );
+    return () => {
+      stop.abort();
+      clearTimeout(later);
+    };
+  }, [path, tick, again, woken.value]);
+  const fresh = state.path === path;
+  return {
+    data: fresh ? state.data : null,
+    error: state.error,
+    stale: Boolean(fresh && state.data && state.error),
+    retry: () => setAgain((n) => n + 1),
+  };
+}
+
+// ------------------------------------------------------------ the address
+
+/** The address as it is now. */
+export const place = signal(new URL(location.href));
+addEventListener("popstate", () => (place.value = new URL(location.href)));
+
+export const BASE = new URL("ui/", ROOT).pathname;
+
+/** Go somewhere. @param {string} to below /ui/ @param {boolean} [replace] */
+export function go(to, replace = false) {
+  const url = new URL(to, new URL(BASE, location.href));
+  if (url.href === location.href) return;
+  history[replace ? "replaceState" : "pushState"](null, "", url);
+  const page = url.pathname !== place.value.pathname;
+  place.value = url;
+  if (page && !replace) scrollTo(0, 0);
+}
+
+/** Change words of the query in place. @param {Record<string, any>} changes @param {boolean} [replace] */
+export function setQuery(changes, replace = true) {
+  const url = new URL(place.value);
+  for (const [name, value] of Object.entries(changes))
+    if (value === undefined || value === null || value === "") url.searchParams.delete(name);
+    else url.searchParams.set(name, String(value));
+  go(url.pathname + url.search, replace);
+}
+
+/** A word of the query. @param {string} name */
+export const query = (name) => place.value.searchParams.get(name) || "";
+
+/** A link inside of the UI. @param {any} props */
+export function Link({ to, children, ...rest }) {
+  const href = new URL(to, new URL(BASE, location.href));
+  const follow = (/** @type {MouseEvent} */ event) => {
+    if (event.metaKey || event.ctrlKey || event.shiftKey || event.button) return;
+    event.preventDefault();
+    go(href.pathname + href.search);
+  };
+  return html`<a href=${href.pathname + href.search} onClick=${follow} ...${rest}>${children}</a>`;
+}
+
+export const runPath = (/** @type {any} */ run) => `runs/${run.flow}/${run.run}`;
+
+// ------------------------------------------------------------ formats
+
+/** Seconds as people say them. @param {number | null | undefined} seconds */
+export function span(seconds) {
+  if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
+  if (seconds < 0.0005) return "0 s";
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} m ${Math.floor(seconds % 60)} s`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} m`;
+  return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
+}
+
+/** Bytes as people say them. @param {number | null | undefined} bytes */
+export function size(bytes) {
+  if (bytes === null || bytes === undefined) return "–";
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let at = 0;
+  while (bytes >= 1000 && at < 4) [bytes, at] = [bytes / 1000, at + 1];
+  return `${at && bytes < 10 ? bytes.toFixed(1) : Math.round(bytes)} ${units[at]}`;
+}
+
+export const count = (/** @type {number} */ n) => n.toLocaleString("en-US");
+
+/** A clock that pages which show running things look at. */
+export const now = signal(Date.now() / 1000);
+
+/** Grows when this machine was asleep: everything is read again then. */
+export const woken = signal(0);
+const ASLEEP = 20; // seconds that a clock which ticks each second was late, at least
+let ticked = Date.now() / 1000;
+setInterval(() => {
+  const at = Date.now() / 1000;
+  if (at - ticked > ASLEEP && !document.hidden) woken.value++;
+  ticked = at;
+  if (!document.hidden) now.value = at;
+}, 1000);
+
+/** @param {{at: number | null | undefined}} props */
+export function Time({ at }) {
+  if (!at) return html`<span>–</span>`;
+  const when = new Date(at * 1000);
+  const passed = now.value - at;
+  const text = passed < 60 ? "just now" : passed < 86400 * 7 ? `${span(passed).split(" ").slice(0, 2).join(" ")} ago` : when.toLocaleDateString();
+  return html`<time dateTime=${when.toISOString()} title=${`${when.toLocaleString()}  (${when.toISOString().replace("T", " ").slice(0, 19)} UTC)`}>${text}</time>`;
+}
+
+/** How long a run or a task has taken, or takes by now. @param {any} each */
+export const took = (each) =>
+  each.finished_at
+    ? each.finished_at - (each.started_at || each.created_at)
+    : each.state === "running"
+      ? now.value - (each.started_at || each.created_at)
+      : null;
+
+// ------------------------------------------------------------ small parts
+
+/** The states of tasks and runs, in the order of bars. */
+export const STATES = ["succeeded", "failed", "cancelled", "running", "ready", "waiting", "pending", "skipped"];
+
+const SIGNS = {
+  succeeded: html`<circle cx="8" cy="8" r="7" /><path class="cut" d="M4.6 8.3 7 10.6l4.4-5" />`,
+  failed: html`<path d="M5 1h6l4 4v6l-4 4H5l-4-4V5z" /><path class="cut" d="m5.4 5.4 5.2 5.2m0-5.2-5.2 5.2" />`,
+  running: html`<circle class="ring" cx="8" cy="8" r="6" /><path class="arc" d="M8 2a6 6 0 0 1 6 6" />`,
+  cancelled: html`<circle class="ring" cx="8" cy="8" r="6" /><path class="line" d="m4 12 8-8" />`,
+  ready: html`<circle class="ring" cx="8" cy="8" r="6" />`,
+  waiting: html`<circle class="ring dots" cx="8" cy="8" r="6" />`,
+  pending: html`<circle class="ring" cx="8" cy="8" r="6" /><path class="line" d="M8 4.6V8l2.4 1.6" />`,
+  reused: html`<path class="ring" d="m8 1.6 6.4 6.4L8 14.4 1.6 8z" />`,
+  skipped: html`<path class="line" d="M3 8h10" />`,
+};
+
+/** A state as a sign: a shape and a colour. @param {{state: string, label?: boolean, name?: string}} props */
+export function State({ state, label = false, name = state }) {
+  const sign = /** @type {any} */ (SIGNS)[state] || SIGNS.ready;
+  if (label)
+    return html`<span class=${`state ${state}`}><svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">${sign}</svg> <span>${name}</span></span>`;
+  return html`<span class=${`state ${state}`}><svg viewBox="0 0 16 16" width="14" height="14" role="img" aria-label=${name}>${sign}</svg></span>`;
+}
+
+/** A bar of task states. @param {{tasks: Record<string, number>, text?: boolean}} props */
+export function Bar({ tasks, text = true }) {
+  const total = Object.values(tasks).reduce((sum, n) => sum + n, 0);
+  if (!total) return html`<span class="dim">no tasks</span>`;
+  const told = STATES.filter((s) => tasks[s])
+    .map((s) => `${count(tasks[s])} ${s}`)
+    .join(", ");
+  const done = (tasks.succeeded || 0) + (tasks.failed || 0) + (tasks.cancelled || 0);
+  return html`<span class="bar-and-text" title=${told}>
+    <span class="bar" role="img" aria-label=${told}>
+      ${STATES.filter((s) => tasks[s]).map((s) => html`<i class=${s} style=${{ flexGrow: tasks[s] }}></i>`)}
+    </span>
+    ${text && html`<span class="of">${done === total ? count(total) : `${count(done)}/${count(total)}`}</span>`}
+  </span>`;
+}
+
+/** A sentence where something is missing or went wrong. @param {any} props */
+export function Notice({ kind = "info", children, retry = null }) {
+  return html`<div class=${`notice ${kind}`} role=${kind === "bad" ? "alert" : "status"}>
+    <div>${children}</div>
+    ${retry && html`<button onClick=${retry}>Retry</button>`}
+  </div>`;
+}
+
+/** Grey lines while something loads; nothing for the first 300 ms. */
+export function Skeleton({ lines = 6 }) {
+  const [shown, show] = useState(false);
+  useEffect(() => {
+    const timer = setTimeout(() => show(true), 300);
+    return () => clearTimeout(timer);
+  }, []);
+  if (!shown) return html`<div class="skeleton" aria-busy="true"></div>`;
+  return html`<div class="skeleton" aria-busy="true" aria-label="Loading">
+    ${Array.from({ length: lines }, (_, n) => html`<i style=${{ width: `${92 - ((n * 37) % 50)}%` }}></i>`)}
+  </div>`;
+}
+
+/**
+ * What an API answers, as a page: a skeleton, a sentence, or the page.
+ * @param {any} found of useApi @param {(data: any) => any} page
+ */
+export function shown(found, page) {
+  if (found.data)
+    return html`${found.stale && html`<${Notice} kind="warn" retry=${found.retry}>These figures are not the latest: ${found.error.message}<//>`}
+      ${page(found.data)}`;
+  if (found.error) return html`<${Notice} kind="bad" retry=${found.retry}>${found.error.message}<//>`;
+  return html`<${Skeleton} />`;
+}
+
+/** Tabs whose choice is in the address. @param {{tabs: [string, string, any?][], name?: string}} props */
+export function Tabs({ tabs, name = "tab" }) {
+  const chosen = query(name) || tabs[0][0];
+  const move = (/** @type {KeyboardEvent} */ event) => {
+    const by = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
+    if (!by) return;
+    const at = tabs.findIndex(([key]) => key === chosen);
+    const next = tabs[(at + by + tabs.length) % tabs.length][0];
+    setQuery({ [name]: next === tabs[0][0] ? "" : next });
+    requestAnimationFrame(() => document.getElementById(`${name}-${next}`)?.focus());
+    event.preventDefault();
+  };
+  return html`<div class="tabs" role="tablist" onKeyDown=${move}>
+    ${tabs.map(
+      ([key, title, mark]) => html`<button role="tab" id=${`${name}-${key}`} aria-selected=${key === chosen} tabindex=${key === chosen ? 0 : -1}
+        onClick=${() => setQuery({ [name]: key === tabs[0][0] ? "" : key })}>${title}${mark !== undefined && mark !== null && html`<small>${mark}</small>`}</button>`,
+    )}
+  </div>`;
+}
+
+/** Ask before something is destroyed; resolves to whether it shall be. */
+export const dialog = signal(/** @type {any} */ (null));
+
+/** @param {string} title @param {any} body @param {string} yes @returns {Promise<boolean>} */
+export const confirm = (title, body, yes) => asked({ title, body, yes, danger: true });
+
+/** Ask for a text; null where there is none. @param {string} title @param {string} label @param {string} yes @returns {Promise<string | null>} */
+export const askText = (title, label, yes) => asked({ title, label, yes });
+
+/** @param {any} what @returns {Promise<any>} */
+const asked = (what) =>
+  new Promise((resolve) => {
+    dialog.value = { ...what, answer: (/** @type {any} */ answer) => ((dialog.value = null), resolve(answer)) };
+  });
+
+/** A line at the bottom that goes by itself. */
+export const toast = signal(/** @type {{text: string, bad: boolean} | null} */ (null));
+/** @type {any} */
+let toastTimer;
+
+/** @param {string} text @param {boolean} [bad] */
+export function say(text, bad = false) {
+  toast.value = { text, bad };
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => (toast.value = null), bad ? 10000 : 4000);
+}
+
+/** Do something that the server may refuse, and say how it went. @param {() => Promise<any>} what @param {string} done */
+export async function attempt(what, done) {
+  try {
+    const answer = await what();
+    if (done) say(done);
+    return answer;
+  } catch (error) {
+    say(error instanceof Error ? error.message : String(error), true);
+    return null;
+  }
+}
+
+/** Copy a text. @param {string} text */
+export const copy = (text) => attempt(() => navigator.clipboard.writeText(text), "Copied.");
+
+/**
+ * The call behind a page, to be copied.
+ * @param {{path: string, method?: string, body?: unknown}} props
+ */
+export function Behind({ path, method = "GET", body = undefined }) {
+  const url = new URL(path, ROOT).href;
+  const data = body === undefined ? "" : ` -H 'Content-Type: application/json' -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
+  const curl = `curl ${method === "GET" ? "" : `-X ${method} `}-H "Authorization: Bearer $AFLOW_SERVICE_AUTH_KEY" '${url}'${data}`;
+  const python = [
+    "import json, os, urllib.request",
+    `request = urllib.request.Request(${JSON.stringify(url)}, method=${JSON.stringify(method)})`,
+    'request.add_header("Authorization", "Bearer " + os.environ["AFLOW_SERVICE_AUTH_KEY"])',
+    "print(json.load(urllib.request.urlopen(request)))",
+  ].join("\n");
+  return html`<details class="behind"><summary>API</summary><div>
+    <code>${method} ${new URL(path, ROOT).pathname}</code>
+    <button onClick=${() => copy(curl)}>Copy as curl</button><button onClick=${() => copy(python)}>Copy as Python</button>
+  </div></details>`;
+}
+
+// ------------------------------------------------------------ what is live
+
+/** @type {EventSource | null} */
+let source = null;
+/** @type {Map<number, {topic: () => string, hear: (name: string, data: any) => void}>} */
+const listeners = new Map();
+let nextListener = 1;
+let opened = "";
+let heard = 0; // when the stream said something last
+const SILENCE = 40; // seconds: the server says something each 15
+
+export const live = signal("idle"); // idle, live, paused, lost
+
+function connect() {
+  const topics = [...new Set([...listeners.values()].map((each) => each.topic()))];
+  const wanted = document.hidden ? "" : topics.join(",");
+  if (wanted === opened && source) return;
+  opened = wanted;
+  source?.close();
+  source = null;
+  live.value = topics.length ? (document.hidden ? "paused" : "live") : "idle";
+  if (!wanted) return;
+  const here = (source = new EventSource(new URL(withQuery("v1/stream", { topics: wanted }), ROOT)));
+  heard = Date.now() / 1000;
+  here.onopen = () => (live.value = "live");
+  here.onerror = () => here === source && again();
+  for (const name of ["runs", "run", "lines", "alive"])
+    here.addEventListener(name, (event) => {
+      heard = Date.now() / 1000;
+      const data = JSON.parse(/** @type {MessageEvent} */ (event).data);
+      for (const each of listeners.values()) each.hear(name, data);
+    });
+}
+
+/** Open the stream again, in a while: it was cut off, or nobody is at its other end. @param {number} [wait] milliseconds */
+function again(wait = 2000) {
+  live.value = "lost";
+  source?.close();
+  source = null;
+  opened = "";
+  setTimeout(connect, wait);
+  // Why? A stream says nothing of a token that has expired, or of a run that was deleted.
+  ask("v1/server").catch(() => null);
+}
+
+setInterval(() => source && !document.hidden && Date.now() / 1000 - heard > SILENCE && again(0), 5000);
+effect(() => {
+  if (woken.value && source) again(0);
+});
+
+document.addEventListener("visibilitychange", connect);
+let connecting = 0;
+const soon = () => {
+  clearTimeout(connecting);
+  connecting = /** @type {any} */ (setTimeout(connect, 30));
+};
+
+/**
+ * Hear of a topic while a page is shown. One stream serves the whole page.
+ * @param {string | null} topic @param {(name: string, data: any) => void} hear @param {() => string} [current] the topic when the stream is opened again
+ */
+export function useTopic(topic, hear, current) {
+  const heard = useRef(hear);
+  heard.current = hear;
+  useEffect(() => {
+    if (!topic) return;
+    const number = nextListener++;
+    listeners.set(number, { topic: current || (() => topic), hear: (name, data) => heard.current(name, data) });
+    soon();
+    return () => {
+      listeners.delete(number);
+      soon();
+    };
+  }, [topic]);
+}
+
+const PACE = 1000; // milliseconds between readings of a run that goes on, at least
+
+/** A number that grows when a run has changed. @param {any} path */
+export function useRunVersion(path) {
+  const [version, set] = useState(0);
+  const waits = useRef({ timer: 0, latest: 0, at: 0 });
+  useTopic(path ? `run:${path}` : null, (name, data) => {
+    if (name !== "run" || data.run !== path) return;
+    const state = waits.current;
+    // A deleted run has version -1, a run that has ended may have the version that it had: both are read at once.
+    state.latest = data.is_over ? data.version + 0.5 : data.version;
+    if (state.timer) return;
+    const show = () => {
+      state.timer = 0;
+      state.at = Date.now();
+      set(state.latest);
+    };
+    const left = state.at + PACE - Date.now();
+    if (left <= 0) show();
+    else state.timer = /** @type {any} */ (setTimeout(show, left));
+  });
+  return version;
+}
+
+/** The look: "light", "dark", or as the system has it. @param {string} name */
+export function theme(name) {
+  localStorage.setItem("aflow.theme", name);
+  if (name) document.documentElement.dataset.theme = name;
+  else delete document.documentElement.dataset.theme;
+}

@@ -1,0 +1,65 @@
+// Workers that have registered, what each runs, and the queue: pools, and messages that were buried.
+// @ts-check
+import { attempt, Behind, confirm, copy, count, get, html, Link, Notice, now, State, shown, span, Time, useApi, useEffect, useState } from "./lib.js";
+
+const SIGNS = { idle: "ready", busy: "running", draining: "cancelled", silent: "failed" };
+
+export function WorkersPage() {
+  const [tick, setTick] = useState(0);
+  const workers = useApi("v1/workers", tick),
+    queue = useApi("v1/queue", tick);
+  const again = () => setTick((n) => n + 1);
+  useEffect(() => {
+    const timer = setInterval(() => document.hidden || again(), 3000);
+    return () => clearInterval(timer);
+  }, []);
+  return html`<div class="head"><h1>Workers</h1><${Behind} path="v1/workers" /></div>
+    ${shown(workers, (data) => html`<${Registered} data=${data} url=${queue.data?.url} again=${again} />`)}
+    <h2>Queue <${Behind} path="v1/queue" /></h2>
+    ${shown(queue, (data) => (data.url ? html`<${Queue} data=${data} again=${again} />` : html`<${Notice}><span>This server has no queue: its runs use processes of this machine. <code>aflow server --queue URL</code> hands tasks to workers.</span><//>`))}`;
+}
+
+/** @param {{data: any, url?: string, again: () => void}} props */
+function Registered({ data, url, again }) {
+  const drain = async (/** @type {any} */ w) => {
+    if (
+      await confirm(
+        "Drain the worker?",
+        html`<p>${w.name} takes no more tasks, and ends when the ${count(w.running.length)} that it has are done. Its pools lose ${count(w.slots)} slots.</p>`,
+        "Drain it",
+      )
+    )
+      attempt(() => get(`v1/workers/${encodeURIComponent(w.name)}/drain`, { method: "POST" }), "It takes no more tasks.").then(again);
+  };
+  const command = `aflow worker --queue ${url || "URL"}`;
+  if (!data.workers.length)
+    return html`<${Notice}><span>No worker has registered. <code>${command}</code> starts one, on this machine or another. <button class="link" onClick=${() => copy(command)}>Copy</button></span><//>`;
+  const slots = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.slots, 0),
+    busy = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.running.filter((/** @type {any} */ t) => t.begun).length, 0);
+  return html`<p class="dim">${count(data.workers.length)} ${data.workers.length === 1 ? "worker" : "workers"}, ${count(busy)} of ${count(slots)} slots busy.</p><div class="scroll"><table class="list"><thead><tr><th>State</th><th>Worker</th><th>Pools</th><th>Slots</th><th>Runs now</th><th class="right wide">Done</th><th class="right wide">Failed</th><th class="wide">Version</th><th>Heartbeat</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
+    ${data.workers.map((/** @type {any} */ w) => {
+      const begun = w.running.filter((/** @type {any} */ t) => t.begun);
+      return html`<tr data-row key=${w.name}><td><${State} state=${/** @type {any} */ (SIGNS)[w.state]} name=${w.state} label /></td>
+        <td class="name"><b>${w.name}</b><br /><span class="dim">${w.host}, process ${w.pid}</span>${w.drain && html`<div class="reason">${w.drain}</div>`}</td><td>${w.pools.join(", ")}${Object.entries(w.labels).map(([name, value]) => html` <span class="tag">${name}=${value}</span>`)}</td>
+        <td><span class="slots" role="img" aria-label=${`${begun.length} of ${w.slots} slots busy`}>${w.slots <= 32 && Array.from({ length: w.slots }, (_, n) => html`<i class=${n < begun.length ? "running" : ""}></i>`)}</span> <span class="num dim">${begun.length}/${w.slots}</span></td>
+        <td>${w.running.slice(0, 3).map((/** @type {any} */ t) => {
+          const [flow, run, step, task] = t.task.split("/");
+          return html`<div class="one-line">${task ? html`<${Link} to=${`runs/${flow}/${run}/tasks/${task}`}>${step}/${task}<//>` : t.task} <span class="dim num">${t.begun ? span(Math.max(0, now.value - t.since)) : "waits"}</span></div>`;
+        })}${w.running.length > 3 && html`<span class="dim">and ${count(w.running.length - 3)} more</span>`}${w.running.length === 0 && html`<span class="dim">–</span>`}</td>
+        <td class="right num wide">${count(w.done)}</td><td class="right num wide">${w.failed ? html`<span class="bad">${count(w.failed)}</span>` : "0"}</td><td class="wide dim">${w.version}</td>
+        <td><${Time} at=${w.heartbeat_at} /></td><td class="actions">${w.state !== "draining" && w.state !== "silent" && html`<button onClick=${() => drain(w)}>Drain</button>`}</td></tr>`;
+    })}</tbody></table></div>`;
+}
+
+/** @param {{data: any, again: () => void}} props */
+function Queue({ data, again }) {
+  const release = (/** @type {any} */ m) => attempt(() => get("v1/queue/release", { json: { ids: [m.id] } }), "Workers get it again.").then(again);
+  const remove = async (/** @type {any} */ m) => {
+    if (await confirm("Delete the message?", html`<p>The task ${m.task} is given up; its run notices.</p>`, "Delete it"))
+      attempt(() => get("v1/queue/delete", { json: { ids: [m.id] } }), "Deleted.").then(again);
+  };
+  return html`<div class="facts"><span><b>URL</b><code>${data.url}</code></span></div>
+    <div class="scroll"><table><thead><tr><th>Pool</th><th class="right">Ready</th><th class="right">Leased</th><th class="right">Buried</th><th class="right">Oldest waits</th><th class="right">Workers</th><th class="right">Slots</th></tr></thead><tbody>
+      ${data.pools.map((/** @type {any} */ p) => html`<tr><td><b>${p.pool}</b></td><td class="right num">${count(p.ready)}</td><td class="right num">${count(p.leased)}</td><td class="right num">${p.buried ? html`<span class="bad">${count(p.buried)}</span>` : "0"}</td><td class="right num">${p.ready && p.oldest ? span(Math.max(0, now.value - p.oldest)) : "–"}</td><td class="right num">${p.workers ?? "?"}</td><td class="right num">${p.slots ?? "?"}</td></tr>`)}</tbody></table></div>
+    ${data.buried.length > 0 && html`<h2>Buried messages</h2><p class="dim">Each was given to several workers that ended before its task did, or cannot be read.</p><div class="scroll"><table><thead><tr><th>Task</th><th>Pool</th><th class="right">Deliveries</th><th>Buried</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>${data.buried.map((/** @type {any} */ m) => html`<tr><td><b>${m.task}</b><br /><code class="dim">${m.id}</code></td><td>${m.pool}</td><td class="right num">${m.deliveries}</td><td><${Time} at=${m.at} /></td><td><span class="actions"><button onClick=${() => release(m)}>Release</button><button class="danger" onClick=${() => remove(m)}>Delete</button></span></td></tr>`)}</tbody></table></div>`}`;
+}

@@ -65,7 +65,7 @@ def _install(folder: Path) -> None:
     for file in ("package.json", "package-lock.json"):
         shutil.copy(_LOCK.parent / file, folder)
     subprocess.run(
-        [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+        [*npm, "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"],
         cwd=folder, check=True, capture_output=True, text=True, timeout=_PATIENCE,
     )  # fmt: skip
     _VENDOR.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,30 @@
 // The frame around all pages: rail, search box, dialogs, keyboard; and which page an address means.
 // @ts-check
 import {
-  BASE, Link, Notice, ROOT, Skeleton, ask, connection, dialog, get, go, html, live, place, render, setQuery, refusedWith, theme, toast, useEffect, useRef, useState,
+  ask,
+  BASE,
+  connection,
+  dialog,
+  get,
+  go,
+  html,
+  Link,
+  live,
+  Notice,
+  place,
+  ROOT,
+  refusedWith,
+  render,
+  Skeleton,
+  setQuery,
+  theme,
+  toast,
+  useEffect,
+  useRef,
+  useState,
 } from "./lib.js";
-import { RunsPage } from "./runs.js";
 import { RunPage } from "./run.js";
+import { RunsPage } from "./runs.js";
 import { TaskPage } from "./task.js";
 
 /** A page that is read when somebody opens it first. @param {() => Promise<any>} load @param {string} name */
@@ -12,14 +32,21 @@ const later = (load, name) => (/** @type {any} */ props) => {
   const [state, set] = useState(/** @type {{page: any, error: any}} */ ({ page: null, error: null }));
   const [again, setAgain] = useState(0);
   useEffect(() => {
-    load().then((module) => set({ page: module[name], error: null }), (error) => set({ page: null, error }));
+    load().then(
+      (module) => set({ page: module[name], error: null }),
+      (error) => set({ page: null, error }),
+    );
   }, [again]);
-  if (state.error) return html`<${Notice} kind="bad" retry=${() => setAgain((n) => n + 1)}>This page could not be read from the server: ${state.error.message}<//>`;
+  if (state.error)
+    return html`<${Notice} kind="bad" retry=${() => setAgain((n) => n + 1)}>This page could not be read from the server: ${state.error.message}<//>`;
   return state.page ? html`<${state.page} ...${props} />` : html`<${Skeleton} />`;
 };
-const FlowsPage = later(() => import("./flows.js"), "FlowsPage"), FlowPage = later(() => import("./flows.js"), "FlowPage");
-const ComparePage = later(() => import("./compare.js"), "ComparePage"), SchedulesPage = later(() => import("./schedules.js"), "SchedulesPage");
-const SettingsPage = later(() => import("./settings.js"), "SettingsPage"), WorkersPage = later(() => import("./workers.js"), "WorkersPage");
+const FlowsPage = later(() => import("./flows.js"), "FlowsPage"),
+  FlowPage = later(() => import("./flows.js"), "FlowPage");
+const ComparePage = later(() => import("./compare.js"), "ComparePage"),
+  SchedulesPage = later(() => import("./schedules.js"), "SchedulesPage");
+const SettingsPage = later(() => import("./settings.js"), "SettingsPage"),
+  WorkersPage = later(() => import("./workers.js"), "WorkersPage");
 
 const RAIL = [
   ["", "Runs", "r", "M3 4h10M3 8h10M3 12h6"],
@@ -55,7 +82,10 @@ function Search() {
   useEffect(() => {
     if (text === null) return setFound([]);
     const timer = setTimeout(() => {
-      get(`v1/suggest?prefix=${encodeURIComponent(text.trim())}`).then((answer) => (setFound(answer.found), setAt(0)), () => setFound([]));
+      get(`v1/suggest?prefix=${encodeURIComponent(text.trim())}`).then(
+        (answer) => (setFound(answer.found), setAt(0)),
+        () => setFound([]),
+      );
     }, 120);
     return () => clearTimeout(timer);
   }, [text]);
@@ -73,11 +103,11 @@ function Search() {
   };
   const keys = (/** @type {KeyboardEvent} */ event) => {
     if (event.key === "Enter") visit(found[at] && text && found[at].text.startsWith(text) ? found[at].text : text || "");
-    else if (event.key === "Escape") (setText(null), input.current.blur());
+    else if (event.key === "Escape") setText(null), input.current.blur();
     else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       setAt((at + (event.key === "ArrowDown" ? 1 : -1) + found.length) % Math.max(found.length, 1));
       event.preventDefault();
-    } else if (event.key === "Tab" && found[at]) (setText(found[at].text + (found[at].kind === "flow" ? "/" : "")), event.preventDefault());
+    } else if (event.key === "Tab" && found[at]) setText(found[at].text + (found[at].kind === "flow" ? "/" : "")), event.preventDefault();
   };
   return html`<div class="search" role="search">
     <svg viewBox="0 0 16 16" width="15" height="15" aria-hidden="true"><path d="M7 2a5 5 0 1 1 0 10A5 5 0 0 1 7 2zm3.6 8.6L14 14" /></svg>
@@ -136,8 +166,15 @@ function Dialog() {
 }
 
 const KEYS = [
-  ["/", "Search"], ["?", "These keys"], [".", "Commands"], ["g r · g f · g s · g w", "Runs, flows, schedules, workers"], ["j · k", "Next, previous row"],
-  ["x", "Select the row"], ["Enter", "Open the row"], ["[ · ]", "Previous, next failed task"], ["Esc", "Close"],
+  ["/", "Search"],
+  ["?", "These keys"],
+  [".", "Commands"],
+  ["g r · g f · g s · g w", "Runs, flows, schedules, workers"],
+  ["j · k", "Next, previous row"],
+  ["x", "Select the row"],
+  ["Enter", "Open the row"],
+  ["[ · ]", "Previous, next failed task"],
+  ["Esc", "Close"],
 ];
 
 function Help({ close }) {
@@ -151,14 +188,20 @@ function Palette({ close }) {
   const path = place.value.pathname.slice(BASE.length);
   const commands = [
     ...RAIL.map(([to, title]) => [`Go to ${title}`, () => go(to || "./")]),
-    ["Theme: system", () => theme("")], ["Theme: light", () => theme("light")], ["Theme: dark", () => theme("dark")],
+    ["Theme: system", () => theme("")],
+    ["Theme: light", () => theme("light")],
+    ["Theme: dark", () => theme("dark")],
     ...(path.startsWith("runs/")
-      ? ["overview", "timeline", "tasks", "logs", "artifacts", "code", "cards", "explain", "events"].map((tab) => [`Tab: ${tab}`, () => setQuery({ tab: tab === "overview" ? "" : tab })])
+      ? ["overview", "timeline", "tasks", "logs", "artifacts", "code", "cards", "explain", "events"].map((tab) => [
+          `Tab: ${tab}`,
+          () => setQuery({ tab: tab === "overview" ? "" : tab }),
+        ])
       : []),
     ...(path.startsWith("runs/") ? [["Next failed task", () => dispatchEvent(new CustomEvent("failed", { detail: 1 }))]] : []),
-    ["Only failed runs", () => go("?filter=state:failed")], ["Only running runs", () => go("?filter=state:running")],
+    ["Only failed runs", () => go("?filter=state:failed")],
+    ["Only running runs", () => go("?filter=state:running")],
   ].filter(([title]) => String(title).toLowerCase().includes(text.toLowerCase()));
-  const run = (/** @type {any} */ command) => (close(), command && command[1]());
+  const run = (/** @type {any} */ command) => (close(), command?.[1]());
   const input = useRef(/** @type {any} */ (null));
   useEffect(() => input.current.focus(), []);
   return html`<div class="overlay" onClick=${close}><div class="sheet palette" role="dialog" aria-label="Commands" onClick=${(/** @type {any} */ e) => e.stopPropagation()}>
@@ -182,9 +225,9 @@ function Frame() {
         const to = { r: "./", f: "flows", s: "schedules", w: "workers" }[event.key];
         if (to) go(to);
       } else if (event.key === "g") pending.current = "g";
-      else if (event.key === "/") (document.getElementById("search")?.focus(), event.preventDefault());
+      else if (event.key === "/") document.getElementById("search")?.focus(), event.preventDefault();
       else if (event.key === "?") setSheet("help");
-      else if (event.key === ".") (setSheet("palette"), event.preventDefault());
+      else if (event.key === ".") setSheet("palette"), event.preventDefault();
       else if ("jkx".includes(event.key) || (event.key === "Enter" && !target.closest("a, button, summary"))) rowKey(event);
       else if (event.key === "[" || event.key === "]") dispatchEvent(new CustomEvent("failed", { detail: event.key === "]" ? 1 : -1 }));
     };
@@ -197,8 +240,15 @@ function Frame() {
     <a class="skip" href="#main">Skip to the page</a>
     <nav class="rail" aria-label="Pages">
       <${Link} to="./" class="mark" aria-label="aflow"><img src=${new URL("ui/static/icon.svg", ROOT).href} width="28" height="28" alt="" /><//>
-      ${RAIL.map(([to, title, , icon]) => html`<${Link} to=${to || "./"} title=${title} aria-current=${(first === "runs" || first === "compare" ? "" : first) === to ? "page" : null}>
-        <svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true"><path d=${icon} /></svg><span>${title}</span><//>`)}
+      ${RAIL.map(
+        ([
+          to,
+          title,
+          ,
+          icon,
+        ]) => html`<${Link} to=${to || "./"} title=${title} aria-current=${(first === "runs" || first === "compare" ? "" : first) === to ? "page" : null}>
+        <svg viewBox="0 0 16 16" width="18" height="18" aria-hidden="true"><path d=${icon} /></svg><span>${title}</span><//>`,
+      )}
     </nav>
     <header class="top">
       <${Search} />
@@ -234,4 +284,3 @@ setInterval(() => {
 }, 2000);
 
 render(html`<${Frame} />`, /** @type {any} */ (document.getElementById("app")));
-

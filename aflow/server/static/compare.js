@@ -1,6 +1,6 @@
 // Two to five runs side by side; what is the same is left out unless asked for.
 // @ts-check
-import { Behind, Link, Notice, State, go, html, query, setQuery, shown, span, useApi, useState, withQuery } from "./lib.js";
+import { Behind, go, html, Link, Notice, query, State, setQuery, shown, span, useApi, useState, withQuery } from "./lib.js";
 
 const TITLES = { run: "Runs", parameters: "Parameters, configs", durations: "Median seconds of steps", artifacts: "Artifacts" };
 
@@ -14,18 +14,27 @@ export function ComparePage() {
   const add = (/** @type {string} */ path) => path && go(`compare?runs=${[...runs, path].join(",")}`, true);
   return html`<div class="head"><h1>Compare</h1><label class="check"><input type="checkbox" checked=${all} onChange=${() => setQuery({ all: all ? "" : 1 })} /> Show what is the same, too</label>
       ${runs.length > 1 && html`<${Behind} path=${withQuery("v1/compare", { runs: runs.join(",") })} />`}</div>
-    <div class="toolbar">${runs.length < 5 && html`<select aria-label="Add a run" value=${adding} onChange=${(/** @type {any} */ e) => (setAdding(""), add(e.target.value))}><option value="">Add a run…</option>
-      ${(others.data?.runs || []).filter((/** @type {any} */ r) => !runs.includes(`${r.flow}/${r.run}`)).map((/** @type {any} */ r) => html`<option value=${`${r.flow}/${r.run}`}>${r.run} (${r.state})</option>`)}</select>`}</div>
+    <div class="toolbar">${
+      runs.length < 5 &&
+      html`<select aria-label="Add a run" value=${adding} onChange=${(/** @type {any} */ e) => (setAdding(""), add(e.target.value))}><option value="">Add a run…</option>
+      ${(others.data?.runs || []).filter((/** @type {any} */ r) => !runs.includes(`${r.flow}/${r.run}`)).map((/** @type {any} */ r) => html`<option value=${`${r.flow}/${r.run}`}>${r.run} (${r.state})</option>`)}</select>`
+    }</div>
     ${runs.length < 2 && html`<${Notice}>Choose at least two runs: add one here, or select them in the list of runs.<//>`}
-    ${runs.length > 1 && shown(found, (data) => {
-      const rows = data.rows.filter((/** @type {any} */ r) => all || r.differ);
-      return html`<div class="scroll"><table class="compare"><thead><tr><th></th>${data.runs.map((/** @type {any} */ r) => html`<th><${State} state=${r.state} /> <${Link} to=${`runs/${r.flow}/${r.run}`}>${r.run}<//> ${data.runs.length > 2 && html`<button class="quiet" aria-label=${`Remove ${r.run}`} onClick=${() => go(`compare?runs=${runs.filter((p) => p !== `${r.flow}/${r.run}`).join(",")}`, true)}>×</button>`}</th>`)}</tr></thead>
+    ${
+      runs.length > 1 &&
+      shown(found, (data) => {
+        const rows = data.rows.filter((/** @type {any} */ r) => all || r.differ);
+        return html`<div class="scroll"><table class="compare"><thead><tr><th></th>${data.runs.map((/** @type {any} */ r) => html`<th><${State} state=${r.state} /> <${Link} to=${`runs/${r.flow}/${r.run}`}>${r.run}<//> ${data.runs.length > 2 && html`<button class="quiet" aria-label=${`Remove ${r.run}`} onClick=${() => go(`compare?runs=${runs.filter((p) => p !== `${r.flow}/${r.run}`).join(",")}`, true)}>×</button>`}</th>`)}</tr></thead>
         ${Object.entries(TITLES).map(([section, title]) => {
           const own = rows.filter((/** @type {any} */ r) => r.section === section);
-          return own.length > 0 && html`<tbody><tr class="section"><th colspan=${data.runs.length + 1}>${title}</th></tr>${own.map((/** @type {any} */ r) => html`<tr class=${r.differ ? "differ" : "same"}><th>${r.name}</th>${r.values.map((/** @type {any} */ v) => html`<td>${cell(section, r, v)}</td>`)}</tr>`)}</tbody>`;
+          return (
+            own.length > 0 &&
+            html`<tbody><tr class="section"><th colspan=${data.runs.length + 1}>${title}</th></tr>${own.map((/** @type {any} */ r) => html`<tr class=${r.differ ? "differ" : "same"}><th>${r.name}</th>${r.values.map((/** @type {any} */ v) => html`<td>${cell(section, r, v)}</td>`)}</tr>`)}</tbody>`
+          );
         })}</table></div>
         ${rows.length === 0 && html`<${Notice}>Nothing differs.<//>`}<${Scatter} data=${data} />`;
-    })}`;
+      })
+    }`;
 }
 
 function cell(/** @type {string} */ section, /** @type {any} */ row, /** @type {any} */ value) {
@@ -40,15 +49,21 @@ function cell(/** @type {string} */ section, /** @type {any} */ row, /** @type {
 /** Two figures of the runs against each other. */
 function Scatter({ data }) {
   const figures = data.rows.filter((/** @type {any} */ r) => r.values.every((/** @type {any} */ v) => v !== null && v !== "" && Number.isFinite(Number(v))));
-  const [x, setX] = useState(0), [y, setY] = useState(1);
+  const [x, setX] = useState(0),
+    [y, setY] = useState(1);
   if (figures.length < 2) return null;
-  const fx = figures[x % figures.length], fy = figures[y % figures.length];
+  const fx = figures[x % figures.length],
+    fy = figures[y % figures.length];
   const scale = (/** @type {any[]} */ values) => {
-    const numbers = values.map(Number), low = Math.min(...numbers), high = Math.max(...numbers);
+    const numbers = values.map(Number),
+      low = Math.min(...numbers),
+      high = Math.max(...numbers);
     return numbers.map((v) => (high > low ? (v - low) / (high - low) : 0.5));
   };
-  const xs = scale(fx.values), ys = scale(fy.values);
-  const choice = (/** @type {number} */ at, /** @type {(n: number) => void} */ set, /** @type {string} */ label) => html`<label>${label} <select value=${at} onChange=${(/** @type {any} */ e) => set(Number(e.target.value))}>${figures.map((/** @type {any} */ f, /** @type {number} */ n) => html`<option value=${n}>${f.section}: ${f.name}</option>`)}</select></label>`;
+  const xs = scale(fx.values),
+    ys = scale(fy.values);
+  const choice = (/** @type {number} */ at, /** @type {(n: number) => void} */ set, /** @type {string} */ label) =>
+    html`<label>${label} <select value=${at} onChange=${(/** @type {any} */ e) => set(Number(e.target.value))}>${figures.map((/** @type {any} */ f, /** @type {number} */ n) => html`<option value=${n}>${f.section}: ${f.name}</option>`)}</select></label>`;
   return html`<section><h2>One against the other</h2><div class="toolbar">${choice(x, setX, "Across")}${choice(y, setY, "Up")}</div>
     <svg class="scatter" viewBox="0 0 420 220" role="img" aria-label=${`${fy.name} against ${fx.name}`}><path class="edge" d="M40 10v180h370" />${data.runs.map((/** @type {any} */ r, /** @type {number} */ n) => html`<g class=${r.state}><circle cx=${50 + xs[n] * 340} cy=${180 - ys[n] * 160} r="6"><title>${r.run}: ${fx.values[n]}, ${fy.values[n]}</title></circle><text x=${60 + xs[n] * 330} y=${176 - ys[n] * 160}>${r.run}</text></g>`)}</svg></section>`;
 }

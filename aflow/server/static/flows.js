@@ -1,14 +1,24 @@
 // Flows: all of them, and one: how long its runs and steps took, a grid of runs and steps.
 // @ts-check
-import { Bar, Behind, Link, Notice, State, Time, get, attempt, go, html, runPath, shown, span, took, useApi, useState } from "./lib.js";
+
 import { Graph } from "./graph.js";
+import { attempt, Bar, Behind, get, go, html, Link, Notice, runPath, State, shown, span, Time, took, useApi, useState } from "./lib.js";
 
 export function FlowsPage() {
   const found = useApi("v1/flows");
-  return shown(found, (data) => html`<div class="head"><h1>Flows</h1><${Behind} path="v1/flows" /></div>
-    ${data.flows.length === 0 ? html`<${Notice}>No flow has run here yet.<//>` : html`<div class="scroll"><table class="list"><thead><tr><th>Flow</th><th>Latest run</th><th>Tasks</th><th>Started</th><th class="right">Duration</th></tr></thead><tbody>
-      ${data.flows.map((/** @type {any} */ f) => html`<tr data-row><td class="name"><${Link} to=${`flows/${f.flow}`}><b>${f.flow}</b><//></td>
-        ${f.latest && html`<td><${State} state=${f.latest.state} /> <${Link} to=${runPath(f.latest)}>${f.latest.run}<//></td><td><${Bar} tasks=${f.latest.tasks} /></td><td><${Time} at=${f.latest.created_at} /></td><td class="right num">${span(took(f.latest))}</td>`}</tr>`)}</tbody></table></div>`}`);
+  return shown(
+    found,
+    (data) => html`<div class="head"><h1>Flows</h1><${Behind} path="v1/flows" /></div>
+    ${
+      data.flows.length === 0
+        ? html`<${Notice}>No flow has run here yet.<//>`
+        : html`<div class="scroll"><table class="list"><thead><tr><th>Flow</th><th>Latest run</th><th>Tasks</th><th>Started</th><th class="right">Duration</th></tr></thead><tbody>
+      ${data.flows.map(
+        (/** @type {any} */ f) => html`<tr data-row><td class="name"><${Link} to=${`flows/${f.flow}`}><b>${f.flow}</b><//></td>
+        ${f.latest && html`<td><${State} state=${f.latest.state} /> <${Link} to=${runPath(f.latest)}>${f.latest.run}<//></td><td><${Bar} tasks=${f.latest.tasks} /></td><td><${Time} at=${f.latest.created_at} /></td><td class="right num">${span(took(f.latest))}</td>`}</tr>`,
+      )}</tbody></table></div>`
+    }`,
+  );
 }
 
 export function FlowPage({ flow }) {
@@ -35,11 +45,14 @@ function Durations({ runs }) {
 
 function Grid({ data, steps }) {
   const runs = [...data.grid].reverse();
-  return html`<div class="scroll"><table class="grid"><tbody>${steps.map((step) => html`<tr><th>${step}</th>${runs.map((run) => {
-    const cell = run.steps[step];
-    const state = !cell ? "waiting" : cell.tasks.failed ? "failed" : cell.tasks.running ? "running" : cell.tasks.cancelled ? "cancelled" : "succeeded";
-    return html`<td><${Link} to=${`runs/${data.flow}/${run.run}?tab=tasks&step=${step}`} title=${`${run.run} ${step}: ${cell ? `${state}, ${span(cell.seconds)}` : "not begun"}`}><i class=${state}></i><//></td>`;
-  })}</tr>`)}</tbody></table></div>`;
+  return html`<div class="scroll"><table class="grid"><tbody>${steps.map(
+    (step) =>
+      html`<tr><th>${step}</th>${runs.map((run) => {
+        const cell = run.steps[step];
+        const state = !cell ? "waiting" : cell.tasks.failed ? "failed" : cell.tasks.running ? "running" : cell.tasks.cancelled ? "cancelled" : "succeeded";
+        return html`<td><${Link} to=${`runs/${data.flow}/${run.run}?tab=tasks&step=${step}`} title=${`${run.run} ${step}: ${cell ? `${state}, ${span(cell.seconds)}` : "not begun"}`}><i class=${state}></i><//></td>`;
+      })}</tr>`,
+  )}</tbody></table></div>`;
 }
 
 const median = (/** @type {number[]} */ values) => (values.length ? [...values].sort((a, b) => a - b)[Math.floor((values.length - 1) / 2)] : null);
@@ -47,11 +60,14 @@ const median = (/** @type {number[]} */ values) => (values.length ? [...values].
 function Slower({ data, steps }) {
   const done = data.grid.filter((/** @type {any} */ r) => r.state === "succeeded");
   const times = (/** @type {any[]} */ runs, /** @type {string} */ step) => median(runs.filter((r) => r.steps[step]).map((r) => r.steps[step].seconds));
-  return html`<table><thead><tr><th>Step</th><th class="right">Last 5</th><th class="right">Before</th><th class="right">Change</th></tr></thead><tbody>${steps.map((step) => {
-    const now = times(done.slice(0, 5), step), before = times(done.slice(5), step);
-    const change = now !== null && before ? now / before - 1 : null;
-    return html`<tr><td>${step}</td><td class="right num">${span(now)}</td><td class="right num">${span(before)}</td><td class=${`right num ${change !== null && change > 0.25 ? "bad" : ""}`}>${change === null ? "–" : `${change > 0 ? "+" : ""}${Math.round(change * 100)} %`}</td></tr>`;
-  })}</tbody></table>`;
+  return html`<table><thead><tr><th>Step</th><th class="right">Last 5</th><th class="right">Before</th><th class="right">Change</th></tr></thead><tbody>${steps.map(
+    (step) => {
+      const now = times(done.slice(0, 5), step),
+        before = times(done.slice(5), step);
+      const change = now !== null && before ? now / before - 1 : null;
+      return html`<tr><td>${step}</td><td class="right num">${span(now)}</td><td class="right num">${span(before)}</td><td class=${`right num ${change !== null && change > 0.25 ? "bad" : ""}`}>${change === null ? "–" : `${change > 0 ? "+" : ""}${Math.round(change * 100)} %`}</td></tr>`;
+    },
+  )}</tbody></table>`;
 }
 
 function RunForm({ data, close }) {
@@ -61,15 +77,18 @@ function RunForm({ data, close }) {
   const start = async (/** @type {any} */ event) => {
     event.preventDefault();
     const answer = await attempt(() => get("v1/runs", { json: body }), "");
-    if (answer) (close(), go(`runs/${answer.run}`));
+    if (answer) close(), go(`runs/${answer.run}`);
   };
   return html`<form class="sheet-inline" onSubmit=${start}><h2>Run ${data.flow}</h2>
-    ${data.parameters.map((/** @type {any} */ p) => html`<label>${p.name} <small class="dim">${p.type}</small><input placeholder=${p.value} onInput=${(/** @type {any} */ e) => {
-      const next = { ...values };
-      if (e.target.value === "") delete next[p.name];
-      else next[p.name] = e.target.value;
-      setValues(next);
-    }} /></label>`)}
+    ${data.parameters.map(
+      (/** @type {any} */ p) =>
+        html`<label>${p.name} <small class="dim">${p.type}</small><input placeholder=${p.value} onInput=${(/** @type {any} */ e) => {
+          const next = { ...values };
+          if (e.target.value === "") delete next[p.name];
+          else next[p.name] = e.target.value;
+          setValues(next);
+        }} /></label>`,
+    )}
     <label>Tags <input value=${tags} onInput=${(/** @type {any} */ e) => setTags(e.target.value)} /></label>
     <p class="dim">What is left empty has the flow's default. The code is that of the latest run. The same in a terminal:</p>
     <pre>aflow submit ${data.code.script}${Object.entries(values).map(([name, value]) => ` --${name} ${/^[\w.-]+$/.test(value) ? value : `'${value}'`}`)}</pre>

@@ -1,13 +1,13 @@
 // What every page uses: rendering, state, the API, the address, formats.
 // @ts-check
-import { h, render, Fragment } from "./vendor/preact.js";
-import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.js";
-import { signal, computed, effect, batch } from "./vendor/signals.js";
-import htm from "./vendor/htm.js";
 
-export const html = htm.bind(h);
-export { render, Fragment, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState };
-export { signal, computed, effect, batch };
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.js";
+import htm from "./vendor/htm.js";
+import { Fragment, h, render } from "./vendor/preact.js";
+import { batch, computed, effect, signal } from "./vendor/signals.js";
+
+export const html = /** @type {(strings: TemplateStringsArray, ...values: any[]) => any} */ (/** @type {unknown} */ (htm.bind(h)));
+export { batch, computed, effect, Fragment, render, signal, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState };
 
 /** The address of the server: above the folder of the pages. */
 export const ROOT = new URL(import.meta.url.replace(/ui\/static\/.*$/, ""));
@@ -69,8 +69,7 @@ export const get = async (path, how) => (await ask(path, how)).json();
 /** A path with a query, without what is empty. @param {string} path @param {Record<string, any>} query */
 export function withQuery(path, query) {
   const words = new URLSearchParams();
-  for (const [name, value] of Object.entries(query))
-    if (value !== undefined && value !== null && value !== "") words.set(name, String(value));
+  for (const [name, value] of Object.entries(query)) if (value !== undefined && value !== null && value !== "") words.set(name, String(value));
   const text = words.toString();
   return text ? `${path}?${text}` : path;
 }
@@ -196,14 +195,17 @@ export function Time({ at }) {
   if (!at) return html`<span>–</span>`;
   const when = new Date(at * 1000);
   const passed = now.value - at;
-  const text =
-    passed < 60 ? "just now" : passed < 86400 * 7 ? `${span(passed).split(" ").slice(0, 2).join(" ")} ago` : when.toLocaleDateString();
+  const text = passed < 60 ? "just now" : passed < 86400 * 7 ? `${span(passed).split(" ").slice(0, 2).join(" ")} ago` : when.toLocaleDateString();
   return html`<time dateTime=${when.toISOString()} title=${`${when.toLocaleString()}  (${when.toISOString().replace("T", " ").slice(0, 19)} UTC)`}>${text}</time>`;
 }
 
 /** How long a run or a task has taken, or takes by now. @param {any} each */
 export const took = (each) =>
-  each.finished_at ? each.finished_at - (each.started_at || each.created_at) : each.state === "running" ? now.value - (each.started_at || each.created_at) : null;
+  each.finished_at
+    ? each.finished_at - (each.started_at || each.created_at)
+    : each.state === "running"
+      ? now.value - (each.started_at || each.created_at)
+      : null;
 
 // ------------------------------------------------------------ small parts
 
@@ -225,7 +227,8 @@ const SIGNS = {
 /** A state as a sign: a shape and a colour. @param {{state: string, label?: boolean, name?: string}} props */
 export function State({ state, label = false, name = state }) {
   const sign = /** @type {any} */ (SIGNS)[state] || SIGNS.ready;
-  if (label) return html`<span class=${`state ${state}`}><svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">${sign}</svg> <span>${name}</span></span>`;
+  if (label)
+    return html`<span class=${`state ${state}`}><svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">${sign}</svg> <span>${name}</span></span>`;
   return html`<span class=${`state ${state}`}><svg viewBox="0 0 16 16" width="14" height="14" role="img" aria-label=${name}>${sign}</svg></span>`;
 }
 
@@ -233,7 +236,9 @@ export function State({ state, label = false, name = state }) {
 export function Bar({ tasks, text = true }) {
   const total = Object.values(tasks).reduce((sum, n) => sum + n, 0);
   if (!total) return html`<span class="dim">no tasks</span>`;
-  const told = STATES.filter((s) => tasks[s]).map((s) => `${count(tasks[s])} ${s}`).join(", ");
+  const told = STATES.filter((s) => tasks[s])
+    .map((s) => `${count(tasks[s])} ${s}`)
+    .join(", ");
   const done = (tasks.succeeded || 0) + (tasks.failed || 0) + (tasks.cancelled || 0);
   return html`<span class="bar-and-text" title=${told}>
     <span class="bar" role="img" aria-label=${told}>

@@ -1,6 +1,6 @@
 // What tasks print: read in pieces, drawn as far as it is on the screen, followed while it grows.
 // @ts-check
-import { Notice, ROOT, get, html, query, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery } from "./lib.js";
+import { get, html, Notice, query, ROOT, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery } from "./lib.js";
 
 const ROW = 19; // pixels, as in app.css
 const PIECE = 2000; // lines a request
@@ -56,7 +56,9 @@ export function Log({ path, task = 0, running, steps = [] }) {
     (async () => {
       try {
         for (let all = /** @type {any[]} */ ([]); ; ) {
-          const answer = await get(withQuery(`v1/runs/${path}/log`, { task: task || "", step, after: next.current, search: asked, limit: PIECE }), { signal: stop.signal });
+          const answer = await get(withQuery(`v1/runs/${path}/log`, { task: task || "", step, after: next.current, search: asked, limit: PIECE }), {
+            signal: stop.signal,
+          });
           next.current = answer.next;
           all = all.concat(answer.lines);
           setLines(all);
@@ -73,11 +75,15 @@ export function Log({ path, task = 0, running, steps = [] }) {
   }, [path, task, step, asked]);
 
   const topic = running && tail !== null && !asked && !step ? `logs:${path}${task ? `/${task}` : ""}` : null;
-  useTopic(topic, (name, data) => {
-    if (name !== "lines" || data.run !== path || (data.task || 0) !== task) return;
-    next.current = data.next;
-    setLines((before) => before.concat(data.lines));
-  }, () => `logs:${path}${task ? `/${task}` : ""}@${next.current}`);
+  useTopic(
+    topic,
+    (name, data) => {
+      if (name !== "lines" || data.run !== path || (data.task || 0) !== task) return;
+      next.current = data.next;
+      setLines((before) => before.concat(data.lines));
+    },
+    () => `logs:${path}${task ? `/${task}` : ""}@${next.current}`,
+  );
 
   const box = useRef(/** @type {any} */ (null));
   const [top, setTop] = useState(0);
@@ -91,7 +97,8 @@ export function Log({ path, task = 0, running, steps = [] }) {
     setTop(box.current.scrollTop);
     if (running) setFollow(box.current.scrollTop + box.current.clientHeight > box.current.scrollHeight - 2 * ROW);
   };
-  const first = Math.max(0, Math.floor(top / ROW) - 20), end = Math.min(lines.length, first + Math.ceil(height / ROW) + 40);
+  const first = Math.max(0, Math.floor(top / ROW) - 20),
+    end = Math.min(lines.length, first + Math.ceil(height / ROW) + 40);
   const download = new URL(withQuery(`v1/runs/${path}/log.txt`, { task: task || "", step }), ROOT).href;
   const shownTask = !task;
   return html`<section class="log">
@@ -109,4 +116,3 @@ export function Log({ path, task = 0, running, steps = [] }) {
       </div></div>
     </div></section>`;
 }
-

@@ -1,12 +1,41 @@
 // One run: its graph and steps, timeline, tasks, logs, artifacts, code, cards, explanation, events.
 // @ts-check
-import {
-  Bar, Behind, Link, Notice, ROOT, Skeleton, State, Tabs, Time, ask, attempt, confirm, copy, count, get, go, html, now, query, setQuery, shown, size, span, took, useApi, useEffect, useRunVersion, useState, withQuery,
-} from "./lib.js";
+
 import { Graph } from "./graph.js";
+import {
+  ask,
+  attempt,
+  Bar,
+  Behind,
+  confirm,
+  copy,
+  count,
+  get,
+  go,
+  html,
+  Link,
+  Notice,
+  now,
+  query,
+  ROOT,
+  Skeleton,
+  State,
+  setQuery,
+  shown,
+  size,
+  span,
+  Tabs,
+  Time,
+  took,
+  useApi,
+  useEffect,
+  useRunVersion,
+  useState,
+  withQuery,
+} from "./lib.js";
 import { Log } from "./log.js";
-import { Timeline } from "./timeline.js";
 import { Tasks } from "./tasks.js";
+import { Timeline } from "./timeline.js";
 
 export function RunPage({ flow, run }) {
   const path = `${flow}/${run}`;
@@ -17,7 +46,9 @@ export function RunPage({ flow, run }) {
     return () => (document.title = "aflow");
   }, [path]);
   const tab = query("tab") || "overview";
-  return shown(found, (data) => html`
+  return shown(
+    found,
+    (data) => html`
     <${Head} data=${data} path=${path} />
     <${Tabs} tabs=${[["overview", "Overview"], ["timeline", "Timeline"], ["tasks", "Tasks", count(sum(data.tasks))], ["logs", "Logs"], ["artifacts", "Artifacts"], ["code", "Parameters and code"], ["cards", "Cards"], ["explain", "Explain"], ["events", "Events"]]} />
     <div role="tabpanel">
@@ -30,7 +61,8 @@ export function RunPage({ flow, run }) {
       ${tab === "cards" && html`<${Cards} path=${path} version=${version} />`}
       ${tab === "explain" && html`<${Explain} path=${path} version=${version} />`}
       ${tab === "events" && html`<${Events} path=${path} version=${version} />`}
-    </div>`);
+    </div>`,
+  );
 }
 
 const sum = (/** @type {Record<string, number>} */ tasks) => Object.values(tasks).reduce((a, b) => a + b, 0);
@@ -44,7 +76,13 @@ function Head({ data, path }) {
       attempt(() => ask(`v1/runs/${path}`, { method: "DELETE" }), "The run is being stopped.");
   };
   const remove = async () => {
-    if (await confirm("Delete this run?", html`<p>The records of ${path} and the data that no other run shares are deleted. This cannot be undone.</p>`, "Delete it"))
+    if (
+      await confirm(
+        "Delete this run?",
+        html`<p>The records of ${path} and the data that no other run shares are deleted. This cannot be undone.</p>`,
+        "Delete it",
+      )
+    )
       if (await attempt(() => ask(`v1/runs/${path}/records`, { method: "DELETE" }), "Deleted.")) go("./");
   };
   return html`<section class="run-head">
@@ -86,7 +124,7 @@ function Again({ data, path, mode, close }) {
     const changed = Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined));
     const body = resume ? { step: step || null } : { parameters: changed };
     const answer = await attempt(() => get(`v1/runs/${path}/${resume ? "resume" : "rerun"}`, { json: body }), "");
-    if (answer) (close(), go(`runs/${answer.run}`));
+    if (answer) close(), go(`runs/${answer.run}`);
   };
   return html`<form class="sheet-inline" onSubmit=${start}>
     <h2>${mode === "resume" ? "Resume" : "Run again"}</h2>
@@ -94,8 +132,13 @@ function Again({ data, path, mode, close }) {
       <option value="">${mode === "resume" ? "where it stopped" : "the start"}</option>
       ${data.steps.map((/** @type {any} */ s) => html`<option value=${s.step}>step ${s.step}: what comes before is taken over</option>`)}
     </select></label>
-    ${!resume && data.typed_parameters.map((/** @type {any} */ p) => html`<label>${p.name} <small class="dim">${p.type}</small>
-      <input name=${p.name} placeholder=${p.value} value=${values[p.name] ?? ""} onInput=${(/** @type {any} */ e) => setValues({ ...values, [p.name]: e.target.value === "" ? /** @type {any} */ (undefined) : e.target.value })} /></label>`)}
+    ${
+      !resume &&
+      data.typed_parameters.map(
+        (/** @type {any} */ p) => html`<label>${p.name} <small class="dim">${p.type}</small>
+      <input name=${p.name} placeholder=${p.value} value=${values[p.name] ?? ""} onInput=${(/** @type {any} */ e) => setValues({ ...values, [p.name]: e.target.value === "" ? /** @type {any} */ (undefined) : e.target.value })} /></label>`,
+      )
+    }
     ${!resume && html`<p class="dim">Parameters that are left empty have the values of this run. The code is that of this run.</p>`}
     <footer><button type="button" onClick=${close}>Close</button><button class="main">${resume ? "Resume" : "Start"}</button></footer>
   </form>`;
@@ -109,11 +152,13 @@ function Overview({ data, path }) {
       ${data.graph && html`<section class="graph-box"><${Graph} graph=${data.graph} steps=${data.steps} open=${(/** @type {string} */ step) => setQuery({ tab: "tasks", step }, false)} /></section>`}
       <section><h2>Steps</h2><div class="scroll"><table>
         <thead><tr><th>Step</th><th>Tasks</th><th class="right">Median</th><th class="right">p95</th><th class="right">Longest</th><th class="right">Wait</th><th class="right">Retried</th><th class="right">Reused</th></tr></thead>
-        <tbody>${data.steps.map((/** @type {any} */ s) => html`<tr>
+        <tbody>${data.steps.map(
+          (/** @type {any} */ s) => html`<tr>
           <td><button class="link" onClick=${() => setQuery({ tab: "tasks", step: s.step }, false)}>${s.step}</button></td>
           <td>${sum(s.tasks) ? html`<${Bar} tasks=${s.tasks} />` : html`<span class="dim">not begun</span>`}</td>
           <td class="right num">${span(s.median)}</td><td class="right num">${span(s.p95)}</td><td class="right num">${span(s.longest)}</td><td class="right num">${span(s.wait)}</td>
-          <td class="right num">${s.retried || "–"}</td><td class="right num">${s.reused || "–"}</td></tr>`)}</tbody></table></div>
+          <td class="right num">${s.retried || "–"}</td><td class="right num">${s.reused || "–"}</td></tr>`,
+        )}</tbody></table></div>
         ${data.typed_parameters.length > 0 && html`<h2>Parameters</h2><${Values} rows=${data.typed_parameters.map((/** @type {any} */ p) => [p.name, p.type, p.value])} />`}
       </section>
     </div>`;
@@ -123,7 +168,7 @@ export function Failure({ failure, path }) {
   const error = failure.error;
   return html`<article class="failure">
     <header><${State} state="failed" /> <${Link} to=${`runs/${path}/tasks/${failure.task}`}>${failure.step}/${failure.task}<//> <span>${error ? html`<b>${error.type}</b>: ${error.message}` : failure.reason}</span></header>
-    ${error && error.traceback && html`<${Traceback} text=${error.traceback} />`}
+    ${error?.traceback && html`<${Traceback} text=${error.traceback} />`}
   </article>`;
 }
 
@@ -138,7 +183,7 @@ export function Traceback({ text }) {
     if (before && before.own === own) before.lines.push(line);
     else parts.push({ own, lines: [line] });
   }
-  return html`<div class="traceback">${parts.map((part) => part.own ? html`<pre tabindex="0">${part.lines.join("\n")}</pre>` : html`<details><summary>${part.lines.filter((l) => l.includes("File")).length || 1} frames of libraries</summary><pre class="dim" tabindex="0">${part.lines.join("\n")}</pre></details>`)}</div>`;
+  return html`<div class="traceback">${parts.map((part) => (part.own ? html`<pre tabindex="0">${part.lines.join("\n")}</pre>` : html`<details><summary>${part.lines.filter((l) => l.includes("File")).length || 1} frames of libraries</summary><pre class="dim" tabindex="0">${part.lines.join("\n")}</pre></details>`))}</div>`;
 }
 
 export function Values({ rows }) {
@@ -164,16 +209,30 @@ export function Preview({ artifact }) {
 function Artifacts({ path, version }) {
   const found = useApi(`v1/runs/${path}/artifacts`, version);
   const [search, setSearch] = useState("");
-  return shown(found, (data) => html`
+  return shown(
+    found,
+    (data) => html`
     <div class="toolbar"><input aria-label="Filter artifacts" placeholder="Name or type" value=${search} onInput=${(/** @type {any} */ e) => setSearch(e.target.value)} /><${Behind} path=${`v1/runs/${path}/artifacts`} /></div>
-    ${data.steps.map((/** @type {any} */ step) => html`<section><h2>${step.step} <small class="dim">${count(step.count)} ${step.count === 1 ? "task" : "tasks"}${step.count > step.tasks.length ? `, the first ${step.tasks.length} shown` : ""}</small></h2>
+    ${data.steps.map(
+      (
+        /** @type {any} */ step,
+      ) => html`<section><h2>${step.step} <small class="dim">${count(step.count)} ${step.count === 1 ? "task" : "tasks"}${step.count > step.tasks.length ? `, the first ${step.tasks.length} shown` : ""}</small></h2>
       ${step.tasks.map((/** @type {any} */ task) => {
         const left = task.artifacts.filter((/** @type {any} */ a) => `${a.name} ${a.type}`.toLowerCase().includes(search.toLowerCase()));
-        return left.length > 0 && html`<div class="scroll"><table class="values"><caption><${Link} to=${`runs/${path}/tasks/${task.task}`}>task ${task.task}<//></caption><tbody>
-          ${left.map((/** @type {any} */ a) => html`<tr><td><b>${a.name}</b></td><td class="dim">${a.type}</td><td class="num dim">${size(a.size)}</td><td><${Preview} artifact=${a} /></td>
-          <td><a href=${new URL(`v1/runs/${path}/tasks/${task.task}/artifacts/${a.name}`, ROOT).href} title="The pickle">↓</a></td></tr>`)}</tbody></table></div>`;
-      })}</section>`)}
-    ${data.steps.length === 0 && html`<${Notice}>No step has left anything yet.<//>`}`);
+        return (
+          left.length > 0 &&
+          html`<div class="scroll"><table class="values"><caption><${Link} to=${`runs/${path}/tasks/${task.task}`}>task ${task.task}<//></caption><tbody>
+          ${left.map(
+            (
+              /** @type {any} */ a,
+            ) => html`<tr><td><b>${a.name}</b></td><td class="dim">${a.type}</td><td class="num dim">${size(a.size)}</td><td><${Preview} artifact=${a} /></td>
+          <td><a href=${new URL(`v1/runs/${path}/tasks/${task.task}/artifacts/${a.name}`, ROOT).href} title="The pickle">↓</a></td></tr>`,
+          )}</tbody></table></div>`
+        );
+      })}</section>`,
+    )}
+    ${data.steps.length === 0 && html`<${Notice}>No step has left anything yet.<//>`}`,
+  );
 }
 
 function Code({ path, data }) {
@@ -186,8 +245,12 @@ function Code({ path, data }) {
     <div class="toolbar"><label>Differences to <select value=${against} onChange=${(/** @type {any} */ e) => setQuery({ against: e.target.value })}><option value="">no other run</option>
       ${(others.data?.runs || []).filter((/** @type {any} */ r) => r.run !== data.run).map((/** @type {any} */ r) => html`<option value=${r.run}>${r.run}</option>`)}</select></label></div>
     ${shown(found, (code) => {
-      const chosen = code.files.find((/** @type {any} */ f) => f.name === file) || code.files.find((/** @type {any} */ f) => f.name === code.script) || code.files[0];
-      if (against) return code.diff ? html`<pre class="diff" tabindex="0">${code.diff.split("\n").map((/** @type {string} */ line) => html`<span class=${line.startsWith("+") ? "add" : line.startsWith("-") ? "del" : line.startsWith("@@") ? "at" : ""}>${line}\n</span>`)}</pre>` : html`<${Notice}>The code of both runs is the same.<//>`;
+      const chosen =
+        code.files.find((/** @type {any} */ f) => f.name === file) || code.files.find((/** @type {any} */ f) => f.name === code.script) || code.files[0];
+      if (against)
+        return code.diff
+          ? html`<pre class="diff" tabindex="0">${code.diff.split("\n").map((/** @type {string} */ line) => html`<span class=${line.startsWith("+") ? "add" : line.startsWith("-") ? "del" : line.startsWith("@@") ? "at" : ""}>${line}\n</span>`)}</pre>`
+          : html`<${Notice}>The code of both runs is the same.<//>`;
       return html`<div class="files"><ul>${code.files.map((/** @type {any} */ f) => html`<li><button aria-pressed=${chosen === f} onClick=${() => setFile(f.name)}>${f.name}</button></li>`)}</ul>
         ${chosen && html`<pre class="source" tabindex="0">${chosen.text.split("\n").map((/** @type {string} */ line, /** @type {number} */ n) => html`<span><i>${n + 1}</i>${line}\n</span>`)}</pre>`}</div>`;
     })}`;
@@ -213,8 +276,14 @@ export function Card({ path, card, task, title }) {
 
 function Explain({ path, version }) {
   const found = useApi(`v1/runs/${path}/explain`, version);
-  return shown(found, (data) => html`<p class="dim">Why each task ran, or took over a result.</p><div class="scroll"><table><tbody>${data.lines.map((/** @type {any} */ line) => html`<tr>
-    <td><b>${line.step}</b></td><td class="num">${count(line.count)} ${line.count === 1 ? "task" : "tasks"}</td><td><${State} state=${line.text.startsWith("did not") ? "reused" : "succeeded"} /> ${line.text}</td></tr>`)}</tbody></table></div>`);
+  return shown(
+    found,
+    (data) =>
+      html`<p class="dim">Why each task ran, or took over a result.</p><div class="scroll"><table><tbody>${data.lines.map(
+        (/** @type {any} */ line) => html`<tr>
+    <td><b>${line.step}</b></td><td class="num">${count(line.count)} ${line.count === 1 ? "task" : "tasks"}</td><td><${State} state=${line.text.startsWith("did not") ? "reused" : "succeeded"} /> ${line.text}</td></tr>`,
+      )}</tbody></table></div>`,
+  );
 }
 
 function Events({ path, version }) {
@@ -228,7 +297,8 @@ function Events({ path, version }) {
         if (stopped) return;
         const found = [];
         for (const block of body.split("\n\n")) {
-          const kind = /^event: (.*)$/m.exec(block), data = /^data: (.*)$/m.exec(block);
+          const kind = /^event: (.*)$/m.exec(block),
+            data = /^data: (.*)$/m.exec(block);
           if (kind && data && kind[1] !== "end") found.push({ kind: kind[1], ...JSON.parse(data[1]) });
         }
         setEvents(found);
@@ -243,6 +313,8 @@ function Events({ path, version }) {
   if (!events) return html`<${Skeleton} />`;
   const last = events.slice(-1000).reverse();
   return html`${events.length > last.length && html`<p class="dim">The latest ${count(last.length)} of ${count(events.length)} events.</p>`}
-    <div class="scroll"><table><tbody>${last.map((e) => html`<tr><td class="num dim">${new Date(e.at * 1000).toLocaleTimeString()}</td><td>${e.kind.replaceAll("_", " ")}</td>
-    <td>${e.task !== undefined && html`<${Link} to=${`runs/${path}/tasks/${e.task}`}>${e.step || ""}/${e.task}<//>`}</td><td>${e.state && html`<${State} state=${e.state} label />`}</td><td>${e.reason || (e.count !== undefined ? `${count(e.count)} items` : "")}</td></tr>`)}</tbody></table></div>`;
+    <div class="scroll"><table><tbody>${last.map(
+      (e) => html`<tr><td class="num dim">${new Date(e.at * 1000).toLocaleTimeString()}</td><td>${e.kind.replaceAll("_", " ")}</td>
+    <td>${e.task !== undefined && html`<${Link} to=${`runs/${path}/tasks/${e.task}`}>${e.step || ""}/${e.task}<//>`}</td><td>${e.state && html`<${State} state=${e.state} label />`}</td><td>${e.reason || (e.count !== undefined ? `${count(e.count)} items` : "")}</td></tr>`,
+    )}</tbody></table></div>`;
 }

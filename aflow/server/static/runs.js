@@ -1,13 +1,60 @@
 // The list of runs: filter words, what is going on above, select many, act on them.
 // @ts-check
 import {
-  Bar, Behind, Link, Notice, Skeleton, State, Time, ask, askText, attempt, confirm, count, get, go, html, now, query, runPath, setQuery, span, took, useCallback, useEffect, useMemo, useRef, useState, useTopic, withQuery, woken,
+  ask,
+  askText,
+  attempt,
+  Bar,
+  Behind,
+  confirm,
+  count,
+  get,
+  go,
+  html,
+  Link,
+  Notice,
+  now,
+  query,
+  runPath,
+  Skeleton,
+  State,
+  setQuery,
+  span,
+  Time,
+  took,
+  useCallback,
+  useEffect,
+  useMemo,
+  useRef,
+  useState,
+  useTopic,
+  withQuery,
+  woken,
 } from "./lib.js";
 import { Rows } from "./table.js";
 
 const PAGE = 100;
-const CHIPS = [["", "All"], ["state:running", "Running"], ["state:failed", "Failed"], ["state:succeeded", "Succeeded"], ["since:1d", "Last day"]];
-const WORDS = ["flow:", "state:running", "state:failed", "state:succeeded", "state:cancelled", "tag:", "user:", "since:1d", "since:7d", "until:", "id:", "param."];
+const CHIPS = [
+  ["", "All"],
+  ["state:running", "Running"],
+  ["state:failed", "Failed"],
+  ["state:succeeded", "Succeeded"],
+  ["since:1d", "Last day"],
+];
+const WORDS = [
+  "flow:",
+  "state:running",
+  "state:failed",
+  "state:succeeded",
+  "state:cancelled",
+  "tag:",
+  "user:",
+  "since:1d",
+  "since:7d",
+  "until:",
+  "id:",
+  "param.",
+];
 
 const nameOf = (/** @type {any} */ run) => `${run.flow}/${run.run}`;
 
@@ -26,7 +73,9 @@ const COLUMNS = [
 
 /** The runs that match, as far as they were read. @param {string} filter */
 function useRuns(filter) {
-  const [state, set] = useState(/** @type {{filter: string | null, runs: any[], cursor: string | null, error: any}} */ ({ filter: null, runs: [], cursor: null, error: null }));
+  const [state, set] = useState(
+    /** @type {{filter: string | null, runs: any[], cursor: string | null, error: any}} */ ({ filter: null, runs: [], cursor: null, error: null }),
+  );
   const [tick, setTick] = useState(0);
   const throttle = useRef(0);
   const reading = useRef("");
@@ -84,7 +133,10 @@ export function RunsPage() {
     next.has(path) ? next.delete(path) : next.add(path);
     setChosen(next);
   };
-  const seen = useCallback((/** @type {number} */ _, /** @type {number} */ end) => void (cursor && end > runs.length - PAGE / 2 && more()), [cursor, runs.length, more]);
+  const seen = useCallback(
+    (/** @type {number} */ _, /** @type {number} */ end) => void (cursor && end > runs.length - PAGE / 2 && more()),
+    [cursor, runs.length, more],
+  );
   const moves = runs.some((run) => run.state === "running");
   const fresh = useMemo(() => ({}), [chosen, moves && now.value]);
   return html`
@@ -98,8 +150,12 @@ export function RunsPage() {
     ${!loaded && !error && html`<${Skeleton} lines=${12} />`}
     ${loaded && runs.length > 0 && html`<${Activity} runs=${runs} />`}
     ${loaded && runs.length === 0 && !cursor && (filter ? html`<${Notice}><span>No run matches <code>${filter}</code>. <button class="link" onClick=${() => setQuery({ filter: "" })}>Show all runs</button></span><//>` : html`<${Empty} />`)}
-    ${loaded && (runs.length > 0 || cursor) && html`<${Rows} key=${filter} label="Runs" columns=${COLUMNS} total=${runs.length + (cursor ? 1 : 0)} item=${(/** @type {number} */ n) => runs[n] || null} cells=${(/** @type {any} */ run) => row(run, chosen, toggle)} fresh=${fresh} seen=${seen} row=${48} room=${chosen.size ? 310 : 250}
-      mark=${(/** @type {any} */ run) => (chosen.has(nameOf(run)) ? "chosen" : "")} pick=${(/** @type {any} */ run) => toggle(nameOf(run))} open=${(/** @type {any} */ run) => go(runPath(run))} />`}`;
+    ${
+      loaded &&
+      (runs.length > 0 || cursor) &&
+      html`<${Rows} key=${filter} label="Runs" columns=${COLUMNS} total=${runs.length + (cursor ? 1 : 0)} item=${(/** @type {number} */ n) => runs[n] || null} cells=${(/** @type {any} */ run) => row(run, chosen, toggle)} fresh=${fresh} seen=${seen} row=${48} room=${chosen.size ? 310 : 250}
+      mark=${(/** @type {any} */ run) => (chosen.has(nameOf(run)) ? "chosen" : "")} pick=${(/** @type {any} */ run) => toggle(nameOf(run))} open=${(/** @type {any} */ run) => go(runPath(run))} />`
+    }`;
 }
 
 /** @param {any} run @param {Set<string>} chosen @param {(path: string) => void} toggle */
@@ -114,7 +170,9 @@ function row(run, chosen, toggle) {
     html`<${Time} at=${run.created_at} />`,
     span(took(run)),
     run.user,
-    run.tags.slice(0, 3).map((/** @type {string} */ tag) => html`<button class="tag" onClick=${() => setQuery({ filter: `tag:${tag}` }, false)}>${tag}</button>`),
+    run.tags
+      .slice(0, 3)
+      .map((/** @type {string} */ tag) => html`<button class="tag" onClick=${() => setQuery({ filter: `tag:${tag}` }, false)}>${tag}</button>`),
   ];
 }
 
@@ -127,7 +185,7 @@ function Filter({ filter }) {
   const complete = (/** @type {string} */ word) => setText(text.slice(0, text.length - last.length) + word);
   return html`<form class="filter" onSubmit=${(/** @type {any} */ e) => (e.preventDefault(), setQuery({ filter: text.trim() }, false))}>
     <input aria-label="Filter runs" value=${text} spellcheck=${false} placeholder="flow:Train state:failed tag:prod user:ann since:7d param.alpha:0.1" onFocus=${() => setOpen(true)} onBlur=${() => setTimeout(() => setOpen(false), 150)}
-      onInput=${(/** @type {any} */ e) => setText(e.target.value)} onKeyDown=${(/** @type {any} */ e) => e.key === "Tab" && last && hints[0] && (complete(hints[0]), e.preventDefault())} />
+      onInput=${(/** @type {any} */ e) => setText(e.target.value)} onKeyDown=${(/** @type {any} */ e) => e.key === "Tab" && last && hints[0] && ((complete(hints[0]), e.preventDefault()))} />
     ${hints.length > 0 && html`<div class="hints">${hints.map((word) => html`<button type="button" onMouseDown=${(/** @type {any} */ e) => (e.preventDefault(), complete(word))}>${word}</button>`)}</div>`}
   </form>`;
 }

@@ -1,6 +1,6 @@
 // When the server runs flows: on and off, what comes next, run now, make one, change one.
 // @ts-check
-import { Behind, Link, Notice, Time, ask, attempt, confirm, get, go, html, query, setQuery, shown, useApi, useEffect, useState, withQuery } from "./lib.js";
+import { ask, attempt, Behind, confirm, get, go, html, Link, Notice, query, setQuery, shown, useApi, useEffect, useState, withQuery } from "./lib.js";
 
 const pathOf = (/** @type {string} */ name) => `v1/schedules/${encodeURIComponent(name)}`;
 
@@ -13,25 +13,35 @@ export function SchedulesPage() {
     const timer = setInterval(() => document.hidden || again(), 15000);
     return () => clearInterval(timer);
   }, []);
-  const pause = (/** @type {any} */ s) => attempt(() => ask(pathOf(s.name), { method: "PATCH", json: { paused: !s.paused } }), s.paused ? `${s.name} is on.` : `${s.name} is off.`).then(again);
+  const pause = (/** @type {any} */ s) =>
+    attempt(() => ask(pathOf(s.name), { method: "PATCH", json: { paused: !s.paused } }), s.paused ? `${s.name} is on.` : `${s.name} is off.`).then(again);
   const start = async (/** @type {any} */ s) => {
     const answer = await attempt(() => get(`${pathOf(s.name)}/runs`, { method: "POST" }), "");
     if (answer) go(`runs/${answer.run}`);
   };
   const remove = async (/** @type {any} */ s) => {
-    if (await confirm("Delete the schedule?", html`<p>${s.name} is not run any more. Its runs stay.</p>`, "Delete it")) attempt(() => ask(pathOf(s.name), { method: "DELETE" }), "Deleted.").then(again);
+    if (await confirm("Delete the schedule?", html`<p>${s.name} is not run any more. Its runs stay.</p>`, "Delete it"))
+      attempt(() => ask(pathOf(s.name), { method: "DELETE" }), "Deleted.").then(again);
   };
   const close = () => (setQuery({ edit: "" }), again());
   return html`<div class="head"><h1>Schedules</h1><div class="actions"><button class="main" onClick=${() => setQuery({ edit: "*" })}>New schedule…</button></div><${Behind} path="v1/schedules" /></div>
   ${shown(found, (data) => {
     const one = data.schedules.find((/** @type {any} */ s) => s.name === edited);
     return html`${edited && (one || edited === "*") && html`<${Form} key=${edited} schedule=${one} close=${close} />`}
-    ${data.schedules.length === 0 ? html`<${Notice}><span>There are no schedules. Make one of a flow that has run here, or with <code>aflow schedule create flow.py</code>, which takes the flow's own <code>@schedule</code>.</span><//>` : html`<div class="scroll"><table class="list"><thead><tr><th>On</th><th>Name</th><th>When</th><th>Next</th><th>Latest run</th><th class="right wide">Started</th><th class="right wide">Skipped</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
-      ${data.schedules.map((/** @type {any} */ s) => html`<tr data-row><td><button role="switch" aria-checked=${!s.paused} aria-label=${`${s.name} is ${s.paused ? "off" : "on"}`} class="switch" onClick=${() => pause(s)}></button></td>
+    ${
+      data.schedules.length === 0
+        ? html`<${Notice}><span>There are no schedules. Make one of a flow that has run here, or with <code>aflow schedule create flow.py</code>, which takes the flow's own <code>@schedule</code>.</span><//>`
+        : html`<div class="scroll"><table class="list"><thead><tr><th>On</th><th>Name</th><th>When</th><th>Next</th><th>Latest run</th><th class="right wide">Started</th><th class="right wide">Skipped</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
+      ${data.schedules.map(
+        (
+          /** @type {any} */ s,
+        ) => html`<tr data-row><td><button role="switch" aria-checked=${!s.paused} aria-label=${`${s.name} is ${s.paused ? "off" : "on"}`} class="switch" onClick=${() => pause(s)}></button></td>
         <td class="name"><b>${s.name}</b>${s.flow && html` <${Link} class="dim" to=${`flows/${s.flow}`}>${s.flow}<//>`}${s.said && html`<div class="reason">${s.said}</div>`}</td><td><code>${s.cron}</code> <span class="dim">${s.timezone}</span></td>
         <td>${s.paused ? html`<span class="dim">off</span>` : s.next ? html`<${Soon} at=${s.next} />` : "–"}</td>
         <td>${s.latest ? html`<${Link} to=${`runs/${s.latest}`}>${s.latest.split("/")[1]}<//>` : "–"}</td><td class="right num wide">${s.started}</td><td class="right num wide">${s.skipped}</td>
-        <td><span class="actions"><button onClick=${() => start(s)}>Run now</button><button onClick=${() => setQuery({ edit: s.name })}>Change…</button><button class="danger" onClick=${() => remove(s)}>Delete</button></span></td></tr>`)}</tbody></table></div>`}`;
+        <td><span class="actions"><button onClick=${() => start(s)}>Run now</button><button onClick=${() => setQuery({ edit: s.name })}>Change…</button><button class="danger" onClick=${() => remove(s)}>Delete</button></span></td></tr>`,
+      )}</tbody></table></div>`
+    }`;
   })}`;
 }
 
@@ -41,22 +51,46 @@ function Soon({ at }) {
   return html`<time dateTime=${when.toISOString()} title=${`${when.toISOString().replace("T", " ").slice(0, 16)} UTC`}>${when.toLocaleString([], { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" })}</time>`;
 }
 
-const MISSED = [["latest", "run the latest of them"], ["skip", "leave them out"], ["all", "run all of them"]];
-const OVERLAP = [["skip", "leave the new one out"], ["wait", "wait for its end"], ["cancel", "cancel it"], ["allow", "run beside it"]];
+const MISSED = [
+  ["latest", "run the latest of them"],
+  ["skip", "leave them out"],
+  ["all", "run all of them"],
+];
+const OVERLAP = [
+  ["skip", "leave the new one out"],
+  ["wait", "wait for its end"],
+  ["cancel", "cancel it"],
+  ["allow", "run beside it"],
+];
 
 /** Make a schedule, or change one. @param {{schedule?: any, close: () => void}} props */
 function Form({ schedule, close }) {
   const flows = useApi(schedule ? null : "v1/flows");
   const [flow, setFlow] = useState(schedule?.flow || "");
   const detail = useApi(flow ? `v1/flows/${flow}` : null);
-  const [values, set] = useState({ name: schedule?.name || "", cron: schedule?.cron || "0 6 * * ? *", timezone: schedule?.timezone || Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC", missed: schedule?.missed || "latest", overlap: schedule?.overlap || "skip" });
+  const [values, set] = useState({
+    name: schedule?.name || "",
+    cron: schedule?.cron || "0 6 * * ? *",
+    timezone: schedule?.timezone || Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC",
+    missed: schedule?.missed || "latest",
+    overlap: schedule?.overlap || "skip",
+  });
   const [parameters, setParameters] = useState(/** @type {Record<string, any>} */ (schedule?.parameters || {}));
   const [said, say] = useState("");
-  const field = (/** @type {string} */ name) => ({ value: /** @type {any} */ (values)[name], onInput: (/** @type {any} */ e) => set({ ...values, [name]: e.target.value }) });
+  const field = (/** @type {string} */ name) => ({
+    value: /** @type {any} */ (values)[name],
+    onInput: (/** @type {any} */ e) => set({ ...values, [name]: e.target.value }),
+  });
   const code = detail.data?.code;
   const body = schedule
     ? { cron: values.cron, timezone: values.timezone, missed: values.missed, overlap: values.overlap, parameters }
-    : { cron: values.cron, timezone: values.timezone, missed: values.missed, overlap: values.overlap, run: { package: code?.key, script: code?.script, flow, parameters } };
+    : {
+        cron: values.cron,
+        timezone: values.timezone,
+        missed: values.missed,
+        overlap: values.overlap,
+        run: { package: code?.key, script: code?.script, flow, parameters },
+      };
   const save = async (/** @type {any} */ event) => {
     event.preventDefault();
     say("");
@@ -76,8 +110,11 @@ function Form({ schedule, close }) {
   const known = detail.data?.parameters || [];
   return html`<form class="sheet-inline" onSubmit=${save} aria-label=${schedule ? `Change ${schedule.name}` : "New schedule"}>
     <h2>${schedule ? `Change ${schedule.name}` : "New schedule"}</h2>
-    ${!schedule && html`<div class="fields"><label>Flow <select required value=${flow} onChange=${(/** @type {any} */ e) => (setFlow(e.target.value), values.name || set({ ...values, name: e.target.value }))}><option value="">choose one</option>${(flows.data?.flows || []).map((/** @type {any} */ f) => html`<option>${f.flow}</option>`)}</select></label>
-      <label>Name <input required pattern="[A-Za-z0-9][A-Za-z0-9_\\-]*" maxlength="100" ...${field("name")} /></label></div>`}
+    ${
+      !schedule &&
+      html`<div class="fields"><label>Flow <select required value=${flow} onChange=${(/** @type {any} */ e) => (setFlow(e.target.value), values.name || set({ ...values, name: e.target.value }))}><option value="">choose one</option>${(flows.data?.flows || []).map((/** @type {any} */ f) => html`<option>${f.flow}</option>`)}</select></label>
+      <label>Name <input required pattern="[A-Za-z0-9][A-Za-z0-9_\\-]*" maxlength="100" ...${field("name")} /></label></div>`
+    }
     ${flow && detail.data && !schedule && !code?.key && html`<${Notice} kind="warn">The code of this flow was not kept, so it cannot be run from here: use <code>aflow schedule create</code> with its file.<//>`}
     <div class="fields"><label>Cron <input required class="code" spellcheck=${false} ...${field("cron")} /></label><label>Timezone <input list="zones" ...${field("timezone")} /></label></div>
     <datalist id="zones">${Intl.supportedValuesOf("timeZone").map((zone) => html`<option value=${zone} />`)}</datalist>

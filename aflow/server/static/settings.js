@@ -1,6 +1,6 @@
 // The server: what it is, whether all that its settings name can be used, what could be deleted, tokens, the look of these pages.
 // @ts-check
-import { Behind, Notice, State, Time, ask, attempt, confirm, copy, count, get, html, shown, size, theme, useApi, useState } from "./lib.js";
+import { ask, attempt, Behind, confirm, copy, count, get, html, Notice, State, shown, size, Time, theme, useApi, useState } from "./lib.js";
 
 export function SettingsPage() {
   return html`<div class="head"><h1>Settings</h1></div>
@@ -10,13 +10,21 @@ export function SettingsPage() {
 function Look() {
   const [chosen, choose] = useState(localStorage.getItem("aflow.theme") || "");
   return html`<section class="panel"><h2>Look</h2><div class="chips" role="group" aria-label="Theme">
-    ${[["", "As the system"], ["light", "Light"], ["dark", "Dark"]].map(([name, title]) => html`<button aria-pressed=${chosen === name} onClick=${() => (theme(name), choose(name))}>${title}</button>`)}</div></section>`;
+    ${[
+      ["", "As the system"],
+      ["light", "Light"],
+      ["dark", "Dark"],
+    ].map(([name, title]) => html`<button aria-pressed=${chosen === name} onClick=${() => (theme(name), choose(name))}>${title}</button>`)}</div></section>`;
 }
 
 function Server() {
   const found = useApi("v1/server");
   const rows = (/** @type {any} */ d) => [
-    ["Version", d.version], ["Python", d.python], ["Metadata", d.metadata], ["Datastore", d.storage], ["Runs here now", count(d.runs_here)],
+    ["Version", d.version],
+    ["Python", d.python],
+    ["Metadata", d.metadata],
+    ["Datastore", d.storage],
+    ["Runs here now", count(d.runs_here)],
     ["Previews of artifacts", d.previews ? "written (AFLOW_PREVIEWS=0 leaves them out)" : "off: types and shapes alone are recorded"],
   ];
   return html`<section class="panel"><h2>Server <${Behind} path="v1/server" /></h2>
@@ -41,12 +49,22 @@ function Doctor() {
     <p class="dim">Whether this machine, the datastore, the metadata, the queue and what is set of AWS can be used. Nothing is changed.</p>
     <button onClick=${check} disabled=${state.busy} aria-busy=${state.busy ? "true" : null}>${state.busy ? "Checking…" : state.findings ? "Check again" : "Check now"}</button>
     ${state.error && html`<${Notice} kind="bad" retry=${check}>${state.error}<//>`}
-    ${state.findings && html`<p role="status">${bad ? `${bad} of ${state.findings.length} findings need a look.` : "All is well."}</p>
-      <ul class="findings">${state.findings.map((f) => html`<li><${State} state=${/** @type {any} */ (SIGNS)[f.state]} name=${f.state} /><div><b>${f.name}</b> ${f.said}${f.advice && html`<br /><span class="dim">${f.advice}</span>`}</div></li>`)}</ul>`}</section>`;
+    ${
+      state.findings &&
+      html`<p role="status">${bad ? `${bad} of ${state.findings.length} findings need a look.` : "All is well."}</p>
+      <ul class="findings">${state.findings.map((f) => html`<li><${State} state=${/** @type {any} */ (SIGNS)[f.state]} name=${f.state} /><div><b>${f.name}</b> ${f.said}${f.advice && html`<br /><span class="dim">${f.advice}</span>`}</div></li>`)}</ul>`
+    }</section>`;
 }
 
 const DAY = 86400;
-const AGES = [["", "any age"], ["1", "a day ago"], ["7", "a week ago"], ["30", "30 days ago"], ["90", "90 days ago"], ["365", "a year ago"]];
+const AGES = [
+  ["", "any age"],
+  ["1", "a day ago"],
+  ["7", "a week ago"],
+  ["30", "30 days ago"],
+  ["90", "90 days ago"],
+  ["365", "a year ago"],
+];
 
 /** What `aflow gc` would delete. */
 function Collection() {
@@ -63,7 +81,9 @@ function Collection() {
     setBusy(false);
   };
   const words = ["aflow gc", age && `--older-than ${age}d`, failed && "--failed", Number(keep) > 0 && `--keep ${Number(keep)}`].filter(Boolean).join(" ");
-  const change = (/** @type {(value: any) => void} */ set) => (/** @type {any} */ e) => (set(e.target.type === "checkbox" ? e.target.checked : e.target.value), setPlan(null));
+  const change = (/** @type {(value: any) => void} */ set) => (/** @type {any} */ e) => (
+    set(e.target.type === "checkbox" ? e.target.checked : e.target.value), setPlan(null)
+  );
   return html`<section class="panel"><h2>Clean up <${Behind} path="v1/gc" method="POST" body=${body} /></h2>
     <p class="dim">See what <code>aflow gc</code> would delete: runs, and what nothing refers to any more. Nothing is deleted here.</p>
     <form class="toolbar" onSubmit=${look}>
@@ -71,12 +91,20 @@ function Collection() {
       <label class="check"><input type="checkbox" checked=${failed} onChange=${change(setFailed)} /> only without success</label>
       <label>keep the newest <input type="number" min="0" max="9999" value=${keep} onInput=${change(setKeep)} /> of each flow</label>
       <button disabled=${busy}>${busy ? "Looking…" : "Look"}</button></form>
-    ${plan && html`<p role="status"><b>${count(plan.count)} ${plan.count === 1 ? "run" : "runs"}</b> and ${count(plan.objects)} objects would be deleted: <b>${size(plan.size)}</b>.${plan.young > 0 && ` Nothing refers to ${count(plan.young)} more objects, which are too new.`}</p>
+    ${
+      plan &&
+      html`<p role="status"><b>${count(plan.count)} ${plan.count === 1 ? "run" : "runs"}</b> and ${count(plan.objects)} objects would be deleted: <b>${size(plan.size)}</b>.${plan.young > 0 && ` Nothing refers to ${count(plan.young)} more objects, which are too new.`}</p>
       ${plan.runs.length > 0 && html`<details><summary>The runs</summary><ul class="plain">${plan.runs.map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul>${plan.count > plan.runs.length && html`<p class="dim">and ${count(plan.count - plan.runs.length)} more</p>`}</details>`}
-      <p>In a terminal of the server's folder: <code>${words}</code> <button onClick=${() => copy(words)}>Copy</button></p>`}</section>`;
+      <p>In a terminal of the server's folder: <code>${words}</code> <button onClick=${() => copy(words)}>Copy</button></p>`
+    }</section>`;
 }
 
-const LIVES = [["", "for ever"], ["1", "a day"], ["30", "30 days"], ["365", "a year"]];
+const LIVES = [
+  ["", "for ever"],
+  ["1", "a day"],
+  ["30", "30 days"],
+  ["365", "a year"],
+];
 
 function Tokens() {
   const [tick, setTick] = useState(0);
@@ -85,19 +113,30 @@ function Tokens() {
   const [made, setMade] = useState("");
   const create = async (/** @type {any} */ event) => {
     event.preventDefault();
-    const form = new FormData(event.target), days = Number(form.get("days"));
+    const form = new FormData(event.target),
+      days = Number(form.get("days"));
     const answer = await attempt(() => get("v1/tokens", { json: { name: form.get("name"), scope: form.get("scope"), seconds: days ? days * DAY : null } }), "");
-    if (answer) (setMade(answer.token), event.target.reset(), again());
+    if (answer) setMade(answer.token), event.target.reset(), again();
   };
   const revoke = async (/** @type {any} */ token) => {
-    if (await confirm("Revoke the token?", html`<p>Whoever uses ${token.name} gets in no more, at once.</p>`, "Revoke it")) attempt(() => ask(`v1/tokens/${encodeURIComponent(token.name)}`, { method: "DELETE" }), "Revoked.").then(again);
+    if (await confirm("Revoke the token?", html`<p>Whoever uses ${token.name} gets in no more, at once.</p>`, "Revoke it"))
+      attempt(() => ask(`v1/tokens/${encodeURIComponent(token.name)}`, { method: "DELETE" }), "Revoked.").then(again);
   };
-  return html`<section class="panel wide-panel"><h2>Tokens <${Behind} path="v1/tokens" /></h2>${shown(tokens, (data) => html`
-    ${data.tokens.length === 0 ? html`<p class="dim">There are no tokens: this server answers only this machine. The first token that is made here is asked for from then on.</p>` : html`<div class="scroll"><table><thead><tr><th>Name</th><th>Scope</th><th>Made</th><th>Expires</th><th></th></tr></thead><tbody>${data.tokens.map((/** @type {any} */ t) => html`<tr>
+  return html`<section class="panel wide-panel"><h2>Tokens <${Behind} path="v1/tokens" /></h2>${shown(
+    tokens,
+    (data) => html`
+    ${
+      data.tokens.length === 0
+        ? html`<p class="dim">There are no tokens: this server answers only this machine. The first token that is made here is asked for from then on.</p>`
+        : html`<div class="scroll"><table><thead><tr><th>Name</th><th>Scope</th><th>Made</th><th>Expires</th><th></th></tr></thead><tbody>${data.tokens.map(
+            (/** @type {any} */ t) => html`<tr>
       <td><b>${t.name}</b></td><td>${t.scope}</td><td><${Time} at=${t.created_at} /></td><td>${t.expires_at ? html`<time title=${new Date(t.expires_at * 1000).toISOString()}>${new Date(t.expires_at * 1000).toLocaleString()}</time>` : "never"}</td>
-      <td class="actions"><button class="danger" onClick=${() => revoke(t)}>Revoke</button></td></tr>`)}</tbody></table></div>`}
+      <td class="actions"><button class="danger" onClick=${() => revoke(t)}>Revoke</button></td></tr>`,
+          )}</tbody></table></div>`
+    }
     <form class="toolbar" onSubmit=${create}><input name="name" aria-label="Name of a new token" placeholder="Name of a new token" required />
       <label>may <select name="scope" aria-label="Scope"><option value="read">read</option><option value="write">read and change</option></select></label>
       <label>lasts <select name="days" aria-label="Lasts">${LIVES.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select></label><button>Create</button></form>
-    ${made && html`<${Notice} kind="warn"><span>It is shown once: <code>${made}</code></span> <button onClick=${() => copy(made)}>Copy</button><//>`}`)}</section>`;
+    ${made && html`<${Notice} kind="warn"><span>It is shown once: <code>${made}</code></span> <button onClick=${() => copy(made)}>Copy</button><//>`}`,
+  )}</section>`;
 }

@@ -49,7 +49,8 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
   const show = useCallback(
     (/** @type {number} */ n) => {
       const node = box.current;
-      const from = (n * row) / ratio, to = ((n + 1) * row - (node.clientHeight - HEAD)) / ratio;
+      const from = (n * row) / ratio,
+        to = ((n + 1) * row - (node.clientHeight - HEAD)) / ratio;
       if (node.scrollTop > from) node.scrollTop = from;
       else if (node.scrollTop < to) node.scrollTop = to;
     },
@@ -71,13 +72,18 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
   }, [at, total, item, pick, open, show]);
 
   const tracks = useMemo(() => {
-    const of = (/** @type {(c: Column) => boolean} */ kept, small = false) => columns.filter(kept).map((c) => (small && c.small) || c.track).join(" ");
+    const of = (/** @type {(c: Column) => boolean} */ kept, small = false) =>
+      columns
+        .filter(kept)
+        .map((c) => (small && c.small) || c.track)
+        .join(" ");
     return { "--all": of(() => true), "--wide": of((c) => c.hide !== "wide"), "--mid": of((c) => !c.hide, true) };
   }, [columns]);
   const look = (/** @type {Column} */ c) => `${c.right ? "right num" : ""} ${c.hide || ""} ${c.name || ""}`;
   const header = (/** @type {Column} */ c) => {
     if (!c.sort || !sort) return c.title;
-    const down = order === `-${c.sort}`, up = order === c.sort;
+    const down = order === `-${c.sort}`,
+      up = order === c.sort;
     return html`<button class="sort" onClick=${() => sort(up ? `-${c.sort}` : c.sort || "")}>${c.title}<i aria-hidden="true">${up ? "↑" : down ? "↓" : ""}</i></button>`;
   };
   const sorted = (/** @type {Column} */ c) => (!c.sort || !sort ? null : order === c.sort ? "ascending" : order === `-${c.sort}` ? "descending" : "none");
@@ -88,7 +94,8 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
   const { rows } = made.current;
   if (rows.size > 400) for (const n of rows.keys()) if (n < first || n >= end) rows.delete(n);
   const draw = (/** @type {number} */ n) => {
-    const found = item(n), name = `row ${n === at ? "at" : ""} ${found ? mark?.(found) || "" : ""}`;
+    const found = item(n),
+      name = `row ${n === at ? "at" : ""} ${found ? mark?.(found) || "" : ""}`;
     const before = rows.get(n);
     if (before && before.found === found && before.name === name) return before.node;
     const parts = found ? cells(found) : null;
@@ -115,7 +122,16 @@ const HEAD = 32; // pixels of the row of titles, as in app.css
  * @param {(offset: number, limit: number) => Promise<{total: number, rows: any[]}>} load
  */
 export function usePages(key, version, load, size = 100) {
-  const kept = useRef({ key: "", version, pages: /** @type {Map<number, any[]>} */ (new Map()), fresh: /** @type {Set<number>} */ (new Set()), asked: /** @type {Set<number>} */ (new Set()), range: [0, 1], total: -1, error: /** @type {any} */ (null) });
+  const kept = useRef({
+    key: "",
+    version,
+    pages: /** @type {Map<number, any[]>} */ (new Map()),
+    fresh: /** @type {Set<number>} */ (new Set()),
+    asked: /** @type {Set<number>} */ (new Set()),
+    range: [0, 1],
+    total: -1,
+    error: /** @type {any} */ (null),
+  });
   const [, draw] = useState(0);
   const state = kept.current;
   if (state.key !== key) kept.current = { ...state, key, version, pages: new Map(), fresh: new Set(), asked: new Set(), range: [0, 1], total: -1, error: null };
@@ -143,7 +159,9 @@ export function usePages(key, version, load, size = 100) {
         },
       );
     }
-    if (now.pages.size > 60) for (const page of now.pages.keys()) if (now.pages.size > 40 && Math.abs(page * size - now.range[0]) > 10 * size) now.pages.delete(page) && now.fresh.delete(page);
+    if (now.pages.size > 60)
+      for (const page of now.pages.keys())
+        if (now.pages.size > 40 && Math.abs(page * size - now.range[0]) > 10 * size) now.pages.delete(page) && now.fresh.delete(page);
   }, [key]);
   useEffect(() => {
     kept.current.fresh.clear();

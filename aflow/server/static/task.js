@@ -1,6 +1,6 @@
 // One task: its attempts, inputs and outputs, log, card, and how to run it again alone.
 // @ts-check
-import { Behind, Link, Notice, ROOT, State, Time, copy, count, html, shown, size, span, useApi, useEffect, useRunVersion } from "./lib.js";
+import { Behind, copy, count, html, Link, Notice, ROOT, State, shown, size, span, Time, useApi, useEffect, useRunVersion } from "./lib.js";
 import { Log } from "./log.js";
 import { Card, Failure, Preview, Values } from "./run.js";
 import { useFailedKeys } from "./tasks.js";

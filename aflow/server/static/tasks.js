@@ -1,6 +1,6 @@
 // The tasks of a run: sorted and filtered on the server, read and drawn as far as they are on the screen.
 // @ts-check
-import { Behind, Link, Notice, Skeleton, State, Time, count, get, go, html, query, setQuery, size, span, useCallback, useEffect, withQuery } from "./lib.js";
+import { Behind, count, get, go, html, Link, Notice, query, Skeleton, State, setQuery, size, span, Time, useCallback, useEffect, withQuery } from "./lib.js";
 import { Rows, usePages } from "./table.js";
 
 /** @type {import("./table.js").Column[]} */
@@ -19,10 +19,13 @@ const COLUMNS = [
 const STATES = ["running", "succeeded", "failed", "cancelled", "ready"];
 
 export function Tasks({ path, data }) {
-  const step = query("step"), state = query("state"), sort = query("sort") || "task";
+  const step = query("step"),
+    state = query("state"),
+    sort = query("sort") || "task";
   const api = `v1/runs/${path}/task-page`;
   const words = { step, state, sort };
-  const load = (/** @type {number} */ offset, /** @type {number} */ limit) => get(withQuery(api, { ...words, offset, limit })).then((found) => ({ total: found.total, rows: found.tasks }));
+  const load = (/** @type {number} */ offset, /** @type {number} */ limit) =>
+    get(withQuery(api, { ...words, offset, limit })).then((found) => ({ total: found.total, rows: found.tasks }));
   const pages = usePages(JSON.stringify([path, words]), data.version, load);
   useFailedKeys(path);
   const cells = (/** @type {any} */ t) => {
@@ -33,7 +36,10 @@ export function Tasks({ path, data }) {
       html`<${Time} at=${t.started_at} />`,
       span(t.finished_at ? t.finished_at - t.started_at : null),
       span(t.started_at && !t.reused ? Math.max(0, t.started_at - t.created_at) : null),
-      t.attempts, size(t.max_rss), html`<span class="dim">${t.host}</span>`, html`<span class="dim" title=${t.reason}>${t.reason}</span>`,
+      t.attempts,
+      size(t.max_rss),
+      html`<span class="dim">${t.host}</span>`,
+      html`<span class="dim" title=${t.reason}>${t.reason}</span>`,
     ];
   };
   const open = useCallback((/** @type {any} */ t) => go(`runs/${path}/tasks/${t.task}`), [path]);
@@ -42,14 +48,23 @@ export function Tasks({ path, data }) {
       <select aria-label="Step" value=${step} onChange=${choose("step")}><option value="">all steps</option>${data.steps.map((/** @type {any} */ s) => html`<option>${s.step}</option>`)}</select>
       <select aria-label="State" value=${state} onChange=${choose("state")}><option value="">all states</option>${STATES.map((s) => html`<option>${s}</option>`)}</select>
       <select class="only-small" aria-label="Order" value=${sort} onChange=${(/** @type {any} */ e) => setQuery({ sort: e.target.value === "task" ? "" : e.target.value })}>
-        ${[["task", "by number"], ["started", "by start"], ["-duration", "longest first"], ["duration", "shortest first"], ["-wait", "longest wait first"]].map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select>
+        ${[
+          ["task", "by number"],
+          ["started", "by start"],
+          ["-duration", "longest first"],
+          ["duration", "shortest first"],
+          ["-wait", "longest wait first"],
+        ].map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select>
       ${pages.total >= 0 && html`<span class="dim" role="status">${count(pages.total)} ${pages.total === 1 ? "task" : "tasks"}</span>`}<${Behind} path=${withQuery(api, { ...words, offset: 0, limit: 100 })} />
     </div>
     ${pages.error && html`<${Notice} kind=${pages.total < 0 ? "bad" : "warn"} retry=${pages.retry}>${pages.error.message}<//>`}
     ${pages.total < 0 && !pages.error && html`<${Skeleton} lines=${10} />`}
     ${pages.total === 0 && html`<${Notice}>${step || state ? "No task matches." : "No task has begun yet."}<//>`}
-    ${pages.total > 0 && html`<${Rows} key=${JSON.stringify(words)} label="Tasks" columns=${COLUMNS} total=${pages.total} item=${pages.row} cells=${cells} seen=${pages.seen} order=${sort}
-      sort=${(/** @type {string} */ by) => setQuery({ sort: by === "task" ? "" : by })} open=${open} room=${330} />`}`;
+    ${
+      pages.total > 0 &&
+      html`<${Rows} key=${JSON.stringify(words)} label="Tasks" columns=${COLUMNS} total=${pages.total} item=${pages.row} cells=${cells} seen=${pages.seen} order=${sort}
+      sort=${(/** @type {string} */ by) => setQuery({ sort: by === "task" ? "" : by })} open=${open} room=${330} />`
+    }`;
 }
 
 /** `[` and `]` go to the failed task before and after. @param {string} path @param {number} [task] */

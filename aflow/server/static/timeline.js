@@ -1,7 +1,27 @@
 // When each task ran: lanes of tasks, packed so that as many rows are there as tasks went on at once.
 // Drawn as pixels, not as shapes: a hundred thousand tasks cost a few milliseconds a frame.
 // @ts-check
-import { Link, Notice, Skeleton, State, ask, count, go, html, now, query, setQuery, span, useEffect, useLayoutEffect, useMemo, useRef, useState, withQuery, woken } from "./lib.js";
+import {
+  ask,
+  count,
+  go,
+  html,
+  Link,
+  Notice,
+  now,
+  query,
+  Skeleton,
+  State,
+  setQuery,
+  span,
+  useEffect,
+  useLayoutEffect,
+  useMemo,
+  useRef,
+  useState,
+  withQuery,
+  woken,
+} from "./lib.js";
 import { Rows } from "./table.js";
 
 /** @typedef {{version: number, base: number, steps: string[], workers: string[], states: string[], count: number, task: Uint32Array, ready: Float32Array, start: Float32Array, end: Float32Array, step: Uint16Array, worker: Uint16Array, state: Uint8Array, flags: Uint8Array}} Columns */
@@ -17,7 +37,17 @@ export function decode(buffer) {
     at += head.count * bytes + ((8 - ((head.count * bytes) % 8)) % 8);
     return found;
   };
-  return { ...head, task: column(Uint32Array, 4), ready: column(Float32Array, 4), start: column(Float32Array, 4), end: column(Float32Array, 4), step: column(Uint16Array, 2), worker: column(Uint16Array, 2), state: column(Uint8Array, 1), flags: column(Uint8Array, 1) };
+  return {
+    ...head,
+    task: column(Uint32Array, 4),
+    ready: column(Float32Array, 4),
+    start: column(Float32Array, 4),
+    end: column(Float32Array, 4),
+    step: column(Uint16Array, 2),
+    worker: column(Uint16Array, 2),
+    state: column(Uint8Array, 1),
+    flags: column(Uint8Array, 1),
+  };
 }
 
 const NAMES = /** @type {const} */ (["task", "ready", "start", "end", "step", "worker", "state", "flags"]);
@@ -38,7 +68,8 @@ export function merge(all, news) {
   }
   const out = /** @type {any} */ ({ ...news, count: total });
   for (const name of NAMES) {
-    const from = /** @type {any} */ (news)[name], before = /** @type {any} */ (all)[name];
+    const from = /** @type {any} */ (news)[name],
+      before = /** @type {any} */ (all)[name];
     const column = total === all.count ? before : new from.constructor(total);
     if (column !== before) column.set(before);
     for (let n = 0; n < news.count; n++) column[at[n]] = from[n];
@@ -109,7 +140,8 @@ function byStart(rows, start) {
 
 /** @param {{ends: number[], heap: number[]}} g */
 function popLane(g) {
-  const top = g.heap[0], last = /** @type {number} */ (g.heap.pop());
+  const top = g.heap[0],
+    last = /** @type {number} */ (g.heap.pop());
   if (g.heap.length) {
     let at = 0;
     for (;;) {
@@ -152,7 +184,7 @@ function resolved(name) {
 /** A colour of the style sheet as a number for ImageData; kept until the theme changes. @param {string} name */
 function colour(name) {
   const look = `${document.documentElement.dataset.theme || ""}${dark.matches}`;
-  if (look !== coloursOf) (colours.clear(), (coloursOf = look));
+  if (look !== coloursOf) colours.clear(), (coloursOf = look);
   const known = colours.get(name);
   if (known !== undefined) return known;
   const canvas = document.createElement("canvas");
@@ -166,7 +198,15 @@ function colour(name) {
   return found;
 }
 
-const PALETTE = { succeeded: "--good-mass", failed: "--bad-mass", running: "--hot-mass", cancelled: "--dim", ready: "--line", waiting: "--line", skipped: "--line" };
+const PALETTE = {
+  succeeded: "--good-mass",
+  failed: "--bad-mass",
+  running: "--hot-mass",
+  cancelled: "--dim",
+  ready: "--line",
+  waiting: "--line",
+  skipped: "--line",
+};
 
 /** @param {{path: string, version: number, running: boolean}} props */
 export function Timeline({ path, version, running }) {
@@ -213,7 +253,8 @@ export function Timeline({ path, version, running }) {
  * @param {Columns} c @param {Uint32Array} rows @param {number} now @param {boolean} collapse
  */
 export function timeAxis(c, rows, now, collapse) {
-  let low = Infinity, high = 0;
+  let low = Infinity,
+    high = 0;
   for (const r of rows) {
     if (c.start[r] < low) low = c.start[r];
     const end = Number.isNaN(c.end[r]) ? now : c.end[r];
@@ -225,17 +266,20 @@ export function timeAxis(c, rows, now, collapse) {
   if (collapse) {
     const seam = (high - low) * 0.01;
     for (const r of rows) {
-      const end = Number.isNaN(c.end[r]) ? now : c.end[r], last = busy[busy.length - 1];
+      const end = Number.isNaN(c.end[r]) ? now : c.end[r],
+        last = busy[busy.length - 1];
       if (last && c.start[r] <= last[1] + seam) last[1] = Math.max(last[1], end);
       else busy.push([c.start[r], end]);
     }
   }
   if (busy.length < 2) return { low, high, seams: /** @type {number[]} */ ([]), at: (/** @type {number} */ t) => t, time: (/** @type {number} */ x) => x };
-  const work = busy.reduce((sum, [a, b]) => sum + b - a, 0), gap = Math.max(work * 0.015, 0.0005);
+  const work = busy.reduce((sum, [a, b]) => sum + b - a, 0),
+    gap = Math.max(work * 0.015, 0.0005);
   const begins = [low];
   for (let n = 1; n < busy.length; n++) begins.push(begins[n - 1] + busy[n - 1][1] - busy[n - 1][0] + gap);
   const piece = (/** @type {number} */ value, /** @type {(n: number) => number} */ begin) => {
-    let first = 0, last = busy.length - 1;
+    let first = 0,
+      last = busy.length - 1;
     while (first < last) {
       const middle = (first + last + 1) >> 1;
       if (begin(middle) <= value) first = middle;
@@ -245,7 +289,8 @@ export function timeAxis(c, rows, now, collapse) {
   };
   const length = (/** @type {number} */ n) => busy[n][1] - busy[n][0];
   return {
-    low, high: begins[busy.length - 1] + length(busy.length - 1),
+    low,
+    high: begins[busy.length - 1] + length(busy.length - 1),
     seams: begins.slice(1).map((x) => x - gap / 2),
     at: (/** @type {number} */ t) => {
       const n = piece(t, (k) => busy[k][0]);
@@ -272,15 +317,19 @@ function placed(c, axis, now) {
  * @param {number} low @param {number} high @param {number} now
  */
 export function draw(context, image, c, packed, low, high, now) {
-  const w = image.width, h = image.height;
+  const w = image.width,
+    h = image.height;
   const pixels = new Uint32Array(image.data.buffer);
   pixels.fill(0);
   const paints = c.states.map((state) => colour(/** @type {any} */ (PALETTE)[state] || "--dim"));
-  const hollow = colour("--dim"), failed = c.states.indexOf("failed");
-  const scale = w / (high - low), lanes = h / packed.lanes;
+  const hollow = colour("--dim"),
+    failed = c.states.indexOf("failed");
+  const scale = w / (high - low),
+    lanes = h / packed.lanes;
   const { rows, lane } = packed;
   const { start, end: ends, state, flags } = c;
-  const tops = new Int32Array(packed.lanes), bottoms = new Int32Array(packed.lanes);
+  const tops = new Int32Array(packed.lanes),
+    bottoms = new Int32Array(packed.lanes);
   for (let n = 0; n < packed.lanes; n++) {
     tops[n] = Math.floor(n * lanes);
     bottoms[n] = Math.max(tops[n] + 1, Math.floor((n + 1) * lanes) - (lanes > 3 ? 1 : 0));
@@ -301,7 +350,8 @@ export function draw(context, image, c, packed, low, high, now) {
     const row = lane[r];
     if (x2 === last[row] && state[r] !== failed) continue;
     last[row] = x2;
-    const y1 = tops[row], y2 = bottoms[row];
+    const y1 = tops[row],
+      y2 = bottoms[row];
     if (flags[r] & 1) {
       for (let y = y1; y < y2; y++) {
         if (y === y1 || y === y2 - 1 || x2 - x1 < 3) pixels.fill(hollow, y * w + x1, y * w + x2 + 1);
@@ -323,11 +373,13 @@ const OVERVIEW = 46; // pixels that the whole run is high below the chart
 /** How many tasks ran and waited at each moment of the whole run. @param {any} canvas @param {Columns} c @param {Uint32Array} rows @param {ReturnType<typeof timeAxis>} axis @param {number} width @param {number} now */
 function drawOverview(canvas, c, rows, axis, width, now) {
   const { low, high } = axis;
-  const ran = new Int32Array(width + 2), waited = new Int32Array(width + 2);
+  const ran = new Int32Array(width + 2),
+    waited = new Int32Array(width + 2);
   const scale = width / (high - low);
   const x = (/** @type {number} */ t) => Math.max(0, Math.min(width, Math.floor((t - low) * scale)));
   for (const r of rows) {
-    const from = x(c.start[r]), to = x(Number.isNaN(c.end[r]) ? now : c.end[r]) + 1;
+    const from = x(c.start[r]),
+      to = x(Number.isNaN(c.end[r]) ? now : c.end[r]) + 1;
     ran[from]++;
     ran[to]--;
     const ready = x(c.ready[r]);
@@ -342,7 +394,10 @@ function drawOverview(canvas, c, rows, axis, width, now) {
   [canvas.width, canvas.height] = [Math.floor(width * ratio), OVERVIEW * ratio];
   const context = canvas.getContext("2d");
   context.scale(ratio, ratio);
-  for (const [counts, paint] of /** @type {[Int32Array, string][]} */ ([[waited, "--warn-soft"], [ran, "--hot-line"]])) {
+  for (const [counts, paint] of /** @type {[Int32Array, string][]} */ ([
+    [waited, "--warn-soft"],
+    [ran, "--hot-line"],
+  ])) {
     context.fillStyle = resolved(paint);
     for (let n = 0, a = 0; n < width; n++) {
       a += counts[n];
@@ -385,17 +440,19 @@ function Chart({ c: real, by, path, running }) {
   useLayoutEffect(() => {
     const context = canvas.current.getContext("2d");
     const ratio = Math.min(devicePixelRatio || 1, 2);
-    const w = Math.floor(width * ratio), h = Math.floor(height * ratio);
+    const w = Math.floor(width * ratio),
+      h = Math.floor(height * ratio);
     if (canvas.current.width !== w || canvas.current.height !== h) [canvas.current.width, canvas.current.height] = [w, h];
     if (!buffer.current || buffer.current.width !== w || buffer.current.height !== h) buffer.current = context.createImageData(w, h);
-    draw(context, buffer.current, c, packed, low, high, here);
+    draw(context, /** @type {ImageData} */ (buffer.current), c, packed, low, high, here);
   }, [c, packed, low, high, width, height, look, running && wall]);
   useLayoutEffect(() => drawOverview(overview.current, c, packed.rows, axis, width, here), [c, packed, axis, width, look]);
 
   const placeOf = (/** @type {any} */ event, /** @type {any} */ node) => (event.clientX - node.getBoundingClientRect().left) / width;
   const timeAt = (/** @type {any} */ event) => low + placeOf(event, canvas.current) * (high - low);
   const find = (/** @type {any} */ event) => {
-    const at = timeAt(event), lane = Math.floor((event.clientY - canvas.current.getBoundingClientRect().top) / row);
+    const at = timeAt(event),
+      lane = Math.floor((event.clientY - canvas.current.getBoundingClientRect().top) / row);
     const slack = (2 / width) * (high - low);
     for (const r of packed.rows) {
       if (c.start[r] - slack > at) break;
@@ -412,8 +469,10 @@ function Chart({ c: real, by, path, running }) {
   wheel.current = (event) => {
     if (!event.ctrlKey && !event.shiftKey && Math.abs(event.deltaY) > Math.abs(event.deltaX) && !view && event.deltaY > 0) return;
     event.preventDefault();
-    if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) return clamp(low + (event.deltaX / width) * (high - low), high + (event.deltaX / width) * (high - low));
-    const at = timeAt(event), factor = Math.exp(event.deltaY * 0.0015);
+    if (Math.abs(event.deltaX) > Math.abs(event.deltaY))
+      return clamp(low + (event.deltaX / width) * (high - low), high + (event.deltaX / width) * (high - low));
+    const at = timeAt(event),
+      factor = Math.exp(event.deltaY * 0.0015);
     clamp(at - (at - low) * factor, at + (high - at) * factor);
   };
   useEffect(() => {
@@ -459,12 +518,20 @@ function Chart({ c: real, by, path, running }) {
   };
   const keys = (/** @type {KeyboardEvent} */ event) => {
     const size = high - low;
-    const act = { ArrowLeft: () => clamp(low - size / 8, high - size / 8), ArrowRight: () => clamp(low + size / 8, high + size / 8), "+": () => clamp(low + size / 6, high - size / 6), "-": () => clamp(low - size / 4, high + size / 4), 0: () => setView(null) }[event.key];
-    if (act) (act(), event.preventDefault());
+    const act = {
+      ArrowLeft: () => clamp(low - size / 8, high - size / 8),
+      ArrowRight: () => clamp(low + size / 8, high + size / 8),
+      "+": () => clamp(low + size / 6, high - size / 6),
+      "-": () => clamp(low - size / 4, high + size / 4),
+      0: () => setView(null),
+    }[event.key];
+    if (act) act(), event.preventDefault();
   };
   const percent = (/** @type {number} */ t) => ((t - axis.low) / (axis.high - axis.low)) * 100;
-  const from = Math.max(0, percent(low)), to = Math.min(100, percent(high));
-  const retried = useMemo(() => c.flags.some((f) => f & 2), [c]), reused = useMemo(() => c.flags.some((f) => f & 1), [c]);
+  const from = Math.max(0, percent(low)),
+    to = Math.min(100, percent(high));
+  const retried = useMemo(() => c.flags.some((f) => f & 2), [c]),
+    reused = useMemo(() => c.flags.some((f) => f & 1), [c]);
   return html`<section class="timeline">
     <div class="toolbar">
       <select aria-label="Rows" value=${by} onChange=${(/** @type {any} */ e) => setQuery({ by: e.target.value === "lane" ? "" : e.target.value })}><option value="lane">packed</option><option value="step">by step</option><option value="worker">by process</option></select>
@@ -499,8 +566,10 @@ export function ticks(low, high) {
 
 /** @type {import("./table.js").Column[]} */
 const COLUMNS = [
-  { title: "Task", track: "minmax(150px, 1fr)", name: "name" }, { title: "State", track: "130px" },
-  { title: "Start", track: "110px", right: true }, { title: "Duration", track: "110px", right: true },
+  { title: "Task", track: "minmax(150px, 1fr)", name: "name" },
+  { title: "State", track: "130px" },
+  { title: "Start", track: "110px", right: true },
+  { title: "Duration", track: "110px", right: true },
 ];
 
 /** The same for those who see no canvas: all of it, in the order of the starts. */
@@ -508,7 +577,12 @@ function Table({ c, rows, now, path }) {
   const cells = (/** @type {number} */ n) => {
     const r = rows[n - 1];
     const state = c.flags[r] & 1 ? "reused" : c.states[c.state[r]];
-    return [html`<${Link} to=${`runs/${path}/tasks/${c.task[r]}`}><b>${c.steps[c.step[r]]}</b><span class="dim">/${c.task[r]}</span><//>`, html`<${State} state=${state} label />`, span(c.start[r]), span((Number.isNaN(c.end[r]) ? now : c.end[r]) - c.start[r])];
+    return [
+      html`<${Link} to=${`runs/${path}/tasks/${c.task[r]}`}><b>${c.steps[c.step[r]]}</b><span class="dim">/${c.task[r]}</span><//>`,
+      html`<${State} state=${state} label />`,
+      span(c.start[r]),
+      span((Number.isNaN(c.end[r]) ? now : c.end[r]) - c.start[r]),
+    ];
   };
   // An item is the number of its row and one more: 0 would be none.
   return html`<${Rows} label="Tasks by their start" columns=${COLUMNS} total=${rows.length} item=${(/** @type {number} */ n) => n + 1} cells=${cells} fresh=${c} open=${(/** @type {number} */ n) => go(`runs/${path}/tasks/${c.task[rows[n - 1]]}`)} room=${420} />`;

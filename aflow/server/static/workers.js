@@ -1,12 +1,13 @@
 // Workers that have registered, what each runs, and the queue: pools, and messages that were buried.
 // @ts-check
-import { Behind, Link, Notice, State, Time, attempt, confirm, copy, count, get, html, now, shown, span, useApi, useEffect, useState } from "./lib.js";
+import { attempt, Behind, confirm, copy, count, get, html, Link, Notice, now, State, shown, span, Time, useApi, useEffect, useState } from "./lib.js";
 
 const SIGNS = { idle: "ready", busy: "running", draining: "cancelled", silent: "failed" };
 
 export function WorkersPage() {
   const [tick, setTick] = useState(0);
-  const workers = useApi("v1/workers", tick), queue = useApi("v1/queue", tick);
+  const workers = useApi("v1/workers", tick),
+    queue = useApi("v1/queue", tick);
   const again = () => setTick((n) => n + 1);
   useEffect(() => {
     const timer = setInterval(() => document.hidden || again(), 3000);
@@ -21,12 +22,20 @@ export function WorkersPage() {
 /** @param {{data: any, url?: string, again: () => void}} props */
 function Registered({ data, url, again }) {
   const drain = async (/** @type {any} */ w) => {
-    if (await confirm("Drain the worker?", html`<p>${w.name} takes no more tasks, and ends when the ${count(w.running.length)} that it has are done. Its pools lose ${count(w.slots)} slots.</p>`, "Drain it"))
+    if (
+      await confirm(
+        "Drain the worker?",
+        html`<p>${w.name} takes no more tasks, and ends when the ${count(w.running.length)} that it has are done. Its pools lose ${count(w.slots)} slots.</p>`,
+        "Drain it",
+      )
+    )
       attempt(() => get(`v1/workers/${encodeURIComponent(w.name)}/drain`, { method: "POST" }), "It takes no more tasks.").then(again);
   };
   const command = `aflow worker --queue ${url || "URL"}`;
-  if (!data.workers.length) return html`<${Notice}><span>No worker has registered. <code>${command}</code> starts one, on this machine or another. <button class="link" onClick=${() => copy(command)}>Copy</button></span><//>`;
-  const slots = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.slots, 0), busy = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.running.filter((/** @type {any} */ t) => t.begun).length, 0);
+  if (!data.workers.length)
+    return html`<${Notice}><span>No worker has registered. <code>${command}</code> starts one, on this machine or another. <button class="link" onClick=${() => copy(command)}>Copy</button></span><//>`;
+  const slots = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.slots, 0),
+    busy = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.running.filter((/** @type {any} */ t) => t.begun).length, 0);
   return html`<p class="dim">${count(data.workers.length)} ${data.workers.length === 1 ? "worker" : "workers"}, ${count(busy)} of ${count(slots)} slots busy.</p><div class="scroll"><table class="list"><thead><tr><th>State</th><th>Worker</th><th>Pools</th><th>Slots</th><th>Runs now</th><th class="right wide">Done</th><th class="right wide">Failed</th><th class="wide">Version</th><th>Heartbeat</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
     ${data.workers.map((/** @type {any} */ w) => {
       const begun = w.running.filter((/** @type {any} */ t) => t.begun);
@@ -46,7 +55,8 @@ function Registered({ data, url, again }) {
 function Queue({ data, again }) {
   const release = (/** @type {any} */ m) => attempt(() => get("v1/queue/release", { json: { ids: [m.id] } }), "Workers get it again.").then(again);
   const remove = async (/** @type {any} */ m) => {
-    if (await confirm("Delete the message?", html`<p>The task ${m.task} is given up; its run notices.</p>`, "Delete it")) attempt(() => get("v1/queue/delete", { json: { ids: [m.id] } }), "Deleted.").then(again);
+    if (await confirm("Delete the message?", html`<p>The task ${m.task} is given up; its run notices.</p>`, "Delete it"))
+      attempt(() => get("v1/queue/delete", { json: { ids: [m.id] } }), "Deleted.").then(again);
   };
   return html`<div class="facts"><span><b>URL</b><code>${data.url}</code></span></div>
     <div class="scroll"><table><thead><tr><th>Pool</th><th class="right">Ready</th><th class="right">Leased</th><th class="right">Buried</th><th class="right">Oldest waits</th><th class="right">Workers</th><th class="right">Slots</th></tr></thead><tbody>

@@ -10,7 +10,7 @@ import sys
 
 import aflow.metadata as _metadata_package
 import aflow.queue as _queue_package
-from aflow.hidden import keep_hidden_by_main
+from aflow._core.shadowed import keep_hidden_by_main
 
 keep_hidden_by_main()  # before anything of aflow asks for a module of the program's name
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from aflow import errors
+    from aflow._core.version import __version__
+    from aflow.aws.s3.client import S3, AsyncS3
+    from aflow.aws.s3.objects import S3GetObject, S3Object, S3PutObject
     from aflow.cards.get import get_cards
     from aflow.client import (
         DataArtifact,
@@ -38,10 +41,18 @@ if TYPE_CHECKING:
         metadata,
         namespace,
     )
+    from aflow.compat.multicore import parallel_imap_unordered, parallel_map
+    from aflow.compat.profiling import profile
     from aflow.coordinator import Coordinator
-    from aflow.data.objects import S3GetObject, S3Object, S3PutObject
-    from aflow.data.s3 import S3, AsyncS3
-    from aflow.flow.configs import Config, ConfigValue, config_expr
+    from aflow.flow.configs import (
+        Config,
+        ConfigValue,
+        conda_environment_yml_parser,
+        config_expr,
+        pyproject_toml_parser,
+        requirements_txt_parser,
+        yaml_parser,
+    )
     from aflow.flow.current import current
     from aflow.flow.custom import (
         USER_SKIP_STEP,
@@ -56,38 +67,25 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.compute import batch, kubernetes
     from aflow.flow.decorators.concurrency import concurrency
     from aflow.flow.decorators.environment import environment
-    from aflow.flow.decorators.packages import conda, pypi
+    from aflow.flow.decorators.exit_hook import exit_hook
+    from aflow.flow.decorators.packages import conda, conda_base, pypi, pypi_base
     from aflow.flow.decorators.parallel import parallel, pytorch_parallel
     from aflow.flow.decorators.process import process
+    from aflow.flow.decorators.project import project
     from aflow.flow.decorators.resources import resources
     from aflow.flow.decorators.retry import retry
+    from aflow.flow.decorators.schedule import schedule
     from aflow.flow.decorators.secrets import secrets
     from aflow.flow.decorators.timeout import timeout
-    from aflow.flow.events import MetaflowEvent, Trigger
-    from aflow.flow.flow_decorators.exit_hook import exit_hook
-    from aflow.flow.flow_decorators.packages import conda_base, pypi_base
-    from aflow.flow.flow_decorators.project import project
-    from aflow.flow.flow_decorators.schedule import schedule
-    from aflow.flow.flow_decorators.trigger import namespaced_event_name, trigger
-    from aflow.flow.flow_decorators.trigger_on_finish import trigger_on_finish
-    from aflow.flow.includefile import IncludeFile
-    from aflow.flow.mutable import MutableFlow, MutableStep
-    from aflow.flow.parameters import JSONType, Parameter
-    from aflow.flow.parsers import (
-        conda_environment_yml_parser,
-        pyproject_toml_parser,
-        requirements_txt_parser,
-        yaml_parser,
-    )
+    from aflow.flow.decorators.trigger import namespaced_event_name, trigger, trigger_on_finish
+    from aflow.flow.mutators import MutableFlow, MutableStep
+    from aflow.flow.parameters import IncludeFile, JSONType, Parameter
     from aflow.flow.spec import FlowSpec, step
-    from aflow.multicore import parallel_imap_unordered, parallel_map
-    from aflow.profiling import profile
-    from aflow.programmatic.deployer import Deployer
-    from aflow.programmatic.direct import arun, run
-    from aflow.programmatic.executing import ExecutingRun, ExecutingTask
-    from aflow.programmatic.notebook import NBDeployer, NBRunner
-    from aflow.programmatic.runner import Runner
-    from aflow.version import __version__
+    from aflow.flow.trigger_events import MetaflowEvent, Trigger
+    from aflow.runner.deployer import Deployer
+    from aflow.runner.direct import arun, run
+    from aflow.runner.notebook import NBDeployer, NBRunner
+    from aflow.runner.runner import ExecutingRun, ExecutingTask, Runner
 else:
     ModuleType = type(sys)  # importing types would cost something, too
 
@@ -179,8 +177,8 @@ _HOMES = {
         "get_metadata get_namespace inspect_spin namespace"
     ),
     "aflow.coordinator": "Coordinator",
-    "aflow.data.objects": "S3GetObject S3Object S3PutObject",
-    "aflow.data.s3": "AsyncS3 S3",
+    "aflow.aws.s3.objects": "S3GetObject S3Object S3PutObject",
+    "aflow.aws.s3.client": "AsyncS3 S3",
     "aflow.flow.configs": "Config ConfigValue config_expr",
     "aflow.flow.current": "current",
     "aflow.flow.custom": (
@@ -200,28 +198,28 @@ _HOMES = {
     "aflow.flow.decorators.retry": "retry",
     "aflow.flow.decorators.secrets": "secrets",
     "aflow.flow.decorators.timeout": "timeout",
-    "aflow.flow.flow_decorators.packages": "conda_base pypi_base",
-    "aflow.flow.events": "MetaflowEvent Trigger",
-    "aflow.flow.flow_decorators.exit_hook": "exit_hook",
-    "aflow.flow.flow_decorators.project": "project",
-    "aflow.flow.flow_decorators.schedule": "schedule",
-    "aflow.flow.flow_decorators.trigger": "namespaced_event_name trigger",
-    "aflow.flow.flow_decorators.trigger_on_finish": "trigger_on_finish",
-    "aflow.flow.includefile": "IncludeFile",
-    "aflow.flow.mutable": "MutableFlow MutableStep",
+    "aflow.flow.decorators.packages": "conda_base pypi_base",
+    "aflow.flow.trigger_events": "MetaflowEvent Trigger",
+    "aflow.flow.decorators.exit_hook": "exit_hook",
+    "aflow.flow.decorators.project": "project",
+    "aflow.flow.decorators.schedule": "schedule",
+    "aflow.flow.decorators.trigger": "namespaced_event_name trigger",
+    "aflow.flow.decorators.trigger": "trigger_on_finish",
+    "aflow.flow.parameters": "IncludeFile",
+    "aflow.flow.mutators": "MutableFlow MutableStep",
     "aflow.flow.parameters": "JSONType Parameter",
-    "aflow.flow.parsers": (
+    "aflow.flow.configs": (
         "conda_environment_yml_parser pyproject_toml_parser requirements_txt_parser yaml_parser"
     ),
     "aflow.flow.spec": "FlowSpec step",
-    "aflow.programmatic.deployer": "Deployer",
-    "aflow.programmatic.direct": "arun run",
-    "aflow.programmatic.executing": "ExecutingRun ExecutingTask",
-    "aflow.programmatic.notebook": "NBDeployer NBRunner",
-    "aflow.programmatic.runner": "Runner",
-    "aflow.multicore": "parallel_imap_unordered parallel_map",
-    "aflow.profiling": "profile",
-    "aflow.version": "__version__",
+    "aflow.runner.deployer": "Deployer",
+    "aflow.runner.direct": "arun run",
+    "aflow.runner.runner": "ExecutingRun ExecutingTask",
+    "aflow.runner.notebook": "NBDeployer NBRunner",
+    "aflow.runner.runner": "Runner",
+    "aflow.compat.multicore": "parallel_imap_unordered parallel_map",
+    "aflow.compat.profiling": "profile",
+    "aflow._core.version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -263,9 +261,9 @@ def _connect_the_command_line() -> None:
 
     def launch(flow: FlowSpec) -> None:
         modules = [*sys.modules]  # those of the program: the command line imports its own next
-        from aflow import collector
+        from aflow._core import process
 
-        collector.seldom()
+        process.seldom()
         from aflow.cli import loading
 
         # Before the rest of the command line is imported, since this starts a process that takes
@@ -276,7 +274,7 @@ def _connect_the_command_line() -> None:
             run_script(flow)
 
     set_launcher(launch)
-    from aflow.cli.uncaught import tell_definition_errors
+    from aflow.cli.errors import tell_definition_errors
 
     tell_definition_errors()
 

@@ -9,17 +9,17 @@ import sys
 def main() -> None:
     """Run the command line on sys.argv; leaves the program with its exit code."""
     if os.getpid() == 1:  # of a container
-        from aflow.first_process import delegate
+        from aflow._core.process import delegate
 
         delegate()
-    from aflow import collector
-    from aflow.hidden import keep_importable
+    from aflow._core import process
+    from aflow._core.shadowed import keep_importable
 
     for word in sys.argv[1:]:  # `python -m aflow run queue.py`: the working folder is on sys.path
         if word.endswith(".py"):
             keep_importable(word.removesuffix(".py"), "")
 
-    collector.seldom()
+    process.seldom()
     if any(".py" in word for word in sys.argv[1:]):
         _start_early(sys.argv[1:])
     from aflow.cli.main import run_program
@@ -30,18 +30,14 @@ def main() -> None:
 def _start_early(words: list[str]) -> None:
     """Start the ground of the run that these words begin, if they do: it gets ready while this
     process imports the command line and the event loop."""
-    from aflow.executors.local import start
-    from aflow.standard_streams import fill_descriptors
+    from aflow._core.process import fill_descriptors
+    from aflow.executors.local import ground_start
 
-    if start.looks_like_a_run(words):
+    if ground_start.looks_like_a_run(words):
         # What both processes need is imported before the fork, once.
-        import aflow.attempt.spec
-        import aflow.flow.spec
-        import aflow.metadata.base
-        import aflow.storage.artifacts  # noqa: F401
 
         fill_descriptors()
-        start.have_ground(fork=True)
+        ground_start.have_ground(fork=True)
 
 
 if __name__ == "__main__":

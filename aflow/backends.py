@@ -19,17 +19,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from aflow.config import looked_up
-from aflow.config_files import path_in
+from aflow._core.settings import looked_up, path_in
 from aflow.errors import InvalidSetting, MetadataUnavailable, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from aflow.interop.history import MetaflowHistory
-    from aflow.interop.in_store import StoreMetadata
     from aflow.interop.together import Beside
     from aflow.metadata.base import MetadataStore
+    from aflow.metadata.object_store import StoreMetadata
     from aflow.queue.base import Queue
     from aflow.storage.base import ObjectStore
 
@@ -48,9 +47,9 @@ def open_store(url: str) -> ObjectStore:
 
         return MemoryStore()
     if scheme == "s3":
-        from aflow.config import Settings
-        from aflow.storage.cached import CachedStore
-        from aflow.storage.retrying import RetryingStore
+        from aflow._core.settings import Settings
+        from aflow.storage.cache import CachedStore
+        from aflow.storage.retry import RetryingStore
         from aflow.storage.s3 import S3Store
 
         settings = Settings.load()
@@ -65,7 +64,7 @@ def open_store(url: str) -> ObjectStore:
 def open_recorded_store(url: str) -> ObjectStore:
     """The object store that the record of a run names; see `open_store`. The S3 endpoint that is
     set here counts, not the one at which the run's writer has reached it."""
-    from aflow.config import Settings, as_reached_here
+    from aflow._core.settings import Settings, as_reached_here
 
     return open_store(as_reached_here(url, Settings.load()) if url.startswith("s3:") else url)
 
@@ -76,7 +75,7 @@ def store_to_copy(url: str) -> ObjectStore | None:
 
     A record is written by whoever may: so a folder has to be there and to belong to the user of
     this program, and a bucket to be the one of this program's settings."""
-    from aflow.config import Settings
+    from aflow._core.settings import Settings
 
     scheme, _, rest = url.partition(":")
     if scheme == "file":
@@ -156,13 +155,13 @@ def _together(own: MetadataStore, others: Sequence[Beside]) -> MetadataStore:
 def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
     """Where jobs of deployed flows record runs, if the `own` metadata is registered in a service of
     Metaflow's, which cannot keep that: the object store, if there are any."""
-    from aflow.config import Settings
-    from aflow.service.registering import RegisteringMetadata
+    from aflow._core.settings import Settings
+    from aflow.interop.service import RegisteringMetadata
 
     storage = Settings.load().storage_url
     if not isinstance(own, RegisteringMetadata) or not storage.startswith("s3://"):
         return []
-    from aflow.interop.in_store import StoreMetadata
+    from aflow.metadata.object_store import StoreMetadata
 
     found = StoreMetadata(open_store(storage))
     if found.has_runs:
@@ -206,11 +205,11 @@ def histories_of(url: str, own: MetadataStore | None = None) -> list[MetaflowHis
 
 def _history(place: str, own: MetadataStore | None) -> MetaflowHistory | None:
     """The history at a place; None where there is none beside aflow's `own` metadata."""
-    from aflow.clock import SystemClock
+    from aflow._core.clock import SystemClock
     from aflow.interop.history import MetaflowHistory
     from aflow.interop.sources import FolderSource, ServiceSource
-    from aflow.metadata.service import ServiceMetadata
-    from aflow.tokens import headers_for
+    from aflow.metadata.http import ServiceMetadata
+    from aflow.metadata.tokens import headers_for
 
     if place.startswith(("http://", "https://")):
         service = ServiceSource(place, headers_for(place), SystemClock())
@@ -247,7 +246,7 @@ def _is_of_aflow(row: Mapping[str, Any]) -> bool:
 
 def _place_of_theirs(root: str) -> ObjectStore:
     """The datastore of Metaflow's at a folder or a place in S3."""
-    from aflow.config import Settings, at_endpoint
+    from aflow._core.settings import Settings, at_endpoint
     from aflow.storage.local import LocalStore
 
     if root.startswith("s3://"):
@@ -260,10 +259,10 @@ def _place_of_theirs(root: str) -> ObjectStore:
 def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
     """The service's own metadata; or this folder's, registered there, where the service is
     Metaflow's."""
-    from aflow.clock import SystemClock
-    from aflow.config import Settings
-    from aflow.service.registering import RegisteringMetadata, Registry
-    from aflow.tokens import headers_for
+    from aflow._core.clock import SystemClock
+    from aflow._core.settings import Settings
+    from aflow.interop.service import RegisteringMetadata, Registry
+    from aflow.metadata.tokens import headers_for
 
     registry = Registry(url, headers_for(url), SystemClock())
     if not registry.is_one():
@@ -284,10 +283,10 @@ def _open_to_copy(url: str) -> ObjectStore | None:
 def _in_store(url: str) -> MetadataStore:
     """Metadata in the store at `store+URL`, registered in the service behind a `#`, if there is
     one."""
-    from aflow.clock import SystemClock
-    from aflow.interop.in_store import SCHEME, StoreMetadata
-    from aflow.service.registering import RegisteringStoreMetadata, Registry
-    from aflow.tokens import headers_for
+    from aflow._core.clock import SystemClock
+    from aflow.interop.service import RegisteringStoreMetadata, Registry
+    from aflow.metadata.object_store import SCHEME, StoreMetadata
+    from aflow.metadata.tokens import headers_for
 
     place, _, service = url.removeprefix(SCHEME).partition("#")
     if not service:
@@ -298,9 +297,9 @@ def _in_store(url: str) -> MetadataStore:
 
 
 def _own_service(url: str) -> MetadataStore:
-    from aflow.clock import SystemClock
-    from aflow.metadata.service import ServiceMetadata
-    from aflow.tokens import headers_for
+    from aflow._core.clock import SystemClock
+    from aflow.metadata.http import ServiceMetadata
+    from aflow.metadata.tokens import headers_for
 
     return ServiceMetadata(url, headers_for(url), SystemClock())
 

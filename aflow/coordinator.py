@@ -19,37 +19,34 @@ from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequen
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aflow import backends
-from aflow.attempt.spec import RunContext
-from aflow.clock import SystemClock
-from aflow.config import Durability, Isolation, RunOptions, Settings
-from aflow.configured import configured
+from aflow._core.clock import SystemClock
+from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.settings import Durability, Isolation, RunOptions, Settings
+from aflow._core.threads import in_thread, to_the_end
+from aflow.code.config_binding import configured
+from aflow.code.program import check_may_begin
 from aflow.errors import CoordinatorClosed, InvalidInput, NotFound, RunHasOwner
-from aflow.executors.local.process import GRACE
-from aflow.executors.local.program import check_may_begin
-from aflow.ids import PARAMETERS_TASK
+from aflow.executors.factory import executor_for, travelling
+from aflow.executors.local.executor import GRACE
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
-from aflow.placement import executor_for, travelling
 from aflow.runs.admission import Admission, WhenFull
-from aflow.runs.adoption import as_recorded, check_adoptable, replay
-from aflow.runs.cloning import AT_ONCE, CloneOnly
-from aflow.runs.creation import Creation, Driving, NewRun
+from aflow.runs.create import Creation, Driving, NewRun, told
 from aflow.runs.driver import RunDriver
-from aflow.runs.flow_values import told
-from aflow.runs.notices import Notice, RunEnded
-from aflow.runs.telling import Watch
-from aflow.scheduler.machine import Machine, RunMachine
-from aflow.scheduler.policy import policies_from
-from aflow.scheduler.single import SingleTask
-from aflow.threads import in_thread, to_the_end
+from aflow.runs.events import Notice, RunEnded, Watch
+from aflow.runs.recovery import as_recorded, check_adoptable, replay
+from aflow.runs.resume import AT_ONCE, CloneOnly
+from aflow.scheduler.machine import Machine, RunMachine, SingleTask
+from aflow.scheduler.retry import policies_from
+from aflow.task.spec import RunContext
 
 if TYPE_CHECKING:
-    from aflow.clock import Clock
+    from aflow._core.clock import Clock
     from aflow.executors.base import Executor
-    from aflow.executors.local.link import GroundProcess
+    from aflow.executors.local.ground_client import GroundProcess
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
-    from aflow.runs.adoption import Unfinished
+    from aflow.runs.recovery import Unfinished
     from aflow.scheduler.messages import LaunchAttempt
     from aflow.storage.base import ObjectStore
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from aflow._core.process import binary, flush
+from aflow.code.program import class_from, source_of, stands_for_metaflow
 from aflow.errors import InvalidInput
-from aflow.executors.local.program import class_from, source_of, stands_for_metaflow
-from aflow.executors.local.start import command_of
-from aflow.standard_streams import binary, flush
+from aflow.executors.local.ground_start import command_of
 
 if TYPE_CHECKING:
+    from aflow.flow.decorators.exit_hook import ExitHook, Hook
     from aflow.flow.definition import FlowDefinition
-    from aflow.flow.flow_decorators.exit_hook import ExitHook, Hook
 
 
 def run_hooks(
@@ -103,11 +103,12 @@ def main() -> None:
     where, pathspec, metadata_url, is_metaflow, path = msgpack.unpackb(
         sys.stdin.buffer.read(), unicode_errors="surrogatepass"
     )
-    from aflow import client, compat
+    from aflow import client
+    from aflow.compat import metaflow
 
     sys.path[:] = path
     if is_metaflow:
-        compat.install()
+        metaflow.install()
     client.metadata(metadata_url)
     run = client.Run(pathspec, _namespace_check=False)
     if isinstance(where, str):

@@ -26,7 +26,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.attempt.spec import AttemptReport
+from aflow._core.threads import in_daemon_thread
+from aflow._core.version import __version__
+from aflow._core.waiting import Waiting
 from aflow.errors import (
     AflowError,
     ForgedMessage,
@@ -35,22 +37,19 @@ from aflow.errors import (
     QueueError,
     QueueUnavailable,
 )
-from aflow.executors import deaths, letters
+from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
-from aflow.executors.letters import CancelLetter, Presence, TaskLetter, unseal_letter
-from aflow.executors.queue_view import HEARTBEAT
+from aflow.executors.protocol import CancelLetter, Presence, TaskLetter, unseal_letter
+from aflow.executors.queue_status import HEARTBEAT
 from aflow.metadata.base import MOST_RUNNING, WORKER_EXPIRY, RunningTask, WorkerRecord
-from aflow.queue.away import AWAY, pause
-from aflow.queue.base import Lease, Queue, group_of
-from aflow.remote.outbox import Outbox
+from aflow.queue.base import AWAY, Lease, Queue, group_of, pause
+from aflow.remote.reports import Outbox
 from aflow.remote.runtime import Held, Runtime, Site
 from aflow.scheduler.states import AttemptState
-from aflow.threads import in_daemon_thread
-from aflow.version import __version__
-from aflow.waiting import Waiting
+from aflow.task.spec import AttemptReport
 
 if TYPE_CHECKING:
-    from aflow.clock import Clock
+    from aflow._core.clock import Clock
     from aflow.executors.base import Usage
     from aflow.metadata.base import WorkerRegistry
 
@@ -111,8 +110,8 @@ class Worker:
         self.id = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._outbox = Outbox(queue, self.id, options.keys, clock)
         self._site = Site(self.id, options.slots, options.folder, clock, self._outbox)
-        self._topics = [letters.tasks_topic(pool) for pool in options.pools]
-        self._own_topic = letters.worker_topic(self.id)[:64]
+        self._topics = [protocol.tasks_topic(pool) for pool in options.pools]
+        self._own_topic = protocol.worker_topic(self.id)[:64]
         self._held: dict[tuple[str, str, int, int], Held] = {}
         self._waiting: deque[Held] = deque()  # of these, those that no process has yet
         self._active = 0
@@ -393,7 +392,7 @@ class Worker:
         )
         self._decline(group_of(back[0].lease.id), why)
         for held in back:
-            event = (letters.DECLINED, held.spec.task, held.spec.attempt, why[:2000])
+            event = (protocol.DECLINED, held.spec.task, held.spec.attempt, why[:2000])
             self._outbox.add(held.letter, event)
             self._outbox.give_back(held.lease)
         self._feed()
@@ -443,7 +442,7 @@ class Worker:
             self._outbox.give_back(held.lease)
             return
         report = _that_can_be_sent(report)
-        event = (letters.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
+        event = (protocol.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
         self._outbox.add(letter, event, held.lease)
 
     async def _finish(self) -> None:
@@ -612,7 +611,7 @@ class Worker:
         """An attempt that has not begun is not wanted any more."""
         spec, now = held.spec, self._clock.now()
         reason = "The task was cancelled."
-        report = deaths.stopped(spec.task, spec.attempt, AttemptState.CANCELLED, reason, now, now)
+        report = base.stopped(spec.task, spec.attempt, AttemptState.CANCELLED, reason, now, now)
         self.ended(held.letter, report, NO_USAGE)
 
 
@@ -630,7 +629,7 @@ def _named(held: Held) -> str:
 
 def _that_can_be_sent(report: AttemptReport) -> AttemptReport:
     size = len(report.manifest or b"")
-    if size <= letters.LARGEST_MANIFEST:
+    if size <= protocol.LARGEST_MANIFEST:
         return report
     reason = (
         f"What the task keeps of its small artifacts is {size >> 20} MB, more than a message can "

@@ -21,11 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
 from aflow.storage.logs import LineSplitter, LogBuffer
-from aflow.storage.manifest import Manifest
 
 MEGA = 1 << 20
 
@@ -136,7 +135,7 @@ def peak_of_load(options: argparse.Namespace) -> dict[str, float]:
     code = (
         "import sys, resource, numpy; from pathlib import Path\n"
         "from aflow.storage.artifacts import *; from aflow.storage.local import LocalStore\n"
-        "from aflow.storage.manifest import Manifest\n"
+        "from aflow.storage.artifacts import Manifest\n"
         "entry = Manifest.decode(sys.stdin.buffer.read()).artifacts['array']\n"
         "reader = ArtifactReader(BlobStore(LocalStore(Path(sys.argv[1]))))\n"
         "value = reader.load('array', entry); reader.start_verification(); value += 1\n"

@@ -20,7 +20,7 @@ from aflow.client import Flow, Run, Step, connect_to, namespace
 from aflow.metadata.base import AttemptRecord, Batch, RunRecord, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.storage.manifest import Entry, Manifest
+from aflow.storage.artifacts import Entry, Manifest
 from aflow.storage.memory import MemoryStore
 
 BATCH = 1000

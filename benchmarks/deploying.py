@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from aflow._core.settings import Settings
 from aflow.aws.settings import AwsSettings
 from aflow.cli.loading import load_flow
-from aflow.config import Settings
-from aflow.deploy.plan import Account, Wanted, plan
+from aflow.code.package import Package
 from aflow.flow.spec import define
-from aflow.package import Package
+from aflow.step_functions.plan import Account, Wanted, plan
 from tests.support.aws.furnished import Account as StandIn
 
 ROLE = "arn:aws:iam::123456789012:role/flows"

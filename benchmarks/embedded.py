@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from aflow import Coordinator, FlowSpec, Parameter, step
-from aflow.config import RunOptions
+from aflow._core.settings import RunOptions
 
 BEAT = 0.001  # seconds between beats of the host's heart
 

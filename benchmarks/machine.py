@@ -14,7 +14,6 @@ import time
 import tracemalloc
 
 from aflow.flow.graph import Graph, Kind, Node
-from aflow.scheduler.codec import decode_events, encode_events
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -24,6 +23,8 @@ from aflow.scheduler.messages import (
     Outcome,
     RunStarted,
     Transition,
+    decode_events,
+    encode_events,
 )
 from aflow.scheduler.states import AttemptState, RunState
 

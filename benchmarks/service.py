@@ -29,11 +29,11 @@ from typing import Any
 
 import aiohttp
 
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.metadata.base import AttemptRecord, Batch, RunRecord, TaskRecord
-from aflow.metadata.service import ServiceMetadata
+from aflow.metadata.http import ServiceMetadata
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.service.database import open_database, sql
+from aflow.server.metaflow.database import open_database, sql
 from tests.support.servers import new_database, postgres_for_one
 
 AT_ONCE = 8

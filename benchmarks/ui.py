@@ -40,10 +40,9 @@ from aflow.metadata.base import (
     RunUpdate,
     TaskRecord,
 )
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import NoInputs
+from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.storage.manifest import ForeachFrame, Manifest
+from aflow.storage.artifacts import ForeachFrame, Manifest
 from benchmarks import queues
 from benchmarks.measure import Bench
 from benchmarks.queued import tell

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aflow.aws.calls import Calls
+from aflow.aws.client import Calls
 from aflow.aws.settings import AwsSettings
 from aflow.errors import InvalidSetting
 

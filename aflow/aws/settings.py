@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aflow.config import looked_up
+from aflow._core.settings import looked_up
 from aflow.errors import InvalidSetting
 
 KEYS = {

@@ -14,7 +14,7 @@ _HOMES = {
         "VegaChart"
     ),
     "aflow.cards.get": "CardContainer FoundCard get_cards",
-    "aflow.cards.viewers": "EventsTimeline Page YAMLViewer",
+    "aflow.cards.components": "EventsTimeline Page YAMLViewer",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from aflow.cards.components import Table, rendered
 from aflow.cards.page import graph_svg, head, names_and_values, page, section
 from aflow.errors import InvalidInput
+from aflow.flow.graph import outline
 from aflow.flow.names import did_you_mean
-from aflow.flow.outline import outline
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition

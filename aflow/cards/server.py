@@ -58,7 +58,7 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
     """The server as an application of aiohttp."""
     from aiohttp import web
 
-    from aflow.service.auth import is_of_another_site, names_this_machine
+    from aflow.server.auth import is_of_another_site, names_this_machine
 
     async def index(request: web.Request) -> web.Response:
         import asyncio

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow import ids
+from aflow._core import ids
+from aflow._core.settings import Settings, with_own_passwords
 from aflow.cli.options import option
-from aflow.config import Settings, with_own_passwords
 from aflow.errors import CodePackageError, InvalidName, NotFound
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def _recorded(flow: str, run: str, settings: Settings) -> RunRecord:
 
 def _unpacked(record: RunRecord, settings: Settings) -> Path:
     """The flow's file, with all the code of the run beside it."""
-    from aflow import backends, package
+    from aflow import backends
+    from aflow.code import package
     from aflow.storage.blobs import BlobStore
 
     code = record.settings.get("code", {})

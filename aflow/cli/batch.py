@@ -13,11 +13,11 @@ from aflow.cli.selection import own_latest
 from aflow.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from aflow.aws.calls import Calls
-    from aflow.aws.jobs import SubmittedJob, Wanted
+    from aflow._core.settings import Settings
+    from aflow.aws.batch import SubmittedJob, Wanted
+    from aflow.aws.client import Calls
     from aflow.aws.settings import AwsSettings
-    from aflow.cli.session import Session
-    from aflow.config import Settings
+    from aflow.cli.options import Session
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
@@ -69,8 +69,8 @@ def kill(session: Session, my_runs: bool, user: str | None, run_id: str | None) 
 def _found(
     session: Session, my_runs: bool, user: str | None, run_id: str | None
 ) -> tuple[list[SubmittedJob], Calls]:
-    from aflow.aws.calls import Calls
-    from aflow.aws.jobs import unfinished
+    from aflow.aws.batch import unfinished
+    from aflow.aws.client import Calls
     from aflow.aws.settings import AwsSettings
 
     settings = session.settings()
@@ -83,7 +83,7 @@ def _found(
 def _wanted(
     session: Session, settings: Settings, my_runs: bool, user: str | None, run_id: str | None
 ) -> Wanted:
-    from aflow.aws.jobs import Wanted
+    from aflow.aws.batch import Wanted
 
     if my_runs and (user is not None or run_id is not None):
         other = "--user" if user is not None else "--run-id"

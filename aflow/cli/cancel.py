@@ -8,10 +8,10 @@ from contextlib import closing
 
 import click
 
-from aflow import ids
-from aflow.cli.asking import DEFAULT_SERVER, ask, of_a_server
-from aflow.clock import SystemClock
-from aflow.config import Settings
+from aflow._core import ids
+from aflow._core.clock import SystemClock
+from aflow._core.settings import Settings
+from aflow.cli.server_requests import DEFAULT_SERVER, ask, of_a_server
 from aflow.errors import InvalidInput, InvalidName
 
 _HELP = f"""Stop a run: one that is recorded here, or that was submitted to a server.
@@ -54,7 +54,7 @@ def _cancel(run: str, server: str | None) -> None:
 def _cancelled_here(flow: str, run: str) -> bool | None:
     """Whether the run, which is recorded here, has ended now; None where there is none."""
     from aflow import backends
-    from aflow.placement import keep_from_workers
+    from aflow.executors.factory import keep_from_workers
     from aflow.runs.liveness import request_end, settled
 
     settings = Settings.load()

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from aflow.cli.options import flag, option
+from aflow.cli.options import Session, flag, option
 from aflow.cli.selection import pathspec_argument, tasks_of
-from aflow.cli.session import Session
 from aflow.errors import CardNotFound, StorageError
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def create(
     file: str | None,
 ) -> None:
     """Make a page of a finished task, and keep it."""
-    from aflow.cards.afterwards import keep, page_of
+    from aflow.cards.create import keep, page_of
 
     given = _options(options)
     if id is not None and not id.isidentifier():

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 import click
 
+from aflow._core.process import is_terminal
+from aflow._core.settings import Settings
 from aflow.cli.options import flag, option
-from aflow.config import Settings
 from aflow.errors import CodePackageError, InvalidInput
-from aflow.standard_streams import is_terminal
 
 _HELP = """The code of a run: compare it with the files here or with that of another run, or get it.
 
@@ -111,9 +111,9 @@ def _against_here(run: str, root: str | None, *, color: bool) -> str:
 
 
 def _unpacked(run: str, root: str | None, folder: Path) -> None:
-    from aflow import package
     from aflow.client import Run
     from aflow.client.where import place_at
+    from aflow.code import package
 
     place = place_at(Settings.load(datastore_root=root).place)
     found = Run(run, _namespace_check=False, _place=place).code

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from aflow.config import configs_in_environment
-from aflow.configured import GivenConfigs
+from aflow._core.settings import configs_in_environment
+from aflow.code.config_binding import GivenConfigs
 
 CONFIG_OPTIONS = ("--config", "--config-value")
 

@@ -19,10 +19,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from aflow._core.clock import SystemClock
+from aflow.cli.errors import printable, show
 from aflow.cli.output import Output
-from aflow.cli.problems import printable, show
-from aflow.clock import SystemClock
-from aflow.runs.notices import (
+from aflow.runs.events import (
     LogLine,
     Notice,
     Progress,

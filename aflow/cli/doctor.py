@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import click
 
+from aflow._core.clock import SystemClock
+from aflow.cli.errors import FAILED
 from aflow.cli.options import Command, flag
-from aflow.cli.problems import FAILED
-from aflow.clock import SystemClock
 
 _HELP = """Look at this machine, the settings, and all that they name: datastore, metadata, queue,
 and what is set of AWS. A line each: ok, warn or fail, and what to do. The exit code is 1 if
@@ -29,8 +29,8 @@ def doctor(words: Sequence[str]) -> object:
 
 
 def _doctor(as_json: bool) -> int:
-    from aflow.checkup.every import findings
-    from aflow.checkup.findings import State, worst
+    from aflow.doctor.checks import findings
+    from aflow.doctor.findings import State, worst
 
     found = []
     for each in findings(SystemClock()):

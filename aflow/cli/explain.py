@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow.cli.problems import printable
+from aflow.cli.errors import printable
+from aflow.cli.options import Session
 from aflow.cli.selection import pathspec, pathspec_argument
-from aflow.cli.session import Session
 from aflow.errors import NotFound
 
 if TYPE_CHECKING:
-    from aflow.config import RunOptions, Settings
+    from aflow._core.settings import RunOptions, Settings
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
 
@@ -29,7 +29,7 @@ def explain_parameters() -> list[click.Parameter]:
 def explain(session: Session, path: str) -> None:
     """Say of every task that the path means why it ran, or did not."""
     from aflow import backends
-    from aflow.caching.explain import explain as explained
+    from aflow.runs.cache.explain import explain as explained
     from aflow.storage.blobs import BlobStore
 
     spec = pathspec(session, path)
@@ -51,8 +51,8 @@ def explain(session: Session, path: str) -> None:
 def dry_run(definition: FlowDefinition, options: RunOptions, settings: Settings) -> None:
     """Say which tasks a run with these options would run, and why; nothing is run or recorded."""
     from aflow import backends
-    from aflow.clock import SystemClock
-    from aflow.runs.creation import Creation
+    from aflow._core.clock import SystemClock
+    from aflow.runs.create import Creation
     from aflow.runs.dry_run import DryRun
     from aflow.storage.blobs import BlobStore
     from aflow.storage.memory import MemoryStore

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core.version import __version__
 from aflow.cli.options import (
     Command,
+    Session,
+    bound,
     flag,
     flow_options,
     option,
@@ -17,9 +20,7 @@ from aflow.cli.options import (
     top_options,
     write_sections,
 )
-from aflow.cli.session import Session, bound
-from aflow.configured import GivenConfigs
-from aflow.version import __version__
+from aflow.code.config_binding import GivenConfigs
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -83,7 +84,7 @@ class FlowGroup(click.Group):
 
     def _defined(self, values: Mapping[str, Any] | None = None) -> FlowDefinition:
         """The flow with the configs that were given, made once; or with those of another run."""
-        from aflow.configured import configured, with_values
+        from aflow.code.config_binding import configured, with_values
         from aflow.flow.spec import define
 
         assert self._flow is not None, "only flows are run"

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow._core.settings import Settings
+from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
-from aflow.cli.problems import printable
-from aflow.config import Settings
 from aflow.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from aflow.garbage import Removed
+    from aflow.runs.gc import Removed
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHOWN = 20  # runs that are named
@@ -85,8 +85,8 @@ def _gc(
     dry_run: bool,
 ) -> int:
     from aflow import backends
-    from aflow.clock import SystemClock
-    from aflow.garbage import Wanted, collect
+    from aflow._core.clock import SystemClock
+    from aflow.runs.gc import Wanted, collect
 
     settings = Settings.load(datastore=datastore, datastore_root=datastore_root)
     if settings.datastore != "local" and settings.metadata == "local" and not sole_owner:
@@ -121,7 +121,7 @@ def _gc(
 
 def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -> None:
     """Remove the code that servers, workers and `adopt` have unpacked here and nobody uses."""
-    from aflow import package
+    from aflow.code import package
 
     # The cache is that of all projects of this user: it is kept for as long as workers keep it.
     cache = settings.cache / "code"

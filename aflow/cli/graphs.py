@@ -6,8 +6,8 @@ import inspect
 
 import click
 
-from aflow.cli.session import Session
-from aflow.flow.flow_decorators.base import FlowDecorator
+from aflow.cli.options import Session
+from aflow.flow.decorators.flow_base import FlowDecorator
 from aflow.flow.graph import Graph, Kind, Node
 
 

@@ -9,9 +9,9 @@ from string import Template
 
 import click
 
+from aflow._core.version import DISTRIBUTION, __version__
 from aflow.cli.options import flag
 from aflow.errors import InvalidInput
-from aflow.version import DISTRIBUTION, __version__
 
 _IGNORED = ("# Runs and artifacts of aflow on this machine.", ".aflow/", "__pycache__/", ".venv/")
 _FLOW = '''\

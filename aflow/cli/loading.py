@@ -18,16 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from aflow._core.process import fill_descriptors
+from aflow.code.program import Started, note_start, package_of, program_in, run_as_main
 from aflow.errors import FlowFileError
-from aflow.executors.local.program import (
-    Started,
-    note_start,
-    package_of,
-    program_in,
-    run_as_main,
-)
-from aflow.executors.local.start import environment_at_start, have_ground, looks_like_a_run
-from aflow.standard_streams import fill_descriptors
+from aflow.executors.local.ground_start import environment_at_start, have_ground, looks_like_a_run
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -154,7 +148,7 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
 
 def _stand_for_metaflow() -> None:
     """Let a file that imports Metaflow have aflow, where Metaflow is not installed."""
-    from aflow.compat import install_if_missing
+    from aflow.compat.metaflow import install_if_missing
 
     install_if_missing()
 
@@ -233,9 +227,9 @@ def _name_fault(error: BaseException, path: Path) -> None:
 
 
 def _lacking(error: ModuleNotFoundError) -> str:
-    from aflow import compat
+    from aflow.compat import metaflow
 
-    if compat.is_installed() and str(error.name).startswith("metaflow."):
+    if metaflow.is_installed() and str(error.name).startswith("metaflow."):
         return str(error)
     return (
         f"there is no module {error.name!r}. Install it for {sys.executable}, or correct the name."

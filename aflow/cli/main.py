@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
 
+from aflow._core.process import fill_descriptors
+from aflow._core.version import __version__
 from aflow.cli import loading
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
+from aflow.cli.errors import guarded, leave
 from aflow.cli.flow_commands import COMMANDS, NEED_NO_FILE, FlowGroup
 from aflow.cli.options import run_options, top_options
-from aflow.cli.problems import guarded, leave
-from aflow.executors.local import start
-from aflow.standard_streams import fill_descriptors
-from aflow.version import __version__
+from aflow.executors.local import ground_start
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -143,7 +143,7 @@ def run_program(words: Sequence[str]) -> NoReturn:
         try:
             return _program(words)
         finally:
-            start.drop_ground()
+            ground_start.drop_ground()
 
     leave(guarded(body))
 
@@ -163,7 +163,7 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
     try:
         return group.main(rest, prog_name=shown, standalone_mode=False)
     finally:
-        start.drop_ground()
+        ground_start.drop_ground()
 
 
 def _program(words: Sequence[str]) -> object:
@@ -173,7 +173,7 @@ def _program(words: Sequence[str]) -> object:
         rest = ["--help" if word == "-h" else word for word in words[1:]]
         return getattr(import_module(module), function)(rest)
     if "--compat" in words:
-        from aflow.compat import install
+        from aflow.compat.metaflow import install
 
         install()
         words = [word for word in words if word != "--compat"]
@@ -182,8 +182,8 @@ def _program(words: Sequence[str]) -> object:
         command = [] if line.command is None else [line.command]
         rest = [*line.ahead, *command, *line.rest]
         target = line.target
-        if start.STARTING & {*rest}:
-            start.have_ground(fork=True)  # while there is nothing of the user's here yet
+        if ground_start.STARTING & {*rest}:
+            ground_start.have_ground(fork=True)  # while there is nothing of the user's here yet
         gc.freeze()  # what is ours so far need not be looked at when the program ends (ending.py)
         flow = loading.run_file(target, rest)
         return flow_group(flow, target, rest)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow._core.settings import Settings
 from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import option
-from aflow.config import Settings
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
 
-_log = logging.getLogger("aflow.service")
+_log = logging.getLogger("aflow.server.metaflow")
 
 _HELP = """Serve metadata over HTTP, as Metaflow's own service does.
 
@@ -59,10 +59,10 @@ def metadata_service(words: Sequence[str]) -> object:
 
 def _serve(metadata: str | None, host: str, port: int) -> None:
     from aflow import backends
-    from aflow.clock import SystemClock
-    from aflow.service.auth import check_guarded
-    from aflow.service.database import open_database
-    from aflow.service.serve import serve
+    from aflow._core.clock import SystemClock
+    from aflow.server.auth import check_guarded
+    from aflow.server.metaflow.database import open_database
+    from aflow.server.metaflow.serve import serve
 
     keep_logbook()
     settings = Settings.load()

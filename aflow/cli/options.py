@@ -6,16 +6,22 @@ for `run` and the parameters AFLOW_RUN_<OPTION>, else METAFLOW_RUN_<OPTION>.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from aflow import ids
-from aflow.config import metadata_place
+from aflow._core import ids
+from aflow._core.settings import Settings, metadata_place
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import Parameter, plain_name, type_name
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+    from aflow.flow.spec import FlowSpec
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -165,7 +171,7 @@ def flow_options(
     flow: type[FlowSpec] | None, *, after_command: bool = False, without: Collection[str] = ()
 ) -> list[Option]:
     """The options that the flow's decorators add to every command, as `top_options` are."""
-    from aflow.flow.flow_decorators.base import flow_decorators_of
+    from aflow.flow.decorators.flow_base import flow_decorators_of
 
     kinds = {each.kind for each in flow_decorators_of(flow)} if flow else set()
     rest: dict[str, Any] = {
@@ -430,3 +436,87 @@ def _default_text(parameter: Parameter) -> str:
     if parameter.separator is not None and not isinstance(parameter.default, str):
         return parameter.separator.join(map(str, parameter.default or ()))
     return str(parameter.default)
+
+
+# What the options of every command come to, wherever on the line they stood.
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One call of a command. `flow` is None for commands that were given a pathspec alone. `words`
+    are those of the command line behind the flow's file."""
+
+    flow: type[FlowSpec] | None
+    script: str
+    top: dict[str, Any]
+    defined: Callable[[Mapping[str, Any] | None], FlowDefinition]
+    words: tuple[str, ...] = ()
+
+    def settings(self, **more: Any) -> Settings:
+        """The settings as the command line has them; `more` are those of the command itself."""
+        top = {
+            name: self.top.get(name)
+            for name in (
+                "metadata",
+                "environment",
+                "datastore",
+                "datastore_root",
+                "package_suffixes",
+            )
+        }
+        return Settings.load(**top, **more)
+
+    def define(self, configs: Mapping[str, Any] | None = None) -> FlowDefinition:
+        """The flow's definition, as its configs and mutators make it; `configs` are values by
+        attribute, of an earlier run. Raises InvalidFlow where the source cannot be read,
+        InvalidConfig and InvalidDecorator."""
+        return self.defined(configs)
+
+    @property
+    def wants_code_check(self) -> bool:
+        """Whether the code is to be looked at before a run."""
+        return self.top.get("pylint") is not False
+
+    def note(self, text: str) -> None:
+        """Say something about what is being done, on stderr; nothing if --quiet."""
+        if not self.top.get("quiet"):
+            click.echo(text, err=True)
+
+
+Body = Callable[..., object]
+
+
+def bound(
+    body: Body,
+    flow: type[FlowSpec] | None,
+    script: str,
+    defined: Callable[[Mapping[str, Any] | None], FlowDefinition],
+    words: tuple[str, ...] = (),
+) -> Callable[..., object]:
+    """`body(session, **values of the command's own options)` as a callback for click."""
+
+    @click.pass_context
+    def call(ctx: click.Context, /, **values: Any) -> object:
+        top = _top_values(ctx)
+        shared = {"with_", *(each.name for each in ctx.command.params if _is_general(each))}
+        own = {name: value for name, value in values.items() if name not in shared}
+        return body(Session(flow, script, top, defined, words), **own)
+
+    return call
+
+
+def _is_general(parameter: click.Parameter) -> bool:
+    return getattr(parameter, "section", None) == GENERAL
+
+
+def _top_values(ctx: click.Context) -> dict[str, Any]:
+    """The options of every command: those behind the command's name before those ahead of it."""
+    ahead = ctx.find_root().params if ctx.parent is not None else {}
+    top = {name: ahead.get(name) for name in TOP_NAMES}
+    for name in (each.name for each in ctx.command.params if _is_general(each)):
+        if name in top and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            top[name] = ctx.params[name]
+    # These add up, wherever they were given.
+    for name in ("with_", "trigger"):
+        top[name] = (*(ahead.get(name) or ()), *(ctx.params.get(name) or ()))
+    return top

@@ -6,7 +6,7 @@ import select
 import sys
 from typing import BinaryIO
 
-from aflow.cli.problems import forget_stdout, show
+from aflow.cli.errors import forget_stdout, show
 
 _LARGE = 1 << 16
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import click
 
-from aflow import package
-from aflow.cli.options import option
-from aflow.cli.session import Session
+from aflow._core.version import __version__
+from aflow.cli.options import Session, option
+from aflow.code import package
 from aflow.errors import CodePackageError
-from aflow.version import __version__
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from aflow.flow.graph import Graph, Kind
-from aflow.runs.notices import (
+from aflow.runs.events import (
     LogLine,
     Notice,
     RunEnded,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aflow._core.clock import SystemClock, duration
+from aflow._core.settings import Settings
 from aflow.cli import tables
 from aflow.cli.options import flag, option
-from aflow.clock import SystemClock, duration
-from aflow.config import Settings
 from aflow.errors import InvalidInput, InvalidSetting
-from aflow.executors.queue_view import (
+from aflow.executors.queue_status import (
     ShownMessage,
     chosen,
     messages_of,

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow import ids
+from aflow._core import ids
+from aflow._core.ids import PARAMETERS_STEP
+from aflow._core.process import binary, flush, is_terminal
+from aflow._core.settings import FOLDER, RunOptions, Settings, without_password
+from aflow._core.version import __version__
 from aflow.cli.checks import CodeCheck, check_graph
-from aflow.cli.problems import show_frames
-from aflow.cli.session import Session
-from aflow.config import FOLDER, RunOptions, Settings, without_password
+from aflow.cli.errors import show_frames
+from aflow.cli.options import Session
+from aflow.code.program import request_of
 from aflow.errors import AflowError, InvalidInput, InvalidName
-from aflow.executors.local import start
-from aflow.executors.local.program import request_of
-from aflow.executors.local.warm import imported_here
+from aflow.executors.local import ground_start
+from aflow.executors.local.preload import imported_here
 from aflow.flow.names import did_you_mean
-from aflow.ids import PARAMETERS_STEP
-from aflow.runs.flow_values import parameter_values
-from aflow.runs.notices import LogLine, Notice, RunEnded, RunStarting, TaskEnded, TaskStarting
+from aflow.runs.create import parameter_values
+from aflow.runs.events import LogLine, Notice, RunEnded, RunStarting, TaskEnded, TaskStarting
 from aflow.scheduler.states import RunState
-from aflow.standard_streams import binary, flush, is_terminal
-from aflow.version import __version__
 
 if TYPE_CHECKING:
     from aflow.cli.console import Console
@@ -55,9 +55,9 @@ def _note_cold(session: Session, definition: FlowDefinition, decospecs: Sequence
     imported = imported_here()
     if imported is None:
         return
-    from aflow.executors.local.link import check_warm  # runs import it later
+    from aflow.executors.local.ground_client import check_warm  # runs import it later
 
-    note = check_warm(start.spawn_here(), request_of(definition, decospecs, imported))
+    note = check_warm(ground_start.spawn_here(), request_of(definition, decospecs, imported))
     if note is not None:
         session.note(note)
 
@@ -94,7 +94,7 @@ def run(
         progress=progress,
     )
     if settings.executor == "local" and not dry_run:
-        start.have_ground()  # it gets ready while the flow is checked
+        ground_start.have_ground()  # it gets ready while the flow is checked
     definition = session.define()
     with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
         _banner(session, definition, settings)
@@ -147,8 +147,8 @@ def _note_differences(
     """Say what this run does otherwise than the flow asks for, if anything."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
         return
-    from aflow.local_notes import notes  # only for flows that ask for something
-    from aflow.placement import on_batch
+    from aflow.executors.factory import on_batch
+    from aflow.runs.warnings import notes  # only for flows that ask for something
 
     for note in notes(definition, on_batch(definition, executor, decospecs)):
         session.note(note)
@@ -188,7 +188,7 @@ def _in_foreground(
     attribute_file: str | None,
     adopt: str | None = None,
 ) -> tuple[RunEnded, int | None]:
-    from aflow import foreground  # what is only checked needs none of it
+    from aflow.cli import foreground  # what is only checked needs none of it
 
     with _console(definition, options, settings) as console:
         watch = _watched(console, options.debug_step, attribute_file, settings)
@@ -258,7 +258,7 @@ def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
     if ended.task is None:
         return
     from aflow.backends import open_metadata
-    from aflow.storage.manifest import Manifest
+    from aflow.storage.artifacts import Manifest
 
     try:
         metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
@@ -310,9 +310,7 @@ def _with(definition: FlowDefinition, decospecs: Sequence[str]) -> FlowDefinitio
     """The flow with the decorators from outside, if there are any."""
     if not decospecs:
         return definition
-    from aflow.flow.decorators.attach import (
-        attach,  # a start without decorators does not pay for them
-    )
+    from aflow.flow.decorators.attach import attach
 
     return attach(definition, decospecs)
 
@@ -443,7 +441,7 @@ def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
             f"{did_you_mean(step, definition.steps)} "
             f"Its steps are: {', '.join(definition.steps)}."
         )
-    from aflow.placement import places  # few runs are debugged
+    from aflow.executors.factory import places  # few runs are debugged
 
     if places(definition, options)[step] != "local":
         raise InvalidInput(

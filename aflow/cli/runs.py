@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow import ids
+from aflow._core import ids
+from aflow._core.clock import SystemClock, shown_time
+from aflow._core.settings import Settings
 from aflow.cli import tables
-from aflow.cli.asking import of_a_server
 from aflow.cli.options import Command, flag, option
-from aflow.clock import SystemClock, shown_time
-from aflow.config import Settings
+from aflow.cli.server_requests import of_a_server
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.names import did_you_mean
 from aflow.scheduler.states import RunState
@@ -94,7 +94,7 @@ def _runs(
 
 def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[RunRecord]:
     from aflow import backends
-    from aflow.deploy.unrecorded import look
+    from aflow.step_functions.unrecorded import look
 
     look(settings, flow)
     if not backends.has_runs(settings.metadata_url):

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import click
 
 from aflow.cli import tables
-from aflow.cli.asking import ask, server_option
+from aflow.cli.errors import printable
 from aflow.cli.options import option
-from aflow.cli.problems import printable
+from aflow.cli.server_requests import ask, server_option
 from aflow.errors import InvalidInput
 
 _HELP = """Have a server (aflow server) run flows when their @schedule says so.
@@ -103,7 +103,7 @@ def _create(
 ) -> None:
     from aflow.cli.loading import load_flow
     from aflow.cli.submit import parameters_of, send
-    from aflow.configured import configured
+    from aflow.code.config_binding import configured
 
     parameters = parameters_of(given)
     definition = configured(load_flow(target))

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow.cli.session import Session
+from aflow._core.ids import Pathspec
+from aflow.cli.options import Session
 from aflow.errors import NotFound
-from aflow.ids import Pathspec
 
 if TYPE_CHECKING:
+    from aflow._core.settings import Settings
     from aflow.client import Task
-    from aflow.config import Settings
     from aflow.metadata.base import RunRecord
 
 HELP = "RUN[/STEP[/TASK]], or the same with the flow's name before it."

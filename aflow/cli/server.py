@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core.private_folders import make_private
+from aflow._core.settings import Settings, path_in
 from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import flag, option
-from aflow.config import Settings
-from aflow.config_files import path_in
 from aflow.errors import InvalidSetting
-from aflow.own_folders import make_private
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
@@ -155,8 +154,8 @@ def _serve(
 
 def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequence[str]:
     """The keys that clients may send. Raises InvalidSetting where strangers would be answered."""
-    from aflow import tokens
-    from aflow.service.auth import check_guarded, is_loopback
+    from aflow.metadata import tokens
+    from aflow.server.auth import check_guarded, is_loopback
 
     keys = tuple(each.reveal() for each in settings.service_auth_keys)
     check_guarded(host, keys, records, anonymous=no_auth)
@@ -170,8 +169,8 @@ def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequenc
 
 
 def _place(settings: Settings) -> Place:
+    from aflow.server.recovery import KIND
     from aflow.server.runs import Place
-    from aflow.server.sharing import KIND
 
     local = settings.datastore == "local"
     told = {
@@ -206,10 +205,10 @@ def _storage(url: str | None, root: str | None) -> dict[str, Any]:
 def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list[Mount]:
     """Those of `aflow metadata-service`, over the same database."""
 
+    from aflow._core.clock import SystemClock
     from aflow.backends import store_to_copy
-    from aflow.clock import SystemClock
-    from aflow.service.app import mount
-    from aflow.service.database import open_database
+    from aflow.server.metaflow.app import mount
+    from aflow.server.metaflow.database import open_database
 
     if url.startswith(("http://", "https://")):
         return []  # a service has the metadata: its clients go there

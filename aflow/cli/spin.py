@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core.settings import SpinOptions
 from aflow.cli.checks import CodeCheck
-from aflow.cli.options import flag, option, run_options
+from aflow.cli.options import Session, flag, option, run_options
 from aflow.cli.run import execute
-from aflow.cli.session import Session
-from aflow.config import SpinOptions
 from aflow.errors import FlowFileError, InvalidInput
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def spin(
     **values: Any,
 ) -> int:
     """`spin`: the exit code."""
-    from aflow.runs.spinning import alone
+    from aflow.runs.spin import alone
 
     settings = session.settings(
         max_log_size=values.pop("max_log_size"),

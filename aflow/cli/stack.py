@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from aflow.cli.configure import STACK_HELP, import_stack, stack_parameters
-from aflow.cli.problems import USAGE
+from aflow.cli.errors import USAGE
 
 _HELP = """What aflow needs in AWS: S3, Batch, a metadata service, roles (see docs/aws.md).
 
@@ -41,14 +41,14 @@ def stack(words: Sequence[str]) -> object:
 
 
 def _template() -> None:
-    from aflow.stack.settings import template
+    from aflow.aws.stack.settings import template
 
     click.echo(template(), nl=False)
 
 
 def _check(parameters: tuple[str, ...]) -> int:
-    from aflow.stack.parameters import given_as, parameters_of, refusals
-    from aflow.stack.settings import template
+    from aflow.aws.stack.parameters import given_as, parameters_of, refusals
+    from aflow.aws.stack.settings import template
 
     found = refusals(parameters_of(template()), given_as(parameters))
     for each in found:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow._core.clock import SystemClock
+from aflow._core.settings import Settings
 from aflow.cli import tables
-from aflow.cli.asking import of_a_server
+from aflow.cli.errors import printable
 from aflow.cli.options import Command
-from aflow.cli.problems import printable
-from aflow.clock import SystemClock
-from aflow.config import Settings
-from aflow.metadata.failures import failed_task, why
+from aflow.cli.server_requests import of_a_server
+from aflow.metadata.base import failed_task, why
 from aflow.scheduler.states import RunState, TaskState
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def status(words: Sequence[str]) -> object:
 def _status(server: str | None) -> int:
     """Print a table with a line a flow, the latest first, then what runs and what has failed."""
     from aflow import backends
-    from aflow.deploy.unrecorded import look
+    from aflow.step_functions.unrecorded import look
 
     settings = Settings.load(metadata=server)
     look(settings)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.checks import check_graph
+from aflow.cli.errors import printable
 from aflow.cli.options import (
+    Session,
     TagType,
     flag,
     option,
@@ -21,16 +23,14 @@ from aflow.cli.options import (
     taken_out,
     with_file,
 )
-from aflow.cli.problems import printable
-from aflow.cli.session import Session
 from aflow.errors import CommandFailed, InvalidInput
 
 if TYPE_CHECKING:
-    from aflow.config import Settings
-    from aflow.deploy.deployer import Deployer
-    from aflow.deploy.plan import Wanted
+    from aflow._core.settings import Settings
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.parameters import Parameter
+    from aflow.step_functions.deployer import Deployer
+    from aflow.step_functions.plan import Wanted
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
@@ -164,7 +164,7 @@ def create(
     if only_json:
         click.echo(deployer.definition_alone(new_token or authorize))
         return
-    from aflow.deploy.deployer import starts
+    from aflow.step_functions.deployer import starts
 
     session.note(f"Deploying {deployer.flow} to AWS Step Functions...")
     done = deployer.create(
@@ -230,7 +230,7 @@ def list_runs(session: Session, name: str | None, **chosen: bool) -> None:
 
 def terminate(session: Session, run_id: str, name: str | None, authorize: str | None) -> None:
     """Stop a run."""
-    from aflow.clock import SystemClock
+    from aflow._core.clock import SystemClock
 
     deployer = _deployer(session, name=name)
     before = deployer.terminate(run_id, authorize, SystemClock()).status
@@ -248,7 +248,7 @@ def resume(session: Session, run_id: str, name: str | None) -> None:
 
 def delete(session: Session, name: str | None, authorize: str | None) -> None:
     """Delete the state machine."""
-    from aflow.clock import SystemClock
+    from aflow._core.clock import SystemClock
 
     deployer = _deployer(session, name=name)
     deployer.delete(authorize, SystemClock())
@@ -271,7 +271,7 @@ def diff(session: Session, **shape: Any) -> int:
 
 
 def _deployer(session: Session, **shape: Any) -> Deployer:
-    from aflow.deploy.deployer import Deployer  # what other commands do not need
+    from aflow.step_functions.deployer import Deployer  # what other commands do not need
 
     settings = session.settings()
     definition = _checked(session, settings)
@@ -303,8 +303,8 @@ def _wanted(
     on_error: str | None = None,
     on_success: str | None = None,
 ) -> Wanted:
-    from aflow.config import switched_on
-    from aflow.deploy.plan import Wanted
+    from aflow._core.settings import switched_on
+    from aflow.step_functions.plan import Wanted
 
     pairs = [each.partition("=") for each in aws_batch_tag]
     for key, equals, _ in pairs:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow.cli.asking import ask, server_option
+from aflow._core.ids import Pathspec
+from aflow._core.settings import Settings
 from aflow.cli.options import flag, option
-from aflow.config import Settings
+from aflow.cli.server_requests import ask, server_option
 from aflow.errors import InvalidInput
-from aflow.ids import Pathspec
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -56,7 +56,7 @@ def _submit(
     given: tuple[str, ...],
 ) -> int:
     from aflow.cli.loading import load_flow
-    from aflow.configured import configured
+    from aflow.code.config_binding import configured
 
     parameters = parameters_of(given)
     wanted = send(server, configured(load_flow(target)), parameters, tags, max_workers)
@@ -73,7 +73,7 @@ def send(
     max_workers: int | None,
 ) -> dict[str, Any]:
     """Send the code of a flow; what to ask the server for then, as `POST /v1/runs` takes it."""
-    from aflow import package
+    from aflow.code import package
 
     files = package.members(definition, Settings.load().package_suffixes)
     kept = ask(server, "POST", "/v1/packages", package.pack(files), "application/x-tar")
@@ -89,7 +89,7 @@ def send(
 
 def _awaited(server: str, run: str) -> int:
     """Print what the run prints, and how it has ended: the exit code."""
-    from aflow.cli.following import BOTH, follow_there
+    from aflow.cli.logs import BOTH, follow_there
 
     return follow_there(server, Pathspec.parse(run), BOTH, follow=True, known=True)
 

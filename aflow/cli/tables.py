@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow.cli.problems import printable
-from aflow.clock import duration, shown_time
+from aflow._core.clock import duration, shown_time
+from aflow._core.process import is_terminal
+from aflow.cli.errors import printable
 from aflow.runs.liveness import is_left
-from aflow.standard_streams import is_terminal
 
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord

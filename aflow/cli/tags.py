@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from aflow.cli.options import flag, option
-from aflow.cli.problems import printable
-from aflow.cli.session import Session
+from aflow._core.version import __version__
+from aflow.cli.errors import printable
+from aflow.cli.options import Session, flag, option
 from aflow.errors import InvalidInput, NamespaceMismatch, NotFound
-from aflow.version import __version__
 
 if TYPE_CHECKING:
     from aflow.client import Flow, Run
@@ -200,10 +199,10 @@ def list_(
 
 def _is_written_for_metaflow(flow: type[FlowSpec] | None) -> bool:
     """Whether aflow stands for Metaflow here, and the flow's file has a use for it."""
-    from aflow import compat
+    from aflow.compat import metaflow
     from aflow.flow.spec import define
 
-    if flow is None or not compat.is_installed():
+    if flow is None or not metaflow.is_installed():
         return False
     try:
         return b"metaflow" in Path(define(flow).file).read_bytes()

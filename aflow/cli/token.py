@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from aflow._core.clock import SystemClock
+from aflow._core.private_folders import make_private
+from aflow._core.settings import Settings
 from aflow.cli import tables
 from aflow.cli.options import option
-from aflow.clock import SystemClock
-from aflow.config import Settings
 from aflow.errors import InvalidInput, InvalidSetting
-from aflow.own_folders import make_private
 
 _HELP = """Create, list and revoke API tokens.
 
@@ -70,7 +70,7 @@ def token(words: Sequence[str]) -> object:
 
 
 def _create(name: str, scope: Any, expires: str | None, metadata: str | None) -> None:
-    from aflow import tokens
+    from aflow.metadata import tokens
 
     with _documents(metadata) as store:
         secret = tokens.create(store, name, scope, SystemClock.now(), _duration(expires))
@@ -79,7 +79,7 @@ def _create(name: str, scope: Any, expires: str | None, metadata: str | None) ->
 
 
 def _list(metadata: str | None) -> None:
-    from aflow import tokens
+    from aflow.metadata import tokens
 
     now = SystemClock.now()
     with _documents(metadata) as store:
@@ -97,7 +97,7 @@ def _list(metadata: str | None) -> None:
 
 
 def _revoke(name: str, metadata: str | None) -> None:
-    from aflow import tokens
+    from aflow.metadata import tokens
 
     with _documents(metadata) as store:
         tokens.revoke(store, name)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow.cli.asking import DEFAULT_SERVER, ask
+from aflow._core.settings import Settings, looked_up
 from aflow.cli.options import flag, option
-from aflow.config import Settings, looked_up
+from aflow.cli.server_requests import DEFAULT_SERVER, ask
 from aflow.errors import AflowError, InvalidInput
 
 if TYPE_CHECKING:
-    from aflow.ids import Pathspec
+    from aflow._core.ids import Pathspec
 
 _HELP = """Show runs in a browser: those of this folder, or of a server (--server).
 
@@ -88,7 +88,7 @@ def _target(path: str | None) -> str:
     """The page of a pathspec, below /ui/."""
     if path is None:
         return ""
-    from aflow.ids import Pathspec
+    from aflow._core.ids import Pathspec
 
     spec: Pathspec = Pathspec.parse(path)
     if spec.run is None:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core.clock import SystemClock, duration
+from aflow._core.private_folders import make_private
+from aflow._core.settings import Settings, forget_signing_key, usable_cpus
 from aflow.cli import tables
 from aflow.cli.options import flag, option
-from aflow.clock import SystemClock, duration
-from aflow.config import Settings, forget_signing_key, usable_cpus
 from aflow.errors import InvalidInput, InvalidSetting
-from aflow.executors.queue_view import chosen_worker, state_of, worker_as_json
-from aflow.own_folders import make_private
+from aflow.executors.queue_status import chosen_worker, state_of, worker_as_json
 
 if TYPE_CHECKING:
     from aflow.metadata.base import WorkerRecord, WorkerRegistry
@@ -124,7 +124,7 @@ def _worker(
     settings = Settings.load(queue=queue, metadata=metadata)
     if settings.queue is None:
         raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
-    from aflow.loops import fastest_loop
+    from aflow._core.process import fastest_loop
     from aflow.worker import WorkerOptions
 
     options = WorkerOptions(
@@ -176,7 +176,7 @@ def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
 
 async def _run(settings: Settings, options: object, health_file: Path | None) -> int:
     from aflow import backends
-    from aflow.loops import on_signal
+    from aflow._core.process import on_signal
     from aflow.worker import Worker, WorkerOptions
 
     assert isinstance(options, WorkerOptions), "made above"
@@ -246,7 +246,7 @@ class _Log:
 
 async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> None:
     """Work, and touch the file meanwhile; raises what either of them raises."""
-    from aflow.health import beat
+    from aflow.cli.health import beat
 
     working = asyncio.create_task(work)  # noqa: TID251 -- both end here
     beating = asyncio.create_task(beat(file))  # noqa: TID251 -- both end here

@@ -11,7 +11,7 @@ from aflow.client.missing import MissingArtifact, MissingObject
 
 if TYPE_CHECKING:
     from aflow.client.task import Task
-    from aflow.storage.manifest import Entry
+    from aflow.storage.artifacts import Entry
 
 
 class DataArtifact(PartOfRun):

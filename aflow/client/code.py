@@ -39,10 +39,10 @@ class RunCode:
     @property
     def info(self) -> dict[str, str]:
         """Facts about the code: flow_name, script, code_key, username, versions, platform."""
-        from aflow.client import facts  # as few programs ask for the code
+        from aflow.client import task  # as few programs ask for the code
 
         found = {"flow_name": self._source.record.flow, "script": self._script}
-        tags = facts.from_tags(self._source)
+        tags = task.from_tags(self._source)
         known = {
             str(name): tags[name] for name in ("python_version", "aflow_version") if name in tags
         }
@@ -57,14 +57,14 @@ class RunCode:
     @cached_property
     def tarball(self) -> tarfile.TarFile:
         """The package as an open archive, the same one each time. Raises CodePackageError."""
-        from aflow import package
+        from aflow.code import package
 
         return package.opened(self._data)
 
     @property
     def flowspec(self) -> str:
         """The text of the flow file. Raises CodePackageError."""
-        from aflow import package
+        from aflow.code import package
 
         with package.opened(self._data) as archive:
             file = archive.extractfile(self._script)
@@ -74,7 +74,7 @@ class RunCode:
     def extract(self) -> TemporaryDirectory[str]:
         """A new temporary folder with the files, which goes when it is closed or forgotten. Raises
         CodePackageError."""
-        from aflow import package
+        from aflow.code import package
 
         folder = TemporaryDirectory(prefix="aflow-code-")
         package.unpack(self._data, Path(folder.name))
@@ -82,7 +82,7 @@ class RunCode:
 
     @cached_property
     def _data(self) -> bytes:
-        from aflow import package
+        from aflow.code import package
 
         return package.fetch(self._source.blobs, self._key)
 

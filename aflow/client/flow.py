@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from aflow import ids
-from aflow.client.base import ClientObject
-from aflow.client.filters import checked_limit, seconds, statuses
+from aflow._core import ids
+from aflow.client.base import ClientObject, checked_limit, local_time, seconds, statuses
 from aflow.client.missing import checked, missing_flow, not_in_namespace
 from aflow.client.run import Run
 from aflow.client.source import RunSource
-from aflow.client.times import local_time
 from aflow.client.where import get_namespace, listed_kind, place
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import RunState

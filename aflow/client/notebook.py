@@ -5,17 +5,16 @@ Reads records and the ends of logs, never a value: showing an object costs a few
 
 from __future__ import annotations
 
+import html
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NewType
 
-from aflow.client import html
-from aflow.client.html import Html, text
-from aflow.client.times import local_time
-from aflow.clock import SystemClock, duration
-from aflow.metadata.failures import failed_task, why
+from aflow._core.clock import SystemClock, duration
+from aflow.client.base import local_time
+from aflow.metadata.base import failed_task, why
 from aflow.scheduler.states import TaskState
 
 if TYPE_CHECKING:
@@ -26,6 +25,140 @@ if TYPE_CHECKING:
     from aflow.client.task import Task
     from aflow.metadata.base import StepProgress, TaskView
 
+# Pieces of HTML for notebooks: everything escaped, of bounded size, styled in place.
+#
+# The style stands in the elements themselves, since notebooks drop style sheets of outputs that
+# they do not trust. Colours are those of the page, and greys and hues that can be read on light
+# and on dark.
+
+
+Html = NewType("Html", str)
+
+ROWS = 20  # of a table that may be long
+_TEXT = 200  # characters of one value
+_LINE = "1px solid rgba(128,128,128,0.35)"
+_HUES = {
+    "succeeded": "46,157,88",
+    "failed": "214,69,69",
+    "running": "58,123,213",
+    "cancelled": "190,130,30",
+}
+_GREY = "128,128,128"
+
+
+def text(value: object, limit: int = _TEXT) -> Html:
+    """The value as text, escaped, and cut if it is long. What is no valid Unicode becomes an
+    escape."""
+    shown = str(value)
+    shown = shown if len(shown) <= limit else shown[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return Html(html.escape(shown.encode("utf-8", "backslashreplace").decode()))
+
+
+def badge(state: str) -> Html:
+    """A state as a small coloured label."""
+    hue = _HUES.get(state, _GREY)
+    style = f"padding:1px 7px;border-radius:9px;background:rgba({hue},0.18);color:rgb({hue})"
+    return Html(f'<span style="{style}">{text(state)}</span>')
+
+
+def chips(names: Iterable[str]) -> Html:
+    """Tags side by side; of many the first."""
+    listed = sorted(names)
+    style = f"border:{_LINE};border-radius:4px;padding:0 5px;margin-right:4px"
+    shown = "".join(f'<span style="{style}">{text(name, 60)}</span>' for name in listed[:ROWS])
+    return Html(shown + more(len(listed) - ROWS))
+
+
+def more(number: int) -> Html:
+    """How many are not shown; nothing where all are."""
+    return Html(f'<span style="opacity:0.7">and {number:,} more</span>' if number > 0 else "")
+
+
+def facts(pairs: Iterable[tuple[str, Html | None]]) -> Html:
+    """Names and values, one pair a line; pairs without a value are left out."""
+    cell = "padding:1px 14px 1px 0;text-align:left;vertical-align:top;border:none"
+    rows = "".join(
+        f'<tr><td style="{cell};opacity:0.7">{text(name)}</td><td style="{cell}">{value}</td></tr>'
+        for name, value in pairs
+        if value
+    )
+    return Html(f'<table style="border:none;margin:4px 0">{rows}</table>' if rows else "")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Html]], left_out: int = 0) -> Html:
+    """A table; under it how many rows are left out."""
+    if not rows:
+        return Html("")
+    cell = "padding:2px 12px 2px 0;text-align:left;vertical-align:top"
+    titles = "".join(
+        f'<th style="{cell};border-bottom:{_LINE};opacity:0.7">{text(name)}</th>' for name in head
+    )
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>"
+        for row in rows
+    )
+    made = f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
+    return Html(
+        f'<table style="border-collapse:collapse;margin:4px 0">{made}</table>{more(left_out)}'
+    )
+
+
+def code(value: object) -> Html:
+    """A short text of a program."""
+    return Html(f'<code style="white-space:pre-wrap">{text(value)}</code>')
+
+
+def block(title: str, lines: Sequence[str]) -> Html:
+    """Lines that a program has printed; nothing without lines."""
+    if not lines:
+        return Html("")
+    style = f"border-left:3px solid rgba({_GREY},0.5);padding:2px 8px;margin:2px 0"
+    shown = "\n".join(text(line) for line in lines)
+    return Html(
+        f'<div style="opacity:0.7">{text(title)}</div>'
+        f'<pre style="{style};overflow-x:auto;background:none;color:inherit">{shown}</pre>'
+    )
+
+
+def page(kind: str, name: str, *parts: Html) -> str:
+    """All of it under its heading."""
+    style = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5;color:inherit"
+    return (
+        f'<div style="{style}"><div style="font-size:15px">'
+        f'<span style="opacity:0.7">{text(kind)}</span> <b>{text(name, 600)}</b></div>'
+        f"{''.join(parts)}</div>"
+    )
+
+
+def size_of(number: int) -> Html:
+    """Bytes for people."""
+    amount = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return Html(f"{amount:.3g} {unit}" if unit != "B" else f"{number} B")
+        amount /= 1000
+    return Html(f"{amount:,.3g} TB")
+
+
+def preview(noted: dict[str, Any]) -> Html:
+    """What was noted of a value when it was stored."""
+    if "repr" in noted:
+        return code(noted["repr"])
+    if "columns" in noted:
+        return code(", ".join(map(str, noted["columns"])))
+    return Html("")
+
+
+def shape(noted: dict[str, Any]) -> Html:
+    """How large a value is in its own units: its shape and what it is made of, or its length."""
+    parts = [" \N{MULTIPLICATION SIGN} ".join(map(str, noted["shape"]))] if "shape" in noted else []
+    if "len" in noted:
+        parts.append(f"{noted['len']:,} items")
+    if "dtype" in noted:
+        parts.append(str(noted["dtype"]))
+    return text(", ".join(parts))
+
+
 _COUNTED = 1000  # runs that are counted beyond those that are shown
 _LINES = 12  # of each stream
 _NOTHING = Html("")
@@ -35,33 +168,33 @@ def metaflow(every: Metaflow) -> str:
     """All flows, with the latest run of each."""
     flows = every.flows
     rows = []
-    for flow in flows[: html.ROWS]:
+    for flow in flows[:ROWS]:
         run = flow.latest_run
         if run is not None:
-            state = html.badge(run.status)
+            state = badge(run.status)
             rows.append((text(flow.id), text(run.id), state, _time(run.created_at)))
     head = ("Flow", "Latest run", "Status", "Started")
-    return html.page("Metaflow", "", html.table(head, rows, len(flows) - html.ROWS))
+    return page("Metaflow", "", table(head, rows, len(flows) - ROWS))
 
 
 def flow(shown: Flow) -> str:
     """The latest runs of a flow."""
-    runs = list(shown.runs(limit=html.ROWS + _COUNTED + 1))
-    left = len(runs) - html.ROWS
+    runs = list(shown.runs(limit=ROWS + _COUNTED + 1))
+    left = len(runs) - ROWS
     rows = [
         (
             text(run.id),
-            html.badge(run.status),
+            badge(run.status),
             _time(run.created_at),
             _took(run.created_at, run.finished_at),
             text(run._source.record.user),
-            html.chips(run.user_tags),
+            chips(run.user_tags),
         )
-        for run in runs[: html.ROWS]
+        for run in runs[:ROWS]
     ]
     head = ("Run", "Status", "Started", "Took", "User", "Tags")
-    listed = html.table(head, rows, min(left, _COUNTED))
-    return html.page("Flow", shown.id, listed, Html(" at least") if left > _COUNTED else _NOTHING)
+    listed = table(head, rows, min(left, _COUNTED))
+    return page("Flow", shown.id, listed, Html(" at least") if left > _COUNTED else _NOTHING)
 
 
 def run(shown: Run) -> str:
@@ -70,25 +203,25 @@ def run(shown: Run) -> str:
     metadata = shown._source.metadata
     failed = failed_task(metadata, record)
     steps = metadata.progress(record.key)
-    return html.page(
+    return page(
         "Run",
         shown.pathspec,
-        html.badge(record.state.value),
-        html.facts(
+        badge(record.state.value),
+        facts(
             [
                 ("started", _time(shown.created_at)),
                 ("took", _took(shown.created_at, shown.finished_at)),
                 ("user", text(record.user)),
                 ("failed at" if failed else "reason", _error(why(record, failed))),
                 ("resumed from", text(shown.origin_pathspec or "")),
-                ("tags", html.chips(shown.user_tags)),
-                ("system tags", html.chips(shown.system_tags)),
+                ("tags", chips(shown.user_tags)),
+                ("system tags", chips(shown.system_tags)),
             ]
         ),
-        html.table(
+        table(
             ("Step", "Tasks", "Started", "Took"),
-            [_step_row(step) for step in steps[: 2 * html.ROWS]],
-            len(steps) - 2 * html.ROWS,
+            [_step_row(step) for step in steps[: 2 * ROWS]],
+            len(steps) - 2 * ROWS,
         ),
     )
 
@@ -101,24 +234,22 @@ def _step_row(step: StepProgress) -> tuple[Html, ...]:
 
 
 def _counts(tasks: dict[TaskState, int]) -> Html:
-    return Html(" ".join(f"{count:,} {html.badge(state.value)}" for state, count in tasks.items()))
+    return Html(" ".join(f"{count:,} {badge(state.value)}" for state, count in tasks.items()))
 
 
 def step(shown: Step) -> str:
     """A step: how many tasks are where, the newest of them, and first of all one that failed."""
     source = shown._source
     tasks = next((s.tasks for s in source.metadata.progress(source.key) if s.step == shown.id), {})
-    failed = list(islice(shown.tasks(status="failed"), html.ROWS))
-    others = [task for task in shown.tasks(limit=html.ROWS) if task._view.state != "failed"]
-    listed = [*failed, *others][: html.ROWS]
+    failed = list(islice(shown.tasks(status="failed"), ROWS))
+    others = [task for task in shown.tasks(limit=ROWS) if task._view.state != "failed"]
+    listed = [*failed, *others][:ROWS]
     head = ("Task", "Status", "Index", "Attempts", "Started", "Took", "Reason")
-    return html.page(
+    return page(
         "Step",
         shown.pathspec,
         _counts(tasks),
-        html.table(
-            head, [_task_row(task._view) for task in listed], sum(tasks.values()) - len(listed)
-        ),
+        table(head, [_task_row(task._view) for task in listed], sum(tasks.values()) - len(listed)),
     )
 
 
@@ -128,7 +259,7 @@ def _task_row(view: TaskView) -> tuple[Html, ...]:
     index = "" if view.task.index is None else view.task.index
     return (
         text(view.task.task),
-        html.badge(view.state.value),
+        badge(view.state.value),
         text(index),
         text(view.attempts),
         _time(began),
@@ -141,12 +272,12 @@ def task(shown: Task) -> str:
     """A task: how it went, what it left, the last of what it printed."""
     view = shown._now
     names = sorted(shown._names(), key=lambda name: (name.startswith("_"), name))
-    artifacts = [shown[name] for name in names[: html.ROWS]]
-    return html.page(
+    artifacts = [shown[name] for name in names[:ROWS]]
+    return page(
         "Task",
         shown.pathspec,
-        html.badge(view.state.value),
-        html.facts(
+        badge(view.state.value),
+        facts(
             [
                 ("attempt", text(f"{shown.current_attempt} (of {view.attempts}, from 0)")),
                 ("started", _time(shown.created_at)),
@@ -157,13 +288,13 @@ def task(shown: Task) -> str:
                 ("reason", _error(view.attempt.reason if view.attempt else "")),
             ]
         ),
-        html.table(
+        table(
             ("Artifact", "Type", "Shape", "Size", "Value"),
             [_artifact_row(artifact) for artifact in artifacts],
-            len(names) - html.ROWS,
+            len(names) - ROWS,
         ),
         *(
-            html.block(f"last lines of {stream}", _tail(shown.loglines(stream)))
+            block(f"last lines of {stream}", _tail(shown.loglines(stream)))
             for stream in ("stdout", "stderr")
         ),
     )
@@ -171,8 +302,8 @@ def task(shown: Task) -> str:
 
 def _artifact_row(shown: DataArtifact) -> tuple[Html, ...]:
     noted = shown.preview
-    size = html.size(shown.size)
-    return (text(shown.id), text(shown.type), html.shape(noted), size, html.preview(noted))
+    size = size_of(shown.size)
+    return (text(shown.id), text(shown.type), shape(noted), size, preview(noted))
 
 
 def _tail(lines: Iterable[tuple[datetime, str]]) -> list[str]:
@@ -182,16 +313,16 @@ def _tail(lines: Iterable[tuple[datetime, str]]) -> list[str]:
 def artifact(shown: DataArtifact) -> str:
     """An artifact: what is known of its value without loading it."""
     noted = shown.preview
-    return html.page(
+    return page(
         "DataArtifact",
         shown.pathspec,
-        html.facts(
+        facts(
             [
                 ("type", text(shown.type)),
-                ("shape", html.shape(noted)),
-                ("size", html.size(shown.size)),
-                ("value", html.preview(noted)),
-                ("sha", html.code(shown.sha)),
+                ("shape", shape(noted)),
+                ("size", size_of(shown.size)),
+                ("value", preview(noted)),
+                ("sha", code(shown.sha)),
             ]
         ),
     )
@@ -207,4 +338,4 @@ def _took(began: datetime, ended: datetime | None) -> Html:
 
 
 def _error(reason: str) -> Html:
-    return html.code(reason.strip().splitlines()[0]) if reason.strip() else _NOTHING
+    return code(reason.strip().splitlines()[0]) if reason.strip() else _NOTHING

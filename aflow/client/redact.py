@@ -2,15 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
-from aflow.client import logs
-from aflow.scrubbing import Printed
-from aflow.scrubbing import scrub as scrub_attempts
+from aflow.client import task as logs
+from aflow.metadata.base import ReplacedLog
+from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES
+from aflow.storage.logs import STREAMS, LogBuffer, LogRecord, chunk_name, read_chunks, read_log
 
 if TYPE_CHECKING:
     from aflow.client.task import Task
+    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskRecord
+    from aflow.storage.base import ObjectStore
+
+# Redacting what attempts have printed: one line that says so takes the place of a stream.
+
+
+_NO_LIMIT = 1 << 62
+
+
+class Printed(NamedTuple):
+    """An attempt that may have printed something."""
+
+    task: TaskRecord
+    attempt: AttemptRecord
+
+
+def redact_stream(
+    metadata: MetadataStore,
+    store: ObjectStore,
+    run: RunRecord,
+    attempts: Iterable[Printed],
+    streams: Collection[str],
+) -> int:
+    """Put `[REDACTED task STREAM]` in the place of these streams of the attempts, which are all of
+    the run; how many attempts had something to redact. An attempt that still runs goes on printing.
+
+    May be interrupted, and called again: what was not redacted then is there as it was.
+    """
+    replaced: list[ReplacedLog] = []
+    old: list[str] = []
+    count = 0
+    for task, attempt in attempts:
+        names = _names(run, task, attempt)
+        lines = _lines(store, run, task, attempt)
+        if not any(line.stream in streams for line in lines):
+            continue
+        count += 1
+        buffer = _redacted(lines, streams)
+        log = buffer.take_chunk()
+        for number, name in enumerate(names):  # whoever reads meanwhile finds what is no secret
+            store.put(name, [log if number == 0 else b""])
+        if attempt.state in TERMINAL_ATTEMPT_STATES:
+            old += names[1:]
+            sizes = buffer.stdout_size, buffer.stderr_size
+            inline, chunks = (None, 1) if names else (log, 0)
+            replaced.append(ReplacedLog(task.task, attempt.attempt, inline, chunks, *sizes))
+    metadata.replace_logs(run.key, replaced)
+    for name in old:
+        store.delete(name)
+    return count
+
+
+def _names(run: RunRecord, task: TaskRecord, attempt: AttemptRecord) -> list[str]:
+    return [
+        chunk_name(run.flow, run.run, task.step, task.task, attempt.attempt, number)
+        for number in range(attempt.log_chunks)
+    ]
+
+
+def _lines(
+    store: ObjectStore, run: RunRecord, task: TaskRecord, attempt: AttemptRecord
+) -> list[LogRecord]:
+    if attempt.log is not None:
+        return [*read_log(attempt.log)]
+    place = (run.flow, run.run, task.step, task.task, attempt.attempt)
+    return [*read_log(read_chunks(store, *place, attempt.log_chunks))]
+
+
+def _redacted(lines: Iterable[LogRecord], streams: Collection[str]) -> LogBuffer:
+    """The lines of other streams, and one line for each of these that there was any of."""
+    buffer = LogBuffer(_NO_LIMIT)
+    said: set[str] = set()
+    for line in lines:
+        stream = STREAMS.index(line.stream)
+        if line.stream not in streams:
+            buffer.add(line.at, stream, line.text, line.whole)
+        elif line.stream not in said:
+            said.add(line.stream)
+            buffer.add(line.at, stream, b"[REDACTED task %b]" % line.stream.encode())
+    return buffer
 
 
 def scrub(task: Task, streams: Collection[str], *, every_attempt: bool = False) -> list[str]:
@@ -30,7 +111,7 @@ def scrub(task: Task, streams: Collection[str], *, every_attempt: bool = False) 
     with source.place.writing() as store:
         for attempt in attempts:
             printed = [Printed(view.task, attempt)]
-            if scrub_attempts(store, source.blobs.store, source.record, printed, streams):
+            if redact_stream(store, source.blobs.store, source.record, printed, streams):
                 path = f"{source.pathspec}/{view.task.step}/{view.task.task}"
                 done.append(f"{path} - attempt {attempt.attempt}")
     task._settled = False  # what it has read is not true any more

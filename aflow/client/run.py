@@ -6,20 +6,19 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from aflow import ids
-from aflow.client.base import PartOfRun
+from aflow._core import ids
+from aflow.client.base import PartOfRun, local_time
 from aflow.client.code import RunCode, code_of
 from aflow.client.missing import MissingObject, checked, missing_run
 from aflow.client.source import RunSource
 from aflow.client.step import Step
-from aflow.client.times import local_time
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 
 if TYPE_CHECKING:
     from aflow.client.artifact import TaskData
     from aflow.client.task import Task
-    from aflow.flow.events import Trigger
+    from aflow.flow.trigger_events import Trigger
 
 Tags = str | Iterable[str]
 
@@ -104,7 +103,7 @@ class Run(PartOfRun):
         facts = self._source.setting("trigger")
         if not facts:
             return None
-        from aflow.flow.events import Trigger
+        from aflow.flow.trigger_events import Trigger
 
         return Trigger(facts, lambda path: Run(path, _namespace_check=False, _place=self._place))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aflow.errors import StorageError
 from aflow.flow.graph import Graph
 from aflow.scheduler.states import TERMINAL_RUN_STATES
-from aflow.storage.manifest import Entry, Manifest
+from aflow.storage.artifacts import Entry, Manifest
 
 if TYPE_CHECKING:
     from aflow.client.where import Place

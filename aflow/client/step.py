@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from aflow import ids
-from aflow.client.base import PartOfRun
-from aflow.client.filters import checked_limit, statuses
+from aflow._core import ids
+from aflow.client.base import PartOfRun, checked_limit, local_time, statuses
 from aflow.client.missing import checked, missing_run, missing_step
 from aflow.client.source import RunSource
 from aflow.client.task import Task
-from aflow.client.times import local_time
 from aflow.flow.graph import Kind
 from aflow.scheduler.states import TaskState
 

@@ -2,34 +2,316 @@
 
 from __future__ import annotations
 
+import json
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import groupby, takewhile
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 
-from aflow import ids
-from aflow.client import facts, lineage, logs
+from aflow._core import ids
 from aflow.client.artifact import DataArtifact, TaskData
-from aflow.client.base import PartOfRun
+from aflow.client.base import PartOfRun, local_time
 from aflow.client.code import RunCode, code_of
-from aflow.client.missing import (
-    artifact_sentence,
-    checked,
-    missing_run,
-    missing_task,
-)
+from aflow.client.missing import artifact_sentence, checked, missing_run, missing_task
 from aflow.client.source import RunSource
-from aflow.client.times import local_time
 from aflow.errors import InvalidInput
+from aflow.flow.decorators.catch import ExceptionWrapper
+from aflow.flow.graph import Kind
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, decode_inputs
 from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState, TaskState
-from aflow.storage.manifest import Manifest
+from aflow.storage.artifacts import ForeachFrame, Manifest
+from aflow.storage.logs import STREAMS, LogRecord, as_text, read_chunks, read_log
 
 if TYPE_CHECKING:
-    from aflow.flow.caught import ExceptionWrapper
-    from aflow.metadata.base import TaskView
-    from aflow.storage.manifest import Entry
+    from aflow.client.source import RunSource
+    from aflow.flow.decorators.catch import ExceptionWrapper
+    from aflow.metadata.base import AttemptRecord, TaskView
+    from aflow.storage.artifacts import Entry, Manifest
+
+__all__ = ["STREAMS", "log_lines", "size", "text"]
+
+# The facts of a task under the names that people look for, put together from its records.
+
+
+_FROM_TAGS = ("runtime", "python_version", "aflow_version", "user")
+
+
+class Fact(NamedTuple):
+    """A named text about a task; `at` is in seconds since the epoch."""
+
+    name: str
+    value: str
+    at: float
+    type: str
+
+
+def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact]:
+    """The facts of all attempts, or of the one asked for, oldest first."""
+    task = view.task.task
+    if attempt is None:
+        attempts = source.metadata.attempts(source.key, task)
+    else:
+        attempts = [] if view.attempt is None else [view.attempt]
+    found = [fact for each in attempts for fact in _of_attempt(source, view, each)]
+    found += [
+        Fact(record.field, record.value, record.created_at, record.type)
+        for record in source.metadata.metadata(source.key, task)
+        if attempt in (None, record.attempt)
+    ]
+    if view.task.origin:
+        known = {fact.name for fact in found}
+        found += [fact for fact in _of_origin(source, view.task.origin) if fact.name not in known]
+    return sorted(found, key=lambda fact: fact.at)
+
+
+def _of_origin(source: RunSource, origin: str) -> list[Fact]:
+    """The facts of the task that this one was taken over from: where it ran, and what its step has
+    noted; none where its run is not there any more."""
+    run, _, task = origin.split("/")
+    theirs = source.of_run(run)
+    view = None if theirs is None else theirs.metadata.task(theirs.key, int(task))
+    return [] if theirs is None or view is None else of_task(theirs, view, None)
+
+
+def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> Iterator[Fact]:
+    began = view.task.created_at if attempt.started_at is None else attempt.started_at
+    values = {"attempt": str(attempt.attempt), **from_tags(source), **_where(source)}
+    values |= {"host": attempt.host, "pid": str(attempt.pid or "")}
+    if view.task.origin:
+        values |= _origin(view.task.origin)
+    if attempt.manifest is not None:
+        values |= _foreach(source, Manifest.decode(attempt.manifest).stack)
+    for name, value in values.items():
+        if value:
+            yield Fact(name, value, began, name)
+    if attempt.state not in TERMINAL_ATTEMPT_STATES:
+        return
+    ended = began if attempt.finished_at is None else attempt.finished_at
+    succeeded = attempt.state is AttemptState.SUCCEEDED
+    yield Fact("attempt_ok", str(succeeded), ended, "internal_attempt_status")
+    if attempt.max_rss is not None:
+        yield Fact("max-rss", str(attempt.max_rss), ended, "bytes")
+    if attempt.cpu is not None:
+        yield Fact("cpu", f"{attempt.cpu:.6g}", ended, "seconds")
+    yield Fact("attempt-done", str(attempt.attempt), ended, "attempt-done")
+
+
+def from_tags(source: RunSource) -> dict[str, str]:
+    """What the system tags say: runtime, python_version, aflow_version, user."""
+    pairs = (tag.partition(":") for tag in source.record.system_tags)
+    return {name: value for name, _, value in pairs if name in _FROM_TAGS}
+
+
+def _where(source: RunSource) -> dict[str, str]:
+    scheme, _, rest = (source.setting("storage") or "").partition(":")
+    return {
+        "ds-type": "local" if scheme == "file" else scheme,
+        "ds-root": rest.removeprefix("//"),
+        "script-name": PurePath(source.setting("script") or "").name,
+        "origin-run-id": source.record.origin_run or "",
+    }
+
+
+def _origin(origin: str) -> dict[str, str]:
+    run, _, task = origin.split("/")
+    return {"origin-run-id": run, "origin-task-id": task}
+
+
+def _foreach(source: RunSource, stack: tuple[ForeachFrame, ...]) -> dict[str, str]:
+    if not stack:
+        return {}
+    nodes = source.graph.nodes
+    # The path names the step that each foreach has led into, not the one that opened it.
+    entered = (nodes[each.step].next[0] for each in stack)
+    return {
+        "foreach-stack": json.dumps([frame._asdict() for frame in stack]),
+        "foreach-execution-path": ",".join(
+            f"{step}:{frame.index}" for step, frame in zip(entered, stack, strict=True)
+        ),
+    }
+
+
+def environment(source: RunSource, view: TaskView) -> dict[str, Any]:
+    """What a task ran with."""
+    known = from_tags(source)
+    return {
+        "environment_type": "local",
+        "flow_name": source.record.flow,
+        "script": source.setting("script"),
+        "username": source.record.user,
+        "runtime": known.get("runtime"),
+        "python_version": known.get("python_version"),
+        "aflow_version": known.get("aflow_version"),
+        "host": view.attempt.host if view.attempt else None,
+    }
+
+
+def exception(view: TaskView, manifest: Manifest) -> ExceptionWrapper | None:
+    """What the attempt ended with; None if it ended well, was settled, or has not ended."""
+    error, attempt = manifest.error, view.attempt
+    if error is not None:
+        return None if error.get("caught") else _record(error)
+    if attempt is None or not attempt.reason:
+        return None
+    return ExceptionWrapper(attempt.state.value, attempt.reason, attempt.reason)
+
+
+def caught(manifest: Manifest) -> ExceptionWrapper | None:
+    """What @catch has settled."""
+    error = manifest.error
+    return _record(error) if error is not None and error.get("caught") else None
+
+
+def _record(error: Mapping[str, Any]) -> ExceptionWrapper:
+    module, kind = error.get("module") or "builtins", error["type"]
+    return ExceptionWrapper(f"{module}.{kind}", error["message"], error["traceback"])
+
+
+# Which tasks a task had as its inputs, and which had it as theirs.
+#
+# Parents are written in a task's record. Children are found by looking at the tasks of the steps
+# that the task went to: inside of a foreach only at those of the same item.
+
+
+def parents(source: RunSource, view: TaskView, light: bool = False) -> Iterator[TaskView]:
+    """The input tasks: of branches as the split named them, of a foreach by index. `light` views
+    have no manifests."""
+    inputs = decode_inputs(view.task.inputs)
+    if isinstance(inputs, FromForeach):
+        all_views = source.metadata.tasks(
+            source.key, split=inputs.split, steps=inputs.steps, light=light
+        )
+        # A switch that loops leaves several tasks for one item; the last one went on.
+        for _, same in groupby(all_views, key=lambda each: each.task.index):
+            *_, last = same
+            yield last
+        return
+    if isinstance(inputs, FromBranches):
+        wanted = inputs.tasks
+    else:
+        wanted = (inputs.task,) if isinstance(inputs, FromTask) else ()
+    for task in wanted:
+        found = source.metadata.task(source.key, task)
+        if found is not None:
+            yield found
+
+
+def children(
+    source: RunSource, view: TaskView, manifest: Manifest, light: bool = False
+) -> Iterator[TaskView]:
+    """The tasks that have begun with this one as an input. `manifest` is the task's own."""
+    for step in manifest.transition[0]:
+        for each in _candidates(source, view, manifest, step, light):
+            if _reads(each, view):
+                yield each
+
+
+def _candidates(
+    source: RunSource, view: TaskView, manifest: Manifest, step: str, light: bool
+) -> Iterator[TaskView]:
+    """The tasks of a step that can have this one as an input, few enough to be looked at."""
+    tasks, key = source.metadata.tasks, source.key
+    split, index = view.task.split, view.task.index
+    if manifest.transition[2] is not None:
+        return tasks(key, split=view.task.task, steps=(step,), light=light)
+    if split is None or index is None or _closes_foreach(source, step):
+        return tasks(key, step=step, light=light)
+    from_here = tasks(key, split=split, steps=(step,), after=index - 1, light=light)
+    return takewhile(lambda each: each.task.index == index, from_here)
+
+
+def _closes_foreach(source: RunSource, step: str) -> bool:
+    """Whether the step is the join of a foreach: then it stands outside of what it reads."""
+    nodes = source.graph.nodes.values()
+    return any(node.join == step and node.kind in (Kind.FOREACH, Kind.PARALLEL) for node in nodes)
+
+
+def _reads(child: TaskView, parent: TaskView) -> bool:
+    match decode_inputs(child.task.inputs):
+        case FromTask(task):
+            return task == parent.task.task
+        case FromBranches(tasks):
+            return parent.task.task in tasks
+        case FromForeach(split, steps):
+            return split == parent.task.split and parent.task.step in steps
+        case _:
+            return False
+
+
+# What an attempt has printed: in its record where it is small, else in chunks in the store.
+
+
+def text(source: RunSource, view: TaskView, stream: str) -> str:
+    """All that the attempt wrote to the stream; bytes that are no UTF-8 are replaced."""
+    return as_text(_records(source, view), stream)
+
+
+def size(source: RunSource, view: TaskView, stream: str) -> int:
+    """Bytes that the attempt wrote to the stream. While it runs they are counted."""
+    attempt = view.attempt
+    if attempt is None:
+        return 0
+    if view.task.origin:
+        found = _log_origin(source, view.task.origin)
+        return size(*found, stream) if found is not None else 0
+    if attempt.state in TERMINAL_ATTEMPT_STATES:
+        return attempt.stdout_size if stream == "stdout" else attempt.stderr_size
+    return sum(
+        len(record.text) + record.whole
+        for record in _records(source, view)
+        if record.stream == stream
+    )
+
+
+def log_lines(source: RunSource, view: TaskView, stream: str) -> Iterator[tuple[float, bytes]]:
+    """Time and bytes of every line of the stream, in order. A line that was stored in pieces is
+    whole again, with the time of its first piece."""
+    pieces: list[LogRecord] = []
+    for record in _records(source, view):
+        if record.stream == stream:
+            pieces.append(record)
+            if record.whole:
+                yield pieces[0].at, b"".join(piece.text for piece in pieces)
+                pieces.clear()
+    if pieces:  # of an attempt that goes on, or that was cut off
+        yield pieces[0].at, b"".join(piece.text for piece in pieces)
+
+
+def owner(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView]:
+    """The task that has printed what this one shows: itself, or the one whose result it took
+    over, if that is still there."""
+    found = _log_origin(source, view.task.origin) if view.task.origin else None
+    return found or (source, view)
+
+
+def _log_origin(source: RunSource, origin: str) -> tuple[RunSource, TaskView] | None:
+    """The task whose result was taken over, which is the one that printed something; None if its
+    run has been deleted."""
+    run, _, task = origin.split("/")
+    run_source = type(source).find(source.place, source.record.flow, run)
+    view = None if run_source is None else source.metadata.task(run_source.key, int(task))
+    return None if run_source is None or view is None else (run_source, view)
+
+
+def _records(source: RunSource, view: TaskView) -> Iterator[LogRecord]:
+    if view.task.origin:
+        found = _log_origin(source, view.task.origin)
+        return _records(*found) if found is not None else iter(())
+    attempt = view.attempt
+    if attempt is None:
+        return iter(())
+    if attempt.log is not None:
+        return read_log(attempt.log)
+    if not attempt.log_chunks:
+        return iter(())
+    record, task = source.record, view.task
+    names = (record.flow, record.run, task.step, task.task, attempt.attempt)
+    return read_log(read_chunks(source.blobs.store, *names, attempt.log_chunks))
+
 
 _OVER = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 
@@ -134,12 +416,12 @@ class Task(PartOfRun):
     def exception(self) -> ExceptionWrapper | None:
         """What the attempt has failed with: type, message, traceback. Where its process was lost or
         stopped, the type is the attempt's state. None where @catch has settled it: see `caught`."""
-        return facts.exception(self._now, self._manifest)
+        return exception(self._now, self._manifest)
 
     @property
     def caught(self) -> ExceptionWrapper | None:
         """The exception that @catch has settled; None where there was none."""
-        return facts.caught(self._manifest)
+        return caught(self._manifest)
 
     @property
     def created_at(self) -> datetime:
@@ -220,22 +502,22 @@ class Task(PartOfRun):
     @property
     def stdout(self) -> str:
         """What the attempt has printed so far; bytes that are no UTF-8 are replaced."""
-        return logs.text(self._source, self._now, "stdout")
+        return text(self._source, self._now, "stdout")
 
     @property
     def stderr(self) -> str:
         """The same of what it wrote to stderr."""
-        return logs.text(self._source, self._now, "stderr")
+        return text(self._source, self._now, "stderr")
 
     @property
     def stdout_size(self) -> int:
         """Bytes of what the attempt has printed so far."""
-        return logs.size(self._source, self._now, "stdout")
+        return size(self._source, self._now, "stdout")
 
     @property
     def stderr_size(self) -> int:
         """The same of what it wrote to stderr."""
-        return logs.size(self._source, self._now, "stderr")
+        return size(self._source, self._now, "stderr")
 
     @overload
     def loglines(
@@ -250,9 +532,9 @@ class Task(PartOfRun):
     ) -> Iterator[tuple[datetime, str]] | Iterator[tuple[datetime, bytes]]:
         """Time (with this machine's zone) and text (bytes unless `as_unicode`) of every line of
         "stdout" or "stderr", without its newline. Raises InvalidInput for another stream."""
-        if stream not in logs.STREAMS:
-            raise InvalidInput(f"{stream!r} is no stream: use {' or '.join(logs.STREAMS)}.")
-        lines = logs.lines(self._source, self._now, stream)
+        if stream not in STREAMS:
+            raise InvalidInput(f"{stream!r} is no stream: use {' or '.join(STREAMS)}.")
+        lines = log_lines(self._source, self._now, stream)
         if as_unicode:
             return ((local_time(at), text.decode("utf-8", "replace")) for at, text in lines)
         return ((local_time(at), text) for at, text in lines)
@@ -262,19 +544,19 @@ class Task(PartOfRun):
     @property
     def metadata(self) -> list[Metadatum]:
         """The facts that are known about the task's attempts, oldest first."""
-        found = facts.of_task(self._source, self._now, self._attempt)
+        found = of_task(self._source, self._now, self._attempt)
         return [Metadatum(f.name, f.value, local_time(f.at), f.type, self) for f in found]
 
     @property
     def metadata_dict(self) -> dict[str, str]:
         """The same by name; the latest attempt's value where several have one."""
-        found = facts.of_task(self._source, self._now, self._attempt)
+        found = of_task(self._source, self._now, self._attempt)
         return {fact.name: fact.value for fact in found}
 
     @property
     def runtime_name(self) -> str | None:
         """What drove the run: `dev` for `aflow run`; None if that was not recorded."""
-        return facts.from_tags(self._source).get("runtime")
+        return from_tags(self._source).get("runtime")
 
     @property
     def code(self) -> RunCode | None:
@@ -284,7 +566,7 @@ class Task(PartOfRun):
     @property
     def environment_info(self) -> dict[str, Any]:
         """What the task ran with: flow_name, script, username, host, runtime, versions."""
-        return facts.environment(self._source, self._now)
+        return environment(self._source, self._now)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -297,23 +579,23 @@ class Task(PartOfRun):
     @property
     def parent_tasks(self) -> Iterator[Task]:
         """The tasks that this one had as its inputs; those of a foreach by their index."""
-        return self._tasks(lineage.parents(self._source, self._view))
+        return self._tasks(parents(self._source, self._view))
 
     @property
     def child_tasks(self) -> Iterator[Task]:
         """The tasks that had this one as their input, of those that have begun."""
-        return self._tasks(lineage.children(self._source, self._view, self._manifest))
+        return self._tasks(children(self._source, self._view, self._manifest))
 
     @property
     def parent_task_pathspecs(self) -> Iterator[str]:
         """The pathspecs of `parent_tasks`."""
-        views = lineage.parents(self._source, self._view, light=True)
+        views = parents(self._source, self._view, light=True)
         return map(self._pathspec_of, views)
 
     @property
     def child_task_pathspecs(self) -> Iterator[str]:
         """The pathspecs of `child_tasks`."""
-        views = lineage.children(self._source, self._view, self._manifest, light=True)
+        views = children(self._source, self._view, self._manifest, light=True)
         return map(self._pathspec_of, views)
 
     def _tasks(self, views: Iterator[TaskView]) -> Iterator[Task]:

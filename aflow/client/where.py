@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aflow import ids
-from aflow.config_files import expanded, path_in
+from aflow._core import ids
+from aflow._core.settings import expanded, path_in
 from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
 from aflow.flow.current import current
 from aflow.interop.keys import FIRST_KEY, MARK
 from aflow.metadata.base import SPIN
 
 if TYPE_CHECKING:
-    from aflow.config import Settings
+    from aflow._core.settings import Settings
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
     from aflow.storage.blobs import BlobStore
@@ -226,7 +226,7 @@ def _inside() -> Place | None:
     url = current.get("metadata_url") if current.is_running_flow else None
     if url is None or not url.startswith("postgres"):
         return None if url is None else place_at(url)
-    from aflow.config import Settings, with_own_passwords
+    from aflow._core.settings import Settings, with_own_passwords
 
     # On another machine the address comes without its password: that is of the settings there.
     return place_at(with_own_passwords(url, Settings.load()))
@@ -234,7 +234,7 @@ def _inside() -> Place | None:
 
 def _set() -> Place:
     """Where `aflow run` would put runs."""
-    from aflow.config import Settings
+    from aflow._core.settings import Settings
 
     settings = Settings.load()
     return _local() if settings.metadata == "local" else _described(settings.metadata_url)
@@ -258,7 +258,7 @@ def _database(url: str) -> Place:
 def _server(url: str) -> Place:
     """Metadata on a server. A description names no password: the one of the settings is taken,
     where they name the same place, else libpq looks for one (PGPASSWORD, ~/.pgpass)."""
-    from aflow.config import Settings, without_password
+    from aflow._core.settings import Settings, without_password
 
     shown = without_password(url)
     found = _places.get(shown)
@@ -277,7 +277,7 @@ def _open_url(url: str, read_only: bool) -> MetadataStore:
 
 
 def _local(path: str | None = None) -> Place:
-    from aflow.config import Settings
+    from aflow._core.settings import Settings
 
     root = None if path is None else _root_in(path)
     settings = Settings.load(datastore_root=root, metadata="local")
@@ -300,7 +300,7 @@ def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
 
 
 def _root_in(path: str) -> str:
-    from aflow.config import FOLDER
+    from aflow._core.settings import FOLDER
 
     folder = expanded(path).absolute()
     has_one = (folder / FOLDER).is_dir() and not (folder / "metadata.db").exists()
@@ -330,7 +330,7 @@ def get_namespace() -> str | None:
     if current.is_running_flow:
         inside: str | None = current.namespace
         return inside
-    from aflow.config import Settings
+    from aflow._core.settings import Settings
 
     return Settings.load().default_namespace
 

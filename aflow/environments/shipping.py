@@ -19,11 +19,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from aflow.config import switched_on
+from aflow._core.settings import switched_on
+from aflow._core.version import DISTRIBUTION, __version__
 from aflow.errors import ShippingError
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
-from aflow.version import DISTRIBUTION, __version__
 
 if TYPE_CHECKING:
     from aflow.environments.wheels import PackedWheel
@@ -41,7 +41,7 @@ from os import environ
 shipped = environ.get("AFLOW_RUNTIME")
 try:
     found = find_spec("{program}")
-    from aflow.version import __version__ as here
+    from aflow._core.version import __version__ as here
 except ImportError:
     found = here = None
 if found is None or (shipped and here != "{version}"):

@@ -30,8 +30,8 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from aflow._core.version import DISTRIBUTION, __version__
 from aflow.errors import ShippingError
-from aflow.version import DISTRIBUTION, __version__
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution

@@ -20,28 +20,25 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from aflow.attempt.remote import Parcels, committed
-from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
-from aflow.aws.calls import MOST_DESCRIBED
-from aflow.aws.ends import ENDED, end_of
-from aflow.aws.submission import MOST, Mark, job_name, submission
+from aflow._core.threads import in_thread
+from aflow._core.waiting import Waiting
+from aflow.aws.batch import MOST, Mark, job_name, submission
+from aflow.aws.client import MOST_DESCRIBED
+from aflow.aws.job_status import ENDED, end_of
 from aflow.errors import AwsBusy, AwsError, ObjectNotFound, QueueError, StoreUnavailable
 from aflow.executors.base import NO_USAGE, Orphan, Reports
-from aflow.executors.correspondence import STOPPED, Correspondence, Owner
-from aflow.executors.letterbox import Letterbox
-from aflow.executors.parcels import Packer
+from aflow.executors.mailbox import STOPPED, Correspondence, Letterbox, Owner
 from aflow.executors.polling import Description, Poller
-from aflow.executors.roll import Roll
+from aflow.executors.protocol import Packer, Roll
 from aflow.scheduler.states import AttemptState
-from aflow.threads import in_thread
-from aflow.waiting import Waiting
+from aflow.task.remote import Parcels, committed
+from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
-    from aflow.aws.calls import Calls
-    from aflow.aws.submission import StepJob
-    from aflow.clock import Clock
-    from aflow.executors.job import Job
-    from aflow.executors.letters import ReportsLetter
+    from aflow._core.clock import Clock
+    from aflow.aws.batch import StepJob
+    from aflow.aws.client import Calls
+    from aflow.executors.protocol import Job, ReportsLetter
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 

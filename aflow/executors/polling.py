@@ -13,12 +13,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from aflow.aws.calls import MOST_DESCRIBED
+from aflow._core.threads import in_thread
+from aflow.aws.client import MOST_DESCRIBED
 from aflow.errors import AwsError
-from aflow.threads import in_thread
 
 if TYPE_CHECKING:
-    from aflow.aws.calls import Calls
+    from aflow.aws.client import Calls
 
 SHORTEST, LONGEST = 2.0, 30.0  # seconds between two rounds
 LONGEST_WAIT = 120.0  # the same where AWS is in trouble

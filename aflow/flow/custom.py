@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from aflow.errors import InvalidDecorator
 from aflow.flow.configs import evaluated
-from aflow.flow.marks import add_decorator, step_mark
+from aflow.flow.decorators.base import add_decorator, step_mark
 from aflow.flow.names import did_you_mean, place, shown
 
 if TYPE_CHECKING:
-    from aflow.flow.mutable import MutableFlow, MutableStep
+    from aflow.flow.mutators import MutableFlow, MutableStep
 
 USER_SKIP_STEP: dict[str, Any] = {}
 """What a generator yields to skip the step."""
@@ -115,7 +115,7 @@ class OnStep(Custom, metaclass=_OnStep):
 class UserStepDecorator(OnStep):
     """A step decorator as a class: override `pre_step`, `post_step`, and `init` for options."""
 
-    around: ClassVar[str] = "aflow.attempt.around_custom:AroundCustom"
+    around: ClassVar[str] = "aflow.task.hooks:AroundCustom"
 
     def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> Any:
         """Called before the step. A function that is returned is called instead of it, with flow

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.catch import Catch
     from aflow.flow.decorators.concurrency import Concurrency
     from aflow.flow.decorators.environment import Environment
+    from aflow.flow.decorators.flow_base import FlowDecorator
     from aflow.flow.decorators.process import Process
+    from aflow.flow.decorators.project import Project
     from aflow.flow.decorators.resources import Resources
     from aflow.flow.decorators.retry import Retry
     from aflow.flow.decorators.timeout import Timeout
-    from aflow.flow.flow_decorators.base import FlowDecorator
-    from aflow.flow.flow_decorators.project import Project
     from aflow.flow.graph import Graph
     from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
@@ -76,7 +76,7 @@ class FlowDefinition:
     are by the name of the attribute. `problems` is what was found wrong while reading, and that
     the graph cannot tell; `flow/lint.py` reports it with all else. `line` is that of the class.
     `decorators` and `mutators` are those of the class and of its bases. `configs` are by
-    attribute, and so are their values, None until they are known (`aflow/configured.py`).
+    attribute, and so are their values, None until they are known (`aflow/code/config_binding.py`).
     `unmutated` is the flow before its mutators have changed it, None where there was nothing to do.
     """
 

@@ -1,14 +1,20 @@
 """The graph of a flow: nodes and what leads where, as plain data.
 
-Read from the source of the steps by `flow/source.py`, checked by `flow/lint.py`, followed by the
+Read from the source of the steps by `flow/links.py`, checked by `flow/lint.py`, followed by the
 scheduler. `as_dict` and `from_dict` are the form in which a run stores the graph it began with.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from aflow.flow.names import plain
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition, StepDefinition
 
 
 class Kind(StrEnum):
@@ -105,3 +111,206 @@ class Graph:
             known["cases"] = tuple((case, step) for case, step in known["cases"])
             nodes[known["name"]] = Node(**known)
         return cls(data["flow"], data["start"], data["end"], nodes, data.get("doc", ""))
+
+
+# What the links of a flow amount to: which splits are open where, and which join closes which.
+#
+# The ways through a flow are followed once, in topological order, so that all is linear in steps
+# and edges. What is found is the best that can be said of a graph with faults; `flow/lint.py` uses
+# the same ways to say what the faults are.
+
+
+OPENERS = frozenset({Kind.SPLIT, Kind.FOREACH, Kind.PARALLEL})
+
+# A split that is open on a way, and the branch of it that the way took.
+Frame = tuple[str, str]
+Frames = tuple[Frame, ...]
+Way = tuple[str, Frames]  # the step it comes from ("" for the first), and what is open on it
+
+
+def reachable(nodes: Mapping[str, Node], start: str) -> set[str]:
+    """The steps that can be reached from `start`, itself among them."""
+    found = {start} & nodes.keys()
+    todo = list(found)
+    while todo:
+        for name in nodes[todo.pop()].next:
+            if name in nodes and name not in found:
+                found.add(name)
+                todo.append(name)
+    return found
+
+
+def ways_to(nodes: Mapping[str, Node], start: str) -> dict[str, list[Way]]:
+    """For each step the ways that lead to it, in topological order from `start`.
+
+    A step's own link to itself is no way. Steps on a cycle, and behind one, are left out.
+    """
+    within = reachable(nodes, start)
+    awaited = dict.fromkeys(within, 0)
+    for name in within:
+        for target in _targets(nodes, name):
+            awaited[target] += 1
+    ways: dict[str, list[Way]] = {name: [] for name in within}
+    ordered: dict[str, list[Way]] = {}
+    ready = [start] if start in within else []
+    if ready:
+        ways[start].append(("", ()))
+    while ready:
+        name = ready.pop()
+        ordered[name] = ways[name]
+        for target in _targets(nodes, name):
+            ways[target].append((name, _frames_after(nodes[name], ways[name], target)))
+            awaited[target] -= 1
+            if not awaited[target] and target not in ordered:
+                ready.append(target)
+    return ordered
+
+
+def cycle_from(nodes: Mapping[str, Node], start: str) -> list[str]:
+    """The steps of a cycle that can be reached from `start`; empty where there is none. A step's
+    own link to itself is no cycle."""
+    path = {start: iter(_targets(nodes, start))}
+    done: set[str] = set()
+    while path:
+        name = next(reversed(path))
+        target = next(path[name], None)
+        if target is None:
+            done.add(name)
+            del path[name]
+        elif target in path:
+            steps = list(path)
+            return steps[steps.index(target) :]
+        elif target not in done:
+            path[target] = iter(_targets(nodes, target))
+    return []
+
+
+def open_in(node: Node, ways: list[Way]) -> Frames:
+    """The splits that are open around a step; a join has closed its own."""
+    frames = ways[0][1]
+    return frames[:-1] if node.is_join else frames
+
+
+def _frames_after(node: Node, ways: list[Way], target: str) -> Frames:
+    frames = open_in(node, ways)
+    return (*frames, (node.name, target)) if node.kind in OPENERS else frames
+
+
+def _targets(nodes: Mapping[str, Node], name: str) -> list[str]:
+    return [each for each in nodes[name].next if each in nodes and each != name]
+
+
+def connect(nodes: Mapping[str, Node], start: str) -> dict[str, Node]:
+    """The nodes with `previous`, `splits` and `join` filled in."""
+    previous: dict[str, list[str]] = {name: [] for name in nodes}
+    for node in nodes.values():
+        for target in node.next:
+            if target in previous:
+                previous[target].append(node.name)
+    ways = ways_to(nodes, start)
+    joins: dict[str, str] = {}
+    for name, leading in ways.items():
+        frames = leading[0][1]
+        if nodes[name].is_join and frames:
+            joins.setdefault(frames[-1][0], name)
+    return {
+        name: replace(
+            node,
+            previous=tuple(previous[name]),
+            splits=tuple(split for split, _ in open_in(node, ways[name])) if name in ways else (),
+            join=joins.get(name),
+        )
+        for name, node in nodes.items()
+    }
+
+
+# A flow as plain values, for programs: what `current.graph` is, under the names that tools for
+# Metaflow read.
+
+
+_TYPES = {
+    Kind.SPLIT: "split-static",
+    Kind.FOREACH: "split-foreach",
+    Kind.PARALLEL: "split-parallel",
+    Kind.SWITCH: "split-switch",
+    Kind.END: "end",
+}
+
+
+def outline(definition: FlowDefinition) -> dict[str, Any]:
+    """The flow's steps, what they say of themselves and who leads where; a new dict each time.
+
+    `graph_structure` lists the steps in order, what lies between a split and its join as a list of
+    branches.
+    """
+    graph = definition.graph
+    return {
+        "file": definition.file,
+        "start_step": graph.start,
+        "end_step": graph.end,
+        "parameters": [
+            {"name": name, "type": type(each).__name__}
+            for name, each in (*definition.parameters.items(), *definition.configs.items())
+        ],
+        "constants": [
+            {"name": name, "type": type(value).__name__}
+            for name, value in definition.constants.items()
+            if name not in definition.configs
+        ],
+        "steps": {name: _step(step, graph[name], graph) for name, step in definition.steps.items()},
+        "graph_structure": [*_between(graph, graph.start, graph.end), graph.end],
+        "doc": definition.doc,
+        "decorators": [
+            {"name": each.kind, "attributes": each.as_dict()["options"]}
+            for each in definition.decorators
+        ],
+    }
+
+
+def _step(step: StepDefinition, node: Node, graph: Graph) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": node.name,
+        "type": _type(node, graph),
+        "line": node.line,
+        "source_file": node.file,
+        "doc": node.doc,
+        "decorators": [
+            {
+                "name": each.name,
+                "attributes": {one.name: plain(getattr(each, one.name)) for one in fields(each)},
+            }
+            for each in step.decorators
+        ],
+        "next": list(node.next),
+    }
+    if node.kind is Kind.FOREACH:
+        found["foreach_artifact"] = node.foreach
+    if node.kind is Kind.SWITCH:
+        found["condition"] = node.condition
+        found["switch_cases"] = dict(node.cases)
+    if node.join is not None:
+        found["matching_join"] = node.join
+    return found
+
+
+def _type(node: Node, graph: Graph) -> str:
+    if node.kind is not Kind.LINEAR:
+        return _TYPES[node.kind]
+    if node.is_join:
+        return "join"
+    return "start" if node.name == graph.start else "linear"
+
+
+def _between(graph: Graph, step: str, end: str) -> list[Any]:
+    """What is passed from a step on, before `end`."""
+    found: list[Any] = []
+    while step != end:
+        node = graph[step]
+        found.append(step)
+        if node.kind is Kind.SWITCH:
+            found.append([_between(graph, each, end) for each in node.next if each != step])
+            return found
+        if node.join is not None:
+            found.append([_between(graph, each, node.join) for each in node.next])
+        step = node.join or node.next[0]
+    return found

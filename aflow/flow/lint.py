@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from aflow.errors import InvalidFlow
+from aflow.flow.decorators.base import step_mark
 from aflow.flow.definition import FlowDefinition
-from aflow.flow.graph import Kind, Node
-from aflow.flow.marks import step_mark
+from aflow.flow.graph import (
+    OPENERS,
+    Frames,
+    Kind,
+    Node,
+    Way,
+    cycle_from,
+    open_in,
+    reachable,
+    ways_to,
+)
 from aflow.flow.names import STEP_NAME, did_you_mean
 from aflow.flow.parameters import declaration_problems
-from aflow.flow.structure import OPENERS, Frames, Way, cycle_from, open_in, reachable, ways_to
 
 Rule = Callable[[FlowDefinition], Iterable[InvalidFlow]]
 

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from aflow.errors import (
-    MergeArtifactsError,
-    MissingInMergeArtifacts,
-    UnhandledInMergeArtifacts,
-)
+from aflow.errors import MergeArtifactsError, MissingInMergeArtifacts, UnhandledInMergeArtifacts
 
 _NAMED = 10  # conflicts told in detail; a join of thousands of inputs may have many
 

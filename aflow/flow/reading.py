@@ -8,15 +8,13 @@ from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, cleandoc, un
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.errors import InvalidFlow
+from aflow.flow.decorators.base import decorators_of, step_mark
+from aflow.flow.decorators.flow_base import flow_decorators_of
 from aflow.flow.definition import FlowDefinition, StepDefinition
-from aflow.flow.flow_decorators.base import flow_decorators_of
-from aflow.flow.graph import Graph, Kind, Node
-from aflow.flow.links import FunctionNode, Link, LinkReader
-from aflow.flow.marks import decorators_of, step_mark
+from aflow.flow.graph import Graph, Kind, Node, connect
+from aflow.flow.links import FunctionNode, Link, LinkReader, Sources
 from aflow.flow.names import RESERVED_NAMES
 from aflow.flow.parameters import Parameter
-from aflow.flow.source import Sources
-from aflow.flow.structure import connect
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec

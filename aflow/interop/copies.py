@@ -14,23 +14,21 @@ from hashlib import sha1
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from aflow.config_files import path_in
+from aflow._core.ids import PARAMETERS_STEP
+from aflow._core.settings import path_in
 from aflow.flow.graph import Graph
-from aflow.ids import PARAMETERS_STEP
 from aflow.interop import layout
-from aflow.scheduler.codec import decode_inputs
-from aflow.scheduler.messages import FromTask
+from aflow.scheduler.messages import FromTask, decode_inputs
 from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState
-from aflow.storage.artifacts import digest
+from aflow.storage.artifacts import Manifest, digest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.logs import STREAMS, read_chunks, read_log
-from aflow.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskView
+    from aflow.storage.artifacts import Entry
     from aflow.storage.base import Buffer, ObjectStore
     from aflow.storage.logs import LogRecord
-    from aflow.storage.manifest import Entry
 
 FOLDER = "metaflow"
 CARDS = "mf.cards"

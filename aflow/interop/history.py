@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import ids
+from aflow._core import ids
 from aflow.errors import AflowError, InvalidName, NotFound, StoreUnavailable
 from aflow.flow.graph import Graph
 from aflow.interop import layout, theirs
@@ -27,11 +27,11 @@ from aflow.metadata.base import (
     TaskRecord,
 )
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.scheduler.codec import encode_inputs
+from aflow.scheduler.messages import encode_inputs
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.storage.compression import gunzipped
+from aflow.storage.artifacts import Entry, ForeachFrame, Manifest
+from aflow.storage.codecs import gunzipped
 from aflow.storage.logs import STREAMS, LogBuffer
-from aflow.storage.manifest import Entry, ForeachFrame, Manifest
 
 if TYPE_CHECKING:
     from aflow.interop.sources import Row, Source

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aflow._core.ids import PARAMETERS_TASK
 from aflow.errors import AflowError, InvalidInput
-from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import Batch, RunUpdate
-from aflow.storage import pickles
-from aflow.storage.compression import gunzipped
+from aflow.storage import codecs
+from aflow.storage.artifacts import Entry, Manifest
+from aflow.storage.codecs import gunzipped
 from aflow.storage.items import write_items
-from aflow.storage.manifest import Entry, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -121,7 +121,7 @@ class _Taking:
             return None
         where = f"{self._run.flow}/{self._run.run}/{manifest.step}"
         try:
-            value = pickles.load(f"Artifact {over!r}", self._pickle(entries[over]))
+            value = codecs.load(f"Artifact {over!r}", self._pickle(entries[over]))
             items, _ = write_items(value, self._blobs, _MOST_ITEMS)
         except AflowError as error:
             raise InvalidInput(

@@ -25,8 +25,8 @@ from aflow.storage.logs import LogRecord
 
 if TYPE_CHECKING:
     from aflow.flow.graph import Graph, Node
+    from aflow.storage.artifacts import ForeachFrame
     from aflow.storage.base import Buffer
-    from aflow.storage.manifest import ForeachFrame
 
 ENCODING = "gzip+pickle-v4"  # versions of Metaflow from 2.0 on read it
 SOURCES = "runtime", "task"  # of the lines of a log

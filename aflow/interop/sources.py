@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from aflow import ids
+from aflow._core import ids
 from aflow.errors import InvalidName, MetadataUnavailable
-from aflow.metadata.calling import Caller
+from aflow.metadata.http import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable

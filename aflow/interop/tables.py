@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import MissingExtra
-from aflow.metadata.postgres_connections import Place
+from aflow.metadata.postgres import Place
 
 try:
     import psycopg

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from aflow.errors import InvalidInput
 from aflow.interop.history import SCHEME, MetaflowHistory
-from aflow.interop.in_store import StoreMetadata
 from aflow.interop.keys import FIRST_KEY, READ_ONLY
+from aflow.metadata.object_store import StoreMetadata
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord

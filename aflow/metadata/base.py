@@ -21,10 +21,12 @@ Values are plain; times are seconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from aflow._core import ids
+from aflow.errors import InvalidName, VersionConflict
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 SPIN = "spin"
@@ -494,3 +496,76 @@ class MetadataStore(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections. May be called twice."""
+
+
+# Small documents beside the runs: how one is written, whatever the database.
+
+
+def document_change(
+    sql: Mapping[str, str], kind: str, name: str, data: bytes, version: int
+) -> tuple[str, tuple[Any, ...]]:
+    """The statement that writes a document, and its values."""
+    if version == 0:
+        return sql["add_document"], (kind, name, data)
+    return sql["change_document"], (data, kind, name, version)
+
+
+def document_conflict(kind: str, name: str, version: int) -> VersionConflict:
+    """Why that has written nothing."""
+    if version == 0:
+        return VersionConflict(f"There is a {kind} {name} already.")
+    return VersionConflict(f"The {kind} {name} was changed or removed by somebody else meanwhile.")
+
+
+def documents_of(store: object) -> Documents | None:
+    """The documents that a metadata store keeps; None for one over a service, which keeps none."""
+    kept: Any = store
+    return kept if hasattr(store, "put_document") else None
+
+
+# Where a run has failed.
+
+
+_LOOKED_AT = 100
+
+
+def failed_task(metadata: MetadataStore, run: RunRecord) -> TaskView | None:
+    """The task that the run has failed of; None where it has not, or where no task is to blame.
+
+    The run's reason is that of this task. Of several with the same reason, the first to fail."""
+    if run.state is not RunState.FAILED:
+        return None
+    failed = metadata.newest_tasks(run.key, states=[TaskState.FAILED], limit=_LOOKED_AT, light=True)
+    return min(
+        (view for view in failed if view.attempt and view.attempt.reason == run.reason),
+        key=lambda view: (view.attempt and view.attempt.finished_at) or 0.0,
+        default=None,
+    )
+
+
+def why(run: RunRecord, task: TaskView | None) -> str:
+    """Why a run has not succeeded, in one line that begins with the task; "" where it did not
+    say."""
+    first = next(iter(run.reason.strip().splitlines()), "")
+    return first if task is None else f"{task.task.step}/{task.task.task}: {first}"
+
+
+# What becomes of the tags of a run.
+
+
+def changed(
+    known: Iterable[tuple[str, object]], add: Sequence[str], remove: Sequence[str]
+) -> tuple[str, ...]:
+    """The user tags of a run after some were removed and then others added. `known` are its tags,
+    each with whether it is one of the system: the run has those already, so that adding one changes
+    nothing. Raises InvalidName as the port says."""
+    of_system = dict(known)
+    for tag in remove:
+        if of_system.get(tag):
+            raise InvalidName(f"{tag!r} is a system tag, which nobody may remove.")
+    add = [tag for tag in add if not of_system.get(tag)]
+    kept = {tag for tag, is_system in of_system.items() if not is_system}
+    tags = tuple(sorted((kept - {*remove}) | {*add}))
+    if len(tags) > ids.MAX_TAGS:
+        raise InvalidName(f"A run can have at most {ids.MAX_TAGS} tags; it would have {len(tags)}.")
+    return tags

@@ -9,7 +9,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.errors import LeaseLost
 from aflow.queue.base import (
     MAX_DELIVERIES,
@@ -23,7 +23,7 @@ from aflow.queue.base import (
 )
 
 if TYPE_CHECKING:
-    from aflow.clock import Clock
+    from aflow._core.clock import Clock
 
 
 class _Entry:

@@ -30,20 +30,26 @@ is no message of aflow's.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import hashlib
 import math
 import re
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from aflow.clock import Clock, SystemClock
+import msgpack
+
+from aflow._core.clock import Clock, SystemClock
+from aflow._core.threads import in_thread
 from aflow.errors import (
     InvalidMessage,
     InvalidSetting,
     LeaseLost,
+    MissingExtra,
     ObjectNotFound,
     QueueUnavailable,
     StorageError,
@@ -58,11 +64,254 @@ from aflow.queue.base import (
     check_topic,
     group_of,
 )
-from aflow.queue.letters import LARGEST, MOST, Letter, bundled, read, size_of, write
-from aflow.queue.sqs_service import LONGEST_WAIT, SqsService, code_of
-from aflow.threads import in_thread
+
+# The form of a message in SQS, which takes text alone, and only so much of it.
+#
+# base64(msgpack([1, id, deliveries, buried_at, kept, body]))
+# base64(msgpack([2, [[id, deliveries, body], ...]]))
+#
+# The second form is a bundle: SQS counts and charges messages, and takes ten of them in a call.
+# `deliveries` are those that SQS has not counted itself: a message that was given back at no cost,
+# or buried, is a new one to SQS. `kept` names the object that has the body of one that is too
+# large.
+
+
+LARGEST = 250_000  # characters of a message, and of all that go with one call
+MOST = 10  # messages of a call
+LARGEST_BUNDLE = LARGEST // MOST  # characters, so that a call can have as many bundles as messages
+_MOST_IN_BUNDLE = 20  # letters
+_ONE, _BUNDLE = 1, 2
+
+
+class Letter(NamedTuple):
+    """A message as it stands in SQS."""
+
+    id: str
+    body: bytes
+    deliveries: int = 0
+    buried_at: float = 0.0
+    kept: str = ""
+
+
+def write(letters: Sequence[Letter]) -> str:
+    """The text of a letter, or of a bundle of several, none of which is buried or kept."""
+    fields: list[Any]
+    if len(letters) == 1:
+        (letter,) = letters
+        fields = [
+            _ONE, letter.id, letter.deliveries, letter.buried_at, letter.kept,
+            b"" if letter.kept else letter.body,
+        ]  # fmt: skip
+    else:
+        fields = [_BUNDLE, [[each.id, each.deliveries, each.body] for each in letters]]
+    return base64.b64encode(msgpack.packb(fields)).decode()
+
+
+def read(text: str) -> list[Letter]:
+    """The letters of a text; raises InvalidMessage for what is none."""
+    try:
+        version, *rest = msgpack.unpackb(base64.b64decode(text, validate=True))
+        if version == _ONE:
+            name, deliveries, buried_at, kept, body = rest
+            letters = [Letter(name, body, deliveries, buried_at, kept)]
+        else:
+            (several,) = rest
+            letters = [Letter(name, body, deliveries) for name, deliveries, body in several]
+    except Exception as error:
+        raise InvalidMessage(f"A message is damaged: {type(error).__name__}.") from error
+    kinds = [str, bytes, int, float, str]
+    are_ours = all([type(each) for each in letter] == kinds for letter in letters)
+    if version not in (_ONE, _BUNDLE) or not letters or not are_ours:
+        raise InvalidMessage("A message is none of aflow's, or of a version that is not known.")
+    return letters
+
+
+def bundled(letters: Sequence[Letter]) -> list[list[Letter]]:
+    """Which letters go together in a message. As many messages as a call can have come before
+    messages with several letters: few letters are for as many workers as there are."""
+    most = min(-(-len(letters) // MOST), _MOST_IN_BUNDLE)
+    bundles: list[list[Letter]] = []
+    room = 0
+    for letter in letters:
+        weight = size_of(letter)
+        is_alone = bool(letter.kept) or weight > LARGEST_BUNDLE
+        if not bundles or is_alone or len(bundles[-1]) >= most or weight > room:
+            bundles.append([])
+            room = 0 if is_alone else LARGEST_BUNDLE
+        bundles[-1].append(letter)
+        room -= weight
+    return bundles
+
+
+def size_of(letter: Letter) -> int:
+    """How many characters the letter takes at most, if its body goes with it."""
+    return (len(letter.body) + len(letter.id) + len(letter.kept) + 64) * 4 // 3
+
+
+def calls_of(sizes: Sequence[int]) -> Iterator[range]:
+    """Which messages of these sizes go together in a call."""
+    first = total = 0
+    for number, size in enumerate(sizes):
+        if number > first and (number - first == MOST or total + size > LARGEST):
+            yield range(first, number)
+            first, total = number, 0
+        total += size
+    if sizes:
+        yield range(first, len(sizes))
+
+
+# Calls to Amazon SQS: one client, queues by name, and its errors in our words.
+
+
+try:
+    import aiohttp
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import AioSession
+    from botocore import exceptions as faults
+except ImportError as error:
+    raise MissingExtra("A queue in SQS needs aiobotocore: install aflow-runtime[aws].") from error
 
 T = TypeVar("T")
+
+LONGEST_WAIT = 20  # seconds of one call, as SQS has it
+KEPT_DAYS = 14  # that SQS keeps a message
+CALLS_AT_ONCE = 8
+_NO_QUEUE = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
+_REFUSED = re.compile(
+    "AccessDenied|Unauthorized|InvalidClientTokenId|UnrecognizedClient|SignatureDoesNotMatch"
+    "|ExpiredToken|InvalidAccessKey|AuthFailure|InvalidSecurity|OptInRequired|^40[13]$"
+)
+_NO_CREDENTIALS = (
+    faults.NoCredentialsError,
+    faults.PartialCredentialsError,
+    faults.CredentialRetrievalError,
+)
+_AWAY = (faults.BotoCoreError, faults.ClientError, aiohttp.ClientError, OSError, TimeoutError)
+
+
+class SqsService:
+    """SQS in a region, or at another endpoint. `place` is the URL that sentences name. Its calls
+    raise QueueUnavailable."""
+
+    def __init__(self, place: str, region: str | None, endpoint: str | None) -> None:
+        self._place = place
+        self._region = region
+        self._endpoint = endpoint
+        self._session = AioSession()
+        # These are large files: to read them here does not hold up whoever shares the event loop.
+        loader = self._session.get_component("data_loader")
+        for kind in ("service-2", "endpoint-rule-set-1"):
+            loader.load_service_model("sqs", kind)
+        self._opening = asyncio.Lock()
+        self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
+        self._stack = contextlib.AsyncExitStack()
+        self._sqs: Any = None
+        self._urls: dict[str, str] = {}
+
+    async def url_of(self, name: str) -> str:
+        """The URL of the queue of this name, which is made if it is not there."""
+        if name not in self._urls:
+            try:
+                answer = await self.call("get_queue_url", QueueName=name)
+            except _NoQueue:
+                kept = {"MessageRetentionPeriod": str(KEPT_DAYS * 86_400)}
+                answer = await self.call("create_queue", QueueName=name, Attributes=kept)
+            self._urls[name] = answer["QueueUrl"]
+        return self._urls[name]
+
+    async def delete(self, name: str) -> None:
+        """Delete the queue of this name, if it is there."""
+        try:
+            found = (
+                self._urls.get(name)
+                or (await self.call("get_queue_url", QueueName=name))["QueueUrl"]
+            )
+            await self.call("delete_queue", QueueUrl=found)
+        except _NoQueue:
+            return
+        finally:
+            self._urls.pop(name, None)
+
+    async def in_calls(
+        self, call: str, name: str, entries: Sequence[dict[str, Any]]
+    ) -> dict[int, str]:
+        """Do it in as many calls as it takes: the codes of those that failed, by number."""
+        if not entries:
+            return {}
+        url = await self.url_of(name)
+
+        async def one(numbers: range) -> Any:
+            part = [{"Id": str(number), **entries[number]} for number in numbers]
+            async with self._slots:
+                return await self.call(call, QueueUrl=url, Entries=part)
+
+        sizes = [len(each.get("MessageBody", "")) for each in entries]
+        answers = await _together(one(numbers) for numbers in calls_of(sizes))
+        failed = [each for answer in answers for each in answer.get("Failed", ())]
+        return {int(each["Id"]): str(each["Code"]) for each in failed}
+
+    async def call(self, name: str, **values: Any) -> Any:
+        """What SQS answers to one call."""
+        try:
+            if self._sqs is None:
+                await self._open()
+            return await getattr(self._sqs, name)(**values)
+        except _AWAY as error:
+            code = error.response["Error"]["Code"] if isinstance(error, faults.ClientError) else ""
+            if code in _NO_QUEUE:
+                self._urls.clear()
+                raise _NoQueue(f"The queue {self._place} was deleted: try again.") from error
+            told = " ".join(str(error).split())[:500] or type(error).__name__
+            if _REFUSED.search(code) or isinstance(error, _NO_CREDENTIALS):
+                raise QueueUnavailable(
+                    f"The queue {self._place} refuses us ({told}): check the credentials (AWS_* "
+                    "variables, ~/.aws) and what their policy allows."
+                ) from error
+            raise QueueUnavailable(
+                f"The queue {self._place} does not answer ({told}): see whether the endpoint and "
+                "the region are right."
+            ) from error
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._sqs is None:
+                config = AioConfig(
+                    max_pool_connections=4 * CALLS_AT_ONCE,
+                    retries={"total_max_attempts": 1},
+                    connect_timeout=10,
+                    read_timeout=LONGEST_WAIT + 20,
+                )
+                self._sqs = await self._stack.enter_async_context(
+                    self._session.create_client(
+                        "sqs", region_name=self._region, endpoint_url=self._endpoint, config=config
+                    )
+                )
+
+    async def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        self._sqs = None
+        await self._stack.aclose()
+
+
+def code_of(error: QueueUnavailable) -> str:
+    """The code with which SQS has refused a call; empty where it did not."""
+    cause = error.__cause__
+    return str(cause.response["Error"]["Code"]) if isinstance(cause, faults.ClientError) else ""
+
+
+class _NoQueue(QueueUnavailable):
+    """SQS has no queue of that name."""
+
+
+async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All of these, side by side; raises the first failure."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in calls]
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from several
+    return [task.result() for task in tasks]
+
 
 TURN = 1  # seconds of a call where several topics are waited for
 LONGEST_LEASE = 43_200

@@ -7,24 +7,56 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from aflow import backends, package
-from aflow.attempt.remote import is_over
-from aflow.attempt.spec import AttemptReport, AttemptSpec
-from aflow.errors import AflowError, StorageError
-from aflow.executors import letters
-from aflow.executors.job import Job
-from aflow.executors.letters import TaskLetter
-from aflow.executors.local.process import ProcessExecutor
-from aflow.executors.local.start import spawn_ground
+from aflow import backends
+from aflow._core.threads import in_thread
+from aflow.code import package
+from aflow.code.program import placed
+from aflow.errors import AflowError, CodePackageError, StorageError
+from aflow.executors import protocol
+from aflow.executors.local.executor import ProcessExecutor
+from aflow.executors.local.ground_start import spawn_ground
+from aflow.executors.protocol import Job, TaskLetter, python_version
 from aflow.queue.base import Lease
-from aflow.remote.delivery import delivered
-from aflow.remote.outbox import Outbox
-from aflow.threads import in_thread
+from aflow.remote.reports import Outbox
+from aflow.storage.blobs import BlobStore
+from aflow.task.remote import Parcels, is_over
+from aflow.task.spec import AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
-    from aflow.clock import Clock
+    from pathlib import Path
+
+    from aflow._core.clock import Clock
     from aflow.executors.base import Usage
     from aflow.storage.base import ObjectStore
+
+# What describes a run, and its code, on a machine that has neither.
+
+
+class Unpack(Protocol):
+    """Gives the folder with the code of a package. Raises CodePackageError."""
+
+    def __call__(self, blobs: BlobStore, key: str) -> Path:
+        """The folder."""
+
+
+def delivered(
+    store: ObjectStore, flow: str, run: str, key: str, unpack: Unpack
+) -> tuple[Job, Path | None]:
+    """The description of a run, which is a parcel of this key, and the folder with its code, from
+    which the flow is to be imported (None for one that comes without). Blocks.
+
+    Raises CodePackageError, also for a run of another Python, StorageError and InvalidMessage."""
+    job = Job.decode(Parcels(store, flow, run).get(key))
+    if job.python != python_version():
+        raise CodePackageError(
+            f"the run was started with Python {job.python}, and here is {python_version()}: use "
+            "the same."
+        )
+    if job.code is None:
+        return job, None
+    folder = unpack(BlobStore(store), job.code)
+    source = placed(job.request.source, folder, package.inside(job.script))
+    return job._replace(request=job.request._replace(source=source)), folder
 
 
 LOOK = 10.0  # seconds after which it is looked again whether the run has ended
@@ -236,16 +268,16 @@ class Runtime:
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """An attempt is running now."""
         self._host.started(self._letter, task, attempt)
-        self._site.outbox.add(self._letter, (letters.STARTED, task, attempt, pid, at))
+        self._site.outbox.add(self._letter, (protocol.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
         """An attempt has written something."""
-        event = (letters.LOGGED, task, attempt, stream, at, chunk)
+        event = (protocol.LOGGED, task, attempt, stream, at, chunk)
         self._site.outbox.add(self._letter, event)
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
         """An attempt has made items of its foreach."""
-        event = (letters.GROWN, task, attempt, count, manifest)
+        event = (protocol.GROWN, task, attempt, count, manifest)
         self._site.outbox.add(self._letter, event)
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:

@@ -13,16 +13,14 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec
 
-from aflow.attempt.spec import STREAMS, AttemptReport, AttemptSpec, RunContext
-from aflow.clock import ForwardClock
+from aflow._core.clock import ForwardClock
+from aflow._core.threads import to_the_end
 from aflow.errors import LONGEST_REASON, AflowError, RunLeft, RunTakenOver, VersionConflict, clipped
 from aflow.executors.base import Orphan
 from aflow.metadata.base import LEASE, SPIN, AttemptRecord, RunUpdate, TaskRecord
-from aflow.runs.attempt_logs import AttemptLogs, Kept
-from aflow.runs.commits import GroupCommit
-from aflow.runs.handover import Handover
-from aflow.runs.live import LiveAttempt
-from aflow.runs.notices import (
+from aflow.runs.attempts import AttemptLogs, Handover, Kept, LiveAttempt
+from aflow.runs.commit_gate import GroupCommit
+from aflow.runs.events import (
     LogLine,
     Notice,
     Progress,
@@ -32,9 +30,9 @@ from aflow.runs.notices import (
     TaskEnded,
     TaskStarting,
     TaskTakenOver,
+    Telling,
+    Watch,
 )
-from aflow.runs.telling import Telling, Watch
-from aflow.scheduler.codec import encode_inputs
 from aflow.scheduler.messages import (
     AttemptEnded,
     CancelAttempt,
@@ -53,16 +51,17 @@ from aflow.scheduler.messages import (
     RunStarted,
     TaskSettled,
     TimePassed,
+    encode_inputs,
 )
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.threads import to_the_end
+from aflow.task.spec import STREAMS, AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
-    from aflow.caching.precedents import Precedent, Precedents
-    from aflow.clock import Clock
+    from aflow._core.clock import Clock
     from aflow.executors.base import Executor, Usage
     from aflow.metadata.base import Hold, MetadataRecord, MetadataStore, RunRecord
-    from aflow.runs.adoption import Unfinished
+    from aflow.runs.cache.reuse import Precedent, Precedents
+    from aflow.runs.recovery import Unfinished
     from aflow.scheduler.machine import Machine
     from aflow.storage.base import ObjectStore
 

@@ -10,31 +10,24 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from aflow.attempt.inputs import KnownManifests
-from aflow.caching.basis import basis_of
-from aflow.caching.explain import why
-from aflow.caching.history import History, Place, Places, item_value
+from aflow.runs.cache.explain import why
+from aflow.runs.cache.history import History, Place, Places, item_value
+from aflow.runs.cache.key import basis_of
 from aflow.scheduler.machine import RunMachine
-from aflow.scheduler.messages import (
-    AttemptEnded,
-    FromTask,
-    LaunchAttempt,
-    Outcome,
-    RunStarted,
-)
-from aflow.scheduler.policy import policies_from
+from aflow.scheduler.messages import AttemptEnded, FromTask, LaunchAttempt, Outcome, RunStarted
+from aflow.scheduler.retry import policies_from
 from aflow.scheduler.states import AttemptState
-from aflow.storage.artifacts import ArtifactReader
+from aflow.storage.artifacts import ArtifactReader, Manifest
 from aflow.storage.items import ItemReader
-from aflow.storage.manifest import Manifest
+from aflow.task.inputs import KnownManifests
 
 if TYPE_CHECKING:
-    from aflow.caching.basis import Basis, Value
-    from aflow.caching.precedents import Precedent
-    from aflow.config import RunOptions
+    from aflow._core.settings import RunOptions
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
-    from aflow.runs.creation import Plan
+    from aflow.runs.cache.key import Basis, Value
+    from aflow.runs.cache.reuse import Precedent
+    from aflow.runs.create import Plan
     from aflow.scheduler.messages import Command
     from aflow.storage.blobs import BlobStore
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from aflow.errors import AflowError, VersionConflict
 from aflow.metadata.base import LEASE, Batch, RunUpdate
-from aflow.scheduler.codec import encode_events
-from aflow.scheduler.messages import CancelRequested
+from aflow.scheduler.messages import CancelRequested, encode_events
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ def _end_jobs(handles: Sequence[str], reason: str) -> None:
     if not jobs:
         return
     try:
-        from aflow.aws.calls import Calls  # botocore, which few commands need
+        from aflow.aws.client import Calls  # botocore, which few commands need
 
         calls = Calls()
         try:

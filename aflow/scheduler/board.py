@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections import deque
 from heapq import heappop, heappush
 
-from aflow.scheduler.groups import Items
 from aflow.scheduler.messages import LaunchAttempt
 from aflow.scheduler.states import TaskState
-from aflow.scheduler.tasks import Step, Task
+from aflow.scheduler.tasks import Items, Step, Task
 
 
 class Board:

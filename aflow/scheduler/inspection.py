@@ -6,10 +6,9 @@ from collections import Counter
 from typing import Any
 
 from aflow.scheduler.board import Board
-from aflow.scheduler.groups import Branches, Group, Items
 from aflow.scheduler.messages import FinishRun
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState, TaskState
-from aflow.scheduler.tasks import Step, Task
+from aflow.scheduler.tasks import Branches, Group, Items, Step, Task
 
 _SHOWN = 20  # tasks in a story
 

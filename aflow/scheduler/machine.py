@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from aflow.flow.graph import Graph, Kind
 from aflow.scheduler import inspection
 from aflow.scheduler.board import Board
-from aflow.scheduler.groups import Branches, Group, Items
 from aflow.scheduler.messages import (
     AttemptEnded,
     AttemptStarted,
@@ -34,10 +33,103 @@ from aflow.scheduler.messages import (
     TimePassed,
     Transition,
 )
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import RUN_MOVES, AttemptState, IllegalMove, RunState, TaskState
-from aflow.scheduler.tasks import Step, StepCounts, Task, steps_of
-from aflow.scheduler.transitions import disagreement, following
+from aflow.scheduler.tasks import Branches, Group, Items, Step, StepCounts, Task, steps_of
+
+# Whether a step went where the graph lets it go.
+#
+# The runner checks this too and says it better; but what it reports may come from another machine
+# and another version of the code, and a wrong transition would corrupt the run.
+
+
+FAN_OUT = frozenset({Kind.FOREACH, Kind.PARALLEL})
+
+
+def disagreement(
+    task: Task, transition: Transition | None, max_num_splits: int, max_workers: int
+) -> str | None:
+    """A sentence that says what is wrong with a transition of this task; None if it can be
+    followed."""
+    step = task.step
+    if transition is None:
+        return f"Step {step.name} succeeded without saying which steps follow it."
+    if not _agrees(step, transition):
+        return _story(step, transition)
+    if step.kind is Kind.PARALLEL:
+        return _too_large(step, transition.count, max_workers)
+    if task.stream is not None and (transition.count or 0) < task.stream.known:
+        return (
+            f"Foreach in step {step.name} has {transition.count} items, but tasks for "
+            f"{task.stream.known} have begun."
+        )
+    if step.kind in FAN_OUT:
+        return _too_many(step, transition.count, max_num_splits)
+    if step.kind is Kind.END:
+        if task.group is not None:
+            return (
+                f"Step {step.name} ends the flow inside the split that step "
+                f"{task.group.step.name} opened."
+            )
+    elif step.kind is not Kind.SPLIT:
+        target = following(step, transition)
+        if target.is_join and (task.group is None or task.group.join is not target):
+            return (
+                f"Step {step.name} leads into the join {target.name}, but no split that "
+                f"{target.name} closes is open there."
+            )
+    return None
+
+
+def _too_large(step: Step, count: int | None, max_workers: int) -> str | None:
+    if count is None or count <= min(max_workers, step.targets[0].bound):
+        return None
+    if count > max_workers:
+        return (
+            f"Step {step.name} starts a gang of {count} members, which all run at once, and only "
+            f"{max_workers} tasks may: start the run with --max-workers {count}."
+        )
+    return (
+        f"Step {step.name} starts a gang of {count} members, which all run at once, and only "
+        f"{step.targets[0].bound} tasks of {step.targets[0].name} may."
+    )
+
+
+def following(step: Step, transition: Transition) -> Step:
+    """The one step that follows a linear step or a switch."""
+    return step.targets[0 if step.kind is Kind.LINEAR else step.next.index(transition.steps[0])]
+
+
+def _agrees(step: Step, transition: Transition) -> bool:
+    if step.kind is Kind.SWITCH:
+        if len(transition.steps) != 1 or transition.steps[0] not in step.next:
+            return False
+    elif transition.steps != step.next:
+        return False
+    if step.kind in FAN_OUT:
+        return type(transition.count) is int and transition.count >= 0
+    return transition.count is None
+
+
+def _story(step: Step, transition: Transition) -> str:
+    went = ", ".join(map(str, transition.steps)) or "nowhere"
+    items = "" if transition.count is None else f" (for {transition.count!r} items)"
+    may = (" or " if step.kind is Kind.SWITCH else ", ").join(step.next) or "nowhere"
+    items_too = " for each item" if step.kind in FAN_OUT else ""
+    return (
+        f"Step {step.name} went to {went}{items}, but by the graph of the flow it goes to "
+        f"{may}{items_too}."
+    )
+
+
+def _too_many(step: Step, count: int | None, limit: int) -> str | None:
+    if step.kind is not Kind.FOREACH or count is None or count <= limit:
+        return None
+    return (
+        f"Foreach in step {step.name} yielded {count} child steps which is more than the current "
+        f"maximum of {limit} children. You can raise the maximum with the --max-num-splits option."
+    )
+
 
 _FAILURES = frozenset({AttemptState.FAILED, AttemptState.TIMED_OUT})
 
@@ -402,3 +494,73 @@ def _join_of(task: Task) -> Step:
     if join is None:  # steps_of refuses such a graph
         raise IllegalMove(f"{task.story()} opens a split that no join closes.")
     return join
+
+
+# The machine of a run that has one task: it is launched once, and the run ends as it does.
+
+
+class SingleTask:
+    """Like RunMachine, for the one task that `launch` describes."""
+
+    def __init__(self, launch: LaunchAttempt) -> None:
+        self._launch = launch
+        self._begun = False
+        self._ended: RunState | None = None
+        self._handled: Event | None = None
+        self.stopping: FinishRun | None = None
+        self.wake_at: float | None = None
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take in what happened; what is to be done, in order. Never raises for what an event
+        says."""
+        self._handled = None
+        if self._ended is not None:
+            return []
+        if type(event) is RunStarted and not self._begun:
+            return self._start(event)
+        if type(event) is CancelRequested and self.stopping is None:
+            return self._cancel(event)
+        if type(event) is AttemptEnded and event.task == self._launch.task:
+            return self._end(event)
+        return []
+
+    def journaled(self, event: Event) -> bool:
+        """Whether `event`, the one that was handled last, has changed the machine."""
+        return self._handled is event
+
+    def counts(self) -> Mapping[str, StepCounts]:
+        """How many tasks of the step are in which state."""
+        live = self._begun and self._ended is None
+        done = self._ended is RunState.SUCCEEDED
+        failed = self._ended is RunState.FAILED
+        cancelled = self._ended is RunState.CANCELLED
+        ready = not self._begun
+        return {
+            self._launch.step: StepCounts(ready, live, 0, 0, done, failed, cancelled),
+        }
+
+    def _start(self, event: Event) -> list[Command]:
+        self._handled = event
+        self._begun = True
+        return [self._launch]
+
+    def _cancel(self, event: CancelRequested) -> list[Command]:
+        self._handled = event
+        reason = event.reason or "The run was cancelled."
+        self.stopping = FinishRun(RunState.CANCELLED, reason)
+        if self._begun:
+            return [CancelAttempt(self._launch.task, self._launch.attempt)]
+        self._ended = RunState.CANCELLED
+        return [self.stopping]
+
+    def _end(self, event: AttemptEnded) -> list[Command]:
+        self._handled = event
+        outcome, task, step = event.outcome, self._launch.task, self._launch.step
+        succeeded = outcome.state is AttemptState.SUCCEEDED
+        settled = TaskSettled(task, event.attempt, succeeded, outcome.reason)
+        if self.stopping is None and succeeded:
+            self.stopping = FinishRun(RunState.SUCCEEDED)
+        elif self.stopping is None:
+            self.stopping = FinishRun(RunState.FAILED, outcome.reason, step, task)
+        self._ended = self.stopping.state
+        return [settled, self.stopping]

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from aflow import ids, package
-from aflow.clock import SystemClock
+from aflow._core import ids
+from aflow._core.clock import SystemClock
+from aflow.code import package
 from aflow.errors import (
     AflowError,
     CodePackageError,
@@ -24,18 +25,18 @@ from aflow.errors import (
     StoreUnavailable,
     VersionConflict,
 )
-from aflow.placement import keep_from_workers
+from aflow.executors.factory import keep_from_workers
 from aflow.runs.liveness import request_end
-from aflow.server.action_routes import ActionRoutes
-from aflow.server.orders import order
-from aflow.server.routes import LARGEST_PAGE, LONGEST_WAIT, ROUTES
-from aflow.server.schedule_routes import ScheduleRoutes
+from aflow.server.auth import Authenticator, Handler, attended, caller_of, refusal
+from aflow.server.bodies import body_of, check_type, json_of, number_of
+from aflow.server.routes.actions import ActionRoutes
+from aflow.server.routes.schedules import ScheduleRoutes
+from aflow.server.routes.table import LARGEST_PAGE, LONGEST_WAIT, ROUTES
+from aflow.server.routes.views import ViewRoutes
+from aflow.server.run_requests import order
 from aflow.server.streams import Streams, last_event
 from aflow.server.ui import Pages
-from aflow.server.view_routes import ViewRoutes
 from aflow.server.views import Views
-from aflow.service.auth import Authenticator, Handler, attended, caller_of, refusal
-from aflow.service.bodies import body_of, check_type, json_of, number_of
 
 try:
     from aiohttp import web
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from aflow.queue.base import Queue
     from aflow.server.metrics import Metrics
     from aflow.server.runs import Runs
-    from aflow.server.scheduling import Scheduling
+    from aflow.server.schedules import Scheduling
     from aflow.storage.blobs import BlobStore
 
 _LARGEST_PACKAGE = 64 << 20

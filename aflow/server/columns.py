@@ -28,7 +28,7 @@ from aflow.metadata.base import TASK_STATES
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 
 if TYPE_CHECKING:
-    from aflow.clock import Clock
+    from aflow._core.clock import Clock
     from aflow.metadata.base import MetadataStore, RunRecord, TaskColumns
 
 STATES = tuple(state.value for state in TaskState)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from aflow import ids
+from aflow._core import ids
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import RunState
 

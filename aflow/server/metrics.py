@@ -11,8 +11,8 @@ from aiohttp import web
 from aiohttp.hdrs import METH_ALL
 
 from aflow.errors import AflowError, MissingExtra
-from aflow.executors.letters import DEFAULT_POOL, tasks_topic
-from aflow.server.sharing import KIND
+from aflow.executors.protocol import DEFAULT_POOL, tasks_topic
+from aflow.server.recovery import KIND
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector

@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from aflow.server.routes import ROUTES, TEXT, Route
-from aflow.service import openapi as of_service
-from aflow.version import __version__
+from aflow._core.version import __version__
+from aflow.server.metaflow import openapi as of_service
+from aflow.server.routes.table import ROUTES, TEXT, Route
 
 _REFUSALS = {
     400: "Malformed or invalid request.",

@@ -19,8 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from aflow import ids, package
-from aflow.config import environment_with
+from aflow._core import ids
+from aflow._core.private_folders import refuse_foreign
+from aflow._core.settings import environment_with
+from aflow.code import package
 from aflow.errors import (
     AflowError,
     CommandFailed,
@@ -34,8 +36,7 @@ from aflow.errors import (
     StoreUnavailable,
     UnsafeFolder,
 )
-from aflow.own_folders import refuse_foreign
-from aflow.server.orders import Order, fields_of
+from aflow.server.run_requests import Order, fields_of
 from aflow.storage.blobs import BlobStore
 
 _log = logging.getLogger("aflow.server")

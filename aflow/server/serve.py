@@ -8,16 +8,16 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
+from aflow._core.process import fastest_loop, on_signal
 from aflow.errors import AflowError, InvalidSetting
-from aflow.loops import fastest_loop, on_signal
-from aflow.metadata.documents import documents_of
+from aflow.metadata.base import documents_of
 from aflow.server.app import application
+from aflow.server.auth import Authenticator, is_loopback
+from aflow.server.listening import listening, settle
 from aflow.server.metrics import Metrics
-from aflow.server.scheduling import Scheduling
-from aflow.server.sharing import RECOVERY, Sharing
-from aflow.service.auth import Authenticator, is_loopback
-from aflow.service.listening import listening, settle
+from aflow.server.recovery import RECOVERY, Sharing
+from aflow.server.schedules import Scheduling
 
 if TYPE_CHECKING:
     import ssl

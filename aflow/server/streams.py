@@ -18,11 +18,17 @@ from aiohttp import web
 
 from aflow import backends
 from aflow.errors import InvalidInput, NotFound
-from aflow.following import Following, TaskLine
-from aflow.scheduler.codec import decode_events
-from aflow.scheduler.messages import AttemptEnded, CancelRequested, Event, ItemsReady, RunStarted
+from aflow.runs.log_tail import Following, TaskLine
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    CancelRequested,
+    Event,
+    ItemsReady,
+    RunStarted,
+    decode_events,
+)
 from aflow.scheduler.states import TERMINAL_RUN_STATES
-from aflow.service.auth import send_stream
+from aflow.server.auth import send_stream
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from aflow.server.orders import fields_of
-from aflow.service.auth import COOKIE, refusal
-from aflow.service.bodies import json_of
+from aflow.server.auth import COOKIE, refusal
+from aflow.server.bodies import json_of
+from aflow.server.run_requests import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

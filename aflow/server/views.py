@@ -13,26 +13,26 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import backends, package
-from aflow.caching.explain import explain
+from aflow import backends
+from aflow._core.ids import PARAMETERS_TASK
+from aflow.code import package
 from aflow.errors import AflowError, InvalidInput, NotFound
 from aflow.flow.graph import Graph
-from aflow.following import Following
-from aflow.ids import PARAMETERS_TASK
 from aflow.metadata.base import MetadataStore, RunRecord, TaskView
-from aflow.scheduler.codec import decode_inputs
-from aflow.scheduler.messages import FromBranches, FromForeach, FromTask
+from aflow.runs.cache.explain import explain
+from aflow.runs.log_tail import Following
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, decode_inputs
 from aflow.scheduler.states import TaskState
 from aflow.server.columns import ColumnsCache, StepFigures
 from aflow.server.filters import RunFilter
+from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
-from aflow.storage.manifest import Manifest
 
 if TYPE_CHECKING:
-    from aflow.caching.explain import Explanation
-    from aflow.clock import Clock
+    from aflow._core.clock import Clock
+    from aflow.runs.cache.explain import Explanation
+    from aflow.storage.artifacts import Entry
     from aflow.storage.base import ObjectStore
-    from aflow.storage.manifest import Entry
 
 _LOOKED_AT = 5_000  # runs that one request looks at, where the metadata cannot filter alone
 _PAGE = 200

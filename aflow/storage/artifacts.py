@@ -9,18 +9,139 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import sha1
-from typing import Any
+from typing import Any, NamedTuple
 
-from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound
-from aflow.storage import pickles
+import msgpack
+
+from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound, StorageError
+from aflow.storage import codecs
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore, digest_of
-from aflow.storage.compression import gunzipped
-from aflow.storage.content import content_digest, has_sets
-from aflow.storage.manifest import Entry
+from aflow.storage.codecs import gunzipped
+from aflow.storage.identity import content_digest, has_sets
 from aflow.storage.names import Names
 from aflow.storage.previews import SHAPE, preview
+
+# The manifest: what one attempt left, as one small msgpack map.
+#
+# It is the commit record of an attempt. It never holds bulk data: values whose pickles are small
+# ride inside, all others are keys of blobs. Reading a manifest never unpickles anything.
+#
+# Format (docs/storage_format.md): a map with the keys
+#
+# v   1
+# s   the step
+# a   {name: entry}                      what this attempt set
+# i   {task: [names]}                    what it passes on, by the task that set it
+# t   [[steps], foreach, count]          its transition
+# f   [[step, var, splits, index, value, split]...]  its foreach stack, outermost first; `value`
+# is a short text of the item, `split` the task that opened the foreach
+# x   items of the foreach it opens (`storage.items`), or nil
+# e   {type, message, traceback, caught}  the exception it ended with, or nil
+#
+# entry = [encoding, size, type, preview, inline bytes or nil, [[blob key, size]...], content]
+#
+# `encoding` is "pickle5": the pickle is the inline bytes, or the first blob where these are nil;
+# the other blobs are its out-of-band buffers, in order. `size` counts pickle and buffers together,
+# in bytes, uncompressed. `type` is the qualified name of the value's class; `preview` a map of
+# plain values for people: `repr` (short), `len`, `shape`, `dtype`, `columns`, whatever applies.
+# `content` is the digest of the content of a value with sets, whose pickles differ from process to
+# process; empty for all others.
+
+
+VERSION = 1
+
+
+class Entry(NamedTuple):
+    """One artifact as the manifest knows it."""
+
+    encoding: str
+    size: int
+    type: str
+    preview: dict[str, Any]
+    inline: bytes | None
+    blobs: tuple[tuple[str, int], ...] = ()
+    content: str = ""
+
+
+class ForeachFrame(NamedTuple):
+    """One level of a task's foreach stack, outermost first."""
+
+    step: str
+    var: str
+    num_splits: int | None
+    index: int  # type: ignore[assignment]  # the word that users know
+    value: str
+    split: int
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What one attempt left."""
+
+    step: str = ""
+    artifacts: dict[str, Entry] = field(default_factory=dict)
+    inherited: dict[int, list[str]] = field(default_factory=dict)
+    transition: tuple[tuple[str, ...], str | None, int | None] = ((), None, None)
+    stack: tuple[ForeachFrame, ...] = ()
+    items: Any = None
+    error: dict[str, Any] | None = None
+
+    def encode(self) -> bytes:
+        """The manifest as bytes; the same manifest gives the same bytes."""
+        return msgpack.packb(  # type: ignore[no-any-return]
+            {
+                "v": VERSION,
+                "s": self.step,
+                "a": self.artifacts,
+                "i": self.inherited,
+                "t": self.transition,
+                "f": self.stack,
+                "x": self.items,
+                "e": self.error,
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Manifest:
+        """The manifest that `encode` gave; raises StorageError for anything else."""
+        try:
+            raw = msgpack.unpackb(data, strict_map_key=False, use_list=False)
+            if raw["v"] > VERSION:
+                raise StorageError(
+                    f"A manifest of version {raw['v']} was written by a newer aflow; "
+                    f"this one reads up to version {VERSION}. Upgrade aflow."
+                )
+            return cls(
+                step=raw["s"],
+                artifacts={name: Entry(*entry) for name, entry in raw["a"].items()},
+                inherited={task: list(names) for task, names in raw["i"].items()},
+                transition=raw["t"],
+                stack=tuple(ForeachFrame(*frame) for frame in raw["f"]),
+                items=raw["x"],
+                error=raw["e"],
+            )
+        except StorageError:
+            raise
+        except Exception as error:
+            raise StorageError(f"A manifest is damaged: {error}.") from error
+
+    def names(self) -> set[str]:
+        """The names of all artifacts that a later task can read from this one."""
+        return set(self.artifacts).union(*self.inherited.values())
+
+    def origins(self) -> dict[str, int]:
+        """The task that set each inherited artifact, by name."""
+        return {name: task for task, names in self.inherited.items() for name in names}
+
+    def origin(self, name: str) -> int | None:
+        """The task that set an inherited artifact; None if it is this one's own, or unknown."""
+        if name in self.artifacts:
+            return None
+        return next((task for task, names in self.inherited.items() if name in names), None)
+
 
 ENCODING = "pickle5"
 THEIRS = "gzip+pickle", "pickle-v"
@@ -50,7 +171,7 @@ class ArtifactWriter:
     def save(self, name: str, value: object) -> Entry:
         """Store a value; raises StoreUnavailable, and ArtifactNotPicklable, which names the part
         at fault."""
-        parts, size, buffers = pickles.dump(f"Artifact {name!r}", name, value)
+        parts, size, buffers = codecs.dump(f"Artifact {name!r}", name, value)
         kind, facts = preview(value)
         if not self._previews:
             facts = {name: facts[name] for name in SHAPE if name in facts}
@@ -91,7 +212,7 @@ class ArtifactReader:
         artifact, and the module that is missing), CorruptBlob, StoreUnavailable."""
         if entry.encoding.startswith(THEIRS):
             data = self._theirs(name, *entry.blobs[0])
-            return pickles.load(f"Artifact {name!r}", data, (), self.names)
+            return codecs.load(f"Artifact {name!r}", data, (), self.names)
         if entry.encoding != ENCODING:
             raise ArtifactNotLoadable(
                 f"Artifact {name!r} is stored as {entry.encoding!r}, which this aflow does not "
@@ -104,7 +225,7 @@ class ArtifactReader:
             # Never one that is mapped before it is verified: to unpickle is to run what it says.
             pickled = self._verified_bytes(name, *blobs.pop(0))
         buffers = [_writable(self._read(name, key, size)) for key, size in blobs]
-        return pickles.load(f"Artifact {name!r}", pickled, buffers, self.names)
+        return codecs.load(f"Artifact {name!r}", pickled, buffers, self.names)
 
     def _theirs(self, name: str, key: str, size: int) -> bytes:
         """A pickle that Metaflow has stored: `key` is the name of its object, which ends with the
@@ -189,7 +310,7 @@ def unchanged(
         return True
     if entry.blobs and blobs is None:
         return False
-    parts, size, buffers = pickles.dump("A loaded artifact", "value", value)
+    parts, size, buffers = codecs.dump("A loaded artifact", "value", value)
     keys = [key for key, _ in entry.blobs]
     if entry.inline is None:
         stored = keys.pop(0) == digest_of(parts, size)
@@ -208,10 +329,10 @@ def _equals_fresh_copy(
     parts: Sequence[Buffer], entry: Entry, blobs: BlobStore | None, names: Names | None
 ) -> bool:
     if blobs is None:
-        fresh = pickles.load("A loaded artifact", entry.inline or b"", (), names)
+        fresh = codecs.load("A loaded artifact", entry.inline or b"", (), names)
     else:
         fresh = ArtifactReader(blobs, names).load("value", entry)
-    again = pickles.dump("A loaded artifact", "value", fresh)
+    again = codecs.dump("A loaded artifact", "value", fresh)
     return b"".join(again.parts) == b"".join(parts)
 
 

@@ -15,13 +15,73 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Iterable, Sequence
 
+from aflow._core.ids import BlobKey, blob_key
 from aflow.errors import CorruptBlob
-from aflow.ids import BlobKey, blob_key
-from aflow.storage import compression
+from aflow.storage import codecs
 from aflow.storage.base import Buffer, ObjectStore
-from aflow.storage.mappings import Mappings
+
+# Which parts of this process's memory are mapped blobs, and whether anybody wrote to them.
+#
+# A large array comes back as a private copy-on-write mapping of its blob. If the step then leaves
+# the same array, its key is known: nothing was changed as long as the kernel had to copy no page.
+# /proc/self/smaps says so: a page of a private mapping that was written to is counted as
+# `Anonymous` (or `Swap`), one that was only read is not. Where there is no such file, every
+# mapping counts as written to, and the bytes are hashed again.
+
+
+class Mappings:
+    """The mapped blobs that are still alive."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, tuple[int, str, weakref.ref[mmap.mmap]]] = {}
+
+    def remember(self, view: memoryview, key: str) -> None:
+        """`view` is the bytes of blob `key` as long as nobody writes to it. Views of anything
+        but a mapping are ignored."""
+        if isinstance(view.obj, mmap.mmap):
+            self._forget_the_dead()
+            self._at[_address(view)] = (view.nbytes, key, weakref.ref(view.obj))
+
+    def key_of(self, view: memoryview) -> str | None:
+        """The blob that exactly these bytes of memory are mapped from and still equal."""
+        if not self._at or view.readonly or not view.nbytes:
+            return None
+        address = _address(view)
+        size, key, mapping = self._at.get(address, (0, "", None))
+        if mapping is None or mapping() is None or size != view.nbytes:
+            return None
+        return None if _was_written(address, size) else key
+
+    def _forget_the_dead(self) -> None:
+        self._at = {at: entry for at, entry in self._at.items() if entry[2]() is not None}
+
+
+def _address(view: memoryview) -> int:
+    import ctypes  # 15 ms, for those alone who map large arrays
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(view.cast("B")))
+
+
+def _was_written(address: int, size: int) -> bool:
+    try:
+        file = open("/proc/self/smaps", "rb")  # noqa: SIM115 (closed below)
+    except OSError:
+        return True
+    inside = found = False
+    with file:
+        for line in file:
+            field, _, value = line.partition(b" ")
+            if not field.endswith(b":"):
+                first, last = (int(each, 16) for each in field.split(b"-"))
+                inside = first < address + size and address < last
+                found = found or inside
+            elif inside and field in (b"Anonymous:", b"Swap:") and int(value.split()[0]):
+                return True
+    return not found
+
 
 # From here on a mapped blob is handed out before it is verified, and is never compressed.
 MAP_UNVERIFIED_FROM = 64 << 20
@@ -143,9 +203,9 @@ class BlobStore:
         # What is there is touched, so that nobody removes it before a manifest refers to it.
         if not (self._is_there(key, size, raw) and self.store.touch(blob_name(key))):
             body: Sequence[Buffer] = parts
-            codec = _RAW if raw or not compression.pays(parts, size) else _ZSTD
+            codec = _RAW if raw or not codecs.pays(parts, size) else _ZSTD
             if codec == _ZSTD:
-                body = compression.compress(parts, size)
+                body = codecs.compress(parts, size)
             footer = _FOOTER.pack(_MAGIC, codec, size)
             self.store.put(blob_name(key), [*body, footer], durable=self.durable)
         return key
@@ -186,7 +246,7 @@ class BlobStore:
 
     def _unpacked(self, key: str, body: memoryview, size: int) -> memoryview:
         try:
-            return memoryview(compression.decompress(body, size))
+            return memoryview(codecs.decompress(body, size))
         except ValueError as error:
             raise self._corrupt(key, f"it is {error}") from error
 

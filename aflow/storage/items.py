@@ -25,11 +25,10 @@ from typing import Any, NamedTuple
 import msgpack
 
 from aflow.errors import CorruptBlob, ObjectNotFound, StorageError
-from aflow.storage import pickles
-from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+from aflow.storage import codecs
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Entry
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore
-from aflow.storage.manifest import Entry
 from aflow.storage.names import Names
 from aflow.storage.previews import short_text
 
@@ -141,7 +140,7 @@ class Item(NamedTuple):
         """The item itself; each call gives a new object. `names` is as in ArtifactReader. Raises
         CorruptBlob, ArtifactNotLoadable, StoreUnavailable."""
         if not self.has_blobs:
-            return pickles.load(f"Item {self.index} of the foreach", self.body, (), names)
+            return codecs.load(f"Item {self.index} of the foreach", self.body, (), names)
         entry = Entry(*msgpack.unpackb(self.body, use_list=False))
         reader = ArtifactReader(blobs, names)
         value = reader.load(f"item {self.index} of the foreach", entry)
@@ -274,7 +273,7 @@ def _blobs_in(segment: bytes, table: int, records: int, row: struct.Struct) -> I
 def _record(item: Any, index: int, writer: ArtifactWriter) -> bytes:
     text = short_text(item).encode("utf-8", "replace")  # at most 120 bytes
     name = f"item {index}"
-    pickled = pickles.dump(f"Item {index} of the foreach", "item", item, LARGE_ITEM)
+    pickled = codecs.dump(f"Item {index} of the foreach", "item", item, LARGE_ITEM)
     if not pickled.buffers and pickled.size <= LARGE_ITEM:
         return b"".join((bytes((len(text),)), text, *pickled.parts))
     entry = writer.save(name, item)

@@ -21,8 +21,8 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from aflow._core.private_folders import make_private
 from aflow.errors import ObjectNotFound, StoreUnavailable
-from aflow.own_folders import make_private
 from aflow.storage.base import Buffer, check_name, check_prefix
 
 # From here on `get` gives a private copy-on-write mapping. Below it a copy is quick, and a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.errors import ObjectNotFound
 from aflow.storage.base import Buffer, check_name, check_prefix
 

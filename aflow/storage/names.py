@@ -28,9 +28,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from aflow import compat
+from aflow._core.ids import blob_key
+from aflow.compat import metaflow
 from aflow.errors import AflowError
-from aflow.ids import blob_key
 from aflow.storage.base import Buffer
 
 # The import of importlib.abc takes 4 ms in each command and each ground: it imports tempfile,
@@ -349,7 +349,7 @@ def code_in(blobs: BlobStore, key: str, script: str = "", module: str | None = N
         files = _FilesOfPackage(blobs.get(blob_key(key)))
     except (AflowError, OSError, ValueError):  # tarfile lets some of each out
         return None
-    compat.install_if_missing()
+    metaflow.install_if_missing()
     return Code(key, files, script, module)
 
 
@@ -357,7 +357,7 @@ def code_beside(program: Program) -> Code | None:
     """What stands beside the program's file now; None where it is not there any more."""
     if program.sha is None or not os.path.isfile(program.file):
         return None
-    compat.install_if_missing()
+    metaflow.install_if_missing()
     root, script = program.place
     return Code(program.sha, _FilesIn(root), script, program.module)
 

@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from aflow import ids
+from aflow._core import ids
 from aflow.errors import CorruptBlob, InvalidName, ObjectNotFound
 
 if TYPE_CHECKING:

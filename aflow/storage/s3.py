@@ -16,17 +16,463 @@ once more, and puts the object back if somebody has wanted it meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+import asyncio
+import base64
+import contextlib
+import functools
+import zlib
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from aflow.errors import InvalidSetting, ObjectNotFound, StoreUnavailable
-from aflow.storage import s3_wire
+from aflow._core.threads import Portal, in_thread
+from aflow.errors import (
+    InvalidSetting,
+    MissingExtra,
+    ObjectNotFound,
+    StorageError,
+    StoreBusy,
+    StoreUnavailable,
+)
 from aflow.storage.base import Buffer, check_name, check_prefix
-from aflow.storage.portal import Portal
-from aflow.storage.s3_errors import OutOfRange, Refused, Subject, translated
+from aflow.storage.retry import retried
+
+# What an error of S3 means: one sentence, and whether another try is worth it.
+
+
+try:
+    import aiohttp
+    from botocore import exceptions as faults
+except ImportError as error:
+    raise MissingExtra("Storage in S3 needs aiobotocore: install aflow-runtime[aws].") from error
+
+
+class Refused(StoreUnavailable):
+    """A condition of a write, or of a read, does not hold."""
+
+
+class OutOfRange(StoreUnavailable):
+    """The bytes asked for begin past the end of the object."""
+
+
+class AccessDenied(StoreUnavailable):
+    """Who asks may not do this, or is not who he says."""
+
+
+class NoBucket(StoreUnavailable):
+    """There is no such bucket."""
+
+
+class Subject(NamedTuple):
+    """What a request is about, as sentences say it: `place` is the datastore, or the URL of an
+    object; `missing` is the sentence where there is no such object."""
+
+    place: str
+    missing: str
+
+
+_BUSY_CODES = frozenset(
+    [
+        "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "BadDigest",
+        "Throttling", "ThrottlingException", "OperationAborted", "TooManyRequestsException",
+        "ConditionalRequestConflict", "NoSuchUpload",
+    ]
+)  # fmt: skip
+_BUSY_STATUS = frozenset({429, 500, 502, 503, 504})
+_MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+_RANGE_CODES = frozenset({"InvalidRange", "416"})
+_DENIED_CODES = frozenset(
+    [
+        "403", "AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId",
+        "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
+    ]
+)  # fmt: skip
+_BUSY = (
+    faults.HTTPClientError,
+    faults.ConnectionError,
+    faults.FlexibleChecksumError,
+    faults.IncompleteReadError,
+    faults.ResponseStreamingError,
+    aiohttp.ClientError,
+    TimeoutError,
+    ConnectionError,
+)
+_OTHER_REGION = "the bucket is in another region: set AWS_REGION, or ?region= in the URL"
+_ADVICE = {
+    "NoSuchBucket": "there is no such bucket: create it, or correct the URL",
+    "AccessDenied": "access is denied: check the policies of the bucket and of the credentials",
+    "403": "access is denied: check the credentials, and the policies of the bucket",
+    "InvalidAccessKeyId": "the access key is not known: correct AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret key is wrong: correct AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the credentials have expired: get new ones",
+    "InvalidToken": "the session token is wrong: correct AWS_SESSION_TOKEN",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong by many minutes: set it",
+    "PermanentRedirect": _OTHER_REGION,
+    "IllegalLocationConstraintException": _OTHER_REGION,
+    "301": _OTHER_REGION,
+    "AuthorizationHeaderMalformed": "the region is wrong: set AWS_REGION, or ?region= in the URL",
+}
+
+
+@contextlib.contextmanager
+def translated(subject: Subject) -> Iterator[None]:
+    """Errors of the libraries inside of the block as ours: ObjectNotFound, StoreBusy, and
+    StoreUnavailable with the kinds above."""
+    try:
+        yield
+    except faults.ClientError as error:
+        raise _refusal(subject, error) from error
+    except (faults.NoCredentialsError, faults.PartialCredentialsError) as error:
+        raise AccessDenied(
+            f"{subject.place} cannot be used: there are no credentials for it. Set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        ) from error
+    except _BUSY as error:
+        told = f"{type(error).__name__}: {error}".strip(": ")
+        raise StoreBusy(f"{subject.place} does not answer ({told}).") from error
+    except faults.BotoCoreError as error:
+        raise StoreUnavailable(
+            f"{subject.place} cannot be used: {error}. Correct the settings of AWS."
+        ) from error
+
+
+def _refusal(subject: Subject, error: Any) -> Exception:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    if code in _MISSING_CODES:
+        return ObjectNotFound(subject.missing)
+    if code == "PreconditionFailed" or status == 412:
+        return Refused(f"{subject.place} has another object there already.")
+    if code in _RANGE_CODES:
+        return OutOfRange(f"{subject.place} ends before the range that is asked for.")
+    if code in _BUSY_CODES or status in _BUSY_STATUS:
+        return StoreBusy(f"{subject.place} is busy ({code}): try again later.")
+    advice = _ADVICE.get(code) or f"{error}"
+    kind = StoreUnavailable
+    if code in _DENIED_CODES:
+        kind = AccessDenied
+    elif code == "NoSuchBucket":
+        kind = NoBucket
+    return kind(f"{subject.place} cannot be used: {advice}.")
+
+
+# Objects of S3 on their way: connections, and bodies in parts.
+#
+# What is larger than two parts goes up and comes down in parts, several at a time, and a part that
+# fails is sent or fetched again by itself: of a hundred parts one always fails in bad weather.
+
+
+try:
+    from aiobotocore.config import AioConfig
+    from aiobotocore.httpsession import AIOHTTPSession
+    from aiobotocore.session import AioSession
+    from botocore.loaders import Loader
+except ImportError as error:
+    raise MissingExtra("Storage in S3 needs aiobotocore: install aflow-runtime[aws].") from error
 
 T = TypeVar("T")
+Again = Callable[[], Coroutine[Any, Any, Any]]
+
+PART = 8 << 20  # bytes of a part
+MOST_PARTS = 10_000  # that S3 takes
+PARTS_AT_ONCE = 8
+CONNECTIONS = 64
+LANES = 3  # threads that the parts of large objects go over
+_CHUNK = 1 << 20
+_TIMES = {"connect_timeout": 10, "read_timeout": 60}
+
+
+class Source(Protocol):
+    """Bytes that go up."""
+
+    size: int
+
+    def read(self, start: int, length: int) -> bytes:
+        """That many bytes from there; they are there."""
+
+
+class Sink(Protocol):
+    """Where bytes that come down are put. A part that was cut off is put there again."""
+
+    def begin(self, size: int) -> None:
+        """So many bytes will come. May be said again, when all begins anew."""
+
+    def write(self, at: int, data: bytes) -> None:
+        """These are the bytes from there."""
+
+
+class BytesSource:
+    """Buffers, one after the other."""
+
+    def __init__(self, parts: Sequence[Buffer]) -> None:
+        self._views = [memoryview(part).cast("B") for part in parts]
+        self.size = sum(view.nbytes for view in self._views)
+
+    def read(self, start: int, length: int) -> bytes:
+        """See Source."""
+        taken = []
+        for view in self._views:
+            piece = view[start : start + length]
+            taken.append(piece)
+            start = max(0, start - view.nbytes)
+            length -= piece.nbytes
+        return b"".join(taken)
+
+
+class BytesSink:
+    """Bytes in memory."""
+
+    def __init__(self) -> None:
+        self._whole = bytearray()
+
+    def begin(self, size: int) -> None:
+        """See Sink."""
+        self._whole = bytearray(size)
+
+    def write(self, at: int, data: bytes) -> None:
+        """See Sink."""
+        self._whole[at : at + len(data)] = data
+
+    @property
+    def data(self) -> memoryview:
+        """What has come, read-only."""
+        return memoryview(self._whole).toreadonly()
+
+
+# ------------------------------------------------------------------ connections
+
+
+class _Loader(Loader):  # type: ignore[misc]
+    """Knows S3, and what gives credentials for it. To find out which of 400 services there are, it
+    would look into the folder of each, three times, which takes longer than reading what S3 is."""
+
+    def list_available_services(self, type_name: str) -> list[str]:
+        return ["s3", "signin", "sso", "sso-oidc", "sts"]
+
+
+@functools.cache
+def _loader() -> Loader:
+    """Reads what botocore knows of S3, once a process: tasks that are forked find it there."""
+    loader = _Loader()
+    for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
+        loader.load_service_model("s3", kind)
+    return loader
+
+
+def new_session(profile: str | None = None) -> AioSession:
+    """Where credentials are found, as botocore finds them."""
+    session = AioSession(profile=profile)
+    session.register_component("data_loader", _loader())
+    return session
+
+
+class _Once(AIOHTTPSession):  # type: ignore[misc]
+    """Sends each request once. By itself aiohttp sends it again where a connection that it had kept
+    breaks before the answer: so a conditional write would find its own object, and take it for
+    somebody else's."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        session._retry_connection = False
+        return session
+
+
+async def connect(session: AioSession, again: Again | None = None, **options: Any) -> Any:
+    """A client of S3 with many connections, which makes each call once. `options` are those of
+    create_client; `config` may hold more. It is let go of with `disconnect`.
+
+    `again` makes another such client without lanes of its own: large objects go over several, each
+    with a thread, since one thread does not keep a fast network busy."""
+    config = AioConfig(
+        max_pool_connections=CONNECTIONS,
+        retries={"total_max_attempts": 1},
+        http_session_cls=_Once,
+        **_TIMES,
+    )
+    more = options.pop("config", None)
+    stack = contextlib.AsyncExitStack()
+    client = await stack.enter_async_context(
+        session.create_client("s3", config=config.merge(more) if more else config, **options)
+    )
+    client.aflow_stack = stack
+    lanes = range(1, LANES)
+    client.aflow_lanes = (
+        [Portal(f"aflow-s3-{number}", again, disconnect) for number in lanes] if again else []
+    )
+    made = client.meta.config
+    if _sends_checksums(client) and "payload_signing_enabled" not in (made.s3 or {}):
+        # A body that goes with its checksum needs no second one in its signature.
+        made.s3 = {**(made.s3 or {}), "payload_signing_enabled": False}
+    return client
+
+
+def _sends_checksums(s3: Any) -> bool:
+    """Whether bodies go with their checksum: AWS_REQUEST_CHECKSUM_CALCULATION=when_required says
+    no, for servers that know none."""
+    return bool(s3.meta.config.request_checksum_calculation != "when_required")
+
+
+async def disconnect(client: Any) -> None:
+    """Close its connections."""
+    for lane in client.aflow_lanes:
+        await in_thread(lane.close)
+    await client.aflow_stack.aclose()
+
+
+async def _in_lane(s3: Any, number: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """What `work(client)` gives for part `number` of an object, in one of the client's lanes."""
+    turn = number % (len(s3.aflow_lanes) + 1)
+    if turn == 0:
+        return await work(s3)
+    # To begin may mean to connect first.
+    answer = await in_thread(s3.aflow_lanes[turn - 1].begin, work)
+    return await asyncio.wrap_future(answer)
+
+
+# ------------------------------------------------------------------ up
+
+
+async def upload(
+    s3: Any,
+    subject: Subject,
+    where: Mapping[str, str],
+    source: Source,
+    condition: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an object. `where` is Bucket and Key, `condition` and `about` more arguments of the
+    write. Raises what `translated` does; what was not finished is given up."""
+    if source.size <= 2 * PART:
+        with translated(subject):
+            body = source.read(0, source.size)
+            await s3.put_object(**where, Body=body, **(condition or {}), **(about or {}))
+        return
+
+    is_checked = _sends_checksums(s3)
+    algorithm = {"ChecksumAlgorithm": "CRC32"} if is_checked else {}
+
+    async def start() -> str:
+        with translated(subject):
+            answer = await s3.create_multipart_upload(**where, **algorithm, **(about or {}))
+        return str(answer["UploadId"])
+
+    whole = {**where, "UploadId": await retried(start)}
+    part = max(PART, -(-source.size // MOST_PARTS))
+
+    async def send(number: int, s3: Any) -> dict[str, Any]:
+        # In a thread: to read and to sum up a part takes longer than to send it.
+        data, checksum = await in_thread(_read, source, (number - 1) * part, part)
+        checked = {"ChecksumCRC32": checksum} if is_checked else {}
+        with translated(subject):
+            answer = await s3.upload_part(**whole, PartNumber=number, Body=data, **checked)
+        # S3 wants the checksums again with the list of the parts.
+        return {"PartNumber": number, "ETag": answer["ETag"], **checked}
+
+    try:
+        count = -(-source.size // part)
+        parts = await some_at_once(
+            retried(functools.partial(_in_lane, s3, number, functools.partial(send, number)))
+            for number in range(1, count + 1)
+        )
+        with translated(subject):
+            await s3.complete_multipart_upload(
+                **whole, MultipartUpload={"Parts": parts}, **(condition or {})
+            )
+    except BaseException:
+        # What is left of it costs money; but why it failed is what has to be told.
+        with contextlib.suppress(StorageError), translated(subject):
+            await s3.abort_multipart_upload(**whole)
+        raise
+
+
+def _read(source: Source, start: int, length: int) -> tuple[bytes, str]:
+    """A part, and its checksum as S3 writes it."""
+    data = source.read(start, length)
+    return data, base64.b64encode(zlib.crc32(data).to_bytes(4)).decode()
+
+
+# ------------------------------------------------------------------ down
+
+
+async def download(
+    s3: Any,
+    subject: Subject,
+    where: Mapping[str, str],
+    sink: Sink,
+    range_: str | None = None,
+) -> Any:
+    """Fetch an object, or a range of it ("bytes=0-99"), into the sink; what S3 said of it. Raises
+    what `translated` does.
+
+    The first answer tells how much there is, and is the first part; others come beside it."""
+    asked = {} if range_ is None else {"Range": range_}
+    with translated(subject):
+        answer = await s3.get_object(**where, **asked)
+    size = int(answer["ContentLength"])
+    begin = int(answer["ContentRange"].split()[1].split("-")[0]) if "ContentRange" in answer else 0
+    sink.begin(size)
+    part = PART if size > 2 * PART else max(size, 1)
+    bodies = {0: answer["Body"]}
+    same = {"IfMatch": answer["ETag"]} if "ETag" in answer else {}
+
+    async def fill(at: int, s3: Any) -> None:
+        wanted = min(part, size - at)
+        with translated(subject):
+            body = bodies.pop(at, None)
+            if body is None:
+                again = (
+                    {"Range": f"bytes={begin + at}-{begin + at + wanted - 1}"}
+                    if range_ or part < size
+                    else {}
+                )
+                found = await s3.get_object(**where, **again, **same)
+                body = found["Body"]
+            await _pour(body, sink, at, wanted)
+
+    try:
+        await some_at_once(
+            retried(functools.partial(_in_lane, s3, at // part, functools.partial(fill, at)))
+            for at in range(0, size, part)
+        )
+    except Refused as error:
+        raise StoreBusy(f"{subject.place} changed while it was read.") from error
+    if not size:
+        bodies.pop(0).close()
+    return answer
+
+
+async def _pour(body: Any, sink: Sink, at: int, wanted: int) -> None:
+    """`wanted` bytes of the body into the sink."""
+    end = at + wanted
+    async with body as stream:
+        while at < end:
+            data = await stream.read(min(_CHUNK, end - at))
+            if not data:
+                raise StoreBusy("An object was cut off on its way.")
+            sink.write(at, data)
+            at += len(data)
+
+
+async def some_at_once(
+    work: Iterable[Coroutine[Any, Any, T]], width: int = PARTS_AT_ONCE
+) -> list[T]:
+    """The answers of all, in order; `width` of them are on their way at a time, and no other is
+    begun, which bounds the memory. Raises the first error, when all others have ended."""
+    answers: dict[int, T] = {}
+    numbered = enumerate(work)
+
+    async def go_on() -> None:
+        for number, each in numbered:
+            answers[number] = await each
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(width):
+                group.create_task(go_on())
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from several
+    return [answers[number] for number in sorted(answers)]
+
 
 _MARKS, _ASIDE, _PROBE = "touched/", "aside/", "probe/conditional"
 
@@ -47,8 +493,8 @@ class S3Store:
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         self._url = url
-        self._session = s3_wire.new_session()
-        self._portal: Portal[Any] = Portal("aflow-s3", self._connected, s3_wire.disconnect)
+        self._session = new_session()
+        self._portal: Portal[Any] = Portal("aflow-s3", self._connected, disconnect)
         self._checks_conditions: bool | None = None
 
     @property
@@ -60,12 +506,10 @@ class S3Store:
         return await self._connect(self._session, self._lane)
 
     async def _lane(self) -> Any:
-        return await self._connect(s3_wire.new_session(), None)
+        return await self._connect(new_session(), None)
 
-    async def _connect(self, session: Any, again: s3_wire.Again | None) -> Any:
-        return await s3_wire.connect(
-            session, again, region_name=self._region, endpoint_url=self._endpoint
-        )
+    async def _connect(self, session: Any, again: Again | None) -> Any:
+        return await connect(session, again, region_name=self._region, endpoint_url=self._endpoint)
 
     def close(self) -> None:
         """Let go of connections; the next call makes new ones. May be called twice."""
@@ -102,8 +546,8 @@ class S3Store:
             )
 
     def _write(self, name: str, parts: Sequence[Buffer], condition: dict[str, str]) -> None:
-        source, where, subject = s3_wire.BytesSource(parts), self._where(name), self._subject(name)
-        self._call(name, lambda s3: s3_wire.upload(s3, subject, where, source, condition))
+        source, where, subject = BytesSource(parts), self._where(name), self._subject(name)
+        self._call(name, lambda s3: upload(s3, subject, where, source, condition))
 
     # ------------------------------------------------------------------ reading
 
@@ -116,9 +560,9 @@ class S3Store:
         range_ = None
         if start or length is not None:
             range_ = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
-        sink, where, subject = s3_wire.BytesSink(), self._where(name), self._subject(name)
+        sink, where, subject = BytesSink(), self._where(name), self._subject(name)
         try:
-            self._call(name, lambda s3: s3_wire.download(s3, subject, where, sink, range_))
+            self._call(name, lambda s3: download(s3, subject, where, sink, range_))
         except OutOfRange:
             return b""
         return sink.data

@@ -42,23 +42,21 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from aflow import backends
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.errors import MetadataUnavailable
-from aflow.executors import letters
+from aflow.executors import protocol
 from aflow.metadata.base import MetadataStore, RunRecord
-from aflow.scheduler.codec import decode_events
-from aflow.scheduler.messages import AttemptEnded
+from aflow.scheduler.messages import AttemptEnded, decode_events
 from aflow.scheduler.states import (
     TERMINAL_ATTEMPT_STATES,
     TERMINAL_RUN_STATES,
     AttemptState,
     RunState,
 )
-from aflow.storage.artifacts import digest
+from aflow.storage.artifacts import Manifest, digest
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import BlobStore
 from aflow.storage.items import blobs_of_items
-from aflow.storage.manifest import Manifest
 
 __all__ = ["ChaosError", "Fault", "Fleet", "Ledger", "Report", "check", "results", "soak"]
 
@@ -558,7 +556,7 @@ async def _check_queue(
 ) -> None:
     queue: Any = backends.open_queue(fleet.queue)
     try:
-        reports = letters.reports_topic(run.flow, run.run)
+        reports = protocol.reports_topic(run.flow, run.run)
         for topic in ("tasks.default", "tasks.gpu", *_topics_of_workers(fleet, run), reports):
             if topic == reports and late:
                 continue
@@ -567,7 +565,7 @@ async def _check_queue(
             assert (ready, buried) == (0, 0), topic
             assert leased == 0 or late, topic
         for lease in await queue.lease([reports], 10_000, 60.0):
-            letter = letters.unseal_letter(lease.body, "reports", (), reports, None)
+            letter = protocol.unseal_letter(lease.body, "reports", (), reports, None)
             said = {(task, attempt) for _, task, attempt, *_ in letter.events}
             assert set() == said - ended, "a letter tells of an attempt that has not ended"
             await queue.ack([lease])
@@ -577,7 +575,7 @@ async def _check_queue(
 
 def _topics_of_workers(fleet: Fleet, run: RunRecord) -> set[str]:
     return {
-        letters.worker_topic(view.attempt.handle)
+        protocol.worker_topic(view.attempt.handle)
         for view in fleet.metadata.tasks(run.key, light=True)
         if view.attempt is not None and view.attempt.handle
     }

@@ -15,29 +15,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.attempt.inputs import KnownManifests, TaskArtifacts
-from aflow.attempt.runner import Execution, Runner
-from aflow.attempt.spec import AttemptSpec, RunContext
-from aflow.clock import SystemClock
-from aflow.configured import configured
+from aflow._core.clock import SystemClock
+from aflow._core.ids import PARAMETERS_STEP, PARAMETERS_TASK
+from aflow.code.config_binding import configured
 from aflow.errors import InvalidInput
 from aflow.flow.spec import FlowSpec
-from aflow.ids import PARAMETERS_STEP, PARAMETERS_TASK
-from aflow.runs.flow_values import parameter_values
-from aflow.runs.included import included
-from aflow.runs.spinning import alone
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
-from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+from aflow.runs.create import included, parameter_values
+from aflow.runs.spin import alone
+from aflow.scheduler.messages import (
+    FromBranches,
+    FromForeach,
+    FromTask,
+    Inputs,
+    NoInputs,
+    encode_inputs,
+)
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.items import ItemReader, write_items
-from aflow.storage.manifest import Manifest
 from aflow.storage.memory import MemoryStore
+from aflow.task.inputs import KnownManifests, TaskArtifacts
+from aflow.task.runner import Execution, Runner
+from aflow.task.spec import AttemptSpec, RunContext
 
 if TYPE_CHECKING:
-    from aflow.attempt.spec import AttemptReport
     from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.metadata.base import MetadataStore
+    from aflow.task.spec import AttemptReport
 
 __all__ = ["StepResult", "run_step"]
 

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from aflow.version import __version__
+from aflow._core.version import __version__
 from tests.architecture.sources import REPOSITORY, text_of, tracked, violations
 
 DOCUMENTS = tracked(".md")

@@ -34,17 +34,21 @@ BEFORE_AFLOW = (Path("aflow/environments/boot.py"), Path("aflow/environments/ins
 
 # Files that may name os.environ beside config.py, each with its reason.
 MAY_TOUCH_THE_ENVIRONMENT = {
-    Path("aflow/config.py"): "it is the one that reads settings",
-    Path("aflow/attempt/variables.py"): "@environment and @secrets set variables for a step",
-    Path("aflow/attempt/secrets.py"): "@secrets refuses to hide a variable that is there",
+    Path("aflow/_core/settings.py"): "it is the one that reads settings",
+    Path("aflow/task/environment.py"): "@environment and @secrets set variables for a step",
+    Path("aflow/task/secrets.py"): "@secrets refuses to hide a variable that is there",
     Path("aflow/executors/local/ground.py"): "a ground has the variables of the steps it is for",
-    Path("aflow/executors/local/inside.py"): "PYTHONBREAKPOINT is Python's own",
+    Path("aflow/executors/local/child.py"): "PYTHONBREAKPOINT is Python's own",
     Path("aflow/testing/chaos.py"): "processes that it starts inherit what it sets",
     **dict.fromkeys(BEFORE_AFLOW, "there is no aflow yet in the job"),
-    Path("aflow/own_folders.py"): "XDG_RUNTIME_DIR is the session's",
-    Path("aflow/executors/local/task.py"): "a task has the variables of its step from the start",
-    Path("aflow/executors/local/warm.py"): "it compares what imports could read",
-    Path("aflow/executors/local/work.py"): "a process of many tasks puts back what a task changed",
+    Path("aflow/_core/private_folders.py"): "XDG_RUNTIME_DIR is the session's",
+    Path(
+        "aflow/executors/local/child_task.py"
+    ): "a task has the variables of its step from the start",
+    Path("aflow/executors/local/preload.py"): "it compares what imports could read",
+    Path(
+        "aflow/executors/local/child_worker.py"
+    ): "a process of many tasks puts back what a task changed",
 }
 
 
@@ -54,7 +58,7 @@ def test_only_the_clock_module_reads_a_clock() -> None:
 
     found = violations(AFLOW, clocks)
 
-    assert found.pop("aflow/clock.py", None), "clock.py reads no clock any more"
+    assert found.pop("aflow/_core/clock.py", None), "clock.py reads no clock any more"
     for path in BEFORE_AFLOW:
         assert found.pop(str(path), None), f"{path} reads no clock any more"
     assert {} == found

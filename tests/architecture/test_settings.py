@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from aflow._core.settings import Settings
 from aflow.aws.settings import KEYS as OF_AWS
-from aflow.checkup.keys import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known
-from aflow.config import Settings
+from aflow.doctor.findings import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known
 from tests.architecture.sources import python_files, text_of, tree_of
 
 # Jobs are told by variables what they are to do; nobody sets these.
-TOLD = {Path("aflow/deploy/order.py"), Path("aflow/remote/in_job.py")}
+TOLD = {Path("aflow/step_functions/spec.py"), Path("aflow/remote/job.py")}
 
 
 def attributes(path: Path) -> set[str]:

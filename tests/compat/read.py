@@ -4,9 +4,9 @@ import json
 import sys
 
 if len(sys.argv) > 2:  # ours: where Metaflow is installed, too
-    from aflow import compat
+    from aflow.compat import metaflow
 
-    compat.install()
+    metaflow.install()
 
 from metaflow import Flow, namespace
 

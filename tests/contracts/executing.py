@@ -16,20 +16,18 @@ from typing import Any
 
 import pytest
 
-from aflow.attempt.spec import AttemptReport, AttemptSpec, RunContext
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
+from aflow.code.program import request_of
 from aflow.executors.base import Usage
-from aflow.executors.local.link import GroundProcess
-from aflow.executors.local.process import ProcessExecutor, needs_here
-from aflow.executors.local.program import request_of
-from aflow.executors.local.start import spawn_ground
+from aflow.executors.local.executor import ProcessExecutor, needs_here
+from aflow.executors.local.ground_client import GroundProcess
+from aflow.executors.local.ground_start import spawn_ground
 from aflow.flow.spec import define
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import FromTask
-from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+from aflow.scheduler.messages import FromTask, encode_inputs
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
-from aflow.storage.manifest import Manifest
 from aflow.storage.memory import MemoryStore
+from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 from tests.contracts.flow_of_deeds import DeedFlow
 from tests.contracts.over_a_queue import OverAQueue
 from tests.contracts.over_batch import OverBatch

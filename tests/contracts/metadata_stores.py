@@ -8,13 +8,8 @@ from typing import Any
 
 import pytest
 
-from aflow.interop.in_store import StoreMetadata
-from aflow.metadata.base import (
-    AttemptRecord,
-    MetadataStore,
-    RunRecord,
-    TaskRecord,
-)
+from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskRecord
+from aflow.metadata.object_store import StoreMetadata
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import AttemptState, RunState
 from aflow.storage.local import LocalStore

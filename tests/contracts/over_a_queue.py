@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aflow.attempt.spec import AttemptSpec, RunContext
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
+from aflow.code.program import request_of
 from aflow.executors.base import Orphan, Reports
-from aflow.executors.job import Job, python_version
-from aflow.executors.local.process import needs_of
-from aflow.executors.local.program import request_of
-from aflow.executors.queued import QueueExecutor, pools_of
+from aflow.executors.local.executor import needs_of
+from aflow.executors.protocol import Job, python_version
+from aflow.executors.queue_workers import QueueExecutor, pools_of
 from aflow.flow.definition import FlowDefinition
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.memory import MemoryQueue
 from aflow.storage.local import LocalStore
+from aflow.task.spec import AttemptSpec, RunContext
 from aflow.worker import Worker, WorkerOptions
 
 

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aflow.attempt.spec import AttemptSpec, RunContext
-from aflow.aws.calls import Calls
+from aflow._core.clock import SystemClock
+from aflow.aws.batch import step_job
+from aflow.aws.client import Calls
 from aflow.aws.settings import AwsSettings
-from aflow.aws.submission import step_job
-from aflow.clock import SystemClock
+from aflow.code.program import request_of
 from aflow.executors.base import Orphan, Reports
 from aflow.executors.batch import BatchExecutor
-from aflow.executors.job import Job, python_version
-from aflow.executors.local.process import needs_of
-from aflow.executors.local.program import request_of
+from aflow.executors.local.executor import needs_of
+from aflow.executors.protocol import Job, python_version
 from aflow.flow.definition import FlowDefinition
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.storage.local import LocalStore
+from aflow.task.spec import AttemptSpec, RunContext
 
 
 class OverBatch:

@@ -13,34 +13,39 @@ from typing import Any
 
 import pytest
 
-from aflow.attempt.remote import Parcels, is_over, mark_over
-from aflow.attempt.spec import AttemptSpec
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
+from aflow._core.waiting import FIRST
+from aflow.code.program import request_of
 from aflow.errors import QueueUnavailable
-from aflow.executors import letters, queued
-from aflow.executors.job import Job, python_version
-from aflow.executors.letters import Presence, ReportsLetter, TaskLetter, unseal_letter
-from aflow.executors.local.process import needs_of
-from aflow.executors.local.program import request_of
-from aflow.executors.queued import QueueExecutor
+from aflow.executors import protocol, queue_workers
+from aflow.executors.local.executor import needs_of
+from aflow.executors.protocol import (
+    Job,
+    Presence,
+    ReportsLetter,
+    TaskLetter,
+    python_version,
+    unseal_letter,
+)
+from aflow.executors.queue_workers import QueueExecutor
 from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Depth, Lease, Message, group_of
 from aflow.queue.memory import MemoryQueue
-from aflow.remote.outbox import Outbox
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import NoInputs
+from aflow.remote.reports import Outbox
+from aflow.scheduler.messages import NoInputs, encode_inputs
+from aflow.storage.artifacts import Manifest
 from aflow.storage.local import LocalStore
-from aflow.storage.manifest import Manifest
-from aflow.waiting import FIRST
+from aflow.task.remote import Parcels, is_over, mark_over
+from aflow.task.spec import AttemptSpec
 from aflow.worker import Worker, WorkerOptions
 from tests.contracts.executing import Recorder, context_in
 from tests.contracts.flow_of_deeds import DeedFlow
 from tests.support.waiting import select_nothing
 
 pytestmark = pytest.mark.asyncio
-TASKS = letters.tasks_topic("default")
-REPORTS = letters.reports_topic("DeedFlow", "1")
+TASKS = protocol.tasks_topic("default")
+REPORTS = protocol.reports_topic("DeedFlow", "1")
 KEY, OTHER = b"k" * 32, b"o" * 32
 
 
@@ -86,9 +91,9 @@ def queue() -> Shared:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(queued, "LOOK", 0.02)
-    monkeypatch.setattr(queued, "WATCH", 0.02)
-    monkeypatch.setattr(queued, "_UNSURE", 0.05)
+    monkeypatch.setattr(queue_workers, "LOOK", 0.02)
+    monkeypatch.setattr(queue_workers, "WATCH", 0.02)
+    monkeypatch.setattr(queue_workers, "_UNSURE", 0.05)
     return tmp_path
 
 
@@ -132,7 +137,7 @@ async def coordinator(
 
 def sealed(spec: AttemptSpec, store: str, keys: Sequence[bytes] = (), job: str = "0" * 64) -> bytes:
     """The message of an attempt."""
-    reply = letters.reports_topic("DeedFlow", "1")
+    reply = protocol.reports_topic("DeedFlow", "1")
     letter = TaskLetter(store, "DeedFlow", "1", job, reply, spec.encode(), 0)
     return letter.seal(keys, TASKS, time.time())
 
@@ -224,9 +229,9 @@ async def test_a_queue_that_does_not_tell_which_workers_there_are_is_believed_wh
     async with coordinator(queue, folder) as side:
         side.launch()
         (lease,) = await until(lambda: queue.lease([TASKS], 1, 60))
-        events = [[letters.STARTED, 1, 0, 5, 1.0], [letters.DECLINED, 1, 0, "no such library"]]
+        events = [[protocol.STARTED, 1, 0, 5, 1.0], [protocol.DECLINED, 1, 0, "no such library"]]
         said = ReportsLetter("DeedFlow", "1", "sick", "host", 1, events)
-        topic = letters.reports_topic("DeedFlow", "1")
+        topic = protocol.reports_topic("DeedFlow", "1")
         await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
         await queue.release([lease], counted=False)
 
@@ -237,8 +242,8 @@ async def test_a_queue_that_does_not_tell_which_workers_there_are_is_believed_wh
 async def test_reports_of_other_runs_and_odd_ones_are_refused_and_the_run_goes_on(
     queue: Shared, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ended = [letters.ENDED, 1, 0, None, None, "failed", "not ours", True]
-    mine = letters.reports_topic("DeedFlow", "1")
+    ended = [protocol.ENDED, 1, 0, None, None, "failed", "not ours", True]
+    mine = protocol.reports_topic("DeedFlow", "1")
     async with coordinator(queue, folder, keys=[KEY, OTHER]) as side:
         side.launch()
         await until(lambda: waiting(queue))
@@ -247,7 +252,7 @@ async def test_reports_of_other_runs_and_odd_ones_are_refused_and_the_run_goes_o
             letter = ReportsLetter("DeedFlow", run, name, "host", 1, [event])
             await queue.put(mine, [Message(name, letter.seal([key], topic, time.time()))])
 
-        await say("other-run", "2", letters.reports_topic("DeedFlow", "2"), KEY, *ended)
+        await say("other-run", "2", protocol.reports_topic("DeedFlow", "2"), KEY, *ended)
         await say("other-run-here", "2", mine, KEY, *ended)
         await say("no-key-of-ours", "1", mine, b"x" * 32, *ended)
         await say("odd", "1", mine, KEY, *ended[:5], "finished", "", True)
@@ -265,7 +270,7 @@ async def test_what_is_waited_for_is_said(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("aflow.waiting.FIRST", 0.0)
+    monkeypatch.setattr("aflow._core.waiting.FIRST", 0.0)
     async with coordinator(queue, folder) as side:
         side.launch()
         await until(lambda: "Waiting for workers" in caplog.text)
@@ -291,7 +296,7 @@ async def test_a_part_of_the_coordinator_that_fails_ends_what_it_was_for(
         queue.failing[part] = lambda _: RuntimeError("a fault of ours")
         side.launch(1)
         if part == "lease":
-            await queue.put(letters.reports_topic("DeedFlow", "1"), [Message("any", b"")])
+            await queue.put(protocol.reports_topic("DeedFlow", "1"), [Message("any", b"")])
         report = await until(lambda: side.told.reports.get(1))
         assert "lost" == report.state
         assert "nothing more can be heard of it (RuntimeError: a fault of ours)" in report.reason
@@ -306,8 +311,8 @@ async def test_what_is_cancelled_is_taken_out_though_a_dead_worker_has_it(
     async with coordinator(queue, folder) as side:
         side.launch()
         await until(lambda: queue.lease([TASKS], 1, 60))
-        topic = letters.reports_topic("DeedFlow", "1")
-        said = ReportsLetter("DeedFlow", "1", "dead", "host", 1, [[letters.STARTED, 1, 0, 5, 1.0]])
+        topic = protocol.reports_topic("DeedFlow", "1")
+        said = ReportsLetter("DeedFlow", "1", "dead", "host", 1, [[protocol.STARTED, 1, 0, 5, 1.0]])
         await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
         await until(lambda: side.told.said.get(1))
         side.executor.cancel(1, 0)
@@ -326,8 +331,8 @@ async def test_a_worker_that_cancels_without_our_asking_has_lost_the_task(
     async with coordinator(queue, folder) as side:
         side.launch()
         await until(lambda: waiting(queue))
-        topic = letters.reports_topic("DeedFlow", "1")
-        ended = [letters.ENDED, 1, 0, None, None, "cancelled", "", True]
+        topic = protocol.reports_topic("DeedFlow", "1")
+        ended = [protocol.ENDED, 1, 0, None, None, "cancelled", "", True]
         said = ReportsLetter("DeedFlow", "1", "odd", "host", 1, [ended])
         await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
         report = await until(lambda: side.told.reports.get(1))
@@ -406,11 +411,11 @@ async def test_a_worker_that_cannot_get_the_code_gives_back_and_reports_that(
     (folder / "store").mkdir()
     await queue.put(TASKS, [Message("run:1:0", sealed(SPEC, store_in(folder)))])
     async with working(queue, folder) as (worker, said, _):
-        topic = letters.reports_topic("DeedFlow", "1")
+        topic = protocol.reports_topic("DeedFlow", "1")
         (report,) = await until(lambda: queue.lease([topic], 1, 60))
         letter: ReportsLetter = unseal_letter(report.body, "reports", (), topic, None)
         ((kind, task, attempt, why),) = letter.events
-        assert (letters.DECLINED, 1, 0, worker.id) == (kind, task, attempt, letter.worker)
+        assert (protocol.DECLINED, 1, 0, worker.id) == (kind, task, attempt, letter.worker)
         assert any("leaves it to others" in line and why in line for line in said)
         await until(lambda: ready(queue, 1))
         (again,) = await queue.lease([TASKS], 1, 60)
@@ -480,7 +485,7 @@ async def test_a_part_of_a_worker_that_fails_ends_it_and_its_tasks_go_back(
                 await asyncio.to_thread(select_nothing, 0.005)
             queue.failing[part] = fail
         odd = [Message("odd", b"")]
-        await MemoryQueue.put(queue, letters.worker_topic(worker.id)[:64], odd)  # wakes it
+        await MemoryQueue.put(queue, protocol.worker_topic(worker.id)[:64], odd)  # wakes it
         await failed.wait()
         if part != "put":
             await asyncio.to_thread(described.write_bytes, b"")
@@ -498,10 +503,10 @@ async def test_a_report_that_is_too_large_for_the_queue_is_cut_or_fails_its_atte
     sending = asyncio.ensure_future(outbox.send())
     task = TaskLetter("file:///store", "DeedFlow", "1", "0" * 64, REPORTS, b"", 0)
     large = Manifest("act", error={"message": "z" * 50_000}).encode()
-    error = [letters.ENDED, 1, 0, None, None, "failed", "z" * 50_000, True, [], None, None, large]
-    done = [letters.ENDED, 2, 0, None, None, "succeeded", "", True, ["end"], None, None, large]
+    error = [protocol.ENDED, 1, 0, None, None, "failed", "z" * 50_000, True, [], None, None, large]
+    done = [protocol.ENDED, 2, 0, None, None, "succeeded", "", True, ["end"], None, None, large]
     for event in (
-        [letters.LOGGED, 1, 0, 0, 1.0, b"o" * 50_000], error, [letters.GROWN, 2, 0, 5, large], done
+        [protocol.LOGGED, 1, 0, 0, 1.0, b"o" * 50_000], error, [protocol.GROWN, 2, 0, 5, large], done
     ):  # fmt: skip
         outbox.add(task, event)
     outbox.close()
@@ -511,13 +516,13 @@ async def test_a_report_that_is_too_large_for_the_queue_is_cut_or_fails_its_atte
     assert max(len(each.body) for each in leases) <= 10_000
     told = [unseal_letter(each.body, "reports", (), REPORTS, None).events for each in leases]
     events = [event for several in told for event in several]
-    assert 50_000 == sum(len(each[5]) for each in events if each[0] == letters.LOGGED)
-    cut, refused = (each for each in events if each[0] == letters.ENDED)
+    assert 50_000 == sum(len(each[5]) for each in events if each[0] == protocol.LOGGED)
+    cut, refused = (each for each in events if each[0] == protocol.ENDED)
     assert ("failed", True) == (cut[5], cut[7])
     assert "z... (of 50000 characters)" in cut[6]
     assert ("failed", False, []) == (refused[5], refused[7], refused[8])
     assert "larger than the queue memory: takes" in refused[6]
-    assert not [each for each in events if each[0] == letters.GROWN]
+    assert not [each for each in events if each[0] == protocol.GROWN]
 
 
 async def test_a_worker_keeps_its_grace_time_while_the_broker_is_away(
@@ -537,7 +542,7 @@ async def test_a_worker_keeps_its_grace_time_while_the_broker_is_away(
 async def test_a_worker_says_that_the_broker_is_away_and_that_it_is_there_again(
     queue: Shared, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aflow.waiting.FIRST", 0.01)
+    monkeypatch.setattr("aflow._core.waiting.FIRST", 0.01)
     monkeypatch.setattr("aflow.worker.ANNOUNCED", 0.05)
     away = QueueUnavailable("The broker is away.")
     async with working(queue, folder) as (_, said, _):

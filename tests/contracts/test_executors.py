@@ -15,9 +15,9 @@ import pytest
 
 from aflow.errors import AflowError
 from aflow.executors.base import Orphan
-from aflow.executors.local import process
-from aflow.executors.local.link import GroundProcess
-from aflow.executors.local.start import spawn_ground
+from aflow.executors.local import executor
+from aflow.executors.local.ground_client import GroundProcess
+from aflow.executors.local.ground_start import spawn_ground
 from tests.contracts.executing import (
     BATCH,
     EVERYWHERE,
@@ -144,7 +144,7 @@ async def test_exit_code_202_is_not_worth_another_try(kind: str, deed: str, tmp_
 async def test_a_step_that_reacts_to_nothing_is_killed_when_its_time_is_over(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "BACKSTOP", 0.2)
+    monkeypatch.setattr(executor, "BACKSTOP", 0.2)
     async with executing(tmp_path, kind, grace=PATIENCE) as bench:
         task = bench.launch("be_deaf", step="hurry")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from aflow._core.ids import MAX_TAG_LENGTH, MAX_TAGS
 from aflow.errors import InvalidName, NotFound, VersionConflict
-from aflow.ids import MAX_TAG_LENGTH, MAX_TAGS
 from aflow.metadata.base import (
     AttemptRecord,
     Batch,
@@ -24,8 +24,7 @@ from aflow.metadata.base import (
     TaskRecord,
     TaskView,
 )
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import NoInputs
+from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 from tests.contracts.metadata_stores import NAMES, a_run, open_store, succeeded, tasks_of
 

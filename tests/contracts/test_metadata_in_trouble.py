@@ -14,15 +14,10 @@ from typing import Any
 import pytest
 
 from aflow import backends
-from aflow.errors import (
-    InvalidSetting,
-    MetadataError,
-    MetadataTooNew,
-    MetadataUnavailable,
-)
-from aflow.metadata import connections
+from aflow.errors import InvalidSetting, MetadataError, MetadataTooNew, MetadataUnavailable
+from aflow.metadata import sqlite
+from aflow.metadata.sql import LATEST, migrations
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.metadata.statements import LATEST, migrations
 from aflow.scheduler.states import TaskState
 from tests.contracts.metadata_files import RUN, a_batch, check_integrity, every_answer, filled
 
@@ -256,7 +251,7 @@ def test_a_database_that_is_replaced_under_a_writer_is_missed(path: Path, tmp_pa
 
 
 def test_a_database_that_stays_locked_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.05)
     run = filled(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

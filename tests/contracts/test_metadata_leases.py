@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aflow import clock as clocks
-from aflow.clock import FakeClock
+from aflow._core import clock as clocks
+from aflow._core.clock import FakeClock
 from aflow.errors import VersionConflict
 from aflow.metadata.base import LEASE, Batch, Hold, MetadataStore, RunRecord, RunUpdate
 from aflow.metadata.sqlite import SqliteMetadata

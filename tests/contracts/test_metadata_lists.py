@@ -8,12 +8,7 @@ from typing import Any
 
 import pytest
 
-from aflow.metadata.base import (
-    TASK_STATES,
-    Batch,
-    MetadataStore,
-    RunRecord,
-)
+from aflow.metadata.base import TASK_STATES, Batch, MetadataStore, RunRecord
 from aflow.scheduler.states import AttemptState, TaskState
 from tests.contracts.metadata_stores import NAMES, a_run, open_store, succeeded, tasks_of
 

@@ -13,13 +13,12 @@ from typing import IO, Any
 
 import pytest
 
-from aflow.errors import (
-    VersionConflict,
-)
-from aflow.metadata import connections, rows
+from aflow.errors import VersionConflict
+from aflow.metadata import sql as rows
+from aflow.metadata import sqlite
 from aflow.metadata.base import Batch
+from aflow.metadata.sql import statements
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.metadata.statements import statements
 from tests.contracts.metadata_files import RUN, a_batch, check_integrity, every_answer, filled
 
 
@@ -215,7 +214,7 @@ MAY_SORT = {"flows": 1, "steps": 1, "progress": 1}
 )
 def test_every_statement_is_answered_from_an_index(kind: str, name: str) -> None:
     sql = statements(kind)[name].replace("{columns}", rows.COLUMNS)
-    db = connections.connect(None, synchronous="FULL", read_only=False)
+    db = sqlite.connect(None, synchronous="FULL", read_only=False)
     db.create_function("lease_now", 0, lambda: 0.0)
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", nothing_for(sql))]
     db.close()
@@ -228,7 +227,7 @@ def test_every_statement_is_answered_from_an_index(kind: str, name: str) -> None
 
 def test_the_tasks_of_a_step_are_found_without_those_of_others() -> None:
     sql = statements("read")["tasks_of_step"].replace("{columns}", rows.COLUMNS)
-    db = connections.connect(None, synchronous="FULL", read_only=False)
+    db = sqlite.connect(None, synchronous="FULL", read_only=False)
     db.create_function("lease_now", 0, lambda: 0.0)
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", nothing_for(sql))]
     db.close()

@@ -11,22 +11,19 @@ from typing import Any
 
 import pytest
 
-from aflow.errors import (
-    InvalidSetting,
-    MetadataTooNew,
-    MetadataUnavailable,
-    VersionConflict,
-)
-from aflow.metadata import rows
+from aflow.errors import InvalidSetting, MetadataTooNew, MetadataUnavailable, VersionConflict
+from aflow.metadata import sql as rows
 from aflow.metadata.base import Batch, RunRecord
-from aflow.metadata.statements import migrations, statements
+from aflow.metadata.sql import migrations, statements
 from tests.contracts.metadata_files import RUN, a_batch, every_answer
 from tests.support.postgres import new_schema
 from tests.support.servers import Server, free_port, postgres_for_one
 
 psycopg = pytest.importorskip("psycopg")
-from aflow.metadata.postgres import PostgresMetadata  # noqa: E402 -- needs psycopg
-from aflow.metadata.postgres_connections import LATEST  # noqa: E402 -- needs psycopg
+from aflow.metadata.postgres import (
+    LATEST,
+    PostgresMetadata,
+)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aflow.clock import FakeClock
+from aflow._core.clock import FakeClock
 from aflow.errors import LeaseLost
 from aflow.queue.base import Depth, Lease, Message, Queue
 from aflow.queue.memory import MemoryQueue

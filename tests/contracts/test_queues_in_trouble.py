@@ -17,8 +17,8 @@ import pytest
 from redis import Redis
 
 from aflow import backends
-from aflow import clock as clocks
-from aflow.clock import FakeClock
+from aflow._core import clock as clocks
+from aflow._core.clock import FakeClock
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.metadata.base import Batch
 from aflow.metadata.postgres import PostgresMetadata

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from aflow import S3, errors
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.storage.blobs import BlobStore
-from aflow.storage.retrying import RetryingStore
-from aflow.storage.s3_wire import PART
+from aflow.storage.retry import RetryingStore
+from aflow.storage.s3 import PART
 from tests.support.faulty import Fault, FaultyProxy
 from tests.support.s3 import S3Bucket
 from tests.support.waiting import wait_until
@@ -125,7 +125,7 @@ def test_a_server_that_stays_away_is_one_sentence(
         store.put("x", [SMALL])
     assert 8 == len(proxy.seen)
     with S3(s3root=place) as s3, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aflow.storage.retrying.FIRST_WAIT", 0.001)
+        patch.setattr("aflow.storage.retry.FIRST_WAIT", 0.001)
         with pytest.raises(errors.S3Failed, match=r"is busy \(SlowDown\).* tried 8 times"):
             s3.put("x", SMALL)
 

@@ -15,17 +15,17 @@ import pytest_asyncio
 from aflow import backends
 from aflow.errors import InvalidMessage, InvalidSetting, LeaseLost, QueueUnavailable
 from aflow.queue.base import Depth, Lease, Message
-from aflow.queue.letters import (
+from aflow.queue.sqs import (
     LARGEST,
     LARGEST_BUNDLE,
     MOST,
     Letter,
+    SqsQueue,
     bundled,
     calls_of,
     read,
     write,
 )
-from aflow.queue.sqs import SqsQueue
 from aflow.storage.local import LocalStore
 from tests.support.s3 import ACCESS
 from tests.support.servers import Server, free_port, moto_server

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.errors import CorruptBlob, InvalidName, ObjectNotFound
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import BlobStore, blob_name
-from aflow.storage.cached import CachedStore
+from aflow.storage.cache import CachedStore
 from aflow.storage.local import MAP_FROM, LocalStore
 from aflow.storage.memory import MemoryStore
-from aflow.storage.retrying import RetryingStore
+from aflow.storage.retry import RetryingStore
 from tests.support.s3 import S3Bucket
 
 BACKENDS: dict[str, Callable[[Path], ObjectStore]] = {

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from aflow import S3, AsyncS3, S3GetObject, S3PutObject, errors
-from aflow.data.objects import RangeInfo
-from aflow.storage.s3_wire import PART
+from aflow.aws.s3.objects import RangeInfo
+from aflow.storage.s3 import PART
 from tests.support.s3 import S3Bucket
 
 LARGE = os.urandom(1 << 20) * 20 + b"the end"  # more than two parts
@@ -156,7 +156,7 @@ def test_lists_are_of_one_level_or_of_all(s3: S3, s3_bucket: S3Bucket) -> None:
 
 
 def test_lists_go_on_page_by_page(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aflow.data.transfers.PAGE", 3)
+    monkeypatch.setattr("aflow.aws.s3.transfers.PAGE", 3)
     s3.put_many([(key, b"") for key in ("0", "1/x", "2", "3/x", "3/y", "3/z", "3/zz", "4", "5")])
 
     assert ["0", "1", "2", "3", "4", "5"] == [each.key for each in s3.list_paths()]

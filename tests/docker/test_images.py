@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aflow.version import __version__
+from aflow._core.version import __version__
 from tests.docker.podman import IMAGE, USER, Podman, hardened
 from tests.support.s3 import S3Bucket
 

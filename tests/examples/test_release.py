@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aflow.version import __version__
+from aflow._core.version import __version__
 
 pytestmark = pytest.mark.timeout(600)  # it builds, and installs from an index
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from aflow.attempt.remote import Parcels, RemoteRunner
-from aflow.attempt.spec import AttemptSpec
-from aflow.clock import Clock, SystemClock
-from aflow.config import RunOptions
-from aflow.configured import configured
+from aflow._core.clock import Clock, SystemClock
+from aflow._core.settings import RunOptions
+from aflow.code.config_binding import configured
 from aflow.coordinator import Coordinator
 from aflow.errors import (
     AflowError,
@@ -27,15 +25,16 @@ from aflow.errors import (
     QueueUnavailable,
     StoreUnavailable,
 )
-from aflow.executors import letters
-from aflow.executors.job import Job
-from aflow.executors.letters import ReportsLetter, TaskLetter, unseal_letter
+from aflow.executors import protocol
+from aflow.executors.protocol import Job, ReportsLetter, TaskLetter, unseal_letter
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Lease, Message
 from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
+from aflow.task.remote import Parcels, RemoteRunner
+from aflow.task.spec import AttemptSpec
 from aflow.testing.chaos import Fleet
 from tests.support.failing import Failing, Killed, Points
 
@@ -77,15 +76,15 @@ class Hand:
             self._done.clear()
             await self._done.wait()
         # Coordinators that fail cancel what they have out: it has ended before it could be stopped.
-        topic = letters.worker_topic(self._name)
+        topic = protocol.worker_topic(self._name)
         await self._queue.ack(await self._queue.lease([topic], 1000, 60.0))
 
     async def _one(self, lease: Lease) -> None:
         letter: TaskLetter = unseal_letter(lease.body, "task", (), lease.topic, self._clock.now())
         spec = AttemptSpec.decode(letter.spec)
-        await self._say(letter, (letters.STARTED, spec.task, spec.attempt, 1, 0.0))
+        await self._say(letter, (protocol.STARTED, spec.task, spec.attempt, 1, 0.0))
         report = await asyncio.to_thread(self._run, letter, spec, lease.deliveries > 1)
-        ended = (letters.ENDED, spec.task, spec.attempt, None, None, *report[2:])
+        ended = (protocol.ENDED, spec.task, spec.attempt, None, None, *report[2:])
         await self._say(letter, ended)
         with contextlib.suppress(LeaseLost):  # what was cancelled is taken out of the queue
             await self._queue.ack([lease])

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from aflow import backends
-from aflow.clock import SystemClock
-from aflow.executors import job
+from aflow._core.clock import SystemClock
+from aflow.executors import protocol
 from aflow.scheduler.states import RunState
 from aflow.testing.chaos import Fleet, check, wait_until
 from tests.faults.conftest import Undisturbed
@@ -85,7 +85,7 @@ def test_a_worker_with_another_python_is_refused_with_both_named(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEDGER", str(fleet.ledger.path))
-    monkeypatch.setattr(job, "python_version", lambda: "2.7")
+    monkeypatch.setattr(protocol, "python_version", lambda: "2.7")
     bench = Bench(fleet)
     fleet.start_worker("--slots", "1", LEDGER=str(fleet.ledger.path))
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from aflow import backends
-from aflow.executors import queued
-from aflow.queue import away
+from aflow.executors import queue_workers
+from aflow.queue import base
 from aflow.scheduler.states import RunState
 from aflow.testing.chaos import Fleet, Results, check, results
 from tests.faults.conftest import local_fleet
@@ -110,8 +110,8 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr(away, "AWAY", 0.01)  # seconds between tries
-    monkeypatch.setattr(queued, "TTL", 0.5)  # seconds until a letter is delivered again
+    monkeypatch.setattr(base, "AWAY", 0.01)  # seconds between tries
+    monkeypatch.setattr(queue_workers, "TTL", 0.5)  # seconds until a letter is delivered again
     return Sweep(tmp_path, monkeypatch)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from aflow import backends
 from aflow.queue.base import Message
-from aflow.queue.envelope import seal
+from aflow.queue.messages import seal
 from aflow.scheduler.states import AttemptState, RunState
 from aflow.testing.chaos import PATIENCE, Fleet, check, wait_until
 from tests.faults.conftest import Undisturbed

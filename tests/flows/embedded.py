@@ -12,7 +12,7 @@ import pytest
 
 from aflow.coordinator import Coordinator, RunHandle
 from aflow.flow.spec import FlowSpec
-from aflow.runs.notices import LogLine
+from aflow.runs.events import LogLine
 
 FILE = Path(__file__).parent / "flow_files" / "embedded.py"
 

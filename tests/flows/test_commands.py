@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from aflow.ids import MAX_TAGS
+from aflow._core.ids import MAX_TAGS
 from tests.flows.conftest import Ran, Workspace
 
 FLOW = """

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from aflow import client, compat
+from aflow import client
+from aflow.compat import metaflow
 from tests.flows.conftest import Ran, Workspace
 
 IS_THERE = (
@@ -444,7 +445,7 @@ except Exception as error:
     assert "InvalidInput Metaflow has been imported already" in in_fresh_python(code)
 
 
-@pytest.mark.parametrize("module", sorted(compat.MODULES))
+@pytest.mark.parametrize("module", sorted(metaflow.MODULES))
 def test_every_name_has_a_home(module: str) -> None:
-    for name, home in compat.MODULES[module].items():
-        assert compat._value(home) is not None, name
+    for name, home in metaflow.MODULES[module].items():
+        assert metaflow._value(home) is not None, name

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from aflow.config import RunOptions
+from aflow._core.settings import RunOptions
 from aflow.errors import InvalidInput, InvalidParameter
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.runs.notices import LogLine, RunEnded, TaskStarting
+from aflow.runs.events import LogLine, RunEnded, TaskStarting
 from aflow.scheduler.states import RunState
 from tests.flows.embedded import FILE, at_work, coordinator, flow
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from aflow.configured import configured
+from aflow.code.config_binding import configured
 from aflow.coordinator import Coordinator
 from aflow.errors import CoordinatorClosed, CoordinatorFull, InvalidInput, InvalidParameter
 from aflow.flow.spec import FlowSpec

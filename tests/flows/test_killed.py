@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.storage.manifest import Manifest
+from aflow.storage.artifacts import Manifest
 from tests.flows.conftest import Workspace, children_of
 
 KILLS = 50

@@ -12,7 +12,7 @@ import pytest
 from aflow import NBDeployer, NBRunner
 from aflow.errors import CommandFailed, FlowFileError
 from aflow.flow.spec import FlowSpec
-from aflow.programmatic.notebook import flow_file_of, without_magic
+from aflow.runner.notebook import flow_file_of, without_magic
 from tests.flows.conftest import Workspace
 from tests.flows.test_run_inside import InsideFlow
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aflow.config import without_password
+from aflow._core.settings import without_password
 from tests.flows.conftest import Workspace
 from tests.support.postgres import new_schema
 from tests.support.servers import Server

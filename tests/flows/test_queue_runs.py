@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from aflow import client
-from aflow.executors import letters
-from aflow.executors.letters import ReportsLetter, TaskLetter
+from aflow.executors import protocol
+from aflow.executors.protocol import ReportsLetter, TaskLetter
 from aflow.metadata.base import WorkerRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message
@@ -388,11 +388,11 @@ def test_who_has_no_key_is_refused_by_both_sides_and_that_is_said(workers: Worke
         asyncio.run(queue.put(topic, [Message("forged", body)]))
         asyncio.run(queue.close())
 
-    reports = letters.reports_topic("Flow_", "signed")
+    reports = protocol.reports_topic("Flow_", "signed")
     now = time.time()
     said = ReportsLetter("Flow_", "signed", "intruder", "host", 1, [[0, 1, 0, 1, 0.0]])
     put(reports, said.seal((), reports, now))
-    tasks = letters.tasks_topic("default")
+    tasks = protocol.tasks_topic("default")
     task = TaskLetter("file:///nowhere", "Flow_", "signed", "0" * 64, reports, b"", 0)
     put(tasks, task.seal([b"another key"], tasks, now))
     worker = workers.start("--slots", "1", AFLOW_SIGNING_KEY=KEY)
@@ -502,7 +502,7 @@ def test_what_a_dead_worker_had_of_a_run_that_was_cancelled_is_not_run_by_others
     queue = SqliteQueue(Path(workers.url.removeprefix("sqlite:///")))
 
     async def until_empty() -> None:
-        while tuple(await queue.depth(letters.tasks_topic("default"))) != (0, 0, 0):
+        while tuple(await queue.depth(protocol.tasks_topic("default"))) != (0, 0, 0):
             await asyncio.to_thread(select_nothing, 0.02)
         await queue.close()
 

@@ -15,7 +15,7 @@ import pytest
 import aflow
 from aflow import FlowSpec, Parameter, current, exit_hook, project, step
 from aflow.errors import InvalidFlow, InvalidInput, InvalidName, InvalidParameter, RunFailed
-from aflow.runs.notices import RunEnded
+from aflow.runs.events import RunEnded
 from tests.flows.conftest import Workspace, processes_in
 
 

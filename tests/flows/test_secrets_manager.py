@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from aflow.attempt.secrets_manager import SecretsManager
-from aflow.aws.services import Services
+from aflow.aws.client import Services
 from aflow.errors import SecretsError
+from aflow.task.secrets_manager import SecretsManager
 from tests.flows.conftest import Ran, Workspace
 from tests.flows.test_queue_runs import Workers
 from tests.support.aws.account import Account

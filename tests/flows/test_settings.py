@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aflow.checkup.keys import remark
-from aflow.config import KEYS, Settings
+from aflow._core.settings import KEYS, Settings
+from aflow.doctor.findings import remark
 from tests.flows.conftest import Ran, Workspace
 from tests.support.aws.account import ID, REGION, Account
 from tests.support.servers import Server

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from aflow.flow.graph import Graph
-from aflow.scheduler.codec import decode_events, encode_events
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -22,8 +21,10 @@ from aflow.scheduler.messages import (
     TaskSettled,
     TimePassed,
     Transition,
+    decode_events,
+    encode_events,
 )
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 
 

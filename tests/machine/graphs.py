@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from aflow.flow.graph import Graph, Kind, Node
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.retry import StepPolicy
 
 FAN_OUT = (Kind.FOREACH, Kind.PARALLEL)
 OPENERS = (Kind.SPLIT, *FAN_OUT)

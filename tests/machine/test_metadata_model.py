@@ -29,8 +29,7 @@ from aflow.metadata.base import (
     TaskView,
 )
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import NoInputs
+from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState, RunState
 
 FLOWS = ["One", "Two"]

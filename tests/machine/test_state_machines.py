@@ -11,13 +11,12 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from aflow.deploy.inputs import Numbers, Standing
-from aflow.deploy.machine import JobOf, Where, compiled
-from aflow.deploy.words import state_after, word_name, word_of_foreach, word_of_switch
-from aflow.flow.graph import Graph, Kind
-from aflow.flow.structure import connect
+from aflow.flow.graph import Graph, Kind, connect
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
 from aflow.scheduler.states import RunState
+from aflow.step_functions.job import Numbers, Standing
+from aflow.step_functions.machine import JobOf, Where, compiled
+from aflow.step_functions.spec import state_after, word_name, word_of_foreach, word_of_switch
 from tests.machine.graphs import graphs
 from tests.machine.states import Execution
 from tests.machine.world import Choices, Visit, World, expected_visits

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 
 from aflow.flow.graph import Graph
-from aflow.scheduler.groups import Branches, Items
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -16,7 +15,7 @@ from aflow.scheduler.messages import (
     Transition,
 )
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.scheduler.tasks import Task
+from aflow.scheduler.tasks import Branches, Items, Task
 from tests.machine.graphs import FAN_OUT, NESTED, WIDE
 
 

@@ -14,14 +14,14 @@ from urllib.parse import quote
 
 import msgpack
 
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.server.app import application
+from aflow.server.auth import OPEN, Authenticator
+from aflow.server.metaflow.app import mount
+from aflow.server.metaflow.database import open_database
 from aflow.server.metrics import Metrics
 from aflow.server.runs import Place, Runs
-from aflow.service.app import mount
-from aflow.service.auth import OPEN, Authenticator
-from aflow.service.database import open_database
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from aflow import package
+from aflow.code import package
 from tests.flows.conftest import Ran, Workspace
 
 FLOW = """

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from aflow.server.orders import fields_of
-from aflow.service.auth import is_page
+from aflow.server.auth import is_page
+from aflow.server.run_requests import fields_of
 from tests.server import attacks
 from tests.server.attacks import OPEN
 from tests.server.conftest import FLOW, Daemon, make_certificate

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
-from aflow import package
 from aflow.cli.logbook import Plain
+from aflow.code import package
 from aflow.errors import CommandFailed
-from aflow.server.orders import Order
+from aflow.server.bodies import body_of
+from aflow.server.listening import Bounds, listening, room
+from aflow.server.run_requests import Order
 from aflow.server.runs import Place, Runs
 from aflow.server.serve import tls_context
-from aflow.service.bodies import body_of
-from aflow.service.listening import Bounds, listening, room
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 from tests.flows.conftest import processes_in

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from aflow.clock import SystemClock
-from aflow.metadata.service import ServiceMetadata
+from aflow._core.clock import SystemClock
+from aflow.metadata.http import ServiceMetadata
 from tests.server.conftest import Daemon
 
 WHO = json.dumps({"user_name": "ada", "tags": [], "system_tags": []}).encode()

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from aflow.server.openapi import document
-from aflow.server.routes import ROUTES, Route
+from aflow.server.routes.table import ROUTES, Route
 from tests.server.conftest import FLOW, Daemon
 
 CHECKS = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aflow import package
+from aflow.code import package
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from aflow.server import schedules

@@ -13,7 +13,7 @@ import pytest
 
 from aflow.errors import InvalidSetting
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.tokens import Token, create, known, local_token, revoke, tokens
+from aflow.metadata.tokens import Token, create, known, local_token, revoke, tokens
 from tests.flows.conftest import Ran
 from tests.server.conftest import Daemon
 

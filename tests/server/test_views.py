@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aflow.backends import open_queue
-from aflow.executors.letters import DEFAULT_POOL, tasks_topic
+from aflow.executors.protocol import DEFAULT_POOL, tasks_topic
 from aflow.metadata.base import RunningTask, WorkerRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message

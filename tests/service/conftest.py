@@ -11,9 +11,9 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
-from aflow.clock import FakeClock
-from aflow.service.app import application
-from aflow.service.database import Database, open_database
+from aflow._core.clock import FakeClock
+from aflow.server.metaflow.app import application
+from aflow.server.metaflow.database import Database, open_database
 from tests.support.postgres import new_schema
 
 WHO = {"user_name": "ada", "tags": ["t"], "system_tags": ["user:ada"]}

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.errors import InvalidSetting, MetadataUnavailable, VersionConflict
 from aflow.metadata import wire
 from aflow.metadata.base import Batch, RunRecord
-from aflow.metadata.service import ServiceMetadata
+from aflow.metadata.http import ServiceMetadata
 from tests.contracts.metadata_stores import a_run, tasks_of
 from tests.support.servers import free_port
 from tests.support.service import InThread

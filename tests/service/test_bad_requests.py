@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aflow.backends import open_metadata
-from aflow.service.database import Database, open_database
-from aflow.service.routes import ROUTES
-from aflow.tokens import create
+from aflow.metadata.tokens import create
+from aflow.server.metaflow.database import Database, open_database
+from aflow.server.metaflow.routes import ROUTES
 from tests.server.attacks import OF_OTHER_SITES
 from tests.service.conftest import Service
 

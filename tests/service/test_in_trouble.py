@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aflow.errors import InvalidSetting, MetadataTooNew, MetadataUnavailable
-from aflow.service.database import VERSION, open_database
+from aflow.server.metaflow.database import VERSION, open_database
 from tests.service.conftest import Service
 from tests.support.servers import free_port
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aflow.service.messages import CHUNK
+from aflow.server.metaflow.messages import CHUNK
 from tests.service.conftest import WHO, Service
 
 

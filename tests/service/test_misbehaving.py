@@ -18,11 +18,11 @@ from typing import Any
 import msgpack
 import pytest
 
-from aflow.clock import SystemClock
+from aflow._core.clock import SystemClock
 from aflow.errors import InvalidMessage
 from aflow.metadata import wire
 from aflow.metadata.base import Batch
-from aflow.metadata.service import ServiceMetadata
+from aflow.metadata.http import ServiceMetadata
 from tests.contracts.metadata_stores import a_run, succeeded, tasks_of
 from tests.support.service import InThread
 

@@ -17,8 +17,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from aflow.service.openapi import document
-from aflow.service.routes import ROUTES
+from aflow.server.metaflow.openapi import document
+from aflow.server.metaflow.routes import ROUTES
 from tests.support.postgres import new_schema
 from tests.support.servers import Server
 from tests.support.service import InThread

@@ -10,8 +10,8 @@ import pytest
 from aflow.backends import open_metadata
 from aflow.metadata.base import Batch, MetadataRecord, MetadataStore, RunRecord, RunUpdate
 from aflow.scheduler.states import RunState
-from aflow.service.database import open_database
-from aflow.storage.manifest import Entry, Manifest
+from aflow.server.metaflow.database import open_database
+from aflow.storage.artifacts import Entry, Manifest
 from tests.contracts.metadata_stores import a_run, succeeded, tasks_of
 from tests.service.conftest import WHO, Service
 from tests.service.test_lists import pages

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from aflow.stack.parameters import given_as, refusals
-from aflow.stack.settings import template
+from aflow.aws.stack.parameters import given_as, refusals
+from aflow.aws.stack.settings import template
 from tests.stack.on_moto import loaded
 
 # Actions that IAM knows no resources for, or that list what there is.
@@ -206,7 +206,11 @@ def test_who_has_the_policy_for_people_may_run_deploy_and_look(
     policy = [each for name, each in statements(whole) if name == "UserPolicy"]
     allowed = {action for each in policy for action in words(each["Action"])}
     asked = called(
-        repository, "deploy/aws.py", "aws/calls.py", "checkup/asking.py", "checkup/every.py"
+        repository,
+        "step_functions/deployer.py",
+        "aws/client.py",
+        "doctor/probes.py",
+        "doctor/checks.py",
     )
     for_all = {"sts:GetCallerIdentity"}  # which nobody has to be allowed
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from aflow._core.clock import SystemClock
 from aflow.backends import open_metadata
-from aflow.clock import SystemClock
-from aflow.metadata.service import ServiceMetadata
-from aflow.service.app import application
-from aflow.service.database import open_database
+from aflow.metadata.http import ServiceMetadata
+from aflow.server.metaflow.app import application
+from aflow.server.metaflow.database import open_database
 
 
 class InThread:

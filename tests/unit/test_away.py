@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aflow.queue.away import AWAY, wait_before_next_try
+from aflow.queue.base import AWAY, wait_before_next_try
 
 
 def test_who_has_lost_a_broker_comes_back_when_the_lot_says() -> None:

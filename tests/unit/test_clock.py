@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aflow.clock import FakeClock, ForwardClock, LeaseClock
+from aflow._core.clock import FakeClock, ForwardClock, LeaseClock
 
 
 def test_a_clock_that_is_set_back_goes_on_as_if_nothing_had_been() -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aflow._core.settings import RunOptions, Settings, as_reached_here, looked_up, service_headers
 from aflow.backends import open_store
-from aflow.config import RunOptions, Settings, as_reached_here, looked_up, service_headers
 from aflow.errors import InvalidSetting
 
 
@@ -142,7 +142,7 @@ def test_backends_find_the_folder_that_the_url_names(tmp_path: Path) -> None:
 def test_a_working_directory_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
     script = (
         "import os; os.rmdir(os.getcwd())\n"
-        "from aflow.config import Settings\n"
+        "from aflow._core.settings import Settings\n"
         "from aflow.errors import InvalidSetting\n"
         "try: Settings.load()\n"
         "except InvalidSetting as error: print(error)"

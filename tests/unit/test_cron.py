@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aflow.cron import latest_ticks, next_tick, parse, zone_of
+from aflow._core.cron import latest_ticks, next_tick, parse, zone_of
 from aflow.errors import InvalidInput
 
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe"]

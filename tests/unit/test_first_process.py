@@ -16,7 +16,7 @@ from tests.support.waiting import PATIENCE
 PROGRAM = """
 import ctypes, os, signal, subprocess, sys
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-from aflow.first_process import delegate
+from aflow._core.process import delegate
 delegate()
 assert os.getpid() != int(sys.argv[1] or 0)
 """

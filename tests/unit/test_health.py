@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aflow import health
+from aflow.cli import health
 from aflow.errors import InvalidSetting
 from tests.support.servers import free_port
 from tests.support.waiting import PATIENCE
@@ -63,7 +63,7 @@ def test_the_check_is_a_program_whose_exit_code_is_the_answer(
     if there:
         file.touch()
     done = subprocess.run(
-        [sys.executable, "-m", "aflow.health"],
+        [sys.executable, "-m", "aflow.cli.health"],
         env=os.environ | {"AFLOW_HEALTH_FILE": str(file)},
         capture_output=True,
         text=True,

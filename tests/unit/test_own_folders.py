@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aflow._core.private_folders import own_folder, runtime_folder
 from aflow.errors import UnsafeFolder
-from aflow.own_folders import own_folder, runtime_folder
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aflow import FlowMutator, FlowSpec, package, step
-from aflow.clock import SystemClock
+from aflow import FlowMutator, FlowSpec, step
+from aflow._core.clock import SystemClock
+from aflow.code import package
 from aflow.errors import CodePackageError
 from aflow.flow.definition import FlowDefinition
 from aflow.flow.spec import define

@@ -11,8 +11,8 @@ import cloudpickle
 import msgpack
 import pytest
 
-from aflow.config import Settings
-from aflow.secret import Secret
+from aflow._core.secret import Secret
+from aflow._core.settings import Settings
 
 CANARY = "canary-0123456789abcdef0123456789abcdef"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from aflow.aws.stack.settings import Output, settings_of
 from aflow.errors import InvalidInput
-from aflow.stack.settings import Output, settings_of
 
 DATASTORE = Output("Datastore", "s3://b/x", "URL for the datastore [METAFLOW_DATASTORE_SYSROOT_S3]")
 

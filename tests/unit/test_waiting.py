@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from aflow.clock import FakeClock
-from aflow.waiting import Waiting
+from aflow._core.clock import FakeClock
+from aflow._core.waiting import Waiting
 
 
 def test_a_wait_is_said_after_five_seconds_and_then_each_minute() -> None:

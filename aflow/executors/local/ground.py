@@ -12,37 +12,305 @@ environment of steps. It is forked from the first ground, and has a socket of it
 
 from __future__ import annotations
 
+import atexit
 import errno
+import fcntl
 import gc
+import importlib
 import itertools
 import os
+import random
 import select
 import signal
 import socket
+import stat
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgpack
 
-from aflow import collector, ending
-from aflow.attempt.runner import Runner
-from aflow.attempt.spec import AttemptSpec, RunContext
-from aflow.clock import SystemClock
-from aflow.executors.local import descendants, inside, task, wire
-from aflow.executors.local.forked import UserProgram
+from aflow._core import ending, process
+from aflow._core.clock import SystemClock
+from aflow._core.ids import PARAMETERS_TASK
+from aflow.code.program import Program, Request, is_library
+from aflow.executors.local import child as inside
+from aflow.executors.local import child_task, descendants, messages
+from aflow.executors.local.child_task import Host, copies_of
+from aflow.executors.local.preload import Generators, import_all, is_unseeded
 from aflow.executors.local.probe import obstacle, open_descriptors
-from aflow.executors.local.program import Program, Request
-from aflow.executors.local.warm import Generators, import_all
-from aflow.executors.local.warm_up import warm_up
-from aflow.flow.graph import Graph
+from aflow.flow.graph import Graph, Kind, Node, connect
+from aflow.flow.spec import FlowSpec, set_launcher
+from aflow.metadata.base import MetadataStore
+from aflow.scheduler.messages import FromTask, NoInputs, encode_inputs
+from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
+from aflow.storage.memory import MemoryStore
+from aflow.task.runner import Runner
+from aflow.task.spec import AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
+
+# `process="fork"`: the user's program as the process that tasks are forked from.
+#
+# It has run up to `MyFlow()` once, and each task goes on from there: for files that work for
+# seconds at module level. What tasks would have in common then, and would not have in a fresh
+# process, stands in the way, besides what probe.py looks for. What can be put right in the child
+# is put right there: files that are open for reading, and the state of `random`.
+
+
+_TWISTS = 200  # blocks of 624 numbers for which it is tried whether `random` was only used
+_IN_MEMORY = ("torch",)  # libraries whose finalizers only tidy up memory
+
+
+class UserProgram:
+    """What a process has from before the user's program runs in it; made before that."""
+
+    def __init__(self) -> None:
+        self._descriptors = open_descriptors()
+        self._finalizers = {*weakref.finalize._registry}  # type: ignore[attr-defined]
+        self._exit_functions: list[Callable[..., Any]] = []
+        self._random = random.getstate()
+        self._register = atexit.register
+        atexit.register = self._note_exit_function  # type: ignore[assignment]
+
+    def _note_exit_function(self, function: Any, *args: Any, **options: Any) -> Any:
+        self._exit_functions.append(function)
+        return self._register(function, *args, **options)
+
+    def reached(self) -> None:
+        """The program has come to its flow."""
+        atexit.register = self._register
+        self._seeded = _was_seeded(self._random, random.getstate())
+        self._random = random.getstate()
+
+    def obstacle(self, ours: Collection[int]) -> str | None:
+        """Why tasks cannot be forked from this process; None where they can be."""
+        return (
+            self._exit_function()
+            or self._finalizer()
+            or _generator()
+            or obstacle({*self._descriptors, *ours})
+        )
+
+    def _exit_function(self) -> str | None:
+        for each in self._exit_functions:
+            code = getattr(each, "__code__", None)
+            if code is None or not is_library(code.co_filename):
+                name = getattr(each, "__qualname__", repr(each))
+                return f"the exit function {name} would run in each task"
+        return None
+
+    def _finalizer(self) -> str | None:
+        registry: dict[Any, Any] = weakref.finalize._registry  # type: ignore[attr-defined]
+        for finalizer, info in [*registry.items()]:
+            home = getattr(info.func, "__module__", None) or ""
+            if finalizer in self._finalizers or not info.atexit:
+                continue
+            if home.partition(".")[0] not in _IN_MEMORY:
+                name = getattr(info.func, "__qualname__", repr(info.func))
+                return f"{home}.{name} (a finalizer) would run in each task"
+        return None
+
+    def begin_child(self) -> None:
+        """Put right what a forked process is to have of its own."""
+        if self._seeded:
+            random.setstate(self._random)
+        for number in _readable_files(self._descriptors):
+            _reopen(number)
+
+
+def _has_proc() -> bool:
+    return os.path.isdir("/proc/self/fd")
+
+
+def _was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether somebody has seeded `random`, rather than only used it, between these states: it is
+    tried whether drawing numbers leads from the one to the other."""
+    if before[1] == after[1]:
+        return False
+    tried = random.Random()
+    tried.setstate(before)
+    wanted = after[1][:624]
+    for _ in range(_TWISTS):
+        state = tried.getstate()[1]
+        if state[:624] == wanted:
+            return False
+        for _ in range(624 - state[624] + 1):
+            tried.getrandbits(32)
+    return True
+
+
+def _generator() -> str | None:
+    """A generator of random numbers in the user's modules that would give all tasks the same."""
+    numpy_random = sys.modules.get("numpy.random")
+    kinds = () if numpy_random is None else (numpy_random.Generator, numpy_random.RandomState)
+    for name, module in [*sys.modules.items()]:
+        file = getattr(module, "__file__", None)
+        if name != "__main__" and (file is None or is_library(file) or name.startswith("aflow.")):
+            continue
+        for key, value in [*vars(module).items()]:
+            if type(value) is random.Random:
+                return f"{key} (random.Random) would give all tasks the same numbers"
+            if type(value) in kinds and is_unseeded(value):
+                return f"{key} (of numpy.random) would give all tasks the same numbers"
+    return None
+
+
+def _readable_files(but: Collection[int]) -> Iterator[int]:
+    if not _has_proc():
+        return
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number <= 2 or number in but:
+            continue
+        try:
+            mode = os.fstat(number).st_mode
+            flags = fcntl.fcntl(number, fcntl.F_GETFL)
+        except OSError:  # that of the listing itself
+            continue
+        if stat.S_ISREG(mode) and flags & os.O_ACCMODE == os.O_RDONLY:
+            yield number
+
+
+def _reopen(number: int) -> None:
+    """Give a file that is open for reading a position of its own, where it was."""
+    try:
+        at = os.lseek(number, 0, os.SEEK_CUR)
+        again = os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # it was removed, or may not be opened any more: it stays as it is
+        return
+    os.lseek(again, at, os.SEEK_SET)
+    os.dup2(again, number, inheritable=os.get_inheritable(number))
+    os.close(again)
+
+
+# What a ground does before its first fork, so that each forked process has less to do.
+#
+# A process that was just forked shares all memory with the ground; whatever it writes to is
+# copied, page by page, and a page costs as much as a hundred lines of Python. The interpreter
+# writes to code when it runs it for the first times (it specialises it), modules write all over
+# when they are imported. So the modules are imported here, and the runner's code has run here, on
+# a flow of its own whose tasks do what all tasks do.
+
+# What tasks import when they first need it, and what a program has imported by then because aflow
+# did. In the ground nobody waits for it.
+_MODULES = ("blake3", "sqlite3", "json", "traceback", "signal", "subprocess")
+_ROUNDS = 12  # the interpreter specialises code that has run some eight times
+
+
+# A foreach over nothing of interest, as a user writes one.
+_PROGRAM = """
+from aflow import FlowSpec, Parameter, current, step
+
+class WarmUp(FlowSpec):
+    @step
+    def start(self):
+        self.xs = [0, 1]
+        self.next(self.work, foreach="xs")
+    @step
+    def work(self):
+        self.y = self.input
+        self.next(self.join)
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+    @step
+    def end(self):
+        pass
+
+if __name__ == "__main__":
+    WarmUp()
+"""
+_SOURCE = {
+    "kind": "main",
+    "file": "<aflow>",
+    "module": "__main__",
+    "name": "WarmUp",
+    "argv": [""],
+    "flags": [],
+}
+
+
+def warm_up() -> None:
+    """Import what tasks will need, and run the code that each of them runs."""
+    for name in _MODULES:
+        importlib.import_module(name)
+    is_library("")  # brings sysconfig, and what that reads
+    for _ in range(_ROUNDS):
+        threading._after_fork()  # type: ignore[attr-defined]  # what each fork does anyway
+    kept = [*sys.argv], [*sys.orig_argv], [*sys.path], sys.modules["__main__"]
+    host = _RehearsedHost()
+    for _ in range(_ROUNDS):
+        host.rehearse()
+    sys.argv[:], sys.orig_argv[:], sys.path[:], sys.modules["__main__"] = kept
+    set_launcher(_never)
+
+
+class _RehearsedHost(Host):
+    """Runs a program as a process of a task does, in this process."""
+
+    def __init__(self) -> None:
+        program = Program(_SOURCE, sys.path)
+        program.compile(_PROGRAM)
+        context = RunContext("WarmUp", "0", 0, "", None, (), "", "", "process", 10)
+        runner = Runner(context, BlobStore(MemoryStore()), _no_metadata, SystemClock())
+        graph = _graph()
+        request = Request(_SOURCE, [], None, False)
+        super().__init__(program, request, graph, runner, {}, (b"", b""), None)
+        self._parameters = Manifest(step="_parameters").encode()
+
+    def rehearse(self) -> None:
+        """Run the program, and two of its steps."""
+        self._entered, self._code = False, None
+        self.run_program(self._steps, lambda *message: None)
+
+    def _steps(self, flow: FlowSpec) -> int:
+        runner = self._runner
+        runner.instance = copies_of(flow)
+        start = _spec("start", 1, encode_inputs(NoInputs()), {PARAMETERS_TASK: self._parameters})
+        manifest = runner.run(AttemptSpec.decode(start.encode())).manifest or b""
+        along = {PARAMETERS_TASK: self._parameters, 1: manifest}
+        work = _spec("work", 2, encode_inputs(FromTask(1)), along, split=1)
+        runner.run(AttemptSpec.decode(work.encode())).message()
+        return 0
+
+
+def _graph() -> Graph:
+    places = {"start": "work", "work": "join", "join": "end", "end": ""}
+    nodes = {
+        name: Node(
+            name,
+            Kind.FOREACH if name == "start" else Kind.END if name == "end" else Kind.LINEAR,
+            is_join=name == "join",
+            next=(following,) if following else (),
+            foreach="xs" if name == "start" else None,
+        )
+        for name, following in places.items()
+    }
+    return Graph("WarmUp", "start", "end", connect(nodes, "start"))
+
+
+def _never(flow: FlowSpec) -> None:
+    raise AssertionError("a ground runs no flow")
+
+
+def _spec(
+    step_name: str, task: int, inputs: bytes, along: dict[int, bytes], split: int | None = None
+) -> AttemptSpec:
+    inside = split is not None
+    index, count = (0, 2) if inside else (None, None)
+    return AttemptSpec(step_name, task, 0, inputs, split, index, count, inside, True, False, along)
+
+
+def _no_metadata() -> MetadataStore:
+    raise AssertionError("these tasks find all that they read in their specs")
+
 
 OpenStore = Callable[[str], "ObjectStore"]
 OpenMetadata = Callable[[str, str], "MetadataStore"]
@@ -102,7 +370,7 @@ class Ground:
     def _begin_to_serve(self) -> None:
         self._children: dict[int, int] = {}  # pid -> the coordinator's id
         self._pids: dict[int, int] = {}  # the coordinator's id -> pid
-        self._unpacker = wire.unpacker()
+        self._unpacker = messages.unpacker()
         self._fds: list[int] = []
         self._postponed: list[_Postponed] = []
         self._wakeup: tuple[int, ...] = ()
@@ -154,7 +422,7 @@ class Ground:
         warm_up()
         # Pages of objects that the collector has moved to its permanent generation stay shared
         # with the forked processes: a collection there does not touch them.
-        collector.as_usual()
+        process.as_usual()
         gc.collect()
         ending.prepare()
         gc.freeze()
@@ -163,7 +431,7 @@ class Ground:
 
     def _carry_out_all(self) -> bool:
         """Read and carry out what has come; False when the coordinator is gone."""
-        data, fds = wire.receive(self._control)
+        data, fds = messages.receive(self._control)
         if not data:
             return False
         self._fds += fds
@@ -174,39 +442,39 @@ class Ground:
 
     def _carry_out(self, message: tuple[Any, ...]) -> None:
         kind, *rest = message
-        if kind in (wire.RUN, wire.DEBUG):
+        if kind in (messages.RUN, messages.DEBUG):
             child, environment, learn, spec = rest
-            fds = self._take(3 if kind == wire.RUN else 4)
+            fds = self._take(3 if kind == messages.RUN else 4)
             attempt = AttemptSpec.decode(spec)
             # Decoded here, where it stays decoded for all tasks that read the same.
             self._configured.remember(attempt)
             runner = self._configured
             self._fork(
                 child, fds, environment, learn,
-                lambda: task.OneAttempt(runner, attempt, fds, strict=learn), is_task=True,
+                lambda: child_task.OneAttempt(runner, attempt, fds, strict=learn), is_task=True,
             )  # fmt: skip
-        elif kind == wire.KILL:
+        elif kind == messages.KILL:
             child, signum = rest
             if child in self._pids:
                 kill_group(self._pids[child], signum)
             else:
                 self._forget_postponed(child)
-        elif kind == wire.WORK:
+        elif kind == messages.WORK:
             child, environment, learn, coroutines = rest
             fds = self._take(6)
             runner = self._configured
             self._fork(
                 child, fds, environment, learn,
-                lambda: task.ManyAttempts(runner, fds, coroutines=coroutines), is_task=False,
+                lambda: child_task.ManyAttempts(runner, fds, coroutines=coroutines), is_task=False,
             )  # fmt: skip
-        elif kind == wire.ASK:
-            self._say(wire.HAS, all(name in sys.modules for name in rest[0]))
-        elif kind == wire.GROW:
+        elif kind == messages.ASK:
+            self._say(messages.HAS, all(name in sys.modules for name in rest[0]))
+        elif kind == messages.GROW:
             self._grow(self._take(1)[0], *rest)
-        elif kind == wire.CONFIGURE:
+        elif kind == messages.CONFIGURE:
             self._token = rest[1]
             self._configure(RunContext(*rest[0]))
-        elif kind == wire.PROGRAM:
+        elif kind == messages.PROGRAM:
             self._load(Request(*rest))
         else:
             raise AssertionError(f"no such request: {kind}")
@@ -218,9 +486,9 @@ class Ground:
     def _load(self, request: Request) -> None:
         self._request = request
         if request.is_metaflow:
-            from aflow import compat
+            from aflow.compat import metaflow
 
-            compat.install()
+            metaflow.install()
         self._program = Program(request.source, self._path)
         self._program.compile()
         self._graph = None if request.graph is None else Graph.from_dict(request.graph)
@@ -230,7 +498,7 @@ class Ground:
     def _configure(self, context: RunContext) -> None:
         blobs = BlobStore(self._open_store(context.storage_url), context.durability == "power")
         if context.remote:
-            from aflow.attempt.remote import RemoteRunner  # only workers of a queue need it
+            from aflow.task.remote import RemoteRunner  # only workers of a queue need it
 
             self._runner = RemoteRunner(context, blobs, self._clock)
             return
@@ -246,11 +514,11 @@ class Ground:
         assert self._runner is not None, "CONFIGURE comes first"
         return self._runner
 
-    def _host(self, environment: Mapping[str, str], learn: bool) -> task.Host:
+    def _host(self, environment: Mapping[str, str], learn: bool) -> child_task.Host:
         assert self._program is not None, "PROGRAM comes first"
         before = self._known if learn else None
         variables = {**self._environment, **environment}
-        return task.Host(
+        return child_task.Host(
             self._program,
             self._request,
             self._graph,
@@ -266,13 +534,13 @@ class Ground:
         fds: list[int],
         environment: Mapping[str, str],
         learn: bool,
-        work: Callable[[], task.Work],
+        work: Callable[[], child_task.Work],
         *,
         is_task: bool,
     ) -> None:
         if self._refusal is not None:
-            wire.close_all(fds)
-            self._say(wire.REFUSED, child, self._refusal)
+            messages.close_all(fds)
+            self._say(messages.REFUSED, child, self._refusal)
             return
 
         def fork() -> OSError | None:
@@ -285,15 +553,15 @@ class Ground:
             self._postponed.append(_Postponed(child, fds, give_up_at, fork))
             return
         if error is not None:
-            self._say(wire.NOT_FORKED, child, _no_process(error))
-        wire.close_all(fds)
+            self._say(messages.NOT_FORKED, child, _no_process(error))
+        messages.close_all(fds)
 
     def _try_to_fork(
         self,
         child: int,
         environment: Mapping[str, str],
         learn: bool,
-        work: Callable[[], task.Work],
+        work: Callable[[], child_task.Work],
     ) -> OSError | None:
         """Fork, and report it; the error where the system refuses. Does not come back in the
         child."""
@@ -308,7 +576,7 @@ class Ground:
             self._become(child, lambda: self._host(environment, learn).run(work()))
         self._children[pid] = child
         self._pids[child] = pid
-        self._say(wire.FORKED, child, pid, self._clock.now())
+        self._say(messages.FORKED, child, pid, self._clock.now())
         return None
 
     def _try_again(self) -> None:
@@ -321,15 +589,15 @@ class Ground:
                 return
             del self._postponed[0]
             if error is not None:
-                self._say(wire.NOT_FORKED, first.child, _no_process(error))
-            wire.close_all(first.fds)
+                self._say(messages.NOT_FORKED, first.child, _no_process(error))
+            messages.close_all(first.fds)
 
     def _forget_postponed(self, child: int) -> None:
         for each in self._postponed:
             if each.child == child:
                 self._postponed.remove(each)
-                wire.close_all(each.fds)
-                self._say(wire.NOT_FORKED, child, "it was not wanted any more")
+                messages.close_all(each.fds)
+                self._say(messages.NOT_FORKED, child, "it was not wanted any more")
                 return
 
     # ------------------------------------------------------------ in the forked process
@@ -360,7 +628,7 @@ class Ground:
 
         inside.end(code, let_go)
 
-    def _let_program_go_on(self, child: int, work: Callable[[], task.Work]) -> NoReturn:
+    def _let_program_go_on(self, child: int, work: Callable[[], child_task.Work]) -> NoReturn:
         """Let the program, which waits in the call of its flow, go on with this work."""
         inside.begin(self._pid, self._sigint)
         descendants.mark(self._token, child)
@@ -373,7 +641,7 @@ class Ground:
     def _let_go(self, child: int) -> None:
         """Close what belongs to the ground, and to other processes that it is still to fork."""
         self._control.close()
-        wire.close_all([*self._wakeup, *self._parent, *self._of_others(child)])
+        messages.close_all([*self._wakeup, *self._parent, *self._of_others(child)])
 
     def _of_others(self, child: int | None = None) -> list[int]:
         """The descriptors of processes that are still to be forked, but for this one."""
@@ -410,7 +678,7 @@ class Ground:
             cold = None
             if any(each not in sys.modules for each in imported["modules"]):
                 cold = self._try_to_warm(imported, {**before, **environment})
-            self._say(*((wire.READY,) if cold is None else (wire.COLD, *cold)))
+            self._say(*((messages.READY,) if cold is None else (messages.COLD, *cold)))
             self.serve()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
@@ -421,7 +689,7 @@ class Ground:
     def _become_ground(self) -> None:
         inside.begin(self._pid, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        wire.close_all([*self._wakeup, *self._of_others()])
+        messages.close_all([*self._wakeup, *self._of_others()])
         self._begin_to_serve()
 
     def _try_to_warm(
@@ -435,7 +703,7 @@ class Ground:
         try:
             pid = os.fork()
         except OSError as error:
-            wire.close_all([readable, writable])
+            messages.close_all([readable, writable])
             return _no_process(error), self._clock.now() - began
         if not pid:
             os.close(readable)
@@ -483,7 +751,7 @@ class Ground:
             os.close(writable)
             if reason is None:
                 self._known = frozenset(sys.modules)
-                self._say(wire.READY)
+                self._say(messages.READY)
                 self.serve()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
@@ -544,7 +812,7 @@ class Ground:
         if has_ended:
             self._end_orphans()
         for each in exits:
-            self._say(wire.EXITED, *each)
+            self._say(messages.EXITED, *each)
 
     def _end_orphans(self) -> None:
         """End what has come to us because its parents are gone, if its task is, too. What it has
@@ -562,7 +830,7 @@ class Ground:
 
     def _say(self, *message: Any) -> None:
         try:
-            self._control.sendall(wire.packed(*message))
+            self._control.sendall(messages.packed(*message))
         except OSError:  # the coordinator is gone: the next read sees the end and kills all
             return
 
@@ -579,7 +847,7 @@ def _ended_child() -> int | None:
 class _GoOn(BaseException):
     """In a process that was forked from the user's program: do this work."""
 
-    def __init__(self, work: task.Work | None) -> None:
+    def __init__(self, work: child_task.Work | None) -> None:
         super().__init__()
         self.work = work
 

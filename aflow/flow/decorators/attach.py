@@ -2,22 +2,77 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.registry import KINDS, make
-from aflow.flow.options import read_options
 
 if TYPE_CHECKING:
     from aflow.flow.decorators.base import StepDecorator
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
+# How `--with name:option=value,option=value` is read.
+
+
+_OPTION = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*")
+_END = re.compile(r"\s*(,|\Z)")
+_BEGINS_JSON = ("{", "[", '"')
+_JSON = json.JSONDecoder()
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """The options in `option=value,option=value`, in order.
+
+    A value is read as JSON where it is JSON, else as text; commas inside JSON lists, objects and
+    strings belong to the value. Raises InvalidDecorator for what is no option, or is given twice.
+    """
+    options: dict[str, Any] = {}
+    for option, value in _pairs(text):
+        if option in options:
+            raise InvalidDecorator(f"Option {option!r} is given twice.")
+        options[option] = value
+    return options
+
+
+def _pairs(text: str) -> Iterator[tuple[str, Any]]:
+    at = 0
+    while text[at:].strip():
+        found = _OPTION.match(text, at)
+        if found is None:
+            raise InvalidDecorator(
+                f"{text[at:]!r} is no option: write name:option=value,option=value."
+            )
+        value, at = _value(text, found.end())
+        yield found[1], value
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at `at`, and where the next option begins."""
+    if text.startswith(_BEGINS_JSON, at):
+        try:
+            value, end = _JSON.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            pass  # it only looks like JSON: it is read as a text below
+        else:
+            rest = _END.match(text, end)
+            if rest is not None:
+                return value, rest.end()
+    end = text.find(",", at)
+    end = len(text) if end < 0 else end
+    raw = text[at:end].strip()
+    try:
+        return json.loads(raw), end + 1
+    except (ValueError, RecursionError):
+        return raw, end + 1
+
 
 def parse_spec(spec: str) -> Any:
-    """The decorator that `name` or `name:option=value,...` describes; see `flow/options.py`.
+    """The decorator that `name` or `name:option=value,...` describes; see `flow/decorators/attach.py`.
 
     Raises InvalidDecorator for all that cannot be understood.
     """
@@ -32,7 +87,7 @@ def parse_spec(spec: str) -> Any:
 
 
 def _custom(name: str, options: Mapping[str, Any]) -> Any:
-    from aflow.flow.mutable import named  # only where --with asks for a decorator of the user's
+    from aflow.flow.mutators import named  # only where --with asks for a decorator of the user's
 
     return named(name, [], options, {})
 
@@ -50,7 +105,7 @@ def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
         return definition
     before = definition.unmutated
     if before is not None or any(getattr(each, "pre_mutate", None) for each in decorators):
-        from aflow.flow.mutable import mutated  # only for flows with mutators
+        from aflow.flow.mutators import mutated  # only for flows with mutators
 
         return mutated(before or definition, decorators)
     steps = {name: _with(step, decorators) for name, step in definition.steps.items()}

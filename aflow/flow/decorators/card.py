@@ -1,4 +1,4 @@
-"""@card: a page that a step leaves for people. Carried out by `aflow.cards.around`."""
+"""@card: a page that a step leaves for people. Carried out by `aflow.cards.hooks`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CardDecorator(StepDecorator):
     """
 
     name: ClassVar[str] = "card"
-    around: ClassVar[str] = "aflow.cards.around:AroundCard"
+    around: ClassVar[str] = "aflow.cards.hooks:AroundCard"
     repeatable: ClassVar[bool] = True
     type: str = "default"
     id: str | None = None

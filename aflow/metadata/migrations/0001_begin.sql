@@ -46,7 +46,7 @@ CREATE TABLE tasks (
     created_at REAL NOT NULL,
     split INTEGER,
     split_index INTEGER,
-    inputs BLOB NOT NULL,       -- scheduler/codec.py
+    inputs BLOB NOT NULL,       -- scheduler/messages.py
     PRIMARY KEY (run_key, task)
 ) WITHOUT ROWID;
 
@@ -62,7 +62,7 @@ CREATE TABLE attempts (
     started_at REAL,
     finished_at REAL,
     reason TEXT NOT NULL,
-    manifest BLOB,              -- storage/manifest.py
+    manifest BLOB,              -- storage/artifacts.py
     log BLOB,                   -- storage/logs.py
     log_chunks INTEGER NOT NULL,
     stdout_size INTEGER NOT NULL,
@@ -90,6 +90,6 @@ CREATE TABLE metadata (
 CREATE TABLE journal (
     run_key INTEGER NOT NULL,
     version INTEGER NOT NULL,
-    events BLOB NOT NULL,       -- scheduler/codec.py
+    events BLOB NOT NULL,       -- scheduler/messages.py
     PRIMARY KEY (run_key, version)
 ) WITHOUT ROWID;

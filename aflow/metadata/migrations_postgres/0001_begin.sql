@@ -49,7 +49,7 @@ CREATE TABLE tasks (
     created_at DOUBLE PRECISION NOT NULL,
     split BIGINT,
     split_index BIGINT,
-    inputs BYTEA NOT NULL,      -- scheduler/codec.py
+    inputs BYTEA NOT NULL,      -- scheduler/messages.py
     origin TEXT NOT NULL,       -- run/step/task, of the same flow
     cache_key BYTEA,
     PRIMARY KEY (run_key, task)
@@ -69,7 +69,7 @@ CREATE TABLE attempts (
     started_at DOUBLE PRECISION,
     finished_at DOUBLE PRECISION,
     reason TEXT NOT NULL,
-    manifest BYTEA,             -- storage/manifest.py
+    manifest BYTEA,             -- storage/artifacts.py
     log BYTEA,                  -- storage/logs.py
     log_chunks BIGINT NOT NULL,
     stdout_size BIGINT NOT NULL,
@@ -97,6 +97,6 @@ CREATE TABLE metadata (
 CREATE TABLE journal (
     run_key BIGINT NOT NULL,
     version BIGINT NOT NULL,
-    events BYTEA NOT NULL,      -- scheduler/codec.py
+    events BYTEA NOT NULL,      -- scheduler/messages.py
     PRIMARY KEY (run_key, version)
 );

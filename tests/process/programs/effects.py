@@ -1,6 +1,6 @@
 """What the end of a process can do: each function leaves something behind that Python's own end
 deals with. `effects.py KIND FOLDER` lets each of them happen in a forked process, in a folder of
-its own, that ends by KIND: `python` is Python's own end, `raised` is aflow.ending.Leave, `at once`
+its own, that ends by KIND: `python` is Python's own end, `raised` is aflow._core.ending.Leave, `at once`
 is os._exit.
 """
 
@@ -30,7 +30,7 @@ import weakref
 import zipfile
 from pathlib import Path
 
-from aflow import ending
+from aflow._core import ending
 
 KEPT = {}  # what module globals would be
 

@@ -1,5 +1,5 @@
 """Lets each effect of effects.py happen as in a task: in a process that is forked from one that has
-none of the file's own objects, runs the whole file there, and leaves by aflow.ending.leave."""
+none of the file's own objects, runs the whole file there, and leaves by aflow._core.ending.leave."""
 
 import gc
 import os
@@ -7,7 +7,7 @@ import sys
 import types
 from pathlib import Path
 
-from aflow import ending
+from aflow._core import ending
 
 FILE = Path(__file__).with_name("effects.py")
 

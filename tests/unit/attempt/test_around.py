@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import pytest
 
 from aflow import FlowSpec, current, step
-from aflow.attempt.around import Around
 from aflow.flow.decorators.base import StepDecorator, decorate
-from aflow.storage.manifest import Manifest
+from aflow.storage.artifacts import Manifest
+from aflow.task.hooks import Around
 from aflow.testing import run_step
 
 said: list[str] = []

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from aflow.attempt.variables import Variables
 from aflow.errors import TaskError
+from aflow.task.environment import Variables
 
 
 def test_the_last_to_let_go_puts_back_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:

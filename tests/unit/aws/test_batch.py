@@ -14,23 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow import FlowSpec, batch, catch, queue, resources, step, timeout
-from aflow.attempt.remote import Parcels
-from aflow.attempt.spec import AttemptSpec
-from aflow.aws.ends import end_of
+from aflow._core.settings import RunOptions
+from aflow.aws.batch import MOST, Mark, job_name, name_prefix, step_job, submission
+from aflow.aws.job_status import end_of
 from aflow.aws.settings import AwsSettings
-from aflow.aws.submission import MOST, Mark, job_name, name_prefix, step_job, submission
-from aflow.config import RunOptions
 from aflow.errors import AflowError, CorruptBlob, InvalidSetting
+from aflow.executors.factory import needs_processes, on_batch, places, travelling
 from aflow.executors.polling import LONGEST, LONGEST_WAIT, SHORTEST, next_wait
-from aflow.executors.roll import Roll
+from aflow.executors.protocol import Roll
 from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define
-from aflow.local_notes import notes
-from aflow.placement import needs_processes, on_batch, places, travelling
+from aflow.runs.warnings import notes
 from aflow.scheduler.states import AttemptState
 from aflow.storage.local import LocalStore
 from aflow.storage.memory import MemoryStore
 from aflow.storage.s3 import S3Store
+from aflow.task.remote import Parcels
+from aflow.task.spec import AttemptSpec
 
 SETTINGS = AwsSettings(queue="queue", image="image:1", job_role="arn:role")
 MARK = Mark("ann@example", "Marked", "17")
@@ -165,7 +165,7 @@ def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:
 
     needs = job.definition["containerProperties"]["resourceRequirements"]
     assert {"VCPU": "2", "MEMORY": "3000"} == {each["type"]: each["value"] for each in needs}
-    assert "aflow.remote.in_job" in job.definition["containerProperties"]["command"][2]
+    assert "aflow.remote.job" in job.definition["containerProperties"]["command"][2]
     variables = {e["name"]: e["value"] for e in values["containerOverrides"]["environment"]}
     assert {"A": "1", "AFLOW_TEMPDIR": "/aflow_temp", "B": "2"} == variables
     assert ("own", 240) == (values["jobQueue"], values["timeout"]["attemptDurationSeconds"])

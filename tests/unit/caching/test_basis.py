@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aflow.caching.basis import Basis, Value, changes
+from aflow.runs.cache.key import Basis, Value, changes
 
 CODE = {"F.start": "1", "utils.f": "2"}
 

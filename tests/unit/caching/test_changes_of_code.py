@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aflow.caching.fingerprint import fingerprints, untellable
 from aflow.flow.spec import define
+from aflow.runs.cache.fingerprint import fingerprints, untellable
 
 IMPORTS = """\
 import abc, array, asyncio, collections, contextlib, contextvars, dataclasses, datetime, decimal

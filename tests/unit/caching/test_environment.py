@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aflow import FlowSpec, UserStepDecorator, step
-from aflow.caching.code import environment_of
 from aflow.flow.spec import define
+from aflow.runs.cache.key import environment_of
 
 
 class Scaled(UserStepDecorator):

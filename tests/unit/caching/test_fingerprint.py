@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aflow.caching.fingerprint import Fingerprint, fingerprints
 from aflow.flow.spec import define
+from aflow.runs.cache.fingerprint import Fingerprint, fingerprints
 
 FLOW = """
 from aflow import FlowSpec, step

@@ -14,19 +14,21 @@ from aflow.cards.components import (
     Artifact,
     Component,
     Error,
+    EventsTimeline,
     Image,
     JSONViewer,
     Markdown,
+    Page,
     ProgressBar,
     PythonCode,
     Table,
     ValueBox,
     VegaChart,
+    YAMLViewer,
     as_component,
     rendered,
 )
 from aflow.cards.page import page
-from aflow.cards.viewers import EventsTimeline, Page, YAMLViewer
 from aflow.errors import InvalidInput
 
 EVIL = "<script>alert('x')</script>"

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from aflow.checkup.findings import (
+from aflow.doctor.findings import (
+    WITHOUT_EFFECT,
     Finding,
     State,
     fail,
+    known,
     of_clock,
     of_machines,
     of_queue,
@@ -17,11 +19,12 @@ from aflow.checkup.findings import (
     of_space,
     of_table,
     ok,
+    remark,
+    remarks,
     trusts,
     warn,
     worst,
 )
-from aflow.checkup.keys import WITHOUT_EFFECT, known, remark, remarks
 
 NOW = 1_700_000_000.0
 DATE = "Tue, 14 Nov 2023 22:13:20 GMT"  # the same

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.cli.console import Console, progress_lines
-from aflow.runs.notices import (
+from aflow.runs.events import (
     LogLine,
     Notice,
     Progress,
@@ -355,7 +355,7 @@ def test_a_pipe_that_does_not_block_gets_all() -> None:
     script = (
         "import os, sys\n"
         "from aflow.cli.console import Console\n"
-        "from aflow.runs.notices import LogLine\n"
+        "from aflow.runs.events import LogLine\n"
         "os.set_blocking(1, False)\n"
         "lines = [LogLine(0.0, '1', 's', 1, None, 'stdout', b'x' * 100) for _ in range(5000)]\n"
         "Console(sys.stdout.buffer).watch(lines)\n"

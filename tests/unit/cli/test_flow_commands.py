@@ -10,8 +10,7 @@ from click.testing import CliRunner, Result
 
 from aflow import FlowSpec, JSONType, Parameter, retry, step
 from aflow.cli.flow_commands import COMMANDS, FlowGroup
-from aflow.cli.options import Command, option, top_options, with_option
-from aflow.cli.session import Session, bound
+from aflow.cli.options import Command, Session, bound, option, top_options, with_option
 
 
 class ManyFlow(FlowSpec):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 import pytest
 
-from aflow.cli.problems import guarded, printable
+from aflow.cli.errors import guarded, printable
 from aflow.cli.tables import table
 from aflow.errors import AflowError, InvalidFlow, InvalidParameter, NotFound
 

@@ -13,7 +13,7 @@ from aflow.cli.console import Above, Console
 from aflow.cli.progress import ASCII, UNICODE, ProgressBars, Tally, last_line
 from aflow.flow.graph import Graph
 from aflow.flow.spec import define
-from aflow.runs.notices import (
+from aflow.runs.events import (
     LogLine,
     Notice,
     RunEnded,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from aflow._core.clock import duration
 from aflow.cli.tables import table
-from aflow.clock import duration
 
 
 @pytest.mark.parametrize(

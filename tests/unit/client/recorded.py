@@ -16,13 +16,11 @@ from aflow.metadata.base import (
     TaskRecord,
 )
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import Inputs, NoInputs
+from aflow.scheduler.messages import Inputs, NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.storage.artifacts import ArtifactWriter
+from aflow.storage.artifacts import ArtifactWriter, ForeachFrame, Manifest
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import BlobStore
-from aflow.storage.manifest import ForeachFrame, Manifest
 from aflow.storage.memory import MemoryStore
 from tests.machine.graphs import LINE
 

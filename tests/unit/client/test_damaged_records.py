@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from aflow._core.clock import LATEST
 from aflow.cli.tables import local
-from aflow.client.times import local_time
-from aflow.clock import LATEST
+from aflow.client.base import local_time
 from aflow.metadata.base import AttemptRecord, Batch, MetadataRecord, RunRecord, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import AttemptState, RunState

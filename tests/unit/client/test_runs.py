@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from aflow._core.ids import MAX_TAGS
 from aflow.client import Flow, Metaflow, Run, Step, Task, namespace
 from aflow.errors import InvalidInput, InvalidName, NotFound
-from aflow.ids import MAX_TAGS
 from aflow.scheduler.states import AttemptState, RunState
 from tests.machine.graphs import BRANCHES
 from tests.unit.client.recorded import BEGIN, SYSTEM_TAGS, Records

@@ -13,9 +13,9 @@ from aflow.client import DataArtifact, Run, Step, Task, TaskData
 from aflow.errors import CorruptBlob, InvalidInput, NotFound, StorageError
 from aflow.flow.graph import Kind
 from aflow.scheduler.states import AttemptState, RunState
+from aflow.storage.artifacts import ForeachFrame
 from aflow.storage.blobs import blob_name
 from aflow.storage.logs import LogBuffer, chunk_name
-from aflow.storage.manifest import ForeachFrame
 from tests.machine.graphs import WIDE, end, foreach, graph, linear
 from tests.unit.client.recorded import BEGIN, Records
 

@@ -23,13 +23,7 @@ from aflow.client import (
     metadata,
     namespace,
 )
-from aflow.errors import (
-    InvalidInput,
-    InvalidName,
-    MetadataUnavailable,
-    NamespaceMismatch,
-    NotFound,
-)
+from aflow.errors import InvalidInput, InvalidName, MetadataUnavailable, NamespaceMismatch, NotFound
 from aflow.flow.current import current
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.storage.local import LocalStore

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from aflow.deploy.machine import JobOf, Where, compiled
 from aflow.flow.spec import define
+from aflow.step_functions.machine import JobOf, Where, compiled
 from tests.unit.deploy.flows import ALL
 
 FOLDER = Path(__file__).parent / "golden"

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from aflow.cli.flow_commands import FlowGroup
 from aflow.cli.main import take_apart
-from aflow.deploy.names import label_of
+from aflow.step_functions.names import label_of
 from tests.unit.deploy.flows import Linear, Nested
 from tests.unit.deploy.golden import TOPIC
 

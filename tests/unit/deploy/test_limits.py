@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from aflow.deploy.limits import items, too_many_items
-from aflow.deploy.machine import JobOf, compiled
-from aflow.deploy.notifications import checked_target, note
-from aflow.deploy.plan import as_text
 from aflow.errors import InvalidInput
 from aflow.flow.spec import define
+from aflow.step_functions.machine import JobOf, checked_target, compiled, note
+from aflow.step_functions.names import items, too_many_items
+from aflow.step_functions.plan import as_text
 from tests.machine.graphs import end, graph, linear, split
 from tests.unit.deploy.flows import Nested
 from tests.unit.deploy.golden import BUS, TOPIC, where

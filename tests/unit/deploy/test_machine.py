@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from aflow.deploy.machine import JobOf, compiled
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.flow.spec import define
+from aflow.step_functions.machine import JobOf, compiled
 from tests.unit.deploy.flows import Branches, Gang, Linear
 from tests.unit.deploy.golden import FOLDER, JOB, machines, where
 

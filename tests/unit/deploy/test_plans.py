@@ -7,16 +7,23 @@ import json
 import pytest
 
 from aflow import FlowSpec, batch, resources, step, timeout
-from aflow.aws.definitions import definition_of
+from aflow.aws.batch import definition_of
 from aflow.aws.settings import AwsSettings
-from aflow.deploy.chances import Chance, next_chance
-from aflow.deploy.jobs import PROGRAM, job_of
-from aflow.deploy.names import Label, authorized, label_of, machine_name, next_token, rule_name
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState
+from aflow.step_functions.job import Chance, next_chance
+from aflow.step_functions.names import (
+    Label,
+    authorized,
+    label_of,
+    machine_name,
+    next_token,
+    rule_name,
+)
+from aflow.step_functions.plan import PROGRAM, job_of
 
 SETTINGS = AwsSettings(image="image:1", registry="host.example", job_role="arn:role")
 

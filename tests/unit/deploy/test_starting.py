@@ -7,10 +7,10 @@ import json
 import pytest
 
 from aflow import FlowSpec, namespaced_event_name, schedule, step, trigger, trigger_on_finish
-from aflow.deploy.given import Given, given_by
-from aflow.deploy.starting import ENDED, Ticks, aws_cron, events_of, ticks_of
 from aflow.errors import InvalidInput
 from aflow.flow.spec import define
+from aflow.step_functions.job import Given, given_by
+from aflow.step_functions.plan import ENDED, Ticks, aws_cron, events_of, ticks_of
 
 
 class Plain(FlowSpec):

@@ -17,19 +17,19 @@ from typing import Any
 
 import pytest
 
+from aflow._core.version import DISTRIBUTION, __version__
 from aflow.backends import open_store
 from aflow.environments import wheels
 from aflow.environments.shipping import KEPT, Shipment, command, packed_runtime
-from aflow.garbage import Wanted, collect
 from aflow.metadata.sqlite import SqliteMetadata
+from aflow.runs.gc import Wanted, collect
 from aflow.storage import roots
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import blob_name
-from aflow.version import DISTRIBUTION, __version__
 from tests.support.s3 import S3Bucket
 from tests.support.servers import free_port
 
-PROGRAM = "aflow.remote.in_job"
+PROGRAM = "aflow.remote.job"
 BEGUN = "aflow: This is no job of a run"  # what it says when it runs, and was told nothing
 # Without `site` and the working folder there is the standard library alone.
 BARE = [sys.executable, "-S", "-P"]
@@ -73,7 +73,7 @@ def test_a_wheel_of_aflow_is_packed_from_where_it_runs_and_holds_nothing_else(
         names = set(archive.namelist())
 
     assert f"aflow_runtime-{__version__}-py3-none-any.whl" == ours.path.name
-    assert {"aflow/__init__.py", "aflow/stack/cloudformation.yaml", "aflow/py.typed"} <= names
+    assert {"aflow/__init__.py", "aflow/aws/stack/cloudformation.yaml", "aflow/py.typed"} <= names
     assert {"aflow", f"aflow_runtime-{__version__}.dist-info"} == {n.split("/")[0] for n in names}
     assert [] == [each for each in names if "__pycache__" in each]
 
@@ -86,7 +86,7 @@ def test_what_is_packed_can_be_installed_by_an_installer_of_wheels(
     words = ["install", "--no-index", "--no-deps", "--no-compile", "--target", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "pip", *words, *files], check=True, capture_output=True)
     ran = subprocess.run(
-        [*BARE, "-c", "import aflow.version, click, msgpack; print(msgpack.__file__)"],
+        [*BARE, "-c", "import aflow._core.version, click, msgpack; print(msgpack.__file__)"],
         env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
 
@@ -186,7 +186,7 @@ def test_an_aflow_of_another_version_in_the_image_gives_way_to_the_one_that_was_
         ("__init__.py", ""),
         ("version.py", "__version__ = '0.0.9'"),
         ("remote/__init__.py", ""),
-        ("remote/in_job.py", "print('the one of the image')"),
+        ("remote/job.py", "print('the one of the image')"),
     ):
         (tmp_path / "aflow" / name).write_text(text)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from aflow.clock import FakeClock
-from aflow.executors import letters
-from aflow.executors.correspondence import Correspondence
-from aflow.executors.letters import ReportsLetter
+from aflow._core.clock import FakeClock
+from aflow.executors import protocol
+from aflow.executors.mailbox import Correspondence
+from aflow.executors.protocol import ReportsLetter
 
-STARTED = letters.STARTED, 1, 0, 17, 5.0
-LOGGED = letters.LOGGED, 1, 0, 0, 5.5, b"said\n"
-ENDED = letters.ENDED, 1, 0, None, None, "succeeded", "", True, ["end"]
+STARTED = protocol.STARTED, 1, 0, 17, 5.0
+LOGGED = protocol.LOGGED, 1, 0, 0, 5.5, b"said\n"
+ENDED = protocol.ENDED, 1, 0, None, None, "succeeded", "", True, ["end"]
 
 
 class Told:

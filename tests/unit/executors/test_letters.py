@@ -10,44 +10,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aflow.attempt.spec import AttemptReport, AttemptSpec
-from aflow.clock import FakeClock
+from aflow._core.clock import FakeClock
 from aflow.errors import InvalidMessage, QueueError
-from aflow.executors import letters
+from aflow.executors import protocol
 from aflow.executors.base import NO_USAGE
-from aflow.executors.correspondence import Correspondence
-from aflow.executors.letters import (
+from aflow.executors.mailbox import Correspondence
+from aflow.executors.protocol import (
     CancelLetter,
     Presence,
     ReportsLetter,
     TaskLetter,
     unseal_letter,
 )
-from aflow.queue.envelope import seal
-from aflow.runs.live import LiveAttempt
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import FromTask
-from aflow.storage.manifest import Entry, Manifest
+from aflow.queue.messages import seal
+from aflow.runs.attempts import LiveAttempt
+from aflow.scheduler.messages import FromTask, encode_inputs
+from aflow.storage.artifacts import Entry, Manifest
+from aflow.task.spec import AttemptReport, AttemptSpec
 
 events = st.lists(st.tuples(st.integers(), st.binary(max_size=8).map(lambda b: b * 100_000)))
 
 
 @given(events)
 def test_letters_have_all_events_in_their_order_and_none_is_too_large(said: list[object]) -> None:
-    parts = [*letters.parts(said)]  # type: ignore[arg-type]
+    parts = [*protocol.parts(said)]  # type: ignore[arg-type]
     assert said == [event for part in parts for event in part]
     assert all(len(part) == 1 or sum(len(data) for _, data in part) <= 1 << 20 for part in parts)
 
 
 def test_many_small_events_are_not_one_letter() -> None:
-    assert [500, 500, 1] == [len(part) for part in letters.parts([(1, b"x")] * 1001)]
+    assert [500, 500, 1] == [len(part) for part in protocol.parts([(1, b"x")] * 1001)]
 
 
 # ------------------------------------------------------------------ what others may write
 
 NOW = 1_800_000_000.0
 RUN = ("Flow", "1700000000000000")
-REPLY = letters.reports_topic(*RUN)
+REPLY = protocol.reports_topic(*RUN)
 MANIFEST = Manifest(
     "work", {"x": Entry("pickle5", 3, "int", {}, b"abc")}, {1: ["y"]}, (("end",), None, None)
 ).encode()
@@ -57,12 +56,12 @@ SPEC = AttemptSpec(
 )  # fmt: skip
 TASK = TaskLetter("file:///store", *RUN, "a" * 64, REPLY, SPEC.encode(), 0)
 EVENTS = [
-    [letters.STARTED, 3, 0, 17, NOW],
-    [letters.LOGGED, 3, 0, 1, NOW, b"text"],
-    [letters.GROWN, 3, 0, 2, MANIFEST],
-    [letters.ENDED, 3, 0, 1024, 0.5, "succeeded", "", True, ["end"], None, None, MANIFEST, NOW, NOW,
+    [protocol.STARTED, 3, 0, 17, NOW],
+    [protocol.LOGGED, 3, 0, 1, NOW, b"text"],
+    [protocol.GROWN, 3, 0, 2, MANIFEST],
+    [protocol.ENDED, 3, 0, 1024, 0.5, "succeeded", "", True, ["end"], None, None, MANIFEST, NOW, NOW,
      [["a", "b", "c"]], False],
-    [letters.DECLINED, 3, 0, "why"],
+    [protocol.DECLINED, 3, 0, "why"],
 ]  # fmt: skip
 REPORTS = ReportsLetter(*RUN, "worker-1", "host", 1, EVENTS)
 CANCEL = CancelLetter([[*RUN, 3, 0]])
@@ -170,7 +169,7 @@ def test_good_letters_come_as_they_were_written(kind: str, topic: str, letter: A
 
 
 def test_a_task_reports_to_its_own_run_alone() -> None:
-    other = TASK._replace(reply=letters.reports_topic("Flow", "2"))
+    other = TASK._replace(reply=protocol.reports_topic("Flow", "2"))
     with pytest.raises(InvalidMessage, match="another place for its reports"):
         unseal_letter(other.seal((), "t", NOW), "task", (), "t", NOW)
 
@@ -184,11 +183,11 @@ def test_what_a_worker_is_said_to_be_is_read_or_nothing(data: bytes) -> None:
 
 def test_output_is_divided_for_queues_that_take_little_and_nothing_of_it_is_lost() -> None:
     output = bytes(range(256)) * 2000
-    events = [(letters.LOGGED, 1, 0, 0, NOW, output), (letters.STARTED, 2, 0, 1, NOW)]
-    parts = [*letters.parts(events, 100_000)]
+    events = [(protocol.LOGGED, 1, 0, 0, NOW, output), (protocol.STARTED, 2, 0, 1, NOW)]
+    parts = [*protocol.parts(events, 100_000)]
     for part in parts:
         body = ReportsLetter(*RUN, "w", "h", 1, part).seal((b"key",), REPLY, NOW)
         assert len(body) <= 100_000
     said = [event for part in parts for event in part]
-    assert output == b"".join(event[5] for event in said if event[0] == letters.LOGGED)
+    assert output == b"".join(event[5] for event in said if event[0] == protocol.LOGGED)
     assert events[1] == said[-1]

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from aflow.flow.caught import ExceptionWrapper
+from aflow.flow.decorators.catch import ExceptionWrapper
 
 
 class Plain(Exception):

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.attach import attach, parse_spec
+from aflow.flow.decorators.attach import attach, parse_spec, read_options
+from aflow.flow.decorators.base import decorators_of
 from aflow.flow.decorators.catch import Catch, catch
 from aflow.flow.decorators.concurrency import Concurrency
 from aflow.flow.decorators.environment import Environment, environment
@@ -18,8 +19,6 @@ from aflow.flow.decorators.registry import KINDS
 from aflow.flow.decorators.resources import Resources, resources
 from aflow.flow.decorators.retry import Retry, retry
 from aflow.flow.decorators.timeout import Timeout, timeout
-from aflow.flow.marks import decorators_of
-from aflow.flow.options import read_options
 from aflow.flow.spec import define
 from tests.unit.flow.flows import MakeFlow
 

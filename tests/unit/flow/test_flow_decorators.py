@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from aflow.errors import InvalidDecorator, InvalidInput
-from aflow.flow.flow_decorators.base import flow_decorators_of
-from aflow.flow.flow_decorators.exit_hook import ExitHook, exit_hook
-from aflow.flow.flow_decorators.project import Project, project
-from aflow.flow.flow_decorators.registry import FLOW_KINDS, make_flow_decorator
-from aflow.flow.flow_decorators.schedule import Schedule, schedule
-from aflow.flow.flow_decorators.trigger import TriggeredBy, namespaced_event_name
-from aflow.flow.flow_decorators.trigger_on_finish import TriggeredOnFinish
+from aflow.flow.decorators.exit_hook import ExitHook, exit_hook
+from aflow.flow.decorators.flow_base import flow_decorators_of
+from aflow.flow.decorators.flow_registry import FLOW_KINDS, make_flow_decorator
+from aflow.flow.decorators.project import Project, project
+from aflow.flow.decorators.schedule import Schedule, schedule
+from aflow.flow.decorators.trigger import TriggeredBy, TriggeredOnFinish, namespaced_event_name
 from aflow.flow.spec import FlowSpec, define, step
 
 # ------------------------------------------------------------ @project

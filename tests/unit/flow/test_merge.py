@@ -8,11 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.errors import (
-    MergeArtifactsError,
-    MissingInMergeArtifacts,
-    UnhandledInMergeArtifacts,
-)
+from aflow.errors import MergeArtifactsError, MissingInMergeArtifacts, UnhandledInMergeArtifacts
 from aflow.flow.merge import Merge, plan_merge
 
 INPUTS = [("a/1", {"x": "1", "y": "1", "z": "1"}), ("b/2", {"x": "1", "y": "2", "w": "5"})]

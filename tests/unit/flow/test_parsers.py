@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from aflow.flow import parsers
+from aflow.flow import configs
 
 
 def test_yaml_is_read() -> None:
-    assert {"a": [1, "x"]} == parsers.yaml_parser("a: [1, x]")
+    assert {"a": [1, "x"]} == configs.yaml_parser("a: [1, x]")
 
 
 def test_a_requirements_file_becomes_packages_and_python() -> None:
@@ -21,13 +21,13 @@ def test_a_requirements_file_becomes_packages_and_python() -> None:
     assert {
         "packages": {"numpy": "1.26", "pandas": ">=2", "requests[socks]": ""},
         "python": "3.11.5",
-    } == parsers.requirements_txt_parser(text)
+    } == configs.requirements_txt_parser(text)
 
 
 @pytest.mark.parametrize("line", ["-e .", "-r other.txt", "--index-url x"])
 def test_options_of_requirements_are_refused(line: str) -> None:
     with pytest.raises(ValueError, match="names no package"):
-        parsers.requirements_txt_parser(line)
+        configs.requirements_txt_parser(line)
 
 
 def test_a_pyproject_becomes_packages_and_python() -> None:
@@ -35,7 +35,7 @@ def test_a_pyproject_becomes_packages_and_python() -> None:
     assert {
         "packages": {"numpy": "1.26", "x": ">=1,<2"},
         "python": ">=3.11",
-    } == parsers.pyproject_toml_parser(text)
+    } == configs.pyproject_toml_parser(text)
 
 
 def test_a_conda_environment_becomes_packages_and_python() -> None:
@@ -43,4 +43,4 @@ def test_a_conda_environment_becomes_packages_and_python() -> None:
     assert {
         "packages": {"numpy": "1.26", "pandas": ""},
         "python": "3.11",
-    } == parsers.conda_environment_yml_parser(text)
+    } == configs.conda_environment_yml_parser(text)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from aflow.errors import CorruptBlob
 from aflow.interop import layout
-from aflow.storage.compression import gunzipped
+from aflow.storage.codecs import dump, gunzipped
 from aflow.storage.logs import LogBuffer, LogRecord, read_log
-from aflow.storage.pickles import dump
 
 
 def inside(value: object) -> object:

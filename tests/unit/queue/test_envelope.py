@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.errors import ForgedMessage, InvalidMessage, MessageTooNew, QueueError
-from aflow.queue import envelope
-from aflow.queue.envelope import AHEAD, LONGEST_LIFE, seal, unseal
+from aflow.queue import messages
+from aflow.queue.messages import AHEAD, LONGEST_LIFE, seal, unseal
 
 NOW = 1_800_000_000.0
 KEYS = [(), (b"a key",), (b"a key", b"an older one")]
@@ -22,7 +22,7 @@ VALUES = st.recursive(
 def test_what_is_sealed_is_opened(fields: dict[str, object], keys: tuple[bytes, ...]) -> None:
     sealed = seal("task", "tasks.a", NOW, fields, keys)
     assert ("task", fields) == unseal(sealed, ["report", "task"], "tasks.a", NOW, keys)
-    assert ("task", NOW, fields) == envelope.peek(sealed)
+    assert ("task", NOW, fields) == messages.peek(sealed)
 
 
 @given(st.binary(max_size=100) | st.binary(max_size=99).map(lambda rest: b"AFM2\0" + rest))
@@ -30,7 +30,7 @@ def test_any_bytes_are_refused_or_were_sealed(data: bytes) -> None:
     for keys in KEYS:
         with pytest.raises(QueueError):
             unseal(data, ["task"], "t", NOW, keys)
-    assert envelope.peek(data) is None
+    assert messages.peek(data) is None
 
 
 @given(st.data())

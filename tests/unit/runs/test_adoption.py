@@ -6,11 +6,11 @@ import msgpack
 import pytest
 
 from aflow import FlowSpec, step
-from aflow.configured import configured
+from aflow.code.config_binding import configured
 from aflow.errors import InvalidInput, InvalidMessage
-from aflow.executors.job import VERSION, Job
+from aflow.executors.protocol import VERSION, Job
 from aflow.metadata.base import RunRecord
-from aflow.runs.adoption import check_adoptable
+from aflow.runs.recovery import check_adoptable
 from aflow.scheduler.states import RunState
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.caching.precedents import Precedent
-from aflow.runs.cloning import AT_ONCE, CloneOnly
+from aflow.runs.cache.reuse import Precedent
+from aflow.runs.resume import AT_ONCE, CloneOnly
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
     AttemptEnded,

@@ -10,8 +10,7 @@ import pytest
 from aflow.metadata.base import LEASE, AttemptRecord, Batch, RunRecord, RunUpdate, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.runs.liveness import end_left_run, is_driven, is_left, left_for, settled
-from aflow.scheduler.codec import decode_events
-from aflow.scheduler.messages import CancelRequested
+from aflow.scheduler.messages import CancelRequested, decode_events
 from aflow.scheduler.states import AttemptState, RunState
 
 LONG = 600.0  # seconds that do not pass in a test

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.errors import MetadataError, MetadataTooNew
-from aflow.scheduler.codec import decode_events, decode_inputs, encode_events, encode_inputs
 from aflow.scheduler.messages import (
     AttemptEnded,
     AttemptStarted,
@@ -23,6 +22,10 @@ from aflow.scheduler.messages import (
     RunStarted,
     TimePassed,
     Transition,
+    decode_events,
+    decode_inputs,
+    encode_events,
+    encode_inputs,
 )
 from aflow.scheduler.states import AttemptState
 

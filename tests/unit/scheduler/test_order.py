@@ -6,7 +6,7 @@ import pytest
 
 from aflow.flow.graph import Kind
 from aflow.scheduler.messages import FromTask, LaunchAttempt
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState
 from tests.machine.driving import Run, launches
 from tests.machine.graphs import BRANCHES, LINE, NESTED, WIDE, end, foreach, graph, linear

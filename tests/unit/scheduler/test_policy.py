@@ -9,7 +9,7 @@ import pytest
 
 from aflow.errors import InvalidSetting
 from aflow.flow.definition import FlowDefinition, StepDefinition
-from aflow.scheduler.policy import StepPolicy, policies_from
+from aflow.scheduler.retry import StepPolicy, policies_from
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from aflow.scheduler.messages import (
-    AttemptEnded,
-    CancelRequested,
-    Outcome,
-    RunStarted,
-    TimePassed,
-)
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.messages import AttemptEnded, CancelRequested, Outcome, RunStarted, TimePassed
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState, RunState
 from tests.machine.driving import Run
 from tests.machine.graphs import LINE, NESTED, WIDE

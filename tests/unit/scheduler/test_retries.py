@@ -14,7 +14,7 @@ from aflow.scheduler.messages import (
     TaskSettled,
     TimePassed,
 )
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState, RunState
 from tests.machine.driving import Run, launches
 from tests.machine.graphs import LINE, WIDE, end, graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from aflow.scheduler.machine import SingleTask
 from aflow.scheduler.messages import (
     AttemptEnded,
     AttemptStarted,
@@ -17,7 +18,6 @@ from aflow.scheduler.messages import (
     TaskSettled,
     Transition,
 )
-from aflow.scheduler.single import SingleTask
 from aflow.scheduler.states import AttemptState, RunState
 
 LAUNCH = LaunchAttempt(7, "work", 0, NoInputs())

@@ -17,7 +17,7 @@ from aflow.scheduler.messages import (
     TimePassed,
     Transition,
 )
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState, RunState
 from tests.machine.driving import Run
 from tests.machine.graphs import BRANCHES, LINE, WIDE

@@ -10,7 +10,7 @@ import pytest
 from aflow.errors import InvalidFlow
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.scheduler.messages import FinishRun, Outcome, Transition
-from aflow.scheduler.policy import StepPolicy
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState, IllegalMove, RunState
 from tests.machine.driving import Run
 from tests.machine.graphs import (

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.clock import FakeClock
+from aflow._core.clock import FakeClock
 from aflow.metadata.base import AttemptRecord, Batch, RunRecord, TaskColumns, TaskRecord
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.scheduler.codec import encode_inputs
-from aflow.scheduler.messages import NoInputs
+from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState
 from aflow.server.columns import Columns, ColumnsCache
 from tests.contracts.metadata_stores import a_run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aflow.metadata.base import Lease, RunRecord
 from aflow.scheduler.states import RunState
-from aflow.server.sharing import LOOK, Tries, next_for, pause_after
+from aflow.server.recovery import LOOK, Tries, next_for, pause_after
 
 
 def test_pauses_grow_and_stay_below_five_minutes() -> None:

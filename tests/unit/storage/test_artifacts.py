@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.errors import ArtifactNotLoadable, CorruptBlob, StoreUnavailable
-from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, digest, unchanged
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Entry, digest, unchanged
 from aflow.storage.blobs import MAP_UNVERIFIED_FROM, BlobStore, blob_name
 from aflow.storage.local import LocalStore
-from aflow.storage.manifest import Entry
 from aflow.storage.memory import MemoryStore
 
 STORES: dict[str, Callable[[Path], Any]] = {
@@ -174,10 +173,10 @@ def test_a_table_with_one_new_column_stores_only_the_column(blobs: BlobStore) ->
 
 
 def test_a_large_bytes_value_is_pickled_without_a_copy_of_it() -> None:
-    from aflow.storage import pickles
+    from aflow.storage import codecs
 
     value = os.urandom(1 << 20)
-    parts = pickles.dump("x", "x", [value]).parts
+    parts = codecs.dump("x", "x", [value]).parts
 
     assert any(part is value for part in parts)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.errors import CorruptBlob, InvalidName, ObjectNotFound
-from aflow.storage import compression
+from aflow.storage import codecs
 from aflow.storage.blobs import MAP_UNVERIFIED_FROM, BlobStore, blob_name, digest_of
 from aflow.storage.local import LocalStore
 from aflow.storage.memory import MemoryStore
@@ -140,11 +140,11 @@ def test_a_bomb_is_not_unpacked(store: MemoryStore) -> None:
 
 
 def test_a_frame_that_holds_more_than_it_should_is_not_unpacked() -> None:
-    frame = b"".join(compression.compress([memoryview(bytes(10 << 20))], 10 << 20))
+    frame = b"".join(codecs.compress([memoryview(bytes(10 << 20))], 10 << 20))
 
     for size in (0, 1000, (10 << 20) - 1, (10 << 20) + 1):
         with pytest.raises(ValueError, match=f"not {size} bytes long"):
-            compression.decompress(frame, size)
+            codecs.decompress(frame, size)
 
 
 def test_a_missing_blob_is_not_found(store: MemoryStore) -> None:

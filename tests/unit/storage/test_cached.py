@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aflow.errors import ObjectNotFound
-from aflow.storage.cached import CachedStore
+from aflow.storage.cache import CachedStore
 from aflow.storage.memory import MemoryStore
 
 

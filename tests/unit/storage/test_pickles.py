@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from aflow.errors import ArtifactNotLoadable, ArtifactNotPicklable
-from aflow.storage import pickles
-from aflow.storage.pickles import dump
+from aflow.storage import codecs
+from aflow.storage.codecs import dump
 
 
 def bytes_of(value: object) -> bytes:
@@ -23,7 +23,7 @@ def bytes_of(value: object) -> bytes:
 
 
 def round_trip(value: object) -> Any:
-    return pickles.load("Artifact 'x'", bytes_of(value))
+    return codecs.load("Artifact 'x'", bytes_of(value))
 
 
 # ------------------------------------------------------------------ what plain pickle cannot
@@ -219,7 +219,7 @@ def test_a_missing_module_is_named() -> None:
     data = b"\x80\x05\x8c\x0bno_such_mod\x8c\x04Name\x93."
 
     with pytest.raises(ArtifactNotLoadable, match="'x' needs the module 'no_such_mod'"):
-        pickles.load("Artifact 'x'", data)
+        codecs.load("Artifact 'x'", data)
 
 
 def test_a_missing_class_is_named() -> None:
@@ -228,7 +228,7 @@ def test_a_missing_class_is_named() -> None:
     with pytest.raises(
         ArtifactNotLoadable, match=r"Name.*moved, renamed, or is of another version"
     ):
-        pickles.load("Artifact 'x'", data)
+        codecs.load("Artifact 'x'", data)
 
 
 def test_a_class_of_the_flow_file_says_what_to_do(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_class_of_the_flow_file_says_what_to_do(tmp_path: Path) -> None:
     data = subprocess.run([sys.executable, script], capture_output=True, check=True).stdout
 
     with pytest.raises(ArtifactNotLoadable, match="to a module of its own"):
-        pickles.load("Artifact 'x'", data)
+        codecs.load("Artifact 'x'", data)
 
 
 class RaisesOnLoad:
@@ -249,10 +249,10 @@ class RaisesOnLoad:
 
 def test_a_value_that_raises_on_load_says_why() -> None:
     with pytest.raises(ArtifactNotLoadable, match="'x' cannot be loaded: ValueError: invalid lit"):
-        pickles.load("Artifact 'x'", pickle.dumps(RaisesOnLoad()))
+        codecs.load("Artifact 'x'", pickle.dumps(RaisesOnLoad()))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"not a pickle", bytes(100)])
 def test_bytes_that_are_no_pickle_are_not_loadable(data: bytes) -> None:
     with pytest.raises(ArtifactNotLoadable, match="Artifact 'x' cannot be loaded"):
-        pickles.load("Artifact 'x'", data)
+        codecs.load("Artifact 'x'", data)

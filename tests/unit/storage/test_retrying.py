@@ -9,7 +9,7 @@ import pytest
 
 from aflow.errors import ObjectNotFound, StoreBusy, StoreUnavailable
 from aflow.storage.memory import MemoryStore
-from aflow.storage.retrying import FIRST_WAIT, LONGEST_WAIT, TRIES, RetryingStore
+from aflow.storage.retry import FIRST_WAIT, LONGEST_WAIT, TRIES, RetryingStore
 
 
 class FailingStore(MemoryStore):

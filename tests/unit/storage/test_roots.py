@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aflow.errors import CorruptBlob
-from aflow.garbage import Wanted, collect
 from aflow.metadata.sqlite import SqliteMetadata
+from aflow.runs.gc import Wanted, collect
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, blob_name
 from aflow.storage.memory import MemoryStore

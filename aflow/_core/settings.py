@@ -1,0 +1,867 @@
+"""What is set: defaults < files < environment < command line.
+
+Every key K is looked up as AFLOW_K, then as METAFLOW_K, in each of these places, first hit wins:
+
+1. the environment,
+2. `config.json` in the `.aflow` folder found by walking up from the working directory,
+3. `config.json` (`config_<profile>.json` with AFLOW_PROFILE) in $AFLOW_HOME or `~/.aflowconfig`,
+4. the same in $METAFLOW_HOME or `~/.metaflowconfig`.
+
+A folder that is found by walking up is used only if nobody else can have filled it
+(AFLOW_SAFE_DIRECTORIES names exceptions), and an address of one file never gets a key of another.
+A value that is empty counts as not set. This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from aflow._core import ids
+from aflow._core.private_folders import make_private, refuse_foreign
+from aflow._core.secret import Secret
+from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
+
+# Files of settings: one JSON object each, for one user and profile.
+
+
+_OWN = "~/.aflowconfig"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A JSON file of settings: an object whose keys carry a prefix (AFLOW_USER)."""
+
+    path: Path
+
+    def read(self) -> dict[str, Any] | None:
+        """What it sets; None where there is no such file. Raises InvalidSetting."""
+        try:
+            text = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise InvalidSetting(
+                f"The settings in {self.path} cannot be read: {error.strerror}."
+            ) from error
+        import json  # most programs have no such file, and need not pay for it
+
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise InvalidSetting(
+                f"The settings in {self.path} are no valid JSON: {error}."
+            ) from error
+        if not isinstance(values, dict):
+            raise InvalidSetting(
+                f"The settings in {self.path} must be one JSON object of keys and values."
+            )
+        return values
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Replace the file as a whole; nobody else may read it. Raises InvalidSetting."""
+        import json
+        import tempfile
+
+        text = json.dumps(dict(sorted(values.items())), indent=2) + "\n"
+        try:
+            make_private(self.path.parent)
+            descriptor, made = tempfile.mkstemp(dir=self.path.parent)  # with mode 600
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(made, self.path)
+        except OSError as error:
+            raise InvalidSetting(
+                f"The settings cannot be written to {self.path}: {error.strerror}."
+            ) from error
+
+
+def files_of_profile(profile: str | None, env: Mapping[str, str]) -> list[ConfigFile]:
+    """The files of the profile, else of the one that the environment names; the first counts before
+    the others, and they may be absent. Raises InvalidSetting for a name that is none."""
+    profile = profile or env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
+    if profile and not profile.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise InvalidSetting(
+            f"{profile!r} cannot be the name of a profile: letters, digits and - _ . are allowed."
+        )
+    name = f"config_{profile}.json" if profile else "config.json"
+    homes = [
+        expanded(given) if given else _below_home(usual)
+        for given, usual in (
+            (env.get("AFLOW_HOME"), _OWN),
+            (env.get("METAFLOW_HOME"), "~/.metaflowconfig"),
+        )
+    ]
+    # A user without a home has no settings there.
+    return [ConfigFile(home / name) for home in homes if home is not None]
+
+
+def home_of_settings(env: Mapping[str, str]) -> Path:
+    """The folder of the user's own settings: AFLOW_HOME, else `~/.aflowconfig`. Raises
+    InvalidSetting where the user has no home."""
+    return expanded(env.get("AFLOW_HOME") or _OWN)
+
+
+def expanded(path: str) -> Path:
+    """The path, with the home of the user for `~`. Raises InvalidSetting where that is not
+    known."""
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        raise InvalidSetting(
+            f"{path}: the home of this user is not known. Set HOME, or write the whole path."
+        )
+    return Path(found)
+
+
+def path_in(text: str) -> str:
+    """The path in a URL. Names of files are bytes, which need not be UTF-8."""
+    from urllib.parse import unquote_to_bytes  # not for all who have settings
+
+    return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
+
+
+def _below_home(path: str) -> Path | None:
+    try:
+        return expanded(path)
+    except InvalidSetting:
+        return None
+
+
+FOLDER = ".aflow"
+_DECIDING = ("config.json", "metadata.db")  # the files in it that decide which code runs
+PACKAGE_SUFFIXES = (".py", ".R", ".RDS")
+_PREFIXES = ("AFLOW_", "METAFLOW_")
+CACHE_FOLDER = "~/.cache/aflow"
+_ENVIRONMENT = "in the environment"
+_ADDRESSES = ("SERVICE_URL", "SERVICE_INTERNAL_URL", "SERVER", "DEFAULT_METADATA")
+_METADATA_URLS = ("postgresql://", "postgres://", "http://", "https://", "sqlite:///")
+_FALSE = frozenset({"0", "false", "no", "off"})
+_TRUE = frozenset({"1", "true", "yes", "on"})
+
+Durability = Literal["power", "process"]
+Isolation = Literal["task", "worker"]
+ProcessStart = Literal["fresh", "fork"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one program, checked.
+
+    `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
+    None where nothing is set: the user's own. `owner` is the kind of those who drive runs.
+    `max_log_size` is in MB (2**20 bytes) per stream of an attempt. `cache_size` is in MB, too: of
+    copies of remote blobs below `cache_folder`. Without `previews` manifests say nothing of what
+    is in artifacts, but for their types and shapes.
+    """
+
+    root: Path
+    user: str
+    datastore: str = "local"
+    datastore_root: str | None = None
+    metadata: str = "local"
+    environment: str = "local"
+    durability: Durability = "power"
+    namespace: str | None = None
+    default_decospecs: tuple[str, ...] = ()
+    isolation: Isolation = "task"
+    process: ProcessStart = "fresh"
+    debug: bool = False
+    no_color: bool = False
+    progress: bool = True
+    ui_url: str | None = None
+    max_workers: int = 16
+    max_num_splits: int = 100
+    max_log_size: int = 10
+    previews: bool = True
+    retry_wait: float | None = None
+    default_secrets_backend: str | None = None
+    default_secrets_role: str | None = None
+    secrets_region: str | None = None
+    secrets_manager_role: str | None = None
+    package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
+    datastore_s3: str | None = None
+    s3_endpoint: str | None = None
+    datatools_s3: str | None = None
+    s3_encryption: str | None = None
+    s3_workers: int = 64
+    cache_folder: str = CACHE_FOLDER
+    cache_size: int = 10_000
+    executor: str = "local"
+    owner: str = "run"
+    queue: str | None = None
+    signing_keys: tuple[Secret, ...] = ()
+    spin_persist: bool = True
+    tempdir: str = "."
+    service_url: str | None = None
+    health_file: str | None = None
+    health_url: str | None = None
+    service_auth_keys: tuple[Secret, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+        **overrides: Any,
+    ) -> Settings:
+        """Read the settings. `overrides` name fields and win over all; None leaves a field alone.
+
+        Raises InvalidSetting, naming key, value, place and what is allowed, or the `.aflow` that
+        somebody else may have filled.
+        """
+        env = os.environ if env is None else env
+        base = _working_directory() if cwd is None else Path(cwd).absolute()
+        found = _walk_up(base, env)
+        sources = [_Source(env, _ENVIRONMENT), *_files(env, found)]
+        values: dict[str, Any] = {}
+        for name, (keys, parse) in _FIELDS.items():
+            hit = _override(name, overrides) or _look_up(sources, keys)
+            if hit is not None:
+                values[name] = parse(hit)
+        if overrides.get("queue") is None:
+            _refuse_strangers(_look_up(sources, ("QUEUE",)), _look_up(sources, ("SIGNING_KEY",)))
+        unknown = overrides.keys() - _FIELDS.keys()
+        if unknown:
+            raise TypeError(f"Settings.load() takes no {', '.join(sorted(unknown))}")
+        values.setdefault("user", _user_of_the_machine(env))
+        # The conventions of all terminal programs, which carry no prefix.
+        if env.get("NO_COLOR") or env.get("TERM") == "dumb":
+            values["no_color"] = True
+        if env.get("TERM") == "dumb":  # it cannot move its cursor
+            values["progress"] = False
+        return cls(root=_root(values, sources, base, found), **values)
+
+    @property
+    def storage_url(self) -> str:
+        """Where objects are, as `backends.open_store` takes it: `file:///.../.aflow`, or
+        `s3://bucket/prefix`. Raises InvalidSetting where that is in S3, and nothing says where."""
+        if self.datastore == "local":
+            return self.root.as_uri()
+        place = self.datastore_root if _is_s3(self.datastore_root) else self.datastore_s3
+        if place is None or not _is_s3(place):
+            raise InvalidSetting(
+                "--datastore s3 needs to know where in S3: give --datastore-root "
+                "s3://bucket/prefix, or set AFLOW_DATASTORE_SYSROOT_S3."
+            )
+        return at_endpoint(place, self.s3_endpoint)
+
+    @property
+    def cache(self) -> Path:
+        """The folder of copies: beside the data, where the user has no home. Raises InvalidSetting
+        where one below such a home was asked for."""
+        if self.cache_folder == CACHE_FOLDER and os.path.expanduser("~") == "~":
+            return self.root / "cache"
+        return expanded(self.cache_folder)
+
+    @property
+    def data_root(self) -> str:
+        """Where files of S3(run=...) are: `s3://bucket/prefix`, with `?endpoint=` if that was said.
+        Raises InvalidSetting where nothing says so."""
+        if self.datatools_s3 is not None:
+            return self.datatools_s3
+        if self.datastore_s3 is None:
+            raise InvalidSetting(
+                "S3(run=...) needs to know where in S3: set AFLOW_DATATOOLS_S3ROOT to "
+                "s3://bucket/prefix."
+            )
+        place, mark, options = self.datastore_s3.partition("?")
+        return place.rstrip("/") + "/data" + mark + options
+
+    @property
+    def metadata_url(self) -> str:
+        """Where metadata is, as `backends.open_metadata` takes it: `sqlite:////.../metadata.db`, or
+        the URL of a database on a server, which may hold a password and is never shown, or the
+        address of the metadata service. Raises InvalidSetting where that is not set."""
+        if self.metadata == "local":
+            return self.local_metadata_url
+        if self.metadata != "service":
+            return self.metadata
+        if self.service_url is None:
+            raise InvalidSetting(
+                "The metadata service has no address: set AFLOW_SERVICE_URL to http(s)://host."
+            )
+        return self.service_url
+
+    @property
+    def local_metadata_url(self) -> str:
+        """Where metadata of this folder is: `sqlite:////.../metadata.db`."""
+        return "sqlite:///" + (self.root / "metadata.db").as_uri().removeprefix("file://")
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether there may be some: of a server that has to be asked."""
+        return self.metadata != "local" or (self.root / "metadata.db").exists()
+
+    @property
+    def place(self) -> str:
+        """Where the client finds the runs, as `aflow.client.metadata` takes it."""
+        return f"local@{self.root}" if self.metadata == "local" else self.metadata_url
+
+    @property
+    def signing_key_bytes(self) -> tuple[bytes, ...]:
+        """The keys of messages: the first signs, and each is good for what comes. None: they are
+        not signed."""
+        return tuple(key.reveal().encode() for key in self.signing_keys)
+
+    @property
+    def default_namespace(self) -> str:
+        """The namespace that a program begins with: the one set, else `user:<user>`."""
+        return self.namespace or f"user:{self.user}"
+
+
+def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> dict[str, str]:
+    """The environment of this program, and what is to be set for one that it starts; but for those
+    variables, which are not for it to know."""
+    known = {name: value for name, value in os.environ.items() if name not in without}
+    return {**known, **more}
+
+
+# What signs the messages between coordinators and workers: steps have no use for it, and whoever
+# has it can have workers run code.
+KEYS_OF_MESSAGES = ("AFLOW_SIGNING_KEY", "METAFLOW_SIGNING_KEY")
+
+
+def keep_service_key(key: str) -> None:
+    """Have this program, and those that it starts, ask the metadata service with this key."""
+    os.environ["AFLOW_SERVICE_AUTH_KEY"] = key
+
+
+def without_signing_key(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that runs steps."""
+    return {name: value for name, value in environment.items() if name not in KEYS_OF_MESSAGES}
+
+
+def forget_signing_key() -> None:
+    """Take the key of messages out of the environment of this process, and out of the memory that
+    `/proc/PID/environ` shows of it, if it is there. It has been read before, or is not needed."""
+    for name in KEYS_OF_MESSAGES:
+        if name in os.environ:
+            import ctypes  # few programs have a key
+
+            libc = ctypes.CDLL(None)
+            libc.getenv.restype = ctypes.c_void_p
+            place = libc.getenv(name.encode())
+            if place:
+                ctypes.memset(place, 0, len(ctypes.string_at(place)))
+            del os.environ[name]
+
+
+@dataclass(frozen=True, slots=True)
+class SpinOptions:
+    """Which task is spun: the first of the step that failed, else the first, of the latest run that
+    has one, unless `run` and `task` say more. `artifacts` take the place of those of its inputs:
+    values by name, for a join {pathspec: values by name}. Without `persist` none of the artifacts
+    that the step leaves is stored."""
+
+    step: str
+    run: str | None = None
+    task: int | None = None
+    artifacts: dict[str, Any] = field(default_factory=dict)
+    persist: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What one run is started with, all resolved and checked.
+
+    `parameters` hold a value for every parameter of the flow. `max_log_size` is in bytes per stream
+    of an attempt. `retry_wait` is how many seconds pass between attempts, None leaves that to
+    @retry. The tasks of `debug_step` get the terminal of this process, one at a time. `namespace`
+    is the client's inside the run: None is the user's own, "" none at all (the global one).
+    `decospecs` are already attached to the definition; they are here for the record. `run_id_file`
+    is where the run's id is to be written.
+
+    `origin_run` is the run to resume (its parameters are taken then), `rerun_step` a step of it to
+    run again in any case, `rerun_missing` whether tasks are run again whose blobs are missing.
+    With `clone_only` nothing runs that cannot be taken over. `resume_identifier` says who resumes.
+    `run_id` names the run, None leaves that to aflow. With `spin` one step runs alone, on inputs of
+    an earlier run.
+
+    `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
+    said to have started this one. `package_suffixes` are those of the files that are kept as the
+    run's code. With `executor` "queue" the workers of `queue` run the tasks, told by messages that
+    are signed with the first of `signing_keys`, if there is one, and go before those of a lower
+    `priority`; with "batch" jobs of AWS Batch do. `words` are those of the command line behind the
+    flow's file, for whoever has to start it again.
+    """
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    max_workers: int = 16
+    max_num_splits: int = 100
+    max_log_size: int = 10 << 20
+    previews: bool = True
+    isolation: Isolation = "task"
+    process: ProcessStart = "fresh"
+    fail_fast: bool = False
+    retry_wait: float | None = None
+    debug_step: str | None = None
+    decospecs: tuple[str, ...] = ()
+    run_id_file: Path | None = None
+    namespace: str | None = None
+    script: str = ""
+    datastore: str = "local"
+    metadata: str = "local"
+    origin_run: str | None = None
+    rerun_step: str | None = None
+    rerun_missing: bool = False
+    clone_only: bool = False
+    resume_identifier: str | None = None
+    run_id: str | None = None
+    spin: SpinOptions | None = None
+    branch: str | None = None
+    production: bool | None = None
+    trigger: tuple[str, ...] = ()
+    package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
+    executor: str = "local"
+    queue: str | None = None
+    signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    priority: int = 0
+    words: tuple[str, ...] = ()
+
+
+def usable_cpus() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def configs_in_environment(
+    env: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The files and the values of configs that AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE give,
+    each a JSON object by name (METAFLOW_... are read, too). Raises InvalidSetting."""
+    sources = [_Source(os.environ if env is None else env, _ENVIRONMENT)]
+    found = []
+    for key in ("FLOW_CONFIG", "FLOW_CONFIG_VALUE"):
+        hit = _look_up(sources, (key,))
+        found.append({} if hit is None else _mapping(hit))
+    return found[0], found[1]
+
+
+def metadata_place(value: str) -> str:
+    """The value, if it says where metadata is; raises InvalidSetting."""
+    return _metadata(_Hit("The place of the metadata", value, "that was given"))
+
+
+def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
+    """The value of the first of these keys that is set, for settings of one part of aflow; None
+    where none of them is. A number or an object of a file is a text as the environment would have
+    it. Raises InvalidSetting for a value that is no such thing."""
+    hit = _first(keys, os.environ if env is None else env)
+    if hit is not None and isinstance(hit.value, int | float | dict | list):
+        import json
+
+        return json.dumps(hit.value)
+    return None if hit is None else _text(hit)
+
+
+def said_by_batch(name: str) -> str | None:
+    """What AWS Batch says to its jobs (`JOB_ID` is AWS_BATCH_JOB_ID); None for what it does not."""
+    return os.environ.get(f"AWS_BATCH_{name}")
+
+
+def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
+    """Whether this key is set to what means yes. Raises InvalidSetting for what means neither."""
+    hit = _first((key,), os.environ if env is None else env)
+    return hit is not None and _flag(hit)
+
+
+def _first(keys: Sequence[str], env: Mapping[str, str]) -> _Hit | None:
+    sources = [_Source(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
+    return next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
+
+
+def user_folder() -> Path:
+    """Where the user's own settings are: AFLOW_HOME, else `~/.aflowconfig`. It may not exist."""
+    return home_of_settings(os.environ)
+
+
+def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What every request to a server or metadata service at this address carries:
+    AFLOW_SERVICE_HEADERS, a JSON object, and AFLOW_SERVICE_AUTH_KEY as `x-api-key`.
+
+    Raises InvalidSetting, also where the address is in one file and the key is in another: whoever
+    wrote the first one (a cloned project, say) would get the key of the second.
+    """
+    env = os.environ if env is None else env
+    sources = [_Source(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
+    headers = _look_up(sources, ("SERVICE_HEADERS",))
+    key = _look_up(sources, ("SERVICE_AUTH_KEY",))
+    named = (_look_up(sources, (each,)) for each in _ADDRESSES)
+    hit = next((each for each in named if each and _same_address(each.value, address)), None)
+    for secret in (headers, key):
+        _refuse_strangers(hit, secret)
+    found = {} if headers is None else {str(k): str(v) for k, v in _mapping(headers).items()}
+    return (
+        found
+        if key is None
+        else {**found, "x-api-key": next((each.reveal() for each in _keys(key)), "")}
+    )
+
+
+def _refuse_strangers(address: _Hit | None, secret: _Hit | None) -> None:
+    """Raises InvalidSetting for an address of one file and a secret of another one."""
+    if address is None or secret is None or address.place == secret.place:
+        return
+    if _ENVIRONMENT not in (address.place, secret.place):
+        raise InvalidSetting(
+            f"{address.key} {address.place} does not get the {secret.key} {secret.place}: a secret "
+            "goes only to an address of the same file. Write both into one file, or set one of "
+            "them in the environment."
+        )
+
+
+def _same_address(value: object, address: str) -> bool:
+    return isinstance(value, str) and value.rstrip("/") == address.rstrip("/")
+
+
+def _mapping(hit: _Hit) -> dict[str, Any]:
+    import json
+
+    try:
+        value = hit.value if isinstance(hit.value, dict) else json.loads(hit.value)
+    except (TypeError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        hit.refuse('a JSON object such as {"name": ...}')
+    return value
+
+
+# ------------------------------------------------------------------ looking a key up
+
+
+_NEVER_BLANK = frozenset({"SIGNING_KEY"})  # others that are set to nothing are not set
+SHORTEST_KEY = 32  # characters of a key that signs messages
+
+
+class _Source(NamedTuple):
+    values: Mapping[str, Any]
+    place: str
+
+
+class _Hit(NamedTuple):
+    """A value as it was found: under which key, and where."""
+
+    key: str
+    value: Any
+    place: str
+
+    def refuse(self, allowed: str) -> NoReturn:
+        shown = without_passwords(repr(self.value))
+        if self.key.endswith(("_KEY", "_HEADERS")):
+            shown = "what cannot be used"
+        raise InvalidSetting(f"{self.key} {self.place} is {shown}; allowed: {allowed}.")
+
+
+def _look_up(sources: list[_Source], keys: tuple[str, ...]) -> _Hit | None:
+    for source in sources:
+        for prefix in _PREFIXES:
+            for key in keys:
+                value = source.values.get(prefix + key)
+                if value is not None and (value != "" or key in _NEVER_BLANK):
+                    return _Hit(prefix + key, value, source.place)
+    return None
+
+
+def _override(name: str, overrides: Mapping[str, Any]) -> _Hit | None:
+    value = overrides.get(name)
+    return None if value is None else _Hit(name, value, "(given by the program)")
+
+
+# ------------------------------------------------------------------ checking a value
+
+
+def _text(hit: _Hit) -> str:
+    if not isinstance(hit.value, str):
+        hit.refuse("a text")
+    return hit.value
+
+
+def _choice(*allowed: str) -> Callable[[_Hit], str]:
+    def parse(hit: _Hit) -> str:
+        if hit.value not in allowed:
+            hit.refuse(", ".join(allowed))
+        return str(hit.value)
+
+    return parse
+
+
+def _metadata(hit: _Hit) -> str:
+    value = _text(hit)
+    if value not in ("local", "service") and not value.startswith(_METADATA_URLS):
+        hit.refuse("local, service, postgresql://user@host/database, https://host, sqlite:////path")
+    return value
+
+
+def _seconds(hit: _Hit) -> float:
+    try:
+        value = float(hit.value)
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        hit.refuse("a number of seconds, 0 or more")
+    return value
+
+
+def _number(hit: _Hit) -> int:
+    value = hit.value
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value.strip())
+    if type(value) is not int or value < 1:
+        hit.refuse("a whole number of 1 or more")
+    return value
+
+
+def _flag(hit: _Hit) -> bool:
+    word = str(hit.value).strip().lower()
+    if word not in _TRUE and word not in _FALSE:
+        hit.refuse("1 or 0, true or false")
+    return word in _TRUE
+
+
+def _words(hit: _Hit) -> tuple[str, ...]:
+    if isinstance(hit.value, list | tuple) and all(isinstance(one, str) for one in hit.value):
+        return tuple(hit.value)
+    return tuple(_text(hit).split())
+
+
+def _keys(hit: _Hit) -> tuple[Secret, ...]:
+    return tuple(Secret(key.strip()) for key in _text(hit).split(",") if key.strip())
+
+
+def _signing_keys(hit: _Hit) -> tuple[Secret, ...]:
+    keys = tuple(_text(hit).replace(",", " ").split())
+    if not keys or min(map(len, keys)) < SHORTEST_KEY:
+        # Not with `refuse`, which shows the value.
+        raise InvalidSetting(
+            f"{hit.key} {hit.place} is {'too short' if keys else 'blank'}: a key has at least "
+            f"{SHORTEST_KEY} characters, as `openssl rand -hex 32` makes it (several with commas, "
+            "of which the first signs); unset it where messages are not to be signed."
+        )
+    return tuple(map(Secret, keys))
+
+
+def _suffixes(hit: _Hit) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in _text(hit).split(",") if word.strip())
+    if not words:
+        hit.refuse("suffixes of files, as in .py,.sql")
+    return words
+
+
+def _user(hit: _Hit) -> str:
+    try:
+        return ids.tag(f"user:{_text(hit)}").removeprefix("user:")
+    except InvalidName:
+        hit.refuse("a name of at most 495 characters of valid UTF-8")
+
+
+# Field -> the keys it is read under (without prefix) and its check. RUN_... are the names that
+# `run` has always had for its own options.
+_FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
+    "user": (("USER",), _user),
+    "datastore": (("DEFAULT_DATASTORE",), _choice("local", "s3")),
+    "datastore_s3": (("DATASTORE_SYSROOT_S3",), _text),
+    "s3_endpoint": (("S3_ENDPOINT_URL",), _text),
+    "datatools_s3": (("DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3"), _text),
+    "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
+    "s3_workers": (("S3_WORKER_COUNT",), _number),
+    "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue", "batch")),
+    "owner": (("OWNER",), _text),
+    "queue": (("QUEUE",), _text),
+    "signing_keys": (("SIGNING_KEY",), _signing_keys),
+    "cache_folder": (("CLIENT_CACHE_PATH",), _text),
+    "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),
+    "datastore_root": (("DATASTORE_ROOT",), _text),
+    "metadata": (("DEFAULT_METADATA",), _metadata),
+    "service_url": (("SERVICE_URL",), _text),
+    "environment": (("DEFAULT_ENVIRONMENT",), _choice("local")),
+    "durability": (("DURABILITY",), _choice("power", "process")),
+    "namespace": (("NAMESPACE",), _text),
+    "default_decospecs": (("DEFAULT_DECOSPECS",), _words),
+    "isolation": (("RUN_ISOLATION", "ISOLATION"), _choice("task", "worker")),
+    "process": (("RUN_PROCESS", "PROCESS"), _choice("fresh", "fork")),
+    "debug": (("DEBUG",), _flag),
+    "no_color": (("NO_COLOR",), _flag),
+    "progress": (("RUN_PROGRESS", "PROGRESS"), _flag),
+    "ui_url": (("UI_URL",), _text),
+    "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
+    "default_secrets_role": (("DEFAULT_SECRETS_ROLE",), _text),
+    "secrets_region": (("AWS_SECRETS_MANAGER_DEFAULT_REGION",), _text),
+    "secrets_manager_role": (("AWS_SECRETS_MANAGER_DEFAULT_ROLE",), _text),
+    "package_suffixes": (("DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"), _suffixes),
+    "tempdir": (("TEMPDIR",), _text),
+    "spin_persist": (("SPIN_PERSIST",), _flag),
+    "service_auth_keys": (("SERVICE_AUTH_KEY",), _keys),
+    "health_file": (("HEALTH_FILE",), _text),
+    "health_url": (("HEALTH_URL",), _text),
+    "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
+    "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
+    "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),
+    "previews": (("PREVIEWS",), _flag),
+    "retry_wait": (("RETRY_WAIT",), _seconds),
+}
+KEYS = frozenset(key for keys, _ in _FIELDS.values() for key in keys)
+"""The keys of all of them, without prefix."""
+
+
+# ------------------------------------------------------------------ files, folders, the user
+
+
+def at_endpoint(place: str, endpoint: str | None) -> str:
+    """A place in S3 at this endpoint, unless it says itself where it is."""
+    from urllib.parse import quote
+
+    return (
+        f"{place}?endpoint={quote(endpoint, safe='')}" if endpoint and "?" not in place else place
+    )
+
+
+def as_reached_here(place: str, settings: Settings) -> str:
+    """A datastore that a record names, as this program reaches it. The record says at which
+    endpoint its writer has found S3; where this program has one of its own set, that counts."""
+    bare, _, options = place.partition("?")
+    if not _is_s3(place) or "endpoint=" not in options:
+        return place
+    own = settings.datastore_root if _is_s3(settings.datastore_root) else settings.datastore_s3
+    if own is not None and own.partition("?")[0].rstrip("/") == bare.rstrip("/"):
+        reached = at_endpoint(own, settings.s3_endpoint)
+        return reached if "endpoint=" in reached else place
+    rest = "&".join(each for each in options.split("&") if not each.startswith("endpoint="))
+    moved = at_endpoint(bare, settings.s3_endpoint)
+    return place if settings.s3_endpoint is None else moved + (f"&{rest}" if rest else "")
+
+
+def without_password(url: str) -> str:
+    """The URL of a database as people may see it."""
+    from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    options = [each for each in parse_qsl(parts.query) if each[0] != "password"]
+    place = user.partition(":")[0] + at + host
+    return urlunsplit(parts._replace(netloc=place, query=urlencode(options)))
+
+
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)([^/\s@:]*):[^/\s]*@", re.IGNORECASE)
+_PASSWORD_OPTION = re.compile(r"([?&])password=[^&\s]*(&?)", re.IGNORECASE)
+
+
+def without_passwords(text: str) -> str:
+    """A text (a word of a command line, a URL) without the passwords of the URLs in it, as it may
+    be recorded and sent to others."""
+    text = _CREDENTIALS.sub(lambda found: f"{found[1]}{found[2]}{'@' if found[2] else ''}", text)
+    return _PASSWORD_OPTION.sub(lambda found: found[1] if found[2] else "", text)
+
+
+def with_own_passwords(text: str, settings: Settings) -> str:
+    """What `without_passwords` has left of a text, with the URLs that are set here in the place of
+    those that are the same but for the password."""
+    for url in (settings.queue, settings.metadata):
+        if url is not None and without_passwords(url) != url:
+            text = text.replace(without_passwords(url), url)
+    return text
+
+
+def _is_s3(place: str | None) -> bool:
+    return place is not None and place.startswith("s3://")
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise InvalidSetting(
+            f"The working directory cannot be read ({error.strerror}): change to one that exists."
+        ) from error
+
+
+def _walk_up(base: Path, env: Mapping[str, str]) -> Path | None:
+    """The nearest `.aflow` folder in `base` or above it. Raises InvalidSetting where somebody else
+    may have filled it: nobody has asked for it by its name."""
+    for each in (base, *base.parents):
+        # os.path.isdir, since it answers False (and does not raise) where it may not look.
+        if os.path.isdir(each / FOLDER):
+            try:
+                refuse_foreign(each / FOLDER, env)
+                for name in _DECIDING:
+                    refuse_foreign(each / FOLDER / name, env)
+            except UnsafeFolder as error:
+                raise InvalidSetting(str(error)) from error
+            return each / FOLDER
+    return None
+
+
+def _root(
+    values: Mapping[str, Any], sources: list[_Source], base: Path, found: Path | None
+) -> Path:
+    given = values.get("datastore_root")
+    if given is not None and not _is_s3(given):
+        return base / expanded(given)
+    hit = _look_up(sources, ("DATASTORE_SYSROOT_LOCAL",))
+    if hit is not None:
+        return base / expanded(_text(hit)) / FOLDER
+    return found or base / FOLDER
+
+
+def config_file(profile: str | None = None, env: Mapping[str, str] | None = None) -> ConfigFile:
+    """The file of the profile, else of the one that is chosen, that `aflow configure` writes.
+    Raises InvalidSetting for a name that is none."""
+    env = os.environ if env is None else env
+    home_of_settings(env)  # without one the first file would be Metaflow's
+    return config_files(profile, env)[0]
+
+
+def config_files(
+    profile: str | None = None, env: Mapping[str, str] | None = None
+) -> list[ConfigFile]:
+    """The files of the profile that are read, the first before the others; they may be absent.
+    Raises InvalidSetting for a name that is none."""
+    return files_of_profile(profile, os.environ if env is None else env)
+
+
+def settings_files(env: Mapping[str, str] | None = None) -> list[ConfigFile]:
+    """The files that settings are looked up in, the first before the others; they may be absent.
+    Raises InvalidSetting for a name of a profile that is none."""
+    env = os.environ if env is None else env
+    return _all_files(env, _walk_up(_working_directory(), env))
+
+
+def _all_files(env: Mapping[str, str], found: Path | None) -> list[ConfigFile]:
+    local = [ConfigFile(found / "config.json")] if found else []
+    return local + config_files(None, env)
+
+
+def _files(env: Mapping[str, str], found: Path | None) -> list[_Source]:
+    homes = config_files(None, env)
+    sources = [source for file in _all_files(env, found) if (source := _source(file)) is not None]
+    profile = env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
+    if profile and not any(home.path.exists() for home in homes):
+        raise InvalidSetting(
+            f"There is no profile {profile!r}: neither {homes[0].path} nor {homes[1].path} exists. "
+            "Write one with `aflow configure`, or unset AFLOW_PROFILE."
+        )
+    return sources
+
+
+def _source(file: ConfigFile) -> _Source | None:
+    values = file.read()
+    return None if values is None else _Source(values, f"in {file.path}")
+
+
+def _user_of_the_machine(env: Mapping[str, str]) -> str:
+    """Who runs this, where no setting says so. Never root by mere environment: under sudo or in
+    a container that would put everybody's runs in one namespace; root by uid is still root."""
+    for key in ("SUDO_USER", "USERNAME", "USER"):
+        name = env.get(key)
+        if name and name != "root":
+            return _user(_Hit(key, name, _ENVIRONMENT))
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container that runs under a uid without an account
+        return "unknown"

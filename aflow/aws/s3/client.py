@@ -1,0 +1,293 @@
+"""`aflow.S3` and `aflow.AsyncS3`: users' own data in S3.
+
+    with S3(run=self) as s3:
+        s3.put("model.bin", data)
+        objects = s3.get_many(["a", "b"])
+
+    async with AsyncS3(s3root="s3://bucket/prefix") as s3:
+        found = await s3.get("a")
+
+The methods and their results are the same. Both work in a thread of their own, so that neither the
+disk nor a signature holds up the event loop of who awaits. What is downloaded is in a temporary
+folder, which goes when the client is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from aflow._core.settings import Settings
+from aflow._core.threads import in_thread
+from aflow.aws.s3.objects import PutValue, Root, S3GetObject, S3Object, S3PutObject, root_of
+from aflow.errors import S3AccessDenied, S3InvalidUrl, StoreUnavailable
+
+if TYPE_CHECKING:
+    from aflow.aws.s3.transfers import Put, PutFile, Transfers
+
+T = TypeVar("T")
+
+
+class _Client:
+    """What both faces share.
+
+    Keys are names below a prefix: that of a run (`run=`: self of a step, or a Run; `bucket=` and
+    `prefix=` take the place of parts of AFLOW_DATATOOLS_S3ROOT), or `s3root=` (s3://bucket/prefix,
+    with `?endpoint=` and `&region=` for others than AWS). Without either they are whole URLs.
+
+    `tmproot` is where the temporary folder is made, `encryption` that of the server for what is
+    put (AES256, aws:kms). `role` is the ARN of a role to be assumed; `session_vars` and
+    `client_params` go to botocore.
+    """
+
+    def __init__(
+        self,
+        tmproot: str | None = None,
+        bucket: str | None = None,
+        prefix: str | None = None,
+        run: Any = None,
+        s3root: str | None = None,
+        encryption: str | None = None,
+        *,
+        role: str | None = None,
+        session_vars: dict[str, Any] | None = None,
+        client_params: dict[str, Any] | None = None,
+    ) -> None:
+        # These need aiobotocore, which is an extra: `import aflow` does without.
+        from aflow._core.threads import Portal
+        from aflow.aws.s3.transfers import Folder, Identity, Transfers, connect
+        from aflow.storage.s3 import disconnect
+
+        settings = Settings.load()
+        self._root = root_of(settings, bucket, prefix, run, s3root)
+        self._folder = Folder(settings.tempdir if tmproot is None else tmproot)
+        identity = Identity(role, session_vars, client_params)
+        encrypted = encryption or settings.s3_encryption
+
+        async def opened() -> Transfers:
+            try:
+                s3 = await connect(self._root, identity)
+            except StoreUnavailable as error:
+                raise S3AccessDenied(str(error)) from error
+            return Transfers(s3, self._root, self._folder, encrypted, settings.s3_workers)
+
+        async def closed(transfers: Transfers) -> None:
+            await disconnect(transfers.s3)
+
+        self._portal: Portal[Transfers] = Portal("aflow-s3-data", opened, closed)
+
+    def _close(self) -> None:
+        self._portal.close()
+        self._folder.close()
+
+    @property
+    def _whole(self) -> list[str | None]:
+        if self._root.url is None:
+            raise S3InvalidUrl("get_all() needs a client that was made with s3root= or run=.")
+        return [None]
+
+
+Work = Callable[["Transfers"], Coroutine[Any, Any, T]]
+
+
+class S3(_Client):
+    __doc__ = f"""A client of S3 whose calls wait for their answer; from many threads, too.
+
+    {_Client.__doc__}"""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of connections and remove the temporary files. May be called twice."""
+        self._close()
+
+    def _call(self, work: Work[T]) -> T:
+        return self._portal.call(work)
+
+    def get(
+        self,
+        key: str | S3GetObject | None = None,
+        return_missing: bool = False,
+        return_info: bool = True,
+    ) -> S3Object:
+        """Download an object or, with S3GetObject, a range of it.
+
+        Raises S3NotFound where there is none; with `return_missing` gives an object that does not
+        exist instead. With `return_info` what S3 tells of it is known, at no cost."""
+        return self._call(lambda s3: s3.get(key, return_missing, return_info))
+
+    def get_many(
+        self,
+        keys: Iterable[str | S3GetObject],
+        return_missing: bool = False,
+        return_info: bool = True,
+    ) -> list[S3Object]:
+        """The same for many, side by side; in the order of the keys."""
+        return self._call(lambda s3: s3.get_many(keys, return_missing, return_info))
+
+    def get_recursive(
+        self, keys: Iterable[str | None], return_info: bool = False
+    ) -> list[S3Object]:
+        """Download all that is below some prefixes, each taken as a folder."""
+        return self._call(lambda s3: s3.get_recursive(keys, return_info))
+
+    def get_all(self, return_info: bool = False) -> list[S3Object]:
+        """Download all that is below the prefix of this client; raises S3InvalidUrl without one."""
+        return self.get_recursive(self._whole, return_info)
+
+    def info(self, key: str | None = None, return_missing: bool = False) -> S3Object:
+        """What S3 tells of an object, which is not downloaded. Raises what `get` does."""
+        return self._call(lambda s3: s3.info(key, return_missing))
+
+    def info_many(self, keys: Iterable[str], return_missing: bool = False) -> list[S3Object]:
+        """The same for many, side by side; in the order of the keys."""
+        return self._call(lambda s3: s3.info_many(keys, return_missing))
+
+    def list_paths(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
+        """What is directly below some prefixes: objects, and prefixes, which do not `exist`."""
+        return self._call(lambda s3: s3.list_paths(keys))
+
+    def list_recursive(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
+        """All objects below some prefixes, each taken as a folder."""
+        return self._call(lambda s3: s3.list_recursive(keys))
+
+    def put(
+        self,
+        key: str | S3PutObject,
+        obj: PutValue | None = None,
+        overwrite: bool = True,
+        content_type: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> str:
+        """Upload text (as UTF-8), bytes, or a file that is open for reading; the URL.
+
+        With `overwrite=False` an object that is there stays as it is. `metadata` is kept with the
+        object."""
+        given, url = _given(self._root, key, obj, content_type, metadata)
+        self._call(lambda s3: s3.put(given, overwrite))
+        return url
+
+    def put_many(self, key_objs: Iterable[Put], overwrite: bool = True) -> list[tuple[str, str]]:
+        """Upload many, side by side: pairs of key and value, or S3PutObjects. Gives key and URL of
+        those that were written."""
+        return self._call(lambda s3: s3.put_many(key_objs, overwrite))
+
+    def put_files(
+        self, key_paths: Iterable[PutFile], overwrite: bool = True
+    ) -> list[tuple[str, str]]:
+        """The same of local files: pairs of key and path, or S3PutObjects with a path. Raises
+        S3NotFound where there is no such file."""
+        return self._call(lambda s3: s3.put_files(key_paths, overwrite))
+
+
+class AsyncS3(_Client):
+    __doc__ = f"""The same methods, which are awaited, on any event loop.
+
+    {_Client.__doc__}"""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """See S3.close."""
+        await in_thread(self._close)
+
+    async def _call(self, work: Work[T]) -> T:
+        # To begin may take a while the first time: it opens the connection.
+        begun = await in_thread(self._portal.begin, work)
+        return await asyncio.wrap_future(begun)
+
+    async def get(
+        self,
+        key: str | S3GetObject | None = None,
+        return_missing: bool = False,
+        return_info: bool = True,
+    ) -> S3Object:
+        """See S3.get."""
+        return await self._call(lambda s3: s3.get(key, return_missing, return_info))
+
+    async def get_many(
+        self,
+        keys: Iterable[str | S3GetObject],
+        return_missing: bool = False,
+        return_info: bool = True,
+    ) -> list[S3Object]:
+        """See S3.get_many."""
+        return await self._call(lambda s3: s3.get_many(keys, return_missing, return_info))
+
+    async def get_recursive(
+        self, keys: Iterable[str | None], return_info: bool = False
+    ) -> list[S3Object]:
+        """See S3.get_recursive."""
+        return await self._call(lambda s3: s3.get_recursive(keys, return_info))
+
+    async def get_all(self, return_info: bool = False) -> list[S3Object]:
+        """See S3.get_all."""
+        return await self.get_recursive(self._whole, return_info)
+
+    async def info(self, key: str | None = None, return_missing: bool = False) -> S3Object:
+        """See S3.info."""
+        return await self._call(lambda s3: s3.info(key, return_missing))
+
+    async def info_many(self, keys: Iterable[str], return_missing: bool = False) -> list[S3Object]:
+        """See S3.info_many."""
+        return await self._call(lambda s3: s3.info_many(keys, return_missing))
+
+    async def list_paths(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
+        """See S3.list_paths."""
+        return await self._call(lambda s3: s3.list_paths(keys))
+
+    async def list_recursive(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
+        """See S3.list_recursive."""
+        return await self._call(lambda s3: s3.list_recursive(keys))
+
+    async def put(
+        self,
+        key: str | S3PutObject,
+        obj: PutValue | None = None,
+        overwrite: bool = True,
+        content_type: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> str:
+        """See S3.put."""
+        given, url = _given(self._root, key, obj, content_type, metadata)
+        await self._call(lambda s3: s3.put(given, overwrite))
+        return url
+
+    async def put_many(
+        self, key_objs: Iterable[Put], overwrite: bool = True
+    ) -> list[tuple[str, str]]:
+        """See S3.put_many."""
+        return await self._call(lambda s3: s3.put_many(key_objs, overwrite))
+
+    async def put_files(
+        self, key_paths: Iterable[PutFile], overwrite: bool = True
+    ) -> list[tuple[str, str]]:
+        """See S3.put_files."""
+        return await self._call(lambda s3: s3.put_files(key_paths, overwrite))
+
+
+def _given(
+    root: Root,
+    key: str | S3PutObject,
+    obj: PutValue | None,
+    content_type: str | None,
+    metadata: dict[str, str] | None,
+) -> tuple[S3PutObject, str]:
+    """What `put` was given, and its URL."""
+    if isinstance(key, S3PutObject):
+        given = key if obj is None else key._replace(value=obj)
+        given = given._replace(
+            content_type=content_type or given.content_type, metadata=metadata or given.metadata
+        )
+    else:
+        given = S3PutObject(key, obj, content_type=content_type, metadata=metadata)
+    return given, root.url_of(given.key)

@@ -1,0 +1,238 @@
+"""What the client of S3 takes and gives: objects, ranges of them, and what is to be put."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from aflow._core.settings import Settings
+from aflow.errors import InvalidSetting, S3InvalidUrl
+from aflow.flow.current import current
+from aflow.flow.spec import FlowSpec
+
+PutValue = str | bytes | bytearray | memoryview | BinaryIO
+
+
+class S3GetObject(NamedTuple):
+    """A range of an object: `length` bytes from `offset`; a negative length means the last ones,
+    None all that follow."""
+
+    key: str
+    offset: int | None = None
+    length: int | None = None
+
+
+class S3PutObject(NamedTuple):
+    """What is to be put, a value or the file at `path`, and what is to be kept with it."""
+
+    key: str
+    value: PutValue | None = None
+    path: str | None = None
+    content_type: str | None = None
+    encryption: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class RangeInfo(NamedTuple):
+    """What was fetched of an object: all sizes are bytes."""
+
+    total_size: int
+    request_offset: int = 0
+    request_length: int = -1
+
+
+@dataclass(frozen=True, repr=False)
+class S3Object:
+    """A place in S3: an object, which may have been downloaded, or a prefix.
+
+    `key` is what it was asked for by, or its name below `prefix`; `size` is in bytes, of what was
+    downloaded or else of the object, None where there is no object. `last_modified` is in seconds
+    since 1970. What is known only if it was asked for is None otherwise.
+    """
+
+    url: str
+    prefix: str | None = None
+    path: str | None = None
+    size: int | None = None
+    content_type: str | None = None
+    metadata: dict[str, str] | None = None
+    range_info: RangeInfo | None = None
+    last_modified: int | None = None
+    encryption: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name below the prefix; the URL where there is none."""
+        if self.prefix is None or self.prefix == self.url:
+            return self.url
+        return self.url[len(self.prefix.rstrip("/")) + 1 :].rstrip("/")
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is an object."""
+        return self.size is not None
+
+    @property
+    def downloaded(self) -> bool:
+        """Whether `path`, `blob` and `text` can be read."""
+        return self.path is not None
+
+    @property
+    def blob(self) -> bytes | None:
+        """The bytes, None if they were not downloaded. The file goes when the client is closed."""
+        return None if self.path is None else Path(self.path).read_bytes()
+
+    @property
+    def text(self) -> str | None:
+        """The same as UTF-8; what is none is replaced."""
+        blob = self.blob
+        return None if blob is None else blob.decode("utf-8", errors="replace")
+
+    @property
+    def has_info(self) -> bool:
+        """Whether content type, metadata, encryption or the range are known."""
+        known: tuple[Any, ...] = (
+            self.content_type, self.metadata, self.range_info, self.encryption,
+        )  # fmt: skip
+        return any(each is not None for each in known)
+
+    def without_info(self) -> S3Object:
+        """The same object of which only the bytes are known."""
+        return replace(
+            self,
+            content_type=None,
+            metadata=None,
+            range_info=None,
+            last_modified=None,
+            encryption=None,
+        )
+
+    def __repr__(self) -> str:
+        if self.path is not None:
+            told = f"{self.size} bytes, local"
+        elif self.size is not None:
+            told = f"{self.size} bytes, in S3"
+        else:
+            told = "object does not exist"
+        return f"<S3Object {self.url} ({told})>"
+
+
+# Which object a key means: URLs of S3, and the prefix that a client was made for.
+
+
+class Root(NamedTuple):
+    """The prefix of a client, None where keys are whole URLs, and how its server is reached."""
+
+    url: str | None
+    endpoint: str | None = None
+    region: str | None = None
+
+    def url_of(self, key: str | None) -> str:
+        """The URL that a key means; raises S3InvalidUrl."""
+        if self.url is None:
+            if key and _is_whole(key):
+                return key
+            raise S3InvalidUrl(_ADVICE_INSIDE if current.is_running_flow else _ADVICE)
+        if not key:
+            return self.url
+        if key.startswith("s3://"):
+            raise S3InvalidUrl(
+                f"{key} is a whole URL, and this client has a prefix ({self.url}): give the name "
+                "below it, or use S3() without a prefix."
+            )
+        return f"{self.url}/{key.lstrip('/')}"
+
+
+_ADVICE = "S3() without a prefix takes whole URLs, s3://bucket/key: give one, or s3root= or run=."
+_ADVICE_INSIDE = "Inside of a flow use S3(run=self), or give a whole URL, s3://bucket/key."
+
+
+def root_of(
+    settings: Settings,
+    bucket: str | None,
+    prefix: str | None,
+    run: Any,
+    s3root: str | None,
+) -> Root:
+    """The prefix of a client that is made with these arguments; raises S3InvalidUrl."""
+    endpoint = settings.s3_endpoint
+    if run is not None:
+        return _of_run(settings, bucket, prefix, run)
+    if s3root is None:
+        return Root(None, endpoint)
+    return _read(s3root, "s3root=", endpoint)
+
+
+def _of_run(settings: Settings, bucket: str | None, prefix: str | None, run: Any) -> Root:
+    try:
+        data_root = settings.data_root
+    except InvalidSetting as error:
+        raise S3InvalidUrl(str(error)) from error
+    base = _read(data_root, "AFLOW_DATATOOLS_S3ROOT", settings.s3_endpoint)
+    assert base.url is not None, "it was read from a URL"
+    parts = split(base.url)
+    path = os.path.join(prefix or parts.key, *_names_of(run))
+    return base._replace(url=f"s3://{bucket or parts.bucket}/{path.strip('/')}")
+
+
+def _names_of(run: Any) -> tuple[str, str]:
+    if isinstance(run, FlowSpec):
+        if not current.is_running_flow:
+            raise S3InvalidUrl("S3(run=self) works while the flow runs: give a Run elsewhere.")
+        return str(current.flow_name), str(current.run_id)
+    try:
+        return run.parent.id, run.id
+    except AttributeError:
+        raise S3InvalidUrl(
+            f"S3(run=...) takes self of a step, or a Run: not {type(run).__name__}."
+        ) from None
+
+
+def _read(place: str, what: str, endpoint: str | None) -> Root:
+    """s3://bucket/prefix with ?endpoint= and &region=, as datastores are named."""
+    parts = urlsplit(place)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise S3InvalidUrl(f"{what} has to be a URL, s3://bucket/prefix: {place!r} is none.")
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    url = place.partition("?")[0].rstrip("/")
+    return Root(url, options.get("endpoint", endpoint), options.get("region"))
+
+
+class Location(NamedTuple):
+    """Where an object is."""
+
+    bucket: str
+    key: str
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The same as a request names it."""
+        return {"Bucket": self.bucket, "Key": self.key}
+
+
+def split(url: str) -> Location:
+    """The bucket and the key of a URL. All that follows the bucket is the key: ? and # as well."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    return Location(bucket, key)
+
+
+def _is_whole(url: str) -> bool:
+    return url.startswith("s3://") and all(split(url))
+
+
+def range_of(asked: str | S3GetObject | None) -> str | None:
+    """The range that is asked for, as HTTP says it; None for the whole object."""
+    if not isinstance(asked, S3GetObject) or (asked.offset is None and asked.length is None):
+        return None
+    start, length = asked.offset or 0, asked.length
+    if length is None:
+        return f"bytes={start}-"
+    return f"bytes={length}" if length < 0 else f"bytes={start}-{start + length - 1}"
+
+
+def key_of(asked: str | S3GetObject | None) -> str | None:
+    """The key of what is asked for."""
+    return asked.key if isinstance(asked, S3GetObject) else asked

@@ -1,0 +1,516 @@
+"""What the client of S3 does, as coroutines on one connection: its faces are in s3.py.
+
+Many objects go side by side, as many as `Settings.s3_workers` says; large ones in parts
+(s3_wire.py). Those that come are written to disk as they come, and only a few large ones are read
+from disk at a time: memory does not grow with what there is. A request that fails for the moment is
+made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
+from urllib.parse import quote
+
+from aiobotocore.credentials import (
+    AioAssumeRoleCredentialFetcher,
+    AioDeferredRefreshableCredentials,
+)
+from aiobotocore.session import AioSession
+
+from aflow.aws.s3.objects import (
+    PutValue,
+    RangeInfo,
+    Root,
+    S3GetObject,
+    S3Object,
+    S3PutObject,
+    key_of,
+    range_of,
+    split,
+)
+from aflow.errors import (
+    ObjectNotFound,
+    S3AccessDenied,
+    S3DiskFull,
+    S3Error,
+    S3Failed,
+    S3InvalidObject,
+    S3InvalidRange,
+    S3InvalidUrl,
+    S3NotFound,
+    StorageError,
+)
+from aflow.storage import s3
+from aflow.storage import s3 as s3_wire
+from aflow.storage.retry import retried
+from aflow.storage.s3 import (
+    AccessDenied,
+    BytesSource,
+    NoBucket,
+    OutOfRange,
+    Refused,
+    Source,
+    Subject,
+    translated,
+)
+
+# Local files that are sent or fetched: read and written in parts, at any place.
+
+
+class FileSource:
+    """The bytes of an open file, from its beginning."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self.size = file.seek(0, os.SEEK_END)
+
+    def read(self, start: int, length: int) -> bytes:
+        """See Source."""
+        with self._lock:
+            self._file.seek(start)
+            return self._file.read(length)
+
+
+class FileSink:
+    """A file that is made anew."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def begin(self, size: int) -> None:
+        """See Sink."""
+        if self._descriptor is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with _disk(self.path):
+                self._descriptor = os.open(self.path, flags, 0o600)
+        os.ftruncate(self._descriptor, 0)
+
+    def write(self, at: int, data: bytes) -> None:
+        """See Sink."""
+        assert self._descriptor is not None, "it has begun"
+        view = memoryview(data)
+        with _disk(self.path):
+            while view:
+                written = os.pwrite(self._descriptor, view, at)
+                at, view = at + written, view[written:]
+
+    def close(self) -> None:
+        """No more will come."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextmanager
+def _disk(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        refuse_disk(path, error)
+
+
+def refuse_disk(path: str, error: OSError) -> NoReturn:
+    """Say what is wrong with a place on this machine."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise S3DiskFull(
+            f"There is no room on the disk for {path}: make some, or give another tmproot=."
+        ) from error
+    raise S3Failed(f"{path} cannot be written: {error.strerror}.") from error
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
+    """The bytes of the file at `path`; raises S3NotFound where there is none."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 -- closed below; only the opening may fail so
+    except OSError as error:
+        raise S3NotFound(f"The local file {path} cannot be read: {error.strerror}.") from error
+    with file:
+        yield FileSource(file)
+
+
+def source_of(key: str, value: PutValue | None) -> Source:
+    """The bytes of a value that is to be put; raises S3InvalidObject."""
+    if isinstance(value, str):
+        return BytesSource([value.encode()])
+    if isinstance(value, bytes | bytearray | memoryview):
+        return BytesSource([value])
+    if value is None or not hasattr(value, "read") or not hasattr(value, "seekable"):
+        raise S3InvalidObject(
+            f"What is to be put as {key!r} is {type(value).__name__}: give a text, bytes or a file "
+            "that is open for reading."
+        )
+    if hasattr(value, "encoding") or not value.readable() or not value.seekable():
+        raise S3InvalidObject(
+            f"The file that is to be put as {key!r} has to be open for reading bytes ('rb'), and "
+            "allow to seek."
+        )
+    return FileSource(value)
+
+
+# The temporary folder of one client.
+
+
+class Folder:
+    """A folder in `parent` that is made when it is first needed, and goes with all in it."""
+
+    def __init__(self, parent: str) -> None:
+        self._parent = os.path.abspath(parent)
+        self._path: str | None = None
+        self._numbers = itertools.count()
+        self._closed = False
+
+    def new_file(self, url: str) -> str:
+        """A path for what is at `url`, of which nothing is there yet. Raises S3Failed when it is
+        closed, or where no folder can be made."""
+        if self._closed:
+            raise S3Failed("This client of S3 has been closed: make another one.")
+        if self._path is None:
+            try:
+                self._path = tempfile.mkdtemp(dir=self._parent, prefix="aflow.s3.")
+            except OSError as error:
+                refuse_disk(self._parent, error)
+        name = quote(url.rpartition("/")[2], safe="")[-100:]
+        return os.path.join(self._path, f"{next(self._numbers)}-{name}")
+
+    def close(self) -> None:
+        """Remove it all. May be called twice."""
+        self._closed = True
+        if self._path is not None:
+            shutil.rmtree(self._path)
+            self._path = None
+
+
+T = TypeVar("T")
+Asked = str | S3GetObject | None
+Put = tuple[str, PutValue] | S3PutObject
+PutFile = tuple[str, str | os.PathLike[str]] | S3PutObject
+
+PAGE = 1000  # names that S3 gives at a time
+_LARGE = 1 << 20  # bytes of a body of which only a few are in memory at a time
+_LARGE_AT_ONCE = 4
+# Where Metaflow keeps what its users say of an object, so that either reads the other's.
+_ATTRIBUTES = "metaflow-user-attributes"
+_KINDS: tuple[tuple[type[StorageError], type[S3Error]], ...] = (
+    (ObjectNotFound, S3NotFound),
+    (AccessDenied, S3AccessDenied),
+    (OutOfRange, S3InvalidRange),
+    (NoBucket, S3InvalidUrl),
+    (StorageError, S3Failed),
+)
+
+
+class Transfers:
+    """The methods of S3, on the client `s3` of botocore, which is open."""
+
+    def __init__(
+        self, s3: Any, root: Root, folder: Folder, encryption: str | None, workers: int
+    ) -> None:
+        self.s3 = s3
+        self._root = root
+        self._folder = folder
+        self._encryption = encryption
+        self._workers = workers
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+
+    # -------------------------------------------------------------- reading
+
+    async def get(self, asked: Asked, return_missing: bool, return_info: bool) -> S3Object:
+        """One object; see S3.get."""
+        url = self._root.url_of(key_of(asked))
+        fetching = self._fetch(url, self._root.url, range_of(asked), return_info)
+        return await _or_missing(fetching, url, self._root.url, return_missing)
+
+    async def get_many(
+        self, keys: Iterable[Asked], return_missing: bool, return_info: bool
+    ) -> list[S3Object]:
+        """Many objects; see S3.get_many."""
+        return await self._all(self.get(key, return_missing, return_info) for key in keys)
+
+    async def get_recursive(self, keys: Iterable[str | None], return_info: bool) -> list[S3Object]:
+        """All below some prefixes; see S3.get_recursive."""
+        listed = await self.list_recursive(keys)
+        return await self._all(
+            self._fetch(each.url, each.prefix, None, return_info) for each in listed
+        )
+
+    async def info(self, key: str | None, return_missing: bool) -> S3Object:
+        """What S3 says of an object; see S3.info."""
+        url = self._root.url_of(key)
+        return await _or_missing(self._head(url), url, self._root.url, return_missing)
+
+    async def info_many(self, keys: Iterable[str], return_missing: bool) -> list[S3Object]:
+        """The same of many; see S3.info_many."""
+        return await self._all(self.info(key, return_missing) for key in keys)
+
+    async def _fetch(
+        self, url: str, prefix: str | None, range_: str | None, return_info: bool
+    ) -> S3Object:
+        sink = FileSink(self._folder.new_file(url))
+        try:
+            answer = await self._tried(
+                url,
+                lambda subject, where: s3_wire.download(self.s3, subject, where, sink, range_),
+            )
+        finally:
+            sink.close()
+        fetched = _described(url, prefix, answer, sink.path)
+        return fetched if return_info else fetched.without_info()
+
+    async def _head(self, url: str) -> S3Object:
+        async def ask(subject: Subject, where: Mapping[str, str]) -> Any:
+            with translated(subject):
+                return await self.s3.head_object(**where)
+
+        return _described(url, self._root.url, await self._tried(url, ask))
+
+    # -------------------------------------------------------------- listing
+
+    async def list_paths(self, keys: Iterable[str | None] | None) -> list[S3Object]:
+        """What is directly below some prefixes; see S3.list_paths."""
+        return await self._listings(keys, "/")
+
+    async def list_recursive(self, keys: Iterable[str | None] | None) -> list[S3Object]:
+        """All below some prefixes; see S3.list_recursive."""
+        return await self._listings(keys, "")
+
+    async def _listings(self, keys: Iterable[str | None] | None, delimiter: str) -> list[S3Object]:
+        begins = [self._root.url_of(key).rstrip("/") + "/" for key in keys or [None]]
+        found = await self._all(self._listing(begin, delimiter) for begin in begins)
+        return [each for listing in found for each in listing]
+
+    async def _listing(self, begin: str, delimiter: str) -> list[S3Object]:
+        bucket, prefix = split(begin)
+        found: list[S3Object] = []
+        asked: dict[str, Any] = {"Prefix": prefix, "Delimiter": delimiter, "MaxKeys": PAGE}
+        while True:
+            page = await self._tried(begin, self._page(bucket, asked))
+            here = [
+                S3Object(f"s3://{bucket}/{each['Key']}", begin, size=each["Size"])
+                for each in page.get("Contents", ())
+            ]
+            here += [
+                S3Object(f"s3://{bucket}/{each['Prefix']}", begin)
+                for each in page.get("CommonPrefixes", ())
+            ]
+            found += sorted(here, key=lambda each: each.url)
+            if not page.get("IsTruncated"):
+                return found
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _page(self, bucket: str, asked: Mapping[str, Any]) -> _Act[Any]:
+        async def ask(subject: Subject, where: Mapping[str, str]) -> Any:
+            with translated(subject):
+                return await self.s3.list_objects_v2(Bucket=bucket, **asked)
+
+        return ask
+
+    # -------------------------------------------------------------- writing
+
+    async def put(self, given: S3PutObject, overwrite: bool) -> str | None:
+        """Write a value; the URL, None where there was an object already."""
+        url = self._root.url_of(given.key)
+        return await self._send(url, given, source_of(given.key, given.value), overwrite)
+
+    async def put_many(self, given: Iterable[Put], overwrite: bool) -> list[tuple[str, str]]:
+        """Write many values; see S3.put_many."""
+        objects = [
+            each if isinstance(each, S3PutObject) else S3PutObject(each[0], value=each[1])
+            for each in given
+        ]
+        return await self._sent(objects, lambda each: self.put(each, overwrite))
+
+    async def put_files(self, given: Iterable[PutFile], overwrite: bool) -> list[tuple[str, str]]:
+        """Write many files; see S3.put_files."""
+        objects = [
+            each if isinstance(each, S3PutObject) else S3PutObject(each[0], path=os.fspath(each[1]))
+            for each in given
+        ]
+        return await self._sent(objects, lambda each: self._put_file(each, overwrite))
+
+    async def _put_file(self, given: S3PutObject, overwrite: bool) -> str | None:
+        if given.path is None:
+            raise S3NotFound(f"No local file is given for {given.key!r}.")
+        with opened(given.path) as source:
+            return await self._send(self._root.url_of(given.key), given, source, overwrite)
+
+    async def _sent(
+        self,
+        objects: list[S3PutObject],
+        send: Callable[[S3PutObject], Awaitable[str | None]],
+    ) -> list[tuple[str, str]]:
+        async def one(given: S3PutObject) -> str | None:
+            return await send(given)
+
+        urls = await self._all(one(each) for each in objects)
+        return [(each.key, url) for each, url in zip(objects, urls, strict=True) if url is not None]
+
+    async def _send(
+        self, url: str, given: S3PutObject, source: s3_wire.Source, overwrite: bool
+    ) -> str | None:
+        condition: dict[str, str] = {}
+        if not overwrite:
+            # Looked at first: it costs no body where there is one, and also on servers that do not
+            # know conditions.
+            if await _is_there(self._head(url)):
+                return None
+            condition = {"IfNoneMatch": "*"}
+        about = _about(given, self._encryption)
+        lane: AbstractAsyncContextManager[Any] = (
+            self._large if source.size > _LARGE else nullcontext()
+        )
+        async with lane:
+            try:
+                await self._tried(
+                    url,
+                    lambda subject, where: s3_wire.upload(
+                        self.s3, subject, where, source, condition, about
+                    ),
+                )
+            except _WasThere:
+                return None
+        return url
+
+    # -------------------------------------------------------------- how
+
+    async def _all(self, work: Iterable[Any]) -> list[Any]:
+        return await s3_wire.some_at_once(iter(work), self._workers)
+
+    async def _tried(self, url: str, act: _Act[T]) -> T:
+        """What `act` gives for the object at `url`; errors are those of S3."""
+        place = split(url)
+        subject = Subject(url, f"There is no object {url}.")
+        try:
+            return await retried(lambda: act(subject, place.arguments))
+        except Refused as error:
+            raise _WasThere(str(error)) from error
+        except StorageError as error:
+            kind = next(kind for storage, kind in _KINDS if isinstance(error, storage))
+            raise kind(str(error)) from error
+
+
+_Act = Callable[[Subject, Mapping[str, str]], Awaitable[T]]
+
+
+class _WasThere(S3Failed):
+    """An object was there when it was to be written for the first time."""
+
+
+async def _or_missing(
+    work: Awaitable[S3Object], url: str, prefix: str | None, return_missing: bool
+) -> S3Object:
+    try:
+        return await work
+    except S3NotFound:
+        if not return_missing:
+            raise
+        return S3Object(url, prefix)
+
+
+async def _is_there(head: Awaitable[S3Object]) -> bool:
+    try:
+        await head
+    except S3NotFound:
+        return False
+    return True
+
+
+def _about(given: S3PutObject, encryption: str | None) -> dict[str, Any]:
+    """What is kept with an object."""
+    about: dict[str, Any] = {}
+    if given.content_type:
+        about["ContentType"] = given.content_type
+    if given.metadata:
+        about["Metadata"] = {_ATTRIBUTES: json.dumps(given.metadata)}
+    if given.encryption or encryption:
+        about["ServerSideEncryption"] = given.encryption or encryption
+    return about
+
+
+def _described(url: str, prefix: str | None, answer: Any, path: str | None = None) -> S3Object:
+    """The object as an answer of S3 tells of it."""
+    size = int(answer["ContentLength"])
+    attributes = answer.get("Metadata", {}).get(_ATTRIBUTES)
+    range_info = None
+    if path is not None:
+        range_info = RangeInfo(size, 0, size)
+        if "ContentRange" in answer:  # bytes 0-99/1000
+            span, _, total = answer["ContentRange"].split()[1].partition("/")
+            range_info = RangeInfo(int(total), int(span.partition("-")[0]), size)
+    return S3Object(
+        url,
+        prefix,
+        path,
+        size,
+        answer.get("ContentType"),
+        None if attributes is None else json.loads(attributes),
+        range_info,
+        int(answer["LastModified"].timestamp()) if "LastModified" in answer else None,
+        answer.get("ServerSideEncryption"),
+    )
+
+
+# How a client of S3 reaches its server, and as whom.
+
+
+class Identity(NamedTuple):
+    """Who asks: a role to be assumed, arguments of a session (`profile_name`, `region_name`,
+    `aws_access_key_id`...) and of a client (`endpoint_url`, `verify`, `config`...), as boto3 names
+    them."""
+
+    role: str | None = None
+    session_vars: Mapping[str, Any] | None = None
+    client_params: Mapping[str, Any] | None = None
+
+
+async def connect(root: Root, identity: Identity) -> Any:
+    """A client of S3, for `s3_wire.disconnect`. Raises AccessDenied where the role may not be
+    assumed, and what `translated` does."""
+    return await _connect(root, identity, lambda: _connect(root, identity, None))
+
+
+async def _connect(root: Root, identity: Identity, again: s3.Again | None) -> Any:
+    of_session = dict(identity.session_vars or {})
+    subject = Subject(root.url or "S3", "")
+    with translated(subject):
+        session = s3.new_session(of_session.pop("profile_name", None))
+        options = {
+            "endpoint_url": root.endpoint,
+            "region_name": root.region,
+            **of_session,
+            **(identity.client_params or {}),
+        }
+        if identity.role is not None:
+            await _assume(session, identity.role, of_session)
+            options = {name: value for name, value in options.items() if name not in _KEYS}
+        return await s3.connect(session, again, **options)
+
+
+_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+
+
+async def _assume(session: AioSession, role: str, own: Mapping[str, Any]) -> None:
+    """Let the session have the credentials of the role, fetched anew before they expire."""
+    if own.get(_KEYS[0]):
+        session.set_credentials(*(own.get(name) for name in _KEYS))
+    region = own.get("region_name")
+
+    def client(service: str, **options: Any) -> Any:
+        return session.create_client(service, region_name=region, **options)
+
+    fetcher = AioAssumeRoleCredentialFetcher(client, await session.get_credentials(), role)
+    held = AioDeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
+    await held.get_frozen_credentials()
+    session._credentials = held

@@ -1,0 +1,69 @@
+"""What the outputs of a stack mean as settings. Pure.
+
+An output is the value of the setting that its description names in brackets, as in
+`[METAFLOW_BATCH_JOB_QUEUE] where jobs are queued`: so it is in our template, and in Metaflow's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from typing import NamedTuple
+
+from aflow.errors import InvalidInput
+
+_NAMED = re.compile(r"\[((?:METAFLOW|AFLOW)_[A-Z0-9_]+)\]")
+_KEY = "METAFLOW_SERVICE_AUTH_KEY"
+_KEY_PLACE = "AFLOW_SERVICE_AUTH_KEY_SECRET"
+# What is to be used at all, where the stack says where it is.
+_CHOSEN = {
+    "METAFLOW_DATASTORE_SYSROOT_S3": ("METAFLOW_DEFAULT_DATASTORE", "s3"),
+    "METAFLOW_SERVICE_URL": ("METAFLOW_DEFAULT_METADATA", "service"),
+}
+
+
+class Output(NamedTuple):
+    """An output of a stack."""
+
+    name: str
+    value: str
+    description: str = ""
+
+
+def template() -> str:
+    """The CloudFormation template."""
+    return (files("aflow.aws.stack") / "cloudformation.yaml").read_text("utf-8")
+
+
+def is_of_metaflow(outputs: Iterable[Output]) -> bool:
+    """Whether a stack is made of Metaflow's own template, whose metadata service is Metaflow's."""
+    return any(each.name in ("MetaflowDataStoreS3Url", "MigrationFunctionName") for each in outputs)
+
+
+def settings_of(
+    stack: str, outputs: Iterable[Output], fetched: Callable[[str], str]
+) -> dict[str, str]:
+    """The settings that the outputs stand for. For the key of the metadata service the output names
+    a secret (an ARN), or a key of API Gateway (an id): `fetched` gives what is kept there. Raises
+    InvalidInput for a stack whose outputs are no settings."""
+    found = {
+        named[1]: each.value
+        for each in outputs
+        if (named := _NAMED.search(each.description)) and each.value
+    }
+    if "METAFLOW_DATASTORE_SYSROOT_S3" not in found:
+        raise InvalidInput(
+            f"The stack {stack} says nowhere where artifacts are: none of its outputs is described "
+            "as [METAFLOW_DATASTORE_SYSROOT_S3]. Is it made of the template of `aflow stack "
+            "template`, or of Metaflow's?"
+        )
+    if _KEY in found:
+        place = found[_KEY]
+        found[_KEY] = fetched(place)
+        if place.startswith("arn:"):  # jobs fetch it themselves: their definitions hold no key
+            found[_KEY_PLACE] = place
+    for key, (chosen, value) in _CHOSEN.items():
+        if key in found:
+            found[chosen] = value
+    return dict(sorted(found.items()))

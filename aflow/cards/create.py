@@ -1,0 +1,78 @@
+"""Cards of tasks that have run: made from what the client reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from aflow.cards import store
+from aflow.cards.card import ErrorCard, created, kind_of
+from aflow.cards.hooks import in_time
+from aflow.task.runner import sentence
+
+if TYPE_CHECKING:
+    from aflow.client import Task
+
+
+class FinishedTask:
+    """A task of the client with what our cards show, beside all that it has."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.parameters = _parameters(task)
+        own = {each.id: each.data for each in task if not each.id.startswith("_")}
+        self.own_artifacts = {
+            name: value for name, value in own.items() if name not in self.parameters
+        }
+        self.started_at = task.created_at.timestamp()
+        ended = task.finished_at
+        self.finished_at = None if ended is None else ended.timestamp()
+        tags = (tag for tag in task.tags if tag.startswith("user:"))
+        self.user = next(tags, "user:").removeprefix("user:")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._task[name]
+
+
+def page_of(
+    task: Task,
+    type: str,
+    options: Mapping[str, Any],
+    timeout: float | None = None,
+    *,
+    save_errors: bool = False,
+) -> str:
+    """The page of a card of this kind, which may take `timeout` seconds. Where it fails: what the
+    kind raises, or with `save_errors` a page that says why. Raises InvalidInput for an unknown
+    kind."""
+    made = created(kind_of(type), options, (), None, task._source.graph, None)
+    finished = FinishedTask(task)
+    try:
+        if timeout is None:
+            html = made.render(finished)
+        else:
+            html = in_time(lambda: made.render(finished), timeout)
+        if not isinstance(html, str):
+            raise TypeError(
+                f"render gave {html.__class__.__name__}, and has to give a text of HTML"
+            )
+        return html
+    except Exception as error:
+        if not save_errors:
+            raise
+        return ErrorCard({"error": sentence(error), "kind": type}).render(finished)
+
+
+def keep(task: Task, type: str, id: str | None, html: str) -> str:
+    """Keep the page as one more card of the task; its hash."""
+    place, folder = task._source.blobs.store, store.prefix(*task.pathspec.split("/"))
+    number = max((each.number for each in store.listed(place, folder)), default=-1) + 1
+    return store.put(place, folder, number, type, id, html)
+
+
+def _parameters(task: Task) -> dict[str, Any]:
+    run = task.parent.parent
+    return {each.id: each.data for each in run["_parameters"].task}

@@ -1,0 +1,357 @@
+"""How @card acts: `current.card` while the step runs, and the page when artifacts are stored."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from aflow._core.settings import switched_on
+from aflow.cards import store
+from aflow.cards.card import Card, ErrorCard, created, kind_of
+from aflow.cards.components import Component, as_component
+from aflow.errors import InvalidInput
+from aflow.flow.current import look_up
+from aflow.task.hooks import Around, Scene
+from aflow.task.runner import sentence, show
+
+if TYPE_CHECKING:
+    from aflow.flow.decorators.card import CardDecorator
+    from aflow.storage.artifacts import Manifest
+
+_TRUSTED = ("default", "blank", "error")  # ours: made in this process
+
+
+class CardParts:
+    """What a step adds to one card; `current.card` is this for the card that has no id."""
+
+    def __init__(self, around: AroundCard) -> None:
+        self._around = around
+        self._parts: list[tuple[str | None, Any]] = []
+        self.changed_at = 0.0
+
+    def append(self, component: Any, id: str | None = None) -> None:
+        """Add a component at the end (a text is Markdown, other values are shown as what they
+        are); with an `id` it is found again as `components[id]`."""
+        part = as_component(component)
+        if part is not component and self._around.drops_values:
+            _warn(f"{type(component).__name__} is no component of a card: it is not shown.")
+            return
+        self._parts.append((id, part))
+        self.changed_at = self._around.now()
+
+    def extend(self, components: Iterable[Any]) -> None:
+        """Add several."""
+        for each in components:
+            self.append(each)
+
+    def clear(self) -> None:
+        """Take all away again."""
+        self._parts.clear()
+        self.changed_at = self._around.now()
+
+    def refresh(self, data: Any = None, force: bool = False) -> None:
+        """Make the card now, so that it can be seen while the step runs; not more often than
+        `refresh_interval` says, unless `force`."""
+        self._around.refresh(data, force)
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """The components that were given an id."""
+        return {id: part for id, part in self._parts if id is not None}
+
+    def updatable(self) -> dict[str, Any]:
+        """What the components that follow refreshes render now, by id; one that was given none is
+        known by its class and place."""
+        found = {}
+        for place, (id, part) in enumerate(self._parts):
+            if getattr(part, "REALTIME_UPDATABLE", False):
+                found[id or f"{type(part).__name__.lower()}_{place}"] = part.render()
+        return found
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([part for _, part in self._parts])
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+class Cards:
+    """`current.card` of a step: the parts of its cards, by id; without one, of the card that has
+    none (or is the only one, or says customize=True)."""
+
+    def __init__(self) -> None:
+        self.all: list[AroundCard] = []
+
+    def __getitem__(self, id: str) -> CardParts:
+        for each in self.all:
+            if each.card.id == id:
+                return each.parts
+        _warn(f"The step has no card with the id {id!r}: what is added to it is not shown.")
+        return CardParts(self.all[0])
+
+    def get(self, type: str | None = None) -> list[CardParts]:
+        """The parts of all cards of this type."""
+        return [each.parts for each in self.all if type in (None, each.card.type)]
+
+    @property
+    def _main(self) -> CardParts:
+        takers = [each for each in self.all if each.takes_parts]
+        chosen = [each for each in self.all if each.card.customize] or [
+            each for each in takers if each.card.id is None or len(takers) == 1
+        ]
+        if len(chosen) != 1 and len(self.all) > 1:
+            _warn("The step has several cards: current.card['id'] says which one is meant.")
+        if not chosen:
+            _warn("What is added is not shown: no card without an id takes components.")
+            return CardParts(self.all[0])
+        return chosen[0].parts
+
+    def append(self, component: Any, id: str | None = None) -> None:
+        """See CardParts."""
+        self._main.append(component, id)
+
+    def extend(self, components: Iterable[Any]) -> None:
+        """See CardParts."""
+        self._main.extend(components)
+
+    def clear(self) -> None:
+        """See CardParts."""
+        self._main.clear()
+
+    def refresh(self, data: Any = None, force: bool = False) -> None:
+        """See CardParts."""
+        self._main.refresh(data, force)
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """See CardParts."""
+        return self._main.components
+
+    def __len__(self) -> int:
+        return len(self._main)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._main)
+
+
+class AroundCard(Around):
+    """One card of one attempt."""
+
+    def __init__(self, decorator: Any, scene: Scene) -> None:
+        super().__init__(decorator, scene)
+        self.card: CardDecorator = decorator
+        self.parts = CardParts(self)
+        cards: Cards = scene.shared.setdefault("cards", Cards())
+        self._number = len(cards.all)
+        cards.all.append(self)
+        scene.values["card"] = cards
+        self._refreshed = 0.0
+        self._renders = 0  # refreshes so far
+        self._user_data: Any = {}  # what the latest of them was given
+        self._started = scene.clock.now()
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether its kind shows what the step adds; one that is unknown is told of at the end."""
+        try:
+            return kind_of(self.card.type).ALLOW_USER_COMPONENTS
+        except InvalidInput:
+            return False
+
+    @property
+    def drops_values(self) -> bool:
+        """Whether what is no component is left out: so do card classes written for Metaflow."""
+        compat = sys.modules.get("aflow.compat.metaflow")
+        if compat is None or not compat.is_installed() or not self.takes_parts:
+            return False
+        return not kind_of(self.card.type)._takes_objects
+
+    def now(self) -> float:
+        """The time."""
+        return self.scene.clock.now()
+
+    def stored(self, manifest: Manifest) -> None:
+        """Make the card; nothing that goes wrong with it fails the step."""
+        task = CardTask(self.scene, self._started, [*manifest.artifacts])
+        self._make(task)
+
+    def refresh(self, data: Any, force: bool) -> None:
+        """Make the card of a step that runs."""
+        self._user_data = {} if data is None else data  # the card at the end shows the latest
+        now = self.scene.clock.monotonic()
+        if not force and self._refreshed and now - self._refreshed < self.card.refresh_interval:
+            return
+        self._refreshed = now
+        self._renders += 1
+        self._make(CardTask(self.scene, self._started, [], finished=False), runtime=True)
+
+    def _make(self, task: CardTask, *, runtime: bool = False) -> None:
+        update = None
+        try:
+            kind = kind_of(self.card.type)
+            if runtime and not kind.RUNTIME_UPDATABLE:
+                return
+            definition = self.scene.definition
+            made = created(
+                kind,
+                self.card.options,
+                [*self.parts],
+                definition,
+                definition.graph,
+                self.scene.flow,
+            )
+            html, update = self._made(made, task, runtime)
+        except Exception as error:  # noqa: BLE001 -- a card that fails is told, and shown in its place
+            told = sentence(error)
+            show("stderr", f"@card(type={self.card.type!r}) was not made: {told}\n")
+            if runtime or not self.card.save_errors:
+                return
+            html = ErrorCard({"error": told, "kind": self.card.type}).render(task)
+        spec, context = self.scene.spec, self.scene.context
+        folder = store.prefix(context.flow, context.run, spec.step, spec.task)
+        place = self.scene.blobs.store
+        store.put(place, folder, self._number, self.card.type, self.card.id, html, update)
+
+    def _made(self, made: Card, task: CardTask, runtime: bool) -> tuple[str, Any]:
+        """The page, and what pages that are open need to know."""
+        if self.card.type in _TRUSTED:
+            return made.render(task), None
+        data = {
+            "user": self._user_data,
+            "components": self.parts.updatable(),
+            "render_seq": self._renders if runtime else "final",
+            "component_update_ts": self.parts.changed_at,
+            "mode": "render_runtime" if runtime else "render",
+        }
+        made.runtime_data = data
+        refreshed, at = self._renders > 0, self.now()
+
+        def make() -> tuple[str, Any]:
+            html = made.render_runtime(task, data) if runtime else made.render(task)
+            if not isinstance(html, str):
+                raise TypeError(
+                    f"render gave {type(html).__name__}, and has to give a text of HTML"
+                )
+            if not refreshed:
+                return html, None
+            token = _reload_token(made, task, data)
+            told = made.refresh(task, data)
+            update = {"reload_token": token, "data": told, "created_on": at}
+            return html.replace(made.RELOAD_POLICY_TOKEN, token), None if told is None else update
+
+        html, update = in_time(make, self.card.timeout)
+        return html, update
+
+
+def _reload_token(made: Card, task: CardTask, data: dict[str, Any]) -> str:
+    """What a page that is open compares, to know whether it has to be loaded again."""
+    if data["render_seq"] == "final":
+        return "final"
+    if made.RELOAD_POLICY == made.RELOAD_POLICY_ALWAYS:
+        return f"render-seq-{data['render_seq']}"
+    if made.RELOAD_POLICY == made.RELOAD_POLICY_ONCHANGE:
+        return made.reload_content_token(task, data)
+    return "never"
+
+
+def in_time(make: Any, seconds: float) -> Any:
+    """What `make` gives, from a process that is killed if it takes longer. Raises TimeoutError, and
+    RuntimeError for what it raised."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(make, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise TimeoutError(f"it took longer than {seconds:g} s")
+        good, value = ours.recv()
+    except EOFError:
+        raise RuntimeError("its process died") from None
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if not good:
+        raise RuntimeError(value)
+    return value
+
+
+def _answer(make: Any, pipe: Any) -> None:
+    try:
+        pipe.send((True, make()))
+    except BaseException as error:  # noqa: BLE001 -- whatever a card raises is shown in its place
+        pipe.send((False, sentence(error)))
+
+
+class CardTask:
+    """The task of a card, as kinds of cards see it: like a Task of the client, of a task that is
+    not over for others yet. What is not in here is asked of the client's Task."""
+
+    def __init__(
+        self, scene: Scene, started_at: float, own: list[str], finished: bool = True
+    ) -> None:
+        spec, context = scene.spec, scene.context
+        self.pathspec = f"{context.flow}/{context.run}/{spec.step}/{spec.task}"
+        self.id = str(spec.task)
+        self.index = spec.split_index
+        self.user = context.user
+        self.started_at = started_at
+        self.finished_at = scene.clock.now()
+        self.finished = self.successful = finished
+        self.data = _Data(scene.flow)
+        self._scene = scene
+        self._own = own
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The flow's parameters and their values."""
+        return {name: getattr(self.data, name) for name in self._scene.definition.parameters}
+
+    @property
+    def own_artifacts(self) -> dict[str, Any]:
+        """What the step itself has set."""
+        return {name: getattr(self.data, name) for name in self._own if not name.startswith("_")}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(look_up(self.pathspec, "task"), name)
+
+    def __getitem__(self, name: str) -> Any:
+        return _Value(name, getattr(self.data, name))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.data
+
+    def __iter__(self) -> Iterator[Any]:
+        return (_Value(name, value) for name, value in self.own_artifacts.items())
+
+
+class _Data:
+    """The artifacts as attributes."""
+
+    def __init__(self, flow: Any) -> None:
+        self._flow = flow
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._flow, name)
+
+    def __contains__(self, name: str) -> bool:
+        return hasattr(self._flow, name)
+
+
+class _Value:
+    """One artifact."""
+
+    def __init__(self, id: str, data: Any) -> None:
+        self.id = id
+        self.data = data
+
+
+def _warn(text: str) -> None:
+    if switched_on("CARD_NO_WARNING"):
+        return
+    show("stderr", f"[@card] {text}\n")

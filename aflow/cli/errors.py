@@ -1,0 +1,232 @@
+"""From an exception to one sentence on stderr and an exit code.
+
+0    done
+1    the run, or what was asked, failed
+2    what was typed cannot be used
+130  interrupted (SIGINT); 143 ended by SIGTERM
+141  nobody reads our output any more (SIGPIPE)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import NamedTuple, NoReturn
+
+import click
+
+from aflow._core.ending import Leave
+from aflow._core.process import flush
+from aflow._core.settings import Settings
+from aflow.errors import AflowError, InvalidInput, InvalidSetting
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+_MOST_FRAMES = 8  # of a traceback that are shown
+NO_READER = 141
+
+
+def guarded(body: Callable[[], object]) -> int:
+    """The exit code of `body()`, which is what it returns if that is a number, else 0.
+
+    Whatever it raises becomes a sentence on stderr; with AFLOW_DEBUG=1 the traceback comes first.
+    """
+    try:
+        code = body()
+        flush(sys.stdout)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.secho("Interrupted.", fg="red", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        forget_stdout()
+        return NO_READER
+    except AflowError as error:
+        _traceback_if_asked_for()
+        show(error.headline, str(error))
+        return USAGE if isinstance(error, InvalidInput) else FAILED
+    except Exception as error:  # noqa: BLE001 -- whatever it is, a person gets a sentence
+        _unexpected(error)
+        return FAILED
+
+
+def leave(code: int) -> NoReturn:
+    """Leave the program with this exit code, by SystemExit: what stands around goes on as usual."""
+    raise Leave(code)
+
+
+# Controls, which terminals obey (escapes set titles, clipboards and lines above), and marks that
+# turn the direction of a text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """A text of tags, messages or servers as a terminal may have it: controls are spelt out
+    (`\\x1b`), but for tabs and, with `lines`, ends of lines."""
+    text = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text if lines else text.replace("\n", "\\n")
+
+
+def show(headline: str, message: str) -> None:
+    """Write an error on stderr in the layout that users of Metaflow know."""
+    lines = "\n".join(f"    {line}".rstrip() for line in printable(message).splitlines())
+    color = _wishes().color
+    click.secho(f"    {headline}:", fg="red", bold=True, err=True, color=color)
+    click.secho(lines, fg="red", err=True, color=color)
+
+
+class Frame(NamedTuple):
+    """A frame of a traceback: file, line, function and the line of code."""
+
+    file: str
+    line: int
+    function: str
+    code: str
+
+    @property
+    def is_users(self) -> bool:
+        """Whether it is of the user's own code, and of no library."""
+        return not _OF_LIBRARIES.search(self.file.replace("\\", "/"))
+
+
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$')
+_OF_LIBRARIES = re.compile(
+    r"/(site|dist)-packages/|/lib(64)?/python3[.\d]*/|^<(frozen |string>)|"
+    r"/aflow/(attempt|executors|flow|task)/"
+)
+
+
+def frames_of(traceback: str) -> list[Frame]:
+    """The frames of a formatted traceback, the outermost first; of several that are chained those
+    of the last one."""
+    found: list[Frame] = []
+    lines = traceback.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("Traceback (most recent call last)"):
+            found = []
+        frame = _FRAME.match(line)
+        if frame is not None:
+            after = lines[number + 1] if number + 1 < len(lines) else ""
+            code = "" if _FRAME.match(after) or not after.startswith("    ") else after.strip()
+            found.append(Frame(frame[1], int(frame[2]), frame[3], code))
+    return found
+
+
+def show_frames(traceback: str) -> None:
+    """Write on stderr where a task has failed: the frames of the user's own code, the one in which
+    it happened first, and how many of libraries are left out."""
+    frames = frames_of(traceback)
+    users = [each for each in frames if each.is_users]
+    color = _wishes().color
+    here = os.getcwd() + os.sep
+    for number, frame in enumerate(reversed(users[-_MOST_FRAMES:])):
+        file = frame.file.removeprefix(here)
+        place = printable(f"      {file}:{frame.line}, in {frame.function}", lines=False)
+        click.secho(place, fg="red" if number == 0 else None, err=True, color=color)
+        if frame.code:
+            code = printable(f"          {frame.code}", lines=False)
+            click.secho(code, bold=number == 0, err=True, color=color)
+    left_out = len(frames) - len(users)
+    if users and left_out:
+        last = frames[-1]
+        where = (
+            "" if last.is_users else f", the last one {last.file}:{last.line}, in {last.function}"
+        )
+        text = f"      ({_plural(left_out, 'frame')} of libraries left out{where})"
+        click.secho(printable(text, lines=False), dim=True, err=True, color=color)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def forget_stdout() -> None:
+    """Send what is still buffered for stdout nowhere, so that the exit is quiet."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _unexpected(error: Exception) -> None:
+    shown = _traceback_if_asked_for()
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    message = f"{text}\nThis is a fault of aflow itself; please report it with the traceback"
+    show("aflow failed unexpectedly", message + ("." if shown else " (set AFLOW_DEBUG=1)."))
+
+
+def _traceback_if_asked_for() -> bool:
+    asked = _wishes().debug
+    if asked:
+        import traceback  # nobody pays for it on a good day
+
+        traceback.print_exc()
+    return asked
+
+
+class _Wishes(NamedTuple):
+    debug: bool = False
+    color: bool | None = None  # None: as the terminal can
+
+
+def _wishes() -> _Wishes:
+    try:
+        settings = Settings.load()
+    except InvalidSetting:  # it is what went wrong, and has its own sentence
+        return _Wishes()
+    return _Wishes(settings.debug, False if settings.no_color else None)
+
+
+# What `python flow.py` says of a flow that cannot even be defined.
+#
+# Most faults of a flow are found when its command line begins. A decorator or a parameter that is
+# wrong raises earlier: in the body of the class, in which the script ends with a traceback through
+# aflow. In a script that defines a flow such an error is told as `aflow run` tells it.
+
+
+_OF_FUNCTIONS = 0x1  # CO_OPTIMIZED, which bodies of classes are not
+_LANGUAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flow", "")
+
+
+def tell_definition_errors() -> None:
+    """From now on tell them, if this program is a script, and nobody else looks at what it raises.
+    May be called again."""
+    main = sys.modules.get("__main__")
+    if getattr(main, "__file__", None) and sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _tell
+
+
+def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    place = _place(traceback) if isinstance(error, AflowError) else None
+    if place is None or not isinstance(error, AflowError):
+        sys.__excepthook__(kind, error, traceback)
+        return
+
+    show(error.headline, f"{place}: {error}")
+    leave(USAGE)
+
+
+def _place(traceback: TracebackType | None) -> str | None:
+    """File and line of the script where the definition of a flow raised; None if it was anything
+    else that did."""
+    if traceback is None or traceback.tb_frame.f_globals.get("__name__") != "__main__":
+        return None
+    inner = traceback.tb_next
+    if traceback.tb_frame.f_code.co_name != "<module>" or inner is None:
+        return None
+    frame, line = traceback.tb_frame, traceback.tb_lineno
+    if _is_class_body(inner.tb_frame):
+        line = inner.tb_lineno
+    elif not os.path.abspath(inner.tb_frame.f_code.co_filename).startswith(_LANGUAGE):
+        return None
+    return f"{frame.f_code.co_filename}, line {line}"
+
+
+def _is_class_body(frame: FrameType) -> bool:
+    return "__module__" in frame.f_locals and not frame.f_code.co_flags & _OF_FUNCTIONS

@@ -1,0 +1,123 @@
+"""One run in the foreground: what `aflow run` and `python flow.py run` do.
+
+The ground of its tasks was started first thing (executors/local/ground_start.py), and gets ready while
+this process checks the flow and imports asyncio: on two cores at once.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aflow.errors import MetadataUnavailable, StoreUnavailable
+from aflow.executors.local import ground_start
+
+if TYPE_CHECKING:
+    from aflow._core.settings import RunOptions, Settings
+    from aflow.coordinator import RunHandle
+    from aflow.executors.local.ground_start import EarlyGround
+    from aflow.flow.definition import FlowDefinition
+    from aflow.runs.events import Notice, RunEnded
+
+# Imports are inside the functions: asyncio and all that needs it are imported while the ground
+# imports its own.
+
+
+def run(
+    definition: FlowDefinition,
+    options: RunOptions,
+    settings: Settings,
+    watch: Callable[[Sequence[Notice]], None],
+    adopt: str | None = None,
+) -> tuple[RunEnded, int | None]:
+    """Run a flow to its end, or go on with its run `adopt`, which was left; how it ended, and the
+    number of the signal that stopped it, if one did. Raises what the storage or the metadata raised
+    if the run could not go on."""
+    has_local_steps = _has_local_steps(definition, options)
+    if has_local_steps:
+        ground_start.have_ground()
+    ground = ground_start.take_ground()
+    if ground is not None and not has_local_steps:
+        ground.close()
+    try:
+        import asyncio
+
+        from aflow._core.process import fastest_loop
+
+        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            given = ground if has_local_steps else None
+            return runner.run(_run(definition, options, settings, watch, given, adopt))
+    finally:
+        if ground is not None:
+            ground.close()
+
+
+def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
+    """Whether processes of this machine run tasks."""
+    marked = any(step.decorator("batch") for step in definition.steps.values())
+    if options.queue is None and options.executor == "local" and not marked:
+        return True
+    from aflow.executors.factory import needs_processes, places
+
+    return needs_processes(definition, places(definition, options))
+
+
+async def _run(
+    definition: FlowDefinition,
+    options: RunOptions,
+    settings: Settings,
+    watch: Callable[[Sequence[Notice]], None],
+    ground: EarlyGround | None,
+    adopt: str | None,
+) -> tuple[RunEnded, int | None]:
+
+    from aflow._core.threads import in_thread
+    from aflow.coordinator import Coordinator
+
+    async with Coordinator(
+        storage=settings.storage_url,
+        metadata=settings.metadata_url,
+        durability=settings.durability,
+        user=settings.user,
+        owner=settings.owner,
+    ) as coordinator:
+        first = None if ground is None else ground.start()
+        given: Any = {"options": options, "ground": first, "watch": watch}
+        if adopt is None:
+            handle = await coordinator.start(definition, **given)
+        else:
+            handle = await coordinator.adopt(definition, adopt, **given)
+        if options.run_id_file is not None:
+            await in_thread(options.run_id_file.write_text, handle.id)
+        stopped_by = _stop_on_signals(handle, told_to_leave=settings.owner != "run")
+        try:
+            return await handle.wait(), stopped_by[0] if stopped_by else None
+        except (MetadataUnavailable, StoreUnavailable) as error:
+            raise type(error)(
+                f"{error} What the run has finished is kept: then resume the run, or go on with it "
+                f"(aflow adopt {handle.pathspec})."
+            ) from error
+
+
+def _stop_on_signals(handle: RunHandle, *, told_to_leave: bool) -> list[int]:
+    """Let SIGINT and SIGTERM stop the run, and SIGHUP leave it; the signals that have come, in
+    order. Those that are ignored stay so, but for SIGHUP where a server says so by it."""
+    import asyncio
+
+    from aflow._core.process import on_signal
+
+    came: list[int] = []
+
+    def stop(signum: signal.Signals) -> None:
+        came.append(signum.value)
+        handle.cancel(f"The run was stopped by {signum.name}.")
+
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        on_signal(loop, signum, stop, signum)
+    if told_to_leave:
+        loop.add_signal_handler(signal.SIGHUP, handle.leave)
+    else:
+        on_signal(loop, signal.SIGHUP, handle.leave)
+    return came

@@ -1,0 +1,177 @@
+"""Requests of commands to a server (aflow server)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse
+from threading import Event
+from typing import Any, NamedTuple
+from urllib import request
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+import click
+
+from aflow._core.settings import looked_up
+from aflow._core.waiting import Waiting
+from aflow.cli.options import option
+from aflow.errors import CommandFailed, InvalidInput, ServerUnavailable
+from aflow.metadata.tokens import headers_for, is_this_machine
+
+DEFAULT_SERVER = "http://127.0.0.1:8180"
+WAIT = 30  # seconds that the server is asked to wait, again and again
+_PATIENCE = 60 + WAIT
+_TRIES = 16  # about a minute of them
+_BEGUN, _ALIVE = "", ":"  # kinds of what is no event
+_LONGEST_PAUSE = 5.0  # seconds
+
+
+def server_option() -> click.Option:
+    """The option --server of a command that needs one."""
+    return option(
+        "--server",
+        metavar="URL",
+        default=lambda: looked_up("SERVER") or DEFAULT_SERVER,
+        show_default=f"AFLOW_SERVER, else {DEFAULT_SERVER}",
+        help="Where the server is.",
+    )
+
+
+def of_a_server() -> click.Option:
+    """The option --server of a command that shows what is here, unless one is named."""
+    return option(
+        "--server",
+        metavar="URL",
+        default=lambda: looked_up("SERVER"),
+        callback=lambda _, __, url: url or None,
+        help="What this server has ('': what is here).  [default: AFLOW_SERVER, else what is here]",
+    )
+
+
+def ask(
+    server: str, method: str, path: str, body: bytes | None = None, type_: str = "application/json"
+) -> Any:
+    """What the server answers. Raises InvalidInput for what is no address,
+    and CommandFailed with the server's sentence, or why there is none."""
+    with _answered(server, method, path, body, type_) as answer:
+        return json.load(answer)
+
+
+class Told(NamedTuple):
+    """A server-sent event."""
+
+    kind: str
+    data: Any
+
+
+def events(server: str, path: str, *, there: bool = False) -> Iterator[Told]:
+    """Server-sent events, until the one that is called `end`. Where the connection is lost, or the
+    server is started again meanwhile, they go on after the last one that had an id: also where
+    nothing has come yet, if the server has answered once (or was `there` a moment ago). Raises what
+    `ask` raises, if the server is away for a minute."""
+    last, tries, pause = "", 0, Event()
+    waiting: Waiting | None = None
+    while True:
+        try:
+            for id_, told in _events(server, path, last):
+                there = True
+                if told.kind == _BEGUN:
+                    continue
+                tries = 0
+                if waiting is not None:
+                    waiting.over()
+                    waiting = None
+                if told.kind == _ALIVE:
+                    continue
+                last = id_ or last
+                yield told
+                if told.kind == "end":
+                    return
+            raise ServerUnavailable(f"The server {server} has ended its answer.")
+        except ServerUnavailable as error:
+            tries += 1
+            if tries > _TRIES or not there:
+                raise
+            waiting = waiting or Waiting(f"the server {server}")
+            waiting.still(str(error))
+            pause.wait(min(_LONGEST_PAUSE, 2.0**tries / 4))
+
+
+def _events(server: str, path: str, last: str) -> Iterator[tuple[str, Told]]:
+    """The events with their ids; and that the answer has begun, and signs of life in it."""
+    more = {"Last-Event-ID": last} if last else {}
+    id_, kind = "", ""
+    with _answered(server, "GET", path, None, "application/json", more) as answer:
+        yield "", Told(_BEGUN, None)
+        for line in answer:
+            if line.startswith(b":"):  # a comment: the stream is there, and nothing has happened
+                yield "", Told(_ALIVE, None)
+                continue
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            if name == "id":
+                id_ = value
+            elif name == "event":
+                kind = value
+            elif name == "data":
+                yield id_, Told(kind, json.loads(value))
+                id_ = ""
+
+
+@contextmanager
+def _answered(
+    server: str,
+    method: str,
+    path: str,
+    body: bytes | None,
+    type_: str,
+    more: Mapping[str, str] | None = None,
+) -> Iterator[HTTPResponse]:
+    if not server.startswith(("http://", "https://")):
+        raise InvalidInput(f"{server!r} is no address of a server: http(s)://host:port.")
+    headers = {"Content-Type": type_, **(more or {})}
+    if key := headers_for(server).get("x-api-key"):
+        headers["Authorization"] = f"Bearer {key}"
+    url = server.rstrip("/") + path
+    asked = request.Request(url, data=body, headers=headers, method=method)  # noqa: S310 -- http(s), as was checked
+    try:
+        with _opener(server).open(asked, timeout=_PATIENCE) as answer:
+            yield answer
+    except HTTPError as error:
+        if 300 <= error.code < 400:
+            raise CommandFailed(
+                f"The server {server} redirects to {error.headers.get('Location', '')[:200]!r}. A "
+                "token is sent nowhere but to the address that was given: give that one with "
+                "--server, if it is the right one."
+            ) from error
+        kind = ServerUnavailable if error.code in (502, 503, 504) else CommandFailed
+        raise kind(f"The server {server} refuses: {_sentence(error)}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        why = getattr(error, "reason", error)
+        raise ServerUnavailable(
+            f"The server {server} does not answer ({why}): start one with `aflow server`, or name "
+            "another with --server."
+        ) from error
+
+
+class _NoRedirects(request.HTTPRedirectHandler):
+    """Redirects end in HTTPError: one that is followed would be sent the token, too."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow none."""
+        return
+
+
+def _opener(server: str) -> request.OpenerDirector:
+    handlers: list[request.BaseHandler] = [_NoRedirects()]
+    if is_this_machine(urlsplit(server).hostname or ""):
+        handlers.append(request.ProxyHandler({}))  # no proxy has to do with it, nor gets the token
+    return request.build_opener(*handlers)
+
+
+def _sentence(error: HTTPError) -> str:
+    try:
+        return str(json.load(error)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.code} {error.reason}"

@@ -1,0 +1,179 @@
+"""A flow with the values of its configs: read from files, given, or by default; then its mutators.
+
+Every process that runs a flow comes to the same definition: it is given the values, and does the
+rest itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow._core.settings import expanded
+from aflow.errors import InvalidConfig
+from aflow.flow.parameters import ParameterContext
+from aflow.flow.spec import define
+
+if TYPE_CHECKING:
+    from aflow.flow.configs import Config
+    from aflow.flow.definition import FlowDefinition
+    from aflow.flow.graph import Node
+    from aflow.flow.parameters import Parameter
+    from aflow.flow.spec import FlowSpec
+
+
+class GivenConfigs(NamedTuple):
+    """What was given for configs, by their names: paths of files, and values (texts to be parsed,
+    or values that are)."""
+
+    files: Mapping[str, str] = {}
+    values: Mapping[str, Any] = {}
+
+
+def configured(flow: type[FlowSpec], given: GivenConfigs | None = None) -> FlowDefinition:
+    """The definition of the flow with its configs, and as its mutators have changed it.
+
+    Raises InvalidConfig for a config that is unknown, missing, or does not parse, InvalidDecorator
+    for what a mutator has done.
+    """
+    definition = define(flow)
+    given = given or GivenConfigs()
+    unknown = {*given.files, *given.values} - {each.name for each in definition.configs.values()}
+    if unknown:
+        known = ", ".join(each.name for each in definition.configs.values()) or "none"
+        raise InvalidConfig(
+            f"Flow {definition.name} has no config {min(unknown)!r}; its configs are: {known}."
+        )
+    if not definition.is_late:
+        return definition
+    values: dict[str, Any] = {}
+    for attribute, config in definition.configs.items():
+        context = partial(_context, definition, dict(values))
+        values[attribute] = _value(config, given, context)
+    return with_values(definition, values)
+
+
+def with_values(definition: FlowDefinition, values: Mapping[str, Any]) -> FlowDefinition:
+    """The flow with these values of its configs, by attribute. Raises InvalidConfig and
+    InvalidDecorator."""
+    from aflow.flow.configs import names_of
+    from aflow.flow.mutators import mutated
+
+    configs = names_of(definition.configs, values)
+    graph = definition.graph
+    nodes = {name: _with_cases(node, values) for name, node in graph.nodes.items()}
+    declared = definition.parameters.items()
+    parameters = {name: _with_default(each, configs) for name, each in declared}
+    return mutated(
+        replace(
+            definition,
+            config_values=values,
+            constants={**definition.constants, **values},
+            parameters=parameters,
+            graph=replace(graph, nodes=nodes),
+        )
+    )
+
+
+# ------------------------------------------------------------ values
+
+
+Context = Callable[[str], ParameterContext]
+
+
+def _context(definition: FlowDefinition, values: Mapping[str, Any], name: str) -> ParameterContext:
+    """What a default that is a function is called with: it sees the configs declared before."""
+    from aflow._core.settings import Settings
+    from aflow.flow.configs import ConfigValue
+
+    settings = Settings.load()
+    known = {definition.configs[each].name: value for each, value in values.items()}
+    return ParameterContext(
+        definition.name, settings.user, name, print, settings.datastore, ConfigValue(known)
+    )
+
+
+def _value(config: Config, given: GivenConfigs, context: Context) -> Any:
+    from aflow.flow.configs import value_of
+
+    name = config.name
+    if name in given.values:
+        if name in given.files:
+            raise InvalidConfig(f"Config {name!r} was given both a file and a value.")
+        return value_of(config, given.values[name], "as it was given")
+    if name in given.files:
+        return value_of(config, _text(config, Path(given.files[name])), f"in {given.files[name]}")
+    default = _called(config, config._default, context)
+    if default is not None and Path(default).is_file():
+        return value_of(config, _text(config, Path(default)), f"in {default}")
+    value = _called(config, config._default_value, context)
+    if value is None and default is not None:
+        raise InvalidConfig(
+            f"The file {default} of config {name!r} is not there: write it, or give another with "
+            f"--config {name} PATH or --config-value {name} JSON."
+        )
+    if value is None and config._required:
+        raise InvalidConfig(
+            f"Config {name!r} is required: give it with --config {name} PATH or --config-value "
+            f"{name} JSON."
+        )
+    return value_of(config, value, "by default")
+
+
+def _text(config: Config, path: Path) -> str:
+    try:
+        return expanded(str(path)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        told = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise InvalidConfig(
+            f"The file {path} of config {config.name!r} cannot be read: {told}."
+        ) from error
+
+
+def _called(config: Config, default: Any, context: Context) -> Any:
+    """The default, called if it is a function."""
+    if not callable(default):
+        return default
+    try:
+        return default(context(config.name))
+    except Exception as error:
+        raise InvalidConfig(
+            f"The default of config {config.name!r} is a function, and it failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+# ------------------------------------------------------------ what depends on them
+
+
+def _with_default(parameter: Parameter, configs: Mapping[str, Any]) -> Parameter:
+    """The parameter, with a default that was an expression of configs."""
+    from aflow.flow.configs import Delayed, evaluated
+
+    if not isinstance(parameter.default, Delayed):
+        return parameter
+    made = copy(parameter)
+    value = evaluated(parameter.default, configs)
+    if parameter.infers_type:
+        made.type = parameter.type_of(value)
+    made.default = None if value is None else made.convert(value)
+    return made
+
+
+def _with_cases(node: Node, values: Mapping[str, Any]) -> Node:
+    """The step, with cases of its switch that are config values (`self.config.key`)."""
+    from aflow.flow.configs import Delayed, evaluated
+
+    def case(text: str) -> str:
+        if not text.startswith("self.") or text[5:].split(".")[0].split("[")[0] not in values:
+            return text
+        expression = Delayed(text, lambda each: eval(text[5:], {}, dict(each)))  # noqa: S307 -- text of the flow's own source
+        return str(evaluated(expression, values))
+
+    if not any(text.startswith("self.") for text, _ in node.cases):
+        return node
+    return replace(node, cases=tuple((case(text), step) for text, step in node.cases))

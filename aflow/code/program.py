@@ -1,0 +1,481 @@
+"""The user's program, described as plain values, and run again in another process.
+
+A task runs the program from its first line up to `MyFlow()`, as a fresh interpreter would. How that
+is done depends on how the program was started:
+
+`main`     `python flow.py run`, `aflow run flow.py`, `python -m package.flow run`: the file is run
+           as `__main__`, guarded block and all, until it calls `MyFlow()`.
+`script`   a program that calls `aflow.run` or a Coordinator with a class of its own: the file is
+           run under another name, so that its guarded block is not, and is `__main__` afterwards,
+           as in multiprocessing.
+`module`   the class is in a module that the program has imported: that module is imported.
+`pickle`   a class that is in no file (a notebook's) travels as bytes of cloudpickle.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import PathFinder, SourceFileLoader
+from types import CodeType, FrameType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow._core.shadowed import keep_importable
+from aflow.errors import InvalidFlow, InvalidInput
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+
+_DEEPEST = 20  # packages in packages
+ALIAS = "__aflow_main__"  # the name of a program while it is run without its guarded block
+
+
+class Request(NamedTuple):
+    """How a flow is loaded in another process. `source` is as `program_of` gives it, `configs` are
+    pickled values, which only the process that loads the flow reads. `graph` is its graph as plain
+    values, `kept` names the decorators that some steps are left with (a step that is spun).
+    `imported` is what the first run of the program has imported (warm.py), None where there was
+    none on this machine."""
+
+    source: dict[str, Any]
+    decospecs: list[str]
+    configs: bytes | None
+    is_metaflow: bool
+    graph: dict[str, Any] | None = None
+    kept: dict[str, list[str]] | None = None
+    imported: dict[str, Any] | None = None
+
+
+class Started(NamedTuple):
+    """How the program was started whose `MyFlow()` this process has reached: the flow, the words of
+    the program, the name after `-m` (None for a file), its folder and environment at that time, and
+    the names of the modules that it has imported. `root` is where a module was looked for, if not
+    in that folder."""
+
+    flow: type
+    argv: list[str]
+    module: str | None
+    folder: str | None
+    environment: dict[str, str]
+    modules: list[str]
+    root: str | None = None
+
+
+_started: Started | None = None
+
+
+def note_start(started: Started) -> None:
+    """Note that this process runs the user's program as `__main__`, and has reached `MyFlow()`."""
+    global _started
+    _started = started
+
+
+def started() -> Started | None:
+    """How the user's program was started; None where this process is another program."""
+    return _started
+
+
+_hosted: str | None = None  # the program that this process runs for a task
+
+
+def host(file: str | None) -> None:
+    """Note that this process runs the program of this file for a task; None while its step runs,
+    which may begin runs of its own."""
+    global _hosted
+    _hosted = file
+
+
+def check_may_begin() -> None:
+    """Raise InvalidInput where the program begins a run while it is only run for a task: tasks
+    would begin runs without end."""
+    if _hosted is not None:
+        raise InvalidInput(
+            f"{_hosted} begins a run, and each task of that run would begin another one: put what "
+            'begins it below `if __name__ == "__main__":`.'
+        )
+
+
+def request_of(
+    definition: FlowDefinition,
+    decospecs: Sequence[str] = (),
+    imported: dict[str, Any] | None = None,
+    spun: str | None = None,
+) -> Request:
+    """What another process has to know to load the flow: plain values. Of a step that is `spun`
+    the decorators count that it has here."""
+    left = [] if spun is None else [each.name for each in definition.steps[spun].decorators]
+    return Request(
+        program_of(definition.cls),
+        list(decospecs),
+        _configs_of(definition),
+        stands_for_metaflow(),
+        definition.graph.as_dict(),
+        None if spun is None else {spun: left},
+        imported,
+    )
+
+
+def stands_for_metaflow() -> bool:
+    """Whether aflow stands for Metaflow in this process."""
+    compat = sys.modules.get("aflow.compat.metaflow")
+    return compat is not None and compat.is_installed()
+
+
+def _configs_of(definition: FlowDefinition) -> bytes | None:
+    """The values of its configs, which a parser may have made of any types."""
+    if definition.config_values is None:
+        return None
+    import cloudpickle  # rarely needed, and slow to import
+
+    values: bytes = cloudpickle.dumps(dict(definition.config_values))
+    return values
+
+
+# ------------------------------------------------------------------ where a flow comes from
+
+
+def program_of(cls: type) -> dict[str, Any]:
+    """The program that leads to a flow class, as plain values; see `Program`."""
+    main = sys.modules["__main__"]
+    if _started is not None and _started.flow is cls and getattr(main, "__file__", None):
+        return {
+            "kind": "main",
+            "file": main.__file__,
+            "module": _started.module or "__main__",
+            "name": cls.__qualname__,
+            "argv": _started.argv,
+            "flags": _flags(_words(_started.module or "__main__", _started.argv)),
+            **({} if _started.root is None else {"root": _started.root}),
+        }
+    source = source_of(cls)
+    around = {"argv": [*sys.argv], "path": [*sys.path]}
+    if "pickle" in source:
+        return {"kind": "pickle", **source, **around}
+    kind = "script" if source["module"] == "__main__" else "module"
+    return {"kind": kind, **source, **around}
+
+
+def _words(module: str, argv: Sequence[str]) -> list[str]:
+    """What stands behind the options of the interpreter."""
+    return [*argv] if module == "__main__" else ["-m", module, *argv[1:]]
+
+
+def _flags(words: Sequence[str]) -> list[str]:
+    """The options that this interpreter was given, where it was started with these words."""
+    options = sys.orig_argv[1 : -len(words)]
+    is_plain = sys.orig_argv[-len(words) :] == [*words] and "-m" not in options
+    return options if is_plain and (not options or options[0].startswith("-")) else []
+
+
+def source_of(made: Any) -> dict[str, Any]:
+    """Where a class or a function comes from, as plain values; see `class_from`."""
+    home, name = getattr(made, "__module__", None), getattr(made, "__qualname__", "")
+    module = sys.modules.get(home or "")
+    file = getattr(module, "__file__", None)
+    if file is None or _attribute(module, name) is not made:
+        import cloudpickle  # rarely needed, and slow to import
+
+        return {"pickle": cloudpickle.dumps(made)}
+    return {"file": os.path.abspath(file), "module": home, "name": name}
+
+
+def class_from(source: dict[str, Any]) -> Any:
+    """The class or function that `source_of` or `program_of` described, in another process, without
+    the guarded block of its program."""
+    if "pickle" in source:
+        import pickle
+
+        return pickle.loads(source["pickle"])
+    if source["module"] == "__main__":
+        return _attribute(_run_under_alias(source["file"], None), source["name"])
+    return _attribute(_import(source["file"], source["module"]), source["name"])
+
+
+def _attribute(module: Any, qualname: str) -> Any:
+    """What the dotted name leads to in the module; None where it leads nowhere."""
+    found = module
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _import(file: str, name: str) -> ModuleType:
+    """Import a module by name where that leads to the same file, else from its file."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # its package is not to be found from here
+        spec = None
+    if spec is not None and spec.origin and _is_same(spec.origin, file):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def placed(source: dict[str, Any], folder: os.PathLike[str], script: str) -> dict[str, Any]:
+    """The same program on a machine where its code is in this folder, and its file has the name
+    `script` there."""
+    where = os.fspath(folder)
+    return {**source, "file": os.path.join(where, script), "root": where}
+
+
+def for_later(request: Request, script: str) -> Request:
+    """The request as it is kept for runs that come later, elsewhere: the same for the same flow,
+    whatever command has deployed it. `script` is the file's name in the code package."""
+    source = request.source
+    if "argv" in source:
+        source = {**source, "argv": [script], "flags": [], "path": []}
+    return request._replace(source=source)
+
+
+# ------------------------------------------------------------------ running it
+
+
+class Program:
+    """A user's program that forks of this process run. `source` is as `program_of` gives it, `path`
+    what a fresh interpreter has as sys.path, without the folder of a script."""
+
+    def __init__(self, source: dict[str, Any], path: Sequence[str]) -> None:
+        self.source = source
+        self._path = list(path)
+        self._code: CodeType | None = None
+
+    @property
+    def flow(self) -> str:
+        """The qualified name of the flow's class; empty for one that is pickled."""
+        return str(self.source.get("name", ""))
+
+    def compile(self, text: str | None = None) -> None:
+        """Compile the file (or the text that stands for it), for all processes that are forked from
+        this one. What is wrong with it is raised where it is run."""
+        if text is not None:
+            self._code = compile(text, self.source["file"], "exec", dont_inherit=True)
+        elif self.source["kind"] in ("main", "script") and self.source["module"] == "__main__":
+            try:
+                self._code = _compiled(self.source["file"])
+            except (OSError, SyntaxError, ValueError):
+                self._code = None
+
+    @property
+    def _argv(self) -> list[str]:
+        first, *rest = self.source["argv"]
+        return [self.source["file"] if "root" in self.source else first, *rest]
+
+    @property
+    def _command(self) -> list[str]:
+        """What the interpreter would have been started with."""
+        return [sys.executable, *self.source["flags"], *_words(self.source["module"], self._argv)]
+
+    def run(self) -> Any:
+        """Run the program in this process, up to its end; the flow's class, where the program has
+        not called it by itself. Raises whatever the program raises."""
+        kind = self.source["kind"]
+        if kind == "main":
+            sys.orig_argv[:] = self._command
+            module = run_as_main(
+                self.source["file"],
+                self._argv,
+                self._path,
+                None if self.source["module"] == "__main__" else self.source["module"],
+                self._code,
+                self.source.get("root"),
+            )
+            return _attribute(module, self.source["name"])
+        root = self.source.get("root")
+        sys.argv[:] = self.source["argv"]
+        sys.path[:] = self.source["path"] if root is None else [root, *self._path]
+        sys.modules["__main__"] = ModuleType("__main__")
+        if kind == "script":
+            module = _run_under_alias(self.source["file"], self._code)
+            return _attribute(module, self.source["name"])
+        return class_from(self.source)
+
+
+def run_as_main(
+    file: str,
+    argv: Sequence[str],
+    path: Sequence[str],
+    module: str | None = None,
+    code: CodeType | None = None,
+    root: str | None = None,
+) -> ModuleType:
+    """Run a file as Python runs its program, or the module of this name as `-m` does: `__main__`,
+    sys.argv and sys.path are as they are there (`root` stands for the working folder). Gives the
+    module when it has ended; raises whatever it raises."""
+    sys.argv[:] = argv
+    main = ModuleType("__main__")
+    if module is not None:
+        return _run_module(main, module, path, root or os.getcwd())
+    folder = os.path.dirname(os.path.realpath(file))
+    keep_importable(os.path.basename(file).removesuffix(".py"), folder)
+    sys.path[:] = path if sys.flags.safe_path else [folder, *path]
+    _set_up(main, "__main__", file)
+    sys.modules["__main__"] = main
+    exec(code or _compiled(file), vars(main))  # noqa: S102 -- the user's own program
+    return main
+
+
+def _run_module(main: ModuleType, name: str, path: Sequence[str], root: str) -> ModuleType:
+    import runpy  # what `-m` itself is
+
+    keep_importable(name.partition(".")[0], root)
+    vars(main).update(__annotations__={}, __builtins__=builtins)
+    sys.modules["__main__"] = main
+    sys.path[:] = path if sys.flags.safe_path else [root, *path]
+    # A module of the standard library that has this name is in use already; `-m` has looked for the
+    # program before there was any.
+    hidden = sys.modules.pop(name, None)
+    try:
+        _, spec, code = runpy._get_module_details(name)  # type: ignore[attr-defined]
+    finally:
+        if hidden is not None:
+            sys.modules[name] = hidden
+    sys.argv[0] = spec.origin
+    runpy._run_code(code, vars(main), None, "__main__", spec)  # type: ignore[attr-defined]
+    return main
+
+
+def _set_up(module: ModuleType, name: str, file: str) -> None:
+    """Give a module what Python gives a program that is a file."""
+    vars(module).update(
+        __name__=name,
+        __doc__=None,
+        __package__=None,
+        __loader__=SourceFileLoader(name, file),
+        __spec__=None,
+        __annotations__={},
+        __builtins__=builtins,
+        __file__=file,
+        __cached__=None,
+    )
+
+
+def _run_under_alias(file: str, code: CodeType | None) -> ModuleType:
+    """Run a file without its guarded block; it is known as `__main__` while and after it runs."""
+    module = ModuleType(ALIAS)
+    _set_up(module, ALIAS, file)
+    sys.modules["__main__"] = sys.modules[ALIAS] = module
+    exec(code or _compiled(file), vars(module))  # noqa: S102 -- the user's own program
+    _rename(module)
+    return module
+
+
+def _rename(module: ModuleType) -> None:
+    """What the file has defined says `__main__` from now on, as where the program was started: so
+    it is found by what is pickled here and there."""
+    module.__name__ = "__main__"
+    todo: list[Any] = [*vars(module).values()]
+    seen: set[int] = set()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen or getattr(each, "__module__", None) != ALIAS:
+            continue
+        seen.add(id(each))
+        if isinstance(each, type):
+            todo += vars(each).values()
+        try:
+            each.__module__ = "__main__"
+        except (AttributeError, TypeError):  # an object that says its class's name
+            continue
+
+
+def package_of(file: str) -> tuple[str, str] | None:
+    """Of a file that can only be run as a module of its package (it imports by `from .` or from
+    that package): the folder that holds the package, and the module's name. Else None."""
+    folder, base = os.path.split(os.path.abspath(file))
+    names = [base.removesuffix(".py")]
+    while os.path.isfile(os.path.join(folder, "__init__.py")) and len(names) < _DEEPEST:
+        folder, name = os.path.split(folder)
+        names.insert(0, name)
+    if len(names) == 1 or not all(map(str.isidentifier, names)):
+        return None
+    try:
+        with open(file, "rb") as opened:
+            tree = ast.parse(opened.read())
+    except (OSError, SyntaxError, ValueError):  # who runs the file says so
+        return None
+    return (folder, ".".join(names)) if _imports_from(tree, names[0]) else None
+
+
+def _imports_from(tree: ast.AST, package: str) -> bool:
+    """Whether something is imported from the package, which cannot be found without it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            return True
+        found = [node.module] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.Import):
+            found = [each.name for each in node.names]
+        if any((name or "").partition(".")[0] == package for name in found):
+            return PathFinder.find_spec(package, sys.path[1:]) is None
+    return False
+
+
+def _compiled(file: str) -> CodeType:
+    with open(file, "rb") as opened:
+        return compile(opened.read(), file, "exec", dont_inherit=True)
+
+
+# ------------------------------------------------------------------ is this one?
+
+
+def program_in(frame: FrameType | None) -> ModuleType | None:
+    """`__main__`, if a call that began in this frame comes from a program of the user's that is run
+    as `__main__`; None under a tool (pytest, a console script) and where there is no file."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if main is None or not file or not os.path.isfile(file) or is_library(file):
+        return None
+    while frame is not None:
+        if frame.f_globals is vars(main) and frame.f_code.co_name == "<module>":
+            return main
+        frame = frame.f_back
+    return None
+
+
+def is_library(file: str) -> bool:
+    """Whether a file belongs to Python or to what is installed, rather than to the user."""
+    return os.path.abspath(file).startswith(_library_folders())
+
+
+def _library_folders() -> tuple[str, ...]:
+    global _folders
+    if not _folders:
+        import site
+        import sysconfig
+
+        kinds = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+        found = [sysconfig.get_path(kind) for kind in kinds]
+        user = site.getusersitepackages() if site.ENABLE_USER_SITE else None
+        every = [*found, user]
+        both = {path for each in every if each for path in (each, os.path.realpath(each))}
+        _folders = tuple(os.path.join(each, "") for each in both)
+    return _folders
+
+
+_folders: tuple[str, ...] = ()
+
+
+def check_is_flow(cls: object, source: dict[str, Any]) -> Any:
+    """The class, if it is one; raises InvalidFlow where the program no longer holds it."""
+    if not isinstance(cls, type):
+        raise InvalidFlow(
+            f"{source.get('file')} neither calls the flow {source.get('name')} nor holds it: it "
+            "was another file when the run began."
+        )
+    return cls

@@ -1,0 +1,1 @@
+"""What stands for Metaflow: its names, and the small helpers that its users know."""

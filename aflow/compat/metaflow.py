@@ -1,0 +1,524 @@
+"""`import metaflow` gives aflow: the one place that knows both names of things.
+
+    import aflow.compat.metaflow
+    aflow.compat.metaflow.install()
+    from metaflow import FlowSpec, step          # aflow's
+
+`aflow run theirs.py` and `python -m aflow theirs.py run` do the same where Metaflow is not
+installed, or with `--compat`. Names that aflow has not are told when they are asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module, util
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from aflow.errors import AflowError
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importlib.abc takes longer to import than all that is done here
+
+_ROOT = "metaflow"
+METAFLOW_EXIT_ALLOW_RETRY = 203
+NOT_CHOSEN = False  # what stands for a namespace and a place that are those of the settings
+# Libraries that Metaflow brings a copy of: `from metaflow._vendor import click`.
+_VENDORED = ("click", "importlib_metadata", "packaging", "typing_extensions", "yaml")
+
+_EXCEPTIONS = {
+    "CommandException": "aflow.errors:InvalidInput",
+    "ExternalCommandFailed": "aflow.errors:CommandFailed",
+    "InvalidDecoratorAttribute": "aflow.errors:InvalidDecorator",
+    "MetaflowDataMissing": "aflow.errors:ObjectNotFound",
+    "MetaflowException": "aflow.errors:AflowError",
+    "MetaflowExceptionWrapper": "aflow.flow.decorators.catch:ExceptionWrapper",
+    "MetaflowInternalError": "aflow.compat.metaflow:MetaflowInternalError",
+    "MetaflowInvalidPathspec": "aflow.errors:InvalidName",
+    "MetaflowNamespaceMismatch": "aflow.errors:NamespaceMismatch",
+    "MetaflowNotFound": "aflow.errors:NotFound",
+    "MetaflowTaggingError": "aflow.errors:InvalidName",
+    "MetaflowUnknownUser": "aflow.errors:InvalidSetting",
+    "MissingInMergeArtifactsException": "aflow.errors:MissingInMergeArtifacts",
+    "ParameterFieldFailed": "aflow.errors:InvalidParameter",
+    "ParameterFieldTypeMismatch": "aflow.errors:InvalidParameter",
+    "UnhandledInMergeArtifactsException": "aflow.errors:UnhandledInMergeArtifacts",
+    "METAFLOW_EXIT_ALLOW_RETRY": "aflow.compat.metaflow:METAFLOW_EXIT_ALLOW_RETRY",
+    "METAFLOW_EXIT_DISALLOW_RETRY": "aflow.task.spec:NO_RETRY_EXIT_CODE",
+}
+
+
+def _same(names: str, home: str) -> dict[str, str]:
+    """Many names of Metaflow that are one thing here."""
+    return dict.fromkeys(names.split(), home)
+
+
+_DECORATORS = {"step": "aflow:step"} | _same(
+    "BadFlowDecoratorException BadStepDecoratorException DuplicateFlowDecoratorException "
+    "DuplicateStepDecoratorException UnknownFlowDecoratorException UnknownStepDecoratorException",
+    "aflow.errors:InvalidDecorator",
+)
+_CARD_ERRORS = {
+    "CardNotPresentException": "aflow.errors:CardNotFound",
+    "TaskNotFoundException": "aflow.errors:NotFound",
+    "UnrenderableCardException": "aflow.errors:AflowError",
+    "UnresolvableDatastoreException": "aflow.errors:StorageError",
+} | _same(
+    "CardClassFoundException ComponentOverwriteNotSupportedException IncorrectArgumentException "
+    "IncorrectCardArgsException IncorrectPathspecException TypeRequiredException",
+    "aflow.errors:InvalidInput",
+)
+_CUSTOM = {
+    name: f"aflow.flow.custom:{name}"
+    for name in ("UserStepDecorator", "StepMutator", "user_step_decorator", "USER_SKIP_STEP")
+}
+_PARSERS = {
+    name: f"aflow.flow.configs:{name}"
+    for name in (
+        "conda_environment_yml_parser",
+        "pyproject_toml_parser",
+        "requirements_txt_parser",
+        "yaml_parser",
+    )
+}
+_CARDS = {
+    name: f"aflow.cards.components:{name}"
+    for name in (
+        "Artifact",
+        "Error",
+        "Image",
+        "JSONViewer",
+        "Markdown",
+        "ProgressBar",
+        "PythonCode",
+        "Table",
+        "ValueBox",
+        "VegaChart",
+    )
+} | {
+    "EventsTimeline": "aflow.cards.components:EventsTimeline",
+    "PageComponent": "aflow.cards.components:Page",
+    "YAMLViewer": "aflow.cards.components:YAMLViewer",
+    "MetaflowCard": "aflow.cards.card:Card",
+    "MetaflowCardComponent": "aflow.cards.components:Component",
+    "DefaultCardJSON": "aflow.cards.card:JSONCard",
+    "TaskSpecCard": "aflow.cards.card:TaskspecCard",
+    "BlankCard": "aflow.cards.card:BlankCard",
+    "DefaultCard": "aflow.cards.card:DefaultCard",
+    "ErrorCard": "aflow.cards.card:ErrorCard",
+    "get_cards": "aflow.cards.get:get_cards",
+}
+_TEST_CARDS = {
+    name: f"aflow.cards.probes:{name}"
+    for name in (
+        "TestEditableCard",
+        "TestEditableCard2",
+        "TestErrorCard",
+        "TestImageCard",
+        "TestJSONComponent",
+        "TestMockCard",
+        "TestNonEditableCard",
+        "TestPathSpecCard",
+        "TestRefreshCard",
+        "TestRefreshComponentCard",
+        "TestStringComponent",
+        "TestTimeoutCard",
+        "_component_values_to_hash",
+    )
+} | {
+    "MetaflowCard": "aflow.cards.card:Card",
+    "MetaflowCardComponent": "aflow.cards.components:Component",
+}
+_PARAMETERS = {
+    "DeployTimeField": "aflow.flow.parameters:Parameter",
+    "JSONType": "aflow:JSONType",
+    "JSONTypeClass": "aflow.flow.parameters:JSONTypeClass",
+    "Parameter": "aflow:Parameter",
+    "ParameterContext": "aflow.flow.parameters:ParameterContext",
+} | _same("ParameterFieldFailed ParameterFieldTypeMismatch", "aflow.errors:InvalidParameter")
+_CLIENT = {
+    name: f"aflow:{name}"
+    for name in (
+        "DataArtifact",
+        "Flow",
+        "Metaflow",
+        "Run",
+        "Step",
+        "Task",
+        "default_metadata",
+        "default_namespace",
+        "get_metadata",
+        "get_namespace",
+        "inspect_spin",
+        "metadata",
+        "namespace",
+    )
+} | {
+    "MetaflowCode": "aflow.client.code:RunCode",
+    "MetaflowData": "aflow.client:TaskData",
+    "MetaflowObject": "aflow.client.base:ClientObject",
+}
+_S3 = {
+    "S3": "aflow:S3",
+    "S3GetObject": "aflow:S3GetObject",
+    "S3Object": "aflow:S3Object",
+    "S3PutObject": "aflow:S3PutObject",
+    "RangeInfo": "aflow.aws.s3.objects:RangeInfo",
+    "MetaflowS3AccessDenied": "aflow.errors:S3AccessDenied",
+    "MetaflowS3Exception": "aflow.errors:S3Failed",
+    "MetaflowS3InsufficientDiskSpace": "aflow.errors:S3DiskFull",
+    "MetaflowS3InvalidObject": "aflow.errors:S3InvalidObject",
+    "MetaflowS3InvalidRange": "aflow.errors:S3InvalidRange",
+    "MetaflowS3NotFound": "aflow.errors:S3NotFound",
+    "MetaflowS3URLException": "aflow.errors:S3InvalidUrl",
+}
+_AWS = "aflow.errors:AwsError"
+_CONFIGS = {name: f"aflow:{name}" for name in ("Config", "ConfigValue", "config_expr")}
+_PARALLEL = {
+    name: f"aflow.compat.multicore:{name}" for name in ("parallel_imap_unordered", "parallel_map")
+}
+# What a function raises in another process is raised here as it is: that may be anything.
+_MULTICORE = _PARALLEL | {"MulticoreException": "builtins:Exception"}
+_UTIL = {
+    name: f"aflow.compat.metaflow:{name}"
+    for name in ("get_username", "is_stringish", "resolve_identity", "to_bytes", "to_unicode")
+} | {
+    "TempDir": "tempfile:TemporaryDirectory",
+    "cached_property": "functools:cached_property",
+    "url_quote": "urllib.parse:quote",
+    "url_unquote": "urllib.parse:unquote",
+    "which": "shutil:which",
+}
+
+# Module -> its names, each with its home in aflow. Of the root, all names of aflow's own door, too.
+MODULES: dict[str, dict[str, str]] = {
+    "": {
+        **_PARALLEL,
+        "DeployedFlow": "aflow.runner.deployer:DeployedFlow",
+        "JSONTypeClass": "aflow.flow.parameters:JSONTypeClass",
+        "metaflow_version": "aflow:__version__",
+        "profile": "aflow.compat.profiling:profile",
+    },
+    "_vendor": {},
+    "cards": _CARDS,
+    "cli": {"start": "aflow.runner.click_api:start"},
+    "cli_components": {},
+    "cli_components.run_cmds": {"run": "aflow.runner.click_api:run"},
+    "client": _CLIENT,
+    "client.core": _CLIENT
+    | _same("current_metadata current_namespace", "aflow.compat.metaflow:NOT_CHOSEN")
+    | {name: home for name, home in _EXCEPTIONS.items() if "Not" in name},
+    "datastore": {},
+    "datastore.exceptions": {
+        "DataException": "aflow.errors:StorageError",
+        "UnpicklableArtifactException": "aflow.errors:ArtifactNotPicklable",
+    },
+    "datatools": _S3,
+    "decorators": _DECORATORS,
+    "events": {
+        "MetaflowEvent": "aflow:MetaflowEvent",
+        "Trigger": "aflow.flow.trigger_events:Trigger",
+    },
+    "exception": _EXCEPTIONS,
+    "flowspec": {
+        "FlowSpec": "aflow:FlowSpec",
+        "InvalidNextException": "aflow.errors:InvalidTransition",
+        "MetaflowException": "aflow.errors:AflowError",
+        "MissingInMergeArtifactsException": "aflow.errors:MissingInMergeArtifacts",
+        "UnhandledInMergeArtifactsException": "aflow.errors:UnhandledInMergeArtifacts",
+    },
+    "graph": {
+        "DAGNode": "aflow.flow.metaflow_names:GraphNode",
+        "FlowGraph": "aflow.flow.metaflow_names:FlowGraph",
+    },
+    "includefile": {
+        "IncludeFile": "aflow:IncludeFile",
+        "IncludedFile": "aflow.flow.parameters:IncludedFile",
+    },
+    "lint": {"LintWarn": "aflow.errors:InvalidFlow"},
+    "metaflow_config": {},
+    "metaflow_config_funcs": {"from_conf": "aflow.compat.metaflow:from_conf"},
+    "metaflow_current": {
+        "Current": "aflow.flow.current:Current",
+        "current": "aflow:current",
+    },
+    "metaflow_environment": {"InvalidEnvironmentException": "aflow.errors:InvalidSetting"},
+    "metaflow_profile": {"profile": "aflow.compat.profiling:profile"},
+    "metaflow_version": {"get_version": "aflow.compat.metaflow:get_version"},
+    "multicore_utils": _MULTICORE,
+    "package": {"NonUniqueFileNameToFilePathMappingException": "aflow.errors:CodePackageError"},
+    "parameters": _PARAMETERS,
+    "plugins": {},
+    "plugins.aws": {},
+    "plugins.aws.batch": {},
+    "plugins.aws.batch.batch": _same("BatchException BatchKilledException", _AWS),
+    "plugins.aws.batch.batch_client": _same("BatchJobException", _AWS),
+    "plugins.aws.step_functions": {},
+    "plugins.aws.step_functions.step_functions": _same(
+        "StepFunctionsException StepFunctionsSchedulingException", _AWS
+    ),
+    "plugins.aws.step_functions.step_functions_cli": _same(
+        "IncorrectMetadataServiceVersion IncorrectProductionToken RunIdMismatch "
+        "StepFunctionsStateMachineNameTooLong",
+        "aflow.errors:InvalidInput",
+    ),
+    "plugins.cards": {},
+    "plugins.cards.card_client": {
+        "Card": "aflow.cards.get:FoundCard",
+        "CardContainer": "aflow.cards.get:CardContainer",
+        "get_cards": "aflow.cards.get:get_cards",
+    },
+    "plugins.cards.card_modules": {},
+    "plugins.cards.card_modules.basic": _CARDS,
+    "plugins.cards.card_modules.card": _CARDS,
+    "plugins.cards.card_modules.components": _CARDS,
+    "plugins.cards.card_modules.test_cards": _TEST_CARDS,
+    "plugins.cards.exception": _CARD_ERRORS,
+    "plugins.catch_decorator": {
+        "CatchDecorator": "aflow.flow.decorators.catch:Catch",
+        "FailureHandledByCatch": "aflow.flow.decorators.catch:FailureHandledByCatch",
+    },
+    "plugins.datatools": _S3,
+    "plugins.datatools.local": {
+        "MetaflowLocalNotFound": "aflow.errors:ObjectNotFound",
+        "MetaflowLocalURLException": "aflow.errors:InvalidName",
+    },
+    "plugins.datatools.s3": _S3,
+    "plugins.datatools.s3.s3": _S3,
+    "plugins.environment_decorator": {
+        "EnvironmentDecorator": "aflow.flow.decorators.environment:Environment"
+    },
+    "plugins.metadata_providers": {},
+    "plugins.metadata_providers.service": {"ServiceException": "aflow.errors:MetadataError"},
+    "plugins.parallel_decorator": {"ParallelDecorator": "aflow.flow.decorators.parallel:Parallel"},
+    "plugins.parsers": _PARSERS,
+    "plugins.resources_decorator": {
+        "ResourcesDecorator": "aflow.flow.decorators.resources:Resources"
+    },
+    "plugins.retry_decorator": {"RetryDecorator": "aflow.flow.decorators.retry:Retry"},
+    "plugins.timeout_decorator": {
+        "TimeoutDecorator": "aflow.flow.decorators.timeout:Timeout",
+        "TimeoutException": "aflow.errors:TaskTimedOut",
+    },
+    "pylint_wrapper": {"PyLintWarn": "aflow.errors:InvalidInput"},
+    "runner": {},
+    "runner.deployer": {
+        "DeployedFlow": "aflow.runner.deployer:DeployedFlow",
+        "Deployer": "aflow:Deployer",
+        "TriggeredRun": "aflow.runner.deployer:TriggeredRun",
+    },
+    "runner.click_api": {
+        name: f"aflow.runner.click_api:{name}"
+        for name in ("click_to_python_types", "extract_all_params")
+    },
+    "runner.metaflow_runner": {
+        "ExecutingProcess": "aflow.runner.runner:ExecutingProcess",
+        "ExecutingRun": "aflow.runner.runner:ExecutingRun",
+        "ExecutingTask": "aflow.runner.runner:ExecutingTask",
+        "Runner": "aflow:Runner",
+    },
+    "runner.nbdeploy": {"NBDeployer": "aflow:NBDeployer"},
+    "runner.nbrun": {"NBRunner": "aflow:NBRunner"},
+    "runtime": {"TaskFailed": "aflow.errors:RunFailed"},
+    "tuple_util": {"ForeachFrame": "aflow.flow.metaflow_names:ForeachFrame"},
+    "user_configs": {},
+    "user_configs.config_parameters": _CONFIGS,
+    "user_decorators": {},
+    "user_decorators.mutable_flow": {"MutableFlow": "aflow:MutableFlow"},
+    "user_decorators.mutable_step": {"MutableStep": "aflow:MutableStep"},
+    "user_decorators.user_flow_decorator": {"FlowMutator": "aflow:FlowMutator"},
+    "user_decorators.user_step_decorator": _CUSTOM,
+    "util": _UTIL,
+    "version": {"metaflow_version": "aflow:__version__"},
+}
+
+
+def install() -> None:
+    """Let `import metaflow`, and its submodules, give aflow from now on; may be called again.
+
+    Raises InvalidInput where Metaflow itself has been imported already.
+    """
+    there = sys.modules.get(_ROOT)
+    if there is not None and not isinstance(there, _Alias):
+        from aflow.errors import InvalidInput
+
+        raise InvalidInput(
+            "Metaflow has been imported already in this process: call aflow.compat.metaflow.install() "
+            "before anything imports it."
+        )
+    if not is_installed():
+        sys.meta_path.insert(0, _Finder())
+
+
+def is_installed() -> bool:
+    """Whether aflow stands for Metaflow."""
+    return any(isinstance(each, _Finder) for each in sys.meta_path)
+
+
+def install_if_missing() -> None:
+    """The same, where Metaflow is not installed."""
+    if _ROOT not in sys.modules and util.find_spec(_ROOT) is None:
+        install()
+
+
+def name_in_metaflow(kind: type) -> tuple[str, str] | None:
+    """Module and name that a class of aflow has in Metaflow, while aflow stands for it; else None,
+    as for all other classes."""
+    if not kind.__module__.startswith("aflow.") or not is_installed():
+        return None
+    home = f"{kind.__module__}:{kind.__qualname__}"
+    for module in ("exception", *sorted(MODULES)):  # where several have it, the general one
+        for name, where in MODULES[module].items():
+            if where == home:
+                return f"{_ROOT}.{module}", name
+    return None
+
+
+class MetaflowInternalError(AflowError):
+    """Raised by flows alone."""
+
+
+def get_username() -> str:
+    """Who runs this."""
+    from aflow._core.settings import Settings
+
+    return Settings.load().user
+
+
+def resolve_identity() -> str:
+    """Who owns the runs of this program: `user:ann`, or the namespace that is set."""
+    from aflow._core.settings import Settings
+
+    return Settings.load().default_namespace
+
+
+def from_conf(name: str, default: Any = None, validate_fn: Any = None) -> Any:
+    """What is set as AFLOW_<name> or METAFLOW_<name>, in the environment or in a file; of the type
+    that the default has: numbers and bools from their texts, lists and dicts from JSON."""
+    from aflow._core.settings import looked_up
+
+    text = looked_up(name)
+    value: Any = default if text is None else text
+    if text is not None and isinstance(default, bool):
+        value = text.lower() not in ("0", "false", "")
+    elif text is not None and isinstance(default, int | float):
+        value = type(default)(text)
+    elif text is not None and isinstance(default, list | dict):
+        import json
+
+        value = json.loads(text)
+    if validate_fn is not None and value is not None:
+        validate_fn(f"METAFLOW_{name}", value)
+    return value
+
+
+def to_unicode(value: object) -> str:
+    """The text, of bytes in UTF-8, too."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def to_bytes(value: object) -> bytes:
+    """The bytes, of a text in UTF-8."""
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def is_stringish(value: object) -> bool:
+    """Whether it is text or bytes."""
+    return isinstance(value, str | bytes)
+
+
+def get_version(public: bool = False) -> str:
+    """The version of aflow."""
+    from aflow._core.version import __version__
+
+    return __version__
+
+
+class _Alias(ModuleType):
+    """A module of Metaflow whose names are aflow's."""
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__name__.removeprefix(_ROOT).removeprefix(".")
+        if own.startswith("_vendor."):
+            return getattr(import_module(own.removeprefix("_vendor.")), name)
+        home = MODULES[own].get(name)
+        if own == "_vendor" and name in _VENDORED:
+            return import_module(f"{self.__name__}.{name}")
+        if home is not None:
+            value = _value(home)
+        elif own == "metaflow_config" and name.isupper():
+            value = _setting(name)
+        elif f"{own}.{name}".removeprefix(".") in MODULES:
+            return import_module(f"{self.__name__}.{name}")
+        else:
+            value = self._from_the_door(own, name)
+        setattr(self, name, value)
+        return value
+
+    def _from_the_door(self, own: str, name: str) -> Any:
+        door = sys.modules["aflow"]
+        if own == "" and name in door.__all__:
+            return getattr(door, name)
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AttributeError(_absent(f"{self.__name__}.{name}"))
+
+    def __dir__(self) -> list[str]:
+        own = self.__name__.removeprefix(_ROOT).removeprefix(".")
+        if own.startswith("_vendor."):
+            return dir(import_module(own.removeprefix("_vendor.")))
+        return sorted({*MODULES[own], *(sys.modules["aflow"].__all__ if own == "" else ())})
+
+
+class _Finder(Loader):
+    """Finds `metaflow` and what is in it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of a module that we stand for, None for all others."""
+        if fullname != _ROOT and not fullname.startswith(f"{_ROOT}."):
+            return None
+        own = fullname.removeprefix(_ROOT).removeprefix(".")
+        library = own.removeprefix("_vendor.")
+        vendored = library != own and library.partition(".")[0] in _VENDORED
+        if own in MODULES or (vendored and util.find_spec(library) is not None):
+            return ModuleSpec(fullname, self, is_package=True)
+        raise ModuleNotFoundError(_absent(fullname), name=fullname)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module, which gets its names when they are asked for."""
+        made = _Alias(spec.name)
+        made.__dict__["__all__"] = dir(made)
+        return made
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing: there is no code to run."""
+
+
+def _absent(name: str) -> str:
+    return f"aflow has nothing that stands for {name} (docs/metaflow.md says what there is)."
+
+
+def _value(home: str) -> Any:
+    module, _, name = home.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _setting(name: str) -> Any:
+    """A value of metaflow_config: as the settings have it, else what is set under this name, None
+    where nothing is."""
+    from aflow._core.settings import Settings, looked_up
+
+    settings = Settings.load()
+    known = {
+        "DATASTORE_SYSROOT_LOCAL": str(settings.root.parent),
+        "DEFAULT_DATASTORE": settings.datastore,
+        "DEFAULT_METADATA": settings.metadata,
+        "DEFAULT_ENVIRONMENT": settings.environment,
+    }
+    return known[name] if name in known else looked_up(name)

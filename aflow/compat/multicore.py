@@ -1,0 +1,67 @@
+"""Functions over many items in several processes: for steps that have cores to use."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+import cloudpickle
+
+from aflow._core.settings import usable_cpus
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_function: Callable[[Any], Any] | None = None
+
+
+def parallel_imap_unordered(
+    func: Callable[[T], R],
+    iterable: Iterable[T],
+    max_parallel: int | None = None,
+    dir: str | None = None,
+) -> Iterator[R]:
+    """The results of `func` for all items, as they come; computed in forked processes, at most
+    `max_parallel` (all usable cores) at once. `func` may be a lambda; what it raises is raised
+    here. `dir` is accepted for old code: nothing is written."""
+    for _, result in _results(func, iterable, max_parallel):
+        yield result
+
+
+def parallel_map(
+    func: Callable[[T], R],
+    iterable: Iterable[T],
+    max_parallel: int | None = None,
+    dir: str | None = None,
+) -> list[R]:
+    """The same as a list, in the order of the items."""
+    found = dict(_results(func, iterable, max_parallel))
+    return [found[place] for place in range(len(found))]
+
+
+def _results(
+    func: Callable[[T], R], iterable: Iterable[T], max_parallel: int | None
+) -> Iterator[tuple[int, R]]:
+    items = [cloudpickle.dumps(item) for item in iterable]
+    if not items:
+        return
+    workers = min(max_parallel or usable_cpus(), len(items))
+    # Forked, so that the function need not be importable: a step's lambda is inherited.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, context, _remember, (func,)) as pool:
+        places = {pool.submit(_call, item): place for place, item in enumerate(items)}
+        for done in as_completed(places):
+            yield places[done], cloudpickle.loads(done.result())
+
+
+def _remember(func: Callable[[Any], Any]) -> None:
+    global _function
+    _function = func
+
+
+def _call(item: bytes) -> bytes:
+    assert _function is not None, "every process is given the function first"
+    result: bytes = cloudpickle.dumps(_function(cloudpickle.loads(item)))
+    return result

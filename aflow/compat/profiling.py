@@ -1,0 +1,23 @@
+"""How long a piece of code takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aflow._core.clock import SystemClock
+
+
+@contextmanager
+def profile(label: str, stats_dict: dict[str, float] | None = None) -> Iterator[None]:
+    """Print how many milliseconds the block has taken; with `stats_dict` add them to its value of
+    the label instead."""
+    if stats_dict is None:
+        print(f"PROFILE: {label} starting")
+    began = SystemClock.monotonic()
+    yield
+    took = (SystemClock.monotonic() - began) * 1e3
+    if stats_dict is None:
+        print(f"PROFILE: {label} completed in {int(took)}ms")
+    else:
+        stats_dict[label] = stats_dict.get(label, 0) + took

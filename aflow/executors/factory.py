@@ -1,0 +1,361 @@
+"""Where the attempts of each step run: in processes of this machine, by workers of a queue, or as
+jobs of AWS Batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow import backends
+from aflow._core.clock import SystemClock
+from aflow._core.settings import Settings, without_passwords
+from aflow.code import package
+from aflow.code.program import request_of
+from aflow.errors import AflowError, CodePackageError, InvalidSetting
+from aflow.executors.local.executor import ProcessExecutor, needs_here, needs_of
+from aflow.executors.local.ground_start import spawn_here
+from aflow.executors.local.preload import imported_here
+from aflow.flow.graph import Kind
+from aflow.storage.blobs import BlobStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aflow._core.clock import Clock
+    from aflow._core.settings import RunOptions
+    from aflow.aws.batch import StepJob
+    from aflow.code.package import Package
+    from aflow.code.program import Request
+    from aflow.executors.base import Executor, Orphan, Reports
+    from aflow.executors.local.ground_client import GroundProcess
+    from aflow.executors.protocol import Job
+    from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.storage.base import ObjectStore
+    from aflow.task.spec import AttemptSpec, RunContext
+
+_log = logging.getLogger("aflow")
+
+
+class Travelling(NamedTuple):
+    """A flow that is run elsewhere: how it is loaded, its code, if it is in files, and how its
+    steps on AWS Batch are submitted."""
+
+    request: Request
+    code: Package | None
+    jobs: Mapping[str, StepJob]
+
+
+def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
+    """Where each step runs: `local`, `queue` or `batch`. All do where `options.executor` says; else
+    those with @queue and @batch, if the settings name a queue of theirs. Raises InvalidSetting
+    where one is asked for and none is named."""
+    if options.executor == "queue":
+        if options.queue is None:
+            raise InvalidSetting(
+                "--executor queue needs to know which: give --queue URL, or set AFLOW_QUEUE."
+            )
+        return dict.fromkeys(definition.steps, "queue")
+    # One step that somebody tries out runs here, as long as nothing else is asked for.
+    spins = options.spin is not None and options.executor == "local"
+    jobs = frozenset() if spins else on_batch(definition, options.executor, options.decospecs)
+    has_queue = options.queue is not None
+    return {
+        name: "queue"
+        if has_queue and step.decorator("queue") and options.executor == "local"
+        else ("batch" if name in jobs else "local")
+        for name, step in definition.steps.items()
+    }
+
+
+def on_batch(
+    definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
+) -> frozenset[str]:
+    """The steps that run as jobs of AWS Batch: all with that executor, else those with @batch if it
+    was asked for on the command line, or a queue of jobs is known."""
+    if executor == "batch":
+        return frozenset(definition.steps)
+    marked: dict[str, Any] = {
+        name: batch
+        for name, step in definition.steps.items()
+        if (batch := step.decorator("batch")) is not None
+    }
+    if not marked or any(each.partition(":")[0].strip() == "batch" for each in decospecs):
+        return frozenset(marked)
+    from aflow.aws.settings import AwsSettings  # few flows have such steps
+
+    queue = AwsSettings.load().queue
+    return frozenset(name for name, batch in marked.items() if batch.queue or queue)
+
+
+def needs_processes(definition: FlowDefinition, of_step: Mapping[str, str]) -> bool:
+    """Whether processes of this machine run attempts: those of local steps, and those that settle
+    a step of AWS Batch that has died (@catch), for which no job is worth its while."""
+    return any(
+        place == "local" or (place == "batch" and definition.steps[name].decorator("catch"))
+        for name, place in of_step.items()
+    )
+
+
+def travelling(
+    definition: FlowDefinition, options: RunOptions, store: ObjectStore
+) -> Travelling | None:
+    """What workers and jobs load the flow from, its code in the store; None for a flow that stays
+    here. Blocks. Raises InvalidSetting, CodePackageError, AwsError and StorageError."""
+    of_step = places(definition, options)
+    if set(of_step.values()) == {"local"}:
+        return None
+    if store.url == "memory:":
+        raise InvalidSetting("Workers cannot reach a datastore in memory: use a folder, or S3.")
+    jobs = _jobs(definition, options, store, of_step) if "batch" in of_step.values() else {}
+    request = request_of(definition, options.decospecs, spun=_spun(options))
+    if "pickle" in request.source:  # of a notebook, say
+        return Travelling(request, None, jobs)
+    try:
+        code = package.store(definition, BlobStore(store), options.package_suffixes)
+    except CodePackageError as error:
+        raise CodePackageError(f"The flow cannot be sent to workers. {error}") from error
+    return Travelling(request, code, jobs)
+
+
+def _jobs(
+    definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
+) -> dict[str, StepJob]:
+    """How the jobs of each step on AWS Batch are submitted; AWS is asked about their queues."""
+    from aflow.aws.batch import queue_of, step_job, variables_of
+    from aflow.aws.settings import AwsSettings, needs_s3
+    from aflow.environments import shipping
+
+    needs_s3(store.url)
+    settings = AwsSettings.load()
+    steps = [step for name, step in definition.steps.items() if of_step[name] == "batch"]
+    for step in steps:
+        step_job(step, settings, {})  # before anybody is asked: what is missing
+    from aflow.aws.client import Calls
+
+    calls = Calls()
+    fargate = {queue: calls.is_fargate(queue) for queue in {queue_of(s, settings) for s in steps}}
+    gangs = {
+        member
+        for node in definition.graph.nodes.values()
+        if node.kind is Kind.PARALLEL
+        for member in node.next
+    }
+    variables = variables_of(settings, options.metadata, store.url, calls.region)
+    now = SystemClock.now()
+    shipment = shipping.runtime_shipment(Settings.load().cache / "wheels", now)
+    if shipment is not None:
+        shipment.put(store, now)
+        variables |= shipment.variables(store.url)
+    calls.close()
+    return {
+        step.name: step_job(
+            step,
+            settings,
+            variables,
+            fargate=fargate[queue_of(step, settings)],
+            is_gang=step.name in gangs,
+        )
+        for step in steps
+    }
+
+
+def _spun(options: RunOptions) -> str | None:
+    return None if options.spin is None else options.spin.step
+
+
+def executor_for(
+    definition: FlowDefinition,
+    options: RunOptions,
+    store: ObjectStore,
+    metadata: MetadataStore,
+    clock: Clock,
+    *,
+    travels: Travelling | None,
+    ground: GroundProcess | None,
+    grace: float,
+) -> Executor:
+    """What runs the attempts of a run."""
+    of_step = places(definition, options)
+    made: dict[str, Executor] = {}
+    if needs_processes(definition, of_step):
+        made["local"] = ProcessExecutor(
+            needs_here(definition, options.process),
+            request_of(definition, options.decospecs, imported_here(), _spun(options)),
+            spawn_here,
+            clock,
+            first=ground,
+            max_workers=options.max_workers,
+            isolation=options.isolation,
+            grace=grace,
+            debug_step=options.debug_step,
+        )
+    if travels is not None:
+        if "queue" in of_step.values():
+            made["queue"] = _queued(definition, options, store, metadata, clock, travels, grace)
+        if travels.jobs:
+            made["batch"] = _batch(definition, options, store, metadata, clock, travels, grace)
+    if len(made) == 1:
+        return next(iter(made.values()))
+    # Few runs have more than one: the others do not pay for it.
+
+    executors = {step: made[place] for step, place in of_step.items()}
+    return ByStep(executors, made.get("local") if "batch" in made else None)
+
+
+def keep_from_workers(run: RunRecord) -> None:
+    """See that workers of a queue run nothing more of a run whose end was recorded without its
+    coordinator: messages of it may still wait, or be with a worker that died. Blocks. What the
+    store refuses is logged: the run has ended all the same."""
+    try:
+        store = backends.open_store(run.settings["storage"])
+        if next(iter(store.list(f"jobs/{run.flow}/{run.run}/")), None) is not None:
+            from aflow.task.remote import mark_over  # brings the runner, which few need here
+
+            mark_over(store, run.flow, run.run)
+    except (AflowError, KeyError) as error:
+        _log.warning("Workers cannot be told that %s/%s has ended: %s", run.flow, run.run, error)
+
+
+def _described(
+    definition: FlowDefinition, options: RunOptions, travels: Travelling
+) -> Callable[[RunContext], Job]:
+    """What describes the run to those who run its attempts elsewhere."""
+    from aflow.executors.protocol import Job, python_version  # few runs have any
+
+    request, code, _ = travels
+
+    def job(context: RunContext) -> Job:
+        # It lies in the datastore, where others read it: workers have settings of their own.
+        source = dict(request.source)
+        if "argv" in source:
+            source["argv"] = [*map(without_passwords, source["argv"])]
+        return Job(
+            context._replace(metadata_url=without_passwords(context.metadata_url)),
+            request._replace(source=source),
+            needs_of(definition, options.process),
+            None if code is None else code.key,
+            "" if code is None else code.script,
+            options.isolation,
+            python_version(),
+            options.max_log_size,
+        )
+
+    return job
+
+
+def _queued(
+    definition: FlowDefinition,
+    options: RunOptions,
+    store: ObjectStore,
+    metadata: MetadataStore,
+    clock: Clock,
+    travels: Travelling,
+    grace: float,
+) -> Executor:
+    # Few runs use a queue: the others do not pay for it.
+    from aflow.executors.queue_workers import QueueExecutor, pools_of
+
+    url = options.queue
+    assert url is not None, "a run that travels has a queue"
+    return QueueExecutor(
+        lambda: backends.open_queue(url),
+        store,
+        metadata,
+        _described(definition, options, travels),
+        pools_of(definition).__getitem__,
+        clock,
+        keys=options.signing_keys,
+        priority=options.priority,
+        grace=grace,
+    )
+
+
+def _batch(
+    definition: FlowDefinition,
+    options: RunOptions,
+    store: ObjectStore,
+    metadata: MetadataStore,
+    clock: Clock,
+    travels: Travelling,
+    grace: float,
+) -> Executor:
+    from aflow.aws.client import Calls  # few runs ask AWS for anything
+    from aflow.executors.batch import BatchExecutor
+
+    return BatchExecutor(
+        Calls(once=True),
+        travels.jobs,
+        store,
+        metadata,
+        _described(definition, options, travels),
+        clock,
+        grace=grace,
+    )
+
+
+# Attempts of one run in several places: each step has its executor.
+
+
+class ByStep:
+    """One executor made of several; `executors` has one for each step. What settles a step without
+    running it (@catch, where its process died) is done by `fallbacks`, if that is there: what broke
+    the step's own place does not break this one."""
+
+    def __init__(
+        self, executors: Mapping[str, Executor], fallbacks: Executor | None = None
+    ) -> None:
+        self._of_step = executors
+        self._fallbacks = fallbacks
+        others = [] if fallbacks is None else [fallbacks]
+        self._all = [*dict.fromkeys([*executors.values(), *others])]
+
+    def _of(self, spec: AttemptSpec) -> Executor:
+        if spec.fallback and self._fallbacks is not None:
+            return self._fallbacks
+        return self._of_step[spec.step]
+
+    @property
+    def lookahead(self) -> int:
+        """As many as the one that wants the fewest: the others do well with less."""
+        return min(each.lookahead for each in self._all)
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        """Give each to the executor of its step; those that are lost."""
+        lost: list[Orphan] = []
+        for each in self._all:
+            lost += each.recover([o for o in orphans if self._of(o.spec) is each])
+        return lost
+
+    def forget(self, task: int, attempt: int) -> None:
+        """Whoever had it knows."""
+        for each in self._all:
+            each.forget(task, attempt)
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        """Get all of them ready; what one of them raises is raised, and `stop` is still to come."""
+        for each in self._all:
+            await each.start(context, reports)
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Start this attempt where its step belongs."""
+        self._of(spec).launch(spec)
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop this attempt; those who do not have it take no notice."""
+        for each in self._all:
+            each.cancel(task, attempt)
+
+    async def conclude(self) -> None:
+        """Tell all of them."""
+        await asyncio.gather(*(each.conclude() for each in self._all))
+
+    async def leave(self) -> None:
+        """Leave all of them."""
+        await asyncio.gather(*(each.leave() for each in self._all))
+
+    async def stop(self) -> None:
+        """Stop all that is still running. May be called twice."""
+        await asyncio.gather(*(each.stop() for each in self._all))

@@ -1,0 +1,156 @@
+"""What a process that runs attempts does to itself: its session, its streams, its end."""
+
+from __future__ import annotations
+
+# signal's own functions turn each number into an enum, which writes to many more pages.
+import _signal  # type: ignore[import-not-found]
+import fcntl
+import os
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from aflow._core import ending
+from aflow.errors import TaskError
+from aflow.flow.current import current
+from aflow.task.runner import no_terminal
+
+_PR_SET_PDEATHSIG = 1
+_HIGH = 200  # descriptors of ours are above this, so that those of the program begin at 3
+_prctl: Any = None
+
+
+def load_prctl() -> None:
+    """Find prctl(2), once, before the processes are forked that call it."""
+    global _prctl
+    if sys.platform == "linux":
+        import ctypes  # costs start-up time: only the template pays it, while nobody waits
+
+        _prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+def prctl() -> Any:
+    """The function of the C library, once it was loaded; None where there is none."""
+    return _prctl
+
+
+def begin(parent: int, sigint: Any = _signal.default_int_handler) -> None:
+    """Become a process of our own: own session, killed when the parent dies, default signals. What
+    SIGINT does is what it did when the program began: nothing, under nohup and the like."""
+    os.setsid()
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before prctl could tell the kernel
+        os._exit(1)
+    _signal.set_wakeup_fd(-1)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, sigint if callable(sigint) else int(sigint))
+    reseed()
+
+
+def reseed() -> None:
+    """Give a forked process random numbers of its own.
+
+    The `random` module does so by itself. NumPy's global generator does not; it is left alone
+    where the flow's file has seeded it, since then the file wants the same numbers in each task.
+    """
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return
+    generator = numpy_random.mtrand._rand._bit_generator
+    if getattr(generator, "seed_seq", None) is not None:
+        numpy_random.seed()
+
+
+def redirect(stdout: int, stderr: int) -> None:
+    """Let descriptors 1 and 2 lead to the coordinator."""
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+
+
+def set_up_streams() -> None:
+    """Let descriptor 0 lead to nothing and 1 and 2 somewhere, here and in all processes that will
+    be forked: those that were closed when the program began, too. Lines go out as they are written,
+    whatever bytes they are made of."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(nothing, number)
+    os.dup2(nothing, 0)
+    if nothing > 2:
+        os.close(nothing)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+        getattr(sys, name).reconfigure(line_buffering=True, errors="surrogateescape")
+
+
+class Printed:
+    """What is printed while this context lasts, whoever prints it: kept in `bytes` (stdout and
+    stderr) rather than shown."""
+
+    def __enter__(self) -> Printed:
+        flush()
+        self.bytes = (b"", b"")
+        self._kept = [out_of_the_way(os.dup(number)) for number in (1, 2)]
+        self._files = [out_of_the_way(os.memfd_create(name)) for name in ("aflow-1", "aflow-2")]
+        redirect(*self._files)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        flush()
+        redirect(*self._kept)
+        out, err = (os.pread(file, os.fstat(file).st_size, 0) for file in self._files)
+        self.bytes = (out, err)
+        for each in (*self._kept, *self._files):
+            os.close(each)
+
+
+def refuse_breakpoints() -> None:
+    """Let breakpoint() say that there is no terminal, rather than end the step by an error of bdb.
+    A debugger that the user has chosen (PYTHONBREAKPOINT) may have a way of its own."""
+    if not os.environ.get("PYTHONBREAKPOINT"):  # noqa: TID251 -- Python's own
+        sys.breakpointhook = _refuse
+
+
+def _refuse(*args: object, **options: object) -> NoReturn:
+    step = current.get("step_name", "STEP")
+    raise TaskError(f"breakpoint() cannot stop: {no_terminal(step)}.")
+
+
+def end(code: int = 0, let_go: Callable[[], None] | None = None) -> NoReturn:
+    """Leave the process as Python would: see aflow/_core/ending.py."""
+    ending.leave(code, let_go)
+
+
+def flush() -> None:
+    """Write out what the step has printed; streams that the step closed are fine."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (OSError, ValueError, AttributeError):
+            continue  # closed, or replaced by something that is no stream: nothing is held back
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of the bytes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def out_of_the_way(fd: int) -> int:
+    """The same as a descriptor with a high number, if there is one to be had."""
+    least = min(_HIGH, max(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    try:
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+    except OSError:
+        return fd
+    os.close(fd)
+    return moved

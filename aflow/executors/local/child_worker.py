@@ -1,0 +1,546 @@
+"""A process that runs attempts one after the other (isolation `worker`)."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import asyncio
+import io
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import msgpack
+
+from aflow._core.clock import SystemClock
+from aflow._core.process import fastest_kind
+from aflow.executors.local import child
+from aflow.executors.local import messages as wire
+from aflow.task.runner import Runner
+from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
+
+# Streams of a process that runs more than one attempt: each line knows its attempt.
+
+
+Owner = tuple[int, int]  # task, attempt
+Emit = Callable[[Owner, int, bytes], None]
+
+_HELD = 1 << 16  # bytes of a line that are held back at most
+
+
+class AttemptStream(io.TextIOBase):
+    """sys.stdout or sys.stderr: what is written belongs to the attempt that the context names.
+
+    Text goes on line by line, long lines in pieces; `finish` sends the rest of an attempt's last
+    line. What is written while no attempt runs goes to `descriptor`, and so does what a process
+    writes that the step has forked: the way to the coordinator is not its own.
+    """
+
+    encoding = "utf-8"
+    errors = "surrogateescape"
+    mode = "w"
+    line_buffering = True
+    write_through = False
+
+    def __init__(
+        self, number: int, descriptor: int, owner: ContextVar[Owner | None], emit: Emit
+    ) -> None:
+        self.name = ("<stdout>", "<stderr>")[number]
+        self._number = number
+        self._descriptor = descriptor
+        self._owner = owner
+        self._emit = emit
+        self._held: dict[Owner, bytearray] = {}
+        self._forked = False
+        self.buffer = _Bytes(self)
+        os.register_at_fork(after_in_child=self._leave)
+
+    def _leave(self) -> None:
+        self._forked = True
+        self._held.clear()
+
+    def write(self, text: str) -> int:
+        if text:
+            self.write_bytes(text.encode("utf-8", "surrogateescape"))
+        return len(text)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write bytes as they are."""
+        owner = self._owner.get()
+        if owner is None or self._forked:
+            child.write_all(self._descriptor, data)
+            return
+        held = self._held.pop(owner, None)
+        if held is not None:
+            held += data
+        whole = data if held is None else held
+        if data.endswith(b"\n") or len(whole) > _HELD:
+            for start in range(0, len(whole), _HELD):
+                self._emit(owner, self._number, bytes(whole[start : start + _HELD]))
+        else:
+            self._held[owner] = bytearray(data) if held is None else held
+
+    def finish(self, owner: Owner) -> None:
+        """Send what an attempt has left of its last line."""
+        held = self._held.pop(owner, None)
+        if held:
+            self._emit(owner, self._number, bytes(held))
+
+    def flush(self) -> None:
+        """Nothing: whole lines have gone, and half a line waits for its rest."""
+
+    def reconfigure(self, **_: Any) -> None:
+        """Nothing: text goes on line by line, as bytes of UTF-8, and into a log."""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return False
+
+
+class _Bytes(io.RawIOBase):
+    """sys.stdout.buffer."""
+
+    def __init__(self, stream: AttemptStream) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._stream.write_bytes(bytes(data))
+        return len(data)
+
+    def writable(self) -> bool:
+        return True
+
+
+class DescriptorCapture:
+    """What is written to descriptors 1 and 2 past Python: by C code, by child processes.
+
+    The process reads its own pipes, in a thread that sleeps until something comes, so that it can
+    say for certain which attempt was running. If the process is killed, the coordinator, which
+    holds the reading ends as well, reads the rest.
+    """
+
+    def __init__(
+        self, stdout: int, stderr: int, owner: Callable[[], Owner | None], emit: Emit
+    ) -> None:
+        self._pipes = {stdout: 0, stderr: 1}
+        self._owner = owner
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._poll = select.poll()
+        for fd in self._pipes:
+            os.set_blocking(fd, False)
+            self._poll.register(fd, select.POLLIN)
+        threading.Thread(target=self._watch, name="aflow-capture", daemon=True).start()
+
+    def drain(self) -> None:
+        """Send what has been written so far."""
+        with self._lock:
+            for fd, _ in self._poll.poll(0):
+                self._read(fd, self._pipes[fd])
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        for fd in self._pipes:
+            poll.register(fd, select.POLLIN)
+        while True:
+            poll.poll()
+            self.drain()
+
+    def _read(self, fd: int, number: int) -> None:
+        while True:
+            try:
+                data = os.read(fd, _HELD)
+            except BlockingIOError:
+                return
+            owner = self._owner()
+            if not data or owner is None:
+                return
+            self._emit(owner, number, data)
+
+
+class WorkerStreams:
+    """The streams of this process, from now on: each line goes out as that of its attempt.
+
+    `descriptors` are the pipes for stdout and stderr, first to write, then to read. `running`
+    says which attempt is taken to have written past Python.
+    """
+
+    def __init__(
+        self, descriptors: Sequence[int], running: Callable[[], Owner | None], emit: Emit
+    ) -> None:
+        stdout, stderr, *readers = descriptors
+        child.redirect(stdout, stderr)
+        self.owner: ContextVar[Owner | None] = ContextVar("owner", default=None)
+        self._streams = [AttemptStream(number, number + 1, self.owner, emit) for number in (0, 1)]
+        sys.stdout, sys.stderr = self._streams
+        self._capture = DescriptorCapture(readers[0], readers[1], running, emit)
+
+    def finish(self, owner: Owner) -> None:
+        """The attempt is over: send what is left of its output."""
+        for stream in self._streams:
+            stream.finish(owner)
+        self._capture.drain()
+
+
+# signal's own functions turn each number into an enum, which takes longer than the call.
+
+
+HOLD = 0.01  # seconds that printed lines may wait for others
+MAX_HELD = 1 << 16  # bytes of them
+MAX_MESSAGE = 1 << 18  # bytes of a spec; bigger manifests do not travel with it
+
+
+class Link:
+    """The worker's side of its two sockets: specs come in whole, messages go out in order.
+
+    What attempts print goes out at once, unless something has just gone out: then it waits some
+    milliseconds for more, since a message a line would keep the coordinator busier than the step.
+    """
+
+    def __init__(self, tasks: int, reports: int) -> None:
+        self.tasks = socket.socket(fileno=tasks)
+        self.reports = socket.socket(fileno=reports)
+        self._buffer = memoryview(bytearray(MAX_MESSAGE))
+        self._lock = threading.Lock()
+        self._clock = SystemClock()
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._logged_at = 0.0
+        self._holding = threading.Event()
+        threading.Thread(target=self._send_held, name="aflow-log", daemon=True).start()
+
+    def next(self) -> bytes:
+        """The next message; b"" when the coordinator has closed its end."""
+        size = self.tasks.recv_into(self._buffer)
+        return bytes(self._buffer[:size])
+
+    def next_if_any(self) -> bytes | None:
+        """The next message; None if there is none yet, b"" when the coordinator has gone."""
+        try:
+            size = self.tasks.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        return bytes(self._buffer[:size])
+
+    def say(self, *message: Any) -> None:
+        """Send a message."""
+        self.send(wire.packed(*message))
+
+    def send(self, messages: bytes) -> None:
+        """Send messages that are packed already."""
+        with self._lock:
+            self._flush(messages)
+
+    def log(self, owner: Owner, stream: int, data: bytes) -> None:
+        """Send what an attempt has written, now or soon."""
+        now = self._clock.now()
+        message = msgpack.packb((LOGGED, *owner, stream, now, data))
+        with self._lock:
+            recent = abs(now - self._logged_at) < HOLD
+            if (recent or self._held) and self._held_size < MAX_HELD:
+                self._held.append(message)
+                self._held_size += len(message)
+                if len(self._held) == 1:
+                    self._holding.set()
+            else:
+                self._logged_at = now
+                self._flush(message)
+
+    def _flush(self, message: bytes = b"") -> None:
+        if self._held:
+            message = b"".join((*self._held, message))
+            self._held.clear()
+            self._held_size = 0
+        self.reports.sendall(message)
+
+    def _send_held(self) -> None:
+        """What is held waits for more no longer than HOLD."""
+        wait = threading.Event().wait  # never set: a pause
+        while self._holding.wait():
+            self._holding.clear()
+            wait(HOLD)
+            with self._lock:
+                if self._held:
+                    self._flush()
+
+
+class Surroundings:
+    """What a step may change of its process, and the next one must not notice."""
+
+    def __init__(self, stdout: int, stderr: int) -> None:
+        nothing = child.out_of_the_way(os.open(os.devnull, os.O_RDONLY))
+        self._descriptors = [nothing, stdout, stderr]
+        self._cwd = os.getcwd()
+        self._environ = dict(os.environ)
+        # As bytes, the form that the interpreter holds: comparing os.environ would decode it all.
+        self._raw_environ = dict(os.environb)
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        numbers = (
+            signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD, signal.SIGHUP,
+            signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2,
+        )  # fmt: skip
+        self._signals = {int(number): _signal.getsignal(number) for number in numbers}
+
+    def restore(self) -> None:
+        """Put everything back as it was."""
+        if _cwd() != self._cwd:
+            os.chdir(self._cwd)
+        if os.environb._data != self._raw_environ:  # type: ignore[attr-defined]
+            os.environ.clear()
+            os.environ.update(self._environ)
+        os.umask(self._umask)
+        _signal.alarm(0)
+        sys.stdin, sys.stdout, sys.stderr = self._streams
+        for number, handler in self._signals.items():
+            if _signal.getsignal(number) is not handler:
+                _signal.signal(number, handler)
+        for target, descriptor in enumerate(self._descriptors):
+            os.dup2(descriptor, target)
+
+
+def _cwd() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # the step has removed the folder that it was in
+        return None
+
+
+class SequentialWorker:
+    """Runs the specs that it is sent, in order. The streams are those of attempts from the start:
+    what the user's program prints before it comes to its flow belongs to the first one."""
+
+    def __init__(self, runner: Runner, descriptors: Sequence[int]) -> None:
+        tasks, reports, *streams = descriptors
+        self._runner = runner
+        self._link = Link(tasks, reports)
+        self._clock = SystemClock()
+        self._running: Owner | None = None
+        self._streams = WorkerStreams(streams, lambda: self._running, self._link.log)
+        self._descriptors = streams[:2]
+        runner.announce = lambda *grown: self._link.say(GROWN, *grown)
+        self.say = self._link.say
+        self._pid = os.getpid()
+        self._spec: AttemptSpec | None = None
+
+    def first(self) -> AttemptSpec | None:
+        """Begin with the first attempt; None if there is none, and never will be."""
+        self._runner.expect_many()
+        data = self._link.next()
+        if not data:
+            return None
+        self._spec = AttemptSpec.decode(data)
+        self._begin(self._spec)
+        return self._spec
+
+    def refuse(self, report: AttemptReport) -> None:
+        """Say that the first attempt has ended before the flow was reached."""
+        self._streams.finish((report.task, report.attempt))
+        self._link.say(*report.message())
+
+    def serve(self) -> None:
+        """Run the first attempt and what comes, until the coordinator closes its end."""
+        self._surroundings = Surroundings(*self._descriptors)
+        spec = self._spec
+        assert spec is not None, "there is a first one"
+        while True:
+            ended = msgpack.packb(self._run(spec).message())
+            waiting = self._link.next_if_any()
+            if waiting is None:
+                self._link.send(ended)
+                ended = b""
+                waiting = self._link.next()
+            if not waiting:
+                break
+            spec = AttemptSpec.decode(waiting)
+            self._begin(spec, ended)  # the report of the last one goes out with this
+        if ended:
+            self._link.send(ended)
+
+    def _begin(self, spec: AttemptSpec, before: bytes = b"") -> None:
+        self._running = owner = (spec.task, spec.attempt)
+        self._token = self._streams.owner.set(owner)
+        started = (STARTED, *owner, self._pid, self._clock.now())
+        self._link.send(before + msgpack.packb(started))
+
+    def _run(self, spec: AttemptSpec) -> AttemptReport:
+        report = self._runner.run(spec)
+        if os.getpid() != self._pid:
+            child.end()  # the step forked, and this is its child: it has nothing to report
+        self._surroundings.restore()
+        self._streams.finish((spec.task, spec.attempt))
+        self._streams.owner.reset(self._token)
+        self._running = None
+        return report
+
+
+# A process that runs coroutine steps, many at a time, on one event loop.
+
+
+CANCEL = b"\xc0"  # msgpack's nil: what precedes [task, attempt] where a spec would stand
+
+
+class CoroutineWorker:
+    """Runs every spec that it is sent as a task of its event loop, at once.
+
+    The loop is shared: a step cannot stop it, and what a step cancels of others' (all tasks of the
+    loop, say) is not cancelled."""
+
+    def __init__(self, runner: Runner, descriptors: Sequence[int]) -> None:
+        tasks, reports, *streams = descriptors
+        self._runner = runner
+        self._link = Link(tasks, reports)
+        self._clock = SystemClock()
+        self._pid = os.getpid()
+        self._first: AttemptSpec | None = None  # until it runs
+        self._begun: AttemptSpec | None = None  # whose start was reported before it runs
+        self._tasks: dict[Owner, asyncio.Task[None]] = {}
+        self._cancelled: set[Owner] = set()
+        self._fault: BaseException | None = None
+        self._streams = WorkerStreams(streams, self._oldest, self._link.log)
+        self.say = self._link.say
+
+    def first(self) -> AttemptSpec | None:
+        """Begin with the first attempt; None if there is none, and never will be. What the user's
+        program prints before it comes to its flow belongs to this one."""
+        self._runner.expect_many()
+        while (data := self._link.next()).startswith(CANCEL):
+            continue  # of what has not come yet, and was taken back
+        if not data:
+            return None
+        spec = self._first = self._begun = AttemptSpec.decode(data)
+        self._token = self._streams.owner.set((spec.task, spec.attempt))
+        self._say_started(spec)
+        return spec
+
+    def refuse(self, report: AttemptReport) -> None:
+        """Say that the first attempt has ended before the flow was reached."""
+        self._streams.finish((report.task, report.attempt))
+        self._link.say(*report.message())
+
+    def serve(self) -> None:
+        """Run the first attempt and what comes, until the coordinator closes its end."""
+        self._streams.owner.reset(self._token)
+        self._link.tasks.setblocking(False)
+        with asyncio.Runner(loop_factory=self._loop) as runner:
+            runner.run(self._serve())
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        owner, kind = self._streams.owner, fastest_kind()
+
+        class SharedLoop(kind):  # type: ignore[misc, valid-type]
+            def stop(self) -> None:
+                if owner.get() is not None:
+                    raise RuntimeError("A step cannot stop the event loop: others run in it.")
+                super().stop()
+
+        return SharedLoop()
+
+    async def _serve(self) -> None:
+        self._closed = asyncio.Event()
+        assert self._first is not None, "there is a first one"
+        self._start(self._first)
+        self._first = None
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._link.tasks, self._receive)
+        while not self._closed.is_set():
+            try:
+                await self._closed.wait()
+            except asyncio.CancelledError:  # by a step, which cancels all tasks of its loop
+                continue
+        loop.remove_reader(self._link.tasks)
+        for owner in [*self._tasks]:
+            self._cancel_now(owner)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._fault is not None:
+            raise self._fault
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                data = self._link.next()
+            except BlockingIOError:
+                return
+            if not data:
+                self._closed.set()
+                return
+            if data.startswith(CANCEL):
+                self._cancel(msgpack.unpackb(data[1:], use_list=False))
+                continue
+            self._start(AttemptSpec.decode(data))
+
+    def _start(self, spec: AttemptSpec) -> None:
+        owner = (spec.task, spec.attempt)
+        task = _OwnTask(self._run(spec), owner, self._streams.owner)
+        task.add_done_callback(self._note_end)
+        self._tasks[owner] = task
+
+    def _say_started(self, spec: AttemptSpec) -> None:
+        self._link.say(STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """What a step raises is in its report; anything else is our fault, and ends the process."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fault = self._fault or error
+            self._closed.set()
+
+    def _cancel(self, owner: Owner) -> None:
+        # Later, so that it has begun: a task cancelled before its first step would say nothing.
+        asyncio.get_running_loop().call_soon(self._cancel_now, owner)
+
+    def _cancel_now(self, owner: Owner) -> None:
+        task = self._tasks.get(owner)
+        if task is not None:
+            self._cancelled.add(owner)
+            task.cancel()
+
+    async def _run(self, spec: AttemptSpec) -> None:
+        owner = (spec.task, spec.attempt)
+        self._streams.owner.set(owner)
+        if spec is not self._begun:
+            self._say_started(spec)
+        report = await self._runner.run_async(spec, lambda: owner in self._cancelled)
+        if os.getpid() != self._pid:
+            child.end()  # the step forked, and this is its child: it has nothing to report
+        self._streams.finish(owner)
+        del self._tasks[owner]
+        self._cancelled.discard(owner)
+        self._link.say(*report.message())
+
+    def _oldest(self) -> Owner | None:
+        """Who is taken to have written past Python: several may run, so the first of them."""
+        if self._first is not None:
+            return self._first.task, self._first.attempt
+        return next(iter(self._tasks), None)
+
+
+class _OwnTask(asyncio.Task[None]):
+    """The task of one attempt: no other attempt can cancel it."""
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        owner: Owner,
+        current: ContextVar[Owner | None],
+    ) -> None:
+        self._owner = owner
+        self._current = current
+        super().__init__(coroutine)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel it, unless another attempt asks for that."""
+        if self._current.get() not in (None, self._owner):
+            return False
+        return super().cancel(msg)

@@ -1,0 +1,338 @@
+"""The coordinator's end of the grounds of a run: requests to them, and what they report."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from aflow._core.settings import usable_cpus
+from aflow.executors.local import descendants, messages
+
+if TYPE_CHECKING:
+    import signal
+
+    from aflow.code.program import Request
+    from aflow.task.spec import RunContext
+
+UNNOTICED = 0.05  # seconds of imports that nobody is told of
+MOST_GROUNDS = 8  # warm ones of a run: tasks of further environments start cold
+
+_log = logging.getLogger("aflow.processes")
+_ours: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # sockets whose end is ours alone
+
+
+def _close_in_forks() -> None:
+    """A process that this program forks must not hold our ends: grounds end when they are closed,
+    and nobody else may keep them alive, or be taken for the coordinator."""
+    for each in [*_ours]:
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_in_forks)
+
+
+class GroundProcess(Protocol):
+    """A ground that has been started, in whatever way."""
+
+    @property
+    def control(self) -> socket.socket:
+        """Our end of its socket."""
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+
+    def reap(self) -> None:
+        """Wait for its end, which is near: its socket is closed."""
+
+
+class Children(Protocol):
+    """Who is told what grounds report of the processes that they have forked."""
+
+    def forked(self, child: int, pid: int, at: float) -> None:
+        """The process runs."""
+
+    def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
+        """The process has ended."""
+
+    def not_forked(self, child: int, reason: str) -> None:
+        """There was no process to be had."""
+
+    def refused(self, child: int, reason: str) -> None:
+        """The process cannot be forked from the program."""
+
+    def ground_lost(self, reason: str) -> None:
+        """The first ground is gone, and every process with it."""
+
+
+class _Wanted(NamedTuple):
+    """A process that was asked for, and waits for what is to be known of the program."""
+
+    child: int
+    kind: int
+    start: str
+    environment: dict[str, str]
+    detail: Any
+    fds: list[int]
+
+
+class Grounds:
+    """The grounds of one run: the first one, from which all can be forked, and the warm ones.
+
+    Which modules the program imports is known from the run's own start (`request.imported`), or is
+    learned from the first processes, which are forked from the first ground. A program that imports
+    nothing but what the first ground has already needs no warm one: the first ground is asked.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        process: GroundProcess,
+        children: Children,
+        request: Request,
+        context: RunContext,
+    ) -> None:
+        self._loop = loop
+        self._process = process
+        self._children = children
+        self._context = context
+        self._request = request._replace(imported=None)
+        self._imported: Mapping[str, Any] | None = request.imported
+        self._is_warm: bool | None = None  # whether the first ground has all that is imported
+        self._token = descendants.new_token()
+        self._ids = 0
+        self._open = True
+        self._learning: set[int] = set()  # processes that will say what they have imported
+        self._held: deque[_Wanted] = deque()  # until one of them has, and the first ground answered
+        self._grown: dict[tuple[Any, ...], _Link] = {}  # by what they are for
+        self._of: dict[int, _Link] = {}  # child -> where it was asked for
+        self._first = _Link(self, process.control)
+        self._first.send(messages.PROGRAM, *self._request)
+        self._first.send(messages.CONFIGURE, context, self._token)
+        self._ask()
+
+    def _ask(self) -> None:
+        """Ask the first ground whether it has what the program imports, once that is known."""
+        if self._imported is None:
+            return
+        if self._imported["modules"]:
+            self._first.send(messages.ASK, self._imported["modules"])
+        else:
+            self._is_warm = True
+
+    def fork(
+        self,
+        kind: int,
+        start: str,
+        environment: Mapping[str, str] | None,
+        detail: Any,
+        fds: Sequence[int],
+    ) -> int:
+        """Ask for a process with these variables (None: which they are is still to be learned) that
+        is `fresh`, or a `fork` of the program; the number that it is known by. The descriptors are
+        closed here."""
+        self._ids += 1
+        wanted = _Wanted(self._ids, kind, start, dict(environment or {}), detail, [*fds])
+        if not self._sends(wanted):
+            self._held.append(wanted)
+        return wanted.child
+
+    def _sends(self, wanted: _Wanted) -> bool:
+        """Whether the process could be asked for: else more has to be known of the program."""
+        if self._is_warm is not None or wanted.start == "fork":
+            self._send(self._ground_of(wanted), wanted)
+        elif self._imported is None and len(self._learning) < usable_cpus():
+            self._learning.add(wanted.child)
+            self._send(self._first, wanted, learn=True)
+        else:
+            return False
+        return True
+
+    def _send(self, link: _Link, wanted: _Wanted, *, learn: bool = False) -> None:
+        self._of[wanted.child] = link
+        environment = {} if link is not self._first else wanted.environment
+        link.send(wanted.kind, wanted.child, environment, learn, wanted.detail, fds=wanted.fds)
+
+    def _ground_of(self, wanted: _Wanted) -> _Link:
+        """The ground for steps with these variables: where nothing is imported, the first."""
+        forks = wanted.start == "fork"
+        if not forks:
+            assert self._imported is not None, "it is known"
+            if not self._imported["modules"] or (self._is_warm and not wanted.environment):
+                return self._first
+        key = (forks, *sorted(wanted.environment.items()))
+        link = self._grown.get(key)
+        if link is not None and link.is_open:
+            return link
+        if forks or (link is None and len(self._grown) < MOST_GROUNDS):
+            return self._grow(key, wanted.environment, None if forks else self._imported)
+        return self._first
+
+    def _grow(self, key: tuple[Any, ...], environment: dict[str, str], imported: Any) -> _Link:
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:  # no descriptors are left: the first ground does without
+            return self._first
+        self._first.send(messages.GROW, environment, imported, fds=[theirs.detach()])
+        link = self._grown[key] = _Link(self, ours)
+        return link
+
+    def learn(self, imported: Mapping[str, Any]) -> None:
+        """A process has said what its program has imported."""
+        if self._imported is None:
+            self._imported = imported
+            self._ask()
+            self._release()
+
+    def _release(self) -> None:
+        """Send what was held back."""
+        while self._held and self._open and self._sends(self._held[0]):
+            self._held.popleft()
+
+    def kill(self, child: int, signum: signal.Signals) -> None:
+        """Ask for a signal to a process and its group."""
+        link = self._of.get(child)
+        if link is not None:
+            link.send(messages.KILL, child, signum.value)
+            return
+        for wanted in self._held:  # it has not been asked for yet, and need not be
+            if wanted.child == child:
+                self._held.remove(wanted)
+                messages.close_all(wanted.fds)
+                self._loop.call_soon(self._children.not_forked, child, "it was not wanted any more")
+                return
+
+    # ------------------------------------------------------------ what grounds report
+
+    def hear(self, link: _Link, kind: int, *rest: Any) -> None:
+        """A ground has reported something."""
+        if kind == messages.FORKED:
+            self._children.forked(*rest)
+        elif kind == messages.HAS:
+            self._is_warm = rest[0]
+            self._release()
+        elif kind == messages.COLD:
+            note = cold_note(*rest)
+            if note is not None:
+                _log.warning("%s", note)
+        elif kind != messages.READY:
+            child = rest[0]
+            self._of.pop(child, None)
+            self._forget_learner(child)
+            if kind == messages.EXITED:
+                self._children.exited(*rest)
+            elif kind == messages.REFUSED:
+                self._children.refused(*rest)
+            else:
+                self._children.not_forked(*rest)
+
+    def _forget_learner(self, child: int) -> None:
+        if child in self._learning:
+            self._learning.discard(child)
+            self._release()
+
+    def lost(self, link: _Link) -> None:
+        """A ground has ended by itself."""
+        reason = "the process that starts tasks has died"
+        if link is self._first:
+            self.close()
+            self.reap()
+            descendants.kill_marked(self._token)
+            self._children.ground_lost(reason)
+            return
+        link.close()
+        for child in [child for child, of in self._of.items() if of is link]:
+            del self._of[child]
+            self._children.not_forked(child, reason)
+
+    def close(self) -> None:
+        """Let go of the grounds: they kill what they have forked, and end. May be called twice;
+        `reap` waits for their end."""
+        self._open = False
+        for link in (*self._grown.values(), self._first):
+            link.close()
+        while self._held:
+            messages.close_all(self._held.popleft().fds)
+
+    def reap(self) -> None:
+        """Wait for the end of grounds that were let go of: some milliseconds, since they have
+        memory to give back. Blocks; any thread may call."""
+        self._process.reap()
+
+
+def cold_note(reason: str, seconds: float) -> str | None:
+    """What is said where tasks cannot be forked from a process that has their imports, which take
+    these seconds; None where that is too short to be noticed."""
+    if seconds < UNNOTICED:
+        return None
+    return (
+        f"Tasks start cold, about {seconds:.1f} s each, to import what the file imports: {reason}."
+    )
+
+
+def check_warm(process: GroundProcess, request: Request) -> str | None:
+    """The note, if tasks of a program would start cold. Blocks while the process imports what the
+    program has imported; lets go of it."""
+    ours, theirs = socket.socketpair()
+    with ours, process.control as control:
+        unpacker = messages.unpacker()
+        program = messages.packed(messages.PROGRAM, *request._replace(imported=None))
+        grow = messages.packed(messages.GROW, {}, request.imported)
+        with theirs:
+            control.sendall(program)
+            socket.send_fds(control, [grow], [theirs.fileno()])
+        answer = None
+        while answer is None and (data := ours.recv(1 << 16)):
+            unpacker.feed(data)
+            answer = next(iter(unpacker), None)
+    process.reap()
+    if answer is None or answer[0] != messages.COLD:  # it is ready, or was ended from outside
+        return None
+    return cold_note(*answer[1:])
+
+
+class _Link:
+    """The socket of one ground."""
+
+    def __init__(self, grounds: Grounds, control: socket.socket) -> None:
+        self._grounds = grounds
+        self._loop = asyncio.get_running_loop()
+        self._control = control
+        _ours.add(control)
+        self._unpacker = messages.unpacker()
+        self._outbox = messages.Outbox(self._loop, control)
+        self.is_open = True
+        self._loop.add_reader(control, self._read)
+
+    def send(self, *message: Any, fds: Sequence[int] = ()) -> None:
+        """Send a message; the descriptors are closed once they are sent."""
+        self._outbox.send(message, fds)
+
+    def _read(self) -> None:
+        try:
+            data = self._control.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._grounds.lost(self)
+            return
+        self._unpacker.feed(data)
+        for message in self._unpacker:
+            self._grounds.hear(self, *message)
+
+    def close(self) -> None:
+        """Let go of the ground. May be called twice."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self._loop.remove_reader(self._control)
+        self._outbox.close()
+        self._control.close()

@@ -1,0 +1,218 @@
+"""How the first ground of a run is started: forked from a process that has run nothing of the
+user's yet, or as a fresh interpreter where there are threads, an event loop, or the user's program.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib import import_module
+
+from aflow._core.process import delegate_if_first
+from aflow._core.settings import environment_with, forget_signing_key, without_signing_key
+from aflow.code.program import started
+
+# Finds this very aflow, wherever it is, and leaves sys.path as a fresh interpreter has it. An
+# environment variable would be there for all that steps start, which may be another Python.
+_PROGRAM = """\
+import sys
+module, own, *sys.argv[1:] = sys.argv[1:]
+path = sys.path[:]
+if not sys.flags.safe_path:
+    del sys.path[0]  # a file of the user's in the working folder may have the name of a module
+from importlib.util import find_spec
+found = find_spec("aflow")
+if found is None or found.origin is None or not found.origin.startswith(own):
+    sys.path.insert(0, own)
+from importlib import import_module
+main = import_module(module).main
+sys.path[:] = path
+main()
+"""
+
+
+GROUND = "aflow.executors.local.ground_main"  # the main program: by its name, since it stands above all that starts it
+
+
+class ForkedGround:
+    """A ground that was forked from this very process, before it had any thread or event loop."""
+
+    def __init__(self, control: socket.socket, pid: int) -> None:
+        self.control = control
+        self.pid = pid
+
+    def reap(self) -> None:
+        """Wait for its end."""
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:  # somebody has waited for all children before us
+            return
+
+
+class SpawnedGround:
+    """A ground in an interpreter of its own."""
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.control = control
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def reap(self) -> None:
+        """Wait for its end, which is near: its socket is closed."""
+        self._process.wait()
+
+
+def fork_ground() -> ForkedGround:
+    """Fork a ground from this process, which has one thread, no event loop, and has run nothing of
+    the user's."""
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return ForkedGround(ours, pid)
+    code = 1
+    try:
+        os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
+        forget_signing_key()
+        ours.close()
+        # Imported here, while the coordinator imports its own: on two cores at once.
+        path = sys.path if sys.flags.safe_path else sys.path[1:]
+        import_module(GROUND).serve(theirs, parent, path)
+        code = 0
+    except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def command_of(module: str) -> list[str]:
+    """The command that calls `main` of a module of aflow in a fresh interpreter like this one."""
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [sys.executable, *flags, "-c", _PROGRAM, module, os.path.join(own, "")]
+
+
+def spawn_ground(
+    environment: Mapping[str, str] | None = None, folder: str | None = None
+) -> SpawnedGround:
+    """Start a ground in a fresh interpreter, with this environment and folder (else our own). Does
+    not wait until it is ready. Raises OSError if there is no process to be had."""
+    with ExitStack() as made:
+        ours, theirs = socket.socketpair()
+        made.enter_context(ours)
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    *command_of(GROUND),
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=without_signing_key(
+                    environment_with({}) if environment is None else environment
+                ),
+                cwd=folder,
+                start_new_session=True,  # the terminal's Ctrl-C is for the coordinator alone
+            )
+        made.pop_all()
+        return SpawnedGround(ours, process)
+
+
+def spawn_here() -> SpawnedGround:
+    """Start a ground for the program that this process is, as it was when it began."""
+    start = started()
+    if start is None:
+        return spawn_ground()
+    return spawn_ground(start.environment, start.folder)
+
+
+_OF_TOOLS = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+
+
+def environment_at_start() -> dict[str, str]:
+    """The environment that this program began with, as far as that is known."""
+    try:
+        # What the kernel gave the program: os.environ has what it has changed meanwhile.
+        with open("/proc/self/environ", "rb") as file:
+            pairs = [each.partition(b"=") for each in file.read().split(b"\0") if b"=" in each]
+    except OSError:
+        return environment_with({})
+    found = {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
+    # A tool that runs the program sets these first, for all processes that are to be measured.
+    now = environment_with({})
+    return found | {name: now[name] for name in _OF_TOOLS if name in now}
+
+
+STARTING = frozenset({"run", "resume", "spin"})  # commands that begin a run
+
+_NOT_STARTING = frozenset({"--help", "-h", "--dry-run"})
+
+
+def looks_like_a_run(words: Sequence[str]) -> bool:
+    """Whether these words seem to be those of a command that begins a run. Where they are not, a
+    process was started in vain, and is ended with the command."""
+    given = {*words}
+    return bool(STARTING & given) and not _NOT_STARTING & given
+
+
+_wanted: EarlyGround | None = None  # the ground of the run that this command is about to begin
+
+
+def have_ground(*, fork: bool = False) -> None:
+    """Start a ground for the run that this command is about to begin, if there is none yet: by a
+    fork, where nothing of the user's has run here, else as a fresh interpreter."""
+    global _wanted
+    if _wanted is None:
+        delegate_if_first()  # now, since the ground is to be a child of the process that goes on
+        # A fork would be traced or profiled as this process is, by a tool that does not expect it.
+        alone = fork and sys.gettrace() is None and sys.getprofile() is None
+        _wanted = EarlyGround(fork_ground() if alone else spawn_here())
+
+
+def drop_ground() -> None:
+    """End the ground that was started for a run, if the run has not come about."""
+    taken = take_ground()
+    if taken is not None:
+        taken.close()
+
+
+def take_ground() -> EarlyGround | None:
+    """The ground that was started for this run; None if none was, or it was taken."""
+    global _wanted
+    taken, _wanted = _wanted, None
+    return taken
+
+
+class EarlyGround:
+    """A ground that is started before it is wanted. The second one, should the first die, is
+    spawned."""
+
+    def __init__(self, ground: ForkedGround | SpawnedGround | None = None) -> None:
+        self._ground = ground
+
+    def start(self) -> ForkedGround | SpawnedGround:
+        """The ground; another one the second time."""
+        ground, self._ground = self._ground, None
+        return ground or spawn_ground()
+
+    def close(self) -> None:
+        """End it, if it was never wanted: it has forked nothing yet, and nobody waits until it has
+        imported all that it does. May be called twice."""
+        ground, self._ground = self._ground, None
+        if ground is not None:
+            os.kill(ground.pid, signal.SIGKILL)
+            ground.control.close()
+            ground.reap()

@@ -1,0 +1,176 @@
+"""Warm grounds: what the user's file imports, imported before the file is run.
+
+Importing a library hardly ever makes a process unfit for forks; using it does. So a ground imports
+what the first run of the file has imported and is not the user's, and runs none of the user's code:
+tasks that are forked from it run the whole file, and find its imports done.
+"""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import importlib
+import os
+import random
+import sys
+import warnings
+import weakref
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Self
+
+from aflow.code.program import is_library, started
+
+# What starts runs: no task needs it.
+_OF_COMMANDS = (
+    "aflow.cli",
+    "aflow.__main__",
+    "aflow._core.process",
+    "aflow.executors.local.ground_start",
+)
+_FRESH_SEED = 1 << 96  # NumPy draws 128 bits where nobody gives a seed
+_REPLACED = "gevent"  # has replaced what imports would have seen
+
+
+def imported_since(before: Collection[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a program has imported since these modules were there, as plain values: the names of
+    the modules that are not the user's, in order, and what modules could have read meanwhile and
+    find otherwise than in this environment."""
+    return _imported([each for each in [*sys.modules] if each not in before], environment)
+
+
+def imported_here() -> dict[str, Any] | None:
+    """What the user's program has imported that this process runs as `__main__`; None where it is
+    another program."""
+    start = started()
+    return None if start is None else _imported(start.modules, start.environment)
+
+
+def _imported(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    modules = [each for each in names if _is_installed(each, sys.modules.get(each))]
+    return {"modules": modules, "state": state(environment)}
+
+
+def _is_installed(name: str, module: Any) -> bool:
+    """Whether a module is Python's, aflow's or of an installed package, and not the user's."""
+    top = name.partition(".")[0]
+    if top == "aflow":
+        return not name.startswith(_OF_COMMANDS)
+    if top in ("metaflow", "__main__", "__mp_main__"):
+        return False
+    file = getattr(module, "__file__", None)
+    if file is None:
+        loader = getattr(getattr(module, "__spec__", None), "origin", None)
+        return loader in ("built-in", "frozen")
+    return is_library(file)
+
+
+def state(environment: Mapping[str, str]) -> list[Any]:
+    """What imports can read of a process, and what code before them can have changed: variables
+    that are not those of `environment`, finders, filters of warnings, the import itself."""
+    now = os.environ
+    changed = {key: value for key, value in now.items() if environment.get(key) != value}
+    gone = [key for key in environment if key not in now]
+    return [
+        sorted(changed.items()),
+        sorted(gone),
+        [getattr(each, "__qualname__", type(each).__qualname__) for each in sys.meta_path],
+        sorted({repr((each[0], each[2])) for each in warnings.filters}),
+        builtins.__import__ is _IMPORT,
+        _REPLACED in sys.modules,
+    ]
+
+
+_IMPORT = builtins.__import__
+_WHAT = (
+    "the environment",
+    "the environment",
+    "the finders of modules (sys.meta_path)",
+    "the filters of warnings",
+    "the import itself (builtins.__import__)",
+    "the standard library (gevent)",
+)
+
+
+def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
+    """Import what the program has imported. Gives why a program would not have found the same:
+    None where it would. What cannot be imported by itself is left out."""
+    if not imported["state"][4] or imported["state"][5]:
+        return f"the flow's file changes {_WHAT[4 if not imported['state'][4] else 5]}"
+    for name in imported["modules"]:
+        if name not in sys.modules:
+            try:
+                importlib.import_module(name)
+            except Exception:  # noqa: BLE001, S112 -- the program imports it itself, if it needs it
+                continue
+    for what, theirs, ours in zip(_WHAT, imported["state"], state(environment), strict=True):
+        if _plain(theirs) != _plain(ours):
+            names = _names(theirs, ours) if what == _WHAT[0] else ""
+            return f"the flow's file changes {what}{names}, which its imports may read"
+    return None
+
+
+class Generators:
+    """The generators of random numbers that libraries make, without a seed, when they are imported:
+    inside of this context. Each task would draw the same from them, so they are seeded anew there;
+    those that were given a seed stay as they are, as in a fresh process."""
+
+    def __init__(self) -> None:
+        self._unseeded: weakref.WeakSet[random.Random] = weakref.WeakSet()
+        self._of_numpy: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._seed = seed = random.Random.seed
+        unseeded = self._unseeded
+
+        def noted(generator: random.Random, a: Any = None, version: int = 2) -> None:
+            (unseeded.add if a is None else unseeded.discard)(generator)
+            seed(generator, a, version)
+
+        random.Random.seed = noted  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        random.Random.seed = self._seed  # type: ignore[method-assign]
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            kinds = (numpy_random.Generator, numpy_random.RandomState)
+            found = [each for each in gc.get_objects() if type(each) in kinds]
+            self._of_numpy = [each for each in found if is_unseeded(each)]
+
+    def seed(self) -> None:
+        """Seed them: in a process that was forked from the one that has made them."""
+        for each in self._unseeded:
+            each.seed()
+        for each in self._of_numpy:
+            bits = bits_of(each)
+            bits.state = type(bits)().state
+
+
+def bits_of(generator: Any) -> Any:
+    """What a generator of NumPy, of the new or of the old kind, draws its bits from."""
+    found = getattr(generator, "bit_generator", None)
+    return generator._bit_generator if found is None else found
+
+
+def is_unseeded(generator: Any) -> bool:
+    """Whether NumPy has chosen the seed of one of its generators. Its own global one is left out:
+    each process of a task has that seeded anew."""
+    if generator is sys.modules["numpy.random"].mtrand._rand:
+        return False
+    entropy = getattr(getattr(bits_of(generator), "seed_seq", None), "entropy", None)
+    return isinstance(entropy, int) and entropy >= _FRESH_SEED
+
+
+def _names(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
+    """The names of the variables that are not the same; their values may be secret."""
+    different = {repr(_plain(each)): each for each in (*theirs, *ours)}
+    for each in (*theirs, *ours):
+        if _plain(each) in _plain(theirs) and _plain(each) in _plain(ours):
+            different.pop(repr(_plain(each)), None)
+    names = sorted({each if isinstance(each, str) else each[0] for each in different.values()})
+    return f" ({', '.join(names)})"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and lists alike: what has travelled has become the other kind."""
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

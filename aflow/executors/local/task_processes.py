@@ -1,0 +1,287 @@
+"""Isolation `task`: a fresh process for each attempt, forked from a ground."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aflow._core.clock import Clock
+from aflow.executors import base
+from aflow.executors.base import NO_USAGE, Reports, Usage
+from aflow.executors.local import messages
+from aflow.executors.local.ground_client import Grounds
+from aflow.scheduler.states import AttemptState
+from aflow.task.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
+
+if TYPE_CHECKING:
+    from aflow.executors.local.terminal import Terminal
+
+_CHUNK = 1 << 16
+
+# Is told what a program has imported, and the variables of @environment by step.
+Learn = Callable[[Mapping[str, Any], Mapping[str, dict[str, str]]], None]
+
+
+class FreshProcess:
+    """One attempt in a process of its own, from the request to its end."""
+
+    __slots__ = (
+        "again", "attempt", "ending", "fds", "limit", "pid", "report", "spec", "start",
+        "started_at", "task", "terminal", "timers", "unpacker",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        spec: AttemptSpec,
+        limit: float | None,
+        start: str,
+        fds: list[int],
+        terminal: Terminal | None = None,
+    ) -> None:
+        self.spec = spec
+        self.start = start
+        self.terminal = terminal
+        self.limit = limit
+        self.again: dict[str, str] | None = None  # the variables that it is to be run again with
+        self.task = spec.task
+        self.attempt = spec.attempt
+        self.fds = fds  # reading ends: stdout, stderr, report
+        self.pid: int | None = None
+        self.started_at = 0.0
+        self.unpacker = messages.unpacker()
+        self.report: AttemptReport | None = None
+        self.ending: tuple[AttemptState, str] | None = None  # why we are ending it, if we are
+        self.timers: list[asyncio.TimerHandle] = []
+
+
+class FreshProcesses:
+    """All attempts that run in processes of their own."""
+
+    def __init__(
+        self, link: Grounds, reports: Reports, clock: Clock, grace: float, learn: Learn
+    ) -> None:
+        self._learn = learn
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._reports = reports
+        self._clock = clock
+        self._grace = grace
+        self._live: dict[int, FreshProcess] = {}
+        self._by_task: dict[tuple[int, int], int] = {}
+        self._again: set[tuple[int, int]] = set()  # attempts whose start was reported before
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def launch(
+        self,
+        spec: AttemptSpec,
+        limit: float | None,
+        start: str,
+        environment: Mapping[str, str] | None,
+        terminal: Terminal | None = None,
+    ) -> None:
+        """Run an attempt in a `fresh` process or a `fork` of the program, with these variables;
+        `limit` is after how many seconds it is killed from outside. Where the variables are not
+        known yet (None), the program says which they are. With a `terminal` that is lent to it."""
+        try:
+            readers, writers = pipes(3)
+            if terminal is not None:
+                terminal.lend(readers, writers)
+        except OSError as error:
+            reason = f"The task was lost: no pipes could be opened for it: {error.strerror}."
+            now = self._clock.now()
+            report = base.stopped(spec.task, spec.attempt, AttemptState.LOST, reason, now, now)
+            # Later: who launches does not expect the answer before launch has returned.
+            self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+            return
+        process = FreshProcess(spec, limit, start, readers, terminal)
+        kind = messages.RUN if terminal is None else messages.DEBUG
+        child = self._link.fork(kind, start, environment, spec.encode(), writers)
+        self._live[child] = process
+        self._by_task[(spec.task, spec.attempt)] = child
+        if limit is not None:
+            reason = "The step ran over its time and did not react; its process was killed."
+            self._after(
+                process, limit, lambda: self._end(child, AttemptState.TIMED_OUT, reason, 0.0)
+            )
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop an attempt, if it is live: SIGTERM, and SIGKILL after the grace time."""
+        child = self._by_task.get((task, attempt))
+        if child is not None:
+            self._end(child, AttemptState.CANCELLED, "The task was cancelled.", self._grace)
+
+    def interrupt(self) -> None:
+        """Stop everything: our own shutdown."""
+        for child in [*self._live]:
+            reason = "The task was interrupted: the run was stopped."
+            self._end(child, AttemptState.INTERRUPTED, reason, self._grace)
+
+    def _end(self, child: int, state: AttemptState, reason: str, grace: float) -> None:
+        process = self._live.get(child)
+        if process is None or process.ending is not None:
+            return
+        process.ending = (state, reason)
+        if grace:
+            self._link.kill(child, signal.SIGTERM)
+            self._after(process, grace, lambda: self._link.kill(child, signal.SIGKILL))
+        else:
+            self._link.kill(child, signal.SIGKILL)
+
+    def _after(self, process: FreshProcess, seconds: float, what: Callable[[], None]) -> None:
+        process.timers.append(self._loop.call_later(seconds, what))
+
+    # ------------------------------------------------------------ what grounds report
+
+    def forked(self, child: int, pid: int, at: float) -> None:
+        """The process runs: from now on we listen to it."""
+        process = self._live[child]
+        process.pid, process.started_at = pid, at
+        if (process.task, process.attempt) in self._again:
+            self._again.discard((process.task, process.attempt))
+        else:
+            self._reports.started(process.task, process.attempt, pid, at)
+        for number, fd in enumerate(process.fds):
+            if fd >= 0:
+                self._loop.add_reader(fd, self._read, process, number)
+
+    def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
+        """The process has ended: take what is still in its pipes, and say how it went."""
+        process = self._live[child]
+        for number in range(3):
+            # A pipe holds one chunk. Whoever got away from the group may go on writing: not ours.
+            if self._read(process, number):
+                self._read(process, number)
+        if process.again is not None and process.ending is None and process.report is None:
+            self._drop(child)
+            self._again.add((process.task, process.attempt))
+            self.launch(process.spec, process.limit, process.start, process.again, process.terminal)
+            return
+        self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
+
+    def not_forked(self, child: int, reason: str) -> None:
+        """There was no process to be had, or its ground has ended: the attempt is lost."""
+        pid = self._live[child].pid
+        if pid is not None:
+            base.kill_what_is_left(pid)
+        self._lose(child, reason)
+
+    def refused(self, child: int, reason: str) -> None:
+        """There is no process to be had in the way that was asked for: the attempt fails."""
+        process, now = self._live[child], self._clock.now()
+        self._reports.started(process.task, process.attempt, None, now)
+        report = AttemptReport(
+            process.task, process.attempt, AttemptState.FAILED.value, reason, retryable=False,
+            started_at=now, finished_at=now,
+        )  # fmt: skip
+        self._settle(child, report, NO_USAGE)
+
+    def lost(self, reason: str) -> None:
+        """The first ground is gone, and all processes with it."""
+        for child, process in [*self._live.items()]:
+            if process.pid is not None:
+                base.kill_what_is_left(process.pid)
+            self._lose(child, reason)
+
+    def _lose(self, child: int, reason: str) -> None:
+        process = self._live[child]
+        now = self._clock.now()
+        state, why = process.ending or (AttemptState.LOST, f"The task was lost: {reason}.")
+        report = base.stopped(
+            process.task, process.attempt, state, why, process.started_at or now, now
+        )
+        self._settle(child, process.report or report, NO_USAGE)
+
+    def _verdict(self, process: FreshProcess, status: int) -> AttemptReport:
+        now = self._clock.now()
+        report = process.report
+        if report is not None and report.state == AttemptState.SUCCEEDED.value and status:
+            # The step is good, and the program around it is not.
+            if process.ending is None:
+                return report._replace(
+                    state=AttemptState.FAILED.value,
+                    reason=f"The step ended well, and the program after it did not: "
+                    f"{base.ended_by(status)}",
+                    finished_at=now,
+                )
+        elif report is not None:
+            return report
+        if process.ending is not None:
+            state, reason = process.ending
+            return base.stopped(
+                process.task, process.attempt, state, reason, process.started_at, now
+            )
+        return base.report(process.task, process.attempt, status, process.started_at, now)
+
+    def _settle(self, child: int, report: AttemptReport, usage: Usage) -> None:
+        self._drop(child)
+        self._reports.ended(report, usage)
+
+    def _drop(self, child: int) -> None:
+        process = self._live.pop(child)
+        del self._by_task[(process.task, process.attempt)]
+        for timer in process.timers:
+            timer.cancel()
+        for number in range(3):
+            self._close(process, number)
+        if process.terminal is not None:
+            process.terminal.take_back()
+
+    # ------------------------------------------------------------ pipes
+
+    def _read(self, process: FreshProcess, number: int) -> bool:
+        """Read once from one of the pipes; False when there is nothing more for now."""
+        if process.fds[number] < 0:
+            return False
+        try:
+            data = os.read(process.fds[number], _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:  # of a pseudo-terminal: its other side is closed
+            data = b""
+        if not data:
+            self._close(process, number)
+            return False
+        if number < 2:
+            if process.terminal is not None and process.terminal.is_one:
+                process.terminal.show(data)
+            self._reports.logged(process.task, process.attempt, number, self._clock.now(), data)
+        else:
+            process.unpacker.feed(data)
+            for message in process.unpacker:
+                if message[0] == GROWN:
+                    self._reports.grown(*message[1:])
+                elif message[0] == IMPORTED:
+                    self._learn(*message[1:])
+                elif message[0] == MISFIT:
+                    process.again = message[1]
+                else:
+                    process.report = AttemptReport(*message[1:])
+        return True
+
+    def _close(self, process: FreshProcess, number: int) -> None:
+        fd = process.fds[number]
+        if fd >= 0:
+            process.fds[number] = -1
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+
+def pipes(count: int) -> tuple[list[int], list[int]]:
+    """Pipes: the reading ends (which do not block) and the writing ends; all or none."""
+    readers: list[int] = []
+    writers: list[int] = []
+    try:
+        for _ in range(count):
+            readable, writable = os.pipe()
+            readers.append(readable)
+            writers.append(writable)
+            os.set_blocking(readable, False)
+    except OSError:
+        messages.close_all(readers + writers)
+        raise
+    return readers, writers

@@ -1,0 +1,567 @@
+"""Isolation `worker`, and coroutine steps: processes that run many attempts each.
+
+Sequential workers are held a few specs ahead where tasks are short, so that no worker waits for
+the coordinator between two of them; a worker with nothing to do takes over what another one holds
+and has not begun. Coroutine steps all go to one process, whose event loop runs them side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import msgpack
+
+from aflow._core.clock import Clock
+from aflow.executors import base
+from aflow.executors.base import NO_USAGE, Reports
+from aflow.executors.local import messages
+from aflow.executors.local.ground_client import Grounds
+from aflow.executors.local.task_processes import Learn, pipes
+from aflow.scheduler.states import AttemptState
+from aflow.task.spec import ENDED, GROWN, IMPORTED, LOGGED, STARTED, AttemptReport, AttemptSpec
+
+# The coordinator's end of one process that runs many attempts.
+
+
+Owner = tuple[int, int]
+
+_CHUNK = 1 << 18
+_CANCEL = b"\xc0"  # executors.local.coroutines.CANCEL; that module is the worker's side
+
+
+class WorkerProcess:
+    """A process, the specs that it holds, and what it is running.
+
+    Specs go to it as whole messages of a socket whose other end we keep as well: so a spec that
+    the process has not taken yet can be taken back, by exactly one of the two.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        link: Grounds,
+        start: str,
+        environment: Mapping[str, str],
+        coroutines: bool,
+    ) -> None:
+        self.pid: int | None = None
+        self.running: dict[Owner, float] = {}  # since when
+        self.sent: dict[Owner, AttemptSpec] = {}  # and not begun
+        self.ending: str | None = None  # why we are ending it, if we are
+        self.coroutines = coroutines
+        self._loop = loop
+        self._unpacker = messages.unpacker()
+        self._open = True
+        with ExitStack() as made:  # where one of them cannot be had, none is kept
+            self._specs, self._taken_back = _pair(made, socket.SOCK_SEQPACKET)
+            self._reports, their_reports = _pair(made, socket.SOCK_STREAM)
+            self._pipes, writers = pipes(2)
+            made.callback(messages.close_all, self._pipes + writers)
+            tasks, *readers = (_copy(made, fd) for fd in (self._taken_back.fileno(), *self._pipes))
+            made.pop_all()
+        for each in (self._specs, self._reports):
+            each.setblocking(False)
+        theirs = [tasks, their_reports.detach(), *writers, *readers]
+        self.child = link.fork(messages.WORK, start, environment, coroutines, theirs)
+
+    @property
+    def in_hand(self) -> int:
+        """How many attempts it has, begun or not."""
+        return len(self.running) + len(self.sent)
+
+    @property
+    def reports(self) -> socket.socket:
+        """Where its messages come from."""
+        return self._reports
+
+    def send(self, spec: AttemptSpec) -> bool:
+        """Hand it a spec; False if it has no room for more now."""
+        if not self._send(spec.encode()):
+            return False
+        self.sent[(spec.task, spec.attempt)] = spec
+        return True
+
+    def cancel(self, owner: Owner) -> None:
+        """Ask it to cancel a coroutine. If there is no room even for that, it does not listen."""
+        self._send(_CANCEL + msgpack.packb(owner))
+
+    def _send(self, data: bytes) -> bool:
+        try:
+            self._specs.send(data)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def when_roomy(self, callback: Callable[[], None]) -> None:
+        """Call back, again and again, while it has room; None to stop is `when_roomy_stop`."""
+        self._loop.add_writer(self._specs, callback)
+
+    def when_roomy_stop(self) -> None:
+        """No longer call back."""
+        self._loop.remove_writer(self._specs)
+
+    def take_back(self) -> list[AttemptSpec]:
+        """Take back every spec that the process has not taken itself."""
+        taken: list[AttemptSpec] = []
+        cancels: list[bytes] = []
+        while data := self._next_sent():
+            if data.startswith(_CANCEL):
+                cancels.append(data)
+                continue
+            spec = AttemptSpec.decode(data)
+            del self.sent[(spec.task, spec.attempt)]
+            taken.append(spec)
+        for data in cancels:
+            self._send(data)
+        return taken
+
+    def _next_sent(self) -> bytes:
+        """The next message that the process has not taken; b"" if there is none."""
+        try:
+            # Not O_NONBLOCK: that would be the other process's as well.
+            return self._taken_back.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except (BlockingIOError, ConnectionResetError):
+            return b""
+
+    def unbegun(self) -> list[AttemptSpec]:
+        """After its death: every spec that it was sent and had not begun. One of them it may have
+        taken from the socket; it had not told us so, and therefore not begun with it."""
+        specs = [*self.sent.values()]
+        self.sent.clear()
+        return specs
+
+    def messages(self) -> list[tuple[Any, ...]]:
+        """What it has said since the last call, or the beginning of that."""
+        self._receive()
+        return list(self._unpacker)
+
+    def last_messages(self) -> list[tuple[Any, ...]]:
+        """All that a dead process has said and nobody has read."""
+        while self._receive():
+            continue
+        return list(self._unpacker)
+
+    def _receive(self) -> bool:
+        try:
+            data = self._reports.recv(_CHUNK)
+        except (BlockingIOError, ConnectionResetError):
+            return False
+        if not data:
+            self._loop.remove_reader(self._reports)
+            return False
+        self._unpacker.feed(data)
+        return True
+
+    def rest_of_output(self) -> list[tuple[int, bytes]]:
+        """What a dead process has left in its pipes: (stream, bytes)."""
+        rest = []
+        for stream, fd in enumerate(self._pipes):
+            try:
+                data = os.read(fd, _CHUNK)
+            except BlockingIOError:
+                continue
+            if data:
+                rest.append((stream, data))
+        return rest
+
+    def retire(self) -> None:
+        """Ask it to end once it has run what it holds."""
+        self._specs.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Let go of its sockets and pipes. May be called twice."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._reports)
+        self._loop.remove_writer(self._specs)
+        for each in (self._specs, self._taken_back, self._reports):
+            each.close()
+        messages.close_all(self._pipes)
+
+
+def _pair(made: ExitStack, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a socket, closed again if `made` is."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    made.enter_context(ours)
+    made.enter_context(theirs)
+    return ours, theirs
+
+
+def _copy(made: ExitStack, fd: int) -> int:
+    """Another descriptor of the same file, closed again if `made` is."""
+    copy = os.dup(fd)
+    made.callback(os.close, copy)
+    return copy
+
+
+MAX_AHEAD = 8  # specs that a worker holds at most, the one that it runs included
+MAX_STILLBORN = 3  # workers in a row that may end before they have begun anything
+_WORTH_HOLDING = 0.002  # seconds of work that a worker should have in hand
+
+
+class WorkerPool:
+    """Processes of one kind, the specs that wait for them, and what they run."""
+
+    def __init__(
+        self,
+        link: Grounds,
+        reports: Reports,
+        clock: Clock,
+        *,
+        size: int,
+        start: str,
+        environment: Mapping[str, str],
+        coroutines: bool,
+        grace: float,
+        limit_of: Callable[[str], float | None],
+        owned: dict[int, WorkerPool],
+        learn: Learn,
+    ) -> None:
+        self._start = start
+        self._environment = environment
+        self._owned = owned  # processes of all pools, to which ours are added
+        self._learn = learn
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._reports = reports
+        self._clock = clock
+        self._size = size
+        self._coroutines = coroutines
+        self._grace = grace
+        self._limit_of = limit_of
+        self._queue: deque[AttemptSpec] = deque()
+        self._workers: dict[int, WorkerProcess] = {}
+        self._cancelled: dict[Owner, tuple[AttemptState, str]] = {}
+        self._timers: dict[Owner, asyncio.TimerHandle] = {}
+        self._kill_timers: dict[int, asyncio.TimerHandle] = {}
+        self._heard_one = False  # in this turn of the event loop
+        self._stillborn = 0
+        self._ahead = 1  # specs that a worker holds: more than one only while tasks are short
+        self._duration = 1.0  # of an attempt, in seconds, as it goes lately
+
+    # ------------------------------------------------------------ in
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Run an attempt as soon as there is room."""
+        self._queue.append(spec)
+        self._feed()
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop an attempt, wherever it is."""
+        self._end((task, attempt), AttemptState.CANCELLED, "The task was cancelled.", self._grace)
+        self._feed()
+
+    def interrupt(self) -> None:
+        """Stop everything: our own shutdown."""
+        reason = "The task was interrupted: the run was stopped."
+        while self._queue:
+            self._settle_unstarted(self._queue.popleft(), AttemptState.INTERRUPTED, reason)
+        for worker in self._workers.values():
+            for owner in [*worker.sent, *worker.running]:
+                self._end(owner, AttemptState.INTERRUPTED, reason, self._grace)
+            worker.ending = worker.ending or reason
+            worker.retire()
+            self._kill_later(worker, self._grace)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    # ------------------------------------------------------------ handing out
+
+    def _feed(self, may_grow: bool = True) -> None:
+        """Hand out what waits, while there is room."""
+        while self._queue:
+            worker = self._roomiest(may_grow)
+            if worker is None:
+                return
+            if not worker.send(self._queue[0]):
+                worker.when_roomy(functools.partial(self._roomy, worker))
+                return
+            self._queue.popleft()
+
+    def _roomy(self, worker: WorkerProcess) -> None:
+        worker.when_roomy_stop()
+        self._feed()
+
+    def _roomiest(self, may_grow: bool) -> WorkerProcess | None:
+        """Who gets the next spec; a new worker while all are busy and there may be more."""
+        able, least, in_hand = 0, None, 0
+        for worker in self._workers.values():
+            if worker.ending is None:
+                able += 1
+                if least is None or worker.in_hand < in_hand:
+                    least, in_hand = worker, worker.in_hand
+        if least is not None and (self._coroutines or not in_hand):
+            return least
+        if may_grow and able < (1 if self._coroutines else self._size):
+            return self._new_worker()
+        return least if in_hand < self._ahead else None
+
+    def _new_worker(self) -> WorkerProcess | None:
+        try:
+            worker = WorkerProcess(
+                self._loop, self._link, self._start, self._environment, self._coroutines
+            )
+        except OSError as error:
+            if self._workers:  # go on with those there are
+                return None
+            self._refuse(f"no worker could be started: {error.strerror}")
+            return None
+        self._workers[worker.child] = worker
+        self._owned[worker.child] = self
+        self._loop.add_reader(worker.reports, self._hear, worker)
+        return worker
+
+    def _refuse(self, reason: str) -> None:
+        while self._queue:
+            spec = self._queue.popleft()
+            self._settle_unstarted(spec, AttemptState.LOST, f"The task was lost: {reason}.")
+
+    def _fail_all(self, reason: str) -> None:
+        """What waits cannot be run as was asked for, and could not be the next time."""
+        while self._queue:
+            spec, now = self._queue.popleft(), self._clock.now()
+            self._reports.started(spec.task, spec.attempt, None, now)
+            report = AttemptReport(
+                spec.task, spec.attempt, AttemptState.FAILED.value, reason, retryable=False,
+                started_at=now, finished_at=now,
+            )  # fmt: skip
+            self._reports.ended(report, NO_USAGE)
+
+    def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
+        now = self._clock.now()
+        report = base.stopped(spec.task, spec.attempt, state, reason, now, now)
+        # Later: who calls launch or cancel does not expect the answer before that has returned.
+        self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+
+    # ------------------------------------------------------------ what workers say
+
+    def _hear(self, worker: WorkerProcess) -> None:
+        # One worker a turn of the loop, about a millisecond, since the loop is also that of the
+        # program around us: many workers may have something to say at once. Who is not heard now
+        # is told of again.
+        if self._heard_one:
+            return
+        self._heard_one = True
+        self._loop.call_soon(self._next_turn)
+        for message in worker.messages():
+            self._note(worker, message)
+        if self._queue:
+            self._feed()
+        elif worker.in_hand == 0 and not self._coroutines:
+            self._share(worker)
+
+    def _next_turn(self) -> None:
+        self._heard_one = False
+
+    def _note(self, worker: WorkerProcess, message: tuple[Any, ...]) -> None:
+        kind = message[0]
+        if kind == ENDED:
+            self._note_end(worker, AttemptReport(*message[1:]))
+        elif kind == GROWN:
+            self._reports.grown(*message[1:])
+        elif kind == IMPORTED:
+            self._learn(*message[1:])
+        elif kind == LOGGED:
+            self._reports.logged(*message[1:])
+        elif kind == STARTED:
+            _, task, attempt, pid, at = message
+            spec = worker.sent.pop((task, attempt))
+            worker.running[(task, attempt)] = at
+            self._stillborn = 0
+            self._watch(spec, at)
+            self._reports.started(task, attempt, pid, at)
+
+    def _note_end(self, worker: WorkerProcess, report: AttemptReport) -> None:
+        owner = (report.task, report.attempt)
+        del worker.running[owner]
+        self._duration += 0.2 * (report.finished_at - report.started_at - self._duration)
+        self._ahead = max(1, min(MAX_AHEAD, int(_WORTH_HOLDING / max(self._duration, 1e-6))))
+        self._unwatch(owner)
+        ending = self._cancelled.pop(owner, None)
+        if ending is not None and report.state == AttemptState.CANCELLED.value:
+            state, reason = ending
+            report = report._replace(state=state.value, reason=reason)
+        self._reports.ended(report, NO_USAGE)
+
+    def _share(self, idle: WorkerProcess) -> None:
+        """Let an idle worker have half of what the busiest one holds and has not begun."""
+        busiest = max(self._workers.values(), key=lambda each: len(each.sent))
+        if not busiest.sent or busiest is idle:
+            return
+        taken = busiest.take_back()
+        keep = len(taken) // 2
+        self._queue.extendleft(reversed(taken[keep:]))
+        for spec in taken[:keep]:
+            if not busiest.send(spec):
+                self._queue.append(spec)
+        self._feed()
+
+    # ------------------------------------------------------------ time and ends
+
+    def _watch(self, spec: AttemptSpec, at: float) -> None:
+        limit = self._limit_of(spec.step)
+        owner = (spec.task, spec.attempt)
+        if limit is None or owner in self._cancelled:
+            return
+        reason = "The step ran over its time and did not react; its process was killed."
+        self._timers[owner] = self._loop.call_later(
+            limit, lambda: self._end(owner, AttemptState.TIMED_OUT, reason, 0.0)
+        )
+
+    def _unwatch(self, owner: Owner) -> None:
+        if self._timers:
+            timer = self._timers.pop(owner, None)
+            if timer is not None:
+                timer.cancel()
+
+    def _end(self, owner: Owner, state: AttemptState, reason: str, grace: float) -> None:
+        for spec in self._queue:
+            if (spec.task, spec.attempt) == owner:
+                self._queue.remove(spec)
+                self._settle_unstarted(spec, state, reason)
+                return
+        worker = next(
+            (w for w in self._workers.values() if owner in w.sent or owner in w.running), None
+        )
+        if worker is None or owner in self._cancelled:
+            return
+        if owner in worker.sent:
+            self._recall(worker, owner, state, reason)
+        if owner in worker.running or owner in worker.sent:
+            self._cancelled[owner] = (state, reason)
+            self._stop_running(worker, owner, grace)
+
+    def _recall(
+        self, worker: WorkerProcess, owner: Owner, state: AttemptState, reason: str
+    ) -> None:
+        for spec in worker.take_back():
+            if (spec.task, spec.attempt) == owner:
+                self._settle_unstarted(spec, state, reason)
+            else:
+                self._queue.append(spec)
+
+    def _stop_running(self, worker: WorkerProcess, owner: Owner, grace: float) -> None:
+        if self._coroutines and grace:
+            worker.cancel(owner)
+            # A coroutine can refuse, or never come back to the event loop. Then its process goes,
+            # and the others in it are lost.
+            self._unwatch(owner)
+            self._timers[owner] = self._loop.call_later(
+                grace, self._stop_running, worker, owner, 0.0
+            )
+            return
+        worker.ending = self._cancelled[owner][1]
+        self._queue.extend(worker.take_back())
+        if grace:
+            self._link.kill(worker.child, signal.SIGTERM)
+        self._kill_later(worker, grace)
+
+    def _kill_later(self, worker: WorkerProcess, grace: float) -> None:
+        if worker.child not in self._kill_timers:
+            self._kill_timers[worker.child] = self._loop.call_later(
+                grace, lambda: self._link.kill(worker.child, signal.SIGKILL)
+            )
+
+    # ------------------------------------------------------------ what grounds report
+
+    def forked(self, child: int, pid: int) -> None:
+        """The process runs."""
+        self._workers[child].pid = pid
+
+    def exited(self, child: int, status: int) -> None:
+        """A worker has ended: blame what it was running, hand out again what it had not begun."""
+        worker = self._workers[child]
+        for message in worker.last_messages():
+            self._note(worker, message)
+        alone = len(worker.running) == 1
+        # What dies while we end the process for the sake of another attempt is not to blame.
+        to_blame = alone and worker.ending is None
+        self._stillborn += not worker.running and not worker.ending
+        for stream, data in worker.rest_of_output():
+            if alone:
+                owner = next(iter(worker.running))
+                self._reports.logged(*owner, stream, self._clock.now(), data)
+        self._bury(worker, lambda owner, since: self._verdict(owner, since, status, to_blame))
+        if self._stillborn >= MAX_STILLBORN:
+            self._refuse(f"workers end before they begin: {base.sentence(status)}")
+
+    def _verdict(self, owner: Owner, since: float, status: int, to_blame: bool) -> AttemptReport:
+        now = self._clock.now()
+        ending = self._cancelled.get(owner)
+        if ending is not None:
+            return base.stopped(*owner, *ending, since, now)
+        if to_blame:
+            return base.report(*owner, status, since, now)
+        reason = f"The task was lost with others of its process: {base.sentence(status)}"
+        return base.stopped(*owner, AttemptState.LOST, reason, since, now)
+
+    def not_forked(self, child: int, reason: str) -> None:
+        """There was no process to be had."""
+        worker = self._workers[child]
+        self._bury(worker, lambda owner, since: self._lost(owner, since, reason), again=False)
+        self._feed(may_grow=False)  # to those there are: another one could not be had either
+        if not self._workers:
+            self._refuse(reason)
+
+    def refused(self, child: int, reason: str) -> None:
+        """There is no process to be had in the way that was asked for: what waits for one fails."""
+        self._bury(
+            self._workers[child], lambda owner, since: self._lost(owner, since, reason), again=False
+        )
+        if not self._workers:
+            self._fail_all(reason)
+
+    def lost(self, reason: str) -> None:
+        """The first ground is gone, and all workers with it."""
+        for worker in [*self._workers.values()]:
+            if worker.pid is not None:
+                base.kill_what_is_left(worker.pid)
+            self._bury(worker, lambda owner, since: self._lost(owner, since, reason), again=False)
+        self._refuse(reason)
+
+    def _lost(self, owner: Owner, since: float, reason: str) -> AttemptReport:
+        state, why = self._cancelled.get(
+            owner, (AttemptState.LOST, f"The task was lost: {reason}.")
+        )
+        return base.stopped(*owner, state, why, since, self._clock.now())
+
+    def _bury(
+        self,
+        worker: WorkerProcess,
+        verdict: Callable[[Owner, float], AttemptReport],
+        again: bool = True,
+    ) -> None:
+        del self._workers[worker.child]
+        timer = self._kill_timers.pop(worker.child, None)
+        if timer is not None:
+            timer.cancel()
+        self._take_over(worker.unbegun())
+        running = [*worker.running.items()]
+        worker.close()
+        for owner, since in running:
+            report = verdict(owner, since)
+            self._unwatch(owner)
+            self._cancelled.pop(owner, None)
+            self._reports.ended(report, NO_USAGE)
+        if again:
+            self._feed()
+
+    def _take_over(self, specs: list[AttemptSpec]) -> None:
+        """Queue again what a dead worker had not begun, unless it was to be stopped."""
+        for spec in reversed(specs):
+            ending = self._cancelled.pop((spec.task, spec.attempt), None)
+            self._unwatch((spec.task, spec.attempt))
+            if ending is None:
+                self._queue.appendleft(spec)
+            else:
+                self._settle_unstarted(spec, *ending)

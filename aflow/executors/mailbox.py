@@ -1,0 +1,319 @@
+"""Attempts that run on other machines, and the letters in which their workers tell of them.
+
+What workers say is taken down in the order in which it comes; a letter that comes twice, or that is
+of no live attempt, says nothing. A letter that tells of an end is done with when
+that is committed: until then it is there for the next coordinator, should this one go away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from aflow.errors import ObjectNotFound
+from aflow.executors import base, protocol
+from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
+from aflow.executors.protocol import ReportsLetter, reports_topic, unseal_letter
+from aflow.scheduler.states import AttemptState
+from aflow.task.spec import AttemptReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aflow._core.clock import Clock
+    from aflow.executors.protocol import ReportsLetter
+    from aflow.storage.base import ObjectStore
+
+CANCELLED = AttemptState.CANCELLED.value
+STOPPED = "The task was interrupted: the run was stopped."
+
+Owner = tuple[int, int]  # task, attempt
+R = TypeVar("R")
+
+
+class Away:
+    """An attempt that was handed to others and has not ended."""
+
+    __slots__ = ("host", "is_back", "started_at", "step", "worker")
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        self.is_back = False  # a worker had begun, and has given it back
+        self.worker: str | None = None  # who is known to have it
+        self.host = ""  # its machine
+        self.started_at: float | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether no worker is known to run it."""
+        return self.started_at is None or self.is_back
+
+
+class _Letter(Generic[R]):
+    """A letter whose ends are not committed yet."""
+
+    __slots__ = ("name", "receipt", "uncommitted")
+
+    def __init__(self, name: tuple[str, int], receipt: R, uncommitted: set[Owner]) -> None:
+        self.name = name
+        self.receipt = receipt
+        self.uncommitted = uncommitted
+
+
+class Correspondence(Generic[R]):
+    """The attempts of one run that are away; `begin` says who is told of them. A receipt is what
+    a letter is known by where it came from: `done` are those of letters that are done with."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.away: dict[Owner, Away] = {}
+        self.done: list[R] = []
+        self._heard: defaultdict[str, set[int]] = defaultdict(set)
+        self._unread: dict[Owner, _Letter[R]] = {}  # by the ends that they tell of
+        self._letters: dict[tuple[str, int], _Letter[R]] = {}  # the same, by worker and number
+        self._interrupted = False
+        self._cancelled: set[Owner] = set()  # by us, while they are away
+        self.declined: dict[str, str] = {}  # workers that cannot run the flow: why
+        self._idle = asyncio.Event()
+        self._reports: Reports
+        self._over: Callable[[Owner], None] | None = None
+        self._believes: Callable[[AttemptReport], bool] | None = None
+
+    def begin(
+        self,
+        reports: Reports,
+        over: Callable[[Owner], None] | None = None,
+        believes: Callable[[AttemptReport], bool] | None = None,
+    ) -> None:
+        """Tell them from now on; `over` is called before an end is told. An end that a letter tells
+        of is none unless `believes` it."""
+        self._reports = reports
+        self._over = over
+        self._believes = believes
+
+    def send(self, owner: Owner, step: str) -> None:
+        """An attempt is handed to others."""
+        self.away[owner] = Away(step)
+
+    def take_over(self, orphan: Orphan, worker: str | None) -> None:
+        """An attempt that somebody else has handed to others, to this worker if that is known."""
+        spec = orphan.spec
+        away = self.away[(spec.task, spec.attempt)] = Away(spec.step)
+        away.worker, away.started_at = worker, orphan.started_at
+
+    def awaits_start(self, owner: Owner) -> bool:
+        """Whether the attempt is wanted, and not known to have begun."""
+        away = self.away.get(owner)
+        return away is not None and away.started_at is None
+
+    def note_cancel(self, owner: Owner) -> None:
+        """We have asked for the end of this attempt."""
+        if owner in self.away:
+            self._cancelled.add(owner)
+
+    def is_wanted(self, owner: Owner) -> bool:
+        """Whether the attempt is away, and we have not asked for its end."""
+        return owner in self.away and owner not in self._cancelled
+
+    # ------------------------------------------------------------ letters
+
+    def hear(self, letter: ReportsLetter, receipt: R) -> None:
+        """Report what a letter says, unless it was heard before."""
+        name = (letter.worker, letter.number)
+        if letter.number in self._heard[letter.worker]:
+            if name in self._letters:  # what it says is not committed yet
+                self._letters[name].receipt = receipt
+            else:
+                self.done.append(receipt)
+            return
+        self._heard[letter.worker].add(letter.number)
+        ends = self._read(letter)
+        if ends:
+            self._letters[name] = unread = _Letter(name, receipt, ends)
+            self._unread.update((owner, unread) for owner in ends)
+        else:
+            self.done.append(receipt)
+
+    def forget(self, owner: Owner) -> bool:
+        """The end of this attempt is committed; whether a letter is done with by that."""
+        letter = self._unread.pop(owner, None)
+        if letter is None:
+            return False
+        letter.uncommitted.discard(owner)
+        if letter.uncommitted:
+            return False
+        del self._letters[letter.name]
+        self.done.append(letter.receipt)
+        return True
+
+    def _read(self, letter: ReportsLetter) -> set[Owner]:
+        """Report what the letter says; the attempts of whose ends it tells."""
+        ends: set[Owner] = set()
+        for kind, task, attempt, *rest in letter.events:
+            away = self.away.get((task, attempt))
+            if kind == protocol.DECLINED:
+                self.declined[letter.worker] = rest[0]
+                if away is not None and away.worker in (None, letter.worker):
+                    away.is_back, away.worker = True, None
+                continue
+            if away is None:
+                continue
+            if kind == protocol.STARTED:
+                self._note_start(away, letter, task, attempt, *rest)
+            elif away.started_at is None:
+                # The letter that told of its start comes later, since its delivery was lost or the
+                # queue keeps no order; or our predecessor has read it, and not lived to record it.
+                now = self._clock.now()
+                self._note_start(away, letter, task, attempt, None, now)
+            if kind == protocol.LOGGED:
+                self._reports.logged(task, attempt, *rest)
+            elif kind == protocol.GROWN:
+                self._reports.grown(task, attempt, *rest)
+            elif kind == protocol.ENDED:
+                max_rss, cpu, *fields = rest
+                report = AttemptReport(task, attempt, *fields)
+                report = report._replace(steps=tuple(report.steps))
+                if self._believes is not None and not self._believes(report):
+                    continue
+                if report.state == CANCELLED and (task, attempt) not in self._cancelled:
+                    reason = f"The task was lost: {letter.worker} cancelled it without our asking."
+                    report = report._replace(state=AttemptState.LOST.value, reason=reason)
+                ends.add((task, attempt))
+                self.end(report, Usage(max_rss, cpu))
+        return ends
+
+    def _note_start(
+        self, away: Away, letter: ReportsLetter, task: int, attempt: int, pid: int | None, at: float
+    ) -> None:
+        away.is_back = False
+        if (away.worker, away.host) != (letter.worker, letter.host):
+            away.worker, away.host = letter.worker, letter.host
+            self._reports.handed(task, attempt, letter.worker, letter.host)
+        if away.started_at is None:
+            away.started_at = at
+            self._reports.started(task, attempt, pid, at)
+
+    # ------------------------------------------------------------ ends
+
+    def end(self, report: AttemptReport, usage: Usage) -> None:
+        """An attempt is over."""
+        if self._interrupted and report.state == AttemptState.CANCELLED.value:
+            # Workers are told to cancel it in either case.
+            report = report._replace(state=AttemptState.INTERRUPTED.value, reason=STOPPED)
+        del self.away[(report.task, report.attempt)]
+        self._cancelled.discard((report.task, report.attempt))
+        if not self.away:
+            self._idle.set()
+        if self._over is not None:
+            self._over((report.task, report.attempt))
+        self._reports.ended(report, usage)
+
+    def give_up(self, owner: Owner, state: AttemptState, reason: str) -> None:
+        """An attempt is over as far as we are concerned, if it was not before."""
+        away = self.away.get(owner)
+        if away is not None:
+            now = self._clock.now()
+            begun = away.started_at or now
+            self.end(base.stopped(*owner, state, reason, begun, now), NO_USAGE)
+
+    def fail(self, owner: Owner, reason: str, *, retryable: bool = True) -> None:
+        """An attempt has failed, and nobody is left who would say so."""
+        away = self.away.get(owner)
+        if away is None:
+            return
+        now = self._clock.now()
+        if away.started_at is None:
+            away.started_at = now
+            self._reports.started(*owner, None, now)
+        report = AttemptReport(
+            *owner,
+            AttemptState.FAILED.value,
+            reason,
+            retryable,
+            started_at=away.started_at,
+            finished_at=now,
+        )
+        self.end(report, NO_USAGE)
+
+    def interrupt(self) -> None:
+        """Those that are cancelled from now on are interrupted."""
+        self._interrupted = True
+
+    async def until_idle(self) -> None:
+        """Wait until none is away."""
+        while self.away:
+            self._idle.clear()
+            await self._idle.wait()
+
+
+# Letters between jobs and the coordinator of their run, as objects in the store.
+#
+# A job writes what it has to say as numbered letters below a folder of the run; the coordinator
+# lists the folder, reads what is new, and deletes what it is done with. Whoever looks finds all
+# that was written before. Calls block, and are safe from many threads.
+
+
+class Letterbox:
+    """The letters of one run."""
+
+    def __init__(self, store: ObjectStore, flow: str, run: str) -> None:
+        self._store = store
+        self._folder = f"jobs/{flow}/{run}/letters/"
+        self._topic = reports_topic(flow, run)
+
+    def put(self, letter: ReportsLetter) -> None:
+        """Leave a letter. Raises StorageError."""
+        worker = letter.worker.replace(":", ".").replace("#", ".")
+        name = f"{self._folder}{worker}/{letter.number:08d}"
+        self._store.put(name, [letter.seal((), self._topic, 0.0)])
+
+    def names(self) -> Iterator[str]:
+        """The names of the letters that are there; those of one job in the order in which they
+        were written. Raises StorageError."""
+        return self._store.list(self._folder)
+
+    def open(self, name: str) -> ReportsLetter:
+        """The letter of this name. Raises InvalidMessage for what is none, and StorageError."""
+        data = bytes(self._store.get(name))
+        letter: ReportsLetter = unseal_letter(data, "reports", (), self._topic, None)
+        return letter
+
+    def remove(self, name: str) -> None:
+        """Delete a letter, if it is there. Raises StorageError."""
+        self._store.delete(name)
+
+
+# Where the members of a gang, which are jobs on several machines, find each other: the store.
+#
+# Member 0 says its address, and the others wait for that, also those that are tried again in a job
+# of their own. The end of a multi-node job's main node is the end of all: so the others say when
+# they are done. Calls block.
+
+
+class Meeting:
+    """The gangs of one run; a gang is known by the task of its member 0."""
+
+    def __init__(self, store: ObjectStore, flow: str, run: str) -> None:
+        self._store = store
+        self._folder = f"jobs/{flow}/{run}/gangs"
+
+    def say(self, control: int, address: str) -> None:
+        """Here is member 0 of the gang. Raises StorageError."""
+        self._store.put(f"{self._folder}/{control}/address", [address.encode()])
+
+    def address(self, control: int) -> str | None:
+        """Where member 0 of the gang is; None where it has not said so yet. Raises StorageError."""
+        try:
+            return bytes(self._store.get(f"{self._folder}/{control}/address")).decode()
+        except ObjectNotFound:
+            return None
+
+    def leave(self, job: str, node: int) -> None:
+        """This node of a job is done. Raises StorageError."""
+        self._store.put(f"{self._folder}/{job}/nodes/{node}", [b"done"])
+
+    def left(self, job: str) -> int:
+        """How many nodes of a job are done. Raises StorageError."""
+        return sum(1 for _ in self._store.list(f"{self._folder}/{job}/nodes/"))

@@ -1,0 +1,572 @@
+"""What coordinators and workers say to each other over a queue: envelopes of plain values.
+
+tasks.<pool>      task     one attempt: what to run, and where to report
+reports.<run>     reports  what a worker has to say of the attempts of one run
+worker.<id>       cancel   which attempts that worker is to stop
+(announced)                what a worker says of itself to all: Presence
+
+What comes from a queue is checked field by field before anything is done with it: others can write
+there. A letter that is not as it has to be raises InvalidMessage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgpack
+
+from aflow._core import ids
+from aflow._core.ids import PARAMETERS_TASK
+from aflow.code.program import Request
+from aflow.errors import AflowError, CorruptBlob, InvalidMessage
+from aflow.executors.local.executor import StepNeeds
+from aflow.queue.messages import Keys, seal, unseal
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, decode_inputs
+from aflow.scheduler.states import AttemptState
+from aflow.storage.artifacts import Manifest
+from aflow.storage.blobs import digest_of
+from aflow.task.inputs import PAGE
+from aflow.task.remote import Parcels, pack_manifests
+from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore
+    from aflow.task.remote import Parcels
+    from aflow.task.spec import AttemptSpec
+
+DEFAULT_POOL = "default"
+
+# Kinds of events in reports. Each is an array that begins with kind, task and attempt.
+STARTED = 0  # [.., pid, at]
+LOGGED = 1  # [.., stream, at, bytes]
+ENDED = 2  # [.., peak memory, CPU seconds, *rest of AttemptReport]
+GROWN = 3  # [.., items so far, manifest]
+DECLINED = 4  # [.., why]: this worker cannot run the flow, and has given the attempt back
+
+LARGEST_MANIFEST = 32 << 20  # bytes; half of what a message can have
+_MOST_EVENTS = 500  # in a letter
+_MOST_BYTES = 1 << 20  # of output and manifests in a letter with more than one event
+_ROOM = 4096  # bytes of a letter beside them
+
+
+def tasks_topic(pool: str) -> str:
+    """Where the tasks of a pool wait."""
+    return f"tasks.{pool}"
+
+
+def reports_topic(flow: str, run: str) -> str:
+    """Where workers report on a run: the same name after its coordinator has started again."""
+    return f"reports.{hashlib.sha256(f'{flow}/{run}'.encode()).hexdigest()[:32]}"
+
+
+def worker_topic(worker: str) -> str:
+    """Where a worker is told what concerns it alone."""
+    return f"worker.{worker}"
+
+
+class TaskLetter(NamedTuple):
+    """One attempt. `job` is the parcel of its run, `spec` an encoded AttemptSpec, `launch` tells
+    one message for an attempt from the next."""
+
+    store: str
+    flow: str
+    run: str
+    job: str
+    reply: str
+    spec: bytes
+    launch: int
+
+    def seal(self, keys: Keys, topic: str, at: float) -> bytes:
+        """The letter as the body of a message for this topic."""
+        return seal("task", topic, at, self._asdict(), keys)
+
+    @property
+    def attempt(self) -> AttemptSpec:
+        """The attempt; raises InvalidMessage for what is none."""
+        try:
+            spec = AttemptSpec.decode(self.spec)
+            decode_inputs(spec.inputs)
+        except Exception as error:
+            raise InvalidMessage("A message names an attempt that cannot be read.") from error
+        for name, value in zip(spec._fields, spec, strict=True):
+            _check("an attempt", name, value, _SPEC[name])
+        return spec
+
+
+class ReportsLetter(NamedTuple):
+    """What a worker reports of a run. `number` counts its letters: a second delivery has the same
+    one."""
+
+    flow: str
+    run: str
+    worker: str
+    host: str
+    number: int
+    events: Sequence[Any]
+
+    def seal(self, keys: Keys, topic: str, at: float) -> bytes:
+        """The letter as the body of a message for this topic."""
+        return seal("reports", topic, at, self._asdict(), keys)
+
+
+class CancelLetter(NamedTuple):
+    """Attempts that a worker is to stop: [flow, run, task, attempt] each."""
+
+    attempts: Sequence[Sequence[Any]]
+
+    def seal(self, keys: Keys, topic: str, at: float) -> bytes:
+        """The letter as the body of a message for this topic."""
+        return seal("cancel", topic, at, self._asdict(), keys)
+
+
+class Presence(NamedTuple):
+    """What a worker announces of itself: its pools, how many tasks it runs at a time, the ids of
+    messages that it has had for a while, and the runs (groups of messages) that it leaves to
+    others, with the reason. Nobody signs it: it decides nothing but what is waited for."""
+
+    pools: Sequence[str]
+    slots: int
+    held: Sequence[str]
+    declined: Mapping[str, str]
+
+    def encode(self) -> bytes:
+        """As bytes."""
+        return msgpack.packb([1, *self])  # type: ignore[no-any-return]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Presence | None:
+        """What `encode` gave; None for anything else."""
+        try:
+            _, pools, slots, held, declined = msgpack.unpackb(data)
+            found = cls(pools, slots, held, declined)
+            for name, value in zip(found._fields, found, strict=True):
+                _check("a worker", name, value, _PRESENCE[name])
+        except Exception:  # noqa: BLE001 -- a stranger's, or a later version's: as if not there
+            return None
+        return found
+
+
+def parts(
+    events: Sequence[Sequence[Any]], largest: int | None = None
+) -> Iterator[list[Sequence[Any]]]:
+    """The events as they go into letters: in order, none too large for a broker that takes bodies
+    of `largest` bytes, but for single ones that cannot be divided."""
+    room = _MOST_BYTES if largest is None else max(1, min(_MOST_BYTES, largest - _ROOM) - 1)
+    each_event = 0 if largest is None else 64  # bytes of one beside what it carries
+    part: list[Sequence[Any]] = []
+    size = 0
+    for event in _divided(events, room):
+        weight = each_event + sum(len(each) for each in event if isinstance(each, bytes | str))
+        if part and (len(part) >= _MOST_EVENTS or size + weight > room):
+            yield part
+            part, size = [], 0
+        part.append(event)
+        size += weight
+    if part:
+        yield part
+
+
+def _divided(events: Sequence[Sequence[Any]], room: int) -> Iterator[Sequence[Any]]:
+    """The events, output that is too large for a letter in several."""
+    for event in events:
+        if len(event) == 6 and event[0] == LOGGED and len(event[5]) > room:
+            *head, chunk = event
+            for start in range(0, len(chunk), room):
+                yield (*head, chunk[start : start + room])
+        else:
+            yield event
+
+
+Letter = TaskLetter | ReportsLetter | CancelLetter
+
+_KINDS: dict[str, type[Letter]] = {
+    "task": TaskLetter,
+    "reports": ReportsLetter,
+    "cancel": CancelLetter,
+}
+
+
+def unseal_letter(body: bytes, kind: str, keys: Keys, topic: str, now: float | None) -> Any:
+    """The letter of this kind that has come by this topic; raises ForgedMessage, MessageTooNew and
+    InvalidMessage."""
+    _, fields = unseal(body, (kind,), topic, now, keys)
+    try:
+        letter = _KINDS[kind](**fields)
+    except TypeError as error:
+        raise InvalidMessage(f"A message of kind {kind} has other fields: {error}.") from error
+    for name, value in zip(letter._fields, letter, strict=True):
+        _check(f"a message of kind {kind}", name, value, _LETTERS[kind][name])
+    if isinstance(letter, TaskLetter) and letter.reply != reports_topic(letter.flow, letter.run):
+        raise InvalidMessage("A message names another place for its reports than that of its run.")
+    return letter
+
+
+# ------------------------------------------------------------------ what may stand where
+
+Check = Callable[[Any], bool]
+
+
+def _check(where: str, name: str, value: Any, check: Check) -> None:
+    try:
+        is_right = check(value)
+    except Exception:  # noqa: BLE001 -- whatever it is, it is not what it has to be
+        is_right = False
+    if not is_right:
+        raise InvalidMessage(f"{where.capitalize()} has a {name} that cannot be one.")
+
+
+def _is(kind: type) -> Check:
+    return lambda value: type(value) is kind
+
+
+def _number(highest: int) -> Check:
+    return lambda value: type(value) is int and 0 <= value <= highest
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _all(check: Check) -> Check:
+    return lambda value: isinstance(value, list | tuple) and all(map(check, value))
+
+
+def _text(longest: int) -> Check:
+    return lambda value: type(value) is str and len(value) <= longest
+
+
+def _names(check: Callable[[str], str]) -> Check:
+    def is_one(value: Any) -> bool:
+        try:
+            return type(value) is str and bool(check(value))
+        except AflowError:
+            return False
+
+    return is_one
+
+
+def _time(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and 0 <= value < 1e12
+
+
+def _amount(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and 0 <= value < 1e15
+
+
+def _manifest(value: Any) -> bool:
+    if type(value) is not bytes:
+        return False
+    found = Manifest.decode(value)
+    (steps, foreach, splits) = found.transition
+    return (
+        type(found.step) is str
+        and _all(_step)(steps)
+        and _or_none(_is(str))(foreach)
+        and _or_none(_COUNT)(splits)
+        and all(map(_is(str), found.artifacts))
+        and all(_TASK(task) and _all(_is(str))(names) for task, names in found.inherited.items())
+        and all(type(frame.index) is int and _TASK(frame.split) for frame in found.stack)
+        and _or_none(lambda items: _COUNT(items[0]))(found.items)
+        and _or_none(_is(dict))(found.error)
+    )
+
+
+_COUNT, _TASK, _ATTEMPT = _number(1 << 53), _number(1 << 53), _number(1 << 31)
+_step = _names(ids.step_name)
+_DIGEST = _names(ids.blob_key)
+_STATES = frozenset(state.value for state in AttemptState) - {"queued", "running", "interrupted"}
+_SPEC: dict[str, Check] = {
+    "step": _step,
+    "task": _TASK,
+    "attempt": _ATTEMPT,
+    "inputs": _is(bytes),
+    "split": _or_none(_TASK),
+    "split_index": _or_none(_COUNT),
+    "splits": _or_none(_COUNT),
+    "opens_index": _is(bool),
+    "final": _is(bool),
+    "fallback": _is(bool),
+    "manifests": lambda value: (
+        type(value) is dict and all(_TASK(task) and _manifest(data) for task, data in value.items())
+    ),
+    "more": _or_none(_DIGEST),
+    "pages": _all(_DIGEST),
+    "again": _is(bool),
+}
+_EVENTS: dict[int, tuple[Check, ...]] = {
+    STARTED: (_or_none(_number((1 << 31) - 1)), _time),
+    LOGGED: (_number(1), _time, _is(bytes)),
+    GROWN: (_COUNT, _manifest),
+    DECLINED: (_text(100_000),),
+}
+_REPORT: dict[str, Check] = {
+    "state": lambda value: value in _STATES,
+    "reason": _is(str),
+    "retryable": _is(bool),
+    "steps": _all(_step),
+    "foreach": _or_none(_is(str)),
+    "splits": _or_none(_COUNT),
+    "manifest": _or_none(_manifest),
+    "started_at": _time,
+    "finished_at": _time,
+    "metadata": _all(lambda fact: len(fact) == 3 and _all(_is(str))(fact)),
+    "unreached": _is(bool),
+}
+
+
+def _is_event(event: Any) -> bool:
+    kind, task, attempt, *rest = event
+    if type(kind) is not int or not _TASK(task) or not _ATTEMPT(attempt):
+        return False
+    if kind != ENDED:
+        checks = _EVENTS[kind]
+        return len(rest) == len(checks) and all(
+            check(value) for check, value in zip(checks, rest, strict=True)
+        )
+    max_rss, cpu, *fields = rest
+    report = AttemptReport(task, attempt, *fields)
+    return (
+        _or_none(_number(1 << 60))(max_rss)
+        and _or_none(_amount)(cpu)
+        and all(check(getattr(report, name)) for name, check in _REPORT.items())
+        and (report.state != AttemptState.SUCCEEDED.value or report.manifest is not None)
+    )
+
+
+_LETTERS: dict[str, dict[str, Check]] = {
+    "task": {
+        "store": _text(4096),
+        "flow": _names(ids.flow_name),
+        "run": _names(ids.run_id),
+        "job": _DIGEST,
+        "reply": _text(64),
+        "spec": _is(bytes),
+        "launch": _COUNT,
+    },
+    "reports": {
+        "flow": _names(ids.flow_name),
+        "run": _names(ids.run_id),
+        "worker": lambda value: _text(256)(value) and value.isascii() and value.isprintable(),
+        "host": _text(256),
+        "number": _COUNT,
+        "events": _all(_is_event),
+    },
+    "cancel": {
+        "attempts": _all(
+            lambda each: (
+                len(each) == 4
+                and type(each[0]) is type(each[1]) is str
+                and _TASK(each[2])
+                and _ATTEMPT(each[3])
+            )
+        ),
+    },
+}
+_PRESENCE: dict[str, Check] = {
+    "pools": _all(_text(64)),
+    "slots": _number(1 << 20),
+    "held": _all(_text(256)),
+    "declined": lambda value: (
+        type(value) is dict
+        and all(map(_text(256), value))
+        and all(map(_text(2000), value.values()))
+    ),
+}
+
+
+# What a worker has to know of a run: one parcel, written when the run begins.
+#
+# It holds no secrets and is only ever read by the name of its digest, which stands in each
+# (signed) message. What is pickled in it is read by the process that runs the flow, and by nobody
+# else.
+
+
+VERSION = 1
+
+
+class Job(NamedTuple):
+    """How the attempts of a run are run elsewhere.
+
+    `code` is the key of the code package (None for a flow that travels as a pickle), `script` the
+    flow file's name inside of it. `python` is the version that the run was started with, as
+    `3.11`. `max_log_size` is in bytes per stream of an attempt.
+    """
+
+    context: RunContext
+    request: Request
+    needs: Mapping[str, StepNeeds]
+    code: str | None
+    script: str
+    isolation: str
+    python: str
+    max_log_size: int
+
+    def encode(self) -> bytes:
+        """The job as bytes."""
+        return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Job:
+        """The job that `encode` gave; raises InvalidMessage for what is none, or too new."""
+        try:
+            version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
+            if version > VERSION:
+                raise InvalidMessage("The run was started by a newer aflow: upgrade the worker.")
+            job = cls(*fields)
+            return job._replace(
+                context=RunContext(*job.context),
+                request=Request(*job.request),
+                needs={name: StepNeeds(*each) for name, each in job.needs.items()},
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InvalidMessage(f"A run's description cannot be read: {error}.") from error
+
+
+def python_version() -> str:
+    """The version of this Python, as far as what is pickled depends on it."""
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+# What travels with an attempt to a machine that has no metadata.
+#
+# A task reads the manifests of its inputs, of the tasks that set what these pass on, and of those
+# that opened the foreachs around it. Small ones that are at hand ride in the spec; the others go
+# into a parcel, which all tasks with the same inputs share. The inputs of a join come in pages.
+
+
+_AT_ONCE = 500  # manifests a query
+_KEPT = 256  # parcels whose keys are remembered
+
+
+class Packer:
+    """Completes specs, so that a worker needs nothing but the store. Calls block; one thread."""
+
+    def __init__(self, metadata: MetadataStore, run_key: int, parcels: Parcels) -> None:
+        self._metadata = metadata
+        self._run_key = run_key
+        self._parcels = parcels
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def complete(self, spec: AttemptSpec, *, apart: bool = False) -> AttemptSpec:
+        """The spec with the parcels that its attempt may need; with `apart` it carries no manifest
+        itself, so that it is small."""
+        inputs = decode_inputs(spec.inputs)
+        pages: tuple[str, ...] = ()
+        if isinstance(inputs, FromForeach):
+            pages = tuple(self._page(inputs, start) for start in range(0, inputs.count, PAGE))
+        along = {task: Manifest.decode(data) for task, data in spec.manifests.items()}
+        needed = {int(PARAMETERS_TASK), *_inputs_of(inputs)}
+        needed.update(_behind(along[task] for task in needed if task in along))
+        missing = self._all_behind(sorted(needed - along.keys()), set(along))
+        if apart:
+            missing.update(spec.manifests)
+            spec = spec._replace(manifests={})
+        return spec._replace(pages=pages, more=self._parcel(missing) if missing else None)
+
+    def _all_behind(self, tasks: Iterable[int], there: set[int]) -> dict[int, bytes]:
+        """The manifests of these tasks, and of those that they lead to, but for those there."""
+        found: dict[int, bytes] = {}
+        wanted = sorted(set(tasks) - there)
+        while wanted:
+            for at in range(0, len(wanted), _AT_ONCE):
+                part = wanted[at : at + _AT_ONCE]
+                found.update(self._metadata.manifests(self._run_key, part))
+            read = [Manifest.decode(found[task]) for task in wanted if task in found]
+            wanted = sorted(_behind(read) - found.keys() - there - set(wanted))
+        return found
+
+    def _page(self, inputs: FromForeach, start: int) -> str:
+        rows = self._metadata.split_manifests(
+            self._run_key, inputs.split, inputs.steps, start, PAGE
+        )
+        behind = _behind(Manifest.decode(data) for *_, data in rows)
+        return self._parcels.put(pack_manifests(self._all_behind(behind, set()), rows))
+
+    def _parcel(self, manifests: dict[int, bytes]) -> str:
+        """The key of a parcel; tasks with the same inputs share it, unless these have grown."""
+        name = tuple(each for task in sorted(manifests) for each in (task, len(manifests[task])))
+        key = self._known.get(name)
+        if key is None:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            key = self._known[name] = self._parcels.put(pack_manifests(manifests))
+        return key
+
+
+def _inputs_of(inputs: Inputs) -> tuple[int, ...]:
+    if isinstance(inputs, FromTask):
+        return (inputs.task,)
+    if isinstance(inputs, FromBranches):
+        return inputs.tasks
+    return (inputs.split,) if isinstance(inputs, FromForeach) else ()
+
+
+def _behind(manifests: Iterable[Manifest]) -> set[int]:
+    """The tasks that manifests lead to: who set what they pass on, who opened their foreachs."""
+    found: set[int] = set()
+    for manifest in manifests:
+        found.update(manifest.inherited)
+        found.update(frame.split for frame in manifest.stack)
+    return found
+
+
+# The attempts of one job, of which an array has many: an object with a record for each of them.
+#
+# All records have the same width, so that a job finds its own by its index and reads no other: one
+# ranged request, however wide the array is.
+
+
+class Roll(NamedTuple):
+    """Where the attempts of a job stand: the key of a parcel, and the bytes of each record."""
+
+    key: str
+    width: int
+
+    @classmethod
+    def write(cls, parcels: Parcels, specs: Sequence[AttemptSpec]) -> Roll:
+        """Put the attempts into a parcel. Blocks; raises StorageError."""
+        records = [_record(spec) for spec in specs]
+        width = max(map(len, records))
+        key = parcels.put(b"".join(record.ljust(width, b"\0") for record in records))
+        return cls(key, width)
+
+    @classmethod
+    def parse(cls, text: str) -> Roll:
+        """The roll that `str` gave; raises InvalidMessage."""
+        key, _, width = text.partition(":")
+        if not width.isdigit():
+            raise InvalidMessage(f"{text!r} does not say where attempts stand.")
+        return cls(key, int(width))
+
+    def __str__(self) -> str:
+        return f"{self.key}:{self.width}"
+
+    def read(self, parcels: Parcels, index: int) -> AttemptSpec:
+        """The attempt of this index. Blocks; raises ObjectNotFound, and CorruptBlob."""
+        return _attempt(parcels.part(self.key, index * self.width, self.width), self.key)
+
+    def read_all(self, parcels: Parcels) -> list[AttemptSpec]:
+        """All of them, in order. Blocks; raises what `read` raises."""
+        data, width = parcels.get(self.key), self.width
+        return [_attempt(data[at : at + width], self.key) for at in range(0, len(data), width)]
+
+
+def _record(spec: AttemptSpec) -> bytes:
+    data = spec.encode()
+    return msgpack.packb((digest_of([data], len(data)), data))  # type: ignore[no-any-return]
+
+
+def _attempt(record: bytes, key: str) -> AttemptSpec:
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(record)
+    try:
+        digest, data = unpacker.unpack()
+    except (ValueError, msgpack.OutOfData) as error:
+        raise CorruptBlob(f"The list of attempts {key} is damaged.") from error
+    if digest_of([data], len(data)) != digest:
+        raise CorruptBlob(f"The list of attempts {key} is damaged.")
+    return AttemptSpec.decode(data)

@@ -1,0 +1,192 @@
+"""What is in a queue, for people: pools, workers, and the messages that wait or were buried; and
+the workers that have registered in the metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.errors import InvalidInput, NotFound
+from aflow.executors.protocol import DEFAULT_POOL, Presence, tasks_topic
+from aflow.metadata.base import WORKER_EXPIRY
+from aflow.queue.messages import peek
+from aflow.task.spec import AttemptSpec
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import WorkerRecord
+    from aflow.queue.base import Depth, Queue
+
+HEARTBEAT = 5.0  # seconds between the heartbeats of a worker in the metadata
+SILENT = 15.0  # seconds without a heartbeat after which it is shown as silent
+_MOST_BURIED = 100_000  # that are released or deleted at once
+
+
+class ShownMessage(NamedTuple):
+    """A message as it is shown. `at` is when it was buried, or written."""
+
+    pool: str
+    id: str
+    task: str
+    size: int
+    deliveries: int | None
+    at: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As an object."""
+        return self._asdict()
+
+
+async def workers_of(opened: Queue) -> dict[str, Presence] | None:
+    """The workers that have announced themselves, by name; None where the broker knows none."""
+    found = await opened.announced()
+    if found is None:
+        return None
+    read = {name: Presence.decode(data) for name, data in found.items()}
+    return {name: each for name, each in read.items() if each is not None}
+
+
+async def pools_of(
+    opened: Queue, pools: Sequence[str], workers: dict[str, Presence] | None
+) -> list[str]:
+    """The pools that are asked for, or all that have messages or workers."""
+    if pools:
+        return [*dict.fromkeys(pools)]
+    start = tasks_topic("")
+    found = {
+        each.removeprefix(start) for each in await opened.topics() or () if each.startswith(start)
+    }
+    found.update(pool for each in (workers or {}).values() for pool in each.pools)
+    return sorted(found | {DEFAULT_POOL})
+
+
+async def pool_status(
+    opened: Queue, pool: str, workers: dict[str, Presence] | None, now: float
+) -> dict[str, Any]:
+    """How many messages of a pool are ready, leased and buried, since when the oldest one that is
+    ready waits (`oldest`, by the reader's clock, which says `now`: None where none does, or the
+    broker cannot tell), and how many workers and slots there are."""
+    topic = tasks_topic(pool)
+    depth: Depth = await opened.depth(topic)
+    waits = await opened.longest_wait(topic)
+    mine = None if workers is None else [each for each in workers.values() if pool in each.pools]
+    return {
+        "pool": pool,
+        **depth._asdict(),
+        "oldest": now - waits if waits else None,
+        "workers": None if mine is None else len(mine),
+        "slots": None if mine is None else sum(each.slots for each in mine),
+    }
+
+
+async def messages_of(opened: Queue, pool: str, ready: bool, limit: int) -> list[ShownMessage]:
+    """Messages of a pool that are ready, or buried."""
+    topic = tasks_topic(pool)
+    if ready:
+        found = []
+        for message in await opened.peek(topic, limit) or ():
+            task, at = _read(message.body)
+            found.append(ShownMessage(pool, message.id, task, len(message.body), None, at))
+        return found
+    return [
+        ShownMessage(
+            pool, each.id, _read(each.body)[0], len(each.body), each.deliveries, each.buried_at
+        )
+        for each in await opened.buried(topic, limit)
+    ]
+
+
+def _read(body: bytes) -> tuple[str, float | None]:
+    """Which task a message is for, as it says itself, and when it was written. Whether it was
+    signed is not looked at."""
+    found = peek(body)
+    if found is None:
+        return "(no message of this version of aflow)", None
+    _, at, fields = found
+    try:
+        spec = AttemptSpec.decode(fields["spec"])
+        named = f"{fields['flow']}/{fields['run']}/{spec.step}/{spec.task}"
+        return plain(named), at
+    except Exception:  # noqa: BLE001 -- it may hold anything
+        return "(it cannot be read)", at
+
+
+async def chosen(
+    opened: Queue, pools: Sequence[str], ids: Sequence[str], everything: bool
+) -> dict[str, list[str]]:
+    """The ids, by topic: those that were named, or all that are buried."""
+    if bool(ids) is everything:
+        raise InvalidInput("Which messages? Give their ids, or --all.")
+    named = await pools_of(opened, pools, await workers_of(opened))
+    if ids:
+        return {tasks_topic(pool): [*ids] for pool in named}
+    return {
+        tasks_topic(pool): [
+            each.id for each in await opened.buried(tasks_topic(pool), _MOST_BURIED)
+        ]
+        for pool in named
+    }
+
+
+def plain(text: str) -> str:
+    """What others wrote, in one line and without control characters."""
+    return "".join(each for each in " ".join(text.split()) if each.isprintable())[:300]
+
+
+# ------------------------------------------------------------ registered workers
+
+
+def state_of(worker: WorkerRecord) -> str:
+    """`idle`, `busy`, `draining` (it takes nothing new, or is about to hear that it should not), or
+    `silent` (its heartbeats have stopped; others get its tasks)."""
+    if worker.left < WORKER_EXPIRY - SILENT:
+        return "silent"
+    if worker.draining or worker.drain is not None:
+        return "draining"
+    return "busy" if any(each.begun for each in worker.running) else "idle"
+
+
+def worker_as_json(worker: WorkerRecord, now: float) -> dict[str, Any]:
+    """A worker as an object of JSON. `now` is the time by the reader's clock."""
+    return {
+        "name": worker.name,
+        "state": state_of(worker),
+        "host": worker.host,
+        "pid": worker.pid,
+        "queue": worker.queue,
+        "pools": list(worker.pools),
+        "slots": worker.slots,
+        "labels": worker.labels,
+        "version": worker.version,
+        "python": worker.python,
+        "started_at": worker.started_at,
+        "heartbeat_at": now - (WORKER_EXPIRY - worker.left),
+        "expires_in": max(worker.left, 0.0),
+        "drain": worker.drain,
+        "done": worker.done,
+        "failed": worker.failed,
+        "running": [
+            {
+                "task": each.pathspec,
+                "attempt": each.attempt,
+                "since": each.since,
+                "begun": each.begun,
+            }
+            for each in worker.running
+        ],
+    }
+
+
+def chosen_worker(workers: Sequence[WorkerRecord], name: str) -> WorkerRecord:
+    """The worker of this name, or the only one whose name begins so. Raises NotFound, and
+    InvalidInput for the beginning of several names."""
+    found = [each for each in workers if each.name == name] or [
+        each for each in workers if name and each.name.startswith(name)
+    ]
+    if not found:
+        raise NotFound(
+            f"There is no worker {name[:100]!r}: `aflow workers list` shows those that there are."
+        )
+    if len(found) > 1:
+        names = ", ".join(each.name for each in found[:5])
+        raise InvalidInput(f"{name[:100]!r} may be any of: {names}.")
+    return found[0]

@@ -1,0 +1,623 @@
+"""Attempts that run on other machines: put into a queue, and what workers report of them.
+
+A message is one attempt. It is delivered again when its worker goes away, and whoever commits its
+task first has settled it, so that a second delivery costs time alone. One that kills each worker
+that takes it is buried; then its attempt has failed. What workers report they put into a queue of
+the run; see correspondence.py.
+
+Brokers forget (a restart without its data, an eviction, a failover to a replica that lags). So what
+is neither in the queue, nor with a worker, nor reported, is put again. When the run has ended, its
+messages are taken out, and a mark in the store says to workers that what they still get of it is
+not to be run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow._core.threads import in_thread
+from aflow._core.waiting import Waiting
+from aflow.errors import (
+    AflowError,
+    InvalidMessage,
+    LeaseLost,
+    QueueError,
+    QueueUnavailable,
+    StorageError,
+)
+from aflow.executors import protocol
+from aflow.executors.base import Orphan, Reports
+from aflow.executors.mailbox import STOPPED, Away, Correspondence, Owner
+from aflow.executors.protocol import (
+    CancelLetter,
+    Packer,
+    Presence,
+    ReportsLetter,
+    TaskLetter,
+    unseal_letter,
+)
+from aflow.queue.base import MAX_DELIVERIES, Lease, Message, Queue, pause
+from aflow.scheduler.states import AttemptState
+from aflow.task.remote import Parcels, mark_over
+from aflow.task.spec import AttemptSpec, RunContext
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.executors.protocol import Job
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.base import ObjectStore
+
+TTL = 15.0  # seconds within which a report that was leased is taken down and committed
+WAIT = 15.0  # seconds that one call waits for reports
+LOOK = 10.0  # seconds between looks at what was buried, and at what the queue has of ours
+WATCH = 2.5  # seconds between looks at what we wait for
+PATIENCE = 600.0  # seconds for which it may be away
+GPU_POOL = "gpu"  # of steps that ask for GPUs
+_AT_ONCE = 200  # messages a call
+_TIDYING = 5.0  # seconds that the end of a run may take, with a broker that does not answer
+_UNSURE = 60.0  # seconds for which no worker begins, where it is not known which there are
+_log = logging.getLogger("aflow.queue")
+
+
+class QueueExecutor:
+    """Runs the attempts of one run on the workers of a queue.
+
+    `job` describes the run to workers, `pool_of(step)` names the pool of a step. `open_queue` opens
+    the queue in the event loop of `start`. The first of `keys` signs messages, all are good for
+    what comes; without any they are unsigned. Messages are put with `priority`.
+    """
+
+    lookahead = 0
+
+    def __init__(
+        self,
+        open_queue: Callable[[], Queue],
+        store: ObjectStore,
+        metadata: MetadataStore,
+        job: Callable[[RunContext], Job],
+        pool_of: Callable[[str], str],
+        clock: Clock,
+        *,
+        keys: Sequence[bytes] = (),
+        priority: int = 0,
+        grace: float = 5.0,
+    ) -> None:
+        self._open_queue = open_queue
+        self._store = store
+        self._metadata = metadata
+        self._job = job
+        self._pool_of = pool_of
+        self._clock = clock
+        self._keys = keys
+        self._priority = priority
+        self._grace = grace
+        self._mail: Correspondence[Lease] = Correspondence(clock)
+        self._given_up: set[Owner] = set()  # ended here, while a worker may still take them
+        self._outgoing: list[AttemptSpec] = []
+        self._cancels: defaultdict[str, list[Owner]] = defaultdict(list)
+        self._lost: str | None = None  # why nothing more is heard of attempts
+        self._away = ""  # why the broker does not answer, while it does not
+        self._specs: dict[Owner, AttemptSpec] = {}  # of those that are away
+        self._put_at: dict[Owner, float] = {}  # when the messages of those that are away were put
+        self._missing: set[Owner] = set()  # of which the queue knew nothing at the last look
+        self._told_workers: dict[str, list[str]] = {}  # the ids of our letters to them
+        self._unfit_since: dict[str, float] = {}  # by pool: since when no worker of it will do
+        self._stopped = False
+        self._queue: Any = None  # a Queue from the start on
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
+        """All of them: what a worker has begun it ends, and reports to whoever listens then; what
+        is not known to have begun is put into the queue, where it stays what it is if it is there
+        already. It may have been done, and the letter that says so be leased by our predecessor:
+        so whoever gets it looks first whether there is anything left to do."""
+        for orphan in orphans:
+            self._mail.take_over(orphan, orphan.handle or None)
+            spec = orphan.spec._replace(again=True)
+            if orphan.started_at is None:
+                self._outgoing.append(spec)
+            else:
+                owner = (spec.task, spec.attempt)
+                self._specs[owner], self._put_at[owner] = spec, 0.0
+        return ()
+
+    def forget(self, task: int, attempt: int) -> None:
+        """The letter that tells of this end has been read, if it tells of no other."""
+        if self._mail.forget((task, attempt)):
+            self._news.set()
+
+    async def start(self, context: RunContext, reports: Reports) -> None:
+        """Get ready to launch attempts of this run; raises QueueUnavailable and StorageError."""
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+        self._mail.begin(reports, self._note_over)
+        self._name = hashlib.sha256(f"{context.flow}/{context.run}".encode()).hexdigest()[:24]
+        self._reply = protocol.reports_topic(context.flow, context.run)
+        parcels = Parcels(self._store, context.flow, context.run)
+        self._packer = Packer(self._metadata, context.run_key, parcels)
+        job = self._job(context._replace(remote=True))
+        self._pools = {step: self._pool_of(step) for step in job.needs}
+        self._job_key = await in_thread(parcels.put, job.encode())
+        self._queue = self._open_queue()
+        self._news = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        if self._outgoing:
+            self._news.set()
+        else:
+            self._caught_up.set()
+        await self._queue.depth(self._reply)  # a queue that is not there is better known now
+        # They end with `stop`, which waits for them.
+        self._tasks = [
+            self._loop.create_task(each())
+            for each in (self._send, self._listen, self._look, self._watch)
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._note_end_of)
+
+    def _note_end_of(self, task: asyncio.Task[None]) -> None:
+        """The broker was away for too long, or this is a fault of ours: in either case nothing is
+        heard of the attempts any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is None or self._stopped:
+            return
+        told = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, AflowError):
+            _log.error("A part of the coordinator has failed.", exc_info=error)
+        self._lost = f"The task was lost: nothing more can be heard of it ({told})"
+        for owner in [*self._mail.away]:
+            self._mail.give_up(owner, AttemptState.LOST, self._lost)
+
+    # ------------------------------------------------------------ attempts
+
+    def launch(self, spec: AttemptSpec) -> None:
+        """Put this attempt into the queue of its pool."""
+        owner = (spec.task, spec.attempt)
+        self._mail.send(owner, spec.step)
+        if self._lost is not None:
+            self._loop.call_soon(self._mail.give_up, owner, AttemptState.LOST, self._lost)
+            return
+        self._outgoing.append(spec)
+        self._news.set()
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop this attempt: its worker is told so; if none is known to have it, it is taken out
+        of the queue."""
+        owner = (task, attempt)
+        away = self._mail.away.get(owner)
+        if away is not None:
+            reason = "The task was cancelled."
+            self._stop_one(owner, away, AttemptState.CANCELLED, reason)
+
+    def _stop_one(self, owner: Owner, away: Away, state: AttemptState, reason: str) -> None:
+        self._mail.note_cancel(owner)
+        # Its message is taken out in any case: its worker may be gone, and another one get it.
+        self._given_up.add(owner)
+        if away.worker is None:
+            self._loop.call_soon(self._mail.give_up, owner, state, reason)
+        else:
+            self._cancels[away.worker].append(owner)
+            # A worker that is gone does not answer.
+            self._loop.call_later(2 * self._grace, self._mail.give_up, owner, state, reason)
+        self._news.set()
+
+    def _note_over(self, owner: Owner) -> None:
+        self._specs.pop(owner, None)
+        self._put_at.pop(owner, None)
+        self._missing.discard(owner)
+
+    async def conclude(self) -> None:
+        """The run has ended: what is still in the queue of it is taken out, and workers that get
+        some of it nevertheless see that."""
+        if self._stopped:
+            return
+        context = self._context
+        try:
+            await in_thread(mark_over, self._store, context.flow, context.run)
+            async with asyncio.timeout(_TIDYING):
+                for worker, ids in self._told_workers.items():
+                    await self._queue.remove(protocol.worker_topic(worker), ids)
+                await self._queue.drop(self._reply)
+        except (QueueError, StorageError, TimeoutError) as error:
+            why = str(error) or f"{self._queue.url} does not answer."
+            _log.warning("What is left of a run in the queue could not be taken out: %s", why)
+
+    async def stop(self) -> None:
+        """Interrupt all that is in the queue or runs, and let go of the queue."""
+        if not self._stopped and self._tasks:
+            self._mail.interrupt()
+            for owner, away in [*self._mail.away.items()]:
+                self._stop_one(owner, away, AttemptState.INTERRUPTED, STOPPED)
+            await self._mail.until_idle()
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Say what is to be said, and let go of the queue: workers go on."""
+        was_stopped, self._stopped = self._stopped, True
+        if not was_stopped and self._tasks:
+            self._caught_up.set()
+            self._news.set()
+            await asyncio.wait(self._tasks[:1], timeout=_TIDYING + self._grace)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._queue is not None:
+            await self._queue.close()
+
+    # ------------------------------------------------------------ to workers
+
+    async def _send(self) -> None:
+        await self._caught_up.wait()  # what has ended meanwhile is not put again
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            specs, self._outgoing = self._outgoing, []
+            for at in range(0, len(specs), _AT_ONCE):
+                await self._put_patiently(specs[at : at + _AT_ONCE])
+            cancels, self._cancels = self._cancels, defaultdict(list)
+            for worker, owners in cancels.items():
+                await self._put_cancel(worker, owners)
+            await self._acknowledge()
+            given_up, self._given_up = self._given_up, set()
+            if given_up:
+                await self._take_out(given_up)
+            if self._stopped and not self._news.is_set():
+                return
+
+    async def _put_patiently(self, specs: list[AttemptSpec]) -> None:
+        tried = False
+
+        async def put() -> None:
+            nonlocal tried
+            was_tried, tried = tried, True
+            # A call that has failed may have been carried out, and what it put be done since then.
+            await self._put([spec._replace(again=True) for spec in specs] if was_tried else specs)
+
+        await self._patiently(put)
+
+    async def _put(self, specs: list[AttemptSpec]) -> None:
+        there = [spec for spec in specs if self._mail.is_wanted((spec.task, spec.attempt))]
+        try:
+            bodies = await in_thread(lambda: [self._letter(spec) for spec in there])
+        except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
+            for spec in there:
+                reason = f"The task could not be handed to a worker: {error}"
+                self._mail.give_up((spec.task, spec.attempt), AttemptState.LOST, reason)
+            return
+        by_topic: defaultdict[str, list[Message]] = defaultdict(list)
+        largest = self._queue.largest
+        put: list[AttemptSpec] = []
+        for spec, body in zip(there, bodies, strict=True):
+            owner = (spec.task, spec.attempt)
+            if largest is not None and len(body) > largest:
+                self._mail.fail(owner, self._too_large(len(body)), retryable=False)
+                continue
+            put.append(spec)
+            by_topic[self._topic(spec.step)].append(Message(self._id(owner), body, self._priority))
+        for topic, messages in by_topic.items():
+            await self._queue.put(topic, messages)
+        for spec in put:
+            owner = (spec.task, spec.attempt)
+            if owner in self._mail.away:
+                self._specs[owner], self._put_at[owner] = spec, self._loop.time()
+
+    def _too_large(self, size: int) -> str:
+        return (
+            f"The task's message of {size} bytes is larger than {self._queue.url} takes: put many "
+            "small artifacts into one list or dict, or name a store for such messages in the URL "
+            "of the queue (?bodies=)."
+        )
+
+    def _topic(self, step: str) -> str:
+        return protocol.tasks_topic(self._pools[step])
+
+    def _letter(self, spec: AttemptSpec) -> bytes:
+        context = self._context
+        letter = TaskLetter(
+            context.storage_url,
+            context.flow,
+            context.run,
+            self._job_key,
+            self._reply,
+            self._packer.complete(spec).encode(),
+            0,
+        )
+        return letter.seal(self._keys, self._topic(spec.step), self._clock.now())
+
+    def _id(self, owner: Owner) -> str:
+        return f"{self._name}:{owner[0]}:{owner[1]}"
+
+    async def _put_cancel(self, worker: str, owners: list[Owner]) -> None:
+        context = self._context
+        letter = CancelLetter([[context.flow, context.run, *owner] for owner in owners])
+        topic = protocol.worker_topic(worker)
+        body = letter.seal(self._keys, topic, self._clock.now())
+        message = Message(f"{self._id(owners[0])}:cancel", body)
+        self._told_workers.setdefault(worker, []).append(message.id)
+        await self._patiently(lambda: self._queue.put(topic, [message]))
+
+    async def _take_out(self, owners: set[Owner]) -> None:
+        ids = [self._id(owner) for owner in owners]
+        for pool in {*self._pools.values()}:
+            topic = protocol.tasks_topic(pool)
+            await self._patiently(lambda: self._queue.remove(topic, ids, leased=True))  # noqa: B023
+
+    async def _patiently(self, call: Callable[[], Any]) -> Any:
+        """What the call gives, also where the broker is away for a while."""
+        give_up_at = self._loop.time() + PATIENCE
+        while True:
+            try:
+                answer = await call()
+            except QueueUnavailable as error:
+                self._away = str(error)
+                if self._loop.time() > give_up_at or self._stopped:
+                    raise
+                await pause()
+            else:
+                self._away = ""
+                return answer
+
+    # ------------------------------------------------------------ from workers
+
+    async def _listen(self) -> None:
+        while True:
+            wait = WAIT if self._caught_up.is_set() else 0.0
+            leases = await self._patiently(
+                lambda: self._queue.lease([self._reply], _AT_ONCE, TTL, wait)  # noqa: B023
+            )
+            if not leases:
+                self._caught_up.set()
+            for lease in leases:
+                self._open(lease)
+            self._news.set()
+
+    async def _acknowledge(self) -> None:
+        done, self._mail.done = self._mail.done, []
+        if not done:
+            return
+        try:
+            await self._patiently(lambda: self._queue.ack(done))
+        except LeaseLost:  # some were delivered again: they say nothing the second time
+            return
+
+    def _open(self, lease: Lease) -> None:
+        try:
+            letter: ReportsLetter = unseal_letter(
+                lease.body, "reports", self._keys, self._reply, self._clock.now()
+            )
+            if (letter.flow, letter.run) != (self._context.flow, self._context.run):
+                raise InvalidMessage("A report is of another run.")
+        except QueueError as error:  # nobody who may tell us something wrote it
+            _log.warning("A message of %s is refused: %s", lease.topic, error)
+            self._mail.done.append(lease)
+            return
+        self._mail.hear(letter, lease)
+
+    # ------------------------------------------------------------ what the queue has of ours
+
+    async def _look(self) -> None:
+        """Fail the attempts whose messages were delivered too often, and put those again that the
+        queue has forgotten."""
+        while True:
+            await asyncio.sleep(LOOK)
+            by_topic: defaultdict[str, dict[str, Owner]] = defaultdict(dict)
+            for owner in filter(self._mail.is_wanted, self._put_at):
+                by_topic[self._topic(self._mail.away[owner].step)][self._id(owner)] = owner
+            missing: set[Owner] = set()
+            for topic, by_id in by_topic.items():
+                await self._look_at_buried(topic, by_id)
+                missing |= await self._unknown(topic, by_id)
+            await self._put_forgotten(missing)
+
+    async def _look_at_buried(self, topic: str, by_id: Mapping[str, Owner]) -> None:
+        buried = await self._patiently(lambda: self._queue.buried(topic, 1000))
+        mine = [each for each in buried if each.id in by_id]
+        for each in mine:
+            self._fail_buried(by_id[each.id], each.deliveries)
+        ids = [each.id for each in mine]
+        if ids:
+            await self._patiently(lambda: self._queue.remove(topic, ids))
+
+    def _fail_buried(self, owner: Owner, deliveries: int) -> None:
+        if deliveries < MAX_DELIVERIES:
+            reason = (
+                "The message of the task was refused by a worker, which has buried it: see what "
+                "the workers say, and whether they have the same version of aflow."
+            )
+        else:
+            reason = (
+                f"The task was given to {deliveries} workers, and each of them ended before it "
+                "did: see what they say, and whether the task needs more memory than they have."
+            )
+        self._mail.fail(owner, reason, retryable=False)
+
+    async def _unknown(self, topic: str, by_id: Mapping[str, Owner]) -> set[Owner]:
+        """Those of which the queue knows nothing (any more), as far as it tells."""
+        ids = [*by_id]
+        unknown: set[Owner] = set()
+        for at in range(0, len(ids), 1000):
+            part = ids[at : at + 1000]
+            known = await self._patiently(lambda: self._queue.known(topic, part))  # noqa: B023
+            if known is None:
+                return set()
+            unknown.update(by_id[each] for each in part if each not in known)
+        return unknown
+
+    async def _put_forgotten(self, missing: set[Owner]) -> None:
+        """Put again what was missing at the last look as well, if no report is unread that may say
+        that it has ended, and no worker says that it has it."""
+        before, self._missing = self._missing, missing
+        again = {owner for owner in missing & before if self._mail.is_wanted(owner)}
+        if not again or (await self._patiently(lambda: self._queue.depth(self._reply))).ready:
+            return
+        present = await self._patiently(self._queue.announced) or {}
+        found = [Presence.decode(data) for data in present.values()]
+        held = {each for presence in found if presence for each in presence.held}
+        specs = [
+            self._specs[owner]._replace(again=True)
+            for owner in again
+            if self._id(owner) not in held and owner in self._specs
+        ]
+        if specs:
+            _log.warning("The queue has forgotten %d tasks, which are put again.", len(specs))
+            self._outgoing.extend(specs)
+            self._missing = set()
+            self._news.set()
+
+    # ------------------------------------------------------------ what we wait for
+
+    async def _watch(self) -> None:
+        """Say what is waited for while nothing goes on, and give up what no worker can run."""
+        waiting: Waiting | None = None
+        while True:
+            await asyncio.sleep(WATCH)
+            if self._away:
+                if not isinstance(waiting, _ForQueue):
+                    waiting = _ForQueue(f"the queue {self._queue.url}")
+                waiting.still(self._away)
+                continue
+            live = self._mail.away.values()
+            if not live or not all(each.waits for each in live):
+                if waiting is not None:
+                    waiting.over()
+                waiting = None
+                continue
+            if waiting is None or isinstance(waiting, _ForQueue):
+                waiting = Waiting("workers")
+            reason = await self._why()
+            if reason:
+                waiting.still(reason)
+
+    async def _why(self) -> str:
+        """What the attempts that wait are waiting for."""
+        try:
+            found = await self._queue.announced()
+        except QueueUnavailable as error:
+            return str(error)
+        workers = None
+        if found is not None:
+            read = {name: Presence.decode(data) for name, data in found.items()}
+            workers = {name: each for name, each in read.items() if each is not None}
+        waiting: defaultdict[str, list[Owner]] = defaultdict(list)
+        for owner, away in self._mail.away.items():
+            if away.waits:
+                waiting[self._pools[away.step]].append(owner)
+        reasons = []
+        for pool, owners in sorted(waiting.items()):
+            able = Ability.of(pool, self._name, workers, self._mail.declined)
+            reasons.append(able.why(len(owners), self._queue.url))
+            self._give_up_if_none_can(pool, owners, able)
+        for pool in self._unfit_since.keys() - waiting.keys():
+            del self._unfit_since[pool]
+        return " ".join(reasons)
+
+    def _give_up_if_none_can(self, pool: str, owners: list[Owner], able: Ability) -> None:
+        if not able.is_none:
+            self._unfit_since.pop(pool, None)
+            return
+        now = self._loop.time()
+        since = self._unfit_since.setdefault(pool, now)
+        if now - since < (WATCH if able.is_sure else _UNSURE):
+            return
+        for owner in owners:
+            self._given_up.add(owner)
+            self._mail.fail(owner, able.refusal(), retryable=False)
+        self._news.set()
+
+
+class _ForQueue(Waiting):
+    """A wait for the broker itself."""
+
+
+class Ability(NamedTuple):
+    """Which workers of a pool there are, and which of them cannot run a flow, with the reasons.
+    `workers` is None where the queue does not tell."""
+
+    pool: str
+    workers: int | None
+    slots: int
+    declined: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        pool: str,
+        group: str,
+        workers: Mapping[str, Presence] | None,
+        reported: Mapping[str, str],
+    ) -> Ability:
+        """Of the workers that have announced themselves, and what they have reported."""
+        if workers is None:
+            return cls(pool, None, 0, reported)
+        mine = {name: each for name, each in workers.items() if pool in each.pools}
+        declined = {
+            name: each.declined[group] for name, each in mine.items() if group in each.declined
+        }
+        return cls(pool, len(mine), sum(each.slots for each in mine.values()), declined)
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether all workers that there are are known."""
+        return self.workers is not None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether workers are known, and none of them can run the flow."""
+        return bool(self.declined) and self.workers in (None, len(self.declined))
+
+    def refusal(self) -> str:
+        """The reason of a task that none of them can run."""
+        reasons = "; ".join(
+            f"{_shown(name)}: {_shown(why)}" for name, why in [*sorted(self.declined.items())][:5]
+        )
+        more = len(self.declined) - 5
+        return (
+            f"No worker of pool {self.pool} can run the task: {reasons}"
+            f"{f'; and {more} more' if more > 0 else ''}"
+        )
+
+    def why(self, tasks: int, url: str) -> str:
+        """What so many tasks of the pool wait for, in a sentence."""
+        many = "1 task waits" if tasks == 1 else f"{tasks} tasks wait"
+        start = f"aflow worker --queue '{url}' --pool {self.pool}"
+        if self.workers is None:
+            return (
+                f"{many} for a worker of pool {self.pool}: see whether one takes tasks of it from "
+                f"{url} ({start})."
+            )
+        if self.workers == 0:
+            return (
+                f"{many} for a worker of pool {self.pool}: no worker takes tasks of it from {url}. "
+                f"Start one: {start}"
+            )
+        if self.is_none:
+            return f"{many}. {self.refusal()}"
+        unfit = f", {len(self.declined)} of which cannot run the flow" if self.declined else ""
+        return (
+            f"{many} for a worker of pool {self.pool}: there are {self.workers} with {self.slots} "
+            f"slots{unfit}, and none has begun one. See what they do: aflow queue status --queue "
+            f"'{url}'"
+        )
+
+
+def _shown(text: str) -> str:
+    """What others wrote, in one line and without control characters."""
+    return "".join(each for each in " ".join(text.split()) if each.isprintable())[:500]
+
+
+def pools_of(definition: Any) -> Mapping[str, str]:
+    """The pool of each step: the one that its @queue names, else `gpu` for a step that asks for
+    GPUs by @resources, else `default`."""
+    return {name: _pool(step) for name, step in definition.steps.items()}
+
+
+def _pool(step: Any) -> str:
+    marked = step.decorator("queue")
+    if marked is not None and marked.pool is not None:
+        return str(marked.pool)
+    resources = step.decorator("resources")
+    return GPU_POOL if resources is not None and resources.gpu else protocol.DEFAULT_POOL

@@ -1,0 +1,77 @@
+"""@project: flows that belong together, on branches that keep their runs apart."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from aflow.errors import InvalidInput
+from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
+from aflow.flow.names import shown
+
+LONGEST = 128
+_NAME = re.compile(rf"[a-z0-9_]{{1,{LONGEST}}}\Z")
+_EXPECTED = f"1 to {LONGEST} lowercase letters, digits or _"
+
+
+@dataclass(frozen=True, slots=True)
+class Project(FlowDecorator):
+    """The project that a flow belongs to, and the branch that it is on.
+
+    `branch` and `production` are None where the source leaves them to the command line.
+    """
+
+    kind: ClassVar[str] = "project"
+    name: str = ""
+    branch: str | None = None
+    production: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_name(self.name):
+            raise self._fault("name", _EXPECTED)
+        if self.branch is not None and not _is_name(self.branch):
+            raise self._fault("branch", _EXPECTED)
+        if self.production not in (True, False, None):
+            raise self._fault("production", "True or False")
+
+    def place(
+        self, flow: str, user: str, branch: str | None = None, production: bool | None = None
+    ) -> dict[str, Any]:
+        """Where a run of the flow stands, as `current` tells it.
+
+        The branch is `prod` or `prod.<branch>` in production, else `test.<branch>`, else
+        `user.<user>`. `branch` and `production` come from outside; raises InvalidInput where they
+        cannot be used, or say something else than the source.
+        """
+        chosen = self._agreed("branch", self.branch, branch)
+        if chosen is not None and not _is_name(chosen):
+            raise InvalidInput(f"--branch must be {_EXPECTED}, not {shown(chosen)}.")
+        in_production = bool(self._agreed("production", self.production, production or None))
+        words = ["prod" if in_production else "test" if chosen else "user"]
+        words += [chosen or user] if chosen or not in_production else []
+        full = ".".join(words)
+        return {
+            "project_name": self.name,
+            "branch_name": full,
+            "is_user_branch": words[0] == "user",
+            "is_production": in_production,
+            "project_flow_name": f"{self.name}.{full}.{flow}",
+        }
+
+    def _agreed(self, option: str, written: Any, given: Any) -> Any:
+        if written is not None and given is not None and written != given:
+            raise InvalidInput(
+                f"The {option} of this flow is set in its source, by @project({option}={written!r}"
+                f"): --{option} cannot say something else."
+            )
+        return given if written is None else written
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(_NAME.match(value))
+
+
+def project(flow: object = None, /, **options: Any) -> Any:
+    """Say which project the flow belongs to, and on which branch it is; see Project."""
+    return decorate_flow(Project, flow, options)

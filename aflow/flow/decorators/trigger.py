@@ -1,0 +1,180 @@
+"""@trigger: the events that start a deployed flow. Kept for schedulers; nothing waits here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from aflow.errors import InvalidDecorator
+from aflow.flow.current import current
+from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
+from aflow.flow.names import shown
+
+_EXAMPLE = "'name', {'name': 'name', 'parameters': {'parameter': 'field'}} or a function"
+
+
+@dataclass(frozen=True, slots=True)
+class TriggeredBy(FlowDecorator):
+    """The event, or all the events, that start the flow once it is deployed.
+
+    A function stands for a value that is only known when the flow is deployed.
+    """
+
+    kind: ClassVar[str] = "trigger"
+    event: Any = None
+    events: Any = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.event and self.events:
+            raise InvalidDecorator("@trigger: give one of event and events, not both.")
+        if not self.event and not self.events:
+            raise InvalidDecorator("@trigger: give the event that starts the flow, or events.")
+        if not callable(self.events) and not isinstance(self.events, list | tuple):
+            raise self._fault("events", "a list of events")
+        names = [each["name"] for each in self.triggers if isinstance(each, dict)]
+        twice = {name for name in names if isinstance(name, str) and names.count(name) > 1}
+        if twice:
+            raise InvalidDecorator(f"@trigger: the event {min(twice)!r} is given twice.")
+
+    @property
+    def triggers(self) -> tuple[Any, ...]:
+        """The events, each {"name": ..., "parameters": {parameter: field of the event}}; what is
+        only known later is a function."""
+        if callable(self.events):
+            return (self.events,)
+        return tuple(_event(each) for each in ([self.event] if self.event else self.events))
+
+
+def _event(event: Any) -> Any:
+    if isinstance(event, str):
+        return {"name": event, "parameters": {}}
+    if callable(event):
+        return event
+    if not isinstance(event, Mapping) or not event.keys() <= {"name", "parameters"}:
+        raise InvalidDecorator(f"@trigger: an event is {_EXAMPLE}, not {shown(event)}.")
+    name = event.get("name")
+    if not callable(name) and not (isinstance(name, str) and name):
+        raise InvalidDecorator(f"@trigger: an event must have a name, which {shown(event)} lacks.")
+    return {"name": name, "parameters": _mapping(event.get("parameters", {}), name)}
+
+
+def _mapping(parameters: Any, event: object) -> Any:
+    """{parameter: field of the event}."""
+    if callable(parameters):
+        return parameters
+    pairs: list[Any] = [None]
+    if isinstance(parameters, Mapping):
+        pairs = list(parameters.items())
+    elif isinstance(parameters, list | tuple):
+        pairs = [(each, each) if isinstance(each, str) else each for each in parameters]
+    if not all(map(_is_pair, pairs)):
+        raise InvalidDecorator(
+            f"@trigger: the parameters of the event {shown(event)} must be names, pairs "
+            f"(parameter, field) or a dict of them, not {shown(parameters)}."
+        )
+    return dict(pairs)
+
+
+def _is_pair(value: object) -> bool:
+    """Whether it is two texts."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(isinstance(each, str) for each in value)
+
+
+def trigger(flow: object = None, /, **options: Any) -> Any:
+    """Say which events start the deployed flow; see TriggeredBy."""
+    return decorate_flow(TriggeredBy, flow, options)
+
+
+def namespaced_event_name(name: str) -> Callable[..., str]:
+    """The event's name in the project and branch of the flow, once these are known:
+    `mfns.<project>.<branch>.<name>`."""
+    if not isinstance(name, str):
+        raise InvalidDecorator(f"The name of an event is a text, not {shown(name)}.")
+
+    def full(context: object = None) -> str:
+        there = [current.get("project_name"), current.get("branch_name")]
+        return ".".join(["mfns", *(there if all(there) else []), name])
+
+    return full
+
+
+# @trigger_on_finish: the flows whose end starts a deployed flow. `--trigger` tries it out here.
+
+
+_FLOW = re.compile(r"[A-Za-z0-9_]+\Z")
+_KEYS = {"name", "project", "project_branch"}
+
+
+@dataclass(frozen=True, slots=True)
+class TriggeredOnFinish(FlowDecorator):
+    """The flow, or all the flows, whose successful end starts this one once it is deployed.
+
+    A flow is its name, `project.branch.Flow`, a dict of name, project and project_branch, or a
+    function where it is only known when the flow is deployed.
+    """
+
+    kind: ClassVar[str] = "trigger_on_finish"
+    flow: Any = None
+    flows: Any = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.flow and self.flows:
+            raise InvalidDecorator("@trigger_on_finish: give one of flow and flows, not both.")
+        if not self.flow and not self.flows:
+            raise InvalidDecorator("@trigger_on_finish: give the flow to wait for, or flows.")
+        if not callable(self.flows) and not isinstance(self.flows, list | tuple):
+            raise self._fault("flows", "a list of flows")
+        assert self.triggers, "every flow that was given is checked by reading it"
+
+    @property
+    def triggers(self) -> tuple[Any, ...]:
+        """The flows, each {"flow": ..., and "project", "branch" where given}; what is only known
+        later is a function."""
+        if callable(self.flows):
+            return (self.flows,)
+        return tuple(_upstream(each) for each in ([self.flow] if self.flow else self.flows))
+
+
+def _upstream(flow: Any) -> Any:
+    if callable(flow):
+        return flow
+    if isinstance(flow, str):
+        return _from_name(flow)
+    if not isinstance(flow, Mapping) or not flow.keys() <= _KEYS or "name" not in flow:
+        raise InvalidDecorator(
+            "@trigger_on_finish: a flow is its name or a dict of name, project and "
+            f"project_branch, not {shown(flow)}."
+        )
+    if not all(isinstance(each, str) for each in flow.values()):
+        raise InvalidDecorator(f"@trigger_on_finish: {shown(flow)} must hold texts alone.")
+    there = {"project": flow.get("project"), "branch": flow.get("project_branch")}
+    return {"flow": _checked(flow["name"]), **{key: each for key, each in there.items() if each}}
+
+
+def _from_name(name: str) -> dict[str, str]:
+    if "." not in name:
+        return {"flow": _checked(name)}
+    project, _, rest = name.partition(".")
+    branch, _, flow = rest.rpartition(".")
+    if not (project and branch):
+        raise InvalidDecorator(
+            f"@trigger_on_finish: {name!r} is no flow: give its name, or project.branch.name."
+        )
+    return {"flow": _checked(flow), "project": project, "branch": branch}
+
+
+def _checked(flow: str) -> str:
+    if not _FLOW.match(flow):
+        raise InvalidDecorator(f"@trigger_on_finish: {flow!r} cannot be the name of a flow.")
+    return flow
+
+
+def trigger_on_finish(flow_class: object = None, /, **options: Any) -> Any:
+    """Say whose end starts the deployed flow; see TriggeredOnFinish."""
+    return decorate_flow(TriggeredOnFinish, flow_class, options)

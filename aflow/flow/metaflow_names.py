@@ -1,0 +1,191 @@
+"""The private names of Metaflow's FlowSpec that flows read all the same.
+
+Public flows look at `self._graph[step].type`, `self._foreach_stack` or `self._current_step`, and
+tests at `MyFlow(use_cli=False)._graph`. They get what they get there; nothing else of aflow uses
+this module, and nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.flow.graph import Kind
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+    from aflow.flow.graph import Graph, Node
+    from aflow.flow.spec import FlowSpec, TaskContext
+
+
+class ForeachFrame(NamedTuple):
+    """One level of foreach around a task: the step that it leads into, the name of its artifact,
+    the number of items, the place of this one and a short text of it."""
+
+    step: str
+    var: str
+    num_splits: int | None
+    index: int  # type: ignore[assignment]  # the word that users know
+    value: str | None
+
+
+_GANG = "_parallel_ubf_iter"  # what Metaflow calls the members of a gang
+_TYPES = {Kind.PARALLEL: "foreach", Kind.SWITCH: "split-switch"}
+
+
+class GraphNode:
+    """A step of a FlowGraph."""
+
+    def __init__(self, definition: FlowDefinition, node: Node) -> None:
+        graph, step = definition.graph, definition.steps[node.name]
+        self.name = node.name
+        self.type = _type_of(node, graph)
+        self.doc = node.doc
+        self.source_file = node.file
+        self.func_lineno = node.line
+        self.decorators = list(step.decorators)
+        self.num_args = 2 if node.is_join else 1
+        self.in_funcs = sorted(node.previous)
+        self.out_funcs = list(node.next)
+        self.split_parents = [*node.splits, *_closed_by(node, graph)]
+        self.matching_join = node.join
+        self.is_inside_foreach = any(
+            graph[each].kind in (Kind.FOREACH, Kind.PARALLEL) for each in node.splits
+        )
+        self.foreach_param = node.foreach
+        self.parallel_foreach = node.kind is Kind.PARALLEL
+        self.parallel_step = any(
+            graph[each].kind is Kind.PARALLEL and node.name in graph[each].next
+            for each in node.previous
+        )
+        self.condition = node.condition
+        self.switch_cases = dict(node.cases)
+        self.is_start_step = node.name == graph.start
+        self.is_end_step = node.name == graph.end
+        self.has_tail_next = node.kind is not Kind.END
+        self.invalid_tail_next = False
+        self.node_info: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<step {self.name}: {self.type}>"
+
+
+def _type_of(node: Node, graph: Graph) -> str:
+    if node.kind is Kind.LINEAR:
+        if node.is_join:
+            return "join"
+        return "start" if node.name == graph.start else "linear"
+    return _TYPES.get(node.kind, node.kind.value)
+
+
+def _closed_by(node: Node, graph: Graph) -> list[str]:
+    """The split that a join closes: in Metaflow's graph the join still stands inside of it."""
+    return [each.name for each in graph.nodes.values() if each.join == node.name][-1:]
+
+
+class FlowGraph:
+    """The graph of a flow class: `FlowGraph(MyFlow)["start"].type`, iteration over its nodes."""
+
+    def __init__(self, flow: type[FlowSpec]) -> None:
+        from aflow.flow.spec import define  # it is spec that offers what is in here
+
+        definition = define(flow)
+        graph = definition.graph
+        self._definition = definition
+        self.name = definition.name
+        self.doc = definition.doc
+        self.start_step, self.end_step = graph.start, graph.end
+        self.nodes = {name: GraphNode(definition, node) for name, node in graph.nodes.items()}
+        self.sorted_nodes = _in_order(graph)
+
+    def __getitem__(self, step: str) -> GraphNode:
+        return self.nodes[step]
+
+    def __contains__(self, step: object) -> bool:
+        return step in self.nodes
+
+    def __iter__(self) -> Iterator[GraphNode]:
+        return iter(self.nodes.values())
+
+    def output_steps(self) -> tuple[dict[str, Any], list[Any]]:
+        """The steps by name, and how they lie between splits and joins."""
+        from aflow.flow.graph import outline
+
+        found = outline(self._definition)
+        return found["steps"], found["graph_structure"]
+
+
+def _in_order(graph: Graph) -> list[str]:
+    """The steps so that each stands behind all that lead to it; a step that leads back to an
+    earlier one does not count."""
+    done: dict[str, None] = {}
+    seen = {graph.start}
+    path = (
+        [(graph.start, iter(graph[graph.start].next[::-1]))] if graph.start in graph.nodes else []
+    )
+    while path:
+        step, following = path[-1]
+        each = next(following, None)
+        if each is None:
+            done[step] = None
+            path.pop()
+        elif each in graph.nodes and each not in seen:
+            seen.add(each)
+            path.append((each, iter(graph[each].next[::-1])))
+    return [*done][::-1]
+
+
+class OfTheClass:
+    """An attribute of flows and of their classes that is computed: `_graph`, `_steps`.
+
+    It is no data descriptor, so that a flow may set an attribute of the name; what an earlier step
+    has set comes first.
+    """
+
+    def __init__(self, compute: Callable[[type[FlowSpec]], Any]) -> None:
+        self._compute = compute
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, flow: FlowSpec | None, cls: type[FlowSpec]) -> Any:
+        context: TaskContext | None = None if flow is None else flow.__dict__.get("_aflow_context")
+        if context is not None and self._name in context.names():
+            assert flow is not None, "only an instance has a context"
+            return flow.__getattr__(self._name)
+        return self._compute(cls)
+
+
+def _frames(context: TaskContext) -> list[ForeachFrame]:
+    graph = context.definition.graph
+    frames = []
+    for each in context.stack:
+        opener = graph[each.step]
+        # Named by the step that the foreach has led into, not by the one that opened it.
+        if opener.kind is Kind.PARALLEL:
+            frames.append(ForeachFrame(opener.next[0], _GANG, None, each.index, None))
+        else:
+            frames.append(
+                ForeachFrame(opener.next[0], each.var, each.num_splits, each.index, each.value)
+            )
+    return frames
+
+
+def _graph_info(context: TaskContext) -> dict[str, Any]:
+    from aflow.flow.graph import outline
+
+    return outline(context.definition)
+
+
+# What a step that runs may read, unless a step has set an artifact of the name.
+OF_A_TASK: Mapping[str, Callable[[TaskContext], Any]] = {
+    "_current_step": lambda context: context.step_name,
+    "_exception": lambda context: None,
+    "_foreach_num_splits": lambda context: None,
+    "_foreach_stack": _frames,
+    "_foreach_var": lambda context: None,
+    "_graph_info": _graph_info,
+    "_success": lambda context: False,
+    "_task_ok": lambda context: None,
+    "_transition": lambda context: None,
+}

@@ -1,0 +1,371 @@
+"""Metadata in an object store: for runs whose jobs reach the store and no metadata of aflow's.
+
+What is written of a run are objects that are numbered from 0: the run, then one for each commit. An
+object is written only where none is (`put_if_absent`), so that of two that write at the same time
+one is refused, and reads what the other has written before it tries again. Who reads a run has its
+objects in a store in memory, and asks for those that are new. Each SNAPSHOT objects, all that was
+written so far is put together in one more, from which readers begin. A small object for each run
+is what lists are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from aflow._core import ids
+from aflow._core.clock import SystemClock
+from aflow.errors import InvalidMessage, NotFound, ObjectNotFound, VersionConflict
+from aflow.metadata import base
+from aflow.metadata.base import Batch, ReplacedLog, RunRecord, RunUpdate
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.metadata.wire import pack, unpack
+
+if TYPE_CHECKING:
+    from aflow.storage.base import ObjectStore
+
+PREFIX = "metadata"
+SNAPSHOT = 32
+SCHEME = "store+"
+"""What the URL of metadata in a store begins with; the URL of the store follows."""
+
+_CONFLICT = "Somebody else has written to this run: two coordinators drive it. This one stops."
+_AT_ONCE = 16  # objects that are asked for at the same time
+
+
+_KEYED = (
+    ("runs", "key"), ("run_tags", "run_key"), ("tasks", "run_key"), ("attempts", "run_key"),
+    ("steps", "run_key"), ("task_counts", "run_key"), ("leases", "run_key"),
+)  # fmt: skip
+
+
+def _key_of(nonce: str) -> int:
+    """The key of a run, which is the same in all processes, and grows from run to run."""
+    return int(nonce[:14], 16)  # below those that others have beside it
+
+
+def _new_nonce() -> str:
+    return f"{int(SystemClock.now() * 1e6) << 4:014x}{uuid4().hex}"
+
+
+@dataclass(slots=True)
+class _Known:
+    """How far a run was read: its key in memory, the number of its last object, and the mark of
+    that."""
+
+    key: int
+    last: int
+    mark: str = ""
+
+
+class StoreMetadata(SqliteMetadata):
+    """The runs whose records are in one object store."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__(":memory:")
+        self._store = store
+        self._found: dict[tuple[str, str], _Known] = {}
+        self._names: dict[int, tuple[str, str]] = {}
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "metadata")
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+        return self._store.url
+
+    @property
+    def address(self) -> str:
+        """The URL that opens it in another process."""
+        return f"{SCHEME}{self._store.url}"
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether there is any run."""
+        return next(iter(self._store.list(f"{PREFIX}/index/")), None) is not None
+
+    def close(self) -> None:
+        """Let go of threads and memory. May be called twice."""
+        self._threads.shutdown()
+        super().close()
+
+    # ------------------------------------------------------------ objects
+
+    def _name(self, flow: str, run: str, what: int | str) -> str:
+        return f"{PREFIX}/runs/{flow}/{run}/{what if isinstance(what, str) else f'{what:08d}'}"
+
+    def _catch_up(self, flow: str, run: str) -> _Known | None:
+        """Read what is new of a run; None where there is none."""
+        known = self._found.get((flow, run))
+        if known is None:
+            known = self._from_snapshot(flow, run)
+        last, width = (-1 if known is None else known.last), 1
+        while True:
+            numbers = range(last + 1, last + 1 + width)
+            width = min(2 * width, _AT_ONCE)
+            found = self._threads.map(lambda each: self._read(flow, run, each), numbers)
+            for number, entry in zip(numbers, found, strict=True):
+                if entry is None:
+                    return known
+                known = self._apply(flow, run, known, number, entry)
+                last = number
+
+    def _read(self, flow: str, run: str, what: int | str) -> list[Any] | None:
+        name = self._name(flow, run, what)
+        try:
+            entry = unpack(bytes(self._store.get(name)))
+        except ObjectNotFound:
+            return None
+        if not isinstance(entry, list) or not entry:
+            raise InvalidMessage(f"{name} in {self._store.url} is no record of a run.")
+        return entry
+
+    def _apply(
+        self, flow: str, run: str, known: _Known | None, number: int, entry: list[Any]
+    ) -> _Known:
+        """Do in memory what an object says."""
+        kind, *values = entry
+        if kind == "run":
+            record, parameters, owner, seconds, nonce = values
+            made = super().create_run(record, parameters, owner, seconds)
+            key = _key_of(nonce)
+            with self._transaction() as db:
+                db.execute("PRAGMA defer_foreign_keys = ON")
+                for table, column in _KEYED:
+                    db.execute(
+                        f"UPDATE {table} SET {column} = ? WHERE {column} = ?",  # noqa: S608 -- ours
+                        (key, made.key),
+                    )
+            known = self._found[flow, run] = _Known(key, number)
+            self._names[key] = flow, run
+            return known
+        if known is None:
+            raise InvalidMessage(f"The records of {flow}/{run} in {self.url} begin in the middle.")
+        if kind == "batch":
+            super().commit(known.key, self._version(flow, run), values[0])
+        elif kind == "tags":
+            super().change_tags(known.key, *values[:2])
+        elif kind == "logs":
+            super().replace_logs(known.key, values[0])
+        known.last, known.mark = number, values[1] if kind == "batch" else ""
+        return known
+
+    def _version(self, flow: str, run: str) -> int:
+        record = super().run(flow, run)
+        assert record is not None, "it is in memory"
+        return record.version
+
+    def _from_snapshot(self, flow: str, run: str) -> _Known | None:
+        found = self._read(flow, run, "snapshot")
+        if found is None:
+            return None
+        number, record, parameters, batch, version = found
+        entry = ["run", record, parameters, "", 0.0, f"{record.key:014x}"]
+        known = self._apply(flow, run, None, 0, entry)
+        super().commit(known.key, 0, batch)
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET version = ? WHERE key = ?", (version, known.key))
+        known.last = number
+        return known
+
+    def _write_snapshot(self, flow: str, run: str, known: _Known) -> None:
+        record = super().run(flow, run)
+        assert record is not None, "it is in memory"
+        views = list(super().tasks(known.key))
+        parameters = next(v.attempt for v in views if v.task.task == 0)
+        batch = Batch(run=RunUpdate(record.state, record.finished_at, record.reason))
+        for view in views:
+            if view.task.task:
+                batch.tasks.append(view.task)
+                batch.attempts += super().attempts(known.key, view.task.task)
+            batch.metadata += super().metadata(known.key, view.task.task)
+        manifest = b"" if parameters is None else parameters.manifest
+        entry = [known.last, record, manifest, batch, record.version]
+        self._store.put(self._name(flow, run, "snapshot"), [pack(entry)])
+
+    def _place_of(self, run_key: int) -> tuple[str, str]:
+        found = self._names.get(run_key)
+        if found is None:
+            raise NotFound("The run that was to be changed is not there any more.")
+        return found
+
+    def _append(self, run_key: int, entry: list[Any]) -> None:
+        """Write an object of a run that was read so far. Raises VersionConflict where another has
+        been written meanwhile, which is read then."""
+        flow, run = self._place_of(run_key)
+        known = self._found[flow, run]
+        # No two writers write the same bytes: who finds its own has written them.
+        data = pack([*entry, uuid4().hex])
+        name = self._name(flow, run, known.last + 1)
+        if not self._store.put_if_absent(name, [data]) and bytes(self._store.get(name)) != data:
+            self._catch_up(flow, run)
+            raise VersionConflict(_CONFLICT)
+        self._apply(flow, run, known, known.last + 1, entry)
+        if known.last % SNAPSHOT == 0:
+            self._write_snapshot(flow, run, known)
+
+    def _put_index(self, flow: str, run: str) -> None:
+        record = super().run(flow, run)
+        assert record is not None, "it is in memory"
+        light = record._replace(graph={}, settings={})
+        self._store.put(f"{PREFIX}/index/{flow}/{run}/{record.key}", [pack([light])])
+
+    # ------------------------------------------------------------ writing
+
+    def create_run(
+        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+    ) -> RunRecord:
+        """Record a new run; see the port."""
+        entry = ["run", run, parameters, owner, seconds, _new_nonce()]
+        data = pack(entry)
+        name = self._name(run.flow, run.run, 0)
+        if not self._store.put_if_absent(name, [data]) and bytes(self._store.get(name)) != data:
+            raise VersionConflict(f"There is a run {run.flow}/{run.run} already.")
+        known = self._apply(run.flow, run.run, None, 0, entry)
+        self._put_index(run.flow, run.run)
+        return run._replace(key=known.key, version=0)
+
+    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
+        """Write the batch if the run is still at `version`; see the port."""
+        if run_key not in self._names:
+            raise VersionConflict(_CONFLICT)
+        flow, run = self._place_of(run_key)
+        now = self._version(flow, run)
+        if mark and now == version + 1 and self._found[flow, run].mark == mark:
+            return now  # the answer to the try before was lost
+        if now != version:
+            raise VersionConflict(_CONFLICT)
+        numbers = [task.task for task in batch.tasks]
+        if len(set(numbers)) < len(numbers) or any(self.task(run_key, n) for n in numbers):
+            # Written all the same, it would keep everybody from reading the run.
+            raise InvalidMessage(f"The numbers of tasks of {flow}/{run} have to be unique.")
+        self._append(run_key, ["batch", batch, mark])
+        if batch.run is not None:
+            self._put_index(flow, run)
+        return version + 1
+
+    def change_tags(
+        self, run_key: int, add: Sequence[str], remove: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Remove, then add user tags; see the port."""
+        flow, run = self._place_of(run_key)
+        self._catch_up(flow, run)
+        before = super().run(flow, run)
+        assert before is not None, "it is in memory"
+        known = [*((t, False) for t in before.tags), *((t, True) for t in before.system_tags)]
+        for each in (*add, *remove):
+            ids.tag(each)
+        base.changed(known, add, remove)  # what is not allowed raises, and is not written
+        self._again(run_key, ["tags", list(add), list(remove)])
+        self._put_index(flow, run)
+        record = super().run(flow, run)
+        assert record is not None, "it is in memory"
+        return record.tags
+
+    def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
+        """Put these logs in the place of others. What was written before is still in the store, in
+        objects that nobody reads; see the port."""
+        self._again(run_key, ["logs", list(logs)])
+
+    def _again(self, run_key: int, entry: list[Any]) -> None:
+        while True:
+            try:
+                return self._append(run_key, entry)
+            except VersionConflict:  # it does not depend on what the other has written
+                continue
+
+    def delete_run(self, run_key: int) -> None:
+        """Remove a run with all its records; see the port."""
+        if run_key not in self._names:
+            return
+        flow, run = self._names.pop(run_key)
+        self._found.pop((flow, run), None)
+        self._store.delete(f"{PREFIX}/index/{flow}/{run}/{run_key}")
+        for name in list(self._store.list(f"{PREFIX}/runs/{flow}/{run}/")):
+            self._store.delete(name)
+        super().delete_run(run_key)
+
+    # ------------------------------------------------------------ reading
+
+    def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
+        self._find(values.get("run_key"))
+        return super()._all(name, light, **values)
+
+    def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
+        self._find(values.get("run_key"))
+        return super()._stream(name, light, **values)
+
+    def _find(self, run_key: object) -> None:
+        """Read a run that another process knows by its key."""
+        if run_key is None or run_key in self._names:
+            return
+        for name in self._store.list(f"{PREFIX}/index/"):
+            flow, run, key = name.split("/")[2:]
+            if key == str(run_key):
+                self._catch_up(flow, run)
+
+    def flows(self) -> list[tuple[str, float]]:
+        """Name and time of creation of every flow, newest first."""
+        found: dict[str, float] = {}
+        for record in self._indexed(None):
+            found[record.flow] = min(found.get(record.flow, record.created_at), record.created_at)
+        return sorted(found.items(), key=lambda each: each[1], reverse=True)
+
+    def _indexed(self, flow: str | None) -> list[RunRecord]:
+        prefix = f"{PREFIX}/index/" if flow is None else f"{PREFIX}/index/{flow}/"
+
+        def read(name: str) -> RunRecord | None:
+            try:
+                found = unpack(bytes(self._store.get(name)))
+            except ObjectNotFound:  # deleted a moment ago
+                return None
+            return found[0] if found and isinstance(found[0], RunRecord) else None
+
+        return [each for each in self._threads.map(read, self._store.list(prefix)) if each]
+
+    def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
+        """The runs of the flow, or of all, newest first; see the port."""
+        after, limit = which.get("after"), which.get("limit")
+        passing = [run for run in self._indexed(flow) if _passes(run, **which)]
+        passing.sort(key=lambda run: (run.created_at, run.key), reverse=True)
+        whole = (self.run(run.flow, run.run) for run in passing)
+        light = (run._replace(graph={}) for run in whole if run is not None)
+        left = (run for run in light if after is None or (run.created_at, run.key) < after)
+        return list(islice(left, limit))
+
+    def run(self, flow: str, run: str) -> RunRecord | None:
+        """One run, whole, as it is now; None where there is none."""
+        return super().run(flow, run) if self._catch_up(flow, run) is not None else None
+
+    def _of_key(self, run_key: int) -> RunRecord:
+        found = self._names.get(run_key)
+        record = None if found is None else super().run(*found)
+        if record is None:
+            raise NotFound("There is no such run any more.")
+        return record
+
+
+def _passes(
+    run: RunRecord,
+    *,
+    tags: Sequence[str] = (),
+    states: Sequence[Any] = (),
+    users: Sequence[str] = (),
+    since: float | None = None,
+    until: float | None = None,
+    after: tuple[float, int] | None = None,
+    limit: int | None = None,
+    kind: str = "",
+) -> bool:
+    return (
+        run.kind == kind
+        and set(tags) <= {*run.tags, *run.system_tags}
+        and (not states or run.state in states)
+        and (not users or run.user in users)
+        and (since is None or run.created_at >= since)
+        and (until is None or run.created_at < until)
+        and (after is None or run.created_at <= after[0])
+    )

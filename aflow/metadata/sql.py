@@ -1,0 +1,529 @@
+"""The reading half of a metadata store in SQL: which statement answers what.
+
+A backend says how a statement of its own `queries` is run; names of statements and of their values
+are the same everywhere, and so are the columns that they give.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from aflow._core import ids
+from aflow._core.clock import shown_time
+from aflow.metadata.base import (
+    DAMAGED,
+    TASK_STATES,
+    AttemptRecord,
+    Batch,
+    CachedTask,
+    Document,
+    Lease,
+    MetadataRecord,
+    RunningTask,
+    RunRecord,
+    StepProgress,
+    TaskColumns,
+    TaskRecord,
+    TaskView,
+    WorkerRecord,
+)
+from aflow.scheduler.states import AttemptState, RunState, TaskState
+
+# Records as rows, and rows as records.
+
+
+Row = Sequence[Any]
+
+_TASK = (
+    "t.run_key, t.task, t.step, t.created_at, t.split, t.split_index, t.inputs, t.origin, "
+    "t.cache_key"
+)
+_ATTEMPT = (
+    "a.attempt, a.state, a.started_at, a.finished_at, a.reason, {bulk}, a.log_chunks, "
+    "a.stdout_size, a.stderr_size, a.host, a.pid, a.handle, a.max_rss, a.cpu"
+)
+_ATTEMPTS = "(SELECT count(*) FROM attempts WHERE run_key = t.run_key AND task = t.task)"
+COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='a.manifest, a.log')}"
+LIGHT_COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='NULL, NULL')}"
+
+# By value: calling an enum's class for each of many rows costs more than all the rest.
+_STATES = {state.value: state for state in AttemptState}
+_RUN_STATES = {state.value: state for state in RunState}
+
+
+def text(value: str) -> str:
+    """The value as SQLite can hold it. What Python could not decode (a file's name in the message
+    of an exception) becomes an escape such as `\\udce9`: no message is a reason to lose a run."""
+    return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+
+
+def run_row(run: RunRecord) -> Row:
+    """A new run as `add_run` takes it."""
+    return (
+        run.flow,
+        run.run,
+        run.state.value,
+        run.user,
+        run.created_at,
+        run.finished_at,
+        json.dumps(run.graph),
+        json.dumps(run.settings),
+        text(run.reason),
+        run.heartbeat_at,
+        run.origin_run,
+        run.kind,
+    )
+
+
+def tag_rows(run_key: int, run: RunRecord) -> list[Row]:
+    """The tags of a new run as `add_tag` takes them: key, tag, and whether it is a system tag."""
+    user: list[Row] = [(run_key, tag, False) for tag in run.tags]
+    return user + [(run_key, tag, True) for tag in run.system_tags]
+
+
+def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
+    """A run from its row and its tags. What is damaged in the row is shown as nothing, and in the
+    reason: one such record keeps nobody from seeing, or deleting, all the others."""
+    tags = list(tags)
+    state, graph, settings = _RUN_STATES.get(row[3]), _object(row[8]), _object(row[9])
+    reason = str(row[10] or "")
+    if state is None or graph is None or settings is None:
+        state, reason = state or RunState.FAILED, f"The record of this run is damaged. {reason}"
+    return RunRecord(
+        key=row[0],
+        flow=row[1],
+        run=row[2],
+        state=state,
+        user=row[4],
+        created_at=row[5] if isinstance(row[5], float | int) else 0.0,  # as it is: pages go by it
+        finished_at=None if row[6] is None else time_of(row[6]),
+        version=row[7],
+        tags=tuple(tag for tag, is_system in tags if not is_system),
+        system_tags=tuple(tag for tag, is_system in tags if is_system),
+        graph=graph or {},
+        settings=DAMAGED if settings is None else settings,
+        reason=reason,
+        heartbeat_at=None if row[11] is None else time_of(row[11]),
+        origin_run=row[12],
+        kind=row[13],
+        lease=None if row[14] is None else Lease(row[14], float(row[15]), row[16]),
+    )
+
+
+def _object(text: Any) -> dict[str, Any] | None:
+    """The JSON object in a column; None for what is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def time_of(value: Any) -> float:
+    """A time that people can be shown, whatever is in the column."""
+    return shown_time(value) if isinstance(value, float | int) else 0.0
+
+
+def task_row(run_key: int, task: TaskRecord) -> Row:
+    """A task as `add_task` takes it."""
+    return (run_key, *task)
+
+
+def attempt_row(run_key: int, attempt: AttemptRecord, version: int) -> Row:
+    """An attempt as `put_attempt` takes it; `version` is that of the run after the commit."""
+    task, number, state, started_at, finished_at, reason, *rest = attempt
+    return (
+        run_key,
+        task,
+        number,
+        state.value,
+        started_at,
+        finished_at,
+        text(reason),
+        *rest,
+        version,
+    )
+
+
+def attempt_record(row: Row) -> AttemptRecord:
+    """An attempt from the columns of the query `attempts`."""
+    task, attempt, state, started_at, finished_at, *rest = row
+    return AttemptRecord(
+        task,
+        attempt,
+        _STATES.get(state, AttemptState.FAILED),
+        None if started_at is None else time_of(started_at),
+        None if finished_at is None else time_of(finished_at),
+        *rest,
+    )
+
+
+def task_view(row: Row) -> TaskView:
+    """A task and its attempt from COLUMNS or LIGHT_COLUMNS."""
+    task = TaskRecord(row[1], row[2], time_of(row[3]), *row[4:9])
+    attempt = None if row[10] is None else attempt_record((row[1], *row[10:]))
+    return TaskView(row[0], task, attempt, row[9])
+
+
+def task_columns(row: Row) -> TaskColumns:
+    """What a timeline shows of a task, from the columns of the query `task_columns`."""
+    task, step, created_at, started_at, finished_at, state, attempt, reused, host, pid = row
+    return TaskColumns(
+        task, step, created_at, started_at, finished_at, _STATES[state],
+        attempt, bool(reused), host, pid,
+    )  # fmt: skip
+
+
+def attempt_states(states: Sequence[TaskState]) -> list[str]:
+    """The states of latest attempts that tasks in these states have, as the queries take them:
+    "" is that of no attempt."""
+    none = [""] if TaskState.READY in states else []
+    return none + [state.value for state, made in TASK_STATES.items() if made in states]
+
+
+def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], dict[str, float]]:
+    """What a commit changes of the kept counts.
+
+    Args:
+        batch: what is written.
+        latest: task, step, attempt and state (both None without an attempt) of the tasks in the
+            batch's attempts that were there before, as the query `latest_states` gives them.
+
+    Returns:
+        Rows of step, state and difference of the number of tasks, and by step the latest time at
+        which one of the attempts has ended.
+    """
+    now = {task: (step, attempt, state) for task, step, attempt, state in latest}
+    changes: dict[tuple[str, str], int] = {}
+
+    def change(step: str, state: str, by: int) -> None:
+        changes[step, state] = changes.get((step, state), 0) + by
+
+    for task in batch.tasks:
+        now[task.task] = (task.step, None, None)
+        change(task.step, "", 1)
+    ended: dict[str, float] = {}
+    for each in batch.attempts:
+        if each.task not in now:  # an attempt of a task that nobody has recorded counts nowhere
+            continue
+        step, attempt, state = now[each.task]
+        if each.finished_at is not None:
+            ended[step] = max(each.finished_at, ended.get(step, each.finished_at))
+        if attempt is None or each.attempt >= attempt:
+            change(step, state or "", -1)
+            change(step, each.state.value, 1)
+            now[each.task] = (step, each.attempt, each.state.value)
+    return [(*key, by) for key, by in changes.items() if by], ended
+
+
+def known_before(batch: Batch) -> list[int]:
+    """The tasks in the batch's attempts that an earlier commit has written."""
+    new = {task.task for task in batch.tasks}
+    return list({each.task for each in batch.attempts} - new)
+
+
+def progress(found: Iterable[Row]) -> list[StepProgress]:
+    """What the query `progress` tells of each step, in the order of their first tasks."""
+    steps: dict[str, StepProgress] = {}
+    for step, created_at, state, count, finished_at in found:
+        made = TASK_STATES[_STATES.get(state, AttemptState.FAILED)] if state else TaskState.READY
+        so_far = steps.setdefault(step, StepProgress(step, time_of(created_at), {}, None))
+        so_far.tasks[made] = so_far.tasks.get(made, 0) + count
+        ends = [at for at in (so_far.finished_at, finished_at) if at is not None]
+        steps[step] = so_far._replace(finished_at=max(ends, default=None))
+    return list(steps.values())
+
+
+def metadata_row(run_key: int, record: MetadataRecord) -> Row:
+    """A metadata record as `add_metadata` takes it."""
+    return (
+        run_key,
+        record.task,
+        record.attempt,
+        record.field,
+        text(record.value),
+        record.type,
+        record.created_at,
+    )
+
+
+_OF_THE_STORE = ("name", "heartbeat_at", "left", "drain")  # not in the data of a worker
+
+
+def worker_row(worker: WorkerRecord, seconds: float) -> Row:
+    """A worker as `beat_worker` takes it. Raises InvalidName."""
+    fields = {name: value for name, value in worker._asdict().items() if name not in _OF_THE_STORE}
+    return (ids.worker_name(worker.name), json.dumps(fields), seconds)
+
+
+def worker_record(row: Row) -> WorkerRecord | None:
+    """A worker from the columns of the query `workers`; None where its data are damaged, or those
+    of a later version."""
+    name, data, heartbeat_at, left, drain = row
+    try:
+        fields = json.loads(data)
+        known = {field: fields[field] for field in WorkerRecord._fields if field in fields}
+        known["pools"] = tuple(map(str, known["pools"]))
+        known["labels"] = {str(key): str(value) for key, value in known["labels"].items()}
+        known["running"] = tuple(
+            RunningTask(str(spec), int(attempt), float(since), bool(begun))
+            for spec, attempt, since, begun in known["running"]
+        )
+        known |= {"heartbeat_at": time_of(heartbeat_at), "left": float(left), "drain": drain}
+        return WorkerRecord(**{**known, "name": name})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+PAGE = 500  # rows a fetch
+_NO_TASK = 2**63 - 1  # above all numbers of tasks
+
+
+class RecordReader(ABC):
+    """Answers every reading call of the port with statements of the file `read`."""
+
+    @abstractmethod
+    def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
+        """The rows of a statement. `light` leaves manifests and logs out of its `{columns}`."""
+
+    @abstractmethod
+    def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
+        """The same, some at a time."""
+
+    @abstractmethod
+    def _damage_named(self) -> AbstractContextManager[None]:
+        """Turns what is raised by reading a record that is none into one sentence."""
+
+    def all_manifests(self, run_key: int) -> Iterator[bytes]:
+        """The manifests of all attempts of a run; see the port."""
+        after, more = -1, True
+        while more:
+            found = self._all("all_manifests", run_key=run_key, after=after, limit=PAGE)
+            yield from (manifest for _, manifest in found)
+            # A page may end between the attempts of a task, of which there are fewer than a page:
+            # the next one begins with that task again.
+            more = len(found) == PAGE
+            after = found[-1][0] - 1 if more else after
+
+    def journal(self, run_key: int) -> Iterator[bytes]:
+        """The event batches of the run, oldest first."""
+        return (events for _, events in self.journal_after(run_key, 0))
+
+    def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
+        """Event batches above a version, with theirs; see the port."""
+        for row in self._stream("journal", run_key=run_key, after=version):
+            yield row[0], row[1]
+
+    def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Runs that go on without an owner; see the port."""
+        return [(flow, run) for flow, run in self._all("abandoned", kind=kind, limit=limit)]
+
+    def workers(self) -> list[WorkerRecord]:
+        """The workers whose time is not over; see `WorkerRegistry`."""
+        found = map(worker_record, self._all("workers"))
+        return [each for each in found if each is not None]
+
+    def documents(self, kind: str) -> list[Document]:
+        """All documents of this kind; see `Documents`."""
+        return [Document(*row) for row in self._all("documents", kind=kind)]
+
+    def document(self, kind: str, name: str) -> Document | None:
+        """One document; see `Documents`."""
+        found = self._all("document", kind=kind, document=name)
+        return Document(*found[0]) if found else None
+
+    def flows(self) -> list[tuple[str, float]]:
+        """Name and time of creation of every flow, newest first."""
+        return [(flow, time_of(at)) for flow, at in self._all("flows")]
+
+    def runs(
+        self,
+        flow: str | None,
+        *,
+        tags: Sequence[str] = (),
+        states: Sequence[RunState] = (),
+        users: Sequence[str] = (),
+        since: float | None = None,
+        until: float | None = None,
+        after: tuple[float, int] | None = None,
+        limit: int | None = None,
+        kind: str = "",
+    ) -> list[RunRecord]:
+        """The flow's runs, newest first; see the port."""
+        after_time, after_key = after or (None, None)
+        which: dict[str, Any] = {"flow": flow} if flow is not None else {}
+        found = self._all(
+            "runs" if flow is not None else "all_runs",
+            **which,
+            kind=kind,
+            users=list(users),
+            since=since,
+            until=until,
+            after_time=after_time,
+            after_key=after_key,
+            states=[state.value for state in states],
+            tags=list(tags),
+            limit=limit,
+        )
+        by_run: dict[int, list[tuple[str, int]]] = {}
+        for key, tag, is_system in self._all("tags", run_keys=[row[0] for row in found]):
+            by_run.setdefault(key, []).append((tag, is_system))
+        with self._damage_named():
+            return [run_record(row, by_run.get(row[0], ())) for row in found]
+
+    def run(self, flow: str, run: str) -> RunRecord | None:
+        """One run, whole; None where there is none."""
+        found = self._all("run", flow=flow, run=run)
+        if not found:
+            return None
+        tags = self._all("tags_of_run", run_key=found[0][0])
+        with self._damage_named():
+            return run_record(found[0], tags)
+
+    def steps(self, run_key: int) -> list[tuple[str, float, int]]:
+        """Name, time and number of tasks of every step that has begun, newest first."""
+        found = self._all("steps", run_key=run_key)
+        return [(step, time_of(at), count) for step, at, count in found]
+
+    def tasks(
+        self,
+        run_key: int,
+        *,
+        step: str | None = None,
+        split: int | None = None,
+        steps: Sequence[str] = (),
+        after: int | None = None,
+        limit: int | None = None,
+        light: bool = False,
+    ) -> Iterator[TaskView]:
+        """Tasks with their latest attempts, in one query that streams; see the port."""
+        name = "tasks" if step is None else "tasks_of_step"
+        if split is not None:
+            name = "tasks_of_split"
+        return self._views(
+            name,
+            light,
+            run_key=run_key,
+            step=step,
+            split=split,
+            steps=list(steps),
+            after=-1 if after is None else after,
+            limit=limit,
+        )
+
+    def newest_tasks(
+        self,
+        run_key: int,
+        *,
+        step: str | None = None,
+        states: Sequence[TaskState] = (),
+        before: int | None = None,
+        limit: int | None = None,
+        light: bool = False,
+    ) -> Iterator[TaskView]:
+        """Tasks with their latest attempts, the newest first; see the port."""
+        name = "newest_tasks" if step is None else "newest_tasks_of_step"
+        return self._views(
+            name,
+            light,
+            run_key=run_key,
+            step=step,
+            states=attempt_states(states),
+            before=_NO_TASK if before is None else before,
+            limit=limit,
+        )
+
+    def progress(self, run_key: int) -> list[StepProgress]:
+        """How far every step that has begun has come, oldest first."""
+        found = self._all("progress", run_key=run_key)
+        with self._damage_named():
+            return progress(found)
+
+    def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
+        """Tasks whose latest attempts were written after a version; see the port."""
+        with self._damage_named():
+            for row in self._stream("task_columns", run_key=run_key, after=after):
+                yield task_columns(row)
+
+    def _views(self, name: str, light: bool, **values: Any) -> Iterator[TaskView]:
+        with self._damage_named():
+            yield from map(task_view, self._stream(name, light, **values))
+
+    def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
+        """One task with its latest attempt, or with the attempt asked for."""
+        found = self._all("task", run_key=run_key, task=task, attempt=attempt)
+        with self._damage_named():
+            return task_view(found[0]) if found else None
+
+    def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
+        """The manifests of the latest attempts of these tasks, where they succeeded."""
+        return dict(self._all("manifests", run_key=run_key, tasks=list(tasks)))
+
+    def split_manifests(
+        self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000
+    ) -> list[tuple[int, int, str, bytes]]:
+        """A page of a foreach join's inputs; see the port."""
+        return self._all(
+            "split_manifests",
+            run_key=run_key,
+            split=split,
+            start=start,
+            steps=list(steps),
+            limit=limit,
+        )
+
+    def cached(self, flow: str, key: bytes) -> CachedTask | None:
+        """A succeeded task of the flow with this cache key; see the port."""
+        found = self._all("cached", key=key, flow=flow)
+        if not found:
+            return None
+        run, step, task, run_key, manifest = found[0]
+        return CachedTask(f"{run}/{step}/{task}", run_key, task, manifest)
+
+    def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
+        """All attempts of a task, oldest first."""
+        found = self._all("attempts", run_key=run_key, task=task)
+        with self._damage_named():
+            return [attempt_record(row) for row in found]
+
+    def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
+        """The metadata records of a task, oldest first."""
+        found = self._all("metadata", run_key=run_key, task=task)
+        records = [MetadataRecord(*row) for row in found]
+        return [each._replace(created_at=time_of(each.created_at)) for each in records]
+
+
+# The SQL statements, by name, from the files beside this one; read when first needed.
+
+
+_FOLDER = Path(__file__).parent
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+
+
+@cache
+def statements(kind: str, folder: str = "queries") -> dict[str, str]:
+    """The statements of `<folder>/<kind>.sql`, by name."""
+    return named((_FOLDER / folder / f"{kind}.sql").read_text())
+
+
+def named(text: str) -> dict[str, str]:
+    """The statements of a text in which each follows a line `-- name: ...`, by name."""
+    parts = _NAME.split(text)
+    return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def migrations(folder: str = "migrations") -> list[tuple[int, str]]:
+    """Number and text of every migration, in order: `<folder>/<number>_<what>.sql`."""
+    files = sorted((_FOLDER / folder).glob("*.sql"))
+    return [(int(file.name[:4]), file.read_text()) for file in files]
+
+
+LATEST = 9
+"""The number of the last migration; tests check that it is. Asking it costs no folder listing."""

@@ -1,0 +1,203 @@
+"""Bearer tokens: who may ask a server for what. The store knows their digests alone.
+
+A server that listens to its own machine and has no other token takes the *local token* of its user,
+in a file that nobody else can read: commands of that user send it by themselves.
+
+A token is `aflow_` and 256 random bits, so that its SHA-256 gives nothing away. The document of a
+token is named by its digest; what people call it, what it allows and until when stand in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import os
+import re
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from urllib.parse import urlsplit
+
+from aflow._core.settings import service_headers, user_folder
+from aflow.errors import InvalidInput, InvalidSetting, MetadataUnavailable, NotFound
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import Document, Documents
+
+KIND = "token"
+_HEAD = "aflow_"
+_LOCAL = "server-token"  # the file of the local token
+_LISTENS = "0A"  # the state of a socket that listens, in /proc/net/tcp
+
+Scope = Literal["read", "write"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+class Token(NamedTuple):
+    """What is kept of a token. `scope` is `read`, or `write` for all; times are in seconds since
+    the epoch, `expires_at` None for never. `digest` tells tokens apart, and is no secret."""
+
+    name: str
+    scope: Scope
+    created_at: float
+    expires_at: float | None
+    digest: str
+
+    def allows(self, writing: bool, now: float) -> bool:
+        """Whether a request may be answered whose token this is."""
+        if self.expires_at is not None and now >= self.expires_at:
+            return False
+        return self.scope == "write" or not writing
+
+
+def create(
+    store: Documents, name: str, scope: Scope, now: float, seconds: float | None = None
+) -> str:
+    """Make a token that lasts so long; it is told this once. Raises InvalidInput for a name that is
+    taken, and MetadataError."""
+    if not name or len(name) > 100 or not name.isprintable():
+        raise InvalidInput("A token needs a name of at most 100 printable characters.")
+    if any(each.name == name for each in tokens(store)):
+        raise InvalidInput(f"There is a token {name!r} already: revoke it, or take another name.")
+    secret = _HEAD + secrets.token_urlsafe(32)
+    until = None if seconds is None else now + seconds
+    kept = Token(name, scope, now, until, digest(secret))
+    fields = {field: value for field, value in kept._asdict().items() if field != "digest"}
+    store.put_document(KIND, kept.digest, json.dumps(fields).encode())
+    return secret
+
+
+def revoke(store: Documents, name: str) -> None:
+    """From now on nobody gets in by the token of this name. Raises NotFound."""
+    found = [each for each in tokens(store) if each.name == name]
+    if not found:
+        raise NotFound(f"There is no token {name!r}.")
+    for each in found:
+        store.delete_document(KIND, each.digest)
+
+
+def tokens(store: Documents) -> list[Token]:
+    """All tokens, by name."""
+    return sorted(map(_read, store.documents(KIND)))
+
+
+def known(store: Documents, secret: str) -> Token | None:
+    """The token that somebody shows; None where it is none. It is looked for by its digest: how
+    long that takes tells nothing of the token."""
+    return of_digest(store, digest(secret))
+
+
+def of_digest(store: Documents, digest: str) -> Token | None:
+    """The token with this digest; None where there is none, or not any more."""
+    found = store.document(KIND, digest)
+    return None if found is None else _read(found)
+
+
+def digest(secret: str) -> str:
+    """What the store knows of a token."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _read(document: Document) -> Token:
+    try:
+        return Token(**json.loads(document.data), digest=document.name)
+    except (ValueError, TypeError) as error:
+        raise MetadataUnavailable(f"The token {document.name} is damaged: revoke it.") from error
+
+
+# ------------------------------------------------------------------ the token of this user
+
+
+def local_token(folder: Path | None = None) -> str:
+    """The token of this user for servers on this machine, made where there is none. Raises
+    InvalidSetting where it cannot be kept, or others can read it."""
+    folder = folder or user_folder()
+    file = folder / _LOCAL
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (found := _read_local(file)) is not None:
+            return found
+        descriptor, made = tempfile.mkstemp(prefix=f".{_LOCAL}-", dir=folder)  # with mode 600
+        try:
+            with os.fdopen(descriptor, "w") as new:
+                new.write(_HEAD + secrets.token_urlsafe(32) + "\n")
+            with contextlib.suppress(FileExistsError):  # another server was first
+                os.link(made, file)
+        finally:
+            os.unlink(made)
+        kept = _read_local(file)
+    except OSError as error:
+        raise InvalidSetting(
+            f"The token of this server cannot be kept in {file} ({error.strerror}): set AFLOW_HOME "
+            "to a folder that can be written, make a token (aflow token create NAME), set "
+            "AFLOW_SERVICE_AUTH_KEY to one, or start the server with --no-auth."
+        ) from error
+    assert kept is not None, "it was just made"
+    return kept
+
+
+def _read_local(file: Path) -> str | None:
+    """The token in the file; None where there is none. Raises OSError and InvalidSetting."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    with os.fdopen(descriptor, "rb") as opened:
+        found = os.fstat(descriptor)
+        is_own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        text = opened.read(200) if is_own else b""
+    token = text.decode("ascii", "replace").strip()
+    if not is_own or found.st_mode & 0o077 or not re.fullmatch(rf"{_HEAD}[\w-]{{40,100}}", token):
+        raise InvalidSetting(
+            f"{file} is not a token that only this user can read: remove it, and start the server "
+            "again, which makes another."
+        )
+    return token
+
+
+def headers_for(url: str) -> dict[str, str]:
+    """What requests of this program to the server or service at this address carry: the key of the
+    settings; without one, the local token, if a server of this user listens there. Raises
+    InvalidSetting."""
+    headers = service_headers(url)
+    if "x-api-key" not in headers:
+        parts = urlsplit(url)
+        if is_this_machine(parts.hostname or "") and _is_own_server(
+            parts.port or (443 if parts.scheme == "https" else 80)
+        ):
+            try:
+                token = _read_local(user_folder() / _LOCAL)
+            except OSError:  # a home that this user cannot look into
+                token = None
+            if token is not None:
+                headers["x-api-key"] = token
+    return headers
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether the host is this machine, by a name that means no other."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_own_server(port: int) -> bool:
+    """Whether only this user, or root, listens on the port: another user who does, while no server
+    runs there, would be sent the token. Where that cannot be seen (as it is in Linux), it is
+    assumed."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            listens = fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port
+            if listens and int(fields[7]) not in (0, os.geteuid()):
+                return False
+    return True

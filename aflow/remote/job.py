@@ -1,0 +1,342 @@
+"""What a job of AWS Batch does for a run: `python -m aflow.remote.job`, told by its variables.
+
+It finds its attempt in the list of its array, runs it in a process of its own, and tells the
+coordinator by letters in the store: that it has begun, what it prints, how it has ended. It ends
+with 0 where the attempt has succeeded, so that Batch shows what has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow import backends
+from aflow._core.clock import Clock, SystemClock
+from aflow._core.process import binary, on_signal
+from aflow._core.settings import looked_up, said_by_batch
+from aflow._core.threads import in_thread
+from aflow.code import package
+from aflow.errors import AflowError, InvalidInput
+from aflow.executors import base, protocol
+from aflow.executors.base import NO_USAGE
+from aflow.executors.local.executor import ProcessExecutor
+from aflow.executors.local.ground_start import EarlyGround, fork_ground
+from aflow.executors.mailbox import Letterbox, Meeting
+from aflow.executors.protocol import Roll
+from aflow.remote.runtime import delivered
+from aflow.scheduler.states import AttemptState
+from aflow.task.remote import Parcels
+from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
+
+if TYPE_CHECKING:
+    from aflow.executors.base import Usage
+    from aflow.executors.protocol import Job
+    from aflow.storage.base import ObjectStore
+    from aflow.storage.blobs import BlobStore
+
+SAY = 1.0  # seconds for which news are gathered before they become a letter
+GRACE = 20.0  # seconds for a step to end when the job is to stop: Batch gives 30 in all
+LOOK = 0.5  # seconds between looks for the other members of a gang
+PATIENCE = 600.0  # seconds for which a main node that is done waits for the others
+SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
+
+
+class Told(NamedTuple):
+    """What the variables say: the store, the run, the parcel that describes it, the list of
+    attempts, and which job of AWS Batch this is, or which of its `nodes`; whether its attempts are
+    members of a gang."""
+
+    store: str
+    flow: str
+    run: str
+    job: str
+    roll: Roll
+    worker: str
+    place: int
+    tries: int
+    is_gang: bool
+    nodes: int
+
+    @classmethod
+    def load(cls) -> Told:
+        """What this process was told; raises InvalidInput where it is no such job."""
+
+        def needed(key: str) -> str:
+            value = looked_up(key)
+            if value is None:
+                raise InvalidInput(f"This is no job of a run: AFLOW_{key} is not set.")
+            return value
+
+        flow, _, run = needed("JOB_RUN").partition("/")
+        node = said_by_batch("JOB_NODE_INDEX")
+        worker = (said_by_batch("JOB_ID") or socket.gethostname()).partition("#")[0]
+        return cls(
+            needed("JOB_STORE"),
+            flow,
+            run,
+            needed("JOB_KEY"),
+            Roll.parse(needed("JOB_ROLL")),
+            worker if node is None else f"{worker}#{node}",
+            int(node or said_by_batch("JOB_ARRAY_INDEX") or 0),
+            int(said_by_batch("JOB_ATTEMPT") or 1),
+            looked_up("JOB_GANG") is not None,
+            int(said_by_batch("JOB_NUM_NODES") or 1),
+        )
+
+    @property
+    def whole_job(self) -> str:
+        """The job, of which this may be a node."""
+        return self.worker.partition("#")[0]
+
+
+def main() -> int:
+    """Do what this process was told; its exit code."""
+    try:
+        told = Told.load()
+        if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
+            from aflow.task.secrets_manager import fetch_service_key  # few jobs have one
+
+            fetch_service_key()
+        # Now, for the ground to have all of it, too: it is what takes longest.
+        store = backends.open_store(told.store)
+        # Before the folder is made: a process that was forked after would remove it at its end.
+        ground = EarlyGround(fork_ground())
+        with ExitStack() as made:
+            folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
+            made.callback(ground.close)
+            return asyncio.run(OneJob(told, store, SystemClock(), Path(folder), ground).run())
+    except AflowError as error:
+        print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        return 1
+
+
+class OneJob:
+    """One job. The code of the flow is put into the folder, from which its task runs it."""
+
+    def __init__(
+        self, told: Told, store: ObjectStore, clock: Clock, folder: Path, ground: EarlyGround
+    ) -> None:
+        self._told = told
+        self._store = store
+        self._clock = clock
+        self._folder = folder
+        self._ground = ground
+        self._news = News(store, told.flow, told.run, told.worker)
+        self._meeting = Meeting(store, told.flow, told.run)
+        self._left = [0, 0]  # bytes of each stream that are still sent
+
+    async def run(self) -> int:
+        """Run the attempt; the exit code of the job. SIGTERM ends it. Raises StorageError where
+        it could not be told how the attempt has ended."""
+        loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[AttemptReport] = loop.create_future()
+        stopping = asyncio.Event()
+        on_signal(loop, signal.SIGTERM, stopping.set)
+        spec = await in_thread(self._attempt)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._news.tell())
+                await self._run(spec, stopping, group)
+                self._news.close()
+            await self._leave(stopping)
+        except* AflowError as errors:
+            raise errors.exceptions[0] from None
+        report = await self._ended
+        if report.state == AttemptState.SUCCEEDED.value:
+            return 0
+        print(f"aflow: {report.reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        return 1 if report.retryable else NO_RETRY_EXIT_CODE
+
+    async def _run(
+        self, spec: AttemptSpec, stopping: asyncio.Event, group: asyncio.TaskGroup
+    ) -> None:
+        executor = await self._executor(spec, stopping)
+        if executor is None:
+            return
+        stop = group.create_task(self._stop(stopping, executor, spec))
+        executor.launch(spec)
+        await self._ended
+        stop.cancel()
+        await executor.stop()
+
+    def _attempt(self) -> AttemptSpec:
+        told = self._told
+        spec = told.roll.read(Parcels(self._store, told.flow, told.run), told.place)
+        return spec._replace(again=spec.again or told.tries > 1)
+
+    async def _executor(self, spec: AttemptSpec, stopping: asyncio.Event) -> ProcessExecutor | None:
+        """What runs the attempt; None where it cannot be run here, which is its end."""
+        try:
+            job = await in_thread(self._job)
+            executor = ProcessExecutor(
+                job.needs,
+                job.request,
+                self._ground.start,
+                self._clock,
+                max_workers=1,
+                grace=GRACE,
+            )
+            self._left = [job.max_log_size + SLACK] * 2
+            context = job.context
+            if self._told.is_gang:
+                context = context._replace(address=await self._meet(spec, stopping))
+            await executor.start(context, self)
+        except AflowError as error:
+            reason = f"The job {self._told.worker} cannot run the task: {error}"
+            self._never_ran(spec, AttemptState.FAILED, reason)
+            return None
+        if stopping.is_set():
+            self._never_ran(spec, AttemptState.CANCELLED, "The task was cancelled.")
+            await executor.stop()
+            return None
+        return executor
+
+    def _never_ran(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
+        now = self._clock.now()
+        self.started(spec.task, spec.attempt, os.getpid(), now)
+        report = base.stopped(spec.task, spec.attempt, state, reason, now, now)
+        self.ended(report, NO_USAGE)
+
+    async def _meet(self, spec: AttemptSpec, stopping: asyncio.Event) -> str:
+        """The address of member 0 of the gang, which says it; the others wait for that."""
+        assert spec.split_index is not None, "a member has its place"
+        control = spec.task - spec.split_index
+        if spec.split_index == 0:
+            address = own_address()
+            await in_thread(self._meeting.say, control, address)
+            return address
+        while not stopping.is_set():
+            found = await in_thread(self._meeting.address, control)
+            if found is not None:
+                return found
+            await asyncio.sleep(LOOK)
+        return ""
+
+    async def _leave(self, stopping: asyncio.Event) -> None:
+        """With the main node all others would be ended: so it waits until they are done."""
+        told = self._told
+        if told.place != 0:
+            if told.nodes > 1:
+                await in_thread(self._meeting.leave, told.whole_job, told.place)
+            return
+        give_up_at = asyncio.get_running_loop().time() + PATIENCE
+        while told.nodes > 1 and not stopping.is_set():
+            left = await in_thread(self._meeting.left, told.whole_job)
+            if left >= told.nodes - 1 or asyncio.get_running_loop().time() > give_up_at:
+                return
+            await asyncio.sleep(LOOK)
+
+    def _job(self) -> Job:
+        told = self._told
+        job, _ = delivered(self._store, told.flow, told.run, told.job, self._unpack)
+        return job
+
+    def _unpack(self, blobs: BlobStore, key: str) -> Path:
+        package.unpack(package.fetch(blobs, key), self._folder)
+        return self._folder
+
+    async def _stop(
+        self, stopping: asyncio.Event, executor: ProcessExecutor, spec: AttemptSpec
+    ) -> None:
+        await stopping.wait()
+        executor.cancel(spec.task, spec.attempt)
+
+    # ------------------------------------------------------------ what the executor says
+
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
+        """The coordinator finds the job by its id."""
+
+    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
+        """The attempt is running now."""
+        self._news.add((protocol.STARTED, task, attempt, pid, at))
+
+    def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
+        """The attempt has written something: it goes to the job's own log, too."""
+        kept = chunk[: self._left[stream]]
+        self._left[stream] -= len(kept)
+        if kept:
+            self._news.add((protocol.LOGGED, task, attempt, stream, at, kept))
+        out = binary((sys.stdout, sys.stderr)[stream])
+        out.write(chunk)
+        out.flush()
+
+    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
+        """The attempt has made items of its foreach."""
+        self._news.add((protocol.GROWN, task, attempt, count, manifest))
+
+    def ended(self, report: AttemptReport, usage: Usage) -> None:
+        """The attempt is over."""
+        if not self._ended.done():
+            self._news.add(
+                (protocol.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
+            )
+            self._ended.set_result(report)
+
+
+class News:
+    """What is to be said to the coordinator, gathered into letters."""
+
+    def __init__(self, store: ObjectStore, flow: str, run: str, worker: str) -> None:
+        self._box = Letterbox(store, flow, run)
+        self._flow = flow
+        self._run = run
+        self._worker = worker
+        self._host = socket.gethostname()
+        self._number = 0
+        self._events: list[tuple[Any, ...]] = []
+        self._some = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    def add(self, event: tuple[Any, ...]) -> None:
+        """Say it soon."""
+        self._events.append(event)
+        self._some.set()
+
+    def close(self) -> None:
+        """Say at once what there is; `tell` returns then."""
+        self._closed.set()
+        self._some.set()
+
+    async def tell(self) -> None:
+        """Say what there is to say, until it is all said. Raises StorageError."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            try:
+                async with asyncio.timeout(SAY):
+                    await self._closed.wait()
+            except TimeoutError:  # more may come: what there is goes now
+                pass
+            events, self._events = self._events, []
+            for part in protocol.parts(events):
+                self._number += 1
+                letter = protocol.ReportsLetter(
+                    self._flow, self._run, self._worker, self._host, self._number, part
+                )
+                await in_thread(self._box.put, letter)
+            if self._closed.is_set() and not self._events:
+                return
+
+
+def own_address() -> str:
+    """The address of this machine, as others of its network reach it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way out
+        except OSError:  # there is none: nobody is elsewhere
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: the threads of clients do not hold us up

@@ -1,0 +1,178 @@
+"""What a worker has to say to coordinators, and to the queue: in order, until it is heard."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.errors import InvalidMessage, LeaseLost, QueueUnavailable
+from aflow.executors import protocol
+from aflow.executors.protocol import ReportsLetter, TaskLetter
+from aflow.queue.base import Lease, Message, Queue, pause
+from aflow.queue.messages import Keys
+from aflow.scheduler.states import AttemptState
+from aflow.task.spec import AttemptReport
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+
+
+_SHOWN = 2000  # characters of an error that is too large
+
+
+class _Reader(NamedTuple):
+    """A coordinator: the topic that it reads, and its run."""
+
+    topic: str
+    flow: str
+    run: str
+
+
+class Outbox:
+    """What is to be said to coordinators: together, in order, and leases acknowledged after it."""
+
+    def __init__(self, queue: Queue, worker: str, keys: Keys, clock: Clock) -> None:
+        self._queue = queue
+        self._worker = worker
+        self._keys = keys
+        self._clock = clock
+        self._host = socket.gethostname()[:200]
+        self._number = 0
+        self._events: defaultdict[_Reader, list[Any]] = defaultdict(list)
+        self._done: list[Lease] = []
+        self._back: list[Lease] = []
+        self._bury: list[Lease] = []
+        self._news = asyncio.Event()
+        self._closed = False
+        self.undelivered = 0  # events, and ends of leases, that are on their way
+
+    def add(self, task: TaskLetter, event: Sequence[Any], done: Lease | None = None) -> None:
+        """Say it soon, to the coordinator of this task; `done` is acknowledged after that."""
+        self._events[_Reader(task.reply, task.flow, task.run)].append(event)
+        if done is not None:
+            self._done.append(done)
+        self._note(1)
+
+    def acknowledge(self, lease: Lease) -> None:
+        """The message is done with, and there is nothing to say of it."""
+        self._done.append(lease)
+        self._note(1)
+
+    def give_back(self, lease: Lease) -> None:
+        """Somebody else is to have it, as if we had never taken it."""
+        self._back.append(lease)
+        self._note(1)
+
+    def take_back(self) -> list[Lease]:
+        """The leases that were to be given back and were not yet: nothing more is sent."""
+        back, self._back = self._back, []
+        return back
+
+    def bury(self, lease: Lease) -> None:
+        """Nobody can do it: it is kept to be looked at."""
+        self._bury.append(lease)
+        self._note(1)
+
+    def _note(self, count: int) -> None:
+        self.undelivered += count
+        self._news.set()
+
+    def close(self) -> None:
+        """`send` returns when all is said."""
+        self._closed = True
+        self._news.set()
+
+    async def send(self) -> None:
+        """Say what there is to say, again and again."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            events, self._events = self._events, defaultdict(list)
+            done, self._done = self._done, []
+            back, self._back = self._back, []
+            bury, self._bury = self._bury, []
+            count = self.undelivered
+            try:
+                await self._send(events, done, back, bury)
+            except BaseException:
+                self._back[:0] = back
+                raise
+            self.undelivered -= count
+            if self._closed and not self._news.is_set():
+                return
+
+    async def _send(
+        self,
+        events: dict[_Reader, list[Any]],
+        done: list[Lease],
+        back: list[Lease],
+        bury: list[Lease],
+    ) -> None:
+        for reader, said in events.items():
+            for body in self._bodies(reader, said):
+                message = Message(f"{self._worker}/{self._number}", body)
+                await self._until_done(lambda: self._queue.put(reader.topic, [message]))  # noqa: B023
+        await self._until_done(lambda: self._queue.ack(done))
+        await self._until_done(lambda: self._queue.release(back, counted=False))
+        await self._until_done(lambda: self._queue.bury(bury))
+
+    def _bodies(self, reader: _Reader, events: list[Any]) -> Iterator[bytes]:
+        """The letters with these events, each of a size that the queue takes."""
+        largest = self._queue.largest
+        for part in protocol.parts(events, largest):
+            try:
+                body = self._sealed(reader, part)
+                is_too_large = largest is not None and len(body) > largest
+            except InvalidMessage:  # too large for any queue
+                is_too_large = True
+            if not is_too_large:
+                yield body
+                continue
+            for event in part:
+                # What has grown is said again at the end; output was divided before.
+                if event[0] == protocol.ENDED:
+                    yield self._sealed(reader, [_too_large(event, self._queue.url)])
+
+    def _sealed(self, reader: _Reader, events: Sequence[Any]) -> bytes:
+        self._number += 1
+        letter = ReportsLetter(
+            reader.flow, reader.run, self._worker, self._host, self._number, events
+        )
+        return letter.seal(self._keys, reader.topic, self._clock.now())
+
+    async def _until_done(self, call: Callable[[], Any]) -> None:
+        """The broker may be away: what was done is not to be lost for that."""
+        while True:
+            try:
+                await call()
+                return
+            except LeaseLost:  # the message was delivered again: it will be seen to be settled
+                return
+            except QueueUnavailable:
+                await pause()
+
+
+def _too_large(event: Sequence[Any], url: str) -> Sequence[Any]:
+    """The end of an attempt whose report is larger than the queue takes: an error is cut, and a
+    success that cannot be told is a failure."""
+    _, task, attempt, max_rss, cpu, *fields = event
+    report = AttemptReport(task, attempt, *fields)
+    report = report._replace(steps=(), foreach=None, splits=None, manifest=None, metadata=())
+    if report.state != AttemptState.SUCCEEDED.value:
+        cut = f"{report.reason[:_SHOWN]}... (of {len(report.reason)} characters)"
+        report = report._replace(reason=report.reason if len(report.reason) <= _SHOWN else cut)
+    else:
+        size = len(AttemptReport(task, attempt, *fields).manifest or b"")
+        report = report._replace(
+            state=AttemptState.FAILED.value,
+            reason=(
+                f"What the task keeps of its small artifacts ({size} bytes) is larger than the "
+                f"queue {url} takes: put many of them into one list or dict, or name a store for "
+                "such messages in the URL of the queue (?bodies= for SQS)."
+            ),
+            retryable=False,
+        )
+    return (protocol.ENDED, task, attempt, max_rss, cpu, *report[2:])

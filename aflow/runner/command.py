@@ -1,0 +1,440 @@
+"""A command in a process of its own, whose output goes to files that can be read meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+
+import click
+
+from aflow._core.process import binary
+from aflow._core.threads import in_thread
+from aflow.cli import loading
+from aflow.cli.flow_commands import FlowGroup
+from aflow.cli.options import Option, ParameterType
+from aflow.code.program import stands_for_metaflow
+from aflow.errors import InvalidInput
+from aflow.flow.names import did_you_mean, shown
+
+if TYPE_CHECKING:
+    from aflow.flow.spec import FlowSpec
+
+Stream = Literal["stdout", "stderr"]
+
+LOOK_AGAIN = 0.05  # seconds: how often a growing file is looked at, while somebody follows it
+_PIECE = 1 << 16
+
+
+def program(flow_file: str) -> list[str]:
+    """What runs the flow's file: where aflow stands for Metaflow here, it has to do so there, if
+    the file has a use for it. (A file of several flows may itself choose one when it is run.)"""
+    if stands_for_metaflow() and b"metaflow" in Path(flow_file).read_bytes():
+        return [sys.executable, "-m", "aflow", "--compat", flow_file]
+    return [sys.executable, flow_file]
+
+
+class Command:
+    """A process that was started; `process` is its Popen, `log_files` the paths of its output."""
+
+    def __init__(
+        self, command: Sequence[str], cwd: str | None, env: Mapping[str, str] | None
+    ) -> None:
+        self.command = list(command)
+        self.timeout = False
+        self._folder = tempfile.mkdtemp(prefix="aflow-")
+        self.log_files = {
+            name: os.path.join(self._folder, f"{name}.log") for name in ("stdout", "stderr")
+        }
+        try:
+            with (
+                open(self.log_files["stdout"], "wb") as out,
+                open(self.log_files["stderr"], "wb") as err,
+            ):
+                self.process = subprocess.Popen(
+                    self.command,
+                    cwd=cwd,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                )
+        except OSError:
+            self.cleanup()
+            raise
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code; None while the process runs."""
+        return self.process.poll()
+
+    # ------------------------------------------------------------ waiting
+
+    def wait_here(self, show: bool) -> int:
+        """Wait for the end and give the exit code; with `show`, copy the output meanwhile. What
+        interrupts the waiting stops the process, too."""
+        try:
+            if show:
+                self._copy_until_ended()
+            return self.process.wait()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _copy_until_ended(self) -> None:
+        with (
+            _end_of(self.process) as ended,
+            self._opened("stdout") as out,
+            self._opened("stderr") as err,
+        ):
+            files = [(out, binary(sys.stdout)), (err, binary(sys.stderr))]
+            over = False
+            while not over:
+                over = bool(select.select([ended], [], [], LOOK_AGAIN)[0])
+                for file, to in files:
+                    if text := file.read():
+                        to.write(text.encode("utf-8", "replace"))
+                        to.flush()
+
+    async def wait(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 -- the name that programs know it by
+        stream: Stream | None = None,
+    ) -> None:
+        """Wait for the end, printing one of the streams meanwhile if it is named. A process that
+        takes longer than `timeout` seconds is stopped."""
+        body = self.ended() if stream is None else self.emit_logs(stream)
+        try:
+            await asyncio.wait_for(body, timeout)
+        except TimeoutError:
+            self.timeout = True
+            await in_thread(self.kill)
+
+    async def ended(self) -> int:
+        """Wait for the end; the exit code."""
+        with _end_of(self.process) as ended:
+            await _readable([ended])
+        return self.process.wait()
+
+    def kill(self, termination_timeout: float = 10.0) -> None:
+        """Stop the process: it may end its tasks first, for so many seconds. May be called late."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(termination_timeout)
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # its template sees it, and kills the tasks
+                self.process.wait()
+
+    # ------------------------------------------------------------ output
+
+    def output(self, stream: Stream) -> str:
+        """What the process has written so far; raises InvalidInput when it was cleaned up."""
+        with self._opened(stream) as file:
+            return file.read()
+
+    async def stream_log(
+        self, stream: Stream, position: int | None = None
+    ) -> AsyncIterator[tuple[int, str]]:
+        """The lines of a stream as they come, until the process ends: each with the position
+        behind it, from which another call may go on."""
+        with self._opened(stream) as file:
+            file.seek(position or 0)
+            over = False
+            rest = ""
+            while not over:
+                over = self.process.poll() is not None  # looked at before what is read
+                while line := file.readline(_PIECE):
+                    rest += line
+                    if rest.endswith("\n"):
+                        yield file.tell(), rest.rstrip("\n")
+                        rest = ""
+                if not over:
+                    await self._more()
+            if rest:
+                yield file.tell(), rest
+
+    async def _more(self) -> None:
+        """Wait until there may be more to read."""
+        try:
+            await asyncio.wait_for(self.ended(), LOOK_AGAIN)
+        except TimeoutError:
+            return
+
+    async def emit_logs(
+        self, stream: Stream = "stdout", custom_logger: Callable[[str], object] | None = None
+    ) -> None:
+        """Give every line of a stream to the function (else to stdout), until the process ends."""
+        async for _, line in self.stream_log(stream):
+            if custom_logger is None:
+                sys.stdout.write(line + "\n")
+            else:
+                custom_logger(line)
+
+    def _opened(self, stream: Stream) -> IO[str]:
+        if stream not in self.log_files:
+            raise InvalidInput(f"There is no stream {stream!r}: ask for stdout or stderr.")
+        try:
+            return open(self.log_files[stream], encoding="utf-8", errors="replace", newline="\n")
+        except FileNotFoundError as error:
+            raise InvalidInput(
+                f"The {stream} of this command was removed by cleanup(): read it before."
+            ) from error
+
+    def cleanup(self) -> None:
+        """Remove the files of the output. The process is left alone."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# ------------------------------------------------------------ descriptors that tell
+
+
+@contextmanager
+def _end_of(process: subprocess.Popen[bytes]) -> Iterator[int]:
+    """A descriptor that can be read once the process has ended."""
+    try:
+        fd = os.pidfd_open(process.pid) if process.poll() is None else _at_its_end()
+    except ProcessLookupError:  # it was waited for by somebody else meanwhile
+        fd = _at_its_end()
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _at_its_end() -> int:
+    """A descriptor that can be read at once."""
+    fd, writer = os.pipe()
+    os.close(writer)
+    return fd
+
+
+async def _readable(fds: Sequence[int]) -> None:
+    """Wait until one of the descriptors can be read."""
+    loop = asyncio.get_running_loop()
+    seen: asyncio.Future[None] = loop.create_future()
+
+    def see() -> None:
+        if not seen.done():
+            seen.set_result(None)
+
+    for fd in fds:
+        loop.add_reader(fd, see)
+    try:
+        await seen
+    finally:
+        for fd in fds:
+            loop.remove_reader(fd)
+
+
+class Announcement:
+    """A pipe with a name, through which a command says what it has started.
+
+    Use it as a context; give `path` to the command.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="aflow-")
+        self.path = Path(self._folder) / "attributes"
+        os.mkfifo(self.path)
+        # Not blocking: there is no writer yet, and perhaps never one.
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def enclose(self, values: Mapping[str, Any]) -> Path:
+        """Write values for the command into a file beside the pipe; its path."""
+        file = Path(self._folder) / "parameters.json"
+        file.touch(0o600)
+        file.write_text(json.dumps(values))
+        return file
+
+    def __enter__(self) -> Announcement:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def wait(self, process: subprocess.Popen[bytes], at_most: float) -> bytes:
+        """What was said; empty if the process has ended, or so many seconds are over, and nothing
+        was."""
+        with _end_of(process) as ended:
+            try:
+                await asyncio.wait_for(_readable([self._fd, ended]), at_most)
+            except TimeoutError:
+                return b""
+        return self.read()
+
+    def read(self) -> bytes:
+        """What was said so far."""
+        try:
+            # It is written in one piece, which a pipe does not divide.
+            return os.read(self._fd, _PIECE)
+        except BlockingIOError:  # a writer has opened it and says nothing
+            return b""
+
+
+# From keyword arguments to the words of a command line, checked against the command's options.
+
+# Names of old for options that have another one here.
+_ALIASES = {"decospecs": "with"}
+# Linux takes no word above 128 kB, and 2 MB in all, the environment included.
+_LONGEST_WORD = 100_000
+_LONGEST_LINE = 1_000_000
+
+
+class Words(NamedTuple):
+    """A command line, and values of parameters that it cannot hold, which go into a file."""
+
+    words: list[str]
+    values: dict[str, Any]
+
+
+class CommandLine:
+    """The command line of a flow file. The file is looked into when there is something to check."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._flows: Sequence[type[FlowSpec]] | None = None
+
+    def words(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        top: Mapping[str, Any],
+        given: Mapping[str, Any],
+    ) -> Words:
+        """`[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have two words. Raises FlowFileError for
+        a file that holds no flow, InvalidInput for an option that is not there, or a value that
+        cannot be written."""
+        ahead = self._options("", _without_none(top))
+        behind = self._options(command, _without_none(given))
+        words = [*ahead.words, *command.split(), *behind.words, *arguments]
+        for each in words:
+            if len(os.fsencode(each)) > _LONGEST_WORD:
+                name = each.partition("=")[0]
+                raise InvalidInput(f"The value of {name[:80]} is too long for a command line.")
+        return Words(words, behind.values)
+
+    def _options(self, command: str, given: Mapping[str, Any]) -> Words:
+        known = self._known(command) if given else {}
+        words: list[str] = []
+        values: dict[str, Any] = {}
+        length = 0
+        for name, value in given.items():
+            plain = _plain(name)
+            if plain not in known:
+                where = f"The command {command}" if command else "The command line"
+                raise InvalidInput(
+                    f"{where} of {self._file.name} has no option {name!r}."
+                    f"{did_you_mean(plain, known)} It has: {', '.join(sorted(known))}."
+                )
+            option = known[plain]
+            of_flow = None
+            if isinstance(option, Option) and option.parameter is not None:
+                of_flow = option.parameter
+                if option.count or (option.is_flag and value is False):
+                    values[of_flow.name] = value  # --flag has no form for False
+                    continue
+            written = _written(option, name, value)
+            size = sum(len(os.fsencode(each)) for each in written)
+            length += size
+            no_words = size > _LONGEST_WORD or length > _LONGEST_LINE or "\0" in "".join(written)
+            if of_flow is not None and no_words:
+                values[of_flow.name] = of_flow.plain(of_flow.convert(value))
+            else:
+                words += written
+        return Words(words, values)
+
+    def _known(self, command: str) -> dict[str, click.Parameter]:
+        """The options and arguments of a command, by all the names that they go by."""
+        known: dict[str, click.Parameter] = {}
+        for flow in self._candidates():
+            group = FlowGroup(flow, self._file.name)
+            found: click.Command | None = group
+            for word in command.split():  # `step-functions create`, say
+                assert isinstance(found, click.Group), "only commands that there are, are asked for"
+                found = found.get_command(click.Context(found), word)
+            assert found is not None, "only commands that there are, are asked for"
+            for each in found.params:
+                known |= dict.fromkeys(_names(each), each)
+        return known
+
+    def _candidates(self) -> Sequence[type[FlowSpec]]:
+        if self._flows is None:
+            self._flows = loading.look_into(self._file)
+        return self._flows
+
+
+def _without_none(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _names(parameter: click.Parameter) -> Iterator[str]:
+    long = [_plain(each) for each in parameter.opts]
+    yield from long
+    if parameter.multiple:  # `tags` is the name that programs know for --tag
+        yield from (f"{each}s" for each in long)
+    yield from (old for old, new in _ALIASES.items() if new in long)
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower().strip("_")
+
+
+# ------------------------------------------------------------ values
+
+
+def _written(parameter: click.Parameter, name: str, value: Any) -> list[str]:
+    """The words that give the option this value."""
+    if isinstance(parameter, click.Argument):
+        return [_text(name, value)]
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return _flag(parameter, name, value)
+    option = parameter.opts[0]
+    several = parameter.multiple and isinstance(value, list | tuple)
+    values = value if several else [value]
+    if parameter.nargs > 1:
+        return [word for each in values for word in (option, *(_text(name, one) for one in each))]
+    return [f"{option}={_text(name, _joined(parameter, each))}" for each in values]
+
+
+def _flag(option: click.Option, name: str, value: Any) -> list[str]:
+    if isinstance(option, Option) and option.parameter is not None and value == option.flag_value:
+        return option.opts[:1]
+    if not isinstance(value, bool):
+        raise InvalidInput(f"The option {name!r} is True or False, not {shown(value)}.")
+    return option.opts[:1] if value else option.secondary_opts[:1]
+
+
+def _joined(parameter: click.Parameter, value: Any) -> Any:
+    """A list as the text that a parameter with a separator takes."""
+    if not isinstance(parameter.type, ParameterType) or not isinstance(value, list | tuple):
+        return value
+    separator = parameter.type.parameter.separator
+    if separator is None:
+        return value
+    return separator.join(_text(parameter.type.parameter.name, each) for each in value)
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, int | float):
+        return str(value)
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(
+            f"{name}={shown(value)} cannot be given on a command line: {error}."
+        ) from error

@@ -1,0 +1,189 @@
+"""Deployer: flows on Step Functions, for programs. Each call is a command of the flow's file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aflow._core.clock import SystemClock
+from aflow._core.settings import environment_with
+from aflow.client import Run
+from aflow.client.where import place_at
+from aflow.errors import CommandFailed, FlowFileError, NotFound
+from aflow.runner.command import Command, CommandLine, program
+
+LAST_WORDS = 20  # lines of a failed command that its error repeats
+LOOK_AGAIN = 1.0  # seconds between looks at whether a run has begun
+
+
+class Deployer:
+    """Deploys the flow of a file.
+
+        deployed = Deployer("flow.py").step_functions().create(max_workers=10)
+        triggered = deployed.trigger(alpha=0.5)
+        print(triggered.wait_for_run().pathspec)
+
+    `show_output` copies what the commands print, `env` adds to the environment, `cwd` is the
+    working directory; `file_read_timeout` is accepted for old code. All else are options that stand
+    before the command (`branch`, `production`, ...). Raises FlowFileError where there is no such
+    file.
+    """
+
+    def __init__(
+        self,
+        flow_file: str | os.PathLike[str],
+        show_output: bool = True,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        file_read_timeout: float = 3600,
+        **top_level_kwargs: Any,
+    ) -> None:
+        self.flow_file = os.path.abspath(flow_file)
+        if not os.path.isfile(self.flow_file):
+            raise FlowFileError(f"There is no flow file {self.flow_file}.")
+        self.show_output = show_output
+        self.top_level_kwargs = top_level_kwargs
+        profiles = {"AFLOW_PROFILE": profile} if profile else {}
+        self._env = environment_with({**(env or {}), **profiles})
+        self._cwd = os.fspath(cwd) if cwd is not None else None
+        self._line = CommandLine(Path(self.flow_file))
+
+    def step_functions(self, name: str | None = None) -> StepFunctionsDeployer:
+        """The flow on AWS Step Functions, as a state machine of this name (else the flow's)."""
+        return StepFunctionsDeployer(self, name)
+
+    def told_by(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        given: Mapping[str, Any],
+        *,
+        facts: bool = True,
+    ) -> tuple[dict[str, Any], str]:
+        """The facts that a command writes, if it writes any, and what it prints. Raises
+        InvalidInput for an option that it has not, and CommandFailed where it fails."""
+        with _file() as file:
+            if facts:
+                given = {**given, "deployer_attribute_file": file}
+            words, values = self._line.words(command, arguments, self.top_level_kwargs, given)
+            if values:
+                enclosed = f"{file}.parameters"
+                Path(enclosed).write_text(json.dumps(values))
+                words.append(f"--parameters-file={enclosed}")
+            started = Command([*program(self.flow_file), *words], self._cwd, self._env)
+            try:
+                code = started.wait_here(self.show_output)
+                printed = started.output("stdout")
+                if code:
+                    last = [*printed.splitlines(), *started.output("stderr").splitlines()]
+                    raise CommandFailed(
+                        f"{shlex.join(started.command)} failed (exit code {code}). It said:\n"
+                        + "\n".join(last[-LAST_WORDS:])
+                    )
+            finally:
+                started.cleanup()
+            text = Path(file).read_text() if facts else "{}"
+        return json.loads(text), printed
+
+
+@contextmanager
+def _file() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="aflow-") as folder:
+        yield os.path.join(folder, "facts.json")
+
+
+class StepFunctionsDeployer:
+    """The flow of a deployer on AWS Step Functions."""
+
+    def __init__(self, deployer: Deployer, name: str | None) -> None:
+        self._deployer = deployer
+        self._given = {} if name is None else {"name": name}
+
+    def create(self, **options: Any) -> DeployedFlow:
+        """Deploy the flow, or its new version, with the options of `step-functions create`."""
+        given = {**self._given, **options}
+        facts, _ = self._deployer.told_by("step-functions create", [], given)
+        return DeployedFlow(self._deployer, self._given, facts)
+
+
+class ExecutionInfo(NamedTuple):
+    """A line of `step-functions list-runs`."""
+
+    run_id: str
+    status: str
+
+
+class DeployedFlow:
+    """A flow that is deployed: `name` is that of its state machine."""
+
+    def __init__(
+        self, deployer: Deployer, given: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> None:
+        self._deployer = deployer
+        self._given = given
+        self.name: str = facts["name"]
+        self.flow_name: str = facts["flow_name"]
+        self.metadata: str = facts["metadata"]
+        self.production_token: str = facts["production_token"]
+
+    def trigger(self, **parameters: Any) -> TriggeredRun:
+        """Start a run with these values of parameters."""
+        given = {**self._given, **parameters}
+        facts, _ = self._deployer.told_by("step-functions trigger", [], given)
+        return TriggeredRun(self, facts["pathspec"])
+
+    def list_runs(self, states: Sequence[str] = ()) -> list[ExecutionInfo]:
+        """The runs in one of these states (`RUNNING`, `TIMED_OUT`, ...), or all."""
+        given = {**self._given, **{state.lower(): True for state in states}}
+        _, printed = self._deployer.told_by("step-functions list-runs", [], given, facts=False)
+        rows = [line.split() for line in printed.splitlines()]
+        return [ExecutionInfo(row[0], row[-1]) for row in rows if row]
+
+    def terminate(self, run_id: str, authorize: str | None = None) -> None:
+        """Stop a run."""
+        given = {**self._given, "authorize": authorize}
+        self._deployer.told_by("step-functions terminate", [run_id], given, facts=False)
+
+    def delete(self, authorize: str | None = None) -> None:
+        """Delete the state machine, and what starts it."""
+        given = {**self._given, "authorize": authorize}
+        self._deployer.told_by("step-functions delete", [], given, facts=False)
+
+
+class TriggeredRun:
+    """A run that was started; it is there once its first job has begun."""
+
+    def __init__(self, deployed: DeployedFlow, pathspec: str) -> None:
+        self._deployed = deployed
+        self.pathspec = pathspec
+
+    @property
+    def run(self) -> Run | None:
+        """The run; None while its first job has not begun."""
+        try:
+            place = place_at(self._deployed.metadata)
+            return Run(self.pathspec, _namespace_check=False, _place=place)
+        except NotFound:
+            return None
+
+    def wait_for_run(self, timeout: float | None = None) -> Run:
+        """The run, as soon as its first job has begun; raises TimeoutError."""
+        clock = SystemClock()
+        begun = clock.monotonic()
+        while (found := self.run) is None:
+            if timeout is not None and clock.monotonic() - begun > timeout:
+                raise TimeoutError(f"{self.pathspec} has not begun in {timeout} seconds.")
+            time.sleep(LOOK_AGAIN)
+        return found
+
+    def terminate(self, authorize: str | None = None) -> None:
+        """Stop the run."""
+        self._deployed.terminate(self.pathspec.rpartition("/")[2], authorize)

@@ -1,0 +1,210 @@
+"""`run` and `arun`: a flow inside of the program that calls them, without a command line."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aflow._core import ids
+from aflow._core.process import fastest_loop
+from aflow._core.settings import RunOptions, Settings
+from aflow._core.threads import in_thread
+from aflow.cli.checks import check_graph
+from aflow.client import Run
+from aflow.client.where import place_at
+from aflow.code.config_binding import GivenConfigs, configured
+from aflow.coordinator import Coordinator
+from aflow.errors import InvalidInput, InvalidName, RunFailed
+from aflow.exit_hooks import hooks_of, run_hooks
+from aflow.flow.decorators.attach import attach
+from aflow.flow.names import shown
+from aflow.flow.spec import FlowSpec
+from aflow.scheduler.states import RunState
+
+if TYPE_CHECKING:
+    from aflow._core.settings import Isolation, ProcessStart
+    from aflow.flow.definition import FlowDefinition
+    from aflow.runs.events import RunEnded, Watch
+
+
+def run(flow: type[FlowSpec], **options: Any) -> Run:
+    """Run a flow to its end: `run(MyFlow, alpha=0.5, max_workers=4, tags=["a"])`.
+
+    Takes and raises what `arun` does. Works in a script and where an event loop is running, as in
+    a notebook; what interrupts it stops the run.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            return runner.run(arun(flow, **options))
+    return _Aside(lambda: arun(flow, **options)).result()
+
+
+async def arun(
+    flow: type[FlowSpec],
+    *,
+    tags: Sequence[str] = (),
+    max_workers: int | None = None,
+    max_num_splits: int | None = None,
+    isolation: Isolation | None = None,
+    process: ProcessStart | None = None,
+    decorators: Sequence[str] = (),
+    fail_fast: bool = False,
+    namespace: str | None = None,
+    branch: str | None = None,
+    production: bool | None = None,
+    storage: str | None = None,
+    metadata: str | None = None,
+    watch: Watch | None = None,
+    configs: Mapping[str, Any] | None = None,
+    **parameters: Any,
+) -> Run:
+    """Run a flow to its end, in the event loop of the moment; gives the client's object of the run.
+
+    All other keywords are parameters of the flow. `decorators` are what `--with` takes, `storage`
+    and `metadata` are URLs, `configs` are values by the names of the flow's configs; what is not
+    given is as the settings say. `watch` is told what happens (aflow.runs.events). Exit hooks are
+    called.
+
+    Raises RunFailed, which has the run, for a run without success; InvalidInput, InvalidFlow,
+    StorageError or MetadataError where none has begun. Cancelling it stops the run.
+    """
+    given: dict[str, Any] = {
+        "max_workers": max_workers,
+        "max_num_splits": max_num_splits,
+        "isolation": isolation,
+        "process": process,
+    }
+    settings = Settings.load(**given)
+    definition = _checked(flow, decorators, configs)
+    options = RunOptions(
+        parameters=parameters,
+        tags=_tags(tags),
+        max_workers=settings.max_workers,
+        max_num_splits=settings.max_num_splits,
+        max_log_size=settings.max_log_size << 20,
+        previews=settings.previews,
+        isolation=settings.isolation,
+        process=settings.process,
+        fail_fast=fail_fast,
+        retry_wait=settings.retry_wait,
+        decospecs=tuple(decorators),
+        namespace=settings.namespace if namespace is None else namespace,
+        branch=branch,
+        production=production,
+    )
+    async with Coordinator(
+        storage=storage or settings.storage_url,
+        metadata=metadata or settings.metadata_url,
+        durability=settings.durability,
+        user=settings.user,
+    ) as coordinator:
+        handle = await coordinator.start(definition, options=options, watch=watch)
+        ended = await handle.wait()
+    return await in_thread(_concluded, definition, ended, settings, metadata)
+
+
+def _checked(
+    flow: object, decorators: Sequence[str], configs: Mapping[str, Any] | None
+) -> FlowDefinition:
+    if not isinstance(flow, type) or not issubclass(flow, FlowSpec):
+        raise InvalidInput(f"run takes the class of a flow, not {shown(flow)}.")
+    definition = attach(configured(flow, GivenConfigs(values=configs or {})), decorators)
+    check_graph(definition, lambda _: None)
+    return definition
+
+
+def _tags(tags: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tags, str):  # it would become a tag for each of its letters
+        raise InvalidName(f"{tags!r} is one tag: give a list of tags, as [{tags!r}].")
+    unique = tuple(dict.fromkeys(ids.tag(each) for each in tags))
+    if len(unique) > ids.MAX_TAGS:
+        raise InvalidName(f"A run can have at most {ids.MAX_TAGS} tags; {len(unique)} were given.")
+    return unique
+
+
+def _concluded(
+    definition: FlowDefinition, ended: RunEnded, settings: Settings, metadata: str | None
+) -> Run:
+    """The run that has ended, after its exit hooks; raises RunFailed."""
+    place = place_at(metadata or settings.place)
+    run = Run(f"{definition.name}/{ended.run}", _namespace_check=False, _place=place)
+    succeeded = ended.state is RunState.SUCCEEDED
+    troubles: list[str] = []
+    if hooks_of(definition, succeeded=succeeded):
+        url = metadata or settings.metadata_url
+        run_hooks(
+            definition, run.pathspec, succeeded=succeeded, metadata_url=url, say=troubles.append
+        )
+    if not succeeded:
+        raise _failure(run, ended, troubles)
+    for trouble in troubles:
+        warnings.warn(trouble, RuntimeWarning, stacklevel=2)
+    return run
+
+
+def _failure(run: Run, ended: RunEnded, troubles: Sequence[str]) -> RunFailed:
+    where = "" if ended.step is None else f" in step {ended.step!r} (task {ended.task})"
+    error = RunFailed(
+        f"{run.pathspec} has {ended.state.value}{where}: {ended.reason}",
+        run,
+        step=ended.step,
+        task=ended.task,
+        reason=ended.reason,
+    )
+    for trouble in troubles:
+        error.add_note(trouble)
+    return error
+
+
+class _Aside:
+    """A coroutine in a thread with an event loop of its own."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._answer: Run | None = None
+        self._error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Run] | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="aflow.run")
+
+    def result(self) -> Run:
+        """Wait for its end. What interrupts the waiting cancels it, and is raised when it has
+        ended."""
+        self._thread.start()
+        try:
+            # Not join: Python takes a thread for ended when somebody's join was interrupted.
+            self._over.wait()
+        except BaseException:
+            self._cancel()
+            self._over.wait()
+            raise
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None, "a coroutine that did not fail has an answer"
+        return self._answer
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+            self._loop = runner.get_loop()
+            try:
+                self._answer = runner.run(self._main())
+            except BaseException as error:  # noqa: BLE001 -- raised again where the caller waits
+                self._error = error
+            finally:
+                self._over.set()
+
+    async def _main(self) -> Run:
+        self._task = asyncio.current_task()
+        answer: Run = await self._make()
+        return answer
+
+    def _cancel(self) -> None:
+        if self._loop is not None and self._task is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._task.cancel)

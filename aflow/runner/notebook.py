@@ -1,0 +1,236 @@
+"""NBRunner and NBDeployer: a flow that was written in a cell of a notebook, used as a file."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aflow.errors import FlowFileError
+from aflow.flow.spec import FlowSpec
+from aflow.runner.deployer import Deployer
+from aflow.runner.runner import Runner
+from aflow.storage.names import MAIN, written_by_main
+
+if TYPE_CHECKING:
+    from aflow.client import Run
+    from aflow.runner.runner import ExecutingRun, ExecutingTask
+
+
+class NBRunner:
+    """Runs a flow whose class is in a cell of this notebook: `NBRunner(MyFlow).nbrun(alpha=0.5)`.
+
+    The cell up to the end of the class becomes a file in `base_dir` (else the working directory),
+    which a Runner runs; the other arguments are Runner's. Imports that the flow needs have to
+    stand in the same cell. Outside of a notebook the file of the class takes the cell's place.
+
+    Raises FlowFileError where the source of the class cannot be had.
+    """
+
+    def __init__(
+        self,
+        flow: type[FlowSpec],
+        show_output: bool = True,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        base_dir: str | os.PathLike[str] | None = None,
+        file_read_timeout: float = 3600,
+        **top_level_kwargs: Any,
+    ) -> None:
+        self.flow = flow
+        self.flow_file, folder = _write(flow, base_dir)
+        self.runner = Runner(
+            self.flow_file,
+            show_output,
+            profile,
+            _environment(env),
+            folder,
+            file_read_timeout,
+            **top_level_kwargs,
+        )
+
+    def nbrun(self, **kwargs: Any) -> Run:
+        """Run the flow to its end and clean up; gives the client's object of the run."""
+        try:
+            return self.runner.run(**kwargs).run
+        finally:
+            self.cleanup()
+
+    def nbresume(self, **kwargs: Any) -> Run:
+        """Resume a run to its end and clean up; gives the client's object of the new run."""
+        try:
+            return self.runner.resume(**kwargs).run
+        finally:
+            self.cleanup()
+
+    def nbspin(self, pathspec: str, **kwargs: Any) -> Any:
+        """Run one step again and clean up; gives the client's object of the task."""
+        try:
+            return self.runner.spin(pathspec, **kwargs).task
+        finally:
+            self.cleanup()
+
+    def run(self, **kwargs: Any) -> ExecutingRun:
+        """Runner.run."""
+        return self.runner.run(**kwargs)
+
+    def resume(self, **kwargs: Any) -> ExecutingRun:
+        """Runner.resume."""
+        return self.runner.resume(**kwargs)
+
+    def spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
+        """Runner.spin."""
+        return self.runner.spin(pathspec, **kwargs)
+
+    async def async_run(self, **kwargs: Any) -> ExecutingRun:
+        """Runner.async_run."""
+        return await self.runner.async_run(**kwargs)
+
+    async def async_resume(self, **kwargs: Any) -> ExecutingRun:
+        """Runner.async_resume."""
+        return await self.runner.async_resume(**kwargs)
+
+    async def async_spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
+        """Runner.async_spin."""
+        return await self.runner.async_spin(pathspec, **kwargs)
+
+    def cleanup(self) -> None:
+        """Remove the flow's file and the files of all output. May be called twice."""
+        Path(self.flow_file).unlink(missing_ok=True)
+        self.runner.cleanup()
+
+
+class NBDeployer(Deployer):
+    """A Deployer of a flow whose class is in a cell of this notebook, as NBRunner takes it:
+    `NBDeployer(MyFlow).step_functions().create()`. `cleanup` removes the file."""
+
+    def __init__(
+        self,
+        flow: type[FlowSpec],
+        show_output: bool = True,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        base_dir: str | os.PathLike[str] | None = None,
+        **top_level_kwargs: Any,
+    ) -> None:
+        self.flow = flow
+        file, folder = _write(flow, base_dir)
+        super().__init__(file, show_output, profile, _environment(env), folder, **top_level_kwargs)
+
+    def cleanup(self) -> None:
+        """Remove the flow's file. May be called twice."""
+        Path(self.flow_file).unlink(missing_ok=True)
+
+
+def _write(flow: type[FlowSpec], base_dir: str | os.PathLike[str] | None) -> tuple[str, Path]:
+    """Write the flow's file; its path and the folder that it is in."""
+    source = flow_file_of(flow)
+    folder = Path(base_dir) if base_dir is not None else Path.cwd()
+    descriptor, path = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(source)
+    if flow.__module__ == MAIN:
+        written_by_main(path)
+    return path, folder
+
+
+def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    # The kernel's own: a server that is started by a flow would watch the wrong process.
+    return {"JPY_PARENT_PID": "", **(env or {})}
+
+
+def flow_file_of(flow: type[FlowSpec]) -> str:
+    """The text of a file that runs the flow: what stands before the class, the class, and its
+    call. Raises FlowFileError."""
+    for text in _sources(flow):
+        end = _end_of_class(text, flow.__name__)
+        if end is not None:
+            lines = text.splitlines()[:end]
+            return "\n".join(
+                [*lines, "", 'if __name__ == "__main__":', f"    {flow.__name__}()", ""]
+            )
+    raise FlowFileError(
+        f"The source of {flow.__name__} was found in no cell and no file: define the flow in a "
+        "cell of its own, and run the cell again."
+    )
+
+
+def _sources(flow: type[FlowSpec]) -> Iterator[str]:
+    """The texts that may hold the class: the cells of the notebook, latest first, or its file."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None:
+        for cell in reversed(shell.history_manager.input_hist_raw):
+            yield without_magic(cell, shell.transform_cell)
+    try:
+        yield Path(inspect.getfile(flow)).read_text("utf-8")
+    except (TypeError, OSError):  # it is in no file: said by who asked
+        return
+
+
+def without_magic(cell: str, transform: Callable[[str], str]) -> str:
+    """The cell without what is for the notebook alone (`%magic`, `!command`, `help?`).
+
+    `transform` is IPython's own, which makes calls of `get_ipython()` of these, and only of these:
+    a `%` that begins a line inside of an expression or a text is none. Statements that make such a
+    call become `pass`. Of a cell below a `%%magic` the rest counts.
+    """
+    first, _, rest = cell.lstrip().partition("\n")
+    if first.startswith("%%"):
+        return "\n" + without_magic(rest, transform)
+    text = transform(cell)
+    lines = text.split("\n")
+    for node in _for_the_notebook(text):
+        assert node.end_lineno is not None
+        start = lines[node.lineno - 1].encode()[: node.col_offset].decode()
+        end = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+        blank = [""] * (node.end_lineno - node.lineno)
+        lines[node.lineno - 1 : node.end_lineno] = [f"{start}pass{end}", *blank]
+    return "\n".join(lines)
+
+
+def _for_the_notebook(text: str) -> list[ast.stmt]:
+    """The simple statements that call `get_ipython()`; none in what is no Python."""
+    tree = _parsed(text)
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign | ast.AugAssign)
+        and any(_is_notebook_call(each) for each in ast.walk(node))
+    ]
+    # The last comes first, so that places of the others stay right.
+    return sorted(found, key=lambda node: (node.lineno, node.col_offset), reverse=True)
+
+
+def _is_notebook_call(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "get_ipython"
+    )
+
+
+def _parsed(text: str) -> ast.Module:
+    """The text as a tree: a cell may await something at its top level. An empty one for what is no
+    Python: a cell that never ran."""
+    flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    try:
+        tree = compile(text, "<cell>", "exec", flags, dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+    assert isinstance(tree, ast.Module)
+    return tree
+
+
+def _end_of_class(text: str, name: str) -> int | None:
+    """The last line of the class; None where the text has none of the name."""
+    body = _parsed(text).body
+    ends = [
+        each.end_lineno for each in body if isinstance(each, ast.ClassDef) and each.name == name
+    ]
+    return ends[-1] if ends else None

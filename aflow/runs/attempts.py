@@ -1,0 +1,313 @@
+"""What a driver knows of an attempt between its launch and its end, and how that is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.threads import in_thread
+from aflow.metadata.base import AttemptRecord
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
+from aflow.scheduler.states import AttemptState
+from aflow.storage.artifacts import Manifest
+from aflow.storage.logs import LineSplitter, LogBuffer, chunk_name
+
+if TYPE_CHECKING:
+    from aflow.executors.base import Usage
+    from aflow.storage.base import ObjectStore
+    from aflow.task.spec import AttemptReport
+
+
+class LiveAttempt:
+    """An attempt that is out. `fallback` if @catch settles its task; `is_over` once its end has
+    been reported, while its log is being stored."""
+
+    __slots__ = (
+        "chunks", "fallback", "handle", "host", "is_over", "manifest", "pid", "started_at", "step"
+    )  # fmt: skip
+
+    def __init__(self, step: str, fallback: bool) -> None:
+        self.step = step
+        self.fallback = fallback
+        self.is_over = False
+        self.handle = ""  # by which another executor finds it: a worker, or a job
+        self.host = _host()  # the machine that runs it: this one, unless a worker says another
+        self.pid: int | None = None
+        self.started_at: float | None = None
+        self.chunks = 0  # of its log, in the store
+        self.manifest: bytes | None = None  # what it has left already
+
+    def go_on(self, record: AttemptRecord) -> None:
+        """This is recorded of it, by a coordinator that is gone."""
+        self.handle, self.pid, self.started_at = record.handle, record.pid, record.started_at
+        self.chunks, self.manifest = record.log_chunks, record.manifest
+        self.host = record.host or self.host
+
+    def running(self, task: int, attempt: int) -> AttemptRecord:
+        """The record of an attempt that has not ended."""
+        return AttemptRecord(
+            task,
+            attempt,
+            AttemptState.QUEUED if self.started_at is None else AttemptState.RUNNING,
+            self.started_at,
+            manifest=self.manifest,
+            log_chunks=self.chunks,
+            host=self.host,
+            pid=self.pid,
+            handle=self.handle,
+        )
+
+    def ended(
+        self, report: AttemptReport, usage: Usage | None, log: Kept | None, now: float
+    ) -> AttemptRecord:
+        """The record of the same one when it has."""
+        return AttemptRecord(
+            report.task,
+            report.attempt,
+            AttemptState(report.state),
+            self.started_at,
+            report.finished_at or now,
+            report.reason,
+            report.manifest,
+            log.inline if log else None,
+            log.chunks if log else 0,
+            log.stdout_size if log else 0,
+            log.stderr_size if log else 0,
+            self.host,
+            self.pid,
+            self.handle,
+            usage.max_rss if usage else None,
+            usage.cpu if usage else None,
+        )
+
+
+@cache
+def _host() -> str:
+    return socket.gethostname()
+
+
+# The logs of live attempts: split into lines as they come, kept, stored.
+#
+# A small log becomes part of the attempt's record and costs nothing more. What grows large, or
+# belongs to an attempt that runs for long, is stored in numbered chunks, at most a second or so
+# after it was written, so that others can read along.
+
+
+MAX_INLINE = 8192  # bytes of log that ride in the attempt's record
+CHUNK = 1 << 20  # bytes after which a chunk is stored at once
+FLUSH = 1.0  # seconds after which whatever has come is stored
+FIRST_STATE = 1.0  # seconds until the state of a progress bar is shown
+NEXT_STATE = 5.0  # seconds between two states of it
+
+Line = tuple[float, int, bytes, bool]  # at, stream, text, whole
+Owner = tuple[int, int]  # task, attempt
+
+
+class Kept(NamedTuple):
+    """What is left of a log at the end of its attempt. If `unstored` is there, the last chunk is
+    on its way: the attempt's end is to be recorded only when it has arrived."""
+
+    inline: bytes | None
+    chunks: int
+    stdout_size: int
+    stderr_size: int
+    unstored: asyncio.Future[None] | None
+
+
+class _Log:
+    __slots__ = ("buffer", "chunks", "show_at", "splitters", "step")
+
+    def __init__(self, step: str, max_size: int) -> None:
+        self.step = step
+        self.splitters = (LineSplitter(), LineSplitter())
+        self.buffer = LogBuffer(max_size)
+        self.chunks = 0
+        self.show_at: list[float | None] = [None, None]  # when a progress bar is shown next
+
+
+class AttemptLogs:
+    """The logs of one run's live attempts.
+
+    `stored(task, attempt, chunks, error)` is called on the event loop after each chunk: how many
+    there are now, or why this one could not be stored.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        flow: str,
+        run: str,
+        max_size: int,
+        stored: Callable[[int, int, int, Exception | None], None],
+    ) -> None:
+        self._store = store
+        self._flow = flow
+        self._run = run
+        self._max_size = max_size
+        self._stored = stored
+        self._logs: dict[Owner, _Log] = {}
+        self._loop = asyncio.get_running_loop()
+        self._thread: ThreadPoolExecutor | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def go_on(self, step: str, task: int, attempt: int, chunks: int) -> None:
+        """So many chunks of the log of this attempt are stored already, by others."""
+        log = self._logs[(task, attempt)] = _Log(step, self._max_size)
+        log.chunks = chunks
+        if self._timer is None:
+            self._timer = self._loop.call_later(FLUSH, self._flush)
+
+    def feed(
+        self, step: str, task: int, attempt: int, stream: int, at: float, chunk: bytes
+    ) -> list[Line]:
+        """Take in what an attempt has written; the lines that are complete with it, and now and
+        then the state of a line that is written again and again, which is not kept."""
+        log = self._logs.get((task, attempt))
+        if log is None:
+            log = self._logs[(task, attempt)] = _Log(step, self._max_size)
+            if self._timer is None:
+                self._timer = self._loop.call_later(FLUSH, self._flush)
+        lines = self._add(log, stream, at, log.splitters[stream].feed(chunk))
+        if log.buffer.size >= CHUNK:
+            self._store_chunk((task, attempt), log)
+        return lines + self._state(log, stream, at)
+
+    @staticmethod
+    def _state(log: _Log, stream: int, at: float) -> list[Line]:
+        state = log.splitters[stream].state
+        due = log.show_at[stream]
+        if not state:
+            log.show_at[stream] = None
+        elif due is None:  # a bar that is done at once need not be shown on its way
+            log.show_at[stream] = at + FIRST_STATE
+        elif at >= due:
+            log.show_at[stream] = at + NEXT_STATE
+            return [(at, stream, state, True)]
+        return []
+
+    def _add(
+        self, log: _Log, stream: int, at: float, texts: list[tuple[bytes, bool]]
+    ) -> list[Line]:
+        lines = []
+        for text, whole in texts:
+            log.buffer.add(at, stream, text, whole)
+            lines.append((at, stream, text, whole))
+        return lines
+
+    def finish(self, task: int, attempt: int, at: float) -> tuple[list[Line], Kept | None]:
+        """The attempt is over: its unfinished last lines, and what is left of its log (None if it
+        has written nothing)."""
+        log = self._logs.pop((task, attempt), None)
+        if log is None:
+            return [], None
+        lines = []
+        for stream, splitter in enumerate(log.splitters):
+            lines += self._add(log, stream, at, splitter.finish())
+        buffer = log.buffer
+        inline = unstored = None
+        if log.chunks == 0 and buffer.size <= MAX_INLINE:
+            inline = buffer.take_chunk()
+        elif buffer.size:
+            unstored = self._store_chunk((task, attempt), log)
+        return lines, Kept(inline, log.chunks, buffer.stdout_size, buffer.stderr_size, unstored)
+
+    def _flush(self) -> None:
+        """Store what has come lately; once a second, while there is any log."""
+        for owner, log in self._logs.items():
+            if log.buffer.size:
+                self._store_chunk(owner, log)
+        self._timer = self._loop.call_later(FLUSH, self._flush) if self._logs else None
+
+    def _store_chunk(self, owner: Owner, log: _Log) -> asyncio.Future[None]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "aflow-logs")  # one: chunks stay in order
+        name = chunk_name(self._flow, self._run, log.step, *owner, log.chunks)
+        log.chunks += 1
+        chunks = log.chunks
+        data = log.buffer.take_chunk()
+        future = self._loop.run_in_executor(self._thread, self._store.put, name, [data])
+        future.add_done_callback(lambda done: self._note(owner, chunks, done))
+        return future
+
+    def _note(self, owner: Owner, chunks: int, future: asyncio.Future[None]) -> None:
+        error = future.exception()
+        if isinstance(error, Exception) or error is None:
+            self._stored(*owner, chunks, error)
+        else:
+            raise error
+
+    async def close(self) -> None:
+        """Wait for the chunks that are on their way, and let the thread go."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._thread is not None:
+            await in_thread(self._thread.shutdown)
+
+
+# Manifests that travel with a spec, so that a task's process need not ask for them.
+#
+# A task reads its input tasks' manifests, and those of the tasks that set what these pass on.
+# Where they are at hand and small, they go along; else the process reads them from the metadata.
+
+
+MAX_KEPT = 16 << 20  # bytes of manifests that are kept at hand
+MAX_ALONG = 1 << 15  # bytes that travel with one spec
+
+
+class Handover:
+    """The latest manifests of a run, and which of them a task will want."""
+
+    def __init__(self, parameters: bytes) -> None:
+        self._manifests: dict[int, bytes] = {}
+        self._size = 0
+        self._parameters = parameters
+        self._latest: tuple[int, dict[int, bytes]] | None = None
+
+    def keep(self, task: int, manifest: bytes) -> None:
+        """Keep the manifest that a task has just left; the oldest ones go."""
+        if self._latest is not None and self._latest[0] == task:
+            self._latest = None  # it has grown
+        self._size -= len(self._manifests.pop(task, b""))
+        if len(manifest) > MAX_ALONG:
+            return
+        self._manifests[task] = manifest
+        self._size += len(manifest)
+        while self._size > MAX_KEPT:
+            oldest = next(iter(self._manifests))
+            self._size -= len(self._manifests.pop(oldest))
+
+    def manifests_for(self, inputs: Inputs) -> dict[int, bytes]:
+        """What travels with the spec of a task that has these inputs."""
+        if type(inputs) is FromTask:
+            # All tasks of a foreach have the same input: the answer is kept.
+            if self._latest is None or self._latest[0] != inputs.task:
+                self._latest = (inputs.task, self._collect((inputs.task,)))
+            return self._latest[1]
+        if type(inputs) is FromBranches:
+            return self._collect(inputs.tasks)
+        if type(inputs) is FromForeach:
+            return self._collect((inputs.split,))
+        return self._collect(())
+
+    def _collect(self, tasks: Iterable[int]) -> dict[int, bytes]:
+        wanted: list[int] = [PARAMETERS_TASK]
+        for task in tasks:
+            manifest = self._at_hand(task)
+            if manifest is not None:
+                wanted += [task, *Manifest.decode(manifest).inherited]
+        along: dict[int, bytes] = {}
+        room = MAX_ALONG
+        for task in wanted:
+            manifest = self._at_hand(task)
+            if manifest is not None and task not in along and len(manifest) <= room:
+                along[task] = manifest
+                room -= len(manifest)
+        return along
+
+    def _at_hand(self, task: int) -> bytes | None:
+        return self._parameters if task == PARAMETERS_TASK else self._manifests.get(task)

@@ -1,0 +1,100 @@
+"""Why a task ran, or did not: in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.runs.cache.fingerprint import untellable
+from aflow.runs.cache.history import History, Place, RecordedRun
+from aflow.runs.cache.key import changes
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord, TaskRecord
+    from aflow.runs.cache.key import Basis
+    from aflow.storage.blobs import BlobStore
+
+CACHING_IS_OFF = "caching is off for this step (@cache or run --cache turns it on)"
+
+
+class Explanation(NamedTuple):
+    """Of one task: where it is, and why it ran or did not."""
+
+    step: str
+    task: int
+    pathspec: str
+    text: str
+
+
+def explain(
+    metadata: MetadataStore,
+    blobs: BlobStore,
+    run: RunRecord,
+    *,
+    step: str | None = None,
+    task: int | None = None,
+) -> Iterator[Explanation]:
+    """Every task of the run, or of one step, or one task: in the order of their numbers.
+
+    A task is compared with the latest task that finished in its place in an earlier run.
+    """
+    earlier = (each for each in metadata.runs(run.flow) if each.key < run.key)
+    history = History(metadata, blobs, earlier)
+    this = RecordedRun(metadata, blobs, run)
+    for place, view in this.tasks():
+        if step in (None, place.step) and task in (None, view.task.task):
+            text = _of_task(this, place, view.task, history)
+            yield Explanation(place.step, view.task.task, this.pathspec(view.task), text)
+
+
+def _of_task(run: RecordedRun, place: Place, task: TaskRecord, history: History) -> str:
+    flow = run.record.flow
+    if task.origin:
+        origin = f"{flow}/{task.origin}"
+        resumed = run.record.origin_run
+        if resumed is not None and task.origin.startswith(f"{resumed}/"):
+            return f"did not run: {flow}/{resumed} was resumed, in which it had finished"
+        return f"did not run: nothing has changed since {_run_of(origin)}, whose result it has"
+    found = history.find(place)
+    return "ran: " + why(run.basis(task), task.cache_key, found, flow)
+
+
+def why(
+    now: Basis,
+    cache_key: bytes | None,
+    found: tuple[RecordedRun, TaskRecord] | None,
+    flow: str,
+) -> str:
+    """Why a task with this basis runs, where an earlier task stood in its place (or none did).
+    `cache_key` is what the cache was asked for, None if it was not."""
+    if found is None:
+        return f"no earlier run of {flow} has finished this task"
+    run, task = found
+    differences = changes(run.basis(task), now)
+    since = f"since {_run_of(run.pathspec(task))}"
+    not_cached = CACHING_IS_OFF
+    unknown = untellable(now.code or {})
+    if unknown:
+        not_cached = (
+            f"this step cannot be cached: neither by its value nor by its source can it be told "
+            f"whether {' and '.join(unknown)} changed"
+        )
+    if differences:
+        told = f"{'; '.join(differences)} ({since})"
+        return told if cache_key is not None else f"{told}; {not_cached}"
+    if cache_key is None:
+        return (
+            f"nothing else has changed {since}, but {not_cached}"
+            if unknown
+            else (f"nothing has changed {since}, but {not_cached}")
+        )
+    if task.cache_key is None:
+        return f"nothing has changed {since}, but that task ran without caching"
+    if task.cache_key != cache_key:
+        return f"nothing has changed {since}, but another version of aflow has run that task"
+    return f"nothing has changed {since}, but its result was not whole in the store any more"
+
+
+def _run_of(pathspec: str) -> str:
+    """The run alone: the same step in another run is easily found, and many tasks share a line."""
+    return "/".join(pathspec.split("/")[:2])

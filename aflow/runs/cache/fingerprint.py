@@ -1,0 +1,754 @@
+"""What the code of a step is: the functions, classes and values that it can reach.
+
+A step's fingerprint maps names (`train.Flow.fit`, `utils.clean`) to digests: its own function, and
+whatever of the user's code and values it can reach from there, on and on. Installed packages count
+with their version. The rules, from the finest to the coarsest:
+
+- A function counts by its compiled code (comments, docstrings and line numbers make no difference),
+  its defaults, what it closes over, and what it mentions. `utils.clean` leads to `clean` alone.
+- A class counts with all that is in it, and with its bases.
+- A value counts by its content (`storage/identity.py`), with the functions and classes in it.
+- What happens at the top level of the modules that the flow imports (seeds, settings of libraries,
+  changes of other modules) counts for every step.
+- An artifact that comes from another step may be an instance of any class of the user: those count
+  that have an attribute of a name that the step mentions, or an operator.
+- What cannot be told by its content (a connection, a lock), a module that is used as a whole, and
+  one that is imported inside of a function count by the source of the module, and of all that it
+  imports. Code that finds code by a text (`exec`, `import_module`, programs that are started)
+  leads to all code in the flow's folder.
+- What is in nobody's source has the digest NOT_TELLABLE, and its step cannot be cached.
+
+A rule that is too coarse runs a step again for nothing; one that is too fine gives an old result.
+Where both are possible, the coarse one is right.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import enum
+import inspect
+import os
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.flow.parameters import Parameter
+from aflow.flow.spec import FlowSpec
+from aflow.runs.cache import sources
+from aflow.storage.blobs import digest_of
+from aflow.storage.identity import CACHING, Contents, NotTellable
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+
+Fingerprint = dict[str, str]
+NOT_TELLABLE = ""  # the digest of what cannot be told at all
+
+_DIGITS = 16  # hex digits of a digest: 64 bits tell versions of one function apart
+_GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+
+# Names with which code finds attributes, functions or modules by a text.
+_REFLECTION = frozenset({"getattr", "vars", "globals", "locals", "dir", "eval", "exec", "compile"})
+_WHOLE_MODULE = frozenset({"globals", "locals", "vars", "eval", "exec", "compile"})
+_ANY_CODE = frozenset({"__import__", "eval", "exec", "compile"})
+_ANY_CODE_MODULES = frozenset({"importlib", "runpy", "pkgutil", "imp", "subprocess"})
+_REFLECTION_MODULES = frozenset({"operator", "inspect"})
+_MODULES_OF_SYS = ("modules", "_getframe")
+_PROGRAMS_OF_OS = ("system", "popen", "exec", "spawn", "posix_spawn")
+
+# What a module or a class has by itself, and is not the user's to change.
+_OF_MODULES = frozenset(
+    {
+        *("__name__", "__file__", "__spec__", "__loader__", "__package__", "__builtins__"),
+        *("__path__", "__cached__", "__doc__", "__annotations__", "__annotate__"),
+    }
+)
+_OF_CLASSES = frozenset(
+    {
+        *("__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__firstlineno__"),
+        *("__static_attributes__", "_abc_impl", "__annotate__", "__annotate_func__"),
+        *("__annotations_cache__", "_member_map_", "_value2member_map_", "_unhashable_values_"),
+        *("_hashable_values_", "_unhashable_values_map_"),
+    }
+)
+# What is not used of an instance that was unpickled.
+_OF_MAKING = frozenset(
+    {
+        *("__init__", "__new__", "__post_init__", "__init_subclass__", "__class_getitem__"),
+        *("__set_name__", "__orig_bases__", "__parameters__", "__annotations__", "__slots__"),
+        *("__match_args__", "__dataclass_fields__", "__dataclass_params__", "__abstractmethods__"),
+    }
+)
+
+
+class Mentions(NamedTuple):
+    """What compiled code refers to: names of its module, each with the attributes that it looks up
+    directly in it; all attributes, of whatever; and what it imports."""
+
+    chains: frozenset[tuple[str, ...]]
+    attributes: frozenset[str]
+    imports: frozenset[sources.Import]
+
+
+class Reached(NamedTuple):
+    """Something that a step can reach: how it is called, what it is, and the module in which it was
+    found, which counts where it cannot be told by itself."""
+
+    name: str
+    value: Any
+    module: str
+
+
+class Known(NamedTuple):
+    """What is known of something reached: its digest, what it leads to, and the attributes that it
+    looks up."""
+
+    digest: str
+    leads: list[Reached]
+    attributes: frozenset[str]
+
+
+class _Module(NamedTuple):
+    """All of a module that is loaded."""
+
+    name: str
+
+
+class _Source(NamedTuple):
+    """The text of a module, loaded or not. `raw`: with its comments and docstrings."""
+
+    name: str
+    raw: bool = False
+
+
+class _Body(NamedTuple):
+    """What a module does when it is imported."""
+
+    name: str
+
+
+class _Library(NamedTuple):
+    """An installed package."""
+
+    name: str
+
+
+class _Folder(NamedTuple):
+    """All code in the flow's folder."""
+
+
+class _Anything(NamedTuple):
+    """All methods of the flow, and all classes of the user: names that are made while it runs."""
+
+
+def fingerprints(definition: FlowDefinition) -> dict[str, Fingerprint]:
+    """The fingerprint of every step."""
+    reader = _Reader(definition)
+    return {name: reader.read(step) for name, step in definition.steps.items()}
+
+
+def untellable(fingerprint: Fingerprint) -> list[str]:
+    """The names of what cannot be told: a step that has any cannot be cached."""
+    return sorted(name for name, digest in fingerprint.items() if digest == NOT_TELLABLE)
+
+
+class _Reader:
+    """Reads steps; what several of them reach is digested once."""
+
+    def __init__(self, definition: FlowDefinition) -> None:
+        self._cls = definition.cls
+        self._definition = definition
+        self._file = os.path.abspath(definition.file)
+        self._folder = os.path.dirname(self._file)
+        self._known: dict[object, Known] = {}
+        self._kept: list[Any] = []  # so that no id is given to another object meanwhile
+        self._sources: dict[str, sources.Source | None] = {}
+        self._noted: list[Reached] = []  # what the value that is being digested leads to
+        self._where = ""  # the module in which it was found
+        self._contents = Contents(self._named, self._opaque)
+
+    def read(self, step: StepDefinition) -> Fingerprint:
+        """All that the step can reach."""
+        found: Fingerprint = {}
+        digests: dict[str, list[str]] = {}
+        seen: set[object] = set()
+        attributes: set[str] = set()
+        modules: dict[str, None] = {}
+        todo = self._beginnings(step)
+        while todo:
+            each = todo.pop()
+            if each.module not in modules:
+                todo += self._bodies(each.module, modules)
+            key = _key(each.value)
+            if key in seen:
+                continue
+            seen.add(key)
+            known = self._look(each)
+            if known.digest != _NOTHING:
+                digests.setdefault(each.name, []).append(known.digest)
+            todo += known.leads
+            attributes |= known.attributes
+            if not todo and step.name != "start":
+                anything = _key(_Anything()) in seen
+                todo += self._of_artifacts(modules, attributes, anything=anything)
+        for name, several in digests.items():  # lambdas share a name
+            if len(several) == 1:
+                found[name] = several[0]
+            elif NOT_TELLABLE in several:
+                found[name] = NOT_TELLABLE
+            else:
+                found[name] = _short("".join(sorted(several)).encode())
+        return found
+
+    def _beginnings(self, step: StepDefinition) -> list[Reached]:
+        module = self._cls.__module__
+        found = [Reached(f"{self._cls.__name__}.{step.name}", step.function, module)]
+        for cls in self._own_classes():  # __init__, __getattr__ and so on are called by others
+            for name, value in vars(cls).items():
+                if name.startswith("__") and isinstance(value, FunctionType):
+                    found.append(Reached(f"{cls.__name__}.{name}", value, _module_of(cls)))
+        found += [
+            Reached(f"@{each.name}", each, _module_of(type(each)))
+            for each in step.decorators
+            if self._is_ours(type(each))
+        ]
+        return found
+
+    def _bodies(self, module: str, modules: dict[str, None]) -> Iterator[Reached]:
+        """What happens when a module is imported, and those that it imports; `modules` are those
+        that were seen, and get the new ones."""
+        todo = [module]
+        while todo:
+            name = todo.pop()
+            loaded = self._loaded(name)
+            if name in modules or loaded is None:
+                continue
+            if name != self._cls.__module__ and not sources.is_theirs(loaded):
+                continue
+            modules[name] = None
+            called = f"{_called(name)} (when it is imported)".strip()
+            yield Reached(called, _Body(name), name)
+            source = self._source(name)
+            if source is not None:
+                todo += source.imported_at_once
+
+    def _own_classes(self) -> list[type]:
+        """The classes of the flow itself: its own, and bases of the user."""
+        return [each for each in self._cls.__mro__ if self._is_ours(each)]
+
+    # ------------------------------------------------------------ what is reached
+
+    def _look(self, each: Reached) -> Known:
+        key = _key(each.value)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._looked_at(each)
+            self._kept.append(each.value)
+        return known
+
+    def _looked_at(self, each: Reached) -> Known:
+        value = each.value
+        match value:
+            case _Module():
+                return self._of_module(value.name)
+            case _Source():
+                return self._of_source(value)
+            case _Body():
+                return self._of_body(value.name)
+            case _Library():
+                version = sources.library_version(value.name)
+                digest = _NOTHING if version is None else _short(version.encode())
+                return Known(digest, [], frozenset())
+            case _Folder():
+                whole = sources.folder_digest(self._folder)
+                return Known(whole[:_DIGITS] if whole else NOT_TELLABLE, [], frozenset())
+            case _Anything():
+                return Known(_NOTHING, list(self._methods()), frozenset())
+            case FunctionType():
+                return self._of_function(value)
+            case type():
+                return self._of_class(value)
+        return self._of_value(value, each.module)
+
+    def _of_function(self, function: FunctionType) -> Known:
+        if not self._is_ours(function):
+            leads = [*self._library(_module_of(function))]
+            wrapped = getattr(function, "__wrapped__", None)
+            for cell in (wrapped, function.__closure__, function.__dict__):
+                leads += self._search(cell, _module_of(function))
+            return Known(_NOTHING, leads, frozenset())
+        module = _module_of(function) or self._cls.__module__
+        mentions = mentions_of(function.__code__)
+        leads = [*self._of_mentions(mentions, function.__globals__, module)]
+        own = {
+            name: value
+            for name, value in vars(function).items()
+            if not name.startswith(("_aflow", "__wrapped__"))
+        }
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        wrapped = getattr(function, "__wrapped__", None)
+        try:
+            notes = function.__annotations__
+        except Exception:  # noqa: BLE001 -- evaluated late, where names may be missing
+            notes = {}
+        beside = (function.__defaults__, function.__kwdefaults__, own, cells, wrapped, notes)
+        digest, more = self._content(beside, module)
+        if digest == NOT_TELLABLE:
+            return Known(digest, leads + more, mentions.attributes)
+        parts = [*_parts_of_code(function.__code__), digest.encode()]
+        return Known(_short(b"".join(parts)), leads + more, mentions.attributes)
+
+    def _of_class(self, cls: type) -> Known:
+        if not self._is_ours(cls):
+            return Known(_NOTHING, [*self._library(_module_of(cls))], frozenset())
+        leads = [Reached(_name(base), base, _module_of(base)) for base in cls.__bases__]
+        leads.append(Reached(_name(type(cls)), type(cls), _module_of(type(cls))))
+        if issubclass(cls, enum.Enum):
+            members: dict[str, Any] = {name: each._value_ for name, each in cls.__members__.items()}
+        else:
+            members = {}
+        values: list[tuple[str, Any]] = []
+        for name, value in sorted(vars(cls).items()):
+            if name in _OF_CLASSES or (name in members and isinstance(value, cls)):
+                continue
+            if isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
+                values.append((name, None))
+                continue
+            values.append((name, value))
+        digest, more = self._content((values, [*members.items()]), _module_of(cls))
+        return Known(digest, leads + more, frozenset())
+
+    def _of_value(self, value: Any, module: str) -> Known:
+        digest, leads = self._content(value, module)
+        return Known(digest, leads, frozenset())
+
+    def _of_module(self, name: str) -> Known:
+        """All of a module: its source, and all that it has."""
+        leads = [Reached(f"{_called(name)} (its source)", _Source(name), name)]
+        for each, value in vars(sys.modules[name]).items():
+            if each not in _OF_MODULES:
+                leads += self._lead(f"{_called(name)}.{each}", value, name)
+        return Known(_NOTHING, leads, frozenset())
+
+    def _of_source(self, which: _Source) -> Known:
+        source = self._source(which.name)
+        if source is None:
+            return Known(NOT_TELLABLE, [], frozenset())
+        digest = (source.raw_digest if which.raw else source.digest)[:_DIGITS]
+        leads = list(self._of_imports(source.imports(anywhere=True)))
+        attributes: frozenset[str] = frozenset()
+        module = self._loaded(which.name)
+        if source.code is not None:
+            mentions = mentions_of(source.code)
+            attributes = mentions.attributes
+            namespace = {} if module is None else vars(module)
+            leads += self._of_mentions(mentions, namespace, which.name)
+        return Known(digest, leads, attributes)
+
+    def _of_body(self, name: str) -> Known:
+        source, module = self._source(name), self._loaded(name)
+        body = None if source is None or module is None else source.body(vars(module))
+        if body is None or module is None:
+            return Known(_NOTHING, [], frozenset())
+        mentions = mentions_of(body.code)
+        leads = [*self._of_mentions(mentions, vars(module), name)]
+        return Known(body.digest[:_DIGITS], leads, frozenset())
+
+    # ------------------------------------------------------------ what it leads to
+
+    def _of_mentions(
+        self, mentions: Mentions, namespace: dict[str, Any], module: str
+    ) -> Iterator[Reached]:
+        for chain in sorted(mentions.chains):
+            yield from self._of_chain(chain, namespace, module)
+        for what in sorted(mentions.imports):
+            package = namespace.get("__package__") or ""
+            if not package and what[1]:
+                package = module.rpartition(".")[0]
+            yield from self._of_imports(sources.names_of(what, package))
+        if "__doc__" in mentions.attributes and self._source(module) is not None:
+            yield Reached(f"{_called(module)} (its source)", _Source(module, raw=True), module)
+        for name in sorted(mentions.attributes):
+            yield from self._of_flow(name)
+
+    def _of_chain(
+        self, chain: tuple[str, ...], namespace: dict[str, Any], module: str
+    ) -> Iterator[Reached]:
+        name, *rest = chain
+        if name not in namespace:
+            yield from self._of_builtin(name, module)
+            return
+        if name in _OF_MODULES:
+            return
+        value = namespace[name]
+        called = f"{_called(module)}.{name}".removeprefix(".")
+        while isinstance(value, ModuleType):
+            if not self._is_ours(value):
+                yield from self._of_library_module(value, rest, module)
+                return
+            module = value.__name__
+            if not rest or rest[0] not in vars(value):
+                yield Reached(_called(module), _Module(module), module)
+                return
+            name = rest.pop(0)
+            if name in _OF_MODULES:
+                return
+            value, called = vars(value)[name], f"{_called(module)}.{name}"
+        yield from self._lead(called, value, module)
+
+    def _of_builtin(self, name: str, module: str) -> Iterator[Reached]:
+        if not hasattr(builtins, name):
+            return
+        if name in _REFLECTION:
+            yield Reached("", _Anything(), module)
+        if name in _WHOLE_MODULE and self._loaded(module) is not None:
+            yield Reached(_called(module), _Module(module), module)
+        if name in _ANY_CODE:
+            yield Reached("the code in the flow's folder", _Folder(), module)
+
+    def _of_library_module(
+        self, value: ModuleType, rest: list[str], module: str
+    ) -> Iterator[Reached]:
+        yield from self._library(value.__name__)
+        top = value.__name__.partition(".")[0]
+        programs = top == "os" and (not rest or rest[0].startswith(_PROGRAMS_OF_OS))
+        if top in _ANY_CODE_MODULES or programs:
+            yield Reached("the code in the flow's folder", _Folder(), module)
+        if top == "sys" and (not rest or rest[0] in _MODULES_OF_SYS):
+            for name in self._own_modules():
+                yield Reached(_called(name), _Module(name), name)
+        if top in _REFLECTION_MODULES:
+            yield Reached("", _Anything(), module)
+        if top == "inspect":
+            yield Reached(f"{_called(module)} (its source)", _Source(module, raw=True), module)
+
+    def _of_imports(self, names: Iterable[str]) -> Iterator[Reached]:
+        """What imports inside of functions lead to: sources, since they may not be loaded yet."""
+        for name in names:
+            top = name.partition(".")[0]
+            if top in sys.stdlib_module_names:
+                if top in _ANY_CODE_MODULES:
+                    yield Reached("the code in the flow's folder", _Folder(), name)
+                continue
+            file = sources.file_of(name, self._folder)
+            if file is None:
+                if "." not in name:  # it may come from a folder that the step adds to sys.path
+                    yield Reached("the code in the flow's folder", _Folder(), name)
+            elif file and sources.is_of_the_user(file):
+                yield Reached(f"{name} (its source)", _Source(name), name)
+            elif file:
+                yield from self._library(name)
+
+    def _of_flow(self, name: str) -> Iterator[Reached]:
+        """What `self.name` may be, besides an artifact."""
+        if name in self._definition.steps:
+            return
+        for cls in self._cls.__mro__:
+            if name in vars(cls):
+                value = vars(cls)[name]
+                if self._is_ours(cls) and isinstance(value, FunctionType):
+                    yield Reached(f"{cls.__name__}.{name}", value, _module_of(cls))
+                elif self._is_ours(cls) and not isinstance(value, Parameter):
+                    yield from self._lead(f"{cls.__name__}.{name}", value, _module_of(cls))
+                return
+
+    def _methods(self) -> Iterator[Reached]:
+        for name in sorted({name for cls in self._own_classes() for name in vars(cls)}):
+            if not name.startswith(("__", "_aflow")):
+                yield from self._of_flow(name)
+
+    def _of_artifacts(
+        self, modules: Iterable[str], attributes: set[str], *, anything: bool
+    ) -> Iterator[Reached]:
+        """The classes whose instances may come from other steps."""
+        for name in modules:
+            for cls in _classes_of(self._loaded(name)):
+                if issubclass(cls, FlowSpec):
+                    continue
+                members = {
+                    each for base in cls.__mro__ if self._is_ours(base) for each in _used(base)
+                }
+                if anything or members & attributes or any(map(_is_operator, members)):
+                    yield Reached(_name(cls), cls, name)
+
+    def _lead(self, called: str, value: Any, module: str) -> Iterator[Reached]:
+        """Something that code mentions, if it counts."""
+        if isinstance(value, type) and issubclass(value, FlowSpec):
+            return  # its steps count for themselves
+        if isinstance(value, ModuleType):
+            if self._is_ours(value):
+                yield Reached(_called(value.__name__), _Module(value.__name__), value.__name__)
+            else:
+                yield from self._library(value.__name__)
+        elif isinstance(value, FunctionType | type):
+            yield Reached(_name(value), value, _module_of(value) or module)
+        else:
+            yield Reached(called, value, module)
+
+    def _library(self, name: str | None) -> Iterator[Reached]:
+        top = (name or "").partition(".")[0]
+        if top and sources.library_version(top) is not None:
+            yield Reached(f"{top} (its version)", _Library(top), top)
+
+    def _search(self, value: Any, module: str, depth: int = 5) -> Iterator[Reached]:
+        """What is the user's in something of a library, whose own values are its version's."""
+        if depth == 0 or value is None:
+            return
+        if isinstance(value, FunctionType | type):
+            if self._is_ours(value):
+                yield Reached(_name(value), value, _module_of(value))
+            elif isinstance(value, FunctionType) and depth > 1:
+                for each in (value.__closure__, value.__defaults__):
+                    yield from self._search(each, module, depth - 1)
+            return
+        inner: Iterable[Any] = ()
+        if isinstance(value, types.CellType):
+            inner = [value.cell_contents] if _is_full(value) else []
+        elif isinstance(value, dict | types.MappingProxyType) and len(value) < 1000:
+            inner = [*value.values()]
+        elif isinstance(value, list | tuple | set | frozenset) and len(value) < 1000:
+            inner = [*value]
+        elif isinstance(value, CACHING):
+            inner = [value.__wrapped__]
+        elif self._is_ours(type(value)):
+            yield Reached(_name(type(value)), value, _module_of(type(value)))
+        for each in inner:
+            yield from self._search(each, module, depth - 1)
+
+    # ------------------------------------------------------------ values
+
+    def _content(self, value: Any, module: str) -> tuple[str, list[Reached]]:
+        """The digest of a value's content, and what is in it."""
+        outer = self._noted, self._where
+        self._noted, self._where = [], module
+        # Each has a memory of its own: what is known already would not be noted again.
+        contents = Contents(self._named, self._opaque)
+        try:
+            digest = contents.digest(value)[:_DIGITS]
+        except (NotTellable, RecursionError):
+            digest = NOT_TELLABLE
+        noted = self._noted
+        self._noted, self._where = outer
+        return digest, noted
+
+    def _named(self, value: Any) -> bytes | None:
+        if isinstance(value, ModuleType):
+            self._noted += self._lead(value.__name__, value, value.__name__)
+            return _called(value.__name__).encode()
+        if isinstance(value, FunctionType | type):
+            self._noted += self._lead("", value, self._where)
+            return _name(value).encode()
+        if isinstance(value, CodeType):
+            return b"".join(_parts_of_code(value))
+        if isinstance(value, enum.Enum):
+            self._noted += self._lead("", type(value), self._where)
+            return f"{_name(type(value))}.{value._name_}".encode()
+        if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, ModuleType):
+            self._noted += self._lead("", value.__self__, self._where)
+            return f"{_module_of(value)}.{value.__qualname__}".encode()
+        if not isinstance(value, types.CellType | types.MethodType):
+            self._noted += self._lead("", type(value), self._where)
+        return None
+
+    def _opaque(self, value: Any) -> bytes:
+        """What has no content counts by the source of its module, and with all that is used there:
+        that made it."""
+        name = self._where
+        if self._loaded(name) is None or self._source(name) is None:
+            raise NotTellable(f"holds a {type(value).__qualname__}")
+        self._noted.append(Reached(f"{_called(name)} (its source)", _Source(name), name))
+        return f"opaque {_name(type(value))}".encode()
+
+    # ------------------------------------------------------------ modules
+
+    def _is_ours(self, value: Any) -> bool:
+        """Whether it was written by the user."""
+        if isinstance(value, ModuleType):
+            return sources.is_theirs(value)
+        if isinstance(value, FunctionType):
+            file = value.__code__.co_filename
+            if not file.startswith("<"):
+                return sources.is_of_the_user(file)
+        name = _module_of(value)
+        if name in ("", self._cls.__module__):
+            return True
+        module = sys.modules.get(name)
+        return name.partition(".")[0] != "aflow" if module is None else sources.is_theirs(module)
+
+    def _loaded(self, name: str) -> ModuleType | None:
+        return sys.modules.get(name)
+
+    def _source(self, name: str) -> sources.Source | None:
+        """The text of a module; None where it has none that can be read."""
+        if name not in self._sources:
+            module = self._loaded(name)
+            own = name == self._cls.__module__
+            file = self._file if own else getattr(module, "__file__", None)
+            if module is None:
+                file = sources.file_of(name, self._folder)
+            try:
+                self._sources[name] = sources.Source(name, file) if file else None
+            except OSError:
+                self._sources[name] = None
+        return self._sources[name]
+
+    def _own_modules(self) -> list[str]:
+        """The user's modules that the flow has imported."""
+        found: dict[str, None] = {}
+        for each in self._own_classes():
+            _ = [*self._bodies(each.__module__, found)]
+        return [*found]
+
+
+_NOTHING = "-"  # the digest of what counts by what it leads to alone
+
+
+# ------------------------------------------------------------------ names and digests
+
+
+def _key(value: Any) -> object:
+    # Named tuples of different classes are equal where their fields are.
+    return (type(value), value) if isinstance(value, _KINDS) else id(value)
+
+
+_KINDS = (_Module, _Source, _Body, _Library, _Folder, _Anything)
+
+
+def _called(module: str | None) -> str:
+    return "" if module in (None, "__main__") else str(module)
+
+
+def _name(value: Any) -> str:
+    return f"{_module_of(value)}.{value.__qualname__}".removeprefix("__main__.").lstrip(".")
+
+
+def _module_of(value: Any) -> str:
+    """The name of the module of a function or class; some of C have none."""
+    name = value.__module__
+    return name if isinstance(name, str) else ""
+
+
+def _is_full(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 -- an empty one raises
+    except ValueError:
+        return False
+    return True
+
+
+def _classes_of(module: ModuleType | None) -> Iterator[type]:
+    """The classes that were written in a module, those inside of others too."""
+    todo = [*vars(module).values()] if module is not None else []
+    seen: set[type] = set()
+    while todo:
+        each = todo.pop()
+        if not isinstance(each, type) or each in seen or module is None:
+            continue
+        if each.__module__ == module.__name__:
+            seen.add(each)
+            yield each
+            todo += vars(each).values()
+
+
+def _used(cls: type) -> Iterator[str]:
+    for name, value in vars(cls).items():
+        if name in _OF_CLASSES or name in _OF_MAKING:
+            continue
+        # What @dataclass has written follows from the fields.
+        if isinstance(value, FunctionType) and value.__code__.co_filename == "<string>":
+            continue
+        if name == "__hash__" and value is None:
+            continue
+        yield name
+
+
+def _is_operator(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _short(data: bytes) -> str:
+    return str(digest_of([data]))[:_DIGITS]
+
+
+# ------------------------------------------------------------------ compiled code
+
+
+def mentions_of(code: CodeType) -> Mentions:
+    """What code, and the functions and classes inside of it, refer to."""
+    chains: set[tuple[str, ...]] = set()
+    attributes: set[str] = set()
+    imports: set[sources.Import] = set()
+    for each in _codes(code):
+        chain: list[str] = []
+        constants: list[Any] = [0, None]
+        for instruction in dis.get_instructions(each):
+            name = instruction.argval
+            if instruction.opname in _ATTRIBUTES and chain:
+                chain.append(name)
+                attributes.add(name)
+                continue
+            if chain and instruction.opname != "PUSH_NULL":
+                chains.add(tuple(chain))
+                chain = []
+            if instruction.opname in _GLOBALS:
+                chain = [name]
+            elif instruction.opname == "IMPORT_NAME":
+                level, names = constants[-2:]
+                imports.add((name, level or 0, tuple(names or ())))
+            elif instruction.opname.startswith(("LOAD_CONST", "LOAD_SMALL_INT")):
+                constants.append(name)
+            elif isinstance(name, str) and name in each.co_names:
+                attributes.add(name)
+        if chain:
+            chains.add(tuple(chain))
+    return Mentions(frozenset(chains), frozenset(attributes), frozenset(imports))
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _parts_of_code(code: CodeType) -> Iterator[bytes]:
+    yield code.co_code
+    yield code.co_exceptiontable
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    names = (code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    yield repr((counts, names)).encode("utf-8", "surrogatepass")
+    document = _document(code)
+    for place, constant in enumerate(code.co_consts):
+        if isinstance(constant, CodeType):
+            yield from _parts_of_code(constant)
+        elif place or not document:
+            yield Contents(_no_name, _no_content).of(constant)
+
+
+def _document(code: CodeType) -> bool:
+    """Whether the first constant of code is a docstring, and nothing else."""
+    if not code.co_consts or not isinstance(code.co_consts[0], str) or code.co_name.startswith("<"):
+        return False
+    flag = getattr(inspect, "CO_HAS_DOCSTRING", None)
+    if flag is not None and not code.co_flags & flag:
+        return False
+    if not code.co_flags & inspect.CO_OPTIMIZED:  # a class: its docstring is assigned
+        return False
+    # Where there is no such flag, a function without a docstring has None there.
+    return all(
+        each.arg != 0
+        for each in dis.get_instructions(code)
+        if each.opname in ("LOAD_CONST", "RETURN_CONST")
+    )
+
+
+def _no_name(value: Any) -> bytes | None:
+    return None
+
+
+def _no_content(value: Any) -> bytes:
+    return repr(value).encode("utf-8", "surrogatepass")

@@ -1,0 +1,263 @@
+"""What a task's result rests on, in a form that can be compared and shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow._core.ids import PARAMETERS_TASK
+from aflow.metadata.base import MetadataRecord
+from aflow.runs.cache.fingerprint import Fingerprint, fingerprints
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
+from aflow.storage.artifacts import digest
+from aflow.storage.blobs import digest_of
+from aflow.storage.identity import content_digest
+from aflow.task.inputs import TaskArtifacts
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+    from aflow.metadata.base import MetadataStore
+    from aflow.runs.cache.fingerprint import Fingerprint
+    from aflow.storage.artifacts import ArtifactReader, Entry, Manifest
+    from aflow.task.inputs import Manifests
+
+
+class Value(NamedTuple):
+    """One value: its digest, and what can be said of it (empty where there is nothing short)."""
+
+    digest: str
+    shown: str
+
+
+class Basis(NamedTuple):
+    """All that the result of a task depends on. `code` is None where it was not recorded; `inputs`
+    are the step and the artifacts of every input task, in order; `item` is that of a foreach."""
+
+    code: Fingerprint | None
+    environment: Mapping[str, str]
+    inputs: tuple[tuple[str, dict[str, Value]], ...]
+    item: Value | None
+
+
+def basis_of(
+    step: str,
+    inputs: Inputs,
+    item: Value | None,
+    code: Code | None,
+    manifests: Manifests,
+    reader: ArtifactReader,
+) -> Basis:
+    """What a task of the step, with these inputs and this item, rests on."""
+    found = tuple(
+        (manifest.step, _values(task, manifest, manifests, reader))
+        for task, manifest in input_manifests(inputs, manifests)
+    )
+    if code is None:
+        return Basis(None, {}, found, item)
+    return Basis(code.steps.get(step, {}), code.environments.get(step, {}), found, item)
+
+
+def input_manifests(inputs: Inputs, manifests: Manifests) -> Iterator[tuple[int, Manifest]]:
+    """Number and manifest of every input task, in order."""
+    if type(inputs) is FromForeach:
+        start = 0
+        while page := manifests.page(inputs, start):
+            yield from ((task, manifest) for _, task, _, manifest in page)
+            start = page[-1][0] + 1
+        return
+    tasks: tuple[int, ...] = (int(PARAMETERS_TASK),)
+    if type(inputs) is FromTask:
+        tasks = (inputs.task,)
+    elif type(inputs) is FromBranches:
+        tasks = tuple(inputs.tasks)
+    for task in tasks:
+        yield task, manifests.of(task)
+
+
+def _values(
+    task: int, manifest: Manifest, manifests: Manifests, reader: ArtifactReader
+) -> dict[str, Value]:
+    entries = TaskArtifacts(task, manifest, manifests, reader).entries()
+    return {name: Value(digest(entry), _shown(entry)) for name, (_, entry) in entries.items()}
+
+
+def _shown(entry: Entry) -> str:
+    preview = entry.preview
+    if "repr" in preview:
+        return str(preview["repr"])
+    if "shape" in preview:
+        return f"{entry.type} of shape {tuple(preview['shape'])}"
+    return ""
+
+
+# ------------------------------------------------------------------ two of them
+
+
+def changes(before: Basis, now: Basis) -> list[str]:
+    """What differs, in words: "lr changed 0.1 -> 0.2", "utils.f changed"; empty if nothing does."""
+    return [
+        *_of_items(before.item, now.item),
+        *_of_inputs(before.inputs, now.inputs),
+        *_of_code(before.code, now.code),
+        *_of_environments(before.environment, now.environment),
+    ]
+
+
+def _of_items(before: Value | None, now: Value | None) -> Iterator[str]:
+    if before is None or now is None:
+        if before is not now:
+            yield "it stands in a foreach now" if before is None else "it stood in a foreach"
+    elif before.digest != now.digest:
+        yield f"its item changed{_from_to(before, now)}"
+
+
+def _of_code(before: Fingerprint | None, now: Fingerprint | None) -> Iterator[str]:
+    if before is None or now is None:
+        yield "its code is not known: an older aflow has recorded none"
+        return
+    for name in sorted(before.keys() | now.keys()):
+        if name not in before:
+            yield f"{name} is new in its code"
+        elif name not in now:
+            yield f"{name} is not in its code any more"
+        elif before[name] != now[name]:
+            yield f"{name} changed"
+
+
+def _of_environments(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        was, is_ = before.get(name), now.get(name)
+        if was == is_:
+            continue
+        if name == "Python":
+            yield f"Python changed {was} -> {is_}"
+        elif was is None or is_ is None:
+            yield f"{name} was {'added' if was is None else 'taken away'}"
+        elif " " in name:  # a value of a decorator may be a secret
+            yield f"{name} changed"
+
+
+InputValues = tuple[tuple[str, dict[str, Value]], ...]
+
+
+def _of_inputs(before: InputValues, now: InputValues) -> Iterator[str]:
+    if len(before) != len(now):
+        yield f"its input tasks are {len(now)}, and were {len(before)}"
+        return
+    if len(now) == 1:
+        yield from _of_artifacts(before[0][1], now[0][1])
+        return
+    if len({step for step, _ in now}) == len(now):  # branches, each of another name
+        parts = dict(before)
+        for step, artifacts in now:
+            for change in _of_artifacts(parts.get(step, {}), artifacts):
+                yield f"{change} (from {step})"
+        return
+    yield from _of_many([(was, is_) for (_, was), (_, is_) in zip(before, now, strict=True)])
+
+
+def _of_many(pairs: list[tuple[dict[str, Value], dict[str, Value]]]) -> Iterator[str]:
+    """What differs in the inputs of a foreach join: values by name, not by input."""
+    differing: dict[str, list[tuple[Value, Value]]] = {}
+    for was, is_ in pairs:
+        for name in was.keys() | is_.keys():
+            pair = was.get(name, _NOTHING), is_.get(name, _NOTHING)
+            if pair[0].digest != pair[1].digest:
+                differing.setdefault(name, []).append(pair)
+    for name, values in sorted(differing.items()):
+        if len(values) == len(pairs) and len(set(values)) == 1:  # a parameter, say
+            yield f"{name} changed{_from_to(*values[0])}"
+        else:
+            yield f"{name} changed in {len(values)} of {len(pairs)} input tasks"
+
+
+_NOTHING = Value("", "")
+
+
+def _of_artifacts(before: dict[str, Value], now: dict[str, Value]) -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        was, is_ = before.get(name), now.get(name)
+        if was is None:
+            yield f"{name} is new"
+        elif is_ is None:
+            yield f"{name} is not there any more"
+        elif was.digest != is_.digest:
+            yield f"{name} changed{_from_to(was, is_)}"
+
+
+def _from_to(was: Value, is_: Value) -> str:
+    told = was.shown and is_.shown and was.shown != is_.shown
+    return f" {was.shown} -> {is_.shown}" if told else ""
+
+
+# What the code and the declared environment of a flow are, as it is recorded with each run.
+
+
+FIELD = "code-fingerprint"
+_DIGITS = 16
+
+
+class Code(NamedTuple):
+    """Per step: its fingerprint (name -> digest), and its environment (what is declared -> a
+    digest, or a plain version)."""
+
+    steps: dict[str, Fingerprint]
+    environments: dict[str, dict[str, str]]
+
+    def record(self, at: float) -> MetadataRecord:
+        """The code as a fact about the run, which is to say about its task 0."""
+        # Steps share most of their code: each name stands once, with its digests.
+        names: dict[tuple[str, str], int] = {}
+        steps = {
+            step: [names.setdefault(item, len(names)) for item in fingerprint.items()]
+            for step, fingerprint in self.steps.items()
+        }
+        value = {"names": [*names], "steps": steps, "environments": self.environments}
+        text = json.dumps(value, separators=(",", ":"))
+        return MetadataRecord(int(PARAMETERS_TASK), 0, FIELD, text, FIELD, at)
+
+
+def code_of(definition: FlowDefinition) -> Code:
+    """The code of every step as it is now."""
+    environments = {name: environment_of(step) for name, step in definition.steps.items()}
+    return Code(fingerprints(definition), environments)
+
+
+def recorded_code(metadata: MetadataStore, run_key: int) -> Code | None:
+    """The code that a run was started with; None where that was not recorded."""
+    for record in metadata.metadata(run_key, int(PARAMETERS_TASK)):
+        if record.field == FIELD:
+            value = json.loads(record.value)
+            names = value["names"]
+            steps = {
+                step: dict(names[place] for place in places)
+                for step, places in value["steps"].items()
+            }
+            return Code(steps, value["environments"])
+    return None
+
+
+def environment_of(step: StepDefinition) -> dict[str, str]:
+    """What the step declares of its environment: Python's version, and a digest of every option
+    of its decorators that its result may depend on (digests, since a value may be a secret)."""
+    found = {"Python": "{}.{}".format(*sys.version_info[:2])}
+    for decorator in step.decorators:
+        options = decorator.shapes_result()
+        if options is not None:
+            label = f"@{decorator.name}"
+            while label in found:  # one of several of its kind
+                label += "+"
+            found[label] = "on"
+            for name, value in options.items():
+                found[f"{label} {name}"] = _short(value)
+    return found
+
+
+def _short(value: object) -> str:
+    # A repr may differ from process to process (sets, addresses): it counts where nothing else can.
+    content = content_digest(value)
+    if content is None:
+        content = digest_of([repr(value).encode("utf-8", "surrogatepass")])
+    return content[:_DIGITS]

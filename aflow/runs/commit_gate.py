@@ -1,0 +1,137 @@
+"""Group commit: whatever has come while one commit was being written goes out with the next.
+
+A run's outcomes are written to the metadata in one thread, one transaction after the other. A
+commit that has to reach the disk takes about a millisecond; ten outcomes that arrive meanwhile
+share the next one. Each outcome knows the number of the commit that will hold it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from aflow._core.threads import in_thread
+from aflow.metadata.base import AttemptRecord, Batch, MetadataRecord, RunUpdate, TaskRecord
+from aflow.scheduler.messages import encode_events
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import Hold, MetadataStore
+    from aflow.scheduler.messages import Event
+
+
+class Pending:
+    """What the next commit will write. An attempt that starts and ends within it is one row."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, Event]] = []
+        self.tasks: list[TaskRecord] = []
+        self.attempts: dict[tuple[int, int], AttemptRecord] = {}
+        self.metadata: list[MetadataRecord] = []
+        self.run: RunUpdate | None = None
+
+    def batch(self) -> Batch:
+        """The same as the metadata store takes it."""
+        return Batch(
+            encode_events(self.events) if self.events else b"",
+            self.tasks,
+            [*self.attempts.values()],
+            self.metadata,
+            self.run,
+        )
+
+
+class GroupCommit:
+    """Writes the commits of one run, in order.
+
+    `committed(number)` is called on the event loop after each commit; `failed(error)` once, after
+    which nothing is written any more: what was not committed never happened.
+    """
+
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        run_key: int,
+        version: int,
+        committed: Callable[[int], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._metadata = metadata
+        self._run_key = run_key
+        self._version = version
+        self._committed = committed
+        self._failed = failed
+        self._thread = ThreadPoolExecutor(1, "aflow-commit")
+        self._loop = asyncio.get_running_loop()
+        self._writing = False
+        self._broken = False
+        self._dirty = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.pending = Pending()
+        self.number = 0  # of the commit that will hold what is pending
+
+    def touch(self) -> None:
+        """Something was added to `pending`: see that it is written."""
+        self._dirty = True
+        if not self._writing and not self._broken:
+            self._write()
+
+    def _write(self) -> None:
+        pending, self.pending = self.pending, Pending()
+        self._writing, self._dirty = True, False
+        self._idle.clear()
+        future = self._loop.run_in_executor(self._thread, self._commit, pending)
+        future.add_done_callback(self._written)
+        self.number += 1
+
+    def _commit(self, pending: Pending) -> None:
+        self._version = self._metadata.commit(self._run_key, self._version, pending.batch())
+
+    def _written(self, future: asyncio.Future[None]) -> None:
+        self._writing = False
+        error = future.exception()
+        if error is not None:
+            self._broken = True
+            self._idle.set()
+            if not isinstance(error, Exception):
+                raise error
+            self._failed(error)
+            return
+        self._committed(self.number - 1)
+        if self._dirty and not self._writing:
+            self._write()
+        elif not self._writing:
+            self._idle.set()
+
+    def hold(self, owner: str, seconds: float, at: float, told: Callable[[Hold], None]) -> None:
+        """Say that this run's coordinator is alive, and stay its owner; `told` is called on the
+        event loop. Errors are left to the next commit."""
+
+        def answered(future: Future[Hold]) -> None:
+            if future.exception() is None:
+                self._loop.call_soon_threadsafe(told, future.result())
+
+        if not self._broken:
+            held = self._thread.submit(self._metadata.hold, self._run_key, owner, seconds, at)
+            held.add_done_callback(answered)
+
+    async def let_go(self, owner: str) -> None:
+        """Write what is pending; then the run may have another owner at once. If that fails, it may
+        when this one's time is over."""
+        await self.flush()
+        if not self._broken:
+            let_go = self._thread.submit(self._metadata.let_go, self._run_key, owner)
+            await asyncio.wait([asyncio.wrap_future(let_go)])
+
+    async def flush(self) -> None:
+        """Wait until all that is pending is written, or cannot be."""
+        self.touch()
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Wait until all is written and let the thread go. May be called twice."""
+        await self._idle.wait()
+        # A sign of life may still be on its way: it must not open again what is closed after us.
+        await in_thread(self._thread.shutdown)

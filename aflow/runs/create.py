@@ -1,0 +1,457 @@
+"""A run before its first task: its parameters, its record, and what it need not compute again."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow._core import ids
+from aflow._core.ids import PARAMETERS_STEP, Pathspec
+from aflow._core.settings import expanded, without_passwords
+from aflow._core.version import __version__
+from aflow.code import package
+from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
+from aflow.flow.current import current
+from aflow.flow.parameters import ParameterContext, resolve
+from aflow.metadata.base import LEASE, SPIN, RunRecord
+from aflow.runs.cache.key import code_of
+from aflow.runs.cache.reuse import CachedTasks, InTurn, cached_steps
+from aflow.runs.liveness import end_left_run, settled
+from aflow.runs.resume import ResumedRun, check_blobs, finished_of
+from aflow.runs.spin import find_task, prepare
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
+from aflow.storage.artifacts import ArtifactWriter, Manifest
+from aflow.storage.blobs import BlobStore
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow._core.settings import Durability, RunOptions, SpinOptions
+    from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import MetadataRecord, MetadataStore, RunRecord
+    from aflow.runs.cache.key import Code
+    from aflow.runs.cache.reuse import Precedents
+    from aflow.runs.resume import Finished
+    from aflow.runs.spin import Settled
+    from aflow.scheduler.messages import LaunchAttempt
+    from aflow.storage.base import ObjectStore
+
+# Reads the files that a flow includes.
+
+
+def included(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of parameters, with the content in place of the path for each IncludeFile. Raises
+    InvalidParameter for a file that cannot be read."""
+    module = sys.modules.get("aflow.flow.parameters")  # else no flow can have one
+    if module is None:
+        return dict(values)
+    return {
+        name: parameters[name].content(value, _read)
+        if value is not None and isinstance(parameters.get(name), module.IncludeFile)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _read(path: str) -> bytes:
+    return expanded(path).read_bytes()
+
+
+# What flow decorators say of a run: where in its project it stands, and what started it.
+
+
+_TAGS = {"project": "project_name", "project_branch": "branch_name"}
+
+
+def values_of(
+    definition: FlowDefinition, options: RunOptions, user: str, metadata: MetadataStore
+) -> dict[str, Any]:
+    """What a run's settings hold of its flow's decorators: `project` and `trigger`, where there is
+    something to say.
+
+    Raises InvalidInput for a branch or a trigger that cannot be used, NotFound for a trigger that
+    is not there.
+    """
+    values: dict[str, Any] = {}
+    project = definition.project
+    if project is not None:
+        values["project"] = project.place(definition.name, user, options.branch, options.production)
+    elif options.branch is not None or options.production:
+        raise InvalidInput(f"Flow {definition.name} is in no project: branches need @project.")
+    if options.trigger:
+        events = [event for each in options.trigger for event in _ended(each, metadata)]
+        values["trigger"] = events
+    return values
+
+
+def parameter_values(
+    definition: FlowDefinition,
+    given: Mapping[str, Any],
+    *,
+    user: str,
+    ds_type: str,
+    branch: str | None = None,
+    production: bool | None = None,
+    show: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """The values of all parameters of a run, by attribute: as they are given by name, else by
+    default.
+
+    A default that is a function sees the flow's configs in its context, and what is known of the
+    run in `current`: the flow, the user, the place in the project. Raises InvalidParameter and, for
+    a branch that cannot be used, InvalidInput.
+    """
+
+    def context(name: str) -> ParameterContext:
+        from aflow.flow.configs import ConfigValue, names_of  # few defaults are functions
+
+        known = {} if values is None else names_of(definition.configs, values)
+        return ParameterContext(definition.name, user, name, show, ds_type, ConfigValue(known))
+
+    values = definition.config_values
+
+    known: dict[str, Any] = {"flow_name": definition.name, "username": user}
+    if definition.project is not None:
+        known |= definition.project.place(definition.name, user, branch, production)
+    with current._deploying(known):
+        return resolve(definition, given, context)
+
+
+def system_tags(values: Mapping[str, Any]) -> Iterator[str]:
+    """The tags that say so."""
+    place = values.get("project")
+    if place is not None:
+        for name, key in _TAGS.items():
+            yield f"{name}:{place[key]}"
+
+
+def told(run: RunRecord) -> dict[str, Any]:
+    """What `current` tells of it."""
+    trigger = run.settings.get("trigger")
+    return {**run.settings.get("project", {}), **({"trigger": trigger} if trigger else {})}
+
+
+def _ended(pathspec: str, metadata: MetadataStore) -> Iterator[dict[str, Any]]:
+    """The events that the end of a run is."""
+    spec = Pathspec.parse(pathspec)
+    if spec.run is None or spec.step is not None:
+        raise InvalidInput(f"--trigger takes the pathspec of a run, Flow/run, not {pathspec!r}.")
+    run = metadata.run(spec.flow, spec.run)
+    if run is None:
+        raise NotFound(f"There is no run {pathspec} to be the trigger in {metadata.url}.")
+    if run.state is not RunState.SUCCEEDED:
+        raise InvalidInput(
+            f"{pathspec} cannot be the trigger: it is {run.state.value}, and only the end of a run "
+            "that succeeded starts another."
+        )
+    end = run.graph["end"]
+    last = next(metadata.tasks(run.key, step=end, light=True))
+    for name in dict.fromkeys((end, "end")):  # who waits for the end need not know its name
+        yield {
+            "name": f"metaflow.{spec.flow}.{name}",
+            "id": f"{pathspec}/{end}/{last.task.task}",
+            "timestamp": run.finished_at,
+            "type": "run",
+        }
+
+
+class Plan(NamedTuple):
+    """What a run begins with. `parameters` is the manifest of its task 0."""
+
+    parameters: bytes
+    code: Code
+    precedents: Precedents | None
+
+
+class Driving(NamedTuple):
+    """Who drives a run, as `kind/name`, and the lookahead of its executor. `engine` names what an
+    engine is to be asked by, where that drives the run (see `liveness`)."""
+
+    owner: str
+    lookahead: int
+    engine: Mapping[str, str] | None = None
+
+
+class NewRun(NamedTuple):
+    """A run that is recorded, and has not begun.
+
+    `facts` about its code are still to be recorded, and so are tasks that are `settled` before it
+    begins. `launch` is its only task, if it has but one.
+    """
+
+    record: RunRecord
+    parameters: bytes
+    facts: MetadataRecord
+    precedents: Precedents | None = None
+    settled: Sequence[Settled] = ()
+    launch: LaunchAttempt | None = None
+
+
+class Creation:
+    """Creates runs in one place, for one user. All calls block."""
+
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        store: ObjectStore,
+        durability: Durability,
+        user: str,
+        clock: Clock,
+        *,
+        deployed_by: str | None = None,
+    ) -> None:
+        """`deployed_by` is whose branch of a project runs are on, where the user is another."""
+        self._metadata = metadata
+        self._store = store
+        self._durability = durability
+        self._user = user
+        self._branch_of = deployed_by or user
+        self._clock = clock
+
+    def create(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        given: Mapping[str, Any],
+        driving: Driving,
+    ) -> NewRun:
+        """Record a new run of the flow, which has its owner for LEASE seconds. Raises
+        InvalidParameter, NotFound and InvalidInput (for a run that cannot be resumed), StorageError
+        and MetadataError; nothing is recorded then."""
+        if options.spin is not None:
+            return self._spin(definition, options, options.spin, driving)
+        plan = self.plan(definition, options, given, self._store)
+        if options.origin_run is not None:
+            self._end_origin(definition.name, options.origin_run)
+        record = self._recorded(definition, options, plan.parameters, driving)
+        facts = plan.code.record(self._clock.now())
+        return NewRun(record, plan.parameters, facts, plan.precedents)
+
+    def _end_origin(self, flow: str, origin: str) -> None:
+        """See that a run that is resumed has ended: a server, or another coordinator, would take it
+        up as one that was left, and run the same steps beside the new run."""
+        run = self._metadata.run(flow, ids.run_id(origin))
+        if run is None or run.state in TERMINAL_RUN_STATES:
+            return
+        reason = "Nobody drove the run any more, and it was resumed."
+        now = self._clock.now()
+        if not end_left_run(self._metadata, run, RunState.FAILED, reason, now):
+            raise _still_runs(run)
+
+    def _spin(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        which: SpinOptions,
+        driving: Driving,
+    ) -> NewRun:
+        """A run of one task, with the inputs that it had before."""
+        origin, task = find_task(self._metadata, definition.name, which)
+        spin = prepare(self._metadata, self._writer(), definition, origin, task, which.artifacts)
+        named = replace(options, origin_run=origin.run)
+        record = self._recorded(definition, named, spin.parameters, driving, SPIN)
+        facts = code_of(definition).record(self._clock.now())
+        return NewRun(record, spin.parameters, facts, None, spin.inputs, spin.launch)
+
+    def plan(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        given: Mapping[str, Any],
+        store: ObjectStore,
+    ) -> Plan:
+        """What a run would begin with. Its parameters are stored in `store`, nothing is recorded.
+        Raises what `create` raises."""
+        origin = self._origin(definition, options)
+        values = self._values(definition, options, given, origin)
+        parameters = self._parameters(definition, values, origin, store).encode()
+        code = code_of(definition)
+        precedents = self._precedents(definition, options, origin, code, parameters)
+        return Plan(parameters, code, precedents)
+
+    def known_to(
+        self, definition: FlowDefinition, options: RunOptions, run: RunRecord, parameters: bytes
+    ) -> Precedents | None:
+        """Who knows results that this run, which has begun, need not compute. Raises what `create`
+        raises for the run that it resumes."""
+        options = replace(options, origin_run=run.origin_run)
+        origin = self._origin(definition, options)
+        return self._precedents(definition, options, origin, code_of(definition), parameters)
+
+    def _precedents(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        origin: Finished | None,
+        code: Code,
+        parameters: bytes,
+    ) -> Precedents | None:
+        """Who knows results that the run need not compute; None where nobody does."""
+        known: list[Precedents] = []
+        if origin is not None:
+            assert options.origin_run is not None, "an origin has a name"
+            known.append(ResumedRun(options.origin_run, origin, definition.graph))
+        steps = cached_steps(definition)
+        if steps:
+            blobs = BlobStore(self._store)
+            known.append(CachedTasks(definition, steps, code, self._metadata, blobs, parameters))
+        return InTurn(*known) if len(known) > 1 else next(iter(known), None)
+
+    def _origin(self, definition: FlowDefinition, options: RunOptions) -> Finished | None:
+        """What the run to resume has finished; None where no run is resumed.
+
+        Raises NotFound where there is no such run, InvalidInput where it cannot be resumed.
+        """
+        if options.origin_run is None:
+            if options.clone_only:
+                raise InvalidInput("Tasks can be taken over only from a run that is resumed.")
+            return None
+        flow, run = definition.name, ids.run_id(options.origin_run)
+        origin = self._metadata.run(flow, run)
+        if origin is None:
+            raise NotFound(f"There is no run {flow}/{run} to resume in {self._metadata.url}.")
+        if origin.kind == SPIN:
+            raise InvalidInput(f"{flow}/{run} is a spin of one task, which cannot be resumed.")
+        left = settled(self._metadata, origin, time.sleep)
+        if left is None:
+            raise _still_runs(origin)
+        if options.rerun_step is not None and options.rerun_step not in definition.steps:
+            raise InvalidInput(
+                f"{flow} has no step {options.rerun_step!r} to run again; its steps are: "
+                f"{', '.join(definition.steps)}."
+            )
+        origin = left
+        finished = finished_of(self._metadata, origin, options.rerun_step)
+        blobs = BlobStore(self._store)
+        check_blobs(finished, blobs, origin, leave_out=options.rerun_missing)
+        return finished
+
+    def _values(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        given: Mapping[str, Any],
+        origin: Finished | None,
+    ) -> dict[str, Any]:
+        """The values of the parameters; of a resumed run those alone that its origin has not."""
+        if origin is not None:
+            there = Manifest.decode(origin.parameters).artifacts
+            new = {name: each for name, each in definition.parameters.items() if name not in there}
+            definition = replace(definition, parameters=new)
+        values = parameter_values(
+            definition,
+            given,
+            user=self._user,
+            ds_type="s3" if self._store.url.startswith("s3:") else "local",
+            branch=options.branch,
+            production=options.production,
+        )
+        return included(definition.parameters, values)
+
+    def _parameters(
+        self,
+        definition: FlowDefinition,
+        values: Mapping[str, Any],
+        origin: Finished | None,
+        store: ObjectStore,
+    ) -> Manifest:
+        """What task 0 leaves: the flow's constants, and the values of its parameters."""
+        writer = self._writer(store)
+        manifest = Manifest(step=PARAMETERS_STEP)
+        if origin is not None:
+            manifest.artifacts = dict(Manifest.decode(origin.parameters).artifacts)
+        for name, value in {**definition.constants, **values}.items():
+            manifest.artifacts[name] = writer.save(name, value)
+        return manifest
+
+    def _writer(self, store: ObjectStore | None = None) -> ArtifactWriter:
+        return ArtifactWriter(self._blobs(store))
+
+    def _blobs(self, store: ObjectStore | None = None) -> BlobStore:
+        return BlobStore(store or self._store, self._durability == "power")
+
+    def _recorded(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        parameters: bytes,
+        driving: Driving,
+        kind: str = "",
+    ) -> RunRecord:
+        now = self._clock.now()
+        code = package.for_the_record(definition, self._blobs(), options.package_suffixes)
+        values = {
+            **values_of(definition, options, self._branch_of, self._metadata),
+            "code": code,
+            "lookahead": driving.lookahead,
+            **({} if driving.engine is None else {"engine": dict(driving.engine)}),
+        }
+        if options.run_id is not None:
+            record = self._record(
+                definition, options, ids.run_id(options.run_id), now, kind, values
+            )
+            return self._metadata.create_run(record, parameters, driving.owner, LEASE)
+        for number in range(1000):
+            run = f"{kind}-" * bool(kind) + str(int(now * 1e6) + number)
+            record = self._record(definition, options, run, now, kind, values)
+            try:
+                return self._metadata.create_run(record, parameters, driving.owner, LEASE)
+            except VersionConflict:  # another run began in the same microsecond
+                continue
+        raise AflowError("No free run id was found: a thousand runs began in this millisecond.")
+
+    def _record(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        run: str,
+        now: float,
+        kind: str,
+        values: Mapping[str, Any],
+    ) -> RunRecord:
+        return RunRecord(
+            key=0,
+            flow=definition.name,
+            run=run,
+            state=RunState.RUNNING,
+            user=self._user,
+            created_at=now,
+            finished_at=None,
+            version=0,
+            tags=tuple(sorted(options.tags)),
+            system_tags=(
+                f"aflow_version:{__version__}",
+                f"python_version:{platform.python_version()}",
+                "runtime:dev",
+                f"user:{self._user}",
+                *system_tags(values),
+            ),
+            graph=definition.graph.as_dict(),
+            settings={
+                "storage": self._store.url,
+                "max_workers": options.max_workers,
+                "max_num_splits": options.max_num_splits,
+                "isolation": options.isolation,
+                "process": options.process,
+                "fail_fast": options.fail_fast,
+                "words": [*map(without_passwords, options.words)],
+                "durability": self._durability,
+                "script": definition.file,
+                "program": package.program_of(definition)._asdict(),
+                "parameters": list(definition.parameters),
+                "resume_identifier": options.resume_identifier,
+                **values,
+            },
+            origin_run=options.origin_run,
+            kind=kind,
+        )
+
+
+def _still_runs(run: RunRecord) -> InvalidInput:
+    return InvalidInput(
+        f"{run.flow}/{run.run} is still running: wait until it has ended, or stop it "
+        f"(aflow cancel {run.flow}/{run.run}), before it is resumed."
+    )

@@ -1,0 +1,211 @@
+"""Deleting runs, and then what nothing refers to any more.
+
+What is referred to is known from two places: the runs in the metadata, and the roots in the store
+(`aflow/storage/roots.py`), which deployed flows and schedules declare for what they need.
+
+Safe while other runs are written: a blob is removed only if no manifest refers to it and nobody has
+written or touched it for a while (`grace`). Whoever is about to refer to a blob that is there
+already touches it first (`BlobStore.put`, `BlobStore.claim`); the store sees to it that a touch and
+a removal at the same time end in one of the two. The idea is that of Nix's garbage collector, with
+times in place of locks.
+
+A run whose record or manifest is damaged may refer to any blob. While it is there no blob is
+removed: what it refers to could not be had again when the damage is repaired, or be salvaged. It is
+named, and everything else goes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.errors import AflowError, CorruptBlob, MetadataError, StoreUnavailable
+from aflow.interop import copies
+from aflow.metadata.base import DAMAGED, LEASE, SPIN
+from aflow.runs.liveness import is_deployed, is_driven, left_for
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
+from aflow.storage import roots
+from aflow.storage.artifacts import Manifest
+from aflow.storage.blobs import BlobStore, blob_name
+from aflow.storage.items import blobs_of_items
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.storage.base import ObjectStore
+
+GRACE = 3600.0  # seconds
+
+
+class Wanted(NamedTuple):
+    """Which runs are to go: those for which all that is given holds. None of them if nothing is.
+
+    `run` is the id of the only one, of `flow`. `before` is when they have ended at the latest
+    (seconds since the epoch), `tags` they have all
+    of, `failed` says that they did not succeed, `keep` how many of the newest of each flow stay in
+    any case, `spins` whether only spins are meant.
+    """
+
+    flow: str | None = None
+    run: str | None = None
+    before: float | None = None
+    tags: Sequence[str] = ()
+    failed: bool = False
+    keep: int = 0
+    spins: bool = False
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether no run is meant."""
+        return self == Wanted()
+
+
+class Removed(NamedTuple):
+    """What was removed, or would be: runs, objects in the store and their bytes. `young` objects
+    are referred to by nothing either, but were touched too short a time ago. `damaged` are runs of
+    which nobody knows what they refer to, with the reason: no blob was removed then."""
+
+    runs: list[RunRecord]
+    objects: int
+    size: int
+    young: int
+    damaged: list[tuple[RunRecord, str]]
+
+
+def runs_to_delete(
+    metadata: MetadataStore, wanted: Wanted, grace: float = GRACE
+) -> list[RunRecord]:
+    """The runs that are to go. Never one that goes on, or that one which goes on has resumed; a run
+    that nobody drives may still be taken up for `grace` seconds."""
+    if wanted.is_nothing:
+        return []
+    flows = [wanted.flow] if wanted.flow is not None else [flow for flow, _ in metadata.flows()]
+    return [run for flow in flows for run in _of_flow(metadata, flow, wanted, grace)]
+
+
+def _of_flow(
+    metadata: MetadataStore, flow: str, wanted: Wanted, grace: float
+) -> Iterator[RunRecord]:
+    runs = metadata.runs(flow)
+    spins = metadata.runs(flow, kind=SPIN)
+    alive = [run for run in (*runs, *spins) if _may_go_on(run, grace)]
+    needed = {run.run for run in alive} | {run.origin_run for run in alive}
+    for run in spins if wanted.spins else runs[wanted.keep :]:
+        if run.run not in needed and _is_meant(run, wanted):
+            yield run
+
+
+def _may_go_on(run: RunRecord, grace: float) -> bool:
+    if run.state in TERMINAL_RUN_STATES:
+        return False
+    return is_driven(run) or left_for(run) < grace
+
+
+def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
+    """Delete the run; whether this was done. One that has not ended has to be ours first: somebody
+    may be about to take it up."""
+    if run.state not in TERMINAL_RUN_STATES and not is_deployed(run):
+        owner = f"gc/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        if not metadata.hold(run.key, owner, LEASE, now).mine:
+            return False
+    metadata.delete_run(run.key)
+    return True
+
+
+def _is_meant(run: RunRecord, wanted: Wanted) -> bool:
+    if wanted.run is not None and run.run != wanted.run:
+        return False
+    ended = run.finished_at or run.heartbeat_at or run.created_at
+    if wanted.before is not None and ended > wanted.before:
+        return False
+    if wanted.failed and run.state is RunState.SUCCEEDED:
+        return False
+    return set(wanted.tags) <= {*run.tags, *run.system_tags}
+
+
+def collect(
+    metadata: MetadataStore,
+    store: ObjectStore,
+    wanted: Wanted,
+    now: float,
+    *,
+    grace: float = GRACE,
+    dry_run: bool = False,
+) -> Removed:
+    """Delete runs, then every object that nothing refers to and nobody has touched for `grace`
+    seconds. With `dry_run` say only what that would be. May be interrupted, and called again."""
+    runs = runs_to_delete(metadata, wanted, grace)
+    if not dry_run:
+        runs = [run for run in runs if _deleted(metadata, run, now)]
+    gone = {run.key for run in runs}
+    # Before the runs are looked at: what moves from a root to a run meanwhile is seen in one.
+    declared = list(roots.roots(store))
+    # Runs that begin from here on have written or touched all they refer to a moment ago.
+    left = {
+        run.key: run
+        for flow, _ in metadata.flows()
+        for kind in ("", SPIN)
+        for run in metadata.runs(flow, kind=kind)
+        if run.key not in gone
+    }
+    used, damaged = _used(metadata, BlobStore(store), left.values())
+    used.update(map(blob_name, roots.kept(declared, now)))
+    if not dry_run:
+        for name in roots.expired(declared, now):
+            roots.withdraw(store, name)
+    removed = size = young = 0
+    known = {(run.flow, run.run) for run in left.values()}
+    for name in _unused(store, None if damaged else used, known):
+        taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
+        if taken is not None:
+            removed, size = removed + 1, size + taken
+        else:
+            young += 1
+    for name, wait in copies.kept_for(store, known, grace):
+        taken = store.remove_untouched(name, now - wait, dry_run=dry_run)
+        if taken is not None:
+            removed, size = removed + 1, size + taken
+    return Removed(runs, removed, size, young, damaged)
+
+
+def _used(
+    metadata: MetadataStore, blobs: BlobStore, runs: Iterable[RunRecord]
+) -> tuple[set[str], list[tuple[RunRecord, str]]]:
+    """The names of all blobs that these runs refer to; and the runs of which that cannot be known,
+    with the reason."""
+    used: set[str] = set()
+    seen: set[str] = set()  # segments of items, which several manifests may share
+    damaged: list[tuple[RunRecord, str]] = []
+    for run in runs:
+        try:
+            if run.settings == DAMAGED:
+                raise CorruptBlob("its record is damaged")
+            code = run.settings.get("code", {}).get("key")
+            if code:
+                used.add(blob_name(code))
+            for data in metadata.all_manifests(run.key):
+                manifest = Manifest.decode(data)
+                for entry in manifest.artifacts.values():
+                    used.update(blob_name(key) for key, _ in entry.blobs)
+                used.update(map(blob_name, blobs_of_items(manifest.items, blobs, seen)))
+        except (StoreUnavailable, MetadataError):
+            raise  # it may be whole
+        except (AflowError, ValueError, TypeError, LookupError, AttributeError) as error:
+            damaged.append((run, str(error) or type(error).__name__))
+    return used, damaged
+
+
+def _unused(
+    store: ObjectStore, used: set[str] | None, known: set[tuple[str, str]]
+) -> Iterable[str]:
+    """The objects that nothing refers to. None for `used`: nobody knows of blobs."""
+    if used is not None:
+        yield from (name for name in store.list("blobs/") if name not in used)
+    for folder in ("logs/", "cards/", "commits/", "jobs/"):
+        for name in store.list(folder):
+            _, *of = name.split("/", 3)
+            # Whatever does not belong to a run was not put there by aflow.
+            if len(of) == 3 and (of[0], of[1]) not in known:
+                yield name

@@ -1,0 +1,144 @@
+"""A run that its coordinator has left, as it stood: what another one needs to go on with it.
+
+The journal, replayed, gives the machine; the records say what has become of the attempts that are
+out. What was committed is never run again, since only what is live or was never launched is left
+to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.errors import InvalidInput
+from aflow.flow.graph import Graph
+from aflow.metadata.base import SPIN, TaskView
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    CancelAttempt,
+    Command,
+    Event,
+    LaunchAttempt,
+    decode_events,
+)
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, TaskState
+
+if TYPE_CHECKING:
+    from aflow._core.settings import RunOptions
+    from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord
+    from aflow.runs.cache.reuse import Precedent, Precedents
+    from aflow.scheduler.machine import RunMachine
+
+
+class Unfinished(NamedTuple):
+    """An attempt that is out: what is recorded of it, if it is known to have begun; the result that
+    was to be taken over instead; and whether it was to be stopped."""
+
+    launch: LaunchAttempt
+    record: AttemptRecord | None
+    precedent: Precedent | None
+    cancelled: bool
+
+
+def check_adoptable(run: RunRecord, definition: FlowDefinition) -> None:
+    """Raise InvalidInput for a run that nobody can go on with."""
+    name = f"{run.flow}/{run.run}"
+    if run.state in TERMINAL_RUN_STATES:
+        raise InvalidInput(f"{name} has ended: it is {run.state.value}. Resume it instead.")
+    if run.kind == SPIN or "lookahead" not in run.settings:
+        raise InvalidInput(f"{name} is no run that can be taken up: begin it anew.")
+    if _shape(Graph.from_dict(run.graph)) != _shape(definition.graph):
+        raise InvalidInput(
+            f"{name} was begun with other steps than {definition.name} has now: take it up with "
+            "the code that it was begun with, or resume it."
+        )
+
+
+def _shape(graph: Graph) -> object:
+    """What decides how a run of it goes: not where its steps stand in which file."""
+    nodes = sorted(graph.nodes.values(), key=lambda node: node.name)
+    steps = [(node.name, node.kind, node.next, node.cases, node.splits) for node in nodes]
+    return graph.start, graph.end, steps
+
+
+def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
+    """The options, with those of the run's first coordinator where decisions depend on them."""
+    settings = run.settings
+    return replace(
+        options,
+        max_workers=settings["max_workers"],
+        max_num_splits=settings["max_num_splits"],
+        isolation=settings["isolation"],
+        process=settings.get("process", "fresh"),
+        fail_fast=settings["fail_fast"],
+        origin_run=run.origin_run,
+        run_id=run.run,
+    )
+
+
+def replay(
+    machine: RunMachine, metadata: MetadataStore, run: RunRecord, precedents: Precedents | None
+) -> list[Unfinished]:
+    """Bring a new machine to where the run's journal ends; the attempts that are out then, by
+    task. `precedents` are told what they would have been told. Blocks. Raises MetadataError."""
+    account = None if precedents is None else _Account(precedents, metadata, run.key)
+    cancelled: set[tuple[int, int]] = set()
+    for at, event in _events(metadata, run.key):
+        commands = machine.handle(event, at)
+        if account is not None:
+            account.take_down(event, commands)
+        cancelled.update((c.task, c.attempt) for c in commands if type(c) is CancelAttempt)
+    out = machine.live()
+    views = _views(metadata, run.key) if out else {}
+    return [_unfinished(each, views.get(each.task), account, cancelled) for each in out]
+
+
+def _events(metadata: MetadataStore, run_key: int) -> Iterator[tuple[float, Event]]:
+    for batch in metadata.journal(run_key):
+        yield from decode_events(batch)
+
+
+def _views(metadata: MetadataStore, run_key: int) -> dict[int, TaskView]:
+    """The tasks that have not ended, by number."""
+    states = (TaskState.READY, TaskState.RUNNING)
+    return {view.task.task: view for view in metadata.newest_tasks(run_key, states=states)}
+
+
+def _unfinished(
+    launch: LaunchAttempt,
+    view: TaskView | None,
+    account: _Account | None,
+    cancelled: set[tuple[int, int]],
+) -> Unfinished:
+    record = None if view is None else view.attempt
+    if record is not None and record.attempt != launch.attempt:
+        record = None
+    precedent = None
+    if account is not None and view is not None and view.task.origin and record is None:
+        precedent = account.found.get(launch.task)
+    return Unfinished(launch, record, precedent, (launch.task, launch.attempt) in cancelled)
+
+
+class _Account:
+    """Tells those who know results what they were told when the run got here, in this order."""
+
+    def __init__(self, precedents: Precedents, metadata: MetadataStore, run_key: int) -> None:
+        self._precedents = precedents
+        self._metadata = metadata
+        self._run_key = run_key
+        self.found: dict[int, Precedent] = {}  # of tasks that are out
+
+    def take_down(self, event: Event, commands: list[Command]) -> None:
+        """An event, and what the machine said to it."""
+        if type(event) is AttemptEnded:
+            self.found.pop(event.task, None)
+            if event.outcome.state is AttemptState.SUCCEEDED:
+                manifests = self._metadata.manifests(self._run_key, [event.task])
+                self._precedents.settled(event.task, manifests[event.task])
+        for command in commands:
+            if type(command) is LaunchAttempt and command.attempt == 0:
+                precedent = self._precedents.find(command)
+                if precedent is not None:
+                    self.found[command.task] = precedent

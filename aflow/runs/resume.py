@@ -1,0 +1,253 @@
+"""Resuming: a new run takes over what another run of the flow has finished.
+
+A task takes over the result of the task that stood in its place in the origin: same step, same
+inputs, same item of the same foreach. So nothing is taken over whose inputs were computed anew,
+and where the graph has changed the run goes on with what is left to do. Blobs are shared by key;
+only manifests are written again, with the numbers that the tasks have in the new run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from aflow._core.ids import PARAMETERS_STEP, PARAMETERS_TASK
+from aflow.errors import InvalidInput
+from aflow.flow.graph import Graph
+from aflow.runs.cache.reuse import Precedent, blobs_in, fits
+from aflow.scheduler.messages import (
+    AttemptEnded,
+    CancelRequested,
+    Command,
+    Event,
+    FinishRun,
+    FromBranches,
+    FromForeach,
+    FromTask,
+    Inputs,
+    LaunchAttempt,
+    Outcome,
+    Transition,
+    encode_inputs,
+)
+from aflow.scheduler.states import AttemptState, TaskState
+from aflow.storage.artifacts import Manifest
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.runs.cache.reuse import Precedent, Precedents
+    from aflow.scheduler.machine import RunMachine
+    from aflow.scheduler.tasks import StepCounts
+    from aflow.storage.blobs import BlobStore
+
+Place = tuple[str, bytes, int | None]
+"""Step, inputs and index of a task, with the numbers of the origin: no two tasks share it."""
+
+
+class Finished:
+    """What the origin has finished: the manifest of each task by its place."""
+
+    def __init__(self, views: Iterable[TaskView]) -> None:
+        self.tasks: dict[Place, tuple[int, bytes]] = {}
+        self.parameters = b""
+        for view in views:
+            manifest = view.attempt.manifest if view.attempt is not None else None
+            if view.state is not TaskState.SUCCEEDED or manifest is None:
+                continue
+            if view.task.step == PARAMETERS_STEP:
+                self.parameters = manifest
+            else:
+                place = (view.task.step, view.task.inputs, view.task.index)
+                self.tasks[place] = (view.task.task, manifest)
+
+    def leave_out(self, steps: Collection[str], tasks: Collection[int]) -> None:
+        """Forget the tasks of these steps, and these tasks: they are to run again."""
+        self.tasks = {
+            place: found
+            for place, found in self.tasks.items()
+            if place[0] not in steps and found[0] not in tasks
+        }
+
+
+class ResumedRun:
+    """The precedents of a run that resumes `origin`."""
+
+    def __init__(self, origin: str, finished: Finished, graph: Graph) -> None:
+        self._origin = origin
+        self._finished = finished.tasks
+        self._graph = graph
+        self._origin_of = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
+        self._number_in: dict[int, int] = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
+        self._renewed: set[int] = set()  # splits of which some task was not taken over
+
+    def find(self, launch: LaunchAttempt) -> Precedent | None:
+        """The result of the task in the same place of the origin."""
+        inputs = self._in_origin(launch.inputs)
+        found = None
+        if inputs is not None:
+            found = self._finished.get((launch.step, encode_inputs(inputs), launch.index))
+        precedent = None if found is None else self._take_over(launch, *found)
+        if precedent is None and launch.split is not None:
+            self._renewed.add(launch.split)
+        return precedent
+
+    def _take_over(self, launch: LaunchAttempt, task: int, data: bytes) -> Precedent | None:
+        manifest = Manifest.decode(data)
+        transition = Transition(*manifest.transition)
+        if not fits(self._graph, launch.step, transition):
+            return None
+        self._origin_of[launch.task] = task
+        self._number_in[task] = launch.task
+        renumber(manifest, self._number_in)
+        origin = f"{self._origin}/{launch.step}/{task}"
+        return Precedent(origin, manifest.encode(), transition)
+
+    def _in_origin(self, inputs: Inputs) -> Inputs | None:
+        """The inputs with the origin's numbers; None where one of them was computed anew."""
+        origin_of = self._origin_of
+        if type(inputs) is FromTask:
+            task = origin_of.get(inputs.task)
+            return None if task is None else FromTask(task)
+        if type(inputs) is FromBranches:
+            tasks = tuple(origin_of[task] for task in inputs.tasks if task in origin_of)
+            return FromBranches(tasks) if len(tasks) == len(inputs.tasks) else None
+        if type(inputs) is FromForeach:
+            split = origin_of.get(inputs.split)
+            if split is None or inputs.split in self._renewed:
+                return None
+            return FromForeach(split, inputs.steps, inputs.count)
+        return inputs
+
+    def cache_key(self, task: int) -> bytes | None:
+        """None: a resumed run finds tasks by their places."""
+        return None
+
+    def settled(self, task: int, manifest: bytes) -> None:
+        """Nothing has to be known of tasks that ran."""
+
+
+def renumber(manifest: Manifest, number_in: Mapping[int, int]) -> None:
+    """Let a manifest refer to tasks by the numbers that they have in another run."""
+    manifest.inherited = {number_in[task]: names for task, names in manifest.inherited.items()}
+    manifest.stack = tuple(frame._replace(split=number_in[frame.split]) for frame in manifest.stack)
+
+
+# ------------------------------------------------------------ before the run begins
+
+
+def finished_of(metadata: MetadataStore, origin: RunRecord, rerun: str | None) -> Finished:
+    """What the origin has finished, without the tasks of the step to run again."""
+    finished = Finished(metadata.tasks(origin.key))
+    if rerun is not None:
+        finished.leave_out({rerun}, ())
+    return finished
+
+
+def check_blobs(
+    finished: Finished, blobs: BlobStore, origin: RunRecord, *, leave_out: bool
+) -> list[str]:
+    """The tasks (`step/task`) with an artifact whose blob is not in the store any more.
+
+    With `leave_out` they are forgotten, to run again; else InvalidInput names the first blob and
+    what can be done.
+    """
+    there: dict[str, bool] = {}
+    missing: dict[int, str] = {}
+    for (step, _, _), (task, data) in finished.tasks.items():
+        for name, key in blobs_in(Manifest.decode(data)):
+            if key not in there:
+                there[key] = blobs.claim(key)
+            if there[key]:
+                continue
+            if not leave_out:
+                raise InvalidInput(
+                    f"{origin.flow}/{origin.run} cannot be resumed as it is: blob {key} of "
+                    f"{name}, which task {step}/{task} left, is not in the store any more. Give "
+                    "--rerun-missing to run such tasks again."
+                )
+            missing[task] = f"{step}/{task}"
+    finished.leave_out((), missing)
+    return list(missing.values())
+
+
+# Taking over what an earlier run has finished, and running nothing: `resume --clone-only`.
+
+
+AT_ONCE = 1 << 20
+"""Workers that the machine is to have: tasks that are left must not be in the way of others."""
+
+
+class CloneOnly:
+    """The machine of a run, and who knows results for it, in one: a task without a known result is
+    not launched, and the run is cancelled with `reason` when there is nothing more to take over.
+    """
+
+    def __init__(self, machine: RunMachine, precedents: Precedents, reason: str) -> None:
+        self._machine = machine
+        self._precedents = precedents
+        self._reason = reason
+        self._found: dict[int, Precedent] = {}
+        self._going_on: set[int] = set()  # tasks whose results are being taken over
+        self._left: list[LaunchAttempt] = []
+        self._handled: Event | None = None
+
+    # ------------------------------------------------------------ the machine
+
+    @property
+    def stopping(self) -> FinishRun | None:
+        """How the run will end, once it is known to stop."""
+        return self._machine.stopping
+
+    @property
+    def wake_at(self) -> float | None:
+        """None: nothing is tried again where nothing runs."""
+        return None
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """What the machine says, without the launches of tasks that would have to run."""
+        commands = self._machine.handle(event, now)
+        self._handled = event if self._machine.journaled(event) else None
+        if type(event) is AttemptEnded:
+            self._going_on.discard(event.task)
+        kept = [each for each in commands if type(each) is not LaunchAttempt or self._knows(each)]
+        return kept if self._going_on else kept + self._end(now)
+
+    def _knows(self, launch: LaunchAttempt) -> bool:
+        precedent = self._precedents.find(launch)
+        if precedent is None:
+            self._left.append(launch)
+            return False
+        self._found[launch.task] = precedent
+        self._going_on.add(launch.task)
+        return True
+
+    def _end(self, now: float) -> list[Command]:
+        """End the run, if what is left are tasks that would have to run."""
+        left, self._left = self._left, []
+        commands = self._machine.handle(CancelRequested(self._reason), now) if left else []
+        outcome = Outcome(AttemptState.CANCELLED, None, self._reason)
+        for each in left:
+            commands += self._machine.handle(AttemptEnded(each.task, each.attempt, outcome), now)
+        return commands
+
+    def journaled(self, event: Event) -> bool:
+        """Whether the event, the one that was handled last, has changed anything."""
+        return self._handled is event
+
+    def counts(self) -> Mapping[str, StepCounts]:
+        """How far each step is."""
+        return self._machine.counts()
+
+    # ------------------------------------------------------------ who knows results
+
+    def find(self, launch: LaunchAttempt) -> Precedent | None:
+        """The result for a task that was let through; asked once."""
+        return self._found.pop(launch.task)
+
+    def cache_key(self, task: int) -> bytes | None:
+        """What those say who know the results."""
+        return self._precedents.cache_key(task)
+
+    def settled(self, task: int, manifest: bytes) -> None:
+        """Tell those who know the results."""
+        self._precedents.settled(task, manifest)

@@ -1,0 +1,300 @@
+"""Who may ask: the one authenticator of `aflow server` and `aflow metadata-service`.
+
+A request carries a key of the settings or a token, as `Authorization: Bearer TOKEN` or `x-api-key:
+TOKEN`. Requests without one are answered only where that was chosen (`anonymous`), and then none
+that a page of another site has a browser send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from aflow.errors import AflowError, InvalidSetting, MetadataUnavailable, MissingExtra
+from aflow.metadata import tokens
+from aflow.metadata.base import documents_of
+from aflow.metadata.wire import WRITES
+
+try:
+    from aiohttp import web
+except ImportError as error:
+    raise MissingExtra("Servers need aiohttp: install aflow-runtime[server].") from error
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.metadata.base import Documents
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+OWN_CALLS = "/aflow/v1/metadata/"
+OPEN = frozenset({"/healthz", "/readyz", "/ping", "/healthcheck"})  # to probes, which have no token
+COOKIE = "aflow_token"  # of a browser that has logged in
+PAGE_HEADER = "X-Aflow-Request"  # that our own pages send, and a form of another site cannot
+LOOK = 0.5  # seconds between looks whether a client is still there, and its token valid
+_ANONYMOUS_LOOK = 2.0  # seconds between looks whether there are tokens now
+_SHOWN = 200  # characters of a path in the log
+_LOGGED = 100  # refusals in _LOGGED_IN seconds
+_LOGGED_IN = 10.0
+
+_log = logging.getLogger("aflow.server")
+
+
+class Caller(NamedTuple):
+    """Who sent a request. `token` is that of the store, or None for a key of the settings and for
+    requests without any; `name` is for the log and for what the caller leaves."""
+
+    name: str
+    token: tokens.Token | None = None
+
+
+CALLER = web.RequestKey("caller", Caller)
+IS_VALID: web.RequestKey[Any] = web.RequestKey("is_valid")
+
+
+class Authenticator:
+    """A middleware: refuses requests that carry neither a key nor a token (401), or a token that
+    has expired, or does not allow what is asked (403). `store` knows the tokens, if it keeps any;
+    each request looks, so that a revoked token is refused at once. With `anonymous` requests
+    without a token are answered as long as there are no tokens: but for those of pages of other
+    sites, and, where the server `is_local`, those that name another machine (403)."""
+
+    __middleware_version__ = 1
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        store: Any,
+        clock: Clock,
+        *,
+        anonymous: bool = False,
+        is_local: bool = True,
+    ) -> None:
+        self._keys = [key.encode() for key in keys]
+        self._store: Documents | None = documents_of(store)
+        self._clock = clock
+        self._anonymous = anonymous and not keys
+        self._is_local = is_local
+        self._look_again_at = float("-inf")
+        self._logged_since, self._logged = float("-inf"), 0
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer, or refuse."""
+        if request.path not in OPEN and not is_page(request.path):
+            refused = await self._refused(request)
+            if refused is not None:
+                self._log(request, refused.status)
+                return refused
+        return await handler(request)
+
+    async def _refused(self, request: web.Request) -> web.Response | None:
+        given = _given(request)
+        if any([self._is_key(each) for each in given]):  # noqa: C419 -- takes as long for each
+            request[CALLER] = Caller("a key of the settings")
+            return None
+        found = await self._known(given)
+        for each in found:
+            if each.allows(_writes(request), self._clock.now()):
+                request[CALLER] = Caller(each.name, each)
+                request[IS_VALID] = partial(self._is_valid, each)
+                return None
+        if found:
+            return refusal(403, f"The token {found[0].name} has expired, or does not allow this.")
+        if not await self._answers_anonymous():
+            sentence = "Missing or invalid token: send Authorization: Bearer TOKEN, or x-api-key."
+            return refusal(401, sentence, {"WWW-Authenticate": "Bearer"})
+        if self._is_local and not names_this_machine(request):
+            return refusal(403, "This server answers requests to localhost alone.")
+        if is_of_another_site(request):
+            return refusal(403, "This server answers no pages of other sites.")
+        request[CALLER] = Caller("anybody")
+        return None
+
+    async def allows(self, token: str) -> bool:
+        """Whether a token gets in at all."""
+        if self._is_key(token):
+            return True
+        return any(each.allows(False, self._clock.now()) for each in await self._known([token]))
+
+    def _is_key(self, given: str) -> bool:
+        data = given.encode("utf-8", "surrogateescape")
+        return any([hmac.compare_digest(data, key) for key in self._keys])  # noqa: C419 -- all
+
+    async def _known(self, given: Sequence[str]) -> list[tokens.Token]:
+        store = self._store
+        if store is None or not given:
+            return []
+        found = await asyncio.to_thread(lambda: [tokens.known(store, each) for each in given])
+        return [each for each in found if each is not None]
+
+    async def _answers_anonymous(self) -> bool:
+        now = self._clock.monotonic()
+        if self._anonymous and self._store is not None and now >= self._look_again_at:
+            # Once there is a token it stays so: also when the last one is revoked.
+            self._anonymous = not await asyncio.to_thread(self._store.documents, tokens.KIND)
+            self._look_again_at = now + _ANONYMOUS_LOOK
+        return self._anonymous
+
+    async def _is_valid(self, token: tokens.Token) -> bool:
+        """Whether a token that was valid when its request began still is."""
+        if not token.allows(False, self._clock.now()):
+            return False
+        store = self._store
+        assert store is not None, "the token is of it"
+        try:
+            document = await asyncio.to_thread(store.document, tokens.KIND, token.digest)
+        except MetadataUnavailable:  # it cannot be known: whatever reads records will say so
+            return True
+        return document is not None
+
+    def _log(self, request: web.Request, status: int) -> None:
+        """Log a refusal; not so many that strangers fill the disk."""
+        now = self._clock.monotonic()
+        if now - self._logged_since > _LOGGED_IN:
+            if self._logged > _LOGGED:
+                _log.warning("%d more requests were refused.", self._logged - _LOGGED)
+            self._logged_since, self._logged = now, 0
+        self._logged += 1
+        if self._logged <= _LOGGED:
+            _log.warning(
+                "%s %s of %s is refused: %d",
+                request.method, request.path[:_SHOWN], request.remote, status,
+            )  # fmt: skip
+
+
+def check_guarded(host: str, keys: Sequence[str], store: Any, *, anonymous: bool) -> None:
+    """Check that a server which listens on this host does not answer strangers. Raises
+    InvalidSetting."""
+    if is_loopback(host):
+        return
+    kept = documents_of(store)
+    if anonymous:
+        raise InvalidSetting(
+            f"--no-auth would let everybody who reaches {host} run code here or change records: "
+            "listen on 127.0.0.1, or make tokens (aflow token create NAME)."
+        )
+    if not keys and (kept is None or not kept.documents(tokens.KIND)):
+        raise InvalidSetting(
+            f"Everybody who reaches {host} could run code here or change records: make a token "
+            "that clients have to send (aflow token create NAME), set AFLOW_SERVICE_AUTH_KEY to "
+            "one, or listen on 127.0.0.1."
+        )
+
+
+def refusal(
+    status: int,
+    sentence: str,
+    headers: dict[str, str] | None = None,
+    fields: Sequence[str] = ("error", "message"),
+) -> web.Response:
+    """An answer that says why not, which no cache keeps. Clients of aflow's routes read the field
+    `error`, those of Metaflow's service `message`; what concerns all routes has both."""
+    return web.json_response(
+        dict.fromkeys(fields, sentence),
+        status=status,
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+def caller_of(request: web.Request) -> Caller | None:
+    """Who sent the request; None for a request that was not authenticated."""
+    return request.get(CALLER)
+
+
+async def attended(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work as long as the client is connected and its token is valid. Raises
+    ConnectionResetError where the client has gone, and HTTPUnauthorized where the token was revoked
+    or has expired meanwhile."""
+    is_valid = request.get(IS_VALID)
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        while not (await asyncio.wait([task], timeout=LOOK))[0]:
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError("The client has gone.")
+            if is_valid is not None and not await is_valid():
+                raise web.HTTPUnauthorized(reason="The token was revoked, or has expired.")
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def send_stream(
+    request: web.Request, response: web.StreamResponse, work: Coroutine[Any, Any, None]
+) -> web.StreamResponse:
+    """Send a response that has begun, which the work writes. It is too late for an answer that says
+    what is wrong: where the token is not valid any more, nothing is read, or the records cannot be
+    read, the connection is closed before the end of the response, and the log says why."""
+    try:
+        await attended(request, work)
+        await response.write_eof()
+    except ConnectionResetError:  # the client has gone
+        pass
+    except (TimeoutError, AflowError, web.HTTPUnauthorized) as error:
+        why = error.reason if isinstance(error, web.HTTPUnauthorized) else str(error)
+        _log.warning("A stream of %s is cut off: %s", request.remote, why or "nobody reads it.")
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+def _given(request: web.Request) -> list[str]:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    key = request.headers.get("x-api-key", "").strip()  # what Metaflow's clients send
+    return [each for each in dict.fromkeys((bearer, key, _token_of_cookie(request))) if each]
+
+
+def _token_of_cookie(request: web.Request) -> str:
+    """The token of a browser that has logged in; none where the request may change something and
+    lacks the header that only our own pages send."""
+    is_safe = request.method in ("GET", "HEAD", "OPTIONS")
+    return request.cookies.get(COOKIE, "") if is_safe or PAGE_HEADER in request.headers else ""
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is that of the web UI's pages and their files, which hold no data."""
+    return path in ("/", "/ui") or (path.startswith("/ui/") and path != "/ui/links")
+
+
+def _writes(request: web.Request) -> bool:
+    """Whether the request changes anything. Calls of the metadata port are all POST."""
+    if request.path.startswith(OWN_CALLS):
+        return request.path.removeprefix(OWN_CALLS) in WRITES
+    return request.method not in ("GET", "HEAD", "OPTIONS")
+
+
+# ------------------------------------------------------------------ requests of browsers
+
+# A page of any site can have the browser of somebody who looks at it send requests to that
+# somebody's own machine. Without tokens these are known by what browsers say of every request.
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is this machine, for itself alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def names_this_machine(request: web.Request) -> bool:
+    """Whether it is addressed to this machine by a name that no site can take: a site can have its
+    own name resolve to 127.0.0.1 (DNS rebinding), but not these."""
+    host = request.host
+    name, colon, port = host.rpartition(":")
+    return is_loopback(name if colon and port.isdigit() else host)
+
+
+def is_of_another_site(request: web.Request) -> bool:
+    """Whether a browser sends it for a page that is not of this server."""
+    if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        return True
+    origin = request.headers.get("Origin")
+    return origin is not None and origin != f"{request.scheme}://{request.host}"

@@ -1,0 +1,476 @@
+"""aflow's own runs, as Metaflow's clients are told of runs: beside those that are registered.
+
+The tasks of a run are read as far as they are told.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from aflow._core import ids
+from aflow._core.clock import shown_time
+from aflow.errors import InvalidName, RegistrationRefused, StorageError
+from aflow.interop import records
+from aflow.interop.copies import Copies
+from aflow.server.metaflow import checks
+from aflow.server.metaflow.checks import is_found
+from aflow.server.metaflow.messages import CHUNK, Answer, Asked, Lister, Listing, Page, page_of
+
+if TYPE_CHECKING:
+    from aflow.interop.copies import Copies, Copy
+    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskView
+    from aflow.server.metaflow.database import Row, Session
+    from aflow.server.metaflow.messages import Page
+    from aflow.storage.base import ObjectStore
+
+# Rows of aflow's own records, by key, alone or with those of a listing of what is registered.
+
+
+PER_TASK = 10_000
+"""How many keys what a task has may take."""
+
+
+class Own(NamedTuple):
+    """A row of ours; the first field is its key, as in rows of the database."""
+
+    key: Any
+    told: Any
+
+
+class Rows(Protocol):
+    """Rows in the order of their keys."""
+
+    def before(self, key: Any, limit: int) -> Iterable[Own]:
+        """Those below the key (None: all), the greatest first."""
+
+    def after(self, key: Any, limit: int) -> Iterable[Own]:
+        """Those above the key (None: all), the smallest first."""
+
+
+class FewRows:
+    """Rows that are all there."""
+
+    def __init__(self, rows: Iterable[Own]) -> None:
+        self._rows = sorted(rows, key=operator.attrgetter("key"))
+
+    def before(self, key: Any, limit: int) -> Iterable[Own]:
+        """See Rows."""
+        return islice((each for each in self._rows[::-1] if key is None or each.key < key), limit)
+
+    def after(self, key: Any, limit: int) -> Iterable[Own]:
+        """See Rows."""
+        return islice((each for each in self._rows if key is None or each.key > key), limit)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRows:
+    """What `of` says of each task of a run, or of one step of it, that passes."""
+
+    store: MetadataStore
+    run: RunRecord
+    step: str | None
+    of: Callable[[TaskView], list[Any]]
+    passes: Callable[[Any], bool]
+    light: bool = True
+
+    def before(self, key: Any, limit: int) -> Iterable[Own]:
+        """See Rows."""
+        top = None if key is None else key // PER_TASK + 1
+        views = self.store.newest_tasks(self.run.key, step=self.step, before=top, light=self.light)
+        found = (each for view in views for each in reversed(self._of(view)))
+        return islice((each for each in found if key is None or each.key < key), limit)
+
+    def after(self, key: Any, limit: int) -> Iterable[Own]:
+        """See Rows."""
+        last = None if key is None else key // PER_TASK - 1
+        views = self.store.tasks(self.run.key, step=self.step, after=last, light=self.light)
+        found = (each for view in views for each in self._of(view))
+        return islice((each for each in found if key is None or each.key > key), limit)
+
+    def _of(self, view: TaskView) -> list[Own]:
+        first = view.task.task * PER_TASK
+        rows = [Own(first + place, told) for place, told in enumerate(self.of(view))]
+        return [each for each in rows if self.passes(each.told)]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Rows of ours with those of a listing, if there is one; of two with the same key ours."""
+
+    rows: Rows
+    page: Page | None
+    listing: Listing | None = None
+
+    def first(self, session: Session) -> list[Any]:
+        """The page; without one, the first rows."""
+        if self.page is None:
+            return self.after(session, None)
+        own = list(self.rows.before(self.page.after, self.page.limit))
+        others = [] if self.listing is None else self.listing.first(session)
+        return self._merged(own, others, self.page.limit, newest_first=True)
+
+    def after(self, session: Session, key: Any) -> list[Any]:
+        """The next rows, at most CHUNK."""
+        own = list(self.rows.after(key, CHUNK))
+        others = [] if self.listing is None else self.listing.after(session, key)
+        return self._merged(own, others, CHUNK, newest_first=False)
+
+    def tell(self, row: Any) -> Any:
+        """The row, for clients."""
+        if isinstance(row, Own):
+            return row.told
+        assert self.listing is not None, "all rows are ours"
+        return self.listing.tell(row)
+
+    def _merged(
+        self, own: list[Own], others: list[Row], limit: int, newest_first: bool
+    ) -> list[Any]:
+        keys = {each.key for each in own}
+        both = [*own, *(row for row in others if row[0] not in keys)]
+        return sorted(both, key=operator.itemgetter(0), reverse=newest_first)[:limit]
+
+
+# aflow's records as rows of the service: what is told of flows, runs, tasks, and what passes.
+
+
+_NAMES = {"user": "user_name", "run_id": "run_number"}  # of what is filtered by, where they differ
+_COMPARED: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,
+    "gt": operator.gt, "ge": operator.ge, "co": operator.contains, "sw": str.startswith,
+    "ew": str.endswith,
+}  # fmt: skip
+
+
+def status_of(run: RunRecord) -> str:
+    """How a run stands, in the words of the service."""
+    if run.finished_at is None:
+        return "running"
+    return "completed" if run.state.value == "succeeded" else "failed"
+
+
+def flow_told(flow: str, at: float) -> dict[str, Any]:
+    """A flow, for clients."""
+    return {"flow_id": flow, "user_name": None, **_at(at), "tags": [], "system_tags": []}
+
+
+def run_told(run: RunRecord) -> dict[str, Any]:
+    """A run, for clients."""
+    beat = None if run.heartbeat_at is None else int(run.heartbeat_at)
+    return {
+        **_head(run), "user_name": run.user, **_at(run.created_at), "last_heartbeat_ts": beat,
+        **_tail(run),
+    }  # fmt: skip
+
+
+def steps_told(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, Any]:
+    """The steps of a run that have begun at these times, for clients, by name."""
+    return {
+        name: {**_head(run), "step_name": name, "user_name": run.user, **_at(at), **_tail(run)}
+        for name, at in begun
+    }
+
+
+def task_told(run: RunRecord, view: TaskView) -> dict[str, Any]:
+    """A task, for clients."""
+    return {**_in_task(run, view), **_at(view.task.created_at), "last_heartbeat_ts": None}
+
+
+def latest_told(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
+    """What is said of the latest attempt of a task."""
+    return facts_told(run, view, [] if view.attempt is None else [view.attempt], [])
+
+
+def facts_told(
+    run: RunRecord,
+    view: TaskView,
+    attempts: Iterable[AttemptRecord],
+    more: Iterable[tuple[float, dict[str, Any]]],
+    copies: Copies | None = None,
+) -> list[dict[str, Any]]:
+    """What is said of attempts of a task, where `copies` of what it has left are for Metaflow's
+    client, and `more` with its times."""
+    began = view.task.created_at
+    around = dict(records.surroundings(run, view))
+    if copies is not None:
+        around |= {"ds-type": copies.kind, "ds-root": copies.root}
+    said: list[tuple[float, dict[str, Any]]] = []
+    for attempt in attempts:
+        begun = began if attempt.started_at is None else attempt.started_at
+        said += [
+            (begun, records.fact(attempt.attempt, name, value, name))
+            for name, value in around.items()
+        ]
+        at = attempt.finished_at or begun
+        said += [(at, each) for each in records.facts_of(attempt)]
+    first = view.task.task * PER_TASK
+    return [
+        {**each, **_in_task(run, view), **_at(at), "id": first + place}
+        for place, (at, each) in enumerate([*said, *more])
+    ]
+
+
+def artifacts_told(
+    run: RunRecord, view: TaskView, copies: Copies | None = None, left: Iterable[Copy] = ()
+) -> list[dict[str, Any]]:
+    """What the attempt of the view has left: `left` are `copies` for Metaflow's client, and
+    without them it cannot read the values."""
+    if view.attempt is None:
+        return []
+    at = view.attempt.finished_at or view.task.created_at
+    readable = [] if copies is None else records.copies_told(view.attempt, copies, left)
+    named = {each["name"] for each in readable}
+    others = [each for each in records.artifacts_of(view.attempt) if each["name"] not in named]
+    return [{**each, **_in_task(run, view), **_at(at)} for each in (*readable, *others)]
+
+
+def _in_task(run: RunRecord, view: TaskView) -> dict[str, Any]:
+    return {
+        **_head(run), "step_name": view.task.step, "task_id": view.task.task,
+        "user_name": run.user, **_tail(run),
+    }  # fmt: skip
+
+
+def _head(run: RunRecord) -> dict[str, Any]:
+    return {"flow_id": run.flow, "run_number": run.run}
+
+
+def _tail(run: RunRecord) -> dict[str, Any]:
+    return {"tags": list(run.tags), "system_tags": list(run.system_tags)}
+
+
+def _at(seconds: float) -> dict[str, int]:
+    return {"ts_epoch": round(shown_time(seconds) * 1000)}
+
+
+def passes(query: Mapping[str, str], told: dict[str, Any], status: str = "") -> bool:
+    """Whether a row is one of those that a query filters for. Raises RegistrationRefused."""
+    for name, value in query.items():
+        what, _, how = name.partition(":")
+        if name in ("_limit", "_cursor"):
+            continue
+        if what == "_tags":
+            tags = [tag for tag in value.split(",") if tag]
+            has = [tag in told["tags"] or tag in told["system_tags"] for tag in tags]
+            passed = not has or (any(has) if how == "any" else all(has))
+        elif what == "status" and status:
+            passed = (status == value) is (how != "ne")
+        else:
+            passed = _compared(told, what, how or "eq", value)
+        if not passed:
+            return False
+    return True
+
+
+def _compared(told: dict[str, Any], name: str, how: str, value: str) -> bool:
+    name = _NAMES.get(name, name)
+    if name not in told or how not in _COMPARED:
+        raise RegistrationRefused.of(400, f"there is nothing to filter by {name[:80]!r}")
+    if name in ("ts_epoch", "last_heartbeat_ts"):
+        if not value.isascii() or not value.isdigit():
+            raise RegistrationRefused.of(400, f"{name} has to be a whole number")
+        return told[name] is not None and _COMPARED[how](told[name], int(value))
+    return _COMPARED[how](str(told[name] or ""), value)
+
+
+_log = logging.getLogger("aflow.server.metaflow")
+_FIRST_RUN = 1 << 60  # keys of own runs are above those of others: they come first
+
+
+class OwnRuns:
+    """The runs that a metadata store of aflow's holds. `open_store` opens the object store of a
+    run by its URL, or gives None for one that is not to be used: then nobody but aflow can read
+    the values of its artifacts."""
+
+    def __init__(
+        self, store: MetadataStore, open_store: Callable[[str], ObjectStore | None] | None = None
+    ) -> None:
+        self._store = store
+        self._open_store = open_store
+        self._copies: dict[str, Copies | None] = {}
+
+    def has_flow(self, flow: str) -> bool:
+        """Whether there is a run of the flow."""
+        return bool(self._store.runs(flow, limit=1))
+
+    def _copies_of(self, run: RunRecord) -> Copies | None:
+        """The copies of its artifacts in Metaflow's format; None where there can be none."""
+        url = str(run.settings.get("storage") or "")
+        if url not in self._copies:
+            store = None if self._open_store is None else self._open_store(url)
+            self._copies[url] = None if store is None else Copies(store, self._store)
+        return self._copies[url]
+
+    def joined(self, name: str, asked: Asked, answer: Answer | Lister) -> Answer | Lister:
+        """What the route `name` answers, with ours."""
+        if isinstance(answer, Listing) and name == "get_flows":
+            rows = [Own(flow, flow_told(flow, at)) for flow, at in self._store.flows()]
+            passing = [each for each in rows if passes(asked.query, each.told)]
+            return Joined(FewRows(passing), answer.page, answer) if passing else answer
+        if isinstance(answer, Listing) and name == "get_runs":
+            found = self._runs(asked, answer.page)
+            return Joined(FewRows(found), answer.page, answer) if found else answer
+        if isinstance(answer, Answer) and answer.body == []:
+            return self._list_of_run(name, asked) or answer
+        return answer
+
+    def one(self, name: str, asked: Asked) -> Answer | None:
+        """What the route `name` answers of something that is not registered."""
+        if name == "get_flow":
+            flows = dict(self._store.flows())
+            if asked.flow in flows:
+                return Answer(flow_told(asked.flow, flows[asked.flow]))
+            return None
+        run = self._run(asked) if "run_number" in asked.names else None
+        if run is None:
+            return None
+        if name == "get_run":
+            return Answer(run_told(run))
+        if name == "get_step":
+            steps = self._steps(run)
+            return Answer(steps[asked.step]) if asked.step in steps else None
+        if name == "change_tags":
+            return self._change_tags(run, asked)
+        view = self._task(run, asked) if name in ("get_task", "get_artifact") else None
+        if view is None:
+            return None
+        if name == "get_task":
+            return Answer(task_told(run, view))
+        artifacts = {each["name"]: each for each in self._artifacts(run, view, write=True)}
+        wanted = asked.names["artifact_name"]
+        return Answer(artifacts[wanted]) if wanted in artifacts else None
+
+    def _list_of_run(self, name: str, asked: Asked) -> Joined | None:
+        run = self._run(asked)
+        if run is None:
+            return None
+        rows: Rows
+        if name == "get_steps":
+            steps = self._steps(run)
+            rows = FewRows(
+                Own(step, told) for step, told in steps.items() if passes(asked.query, told)
+            )
+            return Joined(rows, page_of(asked.query, str))
+        if "task_id" in asked.names:
+            view = self._task(run, asked)
+            told = [] if view is None else self._told_of_task(name, run, view)
+            rows = FewRows(
+                Own(key, each) for key, each in enumerate(told) if passes(asked.query, each)
+            )
+        else:
+            rows = self._rows_of_tasks(name, run, asked)
+        return Joined(rows, page_of(asked.query))
+
+    def _told_of_task(self, name: str, run: RunRecord, view: TaskView) -> list[Any]:
+        if name == "get_artifacts":
+            return self._artifacts(run, view, write=True)
+        if name == "get_metadata":
+            self._write_beside(run, view)
+        attempts = self._store.attempts(run.key, view.task.task)
+        said = [
+            (each.created_at, records.fact(each.attempt, each.field, each.value, each.type))
+            for each in self._store.metadata(run.key, view.task.task)
+        ]
+        return facts_told(run, view, attempts, said, self._copies_of(run))
+
+    def _artifacts(self, run: RunRecord, view: TaskView, *, write: bool = False) -> list[Any]:
+        """What the attempt has left; with `write` it can be read then where it is said to be."""
+        copies = self._copies_of(run)
+        try:
+            left = [] if copies is None else copies.artifacts(run, view)
+            if copies is not None and write:
+                copies.write(run, view, left)
+        except StorageError as error:  # the store is away: what is there is told all the same
+            _log.warning("%s/%s: no copies for Metaflow: %s", run.flow, run.run, error)
+            return artifacts_told(run, view)
+        return artifacts_told(run, view, copies, left)
+
+    def _write_beside(self, run: RunRecord, view: TaskView) -> None:
+        """Have the logs and cards of a task ready: who asks for its facts may read them next."""
+        copies = self._copies_of(run)
+        if copies is None:
+            return
+        try:
+            copies.write_logs(run, view)
+            copies.write_cards(run, view)
+        except StorageError as error:
+            _log.warning("%s/%s: no logs for Metaflow: %s", run.flow, run.run, error)
+
+    def _rows_of_tasks(self, name: str, run: RunRecord, asked: Asked) -> Rows:
+        step = asked.names.get("step_name")
+
+        def passing(told: Any) -> bool:
+            return passes(asked.query, told)
+
+        if name == "get_tasks":
+            return TaskRows(self._store, run, step, lambda view: [task_told(run, view)], passing)
+        if name == "get_filtered_tasks":
+            filtered = self._filtered(run, asked)
+            return TaskRows(self._store, run, step, filtered, lambda _: True, light=False)
+        if name == "get_metadata_of_run":
+            return TaskRows(self._store, run, None, lambda view: latest_told(run, view), passing)
+        return TaskRows(
+            self._store, run, step, lambda view: self._artifacts(run, view), passing, light=False
+        )
+
+    def _filtered(self, run: RunRecord, asked: Asked) -> Callable[[TaskView], list[Any]]:
+        field = asked.query.get("metadata_field_name")
+        pattern = checks.pattern(asked.query.get("pattern"))
+
+        def of(view: TaskView) -> list[Any]:
+            if field is not None or pattern is not None:
+                said = self._told_of_task("get_filtered_tasks", run, view)
+                if not any(
+                    field in (None, each["field_name"])
+                    and (pattern is None or is_found(pattern, each["value"]))
+                    for each in said
+                ):
+                    return []
+            return [f"{run.flow}/{run.run}/{view.task.step}/{view.task.task}"]
+
+        return of
+
+    def _runs(self, asked: Asked, page: Page | None) -> list[Own]:
+        """The runs of a flow that pass; of a page no more than that has room for."""
+        key = None if page is None else page.after
+        if key is not None and key < _FIRST_RUN:
+            return []
+        until = None if key is None else (key - _FIRST_RUN) / 1e6
+        limit = (
+            None if page is None or len(asked.query.keys() - {"_limit", "_cursor"}) else page.limit
+        )
+        rows = (
+            (Own(_FIRST_RUN + int(shown_time(run.created_at) * 1e6), run_told(run)), run)
+            for run in self._store.runs(asked.flow, until=until, limit=limit)
+        )
+        return [row for row, run in rows if passes(asked.query, row.told, status_of(run))]
+
+    def _run(self, asked: Asked) -> RunRecord | None:
+        try:
+            return self._store.run(asked.flow, ids.run_id(asked.run))
+        except InvalidName:
+            return None
+
+    def _steps(self, run: RunRecord) -> dict[str, Any]:
+        begun = [(name, at) for name, at, _ in self._store.steps(run.key)]
+        return steps_told(run, [(ids.PARAMETERS_STEP, run.created_at), *begun])
+
+    def _task(self, run: RunRecord, asked: Asked) -> TaskView | None:
+        number = checks.number(asked.task)
+        if number is None or number < 0:
+            return None
+        attempt = asked.names.get("attempt_id")
+        view = self._store.task(run.key, number, None if attempt is None else int(attempt))
+        return view if view is not None and view.task.step == asked.step else None
+
+    def _change_tags(self, run: RunRecord, asked: Asked) -> Answer:
+        body = checks.parsed(asked.body, dict)
+        add, remove = checks.tag_list(body, "tags_to_add"), checks.tag_list(body, "tags_to_remove")
+        try:
+            return Answer({"tags": list(self._store.change_tags(run.key, add, remove))})
+        except InvalidName as error:
+            raise RegistrationRefused(422, str(error)) from error

@@ -1,0 +1,433 @@
+"""The HTTP face: aiohttp around the table of routes.
+
+The database is asked in threads. A list that is longer than a chunk is streamed, chunk by chunk;
+whatever is short carries an ETag, and is not sent again to who has it (304).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aflow._core import ids
+from aflow._core.clock import LATEST
+from aflow.errors import (
+    AflowError,
+    InvalidMessage,
+    InvalidName,
+    MetadataUnavailable,
+    MissingExtra,
+    RegistrationRefused,
+)
+from aflow.interop.service import OWN
+from aflow.metadata import wire
+from aflow.metadata.base import Batch, RunRecord, WorkerRecord
+from aflow.metadata.wire import WRITES
+from aflow.server.metaflow import checks
+from aflow.server.metaflow import routes as flows
+from aflow.server.metaflow.aflow_runs import OwnRuns
+from aflow.server.metaflow.messages import CHUNK, SPOKEN, Answer, Asked, Lister
+from aflow.server.metaflow.routes import ROUTES, Route
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore
+
+# aflow's own metadata over HTTP: the calls of the metadata port, for `metadata.service`.
+
+
+_ITEMS = 200  # a frame
+
+
+def answered(store: MetadataStore, name: str, body: bytes) -> Generator[bytes, None, None]:
+    """The frames that answer one call. Raises InvalidMessage for one that means nothing, and
+    MetadataUnavailable, if it is known before the first frame, where the store cannot be used."""
+    if name not in wire.CALLS and name not in wire.STREAMS:
+        raise InvalidMessage(f"There is no call {name[:40]!r} of the metadata.")
+    try:
+        values, named = wire.unpack(
+            body, wire.MOST_CONTAINERS if name in wire.WRITES else wire.MOST_OF_QUESTION
+        )
+        for value in values:
+            _check(value)
+        result = getattr(store, name)(*values, **named)
+        if name in wire.CALLS:
+            yield wire.value_frame(result)
+        else:
+            yield from _streamed(result)
+    except (MetadataUnavailable, InvalidMessage):
+        raise
+    except AflowError as error:
+        yield wire.error_frame(error)
+    except Exception as error:  # whatever a database's driver says of values that it cannot take
+        raise InvalidMessage(f"The call {name} cannot be done: {error}.") from error
+
+
+def _streamed(items: Iterator[Any]) -> Iterator[bytes]:
+    while chunk := list(islice(items, _ITEMS)):
+        yield wire.items_frame(chunk)
+    yield wire.end_frame()
+
+
+def _check(value: object) -> None:
+    """Names become paths and pathspecs for those who read them, and times dates: nobody stores one
+    that is none."""
+    try:
+        if isinstance(value, RunRecord):
+            ids.flow_name(value.flow)
+            ids.run_id(value.run)
+            _check_times(value.created_at, value.finished_at, value.heartbeat_at)
+        elif isinstance(value, WorkerRecord):
+            ids.worker_name(value.name)
+            _check_times(value.started_at, *(each.since for each in value.running))
+        elif isinstance(value, Batch):
+            for task in value.tasks:
+                ids.step_name(task.step)
+                _check_times(task.created_at)
+            for attempt in value.attempts:
+                _check_times(attempt.started_at, attempt.finished_at)
+            for each in value.metadata:
+                _check_times(each.created_at)
+    except InvalidName as error:
+        raise InvalidMessage(str(error)) from error
+
+
+def _check_times(*times: float | None) -> None:
+    for at in times:
+        if at is not None and not 0 <= at <= LATEST:
+            raise InvalidMessage(f"{at!r} is no time: times are in seconds since 1970.")
+
+
+try:
+    from aiohttp import web
+
+    from aflow.server.auth import OWN_CALLS, Authenticator, Handler, caller_of, refusal, send_stream
+    from aflow.server.bodies import body_of, check_json
+except ImportError as error:
+    raise MissingExtra(
+        "The metadata service needs aiohttp: install aflow-runtime[server]."
+    ) from error
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.metadata.base import MetadataStore
+    from aflow.server.metaflow.database import Database, Session
+    from aflow.server.metaflow.messages import Listing
+    from aflow.storage.base import ObjectStore
+
+    OpenStore = Callable[[str], ObjectStore | None]
+
+T = TypeVar("T")
+
+REGISTERED = "_registered"
+"""In a query: what is registered alone, without aflow's own runs, which aflow's client has."""
+
+_VERSION_HEADER = "METADATA_SERVICE_VERSION"
+_LARGEST_JSON = 16 << 20
+# Of aflow's own metadata: a commit holds manifests of many tasks, a question numbers of tasks.
+_LARGEST_WRITE, _LARGEST_READ = 256 << 20, 1 << 20
+
+_log = logging.getLogger("aflow.server.metaflow")
+
+
+def application(
+    database: Database,
+    clock: Clock,
+    keys: Sequence[str] = (),
+    store: MetadataStore | None = None,
+    threads: int = 8,
+    *,
+    anonymous: bool = True,
+    is_local: bool = False,
+    open_store: OpenStore | None = None,
+) -> web.Application:
+    """The service as an application of aiohttp. With `keys`, a request has to carry one of them, or
+    a token that `store` knows: see Authenticator, also for `anonymous` and `is_local`. `store` is
+    aflow's own metadata; the application closes it and the database. `open_store` opens where its
+    runs have their artifacts, for those who ask for values; see OwnRuns."""
+    authenticator = Authenticator(keys, store, clock, anonymous=anonymous, is_local=is_local)
+    app = web.Application(middlewares=[*_AROUND, authenticator])
+    mount(app, database, clock, store, threads, open_store)
+    app.router.add_get("/openapi.json", _document)
+
+    async def close_store(_: web.Application) -> None:
+        if store is not None:
+            store.close()
+
+    app.on_cleanup.append(close_store)
+    return app
+
+
+def mount(
+    app: web.Application,
+    database: Database,
+    clock: Clock,
+    store: MetadataStore | None = None,
+    threads: int = 8,
+    open_store: OpenStore | None = None,
+) -> None:
+    """Let an application answer the routes of the service, too, behind its own door. It closes the
+    database, and leaves `store` open."""
+    service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"), open_store)
+    routes: list[tuple[str, str, Handler]] = [
+        ("GET", "/ping", service.ping),
+        ("GET", "/version", _version),
+        ("GET", "/healthcheck", service.healthcheck),
+        ("GET", "/auth/token", _no_token),
+        ("POST", OWN_CALLS + "{call}", service.own_call),
+        *((route.method, route.path, service.handler(route)) for route in ROUTES),
+    ]
+    for method, path, handler in routes:
+        # Again for an application that is not the service's: it may answer errors differently.
+        for around in reversed(_AROUND):
+            handler = partial(around, handler=handler)
+        app.router.add_route(method, path, handler)
+    app.on_cleanup.append(service.close)
+
+
+class _Service:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        store: MetadataStore | None,
+        threads: ThreadPoolExecutor,
+        open_store: OpenStore | None,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._store = store
+        self._own = None if store is None else OwnRuns(store, open_store)
+        self._threads = threads
+
+    def handler(self, route: Route) -> Handler:
+        """What answers requests of this route."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            query = {name: each for name, each in request.query.items() if name != REGISTERED}
+            own = None if REGISTERED in request.query else self._own
+            asked = Asked(
+                {kind: checks.path_name(kind, value) for kind, value in request.match_info.items()},
+                query,
+                await _json_of(request) if route.writes else b"",
+                self._clock.now(),
+                self._database.words,
+            )
+            answer = await self._in_thread(partial(self._answer, route, asked, own))
+            if not isinstance(answer, Answer):
+                return await self._listed(request, answer)
+            return _sent(request, json.dumps(answer.body).encode(), answer.status, answer.headers)
+
+        return handle
+
+    def _answer(self, route: Route, asked: Asked, own: OwnRuns | None) -> Answer | Lister:
+        """What is registered, and what aflow itself has recorded (`own`). Blocks."""
+        in_transaction = self._database.write if route.writes else self._database.read
+        name = route.answer.__name__
+        is_new = name == "add_run" and own is not None and own.has_flow(asked.flow)
+
+        def answered_in(session: Session) -> Answer | Listing:
+            if is_new:  # who asked for the flow was told that it is there
+                flows.see_to(session, asked)
+            return route.answer(session, asked)
+
+        try:
+            answer = in_transaction(answered_in)
+        except RegistrationRefused as refused:
+            told = own.one(name, asked) if own and refused.status == 404 else None
+            if told is None:
+                raise
+            return told
+        return own.joined(name, asked, answer) if own else answer
+
+    async def _listed(self, request: web.Request, listing: Lister) -> web.StreamResponse:
+        rows = await self._in_thread(lambda: self._database.read(listing.first))
+        if listing.page is not None:
+            headers = listing.page.headers([row[0] for row in rows])
+            return _sent(request, _told(listing, rows), 200, headers)
+        if len(rows) < CHUNK:
+            return _sent(request, _told(listing, rows), 200, {})
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.headers[_VERSION_HEADER] = SPOKEN
+        response.enable_compression()
+        await response.prepare(request)
+        return await send_stream(request, response, self._write_list(response, listing, rows))
+
+    async def _write_list(
+        self, response: web.StreamResponse, listing: Lister, rows: Sequence[Any]
+    ) -> None:
+        opening = b"["
+        while rows:
+            last = rows[-1][0] if len(rows) == CHUNK else None
+            chunk = await self._in_thread(partial(_told, listing, rows))
+            await response.write(opening + chunk[1:-1])
+            opening, rows = b", ", []
+            if last is not None:
+                rows = await self._in_thread(
+                    partial(self._database.read, partial(listing.after, key=last))
+                )
+        await response.write(b"]")
+
+    async def own_call(self, request: web.Request) -> web.StreamResponse:
+        """A call of aflow's own metadata."""
+        if self._store is None:
+            raise RegistrationRefused.of(501, "this service does not keep metadata of aflow itself")
+        call = request.match_info["call"]
+        asked = await body_of(request, _LARGEST_WRITE if call in WRITES else _LARGEST_READ)
+        frames = _OneByOne(answered(self._store, call, asked))
+        try:
+            first = await self._in_thread(frames.next)
+            response = web.StreamResponse(headers={"Content-Type": "application/msgpack"})
+            response.headers[_VERSION_HEADER] = SPOKEN
+            await response.prepare(request)
+            return await send_stream(request, response, self._write_frames(response, first, frames))
+        finally:
+            await self._in_thread(frames.close)
+
+    async def _write_frames(
+        self, response: web.StreamResponse, first: bytes | None, frames: _OneByOne
+    ) -> None:
+        frame = first
+        while frame is not None:
+            await response.write(frame)
+            frame = await self._in_thread(frames.next)
+
+    async def ping(self, _: web.Request) -> web.StreamResponse:
+        """The process answers, and says whether it has the calls of aflow's own metadata."""
+        return web.Response(text="pong", headers={} if self._store is None else {OWN: "1"})
+
+    async def healthcheck(self, request: web.Request) -> web.StreamResponse:
+        """Whether the database can be asked; 503."""
+        try:
+            await self._in_thread(
+                lambda: self._database.write(lambda session: session.rows("SELECT 1"))
+            )
+        except MetadataUnavailable as error:
+            _log.error("The database does not answer: %s", error)
+            return web.json_response({"status": "DOWN"}, status=503)
+        return web.json_response({"status": "UP"})
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def close(self, _: web.Application) -> None:
+        """Let go of threads and database."""
+        self._threads.shutdown()
+        self._database.close()
+
+
+class _OneByOne:
+    """Frames, from whichever thread has time. Whoever asks goes away at any time: then a thread may
+    still be at the next frame."""
+
+    def __init__(self, frames: Generator[bytes, None, None]) -> None:
+        self._frames = frames
+        self._lock = threading.Lock()
+
+    def next(self) -> bytes | None:
+        """The next frame; None after the last."""
+        with self._lock:
+            return next(self._frames, None)
+
+    def close(self) -> None:
+        """Let go of what is being read."""
+        with self._lock:
+            self._frames.close()
+
+
+async def _json_of(request: web.Request) -> bytes:
+    """The body, whatever type it says it has: clients of Metaflow do not always say it."""
+    data = await body_of(request, _LARGEST_JSON)
+    check_json(data)
+    return data
+
+
+@web.middleware
+async def _named_version(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    if not response.prepared:
+        response.headers[_VERSION_HEADER] = SPOKEN
+    return response
+
+
+@web.middleware
+async def _errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal and failure is an answer in JSON."""
+    try:
+        return await handler(request)
+    except ConnectionResetError:  # who asked went away in the middle of a stream: nobody to tell
+        return web.Response(status=499)
+    except RegistrationRefused as refused:
+        return web.json_response(refused.body, status=refused.status)
+    except web.HTTPException as said:  # of aiohttp: no such route, too large a body
+        headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else {}
+        return refusal(said.status, said.reason, headers, ("message",))
+    except InvalidMessage as error:
+        return refusal(400, str(error), fields=("message",))
+    except (MetadataUnavailable, OSError) as error:
+        _log.error("%s %s: %s", request.method, request.path, error)
+        failure = _failure(503, "Service Unavailable", str(error))
+    except AflowError as error:
+        _log.error("%s %s: %s", request.method, request.path, error)
+        failure = _failure(500, "Internal Server Error", str(error))
+    except Exception:  # noqa: BLE001 -- logged; the service goes on
+        _log.exception("%s %s", request.method, request.path)
+        failure = _failure(500, "Internal Server Error", "the log of the service says more")
+    if caller_of(request) is None:  # strangers learn nothing of what is inside
+        failure["detail"] = "the log of the service says why"
+    return web.json_response(failure, status=failure["status"])
+
+
+_AROUND = (_named_version, _errors_answered)
+
+
+def _failure(status: int, title: str, detail: str) -> dict[str, Any]:
+    # The traceback is for the log of the service, not for those who ask.
+    return {
+        "traceback": "",
+        "detail": detail,
+        "status": status,
+        "title": title,
+        "type": "about:blank",
+    }
+
+
+def _told(listing: Lister, rows: Sequence[Any]) -> bytes:
+    return json.dumps([listing.tell(row) for row in rows]).encode()
+
+
+def _sent(
+    request: web.Request, body: bytes, status: int, headers: dict[str, str]
+) -> web.StreamResponse:
+    """The answer, or 304 for who has it already."""
+    from blake3 import blake3
+
+    if request.method == "GET" and status == 200:
+        tag = f'"{blake3(body).hexdigest(16)}"'
+        headers = {**headers, "ETag": tag}
+        if tag in request.headers.get("If-None-Match", ""):
+            return web.Response(status=304, headers=headers)
+    return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+
+async def _version(_: web.Request) -> web.StreamResponse:
+    return web.Response(text=SPOKEN)
+
+
+async def _document(_: web.Request) -> web.StreamResponse:
+    from aflow.server.metaflow.openapi import document  # asked for now and then
+
+    return web.json_response(document())
+
+
+async def _no_token(_: web.Request) -> web.StreamResponse:
+    return web.json_response(
+        {"message": "this service gives out no credentials: use those of your own account"},
+        status=403,
+    )

@@ -1,0 +1,184 @@
+"""What a request may say: every name, number and body is checked here before it gets anywhere.
+
+Each function answers with the value, or raises RegistrationRefused: 400, and a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from aflow.errors import MissingExtra, RegistrationRefused
+
+# Regular expressions that clients send. Most engines can be sent one that takes them ages, or all
+# memory; RE2 takes time by the length of the text. (It has neither backreferences nor lookaround.)
+
+
+try:
+    import re2
+except ImportError as error:
+    raise MissingExtra(
+        "The metadata service needs google-re2: install aflow-runtime[server]."
+    ) from error
+
+LONGEST = 1000  # characters
+
+
+def check(pattern: str) -> None:
+    """Raises RegistrationRefused for what is no expression of a decent length."""
+    try:
+        _compiled(pattern if len(pattern) <= LONGEST else "(")
+    except re2.error as error:
+        raise RegistrationRefused.of(
+            400, f"pattern has to be a regular expression (RE2) of {LONGEST} characters"
+        ) from error
+
+
+def is_found(pattern: str, value: str) -> bool:
+    """Whether the expression is found in the value."""
+    return _compiled(pattern).search(value) is not None
+
+
+@lru_cache(100)
+def _compiled(pattern: str) -> Any:
+    options = re2.Options()
+    options.log_errors = False  # it would write to stderr itself
+    return re2.compile(pattern, options)
+
+
+MAX_ITEMS = 10_000  # in one body
+_LONGEST = 1 << 20  # characters of a text
+NAMES = {  # of which characters they are, by what they name
+    "flow_id": re.compile(r"[A-Za-z_]\w{0,254}\Z", re.ASCII),
+    "run_number": re.compile(r"[A-Za-z0-9_.:\-]{1,255}\Z"),
+    "step_name": re.compile(r"[A-Za-z_]\w{0,254}\Z", re.ASCII),
+    "task_id": re.compile(r"[A-Za-z0-9_.:\-]{1,255}\Z"),
+    "artifact_name": re.compile(r"[^\W\d]\w{0,254}\Z"),
+    "attempt_id": re.compile(r"[0-9]{1,4}\Z"),
+}
+
+
+def path_name(kind: str, value: str) -> str:
+    """A name in a path."""
+    if not NAMES[kind].match(value):
+        raise _refused(f"{value[:80]!r} cannot be a {kind}")
+    return value
+
+
+def number(value: str) -> int | None:
+    """The number that a name is, None where it is none. One that no row can have is -1."""
+    if not value.isdigit():
+        return None
+    return int(value) if len(value) <= 18 else -1
+
+
+def given_name(kind: str, value: object) -> str | None:
+    """A name that a client gives to its run or task; numbers are the service's own."""
+    if value is None:
+        return None
+    name = path_name(kind, value) if isinstance(value, str) else None
+    if name is None or name.isdigit():
+        raise _refused(f"provided {kind} may not be a numeric")
+    return name
+
+
+def parsed(body: bytes, kind: type) -> Any:
+    """The JSON of a body, which has to be an object or a list. No body is an empty one."""
+    try:
+        value = json.loads(body) if body else kind()
+    except (ValueError, RecursionError):
+        raise _refused("the body is not JSON") from None
+    if not isinstance(value, kind):
+        raise _refused(f"the body has to be {'an object' if kind is dict else 'a list'}")
+    return value
+
+
+def items(body: bytes) -> list[dict[str, Any]]:
+    """The objects in a list."""
+    values = parsed(body, list)
+    if len(values) > MAX_ITEMS:
+        raise _refused(f"one request may have {MAX_ITEMS} items, not {len(values)}")
+    if not all(isinstance(value, dict) for value in values):
+        raise _refused("each item has to be an object")
+    return list(values)
+
+
+def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str | None:
+    """A text; of anything else, as clients do send it, its JSON."""
+    value: object = values.get(key, default)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        value = json.dumps(value)
+    if len(value) > _LONGEST:
+        raise _refused(f"{key} has to be a text of at most {_LONGEST} characters")
+    _storable(key, value)
+    return value
+
+
+def name_of(values: Mapping[str, Any], key: str, kind: str | None = None) -> str:
+    """A name that cannot be left out, though clients do so: then it is a blank."""
+    value = text(values, key)
+    if not value:
+        return " "
+    return value if kind is None else path_name(kind, value)
+
+
+def attempt(values: Mapping[str, Any]) -> int:
+    """The number of an attempt."""
+    value = values.get("attempt_id", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10_000:
+        raise _refused("attempt_id has to be a number from 0 to 9999")
+    return value
+
+
+def tags(values: Mapping[str, Any], key: str) -> str:
+    """Tags as JSON: a list of texts, or what old clients send, an object of them."""
+    value = values.get(key)
+    each = list(value.values()) + list(value) if isinstance(value, dict) else value or []
+    if not isinstance(each, list) or not all(isinstance(tag, str) for tag in each):
+        raise _refused(f"{key} has to be a list of texts")
+    for tag in each:
+        _storable(key, tag)
+    return json.dumps(value)
+
+
+def tag_list(values: Mapping[str, Any], key: str) -> list[str]:
+    """Tags that are to be added or removed."""
+    value = values.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(tag, str) and tag for tag in value):
+        raise _refused(f"{key} has to be a list of texts")
+    for tag in value:
+        if len(tag) > 500:
+            raise _refused("a tag has at most 500 characters")
+        _storable(key, tag)
+    return value
+
+
+def pattern(value: str | None) -> str | None:
+    """A regular expression that a value has to match."""
+    if value is None:
+        return None
+    _storable("pattern", value)
+    check(value)
+    return value
+
+
+def word(key: str, value: str | None) -> str | None:
+    """A text in a query."""
+    if value is not None:
+        _storable(key, value)
+    return value
+
+
+def _storable(key: str, value: str) -> None:
+    """No database has a place for these."""
+    if "\0" in value or (not value.isascii() and re.search(r"[\ud800-\udfff]", value)):
+        raise _refused(f"{key} has characters that are not allowed in texts")
+
+
+def _refused(sentence: str) -> RegistrationRefused:
+    return RegistrationRefused.of(400, sentence)

@@ -1,0 +1,300 @@
+"""Where registrations are kept: a database, seen as rows that are read and written in transactions.
+
+Calls block, and are safe from many threads. SQL has `?` for values, and the few words on which the
+two kinds of database differ in braces.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from aflow._core.settings import path_in
+from aflow.errors import (
+    InvalidSetting,
+    MetadataAway,
+    MetadataTooNew,
+    MissingExtra,
+    RegistrationRefused,
+)
+from aflow.metadata.postgres import Connections, Place
+from aflow.metadata.sql import named
+from aflow.metadata.sqlite import OpenFiles, connect, errors_named
+from aflow.server.metaflow.checks import is_found
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+T = TypeVar("T")
+Row = Sequence[Any]
+
+VERSION = 1
+"""Of the tables in schema.sql."""
+
+_FOLDER = Path(__file__).parent
+
+
+@cache
+def sql() -> dict[str, str]:
+    """The statements of queries.sql, by name."""
+    return named((_FOLDER / "queries.sql").read_text())
+
+
+def schema() -> list[str]:
+    """The statements that make the tables."""
+    text = re.sub(r"--[^\n]*", "", (_FOLDER / "schema.sql").read_text())
+    return [each.strip() for each in text.split(";") if each.strip()]
+
+
+class Session(Protocol):
+    """A transaction."""
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+        """All rows of the answer."""
+
+    def change(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Execute a statement; how many rows it has changed."""
+
+    def change_many(self, sql: str, values: Sequence[Sequence[Any]]) -> int:
+        """Execute a statement for each of these; how many rows they have changed."""
+
+
+class Database(Protocol):
+    """Raises MetadataUnavailable where the database cannot be used."""
+
+    words: dict[str, str]
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        """Do work that only reads. It sees what has been committed."""
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """Do work in one transaction, all of it or nothing."""
+
+    def close(self) -> None:
+        """Let go of the connections. May be called twice."""
+
+
+def open_database(url: str, durability: str = "power") -> Database:
+    """The database at `sqlite:///path`, `memory:` or `postgresql://...`, with its tables: what is
+    missing is made, by one process at a time. Raises InvalidSetting, MissingExtra,
+    MetadataTooNew and MetadataUnavailable."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "memory":
+        return SqliteDatabase(None, durability)
+    if scheme == "sqlite" and rest.startswith("///"):
+        return SqliteDatabase(Path("/" + path_in(rest).lstrip("/")), durability)
+    if scheme in ("postgres", "postgresql"):
+        return PostgresDatabase(url)
+    raise InvalidSetting(
+        f"{scheme!r} is no metadata that the service knows: use sqlite:///path, "
+        "postgresql://user@host/database or memory:."
+    )
+
+
+def check_version(found: int, where: str) -> None:
+    """Raises MetadataTooNew for tables that a newer aflow has made."""
+    if found > VERSION:
+        raise MetadataTooNew(
+            f"The tables of the metadata service in {where} have version {found}, this aflow knows "
+            f"versions up to {VERSION}: upgrade aflow."
+        )
+
+
+class SqliteDatabase:
+    """The same file that aflow itself keeps metadata in, with more tables. One connection writes,
+    and each thread has its own to read."""
+
+    words = {
+        "serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
+        "for_update": "",
+        "matches": "REGEXP",
+        "has_tag": "EXISTS (SELECT 1 FROM json_each(%s) WHERE value = ?)",
+    }
+
+    def __init__(self, path: Path | None, durability: str) -> None:
+        self._path = path
+        self._where = str(path or "memory")
+        self._synchronous = "FULL" if durability == "power" else "NORMAL"
+        self._lock = threading.RLock()
+        self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._writer = self._connect()
+        self._files = None if path is None else OpenFiles(path, self._writer)
+        self.write(self._make_tables)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = connect(self._path, synchronous=self._synchronous, read_only=False)
+        connection.create_function("regexp", 2, _regexp, deterministic=True)
+        with self._lock:
+            self._opened.append(connection)
+        return connection
+
+    def _make_tables(self, session: Session) -> None:
+        session.change("CREATE TABLE IF NOT EXISTS service_version (version INTEGER NOT NULL)")
+        found = session.rows("SELECT max(version) FROM service_version")[0][0] or 0
+        check_version(found, self._where)
+        if not found:
+            for statement in schema():
+                session.change(statement.replace("{serial}", self.words["serial"]))
+            session.change("INSERT INTO service_version VALUES (?)", [VERSION])
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        """Read; see the port."""
+        if self._path is None:
+            with self._lock:
+                return work(_SqliteSession(self._writer))
+        if not hasattr(self._local, "reader"):
+            self._local.reader = self._connect()
+        with errors_named(self._where):
+            return work(_SqliteSession(self._local.reader))
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """Write; see the port."""
+        with self._lock, errors_named(self._where), self._transaction():
+            return work(_SqliteSession(self._writer))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            if self._files is not None:
+                self._files.check()
+            yield
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Close; see the port."""
+        with self._lock:
+            for connection in self._opened:
+                connection.close()
+            self._opened.clear()
+
+
+class _SqliteSession:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+        return self._connection.execute(sql, values).fetchall()
+
+    def change(self, sql: str, values: Sequence[Any] = ()) -> int:
+        return self._connection.execute(sql, values).rowcount
+
+    def change_many(self, sql: str, values: Sequence[Sequence[Any]]) -> int:
+        return self._connection.executemany(sql, values).rowcount
+
+
+def _regexp(pattern: str, value: str | None) -> bool:
+    """`value REGEXP pattern`, as SQLite calls it."""
+    return value is not None and is_found(pattern, value)
+
+
+# Registrations in PostgreSQL, in the schema in which aflow's own metadata is.
+
+
+try:
+    import psycopg
+except ImportError as error:
+    raise MissingExtra(
+        "Metadata in PostgreSQL needs psycopg: install aflow-runtime[postgres]."
+    ) from error
+
+
+_LOCK = 0x61666C6F78  # of all processes that make these tables
+
+
+class PostgresDatabase:
+    """The database at `postgresql://user:password@host:port/database?schema=...`; see `Place`.
+
+    A connection is made where none is idle: there are as many as threads that ask at once."""
+
+    words = {
+        "serial": "BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY",
+        "for_update": "FOR UPDATE",
+        "matches": "~",
+        "has_tag": "jsonb_exists(CAST(%s AS jsonb), ?)",
+    }
+
+    def __init__(self, url: str) -> None:
+        self._place = Place(url)
+        self._connections = Connections(self._place, read_only=False)
+        try:
+            self.write(self._make_tables)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_tables(self, session: Session) -> None:
+        session.rows("SELECT pg_advisory_xact_lock(?)", [_LOCK])
+        session.change("CREATE TABLE IF NOT EXISTS service_version (version INTEGER NOT NULL)")
+        found = session.rows("SELECT max(version) FROM service_version")[0][0] or 0
+        check_version(found, self._place.url)
+        if not found:
+            for statement in schema():
+                session.change(statement.replace("{serial}", self.words["serial"]))
+            session.change("INSERT INTO service_version VALUES (?)", [VERSION])
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        """Read; see the port."""
+        try:
+            return self._read(work)
+        except MetadataAway:
+            if not self._connections.were_good:
+                raise
+            return self._read(work)  # the connection may have been of a server that is gone
+
+    def _read(self, work: Callable[[Session], T]) -> T:
+        with self._one() as connection:
+            return work(_PostgresSession(connection))
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """Write; see the port."""
+        with self._one() as connection, connection.transaction():
+            return work(_PostgresSession(connection))
+
+    @contextmanager
+    def _one(self) -> Iterator[Connection[Any]]:
+        try:
+            with self._connections.one() as connection:
+                yield connection
+        except psycopg.DataError as error:  # a regular expression, say, that only Python knows
+            said = next(iter(str(error).splitlines()), "it is no value").rstrip(".")
+            raise RegistrationRefused.of(400, said) from error
+        except MetadataAway:
+            self._connections.close()  # the others are of the same server
+            raise
+
+    def close(self) -> None:
+        """Close; see the port."""
+        self._connections.close()
+
+
+class _PostgresSession:
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+        return list(self._connection.execute(_placed(sql), values).fetchall())
+
+    def change(self, sql: str, values: Sequence[Any] = ()) -> int:
+        return self._connection.execute(_placed(sql), values).rowcount
+
+    def change_many(self, sql: str, values: Sequence[Sequence[Any]]) -> int:
+        with self._connection.cursor() as cursor:
+            cursor.executemany(_placed(sql), values)
+            return cursor.rowcount
+
+
+def _placed(sql: str) -> bytes:
+    """The statement with psycopg's placeholders. As bytes: its types take a text for a constant."""
+    return sql.replace("?", "%s").encode()

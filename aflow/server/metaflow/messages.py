@@ -1,0 +1,362 @@
+"""What goes in and out of the functions that answer requests. None of them knows HTTP's library."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from aflow.errors import RegistrationRefused
+from aflow.server.metaflow import checks
+from aflow.server.metaflow.database import Row, Session, sql
+
+# The run, or the task, that a path names; and rows as the service tells them.
+
+
+class RunScope(NamedTuple):
+    """A run. `tags` and `system_tags` are those of everything in it."""
+
+    flow: str
+    number: int
+    name: str | None
+    user: str | None
+    ts_epoch: int
+    heartbeat: int | None
+    tags: Any
+    system_tags: Any
+
+    @classmethod
+    def of(cls, flow: str, row: Row) -> RunScope:
+        """The run of the flow that a row describes."""
+        number, name, user, ts_epoch, heartbeat, tags, system_tags = row
+        told = json.loads(tags), json.loads(system_tags)
+        return cls(flow, number, name, user, ts_epoch, heartbeat, *told)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """How everything in this run begins."""
+        return {"flow_id": self.flow, "run_number": self.name or self.number}
+
+    @property
+    def tail(self) -> dict[str, Any]:
+        """How everything in this run ends."""
+        return {"tags": self.tags, "system_tags": self.system_tags}
+
+    def told(self) -> dict[str, Any]:
+        """The run, for clients."""
+        return {
+            **self.head,
+            "user_name": self.user,
+            "ts_epoch": self.ts_epoch,
+            "last_heartbeat_ts": self.heartbeat,
+            **self.tail,
+        }
+
+
+class TaskScope(NamedTuple):
+    """A task."""
+
+    number: int
+    name: str | None
+    step: str
+    user: str | None
+    ts_epoch: int
+    heartbeat: int | None
+
+    def told(self, run: RunScope) -> dict[str, Any]:
+        """The task, for clients."""
+        return {
+            **run.head,
+            "step_name": self.step,
+            "task_id": self.name or self.number,
+            "user_name": self.user,
+            "ts_epoch": self.ts_epoch,
+            "last_heartbeat_ts": self.heartbeat,
+            **run.tail,
+        }
+
+
+def find_run(session: Session, flow: str, run: str) -> RunScope | None:
+    """The run that has this number or name."""
+    number = checks.number(run)
+    name = "run_by_name" if number is None else "run_by_number"
+    found = session.rows(sql()[name], [flow, run if number is None else number])
+    return RunScope.of(flow, found[0]) if found else None
+
+
+def find_task(session: Session, run: RunScope, step: str, task: str) -> TaskScope | None:
+    """The task of a step that has this number or name."""
+    number = checks.number(task)
+    name = "task_by_name" if number is None else "task_by_number"
+    found = session.rows(sql()[name], [run.number, step, task if number is None else number])
+    return TaskScope(*found[0]) if found else None
+
+
+def missing() -> RegistrationRefused:
+    """There is no such thing."""
+    return RegistrationRefused(404, {})
+
+
+def duplicate(what: str) -> RegistrationRefused:
+    """It is there already. (Clients of the service are used to what PostgreSQL says.)"""
+    return _database_said(409, "23505", f"duplicate key: {what} is there already")
+
+
+def no_parent(what: str) -> RegistrationRefused:
+    """That to which it would belong is not there."""
+    return _database_said(404, "23503", f"foreign key: there is no {what}")
+
+
+def _database_said(status: int, code: str, message: str) -> RegistrationRefused:
+    said = {
+        "pgerror": f"ERROR: {message}",
+        "pgcode": code,
+        "diag": {"message_primary": message, "severity": "ERROR"},
+    }
+    return RegistrationRefused(status, json.dumps({"err_msg": said}))
+
+
+# Lists by page: where a page ends, and what is filtered out of it.
+#
+# ?_limit=100&_cursor=...&user:eq=alice&ts_epoch:ge=1700000000000&status:eq=running&_tags:any=a,b
+#
+# A page has the newest rows first. Its headers are X-Limit, and X-Next-Cursor where more may
+# follow.
+
+
+LIMIT = 50
+MAX_LIMIT = 500
+ALIVE = 60  # seconds without a heartbeat after which a run is taken for dead
+
+_OPERATORS = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_LIKE = {"co": "%{}%", "sw": "{}%", "ew": "%{}"}
+_STATUSES = ("completed", "running", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which page: at most `limit` rows, those after the key `after`; None begins."""
+
+    limit: int
+    after: Any = None
+
+    def headers(self, keys: list[Any]) -> dict[str, str]:
+        """What is said beside the rows with these keys."""
+        headers = {"X-Limit": str(self.limit)}
+        if len(keys) == self.limit:
+            cursor = json.dumps({"after": keys[-1]}).encode()
+            headers["X-Next-Cursor"] = base64.urlsafe_b64encode(cursor).decode()
+        return headers
+
+
+@dataclass(slots=True)
+class Condition:
+    """SQL that rows have to fulfil, all of it, and its values."""
+
+    parts: list[str] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+    def add(self, sql: str, *values: Any) -> Condition:
+        """And this, too."""
+        self.parts.append(sql)
+        self.values += values
+        return self
+
+    @property
+    def sql(self) -> str:
+        """` WHERE ...`, or nothing."""
+        return " WHERE " + " AND ".join(self.parts) if self.parts else ""
+
+
+def page_of(query: Mapping[str, str], key: type = int) -> Page | None:
+    """The page that is asked for, None for the whole list. Raises RegistrationRefused (400)."""
+    if "_limit" not in query and "_cursor" not in query:
+        return None
+    limit = query.get("_limit", str(LIMIT))
+    if not limit.isascii() or not limit.isdigit() or len(limit) > 9 or int(limit) < 1:
+        raise RegistrationRefused.of(400, "_limit has to be a number of 1 or more")
+    after: Any = None
+    if "_cursor" in query:
+        try:
+            after = json.loads(base64.urlsafe_b64decode(query["_cursor"].encode()))["after"]
+            if type(after) is not key or (isinstance(after, int) and not 0 <= after < 1 << 62):
+                raise ValueError(after)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise RegistrationRefused.of(400, "invalid cursor") from None
+        checks.word("_cursor", str(after))
+    return Page(min(int(limit), MAX_LIMIT), after)
+
+
+def filters(
+    query: Mapping[str, str],
+    fields: Mapping[str, str],
+    condition: Condition,
+    has_tag: str = "",
+    completed: str = "",
+    now: float = 0.0,
+) -> Condition:
+    """Add what a query filters by: `fields` are the columns by their public names. With `has_tag`
+    and `completed`, in the words of the database, tags and status, too. Raises
+    RegistrationRefused (400) for what is not known."""
+    for name, value in query.items():
+        if name in ("_limit", "_cursor"):
+            continue
+        checks.word(name, value)
+        what, _, operator = name.partition(":")
+        if what == "_tags" and has_tag:
+            _add_tags(condition, operator or "all", value, has_tag)
+        elif what == "status" and completed:
+            _add_status(condition, operator or "eq", value, completed, now)
+        elif what in fields:
+            _add_field(condition, fields[what], what, operator or "eq", value)
+        else:
+            raise RegistrationRefused.of(400, f"there is nothing to filter by {name[:80]!r}")
+    return condition
+
+
+def _add_field(condition: Condition, column: str, name: str, operator: str, value: str) -> None:
+    if column.endswith("_ts") or name == "ts_epoch":
+        if not value.isascii() or not value.isdigit() or len(value) > 18:
+            raise RegistrationRefused.of(400, f"{name} has to be a whole number")
+        if operator in _OPERATORS:
+            condition.add(f"{column} {_OPERATORS[operator]} ?", int(value))
+            return
+    elif operator in _OPERATORS:
+        condition.add(f"{column} {_OPERATORS[operator]} ?", value)
+        return
+    elif operator in _LIKE:
+        plain = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        condition.add(f"{column} LIKE ? ESCAPE '\\'", _LIKE[operator].format(plain))
+        return
+    raise RegistrationRefused.of(400, f"{name} knows no operator {operator[:20]!r}")
+
+
+def _add_tags(condition: Condition, operator: str, value: str, has_tag: str) -> None:
+    tags = [tag for tag in value.split(",") if tag]
+    if operator not in ("any", "all"):
+        raise RegistrationRefused.of(400, "_tags knows the operators any and all")
+    one = f"({has_tag % 'r.tags'} OR {has_tag % 'r.system_tags'})"
+    if tags:
+        joined = (" OR " if operator == "any" else " AND ").join([one] * len(tags))
+        condition.add(f"({joined})", *(tag for tag in tags for _ in range(2)))
+
+
+def _add_status(
+    condition: Condition, operator: str, value: str, completed: str, now: float
+) -> None:
+    if operator not in ("eq", "ne") or value not in _STATUSES:
+        raise RegistrationRefused.of(400, f"status is one of {', '.join(_STATUSES)}: eq or ne")
+    alive = "coalesce(r.last_heartbeat_ts, r.ts_epoch / 1000) > ?"
+    sql, values = {
+        "completed": (completed, []),
+        "running": (f"NOT {completed} AND {alive}", [int(now) - ALIVE]),
+        "failed": (f"NOT {completed} AND NOT {alive}", [int(now) - ALIVE]),
+    }[value]
+    condition.add(f"({sql})" if operator == "eq" else f"NOT ({sql})", *values)
+
+
+SPOKEN = "2.5.1"
+"""The version of metaflow-service whose language this is: clients ask for it."""
+
+CHUNK = 1000  # rows that are read at once for a list
+
+
+class Asked(NamedTuple):
+    """A request: the names in its path, checked; `now` in seconds since the epoch; `words` are
+    those on which databases differ."""
+
+    names: Mapping[str, str]
+    query: Mapping[str, str]
+    body: bytes
+    now: float
+    words: Mapping[str, str]
+
+    @property
+    def flow(self) -> str:
+        """The name of the flow."""
+        return self.names["flow_id"]
+
+    @property
+    def run(self) -> str:
+        """The number or name of the run."""
+        return self.names["run_number"]
+
+    @property
+    def step(self) -> str:
+        """The name of the step."""
+        return self.names["step_name"]
+
+    @property
+    def task(self) -> str:
+        """The number or name of the task."""
+        return self.names["task_id"]
+
+    @property
+    def ts_epoch(self) -> int:
+        """Now, in milliseconds."""
+        return round(self.now * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is said, as JSON."""
+
+    body: Any
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Lister(Protocol):
+    """Rows that are told one after the other, those of a page or all; a row begins with its key."""
+
+    @property
+    def page(self) -> Page | None:
+        """The page that is asked for."""
+
+    def first(self, session: Session) -> list[Row]:
+        """The page; without one, the first rows."""
+
+    def after(self, session: Session, key: Any) -> list[Row]:
+        """The next rows, at most CHUNK; fewer say that these are the last."""
+
+    @property
+    def tell(self) -> Callable[[Row], Any]:
+        """A row, for clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Rows that are told one after the other. The first column of `select` is `key`, by which they
+    are ordered: the oldest first, or where a page is asked for, the newest."""
+
+    select: str
+    condition: Condition
+    key: str
+    tell: Callable[[Row], Any]
+    page: Page | None
+
+    def first(self, session: Session) -> list[Row]:
+        """The page; without one, the first rows."""
+        if self.page is None:
+            return self.after(session, None)
+        return self._rows(session, self.page.after, "<", "DESC", self.page.limit)
+
+    def after(self, session: Session, key: Any) -> list[Row]:
+        """The next rows, at most CHUNK; fewer say that these are the last."""
+        return self._rows(session, key, ">", "ASC", CHUNK)
+
+    def _rows(self, session: Session, key: Any, beyond: str, order: str, limit: int) -> list[Row]:
+        condition = Condition([*self.condition.parts], [*self.condition.values])
+        if key is not None:
+            condition.add(f"{self.key} {beyond} ?", key)
+        return session.rows(
+            f"{self.select}{condition.sql} ORDER BY {self.key} {order} LIMIT {limit}",
+            condition.values,
+        )
+
+
+def empty() -> Answer:
+    """A list of nothing: what is told of a run or task that is not there."""
+    return Answer([])

@@ -1,0 +1,534 @@
+"""The routes of metaflow-service 2.5, all of them: method, path, what answers, and whether it
+writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from aflow.errors import RegistrationRefused
+from aflow.server.metaflow import checks
+from aflow.server.metaflow.database import Row, Session, sql
+from aflow.server.metaflow.messages import (
+    Answer,
+    Asked,
+    Condition,
+    Listing,
+    RunScope,
+    TaskScope,
+    duplicate,
+    empty,
+    filters,
+    find_run,
+    find_task,
+    missing,
+    no_parent,
+    page_of,
+)
+
+# Flows.
+
+
+_FLOW_FIELDS = {"flow_id": "f.flow_id", "user": "f.user_name", "ts_epoch": "f.ts_epoch"}
+
+
+def get_flows(session: Session, asked: Asked) -> Listing:
+    """All flows."""
+    condition = filters(asked.query, _FLOW_FIELDS, Condition())
+    return Listing(sql()["flows"], condition, "f.flow_id", _flow_answer, page_of(asked.query, str))
+
+
+def get_flow(session: Session, asked: Asked) -> Answer:
+    """One flow; 404."""
+    found = session.rows(sql()["flow"], [asked.flow])
+    if not found:
+        raise missing()
+    return Answer(_flow_answer(found[0]))
+
+
+def add_flow(session: Session, asked: Asked) -> Answer:
+    """Register a flow; 409."""
+    body = checks.parsed(asked.body, dict)
+    values = [
+        asked.flow,
+        checks.text(body, "user_name"),
+        asked.ts_epoch,
+        checks.tags(body, "tags"),
+        checks.tags(body, "system_tags"),
+    ]
+    if not session.change(sql()["add_flow"], values):
+        raise duplicate(asked.flow)
+    return Answer(_flow_answer(values))
+
+
+def see_to(session: Session, asked: Asked) -> None:
+    """Register a flow that aflow itself has run, unless it is registered already."""
+    if not session.rows(sql()["flow"], [asked.flow]):
+        session.change(sql()["add_flow"], [asked.flow, None, asked.ts_epoch, "[]", "[]"])
+
+
+def _flow_answer(row: Row) -> dict[str, Any]:
+    flow, user, ts_epoch, tags, system_tags = row
+    return {
+        "flow_id": flow,
+        "user_name": user,
+        "ts_epoch": ts_epoch,
+        "tags": json.loads(tags),
+        "system_tags": json.loads(system_tags),
+    }
+
+
+# Runs: registered, alive, tagged.
+
+
+WAIT = 10  # seconds that a client is told to wait between heartbeats
+
+_RUN_FIELDS = {
+    "user": "r.user_name",
+    "run_id": "r.run_id",
+    "ts_epoch": "r.ts_epoch",
+    "last_heartbeat_ts": "r.last_heartbeat_ts",
+}
+
+
+def get_runs(session: Session, asked: Asked) -> Listing:
+    """The runs of a flow."""
+    condition = filters(
+        asked.query,
+        _RUN_FIELDS,
+        Condition().add("r.flow_id = ?", asked.flow),
+        has_tag=asked.words["has_tag"],
+        completed=sql()["completed"],
+        now=asked.now,
+    )
+    return Listing(
+        sql()["runs"],
+        condition,
+        "r.run_number",
+        lambda row: RunScope.of(asked.flow, row).told(),
+        page_of(asked.query),
+    )
+
+
+def get_run(session: Session, asked: Asked) -> Answer:
+    """One run; 404."""
+    return Answer(the_run(session, asked).told())
+
+
+def add_run(session: Session, asked: Asked) -> Answer:
+    """Register a run, which gets a number, or has a name; 409, 404 without its flow."""
+    body = checks.parsed(asked.body, dict)
+    name = checks.given_name("run_number", body.get("run_number"))
+    user, tags = checks.text(body, "user_name"), checks.tags(body, "tags")
+    system_tags = checks.tags(body, "system_tags")
+    if not session.rows(sql()["flow"], [asked.flow]):
+        raise no_parent(f"flow {asked.flow}")
+    values = [asked.flow, name, user, asked.ts_epoch, tags, system_tags]
+    added = session.rows(sql()["add_run"], values)
+    if not added:
+        raise duplicate(f"{asked.flow}/{name}")
+    row = (added[0][0], name, user, asked.ts_epoch, None, tags, system_tags)
+    return Answer(RunScope.of(asked.flow, row).told())
+
+
+def beat_run(session: Session, asked: Asked) -> Answer:
+    """A run is alive; 404."""
+    run = the_run(session, asked)
+    session.change(sql()["beat_run"], [int(asked.now), run.number])
+    return heard()
+
+
+def heard() -> Answer:
+    """What a heartbeat is answered: JSON in a text, as clients expect it."""
+    return Answer(json.dumps({"wait_time_in_seconds": WAIT}))
+
+
+def change_tags(session: Session, asked: Asked) -> Answer:
+    """Remove tags from a run, then add others, in one step; 404, 422 for a system tag."""
+    body = checks.parsed(asked.body, dict)
+    if not {"tags_to_add", "tags_to_remove"} & body.keys():
+        raise RegistrationRefused.of(400, "the body has to have tags_to_add or tags_to_remove")
+    add, remove = checks.tag_list(body, "tags_to_add"), checks.tag_list(body, "tags_to_remove")
+    run = the_run(session, asked)
+    locked = sql()["lock_tags"].replace("{for_update}", asked.words["for_update"])
+    tags, system = (set(json.loads(value) or ()) for value in session.rows(locked, [run.number])[0])
+    if fixed := sorted(system & set(remove)):
+        said = f"Cannot remove tags that are existing system tags: {', '.join(fixed)}"
+        raise RegistrationRefused(422, said)
+    after = sorted((tags - set(remove)) | (set(add) - system))
+    session.change(sql()["set_tags"], [json.dumps(after), run.number])
+    return Answer({"tags": after})
+
+
+def the_run(session: Session, asked: Asked) -> RunScope:
+    """The run of the path; 404."""
+    found = find_run(session, asked.flow, asked.run)
+    if found is None:
+        raise missing()
+    return found
+
+
+# Steps of runs.
+
+
+_STEP_FIELDS = {"step_name": "s.step_name", "user": "s.user_name", "ts_epoch": "s.ts_epoch"}
+
+
+def get_steps(session: Session, asked: Asked) -> Listing | Answer:
+    """The steps of a run that have begun."""
+    run = find_run(session, asked.flow, asked.run)
+    if run is None:
+        return empty()
+    condition = filters(asked.query, _STEP_FIELDS, Condition().add("s.run_number = ?", run.number))
+    page = page_of(asked.query, str)
+    return Listing(
+        sql()["steps"], condition, "s.step_name", lambda row: _step_answer(run, row), page
+    )
+
+
+def get_step(session: Session, asked: Asked) -> Answer:
+    """One step; 404."""
+    run = the_run(session, asked)
+    found = session.rows(sql()["step"], [run.number, asked.step])
+    if not found:
+        raise missing()
+    return Answer(_step_answer(run, found[0]))
+
+
+def add_step(session: Session, asked: Asked) -> Answer:
+    """Register a step; 409, 404 without its run."""
+    user = checks.text(checks.parsed(asked.body, dict), "user_name")
+    run = the_run(session, asked)
+    values = [run.number, asked.step, user, asked.ts_epoch]
+    if not session.change(sql()["add_step"], values):
+        raise duplicate(f"{asked.flow}/{asked.run}/{asked.step}")
+    return Answer(_step_answer(run, values[1:]))
+
+
+def _step_answer(run: RunScope, row: Row) -> dict[str, Any]:
+    step, user, ts_epoch = row
+    return {**run.head, "step_name": step, "user_name": user, "ts_epoch": ts_epoch, **run.tail}
+
+
+# Tasks of steps: registered, alive, found by what is said of them.
+
+
+_TASK_FIELDS = {
+    "user": "t.user_name",
+    "ts_epoch": "t.ts_epoch",
+    "last_heartbeat_ts": "t.last_heartbeat_ts",
+}
+
+
+def get_tasks(session: Session, asked: Asked) -> Listing | Answer:
+    """The tasks of a step."""
+    run = find_run(session, asked.flow, asked.run)
+    if run is None:
+        return empty()
+    condition = filters(asked.query, _TASK_FIELDS, _of_step(run, asked))
+    page = page_of(asked.query)
+    return Listing(
+        sql()["tasks"], condition, "t.task_id", lambda row: TaskScope(*row).told(run), page
+    )
+
+
+def get_task(session: Session, asked: Asked) -> Answer:
+    """One task; 404."""
+    run, task = the_task(session, asked)
+    return Answer(task.told(run))
+
+
+def get_filtered_tasks(session: Session, asked: Asked) -> Listing | Answer:
+    """The pathspecs of the tasks of a step that have this metadata field with a value in which the
+    regular expression `pattern` is found; both may be left out."""
+    run = find_run(session, asked.flow, asked.run)
+    if run is None:
+        return empty()
+    field = checks.word("metadata_field_name", asked.query.get("metadata_field_name"))
+    pattern = checks.pattern(asked.query.get("pattern"))
+    condition = _of_step(run, asked)
+    if field is not None or pattern is not None:
+        with_metadata = sql()["with_metadata"].replace("{matches}", asked.words["matches"])
+        condition.add(with_metadata, field, field, pattern, pattern)
+    head = f"{asked.flow}/{run.name or run.number}/{asked.step}"
+    return Listing(
+        sql()["tasks"],
+        condition,
+        "t.task_id",
+        lambda row: f"{head}/{row[1] or row[0]}",
+        page_of({key: asked.query[key] for key in asked.query if key in ("_limit", "_cursor")}),
+    )
+
+
+def add_task(session: Session, asked: Asked) -> Answer:
+    """Register a task, which gets a number, or has a name; 409, 404 without its run or step."""
+    body = checks.parsed(asked.body, dict)
+    name = checks.given_name("task_id", body.get("task_id"))
+    user = checks.text(body, "user_name")
+    run = the_run(session, asked)
+    if not session.rows(sql()["step"], [run.number, asked.step]):
+        raise no_parent(f"step {asked.flow}/{asked.run}/{asked.step}")
+    values = [run.number, asked.step, name, user, asked.ts_epoch]
+    added = session.rows(sql()["add_task"], values)
+    if not added:
+        raise duplicate(f"{asked.flow}/{asked.run}/{asked.step}/{name}")
+    task = TaskScope(added[0][0], name, asked.step, user, asked.ts_epoch, None)
+    return Answer(task.told(run))
+
+
+def beat_task(session: Session, asked: Asked) -> Answer:
+    """A task is alive, and its run with it; 404."""
+    run, task = the_task(session, asked)
+    session.change(sql()["beat_run"], [int(asked.now), run.number])
+    session.change(sql()["beat_task"], [int(asked.now), task.number])
+    return heard()
+
+
+def the_task(session: Session, asked: Asked) -> tuple[RunScope, TaskScope]:
+    """The run and the task of the path; 404."""
+    run = the_run(session, asked)
+    task = find_task(session, run, asked.step, asked.task)
+    if task is None:
+        raise missing()
+    return run, task
+
+
+def _of_step(run: RunScope, asked: Asked) -> Condition:
+    return Condition().add("t.run_number = ? AND t.step_name = ?", run.number, asked.step)
+
+
+# Metadata: what clients say of tasks, a name and a value each.
+
+
+_METADATA_FIELDS = {
+    "field_name": "m.field_name",
+    "value": "m.value",
+    "type": "m.type",
+    "user": "m.user_name",
+    "ts_epoch": "m.ts_epoch",
+}
+
+
+def get_metadata_of_run(session: Session, asked: Asked) -> Listing | Answer:
+    """What is said of all tasks of a run."""
+    run = find_run(session, asked.flow, asked.run)
+    if run is None:
+        return empty()
+    return _metadata_listing(run, asked, Condition().add("m.run_number = ?", run.number))
+
+
+def get_metadata(session: Session, asked: Asked) -> Listing | Answer:
+    """What is said of a task."""
+    run = find_run(session, asked.flow, asked.run)
+    task = run and find_task(session, run, asked.step, asked.task)
+    if run is None or task is None:
+        return empty()
+    return _metadata_listing(run, asked, Condition().add("m.task_id = ?", task.number))
+
+
+def add_metadata(session: Session, asked: Asked) -> Answer:
+    """Say more of a task; 400 where there is none. Answers with how much was said."""
+    items = checks.items(asked.body)
+    run, task = registered(session, asked)
+    rows = [
+        (
+            run.number,
+            asked.step,
+            task.number,
+            checks.name_of(item, "field_name"),
+            checks.text(item, "value", " "),
+            checks.text(item, "type", " "),
+            checks.text(item, "user_name"),
+            asked.ts_epoch,
+        )
+        for item in items
+    ]
+    return Answer({"metadata_created": session.change_many(sql()["add_metadata"], rows)})
+
+
+def registered(session: Session, asked: Asked) -> tuple[RunScope, TaskScope]:
+    """The run and the task of the path, to which something is to be added; 400."""
+    run = find_run(session, asked.flow, asked.run)
+    task = run and find_task(session, run, asked.step, asked.task)
+    if run is None or task is None:
+        raise RegistrationRefused.of(400, "need to register run_id and task_id first")
+    return run, task
+
+
+def _metadata_listing(run: RunScope, asked: Asked, condition: Condition) -> Listing:
+    filters(asked.query, _METADATA_FIELDS, condition)
+    page = page_of(asked.query)
+    return Listing(
+        sql()["metadata"], condition, "m.id", lambda row: _metadata_answer(run, row), page
+    )
+
+
+def _metadata_answer(run: RunScope, row: Row) -> dict[str, Any]:
+    number, step, task, task_name, field, value, type_, user, ts_epoch = row
+    return {
+        "id": number,
+        **run.head,
+        "step_name": step,
+        "task_id": task_name or task,
+        "field_name": field,
+        "value": value,
+        "type": type_,
+        "user_name": user,
+        "ts_epoch": ts_epoch,
+        **run.tail,
+    }
+
+
+# Artifacts: what attempts of tasks have left, and where. Of a task, only the latest attempt's are
+# told, unless an attempt is asked for.
+
+
+_TEXTS = ("location", "ds_type", "sha", "type", "content_type", "user_name")
+_TOLD = ("name", *_TEXTS, "attempt_id", "ts_epoch")  # as in queries.sql, from the fifth on
+_ARTIFACT_FIELDS = {
+    "name": "a.name",
+    "type": "a.type",
+    "user": "a.user_name",
+    "ts_epoch": "a.ts_epoch",
+}
+
+
+def get_artifacts_of_run(session: Session, asked: Asked) -> Listing | Answer:
+    """Those of all tasks of a run."""
+    run = find_run(session, asked.flow, asked.run)
+    if run is None:
+        return empty()
+    return _artifact_listing(run, asked, _latest().add("a.run_number = ?", run.number))
+
+
+def get_artifacts_of_step(session: Session, asked: Asked) -> Listing | Answer:
+    """Those of all tasks of a step."""
+    run = find_run(session, asked.flow, asked.run)
+    if run is None:
+        return empty()
+    of_step = _latest().add("a.run_number = ? AND a.step_name = ?", run.number, asked.step)
+    return _artifact_listing(run, asked, of_step)
+
+
+def get_artifacts(session: Session, asked: Asked) -> Listing | Answer:
+    """Those of a task, or of the attempt that the path names."""
+    run = find_run(session, asked.flow, asked.run)
+    if run is None:
+        return empty()
+    condition = _chosen_attempt(asked).add("t.run_number = ?", run.number)
+    condition.add("t.step_name = ?", asked.step)
+    number = checks.number(asked.task)
+    if number is None:
+        condition.add("t.task_name = ?", asked.task)
+    else:
+        condition.add("t.task_id = ?", number)
+    return _artifact_listing(run, asked, condition)
+
+
+def get_artifact(session: Session, asked: Asked) -> Answer:
+    """One artifact of a task, by the latest attempt that has it, or by the one asked for; 404."""
+    run, task = the_task(session, asked)
+    condition = Condition().add("a.task_id = ?", task.number)
+    condition.add("a.name = ?", asked.names["artifact_name"])
+    if "attempt_id" in asked.names:
+        condition.add("a.attempt_id = ?", int(asked.names["attempt_id"]))
+    found = session.rows(
+        f"{sql()['artifacts']}{condition.sql} ORDER BY a.attempt_id DESC LIMIT 1", condition.values
+    )
+    if not found:
+        raise missing()
+    return Answer(_artifact_answer(run, found[0]))
+
+
+def add_artifacts(session: Session, asked: Asked) -> Answer:
+    """Register artifacts of a task; 400 where there is none. Answers with how many were new."""
+    items = checks.items(asked.body)
+    run, task = registered(session, asked)
+    rows = [
+        (
+            run.number,
+            asked.step,
+            task.number,
+            checks.attempt(item),
+            checks.name_of(item, "name", "artifact_name"),
+            *(checks.text(item, key, " ") for key in _TEXTS),
+            asked.ts_epoch,
+        )
+        for item in items
+    ]
+    return Answer({"artifacts_created": session.change_many(sql()["add_artifact"], rows)})
+
+
+def _latest() -> Condition:
+    return Condition().add(sql()["latest_attempt"])
+
+
+def _chosen_attempt(asked: Asked) -> Condition:
+    if "attempt_id" in asked.names:
+        return Condition().add("a.attempt_id = ?", int(asked.names["attempt_id"]))
+    return _latest()
+
+
+def _artifact_listing(run: RunScope, asked: Asked, condition: Condition) -> Listing:
+    filters(asked.query, _ARTIFACT_FIELDS, condition)
+    page = page_of(asked.query)
+    return Listing(
+        sql()["artifacts"], condition, "a.number", lambda row: _artifact_answer(run, row), page
+    )
+
+
+def _artifact_answer(run: RunScope, row: Row) -> dict[str, Any]:
+    _, step, task, task_name, *rest = row
+    return {
+        **run.head,
+        "step_name": step,
+        "task_id": task_name or task,
+        **dict(zip(_TOLD, rest, strict=True)),
+        **run.tail,
+    }
+
+
+class Route(NamedTuple):
+    """One line of the table below."""
+
+    method: str
+    path: str
+    answer: Callable[[Session, Asked], Answer | Listing]
+    writes: bool = False
+
+
+_FLOW = "/flows/{flow_id}"
+_RUN = _FLOW + "/runs/{run_number}"
+_STEP = _RUN + "/steps/{step_name}"
+_TASK = _STEP + "/tasks/{task_id}"
+_ATTEMPT = "/attempt/{attempt_id}"
+
+ROUTES = [
+    Route("GET", "/flows", get_flows),
+    Route("GET", _FLOW, get_flow),
+    Route("POST", _FLOW, add_flow, writes=True),
+    Route("GET", _FLOW + "/runs", get_runs),
+    Route("POST", _FLOW + "/run", add_run, writes=True),
+    Route("GET", _RUN, get_run),
+    Route("POST", _RUN + "/heartbeat", beat_run, writes=True),
+    Route("PATCH", _RUN + "/tag/mutate", change_tags, writes=True),
+    Route("GET", _RUN + "/steps", get_steps),
+    Route("GET", _STEP, get_step),
+    Route("POST", _STEP + "/step", add_step, writes=True),
+    Route("GET", _STEP + "/tasks", get_tasks),
+    Route("GET", _STEP + "/filtered_tasks", get_filtered_tasks),
+    Route("POST", _STEP + "/task", add_task, writes=True),
+    Route("GET", _TASK, get_task),
+    Route("POST", _TASK + "/heartbeat", beat_task, writes=True),
+    Route("GET", _RUN + "/metadata", get_metadata_of_run),
+    Route("GET", _TASK + "/metadata", get_metadata),
+    Route("POST", _TASK + "/metadata", add_metadata, writes=True),
+    Route("GET", _RUN + "/artifacts", get_artifacts_of_run),
+    Route("GET", _STEP + "/artifacts", get_artifacts_of_step),
+    Route("GET", _TASK + "/artifacts", get_artifacts),
+    Route("GET", _TASK + _ATTEMPT + "/artifacts", get_artifacts),
+    Route("GET", _TASK + "/artifacts/{artifact_name}", get_artifact),
+    Route("GET", _TASK + "/artifacts/{artifact_name}" + _ATTEMPT, get_artifact),
+    Route("POST", _TASK + "/artifact", add_artifacts, writes=True),
+]

@@ -1,0 +1,139 @@
+"""What the routes of schedules answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from aflow.errors import InvalidInput, InvalidSetting
+from aflow.server import schedules
+from aflow.server.auth import caller_of
+from aflow.server.bodies import json_of
+from aflow.server.run_requests import fields_of, order_of
+from aflow.server.schedules import Schedule
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.server.schedules import Scheduling
+
+_FIELDS = frozenset({"cron", "timezone", "missed", "overlap", "since", "run"})
+_CHANGES = frozenset({"cron", "timezone", "missed", "overlap", "paused", "parameters", "tags"})
+_TICKS = 5  # of a preview
+
+
+class ScheduleRoutes:
+    """Answers for `scheduling`, which is None where the metadata keep no schedules."""
+
+    def __init__(self, scheduling: Scheduling | None, clock: Clock) -> None:
+        self._scheduling = scheduling
+        self._clock = clock
+
+    async def list_schedules(self, _: web.Request) -> web.StreamResponse:
+        """All schedules, by name."""
+        found = await asyncio.to_thread(lambda: [*map(self._told, self._kept.all())])
+        return web.json_response({"schedules": found})
+
+    async def show_schedule(self, request: web.Request) -> web.StreamResponse:
+        """A schedule."""
+        name = request.match_info["name"]
+        found = await asyncio.to_thread(lambda: self._told(self._kept.get(name)))
+        return web.json_response(found)
+
+    async def put_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Create a schedule, or put it in the place of the one of this name."""
+        fields = fields_of(await json_of(request))
+        unknown = sorted(fields.keys() - _FIELDS)
+        if unknown:
+            raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a schedule.")
+        order = fields.get("run")
+        if not isinstance(order, dict):
+            raise InvalidInput("'run' has to be an object: what POST /v1/runs takes.")
+        if order_of(order).flow is None:
+            raise InvalidInput("'run' has to name its 'flow'.")
+        name, now = request.match_info["name"], self._clock.now()
+        by = _author(request)
+
+        def put() -> dict[str, Any]:  # when it is due may take a while to find
+            schedule = schedules.new(name, {**fields, "order": order, **by}, now)
+            self._kept.put(schedule)
+            return self._told(schedule)
+
+        return web.json_response(await asyncio.to_thread(put))
+
+    async def change_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Pause a schedule or have it go on from now (`paused`); change its `cron`, `timezone`,
+        `missed`, `overlap`, or the `parameters` and `tags` of its runs. What is not named stays."""
+        fields = fields_of(await json_of(request))
+        unknown = sorted(fields.keys() - _CHANGES)
+        if unknown:
+            raise InvalidInput(f"There is no field {unknown[0][:80]!r} that could be changed.")
+        if not fields:
+            raise InvalidInput(f"Name what is to be changed: {', '.join(sorted(_CHANGES))}.")
+        name = request.match_info["name"]
+        # Whoever only pauses it does not become the one in whose name it runs.
+        by = {} if fields.keys() == {"paused"} else _author(request)
+        changed = await asyncio.to_thread(
+            lambda: self._told(self._kept.change(name, {**fields, **by}))
+        )
+        return web.json_response(changed)
+
+    async def preview_schedule(self, request: web.Request) -> web.StreamResponse:
+        """When an expression (`cron`, with a `timezone`) is due next: five times at most."""
+        cron, zone = request.query.get("cron", ""), request.query.get("timezone") or None
+        if len(cron) > 500:
+            raise InvalidInput("'cron' has to be an expression such as '0 12 ? * MON-FRI *'.")
+        now = self._clock.now()
+        found = await asyncio.to_thread(schedules.ticks, cron, zone, now, _TICKS)
+        return web.json_response({"next": found})
+
+    async def delete_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Forget a schedule; its runs stay."""
+        name = request.match_info["name"]
+        await asyncio.to_thread(self._kept.delete, name)
+        return web.json_response({"schedule": name})
+
+    async def trigger_schedule(self, request: web.Request) -> web.StreamResponse:
+        """Run the flow of a schedule now."""
+        run = await asyncio.shield(self._kept.trigger(request.match_info["name"]))
+        return web.json_response({"run": run}, status=201)
+
+    @property
+    def _kept(self) -> Scheduling:
+        if self._scheduling is None:
+            raise InvalidSetting(
+                "This server keeps no schedules: its metadata are those of a service. Start one "
+                "with --metadata postgresql://..., or sqlite:////path."
+            )
+        return self._scheduling
+
+    def _told(self, schedule: Schedule) -> dict[str, Any]:
+        order = schedule.order
+        return {
+            "name": schedule.name,
+            "flow": order.get("flow"),
+            "cron": schedule.cron,
+            "timezone": schedule.timezone or "UTC",
+            "missed": schedule.missed,
+            "overlap": schedule.overlap,
+            "paused": schedule.paused,
+            "created_by": schedule.created_by,
+            "parameters": order.get("parameters", {}),
+            "tags": order.get("tags", []),
+            "script": order.get("script"),
+            "next": schedules.upcoming(schedule, self._clock.now()),
+            "latest": schedule.latest,
+            "said": schedule.said,
+            "started": schedule.started,
+            "skipped": schedule.skipped,
+        }
+
+
+def _author(request: web.Request) -> dict[str, Any]:
+    """In whose name a schedule is kept."""
+    caller = caller_of(request)
+    return {
+        "token": caller and caller.token and caller.token.digest,
+        "created_by": "" if caller is None else caller.name,
+    }

@@ -1,0 +1,439 @@
+"""The routes that the web UI reads: runs by filter, one run whole, tasks in columns and pages,
+artifacts, logs, cards, code, comparisons, and one stream for all that is live on a page."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from aiohttp import web
+
+from aflow._core import ids
+from aflow.errors import InvalidInput
+from aflow.runs.log_tail import Following
+from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
+from aflow.server import filters
+from aflow.server.bodies import number_of
+from aflow.server.streams import LOOK, Streams, event
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.server.views import Views
+
+T = TypeVar("T")
+
+SORTS = ("task", "started", "duration", "wait")
+_MOST_TOPICS = 8  # of one stream
+_LINES = 500  # lines of a log in one event
+_BODIES = 64 << 20  # bytes of answers that are kept for the next who ask
+_MOST_BODIES = 500
+_FRESH = 0.4  # seconds for which what one stream has read serves the others
+_RECENT = 100  # runs whose states the topic `runs` watches
+_HTML = b'<html lang="en">'  # that our own cards begin with
+_CARD_CSP = (
+    "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; font-src data:"
+)
+
+
+class ViewRoutes:
+    """Answers what pages ask for; see `server.routes` for the paths."""
+
+    def __init__(
+        self, metadata: MetadataStore, views: Views, streams: Streams, clock: Clock
+    ) -> None:
+        self._views = views
+        self._metadata = metadata
+        self._streams = streams
+        self._clock = clock
+        self._bodies = _Bodies()
+        self._looks: dict[str, tuple[float, asyncio.Future[Any]]] = {}
+
+    # ------------------------------------------------------------ runs
+
+    async def find_runs(self, request: web.Request) -> web.StreamResponse:
+        """Runs of all flows, newest first: those that the words of `filter` mean (as
+        `flow:Train state:failed tag:prod user:ann since:7d param.alpha:0.1`, or any text), in pages
+        by `cursor`."""
+        wanted = filters.parse(request.query.get("filter", ""), self._clock.now())
+        limit = number_of(request, "limit", 50, 200)
+        cursor = request.query.get("cursor")
+        page = await asyncio.to_thread(self._views.runs, wanted, cursor, max(limit, 1))
+        return web.json_response({"runs": page.runs, "cursor": page.cursor})
+
+    async def show_overview(self, request: web.Request) -> web.StreamResponse:
+        """A run whole: graph with places, figures of steps, parameters, what has failed."""
+        run = await self._run(request)
+        known = ("overview", run.key, run.version, run.state, run.tags, run.heartbeat_at)
+
+        def read() -> bytes:
+            return json.dumps(self._views.overview(run)).encode()
+
+        return await self._bodies.answer(request, known, read, "application/json")
+
+    async def show_columns(self, request: web.Request) -> web.StreamResponse:
+        """The tasks of a run as columns of numbers (little endian, a JSON header before them); with
+        `since`, only those that have changed after the run was at that version."""
+        run = await self._run(request)
+        since = None if "since" not in request.query else number_of(request, "since", 0)
+        known = ("columns", run.key, run.version, since)
+
+        def read() -> bytes:
+            return self._views.columns(run, since)
+
+        return await self._bodies.answer(request, known, read, "application/octet-stream")
+
+    async def page_tasks(self, request: web.Request) -> web.StreamResponse:
+        """A page of the tasks of a run: of a `step`, in a `state`, sorted by `task`, `started`,
+        `duration` or `wait` (`-` before it: the largest first), from `offset` on."""
+        step, state = request.query.get("step"), request.query.get("state")
+        if step is not None:
+            ids.step_name(step)
+        if state is not None and state not in {each.value for each in TaskState}:
+            raise InvalidInput(f"There is no state {state[:40]!r} of a task.")
+        sort = request.query.get("sort", "task")
+        if sort.removeprefix("-") not in SORTS:
+            raise InvalidInput(f"Tasks cannot be sorted by {sort[:40]!r}: use {', '.join(SORTS)}.")
+        offset, limit = number_of(request, "offset", 0), number_of(request, "limit", 100, 500)
+        return await self._of_run(
+            request, lambda run: self._views.tasks(run, step, state, sort, offset, limit)
+        )
+
+    async def show_task(self, request: web.Request) -> web.StreamResponse:
+        """A task with its attempts, facts, inputs, artifacts and cards."""
+        task = number_of(request, "task", 0)
+        return await self._of_run(request, lambda run: self._views.task(run, task))
+
+    async def list_artifacts(self, request: web.Request) -> web.StreamResponse:
+        """The artifacts of each step, as its first tasks have left them."""
+        return await self._of_run(request, lambda run: {"steps": self._views.artifacts(run)})
+
+    async def get_artifact(self, request: web.Request) -> web.StreamResponse:
+        """The pickle of an artifact, as a download. Whoever unpickles it runs what is in it."""
+        task = number_of(request, "task", 0)
+        name = str(ids.artifact_name(request.match_info["name"]))
+        run = await self._run(request)
+        data = await asyncio.to_thread(self._views.artifact, run, task, name)
+        return web.Response(
+            body=data,
+            content_type="application/octet-stream",
+            headers=_attachment(f"{run.flow}-{run.run}-{task}-{name}.pickle"),
+        )
+
+    async def list_cards(self, request: web.Request) -> web.StreamResponse:
+        """The cards of a run."""
+        return await self._of_run(request, lambda run: {"cards": self._views.cards(run)})
+
+    async def get_card(self, request: web.Request) -> web.StreamResponse:
+        """The page of a card, which a browser shows in a sandbox; in the `theme` light or dark, if
+        one is named."""
+        run = await self._run(request)
+        task, name = number_of(request, "task", 0), request.match_info["name"]
+        page = await asyncio.to_thread(self._views.card, run, task, name)
+        theme = request.query.get("theme")
+        if theme in ("light", "dark"):
+            page = page.replace(_HTML, f'<html lang="en" data-theme="{theme}">'.encode(), 1)
+        headers = {"Content-Security-Policy": _CARD_CSP, "X-Content-Type-Options": "nosniff"}
+        return web.Response(body=page, content_type="text/html", charset="utf-8", headers=headers)
+
+    async def explain_run(self, request: web.Request) -> web.StreamResponse:
+        """Why each task of a run ran, or was reused."""
+        return await self._of_run(request, lambda run: {"lines": self._views.explain(run)})
+
+    async def show_code(self, request: web.Request) -> web.StreamResponse:
+        """The files of a run's code; with `against`, the id of another run of the flow, what
+        differs from its code, too."""
+        other = request.query.get("against")
+        flow = str(ids.flow_name(request.match_info["flow"]))
+        against = None if other is None else str(ids.run_id(other))
+
+        def read(run: RunRecord) -> dict[str, Any]:
+            before = None if against is None else self._views.run(flow, against)
+            return self._views.code(run, before)
+
+        return await self._of_run(request, read)
+
+    # ------------------------------------------------------------ logs
+
+    async def page_log(self, request: web.Request) -> web.StreamResponse:
+        """Lines of the output of a run, of a `step` or a `task`, after a position (`after`); with
+        `search` those alone that hold the text."""
+        run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
+        after, search = request.query.get("after", ""), request.query.get("search", "")[:500]
+        limit = max(1, number_of(request, "limit", 1000, 5000))
+        return web.json_response(
+            await asyncio.to_thread(self._views.log, run, step, task or None, after, limit, search)
+        )
+
+    async def get_log(self, request: web.Request) -> web.StreamResponse:
+        """The whole output of a run, of a `step` or a `task` as text, as a download."""
+        run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
+        name = "-".join(filter(None, [run.flow, run.run, step, str(task or "")]))
+        response = web.StreamResponse(headers=_attachment(f"{name}.log"))
+        response.content_type = "text/plain"
+        await response.prepare(request)
+        parts = self._views.log_text(run, step, task or None)
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            await response.write(part)
+        await response.write_eof()
+        return response
+
+    # ------------------------------------------------------------ flows, comparisons
+
+    async def list_flows(self, _: web.Request) -> web.StreamResponse:
+        """All flows, each with its latest run."""
+        return web.json_response({"flows": await asyncio.to_thread(self._views.flows)})
+
+    async def show_flow(self, request: web.Request) -> web.StreamResponse:
+        """A flow: its latest runs, how long they and their steps took, its graph."""
+        name = str(ids.flow_name(request.match_info["flow"]))
+        return web.json_response(await asyncio.to_thread(self._views.flow, name))
+
+    async def compare_runs(self, request: web.Request) -> web.StreamResponse:
+        """Two to five runs (`runs`, pathspecs with commas between them) side by side."""
+        specs = [ids.Pathspec.parse(each) for each in request.query.get("runs", "").split(",")]
+        if any(spec.run is None for spec in specs):
+            raise InvalidInput("`runs` takes pathspecs of runs, as Flow/1,Flow/2.")
+
+        def compare() -> dict[str, Any]:
+            return self._views.compare([self._views.run(s.flow, s.run or "") for s in specs])
+
+        return web.json_response(await asyncio.to_thread(compare))
+
+    async def suggest(self, request: web.Request) -> web.StreamResponse:
+        """Flows and runs whose names begin with `prefix`, for a search box."""
+        prefix = request.query.get("prefix", "")[:300]
+        found = await asyncio.to_thread(self._views.suggest, prefix)
+        return web.json_response({"found": found})
+
+    # ------------------------------------------------------------ what is live
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events of up to eight `topics` (with commas between them): `runs` says that
+        the list of runs has changed, `run:Flow/1` that a run has (its version and state),
+        `logs:Flow/1` and `logs:Flow/1/7` bring lines of a run or a task, after the position that
+        follows `@`."""
+        topics = [_topic(each) for each in request.query.get("topics", "").split(",") if each]
+        if not 1 <= len(topics) <= _MOST_TOPICS:
+            raise InvalidInput(f"`topics` names 1 to {_MOST_TOPICS} topics of a stream.")
+        sources = [await self._source(topic) for topic in topics]
+        return await self._streams.answer(request, self._events(sources))
+
+    async def _source(self, topic: _Topic) -> Callable[[], AsyncIterator[bytes]]:
+        if topic.kind == "runs":
+            return _Changes("runs", lambda: self._shared("runs", self._recent)).look
+        path = f"{topic.flow}/{topic.run}"
+        if topic.kind == "run":  # also of a run that is not there: a page that shows it is told
+            return _Changes(
+                "run",
+                lambda: self._shared(path, lambda: self._state(topic.flow, topic.run)),
+            ).look
+        run = await asyncio.to_thread(self._views.run, topic.flow, topic.run)
+        following = await asyncio.to_thread(
+            self._streams.following, run, None, topic.task, topic.after
+        )
+        return _Lines(path, topic.task, following).look
+
+    async def _events(
+        self, sources: list[Callable[[], AsyncIterator[bytes]]]
+    ) -> AsyncGenerator[bytes, None]:
+        silence = 0.0
+        while True:
+            sent = False
+            for look in sources:
+                async for part in look():
+                    sent = True
+                    yield part
+            silence = 0.0 if sent else silence + LOOK
+            if silence >= 15.0:
+                silence = 0.0
+                # An event, not a comment: a page hears that somebody is still at the other end.
+                yield event("alive", {})
+            if await self._streams.rest(LOOK):
+                return
+
+    async def _shared(self, key: str, read: Callable[[], Any]) -> Any:
+        """What `read` gives, read once for all streams that ask at about the same time."""
+        loop = asyncio.get_running_loop()
+        at, found = self._looks.get(key, (0.0, None))
+        if found is None or loop.time() - at > _FRESH:
+            found = loop.create_task(asyncio.to_thread(read))
+            # Somebody who left takes no error: it is for those who still wait.
+            found.add_done_callback(lambda look: look.cancelled() or look.exception())
+            self._looks[key] = (loop.time(), found)
+            if len(self._looks) > 1000:
+                self._looks = {key: self._looks[key]}
+        return await asyncio.shield(found)
+
+    def _recent(self) -> Any:
+        runs = self._metadata.runs(None, limit=_RECENT)
+        return {"runs": [[f"{r.flow}/{r.run}", r.version, r.state.value] for r in runs]}
+
+    def _state(self, flow: str, run: str) -> Any:
+        found = self._metadata.run(flow, run)
+        if found is None:
+            return {"run": f"{flow}/{run}", "state": "deleted", "version": -1}
+        return {
+            "run": f"{flow}/{run}",
+            "version": found.version,
+            "state": found.state.value,
+            "is_over": found.state in TERMINAL_RUN_STATES,
+        }
+
+    # ------------------------------------------------------------ helpers
+
+    async def _run(self, request: web.Request) -> RunRecord:
+        flow = str(ids.flow_name(request.match_info["flow"]))
+        run = str(ids.run_id(request.match_info["run"]))
+        return await asyncio.to_thread(self._views.run, flow, run)
+
+    async def _of_run(
+        self, request: web.Request, read: Callable[[RunRecord], dict[str, Any]]
+    ) -> web.StreamResponse:
+        run = await self._run(request)
+        body = json.dumps(await asyncio.to_thread(read, run))
+        response = web.Response(text=body, content_type="application/json")
+        response.enable_compression()
+        return response
+
+
+class _Bodies:
+    """Large answers, made once for all who ask for the same one: many tabs look at a run that goes
+    on, and all of them ask as soon as it has changed."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Hashable, asyncio.Future[bytes]] = OrderedDict()
+
+    async def answer(
+        self, request: web.Request, known: tuple[Any, ...], read: Callable[[], bytes], kind: str
+    ) -> web.StreamResponse:
+        """Answer with what `read` gives, in a thread. `known` names the answer: what changes it is
+        in there."""
+        digest = hashlib.blake2b(repr(known).encode(), digest_size=12).hexdigest()
+        tag = f'"{digest}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers={"ETag": tag})
+        zipped = "gzip" in request.headers.get("Accept-Encoding", "")
+        body = await self._body((digest, zipped), read)
+        headers = {"ETag": tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        if zipped:
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=body, content_type=kind, headers=headers)
+
+    async def _body(self, key: tuple[str, bool], read: Callable[[], bytes]) -> bytes:
+        found = self._found.get(key)
+        if found is None:
+            loop = asyncio.get_running_loop()
+            found = loop.create_task(asyncio.to_thread(_zipped if key[1] else _plain, read))
+            self._found[key] = found
+            found.add_done_callback(lambda made: self._keep(key, made))
+        else:
+            self._found.move_to_end(key)
+        return await asyncio.shield(found)
+
+    def _keep(self, key: tuple[str, bool], made: asyncio.Future[bytes]) -> None:
+        """Keep what was made, if it was; and as many of the others as there is room for."""
+        if made.cancelled() or made.exception() is not None:
+            self._found.pop(key, None)
+            return
+        sizes = {k: len(f.result()) for k, f in self._found.items() if f.done()}
+        total = sum(sizes.values())
+        for old, size in sizes.items():
+            if total <= _BODIES and len(self._found) <= _MOST_BODIES:
+                break
+            if old != key:
+                del self._found[old]
+                total -= size
+
+
+def _plain(read: Callable[[], bytes]) -> bytes:
+    return read()
+
+
+def _zipped(read: Callable[[], bytes]) -> bytes:
+    # The quickest level: columns of numbers become little smaller with others.
+    return gzip.compress(read(), 1, mtime=0)
+
+
+class _Topic(NamedTuple):
+    kind: str
+    flow: str = ""
+    run: str = ""
+    task: int | None = None
+    after: str = ""
+
+
+def _topic(text: str) -> _Topic:
+    kind, _, rest = text.partition(":")
+    if kind == "runs" and not rest:
+        return _Topic("runs")
+    path, _, after = rest.partition("@")
+    parts = path.split("/")
+    if kind == "run" and len(parts) == 2:
+        return _Topic("run", str(ids.flow_name(parts[0])), str(ids.run_id(parts[1])))
+    if kind == "logs" and len(parts) in (2, 3):
+        number = parts[2] if len(parts) == 3 else ""
+        if number and not (number.isascii() and number.isdigit() and len(number) <= 9):
+            raise InvalidInput(f"{number[:40]!r} is no number of a task.")
+        task = int(number) if number else None
+        return _Topic("logs", str(ids.flow_name(parts[0])), str(ids.run_id(parts[1])), task, after)
+    raise InvalidInput(
+        f"There is no topic {text[:80]!r}: use runs, run:Flow/1, logs:Flow/1 or logs:Flow/1/7."
+    )
+
+
+class _Changes:
+    """An event each time that what is read differs from what was sent last."""
+
+    def __init__(self, name: str, read: Callable[[], Any]) -> None:
+        self._name = name
+        self._read = read
+        self._sent: Any = None
+
+    async def look(self) -> AsyncIterator[bytes]:
+        found = await self._read()
+        if found != self._sent:
+            self._sent = found
+            yield event(self._name, found)
+
+
+class _Lines:
+    """Lines of a log as they come."""
+
+    def __init__(self, path: str, task: int | None, following: Following) -> None:
+        self._path = path
+        self._task = task
+        self._following = following
+
+    async def look(self) -> AsyncIterator[bytes]:
+        while lines := await asyncio.to_thread(self._some):
+            head = {"run": self._path, "task": self._task, "lines": lines}
+            yield event("lines", {**head, "next": self._following.position})
+            if len(lines) < _LINES:
+                return
+
+    def _some(self) -> list[dict[str, Any]]:
+        found = []
+        for line in self._following.poll():
+            found.append({**line._asdict(), "text": line.text.decode("utf-8", "replace")})
+            if len(found) >= _LINES:
+                break
+        return found
+
+
+def _step(request: web.Request) -> str | None:
+    step = request.query.get("step")
+    return None if step is None else str(ids.step_name(step))
+
+
+def _attachment(name: str) -> dict[str, str]:
+    return {
+        "Content-Disposition": f'attachment; filename="{name}"',
+        "X-Content-Type-Options": "nosniff",
+    }

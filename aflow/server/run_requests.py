@@ -1,0 +1,167 @@
+"""What a request asks to run, checked: nothing of it is trusted, and none of it is a pickle."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from aflow._core import ids
+from aflow.errors import InvalidInput
+from aflow.flow.parameters import RESERVED
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
+_SCRIPT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*/)*[A-Za-z0-9_][A-Za-z0-9_. -]*\.py\Z")
+_LONGEST_SCRIPT = 200
+_LARGEST_WORD = 100_000  # bytes: operating systems refuse words of 128 kB
+_LARGEST_IN_ALL = 1_000_000
+_FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_workers"})
+
+
+class Order(NamedTuple):
+    """A run to begin: the key of its code package, the flow file in it, and the words of the
+    command line that follow the file: those of `parameters` apart, which may be secret. `flow`
+    names one of several flows in the file; `command` is `run` or `resume`."""
+
+    package: str
+    script: str
+    flow: str | None
+    words: tuple[str, ...]
+    command: str = "run"
+    parameters: tuple[str, ...] = ()
+
+    def encode(self, run: str) -> bytes:
+        """The order of a run, to recover it: without the parameters, which are recorded."""
+        fields = {**self._asdict(), "run": run}
+        del fields["parameters"]
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Order:
+        """The order that was encoded. Raises InvalidInput."""
+        fields = fields_of(data)
+        words, command = fields.get("words"), fields.get("command")
+        if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
+            raise InvalidInput("'words' has to be a list of texts.")
+        if command not in ("run", "resume"):
+            raise InvalidInput("'command' has to be run or resume.")
+        flow = fields.get("flow")
+        return cls(
+            ids.blob_key(fields.get("package", "")),
+            _script(fields.get("script")),
+            None if flow is None else ids.flow_name(flow),
+            tuple(words),
+            command,
+        )
+
+
+def order(body: bytes) -> Order:
+    """The order that the body of a request is, a JSON object. Raises InvalidInput, which says what
+    is wrong."""
+    return order_of(fields_of(body))
+
+
+def fields_of(body: bytes) -> dict[str, Any]:
+    """The fields of a body that is a JSON object; raises InvalidInput for any other."""
+    try:
+        fields = json.loads(body, parse_constant=_no_number, object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("The body is no JSON.") from error
+    if not isinstance(fields, dict):
+        raise InvalidInput("The body has to be a JSON object.")
+    return fields
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(word)  # NaN is no JSON
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of a name that comes twice others might read the other one.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
+def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
+    """The order that these fields are, and `more` words of ours. Raises InvalidInput."""
+    unknown = sorted(fields.keys() - _FIELDS)
+    if unknown:
+        raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a run.")
+    parameters = tuple(_parameters(fields.get("parameters", {})))
+    words = (
+        *_tags(fields.get("tags", [])),
+        *_workers(fields.get("max_workers")),
+        *more,
+    )
+    if sum(map(len, (*parameters, *words))) > _LARGEST_IN_ALL:
+        raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
+    flow = fields.get("flow")
+    return Order(
+        ids.blob_key(fields.get("package", "")),
+        _script(fields.get("script")),
+        None if flow is None else ids.flow_name(flow),
+        words,
+        parameters=parameters,
+    )
+
+
+def resume_order(package: str, script: str, flow: str, run: str, step: str | None) -> Order:
+    """The order to resume a run of this flow, from a step on if one is named."""
+    words = ["--origin-run-id", ids.run_id(run), *([] if step is None else [ids.step_name(step)])]
+    return Order(
+        ids.blob_key(package), _script(script), ids.flow_name(flow), tuple(words), "resume"
+    )
+
+
+def _script(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_SCRIPT or not _SCRIPT.match(value):
+        raise InvalidInput("'script' has to name the flow file in the package, as in flow.py.")
+    return value
+
+
+def _parameters(given: object) -> list[str]:
+    if not isinstance(given, dict):
+        raise InvalidInput("'parameters' has to be an object: values by name.")
+    words = []
+    for name, value in given.items():
+        if not _NAME.match(name) or name.replace("_", "-").lower() in _TAKEN:
+            raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
+        text = value if isinstance(value, str) else json.dumps(value)
+        words.append(f"--{name}={_word(text, f'The value of parameter {name}')}")
+    return words
+
+
+# Names of options of `run`, as words of its command line: no request gives options in disguise.
+_OPTIONS = """
+    aflow-adopt aflow-words branch cache compat config config-value datastore datastore-root dry-run
+    environment event-logger executor metadata mode monitor no-cache no-pylint package-suffixes
+    production pylint queue quiet trigger version
+"""
+_TAKEN = {name.replace("_", "-").lower() for name in (*RESERVED, *_OPTIONS.split())}
+
+
+def _tags(given: object) -> list[str]:
+    if not isinstance(given, list) or len(given) > ids.MAX_TAGS:
+        raise InvalidInput(f"'tags' has to be a list of at most {ids.MAX_TAGS} texts.")
+    return [f"--tag={_word(ids.tag(each), 'A tag')}" for each in given]
+
+
+def _workers(given: Any) -> list[str]:
+    if given is None:
+        return []
+    if type(given) is not int or not 1 <= given <= 10_000:
+        raise InvalidInput("'max_workers' has to be a whole number from 1 to 10000.")
+    return [f"--max-workers={given}"]
+
+
+def _word(text: str, what: str) -> str:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{what} is no valid UTF-8.") from error
+    if "\0" in text or size > _LARGEST_WORD:
+        raise InvalidInput(f"{what} is too long (100 kB is the most), or holds a NUL.")
+    return text

@@ -1,0 +1,656 @@
+"""What `step-functions` does: deploy a flow, start, list and stop its runs, resume one, delete it.
+
+A state machine belongs to who deployed it first. Others change it with its production token, which
+says that they mean to (it is no secret from those who may read the account), and is remembered. It
+goes on to belong to its owner, unless they give it another token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow import backends
+from aflow._core.clock import SystemClock
+from aflow._core.settings import ConfigFile, config_file, expanded, looked_up
+from aflow.aws.client import Calls
+from aflow.aws.settings import AwsSettings, needs_s3
+from aflow.code import package
+from aflow.code.package import Package
+from aflow.environments.shipping import runtime_shipment
+from aflow.errors import (
+    AwsError,
+    InvalidInput,
+    InvalidSetting,
+    MetadataError,
+    NotFound,
+    StorageError,
+)
+from aflow.metadata.base import Batch, RunUpdate
+from aflow.metadata.object_store import SCHEME as STORE
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
+from aflow.step_functions import plan as planning
+from aflow.step_functions import unrecorded
+from aflow.step_functions.names import Label, authorized, checked_token, label_of, rule_name
+from aflow.step_functions.plan import Account, Plan, Ticks, Wanted, name_of
+from aflow.step_functions.spec import order_name
+from aflow.storage import roots
+from aflow.storage.blobs import BlobStore, digest_of
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow._core.settings import Settings
+    from aflow.aws.settings import AwsSettings
+    from aflow.environments.shipping import Shipment
+    from aflow.flow.definition import FlowDefinition
+    from aflow.metadata.base import MetadataStore
+    from aflow.step_functions.plan import Events, Ticks
+    from aflow.storage.base import ObjectStore
+
+# The calls of AWS that deploying takes: Step Functions, AWS Batch, EventBridge. Calls block.
+
+
+class Machine(NamedTuple):
+    """A state machine that is there. `label` is None for one that aflow has not made."""
+
+    name: str
+    arn: str
+    definition: str
+    label: Label | None
+
+
+class Execution(NamedTuple):
+    """An execution. Times are in seconds since the epoch."""
+
+    arn: str
+    name: str
+    status: str
+    started_at: float
+    stopped_at: float | None
+
+    @property
+    def run(self) -> str:
+        """The id of its run."""
+        return f"sfn-{self.name}"
+
+
+class Aws(Calls):
+    """One account, in one region: that of the role of state machines, and of the session."""
+
+    def __init__(self, settings: AwsSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    @cached_property
+    def role(self) -> str:
+        """The role of state machines. Raises InvalidSetting where it is not set."""
+        return self._settings.needed("machine_role", "The role of state machines")
+
+    @cached_property
+    def account(self) -> Account:
+        """Where we are, as far as that is known without asking."""
+        parts = self.role.split(":")
+        if len(parts) < 6 or not parts[4].isdigit():
+            raise InvalidSetting(
+                f"AFLOW_SFN_IAM_ROLE is {self.role!r}, which is no ARN of a role "
+                "(arn:aws:iam::123456789012:role/name)."
+            )
+        region = self._client("stepfunctions").meta.region_name
+        return Account(parts[1], region, parts[4])
+
+    def with_platform(self, queue: str) -> Account:
+        """The same, with what the queue runs jobs on."""
+        return self.account._replace(fargate=self.is_fargate(queue))
+
+    # ------------------------------------------------------------ state machines
+
+    def machine(self, name: str) -> Machine | None:
+        """The state machine of this name."""
+        arn = self.account.machine_arn(name)
+        found = self._call("stepfunctions", "describe_state_machine", stateMachineArn=arn)
+        if found is None:
+            return None
+        definition = found["definition"]
+        return Machine(name, arn, definition, label_of(definition))
+
+    def put_machine(self, name: str, definition: str, *, log_history: bool) -> str:
+        """Make the state machine, or change the one that is there; its ARN."""
+        arn = self.account.machine_arn(name)
+        values: dict[str, Any] = {"definition": definition, "roleArn": self.role}
+        if log_history:
+            group = self._settings.needed("log_group", "The log group of executions")
+            values["loggingConfiguration"] = {
+                "level": "ALL",
+                "includeExecutionData": True,
+                "destinations": [{"cloudWatchLogsLogGroup": {"logGroupArn": group}}],
+            }
+        if self._call("stepfunctions", "describe_state_machine", stateMachineArn=arn) is None:
+            made = self._call("stepfunctions", "create_state_machine", name=name, **values)
+            return str(made["stateMachineArn"])
+        self._call("stepfunctions", "update_state_machine", stateMachineArn=arn, **values)
+        return arn
+
+    def delete_machine(self, name: str) -> None:
+        """Delete the state machine; executions that run go on to their end."""
+        arn = self.account.machine_arn(name)
+        self._call("stepfunctions", "delete_state_machine", stateMachineArn=arn)
+
+    # ------------------------------------------------------------ executions
+
+    def start(self, name: str, given: dict[str, Any]) -> Execution:
+        """Start an execution with this input."""
+        text = json.dumps(given)
+        arn = self.account.machine_arn(name)
+        made = self._call(
+            "stepfunctions",
+            "start_execution",
+            stateMachineArn=arn,
+            name=str(uuid.uuid4()),
+            input=text,
+        )
+        if made is None:
+            raise AwsError(f"There is no state machine {name} in {self.account.region}.")
+        found = made["executionArn"]
+        started = made["startDate"].timestamp()
+        return Execution(found, found.rpartition(":")[2], "RUNNING", started, None)
+
+    def execution(self, machine: str, name: str) -> Execution | None:
+        """The execution of this name."""
+        arn = self.account.machine_arn(machine).replace(":stateMachine:", ":execution:")
+        found = self._call("stepfunctions", "describe_execution", executionArn=f"{arn}:{name}")
+        return None if found is None else _execution(found)
+
+    def why(self, execution: Execution) -> tuple[str, str]:
+        """The error and the cause that an execution has ended with."""
+        found = self._call("stepfunctions", "describe_execution", executionArn=execution.arn) or {}
+        return str(found.get("error") or execution.status), str(found.get("cause") or "")
+
+    def executions(self, machine: str, states: Sequence[str]) -> Iterator[Execution]:
+        """The executions of a state machine in one of these states (all, if none is named), the
+        latest first in each."""
+        arn = self.account.machine_arn(machine)
+        for state in states or ("",):
+            values = {"stateMachineArn": arn, **({"statusFilter": state} if state else {})}
+            while values:
+                page = self._call("stepfunctions", "list_executions", **values) or {}
+                yield from map(_execution, page.get("executions", ()))
+                following = page.get("nextToken")
+                values = {**values, "nextToken": following} if following else {}
+
+    def stop(self, execution: Execution, cause: str) -> None:
+        """Stop an execution, and the jobs that it waits for."""
+        self._call(
+            "stepfunctions",
+            "stop_execution",
+            executionArn=execution.arn,
+            error="aflow.Terminated",
+            cause=cause,
+        )
+
+    # ------------------------------------------------------------ what starts them
+
+    def _starter(self) -> str:
+        return self._settings.needed("events_role", "The role with which EventBridge starts flows")
+
+    def put_rule(self, rule: str, machine: str, what: Ticks | Events) -> None:
+        """Start the machine by a rule: at times in UTC, or on events."""
+        from aflow.step_functions.plan import Ticks
+
+        ticks = isinstance(what, Ticks)
+        when: dict[str, str] = (
+            {"ScheduleExpression": what.expression}
+            if isinstance(what, Ticks)
+            else {"EventPattern": json.dumps(what.pattern)}
+        )
+        target = {
+            "Id": "aflow",
+            "Arn": self.account.machine_arn(machine),
+            "RoleArn": self._starter(),
+            **({"Input": json.dumps({"Parameters": "{}"})} if ticks else {}),
+        }
+        said = f"What starts the flow of the state machine {machine} (aflow)."
+        self._call("events", "put_rule", Name=rule, State="ENABLED", Description=said, **when)
+        answer = self._call("events", "put_targets", Rule=rule, Targets=[target])
+        if answer.get("FailedEntryCount"):
+            raise AwsError(f"EventBridge refuses the target of rule {rule}: {answer}.")
+
+    def disable_rule(self, rule: str) -> None:
+        """Let the rule start nothing any more; fine if there is none."""
+        self._call("events", "disable_rule", Name=rule)
+
+    def delete_rule(self, rule: str) -> None:
+        """Delete the rule; fine if there is none."""
+        if self._call("events", "describe_rule", Name=rule) is None:
+            return
+        found = self._call("events", "list_targets_by_rule", Rule=rule) or {"Targets": []}
+        ids = [each["Id"] for each in found["Targets"]]
+        if ids:
+            self._call("events", "remove_targets", Rule=rule, Ids=ids)
+        self._call("events", "delete_rule", Name=rule)
+
+    def put_schedule(self, name: str, machine: str, ticks: Ticks) -> None:
+        """Start the machine at times in a zone, by EventBridge Scheduler."""
+        values = {
+            "Name": name,
+            "ScheduleExpression": ticks.expression,
+            "ScheduleExpressionTimezone": ticks.zone,
+            "FlexibleTimeWindow": {"Mode": "OFF"},
+            "State": "ENABLED",
+            "Target": {
+                "Arn": self.account.machine_arn(machine),
+                "RoleArn": self._starter(),
+                "Input": json.dumps({"Parameters": "{}"}),
+            },
+        }
+        there = self._call("scheduler", "get_schedule", Name=name) is not None
+        self._call("scheduler", "update_schedule" if there else "create_schedule", **values)
+
+    def delete_schedule(self, name: str) -> None:
+        """Delete the schedule; fine if there is none."""
+        self._call("scheduler", "delete_schedule", Name=name)
+
+
+def _execution(found: Any) -> Execution:
+    stopped = found.get("stopDate")
+    return Execution(
+        found["executionArn"],
+        found["executionArn"].rpartition(":")[2],
+        found["status"],
+        found["startDate"].timestamp(),
+        None if stopped is None else stopped.timestamp(),
+    )
+
+
+# Production tokens that a user has deployed with, in a file beside the settings of that user.
+
+
+_log = logging.getLogger(__name__)
+
+
+class Tokens:
+    """The tokens of one user, by the ARNs of state machines."""
+
+    def __init__(self, file: ConfigFile) -> None:
+        self._file = file
+
+    @classmethod
+    def of_user(cls) -> Tokens:
+        """Those of the user who runs this program."""
+        home = looked_up("TOKEN_HOME")
+        folder = expanded(home) if home else config_file().path.parent
+        return cls(ConfigFile(folder / "production_tokens.json"))
+
+    def remembered(self, machine: str) -> str | None:
+        """The token that the user has last deployed this state machine with; None if none is
+        known."""
+        token = self._read().get(machine)
+        return token if isinstance(token, str) else None
+
+    def remember(self, machine: str, token: str) -> None:
+        """Remember the token; where that cannot be written it is logged, since what it was for is
+        done."""
+        known = self._read()
+        if known.get(machine) == token:
+            return
+        try:
+            self._file.write({**known, machine: token})
+        except InvalidSetting as error:
+            _log.warning("The production token is not remembered: %s", error)
+
+    def _read(self) -> dict[str, object]:
+        try:
+            return self._file.read() or {}
+        except InvalidSetting as error:
+            _log.warning("Production tokens are not remembered: %s", error)
+            return {}
+
+
+LONGEST_EXECUTION = 366 * 86400.0  # seconds: more than Step Functions lets one run
+_ASKED = 20  # executions of which AWS is asked why they have failed
+LONGEST_INPUT = 6000  # bytes of parameters: they are a variable of a job, which has 8 KB in all
+
+
+class Deployed(NamedTuple):
+    """What `create` has done: the plan, how many definitions of jobs were new, and what the state
+    machine said of itself before."""
+
+    plan: Plan
+    new_jobs: int
+    new_machine: bool
+    before: Label | None
+
+
+class Deployer:
+    """Deploys one flow, and looks after its executions. Calls block."""
+
+    def __init__(self, definition: FlowDefinition, settings: Settings, wanted: Wanted) -> None:
+        self._definition = definition
+        self._settings = settings
+        self._wanted = wanted
+        self._known = AwsSettings.load()
+        self._aws = Aws(self._known)
+        self._tokens = Tokens.of_user()
+        self._in_store = False
+        self.flow = definition.name
+        self.name = name_of(definition, wanted, settings.user, self._known)
+
+    # ------------------------------------------------------------ create
+
+    def definition_alone(self, token: str | None) -> str:
+        """The definition of the state machine as JSON, without asking anybody: its jobs are those
+        of EC2 machines. Raises InvalidInput for a flow that cannot be deployed."""
+        files = package.members(self._definition, self._settings.package_suffixes)
+        data = package.pack(files)
+        script = package.program_of(self._definition).place[1]
+        code = Package(digest_of([data], len(data)), script, len(data))
+        token = checked_token(token) if token else f"{self.name}-0-none"
+        account, shipment = self._aws.account, self._shipment()
+        return self._planned(account, code, token, shipment=shipment).definition
+
+    def _shipment(self) -> Shipment | None:
+        return runtime_shipment(self._settings.cache / "wheels", SystemClock.now())
+
+    def _planned(
+        self,
+        account: Account,
+        code: Package,
+        token: str,
+        owner: str | None = None,
+        shipment: Shipment | None = None,
+    ) -> Plan:
+        return planning.plan(
+            self._definition,
+            self._wanted,
+            self._settings,
+            self._known,
+            account,
+            code,
+            token,
+            owner,
+            in_store=self._in_store,
+            shipped=shipment and shipment.variables(self._settings.storage_url),
+        )
+
+    def create(
+        self,
+        *,
+        authorize: str | None = None,
+        new_token: str | None = None,
+        generate: bool = False,
+        log_history: bool = False,
+    ) -> Deployed:
+        """Deploy the flow, or its new version. Raises InvalidInput, AwsError, StorageError."""
+        there = self._aws.machine(self.name)
+        token = self._token(there, authorize, new_token, generate=generate)
+        before = there.label if there is not None else None
+        # With another token the flow changes hands: the old one opens nothing any more.
+        owner = before.owner if before is not None and before.token == token else None
+        queue = self._known.needed("queue", "The job queue of AWS Batch")
+        account = self._aws.with_platform(queue)
+        needs_s3(self._settings.storage_url)
+        self._check_metadata()
+        store = backends.open_store(self._settings.storage_url)
+        code = package.store(
+            self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
+        )
+        shipment = self._shipment()
+        needed = [code.key, *(shipment.blobs if shipment is not None else ())]
+        self._keep(store, needed)  # before anything relies on it
+        if shipment is not None:
+            shipment.put(store, SystemClock.now())
+        made = self._planned(account, code, token, owner, shipment)
+        store.put(order_name(made.order_key), [made.order])
+        new_jobs = sum(self._aws.register(each) for each in made.jobs)
+        self._aws.put_machine(self.name, made.definition, log_history=log_history)
+        self._start_by(made)
+        self._tokens.remember(self._arn, token)
+        if not self._has_running():
+            self._keep(store, needed, only=True)
+        return Deployed(made, new_jobs, there is None, before)
+
+    def _keep(self, store: ObjectStore, blobs: Sequence[str], *, only: bool = False) -> None:
+        """Let `gc` leave alone what the state machine needs (its code, the aflow that was shipped),
+        and (unless these are the `only` ones) what its former versions need, whose executions may
+        still run."""
+        name = self._root()
+        before = None if only else roots.declared(store, name)
+        former = () if before is None else before.blobs
+        about = f"the state machine {self.name}, of flow {self.flow}"
+        roots.declare(store, name, roots.Root(tuple(dict.fromkeys([*blobs, *former])), about))
+
+    def _root(self) -> str:
+        return roots.root_name("deployments", self._aws.account.machine_arn(self.name))
+
+    def _has_running(self) -> bool:
+        return next(self._aws.executions(self.name, ["RUNNING"]), None) is not None
+
+    def _check_metadata(self) -> None:
+        """See that the metadata answers, and where jobs record runs: in the object store, if the
+        service is one of Metaflow's own, which cannot keep what they record."""
+        from aflow.interop.service import RegisteringMetadata
+
+        with closing(backends.open_metadata(self._settings.metadata_url)) as metadata:
+            self._in_store = isinstance(metadata, RegisteringMetadata)
+            metadata.run(self.flow, "none")
+
+    @property
+    def records_in_store(self) -> bool:
+        """Whether jobs record runs in the object store, as far as that was asked."""
+        return self._in_store
+
+    def _records(self) -> MetadataStore:
+        """The metadata in which jobs record runs."""
+        self._check_metadata()
+        if self._in_store:
+            return backends.open_metadata(f"{STORE}{self._settings.storage_url}")
+        return backends.open_metadata(self._settings.metadata_url)
+
+    def _token(
+        self, there: Machine | None, authorize: str | None, new: str | None, *, generate: bool
+    ) -> str:
+        """The token of the new version."""
+        label = None if there is None else self._ours(there, authorize, "change it")
+        if new is not None:
+            return checked_token(new)
+        if label is None or generate:
+            return planning.token_for(self.name, label and label.token)
+        return label.token
+
+    @property
+    def _arn(self) -> str:
+        return self._aws.account.machine_arn(self.name)
+
+    def _ours(self, machine: Machine, token: str | None, what: str) -> Label:
+        if machine.label is None:
+            raise InvalidInput(
+                f"The state machine {self.name} was not made by aflow, and is left as it is: "
+                "deploy the flow under another name (--name)."
+            )
+        # A token may be given as the namespace that it stands for.
+        given = None if token is None else token.removeprefix("production:")
+        known = [given or self._tokens.remembered(self._arn)]
+        authorized(self.name, machine.label, self._settings.user, known, what)
+        if given == machine.label.token:
+            self._tokens.remember(self._arn, given)
+        return machine.label
+
+    def _start_by(self, made: Plan) -> None:
+        """See that what the flow says starts it, and nothing else does."""
+        ticks, events = made.ticks, made.events
+        if ticks is not None and ticks.zone is not None:
+            self._aws.put_schedule(rule_name(self.name), self.name, ticks)
+        else:
+            self._aws.delete_schedule(rule_name(self.name))
+        if ticks is not None and ticks.zone is None:
+            self._aws.put_rule(rule_name(self.name), self.name, ticks)
+        else:
+            self._aws.disable_rule(rule_name(self.name))
+        if events is not None:
+            self._aws.put_rule(rule_name(self.name, "events"), self.name, events)
+        else:
+            self._aws.disable_rule(rule_name(self.name, "events"))
+
+    def differences(self) -> tuple[str, str]:
+        """The definition that is deployed (empty if none is), and the one that `create` would
+        deploy."""
+        there = self._aws.machine(self.name)
+        self._check_metadata()
+        token = there.label.token if there and there.label else None
+        planned = self.definition_alone(token)
+        return _readable(there.definition) if there else "", _readable(planned)
+
+    # ------------------------------------------------------------ executions
+
+    def machine(self) -> Machine:
+        """The state machine; raises NotFound where the flow is not deployed."""
+        found = self._aws.machine(self.name)
+        if found is None:
+            raise NotFound(
+                f"{self._definition.name} is not deployed (there is no state machine {self.name}): "
+                "deploy it with `step-functions create`."
+            )
+        return found
+
+    def trigger(self, parameters: Mapping[str, Any]) -> Execution:
+        """Start a run with these values of parameters."""
+        self.machine()
+        declared = self._definition.parameters
+        text = json.dumps(
+            {
+                name: declared[name].plain(value) if name in declared else value
+                for name, value in parameters.items()
+            }
+        )
+        if len(text.encode()) > LONGEST_INPUT:
+            raise InvalidInput(
+                f"The parameters have {len(text.encode())} bytes, and a job of AWS Batch can be "
+                f"told {LONGEST_INPUT}: put what is large into the datastore, and give its name."
+            )
+        return self._aws.start(self.name, {"Parameters": text})
+
+    def executions(self, states: Sequence[str]) -> list[Execution]:
+        """The runs in one of these states, or all."""
+        self.machine()
+        return [*self._aws.executions(self.name, states)]
+
+    def reasons(self, executions: Sequence[Execution]) -> dict[str, str]:
+        """Why runs have not succeeded, by their ids: as they are recorded, which those are now that
+        failed before a job could, else as AWS says it."""
+        ended = [e for e in executions if e.status in ("FAILED", "TIMED_OUT", "ABORTED")]
+        if not ended:
+            return {}
+        found: dict[str, str] = {}
+        try:
+            with closing(self._records()) as metadata:
+                self._record_unrecorded(metadata)
+                states = [RunState.FAILED, RunState.CANCELLED]
+                since = min(each.started_at for each in ended) - 60
+                runs = metadata.runs(self.flow, states=states, since=since)
+                found = {run.run: run.reason for run in runs}
+        except (MetadataError, StorageError) as error:
+            _log.warning("Reasons are those of AWS alone: %s", error)
+        for each in [each for each in ended if each.run not in found][:_ASKED]:
+            name, cause = self._aws.why(each)
+            told = {"Error": name, "Cause": cause}
+            found[each.run] = unrecorded.why(told, self._aws.last_lines)
+        return found
+
+    def _record_unrecorded(self, metadata: MetadataStore) -> None:
+        store = backends.open_store(self._settings.storage_url)
+        names = unrecorded.noted(store, self.flow)
+        if names:
+            now = SystemClock.now()
+            unrecorded.record(metadata, store, names, self._aws.last_lines, now)
+
+    def _execution(self, run: str) -> Execution:
+        found = self._aws.execution(self.name, run.removeprefix("sfn-"))
+        if found is None or not run.startswith("sfn-"):
+            raise NotFound(
+                f"{self.name} has no run {run!r}: `step-functions list-runs` shows those that it "
+                "has."
+            )
+        return found
+
+    def terminate(self, run: str, authorize: str | None, clock: Clock) -> Execution:
+        """Stop a run, which is cancelled then. Where AWS has ended it, and nobody was left to say
+        so, that is recorded. Raises InvalidInput for one whose end is known."""
+        self._ours(self.machine(), authorize, "stop its runs")
+        execution = self._execution(run)
+        user = self._settings.user
+        if execution.status == "RUNNING":
+            self._aws.stop(execution, f"Terminated by {user}.")
+            self._note_end(run, RunState.CANCELLED, f"The run was terminated by {user}.", clock)
+        elif not self._note_end(run, *_end_in_aws(execution), clock):
+            raise InvalidInput(f"{run} has ended already ({execution.status}).")
+        return execution
+
+    def _note_end(self, run: str, state: RunState, reason: str, clock: Clock) -> bool:
+        """Record the end of the run; whether nobody had."""
+        from aflow.step_functions.records import Records  # what most commands do not need
+
+        with closing(self._records()) as metadata:
+            if metadata.run(self.flow, run) is None:
+                return False  # its first job has not begun
+            records = Records.of(metadata, self.flow, run)
+            if records.run.state in TERMINAL_RUN_STATES:
+                return False
+            now = clock.now()
+            ended = [
+                each._replace(state=AttemptState.CANCELLED, finished_at=now, reason=reason)
+                for each in records.unfinished()
+            ]
+            records.commit(Batch(attempts=ended, run=RunUpdate(state, now, reason)))
+            return True
+
+    def resume(self, run: str) -> Execution:
+        """Start a run that takes over what this one has finished."""
+        self.machine()
+        execution = self._execution(run)
+        if execution.status == "RUNNING":
+            raise InvalidInput(f"{run} is still running: terminate it before it is resumed.")
+        if execution.status == "SUCCEEDED":
+            raise InvalidInput(f"{run} has succeeded: there is nothing to resume.")
+        return self._aws.start(self.name, {"Parameters": "{}", "Origin": run})
+
+    def delete(self, authorize: str | None, clock: Clock) -> None:
+        """Delete the state machine, and what starts it."""
+        self._ours(self.machine(), authorize, "delete it")
+        self._aws.delete_schedule(rule_name(self.name))
+        for kind in ("", "events"):
+            self._aws.delete_rule(rule_name(self.name, kind))
+        running = self._has_running()
+        self._aws.delete_machine(self.name)
+        store, name = backends.open_store(self._settings.storage_url), self._root()
+        root = roots.declared(store, name)
+        if running and root is not None:  # what runs goes on to its end, and needs its code
+            roots.declare(store, name, root._replace(until=clock.now() + LONGEST_EXECUTION))
+        else:
+            roots.withdraw(store, name)
+
+
+def _end_in_aws(execution: Execution) -> tuple[RunState, str]:
+    """How a run has ended whose execution has."""
+    if execution.status == "ABORTED":
+        return RunState.CANCELLED, "The execution was stopped in AWS."
+    return RunState.FAILED, f"Step Functions ended the execution with {execution.status}."
+
+
+def starts(made: Plan) -> list[str]:
+    """What starts the flow, in sentences."""
+    told = []
+    if isinstance(made.ticks, Ticks):
+        told.append(
+            f"It runs by the schedule {made.ticks.expression} ({made.ticks.zone or 'UTC'})."
+        )
+    if made.events is not None:
+        told.append(f"It runs on events such as {json.dumps(made.events.pattern)}.")
+    return told
+
+
+def _readable(definition: str) -> str:
+    return json.dumps(json.loads(definition), indent=2)

@@ -1,0 +1,791 @@
+"""What a job of a state machine does: `python -m aflow.step_functions.job`, told by its variables.
+
+It finds its task by step and place, reads inputs from the metadata and the store, runs one attempt
+and records it. It ends with 0 where the task has succeeded (now or before), with 1 where Batch
+shall try again, and with 202 where that would be of no use.
+
+The first job of a run records the run; the last one, or the job that notes a failure, records its
+end and calls the exit hooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow import backends
+from aflow._core.clock import Clock, SystemClock
+from aflow._core.process import binary, on_signal
+from aflow._core.settings import RunOptions, looked_up
+from aflow.code import package
+from aflow.code.config_binding import with_values
+from aflow.code.program import class_from, placed
+from aflow.compat import metaflow
+from aflow.errors import AflowError, InvalidInput, VersionConflict
+from aflow.executors.local.executor import ProcessExecutor
+from aflow.executors.local.ground_start import EarlyGround, fork_ground
+from aflow.executors.protocol import python_version
+from aflow.exit_hooks import run_hooks
+from aflow.flow.decorators.attach import attach
+from aflow.flow.graph import Graph, Kind
+from aflow.flow.spec import define
+from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
+from aflow.runs.attempts import AttemptLogs
+from aflow.runs.create import Creation, Driving
+from aflow.runs.create import told as told_of
+from aflow.runs.liveness import ENGINE
+from aflow.scheduler.messages import (
+    FromBranches,
+    FromForeach,
+    FromTask,
+    Inputs,
+    NoInputs,
+    encode_inputs,
+)
+from aflow.scheduler.retry import MAX_FALLBACKS, MAX_LOSSES, StepPolicy
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
+from aflow.step_functions.machine import (
+    FINAL_EXIT_CODE,
+    ROOT,
+    around,
+    looping,
+    number_of,
+    ordered,
+    parse,
+    rounds_added,
+)
+from aflow.step_functions.names import too_many_items
+from aflow.step_functions.plan import ENDED
+from aflow.step_functions.records import Records
+from aflow.step_functions.spec import (
+    NOBODY,
+    WORD_OF_FAILURE,
+    Told,
+    read_order,
+    state_after,
+    word_name,
+    word_of_foreach,
+    word_of_switch,
+)
+from aflow.storage.artifacts import Manifest
+from aflow.storage.blobs import BlobStore
+from aflow.task.spec import AttemptSpec, RunContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aflow._core.clock import Clock
+    from aflow.executors.base import Usage
+    from aflow.executors.local.ground_client import GroundProcess
+    from aflow.flow.definition import FlowDefinition
+    from aflow.flow.graph import Graph, Node
+    from aflow.metadata.base import AttemptRecord, MetadataStore
+    from aflow.runs.attempts import Kept
+    from aflow.scheduler.retry import StepPolicy
+    from aflow.step_functions.records import Records
+    from aflow.step_functions.spec import Order
+    from aflow.storage.base import ObjectStore
+    from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
+
+# One attempt in a job's container: run in a process of its own, its log and end recorded.
+#
+# There is no coordinator: the job itself tells the metadata that it lives, that its attempt began,
+# and how it ended.
+
+
+BEAT = 10.0  # seconds between signs of life
+LEASE = 60.0  # seconds after which a run without any is known to be nobody's
+GRACE = 20.0  # seconds for a step to end when the job is to stop: Batch gives 30 in all
+
+_STATES = {state.value: state for state in AttemptState}
+
+
+class OneAttempt:
+    """Runs one attempt; it is told of it as a coordinator is."""
+
+    def __init__(
+        self,
+        order: Order,
+        records: Records,
+        store: ObjectStore,
+        clock: Clock,
+        start_ground: Callable[[], GroundProcess],
+    ) -> None:
+        self._order = order
+        self._records = records
+        self._store = store
+        self._clock = clock
+        self._start_ground = start_ground
+        self._new: list[TaskRecord] = []
+        self._chunks = 0
+        self._told = 0  # chunks that are recorded
+        self._stopped = False
+
+    async def run(
+        self, spec: AttemptSpec, context: RunContext, new: TaskRecord | None
+    ) -> tuple[AttemptReport, AttemptRecord]:
+        """Run it to its end, which is for the caller to record; `new` is its task, if that is not
+        recorded yet. SIGTERM interrupts it."""
+        loop = asyncio.get_running_loop()
+        self._spec = spec
+        self._new = [new] if new is not None else []
+        self._ended: asyncio.Future[tuple[AttemptReport, Usage]] = loop.create_future()
+        self._running = AttemptRecord(
+            spec.task, spec.attempt, AttemptState.RUNNING, self._clock.now(),
+            host=socket.gethostname(), pid=os.getpid(),
+        )  # fmt: skip
+        self._logs = AttemptLogs(
+            self._store, context.flow, context.run, self._order.max_log_size, self._stored
+        )
+        await asyncio.to_thread(self._note_running)
+        order = self._order
+        executor = ProcessExecutor(
+            order.needs,
+            order.request,
+            self._start_ground,
+            self._clock,
+            max_workers=1,
+            grace=GRACE,
+        )
+        await executor.start(context, self)
+        stopping = asyncio.Event()
+        on_signal(loop, signal.SIGTERM, stopping.set)
+        async with asyncio.TaskGroup() as group:
+            others = [
+                group.create_task(self._beat(stopping)),
+                group.create_task(self._stop(stopping, executor)),
+            ]
+            executor.launch(spec)
+            report, usage = await self._ended
+            for each in others:
+                each.cancel()
+        record = await self._finished(report, usage)
+        await executor.stop()
+        await self._logs.close()
+        return report, record
+
+    async def _stop(self, stopping: asyncio.Event, executor: ProcessExecutor) -> None:
+        await stopping.wait()
+        self._stopped = True
+        executor.cancel(self._spec.task, self._spec.attempt)
+
+    async def _beat(self, stopping: asyncio.Event) -> None:
+        """Say again and again that the run goes on, and stop where somebody wants it to."""
+        key, owner = self._records.run.key, f"step-functions/{self._records.run.run}"
+        while True:
+            metadata = self._records.metadata
+            hold = await asyncio.to_thread(metadata.hold, key, owner, LEASE, self._clock.now())
+            if hold.cancel is not None:
+                stopping.set()
+            if self._chunks > self._told:
+                await asyncio.to_thread(self._note_running)
+            await asyncio.sleep(BEAT)
+
+    def _note_running(self) -> None:
+        chunks = self._chunks
+        record = self._running._replace(log_chunks=chunks)
+        self._records.commit(Batch(tasks=self._new, attempts=[record]))
+        self._new, self._told = [], chunks
+
+    # ------------------------------------------------------------ what the executor says
+
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
+        """Nobody else has to find the attempt: where the job goes away, so does it."""
+
+    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
+        """The attempt is running: it is recorded already."""
+
+    def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
+        """The attempt has written something: it goes to the job's log, too."""
+        self._logs.feed(self._spec.step, task, attempt, stream, at, chunk)
+        out = binary((sys.stdout, sys.stderr)[stream])
+        out.write(chunk)
+        out.flush()
+
+    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
+        """Items of a foreach: nobody begins with them before all are there."""
+
+    def ended(self, report: AttemptReport, usage: Usage) -> None:
+        """The attempt is over."""
+        if not self._ended.done():
+            self._ended.set_result((report, usage))
+
+    def _stored(self, task: int, attempt: int, chunks: int, error: Exception | None) -> None:
+        if error is None:
+            self._chunks = chunks
+        elif not self._ended.done():
+            self._ended.set_exception(error)
+
+    async def _finished(self, report: AttemptReport, usage: Usage) -> AttemptRecord:
+        """The attempt's record, when its log is in the store."""
+        _, log = self._logs.finish(report.task, report.attempt, self._clock.now())
+        if log is not None and log.unstored is not None:
+            await log.unstored
+        state = _STATES[report.state]
+        reason = report.reason
+        if self._stopped and state is AttemptState.CANCELLED:
+            state, reason = AttemptState.INTERRUPTED, "The job of the task was stopped."
+        return _with_log(self._running, log)._replace(
+            state=state,
+            finished_at=report.finished_at or self._clock.now(),
+            reason=reason,
+            manifest=report.manifest,
+            max_rss=usage.max_rss,
+            cpu=usage.cpu,
+        )
+
+
+def _with_log(record: AttemptRecord, log: Kept | None) -> AttemptRecord:
+    if log is None:
+        return record
+    return record._replace(
+        log=log.inline,
+        log_chunks=log.chunks,
+        stdout_size=log.stdout_size,
+        stderr_size=log.stderr_size,
+    )
+
+
+# What the next attempt at a task is, after those before it: a pure function.
+
+
+_FAILED = (AttemptState.FAILED, AttemptState.TIMED_OUT)
+_LOST = (AttemptState.LOST, AttemptState.RUNNING)  # one that never told of its end was lost
+
+
+class Chance(NamedTuple):
+    """The next attempt: its number, when it may begin, whether it is the last, and whether the
+    step is not to be run, since @catch settles it."""
+
+    attempt: int
+    not_before: float
+    final: bool
+    fallback: bool
+
+
+def next_chance(policy: StepPolicy, before: Sequence[AttemptRecord]) -> Chance | None:
+    """What comes after these attempts, oldest first; None where the task has had all it may have.
+    What was interrupted costs nothing."""
+    number = before[-1].attempt + 1 if before else 0
+    failures = sum(each.state in _FAILED for each in before)
+    losses = sum(each.state in _LOST for each in before)
+    if failures <= policy.retries and losses < MAX_LOSSES:
+        failed = [each for each in before if each.state in _FAILED]
+        last = failed[-1].finished_at if failed else None
+        not_before = 0.0 if last is None else last + policy.wait
+        return Chance(number, not_before, final=failures == policy.retries, fallback=False)
+    if policy.catches and failures + losses <= policy.retries + MAX_LOSSES + MAX_FALLBACKS:
+        return Chance(number, 0.0, final=True, fallback=True)
+    return None
+
+
+# What an execution was started with: by `trigger`, by a schedule, by an event, or by the end of
+# another run. A pure function of its input.
+
+
+class Given(NamedTuple):
+    """Values of parameters by name, the run to resume, and the pathspecs of the runs whose end
+    started this one."""
+
+    parameters: dict[str, Any]
+    origin: str | None = None
+    runs: tuple[str, ...] = ()
+
+
+def given_by(
+    text: str | None, events: Mapping[str, Mapping[str, str]], flows: Mapping[str, str]
+) -> Given:
+    """What the input of an execution says.
+
+    `{"Parameters": "{...}"}` is what Metaflow gives, too (the values as a text of JSON); `resume`
+    adds `"Origin"`. Else it is an event of EventBridge: the end of an execution of one of the
+    machines of `flows` (their flows by their names), or one whose detail holds the fields that
+    `events` ({name of the event: {parameter: field}}) name. Raises InvalidInput.
+    """
+    whole = _object(text or "{}", "The input of the execution")
+    if "detail-type" in whole:
+        return _by_end(whole, flows) if whole["detail-type"] == ENDED else _by_event(whole, events)
+    parameters = whole.get("Parameters", {})
+    if isinstance(parameters, str):
+        parameters = _object(parameters, "Parameters in the input of the execution")
+    if not isinstance(parameters, dict):
+        raise InvalidInput("Parameters in the input of the execution have to be values by name.")
+    origin = whole.get("Origin")
+    if origin is not None and not isinstance(origin, str):
+        raise InvalidInput("Origin in the input of the execution has to be the id of a run.")
+    return Given(parameters, origin)
+
+
+def _by_end(event: Mapping[str, Any], flows: Mapping[str, str]) -> Given:
+    detail = event.get("detail")
+    detail = detail if isinstance(detail, dict) else {}
+    machine = str(detail.get("stateMachineArn", "")).rpartition(":")[2]
+    if machine not in flows or "name" not in detail:
+        raise InvalidInput(f"The end of an execution of {machine!r} is not what is waited for.")
+    return Given({}, None, (f"{flows[machine]}/sfn-{detail['name']}",))
+
+
+def _by_event(event: Mapping[str, Any], events: Mapping[str, Mapping[str, str]]) -> Given:
+    detail = event.get("detail")
+    detail = detail if isinstance(detail, dict) else {}
+    mapping = events.get(str(event["detail-type"]), {})
+    missing = [each for each in mapping.values() if each not in detail]
+    if missing:
+        raise InvalidInput(
+            f"The event {event['detail-type']!r} has no field {missing[0]!r}, which a parameter is "
+            "to be taken from."
+        )
+    return Given({name: detail[each] for name, each in mapping.items()})
+
+
+def _object(text: str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{what} is no JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{what} has to be an object of JSON.")
+    return value
+
+
+# Which task a job runs, and which tasks it reads: pure functions of the graph and the place.
+
+
+class Standing(NamedTuple):
+    """A task: its number, what it reads, and the innermost foreach around it: the task that opened
+    it, the item, and whether the task is the first one of the item."""
+
+    task: int
+    inputs: Inputs
+    split: int | None
+    index: int | None  # type: ignore[assignment]
+    opens_index: bool
+
+
+class Numbers:
+    """The numbers of the tasks of one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._order = ordered(graph)
+        self._looping = looping(graph)
+
+    def of(self, step: str, place: str) -> int:
+        """The number of a task."""
+        return number_of(self._order, step, place)
+
+    def loops(self, step: str) -> bool:
+        """Whether the flow may come back to the switch."""
+        return step in self._looping
+
+    def after(self, step: str, place: str) -> str:
+        """The place of what follows a switch: a loop goes round once more there."""
+        return rounds_added(place, 1) if step in self._looping else place
+
+    def before(self, step: str, place: str) -> int:
+        """The number of the task of a step that leads to this place, in the same scope."""
+        return self.of(step, rounds_added(place, -1) if step in self._looping else place)
+
+    def standing(self, step: str, place: str, came_from: str, branches: str | None) -> Standing:
+        """The task of the step at the place. `branches` says where each branch of a join ended, as
+        the state machine puts it. Raises InvalidInput."""
+        if step not in self._graph.nodes:
+            raise InvalidInput(f"Flow {self._graph.flow} has no step {step!r} in this version.")
+        node = self._graph[step]
+        opener = self._opener(node)
+        opens = opener is not None and came_from == opener
+        split = None if opener is None else self.of(opener, around(place))
+        index = None if opener is None else parse(place)[-1].index
+        inputs = self._inputs(node, place, came_from, branches, split if opens else None)
+        return Standing(self.of(step, place), inputs, split, index, opens)
+
+    def _opener(self, node: Node) -> str | None:
+        """The innermost foreach around a step."""
+        foreachs = [each for each in node.splits if self._graph[each].kind is Kind.FOREACH]
+        return foreachs[-1] if foreachs else None
+
+    def _inputs(
+        self, node: Node, place: str, came_from: str, branches: str | None, opener: int | None
+    ) -> Inputs:
+        if node.name == self._graph.start and came_from != node.name:
+            return NoInputs()
+        if branches is not None:
+            return FromBranches(tuple(self.before(*each) for each in _pairs(branches)))
+        if opener is not None:
+            return FromTask(opener)
+        if came_from not in self._graph.nodes:
+            raise InvalidInput(f"Step {node.name} was not told which step came before it.")
+        if node.is_join:
+            return FromForeach(self.of(came_from, place), node.previous, 0)
+        return FromTask(self.before(came_from, place))
+
+
+def _pairs(branches: str) -> list[tuple[str, str]]:
+    """Last step and place of each branch."""
+    try:
+        said = json.loads(branches)
+        return list(zip(said["step"], said["place"], strict=True))
+    except (ValueError, KeyError, TypeError):
+        raise InvalidInput(
+            f"These are no branches of a state machine: {branches[:200]!r}."
+        ) from None
+
+
+AGAIN = 1  # Batch tries the job again
+
+
+def main() -> int:
+    """Do what this process was told; its exit code."""
+    try:
+        told = Told.load()
+        if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
+            from aflow.task.secrets_manager import fetch_service_key  # few jobs have one
+
+            fetch_service_key()
+        store = backends.open_store(told.storage)  # now, for the ground to have it, too
+        # Before the folder is made: a process that was forked after would remove it at its end.
+        ground = EarlyGround(fork_ground())
+        with ExitStack() as made:
+            folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
+            made.callback(ground.close)
+            sys.path.insert(0, folder)
+            job = Job(told, SystemClock(), Path(folder), store, ground)
+            made.callback(job.close)
+            return job.note_failure() if told.step is None else job.run(told.step)
+    except InvalidInput as error:  # it is as wrong the next time
+        print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        return FINAL_EXIT_CODE
+    except AflowError as error:
+        print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        return AGAIN
+
+
+class Job:
+    """One job. The code of the flow is put into the folder, from which its task runs it."""
+
+    def __init__(
+        self,
+        told: Told,
+        clock: Clock,
+        folder: Path,
+        store: ObjectStore,
+        ground: EarlyGround,
+    ) -> None:
+        self._told = told
+        self._clock = clock
+        self._ground = ground
+        self._store = store
+        self._metadata: MetadataStore = backends.open_metadata(told.metadata, own=True)
+        self._order: Order = read_order(self._store, told.order)
+        if self._order.python != python_version():
+            raise InvalidInput(
+                f"The flow was deployed with Python {self._order.python}, and the image of the job "
+                f"has {python_version()}: use an image that has the same."
+            )
+        self._graph = Graph.from_dict(self._order.graph)
+        self._numbers = Numbers(self._graph)
+        self._unpack(folder)
+        self._loaded: FlowDefinition | None = None
+
+    def close(self) -> None:
+        """Let go of the metadata."""
+        self._metadata.close()
+
+    def _unpack(self, folder: Path) -> None:
+        order = self._order
+        package.unpack(package.fetch(BlobStore(self._store), order.code), folder)
+        source = placed(order.request.source, folder, package.inside(order.script))
+        self._order = order._replace(request=order.request._replace(source=source))
+
+    def _definition(self) -> FlowDefinition:
+        """The flow itself, imported: few jobs need it in this process."""
+        if self._loaded is None:
+            request = self._order.request
+            if request.is_metaflow:
+                metaflow.install()
+            definition = define(class_from(request.source))
+            if request.configs is not None:
+                # From the order, which the user's own deployment has written.
+                definition = with_values(definition, pickle.loads(request.configs))  # noqa: S301
+            self._loaded = attach(definition, request.decospecs)
+        return self._loaded
+
+    # ------------------------------------------------------------ a task
+
+    def run(self, step: str) -> int:
+        """Run the task, if it has not succeeded already; the exit code of the job."""
+        told, order = self._told, self._order
+        if step == self._graph.start:
+            self._begin_run()
+        records = Records.of(self._metadata, order.flow, told.run)
+        standing = self._numbers.standing(step, told.place, told.came_from, told.branches)
+        there, attempts = records.attempts(standing.task)
+        last = attempts[-1] if attempts else None
+        if last is not None and last.state is AttemptState.SUCCEEDED:
+            return self._went_on(records, step, standing, last, over=False)
+        if records.run.state in TERMINAL_RUN_STATES:
+            raise InvalidInput(f"The run {order.flow}/{told.run} is {records.run.state.value}.")
+        self._note_lost(records, attempts)
+        chance = next_chance(StepPolicy.from_dict(order.policies[step]), attempts)
+        if chance is None:
+            raise InvalidInput(f"Task {step}/{standing.task} has failed as often as it may.")
+        standing = self._counted(step, standing, records)
+        manifest = None if standing.split is None else self._manifest(standing.split)
+        spec = AttemptSpec(
+            step,
+            standing.task,
+            chance.attempt,
+            encode_inputs(standing.inputs),
+            standing.split,
+            standing.index,
+            None if manifest is None else manifest.transition[2],
+            standing.opens_index,
+            chance.final,
+            chance.fallback,
+            {},
+        )
+        new = None if there else self._task_record(step, standing, spec)
+        time.sleep(max(0.0, chance.not_before - self._clock.now()))
+        attempt = OneAttempt(order, records, self._store, self._clock, self._ground.start)
+        report, record = asyncio.run(attempt.run(spec, self._context(records), new))
+        fault = too_many_items(self._graph, step, report.splits, distributed=order.distributed)
+        if fault is not None:
+            report = report._replace(retryable=False)
+            record = record._replace(state=AttemptState.FAILED, reason=fault, manifest=None)
+        if record.state is AttemptState.SUCCEEDED:
+            return self._went_on(records, step, standing, record, over=True)
+        records.commit(Batch(attempts=[record]))
+        print(f"aflow: {record.reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        if record.state is AttemptState.INTERRUPTED and self._is_over():
+            return self.note_failure()
+        again = next_chance(StepPolicy.from_dict(order.policies[step]), [*attempts, record])
+        return AGAIN if again and report.retryable else FINAL_EXIT_CODE
+
+    def _is_over(self) -> bool:
+        """Whether the execution has had the time that it has: AWS stops its jobs then, and nobody
+        else is left to say so."""
+        started, limit = self._told.started, self._told.limit
+        if started is None or limit is None:
+            return False
+        # Other interpreters than that of AWS put it in quotes.
+        begun = datetime.fromisoformat(started.strip('"'))
+        return self._clock.now() >= begun.timestamp() + limit
+
+    def _task_record(self, step: str, standing: Standing, spec: AttemptSpec) -> TaskRecord:
+        now = self._clock.now()
+        return TaskRecord(standing.task, step, now, standing.split, standing.index, spec.inputs)
+
+    def _counted(self, step: str, standing: Standing, records: Records) -> Standing:
+        """With the number of items that a join over a foreach reads. Raises InvalidInput where
+        some are not there: a map may have been told to tolerate failures."""
+        inputs = standing.inputs
+        if not isinstance(inputs, FromForeach):
+            return standing
+        count = self._manifest(inputs.split).transition[2] or 0
+        tasks = self._metadata.tasks(
+            records.run.key, split=inputs.split, steps=inputs.steps, light=True
+        )
+        there = {view.task.index for view in tasks if view.state is TaskState.SUCCEEDED}
+        if len(there) != count:
+            raise InvalidInput(f"Step {step} cannot join: {len(there)} of {count} items are there.")
+        return standing._replace(inputs=inputs._replace(count=count))
+
+    def _manifest(self, task: int) -> Manifest:
+        records = Records.of(self._metadata, self._order.flow, self._told.run)
+        data = self._metadata.manifests(records.run.key, [task]).get(task)
+        if data is None:
+            raise AflowError(f"Task {task}, which comes before this one, has not succeeded.")
+        return Manifest.decode(data)
+
+    def _note_lost(self, records: Records, attempts: list[AttemptRecord]) -> None:
+        """What never told of its end has lost its machine."""
+        lost = [each for each in attempts if each.state is AttemptState.RUNNING]
+        if not lost:
+            return
+        now = self._clock.now()
+        reason = "The task was lost: its job ended without a word (its machine went away?)."
+        ended = [
+            each._replace(state=AttemptState.LOST, finished_at=now, reason=reason) for each in lost
+        ]
+        records.commit(Batch(attempts=ended))
+        attempts[:] = [next((e for e in ended if e.attempt == a.attempt), a) for a in attempts]
+
+    def _context(self, records: Records) -> RunContext:
+        run, order = records.run, self._order
+        return RunContext(
+            order.flow, run.run, run.key, run.user, order.namespace, run.tags, self._store.url,
+            self._metadata.address, "power", order.max_num_splits, run.origin_run, told_of(run),
+            previews=order.previews,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ what follows
+
+    def _went_on(
+        self,
+        records: Records,
+        step: str,
+        standing: Standing,
+        record: AttemptRecord,
+        *,
+        over: bool,
+    ) -> int:
+        """The task has succeeded: its word is left before that is recorded, since who comes next
+        may read it at once."""
+        assert record.manifest is not None, "a task that succeeds leaves a manifest"
+        manifest, node = Manifest.decode(record.manifest), self._graph[step]
+        if node.kind in (Kind.FOREACH, Kind.SWITCH):
+            self._leave_word(records, step, standing.task, manifest)
+        batch = Batch(attempts=[record] if over else [])
+        ends = node.kind is Kind.END
+        if ends:
+            batch.run = RunUpdate(RunState.SUCCEEDED, self._clock.now(), "")
+        if over or (ends and records.run.state not in TERMINAL_RUN_STATES):
+            records.commit(batch)
+            if ends:
+                self._call_hooks(succeeded=True)
+        return 0
+
+    def _leave_word(self, records: Records, step: str, task: int, manifest: Manifest) -> None:
+        told = self._told
+        if self._graph[step].kind is Kind.SWITCH:
+            after = self._numbers.after(step, told.place)
+            state = state_after(told.run, step, after, told.started)
+            said: Any = word_of_switch(state, manifest.transition[0][0])
+        else:
+            state = state_after(told.run, step, told.place, told.started)
+            items = self._items_to_do(records, step, task, manifest)
+            said = word_of_foreach(state, items, distributed=self._order.distributed)
+        self._leave(step, told.place, said)
+
+    def _leave(self, step: str, place: str, said: Any) -> None:
+        data = json.dumps(said, separators=(",", ":")).encode()
+        self._store.put(word_name(self._order.flow, self._told.run, step, place), [data])
+
+    def _items_to_do(self, records: Records, step: str, task: int, manifest: Manifest) -> list[int]:
+        """The items of a foreach that are not finished already (in a run that is resumed)."""
+        count = manifest.transition[2] or 0
+        join = self._graph[step].join
+        assert join is not None, "every foreach has a join"
+        last = self._graph[join].previous
+        done: set[int] = set()
+        if not any(self._numbers.loops(each) for each in last):
+            start = 0
+            while page := self._metadata.split_manifests(records.run.key, task, last, start, 1000):
+                done.update(row[0] for row in page)
+                start = page[-1][0] + 1
+        return [index for index in range(count) if index not in done]
+
+    # ------------------------------------------------------------ the run
+
+    def _begin_run(self) -> None:
+        """Record the run, unless an attempt before this one has."""
+        order, told = self._order, self._told
+        if self._metadata.run(order.flow, told.run) is not None:
+            return
+        given = given_by(told.given, order.events, order.flows)
+        definition = self._definition()
+        options = RunOptions(
+            tags=order.tags,
+            origin_run=given.origin,
+            run_id=told.run,
+            branch=order.branch,
+            production=order.production,
+            max_num_splits=order.max_num_splits,
+            namespace=order.namespace,
+            script=order.script,
+            trigger=given.runs,
+        )
+        creation = Creation(
+            self._metadata, self._store, "power", NOBODY, self._clock, deployed_by=order.user
+        )
+        engine = {"machine": order.machine, "execution": told.execution}
+        owner = Driving(f"{ENGINE}/{told.run}", 0, engine)
+        try:
+            new = creation.create(definition, options, given.parameters, owner)
+        except VersionConflict:  # an attempt before this one, whose answer was lost
+            return
+        records = Records(self._metadata, new.record)
+        records.commit(Batch(metadata=[new.facts]))
+        if given.origin is not None:
+            self._take_over(records, given)
+
+    def _take_over(self, records: Records, given: Given) -> None:
+        assert given.origin is not None, "there is a run to resume"
+        origin = self._metadata.run(self._order.flow, given.origin)
+        assert origin is not None, "the run was created from it"
+        if _shape(Graph.from_dict(origin.graph)) != _shape(self._graph):
+            raise InvalidInput(
+                f"{origin.flow}/{origin.run} cannot be resumed: the steps of the flow are others "
+                "now. Begin a new run."
+            )
+        records.take_over(origin, self._clock.now())
+
+    def note_failure(self) -> int:
+        """Record that the run has failed, and call the exit hooks."""
+        if self._metadata.run(self._order.flow, self._told.run) is None:
+            raise InvalidInput(
+                f"The run {self._told.run} was never recorded: its start has failed."
+            )
+        records = Records.of(self._metadata, self._order.flow, self._told.run)
+        if records.run.state in TERMINAL_RUN_STATES:
+            self._leave(WORD_OF_FAILURE, ROOT, {"reason": records.run.reason})
+            return 0
+        now = self._clock.now()
+        reason = self._reason(records)
+        self._leave(WORD_OF_FAILURE, ROOT, {"reason": reason})
+        stopped = "The task was cancelled: another one has failed."
+        ended = [
+            each._replace(state=AttemptState.CANCELLED, finished_at=now, reason=stopped)
+            for each in records.unfinished()
+        ]
+        records.commit(Batch(attempts=ended, run=RunUpdate(RunState.FAILED, now, reason)))
+        self._call_hooks(succeeded=False)
+        return 0
+
+    def _reason(self, records: Records) -> str:
+        if self._is_over():
+            return f"The run took longer than {self._told.limit} seconds (--workflow-timeout)."
+        failed = records.metadata.newest_tasks(
+            records.run.key, states=[TaskState.FAILED], limit=1, light=True
+        )
+        for view in failed:
+            assert view.attempt is not None, "a task fails by an attempt"
+            where = f"{self._order.flow}/{self._told.run}/{view.task.step}/{view.task.task}"
+            return f"Task {where} failed: {view.attempt.reason}"
+        return (
+            f"Step Functions ended the run with {self._told.error}: the execution "
+            f"{self._told.execution} of {self._order.machine} tells why."
+        )
+
+    def _call_hooks(self, *, succeeded: bool) -> None:
+        run_hooks(
+            self._definition(),
+            f"{self._order.flow}/{self._told.run}",
+            succeeded=succeeded,
+            metadata_url=self._metadata.address,
+            say=lambda text: print(text, file=sys.stderr),  # noqa: T201 -- the log of the job
+        )
+
+
+def _shape(graph: Graph) -> dict[str, tuple[Any, ...]]:
+    """What of a graph the numbers of tasks depend on."""
+    return {name: (node.kind, node.next) for name, node in graph.nodes.items()}
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: the threads of clients do not hold us up

@@ -1,0 +1,611 @@
+"""A flow's graph as a state machine of AWS Step Functions: a pure function of plain data.
+
+Each step is a state that submits a job of AWS Batch and waits for it. What passes from state to
+state is small: the id of the run, the place of the tasks that come next (see places.py), and which
+step came before. All else the jobs find in the store and in the metadata.
+
+A job gives nothing back to Step Functions. Where the state machine has to know something of it,
+the job leaves a small object in the bucket (its *word*): how many items a foreach has, which way a
+switch goes. The next state reads it.
+
+    linear   step
+    split    step -> "step (branches)" Parallel -> join
+    foreach  step -> "step (items)" reads the word -> "step (each)" Map -> join
+             with a distributed map the Map reads the items itself
+    switch   step -> "step (choice)" reads the word -> "step (next)" Choice -> a case
+    failure  any state of the flow itself -> "(failed)", a job -> "(end)" Fail
+             if that job fails, too: "(failed)" -> "(unrecorded)", an object -> "(end)"
+             with a note: "(failed)" -> "(reason)" reads its word -> "(note of failure)" -> "(end)"
+    success  the last step; with a note: -> "(note of success)" -> "(done)"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.errors import InvalidInput
+from aflow.flow.graph import Kind
+from aflow.step_functions.names import check_branches
+from aflow.step_functions.spec import WORD_OF_FAILURE
+
+if TYPE_CHECKING:
+    from aflow.flow.graph import Graph, Node
+
+# Notes of how a run ended, as states: to a topic of SNS, or to an event bus of EventBridge.
+#
+# The note of a failure says what the job that records it has found out, and the note of a success
+# is the state after the last step. A note that cannot be sent changes nothing of how the run
+# ended.
+
+
+State = dict[str, Any]
+
+_TARGET = re.compile(
+    r"arn:[\w-]+:(sns:[\w-]+:\d{12}:[\w-]+(\.fifo)?|events:[\w-]+:\d{12}:event-bus/[\w./-]+)\Z"
+)
+REASON_PATH = "$.told.said.reason"  # where the states before it have put it
+_LINK = "$$.Execution.Id"
+
+
+def checked_target(option: str, arn: str | None) -> str | None:
+    """The ARN, if notes can be sent there; raises InvalidInput."""
+    if arn is not None and not _TARGET.match(arn):
+        raise InvalidInput(
+            f"{option} takes the ARN of a topic of SNS or of an event bus of EventBridge, not "
+            f"{arn!r}."
+        )
+    return arn
+
+
+def note(arn: str, partition: str, flow: str, *, succeeded: bool) -> State:
+    """The state that sends the note; where it goes on is for the caller to say."""
+    status = "succeeded" if succeeded else "failed"
+    if ":sns:" in arn:
+        parameters, resource = _message(arn, flow, status), "sns:publish"
+    else:
+        parameters, resource = _event(arn, flow, status), "events:putEvents"
+    return {
+        "Type": "Task",
+        "Resource": f"arn:{partition}:states:::{resource}",
+        "Parameters": parameters,
+        "Retry": [{"ErrorEquals": ["States.TaskFailed"], "IntervalSeconds": 2, "MaxAttempts": 3}],
+        "ResultPath": None,
+    }
+
+
+def _message(topic: str, flow: str, status: str) -> State:
+    if status == "failed":
+        text = f"States.Format('{flow}/{{}} failed: {{}} ({{}})', $.run, {REASON_PATH}, {_LINK})"
+    else:
+        text = f"States.Format('{flow}/{{}} succeeded ({{}})', $.run, {_LINK})"
+    parameters: State = {
+        "TopicArn": topic,
+        "Subject": f"{flow} {status}"[:100],
+        "Message.$": text,
+        "MessageAttributes": {
+            "flow": {"DataType": "String", "StringValue": flow},
+            "run": {"DataType": "String", "StringValue.$": "$.run"},
+            "status": {"DataType": "String", "StringValue": status},
+        },
+    }
+    if topic.endswith(".fifo"):
+        parameters |= {"MessageGroupId": flow, "MessageDeduplicationId.$": "$.run"}
+    return parameters
+
+
+def _event(bus: str, flow: str, status: str) -> State:
+    detail: State = {"flow": flow, "run.$": "$.run", "status": status, "execution.$": _LINK}
+    if status == "failed":
+        detail["reason.$"] = REASON_PATH
+    entry = {
+        "Source": "aflow",
+        "DetailType": f"{flow} {status}",
+        "Detail": detail,
+        "EventBusName": bus,
+    }
+    return {"Entries": [entry]}
+
+
+# Where a task of a state machine stands, and the number that it has for that.
+#
+# There is nobody who counts tasks while a state machine runs. So a task's number follows from its
+# step and its place alone: another attempt at it, or the join after it, finds it without asking.
+#
+# A place is the way through the open foreachs: one level for the flow itself and one for each
+# foreach, from the outside in, joined by dots. A level is an index (0 for the flow itself) and, in
+# a loop, how often the loop has gone round there: `0`, `0.3`, `0_2.3.11_1`.
+#
+# Numbers grow along the way of an item, since a join takes the task of the highest number for the
+# last one; they stay below 10**18, the largest that a pathspec may name.
+
+
+ROOT = "0"
+_LEVEL_BITS = 44  # for all levels of a place together
+_ORDER_BITS = 12  # for steps, times the rounds of a loop
+_HASHED = 7  # the kind of a number that is a digest, since the place has too many parts
+
+
+class Level(NamedTuple):
+    """One level of a place: which item, and how often a loop has gone round."""
+
+    index: int  # type: ignore[assignment]
+    rounds: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.index}_{self.rounds}" if self.rounds else str(self.index)
+
+
+def parse(place: str) -> tuple[Level, ...]:
+    """The levels of a place; raises InvalidInput for a text that is none."""
+    try:
+        levels = tuple(Level(*map(int, each.split("_"))) for each in place.split("."))
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{place!r} is no place in a state machine.") from None
+    if any(part < 0 for level in levels for part in level):
+        raise InvalidInput(f"{place!r} is no place in a state machine.")
+    return levels
+
+
+def format_place(levels: Sequence[Level]) -> str:
+    """The place of these levels."""
+    return ".".join(map(str, levels))
+
+
+def rounds_added(place: str, more: int) -> str:
+    """The same place, when the loop has gone round so many times more (or less)."""
+    *outer, last = parse(place)
+    return format_place([*outer, last._replace(rounds=last.rounds + more)])
+
+
+def around(place: str) -> str:
+    """The place of the foreach that the place is in."""
+    return format_place(parse(place)[:-1])
+
+
+def ordered(graph: Graph) -> dict[str, int]:
+    """The steps from 1 on, each after those that lead to it, but for loops."""
+    found: dict[str, None] = {}
+    on_the_way: set[str] = set()
+    todo = [(graph.start, iter(graph[graph.start].next))]
+    on_the_way.add(graph.start)
+    while todo:
+        step, rest = todo[-1]
+        following = next((each for each in rest if each not in on_the_way), None)
+        if following is None:
+            todo.pop()
+            found[step] = None
+        else:
+            on_the_way.add(following)
+            todo.append((following, iter(graph[following].next)))
+    return {step: number for number, step in enumerate(reversed(found), 1)}
+
+
+def looping(graph: Graph) -> frozenset[str]:
+    """The switches from which the flow may come back to them."""
+    return frozenset(
+        name
+        for name, node in graph.nodes.items()
+        if node.kind is Kind.SWITCH and name in _reached(graph, node.next)
+    )
+
+
+def _reached(graph: Graph, steps: Sequence[str]) -> set[str]:
+    reached: set[str] = set()
+    todo = list(steps)
+    while todo:
+        step = todo.pop()
+        if step not in reached:
+            reached.add(step)
+            todo += graph[step].next
+    return reached
+
+
+def number_of(order: Mapping[str, int], step: str, place: str) -> int:
+    """The number of the task; `order` is `ordered` of its graph. Raises InvalidInput where there
+    are too many rounds of a loop for numbers that grow."""
+    levels = parse(place)
+    turn = levels[-1].rounds * len(order) + order[step]
+    depth = len(levels) - 1
+    if depth == 0:
+        return turn
+    if turn >= 1 << _ORDER_BITS:
+        raise InvalidInput(
+            f"Step {step} has gone round {levels[-1].rounds} times inside of a foreach: a flow of "
+            f"{len(order)} steps on Step Functions cannot do so more than "
+            f"{(1 << _ORDER_BITS) // len(order) - 1} times."
+        )
+    bits = _LEVEL_BITS // depth
+    exact = (
+        depth < _HASHED
+        and not any(level.rounds for level in levels[:-1])
+        and all(level.index < 1 << bits for level in levels[1:])
+    )
+    kind, where = (depth, 0) if exact else (_HASHED, _digest(levels))
+    if exact:
+        for level in levels[1:]:
+            where = where << bits | level.index
+    return (kind << _ORDER_BITS | turn) << _LEVEL_BITS | where
+
+
+def _digest(levels: Sequence[Level]) -> int:
+    """What stands for a place whose parts are too large: 44 bits, so that two of a hundred
+    thousand tasks of a step meet in one of 3,000 runs."""
+    text = format_place([*levels[:-1], Level(levels[-1].index)])
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest()) >> (64 - _LEVEL_BITS)
+
+
+States = dict[str, State]
+
+BEGIN, FAILED, END = "(begin)", "(failed)", "(end)"
+REASON, NO_REASON, NOTE_OF_FAILURE = "(reason)", "(no reason)", "(note of failure)"
+UNRECORDED = "(unrecorded)"
+NOTE_OF_SUCCESS, DONE = "(note of success)", "(done)"
+LONGEST_NAME = 80
+LARGEST = 1 << 20  # bytes of a definition
+MAX_ATTEMPTS = 10  # of a job
+LOSSES = 2  # further attempts at a job whose machine goes away
+FINAL_EXIT_CODE = 202  # a job that ends with it is not tried again
+# What Batch says where it is busy: what its API does not describe has the name of all its errors.
+_BUSY = ["Batch.AWSBatchException", "Batch.ServerException", "Batch.TooManyRequestsException"]
+_NOT_SUBMITTED = {
+    "ErrorEquals": _BUSY,
+    "IntervalSeconds": 2,
+    "BackoffRate": 2.0,
+    "MaxDelaySeconds": 60,
+    "MaxAttempts": 10,
+    "JitterStrategy": "FULL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobOf:
+    """The job of a step: its definition's name, how often it may be tried after a failure, and
+    after how many seconds it is stopped."""
+
+    definition: str
+    retries: int
+    limit: int
+    catches: bool = False
+    queue: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What of AWS the machine is made for. `prefix` is where words are in the bucket, with the
+    flow's name, and no slash at its end. `default` is the job for what belongs to no step.
+    `timeout` is the limit of an execution in seconds. `on_error` and `on_success` are the ARNs of
+    who is told of the end of runs; `run_tags` are the tags of runs."""
+
+    partition: str
+    queue: str
+    bucket: str
+    prefix: str
+    default: JobOf
+    max_workers: int = 100
+    timeout: int | None = None
+    distributed: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
+    on_error: str | None = None
+    on_success: str | None = None
+    run_tags: Sequence[str] = ()
+
+
+def compiled(graph: Graph, jobs: Mapping[str, JobOf], where: Where, comment: str = "") -> State:
+    """The definition of the state machine.
+
+    Raises InvalidInput for a flow that Step Functions cannot run: which step, and why.
+    """
+    compiler = _Compiler(graph, jobs, where)
+    states = compiler.flow()
+    machine: State = {"Comment": comment} if comment else {}
+    machine["StartAt"] = BEGIN
+    if where.timeout is not None:
+        machine["TimeoutSeconds"] = where.timeout
+    machine["States"] = states
+    return machine
+
+
+class _Compiler:
+    def __init__(self, graph: Graph, jobs: Mapping[str, JobOf], where: Where) -> None:
+        self._graph = graph
+        self._jobs = jobs
+        self._where = where
+
+    def flow(self) -> States:
+        graph, where = self._graph, self._where
+        states: States = {BEGIN: self._begin()}
+        states.update(self._scope(graph.start, None))
+        for state in states.values():
+            if state["Type"] in ("Task", "Map", "Parallel"):
+                state["Catch"] = _on_any_error("$.error", FAILED)
+        if where.on_success is not None:
+            last = states[_state(graph.end)]
+            del last["End"]
+            last["Next"] = NOTE_OF_SUCCESS
+            told = note(where.on_success, where.partition, graph.flow, succeeded=True)
+            states[NOTE_OF_SUCCESS] = {
+                **told, "Catch": _on_any_error("$.told", DONE), "Next": DONE
+            }  # fmt: skip
+            states[DONE] = {"Type": "Succeed"}
+        states.update(self._failure())
+        states[END] = {"Type": "Fail", "ErrorPath": "$.error.Error", "CausePath": "$.error.Cause"}
+        return states
+
+    def _begin(self) -> State:
+        parameters = {
+            "run.$": "States.Format('sfn-{}', $$.Execution.Name)",
+            "place": ROOT,
+            "from": {"step": ""},
+            **self._started("$$.Execution.StartTime"),
+        }
+        return {"Type": "Pass", "Parameters": parameters, "Next": _state(self._graph.start)}
+
+    def _started(self, value: str) -> dict[str, str]:
+        """When the execution began, for jobs to know whether its time is over."""
+        return {} if self._where.timeout is None else {"started.$": value}
+
+    def _failure(self) -> States:
+        told = {**_RUN, "AFLOW_SFN_ERROR": "$.error.Error"}
+        failed = self._job("failed", self._where.default, told, "$.told")
+        arn, partition = self._where.on_error, self._where.partition
+        if arn is None:
+            return {
+                FAILED: {**failed, "Catch": _on_any_error("$.told", UNRECORDED), "Next": END},
+                UNRECORDED: self._unrecorded(END),
+            }
+        reading = {
+            **self._reading_of(WORD_OF_FAILURE, ROOT), "ResultPath": "$.told",
+            "Catch": _on_any_error("$.told", NO_REASON), "Next": NOTE_OF_FAILURE,
+        }  # fmt: skip
+        nothing = {"said": {"reason": "the execution tells why"}}
+        told_of = note(arn, partition, self._graph.flow, succeeded=False)
+        return {
+            FAILED: {**failed, "Catch": _on_any_error("$.told", UNRECORDED), "Next": REASON},
+            UNRECORDED: self._unrecorded(NO_REASON),
+            REASON: reading,
+            NO_REASON: {
+                "Type": "Pass", "Result": nothing, "ResultPath": "$.told", "Next": NOTE_OF_FAILURE
+            },
+            NOTE_OF_FAILURE: {**told_of, "Catch": _on_any_error("$.told", END), "Next": END},
+        }  # fmt: skip
+
+    def _unrecorded(self, following: str) -> State:
+        """A state that leaves an object for a run of which no job could say that it has failed."""
+        base, _, flow = self._where.prefix.rpartition("/words/")
+        body = {
+            "run.$": "$.run",
+            "started.$": "$$.Execution.StartTime",
+            "error.$": "$.error",
+            "tags": list(self._where.run_tags),
+        }
+        return {
+            "Type": "Task",
+            "Resource": f"arn:{self._where.partition}:states:::aws-sdk:s3:putObject",
+            "Parameters": {
+                "Bucket": self._where.bucket,
+                "Key.$": f"States.Format('{base}/unrecorded/{flow}/{{}}', $.run)",
+                "Body": body,
+            },
+            "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
+            "ResultPath": "$.told",
+            "Catch": _on_any_error("$.told", following),
+            "Next": following,
+        }
+
+    # ------------------------------------------------------------ scopes
+
+    def _scope(self, first: str, stop: str | None) -> States:
+        """The states from a step on to the join that closes the scope, which is outside of it."""
+        states: States = {}
+        todo, seen = [first], {first}
+        while todo:
+            node = self._graph[todo.pop()]
+            states.update(self._states_of(node, stop))
+            for step in (node.join,) if node.join else node.next:
+                if step != stop and step not in seen:
+                    seen.add(step)
+                    todo.append(step)
+        return states
+
+    def _states_of(self, node: Node, stop: str | None) -> States:
+        if node.kind is Kind.SPLIT:
+            return self._split(node)
+        if node.kind is Kind.FOREACH:
+            return self._foreach(node)
+        if node.kind is Kind.SWITCH:
+            return self._switch(node, stop)
+        if node.kind is Kind.PARALLEL:
+            raise InvalidInput(
+                f"Step {node.name} opens a gang (num_parallel), which Step Functions cannot run: "
+                "use a foreach, or run the flow with `run --with batch`."
+            )
+        task = self._task(node)
+        if node.kind is Kind.END or node.next[0] == stop:
+            return {_state(node.name): {**task, **self._last(node)}}
+        return {_state(node.name): {**task, "Next": _state(node.next[0])}}
+
+    def _last(self, node: Node) -> State:
+        """How the last task of a scope ends: an item of a foreach gives nothing back, since what
+        all of them give has to fit into 256 KB."""
+        inside = node.splits and self._graph[node.splits[-1]].kind is Kind.FOREACH
+        return {"ResultSelector": {}, "ResultPath": "$", "End": True} if inside else {"End": True}
+
+    def _split(self, node: Node) -> States:
+        assert node.join is not None, "every split has a join"
+        check_branches(self._graph, node)
+        branches = _state(node.name, "branches")
+        return {
+            _state(node.name): {**self._task(node), "Next": branches},
+            branches: {
+                "Type": "Parallel",
+                "Branches": [
+                    {"StartAt": _state(step), "States": self._scope(step, node.join)}
+                    for step in node.next
+                ],
+                "ResultSelector": {"step.$": "$[*].from.step", "place.$": "$[*].place"},
+                "ResultPath": "$.branches",
+                "Next": _state(node.join),
+            },
+        }
+
+    def _foreach(self, node: Node) -> States:
+        assert node.join is not None, "every foreach has a join"
+        items, each = _state(node.name, "items"), _state(node.name, "each")
+        first = node.next[0]
+        body = {"StartAt": _state(first), "States": self._scope(first, node.join)}
+        loop: State = {
+            "Type": "Map",
+            "MaxConcurrency": self._where.max_workers,
+            "ItemSelector": {
+                "run.$": "$.run",
+                "place.$": "States.Format('{}.{}', $.place, $$.Map.Item.Value)",
+                "from": {"step": node.name},
+                **self._started("$.started"),
+            },
+            "ResultSelector": {},
+            "ResultPath": "$.items",
+            "Next": _state(node.join),
+        }
+        if self._where.distributed:
+            loop["ItemReader"] = {
+                "Resource": f"arn:{self._where.partition}:states:::s3:getObject",
+                "ReaderConfig": {"InputType": "JSON"},
+                "Parameters": self._word(node.name),
+            }
+            mode = {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"}
+            loop["ItemProcessor"] = {"ProcessorConfig": mode, **body}
+            return {_state(node.name): {**self._task(node), "Next": each}, each: loop}
+        loop["ItemsPath"] = "$.items"
+        loop["ItemProcessor"] = {"ProcessorConfig": {"Mode": "INLINE"}, **body}
+        return {
+            _state(node.name): {**self._task(node), "Next": items},
+            items: {**self._reading(node.name), "Next": each},
+            each: loop,
+        }
+
+    def _switch(self, node: Node, stop: str | None) -> States:
+        choice, following = _state(node.name, "choice"), _state(node.name, "next")
+        done = _state(node.name, "done")
+
+        def state_of(step: str) -> str:
+            return done if step == stop else _state(step)
+
+        steps = dict.fromkeys(node.next)
+        states: States = {
+            _state(node.name): {**self._task(node), "Next": choice},
+            choice: {**self._reading(node.name), "Next": following},
+            following: {
+                "Type": "Choice",
+                "Choices": [
+                    {"Variable": "$.next", "StringEquals": step, "Next": state_of(step)}
+                    for step in steps
+                ],
+            },
+        }
+        if stop in steps:
+            last = self._last(node)
+            states[done] = {"Type": "Pass", "End": True}
+            if "ResultSelector" in last:
+                states[done] = {"Type": "Pass", "Result": {}, "End": True}
+        return states
+
+    # ------------------------------------------------------------ states
+
+    def _task(self, node: Node) -> State:
+        told = {"AFLOW_SFN_STEP": node.name, **_RUN, "AFLOW_SFN_PLACE": "$.place"}
+        if node.name == self._graph.start:
+            told["AFLOW_SFN_INPUT"] = "States.JsonToString($$.Execution.Input)"
+            if node.name in node.next:  # it may come from itself
+                told["AFLOW_SFN_FROM"] = "$.from.step"
+        elif self._joins_branches(node):
+            told["AFLOW_SFN_BRANCHES"] = "States.JsonToString($.branches)"
+        else:
+            told["AFLOW_SFN_FROM"] = "$.from.step"
+        if self._where.timeout is not None:
+            told["AFLOW_SFN_STARTED"] = "$.started"
+            told["AFLOW_SFN_TIMEOUT"] = str(self._where.timeout)
+        state = self._job(node.name, self._jobs[node.name], told, "$.from")
+        state["ResultSelector"] = {"step": node.name}
+        return state
+
+    def _joins_branches(self, node: Node) -> bool:
+        return node.is_join and any(
+            other.join == node.name and other.kind is Kind.SPLIT
+            for other in self._graph.nodes.values()
+        )
+
+    def _job(self, name: str, job: JobOf, told: Mapping[str, str], result: str) -> State:
+        if job.retries + 1 + job.catches > MAX_ATTEMPTS:
+            raise InvalidInput(
+                f"Step {name} is to be tried {job.retries} times again: a job of AWS Batch has "
+                f"{MAX_ATTEMPTS} attempts at most, so give @retry(times={MAX_ATTEMPTS - 2}) or "
+                "less."
+            )
+        attempts = min(MAX_ATTEMPTS, job.retries + 1 + job.catches + LOSSES)
+        parameters: State = {
+            "JobName": f"{self._graph.flow}-{name}"[:128],
+            "JobDefinition": job.definition,
+            "JobQueue": job.queue or self._where.queue,
+            "ContainerOverrides": {"Environment": [_variable(*pair) for pair in told.items()]},
+            "RetryStrategy": {
+                "Attempts": attempts,
+                "EvaluateOnExit": [{"OnExitCode": str(FINAL_EXIT_CODE), "Action": "EXIT"}],
+            },
+            "Timeout": {"AttemptDurationSeconds": job.limit},
+        }
+        tags = {**self._where.tags, **job.tags}
+        if tags:
+            parameters["Tags"] = tags
+        return {
+            "Type": "Task",
+            "Resource": f"arn:{self._where.partition}:states:::batch:submitJob.sync",
+            "Parameters": parameters,
+            "Retry": [dict(_NOT_SUBMITTED)],
+            "ResultPath": result,
+        }
+
+    def _reading(self, step: str) -> State:
+        """A state that is followed by what the step's job has said."""
+        return {**self._reading_of(step, "$.place"), "ResultPath": "$", "OutputPath": "$.said"}
+
+    def _reading_of(self, step: str, place: str) -> State:
+        return {
+            "Type": "Task",
+            "Resource": f"arn:{self._where.partition}:states:::aws-sdk:s3:getObject",
+            "Parameters": self._word(step, place),
+            "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
+            "ResultSelector": {"said.$": "States.StringToJson($.Body)"},
+        }
+
+    def _word(self, step: str, place: str = "$.place") -> State:
+        where, values = (place, "$.run") if place == ROOT else ("{}", f"$.run, {place}")
+        key = f"States.Format('{self._where.prefix}/{{}}/{step}/{where}', {values})"
+        return {"Bucket": self._where.bucket, "Key.$": key}
+
+
+def _on_any_error(path: str, following: str) -> list[State]:
+    return [{"ErrorEquals": ["States.ALL"], "ResultPath": path, "Next": following}]
+
+
+_RUN = {"AFLOW_SFN_RUN": "$.run"}
+
+
+def _variable(name: str, value: str) -> State:
+    """A variable of a job: what begins with a path or a function is evaluated."""
+    dynamic = value.startswith(("$", "States."))
+    return {"Name": name, "Value.$" if dynamic else "Value": value}
+
+
+def _state(step: str, role: str = "") -> str:
+    """The name of a state, which has 80 characters at most."""
+    name = f"{step} ({role})" if role else step
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: LONGEST_NAME - 13]}-{digest}"

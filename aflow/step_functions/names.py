@@ -1,0 +1,163 @@
+"""Names in AWS of what belongs to a deployed flow, and production tokens: pure functions."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from aflow.errors import InvalidInput
+from aflow.flow.graph import Kind
+
+if TYPE_CHECKING:
+    from aflow.flow.graph import Graph, Node
+
+LONGEST_MACHINE = 80
+LONGEST_RULE = 64
+LETTERS = 4  # of a token, at its end
+_MACHINE = re.compile(r"[A-Za-z0-9_.\-]+\Z")
+_TOKEN = re.compile(r"[A-Za-z0-9_.\-]{1,200}\Z")
+_MARK = "aflow "
+
+
+def machine_name(flow: str, project_flow: str | None, prefix: str | None, given: str | None) -> str:
+    """The name of the state machine: the one given, else that of the flow (in its project), after
+    the prefix that is set. Raises InvalidInput for one that cannot be used."""
+    if given is not None and project_flow is not None:
+        raise InvalidInput("--name cannot be given to a flow with @project, which names it.")
+    name = given or project_flow or flow
+    name = f"{prefix}_{name}" if prefix else name
+    if len(name) > LONGEST_MACHINE and project_flow is not None:
+        name = _cut(name, 60)
+    if len(name) > LONGEST_MACHINE or not _MACHINE.match(name):
+        raise InvalidInput(
+            f"{name!r} cannot be the name of a state machine: 1 to {LONGEST_MACHINE} letters, "
+            "digits, or - _ . are allowed. Give --name."
+        )
+    return name
+
+
+def rule_name(machine: str, kind: str = "") -> str:
+    """The name of the machine's rule: that of its schedule, or of another kind."""
+    name = f"{machine}-{kind}" if kind else machine
+    return name if len(name) <= LONGEST_RULE else _cut(name, 47)
+
+
+def _cut(name: str, length: int) -> str:
+    digest = base64.b32encode(hashlib.sha256(name.encode()).digest()).decode().lower()[:16]
+    return f"{name[:length]}-{digest}"
+
+
+class Label(NamedTuple):
+    """What a state machine says of itself: the flow, who deployed it, and its token."""
+
+    flow: str
+    owner: str
+    token: str
+
+    def comment(self, order: str) -> str:
+        """The same as the comment of the definition; `order` is the key of what its jobs do."""
+        return _MARK + json.dumps({**self._asdict(), "order": order})
+
+
+def label_of(definition: str) -> Label | None:
+    """What the definition of a state machine says of itself; None for one that is not ours."""
+    try:
+        comment = json.loads(definition).get("Comment", "")
+        said = json.loads(comment.removeprefix(_MARK)) if comment.startswith(_MARK) else None
+        return said and Label(said["flow"], said["owner"], said["token"])
+    except (ValueError, AttributeError, KeyError, TypeError):  # somebody else wrote it
+        return None
+
+
+def next_token(machine: str, before: str | None, letters: Sequence[str]) -> str:
+    """A new production token, of these letters: `<machine>-<number>-<letters>`."""
+    found = re.search(r"-(\d+)-[a-z]+\Z", before or "")
+    number = int(found[1]) + 1 if found else 0
+    return f"{machine.replace('.', '-')}-{number}-{''.join(letters)}".lower()
+
+
+def checked_token(token: str) -> str:
+    """The token, if it can be one; raises InvalidInput."""
+    if not _TOKEN.match(token):
+        raise InvalidInput(f"{token!r} cannot be a production token: use letters, digits, - _ .")
+    return token
+
+
+def authorized(
+    machine: str, deployed: Label, user: str, known: Sequence[str | None], what: str
+) -> None:
+    """Nothing, if the user may change the machine: it is theirs, or they know its token. Raises
+    InvalidInput with what to do."""
+    if deployed.owner == user or deployed.token in known:
+        return
+    raise InvalidInput(
+        f"{machine} was deployed by {deployed.owner}: to {what}, ask them for its production token "
+        "(`step-functions create` shows it) and give it with --authorize TOKEN."
+    )
+
+
+# What Step Functions and AWS Batch can hold, against what a flow may ask of them: pure functions
+# of the graph.
+
+
+EVENTS = 25_000  # of an execution
+DISTRIBUTED_ITEMS = 100_000  # of one foreach, with a distributed map
+LONGEST_VARIABLE = 6000  # bytes of one variable of a job, which has 8 KB for all of them
+_OTHER_EVENTS = 1000  # of the steps around a foreach
+_OF_JOB = 6  # events: entered, scheduled, started, submitted, succeeded, exited
+_OF_READING = 5
+_OF_PARALLEL = 4
+_OF_ITEM = 2  # that it begins, and that it has ended
+_PLACE = 24  # bytes of a place and what is around a step's name
+
+
+def items(graph: Graph, step: str, *, distributed: bool) -> int:
+    """How many items a foreach may have. Each takes events of the execution, unless it is one of
+    its own; a foreach inside of another one is counted as if it had one item."""
+    if distributed:
+        return DISTRIBUTED_ITEMS
+    inside = [each for each in graph.nodes.values() if step in each.splits]
+    return (EVENTS - _OTHER_EVENTS) // (_OF_ITEM + sum(map(_events, inside)))
+
+
+def _events(node: Node) -> int:
+    if node.kind is Kind.SPLIT:
+        return _OF_JOB + _OF_PARALLEL
+    if node.kind is Kind.FOREACH:
+        return _OF_JOB + _OF_READING + _OF_PARALLEL
+    if node.kind is Kind.SWITCH:
+        return _OF_JOB + _OF_READING + 2
+    return _OF_JOB
+
+
+def too_many_items(graph: Graph, step: str, count: int | None, *, distributed: bool) -> str | None:
+    """A sentence, if a foreach has more items than there may be."""
+    limit = items(graph, step, distributed=distributed)
+    if graph[step].kind is not Kind.FOREACH or count is None or count <= limit:
+        return None
+    if distributed:
+        return (
+            f"Foreach in step {step} has {count} items, and on Step Functions it may have {limit}: "
+            "let a task do several of them."
+        )
+    return (
+        f"Foreach in step {step} has {count} items, and one execution of Step Functions has room "
+        f"for the events of {limit}: deploy the flow with --use-distributed-map, or let a task do "
+        "several of them."
+    )
+
+
+def check_branches(graph: Graph, node: Node) -> None:
+    """Nothing, if the job of the join may be told where all branches have ended; raises
+    InvalidInput."""
+    longest = max(len(each.name) for each in graph.nodes.values() if node.join in each.next)
+    most = LONGEST_VARIABLE // (longest + _PLACE)
+    if len(node.next) > most:
+        raise InvalidInput(
+            f"Step {node.name} has {len(node.next)} branches, and the job that joins them can be "
+            f"told of {most}: use a foreach, or split in two levels."
+        )

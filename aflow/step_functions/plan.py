@@ -1,0 +1,420 @@
+"""All that a deployment of a flow consists of: a value, made without asking anybody in AWS."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from string import ascii_lowercase
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow._core import cron
+from aflow._core.settings import without_password
+from aflow.aws.batch import Definition, definition_of, limit_of
+from aflow.aws.settings import needs_key_secret, needs_s3, passed_on
+from aflow.code.program import for_later, request_of
+from aflow.errors import InvalidInput, InvalidSetting
+from aflow.executors.local.executor import needs_of
+from aflow.executors.protocol import python_version
+from aflow.flow.current import current
+from aflow.metadata.object_store import SCHEME as STORE
+from aflow.scheduler.retry import policies_from
+from aflow.step_functions.machine import LARGEST, JobOf, Where, checked_target, compiled
+from aflow.step_functions.names import DISTRIBUTED_ITEMS, LETTERS, Label, machine_name, next_token
+from aflow.step_functions.spec import NOBODY, Order, order_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aflow._core.settings import Settings
+    from aflow.aws.settings import AwsSettings
+    from aflow.code.package import Package
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+
+# What starts the executions of a deployed flow, as EventBridge takes it: pure functions.
+
+
+ENDED = "Step Functions Execution Status Change"
+
+
+class Ticks(NamedTuple):
+    """A schedule. One without a zone is a rule, in UTC; one with a zone is for EventBridge
+    Scheduler, which alone knows zones."""
+
+    expression: str
+    zone: str | None
+
+
+class Events(NamedTuple):
+    """The events that start the flow: the pattern of a rule, the parameters that they give by the
+    event's name ({parameter: field}), and the flows of the machines that are waited for."""
+
+    pattern: dict[str, Any]
+    parameters: dict[str, dict[str, str]]
+    flows: dict[str, str]
+
+
+def ticks_of(definition: FlowDefinition) -> Ticks | None:
+    """The flow's schedule, None if it has none. Raises InvalidInput for one that AWS has not."""
+    found: Any = _one(definition, "schedule")
+    if found is None or found.schedule is None:
+        return None
+    if found.timezone is not None:
+        cron.zone_of(found.timezone)
+    return Ticks(f"cron({aws_cron(found.schedule)})", found.timezone)
+
+
+def aws_cron(text: str) -> str:
+    """Six fields, one of the two of days `?`, as AWS demands. Raises InvalidInput where both of
+    them say something, and for what is no schedule."""
+    cron.parse(text)
+    fields = text.split()
+    fields = [*fields, "*"] if len(fields) == 5 else fields
+    days, weekdays = fields[2], fields[4]
+    if "?" not in (days, weekdays):
+        if weekdays == "*":
+            fields[4] = "?"
+        elif days == "*":
+            fields[2] = "?"
+        else:
+            raise InvalidInput(
+                f"@schedule: cron={text!r} names days of the month and days of the week, which AWS "
+                "cannot do: put a ? for one of them."
+            )
+    elif days == weekdays:
+        raise InvalidInput(f"@schedule: cron={text!r} names no days: only one of them may be ?.")
+    return " ".join(fields)
+
+
+def events_of(
+    definition: FlowDefinition, machine_arn: Callable[[str], str], prefix: str | None
+) -> Events | None:
+    """The events that the flow waits for, None if it waits for none. `machine_arn` gives the ARN of
+    a state machine by its name. Raises InvalidInput for what EventBridge cannot do."""
+    event: Any = _one(definition, "trigger")
+    ended: Any = _one(definition, "trigger_on_finish")
+    if event is not None and ended is not None:
+        raise InvalidInput(
+            f"Flow {definition.name} has @trigger and @trigger_on_finish: EventBridge starts a "
+            "flow on one event, and cannot wait for both."
+        )
+    if event is not None:
+        return _by_name(definition.name, event.triggers)
+    if ended is not None:
+        return _by_end(definition.name, ended.triggers, machine_arn, prefix)
+    return None
+
+
+def _one(definition: FlowDefinition, kind: str) -> Any:
+    return next((each for each in definition.decorators if each.kind == kind), None)
+
+
+def _single(flow: str, decorator: str, triggers: tuple[Any, ...]) -> Mapping[str, Any]:
+    if len(triggers) > 1:
+        raise InvalidInput(
+            f"Flow {flow}: {decorator} names {len(triggers)} events, all of which are to be waited "
+            "for: EventBridge starts a flow on one event. Name one."
+        )
+    trigger = triggers[0]
+    trigger = trigger() if callable(trigger) else trigger
+    if isinstance(trigger, str):
+        trigger = {"name": trigger}
+    if not isinstance(trigger, Mapping):
+        raise InvalidInput(f"Flow {flow}: {decorator} gave {trigger!r}, which is no event.")
+    return trigger
+
+
+def _by_name(flow: str, triggers: tuple[Any, ...]) -> Events:
+    trigger = _single(flow, "@trigger", triggers)
+    name, parameters = (_called(trigger.get(each)) for each in ("name", "parameters"))
+    if not isinstance(name, str):
+        raise InvalidInput(f"Flow {flow}: the name of the event of @trigger is {name!r}.")
+    return Events({"detail-type": [name]}, {name: dict(parameters or {})}, {})
+
+
+def _called(value: Any) -> Any:
+    return value() if callable(value) else value
+
+
+def _by_end(
+    flow: str, triggers: tuple[Any, ...], machine_arn: Callable[[str], str], prefix: str | None
+) -> Events:
+    trigger = _single(flow, "@trigger_on_finish", triggers)
+    name = trigger.get("flow") or trigger["name"]
+    project = None
+    if "project" in trigger:
+        project = ".".join(filter(None, [trigger["project"], trigger.get("branch"), name]))
+    machine = machine_name(name, project, prefix, None)
+    detail = {"status": ["SUCCEEDED"], "stateMachineArn": [machine_arn(machine)]}
+    pattern = {"source": ["aws.states"], "detail-type": [ENDED], "detail": detail}
+    return Events(pattern, {}, {machine: name})
+
+
+# How the jobs of a state machine are submitted.
+
+
+PROGRAM = "aflow.step_functions.job"
+
+
+def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) -> JobOf:
+    """How the step's job is submitted; None is the job for what belongs to no step."""
+    if step is None:
+        return JobOf(definition, 2, limit_of(None, settings))
+    retry = step.decorator("retry")
+    batch: Any = step.decorator("batch")
+    # An attempt waits in its container before it tries again, and starts it first.
+    wait = retry.wait_seconds if retry and retry.times else 0.0
+    return JobOf(
+        definition,
+        retry.times if retry else 0,
+        limit_of(step, settings, wait),
+        step.decorator("catch") is not None,
+        batch.queue if batch else None,
+        (batch.aws_batch_tags if batch else None) or {},
+    )
+
+
+class Wanted(NamedTuple):
+    """The options of `step-functions create`."""
+
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    batch_tags: tuple[tuple[str, str], ...] = ()
+    namespace: str | None = None
+    max_workers: int = 100
+    timeout: int | None = None
+    distributed: bool = False
+    compress: bool = False
+    branch: str | None = None
+    production: bool | None = None
+    decospecs: tuple[str, ...] = ()
+    on_error: str | None = None
+    on_success: str | None = None
+
+
+class Account(NamedTuple):
+    """Where in AWS: the partition, the region, the account, and whether the queue is Fargate's."""
+
+    partition: str
+    region: str
+    number: str
+    fargate: bool = False
+
+    def machine_arn(self, name: str) -> str:
+        """The ARN of a state machine."""
+        return f"arn:{self.partition}:states:{self.region}:{self.number}:stateMachine:{name}"
+
+
+class Plan(NamedTuple):
+    """A deployment: the state machine with its definition as JSON, the definitions of its jobs, the
+    order for them with its key, and what starts it."""
+
+    name: str
+    label: Label
+    definition: str
+    jobs: tuple[Definition, ...]
+    order_key: str
+    order: bytes
+    ticks: Ticks | None
+    events: Events | None
+
+
+def name_of(definition: FlowDefinition, wanted: Wanted, user: str, settings: AwsSettings) -> str:
+    """The name of the flow's state machine; raises InvalidInput."""
+    full = _place(definition, wanted, user).get("project_flow_name")
+    return machine_name(definition.name, full, settings.machine_prefix, wanted.name)
+
+
+def _place(definition: FlowDefinition, wanted: Wanted, user: str) -> dict[str, Any]:
+    """Where the flow stands in its project, as `current` tells it; empty for one in none."""
+    project = definition.project
+    if project is not None:
+        return project.place(definition.name, user, wanted.branch, wanted.production)
+    if wanted.branch or wanted.production:
+        raise InvalidInput(f"Flow {definition.name} is in no project: branches need @project.")
+    return {}
+
+
+def token_for(name: str, before: str | None) -> str:
+    """A new production token."""
+    return next_token(name, before, [secrets.choice(ascii_lowercase) for _ in range(LETTERS)])
+
+
+def plan(
+    definition: FlowDefinition,
+    wanted: Wanted,
+    settings: Settings,
+    aws: AwsSettings,
+    account: Account,
+    code: Package,
+    token: str,
+    owner: str | None = None,
+    *,
+    in_store: bool = False,
+    shipped: Mapping[str, str] | None = None,
+) -> Plan:
+    """The deployment of a flow, whose state machine belongs to `owner` (else to the user).
+    `shipped` are the variables that lead jobs to the aflow that was shipped for them. `in_store`
+    says that its jobs record runs in the object store: the metadata service is one of Metaflow's
+    own, where they are registered. Raises InvalidInput for a flow that Step Functions cannot run,
+    and InvalidSetting for what is not set."""
+    name = name_of(definition, wanted, settings.user, aws)
+    _check_steps(definition)
+    # Names of events may be those of the project: functions ask `current` for it.
+    token_of_current = current._set(_place(definition, wanted, settings.user))
+    try:
+        events = events_of(definition, account.machine_arn, aws.machine_prefix)
+    finally:
+        current._reset(token_of_current)
+    order = _order(definition, wanted, settings, name, code, token, events).encode()
+    key = order_key(order)
+    storage = settings.storage_url
+    variables = _variables(settings, aws, account, key, storage, in_store=in_store)
+    variables |= shipped or {}
+    steps: dict[Any, Any] = {**definition.steps, None: None}
+    made: dict[Any, Definition] = {
+        each: definition_of(step, aws, variables, PROGRAM, fargate=account.fargate)
+        for each, step in steps.items()
+    }
+    jobs = {
+        each: job_of(step, made[each]["jobDefinitionName"], aws) for each, step in steps.items()
+    }
+    bucket, prefix = _bucket(storage)
+    where = Where(
+        account.partition,
+        aws.needed("queue", "The job queue of AWS Batch"),
+        bucket,
+        f"{prefix}deploy/words/{definition.name}",
+        jobs.pop(None),
+        wanted.max_workers,
+        wanted.timeout,
+        wanted.distributed,
+        dict(wanted.batch_tags),
+        checked_target("--notify-on-error", wanted.on_error),
+        checked_target("--notify-on-success", wanted.on_success),
+        sorted({*wanted.tags, f"production:{token}"}),
+    )
+    label = Label(definition.name, owner or settings.user, token)
+    machine = compiled(definition.graph, jobs, where, label.comment(key))
+    return Plan(
+        name,
+        label,
+        as_text(machine, compress=wanted.compress),
+        tuple({each["jobDefinitionName"]: each for each in made.values()}.values()),
+        key,
+        order,
+        ticks_of(definition),
+        events,
+    )
+
+
+def as_text(machine: dict[str, Any], *, compress: bool = False) -> str:
+    """The definition as JSON, easy to read unless it is to be small; raises InvalidInput for one
+    that is too large for Step Functions."""
+    text = json.dumps(machine, indent=None if compress else 2)
+    small = json.dumps(machine, separators=(",", ":"))
+    if compress or len(text) > LARGEST:
+        text = small
+    if len(text) > LARGEST:
+        raise InvalidInput(
+            f"The state machine has {len(text)} bytes, and Step Functions takes {LARGEST}: divide "
+            "the flow into several, one started by the end of the other (@trigger_on_finish)."
+        )
+    return text
+
+
+def _check_steps(definition: FlowDefinition) -> None:
+    for name, step in definition.steps.items():
+        for other in ("kubernetes", "parallel"):
+            if step.decorator(other) is not None:
+                raise InvalidInput(
+                    f"Step {name} has @{other}, which Step Functions cannot run: its steps are "
+                    "jobs of AWS Batch, each on one machine."
+                )
+
+
+def _order(
+    definition: FlowDefinition,
+    wanted: Wanted,
+    settings: Settings,
+    name: str,
+    code: Package,
+    token: str,
+    events: Events | None,
+) -> Order:
+    namespace = f"production:{token}" if wanted.namespace is None else wanted.namespace or None
+    policies = {step: each.as_dict() for step, each in policies_from(definition).items()}
+    return Order(
+        definition.name,
+        name,
+        for_later(request_of(definition, wanted.decospecs), code.script),
+        needs_of(definition),
+        definition.graph.as_dict(),
+        policies,
+        code.key,
+        code.script,
+        python_version(),
+        settings.user,
+        namespace,
+        tuple(sorted({*wanted.tags, f"production:{token}"})),
+        wanted.branch,
+        bool(wanted.production),
+        token,
+        wanted.distributed,
+        DISTRIBUTED_ITEMS,
+        settings.max_log_size << 20,
+        events.parameters if events else {},
+        events.flows if events else {},
+        settings.previews,
+    )
+
+
+def _variables(
+    settings: Settings,
+    aws: AwsSettings,
+    account: Account,
+    key: str,
+    storage: str,
+    *,
+    in_store: bool,
+) -> dict[str, str]:
+    """The environment of all jobs."""
+    return {
+        **passed_on(),
+        "AWS_DEFAULT_REGION": account.region,
+        "AFLOW_SFN_ORDER": key,
+        "AFLOW_SFN_STORAGE": storage,
+        "AFLOW_SFN_METADATA": metadata_of_jobs(settings, aws, in_store=in_store),
+        "AFLOW_USER": NOBODY,
+    }
+
+
+def metadata_of_jobs(settings: Settings, aws: AwsSettings, *, in_store: bool) -> str:
+    """The address of the metadata as jobs see it."""
+    if in_store:
+        service = aws.internal_url if settings.metadata == "service" else None
+        return f"{STORE}{settings.storage_url}#{service or settings.metadata_url}"
+    if settings.metadata == "service" and aws.internal_url is not None:
+        needs_key_secret(aws.internal_url)
+        return aws.internal_url
+    url = settings.metadata_url
+    needs_key_secret(url)
+    if not url.startswith(("http://", "https://", "postgres://", "postgresql://")):
+        raise InvalidSetting(
+            "Jobs cannot reach metadata of this machine: use a metadata service (set "
+            "AFLOW_DEFAULT_METADATA=service and AFLOW_SERVICE_URL)."
+        )
+    if without_password(url) != url and url.startswith("postgres"):
+        raise InvalidSetting(
+            "The URL of the database has a password, which would stand in the definitions of jobs: "
+            "use a metadata service, or an URL without (a role of the database that trusts them)."
+        )
+    return url
+
+
+def _bucket(storage: str) -> tuple[str, str]:
+    """Bucket and prefix (with a slash at its end, or empty) of the store."""
+    needs_s3(storage)
+    bucket, _, prefix = storage.removeprefix("s3://").partition("?")[0].partition("/")
+    prefix = prefix.strip("/")
+    return bucket, f"{prefix}/" if prefix else ""

@@ -1,0 +1,176 @@
+"""What the jobs of a deployed flow have to know of it: one object in the store, and variables.
+
+The object holds no secrets and is named by the digest of its bytes. What is pickled in it (values
+of configs) is read by the process that runs the flow, and by nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from aflow._core.ids import blob_key
+from aflow._core.settings import looked_up
+from aflow.code.program import Request
+from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
+from aflow.executors.local.executor import StepNeeds
+from aflow.storage.base import ObjectStore
+from aflow.storage.blobs import digest_of
+
+VERSION = 1
+# The user of runs that AWS starts, as in Metaflow: they are in the namespace of production, and not
+# among the runs of who has deployed the flow.
+NOBODY = "SFN"
+
+
+class Order(NamedTuple):
+    """A deployed flow, as its jobs run it.
+
+    `code` is the key of the code package, `script` the flow file's name inside of it. `graph` and
+    `policies` are plain values, as `as_dict` gives them. `branch` and `production` are those of
+    the flow's project. `events` are the parameters that events give, by the names of the events:
+    {parameter: field of the event's detail}; `flows` are those whose ends start this one, by the
+    names of their machines.
+    """
+
+    flow: str
+    machine: str
+    request: Request
+    needs: Mapping[str, StepNeeds]
+    graph: dict[str, Any]
+    policies: dict[str, dict[str, Any]]
+    code: str
+    script: str
+    python: str
+    user: str
+    namespace: str | None
+    tags: tuple[str, ...]
+    branch: str | None
+    production: bool
+    token: str
+    distributed: bool
+    max_num_splits: int
+    max_log_size: int
+    events: dict[str, dict[str, str]]
+    flows: dict[str, str]
+    previews: bool = True
+
+    def encode(self) -> bytes:
+        """The order as bytes; the same for the same order."""
+        return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Order:
+        """The order that `encode` gave; raises InvalidMessage for what is none, or too new."""
+        try:
+            version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
+            if version > VERSION:
+                raise InvalidMessage(
+                    "The flow was deployed by a newer aflow: use an image that has the same."
+                )
+            order = cls(*fields)
+            return order._replace(
+                request=Request(*order.request),
+                needs={name: StepNeeds(*each) for name, each in order.needs.items()},
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InvalidMessage(f"A deployed flow's description is damaged: {error}.") from error
+
+
+def order_key(data: bytes) -> str:
+    """What an encoded order is named by."""
+    return digest_of([data], len(data))
+
+
+def order_name(key: str) -> str:
+    """The object, by its name in the store, that holds an order."""
+    return f"deploy/orders/{blob_key(key)}"
+
+
+def read_order(store: ObjectStore, key: str) -> Order:
+    """The order of this key; raises ObjectNotFound, and CorruptBlob for any other bytes."""
+    data = bytes(store.get(order_name(key)))
+    if order_key(data) != key:
+        raise CorruptBlob(f"{order_name(key)} in {store.url} is damaged.")
+    return Order.decode(data)
+
+
+class Told(NamedTuple):
+    """What the variables of one job say; the names are those of the state machine (machine.py).
+
+    `step` is None in the job that notes a failure, for which `error` names it. `limit` is how many
+    seconds the execution may take, `started` when it began, as Step Functions writes times; None
+    without a limit.
+    """
+
+    order: str
+    storage: str
+    metadata: str
+    run: str
+    step: str | None
+    place: str
+    came_from: str
+    branches: str | None
+    given: str | None
+    error: str | None
+    execution: str
+    limit: int | None
+    started: str | None
+
+    @classmethod
+    def load(cls) -> Told:
+        """What this process was told; raises InvalidInput where it is no such job."""
+
+        def needed(key: str) -> str:
+            value = looked_up(key)
+            if value is None:
+                raise InvalidInput(f"This is no job of a state machine: AFLOW_{key} is not set.")
+            return value
+
+        started = looked_up("SFN_STARTED")
+        return cls(
+            needed("SFN_ORDER"),
+            needed("SFN_STORAGE"),
+            needed("SFN_METADATA"),
+            needed("SFN_RUN"),
+            looked_up("SFN_STEP"),
+            looked_up("SFN_PLACE") or "0",
+            looked_up("SFN_FROM") or "",
+            looked_up("SFN_BRANCHES"),
+            looked_up("SFN_INPUT"),
+            looked_up("SFN_ERROR"),
+            needed("SFN_RUN").removeprefix("sfn-"),
+            int(needed("SFN_TIMEOUT")) if started else None,
+            started,
+        )
+
+
+# What a job tells the state machine: a small object in the bucket, its word, which the next state
+# reads. Pure functions.
+
+
+WORD_OF_FAILURE = "run-failed"  # stands for a step in the word's name
+
+
+def word_name(flow: str, run: str, step: str, place: str) -> str:
+    """The object, by its name in the store, that holds what a job has said."""
+    return f"deploy/words/{flow}/{run}/{step}/{place}"
+
+
+def state_after(run: str, step: str, place: str, started: str | None) -> dict[str, Any]:
+    """The state of the machine as it goes on behind a step; `started` is there if it was before."""
+    state: dict[str, Any] = {"run": run, "place": place, "from": {"step": step}}
+    return state if started is None else {**state, "started": started}
+
+
+def word_of_switch(state: Mapping[str, Any], following: str) -> dict[str, Any]:
+    """The state, and which step follows."""
+    return {**state, "next": following}
+
+
+def word_of_foreach(state: Mapping[str, Any], items: Sequence[int], *, distributed: bool) -> Any:
+    """The items by their numbers: with the state, or alone for a distributed map, which reads them
+    by itself."""
+    return [*items] if distributed else {**state, "items": [*items]}

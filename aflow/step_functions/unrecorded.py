@@ -1,0 +1,141 @@
+"""Runs that failed before a job had recorded them: the image, the code, the store or the metadata
+was not there.
+
+The state machine itself leaves an object for such a run, with the error of AWS. Whoever looks at
+runs next records it: as a run that has failed, with its reason and the end of its job's log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from aflow._core import ids
+from aflow._core.clock import SystemClock
+from aflow.aws.job_status import end_of
+from aflow.aws.settings import AwsSettings
+from aflow.errors import (
+    AflowError,
+    AwsError,
+    InvalidName,
+    InvalidSetting,
+    MetadataError,
+    MissingExtra,
+    ObjectNotFound,
+    StorageError,
+    VersionConflict,
+)
+from aflow.flow.graph import Graph
+from aflow.metadata.base import Batch, RunRecord, RunUpdate
+from aflow.scheduler.states import RunState
+from aflow.step_functions.spec import NOBODY
+from aflow.storage.artifacts import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aflow._core.settings import Settings
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.base import ObjectStore
+
+FOLDER = "deploy/unrecorded"
+_log = logging.getLogger(__name__)
+
+
+def noted(store: ObjectStore, flow: str | None = None) -> list[str]:
+    """The names of what state machines have left: of one flow, or of all."""
+    return list(store.list(f"{FOLDER}/{flow}/" if flow else f"{FOLDER}/"))
+
+
+def record(
+    metadata: MetadataStore,
+    store: ObjectStore,
+    names: Sequence[str],
+    last_lines: Callable[[Mapping[str, Any]], Sequence[str]],
+    now: float,
+) -> None:
+    """Record the runs of these objects, which are deleted then. `last_lines` gives the end of the
+    log of a job that `describe_jobs` would describe so. Raises StorageError and MetadataError."""
+    for name in names:
+        *_, flow, run = name.split("/")
+        try:
+            said = json.loads(bytes(store.get(name)))
+            while isinstance(said, str):  # some write a text as JSON
+                said = json.loads(said)
+            ids.flow_name(flow), ids.run_id(run)
+        except (ObjectNotFound, InvalidName, ValueError):  # another has recorded it, or it is none
+            continue
+        reason = "The run failed before it was recorded. " + why(said.get("error"), last_lines)
+        at = _time(said.get("started"), now)
+        made = RunRecord(
+            0, flow, run, RunState.RUNNING, NOBODY, at, None, 0,
+            tuple(sorted(map(str, said.get("tags") or ()))), (f"user:{NOBODY}",),
+            Graph(flow, "start", "end").as_dict(), {"storage": store.url},
+        )  # fmt: skip
+        try:
+            key = metadata.create_run(made, Manifest("_parameters").encode()).key
+            metadata.commit(key, 0, Batch(run=RunUpdate(RunState.FAILED, now, reason)))
+        except VersionConflict:  # it was recorded after all
+            pass
+        store.delete(name)
+
+
+def why(error: Any, last_lines: Callable[[Mapping[str, Any]], Sequence[str]]) -> str:
+    """What a state of AWS says of its failure, in a sentence."""
+    told = error if isinstance(error, Mapping) else {}
+    cause = str(told.get("Cause") or "")
+    try:
+        job = _as_described(json.loads(cause))
+        end = end_of({**job, "status": "FAILED"}, last_lines(job)) if "jobId" in job else None
+    except (AflowError, ValueError, TypeError, AttributeError, KeyError):
+        end = None
+    if end is not None:
+        return end.reason
+    return f"Step Functions says {told.get('Error') or 'nothing'}: {cause[:1000]}"
+
+
+def _as_described(said: Any) -> Any:
+    """What a state machine says of a job, as `describe_jobs` says it."""
+    if isinstance(said, Mapping):
+        return {key[:1].lower() + key[1:]: _as_described(each) for key, each in said.items()}
+    return [_as_described(each) for each in said] if isinstance(said, list) else said
+
+
+def _time(said: Any, now: float) -> float:
+    try:
+        return datetime.fromisoformat(str(said).strip('"')).timestamp()
+    except ValueError:
+        return now
+
+
+def look(settings: Settings, flow: str | None = None) -> None:
+    """Record what state machines have left of runs, where flows are deployed: before runs are
+    listed. What is away then is logged: the list is as it was."""
+    from aflow import backends  # few programs have deployed flows
+
+    if AwsSettings.load().machine_role is None or not settings.storage_url.startswith("s3://"):
+        return
+    from aflow.aws.client import Calls
+    from aflow.interop.service import RegisteringMetadata
+    from aflow.metadata.object_store import SCHEME
+
+    try:
+        store = backends.open_store(settings.storage_url)
+        names = noted(store, flow)
+        if not names:
+            return
+        metadata = backends.open_metadata(settings.metadata_url)
+        if isinstance(metadata, RegisteringMetadata):
+            metadata.close()
+            metadata = backends.open_metadata(f"{SCHEME}{settings.storage_url}")
+        calls = Calls()
+        try:
+            record(metadata, store, names, calls.last_lines, SystemClock.now())
+        finally:
+            calls.close()
+            metadata.close()
+    except (AwsError, MetadataError, StorageError, InvalidSetting, MissingExtra) as error:
+        _log.warning("Runs that failed before they were recorded are not shown: %s", error)

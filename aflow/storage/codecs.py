@@ -1,0 +1,349 @@
+"""Values to bytes and back: pickle protocol 5, large buffers beside the pickle.
+
+Plain pickle comes first: it keeps classes by name, so that what a later step loads is an instance
+of the class that it knows. What plain pickle cannot store (lambdas, local functions and classes)
+goes through cloudpickle, which keeps the code itself. Values that neither can store end in
+ArtifactNotPicklable, with the path to the part at fault.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import islice
+from types import CoroutineType, FunctionType
+from typing import Any, NamedTuple
+
+from aflow.errors import ArtifactNotLoadable, ArtifactNotPicklable, CorruptBlob
+from aflow.storage.base import Buffer
+from aflow.storage.names import Names, is_found_in_main
+from aflow.storage.previews import short_repr
+
+# Which part of a value cannot be pickled, said so that a person finds it.
+#
+# The pickler says which object it stumbled over; the way there is found by walking the value's
+# containers and attributes, breadth first, so that the shortest path is named.
+
+
+_MAX_VISITED = 100_000
+_MAX_TEXT = 200
+
+
+def describe_culprit(root: str, value: object, culprit: object, error: BaseException) -> str:
+    """Some words on what is at fault, where it is in `value`, and what to do about it."""
+    kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
+    path = find_path(root, value, culprit)
+    where = path or f"a part of {root}"
+    return f"{where} is of type {kind} ({safe_text(error)}). {_advice(culprit)}"
+
+
+def find_path(root: str, value: object, target: object) -> str | None:
+    """How Python code would write the way from `value` to `target`; None if it is not found
+    among the first 100,000 parts, or made by the value's own pickling code."""
+    seen = {id(value)}
+    queue: deque[tuple[str, object]] = deque([(root, value)])
+    while queue and len(seen) < _MAX_VISITED:
+        path, each = queue.popleft()
+        if each is target:
+            return path
+        for step, child in islice(_children(each), _MAX_VISITED):
+            if id(child) not in seen:
+                seen.add(id(child))
+                queue.append((path + step, child))
+    return None
+
+
+def safe_text(error: BaseException) -> str:
+    """The text of an exception in one line of at most 200 characters; never raises."""
+    try:
+        text = " ".join(str(error).split()).rstrip(".")
+    except Exception as another:  # noqa: BLE001 -- the user's exception, and its __str__
+        text = f"its text cannot be shown: {type(another).__name__}"
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
+
+
+def _children(value: Any) -> Iterator[tuple[str, object]]:
+    kind = type(value)  # isinstance would ask the value itself, which may raise
+    if issubclass(kind, str | bytes | bytearray | int | float | type):
+        return
+    if issubclass(kind, dict):
+        for key, item in value.items():
+            yield f"[{_short(key)}]", item
+            yield f".keys()[{_short(key)}]", key
+    elif issubclass(kind, list | tuple | deque):
+        yield from ((f"[{index}]", item) for index, item in enumerate(value))
+    elif issubclass(kind, set | frozenset):
+        yield from (("{...}", item) for item in value)
+    elif issubclass(kind, FunctionType):
+        yield from _captured(value)
+    yield from ((f".{name}", item) for name, item in _attributes(value).items())
+
+
+def _attributes(value: object) -> Mapping[str, object]:
+    found: dict[str, object] = {}
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            found[name] = _attribute(value, name)
+    own: Any = _attribute(value, "__dict__")
+    if type(own) is dict:
+        found.update((name, item) for name, item in own.items() if type(name) is str)
+    return found
+
+
+def _attribute(value: object, name: str) -> object:
+    try:
+        return object.__getattribute__(value, name)
+    except Exception:  # noqa: BLE001 -- a slot not set, or a property that raises
+        return None
+
+
+def _captured(function: FunctionType) -> Iterator[tuple[str, object]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if cell is not None:
+            yield f".<{name}>", _attribute(cell, "cell_contents")
+
+
+def _short(key: object) -> str:
+    return short_repr(key, 40) if type(key) in (str, int, bool) else type(key).__name__
+
+
+def _advice(culprit: object) -> str:
+    kind = type(culprit)
+    if issubclass(kind, Generator | CoroutineType):
+        return "It can be run only once: store what it gives, for example list(...), instead."
+    if issubclass(kind, io.IOBase):
+        return "Store the path of the file, or what it holds, instead."
+    if kind.__module__ in ("_thread", "threading"):
+        return "Make it where it is used, in a local variable, or leave it out in __getstate__."
+    return "Keep it in a local variable, or give its class a __reduce__ that leaves it out."
+
+
+PROTOCOL = 5
+OUT_OF_BAND_FROM = 64 << 10  # smaller buffers are not worth an object of their own
+MAX_BUFFERS = 1024  # a list of a million arrays becomes one blob, not a million
+
+_SHORT = 1024
+_SCALARS = frozenset({int, float, bool, complex, type(None)})
+
+
+class Pickled(NamedTuple):
+    """A value as bytes. `parts` are the pickle, in pieces; `size` is that of the pickle alone."""
+
+    parts: Sequence[Buffer]
+    size: int
+    buffers: Sequence[memoryview] = ()
+
+
+class _Sink(list[Any]):
+    """A file to pickle to that keeps what it is given: a large bytes object is not copied."""
+
+    write = list.append
+
+
+def dump(what: str, root: str, value: object, out_of_band_from: int = OUT_OF_BAND_FROM) -> Pickled:
+    """The value as bytes, with buffers of `out_of_band_from` bytes and more beside them.
+
+    The parts and buffers may be the value's own memory: use them before it changes. Raises
+    ArtifactNotPicklable: `what` is how its sentence calls the value ("Artifact 'x'"), `root`
+    how its path to the part at fault begins ("x").
+    """
+    if type(value) in _SCALARS or (type(value) is str and len(value) < _SHORT):
+        data = pickle.dumps(value, PROTOCOL)
+        return Pickled((data,), len(data))
+    try:
+        return _dump(pickle.Pickler, value, out_of_band_from)
+    except (MemoryError, RecursionError) as error:
+        raise _too_large_or_deep(what, error) from error
+    except Exception:  # noqa: BLE001 -- the value's own code; the next line raises it again
+        return _dump_by_value(what, root, value, out_of_band_from)
+
+
+def load(
+    what: str, data: Buffer, buffers: Sequence[Buffer] = (), names: Names | None = None
+) -> Any:
+    """The value of a pickle and its buffers; `names` finds what it names, where this program may
+    not be the one that has stored it. Raises ArtifactNotLoadable, which names `what`."""
+    try:
+        if names is None:
+            return pickle.loads(data, buffers=buffers)
+        return _load_with(names, data, buffers)
+    except ModuleNotFoundError as error:
+        raise ArtifactNotLoadable(
+            f"{what} needs the module {error.name!r}, which is not installed here: install it, "
+            "or read it where it is."
+        ) from error
+    except Exception as error:
+        raise ArtifactNotLoadable(_why_not_loadable(what, error)) from error
+
+
+def _load_with(names: Names, data: Buffer, buffers: Sequence[Buffer]) -> Any:
+    if not names.concern(data):
+        try:
+            return pickle.loads(data, buffers=buffers)
+        except (ImportError, AttributeError):  # the code of the run may have it
+            pass
+    return _Unpickler(names, data, buffers).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds classes and functions with the help of `names`."""
+
+    def __init__(self, names: Names, data: Buffer, buffers: Sequence[Buffer]) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._names = names
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        return self._names.find(module, name, super().find_class)
+
+
+def _dump(pickler: Callable[..., pickle.Pickler], value: object, out_of_band_from: int) -> Pickled:
+    sink = _Sink()
+    buffers: list[memoryview] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # in strides: pickle itself says what is wrong with it
+            return True
+        if raw.nbytes < out_of_band_from or len(buffers) >= MAX_BUFFERS:
+            return True
+        buffers.append(raw)
+        return False
+
+    pickler(sink, PROTOCOL, buffer_callback=keep_in_band).dump(value)
+    parts = [part.raw() if type(part) is pickle.PickleBuffer else part for part in sink]
+    return Pickled(parts, sum(map(len, parts)), buffers)
+
+
+def _dump_by_value(what: str, root: str, value: object, out_of_band_from: int) -> Pickled:
+    tracking = _tracking_pickler()
+    try:
+        return _dump(tracking, value, out_of_band_from)
+    except (MemoryError, RecursionError) as error:
+        raise _too_large_or_deep(what, error) from error
+    except Exception as error:
+        culprit = tracking.last
+        raise ArtifactNotPicklable(
+            f"{what} cannot be stored: {describe_culprit(root, value, culprit, error)}"
+        ) from error
+
+
+def _tracking_pickler() -> Any:
+    """A class of cloudpickle's pickler that remembers, as `last`, which object it came to."""
+    import cloudpickle  # 40 ms, for those alone who need it
+
+    class Tracking(cloudpickle.Pickler):  # type: ignore[misc]
+        last: object = None
+
+        def reducer_override(self, obj: Any) -> Any:
+            Tracking.last = obj
+            if issubclass(type(obj), io.IOBase):
+                # cloudpickle would read the file and store a copy of the text instead.
+                raise pickle.PicklingError(f"cannot pickle {type(obj).__name__!r} object")
+            if is_found_in_main(obj):
+                return NotImplemented  # by name: cloudpickle would store a copy of the class
+            return super().reducer_override(obj)
+
+    return Tracking
+
+
+def _too_large_or_deep(what: str, error: BaseException) -> ArtifactNotPicklable:
+    if isinstance(error, MemoryError):
+        return ArtifactNotPicklable(f"{what} cannot be stored: there is not enough memory left.")
+    return ArtifactNotPicklable(
+        f"{what} cannot be stored: it is nested too deeply for pickle. Store it in a flatter form."
+    )
+
+
+def _why_not_loadable(what: str, error: Exception) -> str:
+    text = safe_text(error)
+    sentence = f"{what} cannot be loaded: {type(error).__name__}: {text}."
+    if isinstance(error, AttributeError) and "__main__" in text:
+        return sentence + (
+            " It needs a name from the file of its flow, which is not the program that runs here, "
+            "and the code of the run was not kept: move that class or function to a module of its "
+            "own."
+        )
+    if isinstance(error, AttributeError | ImportError):
+        return sentence + " The code that it needs was moved, renamed, or is of another version."
+    return sentence
+
+
+# zstd where it pays: a sample decides. And gzip, in which Metaflow has stored values.
+#
+# Level 1, because blobs are written once, by a task that somebody waits for. zstandard is imported
+# when a blob is first large enough to be worth it.
+
+
+MIN_SIZE = 16 << 10  # below, a file takes about as much of a disk either way
+_SAMPLE = 32 << 10
+_LEVEL = 1
+_MIN_WIN = 0.8  # floats of measurements come to 0.9 or more, text and counts to 0.5 or less
+_THREADS_FROM = 8 << 20
+
+
+def pays(parts: Sequence[memoryview], size: int) -> bool:
+    """Whether the bytes would shrink by a fifth, judged by 64 KiB of them."""
+    if size < MIN_SIZE:
+        return False
+    import zstandard
+
+    sample = _slice(parts, 0, _SAMPLE) + _slice(parts, max(_SAMPLE, size // 2), _SAMPLE)
+    return len(zstandard.compress(sample, _LEVEL)) < _MIN_WIN * len(sample)
+
+
+def compress(parts: Sequence[memoryview], size: int) -> list[bytes]:
+    """The bytes as one zstd frame, in pieces."""
+    import zstandard
+
+    threads = -1 if size >= _THREADS_FROM else 0
+    stream = zstandard.ZstdCompressor(level=_LEVEL, threads=threads).compressobj(size=size)
+    pieces = [stream.compress(part) for part in parts]
+    return [*pieces, stream.flush()]
+
+
+def decompress(data: Buffer, size: int) -> bytearray:
+    """The bytes that were compressed. Never more than `size` of them are made, whatever the data
+    claims; raises ValueError if they are not exactly `size`, or no zstd frame."""
+    import zstandard
+
+    result = bytearray(size)
+    done = 0
+    try:
+        with memoryview(result) as view, zstandard.ZstdDecompressor().stream_reader(data) as stream:
+            while done < size and (count := stream.readinto(view[done:])):
+                done += count
+            more = stream.read(1)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"not a zstd frame: {error}") from error
+    if done < size or more:
+        raise ValueError(f"not {size} bytes long")
+    return result
+
+
+def _slice(parts: Sequence[memoryview], start: int, length: int) -> bytes:
+    taken = bytearray()
+    for part in parts:
+        if start < part.nbytes and len(taken) < length:
+            taken += part[start : start + length - len(taken)]
+        start = max(0, start - part.nbytes)
+    return bytes(taken)
+
+
+def gunzipped(data: Buffer, where: str, largest: int | None = None) -> bytes:
+    """The bytes of a gzip file, or those that are none as they are. Raises CorruptBlob, which names
+    `where`, for what is damaged or holds more than `largest` bytes."""
+    if bytes(data[:2]) != b"\x1f\x8b":
+        return bytes(data)
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacking.decompress(data, largest or 0)
+    except zlib.error as error:
+        raise CorruptBlob(f"{where} is damaged: {error}.") from error
+    if not unpacking.eof:
+        raise CorruptBlob(f"{where} is damaged: it is cut off, or holds more than it says.")
+    return found

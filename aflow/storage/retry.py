@@ -1,0 +1,160 @@
+"""Trying again what may go well the next time: calls, and a store whose calls are."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeVar
+
+from aflow._core.waiting import Waiting
+from aflow.errors import ObjectNotFound, StoreBusy, StoreUnavailable
+from aflow.storage.base import Buffer, ObjectStore
+
+T = TypeVar("T")
+
+TRIES = 8
+FIRST_WAIT = 0.1  # seconds; doubled each time, up to LONGEST_WAIT, and a random share of it taken
+LONGEST_WAIT = 10.0
+
+
+def wait_after(failed: int, share: float) -> float:
+    """How many seconds to wait after so many failures; `share` is a number between 0 and 1."""
+    return share * min(LONGEST_WAIT, FIRST_WAIT * 2.0**failed)
+
+
+def given_up(error: StoreBusy, tries: int) -> StoreUnavailable:
+    """What is said after the last try."""
+    return StoreUnavailable(
+        f"{error} It was tried {tries} times. See whether it is up and can be reached."
+    )
+
+
+async def retried(act: Callable[[], Awaitable[T]], tries: int = TRIES) -> T:
+    """What `act()` gives; where it raises StoreBusy it is called again, up to `tries` times in all,
+    and StoreUnavailable says so in the end."""
+    for failed in range(1, tries):
+        try:
+            return await act()
+        except StoreBusy:
+            await asyncio.sleep(wait_after(failed, random.random()))
+    try:
+        return await act()
+    except StoreBusy as error:
+        raise given_up(error, tries) from error
+
+
+class RetryingStore:
+    """Wraps a store: calls that raise StoreBusy are made again, up to TRIES times in all.
+
+    `pause(seconds)` waits; `share()` gives a random number between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        pause: Callable[[float], object] | None = None,
+        share: Callable[[], float] = random.random,
+    ) -> None:
+        self._store = store
+        self._pause = pause or threading.Event().wait
+        self._share = share
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self._store.url
+
+    def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
+        """Write an object; see the port."""
+        self._try(lambda _: self._store.put(name, parts, durable=durable))
+
+    def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
+        """Write an object where none is; see the port.
+
+        An answer may be lost after the object was written. So where a try after a failed one finds
+        an object, it is ours if it has our bytes."""
+
+        def write(failed: int) -> bool:
+            if self._store.put_if_absent(name, parts, durable=durable):
+                return True
+            return failed > 0 and self._has(name, parts)
+
+        return self._try(write)
+
+    def _has(self, name: str, parts: Sequence[Buffer]) -> bool:
+        try:
+            there = self.get(name)
+        except ObjectNotFound:  # removed meanwhile: so it was not ours to count on
+            return False
+        return memoryview(there) == memoryview(b"".join(map(bytes, parts)))
+
+    def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
+        """Read an object; see the port."""
+        return self._try(lambda _: self._store.get(name, start, length))
+
+    def size(self, name: str) -> int | None:
+        """How many bytes an object has; see the port."""
+        return self._try(lambda _: self._store.size(name))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The names that begin with `prefix`; see the port. After a failure it begins again, and
+        passes over what it has given."""
+        return self._listed(self._store.list(prefix), prefix)
+
+    def _listed(self, names: Iterator[str], prefix: str) -> Iterator[str]:
+        last = ""
+        failed = 0
+        while True:
+            try:
+                for name in names:
+                    if name > last:
+                        yield name
+                        last, failed = name, 0
+                return
+            except StoreBusy as error:
+                failed += 1
+                self._wait_after(failed, error)
+                names = self._store.list(prefix)
+
+    def delete(self, name: str) -> None:
+        """Remove an object; see the port."""
+        self._try(lambda _: self._store.delete(name))
+
+    def touch(self, name: str) -> bool:
+        """Say that an object is wanted; see the port."""
+        return self._try(lambda _: self._store.touch(name))
+
+    def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
+        """Remove an object that nobody wants; see the port."""
+        return self._try(lambda _: self._store.remove_untouched(name, since, dry_run=dry_run))
+
+    def sweep(self, older_than_s: float, now: float) -> int:
+        """Remove what dead writers have left; see the port."""
+        return self._try(lambda _: self._store.sweep(older_than_s, now))
+
+    def _try(self, act: Callable[[int], T]) -> T:
+        """What `act(failures so far)` gives."""
+        try:
+            return act(0)
+        except StoreBusy as error:
+            return self._again(act, error)
+
+    def _again(self, act: Callable[[int], T], error: StoreBusy) -> T:
+        failed, waiting = 1, Waiting(f"the datastore {self.url}")
+        while True:
+            self._wait_after(failed, error)
+            try:
+                found = act(failed)
+            except StoreBusy as again:
+                failed, error = failed + 1, again
+                waiting.still(str(again))
+            else:
+                waiting.over()
+                return found
+
+    def _wait_after(self, failed: int, error: StoreBusy) -> None:
+        if failed == TRIES:
+            raise given_up(error, TRIES) from error
+        self._pause(wait_after(failed, self._share()))

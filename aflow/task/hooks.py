@@ -1,0 +1,208 @@
+"""What decorators do around a step, inside the process of its task.
+
+A decorator that acts there names a class of this kind in `StepDecorator.around`. One object is made
+for each attempt. The outermost decorator comes first before the step, and last after it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any
+
+from aflow.errors import InvalidDecorator
+from aflow.flow.graph import Kind
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.flow.custom import UserStepDecorator
+    from aflow.flow.decorators.base import StepDecorator
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+    from aflow.flow.spec import FlowSpec
+    from aflow.storage.artifacts import Manifest
+    from aflow.storage.blobs import BlobStore
+    from aflow.task.spec import AttemptSpec, RunContext
+
+
+@dataclass(slots=True)
+class Scene:
+    """What an attempt has around it.
+
+    `inputs` is the second argument of a join's step, None for others. `values` are what `current`
+    gives: names may be added. `shared` is for what several decorators of an attempt have in common.
+    """
+
+    definition: FlowDefinition
+    step: StepDefinition
+    flow: FlowSpec
+    inputs: Any
+    spec: AttemptSpec
+    context: RunContext
+    blobs: BlobStore
+    clock: Clock
+    values: dict[str, Any]
+    shared: dict[str, Any] = field(default_factory=dict)
+
+
+class Around:
+    """The part of a decorator that acts. Every method does nothing unless it is overridden."""
+
+    def __init__(self, decorator: StepDecorator, scene: Scene) -> None:
+        self.decorator = decorator
+        self.scene = scene
+
+    def before(self) -> None:
+        """The flow is bound and `current` is set. What it raises fails the step."""
+
+    def call(self, step: Callable[[], object]) -> object:
+        """Run the step, and all that is inside of this decorator."""
+        return step()
+
+    async def call_async(self, step: Callable[[], Awaitable[object]]) -> object:
+        """The same for a coroutine step."""
+        return await step()
+
+    def after(self, error: BaseException | None) -> None:
+        """The step is over, with this error or none; what is set on the flow now is stored still.
+        Called whenever `before` was. What it raises fails the step."""
+
+    def stored(self, manifest: Manifest) -> None:
+        """The step has succeeded and all that it left is stored, but nobody knows yet."""
+
+    def failed(self, error: BaseException) -> None:
+        """The attempt has failed."""
+
+
+Makers = tuple[tuple[type[Around], "StepDecorator"], ...]
+
+
+def makers_of(step: StepDefinition) -> Makers:
+    """The classes of what acts around the step, outermost first."""
+    return tuple((_class_of(each.around), each) for each in step.decorators if each.around)
+
+
+def _class_of(path: str) -> type[Around]:
+    module, _, name = path.partition(":")
+    found: type[Around] = getattr(import_module(module), name)
+    return found
+
+
+def call_through(arounds: list[Around], step: Callable[[], object]) -> None:
+    """Run the step inside of all of them."""
+    for each in reversed(arounds):
+        step = _inside(each, step)
+    step()
+
+
+def _inside(around: Around, step: Callable[[], object]) -> Callable[[], object]:
+    return lambda: around.call(step)
+
+
+async def await_through(arounds: list[Around], step: Callable[[], Awaitable[object]]) -> None:
+    """The same for a coroutine step."""
+    for each in reversed(arounds):
+        step = _inside_async(each, step)
+    await step()
+
+
+def _inside_async(
+    around: Around, step: Callable[[], Awaitable[object]]
+) -> Callable[[], Awaitable[object]]:
+    return lambda: around.call_async(step)
+
+
+# How custom step decorators act: what comes before, instead of and after the step.
+
+
+class AroundCustom(Around):
+    """One custom decorator, in one attempt."""
+
+    def __init__(self, decorator: Any, scene: Scene) -> None:
+        super().__init__(decorator, scene)
+        self._custom: UserStepDecorator = copy.copy(decorator)  # it may keep state
+
+    def call(self, step: Callable[[], object]) -> object:
+        """Run what comes before, the step or what stands for it, and what comes after."""
+        error, follow = None, None
+        instead = self._pre_step()
+        try:
+            if self._custom.skip_step:
+                follow = self._custom.skip_step
+            elif instead is not None:
+                follow = instead(*self._arguments) or None
+            else:
+                step()
+        except Exception as raised:  # noqa: BLE001 -- the decorator decides what becomes of it
+            error = raised
+        self._conclude(error, follow)
+        return None
+
+    async def call_async(self, step: Callable[[], Awaitable[object]]) -> object:
+        """The same for a coroutine step; what stands for it may be a coroutine, too."""
+        error, follow = None, None
+        instead = self._pre_step()
+        try:
+            if self._custom.skip_step:
+                follow = self._custom.skip_step
+            elif instead is not None:
+                result = instead(*self._arguments)
+                follow = (await result if isawaitable(result) else result) or None
+            else:
+                await step()
+        except Exception as raised:  # noqa: BLE001 -- the decorator decides what becomes of it
+            error = raised
+        self._conclude(error, follow)
+        return None
+
+    @property
+    def _arguments(self) -> tuple[Any, ...]:
+        scene = self.scene
+        return (scene.flow, scene.inputs) if scene.step.takes_inputs else (scene.flow,)
+
+    def _pre_step(self) -> Any:
+        return self._custom.pre_step(self.scene.step.name, self.scene.flow, self.scene.inputs)
+
+    def _conclude(self, error: Exception | None, follow: Any) -> None:
+        result = self._post_step(error)
+        if isinstance(result, tuple) and len(result) == 2:
+            result, follow = result
+        if isinstance(result, Exception):
+            raise result
+        if result is not None:
+            raise InvalidDecorator(
+                f"@{self._custom.decorator_name}: post_step gave {type(result).__name__}: it has "
+                "to give an exception, None, or a pair of that and what self.next() takes."
+            )
+        if error is not None or (follow is not None and follow is not False):
+            self._go_on(follow)
+
+    def _post_step(self, error: Exception | None) -> Any:
+        try:
+            return self._custom.post_step(self.scene.step.name, self.scene.flow, error)
+        except Exception as raised:  # noqa: BLE001 -- it is what the step ends with
+            return raised
+
+    def _go_on(self, follow: Any) -> None:
+        """Call self.next() for a step that did not: as the source says, with other options if
+        `follow` is a dict that has any."""
+        flow, step = self.scene.flow, self.scene.step
+        node = self.scene.definition.graph[step.name]
+        if not node.next:
+            return
+        flow.__dict__.pop("_aflow_next", None)
+        steps = [getattr(flow, name) for name in node.next]
+        if isinstance(follow, dict) and follow:
+            flow.next(*steps, **follow)
+        elif node.kind is Kind.PARALLEL:
+            raise InvalidDecorator(
+                f"@{self._custom.decorator_name}: step {step.name!r} starts a gang, whose size is "
+                'not known if it does not run: skip it with {"num_parallel": ...}.'
+            )
+        elif node.kind is Kind.SWITCH:
+            cases = {case: getattr(flow, name) for case, name in node.cases}
+            flow.next(cases, condition=node.condition)
+        else:
+            flow.next(*steps, foreach=node.foreach)

@@ -1,0 +1,347 @@
+"""The inside of one attempt: what the step sees of its inputs, and what it leaves behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow._core.ids import PARAMETERS_TASK
+from aflow.errors import ArtifactNotFound, MergeArtifactsError
+from aflow.flow.graph import Kind
+from aflow.flow.merge import Merge
+from aflow.flow.spec import left_artifacts
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
+from aflow.storage.artifacts import Entry, ForeachFrame, Manifest, digest, unchanged
+from aflow.storage.items import ItemWriter
+from aflow.task.inputs import InputTask, JoinInputs, Manifests, TaskArtifacts
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.flow.definition import FlowDefinition
+    from aflow.flow.graph import Node
+    from aflow.flow.spec import FlowSpec
+    from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+    from aflow.storage.blobs import BlobStore
+    from aflow.storage.items import Item, ItemReader
+    from aflow.task.spec import AttemptSpec
+
+
+class Loaded(NamedTuple):
+    """An artifact that the step has touched: who set it, and how it looked then."""
+
+    origin: int
+    entry: Entry
+    value: Any
+
+
+class RunningTask:
+    """The context that a flow instance is bound to while its step runs.
+
+    Artifacts are read when the step first touches them. What it did not touch, or touched and
+    left as it was, is passed on by key.
+    """
+
+    def __init__(
+        self,
+        definition: FlowDefinition,
+        spec: AttemptSpec,
+        inputs: Inputs,
+        manifests: Manifests,
+        blobs: BlobStore,
+        reader: ArtifactReader,
+        items: ItemReader,
+    ) -> None:
+        self.flow_name = definition.name
+        self.step_name = spec.step
+        self.definition = definition
+        self._spec = spec
+        self._inputs = inputs
+        self._manifests = manifests
+        self._blobs = blobs
+        self._reader = reader
+        self._items = items
+        self._own_item: Item | None = None
+        self._loaded: dict[str, Loaded] = {}
+        self._merged: dict[str, tuple[int, Entry]] = {}
+        parent = inputs.task if isinstance(inputs, FromTask) else PARAMETERS_TASK
+        self._source = TaskArtifacts(parent, manifests.of(parent), manifests, reader)
+        self.read_only = read_only_names(definition)
+        self._stack: tuple[ForeachFrame, ...] | None = None
+
+    # ------------------------------------------------------------ what the step reads
+
+    def load(self, name: str) -> Any:
+        """The value of an artifact of an earlier step; raises ArtifactNotFound."""
+        found = self._merged.get(name) or self._source.find(name)
+        if found is None:
+            raise ArtifactNotFound(name)
+        origin, entry = found
+        value = self._reader.load(name, entry)
+        self._reader.start_verification()
+        if name not in self.read_only:
+            self._loaded[name] = Loaded(origin, entry, value)
+        return value
+
+    def names(self) -> set[str]:
+        """The names of all artifacts that the step can read."""
+        return self._source.manifest.names() | self._merged.keys()
+
+    @property
+    def index(self) -> int | None:
+        """The task's place in the innermost foreach around it; None outside of any."""
+        return self._spec.split_index
+
+    @property
+    def input(self) -> Any:
+        """The item of the innermost foreach around the task; None outside of any."""
+        stack = self.stack
+        return self._item(stack[-1]) if stack else None
+
+    def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
+        """The levels of foreach around the task, outermost first: index, splits, item."""
+        return [(frame.index, frame.num_splits, self._item(frame)) for frame in self.stack]
+
+    def _item(self, frame: ForeachFrame) -> Any:
+        items = self._manifests.of(frame.split).items
+        if items is None:
+            # The members of a gang have no items: each has its place in it, as in Metaflow.
+            kind = self.definition.graph[frame.step].kind
+            return frame.index if kind is Kind.PARALLEL else None
+        if self._own_item is not None and frame.split == self._spec.split:
+            return self._own_item.value(self._blobs, self._reader.names)
+        return self._items.read(items, frame.index).value(self._blobs, self._reader.names)
+
+    @property
+    def node(self) -> Node:
+        """The step, as the graph has it."""
+        return self.definition.graph.nodes[self.step_name]
+
+    @property
+    def stack(self) -> tuple[ForeachFrame, ...]:
+        """The frames of the foreach levels around the task, outermost first."""
+        if self._stack is None:
+            self._stack = self._find_stack()
+        return self._stack
+
+    def _find_stack(self) -> tuple[ForeachFrame, ...]:
+        inputs = self._inputs
+        if isinstance(inputs, FromForeach):
+            return self._manifests.of(inputs.split).stack
+        if isinstance(inputs, FromBranches):
+            return self._manifests.of(inputs.tasks[0]).stack
+        if not isinstance(inputs, FromTask):
+            return ()
+        opener = self._manifests.of(inputs.task)
+        if not self._spec.opens_index:
+            return opener.stack
+        return (*opener.stack, self._new_frame(inputs.task, opener))
+
+    def _new_frame(self, split: int, opener: Manifest) -> ForeachFrame:
+        index, count = self._spec.split_index or 0, self._spec.splits
+        if opener.items is not None:
+            opener = self._manifests.with_item(split, index)
+            self._own_item = self._items.read(opener.items, index)
+        text = "" if self._own_item is None else self._own_item.text
+        split_step = self.definition.graph[self.step_name].splits[-1]
+        return ForeachFrame(split_step, opener.transition[1] or "", count, index, text, split)
+
+    # ------------------------------------------------------------ joins
+
+    def join_inputs(self) -> JoinInputs:
+        """The `inputs` argument of a join."""
+        inputs = self._inputs
+        if isinstance(inputs, FromForeach):
+            foreach = inputs  # for the closures: mypy forgets the narrowed type
+            return JoinInputs(
+                foreach.count,
+                lambda start: self._page(foreach, start),
+                lambda: {each._aflow_step: each for each in self._page(foreach, 0)},
+            )
+        tasks = inputs.tasks if isinstance(inputs, FromBranches) else ()
+        branches = {}
+        for task in tasks:
+            manifest = self._manifests.of(task)
+            artifacts = TaskArtifacts(task, manifest, self._manifests, self._reader)
+            branches[manifest.step] = InputTask(manifest.step, artifacts, self._item)
+        return JoinInputs(len(branches), lambda start: [*branches.values()], lambda: branches)
+
+    def _page(self, inputs: FromForeach, start: int) -> list[InputTask]:
+        return [
+            InputTask(
+                step, TaskArtifacts(task, manifest, self._manifests, self._reader), self._item
+            )
+            for _, task, step, manifest in self._manifests.page(inputs, start)
+        ]
+
+    def merge(
+        self,
+        flow: FlowSpec,
+        inputs: Any,
+        exclude: Collection[str] | None,
+        include: Collection[str] | None,
+    ) -> None:
+        """Take over, by key, what the inputs agree on; see FlowSpec.merge_artifacts."""
+        if not self.definition.steps[self.step_name].takes_inputs:
+            raise MergeArtifactsError(
+                f"merge_artifacts was called in step {self.step_name!r}, which is not a join: "
+                "only a step with the arguments (self, inputs) has artifacts to merge."
+            )
+        merge = Merge(left_artifacts(flow).keys(), exclude or (), include or (), self.read_only)
+        first: dict[str, tuple[int, Entry]] = {}
+        for each in inputs:
+            entries = each._aflow_artifacts.entries(without=self.read_only)
+            merge.add(
+                f"{each._aflow_step}/{each._aflow_artifacts.task}",
+                {name: digest(entry) for name, (_, entry) in entries.items()},
+            )
+            for name, found in entries.items():
+                first.setdefault(name, found)
+        for name in merge.plan():
+            self._merged[name] = first[name]
+
+    # ------------------------------------------------------------ what the step leaves
+
+    def manifest(self, left: dict[str, Any], writer: ArtifactWriter) -> Manifest:
+        """What the task leaves: new and changed values stored, all else passed on by key.
+
+        Raises ArtifactNotPicklable, naming the artifact, and StoreUnavailable.
+        """
+        manifest = Manifest(step=self.step_name, stack=self.stack)
+        for name, value in left.items():
+            entry = self._changed(name, value, writer)
+            if entry is not None:
+                manifest.artifacts[name] = entry
+        manifest.inherited = self._passed_on(manifest.artifacts.keys())
+        return manifest
+
+    def verify_mapped(self) -> None:
+        """Return when all that was mapped unverified has been verified; raises CorruptBlob."""
+        self._reader.verify_pending()
+
+    def _changed(self, name: str, value: Any, writer: ArtifactWriter) -> Entry | None:
+        """The entry of a value that is new or has changed; None for one that is as it was."""
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            return writer.save(name, value)
+        if value is loaded.value and unchanged(
+            value, loaded.entry, self._blobs, self._reader.names
+        ):
+            return None
+        entry = writer.save(name, value)
+        return None if digest(entry) == digest(loaded.entry) else entry
+
+    def _passed_on(self, own: Collection[str]) -> dict[int, list[str]]:
+        joins = isinstance(self._inputs, FromBranches | FromForeach)
+        passed: dict[int, list[str]] = (
+            {PARAMETERS_TASK: sorted(self._source.manifest.artifacts)}
+            if joins
+            else self._source.passed_on()
+        )
+        for name, (origin, _) in self._merged.items():
+            passed.setdefault(origin, []).append(name)
+        if own:
+            passed = {
+                task: [name for name in names if name not in own] for task, names in passed.items()
+            }
+        return {task: names for task, names in passed.items() if names}
+
+
+_READ_ONLY: dict[int, frozenset[str]] = {}
+
+
+def read_only_names(definition: FlowDefinition) -> frozenset[str]:
+    """The names that no step may set: parameters and class constants."""
+    names = _READ_ONLY.get(id(definition))
+    if names is None:
+        names = frozenset(definition.parameters) | frozenset(definition.constants)
+        _READ_ONLY[id(definition)] = names
+    return names
+
+
+# Items of a foreach that are handed out while the step still makes them.
+#
+# Whoever makes them stores them; a thread says now and then how many there are. It does so at once
+# where they come slowly; where they come fast, the pause grows with the time that has passed, so
+# that even a day of items is told of some hundred times.
+
+
+PAUSE = 0.02  # seconds at least between two announcements
+SHARE = 0.02  # of the time that has passed: the pause later on
+
+Announce = Callable[[Any, int], None]
+"""Called with what `Manifest.items` is so far, and how many items that are."""
+
+
+def write_streamed(
+    items: Iterable[Any], blobs: BlobStore, limit: int, clock: Clock, announce: Announce
+) -> tuple[Any, int]:
+    """The same as `write_items`, and `announce` is called meanwhile, from another thread. It is not
+    called any more when this returns or raises."""
+    stream = _Stream(blobs, clock, announce)
+    try:
+        for count, item in enumerate(items):
+            if count == limit:
+                return None, count + 1
+            stream.add(item)
+        return stream.finish()
+    finally:
+        stream.stop()
+
+
+class _Stream:
+    """Items on their way to the store, and the thread that announces them."""
+
+    def __init__(self, blobs: BlobStore, clock: Clock, announce: Announce) -> None:
+        self._writer = ItemWriter(blobs)
+        self._announce = announce
+        self._clock = clock
+        self._begun_at = clock.monotonic()
+        self._news = threading.Condition()
+        self._told = 0
+        self._over = False
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._tell, name="aflow-items", daemon=True)
+
+    def add(self, item: Any) -> None:
+        with self._news:
+            if self._problem is not None:
+                raise self._problem
+            self._writer.add(item)
+            if self._writer.count == 1:
+                self._thread.start()
+            self._news.notify()
+
+    def _tell(self) -> None:
+        with self._news:
+            while not self._over:
+                if self._writer.count == self._told:
+                    self._news.wait()
+                    continue
+                try:
+                    self._announce(self._writer.cut(), self._writer.count)
+                except BaseException as error:  # noqa: BLE001 -- raised again where items are added
+                    self._problem = error
+                    return
+                self._told = self._writer.count
+                self._pause()
+
+    def _pause(self) -> None:
+        """Let items come, without being woken by each."""
+        until = self._clock.monotonic()
+        until += max(PAUSE, SHARE * (until - self._begun_at))
+        while not self._over and (left := until - self._clock.monotonic()) > 0:
+            self._news.wait(left)
+
+    def finish(self) -> tuple[Any, int]:
+        with self._news:
+            if self._problem is not None:
+                raise self._problem
+            return self._writer.finish()
+
+    def stop(self) -> None:
+        with self._news:
+            self._over = True
+            self._news.notify()
+        if self._thread.ident is not None:
+            self._thread.join()

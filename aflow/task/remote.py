@@ -1,0 +1,206 @@
+"""Attempts on other machines: what they read of earlier tasks, and how they commit what they left.
+
+A worker has no metadata. What a task reads of the tasks before it travels along with its spec, or
+stands in objects that the spec names: written by the coordinator, which has the metadata, one for
+each page of a join.
+
+A queue may deliver an attempt twice, and two workers run it then. So what a successful attempt has
+left is put into the store under the name of its task, where nothing is yet: the first who does that
+has settled the task, and all others report what it has left instead of their own. Before an attempt
+that may be the second one runs, it looks whether there is anything left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from aflow._core.ids import blob_key
+from aflow.errors import CorruptBlob, StorageError
+from aflow.scheduler.messages import FromForeach, decode_inputs
+from aflow.scheduler.states import AttemptState
+from aflow.storage.artifacts import Manifest
+from aflow.storage.blobs import digest_of
+from aflow.task.inputs import PAGE, Manifests
+from aflow.task.runner import Runner, sentence
+from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.base import ObjectStore
+    from aflow.storage.blobs import BlobStore
+
+_SOURCES = 64  # parcels of manifests that are looked into, the latest first
+
+Row = tuple[int, int, str, bytes]  # split index, task, step, manifest
+
+
+class Parcels:
+    """What is too large for a message, or the same for many of them: objects of one run, each
+    named by the digest of its bytes. Calls block; any thread may make them."""
+
+    def __init__(self, store: ObjectStore, flow: str, run: str) -> None:
+        self._store = store
+        self._folder = f"jobs/{flow}/{run}"
+
+    def put(self, data: bytes) -> str:
+        """Store it; the key that it is known by."""
+        key = digest_of([data], len(data))
+        self._store.put(f"{self._folder}/{key}", [data])
+        return key
+
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """Some bytes of this key, as they are; raises ObjectNotFound."""
+        return bytes(self._store.get(f"{self._folder}/{blob_key(key)}", start, length))
+
+    def get(self, key: str) -> bytes:
+        """The bytes of this key; raises ObjectNotFound, and CorruptBlob for any others."""
+        data = bytes(self._store.get(f"{self._folder}/{blob_key(key)}"))
+        if digest_of([data], len(data)) != key:
+            raise CorruptBlob(f"{self._folder}/{key} in {self._store.url} is damaged.")
+        return data
+
+
+def pack_manifests(manifests: dict[int, bytes], rows: Sequence[Row] = ()) -> bytes:
+    """A parcel of manifests: by task, and a page of a join's inputs."""
+    return msgpack.packb((1, manifests, rows))  # type: ignore[no-any-return]
+
+
+def commit_name(flow: str, run: str, task: int) -> str:
+    """The object that settles a task."""
+    return f"commits/{flow}/{run}/{task}"
+
+
+def mark_over(store: ObjectStore, flow: str, run: str) -> None:
+    """Say to workers that the run has ended: what they still get of it is not to be run. Blocks;
+    raises StorageError."""
+    store.put(_over_name(flow, run), [b"over"])
+
+
+def is_over(store: ObjectStore, flow: str, run: str) -> bool:
+    """Whether the run has ended. Blocks; raises StorageError."""
+    return store.size(_over_name(flow, run)) is not None
+
+
+def _over_name(flow: str, run: str) -> str:
+    return f"jobs/{flow}/{run}/over"
+
+
+def committed(
+    store: ObjectStore, context: RunContext, task: int, attempt: int
+) -> AttemptReport | None:
+    """What has settled the task, as the report of this attempt; None where nothing has."""
+    name = commit_name(context.flow, context.run, task)
+    if store.size(name) is None:
+        return None
+    report = AttemptReport(*msgpack.unpackb(bytes(store.get(name)), use_list=False))
+    return report._replace(attempt=attempt)
+
+
+class StoredManifests(Manifests):
+    """The manifests of a run's tasks: those that came along, else from parcels that specs name."""
+
+    def __init__(self, parcels: Parcels) -> None:
+        super().__init__(_no_metadata, 0)
+        self._parcels = parcels
+        self._sources: dict[str, None] = {}  # keys of parcels, the latest last
+        self._pages: dict[FromForeach, Sequence[str]] = {}
+        self._read: tuple[str, dict[int, bytes], list[Row]] | None = None
+
+    def expect(self, spec: AttemptSpec) -> None:
+        """Note where the manifests are that an attempt may ask for."""
+        for key in (*spec.pages, *((spec.more,) if spec.more else ())):
+            self._sources.pop(key, None)
+            self._sources[key] = None
+        while len(self._sources) > max(_SOURCES, len(spec.pages) + 1):
+            del self._sources[next(iter(self._sources))]
+        if spec.pages:
+            inputs = decode_inputs(spec.inputs)
+            assert isinstance(inputs, FromForeach), "only such a join has pages"
+            self._pages[inputs] = spec.pages
+
+    def of(self, task: int) -> Manifest:
+        """The manifest of a task that succeeded."""
+        if not self.knows(task):
+            for key in ([self._read[0]] if self._read else []) + [*reversed(self._sources)]:
+                manifests, _ = self._opened(key)
+                if task in manifests:
+                    self.remember(task, Manifest.decode(manifests[task]))
+                    break
+            else:
+                raise StorageError(f"The manifest of task {task} did not come with the attempt.")
+        return super().of(task)
+
+    def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
+        """Up to PAGE inputs of a foreach join from split index `start` on."""
+        _, rows = self._opened(self._pages[inputs][start // PAGE])
+        return [(index, task, step, Manifest.decode(data)) for index, task, step, data in rows]
+
+    def _opened(self, key: str) -> tuple[dict[int, bytes], list[Row]]:
+        """What a parcel holds; the last one is kept, since it is asked again and again."""
+        if self._read is None or self._read[0] != key:
+            _, manifests, rows = msgpack.unpackb(self._parcels.get(key), strict_map_key=False)
+            self._read = key, manifests, rows
+        return self._read[1], self._read[2]
+
+
+def _no_metadata() -> MetadataStore:
+    raise AssertionError("nothing is read from the metadata here")
+
+
+class RemoteRunner(Runner):
+    """Runs attempts of one run where there is no metadata, and commits them in the store."""
+
+    def __init__(self, context: RunContext, blobs: BlobStore, clock: Clock) -> None:
+        super().__init__(context, blobs, _no_metadata, clock)
+        self._stored = StoredManifests(Parcels(blobs.store, context.flow, context.run))
+        self.manifests = self._stored
+
+    def run(self, spec: AttemptSpec) -> AttemptReport:
+        """Run one attempt to its end, if its task is not settled already."""
+        try:
+            return self._settled(spec) or self._commit(super().run(spec))
+        except Exception as error:  # the store fails under us: so does the attempt
+            return self._unstored(spec, error)
+
+    async def run_async(
+        self, spec: AttemptSpec, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> AttemptReport:
+        """The same for a coroutine step."""
+        try:
+            return self._settled(spec) or self._commit(await super().run_async(spec, is_cancelled))
+        except Exception as error:  # the store fails under us: so does the attempt
+            return self._unstored(spec, error)
+
+    def _settled(self, spec: AttemptSpec) -> AttemptReport | None:
+        self._stored.expect(spec)
+        return self._committed(spec.task, spec.attempt) if spec.again else None
+
+    def _committed(self, task: int, attempt: int) -> AttemptReport | None:
+        return committed(self._blobs.store, self.context, task, attempt)
+
+    def _commit(self, report: AttemptReport) -> AttemptReport:
+        """The report, if it is the first that settles the task, or is none that does; else that
+        of who was first."""
+        if report.state != AttemptState.SUCCEEDED.value:
+            return report
+        name = commit_name(self.context.flow, self.context.run, report.task)
+        data = msgpack.packb(report, unicode_errors="surrogatepass")
+        # It settles who was first. What survives a power cut is what the coordinator commits.
+        if self._blobs.store.put_if_absent(name, [data]):
+            return report
+        return self._committed(report.task, report.attempt) or report
+
+    def _unstored(self, spec: AttemptSpec, error: Exception) -> AttemptReport:
+        now = self._clock.now()
+        return AttemptReport(
+            spec.task,
+            spec.attempt,
+            AttemptState.FAILED.value,
+            sentence(error),
+            started_at=now,
+            finished_at=now,
+        )

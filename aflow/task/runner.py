@@ -1,0 +1,678 @@
+"""Inside the process of a task: run one attempt, and say how it ended.
+
+`Runner.run` reads as its table of contents: prepare, call, conclude. The answer is always a
+report; nothing that a step does comes out of here as an exception.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aflow._core.settings import Settings
+from aflow.errors import AflowError, InvalidTransition, TaskTimedOut, clipped
+from aflow.flow.current import current
+from aflow.flow.decorators.catch import ExceptionWrapper, FailureHandledByCatch
+from aflow.flow.graph import Kind, outline
+from aflow.flow.spec import NextCall, bind, left_artifacts, new_instance
+from aflow.scheduler.messages import decode_inputs
+from aflow.scheduler.states import AttemptState
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
+from aflow.storage.items import ItemReader, write_items
+from aflow.storage.names import MAIN, Names, Program, code_in
+from aflow.task.environment import Variables
+from aflow.task.hooks import Around, Makers, Scene, await_through, call_through, makers_of
+from aflow.task.inputs import Manifests
+from aflow.task.outputs import RunningTask
+from aflow.task.spec import AttemptReport, AttemptSpec, RunContext, may_be_retried
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+    from aflow.flow.spec import FlowSpec
+    from aflow.metadata.base import MetadataStore
+    from aflow.storage.blobs import BlobStore
+
+ENVIRONMENT = Variables("environment")
+
+_LONGEST_TEXT = (
+    200_000  # characters of a message or traceback: the exception itself may be an artifact
+)
+_AS_IT_IS: AbstractContextManager[None] = nullcontext()
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_AFLOW = os.path.dirname(os.path.dirname(_PACKAGE)) + os.sep
+
+
+def _never() -> bool:
+    return False
+
+
+class Execution:
+    """One attempt on its way through the runner."""
+
+    __slots__ = (
+        "arounds",
+        "error",
+        "flow",
+        "held",
+        "inputs",
+        "is_cancelled",
+        "spec",
+        "started_at",
+        "step",
+        "task",
+        "token",
+    )
+
+    def __init__(self, spec: AttemptSpec, step: StepDefinition, started_at: float) -> None:
+        self.is_cancelled: Callable[[], bool] = _never
+        self.spec = spec
+        self.step = step
+        self.started_at = started_at
+        self.error: BaseException | None = None
+        self.arounds: list[Around] = []
+        self.held: Mapping[str, str] = {}  # environment variables
+        self.inputs: Any = None  # of a join
+        self.flow: FlowSpec
+        self.task: RunningTask
+        self.token: Any = None
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the step's function is called with."""
+        return (self.flow, self.inputs) if self.step.takes_inputs else (self.flow,)
+
+
+class Runner:
+    """Runs attempts of one run, one after the other or, for coroutine steps, many at a time."""
+
+    # The flow, which is known when the user's program has come to it: set before anything is run.
+    definition: FlowDefinition
+
+    def __init__(
+        self,
+        context: RunContext,
+        blobs: BlobStore,
+        open_metadata: Callable[[], MetadataStore],
+        clock: Clock,
+    ) -> None:
+        self.context = context
+        self.manifests = Manifests(open_metadata, context.run_key)
+        self._blobs = blobs
+        self._clock = clock
+        self._item_reader = ItemReader(blobs)
+        self._makers: dict[str, Makers] = {}
+        # What makes the flow's object of an attempt. Processes of tasks give the one that the
+        # user's program has made.
+        self.instance: Callable[[], FlowSpec] = lambda: new_instance(self.definition)
+        # The variables of @environment that the process was started with; None if nobody saw to it.
+        self.environment: Mapping[str, str] | None = None
+        # Tells the coordinator of items while a step still makes them: task, attempt, how many, and
+        # the manifest. None where nobody would hear it.
+        self.announce: Callable[[int, int, int, bytes], None] | None = None
+
+    @cached_property
+    def _names(self) -> Names:
+        """Finds the classes of the flow's own file, whatever name it had for who stored them."""
+        home = self.definition.cls.__module__
+        file = os.path.abspath(self.definition.file)
+        program = Program(file, None, None if home == MAIN else home)
+        # Another flow's code is in the same store, as far as one can know.
+        return Names(program, lambda key: None if key is None else code_in(self._blobs, key))
+
+    def expect_many(self) -> None:
+        """Get ready to run many attempts in this process: hold what several of them read."""
+        self._item_reader = ItemReader(self._blobs, hold=True)
+
+    def remember(self, spec: AttemptSpec) -> None:
+        """Keep manifests that came along with a spec."""
+        for task, data in spec.manifests.items():
+            if not self.manifests.knows(task) or self._has_grown(task, spec):
+                self.manifests.remember(task, Manifest.decode(data))
+
+    def _has_grown(self, task: int, spec: AttemptSpec) -> bool:
+        """Whether what is known of a task is from before it had made the item of the spec."""
+        items = self.manifests.of(task).items if task == spec.split else None
+        return items is not None and (spec.split_index or 0) >= items[0]
+
+    def run(self, spec: AttemptSpec) -> AttemptReport:
+        """Run one attempt to its end."""
+        execution = self._begin(spec)
+        try:
+            self._prepare(execution)
+            if execution.arounds:
+                self._surround(execution)
+            elif not spec.fallback:
+                self._call(execution)
+        except BaseException as error:  # whatever a step raises is its outcome
+            execution.error = error
+        return self._conclude(execution)
+
+    async def run_async(
+        self, spec: AttemptSpec, is_cancelled: Callable[[], bool] = _never
+    ) -> AttemptReport:
+        """The same for a coroutine step. `is_cancelled` says whether it was cancelled by us: only
+        then a CancelledError means that; out of any other step it is an error like others."""
+        execution = self._begin(spec)
+        execution.is_cancelled = is_cancelled
+        try:
+            self._prepare(execution)
+            if execution.arounds:
+                await self._surround_async(execution)
+            elif not spec.fallback:
+                await self._await(execution)
+        except BaseException as error:  # whatever a step raises is its outcome
+            execution.error = error
+        return self._conclude(execution)
+
+    # ------------------------------------------------------------ call
+
+    @staticmethod
+    def _call(execution: Execution) -> None:
+        step = execution.step
+        with alarm(step) if step.decorator("timeout") else _AS_IT_IS:
+            step.function(*execution.arguments)
+
+    @staticmethod
+    async def _await(execution: Execution) -> None:
+        import asyncio
+
+        try:
+            async with asyncio.timeout(timeout_of(execution.step)) as deadline:
+                await execution.step.function(*execution.arguments)
+        except TimeoutError:
+            if deadline.expired():
+                raise timed_out(execution.step) from None
+            raise
+
+    def _surround(self, execution: Execution) -> None:
+        """The same as `_call`, inside of what decorators do."""
+        begun: list[Around] = []
+        try:
+            self._before(execution, begun)
+            call_through(execution.arounds, lambda: self._call(execution))
+        except BaseException as error:  # whatever a step raises is its outcome
+            execution.error = error
+        self._after(execution, begun)
+
+    async def _surround_async(self, execution: Execution) -> None:
+        begun: list[Around] = []
+        try:
+            self._before(execution, begun)
+            await await_through(execution.arounds, lambda: self._await(execution))
+        except BaseException as error:  # whatever a step raises is its outcome
+            execution.error = error
+        self._after(execution, begun)
+
+    @staticmethod
+    def _before(execution: Execution, begun: list[Around]) -> None:
+        for each in execution.arounds:
+            begun.append(each)
+            each.before()
+
+    @staticmethod
+    def _after(execution: Execution, begun: list[Around]) -> None:
+        for each in reversed(begun):
+            try:
+                each.after(execution.error)
+            except Exception as error:  # what a decorator raises is the step's outcome
+                execution.error = error
+
+    # ------------------------------------------------------------ prepare
+
+    def _begin(self, spec: AttemptSpec) -> Execution:
+        self.remember(spec)
+        return Execution(spec, self.definition.steps[spec.step], self._clock.now())
+
+    def _prepare(self, execution: Execution) -> None:
+        spec, definition = execution.spec, self.definition
+        execution.flow = self.instance()
+        reader = ArtifactReader(self._blobs, self._names)
+        execution.task = RunningTask(
+            definition,
+            spec,
+            decode_inputs(spec.inputs),
+            self.manifests,
+            self._blobs,
+            reader,
+            self._item_reader,
+        )
+        values = self._current_values(spec)
+        execution.token = current._set(values)
+        bind(execution.flow, execution.task)
+        if execution.step.takes_inputs:
+            execution.inputs = execution.task.join_inputs()
+        if not execution.step.decorators:
+            return
+        environment = execution.step.decorator("environment")
+        if environment is not None and environment.vars != self.environment:
+            ENVIRONMENT.take(environment.vars)
+            execution.held = environment.vars
+        if not spec.fallback:
+            execution.arounds = self._arounds(execution, values)
+
+    def _arounds(self, execution: Execution, values: dict[str, Any]) -> list[Around]:
+        step = execution.step
+        makers = self._makers.get(step.name)
+        if makers is None:
+            makers = self._makers[step.name] = makers_of(step)
+        if not makers:
+            return []
+        scene = Scene(
+            self.definition,
+            step,
+            execution.flow,
+            execution.inputs,
+            execution.spec,
+            self.context,
+            self._blobs,
+            self._clock,
+            values,
+        )
+        return [kind(decorator, scene) for kind, decorator in makers]
+
+    def _current_values(self, spec: AttemptSpec) -> dict[str, Any]:
+        context = self.context
+        return {
+            "flow_name": context.flow,
+            "pathspec": f"{context.flow}/{context.run}/{spec.step}/{spec.task}",
+            "run_id": context.run,
+            "step_name": spec.step,
+            "task_id": str(spec.task),
+            "retry_count": spec.attempt,
+            "origin_run_id": context.origin_run,
+            "namespace": context.namespace,
+            "username": context.user,
+            "tags": set(context.tags),
+            "graph": lambda: outline(self.definition),
+            "tempdir": lambda: Settings.load().tempdir,
+            "parameter_names": list(self.definition.parameters),
+            "metadata_url": context.metadata_url,
+            **_told(context.told or {}),
+        }
+
+    # ------------------------------------------------------------ conclude
+
+    def _conclude(self, execution: Execution) -> AttemptReport:
+        try:
+            if execution.spec.fallback:
+                return self._settle_by_fallback(execution)
+            if execution.error is None:
+                return self._succeed(execution)
+        except Exception as error:  # storing what the step left can fail as the step itself can
+            execution.error = error
+        finally:
+            ENVIRONMENT.release(execution.held)
+            if execution.token is not None:
+                current._reset(execution.token)
+        return self._fail(execution)
+
+    def _succeed(self, execution: Execution) -> AttemptReport:
+        catch = execution.step.decorator("catch")
+        if catch is not None and catch.var:
+            setattr(execution.flow, catch.var, None)
+        iterator = self._take_iterator(execution)
+        manifest = self._manifest(execution)
+        steps, foreach, count = self._transition(execution, manifest, iterator)
+        return self._success(execution, manifest, steps, foreach, count)
+
+    def _success(
+        self,
+        execution: Execution,
+        manifest: Manifest,
+        steps: tuple[str, ...],
+        foreach: str | None = None,
+        count: int | None = None,
+    ) -> AttemptReport:
+        manifest.transition = (steps, foreach, count)
+        for each in reversed(execution.arounds):
+            each.stored(manifest)
+        return AttemptReport(
+            execution.spec.task,
+            execution.spec.attempt,
+            AttemptState.SUCCEEDED.value,
+            steps=steps,
+            foreach=foreach,
+            splits=count,
+            manifest=manifest.encode(),
+            started_at=execution.started_at,
+            finished_at=self._clock.now(),
+        )
+
+    def _manifest(self, execution: Execution) -> Manifest:
+        task = execution.task
+        if self.context.persist:
+            writer = ArtifactWriter(self._blobs, previews=self.context.previews)
+            manifest = task.manifest(left_artifacts(execution.flow), writer)
+        else:
+            manifest = Manifest(step=execution.step.name, stack=task.stack)
+        task.verify_mapped()
+        return manifest
+
+    @staticmethod
+    def _take_iterator(execution: Execution) -> Iterator[Any] | None:
+        """What a foreach goes over, where it can be gone over only once (a generator): its items
+        are stored one by one, and it is no artifact."""
+        call: NextCall | None = execution.flow.__dict__.get("_aflow_next")
+        if call is None or call.foreach is None:
+            return None
+        value = execution.flow.__dict__.get(call.foreach)
+        if not isinstance(value, Iterator):
+            return None
+        del execution.flow.__dict__[call.foreach]
+        return value
+
+    def _transition(
+        self, execution: Execution, manifest: Manifest, iterator: Iterator[Any] | None = None
+    ) -> tuple[tuple[str, ...], str | None, int | None]:
+        call: NextCall | None = execution.flow.__dict__.get("_aflow_next")
+        node = self.definition.graph[execution.step.name]
+        if call is None:
+            if node.kind is Kind.END:
+                return (), None, None
+            raise InvalidTransition(
+                f"Step {node.name!r} ended without calling self.next(): every step but the last "
+                "has to say which step follows."
+            )
+        if call.foreach is None:
+            return call.steps, None, call.num_parallel
+        if iterator is not None and self._may_stream(execution.step):
+            count = self._stream(execution, manifest, call, iterator)
+        else:
+            manifest.items, count = self._items(execution, call.foreach, iterator)
+        return call.steps, call.foreach, count
+
+    def _may_stream(self, step: StepDefinition) -> bool:
+        """Whether tasks for its items may start before all of them are there: see the scheduler."""
+        tried_again = step.decorator("retry") or step.decorator("catch")
+        return self.announce is not None and not tried_again
+
+    def _stream(
+        self, execution: Execution, manifest: Manifest, call: NextCall, iterator: Iterator[Any]
+    ) -> int:
+        from aflow.task.outputs import write_streamed  # few steps do
+
+        announce, spec = self.announce, execution.spec
+        assert announce is not None, "there is somebody to tell"
+        manifest.transition = (call.steps, call.foreach, None)
+
+        def tell(items: Any, count: int) -> None:
+            manifest.items = items
+            announce(spec.task, spec.attempt, count, manifest.encode())
+
+        limit = self.context.max_num_splits
+        manifest.items, count = write_streamed(iterator, self._blobs, limit, self._clock, tell)
+        return count
+
+    def _items(
+        self, execution: Execution, name: str, iterator: Iterator[Any] | None
+    ) -> tuple[Any, int]:
+        values = getattr(execution.flow, name) if iterator is None else iterator
+        try:
+            iterator = iter(values)
+        except TypeError:
+            raise InvalidTransition(
+                f"Step {execution.step.name!r} has foreach={name!r}, but self.{name} is of type "
+                f"{type(values).__name__}, which cannot be iterated over."
+            ) from None
+        limit = self.context.max_num_splits
+        if not self.context.persist:
+            return None, sum(1 for _ in islice(iterator, limit + 1))
+        return write_items(iterator, self._blobs, limit)
+
+    def _settle_by_fallback(self, execution: Execution) -> AttemptReport:
+        """@catch, where the step's process died: the step is settled without running it."""
+        if execution.error is not None:
+            raise execution.error
+        reason = FailureHandledByCatch(
+            "the process that ran the step died; @catch settled the step"
+        )
+        return self._caught(execution, reason)
+
+    def _caught(self, execution: Execution, error: BaseException) -> AttemptReport:
+        catch = execution.step.decorator("catch")
+        if catch is not None and catch.var:
+            name = ".".join(name_of(type(error)))
+            caught = ExceptionWrapper.of(error, user_traceback(error), name)
+            setattr(execution.flow, catch.var, caught)
+        manifest = self._manifest(execution)
+        manifest.error = describe(error, caught=True)
+        return self._success(execution, manifest, self.definition.graph[execution.step.name].next)
+
+    def _fail(self, execution: Execution) -> AttemptReport:
+        error = execution.error
+        assert error is not None, "an attempt fails with an error"
+        catch = execution.step.decorator("catch")
+        final = execution.spec.final or not may_be_retried(execution.step, error)
+        is_ours = is_cancellation(error) and execution.is_cancelled()
+        if catch is not None and final and catches(error) and not is_ours:
+            if catch.print_exception:
+                self._print_caught(execution, error)
+            try:
+                return self._caught(execution, error)
+            except Exception as another:  # what it left cannot be stored: that is the failure then
+                error = another
+        self._print_failure(execution, error)
+        self._tell_of_failure(execution, error)
+        return self._failure(execution, error)
+
+    def _tell_of_failure(self, execution: Execution, error: BaseException) -> None:
+        for each in reversed(execution.arounds):
+            try:
+                each.failed(error)
+            except Exception as another:  # the attempt has failed already: that is its outcome
+                told = f"{self._head(execution)}: @{each.decorator.name}, too: {sentence(another)}"
+                show("stderr", told + "\n")
+
+    def _failure(self, execution: Execution, error: BaseException) -> AttemptReport:
+        manifest = Manifest(step=execution.step.name, error=describe(error))
+        is_ours = is_cancellation(error) and execution.is_cancelled()
+        return AttemptReport(
+            execution.spec.task,
+            execution.spec.attempt,
+            (AttemptState.CANCELLED if is_ours else state_of(error)).value,
+            reason=sentence(error, execution.step.name),
+            retryable=may_be_retried(execution.step, error),
+            manifest=manifest.encode(),
+            started_at=execution.started_at,
+            finished_at=self._clock.now(),
+        )
+
+    # ------------------------------------------------------------ what people see
+
+    def _head(self, execution: Execution) -> str:
+        try:
+            place = ",".join(str(frame.index) for frame in execution.task.stack)
+        except (AttributeError, AflowError):  # it could not be begun: that is what is told
+            place = ""
+        step = f"{execution.step.name}[{place}]" if place else execution.step.name
+        return f"<flow {self.context.flow} step {step}>"
+
+    def _print_failure(self, execution: Execution, error: BaseException) -> None:
+        if isinstance(error, AflowError):
+            lines = [*str(error).splitlines(), *user_lines(error)]
+            body = "".join(f"    {line}\n" for line in lines)
+        else:
+            body = "    Internal error\n" + user_traceback(error)
+            if _asks_in_vain(error):
+                body += f"    {sentence(error, execution.step.name)}\n"
+        show("stderr", f"{self._head(execution)} failed:\n{body}\n")
+
+    def _print_caught(self, execution: Execution, error: BaseException) -> None:
+        lines = user_traceback(error).splitlines()
+        quoted = "".join(f">  {line}\n" for line in lines)
+        show("stdout", f"@catch caught an exception from {self._head(execution)}\n{quoted}")
+
+
+def show(stream: str, text: str) -> None:
+    """Write to sys.stdout or sys.stderr, as the step has left it: the reason of a failure is in the
+    report, whether it can be shown or not."""
+    try:
+        getattr(sys, stream).write(text)
+        getattr(sys, stream).flush()
+    except Exception:  # the step has closed it, or put something of its own in its place
+        return
+
+
+def _told(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flow's decorators add to `current`."""
+    if "trigger" not in told:
+        return dict(told)
+    from aflow.flow.trigger_events import Trigger  # few runs have one
+
+    return {**told, "trigger": Trigger(told["trigger"])}
+
+
+# ------------------------------------------------------------------ errors as values
+
+
+def catches(error: BaseException) -> bool:
+    """Whether @catch settles it: what the step raised, but not a wish to leave the process."""
+    return isinstance(error, Exception) or is_cancellation(error)
+
+
+def state_of(error: BaseException) -> AttemptState:
+    """The terminal state of an attempt that ended with this exception."""
+    return AttemptState.TIMED_OUT if isinstance(error, TaskTimedOut) else AttemptState.FAILED
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether it is asyncio's CancelledError, without importing asyncio for steps that do not."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
+
+
+def no_terminal(step: str) -> str:
+    """Why a step cannot be stopped and asked, and what to do."""
+    return (
+        f"a step has no terminal. Run the flow with `--debug {step}`, which gives yours to this "
+        "step, or call the step with aflow.testing.run_step in a debugger (docs/debugging.md)"
+    )
+
+
+def _asks_in_vain(error: BaseException) -> bool:
+    """Whether pdb or input() has ended the step, since there is nobody to ask."""
+    kind = type(error)
+    if (kind.__module__, kind.__name__) != ("bdb", "BdbQuit") and kind is not EOFError:
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    if kind is EOFError and not (frames and "input(" in (frames[-1].line or "")):
+        return False
+    try:
+        return os.path.samestat(os.fstat(0), os.stat(os.devnull))
+    except OSError:
+        return True
+
+
+def sentence(error: BaseException, step: str = "STEP") -> str:
+    """One line that says what went wrong in the step."""
+    if _asks_in_vain(error):
+        what = "input() has nobody to ask" if isinstance(error, EOFError) else "pdb cannot stop"
+        return f"{type(error).__name__}: {what}: {no_terminal(step)}."
+    if isinstance(error, SystemExit):
+        return f"The step called sys.exit({error.code!r}); a step ends by returning."
+    if isinstance(error, AflowError):
+        return clipped(safe_text(error))
+    text = " ".join(clipped(safe_text(error)).split())
+    if not text and is_cancellation(error):
+        text = "what the step awaited was cancelled, by the step or a library."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def name_of(kind: type[BaseException]) -> tuple[str, str]:
+    """Module and name of a class of exceptions; where aflow stands for Metaflow, as it is called
+    there: flows compare these names."""
+    compat = sys.modules.get("aflow.compat.metaflow")  # else it stands for nothing
+    known = None if compat is None else compat.name_in_metaflow(kind)
+    return known or (kind.__module__, kind.__name__)
+
+
+def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
+    """The exception as plain values, for the manifest."""
+    module, kind = name_of(type(error))
+    return {
+        "type": kind,
+        "module": module,
+        "message": clipped(safe_text(error), _LONGEST_TEXT),
+        "traceback": user_traceback(error),
+        "caught": caught,
+    }
+
+
+def safe_text(error: BaseException) -> str:
+    """str(error), also where that raises; what cannot be stored as text in it is escaped."""
+    try:
+        return storable(str(error))
+    except Exception as another:
+        return f"<its text cannot be shown: {type(another).__name__}>"
+
+
+def storable(text: str) -> str:
+    """The text, with what Python could not decode (in the name of a file, say) as `\\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the step's own first line on: frames of aflow above it say nothing."""
+    try:
+        frames = traceback.TracebackException.from_exception(error)
+        own = [frame for frame in frames.stack if not frame.filename.startswith(_PACKAGE)]
+        if own:
+            frames.stack = traceback.StackSummary.from_list(own)
+        return clipped(storable("".join(frames.format())), _LONGEST_TEXT)
+    except Exception as another:  # an exception whose own __str__ raises
+        return f"{type(error).__name__} (no traceback: {type(another).__name__})\n"
+
+
+def user_lines(error: AflowError) -> list[str]:
+    """Where in the user's code an error of aflow came about: as a traceback says it, without the
+    frames that are ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_AFLOW)]
+    return storable("".join(traceback.format_list(own))).splitlines()
+
+
+# ------------------------------------------------------------------ timeouts
+
+
+def timeout_of(step: StepDefinition) -> float | None:
+    """The seconds that @timeout allows the step; None without it."""
+    decorator = step.decorator("timeout")
+    return None if decorator is None else float(decorator.total_seconds)
+
+
+def timed_out(step: StepDefinition) -> TaskTimedOut:
+    """The exception of a step that ran too long."""
+    timeout = step.decorator("timeout")
+    assert timeout is not None, "only a step with @timeout times out"
+    return TaskTimedOut(
+        f"Step {step.name!r} timed out after {timeout.hours} hours, {timeout.minutes} minutes, "
+        f"{timeout.seconds} seconds."
+    )
+
+
+@contextmanager
+def alarm(step: StepDefinition) -> Iterator[None]:
+    """Raise TaskTimedOut in the step when its time is up. (Code that never comes back to Python
+    is stopped from outside, by the executor.)"""
+    seconds = timeout_of(step)
+    assert seconds is not None, "only a step with @timeout has an alarm"
+    import signal
+
+    def ring(signum: int, frame: Any) -> None:
+        traceback.print_stack(frame)
+        raise timed_out(step)
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

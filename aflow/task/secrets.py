@@ -1,0 +1,173 @@
+"""Where secrets come from, and how a step sees them.
+
+Backends are found by name: `inline` is here, `aws-secrets-manager` in secrets_manager.py, others
+are entry points of the group `aflow.secrets`: classes whose `get(id, options, role)` gives
+variables by name, all texts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from aflow._core.settings import Settings
+from aflow.errors import AflowError, SecretsError
+from aflow.task.environment import Variables
+from aflow.task.hooks import Around
+
+GROUP = "aflow.secrets"
+SECRETS = Variables("secrets")
+AWS = "aws-secrets-manager"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_RESERVED = ("AFLOW_", "METAFLOW_")  # what is set there changes what aflow does
+_ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:")
+
+
+class SecretsBackend(Protocol):
+    """Somewhere that secrets are kept."""
+
+    def get(
+        self, id: str | None, options: Mapping[str, Any], role: str | None
+    ) -> Mapping[str, Any]:
+        """The variables of one secret. What it raises fails the step; its text must not hold
+        the secret."""
+
+
+class Inline:
+    """Secrets that stand in the source, for tests: `options={"env_vars": {...}}`."""
+
+    def get(
+        self, id: str | None, options: Mapping[str, Any], role: str | None
+    ) -> Mapping[str, Any]:
+        """The variables in `env_vars`."""
+        return dict(options.get("env_vars", {}))
+
+
+class AroundSecrets(Around):
+    """Sets the variables before the step, and puts back what was there after it."""
+
+    def before(self) -> None:
+        """Ask all backends, then set the variables."""
+        self._held: dict[str, str] = {}
+        decorator: Any = self.decorator
+        found: dict[str, str] = {}
+        for source in decorator.sources:
+            for name, value in _variables(source, decorator.role).items():
+                if name in found:
+                    raise SecretsError(f"@secrets: two sources have the variable {name}.")
+                found[name] = value
+        taken = [] if decorator.allow_override else [name for name in found if _is_set(name)]
+        if taken:
+            raise SecretsError(
+                f"@secrets: the variable {taken[0]} is set already: say allow_override=True, or "
+                "unset it."
+            )
+        SECRETS.take(found)
+        self._held = found
+
+    def after(self, error: BaseException | None) -> None:
+        """Put back what was there."""
+        SECRETS.release(self._held)
+
+
+def _is_set(name: str) -> bool:
+    """Whether the variable is there, and not from a step that runs beside this one."""
+    return name in os.environ and not SECRETS.holds(name)
+
+
+def _variables(source: str | Mapping[str, Any], role: str | None) -> dict[str, str]:
+    """The variables of one source; `role` is that of the decorator."""
+    wanted = _wanted(source)
+    whom = wanted.role or role or Settings.load().default_secrets_role
+    try:
+        found = dict(_backend(wanted.kind).get(wanted.id, wanted.options, whom))
+    except AflowError:
+        raise
+    except Exception as error:
+        raise SecretsError(
+            f"@secrets: backend {wanted.kind!r} gave no {wanted.id or 'secret'}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    for name, value in found.items():
+        _check(wanted, name, value)
+    return found
+
+
+class _Wanted(NamedTuple):
+    """A source, taken apart."""
+
+    kind: str
+    id: str | None
+    options: Mapping[str, Any]
+    role: str | None
+
+
+def _check(wanted: _Wanted, name: object, value: object) -> None:
+    whose = f"@secrets: backend {wanted.kind!r} gave" + (f" for {wanted.id!r}" if wanted.id else "")
+    if not _NAME.match(str(name)) or type(value) is not str or "\0" in value:
+        raise SecretsError(
+            f"{whose} {str(name)!r}, which is no variable with a text: a name has letters, digits "
+            "and _ and begins with no digit."
+        )
+    if str(name).startswith(_RESERVED):
+        raise SecretsError(f"{whose} {str(name)!r}: names that begin so are settings of aflow.")
+
+
+def _wanted(source: str | Mapping[str, Any]) -> _Wanted:
+    if isinstance(source, str):
+        kind, dot, id = source.partition(".")
+        if dot and kind in known_backends():
+            return _Wanted(kind, id, {}, None)
+        return _Wanted(_default_backend(source), source, {}, None)
+    named, options = source.get("id"), source.get("options", {})
+    if not isinstance(options, Mapping) or not isinstance(named, str | None):
+        raise SecretsError(
+            "@secrets: a source that is a mapping has the keys type, id, options={...} and role."
+        )
+    kind = source.get("type") or _default_backend(named)
+    return _Wanted(kind, named, options, source.get("role"))
+
+
+def _default_backend(id: str | None) -> str:
+    """The backend of a secret whose source names none."""
+    default = Settings.load().default_secrets_backend
+    if default is not None:
+        return default
+    if id is not None and _ARN.match(id):
+        return AWS
+    raise SecretsError(
+        f"@secrets: {'a source' if id is None else repr(id)} names no backend: write backend.id, "
+        f"or type= in a mapping (there are: {', '.join(known_backends())}), or set "
+        "AFLOW_DEFAULT_SECRETS_BACKEND_TYPE."
+    )
+
+
+def known_backends() -> dict[str, Any]:
+    """The backends by name; those that packages add with their entry points."""
+    from importlib.metadata import entry_points  # only for steps that have secrets
+
+    return {
+        "inline": None,
+        AWS: None,
+        **{each.name: each for each in entry_points(group=GROUP)},
+    }
+
+
+def _backend(kind: str) -> SecretsBackend:
+    known = known_backends()
+    if kind not in known:
+        raise SecretsError(
+            f"@secrets: there is no backend {kind!r}; there are: {', '.join(known)}. A package "
+            f"adds one with an entry point of the group {GROUP}."
+        )
+    entry_point = known[kind]
+    if entry_point is not None:
+        made: SecretsBackend = entry_point.load()()
+        return made
+    if kind == AWS:
+        from aflow.task.secrets_manager import SecretsManager  # which needs an extra
+
+        return SecretsManager()
+    return Inline()

@@ -11,10 +11,9 @@ _HOMES = {
     "aflow.cards.card": "BlankCard Card DefaultCard ErrorCard JSONCard TaskspecCard",
     "aflow.cards.components": (
         "Artifact Component Error Image JSONViewer Markdown ProgressBar PythonCode Table ValueBox "
-        "VegaChart"
+        "VegaChart EventsTimeline Page YAMLViewer"
     ),
     "aflow.cards.get": "CardContainer FoundCard get_cards",
-    "aflow.cards.components": "EventsTimeline Page YAMLViewer",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -1,7 +1,7 @@
 """One run in the foreground: what `aflow run` and `python flow.py run` do.
 
-The ground of its tasks was started first thing (executors/local/ground_start.py), and gets ready while
-this process checks the flow and imports asyncio: on two cores at once.
+The ground of its tasks was started first thing (executors/local/ground_start.py), and gets ready
+while this process checks the flow and imports asyncio: on two cores at once.
 """
 
 from __future__ import annotations

@@ -347,7 +347,7 @@ def install() -> None:
         from aflow.errors import InvalidInput
 
         raise InvalidInput(
-            "Metaflow has been imported already in this process: call aflow.compat.metaflow.install() "
+            "Metaflow has been imported already in this process: call aflow.compat.install() "
             "before anything imports it."
         )
     if not is_installed():

@@ -67,8 +67,8 @@ from aflow.queue.base import (
 
 # The form of a message in SQS, which takes text alone, and only so much of it.
 #
-# base64(msgpack([1, id, deliveries, buried_at, kept, body]))
-# base64(msgpack([2, [[id, deliveries, body], ...]]))
+# It is base64 of msgpack: one message, `[1, id, deliveries, buried_at, kept, body]`, or a bundle,
+# `[2, [[id, deliveries, body], ...]]`.
 #
 # The second form is a bundle: SQS counts and charges messages, and takes ten of them in a call.
 # `deliveries` are those that SQS has not counted itself: a message that was given back at no cost,

@@ -505,9 +505,8 @@ async def test_a_report_that_is_too_large_for_the_queue_is_cut_or_fails_its_atte
     large = Manifest("act", error={"message": "z" * 50_000}).encode()
     error = [protocol.ENDED, 1, 0, None, None, "failed", "z" * 50_000, True, [], None, None, large]
     done = [protocol.ENDED, 2, 0, None, None, "succeeded", "", True, ["end"], None, None, large]
-    for event in (
-        [protocol.LOGGED, 1, 0, 0, 1.0, b"o" * 50_000], error, [protocol.GROWN, 2, 0, 5, large], done
-    ):  # fmt: skip
+    printed = [protocol.LOGGED, 1, 0, 0, 1.0, b"o" * 50_000]
+    for event in (printed, error, [protocol.GROWN, 2, 0, 5, large], done):
         outbox.add(task, event)
     outbox.close()
     await sending

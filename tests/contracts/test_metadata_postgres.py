@@ -20,10 +20,7 @@ from tests.support.postgres import new_schema
 from tests.support.servers import Server, free_port, postgres_for_one
 
 psycopg = pytest.importorskip("psycopg")
-from aflow.metadata.postgres import (
-    LATEST,
-    PostgresMetadata,
-)
+from aflow.metadata.postgres import LATEST, PostgresMetadata  # noqa: E402 -- needs psycopg
 
 
 @pytest.fixture

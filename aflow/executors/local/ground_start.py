@@ -36,7 +36,8 @@ main()
 """
 
 
-GROUND = "aflow.executors.local.ground_main"  # the main program: by its name, since it stands above all that starts it
+# By its name, since the main program of a ground stands above all that starts it.
+GROUND = "aflow.executors.local.ground_main"
 
 
 class ForkedGround:

@@ -72,7 +72,7 @@ def _value(text: str, at: int) -> tuple[Any, int]:
 
 
 def parse_spec(spec: str) -> Any:
-    """The decorator that `name` or `name:option=value,...` describes; see `flow/decorators/attach.py`.
+    """The decorator that `name` or `name:option=value,...` describes.
 
     Raises InvalidDecorator for all that cannot be understood.
     """

@@ -18,7 +18,7 @@ FLOW_KINDS = {
     "pypi_base": ("packages", "PypiBase"),
     "schedule": ("schedule", "Schedule"),
     "trigger": ("trigger", "TriggeredBy"),
-    "trigger_on_finish": ("trigger_on_finish", "TriggeredOnFinish"),
+    "trigger_on_finish": ("trigger", "TriggeredOnFinish"),
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from aflow.storage.blobs import digest_of
 
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_AFLOW = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_AFLOW = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
 # What a step may run in other processes, from the flow's folder.
 _CODE = frozenset({".py", ".pyx", ".so", ".sh", ".r", ".jl", ".pl", ".sql", ".ipynb"})
 _NOT_CODE = frozenset({"__pycache__", "node_modules", "venv"})

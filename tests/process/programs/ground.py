@@ -1,5 +1,6 @@
 """Lets each effect of effects.py happen as in a task: in a process that is forked from one that has
-none of the file's own objects, runs the whole file there, and leaves by aflow._core.ending.leave."""
+none of the file's own objects, runs the whole file there, and leaves by `leave` of
+aflow._core.ending."""
 
 import gc
 import os

@@ -59,8 +59,8 @@ EVENTS = [
     [protocol.STARTED, 3, 0, 17, NOW],
     [protocol.LOGGED, 3, 0, 1, NOW, b"text"],
     [protocol.GROWN, 3, 0, 2, MANIFEST],
-    [protocol.ENDED, 3, 0, 1024, 0.5, "succeeded", "", True, ["end"], None, None, MANIFEST, NOW, NOW,
-     [["a", "b", "c"]], False],
+    [protocol.ENDED, 3, 0, 1024, 0.5, "succeeded", "", True, ["end"], None, None, MANIFEST, NOW,
+     NOW, [["a", "b", "c"]], False],
     [protocol.DECLINED, 3, 0, "why"],
 ]  # fmt: skip
 REPORTS = ReportsLetter(*RUN, "worker-1", "host", 1, EVENTS)

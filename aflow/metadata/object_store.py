@@ -10,6 +10,7 @@ is what lists are made of.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,6 +72,9 @@ class StoreMetadata(SqliteMetadata):
         self._found: dict[tuple[str, str], _Known] = {}
         self._names: dict[int, tuple[str, str]] = {}
         self._threads = ThreadPoolExecutor(_AT_ONCE, "metadata")
+        # What is in memory follows the objects one by one: two threads that apply the same object
+        # would have it twice in the journal.
+        self._following = threading.RLock()
 
     @property
     def url(self) -> str:
@@ -99,6 +103,10 @@ class StoreMetadata(SqliteMetadata):
 
     def _catch_up(self, flow: str, run: str) -> _Known | None:
         """Read what is new of a run; None where there is none."""
+        with self._following:
+            return self._caught_up(flow, run)
+
+    def _caught_up(self, flow: str, run: str) -> _Known | None:
         known = self._found.get((flow, run))
         if known is None:
             known = self._from_snapshot(flow, run)
@@ -195,6 +203,10 @@ class StoreMetadata(SqliteMetadata):
     def _append(self, run_key: int, entry: list[Any]) -> None:
         """Write an object of a run that was read so far. Raises VersionConflict where another has
         been written meanwhile, which is read then."""
+        with self._following:
+            self._append_next(run_key, entry)
+
+    def _append_next(self, run_key: int, entry: list[Any]) -> None:
         flow, run = self._place_of(run_key)
         known = self._found[flow, run]
         # No two writers write the same bytes: who finds its own has written them.
@@ -224,12 +236,21 @@ class StoreMetadata(SqliteMetadata):
         name = self._name(run.flow, run.run, 0)
         if not self._store.put_if_absent(name, [data]) and bytes(self._store.get(name)) != data:
             raise VersionConflict(f"There is a run {run.flow}/{run.run} already.")
-        known = self._apply(run.flow, run.run, None, 0, entry)
+        with self._following:
+            known = self._found.get((run.flow, run.run))
+            if known is None:  # else another thread has read it meanwhile
+                known = self._apply(run.flow, run.run, None, 0, entry)
         self._put_index(run.flow, run.run)
         return run._replace(key=known.key, version=0)
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch if the run is still at `version`; see the port."""
+        with (
+            self._following
+        ):  # the version that is looked at is the one that is written on
+            return self._commit(run_key, version, batch, mark)
+
+    def _commit(self, run_key: int, version: int, batch: Batch, mark: str) -> int:
         if run_key not in self._names:
             raise VersionConflict(_CONFLICT)
         flow, run = self._place_of(run_key)
@@ -279,10 +300,11 @@ class StoreMetadata(SqliteMetadata):
 
     def delete_run(self, run_key: int) -> None:
         """Remove a run with all its records; see the port."""
-        if run_key not in self._names:
-            return
-        flow, run = self._names.pop(run_key)
-        self._found.pop((flow, run), None)
+        with self._following:
+            if run_key not in self._names:
+                return
+            flow, run = self._names.pop(run_key)
+            self._found.pop((flow, run), None)
         self._store.delete(f"{PREFIX}/index/{flow}/{run}/{run_key}")
         for name in list(self._store.list(f"{PREFIX}/runs/{flow}/{run}/")):
             self._store.delete(name)

@@ -337,10 +337,10 @@ class Scheduling:
         document = self._documents.document(KIND, name)
         if document is None:
             raise NotFound(f"There is no schedule {name[:100]!r}.")
-        changed = changed(read(document), fields, self._clock.now())
-        order_of(changed.order)
-        self._documents.put_document(KIND, name, changed.encode(), document.version)
-        return changed
+        edited = changed(read(document), fields, self._clock.now())
+        order_of(edited.order)
+        self._documents.put_document(KIND, name, edited.encode(), document.version)
+        return edited
 
     def delete(self, name: str) -> None:
         """Forget a schedule; its runs stay. Blocks. Raises NotFound."""

@@ -41,7 +41,7 @@ from os import environ
 shipped = environ.get("AFLOW_RUNTIME")
 try:
     found = find_spec("{program}")
-    from aflow._core.version import __version__ as here
+    from aflow import __version__ as here
 except ImportError:
     found = here = None
 if found is None or (shipped and here != "{version}"):

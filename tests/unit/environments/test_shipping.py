@@ -183,8 +183,7 @@ def test_an_aflow_of_another_version_in_the_image_gives_way_to_the_one_that_was_
     package = tmp_path / "aflow" / "remote"
     package.mkdir(parents=True)
     for name, text in (
-        ("__init__.py", ""),
-        ("version.py", "__version__ = '0.0.9'"),
+        ("__init__.py", "__version__ = '0.0.9'"),
         ("remote/__init__.py", ""),
         ("remote/job.py", "print('the one of the image')"),
     ):

@@ -245,9 +245,7 @@ class StoreMetadata(SqliteMetadata):
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch if the run is still at `version`; see the port."""
-        with (
-            self._following
-        ):  # the version that is looked at is the one that is written on
+        with self._following:  # the version that is looked at is the one that is written on
             return self._commit(run_key, version, batch, mark)
 
     def _commit(self, run_key: int, version: int, batch: Batch, mark: str) -> int:

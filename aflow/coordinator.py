@@ -16,6 +16,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aflow import backends
@@ -26,7 +27,7 @@ from aflow._core.threads import in_thread, to_the_end
 from aflow.code.config_binding import configured
 from aflow.code.program import check_may_begin
 from aflow.errors import CoordinatorClosed, InvalidInput, NotFound, RunHasOwner
-from aflow.executors.factory import executor_for, travelling
+from aflow.executors.factory import built_here, executor_for, travelling, with_locks
 from aflow.executors.local.executor import GRACE
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
 from aflow.runs.admission import Admission, WhenFull
@@ -310,6 +311,8 @@ class Coordinator:
         watch: Watch | None,
     ) -> RunHandle:
         try:
+            if options.locks is None:
+                options = await in_thread(with_locks, definition, options)
             executor = await self._executor(definition, options, ground)
             driving = Driving(self._owner, executor.lookahead)
             new = await in_thread(self._creation.create, definition, options, given, driving)
@@ -333,6 +336,7 @@ class Coordinator:
             record = await in_thread(self._held, definition, run)
             try:
                 options = as_recorded(options, record)
+                options = await in_thread(self._with_recorded_locks, options, record)
                 executor = await self._executor(definition, options, ground)
                 machine = _machine(definition, options, None, record.settings["lookahead"])
                 new, unfinished = await in_thread(self._stood, definition, options, record, machine)
@@ -347,6 +351,14 @@ class Coordinator:
             self._admission.leave()
             raise
         return self._driven(new.record, driver, listeners)
+
+    def _with_recorded_locks(self, options: RunOptions, record: RunRecord) -> RunOptions:
+        """The options with the packages that the run has begun with. Blocks."""
+        if not record.settings.get("environments"):
+            return replace(options, locks={})
+        from aflow.environments.record import recorded_locks  # few runs have any
+
+        return replace(options, locks=recorded_locks(record.settings, self._store))
 
     def _held(self, definition: FlowDefinition, run: str) -> RunRecord:
         """The run, which is ours now. Blocks."""
@@ -385,6 +397,7 @@ class Coordinator:
         self, definition: FlowDefinition, options: RunOptions, ground: GroundProcess | None
     ) -> Executor:
         travels = await in_thread(travelling, definition, options, self._store)
+        built = await in_thread(built_here, definition, options) if options.locks else None
         return executor_for(
             definition,
             options,
@@ -394,6 +407,7 @@ class Coordinator:
             travels=travels,
             ground=ground,
             grace=self._grace,
+            built=built,
         )
 
     def _driven(self, record: RunRecord, driver: RunDriver, listeners: list[Watch]) -> RunHandle:

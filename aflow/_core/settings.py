@@ -153,6 +153,8 @@ class Settings:
 
     `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
     None where nothing is set: the user's own. `owner` is the kind of those who drive runs.
+    `environment` is what `--environment` says, None where nothing does; environments are kept in
+    `environments_folder`, else below `cache_folder`.
     `max_log_size` is in MB (2**20 bytes) per stream of an attempt. `cache_size` is in MB, too: of
     copies of remote blobs below `cache_folder`. Without `previews` manifests say nothing of what
     is in artifacts, but for their types and shapes.
@@ -163,7 +165,8 @@ class Settings:
     datastore: str = "local"
     datastore_root: str | None = None
     metadata: str = "local"
-    environment: str = "local"
+    environment: str | None = None
+    environments_folder: str | None = None
     durability: Durability = "power"
     namespace: str | None = None
     default_decospecs: tuple[str, ...] = ()
@@ -381,6 +384,10 @@ class RunOptions:
     `run_id` names the run, None leaves that to aflow. With `spin` one step runs alone, on inputs of
     an earlier run.
 
+    `environment` is what `--environment` says, None where nothing is said. `locks` are the packages
+    of steps that have an environment of their own, by step, where they are known already; else the
+    coordinator finds out.
+
     `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
     said to have started this one. `package_suffixes` are those of the files that are kept as the
     run's code. With `executor` "queue" the workers of `queue` run the tasks, told by messages that
@@ -422,6 +429,8 @@ class RunOptions:
     signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
     priority: int = 0
     words: tuple[str, ...] = ()
+    environment: str | None = None
+    locks: Mapping[str, Any] | None = None
 
 
 def usable_cpus() -> int:
@@ -678,7 +687,8 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "datastore_root": (("DATASTORE_ROOT",), _text),
     "metadata": (("DEFAULT_METADATA",), _metadata),
     "service_url": (("SERVICE_URL",), _text),
-    "environment": (("DEFAULT_ENVIRONMENT",), _choice("local")),
+    "environment": (("DEFAULT_ENVIRONMENT",), _choice("local", "conda", "pypi", "uv")),
+    "environments_folder": (("ENVIRONMENTS_FOLDER",), _text),
     "durability": (("DURABILITY",), _choice("power", "process")),
     "namespace": (("NAMESPACE",), _text),
     "default_decospecs": (("DEFAULT_DECOSPECS",), _words),

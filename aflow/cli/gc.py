@@ -60,6 +60,13 @@ def _parameters() -> list[click.Parameter]:
             metavar="TIME",
             help="Leave alone what was written or used so short a time ago.",
         ),
+        option(
+            "--environments",
+            default="30d",
+            show_default=True,
+            metavar="TIME",
+            help="Delete environments of steps (@pypi, @conda) that nobody has used for so long.",
+        ),
         option("--datastore", type=click.Choice(["local", "s3"]), help="Where the artifacts are."),
         option("--datastore-root", metavar="PATH", help="Its folder, or s3://bucket/prefix."),
         flag(
@@ -79,6 +86,7 @@ def _gc(
     keep: int,
     spins: bool,
     grace: str,
+    environments: str,
     datastore: str | None,
     datastore_root: str | None,
     sole_owner: bool,
@@ -99,6 +107,7 @@ def _gc(
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0
     now = SystemClock.now()
+    unused = _seconds("--environments", environments)
     before = None if older_than is None else now - _seconds("--older-than", older_than)
     if run is not None:
         of, slash, run = run.partition("/")
@@ -116,7 +125,19 @@ def _gc(
     _tell(removed, dry_run, grace)
     _warn(removed)
     _sweep_code(settings, kept, now, dry_run=dry_run)
+    _sweep_environments(settings, unused, now, dry_run=dry_run)
     return 0
+
+
+def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: bool) -> None:
+    """Delete the environments of this user that nobody has used lately."""
+    from aflow.environments.build import Environments, cache_folder
+
+    count, size = Environments(cache_folder(settings)).sweep(age, now, dry_run=dry_run)
+    if count:
+        verb = "would be deleted" if dry_run else "deleted"
+        many = _many(count, "environment")
+        click.echo(f"{many} of steps {verb}: {_size(size)}.")
 
 
 def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -> None:

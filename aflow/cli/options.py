@@ -127,7 +127,12 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
             "(postgresql://user@host/database, https://host, sqlite:////path).",
             **rest,
         ),
-        _choice("--environment", ["local"], "Environment that tasks run in.", rest),
+        _choice(
+            "--environment",
+            ["local", "conda", "pypi", "uv"],
+            "Packages of steps: installed ones (local), or an environment of each step.",
+            rest,
+        ),
         _choice("--datastore", ["local", "s3"], "Where the artifacts are.", rest),
         option(
             "--datastore-root",
@@ -225,6 +230,12 @@ def run_options() -> list[Option]:
         with_option(OPTIONS, "run_"),
         flag("--cache", help="Use results of earlier runs where nothing has changed (see @cache)."),
         flag("--dry-run", help="Only say which tasks would run, and why."),
+        flag(
+            "--force-rebuild-environments",
+            "rebuild",
+            hidden=True,
+            help="Solve and build the environments of steps again.",
+        ),
         option("--aflow-adopt", "adopt", hidden=True, help="The run to go on with."),
         _file("--run-id-file", "Write the run's id to this file."),
         _file("--runner-attribute-file", "Write run id, flow and metadata to this file, as JSON."),

@@ -77,6 +77,7 @@ def run(
     progress: bool | None,
     cache: bool,
     dry_run: bool,
+    rebuild: bool = False,
     adopt: str | None = None,
     origin: Origin | None = None,
     **rest: Any,
@@ -103,7 +104,7 @@ def run(
         decospecs = (*_decospecs(session, settings), *(("cache",) if cache else ()))
         definition = _with(definition, decospecs)
         check_graph(definition, session.note)
-        _note_differences(session, definition, settings.executor, decospecs)
+        _note_differences(session, definition, settings, decospecs)
         if adopt is not None:
             values = {}  # they were recorded when the run began
         elif origin is None:
@@ -119,9 +120,13 @@ def run(
         code.finish(session.note)
     if dry_run:
         from aflow.cli import explain
+        from aflow.executors.factory import with_locks
 
+        options = with_locks(definition, options, session.note)
         explain.dry_run(definition, options, settings)
         return 0
+    if adopt is None:
+        options = _prepared(session, definition, options, rebuild=rebuild)
     ended, signum = _in_foreground(definition, options, settings, runner_attribute_file, adopt)
     if options.clone_only:
         stopped = ended.state is RunState.CANCELLED and signum is None  # as was wanted
@@ -142,7 +147,7 @@ def _note_beginning(session: Session, settings: Settings) -> None:
 
 
 def _note_differences(
-    session: Session, definition: FlowDefinition, executor: str, decospecs: Sequence[str]
+    session: Session, definition: FlowDefinition, settings: Settings, decospecs: Sequence[str]
 ) -> None:
     """Say what this run does otherwise than the flow asks for, if anything."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
@@ -150,7 +155,8 @@ def _note_differences(
     from aflow.executors.factory import on_batch
     from aflow.runs.warnings import notes  # only for flows that ask for something
 
-    for note in notes(definition, on_batch(definition, executor, decospecs)):
+    jobs = on_batch(definition, settings.executor, decospecs)
+    for note in notes(definition, jobs, packages=settings.environment == "local"):
         session.note(note)
 
 
@@ -178,7 +184,24 @@ def execute(
     """Run one step of a flow that has been checked, as the options `rest` say: the exit code."""
     options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
     _show_project(session, definition, settings)
+    options = _prepared(session, definition, options)
     return _exit_code(*_in_foreground(definition, options, settings, runner_attribute_file))
+
+
+def _prepared(
+    session: Session, definition: FlowDefinition, options: RunOptions, *, rebuild: bool = False
+) -> RunOptions:
+    """The options with the environments of the steps, which are solved and built before the run
+    begins; that is shown while it goes on."""
+    from aflow.environments.spec import asks
+
+    if not asks(definition, options.environment):
+        return options
+    from aflow.executors.factory import built_here, with_locks
+
+    options = with_locks(definition, options, session.note, anew=rebuild)
+    built_here(definition, options, session.note, anew=rebuild)
+    return options
 
 
 def _in_foreground(
@@ -381,6 +404,7 @@ def _options(
         queue=settings.queue,
         signing_keys=settings.signing_key_bytes,
         words=session.words,
+        environment=settings.environment,
         **resumed,
     )
 

@@ -75,6 +75,11 @@ class Lock:
         return iter(self.packages)
 
     @property
+    def minor(self) -> str:
+        """Major and minor version of Python."""
+        return ".".join(self.python.split(".")[:2])
+
+    @property
     def versions(self) -> dict[str, str]:
         """The versions of the packages, by their names."""
         return {each.name: each.version for each in self.packages}

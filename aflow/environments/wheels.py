@@ -81,7 +81,7 @@ def runtime(extras: Iterable[str], folder: Path, now: float) -> list[PackedWheel
         raise ShippingError(
             f"aflow cannot be packed for jobs in {folder}: {error.strerror or error}."
         ) from error
-    others = [_packed(each, folder) for each in _closure(frozenset(extras))]
+    others = [_packed(each, folder) for each in closure(frozenset(extras))]
     return [_packed_aflow(folder), *others]
 
 
@@ -124,15 +124,15 @@ def _sweep(folder: Path, before: float) -> None:
 # ------------------------------------------------------------ which distributions
 
 
-def _closure(extras: frozenset[str]) -> list[Distribution]:
+def closure(extras: frozenset[str]) -> list[Distribution]:
     """All distributions that aflow with these extras depends on here, by canonical names."""
     found: dict[str, Distribution] = {}
-    todo = [*_requirements(_needs_of_aflow(), extras)]
+    todo = [*_requirements(needs_of_aflow(), extras)]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
         name, more = todo.pop()
         if name == canonicalize_name(DISTRIBUTION):
-            todo += _requirements(_needs_of_aflow(), more) if (name, more) not in seen else ()
+            todo += _requirements(needs_of_aflow(), more) if (name, more) not in seen else ()
         elif (name, more) not in seen:
             distribution = found[name] = _distribution(name)
             todo += _requirements(distribution.requires or (), more)
@@ -149,7 +149,7 @@ def _requirements(
             yield canonicalize_name(requirement.name), frozenset(requirement.extras)
 
 
-def _needs_of_aflow() -> list[str]:
+def needs_of_aflow() -> list[str]:
     """What this aflow requires: as its source tree says, if it runs from one, else as it was
     installed."""
     project = _project()
@@ -246,7 +246,7 @@ def _of_source(folder: Path) -> PackedWheel:
         "Metadata-Version: 2.1",
         f"Name: {DISTRIBUTION}",
         f"Version: {__version__}",
-        *(f"Requires-Dist: {each}" for each in _needs_of_aflow()),
+        *(f"Requires-Dist: {each}" for each in needs_of_aflow()),
     ]
     tag = "Wheel-Version: 1.0\nGenerator: aflow\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     entry = f"[console_scripts]\n{_OURS} = {_OURS}.__main__:main\n"

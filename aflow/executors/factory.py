@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings, without_passwords
 from aflow.code import package
-from aflow.code.program import request_of
-from aflow.errors import AflowError, CodePackageError, InvalidSetting
+from aflow.code.program import request_of, source_of
+from aflow.environments.spec import asks
+from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
 from aflow.executors.local.executor import ProcessExecutor, needs_here, needs_of
 from aflow.executors.local.ground_start import spawn_here
 from aflow.executors.local.preload import imported_here
@@ -21,13 +24,15 @@ from aflow.flow.graph import Kind
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from aflow._core.clock import Clock
     from aflow._core.settings import RunOptions
     from aflow.aws.batch import StepJob
     from aflow.code.package import Package
     from aflow.code.program import Request
+    from aflow.environments.build import Built
+    from aflow.environments.lock import Lock
     from aflow.executors.base import Executor, Orphan, Reports
     from aflow.executors.local.ground_client import GroundProcess
     from aflow.executors.protocol import Job
@@ -88,6 +93,57 @@ def on_batch(
 
     queue = AwsSettings.load().queue
     return frozenset(name for name, batch in marked.items() if batch.queue or queue)
+
+
+def with_locks(
+    definition: FlowDefinition,
+    options: RunOptions,
+    report: Callable[[str], None] | None = None,
+    *,
+    anew: bool = False,
+) -> RunOptions:
+    """The options with the packages of steps that have an environment of their own. Blocks, while
+    packages are solved for the first time. Raises InvalidDecorator, MissingExtra and
+    EnvironmentFailed."""
+    if not asks(definition, options.environment):
+        return replace(options, locks={})
+    from aflow.environments import prepare  # few flows have any
+
+    locks = prepare.locks_of(
+        definition,
+        options.environment,
+        only=_spun(options),
+        report=report or prepare.to_log,
+        anew=anew,
+    )
+    _check_flow_loads(definition, locks)
+    return replace(options, locks=locks)
+
+
+def built_here(
+    definition: FlowDefinition,
+    options: RunOptions,
+    report: Callable[[str], None] | None = None,
+    *,
+    anew: bool = False,
+) -> Mapping[str, Built]:
+    """The environments of the steps that run in processes of this machine, by the digests of their
+    locks; built where they are not there. Blocks. Raises EnvironmentFailed."""
+    from aflow.environments import prepare  # few flows have any
+
+    here = [name for name, place in places(definition, options).items() if place == "local"]
+    return prepare.build_all(options.locks or {}, here, report=report or prepare.to_log, anew=anew)
+
+
+def _check_flow_loads(definition: FlowDefinition, locks: Mapping[str, Lock]) -> None:
+    """Raises EnvironmentFailed for a flow that another Python than this cannot load."""
+    own = "{}.{}".format(*sys.version_info[:2])
+    other = next((name for name, lock in locks.items() if lock.minor != own), None)
+    if other is not None and "pickle" in source_of(definition.cls):
+        raise EnvironmentFailed(
+            f"Step {other} has Python {locks[other].minor}, and {definition.name} is in no file "
+            f"(it was made in a notebook, say): it can be run by Python {own} alone."
+        )
 
 
 def needs_processes(definition: FlowDefinition, of_step: Mapping[str, str]) -> bool:
@@ -176,33 +232,81 @@ def executor_for(
     travels: Travelling | None,
     ground: GroundProcess | None,
     grace: float,
+    built: Mapping[str, Built] | None = None,
 ) -> Executor:
-    """What runs the attempts of a run."""
+    """What runs the attempts of a run. `built` are the environments of this machine that its steps
+    have, by the digests of their locks."""
     of_step = places(definition, options)
     made: dict[str, Executor] = {}
     if needs_processes(definition, of_step):
-        made["local"] = ProcessExecutor(
-            needs_here(definition, options.process),
-            request_of(definition, options.decospecs, imported_here(), _spun(options)),
-            spawn_here,
-            clock,
-            first=ground,
-            max_workers=options.max_workers,
-            isolation=options.isolation,
-            grace=grace,
-            debug_step=options.debug_step,
-        )
+        made["local"] = _local(definition, options, clock, ground, grace)
+        # What settles a step of AWS Batch that has died needs none of its packages.
+        local = {name for name, place in of_step.items() if place == "local"}
+        inside = _in_environments(definition, options, clock, local, built, grace)
+    else:
+        inside = {}
     if travels is not None:
         if "queue" in of_step.values():
             made["queue"] = _queued(definition, options, store, metadata, clock, travels, grace)
         if travels.jobs:
             made["batch"] = _batch(definition, options, store, metadata, clock, travels, grace)
-    if len(made) == 1:
+    if len(made) == 1 and not inside:
         return next(iter(made.values()))
     # Few runs have more than one: the others do not pay for it.
 
-    executors = {step: made[place] for step, place in of_step.items()}
+    executors = {step: inside.get(step) or made[place] for step, place in of_step.items()}
     return ByStep(executors, made.get("local") if "batch" in made else None)
+
+
+def _local(
+    definition: FlowDefinition,
+    options: RunOptions,
+    clock: Clock,
+    ground: GroundProcess | None,
+    grace: float,
+    built: Built | None = None,
+) -> ProcessExecutor:
+    """Processes of this machine: like this one, or of an environment."""
+    return ProcessExecutor(
+        needs_here(definition, options.process),
+        # What this program has imported, another interpreter may not have.
+        request_of(
+            definition,
+            options.decospecs,
+            imported_here() if built is None else None,
+            _spun(options),
+        ),
+        lambda: spawn_here(built),
+        clock,
+        first=ground,
+        max_workers=options.max_workers,
+        isolation=options.isolation,
+        grace=grace,
+        debug_step=options.debug_step,
+        is_lazy=built is not None,
+    )
+
+
+def _in_environments(
+    definition: FlowDefinition,
+    options: RunOptions,
+    clock: Clock,
+    steps: Collection[str],
+    built: Mapping[str, Built] | None,
+    grace: float,
+) -> dict[str, Executor]:
+    """By step: the processes of its environment, where it has one."""
+    executors: dict[str, Executor] = {}
+    by_digest: dict[str, Executor] = {}
+    for name, lock in (options.locks or {}).items():
+        if name in steps:
+            assert built is not None, "the environments of local steps are built"
+            if lock.digest not in by_digest:
+                by_digest[lock.digest] = _local(
+                    definition, options, clock, None, grace, built[lock.digest]
+                )
+            executors[name] = by_digest[lock.digest]
+    return executors
 
 
 def keep_from_workers(run: RunRecord) -> None:

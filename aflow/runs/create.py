@@ -253,7 +253,7 @@ class Creation:
         spin = prepare(self._metadata, self._writer(), definition, origin, task, which.artifacts)
         named = replace(options, origin_run=origin.run)
         record = self._recorded(definition, named, spin.parameters, driving, SPIN)
-        facts = code_of(definition).record(self._clock.now())
+        facts = code_of(definition, options.locks).record(self._clock.now())
         return NewRun(record, spin.parameters, facts, None, spin.inputs, spin.launch)
 
     def plan(
@@ -268,7 +268,7 @@ class Creation:
         origin = self._origin(definition, options)
         values = self._values(definition, options, given, origin)
         parameters = self._parameters(definition, values, origin, store).encode()
-        code = code_of(definition)
+        code = code_of(definition, options.locks)
         precedents = self._precedents(definition, options, origin, code, parameters)
         return Plan(parameters, code, precedents)
 
@@ -279,7 +279,8 @@ class Creation:
         raises for the run that it resumes."""
         options = replace(options, origin_run=run.origin_run)
         origin = self._origin(definition, options)
-        return self._precedents(definition, options, origin, code_of(definition), parameters)
+        code = code_of(definition, options.locks)
+        return self._precedents(definition, options, origin, code, parameters)
 
     def _precedents(
         self,
@@ -386,6 +387,7 @@ class Creation:
         values = {
             **values_of(definition, options, self._branch_of, self._metadata),
             "code": code,
+            **self._environments(options),
             "lookahead": driving.lookahead,
             **({} if driving.engine is None else {"engine": dict(driving.engine)}),
         }
@@ -402,6 +404,13 @@ class Creation:
             except VersionConflict:  # another run began in the same microsecond
                 continue
         raise AflowError("No free run id was found: a thousand runs began in this millisecond.")
+
+    def _environments(self, options: RunOptions) -> dict[str, Any]:
+        if not options.locks:
+            return {}
+        from aflow.environments.record import FIELD, recorded  # few runs have any
+
+        return {FIELD: recorded(options.locks, self._blobs())}
 
     def _record(
         self,

@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from aflow.environments.record import blobs_of
 from aflow.errors import AflowError, CorruptBlob, MetadataError, StoreUnavailable
 from aflow.interop import copies
 from aflow.metadata.base import DAMAGED, LEASE, SPIN
@@ -185,6 +186,7 @@ def _used(
             code = run.settings.get("code", {}).get("key")
             if code:
                 used.add(blob_name(code))
+            used.update(map(blob_name, blobs_of(run.settings)))
             for data in metadata.all_manifests(run.key):
                 manifest = Manifest.decode(data)
                 for entry in manifest.artifacts.values():

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 _REMOTE = {"batch": "AWS Batch", "kubernetes": "Kubernetes"}
 
 
-def notes(definition: FlowDefinition, jobs: Collection[str]) -> Iterator[str]:
+def notes(
+    definition: FlowDefinition, jobs: Collection[str], *, packages: bool = True
+) -> Iterator[str]:
     """One sentence for each thing; none for most flows. `jobs` are the steps that run as jobs of
-    AWS Batch."""
+    AWS Batch. `packages` says whether steps run with what is installed here, whatever packages they
+    name."""
     for name, service in _REMOTE.items():
         steps = [
             step.name
@@ -22,6 +25,8 @@ def notes(definition: FlowDefinition, jobs: Collection[str]) -> Iterator[str]:
         ]
         if steps:
             yield f"@{name}: {', '.join(steps)} would run on {service}; this run is local: here."
+    if not packages:
+        return
     wanted: dict[str, list[str]] = {}
     for step in definition.steps.values():
         for package, version in packages_of(definition, step).items():

@@ -41,8 +41,9 @@ def test_the_tutorials_of_metaflow_run_as_they_are(tmp_path: Path) -> None:
     shutil.copytree(distance, tutorials / "04-playlist-plus" / "editdistance")
     for name in FLOWS:
         ran = call(
-            tmp_path, sys.executable, "-m", "aflow", "run", "--compat", f"tutorials/{name}.py"
-        )
+            tmp_path, sys.executable, "-m", "aflow", "run", "--compat", f"tutorials/{name}.py",
+            AFLOW_DEFAULT_ENVIRONMENT="local",
+        )  # fmt: skip
         assert 0 == ran.returncode, f"{name}: {ran.stdout}{ran.stderr}"
     for name in NOTEBOOKS:
         (tutorials / "cells.py").write_text(cells_of(tutorials / f"{name}.ipynb"))

@@ -104,6 +104,7 @@ def test_packages_are_those_that_are_installed_with_a_note_on_others(
         "@pypi(packages={'click': '0.1', 'no-such-package': '1'})",
         "pass",
         head="@conda_base(libraries={'msgpack': '>=1.0'}, python='3.11')",
+        AFLOW_DEFAULT_ENVIRONMENT="local",
     )
     assert 0 == ran.code, ran.err
     assert "Package click 0.1 is asked for by start;" in ran.err
@@ -113,7 +114,8 @@ def test_packages_are_those_that_are_installed_with_a_note_on_others(
 
 def test_a_step_may_do_without_the_packages_of_the_flow(workspace: Workspace) -> None:
     head = "@pypi_base(packages={'no-such-package': '1'})"
-    ran = run(workspace, "@pypi(disabled=True)", "pass", head=head)
+    local = {"AFLOW_DEFAULT_ENVIRONMENT": "local"}
+    ran = run(workspace, "@pypi(disabled=True)", "pass", head=head, **local)
     assert "is asked for by: end." in ran.err
 
 

@@ -82,8 +82,9 @@ class ProcessExecutor:
     says how the flow is loaded.
 
     `first` is a ground that has been started already; `start_ground` starts another one, blocking,
-    in any thread: where there is none yet, and when one has died. The tasks of `debug_step` get the
-    terminal of this process, each in a process of its own.
+    in any thread: where there is none yet, and when one has died. With `is_lazy` that is not before
+    there is an attempt to run. The tasks of `debug_step` get the terminal of this process, each in
+    a process of its own.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class ProcessExecutor:
         isolation: str = "task",
         grace: float = GRACE,
         debug_step: str | None = None,
+        is_lazy: bool = False,
     ) -> None:
         self._debug_step = debug_step
+        self._is_lazy = is_lazy
         self._terminal: Terminal | None = None
         self._needs = dict(needs)
         self._request = request
@@ -150,6 +153,8 @@ class ProcessExecutor:
             self._terminal = Terminal(self._loop)
         if self._first is not None:
             self._use(self._first)
+            return
+        if self._is_lazy:
             return
         self._starting = self._loop.create_task(self._start_one())
         # If who waits here is cancelled, the process comes all the same: `stop` lets go of it.

@@ -12,10 +12,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from aflow._core.process import delegate_if_first
 from aflow._core.settings import environment_with, forget_signing_key, without_signing_key
 from aflow.code.program import started
+
+if TYPE_CHECKING:
+    from aflow.environments.build import Built
 
 # Finds this very aflow, wherever it is, and leaves sys.path as a fresh interpreter has it. An
 # environment variable would be there for all that steps start, which may be another Python.
@@ -98,33 +102,41 @@ def fork_ground() -> ForkedGround:
         os._exit(code)
 
 
-def command_of(module: str) -> list[str]:
-    """The command that calls `main` of a module of aflow in a fresh interpreter like this one."""
-    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+def command_of(module: str, built: Built | None = None) -> list[str]:
+    """The command that calls `main` of a module of aflow in a fresh interpreter like this one, or
+    that of an environment."""
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    if built is not None:
+        place = os.path.join(built.runtime, "")
+        return [built.python, *flags, "-c", _PROGRAM, module, place]
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
     return [sys.executable, *flags, "-c", _PROGRAM, module, os.path.join(own, "")]
 
 
 def spawn_ground(
-    environment: Mapping[str, str] | None = None, folder: str | None = None
+    environment: Mapping[str, str] | None = None,
+    folder: str | None = None,
+    built: Built | None = None,
 ) -> SpawnedGround:
-    """Start a ground in a fresh interpreter, with this environment and folder (else our own). Does
-    not wait until it is ready. Raises OSError if there is no process to be had."""
+    """Start a ground in a fresh interpreter, with these variables and this folder (else our own):
+    one like this, or that of an environment. Does not wait until it is ready. Raises OSError if
+    there is no process to be had."""
+    variables = dict(environment_with({}) if environment is None else environment)
+    if built is not None:
+        variables = built.variables(variables)
     with ExitStack() as made:
         ours, theirs = socket.socketpair()
         made.enter_context(ours)
         with theirs:
             process = subprocess.Popen(
                 [
-                    *command_of(GROUND),
+                    *command_of(GROUND, built),
                     str(theirs.fileno()),
                     str(os.getpid()),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=without_signing_key(
-                    environment_with({}) if environment is None else environment
-                ),
+                env=without_signing_key(variables),
                 cwd=folder,
                 start_new_session=True,  # the terminal's Ctrl-C is for the coordinator alone
             )
@@ -132,12 +144,13 @@ def spawn_ground(
         return SpawnedGround(ours, process)
 
 
-def spawn_here() -> SpawnedGround:
-    """Start a ground for the program that this process is, as it was when it began."""
+def spawn_here(built: Built | None = None) -> SpawnedGround:
+    """Start a ground for the program that this process is, as it was when it began; with the
+    interpreter of an environment, if one is given."""
     start = started()
     if start is None:
-        return spawn_ground()
-    return spawn_ground(start.environment, start.folder)
+        return spawn_ground(built=built)
+    return spawn_ground(start.environment, start.folder, built)
 
 
 _OF_TOOLS = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")

@@ -31,7 +31,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,14 +141,27 @@ class _Folder(NamedTuple):
     """All code in the flow's folder."""
 
 
+class _Unknown(NamedTuple):
+    """A module that is not found here: of the environment of the step, if it has one of its own;
+    else it may come from a folder that the step adds to sys.path."""
+
+    name: str
+
+
 class _Anything(NamedTuple):
     """All methods of the flow, and all classes of the user: names that are made while it runs."""
 
 
-def fingerprints(definition: FlowDefinition) -> dict[str, Fingerprint]:
-    """The fingerprint of every step."""
+def fingerprints(
+    definition: FlowDefinition, packaged: Collection[str] = ()
+) -> dict[str, Fingerprint]:
+    """The fingerprint of every step. `packaged` are the steps that have an environment of their
+    own, whose packages are known by its lock."""
     reader = _Reader(definition)
-    return {name: reader.read(step) for name, step in definition.steps.items()}
+    return {
+        name: reader.read(step, has_packages=name in packaged)
+        for name, step in definition.steps.items()
+    }
 
 
 def untellable(fingerprint: Fingerprint) -> list[str]:
@@ -171,8 +184,9 @@ class _Reader:
         self._where = ""  # the module in which it was found
         self._contents = Contents(self._named, self._opaque)
 
-    def read(self, step: StepDefinition) -> Fingerprint:
-        """All that the step can reach."""
+    def read(self, step: StepDefinition, *, has_packages: bool = False) -> Fingerprint:
+        """All that the step can reach; with `has_packages` but for what is installed, since it runs
+        in an environment of its own."""
         found: Fingerprint = {}
         digests: dict[str, list[str]] = {}
         seen: set[object] = set()
@@ -183,6 +197,10 @@ class _Reader:
             each = todo.pop()
             if each.module not in modules:
                 todo += self._bodies(each.module, modules)
+            if has_packages and isinstance(each.value, _Unknown | _Library):
+                continue  # they are in the lock of its environment
+            if isinstance(each.value, _Unknown):
+                each = each._replace(value=_Folder())
             key = _key(each.value)
             if key in seen:
                 continue
@@ -436,8 +454,8 @@ class _Reader:
                 continue
             file = sources.file_of(name, self._folder)
             if file is None:
-                if "." not in name:  # it may come from a folder that the step adds to sys.path
-                    yield Reached("the code in the flow's folder", _Folder(), name)
+                if "." not in name:
+                    yield Reached("the code in the flow's folder", _Unknown(name), name)
             elif file and sources.is_of_the_user(file):
                 yield Reached(f"{name} (its source)", _Source(name), name)
             elif file:
@@ -615,7 +633,7 @@ def _key(value: Any) -> object:
     return (type(value), value) if isinstance(value, _KINDS) else id(value)
 
 
-_KINDS = (_Module, _Source, _Body, _Library, _Folder, _Anything)
+_KINDS = (_Module, _Source, _Body, _Library, _Folder, _Unknown, _Anything)
 
 
 def _called(module: str | None) -> str:

@@ -17,11 +17,94 @@ from aflow.storage.identity import content_digest
 from aflow.task.inputs import TaskArtifacts
 
 if TYPE_CHECKING:
+    from aflow.environments.lock import Lock
     from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.runs.cache.fingerprint import Fingerprint
     from aflow.storage.artifacts import ArtifactReader, Entry, Manifest
     from aflow.task.inputs import Manifests
+
+# What the code and the declared environment of a flow are, as it is recorded with each run.
+
+
+FIELD = "code-fingerprint"
+PACKAGE = "package "  # before the name of a package in an environment
+_DIGITS = 16
+
+
+class Code(NamedTuple):
+    """Per step: its fingerprint (name -> digest), and its environment (what is declared -> a
+    digest, or a plain version)."""
+
+    steps: dict[str, Fingerprint]
+    environments: dict[str, dict[str, str]]
+
+    def record(self, at: float) -> MetadataRecord:
+        """The code as a fact about the run, which is to say about its task 0."""
+        # Steps share most of their code: each name stands once, with its digests.
+        names: dict[tuple[str, str], int] = {}
+        steps = {
+            step: [names.setdefault(item, len(names)) for item in fingerprint.items()]
+            for step, fingerprint in self.steps.items()
+        }
+        value = {"names": [*names], "steps": steps, "environments": self.environments}
+        text = json.dumps(value, separators=(",", ":"))
+        return MetadataRecord(int(PARAMETERS_TASK), 0, FIELD, text, FIELD, at)
+
+
+def code_of(definition: FlowDefinition, locks: Mapping[str, Lock] | None = None) -> Code:
+    """The code of every step as it is now; `locks` are the packages of steps that have an
+    environment of their own."""
+    locks = locks or {}
+    environments = {
+        name: environment_of(step, locks.get(name)) for name, step in definition.steps.items()
+    }
+    return Code(fingerprints(definition, locks), environments)
+
+
+def recorded_code(metadata: MetadataStore, run_key: int) -> Code | None:
+    """The code that a run was started with; None where that was not recorded."""
+    for record in metadata.metadata(run_key, int(PARAMETERS_TASK)):
+        if record.field == FIELD:
+            value = json.loads(record.value)
+            names = value["names"]
+            steps = {
+                step: dict(names[place] for place in places)
+                for step, places in value["steps"].items()
+            }
+            return Code(steps, value["environments"])
+    return None
+
+
+def environment_of(step: StepDefinition, lock: Lock | None = None) -> dict[str, str]:
+    """The step's environment: Python's version, the packages of its lock, if it has one, and a
+    digest of every option of its decorators that its result may depend on (digests, since a value
+    may be a secret)."""
+    if lock is None:
+        found = {"Python": "{}.{}".format(*sys.version_info[:2])}
+    else:
+        found = {"Python": lock.python}
+        found |= {PACKAGE + each.name: f"{each.version} {each.sha256[:_DIGITS]}" for each in lock}
+    for decorator in step.decorators:
+        if lock is not None and decorator.name in ("pypi", "conda"):
+            continue  # what they have led to counts
+        options = decorator.shapes_result()
+        if options is not None:
+            label = f"@{decorator.name}"
+            while label in found:  # one of several of its kind
+                label += "+"
+            found[label] = "on"
+            for name, value in options.items():
+                found[f"{label} {name}"] = _short(value)
+    return found
+
+
+def _short(value: object) -> str:
+    # A repr may differ from process to process (sets, addresses): it counts where nothing else can.
+    content = content_digest(value)
+    if content is None:
+        content = digest_of([repr(value).encode("utf-8", "surrogatepass")])
+    return content[:_DIGITS]
 
 
 class Value(NamedTuple):
@@ -133,10 +216,24 @@ def _of_environments(before: Mapping[str, str], now: Mapping[str, str]) -> Itera
             continue
         if name == "Python":
             yield f"Python changed {was} -> {is_}"
+        elif name.startswith(PACKAGE):
+            yield _of_package(name.removeprefix(PACKAGE), was, is_)
         elif was is None or is_ is None:
             yield f"{name} was {'added' if was is None else 'taken away'}"
         elif " " in name:  # a value of a decorator may be a secret
             yield f"{name} changed"
+
+
+def _of_package(name: str, was: str | None, is_: str | None) -> str:
+    """What is different in a package of the step's environment: version, then digest."""
+    before, now = (None if each is None else each.split(" ")[0] for each in (was, is_))
+    if before is None:
+        return f"package {name} {now} is new in its environment"
+    if now is None:
+        return f"package {name} {before} is not in its environment any more"
+    if before == now:
+        return f"package {name} {now} changed: it is another file"
+    return f"package {name} changed {before} -> {now}"
 
 
 InputValues = tuple[tuple[str, dict[str, Value]], ...]
@@ -190,74 +287,3 @@ def _of_artifacts(before: dict[str, Value], now: dict[str, Value]) -> Iterator[s
 def _from_to(was: Value, is_: Value) -> str:
     told = was.shown and is_.shown and was.shown != is_.shown
     return f" {was.shown} -> {is_.shown}" if told else ""
-
-
-# What the code and the declared environment of a flow are, as it is recorded with each run.
-
-
-FIELD = "code-fingerprint"
-_DIGITS = 16
-
-
-class Code(NamedTuple):
-    """Per step: its fingerprint (name -> digest), and its environment (what is declared -> a
-    digest, or a plain version)."""
-
-    steps: dict[str, Fingerprint]
-    environments: dict[str, dict[str, str]]
-
-    def record(self, at: float) -> MetadataRecord:
-        """The code as a fact about the run, which is to say about its task 0."""
-        # Steps share most of their code: each name stands once, with its digests.
-        names: dict[tuple[str, str], int] = {}
-        steps = {
-            step: [names.setdefault(item, len(names)) for item in fingerprint.items()]
-            for step, fingerprint in self.steps.items()
-        }
-        value = {"names": [*names], "steps": steps, "environments": self.environments}
-        text = json.dumps(value, separators=(",", ":"))
-        return MetadataRecord(int(PARAMETERS_TASK), 0, FIELD, text, FIELD, at)
-
-
-def code_of(definition: FlowDefinition) -> Code:
-    """The code of every step as it is now."""
-    environments = {name: environment_of(step) for name, step in definition.steps.items()}
-    return Code(fingerprints(definition), environments)
-
-
-def recorded_code(metadata: MetadataStore, run_key: int) -> Code | None:
-    """The code that a run was started with; None where that was not recorded."""
-    for record in metadata.metadata(run_key, int(PARAMETERS_TASK)):
-        if record.field == FIELD:
-            value = json.loads(record.value)
-            names = value["names"]
-            steps = {
-                step: dict(names[place] for place in places)
-                for step, places in value["steps"].items()
-            }
-            return Code(steps, value["environments"])
-    return None
-
-
-def environment_of(step: StepDefinition) -> dict[str, str]:
-    """What the step declares of its environment: Python's version, and a digest of every option
-    of its decorators that its result may depend on (digests, since a value may be a secret)."""
-    found = {"Python": "{}.{}".format(*sys.version_info[:2])}
-    for decorator in step.decorators:
-        options = decorator.shapes_result()
-        if options is not None:
-            label = f"@{decorator.name}"
-            while label in found:  # one of several of its kind
-                label += "+"
-            found[label] = "on"
-            for name, value in options.items():
-                found[f"{label} {name}"] = _short(value)
-    return found
-
-
-def _short(value: object) -> str:
-    # A repr may differ from process to process (sets, addresses): it counts where nothing else can.
-    content = content_digest(value)
-    if content is None:
-        content = digest_of([repr(value).encode("utf-8", "surrogatepass")])
-    return content[:_DIGITS]

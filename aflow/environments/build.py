@@ -1,0 +1,470 @@
+"""Environments on this machine: built once from a lock, kept by its content, shared by all runs.
+
+    built/<id>/           an environment: bin/python and packages, complete as soon as it is there
+    built/<id>.lock       locked while somebody builds it (alone) or runs in it (with others)
+    built/.new-<id>-...   one that is being built; what a killed builder has left goes with the next
+    runtimes/<key>-pyX.Y  what aflow itself needs there
+    locks/, wheels/       what solving has made (solve.py, files.py)
+
+An environment is built under another name and renamed, so that there is never half of one. Its
+interpreter finds aflow and what that needs at the end of sys.path: what the environment has itself
+comes first, in the version that the step asks for.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from aflow._core.private_folders import refuse_foreign
+from aflow._core.settings import Settings, environment_with
+from aflow.environments import wheels
+from aflow.environments.files import Files
+from aflow.environments.lock import WHEEL, Lock, LockedPackage
+from aflow.environments.solve import Solver, Target, tags_of, this_platform
+from aflow.environments.spec import Spec
+from aflow.environments.uv import Report, Uv, UvFailed, interpreter_for, own_interpreter
+from aflow.errors import EnvironmentFailed, InvalidLock, ShippingError, UnsafeFolder
+
+RUNTIME_VARIABLE = "AFLOW_RUNTIME_FOLDER"
+KEPT_UNUSED = 30 * 86400.0  # seconds for which an environment is kept that nobody uses
+_MARKER = "aflow-environment.json"
+_FORM = 1  # of a built environment
+# Appended to sys.path where a run says so, and only by the Python that it was made for.
+_PTH = (
+    f"import os, sys; p = os.environ.get({RUNTIME_VARIABLE!r}, ''); "
+    "p.endswith('-py%d.%d' % sys.version_info[:2]) and p not in sys.path and sys.path.append(p)\n"
+)
+# Stores and metadata that tasks open by themselves: only what is installed here.
+_EXTRAS = ("aws", "postgres")
+
+
+class Built(NamedTuple):
+    """An environment that is there. `runtime` is the folder of what aflow needs in it."""
+
+    digest: str
+    prefix: Path
+    python: str
+    runtime: Path
+
+    def variables(self, environment: dict[str, str]) -> dict[str, str]:
+        """An environment of variables for a process of its interpreter."""
+        bin_folder = os.fspath(self.prefix / "bin")
+        kept = {k: v for k, v in environment.items() if k not in ("PYTHONHOME", "VIRTUAL_ENV")}
+        path = kept.get("PATH") or os.defpath
+        return {
+            **kept,
+            "PATH": bin_folder + os.pathsep + path,
+            "VIRTUAL_ENV": os.fspath(self.prefix),
+            RUNTIME_VARIABLE: os.fspath(self.runtime),
+        }
+
+
+def cache_folder(settings: Settings | None = None) -> Path:
+    """The folder of environments of this user. Raises InvalidSetting, and EnvironmentFailed where
+    somebody else may have filled it: code runs from there."""
+    settings = settings or Settings.load()
+    folder = settings.environments_folder
+    found = settings.cache / "environments" if folder is None else Path(folder).expanduser()
+    try:
+        refuse_foreign(found, environment_with({}))
+    except UnsafeFolder as error:
+        raise EnvironmentFailed(str(error)) from error
+    return found.absolute()
+
+
+class Environments:
+    """The environments of this machine, below the folder `cache`. `fetch` gives the file of a
+    package that is to be had somewhere else than from an index (the datastore), or None."""
+
+    def __init__(
+        self,
+        cache: Path,
+        report: Report = lambda line: None,
+        fetch: Callable[[LockedPackage], Path | None] = lambda package: None,
+    ) -> None:
+        self._cache = cache
+        self._built = cache / "built"
+        self._report = report
+        self._fetch = fetch
+        self._files = Files(cache)
+
+    def there(self, lock: Lock) -> bool:
+        """Whether the environment is there already."""
+        return self._is_complete(self._prefix(lock))
+
+    def built(self, lock: Lock, title: str = "", *, anew: bool = False) -> Built:
+        """The environment of a lock, built if it is not there. Blocks; somebody else who builds the
+        same is waited for. Raises EnvironmentFailed; nothing is left half built then."""
+        if lock.platform != this_platform():
+            _check_platform(lock)
+        prefix = self._prefix(lock)
+        if anew or not self._is_complete(prefix):
+            self._make_folder(self._built)
+            with self._alone(prefix, title):
+                if anew or not self._is_complete(prefix):
+                    self._build(lock, prefix, title)
+        with suppress(OSError):  # of a folder that others share with us
+            os.utime(prefix / _MARKER)
+        python = os.fspath(prefix / "bin" / "python")
+        minor = ".".join(lock.python.split(".")[:2])
+        return Built(lock.digest, prefix, python, self.runtime(minor))
+
+    def in_use(self, built: Built) -> int:
+        """Keep an environment from being deleted until the descriptor is closed."""
+        descriptor = os.open(_lock_file(built.prefix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    # ------------------------------------------------------------ building
+
+    def _prefix(self, lock: Lock) -> Path:
+        return self._built / hashlib.sha256(f"{_FORM} {lock.digest}".encode()).hexdigest()[:32]
+
+    @staticmethod
+    def _is_complete(prefix: Path) -> bool:
+        # The interpreter is a link to one of this machine, which may have been removed.
+        return (prefix / _MARKER).is_file() and (prefix / "bin" / "python").exists()
+
+    @staticmethod
+    def _make_folder(folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFailed(f"{folder} cannot be made: {error.strerror}") from error
+
+    @contextmanager
+    def _alone(self, prefix: Path, title: str) -> Iterator[None]:
+        """Be the only one who builds this. The kernel lets go for a process that is killed."""
+        try:
+            descriptor = os.open(_lock_file(prefix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise EnvironmentFailed(
+                        f"{prefix} cannot be locked: {error.strerror}"
+                    ) from error
+                self._report(f"Waiting for another process that builds the environment{title}")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _build(self, lock: Lock, prefix: Path, title: str) -> None:
+        for each in self._built.glob(f".new-{prefix.name}-*"):  # of a builder that was killed
+            shutil.rmtree(each, ignore_errors=True)
+        count = len(lock.packages)
+        many = f"{count} package{'' if count == 1 else 's'}"
+        self._report(f"Building the environment{title}: Python {lock.python}, {many}")
+        began = time.perf_counter()
+        try:
+            new = Path(tempfile.mkdtemp(prefix=f".new-{prefix.name}-", dir=self._built))
+        except OSError as error:
+            raise EnvironmentFailed(f"{self._built} cannot be written: {error.strerror}") from error
+        try:
+            new.chmod(0o755)
+            self._install(lock, new, prefix)
+            self._complete(lock, new)
+            if prefix.exists():  # it was damaged, or is to be built anew
+                old = Path(tempfile.mkdtemp(prefix=f".new-{prefix.name}-", dir=self._built))
+                os.rename(prefix, old / "old")
+                shutil.rmtree(old, ignore_errors=True)
+            os.rename(new, prefix)
+        except OSError as error:
+            raise EnvironmentFailed(
+                f"The environment{title} cannot be built in {self._built}: "
+                f"{error.strerror or error}"
+            ) from error
+        except EnvironmentFailed as error:
+            raise EnvironmentFailed(f"The environment{title} cannot be built: {error}") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        self._report(f"Built the environment{title} in {time.perf_counter() - began:.1f} s")
+
+    def _install(self, lock: Lock, new: Path, prefix: Path) -> None:
+        wheels = [each for each in lock if each.kind == WHEEL]
+        if lock.is_conda:
+            from aflow.environments import conda  # needs py-rattler
+
+            conda.install(lock, new, prefix, self._files, self._fetch)
+            if not wheels:
+                return
+        uv = Uv(self._report)
+        if not lock.is_conda:
+            found = interpreter_for(lock.python, uv)
+            words = ["venv", "--relocatable", "--no-project", "--python", found.path, "--quiet"]
+            uv.run(*words, "--allow-existing", os.fspath(new))
+        python = os.fspath(new / "bin" / "python")
+        _install(uv, wheels, self._files, self._fetch, "--python", python)
+
+    def _complete(self, lock: Lock, new: Path) -> None:
+        """What makes it an environment of aflow; the marker comes last."""
+        for folder in new.glob("lib/python*/site-packages"):
+            (folder / "zz_aflow_runtime.pth").write_text(_PTH)
+        python = new / "bin" / "python"
+        if not python.exists():
+            raise EnvironmentFailed(f"it has no interpreter {python.name}")
+        marker = {"form": _FORM, "digest": lock.digest, "lock": lock.as_dict()}
+        (new / _MARKER).write_text(json.dumps(marker))
+
+    # ------------------------------------------------------------ what aflow needs there
+
+    def runtime(self, minor: str) -> Path:
+        """The folder with aflow and what it needs, for an interpreter of this version: links to
+        what is installed here, or, for another Python than this, packages of their own."""
+        if minor == own_interpreter().minor:
+            return self._linked(minor)
+        return self._runtime_of_another(minor)
+
+    def _linked(self, minor: str) -> Path:
+        own = Path(__file__).resolve().parents[1]
+        entries = {"aflow": os.fspath(own)} | _installed_entries()
+        key = hashlib.sha256(json.dumps([_FORM, sorted(entries.items())]).encode()).hexdigest()[:24]
+        place = self._cache / "runtimes" / f"{key}-py{minor}"
+
+        def make(new: Path) -> None:
+            for name, target in entries.items():
+                os.symlink(target, new / name)
+
+        return self._made(place, make)
+
+    def _runtime_of_another(self, minor: str) -> Path:
+        own = Path(__file__).resolve().parents[1]
+        needs = sorted(_requirements())
+        text = json.dumps([_FORM, os.fspath(own), needs, this_platform()])
+        key = hashlib.sha256(text.encode()).hexdigest()[:24]
+        place = self._cache / "runtimes" / f"{key}-py{minor}"
+
+        def make(new: Path) -> None:
+            uv = Uv(self._report)
+            python = interpreter_for(minor, uv)
+            self._report(f"Installing what aflow needs for Python {minor}")
+            target = Target(python.version, this_platform(), python)
+            solver = Solver(self._cache, self._cache, uv)
+            spec = Spec(requirements=tuple(needs))
+            try:
+                lock = solver.kept(spec, target) or solver.solve(spec, target)
+                _install(uv, lock.packages, self._files, self._fetch,
+                         "--target", os.fspath(new), "--python", python.path)  # fmt: skip
+            except EnvironmentFailed as error:
+                raise EnvironmentFailed(
+                    f"What aflow itself needs for Python {minor} is not to be had: {error}"
+                ) from error
+            os.symlink(own, new / "aflow")
+
+        return self._made(place, make)
+
+    def _made(self, place: Path, make: Callable[[Path], None]) -> Path:
+        """A folder of runtimes, made at once or not at all."""
+        if (place / "aflow" / "__init__.py").is_file():
+            with suppress(OSError):
+                os.utime(place)
+            return place
+        self._make_folder(place.parent)
+        new = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
+        try:
+            new.chmod(0o755)
+            make(new)
+            if place.is_dir():  # links that lead nowhere any more
+                shutil.rmtree(place, ignore_errors=True)
+            with suppress(FileExistsError, OSError):  # somebody else was faster: it is the same
+                os.rename(new, place)
+        except OSError as error:
+            raise EnvironmentFailed(f"{place} cannot be made: {error.strerror}") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return place
+
+    # ------------------------------------------------------------ deleting
+
+    def sweep(self, age: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:
+        """Delete what nobody has used for `age` seconds, and what killed builders have left; how
+        many environments, and how many bytes. What is in use stays."""
+        count = size = 0
+        for prefix in _folders(self._built):
+            if prefix.name.startswith(".new-"):
+                if now - _time_of(prefix) > max(age, 3600.0):
+                    size += _remove(prefix, dry_run=dry_run)
+                continue
+            if now - _time_of(prefix / _MARKER) <= age:
+                continue
+            descriptor = os.open(_lock_file(prefix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                size += _remove(prefix, dry_run=dry_run)
+                count += 1
+                if not dry_run:
+                    Path(_lock_file(prefix)).unlink(missing_ok=True)
+            except BlockingIOError:  # it is in use
+                continue
+            finally:
+                os.close(descriptor)
+        for folder in ("runtimes", "wheels", "locks"):
+            for each in _folders(self._cache / folder):
+                if now - _time_of(each) > age and (
+                    folder != "runtimes" or not _is_used(self._built)
+                ):
+                    size += _remove(each, dry_run=dry_run)
+        return count, size
+
+
+def _check_platform(lock: Lock) -> None:
+    """Raises InvalidLock for a lock of which this machine cannot run all files."""
+    from packaging.utils import parse_wheel_filename
+
+    known = set(tags_of(Target(lock.python, this_platform())))
+    arch = lock.platform.partition("-")[0]
+    for each in lock:
+        if each.kind == WHEEL and known.isdisjoint(map(str, parse_wheel_filename(each.file)[3])):
+            raise InvalidLock(
+                f"The environment was locked for {lock.platform}, and this machine is "
+                f"{this_platform()}: {each.file} does not run here."
+            )
+    if arch != this_platform().partition("-")[0] and lock.is_conda:
+        raise InvalidLock(
+            f"The environment was locked for {lock.platform}, and this machine is "
+            f"{this_platform()}."
+        )
+
+
+def _install(
+    uv: Uv,
+    packages: Sequence[LockedPackage],
+    files: Files,
+    fetch: Callable[[LockedPackage], Path | None],
+    *where: str,
+) -> None:
+    """Install exactly these wheels, checked by their digests: from files that are kept here, from
+    `fetch`, or from their index, which is asked only for what uv has not in its cache."""
+    if not packages:
+        return
+    local: dict[str, str] = {}
+    for each in packages:
+        path = files.path(each) or fetch(each)
+        if path is None and not each.url:
+            raise EnvironmentFailed(
+                f"{each.file} ({each.source or 'built elsewhere'}) is not to be had here"
+            )
+        if path is not None:
+            local[each.file] = path.absolute().as_uri()
+    by_place = _lines(packages, lambda each: local.get(each.file) or each.url)
+    # An index may give its files under addresses that are good for a while only.
+    by_name = _lines(packages, lambda each: local.get(each.file))
+    words = ["pip", "install", "--no-deps", "--require-hashes", "--no-build", *where, "-r", "-"]
+    tries = [(by_place, True), (by_place, False), (by_name, False)]
+    if len(local) == len(packages):
+        tries = [(by_place, True)]
+    first: UvFailed | None = None
+    for text, offline in tries:
+        try:
+            uv.run(*words, given=text, index=True, offline=offline)
+            return
+        except UvFailed as error:
+            first = error if first is None or (not offline and first.is_network) else first
+            if "no space left" in error.full.lower():
+                raise
+    assert first is not None, "it was tried"
+    raise first
+
+
+def _lines(packages: Sequence[LockedPackage], place: Callable[[LockedPackage], str | None]) -> str:
+    lines = []
+    for each in packages:
+        url = place(each)
+        named = f"{each.name}=={each.version}" if url is None else f"{each.name} @ {url}"
+        lines.append(f"{named} --hash=sha256:{each.sha256}\n")
+    return "".join(lines)
+
+
+# ------------------------------------------------------------------ what aflow needs
+
+
+def _requirements() -> list[str]:
+    """What aflow needs in a task, as requirements; with extras, where they are installed here."""
+    from packaging.requirements import Requirement
+
+    extras = _extras()
+    found: list[str] = []
+    for text in wheels.needs_of_aflow():
+        requirement = Requirement(text)
+        marker, requirement.marker = requirement.marker, None
+        if marker is None or any(marker.evaluate({"extra": each}) for each in ("", *extras)):
+            found.append(str(requirement))
+    return found
+
+
+def _extras() -> list[str]:
+    """Those of the extras that tasks may use which are installed here as a whole."""
+    found = []
+    for extra in _EXTRAS:
+        with suppress(ShippingError):
+            wheels.closure(frozenset({extra}))
+            found.append(extra)
+    return found
+
+
+def _installed_entries() -> dict[str, str]:
+    """What lies on sys.path for all that aflow depends on: name -> path."""
+    entries: dict[str, str] = {}
+    for found in wheels.closure(frozenset(_extras())):
+        for top in {each.parts[0] for each in found.files or () if each.parts}:
+            if top not in ("..", "__pycache__", os.sep) and not top.endswith(".pth"):
+                entries.setdefault(top, os.fspath(Path(str(found.locate_file(top)))))
+    return entries
+
+
+# ------------------------------------------------------------------ folders
+
+
+def _lock_file(prefix: Path) -> str:
+    return os.fspath(prefix) + ".lock"
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(each for each in folder.iterdir() if each.suffix != ".lock")
+    except OSError:
+        return []
+
+
+def _is_used(built: Path) -> bool:
+    """Whether an environment is left, whose processes may need a runtime."""
+    return any(not each.name.startswith(".new-") for each in _folders(built))
+
+
+def _time_of(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _remove(path: Path, *, dry_run: bool) -> int:
+    size = 0
+    if path.is_dir() and not path.is_symlink():
+        for place, _, files in os.walk(path):
+            for each in files:
+                with suppress(OSError):
+                    size += os.lstat(os.path.join(place, each)).st_size
+        if not dry_run:
+            shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            size = path.lstat().st_size
+            if not dry_run:
+                path.unlink()
+    return size

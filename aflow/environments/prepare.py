@@ -1,0 +1,151 @@
+"""The environments of a flow's steps: what they ask for, locked, and built on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aflow.environments.build import Built, Environments, cache_folder
+from aflow.environments.lock import Lock
+from aflow.environments.solve import Solver, Target, project_python, this_platform
+from aflow.environments.spec import Spec, specs_of
+from aflow.environments.uv import Report, Uv, UvFailed, interpreter_for
+from aflow.errors import EnvironmentFailed
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+
+_log = logging.getLogger("aflow.environments")
+_AT_ONCE = 4  # environments that are solved or built at a time; uv itself uses all cores
+
+
+def to_log(line: str) -> None:
+    """Report to the log."""
+    _log.info("%s", line)
+
+
+def locks_of(
+    definition: FlowDefinition,
+    kind: str | None = None,
+    *,
+    only: str | None = None,
+    platforms: Mapping[str, str] | None = None,
+    report: Report = to_log,
+    anew: bool = False,
+) -> dict[str, Lock]:
+    """The locks of the steps that have an environment of their own, as `--environment kind` says;
+    of the step `only`, if it is given. `platforms` are those of steps that run elsewhere, by name.
+    With `anew` locks that were made before do not count. Blocks.
+
+    Raises InvalidDecorator, MissingExtra and EnvironmentFailed, naming the steps."""
+    specs = specs_of(definition, kind, only)
+    if not specs:
+        return {}
+    steps: dict[tuple[Spec, str], list[str]] = {}
+    for name, spec in specs.items():
+        platform = (platforms or {}).get(name) or this_platform()
+        steps.setdefault((spec, platform), []).append(name)
+    solving = _Solving(_folder_of(definition), report, anew=anew)
+    locks: dict[str, Lock] = {}
+    for (key, names), lock in zip(
+        steps.items(), _at_once(solving.lock, [(*key, names) for key, names in steps.items()]),
+        strict=True,
+    ):  # fmt: skip
+        _ = key
+        locks.update(dict.fromkeys(names, lock))
+    return {name: locks[name] for name in specs}
+
+
+def build_all(
+    locks: Mapping[str, Lock],
+    steps: Collection[str],
+    *,
+    report: Report = to_log,
+    anew: bool = False,
+) -> dict[str, Built]:
+    """Build the environments of these steps on this machine, as far as they are not there; by the
+    digests of their locks. Blocks. Raises EnvironmentFailed, naming the steps."""
+    wanted: dict[str, list[str]] = {}
+    by_digest: dict[str, Lock] = {}
+    for name in steps:
+        if name in locks:
+            wanted.setdefault(locks[name].digest, []).append(name)
+            by_digest[locks[name].digest] = locks[name]
+    if not wanted:
+        return {}
+    environments = Environments(cache_folder(), report)
+
+    def build(lock: Lock) -> Built:
+        return environments.built(lock, of_steps(wanted[lock.digest]), anew=anew)
+
+    return {each.digest: each for each in _at_once(build, [(each,) for each in by_digest.values()])}
+
+
+def of_steps(names: Iterable[str]) -> str:
+    """Whose environment it is, as messages say it."""
+    every = [*names]
+    return f" of {'step' if len(every) == 1 else 'steps'} {', '.join(every)}"
+
+
+class _Solving:
+    """Solves for the steps of one flow."""
+
+    def __init__(self, folder: Path, report: Report, *, anew: bool) -> None:
+        self._cache = cache_folder()
+        self._uv: Uv | None = None
+        self._folder = folder
+        self._report = report
+        self._anew = anew
+
+    def lock(self, spec: Spec, platform: str, names: list[str]) -> Lock:
+        try:
+            return self._lock(spec, platform, names)
+        except UvFailed as error:
+            raise EnvironmentFailed(_failed(names, error.explanation)) from error
+        except EnvironmentFailed as error:
+            raise EnvironmentFailed(_failed(names, str(error))) from error
+
+    def _lock(self, spec: Spec, platform: str, names: list[str]) -> Lock:
+        if spec.uses_conda:
+            from aflow.environments import conda  # needs py-rattler
+
+            return conda.lock(
+                spec, self._folder, platform, self._cache, self._report, anew=self._anew
+            )
+        asked = spec.python or (project_python(spec.project) if spec.project else None)
+        uv = self._uv = self._uv or Uv(self._report)
+        python = interpreter_for(asked, uv)
+        here = platform == this_platform()
+        target = Target(python.version, platform, python if here else None)
+        solver = Solver(self._cache, self._folder, uv, self._report, anew=self._anew)
+        lock = solver.kept(spec, target)
+        if lock is None:
+            what = ", ".join(spec.requirements) or (
+                "those of its project" if spec.project else "none"
+            )
+            self._report(f"Solving the packages{of_steps(names)} for Python {target.minor}: {what}")
+            lock = solver.solve(spec, target)
+        return lock
+
+
+def _failed(names: list[str], why: str) -> str:
+    text = f"The packages{of_steps(names)} cannot be solved: {why}"
+    return text if text.endswith((".", "!")) else f"{text}."
+
+
+def _folder_of(definition: FlowDefinition) -> Path:
+    """The folder that relative paths of a flow start from."""
+    return Path(os.path.dirname(os.path.abspath(definition.file)) if definition.file else os.curdir)
+
+
+def _at_once(call: Any, every: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """What the calls give, in order; the first error, once all have ended."""
+    arguments = [*every]
+    if len(arguments) == 1:
+        return [call(*arguments[0])]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return [*pool.map(lambda each: call(*each), arguments)]

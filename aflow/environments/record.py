@@ -1,0 +1,37 @@
+"""The environments of a run, as they are recorded with it: by step the environment's id, and the
+blob of the datastore that holds its lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from aflow.environments.lock import Lock
+from aflow.storage.blobs import BlobStore
+
+if TYPE_CHECKING:
+    from aflow.storage.base import ObjectStore
+
+FIELD = "environments"  # of the settings of a run
+
+
+def recorded(locks: Mapping[str, Lock], blobs: BlobStore) -> dict[str, dict[str, str]]:
+    """What is recorded with a run; its locks are in the datastore then. Raises StorageError."""
+    every = {lock.digest: lock for lock in locks.values()}
+    stored = {digest: str(blobs.put(lock.encode())) for digest, lock in every.items()}
+    return {name: {"id": lock.digest, "lock": stored[lock.digest]} for name, lock in locks.items()}
+
+
+def recorded_locks(settings: Mapping[str, Any], store: ObjectStore) -> dict[str, Lock]:
+    """The locks that the settings of a run refer to, by step. Raises StorageError and
+    InvalidLock."""
+    found: Mapping[str, Mapping[str, str]] = settings.get(FIELD) or {}
+    blobs = BlobStore(store)
+    locks = {key: Lock.decode(bytes(blobs.get(key))) for key in blobs_of(settings)}
+    return {name: locks[each["lock"]] for name, each in found.items()}
+
+
+def blobs_of(settings: Mapping[str, Any]) -> set[str]:
+    """The keys of the blobs with the locks of a run."""
+    found: Mapping[str, Mapping[str, str]] = settings.get(FIELD) or {}
+    return {each["lock"] for each in found.values()}

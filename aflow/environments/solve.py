@@ -1,0 +1,482 @@
+"""From what a step asks for to a lock: which file of which package, by its sha256.
+
+uv solves (`uv pip compile`, or, for a project, `uv export`). What has no wheel for the target (a
+source distribution, a repository, a folder) is built into one here, once, and kept by its digest. A
+lock is kept for what it was made for, so that runs solve once and go on while the index is away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform as machine
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from aflow.environments.files import Files, digest_of_file
+from aflow.environments.lock import Lock, LockedPackage, lock_of, normalized
+from aflow.environments.spec import Spec
+from aflow.environments.uv import (
+    Interpreter,
+    Report,
+    Uv,
+    UvFailed,
+    index_identity,
+    without_credentials,
+)
+from aflow.errors import EnvironmentFailed, InvalidLock
+
+_FORM = 1  # of what a kept lock was made for
+_SOURCES = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz")
+_NOT_SOURCE = frozenset({".git", ".venv", "__pycache__", ".aflow", ".metaflow", "build", "dist"})
+_MANYLINUX = re.compile(r"(\w+?)-manylinux_(\d+)_(\d+)\Z")
+
+
+class Target(NamedTuple):
+    """What a lock is for: an interpreter's version and a platform. `python` is the interpreter that
+    builds what has no wheel; None where the target is another machine."""
+
+    version: str
+    platform: str
+    python: Interpreter | None = None
+
+    @property
+    def minor(self) -> str:
+        """Major and minor version of Python."""
+        return ".".join(self.version.split(".")[:2])
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the target is this machine."""
+        return self.platform == this_platform()
+
+
+def this_platform() -> str:
+    """The platform of this machine, in uv's words."""
+    name, arch = sys.platform, machine.machine().lower()
+    arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(arch, arch)
+    if name == "darwin":
+        return f"{arch}-apple-darwin"
+    libc, version = machine.libc_ver()
+    if libc == "glibc":
+        major, _, minor = version.partition(".")
+        return f"{arch}-manylinux_{major}_{minor.partition('.')[0]}"
+    return f"{arch}-unknown-linux-musl" if name == "linux" else f"{arch}-{name}"
+
+
+def tags_of(target: Target) -> list[str]:
+    """The tags of wheels that run there, the best first, as `cp312-cp312-manylinux_2_17_x86_64`."""
+    from packaging.tags import compatible_tags, cpython_tags
+
+    version = [int(each) for each in target.minor.split(".")]
+    abi = f"cp{version[0]}{version[1]}"
+    platforms = list(_platform_tags(target.platform))
+    found = [*cpython_tags(version, [abi], platforms), *compatible_tags(version, abi, platforms)]
+    return list(dict.fromkeys(map(str, found)))
+
+
+def _platform_tags(name: str) -> Iterator[str]:
+    glibc = _MANYLINUX.match(name)
+    if glibc:
+        arch, major, minor = glibc[1], int(glibc[2]), int(glibc[3])
+        legacy = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+        for each in range(minor, 4, -1):
+            yield f"manylinux_{major}_{each}_{arch}"
+            if each in legacy:
+                yield f"{legacy[each]}_{arch}"
+        yield f"linux_{arch}"
+    elif name.endswith("-apple-darwin"):
+        from packaging.tags import mac_platforms
+
+        arch = {"aarch64": "arm64"}.get(name.partition("-")[0], "x86_64")
+        yield from mac_platforms((15, 0), arch)
+    elif name.endswith("-musl"):
+        arch = name.partition("-")[0]
+        yield from (f"musllinux_1_{each}_{arch}" for each in range(5, -1, -1))
+        yield f"linux_{arch}"
+
+
+def markers_of(target: Target) -> dict[str, str]:
+    """The values of environment markers there."""
+    arch = target.platform.partition("-")[0]
+    is_mac = target.platform.endswith("-apple-darwin")
+    full = target.version if target.version.count(".") > 1 else f"{target.version}.0"
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": full,
+        "os_name": "posix",
+        "platform_machine": "arm64" if is_mac and arch == "aarch64" else arch,
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Darwin" if is_mac else "Linux",
+        "platform_version": "",
+        "python_full_version": full,
+        "python_version": target.minor,
+        "sys_platform": "darwin" if is_mac else "linux",
+        "extra": "",
+    }
+
+
+class Solver:
+    """Makes locks, and keeps them below the cache's folder: by what was asked for, with the index
+    that was asked. `folder` is the flow's: paths that a step gives are relative to it."""
+
+    def __init__(
+        self,
+        cache: Path,
+        folder: Path,
+        uv: Uv,
+        report: Report = lambda line: None,
+        *,
+        anew: bool = False,
+    ) -> None:
+        self._report = report
+        self._kept = cache / "locks"
+        self._files = Files(cache)
+        self._folder = folder
+        self._uv = uv
+        self._anew = anew
+
+    def kept(self, spec: Spec, target: Target) -> Lock | None:
+        """The lock that was made for this before, from the same index; None where there is none."""
+        found = None if self._anew else self._read(self._name(spec, target))
+        return found[1] if found is not None and found[0] == self._index(spec) else None
+
+    def solve(self, spec: Spec, target: Target) -> Lock:
+        """The lock, kept for the next time. Where the index that is set now has no answer, one from
+        another counts. Blocks. Raises EnvironmentFailed."""
+        try:
+            return self._solved(spec, target)
+        except EnvironmentFailed as error:
+            found = None if self._anew else self._read(self._name(spec, target))
+            if found is None:
+                raise
+            self._report(
+                f"The packages that were solved before are used, since that fails now: {error}"
+            )
+            return found[1]
+
+    def _index(self, spec: Spec) -> str:
+        """What says which index is asked."""
+        identity = [] if spec.project else index_identity()
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def _read(self, name: str) -> tuple[str, Lock] | None:
+        try:
+            found = json.loads((self._kept / name).read_bytes())
+            return found["index"], Lock.from_dict(found["lock"])
+        except (OSError, ValueError, KeyError, TypeError, InvalidLock):
+            return None
+
+    def _solved(self, spec: Spec, target: Target) -> Lock:
+        # Before: of what changes meanwhile, the older state counts.
+        name, index = self._name(spec, target), self._index(spec)
+        text = self._project(spec, target) if spec.project else self._compiled(spec, target)
+        packages = list(self._packages(text, target, spec.project))
+        # A micro version is asked for where exactly that is: else any of its minor version will do.
+        exact = re.fullmatch(r"\d+\.\d+\.\d+", spec.python or "")
+        lock = lock_of(
+            spec.python if exact and spec.python else target.minor, target.platform, packages
+        )
+        kept = json.dumps({"index": index, "lock": lock.as_dict()})
+        self._files.write(self._kept / name, kept.encode())
+        return lock
+
+    def _name(self, spec: Spec, target: Target) -> str:
+        """The name of the file of a lock: by all that it depends on."""
+        asked = [_FORM, target.minor, target.platform, spec.python, spec.requirements, spec.conda]
+        if spec.project:
+            project = _project_of(spec.project)
+            asked += [(project / each).read_text() for each in ("pyproject.toml", "uv.lock")]
+            asked.append(_tree_stamp(project))
+        else:
+            asked.append([self._stamp(each) for each in spec.requirements])
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest() + ".json"
+
+    def _stamp(self, requirement: str) -> str:
+        """What changes with the file or folder that a requirement names, if it names one."""
+        place = requirement.partition(" @ ")[2] or requirement
+        path = unquote(urlsplit(place).path) if place.startswith("file:") else place
+        found = self._folder / path.partition(" ;")[0].partition("[")[0].strip()
+        if "/" not in place and not place.endswith((".whl", *_SOURCES)):
+            return ""
+        if found.is_dir():
+            return _tree_stamp(found)
+        try:
+            return f"{found.stat().st_size} {found.stat().st_mtime_ns}"
+        except OSError:
+            return ""
+
+    # ------------------------------------------------------------ asking uv
+
+    def _compiled(self, spec: Spec, target: Target) -> str:
+        if not spec.requirements:
+            return ""
+        words = ["pip", "compile", "-", "--format", "pylock.toml", "--generate-hashes"]
+        words += ["--no-header", "--no-annotate", "--python-version", target.version]
+        if target.python is not None:
+            words += ["--python", target.python.path]
+        if not target.is_here:
+            words += ["--python-platform", target.platform]
+        given = "\n".join(spec.requirements) + "\n"
+        try:
+            return self._uv.run(*words, given=given, folder=self._folder, index=True)
+        except UvFailed as error:
+            if not error.is_network:
+                raise EnvironmentFailed(_unsolved(error)) from error
+            try:  # what uv has seen before may do
+                return self._uv.run(
+                    *words, given=given, folder=self._folder, index=True, offline=True
+                )
+            except UvFailed:
+                raise EnvironmentFailed(
+                    "the index does not answer, and nothing that was solved before will do: "
+                    f"{error.explanation}"
+                ) from error
+
+    def _project(self, spec: Spec, target: Target) -> str:
+        """The lock of a project of uv, as a pylock.toml."""
+        project = _project_of(spec.project or "")
+        words = ["export", "--frozen", "--no-dev", "--format", "pylock.toml", "--no-header"]
+        if target.python is not None:
+            words += ["--python", target.python.path]
+        try:
+            return self._uv.run(*words, folder=project)
+        except UvFailed as error:
+            raise EnvironmentFailed(f"{project / 'uv.lock'}: {error.explanation}") from error
+
+    # ------------------------------------------------------------ reading its answer
+
+    def _packages(self, text: str, target: Target, project: str | None) -> Iterator[LockedPackage]:
+        from packaging.markers import Marker
+
+        here = _project_of(project) if project else self._folder
+        markers: dict[str, Any] = {
+            **markers_of(target),
+            "extras": set(),
+            "dependency_groups": set(),
+        }
+        tags = {tag: place for place, tag in enumerate(tags_of(target))}
+        for each in tomllib.loads(text).get("packages", []):
+            if "marker" not in each or Marker(each["marker"]).evaluate(markers):
+                yield self._package(each, target, tags, here)
+
+    def _package(
+        self, found: Mapping[str, Any], target: Target, tags: Mapping[str, int], here: Path
+    ) -> LockedPackage:
+        name, version = found["name"], found.get("version", "")
+        archive = found.get("archive")
+        wheels = [*found.get("wheels", [])]
+        if archive is not None and _file_of(archive).endswith(".whl"):
+            wheels.append(archive)
+            archive = None
+        best = _best(wheels, tags)
+        if best is not None:
+            return self._wheel(name, version, best, here)
+        title = f"{name} {version}".strip()
+        if not any(each in found for each in ("sdist", "vcs", "directory")) and archive is None:
+            raise EnvironmentFailed(
+                f"{title} has no wheel for Python {target.minor} on {target.platform}, and no "
+                "source to build one of"
+            )
+        if target.python is None:
+            raise EnvironmentFailed(
+                f"{title} has no wheel for Python {target.minor} on {target.platform}, and can be "
+                "built there alone: ask for a version that has one"
+            )
+        return self._built(title, found, archive, target, tags, here)
+
+    def _wheel(
+        self, name: str, version: str, found: Mapping[str, Any], here: Path
+    ) -> LockedPackage:
+        """A wheel of an index; one of this machine is kept in the cache."""
+        file, url = _file_of(found), found.get("url", "")
+        digest = found.get("hashes", {}).get("sha256", "")
+        path = _path_of(found, here)
+        if path is not None or not digest:
+            if path is not None and not path.is_file():
+                raise EnvironmentFailed(f"{path} is not there any more")
+            digest = self._files.add(path, file) if path else self._files.fetch_new(url, file)
+        public = "" if path is not None else without_credentials(url)
+        return LockedPackage(
+            name=normalized(name), version=version or _version_of(file), file=file, sha256=digest,
+            url=public, source=os.fspath(path.parent) if path else "",
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ what has to be built
+
+    def _built(
+        self,
+        title: str,
+        found: Mapping[str, Any],
+        archive: Mapping[str, Any] | None,
+        target: Target,
+        tags: Mapping[str, int],
+        here: Path,
+    ) -> LockedPackage:
+        with tempfile.TemporaryDirectory(prefix="aflow-build-") as folder:
+            place, source = self._fetched_source(title, found, archive, here, Path(folder))
+            out = Path(folder) / "out"
+            words = ["build", "--wheel", "--out-dir", os.fspath(out), os.fspath(place)]
+            if target.python is not None:
+                words += ["--python", target.python.path]
+            try:
+                self._uv.run(*words, index=True)
+            except UvFailed as error:
+                raise EnvironmentFailed(
+                    f"{title} has no wheel for Python {target.minor} on {target.platform}, and "
+                    f"building one failed (it may need a compiler): "
+                    f"{error.output or error.explanation}"
+                ) from error
+            wheel = next(iter(out.glob("*.whl")), None)
+            if wheel is None or _best([{"path": wheel.name}], tags) is None:
+                raise EnvironmentFailed(f"{title} was built, and no wheel for this platform came")
+            return LockedPackage(
+                name=normalized(found["name"]), version=_version_of(wheel.name), file=wheel.name,
+                sha256=self._files.add(wheel, wheel.name), source=source,
+            )  # fmt: skip
+
+    def _fetched_source(
+        self,
+        title: str,
+        found: Mapping[str, Any],
+        archive: Mapping[str, Any] | None,
+        here: Path,
+        folder: Path,
+    ) -> tuple[Path, str]:
+        """Where the source is, and what is recorded of where it came from."""
+        if "vcs" in found:
+            return _checked_out(title, found["vcs"], folder / "source")
+        if "directory" in found:
+            directory = here / found["directory"]["path"]
+            inner = found["directory"].get("subdirectory", "")
+            return directory / inner, os.fspath(directory)
+        source = found.get("sdist") or archive or {}
+        path = _path_of(source, here)
+        if path is not None:
+            return path, os.fspath(path)
+        url = source["url"]
+        file = folder / _file_of(source)
+        self._files.download(url, file)
+        wanted = source.get("hashes", {}).get("sha256")
+        if wanted and digest_of_file(file) != wanted:
+            raise EnvironmentFailed(
+                f"{title}: what {without_credentials(url)} gave is another file"
+            )
+        return file, without_credentials(url)
+
+
+def _unsolved(error: UvFailed) -> str:
+    if re.search(
+        r"failed to build|build backend|failed to (?:prepare|resolve).*build", error.full, re.I
+    ):
+        why = "a package has to be built, and that failed (it may need a compiler)"
+        return f"{why}: {error.explanation}"
+    return error.explanation
+
+
+def _best(wheels: Iterable[Mapping[str, Any]], tags: Mapping[str, int]) -> Mapping[str, Any] | None:
+    """The wheel that fits best; None where none does."""
+    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+    ranked: list[tuple[int, int]] = []
+    every = [*wheels]
+    for place, each in enumerate(every):
+        try:
+            found = parse_wheel_filename(_file_of(each))[3]
+        except InvalidWheelFilename:
+            continue
+        ranks = [tags[str(tag)] for tag in found if str(tag) in tags]
+        if ranks:
+            ranked.append((min(ranks), place))
+    return every[min(ranked)[1]] if ranked else None
+
+
+def _file_of(found: Mapping[str, Any]) -> str:
+    """The name of the file."""
+    named = found.get("name") or found.get("path") or urlsplit(found.get("url", "")).path
+    return unquote(os.path.basename(str(named)))
+
+
+def _version_of(wheel: str) -> str:
+    from packaging.utils import parse_wheel_filename
+
+    return str(parse_wheel_filename(wheel)[1])
+
+
+def _path_of(found: Mapping[str, Any], here: Path) -> Path | None:
+    """The path of a file of this machine; None for one that an index has."""
+    if found.get("path"):
+        return here / str(found["path"])
+    parts = urlsplit(found.get("url", ""))
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def _checked_out(title: str, vcs: Mapping[str, Any], folder: Path) -> tuple[Path, str]:
+    """A repository at a commit, in this folder."""
+    url, commit = vcs["url"], vcs["commit-id"]
+    git = shutil.which("git")
+    if git is None:
+        raise EnvironmentFailed(f"{title} comes from a repository, and git is not here: install it")
+    commands: Sequence[Sequence[str]] = (
+        [git, "clone", "--quiet", "--no-checkout", "--", url, os.fspath(folder)],
+        [git, "-C", os.fspath(folder), "checkout", "--quiet", "--detach", commit],
+        [git, "-C", os.fspath(folder), "submodule", "--quiet", "update", "--init", "--recursive"],
+    )
+    for command in commands:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+        if done.returncode:
+            said = without_credentials((done.stderr.strip().splitlines() or ["git failed"])[-1])
+            raise EnvironmentFailed(f"{title} cannot be fetched: {said}")
+    return folder / vcs.get("subdirectory", ""), f"{without_credentials(url)}@{commit}"
+
+
+def _project_of(folder: str) -> Path:
+    """The folder of the project that this folder is in. Raises EnvironmentFailed."""
+    for each in (Path(folder), *Path(folder).parents):
+        if (each / "uv.lock").is_file() and (each / "pyproject.toml").is_file():
+            return each
+    raise EnvironmentFailed(
+        f"--environment uv needs a pyproject.toml and a uv.lock in {folder} or above it: make them "
+        "with uv init and uv lock"
+    )
+
+
+def project_python(folder: str) -> str | None:
+    """The version of Python that a project asks for: `.python-version`, else what pyproject.toml
+    requires. Raises EnvironmentFailed where there is no project."""
+    project = _project_of(folder)
+    try:
+        pinned = (project / ".python-version").read_text().split()
+    except OSError:
+        pinned = []
+    if pinned and re.fullmatch(r"\d+(?:\.\d+)*", pinned[0]):
+        return pinned[0]
+    try:
+        found = tomllib.loads((project / "pyproject.toml").read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise EnvironmentFailed(f"{project / 'pyproject.toml'} cannot be read: {error}") from error
+    requires: str | None = found.get("project", {}).get("requires-python")
+    return requires
+
+
+def _tree_stamp(folder: Path) -> str:
+    """What changes with the sources of a project."""
+    found: list[tuple[str, int, int]] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [each for each in folders if each not in _NOT_SOURCE and each[:1] != "."]
+        for each in files:
+            stat = os.stat(os.path.join(place, each), follow_symlinks=False)
+            found.append((os.path.join(place, each), stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()

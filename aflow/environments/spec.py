@@ -1,0 +1,183 @@
+"""What steps ask for, as their decorators and `--environment` say it: pure.
+
+    no --environment   steps with @pypi or @conda (their own, or the flow's @pypi_base, @conda_base)
+    local              no step: what is installed is used, and differences are noted
+    pypi, conda        every step; one that names no packages has an environment with none
+    uv                 every step: that of the project (pyproject.toml, uv.lock) beside the flow; a
+                       step with packages of its own has those
+
+`disabled=True` leaves a step out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aflow.errors import InvalidDecorator
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition, StepDefinition
+
+KINDS = ("local", "conda", "pypi", "uv")
+_COMPARISONS = ("<", ">", "!", "~", "=", "@")
+_DIRECT = re.compile(r"(?:git\+|https?://|file:|\.{0,2}/)|.*\.(?:whl|tar\.gz|zip)$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """The packages that a step asks for. `requirements` are lines of a requirements.txt, `conda`
+    match specs of conda, `python` is a version, or a range of versions; None for that of the run.
+    `project` is the folder of a project of uv whose lock counts."""
+
+    requirements: tuple[str, ...] = ()
+    conda: tuple[str, ...] = ()
+    python: str | None = None
+    project: str | None = None
+    uses_conda: bool = False
+
+
+def asks(definition: FlowDefinition, kind: str | None = None) -> bool:
+    """Whether any step may have an environment of its own."""
+    if kind is not None:
+        return kind != "local"
+    return any(each.kind in ("pypi_base", "conda_base") for each in definition.decorators) or any(
+        each.name in ("pypi", "conda")
+        for step in definition.steps.values()
+        for each in step.decorators
+    )
+
+
+def specs_of(
+    definition: FlowDefinition, kind: str | None = None, only: str | None = None
+) -> dict[str, Spec]:
+    """The specs of the steps that have an environment of their own; of the step `only`, if it is
+    given. Raises InvalidDecorator for packages that cannot be asked for."""
+    if kind == "local":
+        return {}
+    found: dict[str, Spec] = {}
+    for step in definition.steps.values():
+        if only is None or step.name == only:
+            spec = _spec_of(definition, step, kind)
+            if spec is not None:
+                found[step.name] = spec
+    return found
+
+
+def _spec_of(definition: FlowDefinition, step: StepDefinition, kind: str | None) -> Spec | None:
+    pypi = _Asked.of(definition, step, "pypi")
+    conda = _Asked.of(definition, step, "conda")
+    if pypi.disabled or conda.disabled:
+        # One of the two may be left out alone; a step that has nothing else has no environment.
+        pypi = _Asked() if pypi.disabled else pypi
+        conda = _Asked() if conda.disabled else conda
+        if not pypi.is_there and not conda.is_there:
+            return None
+    if not pypi.is_there and not conda.is_there:
+        if kind is None:
+            return None
+        if kind == "uv":
+            folder = os.path.dirname(os.path.abspath(definition.file or "."))
+            return Spec(project=folder)
+    where = f"step {step.name}"
+    return Spec(
+        requirements=tuple(sorted(_requirement(n, v, where) for n, v in pypi.packages.items())),
+        conda=tuple(sorted(_match_spec(n, v, where) for n, v in conda.packages.items())),
+        python=_python(pypi.python or conda.python, where),
+        uses_conda=conda.is_there or (kind == "conda" and not pypi.is_there),
+    )
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What @pypi or @conda, and their like of the flow, say for one step together."""
+
+    is_there: bool = False
+    packages: Mapping[str, str] = ()  # type: ignore[assignment]
+    python: str | None = None
+    disabled: bool = False
+
+    def __post_init__(self) -> None:
+        self.packages = dict(self.packages)
+
+    @classmethod
+    def of(cls, definition: FlowDefinition, step: StepDefinition, kind: str) -> _Asked:
+        own: Any = step.decorator(kind)
+        bases: list[Any] = [each for each in definition.decorators if each.kind == f"{kind}_base"]
+        found = [*bases, *([] if own is None else [own])]
+        packages: dict[str, str] = {}
+        python, disabled = None, None
+        for each in found:
+            packages.update({**getattr(each, "libraries", {}), **each.packages})
+            python = each.python or python
+            disabled = disabled if each.disabled is None else each.disabled
+        return cls(bool(found), packages, python, _is_true(disabled))
+
+
+def _is_true(value: object) -> bool:
+    """`--with pypi:disabled=true` gives a text."""
+    return value is True or str(value).lower() == "true"
+
+
+def _requirement(name: str, version: str, where: str) -> str:
+    """A line of a requirements.txt for a package, as Metaflow reads names and versions."""
+    name, version = name.strip(), version.strip()
+    _refuse_options(name, version, where)
+    given = version
+    if _DIRECT.match(name):  # a URL or a file, which may have no name
+        return name + version
+    version, mark, marker = version.partition(";")
+    version = version.strip()
+    if "@" in name:  # `name@git+https://...`, as the parsers of requirements give it
+        name, _, url = name.partition("@")
+        version = f" @ {url.strip()}{version}"
+    elif version.startswith("@"):
+        version = f" @ {version[1:].strip()}"
+    elif version and not version.startswith(_COMPARISONS):
+        version = f"=={version}"
+    elif version.startswith("=") and not version.startswith("=="):  # conda's way
+        version = f"={version}"
+    text = f"{name}{version}" + (f" ; {marker.strip()}" if mark else "")
+    from packaging.requirements import InvalidRequirement, Requirement  # few flows have any
+
+    try:
+        Requirement(text)
+    except InvalidRequirement as error:
+        raise InvalidDecorator(
+            f"{where.capitalize()} asks for the package {name!r} {given!r}, which is no "
+            f"requirement: {str(error).splitlines()[0]}"
+        ) from error
+    return text
+
+
+def _match_spec(name: str, version: str, where: str) -> str:
+    name, version = name.strip(), version.strip()
+    _refuse_options(name, version, where)
+    if not version:
+        return name
+    if version.startswith(("<", ">", "!", "~", "=")):
+        return f"{name} {version}" if not version.startswith("=") else f"{name}{version}"
+    return f"{name} =={version}"
+
+
+def _refuse_options(name: str, version: str, where: str) -> None:
+    text = f"{name}{version}"
+    if not name or name.startswith("-") or any(each in text for each in "\r\n\0\\"):
+        raise InvalidDecorator(
+            f"{where.capitalize()} asks for the package {name!r} {version!r}, which names none."
+        )
+
+
+def _python(version: str | None, where: str) -> str | None:
+    if version is None or not version.strip():
+        return None
+    text = version.strip().removeprefix("==").strip()
+    if not re.fullmatch(r"[0-9.*<>=!~, ]+", text):
+        raise InvalidDecorator(
+            f"{where.capitalize()} asks for Python {version!r}, which is no version: give one such "
+            'as "3.12" or "3.12.4".'
+        )
+    return text.removesuffix(".*")

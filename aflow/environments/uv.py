@@ -1,0 +1,388 @@
+"""uv, which solves and installs packages: found, run, and its words made into sentences.
+
+Which index is used is said as for uv itself (UV_INDEX and its like, uv.toml), or, where nothing of
+that is set, as for pip (PIP_INDEX_URL and its like, pip.conf). Credentials stay where they are: in
+the environment of uv, in netrc, in the URLs of these settings. Nothing of them is recorded.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aflow._core.settings import environment_with
+from aflow.errors import EnvironmentFailed, MissingExtra
+
+Report = Callable[[str], None]
+
+_CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
+_INDEX_VARIABLES = (
+    "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
+    "UV_NO_INDEX", "UV_CONFIG_FILE",
+)  # fmt: skip
+_AWAY = re.compile(
+    r"error sending request|dns error|failed to (?:lookup|fetch|connect)|"
+    r"connection (?:refused|reset)|timed out|timeout|network connectivity is disabled|"
+    r"network is unreachable|"
+    r"client error \(connect\)|http status server error|50[234]",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(r"^(?:error|cause|caused by|\xd7|╰─▶|├─▶|│)\s*:?\s*", re.IGNORECASE)
+_SHOWN = ("Downloading ", "Building ", "Built ", "Preparing ")
+_HINTS = ("hint:", "help:")
+
+
+def without_credentials(text: str) -> str:
+    """A text without what stands before the host in its URLs: a password, a token."""
+    return _CREDENTIALS.sub(r"\1", text)
+
+
+class Uv:
+    """The program uv, as found on this machine."""
+
+    def __init__(self, report: Report = lambda line: None) -> None:
+        """`report` is told what a long command of uv does. Raises MissingExtra where there is no
+        uv."""
+        self.path = find_uv()
+        self._report = report
+        self._indexes = index_options()
+
+    def run(
+        self,
+        *args: str,
+        given: str | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        index: bool = False,
+        offline: bool = False,
+        more: Mapping[str, str] | None = None,
+    ) -> str:
+        """Run a command; what it prints. With `index` it is told which index is set. Raises
+        UvFailed."""
+        words = [self.path, *args, "--color", "never"]
+        words += self._indexes if index else []
+        words += ["--offline"] if offline else []
+        # Interpreters are chosen by aflow, and a download of one is asked for by its own command.
+        fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **(more or {})}
+        environment = environment_with(fixed, without=("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH"))
+        environment.setdefault("UV_HTTP_RETRIES", "2")
+        certificates = _pip_settings(environment).get("cert", "")
+        if os.path.isfile(certificates):
+            environment.setdefault("SSL_CERT_FILE", certificates)
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=environment,
+                cwd=folder,
+            )
+        except OSError as error:
+            raise UvFailed(f"uv ({self.path}) cannot be started: {error.strerror}", "") from error
+        return self._finished(process, given)
+
+    def _finished(self, process: subprocess.Popen[str], given: str | None) -> str:
+        import threading  # few processes run uv
+
+        said: list[str] = []
+        assert process.stderr is not None, "it is a pipe"
+
+        def listen() -> None:
+            for line in process.stderr or ():
+                said.append(line.rstrip("\n"))
+                if line.strip().startswith(_SHOWN):
+                    self._report(without_credentials(line.strip()))
+
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        try:
+            assert process.stdin is not None, "it is a pipe"
+            assert process.stdout is not None, "it is a pipe"
+            try:
+                if given:
+                    process.stdin.write(given)
+                process.stdin.close()
+            except BrokenPipeError:  # it says why it has ended
+                pass
+            printed = process.stdout.read()
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            listener.join()
+            assert process.stdout is not None, "it is a pipe"
+            process.stdout.close()
+            process.stderr.close()
+        if code:
+            raise UvFailed(explanation(said, code), "\n".join(said))
+        return printed
+
+
+class UvFailed(EnvironmentFailed):
+    """A command of uv has failed; `explanation` is what it says, in one line."""
+
+    def __init__(self, explanation: str, full: str) -> None:
+        super().__init__(explanation)
+        self.explanation = explanation
+        self.full = full
+
+    @property
+    def output(self) -> str:
+        """The last line that a build has printed before uv says that it failed."""
+        lines = [each.strip() for each in self.full.splitlines()]
+        end = next((i for i, one in enumerate(lines) if one.startswith("error")), len(lines))
+        said = [each for each in lines[:end] if each and not each.startswith(_SHOWN)]
+        return without_credentials(said[-1]).rstrip(".") if said else ""
+
+    @property
+    def is_network(self) -> bool:
+        """Whether an index does not answer."""
+        return bool(_AWAY.search(self.full))
+
+
+def explanation(said: Sequence[str], code: int) -> str:
+    """What uv says of its error, in one line, without credentials."""
+    lines = [each.strip() for each in said]
+    start = next((i for i, each in enumerate(lines) if each.lower().startswith("error")), None)
+    if start is None:  # it was killed, or says it in a way of its own
+        kept = [each for each in lines if each][-3:]
+    else:
+        kept = [each for each in lines[start:] if each and not each.lower().startswith(_HINTS)]
+    text = " ".join(_LABEL.sub("", each) for each in kept)
+    text = without_credentials(re.sub(r"\s+", " ", text)).strip().rstrip(".")
+    return text or f"uv ended with exit code {code}"
+
+
+def find_uv() -> str:
+    """The path of uv: that of its PyPI package in this environment, else that of PATH. Raises
+    MissingExtra."""
+    try:
+        from uv import find_uv_bin  # its package, which is an extra
+
+        return str(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+    if found is None:
+        raise MissingExtra(
+            "The packages of steps (@pypi) are solved and installed by uv, which is not here: "
+            "install it (pip install uv), or run with --environment local to use what is installed."
+        )
+    return found
+
+
+# ------------------------------------------------------------------ which index
+
+
+def index_options() -> list[str]:
+    """Options of uv for the index that pip is set to; none where uv has settings of its own."""
+    environment = environment_with({})
+    if any(environment.get(each) for each in _INDEX_VARIABLES):
+        return []
+    settings = _pip_settings(environment)
+    options: list[str] = []
+    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+        options.append("--no-index")
+    else:
+        for url in settings.get("index-url", "").split()[:1]:
+            options += ["--default-index", url]
+        for url in settings.get("extra-index-url", "").split():
+            options += ["--index", url]
+    for each in settings.get("find-links", "").split():
+        options += ["--find-links", each]
+    return options
+
+
+def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The settings of pip that say where packages come from: its files, then its variables."""
+    home = environment.get("HOME") or os.path.expanduser("~")
+    config_home = environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    dirs = (environment.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
+    files = [
+        *(os.path.join(each, "pip", "pip.conf") for each in dirs if each),
+        "/etc/pip.conf",
+        os.path.join(home, ".pip", "pip.conf"),
+        os.path.join(config_home, "pip", "pip.conf"),
+        os.path.join(sys.prefix, "pip.conf"),
+    ]
+    named = environment.get("PIP_CONFIG_FILE")
+    files = [] if named == os.devnull else files + ([named] if named else [])
+    found: dict[str, str] = {}
+    for file in files:
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read(file, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError):
+            continue  # pip itself says what is wrong with it
+        for section in ("global", "install"):
+            if parser.has_section(section):
+                found.update({key.replace("_", "-"): text for key, text in parser.items(section)})
+    for key in ("index-url", "extra-index-url", "find-links", "no-index", "cert"):
+        value = environment.get("PIP_" + key.upper().replace("-", "_"))
+        if value:
+            found[key] = value
+    return found
+
+
+def index_identity() -> list[str]:
+    """What says where packages come from, without credentials: part of what a lock was made for.
+    A folder counts with what is in it now."""
+    environment = environment_with({})
+    said = [f"{name}={environment[name]}" for name in _INDEX_VARIABLES if environment.get(name)]
+    said += index_options()
+    folders = [word.removeprefix("file://") for each in said for word in re.split(r"[\s,=]+", each)]
+    stamps = [stamp_of(each) for each in folders if os.path.isabs(each) and os.path.isdir(each)]
+    return [*map(without_credentials, said), *stamps]
+
+
+def stamp_of(folder: str) -> str:
+    """What changes when a file is added to a folder, or one of its files is written."""
+    found = []
+    with os.scandir(folder) as entries:
+        for each in entries:
+            stat = each.stat(follow_symlinks=True) if each.is_file() else None
+            found.append((each.name, 0, 0) if stat is None else
+                         (each.name, stat.st_size, stat.st_mtime_ns))  # fmt: skip
+    return repr((folder, sorted(found)))
+
+
+# ------------------------------------------------------------------ interpreters
+
+
+class Interpreter(NamedTuple):
+    """A Python of this machine."""
+
+    path: str
+    version: str
+
+    @property
+    def minor(self) -> str:
+        """Major and minor version."""
+        return ".".join(self.version.split(".")[:2])
+
+
+OLDEST = (3, 11)
+
+
+def own_interpreter() -> Interpreter:
+    """The interpreter that this process runs, outside of a virtual environment."""
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    return Interpreter(base, "{}.{}.{}".format(*sys.version_info[:3]))
+
+
+def interpreter_for(asked: str | None, uv: Uv | None = None) -> Interpreter:
+    """An interpreter of the version that is asked for (`3.12`, `3.12.4`, `>=3.12`): this process's
+    own, one of pyenv, of PATH, one that uv knows, or, last, one that uv can download. Raises
+    EnvironmentFailed, naming those that were found."""
+    own = own_interpreter()
+    if asked is None or fits(own.version, asked):
+        return own
+    _refuse_older(asked)
+    found = [own]
+    for path in _candidates(asked):
+        version = version_of(path)
+        if version is not None:
+            found.append(Interpreter(path, version))
+            if fits(version, asked):
+                return found[-1]
+    uv = uv or Uv()
+    for download in (False, True):
+        named = _of_uv(uv, asked, download=download)
+        version = None if named is None else version_of(named)
+        if named is not None and version is not None and fits(version, asked):
+            return Interpreter(named, version)
+    versions = sorted({each.version for each in found}, key=_numbers)
+    raise EnvironmentFailed(
+        f"Python {asked} is not on this machine, and uv cannot download it; found are: "
+        f"{', '.join(versions)}. Install it (pyenv install, uv python install), or ask for another."
+    )
+
+
+def _refuse_older(asked: str) -> None:
+    numbers = _numbers(asked)
+    if re.match(r"\d", asked) and len(numbers) > 1 and numbers[:2] < OLDEST:
+        raise EnvironmentFailed(
+            f"Steps run with Python {'.'.join(map(str, OLDEST))} or newer, and Python {asked} is "
+            "asked for."
+        )
+
+
+def fits(version: str, asked: str) -> bool:
+    """Whether a version of Python is what is asked for."""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    if re.match(r"\d", asked):
+        wanted = asked.split(".")
+        return version.split(".")[: len(wanted)] == wanted
+    try:
+        return SpecifierSet(asked).contains(version, prereleases=True)
+    except InvalidSpecifier:
+        return False
+
+
+def _candidates(asked: str) -> list[str]:
+    """Paths that may be an interpreter of that version, the most likely first."""
+    environment = environment_with({})
+    root = Path(environment.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"))
+    found: list[str] = []
+    try:
+        names = sorted(os.listdir(root / "versions"), key=_numbers, reverse=True)
+    except OSError:
+        names = []
+    for name in names:
+        path = root / "versions" / name / "bin" / "python"
+        if _numbers(name)[:2] >= OLDEST and path.exists():
+            found.append(str(path))
+    exact = [each for each in found if fits(Path(each).parent.parent.name, asked)]
+    shims = str(root / "shims")
+    minor = ".".join(asked.split(".")[:2]) if re.match(r"\d", asked) else ""
+    for folder in (environment.get("PATH") or os.defpath).split(os.pathsep):
+        if not folder or os.path.realpath(folder) == os.path.realpath(shims):
+            continue
+        for name in (f"python{minor}", "python3"):
+            path_ = os.path.join(folder, name)
+            if os.access(path_, os.X_OK):
+                found.append(path_)
+    return list(dict.fromkeys([*exact, *found]))
+
+
+def version_of(path: str) -> str | None:
+    """The version of an interpreter, which is run to say it; None where it does not."""
+    program = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+    try:
+        done = subprocess.run(
+            [path, "-I", "-S", "-c", program],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _of_uv(uv: Uv, asked: str, *, download: bool) -> str | None:
+    try:
+        if download:
+            if environment_with({}).get("UV_PYTHON_DOWNLOADS", "") in ("never", "0", "false"):
+                return None
+            again = {"UV_PYTHON_DOWNLOADS": "manual", "UV_HTTP_RETRIES": "0"}
+            uv.run("python", "install", asked, more=again)
+        return uv.run("python", "find", "--no-project", "--system", asked).strip() or None
+    except UvFailed:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))

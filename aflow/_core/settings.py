@@ -216,7 +216,7 @@ class Settings:
         Raises InvalidSetting, naming key, value, place and what is allowed, or the `.aflow` that
         somebody else may have filled.
         """
-        env = os.environ if env is None else env
+        env = _environment() if env is None else env
         base = _working_directory() if cwd is None else Path(cwd).absolute()
         found = _walk_up(base, env)
         sources = [_Source(env, _ENVIRONMENT), *_files(env, found)]
@@ -319,13 +319,8 @@ class Settings:
 def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> dict[str, str]:
     """The environment of this program, and what is to be set for one that it starts; but for those
     variables, which are not for it to know."""
-    known = {name: value for name, value in os.environ.items() if name not in without}
+    known = {name: value for name, value in _environment().items() if name not in without}
     return {**known, **more}
-
-
-# What signs the messages between coordinators and workers: steps have no use for it, and whoever
-# has it can have workers run code.
-KEYS_OF_MESSAGES = ("AFLOW_SIGNING_KEY", "METAFLOW_SIGNING_KEY")
 
 
 def keep_service_key(key: str) -> None:
@@ -333,24 +328,92 @@ def keep_service_key(key: str) -> None:
     os.environ["AFLOW_SERVICE_AUTH_KEY"] = key
 
 
+# ------------------------------------------------------------------ secrets of the environment
+
+
+# What signs the messages between coordinators and workers: steps have no use for it, and whoever
+# has it can have workers run code.
+_KEY_OF_MESSAGES = "SIGNING_KEY"
+_SECRET_KEYS = frozenset({_KEY_OF_MESSAGES, "SERVICE_AUTH_KEY", "SERVICE_HEADERS"})
+
+# Of a process that runs steps: settings that were taken out of its environment. aflow finds them
+# here, and what steps start, print or dump does not have them.
+_withheld: dict[str, Secret] = {}
+
+
+def _environment() -> Mapping[str, str]:
+    """The environment, with what was withheld from it."""
+    if not _withheld:
+        return os.environ
+    return {**{name: value.reveal() for name, value in _withheld.items()}, **os.environ}
+
+
 def without_signing_key(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment for a process that runs steps."""
-    return {name: value for name, value in environment.items() if name not in KEYS_OF_MESSAGES}
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.endswith(f"_{_KEY_OF_MESSAGES}") or not name.startswith(_PREFIXES)
+    }
 
 
 def forget_signing_key() -> None:
-    """Take the key of messages out of the environment of this process, and out of the memory that
-    `/proc/PID/environ` shows of it, if it is there. It has been read before, or is not needed."""
-    for name in KEYS_OF_MESSAGES:
-        if name in os.environ:
-            import ctypes  # few programs have a key
+    """Take the key of messages out of the environment of this process: it has been read before, or
+    is not needed. What else is secret there stays, unseen by other programs."""
+    conceal_secrets()
+    for prefix in _PREFIXES:
+        os.environ.pop(prefix + _KEY_OF_MESSAGES, None)
 
-            libc = ctypes.CDLL(None)
-            libc.getenv.restype = ctypes.c_void_p
-            place = libc.getenv(name.encode())
-            if place:
-                ctypes.memset(place, 0, len(ctypes.string_at(place)))
-            del os.environ[name]
+
+def withhold_secrets() -> None:
+    """Take keys, and URLs with passwords, out of the environment of this process, in which steps
+    will run: aflow itself finds them as before, but for the key of messages."""
+    conceal_secrets()
+    for name in secret_variables():
+        value = os.environ.pop(name)
+        if not name.endswith(_KEY_OF_MESSAGES):
+            _withheld[name] = Secret(value)
+
+
+def conceal_secrets() -> None:
+    """Have `/proc/PID/environ` show no key of ours, and no URL with a password, that this process
+    was started with. They stay in os.environ. Call it while the process has one thread."""
+    names = secret_variables()
+    if not names:
+        return
+    for name in names:
+        os.environ[name] = os.environ[name]  # the C library has a copy of its own from here on
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            first = file.read()
+        names = secret_variables(
+            dict(os.fsdecode(each).split("=", 1) for each in first.split(b"\0") if b"=" in each)
+        )
+        if not names:
+            return
+        with open("/proc/self/stat", "rb") as file:
+            start = int(file.read().rpartition(b")")[2].split()[47])  # env_start, see proc(5)
+    except (OSError, IndexError):  # no /proc: then nobody reads it there
+        return
+    import ctypes  # few programs have a secret
+
+    for name in names:
+        head = os.fsencode(name) + b"="
+        at = 0 if first.startswith(head) else first.index(b"\0" + head) + 1
+        value = first.index(b"\0", at) - at - len(head)
+        ctypes.memset(start + at + len(head), 0, value)
+
+
+def secret_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """The names of the variables that hold a key of aflow's, or a URL with a password for it."""
+    found = []
+    for name, value in (os.environ if environment is None else environment).items():
+        prefix = next(filter(name.startswith, _PREFIXES), None)
+        if prefix is not None:
+            key = name.removeprefix(prefix)
+            if key in _SECRET_KEYS or (key in KEYS and without_passwords(value) != value):
+                found.append(name)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,7 +506,7 @@ def configs_in_environment(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The files and the values of configs that AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE give,
     each a JSON object by name (METAFLOW_... are read, too). Raises InvalidSetting."""
-    sources = [_Source(os.environ if env is None else env, _ENVIRONMENT)]
+    sources = [_Source(_environment() if env is None else env, _ENVIRONMENT)]
     found = []
     for key in ("FLOW_CONFIG", "FLOW_CONFIG_VALUE"):
         hit = _look_up(sources, (key,))
@@ -460,7 +523,7 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
     """The value of the first of these keys that is set, for settings of one part of aflow; None
     where none of them is. A number or an object of a file is a text as the environment would have
     it. Raises InvalidSetting for a value that is no such thing."""
-    hit = _first(keys, os.environ if env is None else env)
+    hit = _first(keys, _environment() if env is None else env)
     if hit is not None and isinstance(hit.value, int | float | dict | list):
         import json
 
@@ -475,7 +538,7 @@ def said_by_batch(name: str) -> str | None:
 
 def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
     """Whether this key is set to what means yes. Raises InvalidSetting for what means neither."""
-    hit = _first((key,), os.environ if env is None else env)
+    hit = _first((key,), _environment() if env is None else env)
     return hit is not None and _flag(hit)
 
 
@@ -496,7 +559,7 @@ def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[
     Raises InvalidSetting, also where the address is in one file and the key is in another: whoever
     wrote the first one (a cloned project, say) would get the key of the second.
     """
-    env = os.environ if env is None else env
+    env = _environment() if env is None else env
     sources = [_Source(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
     headers = _look_up(sources, ("SERVICE_HEADERS",))
     key = _look_up(sources, ("SERVICE_AUTH_KEY",))
@@ -820,7 +883,7 @@ def _root(
 def config_file(profile: str | None = None, env: Mapping[str, str] | None = None) -> ConfigFile:
     """The file of the profile, else of the one that is chosen, that `aflow configure` writes.
     Raises InvalidSetting for a name that is none."""
-    env = os.environ if env is None else env
+    env = _environment() if env is None else env
     home_of_settings(env)  # without one the first file would be Metaflow's
     return config_files(profile, env)[0]
 
@@ -836,7 +899,7 @@ def config_files(
 def settings_files(env: Mapping[str, str] | None = None) -> list[ConfigFile]:
     """The files that settings are looked up in, the first before the others; they may be absent.
     Raises InvalidSetting for a name of a profile that is none."""
-    env = os.environ if env is None else env
+    env = _environment() if env is None else env
     return _all_files(env, _walk_up(_working_directory(), env))
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import click
 
 from aflow._core.process import fill_descriptors
+from aflow._core.settings import conceal_secrets
 from aflow._core.version import __version__
 from aflow.cli import loading
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
@@ -138,6 +139,7 @@ class Line(NamedTuple):
 def run_program(words: Sequence[str]) -> NoReturn:
     """The command `aflow` with these words; ends the program."""
     fill_descriptors()
+    conceal_secrets()
 
     def body() -> object:
         try:
@@ -151,6 +153,7 @@ def run_program(words: Sequence[str]) -> NoReturn:
 def run_script(flow: FlowSpec) -> None:
     """The command line of a script that begins one (loading.begins); ends the program."""
     fill_descriptors()
+    conceal_secrets()
     script = sys.argv[0]
     leave(guarded(lambda: flow_group(type(flow), script, sys.argv[1:])))
 

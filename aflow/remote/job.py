@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aflow import backends
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.process import binary, on_signal
-from aflow._core.settings import looked_up, said_by_batch
+from aflow._core.settings import conceal_secrets, looked_up, said_by_batch
 from aflow._core.threads import in_thread
 from aflow.code import package
 from aflow.errors import AflowError, InvalidInput
@@ -108,6 +108,7 @@ def main() -> int:
         store = backends.open_store(told.store)
         # Before the folder is made: a process that was forked after would remove it at its end.
         ground = EarlyGround(fork_ground())
+        conceal_secrets()  # of the environment that steps can look up in /proc
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             made.callback(ground.close)

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
 
 from aflow.errors import InvalidInput, ObjectNotFound
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
-from aflow.storage.logs import chunk_name, read_log
+from aflow.storage.logs import chunk_name, read_chunk
 
 if TYPE_CHECKING:
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskRecord
@@ -54,6 +56,19 @@ class _Open:
             numbers = numbers[:-2]
         return numbers
 
+
+class _Chunk:
+    """A chunk of a log."""
+
+    __slots__ = ("__weakref__", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+# Those that somebody is reading now, by store and name: they never change, and all who follow one
+# run, some of whom read slowly, share them.
+_chunks: WeakValueDictionary[tuple[str, str], _Chunk] = WeakValueDictionary()
 
 _POSITION = re.compile(r"\d{1,9}(?:_\d{1,9}(?:\.\d{1,9}){0,3})*", re.ASCII)
 _PAGE = 500  # tasks that are looked up at once
@@ -143,7 +158,7 @@ class Following:
             if attempt.attempt > task.attempt:
                 task.attempt, task.chunks, task.lines = attempt.attempt, 0, 0
             for lines in self._chunks(task, attempt):
-                for line in lines[task.lines :]:
+                for line in islice(lines, task.lines, None):
                     task.lines += 1
                     yield TaskLine(task.step, task.task, attempt.attempt, *_told(line))
                 task.chunks, task.lines = task.chunks + 1, 0
@@ -152,21 +167,27 @@ class Following:
             del self._open[task.task]
         self._now = None
 
-    def _chunks(self, task: _Open, attempt: AttemptRecord) -> Iterator[list[LogRecord]]:
+    def _chunks(self, task: _Open, attempt: AttemptRecord) -> Iterator[Iterator[LogRecord]]:
         """The lines of those that have not been told."""
         if attempt.log is not None:
             if task.chunks == 0:  # it is told whole
-                yield [*read_log(attempt.log)]
+                yield read_chunk(attempt.log)
             return
         where = (self._run.flow, self._run.run, task.step, task.task, attempt.attempt)
         while task.chunks < attempt.log_chunks:
-            yield [*read_log(self._chunk(chunk_name(*where, task.chunks)) or b"")]
+            chunk = self._chunk(chunk_name(*where, task.chunks))
+            yield read_chunk(chunk.data)
 
-    def _chunk(self, name: str) -> bytes | None:
-        try:
-            return bytes(self._store.get(name))
-        except ObjectNotFound:  # the run was deleted meanwhile
-            return None
+    def _chunk(self, name: str) -> _Chunk:
+        key = (self._store.url, name)
+        chunk = _chunks.get(key)
+        if chunk is None:
+            try:
+                chunk = _Chunk(bytes(self._store.get(name)))
+            except ObjectNotFound:  # the run was deleted meanwhile
+                return _Chunk(b"")
+            _chunks[key] = chunk
+        return chunk
 
 
 def _told(line: LogRecord) -> tuple[str, float, bytes]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LOOK = 0.5  # seconds between looks
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
 _AT_ONCE = 200  # lines, or batches of events, that are read before they are sent
+_BYTES_AT_ONCE = 64 << 10  # of text, the last line not counted
 _MOST = 100  # streams at once: each looks twice a second
 _PATIENCE = 60.0  # seconds that a client may leave what was sent unread
 _LONG = 500  # characters of an id that is sent with the last line alone of what is sent at once
@@ -164,7 +165,12 @@ def last_event(text: str | None) -> Last:
 
 
 def _some_lines(following: Following, found: Iterator[TaskLine]) -> bytes:
-    told = [(line, following.position) for line in islice(found, _AT_ONCE)]
+    told, size = [], 0
+    for line in islice(found, _AT_ONCE):
+        told.append((line, following.position))
+        size += len(line.text)
+        if size > _BYTES_AT_ONCE:  # what a slow client does not take waits in memory
+            break
     last = len(told) - 1
     return b"".join(
         event("line", _line(line), id_ if len(id_) <= (_LONGEST if n == last else _LONG) else None)

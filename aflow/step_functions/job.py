@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aflow import backends
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.process import binary, on_signal
-from aflow._core.settings import RunOptions, looked_up
+from aflow._core.settings import RunOptions, conceal_secrets, looked_up
 from aflow.code import package
 from aflow.code.config_binding import with_values
 from aflow.code.program import class_from, placed
@@ -457,6 +457,7 @@ def main() -> int:
         store = backends.open_store(told.storage)  # now, for the ground to have it, too
         # Before the folder is made: a process that was forked after would remove it at its end.
         ground = EarlyGround(fork_ground())
+        conceal_secrets()  # of the environment that steps can look up in /proc
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             made.callback(ground.close)

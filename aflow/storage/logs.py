@@ -186,6 +186,26 @@ def read_log(stored: bytes | Iterable[bytes]) -> Iterator[LogRecord]:
     return heapq.merge(*by_stream, key=lambda record: record.at)
 
 
+def read_chunk(chunk: bytes) -> Iterator[LogRecord]:
+    """The same as `read_log` of one chunk, little by little: whoever stops in the middle holds the
+    chunk, and not all of its records. Raises StorageError when it comes to bytes that are no log.
+    """
+    return heapq.merge(
+        *(_of_stream(chunk, number) for number in range(len(STREAMS))), key=lambda record: record.at
+    )
+
+
+def _of_stream(chunk: bytes, wanted: int) -> Iterator[LogRecord]:
+    start = 0
+    while start < len(chunk):
+        end = chunk.find(b"\n", start)
+        if end < 0:
+            raise StorageError("A log is damaged: its last line is cut off.")
+        if end - start < _HEAD or _KINDS.get(chunk[start + 16], (wanted,))[0] == wanted:
+            yield _record(chunk[start:end])
+        start = end + 1
+
+
 def as_text(records: Iterable[LogRecord], stream: str | None = None) -> str:
     """What was printed to a stream, or to both, as text; bytes that are no UTF-8 are replaced."""
     wanted = (record for record in records if stream in (None, record.stream))
@@ -198,9 +218,14 @@ def _parse(chunk: bytes, by_stream: tuple[list[LogRecord], list[LogRecord]]) -> 
     if lines.pop():
         raise StorageError("A log is damaged: its last line is cut off.")
     for line in lines:
-        try:
-            stream, whole = _KINDS[line[16]]
-            at = int(line[:16]) / 1e6
-        except (LookupError, ValueError):
-            raise StorageError(f"A log is damaged: {line[:40]!r} is no line of one.") from None
-        by_stream[stream].append(LogRecord(at, STREAMS[stream], line[_HEAD:], whole))
+        record = _record(line)
+        by_stream[STREAMS.index(record.stream)].append(record)
+
+
+def _record(line: bytes) -> LogRecord:
+    try:
+        stream, whole = _KINDS[line[16]]
+        at = int(line[:16]) / 1e6
+    except (LookupError, ValueError):
+        raise StorageError(f"A log is damaged: {line[:40]!r} is no line of one.") from None
+    return LogRecord(at, STREAMS[stream], line[_HEAD:], whole)

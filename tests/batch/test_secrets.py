@@ -19,13 +19,15 @@ PASSWORD = "correct horse battery staple"
 FLOW = """
 import os
 from aflow import FlowSpec, secrets, step
+from aflow._core.settings import Settings
 
 class SecretFlow(FlowSpec):
     @secrets(sources=["NAME"])
     @step
     def start(self):
         print("length", len(os.environ["DB_PASSWORD"]), "AWS_BATCH_JOB_ID" in os.environ)
-        print("key", len(os.environ["AFLOW_SERVICE_AUTH_KEY"]))
+        (key,) = Settings.load().service_auth_keys
+        print("key", len(key.reveal()), "AFLOW_SERVICE_AUTH_KEY" in os.environ)
         self.next(self.end)
 
     @step
@@ -59,7 +61,7 @@ def test_a_job_reads_its_secrets_itself(
 
     assert 0 == done.returncode, done.stdout + done.stderr
     assert f"length {len(PASSWORD)} True" in done.stdout
-    assert f"key {len(KEY)}" in done.stdout
+    assert f"key {len(KEY)} False" in done.stdout
     assert PASSWORD not in done.stdout + done.stderr
     batch = aws.client("batch")
     jobs = [

@@ -17,19 +17,24 @@ SERVICE = "canary-of-the-service-0123456789abcd"
 PASSWORD = "canary-of-a-password"
 
 FLOW = """
-import os
+import os, subprocess
 from pathlib import Path
+import aflow._core.settings
 
 class Flow_(FlowSpec):
     @step
     def start(self):
-        self.mine = sorted(name for name in os.environ if "SIGNING" in name)
-        self.seen = [
-            place for place in (f"/proc/{os.getpid()}", f"/proc/{os.getppid()}")
-            if b"canary-of-the-queue" in Path(place, "environ").read_bytes()
-            + Path(place, "cmdline").read_bytes()
-        ]
-        print("the step sees", self.mine, self.seen)
+        self.mine = sorted(name for name, value in os.environ.items() if "canary-of" in value)
+        self.seen, pid = [], os.getpid()
+        while pid > 1:  # this process, and all that it comes of
+            place = Path("/proc", str(pid))
+            if b"canary-of" in (place / "environ").read_bytes() + (place / "cmdline").read_bytes():
+                self.seen.append((place / "cmdline").read_text())
+            pid = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+        said = subprocess.run(["env"], capture_output=True, text=True).stdout
+        assert "canary-of" not in said, "a program that a step starts"
+        self.settings = len(aflow._core.settings.Settings.load().service_auth_keys)
+        print("the step sees", self.mine, self.seen, self.settings)
         self.next(self.end)
 
     @step
@@ -57,7 +62,13 @@ def kept(folder: Path) -> dict[str, bytes]:
 def test_keys_stay_with_those_who_need_them(workspace: Workspace) -> None:
     workspace.write(FLOW)
     queue = f"sqlite:///{workspace.path}/queue.db"
-    keys = {"AFLOW_SIGNING_KEY": SIGNING, "AFLOW_SERVICE_AUTH_KEY": SERVICE, "AFLOW_DEBUG": "1"}
+    keys = {
+        "AFLOW_SIGNING_KEY": SIGNING,
+        "METAFLOW_SIGNING_KEY": SIGNING,
+        "AFLOW_SERVICE_AUTH_KEY": SERVICE,
+        "METAFLOW_SERVICE_HEADERS": f'{{"x-other": "{SERVICE}"}}',
+        "AFLOW_DEBUG": "1",
+    }
     worker = subprocess.Popen(
         [sys.executable, "-m", "aflow", "worker", "--queue", queue, "--slots", "1"],
         cwd=workspace.path, env=os.environ | keys, text=True,
@@ -70,9 +81,14 @@ def test_keys_stay_with_those_who_need_them(workspace: Workspace) -> None:
         log = worker.communicate(timeout=60)[0]
 
     assert 0 == ran.code, ran.out + ran.err + log
-    assert "the step sees [] []" in ran.out
-    here = workspace.run(**keys)
-    assert "the step sees [] []" in here.out
+    assert "the step sees [] [] 1" in ran.out
+    password = {"AFLOW_QUEUE": f"redis://:{PASSWORD}@127.0.0.1:1/0"}
+    here = workspace.run(**keys, **password)
+    assert "the step sees [] [] 1" in here.out, here.out + here.err
+    worker_like = workspace.run("--isolation", "worker", **keys, **password)
+    assert "the step sees [] [] 1" in worker_like.out
+    command = workspace.finish(workspace.start_aflow("run", "flow.py", "--no-pylint", **keys))
+    assert "the step sees [] [] 1" in command.out, command.out + command.err
     said = [ran.out, ran.err, here.out, here.err, log]
     assert not any(key in text for key in (SIGNING, SERVICE) for text in said)
     found = kept(workspace.path)

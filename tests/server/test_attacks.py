@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.server import attacks
 from tests.server.attacks import OPEN
 from tests.server.conftest import FLOW, Daemon, make_certificate
 
-pytestmark = pytest.mark.xdist_group("attacks")  # two servers are enough
+pytestmark = pytest.mark.xdist_group("attacks")  # one worker: each has servers of its own
 
 ALL = attacks.routes(Path("/nowhere"))
 # Pages and their files hold no data, and need no token; tests/ui attacks what they show.
@@ -37,7 +38,8 @@ ANSWERED = (200, 201, 202, 304, *REFUSED)
 class Client:
     """One connection that is kept, since there is much to ask."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Guarded) -> None:
+        self.every = daemon.kind.every
         self.address = daemon.url.partition("://")[2]
         self.scheme = daemon.url.partition("://")[0]
         self.connection = daemon.connection()
@@ -67,23 +69,45 @@ class Client:
 
 
 @contextlib.contextmanager
-def connected(daemon: Daemon) -> Iterator[Client]:
+def connected(daemon: Guarded) -> Iterator[Client]:
     """A client of the server."""
     client = Client(daemon)
     yield client
     client.connection.close()
 
 
+class Kind(NamedTuple):
+    """What a server speaks, and on which event loop. `every` says that of the names that are tried
+    on each route only so many are: in other pairs of both, all of them."""
+
+    scheme: str
+    loop: str
+    every: int = 1
+
+
+KINDS = [
+    Kind("http", "uvloop"),
+    Kind("https", "asyncio"),
+    Kind("http", "asyncio", every=7),
+    Kind("https", "uvloop", every=7),
+]
+
+
 class Guarded(Daemon):
     """A server with tokens: one of the settings, and those that were made. What it logs is read
     meanwhile: there is more than a pipe holds."""
 
+    kind = KINDS[0]
+
     def begin(self, *args: str, **env: str) -> None:
-        """Start it. One that has a certificate speaks TLS, on asyncio's own event loop."""
-        if (self.path / "cert.pem").exists():
+        """Start it."""
+        if self.kind.scheme == "https":
+            make_certificate(self.path)
             args = ("--tls-cert", "cert.pem", "--tls-key", "key.pem", *args)
+        if self.kind.loop == "asyncio":
             env = {**self.without_uvloop(), **env}
         super().begin(*args, **env)
+        assert self.url.startswith(f"{self.kind.scheme}:")
         assert self.process.stderr is not None
         self.log: list[str] = []
         self.reading = threading.Thread(target=self.log.extend, args=(self.process.stderr,))
@@ -108,17 +132,13 @@ class Guarded(Daemon):
         return made.out.strip()
 
 
-KINDS = ["http with uvloop", "https with asyncio"]
-
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind.scheme} on {kind.loop}")
 def served(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Daemon]:
+) -> Iterator[Guarded]:
     """A server for this machine alone, which asks for no token, that has a run."""
     daemon = Guarded(tmp_path_factory.mktemp("served"))
-    if request.param != KINDS[0]:
-        make_certificate(daemon.path)
+    daemon.kind = request.param
     daemon.write(FLOW)
     daemon.begin("--no-auth")
     assert 0 == daemon.submit("flow.py", "--wait").code
@@ -131,20 +151,19 @@ def served(
 KEY = "canary-of-the-settings"
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind.scheme} on {kind.loop}")
 def guarded(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Guarded]:
     daemon = Guarded(tmp_path_factory.mktemp("guarded"))
-    if request.param != KINDS[0]:
-        make_certificate(daemon.path)
+    daemon.kind = request.param
     daemon.begin(AFLOW_SERVICE_AUTH_KEY=KEY)
     yield daemon
     assert 0 == daemon.stop()
 
 
 @pytest.fixture
-def client(served: Daemon) -> Iterator[Client]:
+def client(served: Guarded) -> Iterator[Client]:
     with connected(served) as client:
         yield client
 
@@ -159,6 +178,11 @@ def refused_in_a_sentence(body: bytes) -> bool:
     """Whether the answer is JSON of the daemon, or of the metadata service."""
     told = json.loads(body)
     return told == {} or bool(told.get("error") or told.get("message") or told.get("detail"))
+
+
+def names_for(client: Client) -> list[str]:
+    """The hostile names that this kind of server is asked for."""
+    return [*attacks.hostile_names()][:: client.every]
 
 
 def text_of_runs(client: Client) -> bytes:
@@ -230,7 +254,7 @@ def test_where_the_last_token_was_revoked_nobody_comes_in(
 
 def test_hostile_names_of_pages_lead_to_the_page_or_nowhere(client: Client) -> None:
     for route in PAGES:
-        for name in attacks.hostile_names():
+        for name in names_for(client):
             if not route.writes:
                 status, headers, body = client.ask("GET", route.at(name))
                 assert status in (200, 302, *REFUSED, 410), (status, route, name)
@@ -240,7 +264,7 @@ def test_hostile_names_of_pages_lead_to_the_page_or_nowhere(client: Client) -> N
 
 
 def test_hostile_names_are_refused_by_every_route(client: Client) -> None:
-    names, before = [*attacks.hostile_names()], text_of_runs(client)
+    names, before = names_for(client), text_of_runs(client)
     for route in ROUTES:
         for name in names:
             paths = [route.at(name)] if route.takes_names else [f"{route.path}/{name}"]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from aflow import backends
+from aflow._core.settings import withhold_secrets
 from aflow.executors.local.ground import Ground
 from aflow.flow.spec import FlowSpec
 
@@ -31,6 +32,7 @@ def main() -> None:
 
 def serve(control: socket.socket, parent: int, path: Sequence[str]) -> None:
     """Serve as a ground, until the coordinator is gone; see Ground."""
+    withhold_secrets()
     names = sys.modules["aflow"]
     vars(names)["FlowSpec"] = FlowSpec  # without the command line, which tasks have no use for
     _ = names.current

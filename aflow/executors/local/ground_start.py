@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from aflow._core.process import delegate_if_first
-from aflow._core.settings import environment_with, forget_signing_key, without_signing_key
+from aflow._core.settings import environment_with, secret_variables, without_signing_key
 from aflow.code.program import started
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ def fork_ground() -> ForkedGround:
     code = 1
     try:
         os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
-        forget_signing_key()
         ours.close()
         # Imported here, while the coordinator imports its own: on two cores at once.
         path = sys.path if sys.flags.safe_path else sys.path[1:]
@@ -165,9 +164,11 @@ def environment_at_start() -> dict[str, str]:
     except OSError:
         return environment_with({})
     found = {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
-    # A tool that runs the program sets these first, for all processes that are to be measured.
+    # A tool that runs the program sets these first, for all processes that are to be measured; and
+    # secrets are not to be seen there any more (conceal_secrets).
     now = environment_with({})
-    return found | {name: now[name] for name in _OF_TOOLS if name in now}
+    concealed = (name for name in secret_variables(now) if found.get(name) is not None)
+    return found | {name: now[name] for name in (*_OF_TOOLS, *concealed) if name in now}
 
 
 STARTING = frozenset({"run", "resume", "spin"})  # commands that begin a run

@@ -1,0 +1,1 @@
+"""Decorators of whole flows: one small file each, checked when they are made."""

@@ -105,6 +105,6 @@ def made(stack_server: Server, repository: Path) -> Made:
     """The stack with a notebook."""
     made = Made(stack_server, f"aflow-{os.getpid()}")
     made.push()
-    file = repository / "aflow" / "stack" / "cloudformation.yaml"
+    file = repository / "aflow" / "aws" / "stack" / "cloudformation.yaml"
     made.create(file, NotebookInstanceType="ml.t3.medium")
     return made

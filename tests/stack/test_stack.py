@@ -339,7 +339,7 @@ def test_a_stack_of_another_kind_is_no_configuration(made: Made, tmp_path: Path)
 
 def test_on_fargate_there_are_no_instances(stack_server: Server, repository: Path) -> None:
     other = Made(stack_server, f"aflow-fargate-{os.getpid()}")
-    file = repository / "aflow" / "stack" / "cloudformation.yaml"
+    file = repository / "aflow" / "aws" / "stack" / "cloudformation.yaml"
 
     network = {
         "VpcCidr": "10.30.0.0/16",

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.cache import cache
     from aflow.flow.decorators.card import card
     from aflow.flow.decorators.catch import catch
-    from aflow.flow.decorators.compute import batch, kubernetes
+    from aflow.flow.decorators.compute import batch, kubernetes, slurm
     from aflow.flow.decorators.concurrency import concurrency
     from aflow.flow.decorators.environment import environment
     from aflow.flow.decorators.exit_hook import exit_hook
@@ -163,6 +163,7 @@ __all__ = [
     "run",
     "schedule",
     "secrets",
+    "slurm",
     "step",
     "timeout",
     "trigger",
@@ -187,7 +188,7 @@ _HOMES = {
     "aflow.cards.get": "get_cards",
     "aflow.flow.decorators.card": "card",
     "aflow.flow.decorators.catch": "catch",
-    "aflow.flow.decorators.compute": "batch kubernetes",
+    "aflow.flow.decorators.compute": "batch kubernetes slurm",
     "aflow.flow.decorators.concurrency": "concurrency",
     "aflow.flow.decorators.environment": "environment",
     "aflow.flow.decorators.packages": "conda conda_base pypi pypi_base",

@@ -47,6 +47,9 @@ AflowError
 │   └── MessageTooNew
 ├── AwsError                     AWS refuses, or does not answer
 │   └── AwsBusy                  it may do it the next time
+├── JobSystemError               the system that runs jobs refuses a call
+│   ├── JobSystemBusy            it does not answer now, and may the next time
+│   └── JobRefused               it does not take a job as it was asked for
 ├── NotFound                     the client was asked for what is not there
 │   ├── CardNotFound
 │   └── NamespaceMismatch
@@ -407,6 +410,20 @@ class AwsError(AflowError):
 
 class AwsBusy(AwsError):
     """AWS asks to come later, has a fault of its own, or cannot be reached."""
+
+
+class JobSystemError(AflowError):
+    """The system that runs jobs (AWS Batch, Slurm) refuses a call."""
+
+    headline = "Job system error"
+
+
+class JobSystemBusy(JobSystemError):
+    """The job system does not answer, or asks to come later: another try may go well."""
+
+
+class JobRefused(JobSystemError):
+    """The job system does not take a job as it was asked for, and will not the next time."""
 
 
 class NotFound(AflowError):

@@ -16,6 +16,7 @@ from tests.support.s3 import (  # noqa: F401 -- the same
     strict_s3_server,
 )
 from tests.support.servers import postgres_server  # noqa: F401 -- the same
+from tests.support.slurm import slurm, slurm_server  # noqa: F401 -- the same
 
 # A deadline would make slow machines fail tests that are right.
 settings.register_profile(

@@ -323,6 +323,22 @@ def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> 
     return {**known, **more}
 
 
+# What a job of Slurm that submits jobs must not pass on to them: which job it is.
+_OF_THIS_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_")
+_OF_ALL_JOBS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS"})
+
+
+def environment_of_jobs(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of this program for commands that submit jobs, which inherit it: without the
+    key of messages, and without what says which job this program itself is."""
+    known = {
+        name: value
+        for name, value in without_signing_key(dict(os.environ)).items()
+        if name in _OF_ALL_JOBS or not name.startswith(_OF_THIS_JOB)
+    }
+    return {**known, **more}
+
+
 def keep_service_key(key: str) -> None:
     """Have this program, and those that it starts, ask the metadata service with this key."""
     os.environ["AFLOW_SERVICE_AUTH_KEY"] = key
@@ -531,9 +547,10 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
     return None if hit is None else _text(hit)
 
 
-def said_by_batch(name: str) -> str | None:
-    """What AWS Batch says to its jobs (`JOB_ID` is AWS_BATCH_JOB_ID); None for what it does not."""
-    return os.environ.get(f"AWS_BATCH_{name}")
+def of_job_system(name: str) -> str | None:
+    """A variable that a job system gives to its jobs (AWS_BATCH_JOB_ID, say), or reads in its
+    commands; None where it is not set."""
+    return os.environ.get(name)
 
 
 def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
@@ -741,7 +758,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "datatools_s3": (("DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3"), _text),
     "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
     "s3_workers": (("S3_WORKER_COUNT",), _number),
-    "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue", "batch")),
+    "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue", "batch", "slurm")),
     "owner": (("OWNER",), _text),
     "queue": (("QUEUE",), _text),
     "signing_keys": (("SIGNING_KEY",), _signing_keys),

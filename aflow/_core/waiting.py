@@ -40,6 +40,11 @@ class Waiting:
         self._began = self._clock.monotonic()
         self._next = FIRST
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `still` would say something now: to find out why may cost something."""
+        return self._clock.monotonic() - self._began >= self._next
+
     def still(self, why: str = "", advice: str = "") -> None:
         """It has not come yet, for this reason; said if it is time to."""
         waited = self._clock.monotonic() - self._began

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LIMIT = 432_000  # seconds that a job may run without @timeout: five days
 SHORTEST = 60  # seconds: Batch stops no job earlier
+_UNSAID = {"cpu": 1, "memory": 4096}  # what @resources asks for where it does not say it
 MARGIN = 60  # seconds for the container to start, and to tell how its step ended
 PYTHON = "python"
 
@@ -42,14 +43,15 @@ def definition_of(
     program: str,
     *,
     fargate: bool = False,
+    attempt: int = 0,
 ) -> Definition:
-    """What `register_job_definition` takes for a step; None is what belongs to no step. `program`
-    is the module that jobs run.
+    """What `register_job_definition` takes for an attempt of a step; None is what belongs to no
+    step. `program` is the module that jobs run.
 
     Raises InvalidSetting where no image or role is known.
     """
     batch: Any = step.decorator("batch") if step else None
-    needs = _resources(step, batch)
+    needs = _resources(step, batch, attempt)
     properties: Definition = {
         "image": _image(batch, settings),
         "command": command(shlex.split(_of(batch, "executable", PYTHON)), program),
@@ -130,14 +132,17 @@ def _of(batch: Any, option: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def _resources(step: StepDefinition | None, batch: Any) -> dict[str, str]:
+def _resources(step: StepDefinition | None, batch: Any, attempt: int) -> dict[str, str]:
     """CPUs, memory in MB and GPUs: the most of what @batch and @resources say."""
     if step is None:
         return {"VCPU": "1", "MEMORY": "2048"}
     resources = step.decorator("resources")
 
     def most(option: str) -> float:
-        given = [_of(batch, option, None), getattr(resources, option) if resources else None]
+        needed = resources.amount(option, attempt) if resources else None
+        if needed is None and resources:
+            needed = _UNSAID.get(option)
+        given = [_of(batch, option, None), needed]
         return max(
             (_number(each, option, step.name) for each in given if each is not None), default=0
         )
@@ -308,11 +313,12 @@ def step_job(
     *,
     fargate: bool = False,
     is_gang: bool = False,
+    attempt: int = 0,
 ) -> StepJob:
-    """How the jobs of a step are submitted; `environment` are the variables of all jobs. Raises
+    """How an attempt of a step is submitted; `environment` are the variables of all jobs. Raises
     InvalidSetting for what is not set, and InvalidInput for what Batch does not take."""
     batch: Any = step.decorator("batch")
-    definition = definition_of(step, settings, {}, PROGRAM, fargate=fargate)
+    definition = definition_of(step, settings, {}, PROGRAM, fargate=fargate, attempt=attempt)
     mounts = definition["containerProperties"].get("linuxParameters", {}).get("tmpfs")
     if mounts and batch.tmpfs_tempdir:
         environment = {**environment, "AFLOW_TEMPDIR": mounts[0]["containerPath"]}

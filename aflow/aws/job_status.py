@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
 
 ENDED = ("SUCCEEDED", "FAILED")
@@ -14,14 +15,6 @@ _FINAL = 202  # the exit code of a job that would fail in the same way again
 # The machine went away, or never came to run the container: nobody's fault.
 _LOST = ("Host EC2", "Your Spot Task was interrupted", "DockerTimeoutError", "CannotInspect")
 _NOT_STARTED = ("Cannot", "ResourceInitializationError", "Task failed to start")
-
-
-class JobEnd(NamedTuple):
-    """How the attempt of a job that ended without a word has ended."""
-
-    state: AttemptState
-    reason: str
-    retryable: bool = True
 
 
 class LogStream(NamedTuple):
@@ -42,7 +35,7 @@ def log_of(job: Mapping[str, Any]) -> LogStream | None:
     return LogStream((told.get("options") or {}).get("awslogs-group") or LOG_GROUP, str(name))
 
 
-def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> JobEnd | None:
+def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> Outcome | None:
     """The end of the job that `describe_jobs` describes so, `log` being the last lines that it has
     printed; None for one that goes on."""
     if job["status"] not in ENDED:
@@ -53,21 +46,23 @@ def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> JobEnd | None:
     said = str(container.get("reason") or "")
     if told.startswith(_LOST) or said.startswith(_LOST):
         reason = f"The task was lost: the machine of its job went away ({told or said})"
-        return JobEnd(AttemptState.LOST, reason)
+        return Outcome(AttemptState.LOST, reason=reason)
     if job.get("isTerminated") or job.get("isCancelled"):
-        return JobEnd(AttemptState.FAILED, f"{name} was terminated: {told}", retryable=False)
+        return Outcome(
+            AttemptState.FAILED, reason=f"{name} was terminated: {told}", retryable=False
+        )
     if told.startswith("Job attempt duration exceeded"):
         limit = (job.get("timeout") or {}).get("attemptDurationSeconds", "its limit of")
         reason = f"{name} ran for more than {limit} seconds, and was stopped by AWS Batch."
-        return JobEnd(AttemptState.TIMED_OUT, reason)
+        return Outcome(AttemptState.TIMED_OUT, reason=reason)
     if "OutOfMemory" in said:
         reason = _out_of_memory(name, container) + _quoted(log_of(job), log)
-        return JobEnd(AttemptState.FAILED, reason)
+        return Outcome(AttemptState.FAILED, reason=reason)
     if told.startswith(_NOT_STARTED) or said.startswith(_NOT_STARTED):
-        return JobEnd(AttemptState.FAILED, _not_started(said or told, container))
+        return Outcome(AttemptState.FAILED, reason=_not_started(said or told, container))
     reason = _without_a_word(name, told, container) + _quoted(log_of(job), log)
     retryable = container.get("exitCode") != _FINAL
-    return JobEnd(AttemptState.FAILED, reason, retryable=retryable)
+    return Outcome(AttemptState.FAILED, reason=reason, retryable=retryable)
 
 
 def _last_container(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -261,10 +261,10 @@ def run_options() -> list[Option]:
         ),
         option(
             "--executor",
-            type=click.Choice(["local", "queue", "batch"]),
+            type=click.Choice(["local", "queue", "batch", "slurm"]),
             default=None,
-            help="Where tasks run: here, on the workers of a queue, or as jobs of AWS Batch."
-            "  [default: local]",
+            help="Where tasks run: here, on the workers of a queue, or as jobs of AWS Batch or of "
+            "Slurm.  [default: local]",
         ),
         option("--queue", default=None, metavar="URL", help="The queue of the workers."),
         option(

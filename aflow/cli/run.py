@@ -152,10 +152,11 @@ def _note_differences(
     """Say what this run does otherwise than the flow asks for, if anything."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
         return
-    from aflow.executors.factory import on_batch
+    from aflow.executors.factory import on_batch, on_slurm
     from aflow.runs.warnings import notes  # only for flows that ask for something
 
-    jobs = on_batch(definition, settings.executor, decospecs)
+    asked = (definition, settings.executor, decospecs)
+    jobs = on_batch(*asked) | on_slurm(*asked)
     for note in notes(definition, jobs, packages=settings.environment == "local"):
         session.note(note)
 
@@ -470,7 +471,7 @@ def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
     if places(definition, options)[step] != "local":
         raise InvalidInput(
             f"--debug {step}: this step does not run here, and the terminal is here. Run the flow "
-            "without workers and jobs of AWS Batch for that."
+            "without workers and jobs for that."
         )
 
 

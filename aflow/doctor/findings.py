@@ -231,6 +231,11 @@ OF_PARTS = frozenset(
         "SERVICE_HEADERS",
         "SFN_COMPRESS_STATE_MACHINE",
         "SKIP_INSTALL_DEPENDENCIES",
+        "SLURM_ACCOUNT",
+        "SLURM_CONSTRAINT",
+        "SLURM_PARTITION",
+        "SLURM_QOS",
+        "SLURM_TIME",
         "TOKEN_HOME",
     }
 )

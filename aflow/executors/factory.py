@@ -1,13 +1,15 @@
 """Where the attempts of each step run: in processes of this machine, by workers of a queue, or as
-jobs of AWS Batch."""
+jobs of AWS Batch or of Slurm."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends
@@ -24,11 +26,10 @@ from aflow.flow.graph import Kind
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection
 
     from aflow._core.clock import Clock
     from aflow._core.settings import RunOptions
-    from aflow.aws.batch import StepJob
     from aflow.code.package import Package
     from aflow.code.program import Request
     from aflow.environments.build import Built
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from aflow.executors.base import Executor, Orphan, Reports
     from aflow.executors.local.ground_client import GroundProcess
     from aflow.executors.protocol import Job
-    from aflow.flow.definition import FlowDefinition
+    from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.metadata.base import MetadataStore, RunRecord
     from aflow.storage.base import ObjectStore
     from aflow.task.spec import AttemptSpec, RunContext
@@ -44,19 +45,24 @@ if TYPE_CHECKING:
 _log = logging.getLogger("aflow")
 
 
+JobOf = Callable[[str, int], Any]  # how an attempt of a step is submitted, by its number
+JOB_SYSTEMS = ("batch", "slurm")
+
+
 class Travelling(NamedTuple):
-    """A flow that is run elsewhere: how it is loaded, its code, if it is in files, and how its
-    steps on AWS Batch are submitted."""
+    """A flow that is run elsewhere: how it is loaded, its code, if it is in files, and for each job
+    system that runs steps of it how these are submitted."""
 
     request: Request
     code: Package | None
-    jobs: Mapping[str, StepJob]
+    jobs: Mapping[str, JobOf]
 
 
 def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
-    """Where each step runs: `local`, `queue` or `batch`. All do where `options.executor` says; else
-    those with @queue and @batch, if the settings name a queue of theirs. Raises InvalidSetting
-    where one is asked for and none is named."""
+    """Where each step runs: `local`, `queue`, `batch` or `slurm`. All do where `options.executor`
+    says; else those with @queue and @batch, if the settings name a queue of theirs, and with
+    @slurm, if this machine has Slurm. Raises InvalidSetting where a queue is asked for and none is
+    named."""
     if options.executor == "queue":
         if options.queue is None:
             raise InvalidSetting(
@@ -65,12 +71,19 @@ def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
         return dict.fromkeys(definition.steps, "queue")
     # One step that somebody tries out runs here, as long as nothing else is asked for.
     spins = options.spin is not None and options.executor == "local"
-    jobs = frozenset() if spins else on_batch(definition, options.executor, options.decospecs)
+    jobs: dict[str, str] = {}
+    if not spins:
+        jobs.update(
+            dict.fromkeys(on_slurm(definition, options.executor, options.decospecs), "slurm")
+        )
+        jobs.update(
+            dict.fromkeys(on_batch(definition, options.executor, options.decospecs), "batch")
+        )
     has_queue = options.queue is not None
     return {
         name: "queue"
         if has_queue and step.decorator("queue") and options.executor == "local"
-        else ("batch" if name in jobs else "local")
+        else jobs.get(name, "local")
         for name, step in definition.steps.items()
     }
 
@@ -93,6 +106,18 @@ def on_batch(
 
     queue = AwsSettings.load().queue
     return frozenset(name for name, batch in marked.items() if batch.queue or queue)
+
+
+def on_slurm(
+    definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
+) -> frozenset[str]:
+    """The steps that run as jobs of Slurm: all with that executor, else those with @slurm if it was
+    asked for on the command line, or this machine has Slurm's commands."""
+    if executor == "slurm":
+        return frozenset(definition.steps)
+    marked = frozenset(name for name, step in definition.steps.items() if step.decorator("slurm"))
+    asked = any(each.partition(":")[0].strip() == "slurm" for each in decospecs)
+    return marked if marked and (asked or shutil.which("sbatch")) else frozenset()
 
 
 def with_locks(
@@ -148,9 +173,9 @@ def _check_flow_loads(definition: FlowDefinition, locks: Mapping[str, Lock]) -> 
 
 def needs_processes(definition: FlowDefinition, of_step: Mapping[str, str]) -> bool:
     """Whether processes of this machine run attempts: those of local steps, and those that settle
-    a step of AWS Batch that has died (@catch), for which no job is worth its while."""
+    a step whose job has died (@catch), for which no job is worth its while."""
     return any(
-        place == "local" or (place == "batch" and definition.steps[name].decorator("catch"))
+        place == "local" or (place in JOB_SYSTEMS and definition.steps[name].decorator("catch"))
         for name, place in of_step.items()
     )
 
@@ -159,13 +184,18 @@ def travelling(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore
 ) -> Travelling | None:
     """What workers and jobs load the flow from, its code in the store; None for a flow that stays
-    here. Blocks. Raises InvalidSetting, CodePackageError, AwsError and StorageError."""
+    here. Blocks. Raises InvalidSetting, CodePackageError, AwsError, JobSystemError and
+    StorageError."""
     of_step = places(definition, options)
     if set(of_step.values()) == {"local"}:
         return None
     if store.url == "memory:":
         raise InvalidSetting("Workers cannot reach a datastore in memory: use a folder, or S3.")
-    jobs = _jobs(definition, options, store, of_step) if "batch" in of_step.values() else {}
+    jobs: dict[str, JobOf] = {}
+    if "batch" in of_step.values():
+        jobs["batch"] = _batch_jobs(definition, options, store, of_step)
+    if "slurm" in of_step.values():
+        jobs["slurm"] = _slurm_jobs(definition, of_step)
     request = request_of(definition, options.decospecs, spun=_spun(options))
     if "pickle" in request.source:  # of a notebook, say
         return Travelling(request, None, jobs)
@@ -176,10 +206,10 @@ def travelling(
     return Travelling(request, code, jobs)
 
 
-def _jobs(
+def _batch_jobs(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
-) -> dict[str, StepJob]:
-    """How the jobs of each step on AWS Batch are submitted; AWS is asked about their queues."""
+) -> JobOf:
+    """How attempts on AWS Batch are submitted; AWS is asked about their queues."""
     from aflow.aws.batch import queue_of, step_job, variables_of
     from aflow.aws.settings import AwsSettings, needs_s3
     from aflow.environments import shipping
@@ -193,12 +223,7 @@ def _jobs(
 
     calls = Calls()
     fargate = {queue: calls.is_fargate(queue) for queue in {queue_of(s, settings) for s in steps}}
-    gangs = {
-        member
-        for node in definition.graph.nodes.values()
-        if node.kind is Kind.PARALLEL
-        for member in node.next
-    }
+    gangs = gang_steps(definition)
     variables = variables_of(settings, options.metadata, store.url, calls.region)
     now = SystemClock.now()
     shipment = shipping.runtime_shipment(Settings.load().cache / "wheels", now)
@@ -206,16 +231,56 @@ def _jobs(
         shipment.put(store, now)
         variables |= shipment.variables(store.url)
     calls.close()
-    return {
-        step.name: step_job(
+
+    def submitted(step: StepDefinition, attempt: int) -> Any:
+        return step_job(
             step,
             settings,
             variables,
             fargate=fargate[queue_of(step, settings)],
             is_gang=step.name in gangs,
+            attempt=attempt,
         )
-        for step in steps
-    }
+
+    return _kept(steps, submitted)
+
+
+def _slurm_jobs(definition: FlowDefinition, of_step: dict[str, str]) -> JobOf:
+    """How attempts on Slurm are submitted; Slurm is asked whether it would take them."""
+    from aflow.executors.jobs.slurm import SlurmSystem, step_job
+
+    steps = [step for name, step in definition.steps.items() if of_step[name] == "slurm"]
+    gangs = gang_steps(definition)
+    jobs = _kept(
+        steps,
+        lambda step, attempt: step_job(step, sys.executable, attempt, is_gang=step.name in gangs),
+    )
+    SlurmSystem(Path()).check_all([jobs(step.name, 0) for step in steps])
+    return jobs
+
+
+def gang_steps(definition: FlowDefinition) -> frozenset[str]:
+    """The steps whose attempts are members of gangs (num_parallel)."""
+    nodes = definition.graph.nodes.values()
+    return frozenset(name for node in nodes if node.kind is Kind.PARALLEL for name in node.next)
+
+
+def _kept(
+    steps: Sequence[StepDefinition], submitted: Callable[[StepDefinition, int], Any]
+) -> JobOf:
+    """The same object for all attempts that are submitted in the same way: what @resources asks for
+    may depend on the attempt."""
+    by_name = {step.name: step for step in steps}
+    made = {(step.name, 0): submitted(step, 0) for step in steps}
+
+    def job_of(step: str, attempt: int) -> Any:
+        resources = by_name[step].decorator("resources")
+        key = (step, attempt if resources is not None and resources.grows else 0)
+        if key not in made:
+            made[key] = submitted(by_name[step], attempt)
+        return made[key]
+
+    return job_of
 
 
 def _spun(options: RunOptions) -> str | None:
@@ -249,13 +314,16 @@ def executor_for(
         if "queue" in of_step.values():
             made["queue"] = _queued(definition, options, store, metadata, clock, travels, grace)
         if travels.jobs:
-            made["batch"] = _batch(definition, options, store, metadata, clock, travels, grace)
+            described = _described(definition, options, travels)
+            for place, job_of in travels.jobs.items():
+                made[place] = _of_jobs(place, job_of, store, metadata, described, clock, grace)
     if len(made) == 1 and not inside:
         return next(iter(made.values()))
     # Few runs have more than one: the others do not pay for it.
 
     executors = {step: inside.get(step) or made[place] for step, place in of_step.items()}
-    return ByStep(executors, made.get("local") if "batch" in made else None)
+    jobs = any(place in made for place in JOB_SYSTEMS)
+    return ByStep(executors, made.get("local") if jobs else None)
 
 
 def _local(
@@ -377,27 +445,29 @@ def _queued(
     )
 
 
-def _batch(
-    definition: FlowDefinition,
-    options: RunOptions,
+def _of_jobs(
+    place: str,
+    job_of: JobOf,
     store: ObjectStore,
     metadata: MetadataStore,
+    described: Callable[[RunContext], Job],
     clock: Clock,
-    travels: Travelling,
     grace: float,
 ) -> Executor:
-    from aflow.aws.client import Calls  # few runs ask AWS for anything
-    from aflow.executors.batch import BatchExecutor
+    # Few runs have jobs: the others do not pay for it.
+    from aflow.executors.jobs.executor import JobExecutor
 
-    return BatchExecutor(
-        Calls(once=True),
-        travels.jobs,
-        store,
-        metadata,
-        _described(definition, options, travels),
-        clock,
-        grace=grace,
-    )
+    system: Any
+    if place == "slurm":
+        from aflow.executors.jobs.slurm import SlurmSystem
+
+        system = SlurmSystem(Settings.load().root / "slurm")
+    else:
+        from aflow.aws.client import Calls
+        from aflow.executors.jobs.batch import BatchSystem
+
+        system = BatchSystem(Calls(once=True))
+    return JobExecutor(system, job_of, store, metadata, described, clock, grace=grace)
 
 
 # Attempts of one run in several places: each step has its executor.

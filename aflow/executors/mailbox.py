@@ -255,6 +255,9 @@ class Correspondence(Generic[R]):
 # that was written before. Calls block, and are safe from many threads.
 
 
+_FOR_NAMES = str.maketrans(":#@", "...")  # what ids of jobs have, and names of objects may not
+
+
 class Letterbox:
     """The letters of one run."""
 
@@ -265,7 +268,7 @@ class Letterbox:
 
     def put(self, letter: ReportsLetter) -> None:
         """Leave a letter. Raises StorageError."""
-        worker = letter.worker.replace(":", ".").replace("#", ".")
+        worker = letter.worker.translate(_FOR_NAMES)
         name = f"{self._folder}{worker}/{letter.number:08d}"
         self._store.put(name, [letter.seal((), self._topic, 0.0)])
 

@@ -1,8 +1,8 @@
-"""What a job of AWS Batch does for a run: `python -m aflow.remote.job`, told by its variables.
+"""What a job does for a run: `python -m aflow.remote.job`, described by its variables.
 
-It finds its attempt in the list of its array, runs it in a process of its own, and tells the
-coordinator by letters in the store: that it has begun, what it prints, how it has ended. It ends
-with 0 where the attempt has succeeded, so that Batch shows what has failed.
+It finds its attempt in the list of its array, runs it in a process of its own, and reports to the
+coordinator by objects in the store: that it has begun, what it prints, how it has ended. Its exit
+code is 0 where the attempt has succeeded, so that the job system shows what has failed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aflow import backends
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.process import binary, on_signal
-from aflow._core.settings import conceal_secrets, looked_up, said_by_batch
+from aflow._core.settings import conceal_secrets, looked_up
 from aflow._core.threads import in_thread
 from aflow.code import package
 from aflow.errors import AflowError, InvalidInput
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
+from aflow.executors.jobs.place import SLURM, JobPlace, place_of_this_job
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.ground_start import EarlyGround, fork_ground
 from aflow.executors.mailbox import Letterbox, Meeting
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 SAY = 1.0  # seconds for which news are gathered before they become a letter
-GRACE = 20.0  # seconds for a step to end when the job is to stop: Batch gives 30 in all
+GRACE = 20.0  # seconds for a step to end when the job is to stop: systems give 30 in all
 LOOK = 0.5  # seconds between looks for the other members of a gang
 PATIENCE = 600.0  # seconds for which a main node that is done waits for the others
 SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
@@ -50,19 +51,16 @@ SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that 
 
 class Told(NamedTuple):
     """What the variables say: the store, the run, the parcel that describes it, the list of
-    attempts, and which job of AWS Batch this is, or which of its `nodes`; whether its attempts are
-    members of a gang."""
+    attempts, and which job, or node of a job, this process is; whether its attempts are members of
+    a gang."""
 
     store: str
     flow: str
     run: str
     job: str
     roll: Roll
-    worker: str
-    place: int
-    tries: int
+    place: JobPlace
     is_gang: bool
-    nodes: int
 
     @classmethod
     def load(cls) -> Told:
@@ -75,25 +73,20 @@ class Told(NamedTuple):
             return value
 
         flow, _, run = needed("JOB_RUN").partition("/")
-        node = said_by_batch("JOB_NODE_INDEX")
-        worker = (said_by_batch("JOB_ID") or socket.gethostname()).partition("#")[0]
         return cls(
             needed("JOB_STORE"),
             flow,
             run,
             needed("JOB_KEY"),
             Roll.parse(needed("JOB_ROLL")),
-            worker if node is None else f"{worker}#{node}",
-            int(node or said_by_batch("JOB_ARRAY_INDEX") or 0),
-            int(said_by_batch("JOB_ATTEMPT") or 1),
+            place_of_this_job(),
             looked_up("JOB_GANG") is not None,
-            int(said_by_batch("JOB_NUM_NODES") or 1),
         )
 
     @property
     def whole_job(self) -> str:
         """The job, of which this may be a node."""
-        return self.worker.partition("#")[0]
+        return self.place.worker.partition("#")[0]
 
 
 def main() -> int:
@@ -129,7 +122,7 @@ class OneJob:
         self._clock = clock
         self._folder = folder
         self._ground = ground
-        self._news = News(store, told.flow, told.run, told.worker)
+        self._news = News(store, told.flow, told.run, told.place.worker)
         self._meeting = Meeting(store, told.flow, told.run)
         self._left = [0, 0]  # bytes of each stream that are still sent
 
@@ -169,8 +162,8 @@ class OneJob:
 
     def _attempt(self) -> AttemptSpec:
         told = self._told
-        spec = told.roll.read(Parcels(self._store, told.flow, told.run), told.place)
-        return spec._replace(again=spec.again or told.tries > 1)
+        spec = told.roll.read(Parcels(self._store, told.flow, told.run), told.place.index)
+        return spec._replace(again=spec.again or told.place.tries > 1)
 
     async def _executor(self, spec: AttemptSpec, stopping: asyncio.Event) -> ProcessExecutor | None:
         """What runs the attempt; None where it cannot be run here, which is its end."""
@@ -190,7 +183,7 @@ class OneJob:
                 context = context._replace(address=await self._meet(spec, stopping))
             await executor.start(context, self)
         except AflowError as error:
-            reason = f"The job {self._told.worker} cannot run the task: {error}"
+            reason = f"The job {self._told.place.worker} cannot run the task: {error}"
             self._never_ran(spec, AttemptState.FAILED, reason)
             return None
         if stopping.is_set():
@@ -222,15 +215,16 @@ class OneJob:
 
     async def _leave(self, stopping: asyncio.Event) -> None:
         """With the main node all others would be ended: so it waits until they are done."""
-        told = self._told
-        if told.place != 0:
-            if told.nodes > 1:
-                await in_thread(self._meeting.leave, told.whole_job, told.place)
+        told, place = self._told, self._told.place
+        if place.nodes == 1 or not place.main_ends_all:
+            return
+        if place.index != 0:
+            await in_thread(self._meeting.leave, told.whole_job, place.index)
             return
         give_up_at = asyncio.get_running_loop().time() + PATIENCE
-        while told.nodes > 1 and not stopping.is_set():
+        while not stopping.is_set():
             left = await in_thread(self._meeting.left, told.whole_job)
-            if left >= told.nodes - 1 or asyncio.get_running_loop().time() > give_up_at:
+            if left >= place.nodes - 1 or asyncio.get_running_loop().time() > give_up_at:
                 return
             await asyncio.sleep(LOOK)
 
@@ -259,11 +253,13 @@ class OneJob:
         self._news.add((protocol.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """The attempt has written something: it goes to the job's own log, too."""
+        """The attempt has written something: it goes to the job's own log, too, if it has one."""
         kept = chunk[: self._left[stream]]
         self._left[stream] -= len(kept)
         if kept:
             self._news.add((protocol.LOGGED, task, attempt, stream, at, kept))
+        if not self._told.place.echoes:
+            return
         out = binary((sys.stdout, sys.stderr)[stream])
         out.write(chunk)
         out.flush()
@@ -326,6 +322,17 @@ class News:
                 return
 
 
+def remove_empty_output() -> None:
+    """Remove the file that this job prints to, if that is empty: a wide array would leave one for
+    each of its members."""
+    try:
+        path = os.readlink("/proc/self/fd/2")
+        if os.fstat(2).st_size == 0 and os.path.isfile(path):
+            os.unlink(path)
+    except OSError:  # it is no file, or was removed before
+        return
+
+
 def own_address() -> str:
     """The address of this machine, as others of its network reach it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -340,4 +347,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
+    if looked_up("JOB_SYSTEM") == SLURM:
+        remove_empty_output()
     os._exit(code)  # at once: the threads of clients do not hold us up

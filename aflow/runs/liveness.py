@@ -16,6 +16,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from aflow.errors import AflowError, VersionConflict
@@ -32,7 +33,9 @@ ENGINE = "step-functions"
 Asked = Literal["over", "asked", "ended"]
 
 _RENEWED = 0.5  # seconds by which a lease has to have grown to have been renewed
-_JOB = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)")  # the id of a job
+# The ids of jobs of AWS Batch and of Slurm, as handles begin with them.
+_BATCH_JOB = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)")
+_SLURM_JOB = re.compile(r"\d+@[A-Za-z0-9_-]+(?=[:#]|\Z)")
 _TRIES = 10  # to write the end of a run, while a coordinator that was late still writes
 
 
@@ -162,21 +165,35 @@ def end_left_run(
 
 
 def _end_jobs(handles: Sequence[str], reason: str) -> None:
-    """End the jobs of AWS Batch that have these handles: nobody else is left to do it."""
-    jobs = {found[0] for each in handles if (found := _JOB.match(each)) is not None}
-    if not jobs:
-        return
-    try:
-        from aflow.aws.client import Calls  # botocore, which few commands need
+    """End the jobs that have these handles: nobody else is left to do it."""
+    for pattern, title, end in (
+        (_BATCH_JOB, "AWS Batch", _end_batch_jobs),
+        (_SLURM_JOB, "Slurm", _end_slurm_jobs),
+    ):
+        jobs = sorted({found[0] for each in handles if (found := pattern.match(each)) is not None})
+        if jobs:
+            try:
+                end(jobs, reason[:1000])
+            except AflowError as error:
+                _log.warning("Jobs of %s go on (%s), and have to be ended there: %s", title,
+                             ", ".join(jobs[:5]), error)  # fmt: skip
 
-        calls = Calls()
-        try:
-            for job in sorted(jobs):
-                calls.terminate(job, reason[:1000])
-        finally:
-            calls.close()
-    except AflowError as error:
-        _log.warning("Jobs of AWS Batch go on (end them with `batch kill`): %s", error)
+
+def _end_batch_jobs(jobs: Sequence[str], reason: str) -> None:
+    from aflow.aws.client import Calls  # botocore, which few commands need
+
+    calls = Calls()
+    try:
+        for job in jobs:
+            calls.terminate(job, reason)
+    finally:
+        calls.close()
+
+
+def _end_slurm_jobs(jobs: Sequence[str], reason: str) -> None:
+    from aflow.executors.jobs.slurm import SlurmSystem  # few runs have jobs
+
+    SlurmSystem(Path()).terminate(jobs, reason)
 
 
 def _end_of(

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
-_REMOTE = {"batch": "AWS Batch", "kubernetes": "Kubernetes"}
+_REMOTE = {"batch": "AWS Batch", "kubernetes": "Kubernetes", "slurm": "Slurm"}
 
 
 def notes(
     definition: FlowDefinition, jobs: Collection[str], *, packages: bool = True
 ) -> Iterator[str]:
-    """One sentence for each thing; none for most flows. `jobs` are the steps that run as jobs of
-    AWS Batch. `packages` says whether steps run with what is installed here, whatever packages they
+    """One sentence for each thing; none for most flows. `jobs` are the steps that run as jobs
+    elsewhere. `packages` says whether steps run with what is installed here, whatever packages they
     name."""
     for name, service in _REMOTE.items():
         steps = [

@@ -272,8 +272,17 @@ def plan(
     variables = _variables(settings, aws, account, key, storage, in_store=in_store)
     variables |= shipped or {}
     steps: dict[Any, Any] = {**definition.steps, None: None}
+    policies = policies_from(definition)
     made: dict[Any, Definition] = {
-        each: definition_of(step, aws, variables, PROGRAM, fargate=account.fargate)
+        each: definition_of(
+            step,
+            aws,
+            variables,
+            PROGRAM,
+            fargate=account.fargate,
+            # All attempts share a definition: what grows with the attempt is what the last one has.
+            attempt=policies[each].retries if step else 0,
+        )
         for each, step in steps.items()
     }
     jobs = {

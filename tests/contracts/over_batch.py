@@ -12,7 +12,8 @@ from aflow.aws.client import Calls
 from aflow.aws.settings import AwsSettings
 from aflow.code.program import request_of
 from aflow.executors.base import Orphan, Reports
-from aflow.executors.batch import BatchExecutor
+from aflow.executors.jobs.batch import BatchSystem
+from aflow.executors.jobs.executor import JobExecutor
 from aflow.executors.local.executor import needs_of
 from aflow.executors.protocol import Job, python_version
 from aflow.flow.definition import FlowDefinition
@@ -30,7 +31,7 @@ class OverBatch:
         self._definition = definition
         self._grace = grace
         self._metadata = SqliteMetadata(":memory:")
-        self._made: BatchExecutor | None = None
+        self._made: JobExecutor | None = None
         self._orphans: Sequence[Orphan] = ()
 
     async def start(self, context: RunContext, reports: Reports) -> None:
@@ -38,9 +39,10 @@ class OverBatch:
         steps = self._definition.steps.items()
         # There is no code package: jobs import the flow from where it is.
         found = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        self._made = BatchExecutor(
-            Calls(once=True),
-            {name: step_job(step, settings, found) for name, step in steps},
+        jobs = {name: step_job(step, settings, found) for name, step in steps}
+        self._made = JobExecutor(
+            BatchSystem(Calls(once=True)),
+            lambda step, attempt: jobs[step],
             LocalStore(Path(context.storage_url.removeprefix("file://"))),
             self._metadata,
             self._job,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from types import FunctionType
@@ -73,6 +73,7 @@ class StepDecorator:
     name: ClassVar[str] = ""
     around: ClassVar[str] = ""  # `module:Class` of what it does inside the task's process
     repeatable: ClassVar[bool] = False  # whether a step may have several of the kind
+    open_options: ClassVar[str] = ""  # the field for options of the user's own names, if it has one
     is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known
 
     def shapes_result(self) -> Mapping[str, object] | None:
@@ -101,16 +102,28 @@ class StepDecorator:
 def build(kind: type[StepDecorator], options: Mapping[str, Any]) -> StepDecorator:
     """A decorator with these options; raises InvalidDecorator for an option that it has not, or a
     value that cannot be used."""
-    known = [each.name for each in fields(kind) if each.init]
+    known = [each.name for each in fields(kind) if each.init and each.name != kind.open_options]
+    own = {name: value for name, value in options.items() if _is_own(kind, name, known)}
     for option in options:
-        if option not in known and not option.startswith("_aflow_unpacked_"):
+        if option not in known and option not in own and not option.startswith("_aflow_unpacked_"):
             raise InvalidDecorator(
                 f"@{kind.name} has no option {option!r}.{did_you_mean(option, known)} "
                 f"Its options are: {', '.join(known)}."
             )
     if "aflow.flow.configs" in sys.modules and _is_delayed(options):
         return DelayedDecorator(kind, options)
+    if own:
+        options = {name: value for name, value in options.items() if name not in own}
+        return kind(**options, **{kind.open_options: own})
     return kind(**options)
+
+
+def _is_own(kind: type[StepDecorator], option: str, known: Sequence[str]) -> bool:
+    """Whether the option is a name of the user's, for a decorator that takes such: not where it is
+    more likely that one of ours was meant."""
+    if not kind.open_options or option in known or not option.isidentifier():
+        return False
+    return not option.startswith("_") and not did_you_mean(option, known)
 
 
 def _is_delayed(options: Mapping[str, Any]) -> bool:

@@ -1,5 +1,5 @@
-"""@batch and @kubernetes: where a step is to run, and on what. A local run keeps them in mind and
-runs the step here."""
+"""@batch, @slurm and @kubernetes: where a step is to run, and on what. A local run keeps them in
+mind and runs the step here."""
 
 from __future__ import annotations
 
@@ -88,6 +88,48 @@ class Kubernetes(StepDecorator):
         """None: where a step runs makes no difference to what it leaves."""
 
 
+@dataclass(frozen=True, slots=True)
+class Slurm(StepDecorator):
+    """Run the step as a job of Slurm, with these resources and options of sbatch.
+
+    Memory and disk are in MB. None leaves an option to @resources, the settings, or the partition.
+    `time` is as sbatch takes it (minutes, or D-HH:MM:SS). `executable` is the Python that runs the
+    step, `options` are further arguments of sbatch, as a text or a list.
+    """
+
+    name: ClassVar[str] = "slurm"
+    cpu: Any = None
+    gpu: Any = None
+    memory: Any = None
+    disk: Any = None
+    partition: Any = None
+    time: Any = None
+    gres: Any = None
+    account: Any = None
+    qos: Any = None
+    constraint: Any = None
+    nodelist: Any = None
+    exclude: Any = None
+    reservation: Any = None
+    nice: Any = None
+    exclusive: Any = False
+    executable: Any = None
+    options: Any = None
+
+    def __post_init__(self) -> None:
+        for option in ("cpu", "gpu", "memory", "disk"):
+            if getattr(self, option) is not None:
+                self._number(option)
+
+    def amount(self, option: str, attempt: int = 0) -> float | None:
+        """How much of an option an attempt asks for; None where it is not asked for."""
+        found: float | None = getattr(self, option)
+        return found
+
+    def shapes_result(self) -> None:
+        """None: where a step runs makes no difference to what it leaves."""
+
+
 def batch(function: Any = None, **options: Any) -> Any:
     """Run the step as a job of AWS Batch; see Batch."""
     return decorate(Batch, function, options)
@@ -96,3 +138,8 @@ def batch(function: Any = None, **options: Any) -> Any:
 def kubernetes(function: Any = None, **options: Any) -> Any:
     """Run the step as a job of Kubernetes; see Kubernetes."""
     return decorate(Kubernetes, function, options)
+
+
+def slurm(function: Any = None, **options: Any) -> Any:
+    """Run the step as a job of Slurm; see Slurm."""
+    return decorate(Slurm, function, options)

@@ -28,6 +28,7 @@ KINDS = {
     "resources": ("resources", "Resources"),
     "retry": ("retry", "Retry"),
     "secrets": ("secrets", "Secrets"),
+    "slurm": ("compute", "Slurm"),
     "timeout": ("timeout", "Timeout"),
 }
 

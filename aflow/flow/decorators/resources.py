@@ -1,37 +1,97 @@
-"""@resources: what a step needs. For executors that have resources to give."""
+"""@resources: what a step needs of the machine that runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, overload
 
-from aflow.flow.decorators.base import F, Number, StepDecorator, decorate
+from aflow.errors import InvalidDecorator
+from aflow.flow.decorators.base import F, Number, StepDecorator, as_number, decorate
+from aflow.flow.names import shown
+
+Amount = Number | Callable[[int], Number]
+
+POSITIVE = ("cpu", "memory")
+AMOUNTS = (*POSITIVE, "gpu", "disk")  # of these, a machine gives to one task what another has not
 
 
 @dataclass(frozen=True, slots=True)
 class Resources(StepDecorator):
-    """What the step needs: CPUs, GPUs, disk, memory and shared memory in MB.
+    """What the step needs: CPUs, GPUs, memory, disk and shared memory in MB, and amounts of
+    `custom` resources by the user's own names (licences, say).
 
-    Executors on one machine have nothing to choose from and ignore it.
+    An amount may be a function of the attempt (0 is the first one): a task that ran out of memory
+    can have more the next time. Tasks of one machine start when what they ask for is free; jobs ask
+    for it. What is None is not asked for: where a machine has to be chosen it is 1 CPU and 4096 MB.
     """
 
     name: ClassVar[str] = "resources"
-    cpu: Number = 1
-    gpu: Number | None = None
-    disk: Number | None = None
-    memory: Number = 4096
-    shared_memory: Number | None = None
+    open_options: ClassVar[str] = "custom"
+    cpu: Amount | None = None
+    gpu: Amount | None = None
+    disk: Amount | None = None
+    memory: Amount | None = None
+    shared_memory: Amount | None = None
+    custom: Mapping[str, Amount] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._number("cpu", positive=True)
-        self._number("memory", positive=True)
-        for option in ("gpu", "disk", "shared_memory"):
-            if getattr(self, option) is not None:
-                self._number(option)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name != "custom" and value is not None and not callable(value):
+                self._number(each.name, positive=each.name in POSITIVE)
+        checked: dict[str, Amount] = {}
+        for name, value in self.custom.items():
+            amount = value if callable(value) else as_number(value)
+            if amount is None or (not callable(amount) and amount < 0):
+                raise InvalidDecorator(
+                    f"@resources: {name} must be a number of 0 or more, not {shown(value)}."
+                )
+            checked[name] = amount
+        self._set("custom", checked)
 
     def shapes_result(self) -> None:
         """None: more of them make it quicker, not different."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether what is asked for depends on the attempt."""
+        values = (getattr(self, each.name) for each in fields(self) if each.name != "custom")
+        return any(callable(each) for each in (*values, *self.custom.values()))
+
+    def amount(self, option: str, attempt: int = 0) -> float | None:
+        """How much of an option an attempt asks for; None where it is not asked for. Raises
+        InvalidDecorator for what a function of the user's gives that is no such number."""
+        return self._at(option, getattr(self, option), attempt)
+
+    def custom_amounts(self, attempt: int = 0) -> dict[str, float]:
+        """How much of each custom resource an attempt asks for. Raises InvalidDecorator."""
+        found = {name: self._at(name, value, attempt) for name, value in self.custom.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def amounts(self, attempt: int = 0) -> dict[str, float]:
+        """All that a machine has to have free for an attempt, by name. Raises InvalidDecorator."""
+        found = {option: self.amount(option, attempt) for option in AMOUNTS}
+        given = {name: value for name, value in found.items() if value is not None}
+        return {**given, **self.custom_amounts(attempt)}
+
+    def _at(self, option: str, value: Amount | None, attempt: int) -> float | None:
+        if not callable(value):
+            return value  # type: ignore[return-value]  # it was made a number when it was checked
+        try:
+            given = value(attempt)
+        except Exception as error:
+            raise InvalidDecorator(
+                f"@resources: the function of {option} raised {type(error).__name__} for attempt "
+                f"{attempt}: {error}"
+            ) from error
+        number = as_number(given)
+        if number is None or number < 0 or (number == 0 and option in POSITIVE):
+            raise InvalidDecorator(
+                f"@resources: the function of {option} must give a number for each attempt, and "
+                f"gave {shown(given)} for attempt {attempt}."
+            )
+        return float(number)
 
 
 @overload
@@ -39,11 +99,12 @@ def resources(function: F) -> F: ...
 @overload
 def resources(
     *,
-    cpu: Number = 1,
-    gpu: Number | None = None,
-    disk: Number | None = None,
-    memory: Number = 4096,
-    shared_memory: Number | None = None,
+    cpu: Amount | None = None,
+    gpu: Amount | None = None,
+    disk: Amount | None = None,
+    memory: Amount | None = None,
+    shared_memory: Amount | None = None,
+    **custom: Amount,
 ) -> Callable[[F], F]: ...
 def resources(function: object = None, **options: Any) -> Any:
     """Say what the step needs; see Resources."""

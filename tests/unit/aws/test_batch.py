@@ -20,7 +20,7 @@ from aflow.aws.job_status import end_of
 from aflow.aws.settings import AwsSettings
 from aflow.errors import AflowError, CorruptBlob, InvalidSetting
 from aflow.executors.factory import needs_processes, on_batch, places, travelling
-from aflow.executors.polling import LONGEST, LONGEST_WAIT, SHORTEST, next_wait
+from aflow.executors.jobs.polling import LONGEST, LONGEST_WAIT, SHORTEST, next_wait
 from aflow.executors.protocol import Roll
 from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define

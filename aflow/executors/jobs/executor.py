@@ -1,13 +1,13 @@
-"""Attempts that run as jobs of AWS Batch: submitted together, heard of by letters in the store.
+"""Attempts that run as jobs of a job system: submitted together, with reports through the store.
 
 Attempts of one step that are launched together become one array. A job runs its attempt through
-the same runner as everybody, commits what it leaves in the store (remote.py), and tells how it goes
-by letters (letterbox.py), which are looked for every second or so. What a job cannot tell itself,
-since its machine or container has gone away under it, AWS Batch tells, which is asked less often
-(polling.py); whatever it says, the letters of the job, and what it has committed, come first.
+the same runner as every other attempt, commits what it leaves in the store (remote.py), and reports
+its progress by objects there (letterbox.py), which are listed every second or so. What a job cannot
+report itself, because its machine or container has failed, the job system knows, which is polled
+less often (polling.py). Reports of the job, and what it has committed, take precedence over that.
 
-A job's name is unique and known before it is submitted. So a job whose submission was not answered
-is found again, by us or by another coordinator, and not submitted a second time.
+A job's name is unique and recorded before it is submitted. So a job whose submission was not
+answered is found by its name, by this executor or by another coordinator, and not submitted twice.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aflow._core.threads import in_thread
 from aflow._core.waiting import Waiting
-from aflow.aws.batch import MOST, Mark, job_name, submission
-from aflow.aws.client import MOST_DESCRIBED
-from aflow.aws.job_status import ENDED, end_of
-from aflow.errors import AwsBusy, AwsError, ObjectNotFound, QueueError, StoreUnavailable
+from aflow.errors import (
+    JobRefused,
+    JobSystemBusy,
+    JobSystemError,
+    ObjectNotFound,
+    QueueError,
+    StoreUnavailable,
+)
 from aflow.executors.base import NO_USAGE, Orphan, Reports
+from aflow.executors.jobs.base import Submission
+from aflow.executors.jobs.polling import Poller
 from aflow.executors.mailbox import STOPPED, Correspondence, Letterbox, Owner
-from aflow.executors.polling import Description, Poller
 from aflow.executors.protocol import Packer, Roll
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Parcels, committed
@@ -36,8 +41,7 @@ from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
-    from aflow.aws.batch import StepJob
-    from aflow.aws.client import Calls
+    from aflow.executors.jobs.base import JobStatus, JobSystem, StepJob
     from aflow.executors.protocol import Job, ReportsLetter
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
@@ -45,14 +49,10 @@ if TYPE_CHECKING:
 SOONEST, LATEST = 0.3, 3.0  # seconds between two looks for letters
 SLOWER = 1.1  # how much more, after a look that has found nothing
 THREADS = 16  # calls at once
-AWAY = 1.0  # seconds between tries where store or AWS are away; doubled each time ...
+AWAY = 1.0  # seconds between tries where store or system do not answer; doubled each time ...
 LONGEST_AWAY = 30.0  # ... up to this
-PATIENCE = 600.0  # seconds for which they may be away
-_NOT_BEGUN = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING")
-_NO_MACHINE = (
-    "See whether the compute environments of the job queue are enabled, large enough for what the "
-    "step asks for, and not at their limit."
-)
+LAG = 75.0  # seconds until a report is seen: NFS caches a folder for up to a minute
+PATIENCE = 600.0  # seconds for which they may not answer
 _NAMED = "name="  # what a handle begins with as long as the job's id is not known
 _CANCELLED = "The task was cancelled."
 
@@ -72,10 +72,6 @@ class _Array:
         self.mark = mark
         self.away = 0
 
-    def child(self, index: int) -> str:
-        """The id of one of its jobs; nodes have none of their own that could be ended."""
-        return f"{self.id}:{index}" if self.mark == ":" else self.id
-
 
 class _Group(NamedTuple):
     """Attempts that are submitted together."""
@@ -91,16 +87,20 @@ class _Group(NamedTuple):
         return ":" if len(self.specs) > 1 else ""
 
 
-class BatchExecutor:
-    """Runs the attempts of one run as jobs of AWS Batch. `jobs` says how those of each step are
-    submitted, `job` describes the run to them."""
+class JobExecutor:
+    """Runs the attempts of one run as jobs of a job system.
+
+    `job_of` gives how an attempt of a step is submitted (the step's name, the number of the
+    attempt): attempts for which it gives the same object are submitted together. `job` describes
+    the run to the jobs.
+    """
 
     lookahead = 0
 
     def __init__(
         self,
-        calls: Calls,
-        jobs: Mapping[str, StepJob],
+        system: JobSystem[Any],
+        job_of: Callable[[str, int], StepJob],
         store: ObjectStore,
         metadata: MetadataStore,
         job: Callable[[RunContext], Job],
@@ -108,8 +108,8 @@ class BatchExecutor:
         *,
         grace: float = 5.0,
     ) -> None:
-        self._calls = calls
-        self._jobs = jobs
+        self._system = system
+        self._job_of = job_of
         self._store = store
         self._metadata = metadata
         self._job = job
@@ -119,18 +119,19 @@ class BatchExecutor:
         self._orphans: list[Orphan] = []
         self._arrays: dict[str, _Array] = {}  # those of which some are away
         self._places: dict[Owner, tuple[_Array, int]] = {}
-        self._cancels: dict[Owner, tuple[AttemptState, str]] = {}  # to be told to AWS
+        self._cancels: dict[Owner, tuple[AttemptState, str]] = {}  # to be sent
         self._left: dict[Owner, tuple[_Array, int]] = {}  # of these, those that were given up
-        self._stopping: dict[Owner, tuple[AttemptState, str]] = {}  # that AWS was told to end
-        self._over: dict[Owner, Description] = {}  # jobs that have ended, as AWS Batch says
+        self._stopping: dict[Owner, tuple[AttemptState, str]] = {}  # which the system is to end
+        self._late: dict[Owner, float] = {}  # until when a report may be on its way
+        self._over: dict[Owner, JobStatus] = {}  # jobs that have ended, as the system says
         # Arrays of which more have ended than were heard of, and whether that is all of them.
         self._suspects: dict[str, bool] = {}
         self._read: set[str] = set()  # names of letters
-        self._registered: set[str] = set()  # definitions
         self._searches: dict[str, str] = {}  # ids of jobs by their names
         self._lost: str | None = None  # why nothing more is heard of attempts
-        self._not_begun: dict[str, int] = {}  # jobs of an array that have no machine yet
+        self._not_begun: dict[str, JobStatus] = {}  # of our jobs, those with members that wait
         self._waiting: Waiting | None = None
+        self._trouble: dict[str, Waiting] = {}  # what does not answer
         self._stopped = False
         self._tasks: list[asyncio.Task[None]] = []
         self._threads: ThreadPoolExecutor | None = None
@@ -149,21 +150,21 @@ class BatchExecutor:
             self._tidy.set()
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        """Get ready to launch attempts of this run; raises StorageError and AwsError."""
+        """Get ready to launch attempts of this run; raises StorageError, JobSystemError and
+        InvalidSetting."""
         self._loop = asyncio.get_running_loop()
         self._context = context
         self._reports = reports
         self._mail.begin(reports, self._note_over, self._believes)
-        self._mark = Mark(context.user, context.flow, context.run)
         self._parcels = Parcels(self._store, context.flow, context.run)
         self._packer = Packer(self._metadata, context.run_key, self._parcels)
         self._box = Letterbox(self._store, context.flow, context.run)
-        self._threads = ThreadPoolExecutor(THREADS, "aflow-batch")
+        self._threads = ThreadPoolExecutor(THREADS, "aflow-jobs")
         self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
         job = self._job(context._replace(remote=True))
         self._job_key = await self._blocking(partial(self._parcels.put, job.encode()))
-        await self._blocking(lambda: self._calls.region)  # the client is made, which takes a while
-        self._poller = Poller.of(self._calls)
+        await self._blocking(lambda: self._system.scope)  # which may take a while
+        self._poller = Poller.of(self._system)
         self._news.set()
         # They end with `stop`, which waits for them.
         self._tasks = [
@@ -177,7 +178,7 @@ class BatchExecutor:
         return await self._loop.run_in_executor(self._threads, call)
 
     def _note_end_of(self, task: asyncio.Task[None]) -> None:
-        """Store or AWS were away for too long: nothing is heard of the attempts any more."""
+        """Store or system did not answer for too long: there are no reports of attempts now."""
         error = None if task.cancelled() else task.exception()
         if error is None or self._stopped:
             return
@@ -205,7 +206,7 @@ class BatchExecutor:
         if owner in self._mail.away and owner not in self._stopping:
             self._cancels[owner] = self._stopping[owner] = state, reason
             self._mail.note_cancel(owner)
-            # AWS Batch may take its time, or be out of reach.
+            # The system may take its time, or be out of reach.
             self._loop.call_later(2 * self._grace, self._give_up, owner, state, reason)
             self._news.set()
 
@@ -240,9 +241,9 @@ class BatchExecutor:
         threads, self._threads = self._threads, None
         if threads is not None:
             await in_thread(threads.shutdown)
-            self._calls.close()
+            self._system.close()
 
-    # ------------------------------------------------------------ to AWS
+    # ------------------------------------------------------------ to the system
 
     async def _send(self) -> None:
         await self._find_orphans()
@@ -259,31 +260,50 @@ class BatchExecutor:
 
     def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Group]:
         """Those that are still wanted, by step; of gangs each by itself."""
-        by_step: defaultdict[tuple[str, int | None], list[AttemptSpec]] = defaultdict(list)
+        together: list[tuple[StepJob, list[AttemptSpec]]] = []
+        places: dict[tuple[str, int, int | None], int] = {}
         for spec in specs:
             owner = (spec.task, spec.attempt)
             if owner in self._cancels:
                 self._give_up(owner, *self._cancels.pop(owner))
             elif self._mail.awaits_start(owner):
-                gang = spec.split if self._jobs[spec.step].is_gang else None
-                by_step[(spec.step, gang)].append(spec)
+                self._place(spec, together, places)
+        most = self._system.limits.array
         return [
-            _Group(self._jobs[step], some[at : at + MOST])
-            for (step, _), some in by_step.items()
-            for at in range(0, len(some), MOST)
+            _Group(job, some[at : at + most])
+            for job, some in together
+            for at in range(0, len(some), most)
         ]
+
+    def _place(
+        self,
+        spec: AttemptSpec,
+        together: list[tuple[StepJob, list[AttemptSpec]]],
+        places: dict[tuple[str, int, int | None], int],
+    ) -> None:
+        job = self._job_of(spec.step, spec.attempt)
+        # `job_of` gives the same object for the same submission, however many attempts ask.
+        key = (spec.step, id(job), spec.split if job.is_gang else None)
+        if key not in places:
+            places[key] = len(together)
+            together.append((job, []))
+        together[places[key]][1].append(spec)
 
     async def _submit(self, group: _Group) -> None:
         owners = [(spec.task, spec.attempt) for spec in group.specs]
         try:
             roll = await self._patiently(partial(self._written, group.specs))
-            name = job_name(self._mark, group.job.step, roll.key[:16])
+            name = self._system.name_of(self._context, group.job.step, roll.key[:16])
             self._hand(owners, f"{_NAMED}{name}", group.mark)
-            await self._register(group.job)
             job = await self._submitted(group, name, roll)
+        except JobRefused as error:
+            for owner in owners:
+                reason = f"{self._system.title} does not take the job of the task: {error}"
+                self._mail.fail(owner, reason, retryable=False)
+            return
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
             for owner in owners:
-                reason = f"The task could not be submitted to AWS Batch: {error}"
+                reason = f"The task could not be submitted to {self._system.title}: {error}"
                 self._give_up(owner, AttemptState.LOST, reason)
             return
         array = _Array(job, dict(enumerate(owners)), group.mark)
@@ -304,12 +324,6 @@ class BatchExecutor:
             if owner in self._mail.away:
                 self._reports.handed(*owner, f"{handle}{mark}{index}" if mark else handle)
 
-    async def _register(self, job: StepJob) -> None:
-        name = job.definition["jobDefinitionName"]
-        if name not in self._registered:
-            await self._patiently(partial(self._calls.register, job.definition))
-            self._registered.add(name)
-
     async def _submitted(self, group: _Group, name: str, roll: Roll) -> str:
         """The id of the job of this name, which is submitted if it is not there."""
         context = self._context
@@ -320,23 +334,18 @@ class BatchExecutor:
             "AFLOW_JOB_ROLL": str(roll),
             **({"AFLOW_JOB_GANG": "1"} if group.job.is_gang else {}),
         }
-        values = submission(group.job, self._mark, name, len(group.specs), environment)
-        found: list[str] = []
+        given = Submission(context, group.job, name, len(group.specs), environment)
+        tried = False
 
         def submit() -> str:
+            nonlocal tried
             # Where the answer to an earlier try was lost, the job may be there.
-            if found and (there := self._named(name, group.job.queue)) is not None:
+            if tried and (there := self._system.find(name, group.job)) is not None:
                 return there
-            found.append(name)
-            return self._calls.submit(values)
+            tried = True
+            return self._system.submit(given)
 
         return await self._patiently(submit)
-
-    def _named(self, name: str, queue: str) -> str | None:
-        """The id of the job of this name. Blocks."""
-        filters = [{"name": "JOB_NAME", "values": [name]}]
-        listed = self._calls.listed(jobQueue=queue, filters=filters)
-        return next((each["jobId"] for each in listed if each["jobName"] == name), None)
 
     def _know(self, array: _Array) -> None:
         """These attempts have this job."""
@@ -346,12 +355,12 @@ class BatchExecutor:
                 array.away += 1
         if array.away:
             self._arrays[array.id] = array
-            self._poller.watch(array.id, self._told)
+            self._poller.watch(array.id, self._note_status)
             self._look_now.set()
 
     def _believes(self, report: AttemptReport) -> bool:
         """Whether an attempt has ended as its job says. One that was stopped, and not by us, ends
-        as AWS Batch says: its machine went away, or somebody has ended it."""
+        as the system says: its machine failed, or somebody has ended it."""
         owner = (report.task, report.attempt)
         if report.state != AttemptState.CANCELLED.value or owner in self._stopping:
             return True
@@ -361,6 +370,7 @@ class BatchExecutor:
     def _note_over(self, owner: Owner) -> None:
         """An attempt has ended: what is not away any more is not watched."""
         self._stopping.pop(owner, None)
+        self._late.pop(owner, None)
         array, index = self._places.pop(owner, (None, 0))
         if array is not None:
             if owner in self._cancels:
@@ -368,6 +378,7 @@ class BatchExecutor:
             array.away -= 1
             if not array.away:
                 del self._arrays[array.id]
+                self._not_begun.pop(array.id, None)
                 self._poller.unwatch(array.id)
 
     async def _terminate(self, cancels: Mapping[Owner, tuple[AttemptState, str]]) -> None:
@@ -385,28 +396,44 @@ class BatchExecutor:
                 for index, owner in array.owners.items()
                 if owner in self._mail.away and owner not in cancels
             }
-            jobs = {array.child(each) for each in indexes} if others else {array.id}
-            ends += [partial(self._calls.terminate, job, reason) for job in jobs]
+            whole = not others or array.mark != ":"
+            ids = {array.id} if whole else {self._system.member(array.id, at) for at in indexes}
+            ends += self._terminations(sorted(ids), reason)
         results = await asyncio.gather(
             *(self._patiently(each, 2 * self._grace) for each in ends), return_exceptions=True
         )
         for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, AwsError):
+            if isinstance(result, BaseException) and not isinstance(result, JobSystemError):
                 raise result  # else it is given up in its time
         if ends:
             self._poller.hurry()
 
+    def _terminations(self, ids: Sequence[str], reason: str) -> list[Callable[[], None]]:
+        most = self._system.limits.terminated
+        parts = [ids[at : at + most] for at in range(0, len(ids), most)]
+        return [partial(self._system.terminate, part, reason) for part in parts]
+
     async def _patiently(self, call: Callable[[], T], patience: float = PATIENCE) -> T:
-        """What the call gives, also where store or AWS are away for a while."""
+        """What the call gives, also where store or system do not answer for a while, which is
+        logged."""
         give_up_at, wait = self._loop.time() + patience, AWAY
+        waited_for: str | None = None
         while True:
             try:
-                return await self._blocking(call)
-            except (AwsBusy, StoreUnavailable):
+                result = await self._blocking(call)
+                break
+            except (JobSystemBusy, StoreUnavailable) as error:
                 if self._loop.time() > give_up_at or (self._stopped and patience == PATIENCE):
                     raise
+                is_store = isinstance(error, StoreUnavailable)
+                waited_for = "the datastore" if is_store else self._system.title
+                # Many calls may wait for the same: it is logged once for all of them.
+                self._trouble.setdefault(waited_for, Waiting(waited_for)).still(str(error))
             await asyncio.sleep(wait * (0.5 + random.random()))
             wait = min(2 * wait, LONGEST_AWAY)
+        if waited_for is not None and (waiting := self._trouble.pop(waited_for, None)) is not None:
+            waiting.over()
+        return result
 
     # ------------------------------------------------------------ what another has left
 
@@ -419,7 +446,8 @@ class BatchExecutor:
             mark = "#" if "#" in handle else ":" if ":" in handle else ""
             job, _, index = handle.partition(mark or ":")
             if job.startswith(_NAMED):
-                job = await self._searched(job.removeprefix(_NAMED), self._jobs[spec.step].queue)
+                name = job.removeprefix(_NAMED)
+                job = await self._searched(name, self._job_of(spec.step, spec.attempt))
             if job:
                 array = found.setdefault(job, _Array(job, {}, mark))
                 array.owners[int(index or 0)] = (spec.task, spec.attempt)
@@ -431,10 +459,10 @@ class BatchExecutor:
         self._outgoing += unknown
         self._news.set()
 
-    async def _searched(self, name: str, queue: str) -> str:
+    async def _searched(self, name: str, job: StepJob) -> str:
         """The id of the job of this name; empty where there is none."""
         if name not in self._searches:
-            found = await self._patiently(lambda: self._named(name, queue))
+            found = await self._patiently(lambda: self._system.find(name, job))
             self._searches[name] = found or ""
         return self._searches[name]
 
@@ -454,10 +482,11 @@ class BatchExecutor:
             suspects, self._suspects = self._suspects, {}
             found = await self._look()
             await asyncio.gather(*(self._conclude(*each) for each in over.items()))
+            await self._note_waiting()
             for job in suspects.keys() & self._arrays.keys():
                 try:
-                    await self._look_at_children(self._arrays[job], are_over=suspects[job])
-                except AwsError:  # the next round of the poller finds it as suspect as before
+                    await self._look_at_members(self._arrays[job], are_over=suspects[job])
+                except JobSystemError:  # the next round of the poller finds it as suspect as before
                     continue
             wait = SOONEST if found else min(LATEST, wait * SLOWER)
 
@@ -499,91 +528,80 @@ class BatchExecutor:
             if self._stopped and not self._tidy.is_set():
                 return
 
-    # ------------------------------------------------------------ from AWS
+    # ------------------------------------------------------------ from the system
 
-    def _told(self, description: Description) -> None:
-        """What AWS Batch says of a job, or of an array."""
-        array = self._arrays.get(description["jobId"])
-        self._note_waiting(description, is_ours=array is not None)
+    def _note_status(self, status: JobStatus) -> None:
+        """What the system says of a job, or of an array."""
+        array = self._arrays.get(status.id)
         if array is None:
             return
+        if status.waiting:
+            self._not_begun[status.id] = status
+            self._waiting = self._waiting or Waiting(f"a machine of {self._system.title}")
+        elif self._not_begun.pop(status.id, None) is not None and not self._not_begun:
+            self._waiting = None
         if array.mark != ":":
-            if _is_over(description):
-                self._over.update(dict.fromkeys(array.owners.values(), description))
+            if status.is_over:
+                self._over.update(dict.fromkeys(array.owners.values(), status))
                 self._look_now.set()
-            return
-        summary = (description.get("arrayProperties") or {}).get("statusSummary") or {}
-        ended = sum(summary.get(status, 0) for status in ENDED)
-        size = (description.get("arrayProperties") or {}).get("size", 0)
-        if _is_over(description) or ended > size - array.away:
-            self._suspects[array.id] = _is_over(description)
+        elif status.is_over or status.ended > status.size - array.away:
+            self._suspects[array.id] = status.is_over
             self._look_now.set()
 
-    def _note_waiting(self, description: Description, *, is_ours: bool) -> None:
-        """Jobs that wait for a machine may wait for ever: it is said that they do."""
-        summary = (description.get("arrayProperties") or {}).get("statusSummary")
-        waiting = _NOT_BEGUN if summary is None else ()
-        count = sum((summary or {}).get(status, 0) for status in _NOT_BEGUN)
-        count += description.get("status") in waiting
-        self._not_begun.pop(description["jobId"], None)
-        if is_ours and count:
-            self._not_begun[description["jobId"]] = count
-        if not self._not_begun:
-            self._waiting = None
+    async def _note_waiting(self) -> None:
+        """Jobs that wait for a machine may wait for ever: this is logged, with the reason."""
+        if not self._not_begun or self._waiting is None or not self._waiting.is_due:
             return
-        self._waiting = self._waiting or Waiting("a machine of AWS Batch")
-        total = sum(self._not_begun.values())
-        why = description.get("statusReason") or f"{total} job(s) have not begun"
-        self._waiting.still(why, _NO_MACHINE)
+        status = next(iter(self._not_begun.values()))
+        try:
+            why = await self._blocking(partial(self._system.why_waiting, status))
+        except JobSystemError as error:
+            why = str(error)
+        total = sum(each.waiting for each in self._not_begun.values())
+        count = f"{total} job(s) have not begun"
+        if self._waiting is not None:
+            self._waiting.still(f"{count}: {why}" if why else count, self._system.advice)
 
-    async def _look_at_children(self, array: _Array, *, are_over: bool) -> None:
-        """Conclude those attempts of an array that have ended without a word."""
+    async def _look_at_members(self, array: _Array, *, are_over: bool) -> None:
+        """Conclude those attempts of an array that have ended without a report."""
         jobs = {
-            array.child(index): owner
+            self._system.member(array.id, index): owner
             for index, owner in array.owners.items()
             if owner in self._mail.away
         }
-        ids = [*jobs]
-        if len(ids) > MOST_DESCRIBED and not are_over:
-            of = {"arrayJobId": array.id, "jobStatus": "FAILED"}
-            failed = await self._patiently(lambda: [*self._calls.listed(**of)])
-            ids = [each["jobId"] for each in failed if each["jobId"] in jobs]
-        for at in range(0, len(ids), MOST_DESCRIBED):
-            part = ids[at : at + MOST_DESCRIBED]
-            found = await self._patiently(partial(self._calls.described, part))
-            by_id = {each["jobId"]: each for each in found}
-            for job in part:
-                description = by_id.get(job, {"jobId": job, "status": "UNKNOWN"})
-                if _is_over(description):
-                    self._over[jobs[job]] = description
+        find = partial(self._system.suspects, array.id, [*jobs], is_over=are_over)
+        ids = await self._patiently(find)
+        most = self._system.limits.described
+        for at in range(0, len(ids), most):
+            found = await self._patiently(partial(self._system.describe, ids[at : at + most]))
+            self._over.update({jobs[id]: each for id, each in found.items() if each.is_over})
         if self._over:
-            self._look_now.set()  # they may have told meanwhile
+            self._look_now.set()  # they may have reported meanwhile
 
-    async def _conclude(self, owner: Owner, description: Description) -> None:
-        """The job has ended, and its letters are read: what is left is what AWS Batch says."""
+    def _conclude_later(self, owner: Owner, status: JobStatus) -> None:
+        if owner in self._mail.away:
+            self._over[owner] = status
+            self._look_now.set()
+
+    async def _conclude(self, owner: Owner, status: JobStatus) -> None:
+        """The job has ended, and its reports are read: what is left is what the system says."""
         if owner in self._stopping:
             self._give_up(owner, *self._stopping[owner])
         if owner not in self._mail.away:
             return
-        context = self._context
-        report = await self._patiently(partial(committed, self._store, context, *owner))
-        end = end_of(description)
-        if report is None and end is not None and end.state is AttemptState.FAILED:
-            # The log may come some seconds after the end; then its address alone is given.
-            log = await self._blocking(partial(self._calls.last_lines, description))
-            end = end_of(description, log)
+        report = await self._patiently(partial(committed, self._store, self._context, *owner))
+        if report is not None:
+            if owner in self._mail.away:
+                self._mail.end(report, NO_USAGE)
+            return
+        now = self._loop.time()
+        if status.succeeded and now < self._late.setdefault(owner, now + LAG):
+            self._loop.call_later(LATEST, self._conclude_later, owner, status)
+            return
+        outcome = await self._blocking(partial(self._system.outcome_of, status))
         if owner not in self._mail.away:
             return
-        if report is not None:
-            self._mail.end(report, NO_USAGE)
-        elif end is None:
-            reason = f"The task was lost: AWS Batch does not know its job {description['jobId']}."
-            self._give_up(owner, AttemptState.LOST, reason)
-        elif end.state is AttemptState.FAILED:
-            self._mail.fail(owner, end.reason, retryable=end.retryable)
+        if outcome.state is AttemptState.FAILED:
+            self._mail.fail(owner, outcome.reason, retryable=outcome.retryable)
         else:
-            self._give_up(owner, end.state, end.reason)
-
-
-def _is_over(description: Description) -> bool:
-    return description["status"] in (*ENDED, "UNKNOWN")
+            self._give_up(owner, outcome.state, outcome.reason)

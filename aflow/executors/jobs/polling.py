@@ -1,36 +1,37 @@
-"""Asks AWS Batch how jobs are: once for all executors of a process, a hundred jobs a call.
+"""Asks a job system how jobs are: once for all executors of a process, many jobs a call.
 
-While much happens it asks every few seconds, and less and less often while nothing does. Where AWS
-asks it to slow down, or does not answer, it waits twice as long the next time.
+While much happens it asks every few seconds, and less and less often while nothing does. Where the
+system asks it to slow down, or does not answer, it waits twice as long the next time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from aflow._core.threads import in_thread
-from aflow.aws.client import MOST_DESCRIBED
-from aflow.errors import AwsError
+from aflow._core.waiting import Waiting
+from aflow.errors import JobSystemError
 
 if TYPE_CHECKING:
-    from aflow.aws.client import Calls
+    from collections.abc import Hashable
+
+    from aflow.executors.jobs.base import JobStatus, JobSystem
 
 SHORTEST, LONGEST = 2.0, 30.0  # seconds between two rounds
-LONGEST_WAIT = 120.0  # the same where AWS is in trouble
+LONGEST_WAIT = 120.0  # the same where the system is in trouble
 GROWTH = 1.2  # of the time between rounds in which nothing has changed
 
-Description = Mapping[str, Any]
-Tell = Callable[[Description], None]
+Publish = Callable[["JobStatus"], None]
 
 
 def next_wait(wait: float, *, changed: bool, refused: bool) -> float:
     """The seconds until the next round, after `wait` before this one: whether it has found
-    something new, and whether AWS did not answer."""
+    something new, and whether the system did not answer."""
     if refused:
         return min(2 * max(wait, SHORTEST), LONGEST_WAIT)
     return SHORTEST if changed else min(max(wait, SHORTEST) * GROWTH, LONGEST)
@@ -41,30 +42,30 @@ class Poller:
 
     _made: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-        self._watched: dict[str, Tell] = {}
-        self._seen: dict[str, object] = {}  # what was said of each the last time
+    def __init__(self, system: JobSystem[Any]) -> None:
+        self._system = system
+        self._watched: dict[str, Publish] = {}
+        self._seen: dict[str, Hashable] = {}  # the version of each in the last round
         self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._refused: Waiting | None = None
 
     @classmethod
-    def of(cls, calls: Calls) -> Poller:
-        """The poller of this event loop for the region of the calls."""
+    def of(cls, system: JobSystem[Any]) -> Poller:
+        """The poller of this event loop for the scope of the system, which is known by now."""
         pollers = cls._made.setdefault(asyncio.get_running_loop(), {})
-        return pollers.setdefault(calls.region, cls(calls))
+        return pollers.setdefault(system.scope, cls(system))
 
-    def watch(self, job: str, tell: Tell) -> None:
-        """Tell of the job, again and again, until `unwatch`: its description, of which `status` is
-        `UNKNOWN` where AWS Batch knows nothing of it."""
-        self._watched[job] = tell
+    def watch(self, job: str, publish: Publish) -> None:
+        """Call `publish` with the status of the job, again and again, until `unwatch`."""
+        self._watched[job] = publish
         self.hurry()
         if self._task is None:
             # It ends when nothing is watched any more.
             self._task = asyncio.get_running_loop().create_task(self._poll())
 
     def unwatch(self, job: str) -> None:
-        """Tell no more of the job. May be called again."""
+        """Publish nothing more of the job. May be called again."""
         self._watched.pop(job, None)
         self._seen.pop(job, None)
         if not self._watched and self._task is not None:
@@ -91,26 +92,29 @@ class Poller:
             wait = next_wait(wait, **await self._round())
 
     async def _round(self) -> dict[str, bool]:
-        """Ask for all that are watched; whether something has changed, and whether AWS refused."""
+        """Ask for all that are watched; whether something has changed, and whether the system did
+        not answer."""
         jobs = iter([*self._watched])
         changed = False
-        while some := [*islice(jobs, MOST_DESCRIBED)]:
+        while some := [*islice(jobs, self._system.limits.described)]:
             try:
-                found = await in_thread(self._calls.described, some)
-            except AwsError:  # busy, or the credentials are over: both may be better soon
+                found = await in_thread(self._system.describe, some)
+            except JobSystemError as error:  # busy, or the credentials have expired
+                self._refused = self._refused or Waiting(self._system.title)
+                self._refused.still(str(error))
                 return {"changed": False, "refused": True}
-            by_id = {each["jobId"]: each for each in found}
             for job in some:
-                changed |= self._tell(job, by_id.get(job, {"jobId": job, "status": "UNKNOWN"}))
+                changed |= self._note(found[job])
+        if self._refused is not None:
+            self._refused.over()
+            self._refused = None
         return {"changed": changed, "refused": False}
 
-    def _tell(self, job: str, description: Description) -> bool:
-        tell = self._watched.get(job)
-        if tell is None:
+    def _note(self, status: JobStatus) -> bool:
+        publish = self._watched.get(status.id)
+        if publish is None:
             return False
-        array = description.get("arrayProperties") or {}
-        said = description["status"], array.get("statusSummary")
-        changed = self._seen.get(job) != said
-        self._seen[job] = said
-        tell(description)
+        changed = self._seen.get(status.id) != status.version
+        self._seen[status.id] = status.version
+        publish(status)
         return changed

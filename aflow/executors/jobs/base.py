@@ -1,0 +1,152 @@
+"""The port of a job system: AWS Batch, Slurm, or another one that runs jobs for us.
+
+The executor above it (executor.py) has arrays, gangs, reports from the store, recovery by name and
+the rule that a lost job is no failure. A backend only translates: each method is one thing that the
+system can do. Its calls block, are safe from many threads, and are made once: the executor tries
+again where JobSystemBusy says that it may help.
+
+What every backend promises, and tests/contracts/test_job_systems.py checks:
+
+- `submit` runs `python -m aflow.remote.job` once for each attempt, with the variables of the
+  submission. Which of them it is a job learns by `place.place_of_this_job`.
+- An id names one job for good. A system that gives ids again puts more into them than its own.
+- A submission whose answer was lost is found by `find`, by its name, which no other job has.
+- `describe` has an entry for each id that it was asked for, whatever the system knows of it.
+- `terminate` of a job that has ended, or that the system has forgotten, does nothing.
+- A job that ended without the doing of its step (a machine that failed, a preemption) is LOST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from aflow.scheduler.messages import Outcome
+    from aflow.task.spec import RunContext
+
+
+class JobState(Enum):
+    """How far a job is, as far as all systems agree. UNKNOWN: the system has forgotten it."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+class JobStatus(NamedTuple):
+    """What a system says of a job, of an array of `size` jobs, or of one member of an array.
+
+    `waiting` of them have not begun, `ended` have ended. `reason` is what the system says of why it
+    waits, maybe nothing. `version` changes when something has happened. `detail` is the backend's
+    own, for `outcome_of`. `succeeded` says that the program has ended with 0: then its report is in
+    the store, and may take a while to be seen on a shared file system.
+    """
+
+    id: str
+    state: JobState
+    size: int = 1
+    waiting: int = 0
+    ended: int = 0
+    reason: str = ""
+    version: Hashable = None
+    detail: Any = None
+    succeeded: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens with it."""
+        return self.state in (JobState.ENDED, JobState.UNKNOWN)
+
+
+class StepJob(Protocol):
+    """What all jobs of a step have in common, in the terms of the backend. The attempts of a gang
+    are nodes of one job."""
+
+    @property
+    def step(self) -> str:
+        """The name of the step."""
+
+    @property
+    def is_gang(self) -> bool:
+        """Whether its attempts start together."""
+
+
+J = TypeVar("J", bound=StepJob)
+J_contra = TypeVar("J_contra", bound=StepJob, contravariant=True)
+
+
+class Submission(NamedTuple):
+    """One job to submit: `size` attempts of the step of `job`, as an array where there are several,
+    or as the nodes of a gang. `environment` is added to the variables that `job` has."""
+
+    context: RunContext
+    job: Any
+    name: str
+    size: int
+    environment: Mapping[str, str]
+
+
+class Limits(NamedTuple):
+    """What a system takes in one call: members of an array, ids to describe, ids to terminate."""
+
+    array: int
+    described: int
+    terminated: int
+
+
+class JobSystem(Protocol[J_contra]):
+    """A system that runs jobs. Its methods raise JobSystemBusy where another try may go well, and
+    JobSystemError where it refuses."""
+
+    @property
+    def title(self) -> str:
+        """What people call it: "AWS Batch"."""
+
+    @property
+    def advice(self) -> str:
+        """What to look at when jobs wait for a long time."""
+
+    @property
+    def limits(self) -> Limits:
+        """What it takes in one call."""
+
+    @property
+    def scope(self) -> str:
+        """Which of several systems it is: those of one scope know the same jobs. May take a while,
+        and raise InvalidSetting."""
+
+    def name_of(self, context: RunContext, step: str, unique: str) -> str:
+        """The name of a job of this step: people see whose it is, and `unique` stands in it."""
+
+    def submit(self, submission: Submission) -> str:
+        """Submit a job; its id. JobSystemBusy leaves open whether it was submitted; JobRefused says
+        that it never will be."""
+
+    def find(self, name: str, job: J_contra) -> str | None:
+        """The id of the job of this name; None where there is none."""
+
+    def member(self, job: str, index: int) -> str:
+        """The id of one member of an array."""
+
+    def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
+        """The status of each of these jobs, arrays or members: `limits.described` at most."""
+
+    def why_waiting(self, status: JobStatus) -> str:
+        """Why the job of this status has not begun, in the words of the system; maybe empty."""
+
+    def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
+        """Those of the members that may have ended without a report: fewer than all, where the
+        system can say so at once. `is_over` says that the whole array has ended."""
+
+    def outcome_of(self, status: JobStatus) -> Outcome:
+        """How the attempt ended whose job has this status, which is over."""
+
+    def terminate(self, ids: Sequence[str], reason: str) -> None:
+        """End these jobs, arrays or members, `limits.terminated` at most: SIGTERM first, SIGKILL
+        when they take too long."""
+
+    def close(self) -> None:
+        """Release connections. The next call makes new ones."""

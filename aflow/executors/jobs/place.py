@@ -1,0 +1,55 @@
+"""What a job learns of itself from the variables that its system gives it: its id, its index."""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple
+
+from aflow._core.settings import looked_up, of_job_system
+
+BATCH, SLURM = "batch", "slurm"
+
+
+class JobPlace(NamedTuple):
+    """Which job this process is. `worker` is the name under which it reports; `index` says which
+    attempt of its submission is its own. `tries` counts how often the system has started it. A gang
+    has several `nodes`; `main_ends_all` says that the end of node 0 ends all. With `echoes` the
+    system keeps a log of jobs, to which the output of the task goes, too."""
+
+    worker: str
+    index: int = 0  # type: ignore[assignment]
+    tries: int = 1
+    nodes: int = 1
+    main_ends_all: bool = False
+    echoes: bool = True
+
+
+def place_of_this_job() -> JobPlace:
+    """The place of this process; AFLOW_JOB_SYSTEM says which system has started it."""
+    return _slurm() if looked_up("JOB_SYSTEM") == SLURM else _batch()
+
+
+def _batch() -> JobPlace:
+    node = of_job_system("AWS_BATCH_JOB_NODE_INDEX")
+    job = (of_job_system("AWS_BATCH_JOB_ID") or socket.gethostname()).partition("#")[0]
+    return JobPlace(
+        job if node is None else f"{job}#{node}",
+        int(node or of_job_system("AWS_BATCH_JOB_ARRAY_INDEX") or 0),
+        int(of_job_system("AWS_BATCH_JOB_ATTEMPT") or 1),
+        int(of_job_system("AWS_BATCH_JOB_NUM_NODES") or 1),
+        main_ends_all=True,
+    )
+
+
+def _slurm() -> JobPlace:
+    # Names of jobs are unique; numbers may be given again after a crash of Slurm's controller.
+    name = of_job_system("SLURM_JOB_NAME") or "job"
+    array, place = of_job_system("SLURM_ARRAY_JOB_ID"), of_job_system("SLURM_ARRAY_TASK_ID")
+    job = f"{array or of_job_system('SLURM_JOB_ID') or socket.gethostname()}@{name}"
+    tries = int(of_job_system("SLURM_RESTART_COUNT") or 0) + 1
+    nodes = int(looked_up("JOB_NODES") or 1)
+    if nodes > 1:
+        node = int(of_job_system("SLURM_PROCID") or 0)
+        return JobPlace(f"{job}#{node}", node, tries, nodes, echoes=False)
+    worker = job if place is None else f"{job}:{place}"
+    return JobPlace(worker, int(place or 0), tries, echoes=False)

@@ -1,0 +1,504 @@
+"""Slurm as a job system, by its own commands: sbatch, squeue, scancel, scontrol.
+
+Slurm numbers its jobs, and when its controller is killed it gives the numbers of the last seconds
+again. So an id here is `NUMBER@NAME` (`NUMBER_INDEX@NAME` for a member of an array): a job that has
+the number and another name is somebody else's, and the one that is meant is forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow._core.clock import SystemClock
+from aflow._core.settings import environment_of_jobs, looked_up
+from aflow._core.waiting import Waiting
+from aflow.errors import InvalidInput, InvalidSetting, JobRefused, JobSystemBusy, JobSystemError
+from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission
+from aflow.executors.jobs.place import SLURM
+from aflow.scheduler.messages import Outcome
+from aflow.scheduler.states import AttemptState
+from aflow.task.spec import NO_RETRY_EXIT_CODE
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import StepDefinition
+    from aflow.task.spec import RunContext
+
+PROGRAM = "aflow.remote.job"
+MARGIN = 60  # seconds beyond @timeout for a job to start its task, and to report its end
+LONGEST_NAME = 128
+LARGEST_ARRAY = 10_000
+TIMEOUT = 120.0  # seconds for one command: a controller that is busy answers late
+PATIENCE_AT_START = 120.0  # seconds for which the controller may not answer when a run begins
+BETWEEN = 2.0  # seconds between two tries then
+TAIL_LINES, TAIL_SIZE = 10, 4096  # of the output of a job that has failed
+DEFAULTS = {  # options, and the keys of settings that stand for them
+    "partition": "SLURM_PARTITION",
+    "account": "SLURM_ACCOUNT",
+    "qos": "SLURM_QOS",
+    "constraint": "SLURM_CONSTRAINT",
+    "time": "SLURM_TIME",
+}
+PASSED_ON = ("gres", "nodelist", "exclude", "reservation", "nice")
+
+_ENDED = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+})  # fmt: skip
+_WAITING = frozenset({
+    "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+})  # fmt: skip
+_LOST = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED"})
+# What a command says when the controller cannot be reached, or wants to be asked later.
+_BUSY = re.compile(
+    "unable to contact|connect failure|connection (refused|timed out|reset)|socket timed out|"
+    "zero bytes were transmitted|temporarily unable|temporarily unavailable|standby mode|"
+    "unexpected message|communication|transport endpoint|munge|try again",
+    re.IGNORECASE,
+)
+_FORGOTTEN = re.compile("invalid job id", re.IGNORECASE)
+_OVER = re.compile("invalid job id|already completing or completed", re.IGNORECASE)
+_NOISE = re.compile(r"^(sbatch|squeue|scancel|scontrol|slurm_\w+):? ?(error: )?", re.MULTILINE)
+_FIELDS = "%F|%K|%T|%r|%V|%j"  # of a job: number, index, state, reason, submit time, name
+
+
+class SlurmJob(NamedTuple):
+    """What all jobs of a step have in common: the arguments of sbatch, and the Python that runs
+    them."""
+
+    step: str
+    arguments: tuple[str, ...]
+    python: str
+    is_gang: bool = False
+
+
+def step_job(
+    step: StepDefinition, python: str, attempt: int = 0, *, is_gang: bool = False
+) -> SlurmJob:
+    """How an attempt of the step is submitted; `python` runs it where @slurm names no other. Raises
+    InvalidInput for what cannot be meant, and InvalidSetting."""
+    slurm: Any = step.decorator("slurm")
+    given: dict[str, Any] = {name: looked_up(key) for name, key in DEFAULTS.items()}
+    timeout = step.decorator("timeout")
+    if timeout is not None:
+        given["time"] = math.ceil((timeout.total_seconds + MARGIN) / 60)
+    for name in (*DEFAULTS, *PASSED_ON):
+        if (value := getattr(slurm, name, None)) is not None:
+            given[name] = value
+    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    arguments += _resources(step, slurm, attempt)
+    if getattr(slurm, "exclusive", False):
+        arguments.append("--exclusive")
+    arguments += _more(step, getattr(slurm, "options", None))
+    executable = getattr(slurm, "executable", None)
+    return SlurmJob(step.name, tuple(arguments), executable or python, is_gang)
+
+
+def _more(step: StepDefinition, options: Any) -> list[str]:
+    """Further arguments of sbatch, as the user has written them."""
+    words = options.split() if isinstance(options, str) else [str(each) for each in options or ()]
+    for word in words:
+        if not word.startswith("-"):
+            raise InvalidInput(
+                f"Step {step.name}: options of @slurm are arguments of sbatch such as "
+                f"--mail-type=END, not {word!r}."
+            )
+    return words
+
+
+def _resources(step: StepDefinition, slurm: Any, attempt: int) -> list[str]:
+    """What @resources and @slurm ask for, the larger number of each."""
+    resources: Any = step.decorator("resources")
+
+    def most(option: str) -> float:
+        found = [each.amount(option, attempt) for each in (resources, slurm) if each is not None]
+        return max((each for each in found if each is not None), default=0)
+
+    forms = {"cpu": "--cpus-per-task={}", "memory": "--mem={}M", "disk": "--tmp={}M"}
+    arguments = [
+        form.format(math.ceil(most(option))) for option, form in forms.items() if most(option)
+    ]
+    if most("gpu") and getattr(slurm, "gres", None) is None:
+        arguments.append(f"--gres=gpu:{math.ceil(most('gpu'))}")
+    custom = {} if resources is None else resources.custom_amounts(attempt)
+    licences = ",".join(f"{name}:{math.ceil(each)}" for name, each in custom.items() if each)
+    return [*arguments, f"--licenses={licences}"] if licences else arguments
+
+
+# ------------------------------------------------------------------ the system
+
+
+class SlurmSystem:
+    """The cluster that the commands of this machine belong to. What a job prints before it can
+    report goes to a file in `folder`."""
+
+    title = "Slurm"
+    advice = "See `squeue --start`, and what the partition allows (`scontrol show partition`)."
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config: dict[str, str] | None = None
+
+    @property
+    def _configuration(self) -> Mapping[str, str]:
+        if self._config is None:
+            pairs = (line.partition("=") for line in _run("scontrol", "show", "config").split("\n"))
+            self._config = {name.strip(): value.strip() for name, _, value in pairs}
+        return self._config
+
+    @property
+    def scope(self) -> str:
+        """The name of the cluster."""
+        return f"slurm/{self._configuration.get('ClusterName', '')}"
+
+    @property
+    def limits(self) -> Limits:
+        """An array is as large as MaxArraySize of the cluster allows."""
+        largest = self._configuration.get("MaxArraySize", "")
+        size = int(largest) if largest.isdigit() else 1001  # Slurm's own default
+        return Limits(max(1, min(LARGEST_ARRAY, size)), 100, 500)
+
+    def check_all(self, jobs: Sequence[SlurmJob]) -> None:
+        """Ask Slurm whether it would take such jobs (sbatch --test-only). Waits for a controller
+        that does not answer. Blocks. Raises InvalidInput where it would not take one,
+        JobSystemBusy where it does not answer for long, and InvalidSetting where there is no
+        Slurm here."""
+        for arguments in dict.fromkeys(job.arguments for job in jobs):
+            steps = ", ".join(job.step for job in jobs if job.arguments == arguments)
+            try:
+                self._until_answered(
+                    lambda: _run(
+                        "sbatch", "--test-only", "--job-name=aflow-check", *arguments,  # noqa: B023
+                        script="#!/bin/sh\n", refused=JobRefused,
+                    )
+                )  # fmt: skip
+            except JobRefused as error:
+                asked = " ".join(arguments) or "no options"
+                raise InvalidInput(
+                    f"Slurm does not take jobs of step {steps} ({asked}): {error}"
+                ) from error
+
+    @staticmethod
+    def _until_answered(call: Callable[[], object]) -> None:
+        clock, waiting = SystemClock(), Waiting("Slurm")
+        give_up_at = clock.monotonic() + PATIENCE_AT_START
+        while True:
+            try:
+                call()
+                break
+            except JobSystemBusy as error:
+                if clock.monotonic() > give_up_at:
+                    raise
+                waiting.still(str(error))
+            threading.Event().wait(BETWEEN)
+        waiting.over()
+
+    def name_of(self, context: RunContext, step: str, unique: str) -> str:
+        """User, flow, run and step, shortened where that is too long."""
+        text = re.sub(r"[^A-Za-z0-9_-]", "-", f"{context.user}-{context.flow}-{context.run}-{step}")
+        return f"{text[: LONGEST_NAME - len(unique) - 1]}-{unique}"
+
+    def submit(self, given: Submission) -> str:
+        """Submit a job, an array, or a job of several nodes; its id."""
+        job: SlurmJob = given.job
+        self._folder.mkdir(parents=True, exist_ok=True)
+        is_array = given.size > 1 and not job.is_gang
+        output = self._folder / f"{given.name}.{'%a' if is_array else 'out'}"
+        nodes = given.size if job.is_gang else 1
+        arguments = [
+            "--parsable", "--no-requeue", "--export=ALL", "--open-mode=append",
+            f"--job-name={given.name}", f"--output={output}", *job.arguments,
+            *([f"--array=0-{given.size - 1}"] if is_array else []),
+            f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
+        ]  # fmt: skip
+        environment = {
+            **given.environment, "AFLOW_JOB_SYSTEM": SLURM, "AFLOW_JOB_NODES": str(nodes),
+        }  # fmt: skip
+        script = _script(job.python, nodes)
+        printed = _run("sbatch", *arguments, script=script, more=environment, refused=JobRefused)
+        number = printed.strip().split("\n")[-1].partition(";")[0]
+        if not number.isdigit():
+            raise JobSystemError(f"sbatch did not say which job it has submitted, but {printed!r}.")
+        return f"{number}@{given.name}"
+
+    def find(self, name: str, job: SlurmJob) -> str | None:
+        """The id of the job of this name: of several the one that was submitted last."""
+        found = _jobs("--states=all", f"--name={name}")
+        there = [each for each in found if each.name == name and not each.was_refused]
+        if not there:
+            return None
+        return f"{max(there, key=lambda each: each.submitted).number}@{name}"
+
+    def member(self, job: str, index: int) -> str:
+        """`NUMBER_INDEX@NAME`."""
+        number, _, name = job.partition("@")
+        return f"{number}_{index}@{name}"
+
+    def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
+        """The status of each of these jobs, by one call of squeue."""
+        numbers = ",".join(id.partition("@")[0] for id in ids)
+        by_number: defaultdict[str, list[_Job]] = defaultdict(list)
+        for each in _jobs("--states=all", "--array", f"--jobs={numbers}"):
+            by_number[each.number].append(each)
+        return {id: _status(id, by_number) for id in ids}
+
+    def why_waiting(self, status: JobStatus) -> str:
+        """Slurm's own reason: Resources, Priority, PartitionTimeLimit..."""
+        return status.reason
+
+    def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
+        """Those that neither run nor wait, which one call says of all members."""
+        number, _, name = array.partition("@")
+        going_on = {
+            f"{number}_{each.place}@{name}"
+            for each in _jobs("--states=all", "--array", f"--jobs={number}")
+            if each.name == name and not each.is_over
+        }
+        return [each for each in members if each not in going_on]
+
+    def outcome_of(self, status: JobStatus) -> Outcome:
+        """How the attempt ended; with the last lines that its job has printed, if it has failed."""
+        number, _, name = status.id.partition("@")
+        details = _details(number, name)
+        if details is None:
+            reason = f"The task was lost: Slurm does not know its job {number} ({name}) any more."
+            return Outcome(AttemptState.LOST, reason=reason)
+        if _is_held_launch(details.get("JobState", ""), details.get("Reason", "")):
+            self.terminate([status.id], "It could not be launched.")
+        outcome = outcome_of(number, details)
+        if outcome.state is AttemptState.FAILED and outcome.retryable:
+            outcome = outcome._replace(reason=outcome.reason + _quoted(details.get("StdErr", "")))
+        return outcome
+
+    def terminate(self, ids: Sequence[str], reason: str) -> None:
+        """End these jobs, by one call of scancel: SIGTERM, and SIGKILL after KillWait."""
+        statuses = self.describe(ids)
+        # A job whose launch has failed is over for us, and held in Slurm.
+        numbers = [
+            id.partition("@")[0]
+            for id in ids
+            if not statuses[id].is_over or statuses[id].detail == _HELD
+        ]
+        if not numbers:
+            return
+        try:
+            _run("scancel", *numbers)
+        except JobSystemError as error:
+            if isinstance(error, JobSystemBusy) or not _OVER.search(str(error)):
+                raise
+
+    def close(self) -> None:
+        """Nothing is open between two calls."""
+
+
+def _script(python: str, nodes: int) -> str:
+    # The shell is replaced by the program, so that Slurm's SIGTERM comes to that.
+    launcher = "srun " if nodes > 1 else ""
+    return f"#!/bin/sh\nexec {launcher}{_quote(python)} -m {PROGRAM}\n"
+
+
+def _quote(word: str) -> str:
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
+# ------------------------------------------------------------------ what Slurm says
+
+_HELD = "held"
+
+
+class _Job(NamedTuple):
+    """One line of squeue; `number` is that of the array, `place` its index there, if it has one."""
+
+    number: str
+    place: str
+    state: str
+    reason: str
+    submitted: str
+    name: str
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in _ENDED or _is_held_launch(self.state, self.reason)
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether sbatch has refused it: Slurm lists such a job for a while."""
+        return self.state == "FAILED" and self.reason == "BadConstraints"
+
+
+def _is_held_launch(state: str, reason: str) -> bool:
+    """Whether a node did not start the job, which is held since: it will not run by itself."""
+    return state in _WAITING and "launch" in reason.lower() and "held" in reason.lower()
+
+
+def _jobs(*arguments: str) -> list[_Job]:
+    """What squeue lists; nothing for jobs that Slurm has forgotten."""
+    try:
+        printed = _run("squeue", "--noheader", f"--format={_FIELDS}", *arguments)
+    except JobSystemError as error:
+        if isinstance(error, JobSystemBusy) or not _FORGOTTEN.search(str(error)):
+            raise
+        return []
+    found = []
+    for line in printed.splitlines():
+        fields = line.strip().split("|")
+        if len(fields) == len(_Job._fields):
+            place = fields[1] if fields[1].isdigit() else ""
+            found.append(_Job(fields[0], place, *fields[2:]))
+    return found
+
+
+def _status(id: str, by_number: Mapping[str, Sequence[_Job]]) -> JobStatus:
+    which, _, name = id.partition("@")
+    number, _, place = which.partition("_")
+    jobs = [
+        each
+        for each in by_number.get(number, ())
+        if each.name == name and (not place or each.place == place)
+    ]
+    if not jobs:
+        return JobStatus(id, JobState.UNKNOWN, version=JobState.UNKNOWN)
+    waiting = [each for each in jobs if each.state in _WAITING and not each.is_over]
+    ended = sum(each.is_over for each in jobs)
+    if ended == len(jobs):
+        state = JobState.ENDED
+    else:
+        state = JobState.WAITING if len(waiting) == len(jobs) else JobState.RUNNING
+    return JobStatus(
+        id,
+        state,
+        len(jobs),
+        len(waiting),
+        ended,
+        _reason_of(waiting),
+        (state, len(waiting), ended),
+        _HELD if any(_is_held_launch(each.state, each.reason) for each in jobs) else None,
+        succeeded=all(each.state == "COMPLETED" for each in jobs),
+    )
+
+
+def _reason_of(waiting: Sequence[_Job]) -> str:
+    """The reason of those that wait. What only says that others come first is said if all say it,
+    since nothing is wrong there."""
+    reasons = [each.reason for each in waiting if each.reason not in ("None", "")]
+    telling = [each for each in reasons if each not in ("JobArrayTaskLimit", "Priority")]
+    return next(iter(telling or reasons), "")
+
+
+def _details(number: str, name: str) -> dict[str, str] | None:
+    """What scontrol shows of a job; None for one that Slurm has forgotten, or that is not ours."""
+    try:
+        printed = _run("scontrol", "--oneliner", "show", "job", number)
+    except JobSystemError as error:
+        if isinstance(error, JobSystemBusy) or not _FORGOTTEN.search(str(error)):
+            raise
+        return None
+    pairs = (word.partition("=") for word in printed.split() if "=" in word)
+    details = {key: value for key, _, value in pairs}
+    return details if details.get("JobName") == name else None
+
+
+def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:
+    """How an attempt ended whose job scontrol shows so, and that left no report: pure."""
+    state, reason = details.get("JobState", ""), details.get("Reason", "")
+    job = f"The job {number}"
+    nodes = details.get("NodeList", "")
+    where = f" on {nodes}" if nodes not in ("", "(null)") else ""
+    code, _, signum = details.get("ExitCode", "0:0").partition(":")
+    was_killed = signum not in ("", "0")
+    if state in _LOST:
+        how = "preempted by another job" if state == "PREEMPTED" else f"ended with its node{where}"
+        return Outcome(AttemptState.LOST, reason=f"The task was lost: {job} was {how} ({state}).")
+    # Slurm says JobLaunchFailure of a program that was killed, too: that one has been launched.
+    if _is_held_launch(state, reason) or (reason == "JobLaunchFailure" and not was_killed):
+        why = f"The task was lost: {job} could not be started{where} ({reason})."
+        return Outcome(AttemptState.LOST, reason=why)
+    if state in ("TIMEOUT", "DEADLINE"):
+        limit = details.get("TimeLimit", "")
+        why = f"{job} ran for longer than its limit of {limit}, and was stopped by Slurm."
+        return Outcome(AttemptState.TIMED_OUT, reason=why)
+    if state == "OUT_OF_MEMORY":
+        memory = details.get("MinMemoryNode") or details.get("MinMemoryCPU") or "0"
+        limit = f" of {memory}" if memory != "0" else ""
+        why = (
+            f"{job} needed more memory than the limit{limit}: give the step more, with "
+            "@resources(memory=...)."
+        )
+        return Outcome(AttemptState.FAILED, reason=why)
+    if state == "CANCELLED":
+        why = f"{job} was cancelled, by scancel or by an administrator."
+        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+    if state == "COMPLETED":
+        why = (
+            f"The task was lost: {job} ended well{where}, and its report is not in the datastore. "
+            "See that the datastore is the same folder on all nodes."
+        )
+        return Outcome(AttemptState.LOST, reason=why)
+    how = f"was killed by signal {signum}" if was_killed else f"ended with exit code {code}"
+    more = "" if was_killed or reason in ("None", "", "NonZeroExitCode") else f" ({reason})"
+    return Outcome(
+        AttemptState.FAILED,
+        reason=f"{job} {how}{where} before it could report{more}.",
+        retryable=code != str(NO_RETRY_EXIT_CODE),
+    )
+
+
+def _quoted(path: str) -> str:
+    """The last lines that a job has printed, which is what it says before it can report."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL_SIZE))
+            tail = file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+    except (OSError, ValueError):  # it is on another machine, or was never written
+        return ""
+    shown = "".join(f"\n    {line}" for line in tail if line.strip())
+    return f" Its output, {path}, ends with:{shown}" if shown else ""
+
+
+# ------------------------------------------------------------------ commands
+
+
+def _run(
+    command: str,
+    *arguments: str,
+    script: str = "",
+    more: Mapping[str, str] | None = None,
+    refused: type[JobSystemError] = JobSystemError,
+) -> str:
+    """What the command prints, given the script as its input. Raises JobSystemBusy, InvalidSetting
+    where it is not installed, and `refused` for what it does not do."""
+    try:
+        done = subprocess.run(
+            [command, *arguments],
+            check=False,
+            input=script,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+            env=environment_of_jobs({"SLURM_TIME_FORMAT": "standard", **(more or {})}),
+        )
+    except FileNotFoundError as error:
+        raise InvalidSetting(
+            f"There is no {command} here: run the flow on a machine from which Slurm is used, or "
+            "run its steps elsewhere."
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise JobSystemBusy(f"{command} did not end within {TIMEOUT:.0f} seconds.") from error
+    except OSError as error:
+        raise JobSystemBusy(f"{command} could not be started: {error.strerror}.") from error
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.strip() or done.stdout.strip()
+    words = " ".join(_NOISE.sub("", said).split()).rstrip(".") or f"exit code {done.returncode}"
+    if _BUSY.search(said):
+        raise JobSystemBusy(f"{command}: {words}.")
+    raise refused(f"{command}: {words}.")

@@ -1,0 +1,210 @@
+"""Which attempts may start on one machine, by what they need of it: pure.
+
+A machine offers amounts of named resources (`cpu`, `gpu`, `memory`, and names of the user's own);
+an attempt asks for some of them and has them until it ends. What fits starts in the order in which
+it came. What does not fit waits, and others may go before it, with one exception: nothing may take
+what the attempt lacks that has waited for the longest time. So small attempts cannot keep a large
+one waiting for ever, and what needs none of that goes on.
+
+Attempts that ask for the same wait in one line, so that a decision costs the same however many
+wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+from aflow.errors import InvalidSetting
+
+UNIT = 1000  # amounts are counted in thousandths: sums of whole numbers are exact
+GPU = "gpu"
+
+Demand = tuple[tuple[str, int], ...]  # by name, in thousandths; sorted, without what is 0
+NOTHING: Demand = ()
+
+
+def demand_of(amounts: Mapping[str, float]) -> Demand:
+    """A demand for these amounts. GPUs are given as a whole."""
+    return tuple(
+        (name, math.ceil(amount) * UNIT if name == GPU else math.ceil(amount * UNIT))
+        for name, amount in sorted(amounts.items())
+        if amount > 0
+    )
+
+
+def shown(demand: Demand) -> str:
+    """`gpu=1, memory=4000`."""
+    return ", ".join(f"{name}={amount / UNIT:g}" for name, amount in demand) or "nothing"
+
+
+def parsed(text: str) -> dict[str, float]:
+    """The amounts in `gpu=4,memory=64000`. Raises InvalidSetting."""
+    amounts: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = (each.strip() for each in part.partition("="))
+        try:
+            amount = float(value)
+        except ValueError:
+            amount = math.nan
+        if not equals or not name.isidentifier() or not 0 <= amount < math.inf or name in amounts:
+            raise InvalidSetting(
+                f"--resources takes names and amounts such as gpu=4,memory=64000 (in MB), each "
+                f"name once, not {text!r}."
+            )
+        amounts[name] = amount
+    return amounts
+
+
+class Grant(NamedTuple):
+    """An attempt may start; `devices` are the GPUs that are its own until it ends."""
+
+    key: Hashable
+    devices: tuple[str, ...]
+
+
+class _Entry(NamedTuple):
+    """Attempts that start together: one, or all members of a gang."""
+
+    number: int  # in the order in which they came
+    keys: tuple[Hashable, ...]
+    each: Demand
+
+
+class Slots:
+    """What one machine offers, and who has it. `devices` are the ids of its GPUs, of which `gpu` of
+    the capacity may be in use. At most `workers` attempts run at a time."""
+
+    def __init__(
+        self, capacity: Mapping[str, float], devices: Sequence[str] = (), workers: int | None = None
+    ) -> None:
+        self._capacity = {name: round(amount * UNIT) for name, amount in capacity.items()}
+        self._free = dict(self._capacity)
+        self._devices = [*devices][: self._capacity.get(GPU, 0) // UNIT]
+        self._places = workers if workers is not None else 1 << 62
+        self._workers = self._places
+        self._held: dict[Hashable, tuple[Demand, tuple[str, ...]]] = {}
+        self._lines: dict[Demand, deque[_Entry]] = {}  # by what all of an entry need together
+        self._waiting: dict[Hashable, Demand] = {}
+        self._number = 0
+
+    @property
+    def offered(self) -> Demand:
+        """All that the machine has."""
+        return tuple(sorted(self._capacity.items()))
+
+    def lacking(self, demand: Demand, count: int = 1) -> Demand:
+        """What of the demand of so many attempts together the machine could never give."""
+        return tuple(
+            (name, amount * count)
+            for name, amount in demand
+            if amount * count > self._capacity.get(name, 0)
+        )
+
+    def clipped(self, demand: Demand) -> Demand:
+        """The demand, but of nothing more than there is."""
+        least = ((name, min(amount, self._capacity.get(name, 0))) for name, amount in demand)
+        return tuple((name, amount) for name, amount in least if amount)
+
+    def at_once(self, demand: Demand) -> int | None:
+        """How many attempts with this demand fit at the same time; None where nothing bounds it."""
+        if not demand:
+            return None
+        return min(self._capacity.get(name, 0) // amount for name, amount in demand)
+
+    def add(self, keys: Sequence[Hashable], each: Demand) -> None:
+        """These attempts wait from now on, and start together; each needs so much."""
+        whole = tuple((name, amount * len(keys)) for name, amount in each)
+        self._number += 1
+        entry = _Entry(self._number, tuple(keys), each)
+        self._lines.setdefault(whole, deque()).append(entry)
+        for key in keys:
+            self._waiting[key] = whole
+
+    def remove(self, key: Hashable) -> bool:
+        """This attempt waits no longer; False if it did not. What is to start together with it goes
+        on without it."""
+        whole = self._waiting.pop(key, None)
+        if whole is None:
+            return False
+        line = self._lines[whole]
+        for at, entry in enumerate(line):
+            if key in entry.keys:
+                rest = tuple(each for each in entry.keys if each != key)
+                if rest:
+                    line[at] = entry._replace(keys=rest)
+                else:
+                    del line[at]
+                break
+        if not line:
+            del self._lines[whole]
+        return True
+
+    def release(self, key: Hashable) -> None:
+        """This attempt has ended; nothing happens if it had not started."""
+        held = self._held.pop(key, None)
+        if held is None:
+            return
+        demand, devices = held
+        self._workers += 1
+        for name, amount in demand:
+            self._free[name] += amount
+        if devices:
+            self._devices.extend(devices)
+            self._devices.sort(key=_natural)
+
+    def start(self) -> list[Grant]:
+        """Those that may start now, in order; they have started with this."""
+        grants: list[Grant] = []
+        while self._workers > 0 and (entry := self._next()) is not None:
+            for key in entry.keys:
+                del self._waiting[key]
+                grants.append(self._give(key, entry.each))
+        return grants
+
+    def _next(self) -> _Entry | None:
+        first: Demand | None = None  # what the one needs that has waited for the longest time
+        for whole, line in sorted(self._lines.items(), key=lambda item: item[1][0].number):
+            is_wide = len(line[0].keys) > self._workers
+            if is_wide and first is None and self._fits(whole):
+                return None  # a gang that lacks workers alone: nobody else may take one
+            if not is_wide and self._fits(whole) and (first is None or self._spares(whole, first)):
+                entry = line.popleft()
+                if not line:
+                    del self._lines[whole]
+                return entry
+            if first is None:
+                first = whole
+        return None
+
+    def _fits(self, whole: Demand) -> bool:
+        free = self._free
+        return all(amount <= free.get(name, 0) for name, amount in whole)
+
+    def _spares(self, whole: Demand, first: Demand) -> bool:
+        """Whether this one takes nothing that the first one lacks, or would lack then."""
+        wanted = dict(first)
+        return all(
+            self._free.get(name, 0) - amount >= wanted[name]
+            for name, amount in whole
+            if name in wanted
+        )
+
+    def _give(self, key: Hashable, demand: Demand) -> Grant:
+        self._workers -= 1
+        gpus = 0
+        for name, amount in demand:
+            self._free[name] -= amount
+            if name == GPU:
+                gpus = amount // UNIT
+        devices = tuple(self._devices[:gpus])
+        del self._devices[:gpus]
+        self._held[key] = demand, devices
+        return Grant(key, devices)
+
+
+def _natural(device: str) -> tuple[int, str]:
+    """Numbers in their order, before all that is none."""
+    return (int(device), "") if device.isdigit() else (1 << 30, device)

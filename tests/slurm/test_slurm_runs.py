@@ -1,0 +1,320 @@
+"""Runs whose steps are jobs of a real Slurm, with a shared folder as the datastore: they leave what
+local runs leave, whatever happens to their jobs, to nodes, to the controller and to coordinators.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aflow import client
+from tests.support.servers import select_nothing
+
+if TYPE_CHECKING:
+    from tests.support.slurm import Slurm
+
+FLOWS = Path(__file__).parent / "flow_files"
+JOBS = FLOWS / "jobs.py"
+SHAPES = Path(__file__).parents[1] / "deploy" / "flow_files" / "everything.py"
+PATIENCE = 100.0  # seconds
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("slurm")]
+
+
+class Bench:
+    """A folder in which flows are run, which holds their data and metadata."""
+
+    def __init__(self, folder: Path, slurm: Slurm) -> None:
+        self.folder = folder
+        self.slurm = slurm
+
+    def run(self, file: Path, *words: str, code: int = 0, **env: str) -> str:
+        """What a command of the flow says."""
+        done = subprocess.run(
+            [sys.executable, str(file), *words], capture_output=True, text=True, cwd=self.folder,
+            env={**os.environ, **env},
+        )  # fmt: skip
+        assert code == done.returncode, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    @contextmanager
+    def running(self, *words: str) -> Iterator[Running]:
+        """A run of the flow, which goes on."""
+        process = subprocess.Popen(
+            [sys.executable, str(JOBS), "run", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder,
+        )  # fmt: skip
+        try:
+            yield Running(process)
+        finally:
+            process.kill()
+            process.communicate()
+
+    def queue(self, form: str = "%T") -> list[str]:
+        """What squeue lists of jobs that have not ended."""
+        return self.slurm.query("squeue", "-h", "--array", "-o", form).split()
+
+    def until(self, happened: Callable[[], Any]) -> Any:
+        give_up_at = time.monotonic() + PATIENCE
+        while not (found := happened()):
+            assert time.monotonic() < give_up_at, self.slurm.query("squeue", "--states=all")
+            select_nothing(0.1)
+        return found
+
+    def until_running(self, count: int) -> None:
+        self.until(lambda: self.queue() == ["RUNNING"] * count)
+
+    def latest(self, flow: str = "Jobs") -> Any:
+        client.metadata(f"local@{self.folder}/.aflow")
+        return client.Flow(flow, _namespace_check=False).latest_run
+
+
+class Running:
+    """A process, and what it says."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def ended(self) -> tuple[int, str]:
+        """Its exit code, and all that it has said."""
+        said = self.process.communicate(timeout=PATIENCE)[0]
+        return self.process.returncode, said
+
+    def says(self, words: str) -> str:
+        """The line with these words, as soon as it is there."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if words in line:
+                return line
+        raise AssertionError(f"it ended without {words!r}")
+
+
+@pytest.fixture
+def bench(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    # pytest keeps its folders from other users; jobs are root's here, as the tests are.
+    yield Bench(tmp_path, slurm)
+    client.default_metadata()
+
+
+def test_a_flow_of_all_shapes_leaves_on_slurm_what_a_local_run_leaves(bench: Bench) -> None:
+    bench.run(SHAPES, "run", "--factor", "3")
+    expected = {step.id: _artifacts(step) for step in bench.latest("Everything")}
+
+    said = bench.run(SHAPES, "run", "--with", "slurm:cpu=1", "--factor", "3")
+    run = bench.latest("Everything")
+
+    assert run.successful, said
+    assert expected == {step.id: _artifacts(step) for step in run}
+    assert "factor 3\n" == run["start"].task.stdout
+    assert "Task failed. ValueError: not yet" in said
+    outputs = [*(bench.folder / ".aflow" / "slurm").iterdir()]
+    assert all(b"not yet" in each.read_bytes() for each in outputs), "no empty files are left"
+
+
+def _artifacts(step: Any) -> list[dict[str, str]]:
+    """What the tasks of a step have left, in the order of their places. (The code stands in another
+    folder in each job.)"""
+    found = [
+        {each.id: re.sub(r'File ".*?/(\w+\.py)', r'File "\1', str(each.data)) for each in task}
+        for task in step
+    ]
+    return sorted(found, key=str)
+
+
+def test_a_foreach_is_one_array_with_its_resources_and_without_the_key_of_messages(
+    bench: Bench,
+) -> None:
+    said = bench.run(JOBS, "run", "--n", "20", "--max-workers", "20", AFLOW_SIGNING_KEY="k" * 32)
+    data = bench.latest().data
+
+    assert [each * each for each in range(20)] == data.squares, said
+    assert 1 == len(data.jobs), "one name: one sbatch"
+    assert ["200"] == data.memory
+    assert {None} == data.signing_keys
+
+
+def test_a_gang_is_one_job_of_several_nodes_whose_members_meet(bench: Bench) -> None:
+    said = bench.run(FLOWS / "gang.py", "run")
+
+    assert [(0, "hello"), (1, "")] == bench.latest("Gang").data.told, said
+
+
+# ------------------------------------------------------------------ what happens to jobs
+
+
+def test_a_node_that_fails_and_a_preemption_cost_no_retry(bench: Bench) -> None:
+    words = ["--what", "wait_the_first_time", "--gate", "/nowhere", "--n", "1"]
+    with bench.running(*words) as run:
+        bench.until_running(1)
+        (node,) = bench.queue("%N")
+        bench.slurm.query("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+        code, said = run.ended()
+    bench.slurm.query("scontrol", "update", f"nodename={node}", "state=resume")
+
+    assert 0 == code, said
+    assert "(NODE_FAIL)" in said
+    data = bench.latest().data
+    assert ([0], [1], ["400"]) == (data.squares, data.tries, data.memory), "more at the next try"
+
+    with bench.running(*words) as run:
+        bench.until_running(1)
+        bench.slurm.query(
+            "sbatch", "-p", "urgent", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 2"
+        )
+        code, said = run.ended()
+    assert 0 == code, said
+    assert "preempted by another job (PREEMPTED)" in said
+    assert [1] == bench.latest().data.tries
+
+
+def test_what_a_job_cannot_report_slurm_knows(bench: Bench) -> None:
+    said = bench.run(JOBS, "run", "--what", "kill_the_job", "--n", "2", code=1)
+    assert "was killed by signal 9" in said
+    assert [False, True] == sorted(task.successful for task in bench.latest()["work"])
+
+
+def test_a_job_that_somebody_cancels_fails_and_a_run_that_is_stopped_cancels_its_jobs(
+    bench: Bench,
+) -> None:
+    with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
+        bench.until_running(2)
+        bench.slurm.query("scancel", "--user=root")
+        code, said = run.ended()
+    assert 1 == code, said
+    assert "was cancelled, by scancel or by an administrator." in said
+
+    with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
+        bench.until_running(2)
+        run.process.send_signal(signal.SIGINT)
+        code, said = run.ended()
+    assert 130 == code, said
+    bench.until(lambda: bench.queue() == [])
+
+
+# ------------------------------------------------------------------ what happens to Slurm and to us
+
+
+def test_jobs_are_found_again_when_coordinator_and_controller_were_killed(bench: Bench) -> None:
+    gate = bench.folder / "gate"
+    with bench.running("--what", "wait", "--gate", str(gate), "--n", "3") as run:
+        bench.until_running(3)
+        run.process.kill()
+    # slurmctld writes what it knows every five seconds: what it has forgotten would be lost.
+    select_nothing(6)
+    bench.slurm.kill("slurmctld")
+    bench.slurm.start_controller()
+    name = bench.latest().id
+    gate.touch()
+
+    def adopted() -> str | None:
+        command = [sys.executable, "-m", "aflow", "adopt", f"Jobs/{name}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=bench.folder)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0 or "has a coordinator" in said, said
+        return said if done.returncode == 0 else None
+
+    said = bench.until(adopted)
+    data = bench.latest().data
+    assert ([0, 1, 4], [0, 0, 0]) == (data.squares, data.tries), said
+    assert 1 == len(data.jobs), "none was submitted again"
+
+
+def test_jobs_whose_number_was_given_again_are_lost_and_not_taken_for_others(
+    bench: Bench,
+) -> None:
+    from aflow.executors.jobs.base import JobState
+    from aflow.executors.jobs.slurm import SlurmSystem
+
+    number = bench.slurm.query(
+        "sbatch", "--parsable", "-J", "of-ann", "-o", "/dev/null", "--wrap", "sleep 30"
+    )
+    system = SlurmSystem(bench.folder)
+
+    status = system.describe([f"{number}@mine-abc"])[f"{number}@mine-abc"]
+    assert JobState.UNKNOWN is status.state
+    assert "does not know its job" in system.outcome_of(status).reason
+    system.terminate([f"{number}@mine-abc"], "It is not wanted.")
+    assert bench.queue("%A") == [number], "that of Ann goes on"
+
+
+def test_a_run_goes_on_when_the_controller_does_not_answer_for_a_while(bench: Bench) -> None:
+    gate = bench.folder / "gate"
+    with bench.running("--what", "wait", "--gate", str(gate), "--n", "2") as run:
+        bench.until_running(2)
+        bench.slurm.end_controller()
+        run.says("Waiting for Slurm (")
+        gate.touch()
+        bench.slurm.start_controller()
+        code, said = run.ended()
+
+    assert 0 == code, said
+    assert [0, 1] == bench.latest().data.squares
+
+
+def test_the_jobs_of_a_run_that_nobody_drives_end_when_it_is_cancelled(bench: Bench) -> None:
+    with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
+        bench.until_running(2)
+        run.process.kill()
+    name = bench.latest().pathspec
+    command = [sys.executable, "-m", "aflow", "cancel", name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=bench.folder, check=False)
+
+    assert 0 == done.returncode, done.stderr
+    bench.until(lambda: bench.queue() == [])
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("partition=nowhere", "Invalid partition name specified"),
+        ("partition=shut", "Required partition not available"),
+        ("memory=900000", "Requested node configuration is not available"),
+        ("options=--no-such-option", "unrecognized option"),
+    ],
+)
+def test_what_slurm_does_not_take_is_one_sentence_before_the_run_begins(
+    options: str, words: str, bench: Bench
+) -> None:
+    said = bench.run(SHAPES, "run", "--with", f"slurm:{options}", code=2)
+
+    assert 1 == sum(words in line for line in said.splitlines())
+    assert "Slurm does not take jobs of step" in said
+    assert "Workflow starting" not in said
+
+
+def test_a_job_that_never_starts_is_logged_with_the_reason_of_slurm(bench: Bench) -> None:
+    words = ["--n", "1", "--with", "slurm:time=02:00:00"]
+    with bench.running(*words) as run:
+        line = run.says("Waiting for a machine of Slurm (")
+        run.process.send_signal(signal.SIGINT)
+        run.ended()
+
+    assert "1 job(s) have not begun: PartitionTimeLimit. See `squeue --start`" in line
+
+
+def test_without_slurm_a_step_that_asks_for_it_runs_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = [sys.executable, str(FLOWS / "gang.py"), "run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    assert 0 == done.returncode, done.stderr
+    assert "@slurm: meet would run on Slurm; this run is local: here." in done.stdout + done.stderr
+    command = [sys.executable, str(SHAPES), "run", "--with", "slurm"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert 2 == done.returncode
+    assert "There is no sbatch here" in done.stdout + done.stderr

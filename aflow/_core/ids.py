@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, NewType
+from typing import Any, NewType
 
+from aflow._core.records import NamedTuple
 from aflow.errors import InvalidName
 
 FlowName = NewType("FlowName", str)

@@ -17,12 +17,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NoReturn
 
 from aflow._core import ids
 from aflow._core.private_folders import make_private, refuse_foreign
+from aflow._core.records import NamedTuple, dataclass
 from aflow._core.secret import Secret
 from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
 

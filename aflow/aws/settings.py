@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from aflow._core.records import dataclass
 from aflow._core.settings import looked_up
 from aflow.errors import InvalidSetting
 

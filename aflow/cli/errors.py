@@ -14,12 +14,13 @@ import re
 import sys
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import click
 
 from aflow._core.ending import Leave
 from aflow._core.process import flush
+from aflow._core.records import NamedTuple
 from aflow._core.settings import Settings
 from aflow.errors import AflowError, InvalidInput, InvalidSetting
 

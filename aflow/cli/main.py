@@ -15,11 +15,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from aflow._core.process import fill_descriptors
+from aflow._core.records import NamedTuple
 from aflow._core.settings import conceal_secrets
 from aflow._core.version import __version__
 from aflow.cli import loading

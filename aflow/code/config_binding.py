@@ -11,8 +11,9 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from aflow._core.records import NamedTuple
 from aflow._core.settings import expanded
 from aflow.errors import InvalidConfig
 from aflow.flow.parameters import ParameterContext

@@ -22,10 +22,11 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import SystemClock
 from aflow._core.ids import blob_key
+from aflow._core.records import NamedTuple
 from aflow._core.settings import PACKAGE_SUFFIXES
 from aflow.code.program import is_library, started
 from aflow.errors import CodePackageError, InvalidName, StorageError

@@ -23,8 +23,9 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import PathFinder, SourceFileLoader
 from types import CodeType, FrameType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from aflow._core.records import NamedTuple
 from aflow._core.shadowed import keep_importable
 from aflow.errors import InvalidFlow, InvalidInput
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aflow._core.records import dataclass
 from aflow.errors import InvalidDecorator
 
 if TYPE_CHECKING:

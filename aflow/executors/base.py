@@ -19,8 +19,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from aflow._core.records import NamedTuple
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
 

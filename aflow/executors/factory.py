@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from aflow import backends
 from aflow._core.clock import SystemClock
+from aflow._core.records import NamedTuple
 from aflow._core.settings import Settings, without_passwords
 from aflow.code import package
 from aflow.code.program import request_of, source_of

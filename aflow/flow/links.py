@@ -6,11 +6,11 @@ import ast
 import linecache
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from inspect import unwrap
 from types import FunctionType
 from typing import Any
 
+from aflow._core.records import dataclass
 from aflow.errors import InvalidFlow
 from aflow.flow.graph import Kind
 from aflow.flow.names import shown

@@ -8,8 +8,9 @@ this module, and nothing of it is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from aflow._core.records import NamedTuple
 from aflow.flow.graph import Kind
 
 if TYPE_CHECKING:

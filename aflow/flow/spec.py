@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import getattr_static
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
+from aflow._core.records import NamedTuple
 from aflow.errors import ArtifactNotFound, InvalidInput, InvalidTransition, TaskError
 from aflow.flow.decorators.base import StepMark, mark_step
 from aflow.flow.graph import Kind, Node

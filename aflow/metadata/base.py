@@ -22,10 +22,11 @@ Values are plain; times are seconds since the epoch, UTC.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import field
+from typing import Any, Protocol
 
 from aflow._core import ids
+from aflow._core.records import NamedTuple, dataclass
 from aflow.errors import InvalidName, VersionConflict
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 

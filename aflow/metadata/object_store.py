@@ -13,13 +13,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from aflow._core import ids
 from aflow._core.clock import SystemClock
+from aflow._core.records import dataclass
 from aflow.errors import InvalidMessage, NotFound, ObjectNotFound, VersionConflict
 from aflow.metadata import base
 from aflow.metadata.base import Batch, ReplacedLog, RunRecord, RunUpdate

@@ -7,9 +7,10 @@ import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.records import NamedTuple
 from aflow._core.threads import in_thread
 from aflow.metadata.base import AttemptRecord
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs

@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP, Pathspec
+from aflow._core.records import NamedTuple
 from aflow._core.settings import expanded, without_passwords
 from aflow._core.version import __version__
 from aflow.code import package

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
+from aflow._core.records import NamedTuple
 from aflow.scheduler.states import RunState
 
 

@@ -17,8 +17,9 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
+from aflow._core.records import NamedTuple
 from aflow.errors import AflowError, VersionConflict
 from aflow.metadata.base import LEASE, Batch, RunUpdate
 from aflow.scheduler.messages import CancelRequested, encode_events

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
+from aflow._core.records import NamedTuple
 from aflow.errors import MetadataError, MetadataTooNew
 from aflow.scheduler.states import AttemptState, RunState
 

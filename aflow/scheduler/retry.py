@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from aflow._core.records import dataclass
 from aflow.errors import InvalidSetting
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple, Union
+from typing import Union
 
+from aflow._core.records import NamedTuple
 from aflow.errors import InvalidFlow
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.scheduler.messages import (

@@ -6,10 +6,11 @@ Pure: text in, a filter out; the time is an argument.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 
 from aflow._core import ids
+from aflow._core.records import dataclass
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import RunState
 

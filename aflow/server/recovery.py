@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from aflow._core.clock import duration
+from aflow._core.records import dataclass
 from aflow.errors import AflowError
 from aflow.executors.factory import keep_from_workers
 from aflow.metadata.base import LEASE

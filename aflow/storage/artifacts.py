@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import sha1
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
+from aflow._core.records import NamedTuple, dataclass
 from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound, StorageError
 from aflow.storage import codecs
 from aflow.storage.base import Buffer

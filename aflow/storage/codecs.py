@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import islice
 from types import CoroutineType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
+from aflow._core.records import NamedTuple
 from aflow.errors import ArtifactNotLoadable, ArtifactNotPicklable, CorruptBlob
 from aflow.storage.base import Buffer
 from aflow.storage.names import Names, is_found_in_main

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
+from aflow._core.records import NamedTuple
 from aflow.errors import CorruptBlob, ObjectNotFound, StorageError
 from aflow.storage import codecs
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Entry

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
+from aflow._core.records import NamedTuple
 from aflow.errors import StorageError
 from aflow.storage.base import ObjectStore
 

@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow._core.ids import blob_key
+from aflow._core.records import NamedTuple
 from aflow.compat import metaflow
 from aflow.errors import AflowError
 from aflow.storage.base import Buffer

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from aflow._core.records import dataclass
 from aflow.errors import TaskError
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.records import NamedTuple
 from aflow.errors import ArtifactNotFound, MergeArtifactsError
 from aflow.flow.graph import Kind
 from aflow.flow.merge import Merge

@@ -9,10 +9,11 @@ Nothing in here is ever unpickled by the coordinator.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgpack
 
+from aflow._core.records import NamedTuple
 from aflow.scheduler.messages import Outcome, Transition
 from aflow.scheduler.states import AttemptState
 

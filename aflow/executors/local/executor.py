@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from aflow._core.records import NamedTuple
 from aflow._core.threads import in_thread
 from aflow.code.program import Request
 from aflow.errors import AflowError

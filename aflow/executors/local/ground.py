@@ -29,13 +29,14 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 
 from aflow._core import ending, process
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.records import NamedTuple
 from aflow.code.program import Program, Request, is_library
 from aflow.executors.local import child as inside
 from aflow.executors.local import child_task, descendants, messages

@@ -9,8 +9,9 @@ import socket
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from aflow._core.records import NamedTuple
 from aflow._core.settings import usable_cpus
 from aflow.executors.local import descendants, messages
 

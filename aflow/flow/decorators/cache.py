@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
+from aflow._core.records import dataclass
 from aflow.flow.decorators.base import F, StepDecorator, decorate
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
+from aflow._core.records import dataclass
 from aflow.flow.decorators.base import F, StepDecorator, decorate
 from aflow.flow.names import is_artifact_name
 

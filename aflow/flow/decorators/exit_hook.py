@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
+from aflow._core.records import dataclass
 from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
 

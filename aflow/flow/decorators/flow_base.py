@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
+from aflow._core.records import dataclass
 from aflow.errors import InvalidDecorator
 from aflow.flow.names import did_you_mean, plain, shown
 

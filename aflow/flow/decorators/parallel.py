@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from aflow._core.records import dataclass
 from aflow.flow.decorators.base import StepDecorator, decorate
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from aflow._core.records import dataclass
 from aflow.errors import InvalidInput
 from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
 from aflow.flow.names import shown

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, ClassVar, overload
 
+from aflow._core.records import dataclass
 from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.base import F, Number, StepDecorator, as_number, decorate
 from aflow.flow.names import shown

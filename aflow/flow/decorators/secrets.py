@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar
 
+from aflow._core.records import dataclass
 from aflow.flow.decorators.base import StepDecorator, decorate
 
 

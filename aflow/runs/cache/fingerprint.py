@@ -33,8 +33,9 @@ import sys
 import types
 from collections.abc import Collection, Iterable, Iterator
 from types import CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from aflow._core.records import NamedTuple
 from aflow.flow.parameters import Parameter
 from aflow.flow.spec import FlowSpec
 from aflow.runs.cache import sources

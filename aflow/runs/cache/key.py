@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.records import NamedTuple
 from aflow.metadata.base import MetadataRecord
 from aflow.runs.cache.fingerprint import Fingerprint, fingerprints
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgpack
 
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.records import NamedTuple
 from aflow.flow.graph import Graph, Kind
 from aflow.runs.cache.fingerprint import untellable
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, LaunchAttempt, Transition

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
 from importlib.util import resolve_name
 from types import CodeType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
+from aflow._core.records import NamedTuple
 from aflow.storage.blobs import digest_of
 
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow._core import ids
 from aflow._core.clock import shown_time
+from aflow._core.records import NamedTuple, dataclass
 from aflow.errors import InvalidName, RegistrationRefused, StorageError
 from aflow.interop import records
 from aflow.interop.copies import Copies

@@ -6,8 +6,10 @@ cancelled, resumed and compared by clicks; hostile names, logs and messages stay
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from aflow.backends import open_metadata
+from benchmarks import ui
 from tests.server.conftest import Daemon
-from tests.support.servers import missing
+from tests.support.servers import missing, new_database, postgres_for_one
 from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(240)]
@@ -68,7 +72,7 @@ PAGES = [
     "runs/{run}?tab=tasks", "runs/{run}?tab=logs", "runs/{run}?tab=artifacts",
     "runs/{run}?tab=code", "runs/{run}?tab=cards", "runs/{run}?tab=explain",
     "runs/{run}?tab=events", "runs/{run}/tasks/2",
-    "runs/{failed}", "compare?runs={run},{failed}", "nowhere",
+    "runs/{failed}", "compare?runs={run},{failed}", "nowhere", "schedules?edit=*",
 ]  # fmt: skip
 
 
@@ -135,6 +139,13 @@ class Browser:
     def until(self, condition: Any, seconds: float = PATIENCE) -> Any:
         waiting = WebDriverWait(self.driver, seconds, poll_frequency=0.05)
         return waiting.until(lambda _: condition())
+
+    def type(self, css: str, text: str) -> None:
+        """Write into a field, in the place of what is there."""
+        field = self.until(lambda: (self.find(css) or [None])[0])
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.NULL)
+        field.send_keys(text)
 
     def text(self, css: str = "main") -> str:
         return " ".join(each.text for each in self.find(css))
@@ -306,6 +317,135 @@ def test_a_log_of_many_lines_costs_what_is_on_the_screen(browser: Browser) -> No
     browser.says("1 lines with")
 
 
+def written(site: Site, flow: str, count: int) -> str:
+    """A run of so many tasks, written as a coordinator does."""
+    folder = site.path / ".aflow"
+    with closing(open_metadata(f"sqlite:///{folder}/metadata.db", "process")) as metadata:
+        ui.generate(metadata, folder.as_uri(), flow, count)
+    return f"{flow}/1"
+
+
+def test_tables_and_timelines_of_many_tasks_cost_what_is_on_the_screen(browser: Browser) -> None:
+    run = written(browser.site, "Wide", 20_000)
+    browser.resize(1400)
+    browser.open(f"runs/{run}?tab=tasks")
+    browser.says("20,000 tasks")
+    browser.until(lambda: "work/1" in browser.text(".rows"))
+    assert len(browser.find(".rows .row")) < 100
+    box = browser.find(".rows")[0]
+    assert "20001" == box.get_attribute("aria-rowcount")
+    browser.driver.execute_script("arguments[0].scrollTop = arguments[0].scrollHeight", box)
+    browser.until(lambda: "work/20000" in browser.text(".rows"))
+    browser.click("Duration", ".rows")
+    browser.click("Duration↑", ".rows")
+    browser.until(lambda: browser.find("[aria-sort=descending]"))
+    browser.until(lambda: "2.0 s" in browser.text(".rows"))
+    browser.open(f"runs/{run}?tab=tasks&state=failed")
+    browser.says("20 tasks")
+
+    browser.open(f"runs/{run}?tab=timeline")
+    browser.says("20,000 tasks, 200 at once")
+    inked = """
+        const chart = document.querySelector(".timeline .chart canvas");
+        const data = chart.getContext("2d").getImageData(0, 0, chart.width, chart.height).data;
+        let found = 0;
+        for (let n = 3; n < data.length; n += 4) if (data[n]) found++;
+        return found / (data.length / 4);
+    """
+    assert browser.driver.execute_script(inked) > 0.5, "tasks are drawn"
+    before = browser.text(".axis")
+    browser.click("+")
+    browser.until(lambda: before != browser.text(".axis"))
+    assert browser.find(".overview i"), "the strip shows what is looked at"
+    browser.click("As a table")
+    browser.until(lambda: browser.find(".timeline .rows"))
+    browser.find(".timeline canvas")[0].click()
+    browser.until(lambda: f"runs/{run}/tasks/" in browser.driver.current_url)
+
+
+def test_a_stretch_in_which_nothing_ran_can_be_left_out(browser: Browser) -> None:
+    look = """
+        const done = arguments[arguments.length - 1];
+        import(arguments[0]).then(({ timeAxis }) => {
+          const c = { start: Float32Array.of(0, 1000), end: Float32Array.of(1, 1002) };
+          const axis = timeAxis(c, Uint32Array.of(0, 1), 0, true);
+          const seen = [0, 0.5, 1000, 1002].map((t) => axis.at(t));
+          done([axis.high < 5, seen[1], axis.time(seen[2]), axis.time(seen[3])]);
+        });
+    """
+    browser.open("")
+    module = f"{browser.site.url}/ui/static/timeline.js"
+    found = browser.driver.execute_async_script(look, module)
+    assert [True, 0.5, 1000, 1002] == found
+
+
+def test_schedules_are_made_changed_and_turned_off_by_clicks(browser: Browser) -> None:
+    browser.open("schedules")
+    browser.click("New schedule…")
+    flow = Select(browser.until(lambda: (browser.find("form select") or [None])[0]))
+    browser.until(lambda: "Flow_" in [each.text for each in flow.options])
+    flow.select_by_visible_text("Flow_")
+    browser.type("form input.code", "not cron")
+    browser.until(lambda: browser.find("form p.bad"))
+    browser.type("form input.code", "0 4 * * ? *")
+    browser.until(lambda: 5 == len(browser.find("form time")))
+    browser.until(lambda: not browser.find("form footer button.main:disabled"))
+    browser.click("Create")
+    browser.until(lambda: browser.find(".list .switch[aria-checked=true]"))
+    browser.click("Change…")
+    browser.type("form input.code", "30 5 * * ? *")
+    browser.click("Save")
+    browser.until(lambda: "30 5 * * ? *" in browser.text(".list"))
+    browser.find(".list .switch")[0].click()
+    browser.until(lambda: browser.find(".list .switch[aria-checked=false]"))
+    told = browser.site.ask("GET", "/v1/schedules/Flow_")[1]
+    assert ("30 5 * * ? *", True) == (told["cron"], told["paused"])
+    browser.click("Delete", ".list")
+    browser.click("Delete it", "dialog")
+    browser.says("There are no schedules")
+
+
+def test_settings_show_what_doctor_finds_and_what_could_be_deleted(browser: Browser) -> None:
+    browser.open("settings")
+    browser.click("Check now")
+    browser.until(lambda: browser.find(".findings li"), 90)
+    assert "can be read" in browser.text(".findings")
+    browser.click("Look")
+    browser.says("would be deleted")
+    browser.says("aflow gc --older-than 30d")
+    browser.type("input[name=name]", "reader\n")
+    browser.says("It is shown once")
+    assert "reader" in [each["name"] for each in browser.site.ask("GET", "/v1/tokens")[1]["tokens"]]
+    browser.click("Revoke")
+    browser.click("Revoke it", "dialog")
+    browser.until(lambda: "reader" not in browser.text(".wide-panel table"))
+    browser.click("Dark")
+    assert "dark" == browser.find("html")[0].get_attribute("data-theme")
+    browser.click("As the system")
+
+
+def test_a_run_that_is_deleted_under_an_open_page_is_said_to_be_gone(browser: Browser) -> None:
+    run = written(browser.site, "Gone", 2)
+    browser.open(f"runs/{run}")
+    assert 200 == browser.site.ask("DELETE", f"/v1/runs/{run}/records")[0]
+    browser.says("There is no run Gone/1.")
+    browser.until(lambda: browser.find(".dot.live"))
+
+
+def test_a_browser_that_slept_reads_everything_again(browser: Browser) -> None:
+    browser.open(f"runs/{browser.site.run}")
+    asked = """
+        return performance.getEntriesByType("resource")
+          .filter((each) => each.name.includes("/overview")).length
+    """
+    before = browser.driver.execute_script(asked)
+    # The clock of the page jumps, as it does when the lid of a laptop is opened.
+    browser.driver.execute_script("const real = Date.now; Date.now = () => real() + 3600_000")
+    browser.until(lambda: browser.driver.execute_script(asked) > before)
+    browser.until(lambda: browser.find(".dot.live"))
+    assert browser.find(".run-head")
+
+
 def test_what_cannot_be_had_is_said_and_a_server_that_comes_back_is_noticed(
     browser: Browser, repository: Path
 ) -> None:
@@ -332,3 +472,42 @@ def test_a_browser_without_a_token_is_asked_for_one(browser: Browser) -> None:
     field.clear()
     field.send_keys(browser.site.token, Keys.ENTER)
     assert browser.until(lambda: browser.find("[data-row]"))
+
+
+def test_a_token_that_is_revoked_under_an_open_page_leads_to_the_login(browser: Browser) -> None:
+    asked = json.dumps({"name": "short", "scope": "read"}).encode()
+    token = browser.site.ask("POST", "/v1/tokens", asked)[1]["token"]
+    browser.driver.delete_all_cookies()
+    browser.driver.get(f"{browser.site.url}/ui/")
+    field = browser.until(lambda: (browser.find("input[name=token]") or [None])[0])
+    field.send_keys(token, Keys.ENTER)
+    browser.until(lambda: browser.find("[data-row]"))
+    assert 200 == browser.site.ask("DELETE", "/v1/tokens/short")[0]
+    browser.until(lambda: browser.find("input[name=token]"), 90)
+    browser.says("You are not logged in any more", ".login")
+    browser.driver.get(browser.site.link())
+
+
+def test_a_database_that_is_away_is_said_and_noticed_when_it_is_back(
+    browser: Browser, tmp_path: Path, repository: Path
+) -> None:
+    with postgres_for_one() as server, new_database(server) as url:
+        with closing(open_metadata(url, "process")) as metadata:
+            ui.generate(metadata, tmp_path.as_uri(), "Away", 5)
+        site = Site(tmp_path / "away")
+        site.begin("--metadata", url, PYTHONPATH=str(repository))
+        try:
+            away = Browser(browser.driver, site)
+            away.driver.get(site.link())
+            away.open("runs/Away/1?tab=tasks")
+            away.until(lambda: "work/5" in away.text(".rows"))
+            server.kill()
+            away.click("Artifacts")
+            away.until(lambda: away.find("main .notice.bad, main .notice.warn"), 90)
+            assert "The metadata" in away.text("main .notice")
+            server.start()
+            away.until(lambda: not away.find("main .notice.bad, main .notice.warn"), 90)
+            away.until(lambda: away.find(".dot.live"), 90)
+        finally:
+            site.stop()
+            browser.driver.get(browser.site.link())

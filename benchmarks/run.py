@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import again, cases, kernels, s3
+from benchmarks import again, cases, kernels, s3, ui
 from benchmarks.measure import Bench
 from benchmarks.rows import Row, save, table
 
@@ -36,6 +36,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "metadata": kernels.metadata,
     "client": kernels.client,
     "s3": s3.objects,
+    "ui": ui.of_bench,
 }
 
 

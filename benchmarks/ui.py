@@ -107,6 +107,7 @@ def measure(
                     for count in sizes:
                         yield from tasks_of(page, f"Tasks{count}", count)
                     yield from answers(address, f"Tasks{sizes[-1]}", runs)
+                    yield from lines(page, bench, url)
                     yield from live(page, metadata, store, server.pid, seconds)
 
 
@@ -274,7 +275,6 @@ def visits(page: Page) -> Iterator[tuple[str, float, str]]:
 # By the page's own clock, from the click until the canvas was drawn and a frame was shown.
 _OPEN = """
 const [path] = given;
-const link = document.createElement("a");
 performance.mark("clicked");
 history.pushState(null, "", path);
 dispatchEvent(new PopStateEvent("popstate"));
@@ -378,6 +378,41 @@ def live(
             before = processor(server)
             time.sleep(seconds)
             yield "ui.fifty_tabs", (processor(server) - before) / seconds * 100, "% of a core"
+
+
+# The times at which lines were seen, less those that they say.
+_LINES = """
+const [count] = given, seen = new Map();
+while (seen.size < count) {
+  const now = Date.now() / 1000;
+  for (const line of document.querySelectorAll(".lines .line span"))
+    if (!seen.has(line.textContent)) seen.set(line.textContent, now - Number(line.textContent));
+  await new Promise((r) => setTimeout(r, 5));
+}
+return [...seen.values()].map((s) => s * 1000);
+"""
+
+
+def lines(page: Page, bench: Bench, url: str) -> Iterator[tuple[str, float, str]]:
+    """From a print in a task to the line in the browser."""
+    flow, count = Path(__file__).parent / "flows" / "ticking.py", 200
+    bench.environment["AFLOW_DEFAULT_METADATA"] = url
+    run = subprocess.Popen(
+        [sys.executable, str(flow), "run", "--lines", str(count), "--run-id-file", "ticking"],
+        cwd=bench.folder, env=bench.environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        file = bench.folder / "ticking"
+        while not (file.exists() and file.read_text()):
+            if run.poll() is not None:
+                raise SystemExit("The flow that prints did not run.")
+            time.sleep(0.02)
+        page.load(f"runs/Ticking/{file.read_text().strip()}?tab=logs")
+        yield "ui.line", percentile(page.run(_LINES, count), 99), "ms"
+    finally:
+        run.kill()
+        run.wait()
 
 
 def streamed(address: str, topics: str, seconds: float) -> float:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from math import nan
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aflow.metadata.base import TASK_STATES
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
@@ -30,6 +30,8 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.metadata.base import MetadataStore, RunRecord, TaskColumns
+
+T = TypeVar("T")
 
 STATES = tuple(state.value for state in TaskState)
 REUSED, RETRIED = 1, 2
@@ -61,7 +63,7 @@ class Columns:
         self.base = base
         self.version = 0
         self.steps: dict[str, int] = {}
-        self.workers: dict[str, int] = {}
+        self.workers: dict[tuple[str, int | None], int] = {}
         self.task = array("I")
         self.ready, self.start, self.end = array("f"), array("f"), array("f")
         self.step, self.worker = array("H"), array("H")
@@ -96,8 +98,7 @@ class Columns:
             self.start.extend([nan if at is None else at - base for at in start])
             self.end.extend([nan if at is None else at - base for at in end])
             self.step.extend([_place(steps, name) for name in step])
-            places = zip(host, pid, strict=True)
-            self.worker.extend([_place(workers, _worker(*each)) for each in places])
+            self.worker.extend([_place(workers, each) for each in zip(host, pid, strict=True)])
             self.state.extend([_PLACES[each] for each in state])
             both = zip(reused, attempt, strict=True)
             self.flags.extend([_flags(*each) for each in both])
@@ -115,7 +116,7 @@ class Columns:
         self.start[row] = nan if each.started_at is None else each.started_at - self.base
         self.end[row] = nan if each.finished_at is None else each.finished_at - self.base
         self.step[row] = _place(self.steps, each.step)
-        self.worker[row] = _place(self.workers, _worker(each.host, each.pid))
+        self.worker[row] = _place(self.workers, (each.host, each.pid))
         self.state[row] = _PLACES[each.state]
         self.flags[row] = _flags(each.reused, each.attempt)
         return row
@@ -124,7 +125,8 @@ class Columns:
         """All rows, or these, as bytes; see the module's text."""
         names = {"version": self.version, "base": self.base, "states": STATES}
         count = len(self) if rows is None else len(rows)
-        head = {**names, "steps": [*self.steps], "workers": [*self.workers], "count": count}
+        names_of = [f"{host}:{pid}" if pid else "" for host, pid in self.workers]
+        head = {**names, "steps": [*self.steps], "workers": names_of, "count": count}
         header = json.dumps(head).encode()
         header += b" " * (-(4 + len(header)) % 8)
         parts = [len(header).to_bytes(4, "little"), header]
@@ -205,10 +207,6 @@ class Columns:
         ]
 
 
-def _worker(host: str, pid: int | None) -> str:
-    return f"{host}:{pid}" if pid else ""
-
-
 def _flags(reused: bool, attempt: int) -> int:
     return (REUSED if reused else 0) | (RETRIED if attempt else 0)
 
@@ -225,7 +223,7 @@ def _median(values: array[float]) -> float | None:
     return sorted(values)[(len(values) - 1) // 2] if values else None
 
 
-def _place(names: dict[str, int], name: str) -> int:
+def _place(names: dict[T, int], name: T) -> int:
     place = names.get(name)
     if place is None:
         place = len(names)

@@ -8,11 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from aflow._core import ids
 from aflow._core.records import dataclass
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import RunState
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import RunRecord
 
 WORDS = ("flow:", "state:", "tag:", "user:", "since:", "until:", "id:", "param.NAME:", "failed:")
 _LONGEST = 1000  # characters of all words
@@ -41,6 +45,17 @@ class RunFilter:
     def is_indexed(self) -> bool:
         """Whether the metadata answer it alone: each run that they give is one that is meant."""
         return not (self.text or self.parameters or self.run)
+
+    def takes(self, run: RunRecord) -> bool:
+        """Whether a run is one of those that the metadata give where they are asked for this."""
+        return (
+            (not self.states or run.state in self.states)
+            and (not self.users or run.user in self.users)
+            and set(self.tags) <= {*run.tags, *run.system_tags}
+            and (self.since is None or run.created_at >= self.since)
+            and (self.until is None or run.created_at < self.until)
+            and not run.kind
+        )
 
 
 def parse(words: str, now: float) -> RunFilter:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 5_000  # runs that one request looks at, where the metadata cannot filter alone
 _PAGE = 200
+_PATIENCE = 0.025  # seconds after which a request looks at no more runs
 _RECENT = 100  # runs of a flow whose durations are shown
 _GRID = 30  # runs of a flow whose steps are shown
 _NAMED = 20  # tasks that are named where many share one line
@@ -45,6 +46,7 @@ _LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
 _LARGEST_VALUE = 64 << 20  # bytes of an artifact that is given away
 _COMPARED = 5
 _NO_FIGURES = StepFigures(None, None, None, None, 0, 0)
+_SHAPE = ("shape", "dtype", "len", "min", "max")  # of a preview, in a text of one line
 _LITERALS = frozenset({"int", "float", "str", "bool"})
 
 
@@ -60,6 +62,7 @@ class Views:
 
     def __init__(self, metadata: MetadataStore, clock: Clock) -> None:
         self._metadata = metadata
+        self._clock = clock
         self._columns = ColumnsCache(metadata, clock)
         self._stores: dict[str, ObjectStore] = {}
 
@@ -77,9 +80,12 @@ class Views:
         shorter than `limit` though there are more: one request looks at a bounded number of runs.
         Raises InvalidInput for a cursor that is none."""
         after = None if cursor is None else _position(cursor)
+        if wanted.run is not None:
+            return self._named(wanted)
+        give_up_at = self._clock.monotonic() + _PATIENCE
         found: list[dict[str, Any]] = []
         looked_at = 0
-        while len(found) < limit and looked_at < _LOOKED_AT:
+        while looked_at < _LOOKED_AT and self._clock.monotonic() <= give_up_at:
             size = limit - len(found) if wanted.is_indexed else _PAGE
             page = self._metadata.runs(
                 wanted.flow,
@@ -102,9 +108,19 @@ class Views:
                 return RunPage(found, None)
         return RunPage(found, _cursor(after) if after else None)
 
+    def _named(self, wanted: RunFilter) -> RunPage:
+        """The runs of this id, of which a flow has one at most."""
+        flows = [wanted.flow] if wanted.flow else [name for name, _ in self._metadata.flows()]
+        records = [self._metadata.run(flow, wanted.run or "") for flow in flows[:_LOOKED_AT]]
+        meant = [
+            run
+            for run in records
+            if run is not None and wanted.takes(run) and self._is_meant(run, wanted)
+        ]
+        meant.sort(key=lambda run: (run.created_at, run.key), reverse=True)
+        return RunPage([self.summary(run) for run in meant[:_PAGE]], None)
+
     def _is_meant(self, run: RunRecord, wanted: RunFilter) -> bool:
-        if wanted.run is not None and run.run != wanted.run:
-            return False
         words = f"{run.flow}/{run.run} {run.user} {' '.join(run.tags)}".lower()
         if not all(text in words for text in wanted.text):
             return False
@@ -685,7 +701,7 @@ def _short(entry: Entry) -> str:
     preview = entry.preview
     if "repr" in preview:
         return str(preview["repr"])
-    facts = ", ".join(f"{name} {value}" for name, value in preview.items() if name != "columns")
+    facts = ", ".join(f"{name} {preview[name]}" for name in _SHAPE if name in preview)
     return f"<{entry.type}{' ' + facts if facts else ''}>"
 
 

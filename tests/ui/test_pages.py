@@ -494,7 +494,7 @@ def test_a_database_that_is_away_is_said_and_noticed_when_it_is_back(
     with postgres_for_one() as server, new_database(server) as url:
         with closing(open_metadata(url, "process")) as metadata:
             ui.generate(metadata, tmp_path.as_uri(), "Away", 5)
-        site = Site(tmp_path / "away")
+        site = Site(tmp_path)
         site.begin("--metadata", url, PYTHONPATH=str(repository))
         try:
             away = Browser(browser.driver, site)

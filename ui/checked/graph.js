@@ -20,6 +20,13 @@ function stateOf(tasks) {
   return "waiting";
 }
 
+/** What stands in a node: as much as there is room for. @param {Record<string, number>} tasks @param {number} total @param {number | null} median */
+function figuresOf(tasks, total, median) {
+  const parts = [tasks.failed ? `${count(tasks.failed)} of ${count(total)} failed` : `${count(tasks.succeeded || 0)}/${count(total)}`];
+  if (median !== null) parts.push(span(median));
+  return parts.join(" · ").length <= 27 ? parts.join(" · ") : parts[0];
+}
+
 /** @param {{graph: any, steps?: any[], open?: (step: string) => void}} props */
 export function Graph({ graph, steps = [], open }) {
   const at = new Map(graph.nodes.map((/** @type {any} */ node) => [node.name, node]));
@@ -49,13 +56,7 @@ export function Graph({ graph, steps = [], open }) {
       const tasks = step ? step.tasks : {};
       const total = /** @type {number} */ (Object.values(tasks).reduce((/** @type {any} */ a, /** @type {any} */ b) => a + b, 0));
       const state = total ? stateOf(tasks) : "waiting";
-      const told = total
-        ? `${count(tasks.succeeded || 0)}/${count(total)}${tasks.failed ? ` · ${count(tasks.failed)} failed` : ""}${step.median !== null ? ` · ${span(step.median)}` : ""}`
-        : node.foreach
-          ? `for each of ${node.foreach}`
-          : node.condition
-            ? `by ${node.condition}`
-            : "";
+      const told = total ? figuresOf(tasks, total, step.median) : node.foreach ? `for each of ${node.foreach}` : node.condition ? `by ${node.condition}` : "";
       const act = open && (() => open(node.name));
       return html`<g class=${`node ${state} ${node.is_many ? "many" : ""}`} transform=${`translate(${x(node)} ${y(node)})`} tabindex=${open ? 0 : -1} role=${open ? "button" : "img"} aria-label=${`${node.name}: ${told || "not begun"}`} onClick=${act} onKeyDown=${(/** @type {any} */ e) => (e.key === "Enter" || e.key === " ") && act && ((e.preventDefault(), act()))}>
         ${node.doc && html`<title>${node.doc}</title>`}

@@ -347,6 +347,8 @@ export function draw(context, image, c, packed, low, high, now) {
     let x2 = Math.floor((to - low) * scale) - thin;
     if (x2 >= w) x2 = w - 1;
     if (x2 < x1) x2 = x1;
+    // What failed is seen among a hundred thousand that did not.
+    if (state[r] === failed && x2 - x1 < 2) x2 = Math.min(w - 1, x1 + 2);
     const row = lane[r];
     if (x2 === last[row] && state[r] !== failed) continue;
     last[row] = x2;

@@ -110,7 +110,7 @@ class FlowGroup(click.Group):
             commands, options = _GROUPS_OF_FLOW[cmd_name](self._parameters())
             return self._with_commands(cmd_name, commands, options)
         maker = _MAKERS[cmd_name]
-        made = maker(self._parameters() if maker is _run else {})
+        made = maker(self._parameters() if maker in (_run, _resume) else {})
         return self._made(cmd_name, COMMANDS[cmd_name], *made)
 
     def _parameters(self) -> Mapping[str, Parameter]:
@@ -233,10 +233,28 @@ def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Call
     return [*own.values(), *options], body
 
 
-def _resume(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
+def _resume(
+    declared: Mapping[str, Parameter],
+) -> tuple[list[click.Parameter], Callable[..., object]]:
+    from aflow.cli.options import parameter_options, parameters_file, taken_out, with_file
     from aflow.cli.resume import resume, resume_parameters
 
-    return resume_parameters(), resume
+    options = [*resume_parameters(), parameters_file()]
+    taken = {name for each in options for name in each.opts}
+    free = {name: each for name, each in declared.items() if f"--{each.name}" not in taken}
+    own = parameter_options(free)
+    for each in own.values():
+        # What is not named here stays as it was: no variable of the environment and no question
+        # changes a value of a run that is resumed.
+        each.envvar, each.prompt = None, None
+
+    def body(session: Session, **values: Any) -> object:
+        given = taken_out(values, free, own)
+        given = with_file(given, free, values.pop("parameters_file", None))
+        changed = {name: value for name, value in given.items() if value is not None}
+        return resume(session, changed, **values)
+
+    return [*own.values(), *options], body
 
 
 def _spin(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:

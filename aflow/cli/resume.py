@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ def resume_parameters() -> list[click.Parameter]:
 
 def resume(
     session: Session,
+    changed: Mapping[str, Any],
     step_to_rerun: str | None,
     origin_run_id: str | None,
     rerun_missing: bool,
@@ -59,7 +60,8 @@ def resume(
     reentrant: bool,
     **values: Any,
 ) -> int:
-    """`resume`: the exit code."""
+    """`resume`: the exit code. `changed` are the values of parameters, by attribute, that the new
+    run is to have instead of those of its origin."""
 
     def origin(definition: FlowDefinition, settings: Settings) -> dict[str, Any]:
         if step_to_rerun is not None and step_to_rerun not in definition.steps:
@@ -84,7 +86,7 @@ def resume(
         raise click.UsageError("--clone-only runs nothing, so there is nothing for --dry-run.")
 
     if not reentrant:
-        return run(session, {}, origin=origin, **values)
+        return run(session, changed, origin=origin, **values)
     if run_id is None or origin_run_id is None:
         raise click.UsageError(
             "--reentrant needs --run-id and --origin-run-id: all who call it have to mean the same."
@@ -93,7 +95,7 @@ def resume(
     return lead_or_follow(
         session,
         name_of_run(run_id) or run_id,
-        lambda: run(session, {}, origin=origin, **values),
+        lambda: run(session, changed, origin=origin, **values),
         clone_only=clone_only,
         run_id_file=values["run_id_file"],
         runner_attribute_file=values["runner_attribute_file"],

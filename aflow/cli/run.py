@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,8 @@ def run(
     **rest: Any,
 ) -> int:
     """`run`, and `resume` with an `origin`: the exit code. `given` are the parameters that were
-    given, by attribute. `adopt` is a run to go on with instead of a new one."""
+    given, by attribute; of a run that is resumed those that are to change. `adopt` is a run to go
+    on with instead of a new one."""
     settings = session.settings(
         max_workers=max_workers,
         max_num_splits=max_num_splits,
@@ -110,10 +112,15 @@ def run(
         elif origin is None:
             values = _values(session, definition, settings, given)
         else:
-            values, rest = {}, {**rest, **origin(definition, settings)}
+            rest = {**rest, **origin(definition, settings)}
             if definition.config_values:
                 found = _configs_of(definition, rest["origin_run"], settings)
                 definition = _with(session.define(found), decospecs)
+            values = {}
+            if given:
+                named = {name: definition.parameters[name] for name in given}
+                asked = replace(definition, parameters=named)
+                values = _values(session, asked, settings, given)
         options = _options(session, settings, decospecs, values, **rest)
         _check_debugged(definition, options)
         _show_project(session, definition, settings)

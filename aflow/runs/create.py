@@ -338,10 +338,15 @@ class Creation:
         given: Mapping[str, Any],
         origin: Finished | None,
     ) -> dict[str, Any]:
-        """The values of the parameters; of a resumed run those alone that its origin has not."""
+        """The values of the parameters; of a resumed run those alone that its origin has not, or
+        that are given another value."""
         if origin is not None:
             there = Manifest.decode(origin.parameters).artifacts
-            new = {name: each for name, each in definition.parameters.items() if name not in there}
+            new = {
+                name: each
+                for name, each in definition.parameters.items()
+                if name not in there or name in given
+            }
             definition = replace(definition, parameters=new)
         values = parameter_values(
             definition,

@@ -108,11 +108,32 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
     )
 
 
-def resume_order(package: str, script: str, flow: str, run: str, step: str | None) -> Order:
-    """The order to resume a run of this flow, from a step on if one is named."""
-    words = ["--origin-run-id", ids.run_id(run), *([] if step is None else [ids.step_name(step)])]
+def resume_order(
+    package: str,
+    script: str,
+    flow: str,
+    run: str,
+    step: str | None,
+    parameters: object = None,
+    max_workers: object = None,
+) -> Order:
+    """The order to resume a run of this flow: from a step on if one is named, and with other values
+    of these parameters. Raises InvalidInput."""
+    given = {} if parameters is None else parameters
+    changed = tuple(_parameters(given))
+    for name in given if isinstance(given, dict) else ():
+        if name.replace("_", "-").lower() in _OF_RESUME:
+            raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
+    if sum(map(len, changed)) > _LARGEST_IN_ALL:
+        raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
+    words = [
+        "--origin-run-id",
+        ids.run_id(run),
+        *_workers(max_workers),
+        *([] if step is None else [ids.step_name(step)]),
+    ]
     return Order(
-        ids.blob_key(package), _script(script), ids.flow_name(flow), tuple(words), "resume"
+        ids.blob_key(package), _script(script), ids.flow_name(flow), tuple(words), "resume", changed
     )
 
 
@@ -140,6 +161,10 @@ _OPTIONS = """
     environment event-logger executor metadata mode monitor no-cache no-pylint package-suffixes
     production pylint queue quiet trigger version
 """
+_OF_RESUME = frozenset(
+    ("clone-only", "no-clone-only", "no-reentrant", "origin-run-id", "reentrant", "rerun-missing",
+     "resume-identifier")
+)  # fmt: skip
 _TAKEN = {name.replace("_", "-").lower() for name in (*RESERVED, *_OPTIONS.split())}
 
 

@@ -181,6 +181,20 @@ def test_a_step_to_rerun_runs_again_and_all_that_follows_it(failed: Workspace) -
     assert run["end"].task.origin_pathspec is None
 
 
+def test_parameters_are_changed_for_the_steps_that_run(failed: Workspace) -> None:
+    ran = resume(failed, "join", "--alpha", "0.9")
+    assert 0 == ran.code, ran.out + ran.err
+    assert "total 33 0.9" in ran.out
+    changed, origin = newest(failed, 2)
+    assert (0.9, 0.7) == (changed.data.alpha, origin["start"].task.data.alpha)
+    assert f"{origin.pathspec}/start/1" == changed["start"].task.origin_pathspec
+
+    again = failed.finish(failed.start("--no-pylint", "resume", "end", AFLOW_RUN_ALPHA="0.1"))
+    assert "total 33 0.9" in again.out, "only what is named changes"
+    assert 2 == resume(failed, "--alpha", "much").code
+    assert 2 == resume(failed, "--beta", "1").code
+
+
 def test_an_older_run_is_resumed_when_it_is_named(failed: Workspace) -> None:
     origin = newest(failed)[0]
     assert 0 == resume(failed).code

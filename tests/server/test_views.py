@@ -334,6 +334,14 @@ def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: 
     overview = served.get(f"/v1/runs/{told['run']}/overview")
     assert failed == overview["origin_run"]
 
+    changed = b'{"step": "square", "parameters": {"fail": false}}'
+    status, told = served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", changed)
+    assert 201 == status, told
+    assert "succeeded" == served.get(f"/v1/runs/{told['run']}?wait=60")["state"]
+    overview = served.get(f"/v1/runs/{told['run']}/overview")
+    assert "False" == {e["name"]: e["value"] for e in overview["parameters"]}["fail"]
+    assert [1, 0] == [each["reused"] for each in overview["steps"][:2]]
+
     status, told = served.ask("POST", f"/v1/runs/Flow_/{second}/rerun", b'{"tags": ["again"]}')
     assert 201 == status, told
     done = served.get(f"/v1/runs/{told['run']}?wait=60")
@@ -349,6 +357,8 @@ def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: 
     assert 2 == served.get(f"/v1/runs/{told['run']}/task-page?step=square")["total"]
     for path, body in (
         (f"{failed}/resume", b'{"step": 7}'), (f"{failed}/resume", b'{"step": "a/b"}'),
+        (f"{failed}/resume", b'{"colour": 7}'), (f"{failed}/resume", b'{"parameters": 7}'),
+        (f"{failed}/resume", b'{"parameters": {"origin-run-id": "1"}}'),
         (f"{failed}/rerun", b'{"parameters": []}'), (f"{failed}/rerun", b'{"colour": "red"}'),
     ):  # fmt: skip
         assert 400 == served.ask("POST", f"/v1/runs/Flow_/{path}", body)[0]

@@ -148,14 +148,21 @@ class ActionRoutes:
 
     async def resume_run(self, request: web.Request) -> web.StreamResponse:
         """Resume a run that has ended with the code that it had: from where it failed, or from a
-        `step` on. Answers with the new run."""
+        `step` on; with other values for some `parameters`, which the steps that run see. Answers
+        with the new run."""
         fields = fields_of(await json_of(request))
+        unknown = sorted(fields.keys() - {"step", "parameters", "max_workers"})
+        if unknown:
+            raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a run that is resumed.")
         step = fields.get("step")
         if step is not None and not isinstance(step, str):
             raise InvalidInput("'step' has to be the name of a step.")
         run = await self._run(request)
         code = _code_of(run)
-        wanted = resume_order(code["key"], code["script"], run.flow, run.run, step)
+        wanted = resume_order(
+            code["key"], code["script"], run.flow, run.run, step,
+            fields.get("parameters"), fields.get("max_workers"),
+        )  # fmt: skip
         pathspec = await asyncio.shield(self._runs.begin(wanted))
         return web.json_response({"run": pathspec}, status=201)
 

@@ -308,7 +308,14 @@ ROUTES = [
     ),
     Route(
         "POST", _ONE + "/resume", "resume_run", _object(run=TEXT), 201,
-        takes=_JSON, body=_object({"step": MAYBE_TEXT}),
+        takes=_JSON,
+        body=_object(
+            {
+                "step": MAYBE_TEXT,
+                "parameters": {"type": "object"},
+                "max_workers": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
+            }
+        ),
         refuses=(400, 404, 408, 413, 415, 422, 429),
     ),
     Route(

@@ -554,6 +554,12 @@ def of_job_system(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def shell_asks() -> str | None:
+    """What a shell asks for that completes a command line: `bash_complete`, `zsh_source` ...; else
+    None. The variable is that of click's protocol."""
+    return os.environ.get("_AFLOW_COMPLETE")
+
+
 def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
     """Whether this key is set to what means yes. Raises InvalidSetting for what means neither."""
     hit = _first((key,), _environment() if env is None else env)

@@ -28,9 +28,9 @@ somebody's for 10 seconds after the last sign of life.
 """
 
 
-def adopt(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = click.Command(
+def adopt() -> click.Command:
+    """The command."""
+    return click.Command(
         "adopt",
         params=[
             click.Argument(["run"], metavar="FLOW/RUN"),
@@ -40,7 +40,6 @@ def adopt(words: Sequence[str]) -> object:
         callback=_adopt,
         help=_HELP,
     )
-    return command.main([*words], prog_name="aflow adopt", standalone_mode=False)
 
 
 def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import closing
 
 import click
@@ -26,15 +25,14 @@ Without --server and AFLOW_SERVER the run is looked for here, and then at {DEFAU
 """
 
 
-def cancel(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = click.Command(
+def cancel() -> click.Command:
+    """The command."""
+    return click.Command(
         "cancel",
         params=[click.Argument(["run"], metavar="FLOW/RUN"), of_a_server()],
         callback=_cancel,
         help=_HELP,
     )
-    return command.main([*words], prog_name="aflow cancel", standalone_mode=False)
 
 
 def _cancel(run: str, server: str | None) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,12 +27,12 @@ _HELP = """The code of a run: compare it with the files here or with that of ano
 """
 
 
-def code(words: Sequence[str]) -> object:
-    """Run the command with these words."""
+def code() -> click.Command:
+    """The command."""
     group = click.Group("code", help=_HELP)
     for name, (help, params, body) in _commands().items():
         group.add_command(click.Command(name, help=help, params=params, callback=body))
-    return group.main([*words], prog_name="aflow code", standalone_mode=False)
+    return group
 
 
 def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:

@@ -270,12 +270,12 @@ in the profile stays. Credentials are those of all tools of AWS."""
 _SECRETS = ("AUTH_KEY", "HEADERS", "TOKEN", "SECRET", "PASSWORD", "SIGNING_KEY")
 
 
-def configure(words: Sequence[str]) -> object:
-    """Run the command with these words."""
+def configure() -> click.Command:
+    """The command."""
     group = click.Group("configure", help=_HELP)
     for name, (help, params, body) in _commands().items():
         group.add_command(click.Command(name, help=help, params=params, callback=body))
-    return group.main([*words], prog_name="aflow configure", standalone_mode=False)
+    return group
 
 
 def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:

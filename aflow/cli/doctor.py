@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import click
 
@@ -17,15 +16,14 @@ something is in the way. Nothing is changed: what is written to a bucket is remo
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def doctor(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = Command(
+def doctor() -> click.Command:
+    """The command."""
+    return Command(
         "doctor",
         help=_HELP,
         params=[flag("--json", "as_json", help="As a list of objects.")],
         callback=_doctor,
     )
-    return command.main([*words], prog_name="aflow doctor", standalone_mode=False)
 
 
 def _doctor(as_json: bool) -> int:

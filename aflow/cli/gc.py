@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -20,10 +19,9 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHOWN = 20  # runs that are named
 
 
-def gc(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = click.Command("gc", params=_parameters(), callback=_gc, help=_HELP)
-    return command.main([*words], prog_name="aflow gc", standalone_mode=False)
+def gc() -> click.Command:
+    """The command."""
+    return click.Command("gc", params=_parameters(), callback=_gc, help=_HELP)
 
 
 _HELP = """Delete runs, then what nothing refers to any more: artifacts, logs, cards.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
@@ -132,9 +131,9 @@ _FILES = {
 }
 
 
-def init(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = click.Command(
+def init() -> click.Command:
+    """The command."""
+    return click.Command(
         "init",
         help="Begin a project in DIR (this folder, if none is given): a flow, its test, a pipeline "
         "that runs it, pyproject.toml and .gitignore.",
@@ -144,7 +143,6 @@ def init(words: Sequence[str]) -> object:
         ],
         callback=_init,
     )
-    return command.main([*words], prog_name="aflow init", standalone_mode=False)
 
 
 def _init(folder: str, overwrite: bool) -> int:

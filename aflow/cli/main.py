@@ -21,7 +21,7 @@ import click
 
 from aflow._core.process import fill_descriptors
 from aflow._core.records import NamedTuple
-from aflow._core.settings import conceal_secrets
+from aflow._core.settings import conceal_secrets, shell_asks
 from aflow._core.version import __version__
 from aflow.cli import loading
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
@@ -53,8 +53,8 @@ Examples:
   python flow.py run                    the same without this command
 """
 
-# Commands that no flow file belongs to: name -> what it does, and the function that does it, which
-# is given the words that follow.
+# Commands that no flow file belongs to: name -> what it does, and the function that makes the click
+# command, which is imported when the command is named.
 OTHERS = {
     "status": (
         "The flows that have run here, what runs, what has failed last.",
@@ -81,7 +81,7 @@ OTHERS = {
         "aflow.cli.configure:configure",
     ),
     "doctor": (
-        "See whether what is set is there and can be used.",
+        "Check the configuration and everything it refers to.",
         "aflow.cli.doctor:doctor",
     ),
     "metadata-service": (
@@ -107,6 +107,10 @@ OTHERS = {
         "aflow.cli.schedule:schedule",
     ),
     "token": ("Create, list and revoke API tokens.", "aflow.cli.token:token"),
+    "completion": (
+        "Print what makes a shell complete commands and options (bash, zsh, fish).",
+        "aflow.cli.completion:completion",
+    ),
     "init": ("Begin a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
@@ -143,6 +147,8 @@ def run_program(words: Sequence[str]) -> NoReturn:
     conceal_secrets()
 
     def body() -> object:
+        if (asked := shell_asks()) is not None:
+            return import_module("aflow.cli.completion").complete(asked)
         try:
             return _program(words)
         finally:
@@ -173,9 +179,10 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
 def _program(words: Sequence[str]) -> object:
     words = _with_given(words)
     if words and words[0] in OTHERS:
-        module, _, function = OTHERS[words[0]][1].partition(":")
         rest = ["--help" if word == "-h" else word for word in words[1:]]
-        return getattr(import_module(module), function)(rest)
+        return other_command(words[0]).main(
+            rest, prog_name=f"aflow {words[0]}", standalone_mode=False
+        )
     if "--compat" in words:
         from aflow.compat.metaflow import install
 
@@ -205,6 +212,13 @@ def _program(words: Sequence[str]) -> object:
     if line.command in COMMANDS:
         raise click.UsageError(f"Which flow? Write: aflow {line.command} flow.py")
     raise click.UsageError(f"There is no command {line.command!r}. See: aflow help")
+
+
+def other_command(name: str) -> click.Command:
+    """The command of OTHERS with this name, made when it is asked for."""
+    module, _, function = OTHERS[name][1].partition(":")
+    made: click.Command = getattr(import_module(module), function)()
+    return made
 
 
 def _with_given(words: Sequence[str]) -> Sequence[str]:

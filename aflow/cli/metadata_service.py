@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -30,9 +29,9 @@ user of the machine can read and change what it keeps.
 """
 
 
-def metadata_service(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = click.Command(
+def metadata_service() -> click.Command:
+    """The command."""
+    return click.Command(
         "metadata-service",
         params=[
             option(
@@ -54,7 +53,6 @@ def metadata_service(words: Sequence[str]) -> object:
         callback=_serve,
         help=_HELP,
     )
-    return command.main([*words], prog_name="aflow metadata-service", standalone_mode=False)
 
 
 def _serve(metadata: str | None, host: str, port: int) -> None:

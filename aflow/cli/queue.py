@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -43,8 +43,8 @@ that is buried fails; one that goes on takes its message out by itself.
 T = TypeVar("T")
 
 
-def queue(words: Sequence[str]) -> object:
-    """Run the command with these words."""
+def queue() -> click.Command:
+    """The command."""
     place = option("--queue", metavar="URL", help="The queue.  [default: AFLOW_QUEUE]")
     pools = option(
         "--pool",
@@ -55,7 +55,7 @@ def queue(words: Sequence[str]) -> object:
     )
     as_json = flag("--json", "as_json", help="As a list of objects.")
     ids = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
-    group = click.Group(
+    return click.Group(
         "queue",
         help=_HELP,
         commands=[
@@ -108,7 +108,6 @@ def queue(words: Sequence[str]) -> object:
             ),
         ],
     )
-    return group.main([*words], prog_name="aflow queue", standalone_mode=False)
 
 
 # ------------------------------------------------------------ commands

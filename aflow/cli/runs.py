@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import json
 import re
-from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -32,9 +31,9 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 _WHEN = "a time such as 2025-12-24, 2025-12-24T18:00 or 30m, 2h, 7d, 1w (ago)"
 
 
-def runs(words: Sequence[str]) -> object:
+def runs() -> click.Command:
     """The command with these words: prints the runs."""
-    command = Command(
+    return Command(
         "runs",
         params=[
             click.Argument(["flow"], required=False),
@@ -62,7 +61,6 @@ def runs(words: Sequence[str]) -> object:
         help="The runs that are recorded here, newest first: of one flow, or of all.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    return command.main(list(words), prog_name="aflow runs", standalone_mode=False)
 
 
 def _runs(

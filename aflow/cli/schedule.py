@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -27,8 +26,8 @@ _HELP = """Have a server (aflow server) run flows when their @schedule says so.
 _PARAMETERS: Any = {"ignore_unknown_options": True}
 
 
-def schedule(words: Sequence[str]) -> object:
-    """Run the command with these words."""
+def schedule() -> click.Command:
+    """The command."""
     name = click.Argument(["name"])
     server = server_option()
     commands = [
@@ -50,8 +49,7 @@ def schedule(words: Sequence[str]) -> object:
             help="Delete a schedule; its runs stay.",
         ),
     ]
-    group = click.Group("schedule", help=_HELP, commands=commands)
-    return group.main([*words], prog_name="aflow schedule", standalone_mode=False)
+    return click.Group("schedule", help=_HELP, commands=commands)
 
 
 def _create_command(server: click.Option) -> click.Command:

@@ -33,10 +33,10 @@ one with the same metadata.
 """
 
 
-def server(words: Sequence[str], say: Callable[[str], object] = click.echo) -> object:
-    """Run the command with these words. `say` is called with the line `Server on URL` when the
+def server(say: Callable[[str], object] = click.echo) -> click.Command:
+    """The command. `say` is called with the line `Server on URL` when the
     server listens."""
-    command = click.Command(
+    return click.Command(
         "server",
         params=[
             option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
@@ -101,7 +101,6 @@ def server(words: Sequence[str], say: Callable[[str], object] = click.echo) -> o
         callback=partial(_serve, say),
         help=_HELP,
     )
-    return command.main([*words], prog_name="aflow server", standalone_mode=False)
 
 
 def _serve(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import click
 
 from aflow.cli.configure import STACK_HELP, import_stack, stack_parameters
@@ -26,8 +24,8 @@ Each is NAME=VALUE, as `aws cloudformation deploy --parameter-overrides` takes t
 each that cannot be used; nothing is sent anywhere."""
 
 
-def stack(words: Sequence[str]) -> object:
-    """Run the command with these words."""
+def stack() -> click.Command:
+    """The command."""
     group = click.Group("stack", help=_HELP)
     group.add_command(
         click.Command("template", help="Print the CloudFormation template.", callback=_template)
@@ -37,7 +35,7 @@ def stack(words: Sequence[str]) -> object:
     group.add_command(
         click.Command("import", help=STACK_HELP, params=stack_parameters(), callback=import_stack)
     )
-    return group.main([*words], prog_name="aflow stack", standalone_mode=False)
+    return group
 
 
 def _template() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -23,16 +23,15 @@ _COLUMNS = ("FLOW", "LATEST RUN", "STATE", "STARTED", "TOOK", "USER")
 _RUNNING = 20  # runs of one flow that are shown
 
 
-def status(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = Command(
+def status() -> click.Command:
+    """The command."""
+    return Command(
         "status",
         params=[of_a_server()],
         callback=_status,
         help="The flows that have run here, what runs now, and what has failed last.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    return command.main([*words], prog_name="aflow status", standalone_mode=False)
 
 
 def _status(server: str | None) -> int:

@@ -27,10 +27,10 @@ AFLOW_SERVICE_AUTH_KEY.
 """
 
 
-def submit(words: Sequence[str]) -> object:
-    """Run the command with these words; the exit code is 1 for a run that was waited for and
+def submit() -> click.Command:
+    """The command; its exit code is 1 for a run that was waited for and
     failed."""
-    command = click.Command(
+    return click.Command(
         "submit",
         params=[
             click.Argument(["target"], metavar="FLOW.PY"),
@@ -44,7 +44,6 @@ def submit(words: Sequence[str]) -> object:
         help=_HELP,
         context_settings={"ignore_unknown_options": True},
     )
-    return command.main([*words], prog_name="aflow submit", standalone_mode=False)
 
 
 def _submit(

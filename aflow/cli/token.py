@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,13 +30,13 @@ at once for every server with the same metadata.
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def token(words: Sequence[str]) -> object:
-    """Run the command with these words."""
+def token() -> click.Command:
+    """The command."""
     place = option(
         "--metadata", metavar="URL", help="That of the server.  [default: of the settings]"
     )
     name = click.Argument(["name"])
-    group = click.Group(
+    return click.Group(
         "token",
         help=_HELP,
         commands=[
@@ -66,7 +66,6 @@ def token(words: Sequence[str]) -> object:
             ),
         ],
     )
-    return group.main([*words], prog_name="aflow token", standalone_mode=False)
 
 
 def _create(name: str, scope: Any, expires: str | None, metadata: str | None) -> None:

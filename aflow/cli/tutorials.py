@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -14,12 +14,12 @@ from aflow.errors import InvalidInput, NotFound
 FOLDER = Path(__file__).parents[1] / "tutorials"
 
 
-def tutorials(words: Sequence[str]) -> object:
-    """Run the command with these words."""
+def tutorials() -> click.Command:
+    """The command."""
     group = click.Group("tutorials", help="Short flows to learn from.")
     for name, (help, params, body) in _commands().items():
         group.add_command(click.Command(name, help=help, params=params, callback=body))
-    return group.main([*words], prog_name="aflow tutorials", standalone_mode=False)
+    return group
 
 
 def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Sequence
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -29,9 +28,9 @@ listens to this machine alone, until Ctrl-C. The browser is logged in by a link 
 """
 
 
-def ui(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = click.Command(
+def ui() -> click.Command:
+    """The command."""
+    return click.Command(
         "ui",
         params=[
             click.Argument(["path"], metavar="[FLOW/RUN]", required=False),
@@ -52,7 +51,6 @@ def ui(words: Sequence[str]) -> object:
         callback=_ui,
         help=_HELP,
     )
-    return command.main([*words], prog_name="aflow ui", standalone_mode=False)
 
 
 def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> int:
@@ -73,7 +71,8 @@ def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> in
         Thread(target=_opened, args=(url, target, no_browser), daemon=True).start()
 
     click.echo("Starting a server of this folder; Ctrl-C ends it.")
-    serve(["--port", str(port), "--grace", "5"], listens)
+    words = ["--port", str(port), "--grace", "5"]
+    serve(listens).main(words, prog_name="aflow server", standalone_mode=False)
     return 0
 
 

@@ -54,10 +54,9 @@ all after 60.
 _MOST_LABELS = 20
 
 
-def worker(words: Sequence[str]) -> object:
-    """Run the command with these words."""
-    command = click.Command("worker", params=_parameters(), callback=_worker, help=_HELP)
-    return command.main([*words], prog_name="aflow worker", standalone_mode=False)
+def worker() -> click.Command:
+    """The command."""
+    return click.Command("worker", params=_parameters(), callback=_worker, help=_HELP)
 
 
 def _parameters() -> list[click.Parameter]:
@@ -265,10 +264,10 @@ async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> No
 # ------------------------------------------------------------ aflow workers
 
 
-def workers(words: Sequence[str]) -> object:
-    """Run the command `aflow workers` with these words."""
+def workers() -> click.Command:
+    """The command."""
     place = option("--metadata", metavar="URL", help="[default: of the settings]")
-    group = click.Group(
+    return click.Group(
         "workers",
         help=_HELP_OF_MANY,
         commands=[
@@ -290,7 +289,6 @@ def workers(words: Sequence[str]) -> object:
             ),
         ],
     )
-    return group.main([*words], prog_name="aflow workers", standalone_mode=False)
 
 
 def _list(as_json: bool, metadata: str | None) -> None:

@@ -215,5 +215,5 @@ def wait_before_next_try(share: float) -> float:
 
 
 async def pause() -> None:
-    """Wait so long, by lot."""
+    """Sleep until the next try of a broker that is away, with jitter."""
     await asyncio.sleep(wait_before_next_try(random.random()))

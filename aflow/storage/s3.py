@@ -56,7 +56,7 @@ class OutOfRange(StoreUnavailable):
 
 
 class AccessDenied(StoreUnavailable):
-    """Who asks may not do this, or is not who he says."""
+    """Access denied, or the credentials are wrong."""
 
 
 class NoBucket(StoreUnavailable):

@@ -1,0 +1,69 @@
+"""`aflow completion SHELL`: what makes a shell complete commands, options and file names.
+
+The shell asks by running `aflow` with `_AFLOW_COMPLETE` set (click's protocol,
+https://click.palletsprojects.com/shell-completion/). The answer names the commands of `aflow`,
+those of a flow, and their options. A flow's own parameters are left out: to know them its file
+would have to be run each time that a key is pressed.
+"""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class, shell_complete
+
+from aflow.cli.flow_commands import COMMANDS, FlowGroup
+from aflow.cli.main import OTHERS, other_command
+
+VARIABLE = "_AFLOW_COMPLETE"
+_PLACES = {
+    "bash": 'eval "$(aflow completion bash)"   in ~/.bashrc',
+    "zsh": 'eval "$(aflow completion zsh)"    in ~/.zshrc',
+    "fish": "aflow completion fish > ~/.config/fish/completions/aflow.fish",
+}
+
+
+class Program(click.Group):
+    """All commands of `aflow`, each made when it is named."""
+
+    def __init__(self) -> None:
+        super().__init__("aflow")
+        self._flow = FlowGroup(None, "aflow")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of commands of flows, then those of the others."""
+        return [*COMMANDS, *OTHERS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, None where there is none."""
+        if cmd_name in OTHERS:
+            return other_command(cmd_name)
+        made = self._flow.get_command(ctx, cmd_name)
+        if made is not None and not isinstance(made, click.Group):
+            # The file of the flow: a path that the shell completes.
+            file = click.Argument(["flow_file"], type=click.Path(), required=False)
+            made.params.insert(0, file)
+        return made
+
+
+def complete(instruction: str) -> int:
+    """Answer a shell: `bash_source` and the like ask for its script, `bash_complete` for what may
+    stand where the cursor is. Returns the exit code."""
+    return shell_complete(Program(), {}, "aflow", VARIABLE, instruction)
+
+
+def completion() -> click.Command:
+    """The command."""
+    places = "\n".join(f"  {place}" for place in _PLACES.values())
+    return click.Command(
+        "completion",
+        params=[click.Argument(["shell"], type=click.Choice(list(_PLACES)))],
+        callback=_print,
+        help=f"Print what makes SHELL complete commands and options of aflow:\n\n\b\n{places}",
+    )
+
+
+def _print(shell: str) -> int:
+    found = get_completion_class(shell)
+    assert found is not None, "click knows the shells of the choice"
+    click.echo(found(Program(), {}, "aflow", VARIABLE).source())
+    return 0

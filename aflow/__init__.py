@@ -18,7 +18,7 @@ keep_hidden_by_main()  # before anything of aflow asks for a module of the progr
 # the rest of `import aflow` ten times over.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
+    from types import ModuleType, TracebackType
     from typing import Any
 
     from aflow import errors
@@ -271,9 +271,18 @@ def _connect_the_command_line() -> None:
             run_script(flow)
 
     set_launcher(launch)
-    from aflow.cli.errors import tell_definition_errors
+    main = sys.modules.get("__main__")
+    if getattr(main, "__file__", None) and sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _report_definition_error
 
-    tell_definition_errors()
+
+def _report_definition_error(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """sys.excepthook of a script that defines a flow: errors of the definition in one sentence."""
+    from aflow.cli.errors import report_definition_error  # brings click, which no program asked for
+
+    report_definition_error(kind, error, traceback)
 
 
 def _connect_the_client() -> None:

@@ -195,15 +195,11 @@ _OF_FUNCTIONS = 0x1  # CO_OPTIMIZED, which bodies of classes are not
 _LANGUAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flow", "")
 
 
-def tell_definition_errors() -> None:
-    """From now on tell them, if this program is a script, and nobody else looks at what it raises.
-    May be called again."""
-    main = sys.modules.get("__main__")
-    if getattr(main, "__file__", None) and sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _tell
-
-
-def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+def report_definition_error(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """What sys.excepthook does in a script that defines a flow: an error of the definition is shown
+    as `aflow run` shows it, any other one as Python does."""
     place = _place(traceback) if isinstance(error, AflowError) else None
     if place is None or not isinstance(error, AflowError):
         sys.__excepthook__(kind, error, traceback)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -315,6 +314,8 @@ def requirements_txt_parser(content: str) -> dict[str, Any]:
 def pyproject_toml_parser(content: str) -> dict[str, Any]:
     """What a pyproject.toml asks for: `packages` from `project.dependencies`, and `python` from
     `project.requires-python`."""
+    import tomllib  # few flows have one, and each command would import it
+
     project = tomllib.loads(content).get("project", {})
     packages: dict[str, str] = {}
     for text in project.get("dependencies", []):

@@ -16,7 +16,6 @@ names is imported as usual, and looked for in the code of the run where that fai
 from __future__ import annotations
 
 import builtins
-import hashlib
 import importlib
 import importlib.util
 import io
@@ -211,6 +210,8 @@ def _sha_of(file: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def _hashed(file: str, changed_at: int, size: int) -> str:
+    import hashlib  # loads OpenSSL, which no task needs
+
     with open(file, "rb") as opened:
         return hashlib.sha256(opened.read()).hexdigest()
 

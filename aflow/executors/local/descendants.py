@@ -12,7 +12,6 @@ Where there is none of this (macOS, some sandboxes), a task ends with its proces
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import signal
 import sys
@@ -33,7 +32,7 @@ _ROUNDS = 200  # looks for what is left at the end: some two seconds
 
 def new_token() -> int:
     """A number for all processes of one run, which hardly any other has."""
-    return 1 + secrets.randbelow(_TOKENS - 1)
+    return 1 + int.from_bytes(os.urandom(8), "big") % (_TOKENS - 1)
 
 
 def adopt_orphans(prctl: Any) -> None:

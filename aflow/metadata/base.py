@@ -79,6 +79,7 @@ class RunRecord(NamedTuple):
 class TaskRecord(NamedTuple):
     """One task: what never changes of it. Written once, with its first attempt.
 
+    `created_at` is when the task became ready: all that it reads was there.
     `split` and `index` place it in the innermost foreach around it (the task that opened the
     foreach, and which item). `inputs` is `scheduler.messages.Inputs` in the form of
     `encode_inputs`. `origin` is the task (`run/step/task`, of the same flow) whose result this one

@@ -348,11 +348,14 @@ class RunDriver:
         if self._precedents is not None:
             precedent = self._precedents.find(command)
             cache_key = self._precedents.cache_key(command.task)
+        now = self._clock.now()
+        ready_at = self._machine.ready_at(command.task)
         self._commits.pending.tasks.append(
             TaskRecord(
                 command.task,
                 command.step,
-                self._clock.now(),
+                # Between this and the start of its attempt it waits: for room, or for a worker.
+                now if ready_at is None else min(ready_at, now),
                 command.split,
                 command.index,
                 encode_inputs(command.inputs),

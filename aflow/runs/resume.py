@@ -238,6 +238,10 @@ class CloneOnly:
         """How far each step is."""
         return self._machine.counts()
 
+    def ready_at(self, task: int) -> float | None:
+        """When all that a live task reads was there; None where that is not known."""
+        return self._machine.ready_at(task)
+
     # ------------------------------------------------------------ who knows results
 
     def find(self, launch: LaunchAttempt) -> Precedent | None:

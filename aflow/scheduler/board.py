@@ -30,6 +30,7 @@ class Board:
         "launched",
         "limit",
         "live",
+        "now",
         "pushed",
         "ready",
         "steps",
@@ -43,6 +44,7 @@ class Board:
         self.workers = workers
         self.held = 0
         self.launched = 0  # tasks so far, so also the number of the latest
+        self.now = 0.0  # the time of the event that is handled
         self.live: dict[int, Task] = {}
         self.ready: deque[Task] = deque()
         self.cursors: list[Items] = []
@@ -51,12 +53,14 @@ class Board:
 
     def add(self, task: Task) -> None:
         """A new task may start."""
+        task.ready_at = self.now
         task.step.ready += 1
         self.ready.append(task)
 
     def open(self, items: Items) -> None:
         """A foreach of at least one item may start."""
         items.body.ready += items.known
+        items.ready_at = self.now
         self.cursors.append(items)
 
     def grow(self, items: Items, count: int) -> None:
@@ -65,6 +69,7 @@ class Board:
             return
         items.body.ready += count - items.known
         if items.next == items.known:  # all there were have started
+            items.ready_at = self.now
             self.cursors.append(items)
         items.known = count
 
@@ -108,7 +113,9 @@ class Board:
             items.next = index + 1
             if items.next == items.known:
                 cursors.pop()
-            return Task(body, items, index, items.entry)
+            task = Task(body, items, index, items.entry)
+            task.ready_at = items.ready_at
+            return task
         return None
 
     def _fits(self, gang: Items) -> bool:

@@ -159,6 +159,10 @@ class Machine(Protocol):
         """How far each step is."""
         ...
 
+    def ready_at(self, task: int) -> float | None:
+        """When all that a live task reads was there; None where that is not known."""
+        ...
+
 
 class RunMachine:
     """Decides what one run does next.
@@ -209,6 +213,7 @@ class RunMachine:
         """
         commands: list[Command] = []
         self._handled = None
+        self._board.now = now
         if self._state is RunState.RUNNING:
             if type(event) is AttemptEnded:
                 self._attempt_ended(event, now, commands)
@@ -231,6 +236,11 @@ class RunMachine:
         """Whether `event`, the one that was handled last, has changed the machine: only then does
         it have to be stored. A replay of the stored ones alone gives an equal machine."""
         return self._handled is event
+
+    def ready_at(self, task: int) -> float | None:
+        """When all that a live task reads was there; None for one that is not live."""
+        found = self._board.live.get(task)
+        return None if found is None else found.ready_at
 
     def _run_started(self, event: RunStarted, commands: list[Command]) -> None:
         self._handled = event
@@ -538,6 +548,10 @@ class SingleTask:
         return {
             self._launch.step: StepCounts(ready, live, 0, 0, done, failed, cancelled),
         }
+
+    def ready_at(self, task: int) -> float | None:
+        """None: its inputs were there long before."""
+        return None
 
     def _start(self, event: Event) -> list[Command]:
         self._handled = event

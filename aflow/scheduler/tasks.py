@@ -69,10 +69,11 @@ class Items(_Split):
     """An open foreach; `next` is the index of the first item that has not started.
 
     The items of a `gang` start together: its members, who may wait for one another. `known` is how
-    many items there are so far; while they still come, `expected` is UNKNOWN.
+    many items there are so far; while they still come, `expected` is UNKNOWN. `ready_at` is when
+    those that have not started became ready.
     """
 
-    __slots__ = ("body", "gang", "known", "next")
+    __slots__ = ("body", "gang", "known", "next", "ready_at")
 
     def __init__(
         self, serial: int, task: Task, join: Step, count: int, *, grows: bool = False
@@ -82,6 +83,7 @@ class Items(_Split):
         self.body = task.step.targets[0]
         self.gang = task.step.kind is Kind.PARALLEL
         self.next = 0
+        self.ready_at = 0.0
 
     def arrive(self, index: int, task: int) -> bool:
         """Count an item that has come to the join; True if it was the last of all."""
@@ -255,7 +257,8 @@ class Task:
     what its retries and its patience have been used up by; `fallback` is 0 while the step itself is
     run, then the number of the fallback attempt. `handle` is None until the live attempt begins.
     `holds` says that its place among the live attempts is kept for it until it starts again.
-    `stream` is the foreach that its live attempt has opened before its end.
+    `stream` is the foreach that its live attempt has opened before its end. `ready_at` is when all
+    that the task reads was there.
     """
 
     __slots__ = (
@@ -270,6 +273,7 @@ class Task:
         "launch",
         "losses",
         "number",
+        "ready_at",
         "state",
         "step",
         "stream",
@@ -291,6 +295,7 @@ class Task:
         self.handle: str | None = None
         self.holds = False
         self.stream: Items | None = None
+        self.ready_at = 0.0
 
     @property
     def is_member(self) -> bool:

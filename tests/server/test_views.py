@@ -350,11 +350,13 @@ def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: 
     values = {each["name"]: each["value"] for each in parameters}
     assert {"n": "4", "fail": "False"} == values, "those of the run that is run again"
 
-    changed = b'{"parameters": {"n": 2}}'
+    changed = b'{"parameters": {"n": 2}, "max_workers": 1}'
     status, told = served.ask("POST", f"/v1/runs/Flow_/{second}/rerun", changed)
     assert 201 == status, told
     assert "succeeded" == served.get(f"/v1/runs/{told['run']}?wait=60")["state"]
-    assert 2 == served.get(f"/v1/runs/{told['run']}/task-page?step=square")["total"]
+    first, last = served.get(f"/v1/runs/{told['run']}/task-page?step=square")["tasks"]
+    assert first["created_at"] == last["created_at"], "both were ready at the same time"
+    assert first["finished_at"] <= last["started_at"], "and the last one has waited for a slot"
     for path, body in (
         (f"{failed}/resume", b'{"step": 7}'), (f"{failed}/resume", b'{"step": "a/b"}'),
         (f"{failed}/resume", b'{"colour": 7}'), (f"{failed}/resume", b'{"parameters": 7}'),

@@ -20,6 +20,7 @@ _HELP = """Have a server (aflow server) run flows when their @schedule says so.
   aflow schedule create flow.py --alpha 0.5
   aflow schedule create flow.py --name nightly --cron '0 2 * * ? *' --timezone Europe/Berlin
   aflow schedule list
+  aflow schedule edit nightly --cron '0 3 * * ? *' --alpha 0.1
   aflow schedule pause nightly
   aflow schedule trigger nightly
 """
@@ -32,6 +33,7 @@ def schedule() -> click.Command:
     server = server_option()
     commands = [
         _create_command(server),
+        _edit_command(server),
         click.Command("list", params=[server], callback=_list, help="Show all schedules."),
         click.Command("show", params=[name, server], callback=_show, help="Show one, as JSON."),
         click.Command("pause", params=[name, server], callback=_pause, help="Pause a schedule."),
@@ -85,6 +87,48 @@ def _create_command(server: click.Option) -> click.Command:
         "here are parameters of the flow. A schedule of the same name is replaced.",
         context_settings=_PARAMETERS,
     )
+
+
+def _edit_command(server: click.Option) -> click.Command:
+    return click.Command(
+        "edit",
+        params=[
+            click.Argument(["name"]),
+            server,
+            option("--cron", metavar="EXPRESSION", help="When it is due."),
+            option("--timezone", metavar="ZONE", help="Where that is meant."),
+            option("--missed", type=click.Choice(["latest", "skip", "all"]), help="See create."),
+            option(
+                "--overlap",
+                type=click.Choice(["skip", "allow", "wait", "cancel"]),
+                help="See create.",
+            ),
+            option("--tag", "tags", multiple=True, help="The tags of its runs, instead of others."),
+            click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
+        ],
+        callback=_edit,
+        help="Change a schedule. Options that are not listed here are parameters of its flow; what "
+        "is not named stays as it is. Its code stays, too: `create` replaces that.",
+        context_settings=_PARAMETERS,
+    )
+
+
+def _edit(
+    name: str, server: str, tags: tuple[str, ...], given: tuple[str, ...], **changes: str | None
+) -> None:
+    from aflow.cli.submit import parameters_of
+
+    wanted: dict[str, Any] = {key: each for key, each in changes.items() if each is not None}
+    if given:
+        before = ask(server, "GET", _path(name))["parameters"]
+        wanted["parameters"] = {**before, **parameters_of(given)}
+    if tags:
+        wanted["tags"] = [*tags]
+    if not wanted:
+        raise click.UsageError("Name what is to be changed (--help shows what can be).")
+    told = ask(server, "PATCH", _path(name), json.dumps(wanted).encode())
+    when = "is paused" if told["paused"] else f"runs next at {_when(told['next'])}"
+    click.echo(printable(f"{told['name']} is changed; it {when}."))
 
 
 def _create(

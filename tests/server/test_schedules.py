@@ -160,6 +160,13 @@ def test_schedules_are_kept_paused_triggered_and_forgotten(scheduled: Daemon) ->
     preview = scheduled.ask("GET", "/v1/ticks?cron=0+3+*+*+?+*&timezone=Europe/Berlin")[1]["next"]
     assert (5, told[1]["next"]) == (len(preview), preview[0])
     assert 400 == scheduled.ask("GET", "/v1/ticks?cron=x")[0]
+    edited = call("edit", "nightly", "--overlap", "skip", "--alpha", "0.25", "--tag", "a")
+    assert "nightly is changed; it runs next at" in edited
+    told = json.loads(call("show", "nightly"))
+    assert ("0 3 * * ? *", "skip", {"alpha": "0.25"}, ["a"]) == (
+        told["cron"], told["overlap"], told["parameters"], told["tags"]
+    )  # fmt: skip
+    assert 2 == scheduled.call("schedule", "edit", "nightly").code
     run = call("trigger", "nightly").strip()
     assert "succeeded" == scheduled.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
     assert "its runs stay" in call("delete", "nightly")

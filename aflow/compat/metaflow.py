@@ -194,6 +194,21 @@ _UTIL = {
     "which": "shutil:which",
 }
 
+
+def _of_helpers(names: str) -> dict[str, str]:
+    return {name: f"aflow.interop.helpers:{name}" for name in names.split()}
+
+
+_FLOW_DECORATORS = "aflow.flow.decorators"
+_UBF = _of_helpers("CONTROL_TASK_TAG UBF_CONTROL UBF_TASK UnboundedForeachInput")
+_TEST_UBF = _of_helpers("InternalTestUnboundedForeachInput")
+_METADATA = _of_helpers("DataArtifact MetaDatum")
+_MFLOG = _of_helpers(
+    "ISOFORMAT MFLogline MISSING_TIMESTAMP MISSING_TIMESTAMP_STR VERSION decorate is_structured "
+    "merge_logs parse refine set_should_persist unset_should_persist utc_to_local"
+)
+_SYSTEM = _of_helpers("system_logger system_monitor")
+
 # Module -> its names, each with its home in aflow. Of the root, all names of aflow's own door, too.
 MODULES: dict[str, dict[str, str]] = {
     "": {
@@ -201,6 +216,7 @@ MODULES: dict[str, dict[str, str]] = {
         "DeployedFlow": "aflow.runner.deployer:DeployedFlow",
         "JSONTypeClass": "aflow.flow.parameters:JSONTypeClass",
         "metaflow_version": "aflow:__version__",
+        "unbounded_test_foreach_internal": "aflow.interop.helpers:unbounded_test_foreach",
         "profile": "aflow.compat.profiling:profile",
     },
     "_vendor": {},
@@ -240,6 +256,8 @@ MODULES: dict[str, dict[str, str]] = {
         "IncludedFile": "aflow.flow.parameters:IncludedFile",
     },
     "lint": {"LintWarn": "aflow.errors:InvalidFlow"},
+    "metadata_provider": _METADATA,
+    "metadata_provider.metadata": _METADATA,
     "metaflow_config": {},
     "metaflow_config_funcs": {"from_conf": "aflow.compat.metaflow:from_conf"},
     "metaflow_current": {
@@ -249,15 +267,21 @@ MODULES: dict[str, dict[str, str]] = {
     "metaflow_environment": {"InvalidEnvironmentException": "aflow.errors:InvalidSetting"},
     "metaflow_profile": {"profile": "aflow.compat.profiling:profile"},
     "metaflow_version": {"get_version": "aflow.compat.metaflow:get_version"},
+    "mflog": _of_helpers("LOG_SOURCES RUNTIME_LOG_SOURCE TASK_LOG_SOURCE"),
+    "mflog.mflog": _MFLOG,
     "multicore_utils": _MULTICORE,
     "package": {"NonUniqueFileNameToFilePathMappingException": "aflow.errors:CodePackageError"},
     "parameters": _PARAMETERS,
-    "plugins": {},
+    "plugins": _TEST_UBF,
     "plugins.aws": {},
     "plugins.aws.batch": {},
+    "plugins.aws.batch.batch_decorator": {"BatchDecorator": "aflow.flow.decorators.compute:Batch"},
     "plugins.aws.batch.batch": _same("BatchException BatchKilledException", _AWS),
     "plugins.aws.batch.batch_client": _same("BatchJobException", _AWS),
     "plugins.aws.step_functions": {},
+    "plugins.aws.step_functions.schedule_decorator": {
+        "ScheduleDecorator": f"{_FLOW_DECORATORS}.schedule:Schedule"
+    },
     "plugins.aws.step_functions.step_functions": _same(
         "StepFunctionsException StepFunctionsSchedulingException", _AWS
     ),
@@ -292,14 +316,28 @@ MODULES: dict[str, dict[str, str]] = {
     "plugins.environment_decorator": {
         "EnvironmentDecorator": "aflow.flow.decorators.environment:Environment"
     },
+    "plugins.events_decorator": {
+        "TriggerDecorator": f"{_FLOW_DECORATORS}.trigger:TriggeredBy",
+        "TriggerOnFinishDecorator": f"{_FLOW_DECORATORS}.trigger:TriggeredOnFinish",
+    },
+    "plugins.frameworks": {},
+    "plugins.frameworks.pytorch": {
+        "PytorchParallelDecorator": "aflow.flow.decorators.parallel:PytorchParallel"
+    },
     "plugins.metadata_providers": {},
     "plugins.metadata_providers.service": {"ServiceException": "aflow.errors:MetadataError"},
     "plugins.parallel_decorator": {"ParallelDecorator": "aflow.flow.decorators.parallel:Parallel"},
     "plugins.parsers": _PARSERS,
+    "plugins.project_decorator": {"ProjectDecorator": f"{_FLOW_DECORATORS}.project:Project"},
     "plugins.resources_decorator": {
         "ResourcesDecorator": "aflow.flow.decorators.resources:Resources"
     },
     "plugins.retry_decorator": {"RetryDecorator": "aflow.flow.decorators.retry:Retry"},
+    "plugins.secrets": {},
+    "plugins.secrets.secrets_decorator": {
+        "SecretsDecorator": "aflow.flow.decorators.secrets:Secrets"
+    },
+    "plugins.test_unbounded_foreach_decorator": _UBF | _TEST_UBF,
     "plugins.timeout_decorator": {
         "TimeoutDecorator": "aflow.flow.decorators.timeout:Timeout",
         "TimeoutException": "aflow.errors:TaskTimedOut",
@@ -324,7 +362,17 @@ MODULES: dict[str, dict[str, str]] = {
     "runner.nbdeploy": {"NBDeployer": "aflow:NBDeployer"},
     "runner.nbrun": {"NBRunner": "aflow:NBRunner"},
     "runtime": {"TaskFailed": "aflow.errors:RunFailed"},
+    "system": _SYSTEM,
+    "system.system_logger": _of_helpers("SystemLogger"),
+    "system.system_monitor": _of_helpers("SystemMonitor"),
+    "tagging_util": {
+        "MAX_TAG_SIZE": "aflow._core.ids:MAX_TAG_LENGTH",
+        "MAX_USER_TAG_SET_SIZE": "aflow._core.ids:MAX_TAGS",
+        "MetaflowTaggingError": "aflow.errors:InvalidName",
+        **_of_helpers("is_utf8_decodable is_utf8_encodable validate_tag validate_tags"),
+    },
     "tuple_util": {"ForeachFrame": "aflow.flow.metaflow_names:ForeachFrame"},
+    "unbounded_foreach": _UBF,
     "user_configs": {},
     "user_configs.config_parameters": _CONFIGS,
     "user_decorators": {},

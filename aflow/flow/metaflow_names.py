@@ -186,6 +186,7 @@ OF_A_TASK: Mapping[str, Callable[[TaskContext], Any]] = {
     "_foreach_stack": _frames,
     "_foreach_var": lambda context: None,
     "_graph_info": _graph_info,
+    "_iteration_stack": lambda context: [] if context.passes is None else [context.passes],
     "_success": lambda context: False,
     "_task_ok": lambda context: None,
     "_transition": lambda context: None,

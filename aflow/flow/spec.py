@@ -183,6 +183,11 @@ class TaskContext(Protocol):
         """The task's place in the innermost foreach around it; None outside of any."""
 
     @property
+    def passes(self) -> int | None:
+        """How often the step has run before in this place, where it leads back to itself; None for
+        other steps."""
+
+    @property
     def input(self) -> Any:
         """The item of the innermost foreach around the task; None outside of any."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.ids import PARAMETERS_TASK
 from aflow.errors import ArtifactNotFound, StorageError
-from aflow.scheduler.messages import FromForeach
+from aflow.scheduler.messages import FromForeach, FromTask, Inputs, decode_inputs
 from aflow.storage.artifacts import Entry, ForeachFrame, Manifest
 
 if TYPE_CHECKING:
@@ -61,6 +61,17 @@ class Manifests:
             self.remember(task, manifest)
         return manifest
 
+    def passes(self, inputs: Inputs, step: str) -> int:
+        """How many tasks of a step that leads back to itself came before one with these inputs."""
+        count = 0
+        while isinstance(inputs, FromTask):
+            found = self.metadata.task(self._run_key, inputs.task)
+            if found is None or found.task.step != step:
+                break
+            count += 1
+            inputs = decode_inputs(found.task.inputs)
+        return count
+
     def with_item(self, task: int, index: int) -> Manifest:
         """The manifest of a task that opens a foreach, from when it had made the item at `index`:
         it may go on making them."""
@@ -99,6 +110,10 @@ class KnownManifests(Manifests):
     def knows(self, task: int) -> bool:
         """Whether the manifest is there."""
         return task in self._by_task
+
+    def passes(self, inputs: Inputs, step: str) -> int:
+        """None: the step runs by itself."""
+        return 0
 
     def of(self, task: int) -> Manifest:
         """The manifest of a task."""

@@ -94,6 +94,14 @@ class RunningTask:
         return self._spec.split_index
 
     @property
+    def passes(self) -> int | None:
+        """How often the step has run before in this place, where it leads back to itself; None for
+        other steps."""
+        if self.step_name not in self.node.next:
+            return None
+        return self._manifests.passes(self._inputs, self.step_name)
+
+    @property
     def input(self) -> Any:
         """The item of the innermost foreach around the task; None outside of any."""
         stack = self.stack

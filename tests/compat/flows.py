@@ -113,11 +113,13 @@ LOOP = """
     @step
     def start(self):
         self.n = 0
+        self.passes = [list(self._iteration_stack)]
         self.next(self.again)
 
     @step
     def again(self):
         self.n += 1
+        self.passes = [*self.passes, list(self._iteration_stack)]
         self.more = "yes" if self.n < 3 else "no"
         self.next({"yes": self.again, "no": self.end}, condition="more")
 

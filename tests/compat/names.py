@@ -4,12 +4,23 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 
 import metaflow
 from metaflow.exception import MetaflowException
 
 # All that is public in these; of other modules the exceptions.
 PUBLIC = ("", "cards", "client", "events", "exception", "multicore_utils", "plugins.parsers")
+# All that these define themselves.
+DEFINED = ("mflog.mflog", "tagging_util", "unbounded_foreach")
+# Classes that user code makes or refers to, by where it imports them from.
+USED = {
+    "metadata_provider": ["MetaDatum"],
+    "plugins": ["InternalTestUnboundedForeachInput"],
+    "plugins.aws.batch.batch_decorator": ["BatchDecorator"],
+    "plugins.project_decorator": ["ProjectDecorator"],
+    "system": ["system_logger", "system_monitor"],
+}
 # Not looked into: what belongs to clouds and tools that aflow has not, and what users never see.
 OTHERS = ("_vendor", "tutorials", "tutorials_cmd", "azure", "gcp", "airflow", "kubernetes", "argo")
 INTERNAL = ("heartbeat", "test", "pypi", "uv", "secrets", "s3op", "cmd", "__main__", "filecache")
@@ -18,7 +29,8 @@ LEAKED = ("EXT_PKG", "package_sources")
 
 
 def main():
-    found = {name: public(name) for name in PUBLIC}
+    found = {name: public(name) for name in PUBLIC} | USED
+    found |= {name: defined(name) for name in DEFINED}
     for module in pkgutil.walk_packages(metaflow.__path__, "metaflow."):
         parts = module.name.split(".")
         if not any(part.startswith((*OTHERS, *INTERNAL)) for part in parts):
@@ -43,6 +55,17 @@ def public(own):
     if own == "":  # many of these are neither classes nor functions
         return [each for each in names if not each.endswith("_internal") and each not in LEAKED]
     return [each for each in names if is_of_metaflow(getattr(module, each))]
+
+
+def defined(own):
+    module = importlib.import_module(f"metaflow.{own}")
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", "") == module.__name__
+        and not isinstance(value, type(re))
+    ]
 
 
 def is_of_metaflow(value):

@@ -1,0 +1,265 @@
+"""Small things that modules of Metaflow offer to user code, under the names that they have there:
+checks of tags, lines of logs, records of metadata, marks of unbounded foreachs, and measures."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from aflow._core import ids
+from aflow._core.clock import SystemClock
+from aflow.errors import InvalidName
+
+# ------------------------------------------------------------------ tagging_util
+
+
+def is_utf8_encodable(text: str) -> bool:
+    """Whether the text can be written in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def is_utf8_decodable(data: bytes) -> bool:
+    """Whether the bytes are UTF-8."""
+    try:
+        data.decode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def validate_tag(tag: object) -> None:
+    """Check a tag of a run. Raises InvalidName."""
+    if isinstance(tag, bytes):
+        if not is_utf8_decodable(tag):
+            raise InvalidName("A tag has to be UTF-8.")
+        tag = tag.decode()
+    if not isinstance(tag, str):
+        raise InvalidName(f"A tag has to be a text, not {type(tag).__name__}.")
+    ids.tag(tag)
+
+
+def validate_tags(tags: Iterable[object], existing_tags: Iterable[object] | None = None) -> None:
+    """Check the tags of a run: each of them, and that there are not too many, unless there were as
+    many before. Raises InvalidName."""
+    wanted = frozenset(tags)
+    there = None if existing_tags is None else len(frozenset(existing_tags))
+    if len(wanted) > ids.MAX_TAGS and (there is None or there < len(wanted)):
+        raise InvalidName(f"A run can have at most {ids.MAX_TAGS} tags; these are {len(wanted)}.")
+    for tag in wanted:
+        validate_tag(tag)
+
+
+# ------------------------------------------------------------------ metadata_provider
+
+
+class MetaDatum(NamedTuple):
+    """A fact about a task."""
+
+    field: str
+    value: str
+    type: str
+    tags: list[str]
+
+
+class DataArtifact(NamedTuple):
+    """Where an artifact is."""
+
+    name: str
+    ds_type: str
+    ds_root: str
+    url: str
+    type: str
+    sha: str
+
+
+# ------------------------------------------------------------------ unbounded_foreach
+
+CONTROL_TASK_TAG = "control_task"
+UBF_CONTROL = "ubf_control"
+UBF_TASK = "ubf_task"
+
+
+class UnboundedForeachInput:
+    """What a foreach goes over that does not know its length before. A subclass yields its items
+    (`__iter__`): each has a task, as with any iterable."""
+
+
+class InternalTestUnboundedForeachInput(UnboundedForeachInput):
+    """One over a sequence."""
+
+    NAME = "InternalTestUnboundedForeachInput"
+
+    def __init__(self, iterable: Any) -> None:
+        self.iterable = iterable
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.iterable)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self if key is None else self.iterable[key]
+
+    def __len__(self) -> int:
+        return len(self.iterable)
+
+    def __str__(self) -> str:
+        return str(self.iterable)
+
+    def __repr__(self) -> str:
+        return f"{self.NAME}({self.iterable})"
+
+
+def unbounded_test_foreach(step: Any = None) -> Any:
+    """A decorator without effect: a step in a foreach needs none here."""
+    return unbounded_test_foreach if step is None else step
+
+
+# ------------------------------------------------------------------ mflog
+
+RUNTIME_LOG_SOURCE = "runtime"
+TASK_LOG_SOURCE = "task"
+LOG_SOURCES = [RUNTIME_LOG_SOURCE, TASK_LOG_SOURCE]
+VERSION = b"0"
+ISOFORMAT = "%Y-%m-%dT%H:%M:%S.%f"
+MISSING_TIMESTAMP = datetime(3000, 1, 1, tzinfo=UTC)
+MISSING_TIMESTAMP_STR = MISSING_TIMESTAMP.strftime(ISOFORMAT)
+_MARK, _TO_KEEP = b"[MFLOG|", b"[!"
+_LINE = re.compile(rb"(\[!)?\[MFLOG\|(0)\|(.+?)Z\|(.+?)\|(.+?)\](.*)")
+
+
+class MFLogline(NamedTuple):
+    """A line of a log, with where it is from and when it was printed."""
+
+    should_persist: bytes | bool | None
+    version: bytes | None
+    utc_tstamp_str: bytes
+    logsource: bytes | None
+    id: bytes | None
+    msg: bytes
+    utc_tstamp: datetime
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
+
+
+def decorate(
+    source: str | bytes,
+    line: str | bytes,
+    version: bytes = VERSION,
+    now: datetime | None = None,
+    lineid: str | bytes | None = None,
+) -> bytes:
+    """The line as it stands in the file of a log."""
+    at = (now or datetime.fromtimestamp(SystemClock.now(), UTC)).strftime(ISOFORMAT).encode()
+    number = _bytes(lineid or str(uuid.uuid4()))
+    head = b"|".join((b"[MFLOG", version, at + b"Z", _bytes(source), number))
+    return head + b"]" + _bytes(line)
+
+
+def is_structured(line: str | bytes) -> bool:
+    """Whether the line says where it is from."""
+    return _bytes(line).startswith((_MARK, _TO_KEEP + _MARK))
+
+
+def parse(line: str | bytes) -> MFLogline | None:
+    """The parts of a line; None for one that says nothing of itself."""
+    found = _LINE.match(_bytes(line))
+    if found is None:
+        return None
+    keep, version, at, source, number, text = found.groups()
+    try:
+        when = datetime.strptime(at.decode(), ISOFORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return MFLogline(keep, version, at, source, number, text, when)
+
+
+def set_should_persist(line: str | bytes) -> bytes:
+    """The line with the mark of one that has not been kept yet."""
+    data = _bytes(line)
+    return _TO_KEEP + data if data.startswith(_MARK) else data
+
+
+def unset_should_persist(line: str | bytes) -> bytes:
+    """The line without that mark."""
+    data = _bytes(line)
+    return data[2:] if data.startswith(_TO_KEEP + _MARK) else data
+
+
+def refine(
+    line: str | bytes, prefix: str | bytes | None = None, suffix: str | bytes | None = None
+) -> bytes:
+    """The line with something before and after its text."""
+    head, mark, text = _bytes(line).partition(b"]")
+    if not mark:
+        return _bytes(line)
+    return b"".join((head, mark, _bytes(prefix or b""), text, _bytes(suffix or b"")))
+
+
+def merge_logs(logs: Iterable[str | bytes]) -> Iterator[MFLogline]:
+    """The lines of several logs by time; those that say none come last."""
+    missing = MISSING_TIMESTAMP_STR.encode()
+
+    def lines(log: str | bytes) -> list[MFLogline]:
+        found = []
+        for line in _bytes(log).splitlines(keepends=True):
+            unknown = MFLogline(False, None, missing, None, None, line, MISSING_TIMESTAMP)
+            found.append(parse(line) or unknown)
+        return sorted(found, key=_at)
+
+    return heapq.merge(*map(lines, logs), key=_at)
+
+
+def _at(line: MFLogline) -> bytes:
+    return line.utc_tstamp_str
+
+
+def utc_to_local(at: datetime) -> datetime:
+    """A time in UTC as this machine tells it."""
+    return at.replace(tzinfo=UTC).astimezone()
+
+
+# ------------------------------------------------------------------ system
+
+_log = logging.getLogger("aflow.flow")
+
+
+class SystemMonitor:
+    """Measures nothing, as Metaflow's does unless a plug-in is there."""
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Around what takes time."""
+        yield
+
+    @contextmanager
+    def count(self, name: str) -> Iterator[None]:
+        """Around what is counted."""
+        yield
+
+    def gauge(self, gauge: object) -> None:
+        """A value at this moment."""
+
+
+class SystemLogger:
+    """Passes events on to `logging`, where they are of the level DEBUG."""
+
+    def log_event(
+        self, level: str, module: str, name: str, payload: dict[str, Any] | None = None
+    ) -> None:
+        """Log an event."""
+        _log.debug("%s %s.%s %s", level, module, name, payload)
+
+
+system_monitor = SystemMonitor()
+system_logger = SystemLogger()

@@ -107,7 +107,8 @@ def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[
 
 def _known(metadata: MetadataStore, flow: str) -> str:
     known = [name for name, _ in metadata.flows()]
-    if flow not in known:
+    # A service without a list of flows has runs of them all the same.
+    if flow not in known and not metadata.runs(flow, limit=1):
         there = f" These have: {', '.join(known[:20])}." if known else ""
         raise NotFound(f"Flow {flow!r} has never run here.{did_you_mean(flow, known)}{there}")
     return flow

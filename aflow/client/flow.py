@@ -64,8 +64,11 @@ class Flow(ClientObject):
 
     def _find(self) -> None:
         found = dict(self._place.metadata.flows()).get(self._spec.flow)
-        if found is None:
-            raise missing_flow(self._place, self._spec.flow)
+        if found is None:  # a service without a list of flows has runs of them all the same
+            runs = self._place.metadata.runs(self._spec.flow)
+            if not runs:
+                raise missing_flow(self._place, self._spec.flow)
+            found = runs[-1].created_at
         self._created_at = found
 
     def _check_namespace(self) -> None:

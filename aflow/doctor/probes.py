@@ -72,7 +72,9 @@ def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, s
         version = answer.headers.get("metadata_service_version")
         own, told = "aflow_metadata" in answer.headers, answer.date
         if answer.status == 200 and version is not None:
-            answer = get(f"{base}/flows?_limit=1", headers)
+            # Asked with the key. Some services list the runs of a flow alone, and no flows.
+            listed = get(f"{base}/flows?_limit=1", headers)
+            answer = answer if listed.status == 404 else listed
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         said = f"Nobody answers at {url}: {why.rstrip('.')}."

@@ -55,15 +55,18 @@ class Copy(NamedTuple):
     entry: Entry | None = None
 
 
+def _own_names(run: RunRecord, task: int) -> tuple[str, str]:
+    return run.run, str(task)
+
+
 @dataclass(slots=True)
 class Copies:
-    """The copies of runs that have their artifacts in one store. `run_name` and `task_name` give
-    what Metaflow's client knows them by."""
+    """The copies of runs that have their artifacts in one store. `names` gives what Metaflow's
+    client knows a run and a task of it by."""
 
     store: ObjectStore
     metadata: MetadataStore
-    run_name: Callable[[str], str] = str
-    task_name: Callable[[int], str] = str
+    names: Callable[[RunRecord, int], tuple[str, str]] = _own_names
     _graphs: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -79,8 +82,8 @@ class Copies:
         return f"{place.rstrip('/')}/{FOLDER}"
 
     def _place(self, run: RunRecord, view: TaskView) -> tuple[str, str, str, str]:
-        task = view.task
-        return run.flow, self.run_name(run.run), task.step, self.task_name(task.task)
+        run_name, task_name = self.names(run, view.task.task)
+        return run.flow, run_name, view.task.step, task_name
 
     # ------------------------------------------------------------ artifacts
 

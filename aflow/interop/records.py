@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from aflow.interop.copies import Copies, Copy
     from aflow.metadata.base import TaskView
 
+TASK_MARK = "aflow_task"
+"""The fact by which a task is found there."""
+
 _GOES_ON = frozenset({AttemptState.QUEUED, AttemptState.RUNNING})
 
 
@@ -31,13 +34,18 @@ def task_name(task: int) -> str:
     return f"aflow-{task}"
 
 
+def mark_of(run: str) -> str:
+    """The system tag by which a run is found in a service that gives it a name of its own."""
+    return f"aflow_run:{run}"
+
+
 def run_body(run: RunRecord) -> dict[str, Any]:
     """A run, as it is registered."""
     return {
         "run_number": run_name(run.run),
         "user_name": plain(run.user),
         "tags": [plain(tag) for tag in run.tags],
-        "system_tags": [plain(tag) for tag in run.system_tags],
+        "system_tags": [*(plain(tag) for tag in run.system_tags), mark_of(run.run)],
     }
 
 

@@ -13,9 +13,9 @@ import http.client
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aflow._core import ids
 from aflow.errors import MetadataUnavailable, NotFound, StorageError
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 _AT_ONCE = 8  # requests
+_NEWEST = 500  # objects among which one is looked for by its mark
 
 
 OWN = "AFLOW_METADATA"
@@ -41,7 +43,8 @@ OWN = "AFLOW_METADATA"
 
 
 class _Run(NamedTuple):
-    """A run that is registered. `steps` of it are, too; of `tasks` the step is known."""
+    """A run that is registered, under a `name`. `steps` of it are, too; of `tasks` the step is
+    known, and of some of them the name there (`names`)."""
 
     key: int
     flow: str
@@ -49,11 +52,18 @@ class _Run(NamedTuple):
     who: dict[str, Any]
     steps: set[str]
     tasks: dict[int, str]
+    names: dict[int, str]
     record: RunRecord
 
     @property
     def path(self) -> str:
         return f"/flows/{self.flow}/runs/{self.name}"
+
+    def where(self, task: int) -> dict[str, Any]:
+        """What rows say of the step that a task is of."""
+        user = self.who["user_name"]
+        place = {"flow_id": self.flow, "run_number": self.name, "step_name": self.tasks[task]}
+        return {**place, "user_name": user}
 
 
 class Registry(Caller):
@@ -69,9 +79,51 @@ class Registry(Caller):
             return False  # whoever calls it waits for it, and says what is wrong
         return "METADATA_SERVICE_VERSION" in response.headers and OWN not in response.headers
 
-    def register(self, path: str, body: object, method: str = "POST") -> None:
-        """Say something; fine if it was said before. Raises MetadataUnavailable."""
-        self.patiently(lambda _: self._say(method, path, body))
+    def register(
+        self, path: str, body: dict[str, Any] | list[dict[str, Any]], method: str = "POST"
+    ) -> dict[str, Any]:
+        """Send an object, or a list of some, which may have been sent before, with the time; the
+        object that the service answers, empty where it answers none. Raises MetadataUnavailable."""
+        # Metaflow's clients say the time, too, and a service may keep what it is sent as it is.
+        at = {"ts_epoch": round(self._clock.now() * 1000)}
+        if isinstance(body, list):
+            body = [{**at, **each} for each in body]
+        elif method == "POST":
+            body = {**at, **body}
+        return self.patiently(lambda _: self._say(method, path, body))[0]
+
+    def name_of_run(self, flow: str, run: str) -> str:
+        """The name of a run there: the one that aflow gives it, or that of the run that carries its
+        mark, in a service that numbers all runs itself. Raises MetadataUnavailable."""
+        path, wanted = f"/flows/{flow}/runs", records.run_name(run)
+        if self._patient(f"{path}/{wanted}") is not None:
+            return wanted
+        mark = records.mark_of(run)
+        for row in self._patient(f"{path}?_limit={_NEWEST}") or ():
+            if mark in (row.get("system_tags") or ()):
+                return str(row["run_number"])
+        return wanted
+
+    def name_of_task(self, step: str, task: int) -> str:
+        """The name of a task there, of the step at this path, in a service that numbers all tasks
+        itself. Raises MetadataUnavailable."""
+        asked = f"metadata_field_name={records.TASK_MARK}&pattern=%5E{task}%24"
+        found = self._patient(f"{step}/filtered_tasks?{asked}") or ()
+        return next((str(each).rpartition("/")[2] for each in found), records.task_name(task))
+
+    def _patient(self, path: str) -> Any:
+        return self.patiently(lambda _: self._get(path))[0]
+
+    def _get(self, path: str) -> Any:
+        response, said = self._ask("GET", path, b"")
+        if response.status == 404:
+            return None
+        if response.status != 200:
+            self._turned_down(response, said)
+        try:
+            return json.loads(said)
+        except ValueError as error:
+            raise http.client.HTTPException("its answer is no JSON") from error
 
     def beat(self, path: str) -> None:
         """Say that something is alive."""
@@ -80,10 +132,17 @@ class Registry(Caller):
         except (OSError, http.client.HTTPException, MetadataUnavailable):
             pass  # the next one tells; who beats has no time to wait
 
-    def _say(self, method: str, path: str, body: object) -> None:
+    def _say(self, method: str, path: str, body: object) -> dict[str, Any]:
         response, said = self._ask(method, path, json.dumps(body).encode())
-        if response.status >= 300 and response.status != 409:
+        if response.status == 409:
+            return {}
+        if response.status >= 300:
             self._turned_down(response, said)
+        try:
+            answer = json.loads(said)
+        except ValueError:
+            return {}
+        return answer if isinstance(answer, dict) else {}
 
     def _ask(self, method: str, path: str, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         connection = self._connection()
@@ -115,23 +174,46 @@ class _Registering(SqliteMetadata):
         self._copies: dict[str, Copies | None] = {}
         self._is_away = False
 
-    def _tell(self, path: str, body: object, method: str = "POST") -> None:
+    def _tell(
+        self, path: str, body: dict[str, Any] | list[dict[str, Any]], method: str = "POST"
+    ) -> dict[str, Any]:
+        return self._asked(lambda: self._registry.register(path, body, method)) or {}
+
+    def _asked(self, call: Callable[[], T]) -> T | None:
+        """What the service answers; None where it is away, and is not needed."""
         if self._is_away:
-            return
+            return None
         try:
-            self._registry.register(path, body, method)
+            return call()
         except MetadataUnavailable as error:
             if self._needed:
                 raise
             self._is_away = True
             _log.warning("The run is not registered any more: %s", error)
+            return None
+
+    def _names_there(self, run: RunRecord, task: int) -> tuple[str, str]:
+        """What the run and a task of it are called in the service."""
+        known = self._runs.get(run.key)
+        if known is None:
+            return records.run_name(run.run), records.task_name(task)
+        return known.name, self._task_name(known, task)
+
+    def _task_name(self, run: _Run, task: int) -> str:
+        wanted = records.task_name(task)
+        if task not in run.names and run.name == records.run_name(run.record.run):
+            run.names[task] = wanted  # the service keeps names that it is given
+        if task not in run.names:  # it began in another process
+            step = f"{run.path}/steps/{run.tasks[task]}"
+            found = self._asked(lambda: self._registry.name_of_task(step, task))
+            run.names[task] = found or wanted
+        return run.names[task]
 
     def _copies_of(self, run: RunRecord) -> Copies | None:
         url = str(run.settings.get("storage") or "")
         if url not in self._copies:
             store = None if self._open_store is None else self._open_store(url)
-            names = records.run_name, records.task_name
-            self._copies[url] = None if store is None else Copies(store, self, *names)
+            self._copies[url] = None if store is None else Copies(store, self, self._names_there)
         return self._copies[url]
 
     def create_run(
@@ -141,9 +223,10 @@ class _Registering(SqliteMetadata):
         made = super().create_run(run, parameters, owner, seconds)
         # A step that is spun is nobody else's concern, and what was Metaflow's is registered.
         if not made.kind and "imported_from" not in made.settings:
-            registered = self._runs[made.key] = _registered(made)
-            self._tell(f"/flows/{made.flow}", registered.who)
-            self._tell(f"/flows/{made.flow}/run", records.run_body(made))
+            self._tell(f"/flows/{made.flow}", _registered(made).who)
+            answer = self._tell(f"/flows/{made.flow}/run", records.run_body(made))
+            name = _name_in(answer, records.run_name(made.run), "run_number", "run_id")
+            registered = self._runs[made.key] = _registered(made, name)
             task = TaskRecord(ids.PARAMETERS_TASK, ids.PARAMETERS_STEP, made.created_at)
             ended = AttemptRecord(task.task, 0, AttemptState.SUCCEEDED, manifest=parameters)
             self._register(registered, Batch(tasks=[task], attempts=[ended]))
@@ -186,7 +269,8 @@ class _Registering(SqliteMetadata):
             found = self._of_key(run_key)
             if found.kind or "imported_from" in found.settings:
                 return None
-            self._runs[run_key] = _registered(found)
+            name = self._asked(lambda: self._registry.name_of_run(found.flow, found.run))
+            self._runs[run_key] = _registered(found, name or "")
         return self._runs[run_key]
 
     def _of_key(self, run_key: int) -> RunRecord:
@@ -234,8 +318,12 @@ class _Registering(SqliteMetadata):
             run.tasks[task] = view.task.step
         tasks = f"{run.path}/steps/{run.tasks[task]}/task"
         if is_new:
-            self._tell(tasks, {"task_id": records.task_name(task), **run.who})
-        path = f"{tasks}s/{records.task_name(task)}"
+            wanted = records.task_name(task)
+            answer = self._tell(tasks, {"task_id": wanted, **run.who})
+            run.names[task] = _name_in(answer, wanted, "task_id", "task_name")
+            if run.names[task] != wanted:
+                more = [*more, records.fact(0, records.TASK_MARK, str(task), records.TASK_MARK)]
+        path = f"{tasks}s/{self._task_name(run, task)}"
         said = [fact for attempt in attempts for fact in records.facts_of(attempt)]
         left: list[dict[str, Any]] = []
         for attempt in attempts:
@@ -244,10 +332,11 @@ class _Registering(SqliteMetadata):
             named = {each["name"] for each in readable}
             others = (each for each in records.artifacts_of(attempt) if each["name"] not in named)
             left += [*readable, *others]
+        whole = {**run.where(task), "task_id": self._task_name(run, task)}
         if said or more:
-            self._tell(f"{path}/metadata", [*said, *more])
+            self._tell(f"{path}/metadata", [{**whole, **each} for each in (*said, *more)])
         if left:
-            self._tell(f"{path}/artifact", left)
+            self._tell(f"{path}/artifact", [{**whole, **each} for each in left])
 
     def _copied(
         self, run: _Run, task: int, attempt: AttemptRecord
@@ -263,8 +352,9 @@ class _Registering(SqliteMetadata):
         around = dict(records.surroundings(run.record, view))
         around |= {"ds-type": copies.kind, "ds-root": copies.root}
         if "origin-task-id" in around:
-            around["origin-run-id"] = records.run_name(around["origin-run-id"])
-            around["origin-task-id"] = records.task_name(int(around["origin-task-id"]))
+            origin = around["origin-run-id"], int(around["origin-task-id"])
+            names = self._origin_names(run, view.task.step, *origin)
+            around["origin-run-id"], around["origin-task-id"] = names
         try:
             left = copies.artifacts(run.record, view)
             copies.write(run.record, view, left)
@@ -275,6 +365,16 @@ class _Registering(SqliteMetadata):
             left = []
         told = [records.fact(attempt.attempt, name, each, name) for name, each in around.items()]
         return told, records.copies_told(attempt, copies, left)
+
+    def _origin_names(self, run: _Run, step: str, origin: str, task: int) -> tuple[str, str]:
+        """What a run and a task of it, of which one of this run is a clone, are called in the
+        service."""
+        found = self.run(run.flow, origin)
+        known = None if found is None else self._known(found.key)
+        if known is None:
+            return records.run_name(origin), records.task_name(task)
+        known.tasks.setdefault(task, step)
+        return known.name, self._task_name(known, task)
 
     def close(self) -> None:
         """Let go of file, threads and connections. May be called twice."""
@@ -318,6 +418,13 @@ class RegisteringStoreMetadata(_Registering, StoreMetadata):
         return StoreMetadata._of_key(self, run_key)
 
 
-def _registered(run: RunRecord) -> _Run:
+def _registered(run: RunRecord, name: str = "") -> _Run:
     who = {"user_name": records.plain(run.user), "tags": [], "system_tags": []}
-    return _Run(run.key, run.flow, records.run_name(run.run), who, set(), {}, run)
+    return _Run(run.key, run.flow, name or records.run_name(run.run), who, set(), {}, {}, run)
+
+
+def _name_in(answer: Mapping[str, Any], wanted: str, *keys: str) -> str:
+    """The name under which a service has taken an object. Most take the one that is wanted; some
+    number all objects themselves."""
+    names = [str(answer[key]) for key in keys if answer.get(key) is not None]
+    return wanted if not names or wanted in names else names[0]

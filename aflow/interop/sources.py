@@ -228,11 +228,25 @@ class ServiceSource(Caller):
 
     def metadata_of_run(self, flow: str, run: str) -> list[Row]:
         """See Source."""
-        return self._list(f"{_run(flow, run)}/metadata")
+        return self._of_all_tasks(flow, run, "metadata")
 
     def artifacts(self, flow: str, run: str) -> list[Row]:
         """See Source."""
-        return self._list(f"{_run(flow, run)}/artifacts")
+        return self._of_all_tasks(flow, run, "artifacts")
+
+    def _of_all_tasks(self, flow: str, run: str, what: str) -> list[Row]:
+        """Rows of all tasks of a run: by one request, or where a service has no such route, by one
+        for each task."""
+        _, found = self._get(f"{_run(flow, run)}/{what}")
+        if isinstance(found, list):
+            return sorted(found, key=_at)
+        rows: list[Row] = []
+        for step in (str(row["step_name"]) for row in self.steps(flow, run)):
+            for task in (str(row["task_id"]) for row in self.tasks(flow, run, step)):
+                path = f"{_run(flow, run)}/steps/{_quoted(step)}/tasks/{_quoted(task)}/{what}"
+                place = {"step_name": step, "task_id": task}
+                rows += ({**place, **row} for row in self._list(path))
+        return sorted(rows, key=_at)
 
     def _list(self, path: str) -> list[Row]:
         _, found = self._get(path)

@@ -16,6 +16,7 @@ sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for others 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from aflow.metadata.object_store import StoreMetadata
     from aflow.queue.base import Queue
     from aflow.storage.base import ObjectStore
+
+_REMEMBER = 10.0  # seconds for which a server does not read lists of Metaflow's again
 
 # Imports are inside the functions: a run pays for the backends that it uses, and no others.
 
@@ -187,7 +190,18 @@ def history_folder(url: str) -> Path | None:
     return found if database.parent.name == ".aflow" and found.is_dir() else None
 
 
-def histories_of(url: str, own: MetadataStore | None = None) -> list[MetaflowHistory]:
+def open_to_serve(own: MetadataStore, url: str) -> MetadataStore:
+    """The `own` metadata of a server, at `url`, with what Metaflow has recorded beside it.
+
+    Lists are read every few seconds at most. Of folders only those are opened that settings name:
+    elsewhere a record would decide which files of this machine a server reads.
+    """
+    return _together(own, histories_of(url, own, to_serve=True))
+
+
+def histories_of(
+    url: str, own: MetadataStore | None = None, *, to_serve: bool = False
+) -> list[MetaflowHistory]:
     """What Metaflow has recorded beside the metadata at `url`: in the folder `.metaflow`, in the
     service, in the tables of its service in the same database. AFLOW_HISTORY names other places,
     with commas between them, or `none`. Raises InvalidSetting for what is no such place."""
@@ -199,23 +213,36 @@ def histories_of(url: str, own: MetadataStore | None = None) -> list[MetaflowHis
     else:
         folder = history_folder(url)
         places = [] if folder is None else [str(folder)]
-    found = [_history(each, own if each == url else None) for each in places]
+    folders = [_folder_of(each) for each in places if "://" not in each] if to_serve else None
+    found = [_history(each, own if each == url else None, folders) for each in places]
     return [each for each in found if each is not None]
 
 
-def _history(place: str, own: MetadataStore | None) -> MetaflowHistory | None:
-    """The history at a place; None where there is none beside aflow's `own` metadata."""
+def _folder_of(place: str) -> Path:
+    folder = Path(place).expanduser().absolute()
+    if folder.name != ".metaflow" and (folder / ".metaflow").is_dir():
+        folder /= ".metaflow"
+    return folder
+
+
+def _history(
+    place: str, own: MetadataStore | None, folders: Sequence[Path] | None
+) -> MetaflowHistory | None:
+    """The history at a place; None where there is none beside aflow's `own` metadata. A server
+    reads values in these `folders` alone."""
     from aflow._core.clock import SystemClock
     from aflow.interop.history import MetaflowHistory
     from aflow.interop.sources import FolderSource, ServiceSource
     from aflow.metadata.http import ServiceMetadata
     from aflow.metadata.tokens import headers_for
 
+    open_place = partial(_place_of_theirs, folders=folders)
+    remember = 0.0 if folders is None else _REMEMBER
     if place.startswith(("http://", "https://")):
         service = ServiceSource(place, headers_for(place), SystemClock())
         if isinstance(own, ServiceMetadata):
             service.registered = "_registered=1"
-        return MetaflowHistory(service, _place_of_theirs, SystemClock.now, _is_of_aflow)
+        return MetaflowHistory(service, open_place, SystemClock.now, _is_of_aflow, remember)
     if place.startswith(("postgresql://", "postgres://")):
         from aflow.interop.tables import TablesSource
 
@@ -225,16 +252,16 @@ def _history(place: str, own: MetadataStore | None) -> MetaflowHistory | None:
             return None
         if not tables.is_there:
             raise InvalidSetting(f"AFLOW_HISTORY: {tables.url} has no table flows_v3.")
-        return MetaflowHistory(tables, _place_of_theirs, SystemClock.now, _is_of_aflow)
-    folder = Path(place).expanduser().absolute()
-    if folder.name != ".metaflow" and (folder / ".metaflow").is_dir():
-        folder /= ".metaflow"
+        return MetaflowHistory(tables, open_place, SystemClock.now, _is_of_aflow, remember)
+    folder = _folder_of(place)
     if not folder.is_dir():
         raise InvalidSetting(
             f"AFLOW_HISTORY: there is no folder {folder}: name a folder .metaflow, the http(s):// "
             "of a metadata service, or the postgresql:// of its database."
         )
-    return MetaflowHistory(FolderSource(folder), _place_of_theirs, SystemClock.now)
+    return MetaflowHistory(
+        FolderSource(folder), open_place, SystemClock.now, lambda _: False, remember
+    )
 
 
 def _is_of_aflow(row: Mapping[str, Any]) -> bool:
@@ -244,8 +271,9 @@ def _is_of_aflow(row: Mapping[str, Any]) -> bool:
     )
 
 
-def _place_of_theirs(root: str) -> ObjectStore:
-    """The datastore of Metaflow's at a folder or a place in S3."""
+def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> ObjectStore:
+    """The datastore of Metaflow's at a place in S3 or a folder: one of `folders`, where these are
+    given."""
     from aflow._core.settings import Settings, at_endpoint
     from aflow.storage.local import LocalStore
 
@@ -253,6 +281,11 @@ def _place_of_theirs(root: str) -> ObjectStore:
         return open_store(at_endpoint(root, Settings.load().s3_endpoint))
     if not root:
         raise StoreUnavailable("Metaflow has not recorded where the values of this run are.")
+    if folders is not None and Path(root) not in folders:
+        raise StoreUnavailable(
+            f"The values of this run are in {root}, which a server does not read: name the folder "
+            "in AFLOW_HISTORY."
+        )
     return LocalStore(Path(root))
 
 

@@ -119,7 +119,7 @@ def _serve(
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
-    from aflow.backends import open_metadata, open_queue, open_store
+    from aflow.backends import open_metadata, open_queue, open_store, open_to_serve
     from aflow.server.runs import Runs
     from aflow.server.serve import Listen, serve, tls_context
     from aflow.storage.blobs import BlobStore
@@ -146,7 +146,8 @@ def _serve(
         runs = Runs(place, blobs, max_runs)
         listen = Listen(host, port, keys, grace, tls, recovery_timeout, anonymous=no_auth)
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
-        serve(runs, blobs, records, listen, say, routes, workers)
+        shown = open_to_serve(records, settings.metadata_url)
+        serve(runs, blobs, records, listen, say, routes, workers, shown)
     finally:
         records.close()
 

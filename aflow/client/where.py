@@ -110,10 +110,9 @@ class Place:
         """The store of a run of Metaflow's; None for one of aflow's."""
         if MARK not in url:
             return None
-        from aflow.interop.together import WithHistory
+        from aflow.interop.together import store_of_history
 
-        store = self.metadata
-        return store.open_store(url) if isinstance(store, WithHistory) else None
+        return store_of_history(self.metadata, url)
 
     def _store(self, url: str) -> ObjectStore:
         if self._storage is not None and not isinstance(self._storage, str):

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aflow._core import ids
 from aflow._core.records import NamedTuple, dataclass
@@ -33,6 +33,7 @@ from aflow.scheduler.states import AttemptState, RunState
 from aflow.storage.artifacts import Entry, ForeachFrame, Manifest
 from aflow.storage.codecs import gunzipped
 from aflow.storage.logs import STREAMS, LogBuffer
+from aflow.storage.previews import preview
 
 if TYPE_CHECKING:
     from aflow.interop.sources import Row, Source
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
     from aflow.storage.base import Buffer, ObjectStore
     from aflow.storage.logs import LogRecord
 
+T = TypeVar("T")
 SCHEME = MARK
 
 _ALIVE = 60.0  # seconds after a heartbeat in which a run counts as running
 _AT_ONCE = 16  # calls
+_MOST_LOADED = 200  # runs
+_SHOWN = 10_000  # bytes of a parameter
 _END = "end"
 _DESCRIBED = frozenset(
     {
@@ -63,6 +67,29 @@ class _Key(NamedTuple):
     run: str
 
 
+class _Wanted(NamedTuple):
+    """Which runs are asked for, as MetadataStore.runs has it."""
+
+    tags: Sequence[str] = ()
+    states: Sequence[RunState] = ()
+    users: Sequence[str] = ()
+    since: float | None = None
+    until: float | None = None
+    after: tuple[float, int] | None = None
+    limit: int | None = None
+    kind: str = ""
+
+    def passes(self, row: Row, at: float, key: int) -> bool:
+        """Whether a run of this time of creation and key is asked for, but for its state."""
+        return (
+            set(self.tags) <= {*_texts(row, "tags"), *_texts(row, "system_tags")}
+            and (not self.users or row.get("user_name") in self.users)
+            and (self.since is None or at >= self.since)
+            and (self.until is None or at < self.until)
+            and (self.after is None or (at, key) < self.after)
+        )
+
+
 @dataclass(slots=True)
 class _Loaded:
     """A run in memory: its key there, whether it was over, and what its tasks are called."""
@@ -75,7 +102,8 @@ class _Loaded:
 
 class MetaflowHistory:
     """The runs of one source. `open_place` opens the object store of a folder or a place in S3.
-    `left_out` says which runs are not told: those of aflow's own that are registered there."""
+    `left_out` says which runs are not listed: those of aflow's own that are registered there.
+    `remember` are the seconds for which lists are not read again."""
 
     def __init__(
         self,
@@ -83,11 +111,14 @@ class MetaflowHistory:
         open_place: Callable[[str], ObjectStore],
         now: Callable[[], float],
         left_out: Callable[[Row], bool] = lambda _: False,
+        remember: float = 0.0,
     ) -> None:
         self._source = source
         self._open_place = open_place
         self._now = now
         self._left_out = left_out
+        self._remember = remember
+        self._read: dict[tuple[str, ...], tuple[float, Any]] = {}
         self._memory = SqliteMetadata(":memory:")
         self._keys: dict[_Key, int] = {}
         self._of_key: dict[int, _Key] = {}
@@ -111,46 +142,39 @@ class MetaflowHistory:
 
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""
-        rows = [(str(row["flow_id"]), _time(row)) for row in self._source.flows()]
+        listed = self._remembered(("flows",), self._source.flows)
+        rows = [(str(row["flow_id"]), _time(row)) for row in listed]
         valid = [row for row in rows if _is(ids.flow_name, row[0])]
         return sorted(valid, key=lambda row: row[1], reverse=True)
 
-    def runs(
-        self,
-        flow: str | None,
-        *,
-        tags: Sequence[str] = (),
-        states: Sequence[RunState] = (),
-        users: Sequence[str] = (),
-        since: float | None = None,
-        until: float | None = None,
-        after: tuple[float, int] | None = None,
-        limit: int | None = None,
-        kind: str = "",
-    ) -> list[RunRecord]:
-        """The runs of the flow, or of all, newest first; see MetadataStore."""
-        if kind:
+    def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
+        """The runs of the flow, or of all, newest first; see MetadataStore for what may be asked
+        for."""
+        wanted = _Wanted(**which)
+        if wanted.kind:
             return []
         flows = [name for name, _ in self.flows()] if flow is None else [flow]
-        lists = self._threads.map(self._source.runs, flows)
+        lists = self._threads.map(self._runs_of, flows)
         rows = [row for each in lists for row in each if self._is_told(row)]
-        found = sorted(
-            ((_time(row), self._key(str(row["flow_id"]), row), row) for row in rows),
-            key=lambda e: e[:2],
-        )
-        passing = [
-            row
-            for at, key, row in reversed(found)
-            if set(tags) <= {*_texts(row, "tags"), *_texts(row, "system_tags")}
-            and (not users or row.get("user_name") in users)
-            and (since is None or at >= since)
-            and (until is None or at < until)
-            and (after is None or (at, key) < after)
-        ]
-        if not states:
-            return list(self._threads.map(self._light, passing[:limit]))
-        wanted = (run for run in self._threads.map(self._light, passing) if run.state in states)
-        return [run for run, _ in zip(wanted, _up_to(limit), strict=False)]
+        keyed = [(_time(row), self._key(str(row["flow_id"]), row), row) for row in rows]
+        keyed.sort(key=lambda each: each[:2], reverse=True)
+        passing = [row for at, key, row in keyed if wanted.passes(row, at, key)]
+        if not wanted.states:
+            return list(self._threads.map(self._light, passing[: wanted.limit]))
+        runs = self._threads.map(self._light, passing)
+        found = (run for run in runs if run.state in wanted.states)
+        return [run for run, _ in zip(found, _up_to(wanted.limit), strict=False)]
+
+    def _runs_of(self, flow: str) -> list[Row]:
+        return self._remembered(("runs", flow), lambda: self._source.runs(flow))
+
+    def _remembered(self, what: tuple[str, ...], read: Callable[[], T]) -> T:
+        """What was read a moment ago, or is read now: a server lists runs again and again."""
+        until, found = self._read.get(what, (0.0, None))
+        if until <= self._now():
+            found = read()
+            self._read[what] = (self._now() + self._remember, found)
+        return cast("T", found)
 
     def _is_told(self, row: Row) -> bool:
         return _is(ids.run_id, str(row["run_number"])) and not self._left_out(row)
@@ -166,11 +190,12 @@ class MetaflowHistory:
     def _light(self, row: Row) -> RunRecord:
         """A run as lists have it: how it stands, without its graph."""
         flow, run = str(row["flow_id"]), str(row["run_number"])
-        state, at = self._state(row, *self._end(flow, run))
+        end = self._remembered(("end", flow, run), lambda: self._end(flow, run))
+        state, at = self._state(row, *end)
         return RunRecord(
             self._key(flow, row), flow, run, state, str(row.get("user_name") or ""), _time(row), at,
-            0, _texts(row, "tags"), _texts(row, "system_tags"), {}, {},
-            heartbeat_at=_heartbeat(row),
+            0, _texts(row, "tags"), _texts(row, "system_tags"), {},
+            {"metaflow": self._source.url}, heartbeat_at=_heartbeat(row),
         )  # fmt: skip
 
     def _end(self, flow: str, run: str) -> tuple[bool | None, float | None]:
@@ -218,7 +243,10 @@ class MetaflowHistory:
             if row is None:
                 raise NotFound(f"There is no run {key.flow}/{key.run} in {self.url} any more.")
             if there is not None:
+                del self._loaded[key]
                 self._memory.delete_run(there.key)
+            while len(self._loaded) >= _MOST_LOADED:  # a server may show any number of runs
+                self._memory.delete_run(self._loaded.pop(next(iter(self._loaded))).key)
             found = _Reading(self, key, row).read()
             self._loaded[key] = found
             return found
@@ -232,6 +260,11 @@ class MetaflowHistory:
     def name_of(self, flow: str, run: str, task: int) -> str:
         """What Metaflow calls a task, which has this number here."""
         return self._load(_Key(flow, run)).names.get(task, str(task))
+
+    def tasks_of(self, flow: str, run: str) -> list[tuple[str, int]]:
+        """The steps and numbers of the tasks of a run."""
+        key = self._load(_Key(flow, run)).key
+        return [(v.task.step, v.task.task) for v in self._memory.tasks(key, light=True)]
 
     def _views(self, run_key: int, views: Iterable[TaskView]) -> Iterator[TaskView]:
         return (view._replace(run_key=run_key) for view in views)
@@ -333,7 +366,8 @@ class _Reading:
         parameters = next(((k, n) for k, n in numbers.items() if k[0] == "_parameters"), None)
         manifest = Manifest("_parameters")
         if parameters is not None:
-            manifest.artifacts = self._entries(self._latest(parameters[0]))
+            found = self._entries(self._latest(parameters[0]))
+            manifest.artifacts = {name: self._previewed(name, e) for name, e in found.items()}
         made = self._history.memory.create_run(record, manifest.encode())
         batch = self._batch(graph, tasks, numbers)
         failed = _failed(batch)
@@ -412,6 +446,21 @@ class _Reading:
             blob = (layout.data_name(self._flow, sha), size)
             found[name] = Entry(encoding, size, kind, {}, None, (blob,))
         return found
+
+    def _log(self, place: tuple[str, str], attempt: int) -> LogBuffer:
+        try:
+            store = self._history.place(self._root)
+        except AflowError:  # a run is shown though nothing of what it has left can be read here
+            return LogBuffer(1)
+        return read_theirs(store, (self._flow, self._run, *place), attempt)
+
+    def _previewed(self, name: str, entry: Entry) -> Entry:
+        """The entry of a parameter, with what lists show of it: of plain, small values alone."""
+        if name.startswith("_") or entry.size > _SHOWN:
+            return entry
+        value = self._value(entry)
+        kind, facts = preview(value)
+        return entry._replace(preview=facts) if kind == entry.type else entry
 
     def _value(self, entry: Entry) -> Any:
         """A value that Metaflow itself keeps; None where it cannot be read."""
@@ -583,7 +632,7 @@ class _Reading:
             state = AttemptState.SUCCEEDED if well else AttemptState.FAILED
         elif self._history._state(self._row, None, None)[0] is not RunState.RUNNING:
             state, at = AttemptState.LOST, started
-        log = read_theirs(self._history.place(self._root), (self._flow, self._run, *place), attempt)
+        log = self._log(place, attempt)
         reason = ""
         if state is AttemptState.FAILED:
             reason = self._reason(place, attempt)
@@ -710,6 +759,10 @@ class TheirStore:
     def list(self, prefix: str) -> Iterator[str]:
         """The names that begin so: those of cards."""
         parts = prefix.rstrip("/").split("/")
+        if parts[0] == "cards" and len(parts) == 3:
+            tasks = self._history.tasks_of(*parts[1:])
+            folders = (f"{'/'.join(parts)}/{step}/{task}/" for step, task in tasks)
+            return (name for folder in folders for name in self.list(folder))
         if parts[0] != "cards" or len(parts) != 5:
             return self._place.list(prefix)
         folder = self._folder(*parts[1:])

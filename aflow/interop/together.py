@@ -21,6 +21,12 @@ _STEP = 1 << 56  # keys that each has for itself
 Beside = MetaflowHistory | StoreMetadata
 
 
+def store_of_history(metadata: object, url: str) -> ObjectStore | None:
+    """The object store at `url` where that is one of a run of Metaflow's, which its history alone
+    opens; None for one of aflow's."""
+    return metadata.open_store(url) if isinstance(metadata, WithHistory) else None
+
+
 class WithHistory:
     """Reads both. Of two runs of the same name it is aflow's that is told: it may have been taken
     over from Metaflow's to be resumed. What is written goes to aflow's own."""

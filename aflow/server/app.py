@@ -26,6 +26,7 @@ from aflow.errors import (
     VersionConflict,
 )
 from aflow.executors.factory import keep_from_workers
+from aflow.interop.keys import FIRST_KEY, READ_ONLY
 from aflow.runs.liveness import request_end
 from aflow.server.auth import Authenticator, Handler, attended, caller_of, refusal
 from aflow.server.bodies import body_of, check_type, json_of, number_of
@@ -36,7 +37,7 @@ from aflow.server.routes.views import ViewRoutes
 from aflow.server.run_requests import order
 from aflow.server.streams import Streams, last_event
 from aflow.server.ui import Pages
-from aflow.server.views import Views
+from aflow.server.views import Views, source_of
 
 try:
     from aiohttp import web
@@ -68,17 +69,20 @@ def application(
     authenticator: Authenticator,
     watch: Callable[[str], object] | None = None,
     queue: Callable[[], Queue] | None = None,
+    shown: MetadataStore | None = None,
 ) -> web.Application:
     """The API, behind its authenticator. `watch` is called with runs that have been asked to
-    end, `queue` opens the one whose workers run the tasks."""
-    api = _Api(runs, blobs, metadata, metrics, watch)
+    end, `queue` opens the one whose workers run the tasks, `shown` is the metadata with what
+    Metaflow has recorded beside them."""
+    shown = shown or metadata
+    api = _Api(runs, blobs, metadata, metrics, watch, shown)
     clock = SystemClock()
-    views = Views(metadata, clock)
+    views = Views(shown, clock)
     apis = (
         api,
         ScheduleRoutes(scheduling, clock),
-        ViewRoutes(metadata, views, api.streams, clock),
-        ActionRoutes(metadata, views, runs, clock, blobs.store, queue),
+        ViewRoutes(shown, views, api.streams, clock),
+        ActionRoutes(shown, views, runs, clock, blobs.store, queue),
     )
     app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
     for route in ROUTES:
@@ -112,14 +116,16 @@ class _Api:
         blobs: BlobStore,
         metadata: MetadataStore,
         metrics: Metrics,
-        watch: Callable[[str], object] | None = None,
+        watch: Callable[[str], object] | None,
+        shown: MetadataStore,
     ) -> None:
         self._watch = watch
+        self._shown = shown
         self._metrics = metrics
         self._runs = runs
         self._blobs = blobs
         self._metadata = metadata
-        self.streams = self._streams = Streams(metadata)
+        self.streams = self._streams = Streams(shown)
         self._uploads = asyncio.Semaphore(_UPLOADS)
         self._looking: asyncio.Task[Any] | None = None
         self._looks: dict[str, asyncio.Task[RunRecord]] = {}
@@ -179,7 +185,7 @@ class _Api:
         flow = request.query.get("flow")
         name = None if flow is None else ids.flow_name(flow)
         limit = number_of(request, "limit", 20, LARGEST_PAGE)
-        found = await asyncio.to_thread(self._metadata.runs, name, limit=limit)
+        found = await asyncio.to_thread(self._shown.runs, name, limit=limit)
         return web.json_response({"runs": [_told(run) for run in found]})
 
     async def show_run(self, request: web.Request) -> web.StreamResponse:
@@ -190,7 +196,7 @@ class _Api:
             await attended(request, self._wait(flow, run, seconds))
         here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
         record = await asyncio.to_thread(self._record, flow, run)
-        steps = await asyncio.to_thread(self._metadata.progress, record.key)
+        steps = await asyncio.to_thread(self._shown.progress, record.key)
         told = [{"step": each.step, "tasks": each.tasks} for each in steps]
         return web.json_response({**_told(record), "here": here, "steps": told})
 
@@ -225,7 +231,7 @@ class _Api:
 
         def page() -> list[dict[str, Any]]:
             key = self._record(flow, run).key
-            found = self._metadata.tasks(key, after=after, limit=limit, light=True)
+            found = self._shown.tasks(key, after=after, limit=limit, light=True)
             return [_task_told(view) for view in found]
 
         return web.json_response({"tasks": await asyncio.to_thread(page)})
@@ -260,6 +266,8 @@ class _Api:
         answered."""
         flow, run = _named(request)
         record = await asyncio.to_thread(self._record, flow, run)
+        if record.key >= FIRST_KEY:
+            raise InvalidInput(READ_ONLY)
         # Written down first, for whoever drives it next, should this one die before it has heard.
         outcome = await asyncio.to_thread(
             request_end,
@@ -279,7 +287,7 @@ class _Api:
         return web.json_response({"run": f"{flow}/{run}", "state": state}, status=202)
 
     def _record(self, flow: str, run: str) -> RunRecord:
-        record = self._metadata.run(flow, run)
+        record = self._shown.run(flow, run)
         if record is None:
             raise NotFound(f"There is no run {flow}/{run}.")
         return record
@@ -291,6 +299,7 @@ def _named(request: web.Request) -> tuple[str, str]:
 
 def _told(run: RunRecord) -> dict[str, Any]:
     return {
+        **source_of(run),
         "flow": run.flow,
         "run": run.run,
         "state": run.state.value,

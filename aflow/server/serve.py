@@ -76,13 +76,14 @@ def serve(
     say: Callable[[str], object],
     mounts: Sequence[Mount] = (),
     queue: Callable[[], Queue] | None = None,
+    shown: MetadataStore | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; runs that go on then may still end, until the grace is over or
     another signal comes. Port 0 takes a free one, which `say` is told. Each of `mounts` adds routes
-    of its own; `queue` opens the one whose depth is measured. Raises InvalidSetting where it cannot
-    listen."""
+    of its own; `queue` opens the one whose depth is measured, `shown` is the metadata with what
+    Metaflow has recorded beside them. Raises InvalidSetting where it cannot listen."""
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        runner.run(_serve(runs, blobs, metadata, listen, say, mounts, queue))
+        runner.run(_serve(runs, blobs, metadata, listen, say, mounts, queue, shown))
 
 
 async def _serve(
@@ -93,6 +94,7 @@ async def _serve(
     say: Callable[[str], object],
     mounts: Sequence[Mount],
     queue: Callable[[], Queue] | None,
+    shown: MetadataStore | None,
 ) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -115,7 +117,7 @@ async def _serve(
         is_local=is_loopback(listen.host),
     )
     app = application(
-        runs, blobs, metadata, metrics, scheduling, authenticator, sharing.watch, queue
+        runs, blobs, metadata, metrics, scheduling, authenticator, sharing.watch, queue, shown
     )
     for mount in mounts:
         mount(app)

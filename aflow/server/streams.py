@@ -18,6 +18,7 @@ from aiohttp import web
 
 from aflow import backends
 from aflow.errors import InvalidInput, NotFound
+from aflow.interop.together import store_of_history
 from aflow.runs.log_tail import Following, TaskLine
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -31,7 +32,9 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.auth import send_stream
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.interop.together import store_of_history
+
+from aflow.metadata.base import MetadataStore, RunRecord
 
 LOOK = 0.5  # seconds between looks
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
@@ -87,7 +90,9 @@ class Streams:
     ) -> Following:
         """The output of a run, of a step or of a task, after the line of that id. Raises
         InvalidInput for what is no id."""
-        store = backends.open_recorded_store(run.settings["storage"])
+        url = run.settings["storage"]
+        theirs = store_of_history(self._metadata, url)
+        store = theirs or backends.open_recorded_store(url)
         return Following(self._metadata, store, run, step, task, after)
 
     async def lines(

@@ -18,6 +18,7 @@ from aflow._core.ids import PARAMETERS_TASK
 from aflow.code import package
 from aflow.errors import AflowError, InvalidInput, NotFound
 from aflow.flow.graph import Graph
+from aflow.interop.together import store_of_history
 from aflow.metadata.base import MetadataStore, RunRecord, TaskView
 from aflow.runs.cache.explain import explain
 from aflow.runs.log_tail import Following
@@ -27,6 +28,7 @@ from aflow.server.columns import ColumnsCache, StepFigures
 from aflow.server.filters import RunFilter
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
+from aflow.storage.codecs import gunzipped
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -412,7 +414,13 @@ class Views:
             )
         if entry.inline is not None:
             return entry.inline
-        return bytes(BlobStore(self._store(run)).get(entry.blobs[0][0]))
+        key, store = entry.blobs[0][0], self._store(run)
+        if run.settings.get("metaflow"):
+            # Metaflow's file of a value: compressed, and its size is not always recorded.
+            if (store.size(key) or 0) > _LARGEST_VALUE:
+                raise InvalidInput(f"{name} is too large to be downloaded here.")
+            return gunzipped(store.get(key), key, _LARGEST_VALUE)
+        return bytes(BlobStore(store).get(key))
 
     # ------------------------------------------------------------ logs
 
@@ -624,15 +632,24 @@ class Views:
         if not isinstance(url, str):
             raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
         if url not in self._stores:
-            self._stores[url] = backends.open_store(url)
+            theirs = store_of_history(self._metadata, url)
+            self._stores[url] = theirs or backends.open_store(url)
         return self._stores[url]
 
 
 # ------------------------------------------------------------ plain values
 
 
+def source_of(run: RunRecord) -> dict[str, Any]:
+    """Where a run is from: what has recorded it, and, of one of Metaflow's, the place where that
+    is read. Such a run is shown, and never changed."""
+    place = run.settings.get("metaflow")
+    return {"recorded_by": "aflow" if place is None else "metaflow", "read_from": place}
+
+
 def _plain_run(run: RunRecord) -> dict[str, Any]:
     return {
+        **source_of(run),
         "flow": run.flow,
         "run": run.run,
         "state": run.state.value,

@@ -8,6 +8,7 @@ service in its database. A failed run of it is resumed.
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import urllib.request
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.compat.peer import PEER, call, needs_peer
+from tests.server.conftest import Daemon
 from tests.support.postgres import new_schema
 from tests.support.s3 import ACCESS, S3Bucket
 from tests.support.servers import Server
@@ -292,3 +294,141 @@ class Tables:
             lists = {name: json.dumps(row[name]) for name in ("tags", "system_tags")}
             told = {**row, **lists}
             self._connection.execute(query.encode(), [told.get(name) for name in names])
+
+
+SUMS = """
+from metaflow import FlowSpec, Parameter, card, current, step
+from metaflow.cards import Markdown
+
+class Sums(FlowSpec):
+    n = Parameter("n", default=2)
+
+    @step
+    def start(self):
+        self.xs = list(range(self.n))
+        self.next(self.double, foreach="xs")
+
+    @card(type="blank")
+    @step
+    def double(self):
+        current.card.append(Markdown("# Doubled"))
+        print("doubling", self.input)
+        self.y = self.input * 2
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.total = sum(each.y for each in inputs)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        assert self.n < 3, "too many"
+
+if __name__ == "__main__":
+    Sums()
+"""
+
+
+def raw(server: Daemon, path: str) -> tuple[int, bytes]:
+    """Status and bytes of an answer."""
+    connection = server.connection()
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {server.token}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_a_server_shows_the_runs_of_metaflow_and_changes_none(tmp_path: Path) -> None:
+    team = Team(tmp_path)
+    (tmp_path / "flow.py").write_text(SUMS)
+    runs = []
+    for number in ("2", "3"):
+        team.theirs("flow.py", "--no-pylint", "run", "--run-id-file", "id", "--n", number)
+        runs.append((tmp_path / "id").read_text())
+    good, failed = runs
+    server = Daemon(tmp_path)
+    server.begin()
+
+    def got(path: str) -> Any:
+        status, found = server.ask("GET", f"/v1/{path}")
+        assert 200 == status, found
+        return found
+
+    try:
+        listed = got("search")["runs"]
+        assert [failed, good] == [each["run"] for each in listed]
+        assert ["failed", "succeeded"] == [each["state"] for each in listed]
+        assert {"metaflow"} == {each["recorded_by"] for each in listed}
+        assert listed[0]["read_from"] == f"local@{tmp_path / '.metaflow'}"
+        assert [good] == [e["run"] for e in got("search?filter=state:succeeded")["runs"]]
+        assert {"metaflow"} == {each["recorded_by"] for each in got("runs")["runs"]}
+        assert "Sums" == got("flows")["flows"][0]["flow"]
+
+        run = f"runs/Sums/{good}"
+        overview = got(f"{run}/overview")
+        assert {"start", "double", "join", "end"} == {e["step"] for e in overview["steps"]}
+        assert [{"name": "n", "value": "2"}] == overview["parameters"]
+        assert "too many" in str(got(f"runs/Sums/{failed}/overview")["failures"])
+        tasks = got(f"{run}/task-page?step=double")["tasks"]
+        assert 2 == len(tasks)
+        task = got(f"{run}/tasks/{tasks[0]['task']}")
+        assert "y" in {each["name"] for each in task["artifacts"]}
+        values = [
+            pickle.loads(raw(server, f"/v1/{run}/tasks/{each['task']}/artifacts/y")[1])
+            for each in tasks
+        ]
+        assert [0, 2] == sorted(values)
+        lines = [each["text"] for each in got(f"{run}/log?step=double")["lines"]]
+        assert ["doubling 0", "doubling 1"] == sorted(lines)
+        cards = got(f"{run}/cards")["cards"]
+        assert ["double", "double"] == [each["step"] for each in cards]
+        page = got(f"{run}/tasks/{cards[0]['task']}/cards/{cards[0]['name']}")
+        assert "metaflow_card_update" in page, "a page of Metaflow's own"
+
+        for method, path, body in [
+            ("PATCH", f"{run}/tags", b'{"add": ["x"]}'),
+            ("DELETE", run, b""),
+        ]:
+            status, said = server.ask(method, f"/v1/{path}", body)
+            assert (400, True) == (status, "never changed" in str(said)), said
+        status, said = server.ask("DELETE", f"/v1/{run}/records")
+        assert (409, True) == (status, "never changed" in str(said)), said
+        assert {"runs": []} == got(f"deletion?runs=Sums/{good}")
+    finally:
+        server.process.terminate()
+        server.process.communicate(timeout=60)
+
+
+def test_a_server_reads_no_folder_that_a_record_names(tmp_path: Path) -> None:
+    service = InThread(f"sqlite:///{tmp_path}/service.db", own=False)
+    settings = {"AFLOW_HISTORY": service.url}
+    where = {"DEFAULT_METADATA": "service", "SERVICE_URL": service.url}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    registering = Team(elsewhere, **where)
+    (elsewhere / "flow.py").write_text(SMALL)
+    registering.theirs("flow.py", "--no-pylint", "run", "--run-id-file", "id")
+    run = (elsewhere / "id").read_text()
+
+    def asked(**more: str) -> tuple[int, bytes]:
+        server = Daemon(tmp_path)
+        server.begin(**settings, **more)
+        try:
+            _, listed = server.ask("GET", f"/v1/runs/Shapes/{run}/tasks")
+            (task,) = [each["task"] for each in listed["tasks"] if each["step"] == "start"]
+            return raw(server, f"/v1/runs/Shapes/{run}/tasks/{task}/artifacts/value")
+        finally:
+            server.process.terminate()
+            server.process.communicate(timeout=60)
+
+    try:
+        status, said = asked()
+        assert 200 != status
+        assert "which a server does not read" in str(said), said
+        settings["AFLOW_HISTORY"] = f"{service.url},{elsewhere}"
+        assert 200 == asked()[0]
+    finally:
+        service.stop()

@@ -30,6 +30,7 @@ from aflow.executors.queue_status import (
     worker_as_json,
     workers_of,
 )
+from aflow.interop.keys import FIRST_KEY, READ_ONLY
 from aflow.metadata import tokens
 from aflow.metadata.base import WORKER_EXPIRY, documents_of
 from aflow.runs import gc
@@ -217,6 +218,8 @@ class ActionRoutes:
 
     def _why_not(self, run: RunRecord) -> str | None:
         """Why a run cannot be deleted; None where it can."""
+        if run.key >= FIRST_KEY:
+            return READ_ONLY
         if run.state not in TERMINAL_RUN_STATES:
             return f"{run.flow}/{run.run} cannot be deleted: it goes on. Cancel it first."
         alive = [state for state in type(run.state) if state not in TERMINAL_RUN_STATES]

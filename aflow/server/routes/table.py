@@ -39,6 +39,7 @@ LONGEST_WAIT = 60  # seconds that a request may wait for the end of a run
 _RUN = _object(
     flow=TEXT, run=TEXT, state=TEXT, user=TEXT, created_at={"type": "number"},
     finished_at=_TIME, tags=_list(TEXT), reason=TEXT,
+    recorded_by={"enum": ["aflow", "metaflow"]}, read_from=MAYBE_TEXT,
 )  # fmt: skip
 _TASK = _object(
     task={"type": "integer"}, step=TEXT, state=TEXT, attempts={"type": "integer"},

@@ -60,7 +60,7 @@ def definition_of(
         "resourceRequirements": [{"type": kind, "value": each} for kind, each in needs.items()],
         "environment": [{"name": key, "value": environment[key]} for key in sorted(environment)],
     }
-    properties |= _linux(batch, fargate=fargate) | _volumes(batch) | _logs(batch)
+    properties |= _linux(batch, fargate=fargate) | _volumes(batch) | _logs(batch, settings)
     if _of(batch, "privileged", False):
         properties["privileged"] = True
     definition: Definition = {
@@ -122,6 +122,11 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
     if timeout is None:
         return _whole(settings.runtime_limit or LIMIT, "AFLOW_DEFAULT_RUNTIME_LIMIT")
     return max(SHORTEST, math.ceil(timeout.total_seconds + wait) + MARGIN)
+
+
+def needs_gpu(step: StepDefinition) -> bool:
+    """Whether the step asks for GPUs, by @batch or @resources."""
+    return "GPU" in _resources(step, step.decorator("batch"))
 
 
 # ------------------------------------------------------------------ parts
@@ -240,8 +245,11 @@ def _shares(shares: Any) -> Mapping[str, Mapping[str, str]]:
     return {each: {} for each in ([shares] if isinstance(shares, str) else shares or ())}
 
 
-def _logs(batch: Any) -> Definition:
+def _logs(batch: Any, settings: AwsSettings) -> Definition:
     driver = _of(batch, "log_driver", None)
+    if driver is None and settings.job_log_group is not None:
+        options = {"awslogs-group": settings.job_log_group}
+        return {"logConfiguration": {"logDriver": "awslogs", "options": options}}
     if driver is None:
         return {}
     given = _of(batch, "log_options", None) or {}
@@ -299,11 +307,18 @@ class StepJob(NamedTuple):
     is_gang: bool = False
 
 
-def queue_of(step: StepDefinition, settings: AwsSettings) -> str:
-    """The queue of a step's jobs. Raises InvalidSetting where none is known."""
+def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
+    """The queue of a step's jobs where that is another than the common one."""
     batch: Any = step.decorator("batch")
-    given = batch.queue if batch else None
-    return str(given or settings.needed("queue", "The job queue of AWS Batch"))
+    if batch and batch.queue:
+        return str(batch.queue)
+    return settings.gpu_queue if needs_gpu(step) else None
+
+
+def queue_of(step: StepDefinition, settings: AwsSettings) -> str:
+    """The queue of a step's jobs: the one that it names, that of GPUs for a step that needs some,
+    or the common one. Raises InvalidSetting where none is known."""
+    return own_queue_of(step, settings) or settings.needed("queue", "The job queue of AWS Batch")
 
 
 def step_job(

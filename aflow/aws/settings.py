@@ -8,6 +8,7 @@ from aflow.errors import InvalidSetting
 
 KEYS = {
     "queue": ("BATCH_JOB_QUEUE",),
+    "gpu_queue": ("BATCH_GPU_JOB_QUEUE",),
     "image": ("BATCH_CONTAINER_IMAGE", "DEFAULT_CONTAINER_IMAGE"),
     "registry": ("BATCH_CONTAINER_REGISTRY", "DEFAULT_CONTAINER_REGISTRY"),
     "job_role": ("ECS_S3_ACCESS_IAM_ROLE",),
@@ -21,6 +22,7 @@ KEYS = {
     "emit_tags": ("BATCH_EMIT_TAGS",),
     "default_tags": ("BATCH_DEFAULT_TAGS",),
     "public_ip": ("BATCH_ASSIGN_PUBLIC_IP",),
+    "job_log_group": ("BATCH_LOG_GROUP",),
 }
 
 # Settings that jobs have from who starts them. A key is not among them: whoever may look at jobs
@@ -35,12 +37,15 @@ _PASSED_ON = (
 
 @dataclass(frozen=True, slots=True)
 class AwsSettings:
-    """The settings, as they were found; None where one is not set. `internal_url` is the address
+    """The settings, as they were found; None where one is not set. `gpu_queue` is the queue of
+    steps that need GPUs and name no queue, `job_log_group` the group of CloudWatch that jobs log
+    to, where that is not the one of AWS Batch. `internal_url` is the address
     of the metadata service as jobs see it, `runtime_limit` the seconds of a job without
     @timeout, `public_ip` ENABLED or DISABLED for jobs on Fargate. With `emit_tags` jobs of runs are
     marked with the run; `default_tags` are a JSON object of further marks."""
 
     queue: str | None = None
+    gpu_queue: str | None = None
     image: str | None = None
     registry: str | None = None
     job_role: str | None = None
@@ -54,6 +59,7 @@ class AwsSettings:
     emit_tags: str | None = None
     default_tags: str | None = None
     public_ip: str | None = None
+    job_log_group: str | None = None
 
     @classmethod
     def load(cls) -> AwsSettings:

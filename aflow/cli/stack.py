@@ -6,17 +6,22 @@ import click
 
 from aflow.cli.configure import STACK_HELP, import_stack, stack_parameters
 from aflow.cli.errors import USAGE
+from aflow.cli.options import flag
 
 _HELP = """What aflow needs in AWS: S3, Batch, a metadata service, roles (see docs/aws.md).
 
 \b
   aflow stack template > aflow.yaml
-  aflow stack check Image=REGISTRY/aflow:0.2.0 ComputeType=SPOT
+  aflow stack check ComputeType=SPOT MaxVCPUs=256
   aws cloudformation deploy --template-file aflow.yaml --stack-name aflow \\
-      --capabilities CAPABILITY_IAM --parameter-overrides Image=REGISTRY/aflow:0.2.0
+      --capabilities CAPABILITY_IAM --parameter-overrides ComputeType=SPOT MaxVCPUs=256
   aflow stack import aflow            the same as: aflow configure import-stack aflow
 """
 
+_TEMPLATE_HELP = """Print the CloudFormation template, with each resource on one line.
+
+So it is small enough for CloudFormation to take it as it is. With its comments it is larger than
+that, and has to be sent by way of a bucket (`aws cloudformation deploy --s3-bucket NAME`)."""
 
 _CHECK_HELP = """Say whether a stack can be made with these parameters.
 
@@ -27,8 +32,9 @@ each that cannot be used; nothing is sent anywhere."""
 def stack() -> click.Command:
     """The command."""
     group = click.Group("stack", help=_HELP)
+    comments = flag("--comments", help="Print it as it was written.")
     group.add_command(
-        click.Command("template", help="Print the CloudFormation template.", callback=_template)
+        click.Command("template", help=_TEMPLATE_HELP, params=[comments], callback=_template)
     )
     given = click.Argument(["parameters"], nargs=-1, metavar="[NAME=VALUE]...")
     group.add_command(click.Command("check", help=_CHECK_HELP, params=[given], callback=_check))
@@ -38,17 +44,16 @@ def stack() -> click.Command:
     return group
 
 
-def _template() -> None:
-    from aflow.aws.stack.settings import template
+def _template(comments: bool) -> None:
+    from aflow.aws.stack.parameters import template
 
-    click.echo(template(), nl=False)
+    click.echo(template(comments=comments), nl=False)
 
 
 def _check(parameters: tuple[str, ...]) -> int:
-    from aflow.aws.stack.parameters import given_as, parameters_of, refusals
-    from aflow.aws.stack.settings import template
+    from aflow.aws.stack.parameters import given_as, parameters_of, refusals, template
 
-    found = refusals(parameters_of(template()), given_as(parameters))
+    found = refusals(parameters_of(template(comments=True)), given_as(parameters))
     for each in found:
         click.echo(each, err=True)
     if not found:

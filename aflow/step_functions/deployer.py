@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.settings import ConfigFile, config_file, expanded, looked_up
+from aflow.aws.batch import queue_of
 from aflow.aws.client import Calls
 from aflow.aws.settings import AwsSettings, needs_s3
 from aflow.code import package
@@ -103,9 +104,10 @@ class Aws(Calls):
         region = self._client("stepfunctions").meta.region_name
         return Account(parts[1], region, parts[4])
 
-    def with_platform(self, queue: str) -> Account:
-        """The same, with what the queue runs jobs on."""
-        return self.account._replace(fargate=self.is_fargate(queue))
+    def with_platforms(self, queues: Iterable[str]) -> Account:
+        """The same, with which of the queues run jobs on Fargate."""
+        fargate = frozenset(queue for queue in queues if self.is_fargate(queue))
+        return self.account._replace(fargate=fargate)
 
     # ------------------------------------------------------------ state machines
 
@@ -390,8 +392,9 @@ class Deployer:
         before = there.label if there is not None else None
         # With another token the flow changes hands: the old one opens nothing any more.
         owner = before.owner if before is not None and before.token == token else None
-        queue = self._known.needed("queue", "The job queue of AWS Batch")
-        account = self._aws.with_platform(queue)
+        self._known.needed("queue", "The job queue of AWS Batch")
+        steps = self._definition.steps.values()
+        account = self._aws.with_platforms({queue_of(step, self._known) for step in steps})
         needs_s3(self._settings.storage_url)
         self._check_metadata()
         store = backends.open_store(self._settings.storage_url)

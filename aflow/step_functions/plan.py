@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core import cron
 from aflow._core.settings import without_password
-from aflow.aws.batch import Definition, definition_of, limit_of
+from aflow.aws.batch import Definition, definition_of, limit_of, own_queue_of, queue_of
 from aflow.aws.settings import needs_key_secret, needs_s3, passed_on
 from aflow.code.program import for_later, request_of
 from aflow.errors import InvalidInput, InvalidSetting
@@ -169,7 +169,7 @@ def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) 
         retry.times if retry else 0,
         limit_of(step, settings, wait),
         step.decorator("catch") is not None,
-        batch.queue if batch else None,
+        own_queue_of(step, settings),
         (batch.aws_batch_tags if batch else None) or {},
     )
 
@@ -193,12 +193,12 @@ class Wanted(NamedTuple):
 
 
 class Account(NamedTuple):
-    """Where in AWS: the partition, the region, the account, and whether the queue is Fargate's."""
+    """Where in AWS: the partition, the region, the account, and which queues are Fargate's."""
 
     partition: str
     region: str
     number: str
-    fargate: bool = False
+    fargate: frozenset[str] = frozenset()
 
     def machine_arn(self, name: str) -> str:
         """The ARN of a state machine."""
@@ -273,13 +273,15 @@ def plan(
     variables |= shipped or {}
     steps: dict[Any, Any] = {**definition.steps, None: None}
     policies = policies_from(definition)
+    common = aws.needed("queue", "The job queue of AWS Batch")
+    queues = {each: queue_of(step, aws) if step else common for each, step in steps.items()}
     made: dict[Any, Definition] = {
         each: definition_of(
             step,
             aws,
             variables,
             PROGRAM,
-            fargate=account.fargate,
+            fargate=queues[each] in account.fargate,
             # All attempts share a definition: what grows with the attempt is what the last one has.
             attempt=policies[each].retries if step else 0,
         )
@@ -291,7 +293,7 @@ def plan(
     bucket, prefix = _bucket(storage)
     where = Where(
         account.partition,
-        aws.needed("queue", "The job queue of AWS Batch"),
+        common,
         bucket,
         f"{prefix}deploy/words/{definition.name}",
         jobs.pop(None),

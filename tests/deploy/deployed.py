@@ -46,16 +46,15 @@ def ended(aws: Account, machine: str, run: str) -> str:
 
 
 def job_logs(aws: Account) -> str:
-    """What all jobs have printed. The account is that of the test session: there may be more jobs
-    than one page has (50)."""
-    logs, told = aws.client("logs"), []
-    pages = logs.get_paginator("describe_log_streams").paginate(logGroupName="/aws/batch/job")
-    for stream in (each for page in pages for each in page["logStreams"]):
-        events = logs.get_log_events(
-            logGroupName="/aws/batch/job", logStreamName=stream["logStreamName"]
-        )
-        told += [each["message"] for each in events["events"]]
-    return "\n".join(told)
+    """What all jobs have printed, in whatever group of logs. The account is that of the test
+    session: there may be more jobs than one page has (50)."""
+    logs, printed = aws.client("logs"), []
+    for group in (each["logGroupName"] for each in logs.describe_log_groups()["logGroups"]):
+        pages = logs.get_paginator("describe_log_streams").paginate(logGroupName=group)
+        for stream in (each["logStreamName"] for page in pages for each in page["logStreams"]):
+            events = logs.get_log_events(logGroupName=group, logStreamName=stream)["events"]
+            printed += [each["message"] for each in events]
+    return "\n".join(printed)
 
 
 def wait_for_log(aws: Account, text: str) -> None:

@@ -269,7 +269,8 @@ def test_the_notebook_begins_with_the_same_settings(made: Made, tmp_path: Path) 
     written = settings_of_the_notebook(made, tmp_path)
 
     internal = found["METAFLOW_SERVICE_INTERNAL_URL"]
-    assert found | {"METAFLOW_SERVICE_URL": internal} == written
+    # What the stack has not is empty there, which is as if it were not set.
+    assert found | {"METAFLOW_SERVICE_URL": internal} == {k: v for k, v in written.items() if v}
 
 
 def test_the_notebook_of_the_stack_draws_runs_with_the_settings_it_has(
@@ -337,18 +338,23 @@ def test_a_stack_of_another_kind_is_no_configuration(made: Made, tmp_path: Path)
     assert "says nowhere where artifacts are" in done.stderr
 
 
+def network_of(number: int) -> dict[str, str]:
+    """Addresses that no other stack has."""
+    return {
+        "VpcCidr": f"10.{number}.0.0/16",
+        "Subnet1Cidr": f"10.{number}.0.0/20",
+        "Subnet2Cidr": f"10.{number}.16.0/20",
+        "DatabaseSubnet1Cidr": f"10.{number}.32.0/24",
+        "DatabaseSubnet2Cidr": f"10.{number}.33.0/24",
+        "NatSubnetCidr": f"10.{number}.34.0/24",
+    }
+
+
 def test_on_fargate_there_are_no_instances(stack_server: Server, repository: Path) -> None:
     other = Made(stack_server, f"aflow-fargate-{os.getpid()}")
     file = repository / "aflow" / "aws" / "stack" / "cloudformation.yaml"
 
-    network = {
-        "VpcCidr": "10.30.0.0/16",
-        "Subnet1Cidr": "10.30.0.0/20",
-        "Subnet2Cidr": "10.30.16.0/20",
-        "DatabaseSubnet1Cidr": "10.30.32.0/24",
-        "DatabaseSubnet2Cidr": "10.30.33.0/24",
-    }
-    other.create(file, ComputeType="FARGATE", StepTable="false", **network)
+    other.create(file, ComputeType="FARGATE", StepTable="false", **network_of(30))
 
     outputs = other.outputs()
     environments = other.aws("batch").describe_compute_environments()["computeEnvironments"]
@@ -357,3 +363,100 @@ def test_on_fargate_there_are_no_instances(stack_server: Server, repository: Pat
     types = {type_ for type_, _ in other.resources().values()}
     assert "AWS::Batch::JobQueue" in types
     assert types.isdisjoint({"AWS::EC2::LaunchTemplate", "AWS::IAM::InstanceProfile"})
+    assert types.isdisjoint({"AWS::EC2::NatGateway", "AWS::CodeBuild::Project"})
+
+
+def test_a_stack_in_a_network_that_is_there_makes_none(
+    stack_server: Server, repository: Path, tmp_path: Path
+) -> None:
+    other = Made(stack_server, f"aflow-within-{os.getpid()}")
+    ec2 = other.aws("ec2")
+    vpc = ec2.create_vpc(CidrBlock="172.20.0.0/16")["Vpc"]["VpcId"]
+    subnets = {
+        ec2.create_subnet(
+            VpcId=vpc, CidrBlock=f"172.20.{number}.0/24", AvailabilityZone=f"us-east-1{zone}"
+        )["Subnet"]["SubnetId"]
+        for number, zone in enumerate("ab")
+    }
+
+    other.create(
+        repository / "aflow" / "aws" / "stack" / "cloudformation.yaml",
+        VpcId=vpc, SubnetIds=",".join(sorted(subnets)), VpcCidr="172.20.0.0/16",
+        PublicAddresses="false", GpuInstanceTypes="g5.xlarge",
+    )  # fmt: skip
+
+    made = other.resources()
+    kinds = {kind for kind, _ in made.values() if kind.startswith("AWS::EC2::")}
+    assert kinds.isdisjoint({"AWS::EC2::VPC", "AWS::EC2::Subnet", "AWS::EC2::InternetGateway"})
+    group = made["JobSecurityGroup"][1]
+    assert vpc == ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["VpcId"]
+    listed = other.aws("batch").describe_compute_environments()["computeEnvironments"]
+    own = {made[name][1].rpartition("/")[2] for name in ("Instances", "GpuInstances")}
+    used = [e["computeResources"] for e in listed if e["computeEnvironmentName"] in own]
+    assert [subnets, subnets] == [{*each["subnets"]} for each in used]
+    found = imported(other, tmp_path)
+    assert "DISABLED" == found["AFLOW_BATCH_ASSIGN_PUBLIC_IP"]
+    assert made["GpuJobQueue"][1] == found["AFLOW_BATCH_GPU_JOB_QUEUE"]
+    assert made["JobLogs"][1] == found["AFLOW_BATCH_LOG_GROUP"]
+
+
+def test_private_subnets_have_their_way_out_over_one_gateway(
+    stack_server: Server, repository: Path
+) -> None:
+    other = Made(stack_server, f"aflow-private-{os.getpid()}")
+    file = repository / "aflow" / "aws" / "stack" / "cloudformation.yaml"
+
+    other.create(file, PublicAddresses="false", ComputeType="FARGATE", **network_of(31))
+
+    made, ec2 = other.resources(), other.aws("ec2")
+    subnets = [made[name][1] for name in ("Subnet1", "Subnet2")]
+    told = ec2.describe_subnets(SubnetIds=subnets)["Subnets"]
+    assert [False, False] == [each["MapPublicIpOnLaunch"] for each in told]
+
+    def way_out(table: str) -> dict[str, Any]:
+        (found,) = ec2.describe_route_tables(RouteTableIds=[made[table][1]])["RouteTables"]
+        (route,) = [e for e in found["Routes"] if e.get("DestinationCidrBlock") == "0.0.0.0/0"]
+        return dict(route)
+
+    assert made["Nat"][1] == way_out("RouteTable")["NatGatewayId"]
+    assert made["InternetGateway"][1] == way_out("NatRouteTable")["GatewayId"]
+
+
+def test_steps_that_ask_for_gpus_run_in_their_queue_and_log_to_the_stack(
+    made: Made, repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpus = f"gpus-{os.getpid()}"
+    environments = made.aws("batch").describe_job_queues()["jobQueues"][0]
+    made.aws("batch").create_job_queue(
+        jobQueueName=gpus, state="ENABLED", priority=1,
+        computeEnvironmentOrder=environments["computeEnvironmentOrder"],
+    )  # fmt: skip
+    home = tmp_path / "home"
+    found = imported(made, home)
+    service = InThread(f"sqlite:///{tmp_path}/metadata.db", [KEY])
+    here = dict.fromkeys(("METAFLOW_SERVICE_URL", "METAFLOW_SERVICE_INTERNAL_URL"), service.url)
+    (home / "config.json").write_text(
+        json.dumps({**found, **here, "AFLOW_BATCH_GPU_JOB_QUEUE": gpus})
+    )
+    workspace = Workspace(tmp_path)
+    workspace.write(
+        FLOW.replace("    @step\n    def start", "    @resources(gpu=1)\n    @step\n    def start")
+    )
+    for key, value in made.environment.items():
+        monkeypatch.setenv(key, value)
+
+    try:
+        ran = workspace.run("--with", "batch", AFLOW_HOME=str(home))
+    finally:
+        service.stop()
+
+    assert 0 == ran.code, ran.out + ran.err
+    batch = made.aws("batch")
+    (job,) = batch.list_jobs(jobQueue=gpus, jobStatus="SUCCEEDED")["jobSummaryList"]
+    (told,) = batch.describe_jobs(jobs=[job["jobId"]])["jobs"]
+    assert "start" == told["parameters"]["aflow.step_name"]
+    (definition,) = batch.describe_job_definitions(jobDefinitions=[told["jobDefinition"]])[
+        "jobDefinitions"
+    ]
+    logs = definition["containerProperties"]["logConfiguration"]
+    assert {"awslogs-group": found["AFLOW_BATCH_LOG_GROUP"]} == logs["options"]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
-from aflow.aws.stack.parameters import given_as, refusals
-from aflow.aws.stack.settings import template
+from aflow.aws.stack.parameters import given_as, refusals, template
 from tests.stack.on_moto import loaded
 
 # Actions that IAM knows no resources for, or that list what there is.
@@ -34,9 +38,13 @@ WITHOUT_RESOURCES = {
     "logs:PutResourcePolicy",
     "logs:DescribeResourcePolicies",
     "logs:DescribeLogGroups",
+    "ecr:GetAuthorizationToken",
 }
 # What is to be in a working configuration.
 SETTINGS = {
+    "AFLOW_BATCH_ASSIGN_PUBLIC_IP",
+    "AFLOW_BATCH_GPU_JOB_QUEUE",
+    "AFLOW_BATCH_LOG_GROUP",
     "METAFLOW_BATCH_CONTAINER_IMAGE",
     "METAFLOW_BATCH_JOB_QUEUE",
     "METAFLOW_DATASTORE_SYSROOT_S3",
@@ -81,25 +89,37 @@ def test_the_command_prints_a_template_that_cfn_lint_has_nothing_to_say_of(file:
     assert template() == file.read_text()
 
 
-def test_the_template_can_be_sent_as_it_is(file: Path) -> None:
+def test_the_template_can_be_sent_as_it_is(file: Path, whole: dict[str, Any]) -> None:
     assert 51_200 >= file.stat().st_size, "CloudFormation takes larger ones from a bucket alone"
+
+    written = file.with_name("with-comments.yaml")
+    command = [sys.executable, "-m", "aflow", "stack", "template", "--comments"]
+    written.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert "# ---" in written.read_text()
+    assert loaded(written) == whole, "they say the same"
 
 
 # What checkov finds, and why it stays. `scripts/checkov` installs it, into a folder of its own.
 _KEYS = "keys of AWS itself encrypt it: one of one's own costs, and decides about nobody here"
 EXCEPTIONS = {
     ("CKV_AWS_18", "AccessLogs"): "the logs of the logs would be logged without end",
+    ("CKV_AWS_19", "Bucket"): "it is encrypted: checkov does not look into the branches of !If",
     ("CKV_AWS_21", "AccessLogs"): "S3 writes each log once; nobody else may write them",
     ("CKV_AWS_65", "Cluster"): "container insights are paid for; one service has its own logs",
     ("CKV_AWS_73", "ApiStage"): "the API passes requests on, and the service logs them",
     ("CKV_AWS_76", "ApiStage"): "it needs a role of the whole account; the service logs requests",
     ("CKV_AWS_91", "LoadBalancer"): "network load balancers log TLS alone, which it has none of",
+    ("CKV_AWS_115", "ImageStarter"): "it runs when the stack is made, and starts one build",
+    ("CKV_AWS_116", "ImageStarter"): "CloudFormation calls it, and waits for its answer",
+    ("CKV_AWS_117", "ImageStarter"): "it calls AWS alone, and nothing of the network",
     ("CKV_AWS_118", "Database"): "enhanced monitoring is paid for, and may be switched on",
     ("CKV_AWS_119", "Table"): _KEYS,
     ("CKV_AWS_120", "ApiStage"): "metadata change all the time: a cache would be wrong",
+    ("CKV_AWS_136", "Images"): "it has the key that KmsKeyArn names, else one of AWS itself",
     ("CKV_AWS_149", "DatabaseSecret"): _KEYS,
     ("CKV_AWS_149", "ServiceKey"): _KEYS,
     ("CKV_AWS_157", "Database"): "DatabaseMultiAZ is a parameter, since it doubles the price",
+    ("CKV_AWS_158", "JobLogs"): _KEYS,
     ("CKV_AWS_158", "ServiceLogs"): _KEYS,
     ("CKV_AWS_158", "StepFunctionsLogs"): _KEYS,
     ("CKV_AWS_161", "Database"): "the service alone reaches it, with a password that no one knows",
@@ -133,8 +153,8 @@ def test_every_role_is_for_services_of_this_account_alone(whole: dict[str, Any])
     mine = {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}
     people = {"AWS": {"Ref": "UserPrincipalArn"}}
     assert people == trusting.pop("UserRole")["Principal"], "it is for whom the parameter names"
-    # Instances and notebooks are no services that act for others: they say no account.
-    assert {"InstanceRole", "NotebookRole"} == {
+    # Instances, notebooks and functions are no services that act for others: they say no account.
+    assert {"ImageStarterRole", "InstanceRole", "NotebookRole"} == {
         name for name, each in trusting.items() if each.get("Condition") != mine
     }
 
@@ -153,6 +173,20 @@ def test_a_stack_reaches_its_own_part_of_bucket_and_account(whole: dict[str, Any
     assert {"Ref": "AccessLogs"} == bucket["LoggingConfiguration"]["DestinationBucketName"]
 
 
+def test_whoever_may_read_artifacts_may_use_the_key_that_encrypts_them(
+    whole: dict[str, Any],
+) -> None:
+    keys = [name for name, each in statements(whole) if "kms:Decrypt" in words(each["Action"])]
+    assert ["DataPolicy"] == keys
+
+    reading = {"Ref": "DataPolicy"}
+    for role in ("JobRole", "ServiceRole", "StepFunctionsRole", "NotebookRole", "UserRole"):
+        policies = whole["Resources"][role]["Properties"]["ManagedPolicyArns"]
+        assert json.dumps(reading) in json.dumps(policies), role
+    encrypted = whole["Resources"]["Bucket"]["Properties"]["BucketEncryption"]
+    assert '{"Ref": "KmsKeyArn"}' in json.dumps(encrypted)
+
+
 def statements(whole: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every statement of a policy that allows something, and the resource that it is of."""
     for name, resource in whole["Resources"].items():
@@ -162,7 +196,8 @@ def statements(whole: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         documents = [each["PolicyDocument"] for each in properties.get("Policies", ())]
         documents += [properties["PolicyDocument"]] if "PolicyDocument" in properties else []
         for document in documents:
-            for statement in document["Statement"]:
+            for each in document["Statement"]:
+                statement = each["Fn::If"][1] if "Fn::If" in each else each
                 assert "Allow" == statement["Effect"]
                 yield name, statement
 
@@ -293,7 +328,7 @@ def test_every_parameter_says_what_it_is_and_what_it_takes(whole: dict[str, Any]
 
     assert {"InstanceTypes"} == free, "what Batch itself checks"
     assert {*whole["Parameters"]} == {name for group in asked for name in group["Parameters"]}
-    assert {"Image"} == {n for n, each in whole["Parameters"].items() if "Default" not in each}
+    assert [] == [n for n, each in whole["Parameters"].items() if "Default" not in each]
 
 
 def test_every_default_is_one_that_its_parameter_takes(whole: dict[str, Any]) -> None:
@@ -321,7 +356,16 @@ def test_data_outlive_the_stack(whole: dict[str, Any]) -> None:
     kept = {name: each["DeletionPolicy"] for name, each in whole["Resources"].items()
             if "DeletionPolicy" in each}  # fmt: skip
 
-    assert {"Bucket": "Retain", "AccessLogs": "Retain", "Database": "Snapshot"} == kept
+    assert {
+        "Bucket": "Retain", "AccessLogs": "Retain", "Images": "Retain", "Database": "Snapshot"
+    } == kept  # fmt: skip
+
+
+def test_whatever_logs_forgets_after_the_days_that_one_says(whole: dict[str, Any]) -> None:
+    groups = [e for e in whole["Resources"].values() if e["Type"] == "AWS::Logs::LogGroup"]
+
+    assert 3 == len(groups), "of jobs, of the service, of state machines"
+    assert all({"Ref": "LogDays"} == each["Properties"]["RetentionInDays"] for each in groups)
 
 
 # ------------------------------------------------------------ parameters
@@ -355,6 +399,21 @@ def test_parameters_that_can_be_used_are_said_to() -> None:
         (["Subnet2Cidr=10.20.0.0/24"], "Subnet2Cidr (10.20.0.0/24) have addresses in common."),
         (["VpcCidr=10.20.0.1/16"], "VpcCidr is '10.20.0.1/16', which is no network"),
         (["VpcCidr=10.20.0.0/8"], "VpcCidr is '10.20.0.0/8', and has to be of the form"),
+        (["VpcId=vpc-0a1b2c3d"], "VpcId is given without SubnetIds: a network that is there"),
+        (["SubnetIds=subnet-0a1b2c3d,subnet-1a1b2c3d"], "SubnetIds is given without VpcId"),
+        (["VpcId=vpc-0a1b2c3d", "SubnetIds=subnet-0a1b2c3d"], "and has to be empty, or ids of two"),
+        (
+            ["VpcId=vpc-0a1b2c3d", "SubnetIds=subnet-0a1b2c3d,subnet-0a1b2c3d"],
+            "name each subnet once, in two zones at least.",
+        ),
+        (["VpcId=mine"], "VpcId is 'mine', and has to be empty, or the id of a VPC."),
+        (
+            ["PublicAddresses=false", "NatSubnetCidr=10.20.0.0/24"],
+            "Subnet1Cidr (10.20.0.0/20) and NatSubnetCidr (10.20.0.0/24) have addresses in common.",
+        ),
+        (["PublicAddresses=no"], "PublicAddresses is 'no', and has to be one of true, false."),
+        (["ImagePackage="], "ImagePackage is '', and has to be s3://BUCKET/PATH.whl, or require"),
+        (["GpuInstanceTypes=g5.xlarge; g4"], "has to be empty, or types and families with commas"),
     ],
 )
 def test_a_parameter_out_of_range_is_refused_with_the_range(
@@ -365,10 +424,175 @@ def test_a_parameter_out_of_range_is_refused_with_the_range(
     assert [True] == sorted({said in each for each in found} - {False}), found
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["VpcId=vpc-0a1b2c3d", "SubnetIds=subnet-0a1b2c3d,subnet-0123456789abcdef0",
+         "VpcCidr=172.31.0.0/16", "PublicAddresses=false"],
+        ["PublicAddresses=false", "GpuInstanceTypes=g5.xlarge,p4d"],
+        ["ImagePackage=s3://wheels/aflow_runtime-0.1.0-py3-none-any.whl"],
+        ["ImagePackage=aflow-runtime[aws,postgres,server]==0.1.0 numpy>=2", "ImageNumber=2"],
+    ],
+)  # fmt: skip
+def test_networks_queues_and_images_of_many_kinds_can_be_had(
+    words: list[str], whole: dict[str, Any]
+) -> None:
+    assert [] == refusals(whole["Parameters"], given_as(words))
+
+
 def test_the_command_refuses_all_that_is_wrong_at_once() -> None:
     done = checked("MaxVCPUs=0", "LogDays=2")
 
     assert (2, "") == (done.returncode, done.stdout)
-    assert 3 == len(done.stderr.splitlines())
-    assert "Image has to be given: Image of aflow" in done.stderr
+    assert 2 == len(done.stderr.splitlines())
     assert "'x' is no parameter: write NAME=VALUE." in checked("x").stderr
+
+
+# ------------------------------------------------------------ the image that the stack builds
+
+BUILDSPEC_TOOLS = {
+    "aws": 'echo "aws $*" >> calls; [[ $1 != s3 ]] || touch "$(basename "$4")"',
+    "docker": 'echo "docker $*" >> calls; [[ $1 != build || -z ${BROKEN-} ]] || exit 1; '
+    "[[ $1 != inspect ]] || echo registry/images@sha256:0a1b",
+}
+ANSWER = {"StackId": "stack", "RequestId": "1", "LogicalResourceId": "BuiltImage"}
+
+
+class Answers:
+    """What listens at the address to which custom resources of CloudFormation answer."""
+
+    def __enter__(self) -> Answers:
+        self.given: list[dict[str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                said = self.rfile.read(int(self.headers["Content-Length"]))
+                outer.given.append(json.loads(said))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Nothing is printed."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/answer?signed=yes"
+        self._thread = Thread(target=self._server.serve_forever)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def build(whole: dict[str, Any], folder: Path, package: str, url: str, **more: str) -> Path:
+    """Runs the commands of the build, as CodeBuild does, in the folder; where they ran."""
+    phase = yaml.safe_load(
+        whole["Resources"]["ImageBuild"]["Properties"]["Source"]["BuildSpec"]
+    )["phases"]["build"]  # fmt: skip
+    tools, source = folder / "tools", folder / "source"
+    for made in (tools, source):
+        made.mkdir(parents=True)
+    for name, body in BUILDSPEC_TOOLS.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(folder),
+        "REPOSITORY": "registry/images", "BASE": "python:3.12", "TAG": "1-abc",
+        "PACKAGE": package, "CODEBUILD_LOG_PATH": "image/1234", "ANSWER": json.dumps(ANSWER),
+        "ANSWER_TO": url, **more,
+    }  # fmt: skip
+    for command in (*phase["commands"], *phase["finally"]):
+        subprocess.run(["bash", "-c", command], cwd=source, env=environment, check=False)
+    return source
+
+
+needs_jq = pytest.mark.skipif(
+    shutil.which("jq") is None or shutil.which("curl") is None, reason="needs jq and curl"
+)
+
+
+@needs_jq
+def test_the_stack_builds_an_image_of_requirements_and_hears_its_digest(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    with Answers() as answers:
+        source = build(whole, tmp_path, "aflow-runtime[aws]==0.1.0 numpy>=2", answers.url)
+
+    dockerfile = (source / "Dockerfile").read_text().splitlines()
+    assert "FROM python:3.12" == dockerfile[0]
+    (install,) = [line for line in dockerfile if "pip install" in line]
+    words = install.removeprefix("RUN ").partition(" && ")[0]
+    asked = subprocess.run(
+        ["sh", "-c", words.replace("python -m pip", "printf '%s\\n'")],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert ["aflow-runtime[aws]==0.1.0", "numpy>=2"] == asked[-2:]
+    assert "USER 1000:1000" in dockerfile
+    assert not any(line.startswith("ENTRYPOINT") for line in dockerfile), "jobs bring their command"
+    assert "docker push registry/images:1-abc" in (source / "calls").read_text()
+    data = {"Image": "registry/images@sha256:0a1b"}
+    assert [{**ANSWER, "Status": "SUCCESS", "Data": data}] == answers.given
+
+
+@needs_jq
+def test_the_stack_builds_an_image_of_a_wheel_in_s3(whole: dict[str, Any], tmp_path: Path) -> None:
+    wheel = "aflow_runtime-0.1.0-py3-none-any.whl"
+    with Answers() as answers:
+        source = build(whole, tmp_path, f"s3://wheels/{wheel}", answers.url)
+
+    assert f"aws s3 cp --only-show-errors s3://wheels/{wheel} ." in (source / "calls").read_text()
+    assert f"/tmp/{wheel}" in (source / "Dockerfile").read_text()
+    assert ["SUCCESS"] == [each["Status"] for each in answers.given]
+
+
+@needs_jq
+def test_a_build_that_fails_is_said_to_the_stack_with_the_place_of_its_log(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    with Answers() as answers:
+        build(whole, tmp_path, "aflow-runtime", answers.url, BROKEN="1")
+
+    (said,) = answers.given
+    assert "FAILED" == said["Status"]
+    assert "The image was not built: see the stream image/1234 of the logs." == said["Reason"]
+
+
+def test_the_build_is_started_with_what_it_answers_to(whole: dict[str, Any]) -> None:
+    code = whole["Resources"]["ImageStarter"]["Properties"]["Code"]["ZipFile"]
+    assert 4096 > len(code), "longer code has to be in a bucket"
+    started: list[dict[str, Any]] = []
+    there = SimpleNamespace(
+        client=lambda name: SimpleNamespace(
+            start_build=lambda **how: started.append({"of": name, **how})
+        )
+    )
+    names: dict[str, Any] = {}
+    before = sys.modules.get("boto3")
+    sys.modules["boto3"] = there  # type: ignore[assignment]
+    try:
+        exec(compile(code, "index.py", "exec"), names)
+    finally:
+        sys.modules.pop("boto3") if before is None else sys.modules.update(boto3=before)
+    asked = {
+        **ANSWER, "RequestId": "0123456789abcdef",
+        "ResourceProperties": {"Project": "build", "Number": "3"},
+    }  # fmt: skip
+
+    with Answers() as answers:
+        names["start"]({**asked, "RequestType": "Create", "ResponseURL": answers.url}, None)
+        assert [] == answers.given, "the build answers"
+        names["start"]({**asked, "RequestType": "Delete", "ResponseURL": answers.url}, None)
+        del asked["ResourceProperties"]["Project"]  # type: ignore[attr-defined]
+        names["start"]({**asked, "RequestType": "Update", "ResponseURL": answers.url}, None)
+
+    (build_,) = started
+    given = {each["name"]: each["value"] for each in build_["environmentVariablesOverride"]}
+    assert ("codebuild", "build") == (build_["of"], build_["projectName"])
+    assert ("3-01234567", answers.url) == (given["TAG"], given["ANSWER_TO"])
+    assert "BuiltImage" == json.loads(given["ANSWER"])["LogicalResourceId"]
+    assert ["SUCCESS", "FAILED"] == [each["Status"] for each in answers.given]
+    assert "The build of the image did not start: 'Project'" == answers.given[1]["Reason"]
+    assert all(each["PhysicalResourceId"] for each in answers.given)

@@ -1,10 +1,11 @@
-"""Whether a stack can be made with parameters: what CloudFormation would say, and what it only
-finds out a quarter of an hour later. Pure."""
+"""The CloudFormation template, and whether a stack can be made of it with parameters: what
+CloudFormation would say, and what it only finds out a quarter of an hour later."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
 from ipaddress import IPv4Network
 from itertools import combinations
 from typing import Any
@@ -12,21 +13,72 @@ from typing import Any
 from aflow.errors import InvalidInput, MissingExtra
 
 _SUBNETS = ("Subnet1Cidr", "Subnet2Cidr", "DatabaseSubnet1Cidr", "DatabaseSubnet2Cidr")
+_NAT_SUBNET = "NatSubnetCidr"
+_EVERYTHING = 10**9  # columns: no line is broken
 
 
-def parameters_of(template: str) -> dict[str, dict[str, Any]]:
-    """The parameters that a template (in YAML) has, by name."""
+def template(*, comments: bool = False) -> str:
+    """The CloudFormation template.
+
+    With `comments` it is as it was written; else with each resource on one line, which is small
+    enough to be sent as it is: CloudFormation takes 51,200 bytes, and larger templates from a
+    bucket alone. Raises MissingExtra where PyYAML is not installed.
+    """
+    text = (files("aflow.aws.stack") / "cloudformation.yaml").read_text("utf-8")
+    return text if comments else _compact(text)
+
+
+def _compact(text: str) -> str:
+    yaml = _yaml()
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc, name-defined]
+        """Writes no blank after a comma, and no quotes after a tag."""
+
+        whitespace: bool
+        analysis: Any
+
+        def write_indicator(self, indicator: str, *more: Any, **named: Any) -> None:
+            super().write_indicator(indicator, *more, **named)
+            self.whitespace = self.whitespace or indicator == ","
+
+        def choose_scalar_style(self) -> Any:
+            self.analysis = self.analysis or self.analyze_scalar(self.event.value)
+            tagged = self.event.tag is not None and self.event.tag.startswith("!")
+            if tagged and self.analysis.allow_flow_plain:
+                return ""
+            return super().choose_scalar_style()
+
+    def on_one_line(node: Any, depth: int) -> None:
+        if not isinstance(node, yaml.ScalarNode):
+            node.flow_style = depth > 1
+            for each in node.value:
+                for part in each if isinstance(each, tuple) else [each]:
+                    on_one_line(part, depth + 1)
+
+    # As nodes, so that the short forms of functions (!Ref) stay.
+    whole = yaml.compose(text, Loader=yaml.SafeLoader)
+    on_one_line(whole, 0)
+    written: str = yaml.serialize(whole, Dumper=Dumper, width=_EVERYTHING, indent=1)
+    return written
+
+
+def _yaml() -> Any:
     try:
         import yaml  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise MissingExtra(
-            "Reading the template needs pyyaml: install aflow-runtime[yaml]."
+            "Reading the template needs PyYAML: install aflow-runtime[aws]."
         ) from error
+    return yaml
 
+
+def parameters_of(template: str) -> dict[str, dict[str, Any]]:
+    """The parameters that a template (in YAML) has, by name. Raises MissingExtra."""
+    yaml = _yaml()
     # It takes functions of CloudFormation, which stand elsewhere, for nothing.
     loader: Any = type("Loader", (yaml.SafeLoader,), {})
     loader.add_multi_constructor("!", lambda loader, name, node: None)
-    found: dict[str, dict[str, Any]] = yaml.load(template, loader)["Parameters"]  # noqa: S506
+    found: dict[str, dict[str, Any]] = yaml.load(template, loader)["Parameters"]
     return found
 
 
@@ -91,16 +143,33 @@ def _together(values: Mapping[str, str]) -> Iterator[str]:
     least, most = int(values["MinVCPUs"]), int(values["MaxVCPUs"])
     if least > most:
         yield f"MinVCPUs is {least}, more than MaxVCPUs ({most}): more would have to run than may."
+    if bool(values["VpcId"]) != bool(values["SubnetIds"]):
+        there, absent = ("VpcId", "SubnetIds") if values["VpcId"] else ("SubnetIds", "VpcId")
+        yield f"{there} is given without {absent}: a network that is there needs both."
+    subnets = values["SubnetIds"].split(",")
+    if len(set(subnets)) < len(subnets):
+        yield f"SubnetIds is {values['SubnetIds']!r}: name each subnet once, in two zones at least."
+    yield from _networks(values)
+
+
+def _networks(values: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with the addresses of the network that the stack makes."""
+    if values["VpcId"]:
+        used: tuple[str, ...] = ()
+    elif values["PublicAddresses"] == "false":
+        used = (*_SUBNETS, _NAT_SUBNET)
+    else:
+        used = _SUBNETS
     nets: dict[str, IPv4Network] = {}
-    for name in ("VpcCidr", *_SUBNETS):
+    for name in ("VpcCidr", *used):
         try:
             nets[name] = IPv4Network(values[name])
         except ValueError as error:
             yield f"{name} is {values[name]!r}, which is no network: {error}."
             return
-    for name in _SUBNETS:
+    for name in used:
         if not nets[name].subnet_of(nets["VpcCidr"]):
             yield f"{name} ({nets[name]}) does not lie in VpcCidr ({nets['VpcCidr']})."
-    for one, other in combinations(_SUBNETS, 2):
+    for one, other in combinations(used, 2):
         if nets[one].overlaps(nets[other]):
             yield f"{one} ({nets[one]}) and {other} ({nets[other]}) have addresses in common."

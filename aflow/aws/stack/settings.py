@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from importlib.resources import files
 from typing import NamedTuple
 
 from aflow.errors import InvalidInput
@@ -29,11 +28,6 @@ class Output(NamedTuple):
     name: str
     value: str
     description: str = ""
-
-
-def template() -> str:
-    """The CloudFormation template."""
-    return (files("aflow.aws.stack") / "cloudformation.yaml").read_text("utf-8")
 
 
 def is_of_metaflow(outputs: Iterable[Output]) -> bool:

@@ -26,6 +26,7 @@ from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define
 from aflow.runs.warnings import notes
 from aflow.scheduler.states import AttemptState
+from aflow.step_functions.plan import job_of
 from aflow.storage.local import LocalStore
 from aflow.storage.memory import MemoryStore
 from aflow.storage.s3 import S3Store
@@ -187,6 +188,63 @@ def test_jobs_on_fargate_have_public_addresses_unless_their_subnets_are_private(
     assert ["ENABLED", "DISABLED"] == [network(None), network("disabled")]
     with pytest.raises(InvalidSetting, match="must be ENABLED or DISABLED, not 'no'"):
         network("no")
+
+
+def test_steps_that_ask_for_gpus_have_a_queue_of_their_own_where_one_is_set() -> None:
+    class Gpus(FlowSpec):
+        @batch(gpu=1)
+        @step
+        def start(self) -> None:
+            self.next(self.named)
+
+        @batch(queue="own")
+        @resources(gpu=2)
+        @step
+        def named(self) -> None:
+            self.next(self.none)
+
+        @resources(gpu=0)
+        @step
+        def none(self) -> None:
+            self.next(self.end)
+
+        @resources(gpu=1)
+        @step
+        def end(self) -> None:
+            pass
+
+    steps = define(Gpus).steps
+    settings = replace(SETTINGS, gpu_queue="gpus")
+
+    queues = {name: step_job(each, settings, {}).queue for name, each in steps.items()}
+    deployed = {name: job_of(each, "definition", settings).queue for name, each in steps.items()}
+
+    assert {"start": "gpus", "named": "own", "none": "queue", "end": "gpus"} == queues
+    assert {"start": "gpus", "named": "own", "none": None, "end": "gpus"} == deployed
+    assert "queue" == step_job(steps["start"], SETTINGS, {}).queue, "there is no other"
+
+
+def test_jobs_log_to_the_group_that_is_set_unless_their_step_says_where() -> None:
+    class Logging(FlowSpec):
+        @batch(log_driver="awslogs", log_options={"awslogs-group": "own"})
+        @step
+        def start(self) -> None:
+            self.next(self.end)
+
+        @step
+        def end(self) -> None:
+            pass
+
+    def log_of(name: str, settings: AwsSettings) -> Any:
+        job = step_job(define(Logging).steps[name], settings, {})
+        return job.definition["containerProperties"].get("logConfiguration")
+
+    settings = replace(SETTINGS, job_log_group="of-the-stack")
+    assert {"awslogs-group": "own"} == log_of("start", settings)["options"]
+    assert {
+        "logDriver": "awslogs", "options": {"awslogs-group": "of-the-stack"}
+    } == log_of("end", settings)  # fmt: skip
+    assert log_of("end", SETTINGS) is None
 
 
 def test_many_attempts_are_one_array_and_marks_are_left_out_where_nobody_wants_them() -> None:

@@ -126,7 +126,7 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
 
 def needs_gpu(step: StepDefinition) -> bool:
     """Whether the step asks for GPUs, by @batch or @resources."""
-    return "GPU" in _resources(step, step.decorator("batch"))
+    return "GPU" in _resources(step, step.decorator("batch"), 0)
 
 
 # ------------------------------------------------------------------ parts

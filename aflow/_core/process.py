@@ -7,6 +7,7 @@ processes the collector looks seldom. Where steps run it looks as often as it al
 
 from __future__ import annotations
 
+import functools
 import gc
 import io
 import os
@@ -29,6 +30,22 @@ def seldom() -> None:
 def as_usual() -> None:
     """Let the collector look as often as it did when the process began."""
     gc.set_threshold(*_USUAL)
+
+
+def release_memory() -> None:
+    """Collect garbage, and hand free memory back to the system. May be called in any thread; the
+    collection takes some milliseconds where the start-up heap is frozen."""
+    gc.collect()
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(0)
+
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes  # few programs live long enough
+
+    return ctypes.CDLL(None)
 
 
 # Which event loop to use where the choice is ours.

@@ -202,7 +202,7 @@ class Console:
             return
         from aflow.cli.progress import last_line  # elsewhere than on a terminal it is not needed
 
-        text = printable(last_line(self.tally, ended, self._flow, further, self._signs))
+        text = printable(last_line(self.tally, ended, further, self._signs))
         succeeded = ended.state is RunState.SUCCEEDED
         color = (_GREEN if succeeded else _BAD) if self._reset else b""
         sign, rest = text[:1].encode("utf-8"), text[1:].encode("utf-8", "replace")

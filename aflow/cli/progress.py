@@ -328,8 +328,8 @@ class ProgressBars:
         return f"\x1b[{color}m{text}{_RESET}" if self._colors and text else text
 
 
-def last_line(tally: Tally, ended: RunEnded, flow: str, further: str, signs: Signs) -> str:
-    """How a run has ended, in one line: its counts, its time, and where to look further."""
+def last_line(tally: Tally, ended: RunEnded, further: str, signs: Signs) -> str:
+    """How a run has ended, in one line: its time, its counts, and where to look further."""
     done = sum(step.done for step in tally.steps.values())
     reused = sum(step.reused for step in tally.steps.values())
     failed = sum(len(step.failed) for step in tally.steps.values())
@@ -340,12 +340,12 @@ def last_line(tally: Tally, ended: RunEnded, flow: str, further: str, signs: Sig
         steps = [name for name, step in tally.steps.items() if step.failed]
         parts.append(f"{failed} failed ({', '.join(steps[:3])}{', ...' if len(steps) > 3 else ''})")
     succeeded = ended.state is RunState.SUCCEEDED
-    how = {RunState.SUCCEEDED: "has succeeded", RunState.CANCELLED: "was stopped"}
+    how = {RunState.SUCCEEDED: "succeeded in", RunState.CANCELLED: "stopped after"}
     began_at = ended.at if tally.began_at is None else tally.began_at
     took = _span(max(ended.at - began_at, 0.0))
     return (
-        f"{signs.done if succeeded else signs.failed} {flow}/{ended.run} "
-        f"{how.get(ended.state, 'has failed')} after {took}: {', '.join(parts)}. {further}"
+        f"{signs.done if succeeded else signs.failed} {how.get(ended.state, 'failed after')} "
+        f"{took}, {', '.join(parts)}: {further}"
     )
 
 

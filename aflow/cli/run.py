@@ -312,12 +312,12 @@ def _where_to_look(
     """The link or the command by which to see more of a run that has ended."""
     run = f"{definition.name}/{ended.run}"
     if settings.ui_url and ended.state is not RunState.CANCELLED:
-        return f"See {settings.ui_url.rstrip('/')}/{run}"
+        return f"{settings.ui_url.rstrip('/')}/{run}"
     if ended.state is RunState.CANCELLED:
-        return f"Go on with it: aflow resume {shlex.quote(options.script)}"
+        return f"aflow resume {shlex.quote(options.script)}"
     if ended.state is RunState.FAILED and ended.step is not None:
-        return f"Its log: aflow logs {run}/{ended.step}/{ended.task}"
-    return f"See it: aflow ui {run}"
+        return f"aflow logs {run}/{ended.step}/{ended.task}"
+    return f"aflow ui {run}"
 
 
 def _with_hooks(

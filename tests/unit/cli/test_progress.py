@@ -169,8 +169,8 @@ def test_a_run_that_has_ended_has_no_bars_and_one_line() -> None:
     assert [] == lines(*notices, ended)
     tally = Tally(GRAPH)
     tally.count([BEGUN, *notices, ended])
-    assert "! F/1 has failed after 1:05: 1 task done, 1 failed (work). Look." == last_line(
-        tally, ended, "F", "Look.", ASCII
+    assert "! failed after 1:05, 1 task done, 1 failed (work): aflow logs F/1" == last_line(
+        tally, ended, "aflow logs F/1", ASCII
     )
 
 
@@ -231,13 +231,13 @@ def test_the_log_above_the_bars_is_whole() -> None:
         rows = terminal.rows()
         assert ["\u25cf start", f"line {number}"] == [rows[-6][:7], texts(rows)[-1]]
     terminal.console.watch([done("start", 1), RunEnded(9.0, "1", RunState.SUCCEEDED)])
-    terminal.console.conclude(RunEnded(9.0, "1", RunState.SUCCEEDED), "See it.")
+    terminal.console.conclude(RunEnded(9.0, "1", RunState.SUCCEEDED), "aflow ui F/1")
 
     rows = terminal.rows()
     assert [f"line {number}" for number in range(50)] == texts(rows)[1:51]
     assert not any(each in row for row in rows for each in "\u2501\u25cf\u25cb")
     assert rows[-2].endswith("Done!")
-    assert "\u2714 F/1 has succeeded after 0:09: 1 task done. See it." == rows[-1]
+    assert "\u2714 succeeded in 0:09, 1 task done: aflow ui F/1" == rows[-1]
 
 
 def test_what_others_write_to_the_terminal_stands_above_the_bars() -> None:

@@ -11,11 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+from aflow.backends import open_metadata
+from benchmarks import ui
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOW = '''
@@ -86,6 +90,7 @@ SHOTS = {
     "run": ("runs/{run}", "light"),
     "failed": ("runs/{failed}", "light"),
     "timeline": ("runs/{run}?tab=timeline", "dark"),
+    "wide": ("runs/Wide/1?tab=timeline", "light"),
     "artifacts": ("runs/{run}?tab=artifacts", "light"),
     "compare": ("compare?runs={run},{other}", "light"),
 }
@@ -102,6 +107,9 @@ def main() -> None:
             ("--alpha", "0.5", "--tag", "nightly"), ("--tag", "prod"), ("--strict", "true"),
         )]  # fmt: skip
         other, run, failed = runs
+        database = f"sqlite:///{folder}/.aflow/metadata.db"
+        with closing(open_metadata(database, "process")) as metadata:
+            ui.generate(metadata, f"file://{folder}/.aflow", "Wide", 100_000)
         server = subprocess.Popen(
             [sys.executable, "-m", "aflow", "ui", "--no-browser"],
             cwd=folder, env=environment, stdout=subprocess.PIPE, text=True,

@@ -29,9 +29,22 @@ from tests.support.waiting import PATIENCE
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(240)]
 
 HOSTILE = "<img src=x onerror=document.title='hacked'><script>document.title='hacked'</script>"
+CARD = """<p id="out"></p><script>
+let found = "tried";
+try { parent.document.title = "hacked" } catch { found += " the page" }
+const done = () => (document.getElementById("out").textContent = found + ", the server");
+fetch("/v1/search").catch(done);
+</script>"""
 FLOW = f"""
 from aflow import card
+from aflow.cards import Card
 HOSTILE = {HOSTILE!r}
+
+class Own(Card):
+    type = "own"
+
+    def render(self, task):
+        return {CARD!r}
 
 class Flow_(FlowSpec):
     '''Squares of numbers. {HOSTILE}'''
@@ -58,6 +71,7 @@ class Flow_(FlowSpec):
         self.next(self.join)
 
     @card
+    @card(type="own", id="own")
     @step
     def join(self, inputs):
         self.next(self.end)
@@ -235,6 +249,22 @@ def test_what_tasks_print_and_raise_is_shown_as_text(browser: Browser) -> None:
     browser.open(f"runs/{browser.site.failed}")
     browser.says(f"ValueError: {HOSTILE}")
     assert "hacked" not in browser.driver.title
+
+
+def test_a_card_of_others_making_reaches_neither_the_page_nor_the_server(browser: Browser) -> None:
+    browser.open(f"runs/{browser.site.run}?tab=cards")
+    found = browser.until(
+        lambda: [each for each in browser.find(".files button") if "own" in each.text]
+    )
+    found[0].click()
+    browser.until(lambda: "own" in (browser.find("iframe")[0].get_attribute("src") or ""))
+    browser.driver.switch_to.frame(browser.find("iframe")[0])
+    try:
+        browser.until(lambda: "tried the page, the server" == browser.text("#out"))
+    finally:
+        browser.driver.switch_to.default_content()
+    assert "hacked" not in browser.driver.title
+    browser.errors()  # what the browser has refused the card
 
 
 def test_a_run_is_followed_while_it_goes_on_and_cancelled_by_a_click(

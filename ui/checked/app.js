@@ -127,7 +127,6 @@ function Login() {
     event.preventDefault();
     try {
       await ask("ui/login", { json: { token: new FormData(event.target).get("token") } });
-      connection.value = "live";
       location.reload();
     } catch (error) {
       say(error instanceof Error ? error.message : String(error));

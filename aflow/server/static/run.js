@@ -249,10 +249,10 @@ function Code({ path, data }) {
         code.files.find((/** @type {any} */ f) => f.name === file) || code.files.find((/** @type {any} */ f) => f.name === code.script) || code.files[0];
       if (against)
         return code.diff
-          ? html`<pre class="diff" tabindex="0">${code.diff.split("\n").map((/** @type {string} */ line) => html`<span class=${line.startsWith("+") ? "add" : line.startsWith("-") ? "del" : line.startsWith("@@") ? "at" : ""}>${line}\n</span>`)}</pre>`
+          ? html`<pre class="diff" tabindex="0">${code.diff.split("\n").map((/** @type {string} */ line) => html`<span class=${line.startsWith("+") ? "add" : line.startsWith("-") ? "del" : line.startsWith("@@") ? "at" : ""}>${line}</span>`)}</pre>`
           : html`<${Notice}>The code of both runs is the same.<//>`;
       return html`<div class="files"><ul>${code.files.map((/** @type {any} */ f) => html`<li><button aria-pressed=${chosen === f} onClick=${() => setFile(f.name)}>${f.name}</button></li>`)}</ul>
-        ${chosen && html`<pre class="source" tabindex="0">${chosen.text.split("\n").map((/** @type {string} */ line, /** @type {number} */ n) => html`<span><i>${n + 1}</i>${line}\n</span>`)}</pre>`}</div>`;
+        ${chosen && html`<pre class="source" tabindex="0">${chosen.text.split("\n").map((/** @type {string} */ line, /** @type {number} */ n) => html`<span><i>${n + 1}</i>${line}</span>`)}</pre>`}</div>`;
     })}`;
 }
 

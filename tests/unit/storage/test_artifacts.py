@@ -364,3 +364,13 @@ def test_the_second_load_gives_another_object(blobs: BlobStore) -> None:
     reader = ArtifactReader(blobs)
 
     assert reader.load("x", entry) is not reader.load("x", entry)
+
+
+def test_a_writer_without_previews_says_nothing_of_what_is_in_values(blobs: BlobStore) -> None:
+    writer = ArtifactWriter(blobs, previews=False)
+    secret = {"text": "s3cret", "items": ["s3cret"], "nested": {"a": {"b": "s3cret"}}, "number": 7}
+    found = {name: writer.save(name, value) for name, value in secret.items()}
+    assert {"len": 1} == found["items"].preview == found["nested"].preview
+    assert {} == found["text"].preview == found["number"].preview
+    array = writer.save("array", np.arange(12.0).reshape(3, 4)).preview
+    assert {"shape", "dtype"} == array.keys()

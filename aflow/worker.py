@@ -109,7 +109,7 @@ class Worker:
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()[:24]).strip("-") or "worker"
         self.id = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._outbox = Outbox(queue, self.id, options.keys, clock)
-        self._site = Site(self.id, options.slots, options.folder, clock, self._outbox)
+        self._site = Site(self.id, options.slots, options.folder, clock, self._outbox, say)
         self._topics = [protocol.tasks_topic(pool) for pool in options.pools]
         self._own_topic = protocol.worker_topic(self.id)[:64]
         self._held: dict[tuple[str, str, int, int], Held] = {}

@@ -19,13 +19,14 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from aflow._core.clock import SystemClock
 from aflow._core.private_folders import refuse_foreign
 from aflow._core.settings import Settings, environment_with
 from aflow.environments import wheels
@@ -45,6 +46,10 @@ _PTH = (
     f"import os, sys; p = os.environ.get({RUNTIME_VARIABLE!r}, ''); "
     "p.endswith('-py%d.%d' % sys.version_info[:2]) and p not in sys.path and sys.path.append(p)\n"
 )
+_PYTHON = "aflow-python"  # the file that names the Python which hashes for a stand-in
+_AGAIN = 3600.0  # seconds after which it is tried again to have the packages themselves
+_STANDING_IN = ("blake3", "zstandard")
+_STANDING_IN_FOR = (*_STANDING_IN, "uvloop")  # asyncio has an event loop of its own
 # Stores and metadata that tasks open by themselves: only what is installed here.
 _EXTRAS = ("aws", "postgres")
 
@@ -85,14 +90,17 @@ def cache_folder(settings: Settings | None = None) -> Path:
 
 class Environments:
     """The environments of this machine, below the folder `cache`. `fetch` gives the file of a
-    package that is to be had somewhere else than from an index (the datastore), or None."""
+    package that is to be had somewhere else than from an index (the datastore), or None. `runtimes`
+    are what aflow needs for other Pythons than this, by version, where that is known."""
 
     def __init__(
         self,
         cache: Path,
         report: Report = lambda line: None,
         fetch: Callable[[LockedPackage], Path | None] = lambda package: None,
+        runtimes: Mapping[str, Lock] | None = None,
     ) -> None:
+        self._runtimes = runtimes or {}
         self._cache = cache
         self._built = cache / "built"
         self._report = report
@@ -170,7 +178,7 @@ class Environments:
         count = len(lock.packages)
         many = f"{count} package{'' if count == 1 else 's'}"
         self._report(f"Building the environment{title}: Python {lock.python}, {many}")
-        began = time.perf_counter()
+        began = SystemClock.now()
         try:
             new = Path(tempfile.mkdtemp(prefix=f".new-{prefix.name}-", dir=self._built))
         except OSError as error:
@@ -193,7 +201,7 @@ class Environments:
             raise EnvironmentFailed(f"The environment{title} cannot be built: {error}") from error
         finally:
             shutil.rmtree(new, ignore_errors=True)
-        self._report(f"Built the environment{title} in {time.perf_counter() - began:.1f} s")
+        self._report(f"Built the environment{title} in {SystemClock.now() - began:.1f} s")
 
     def _install(self, lock: Lock, new: Path, prefix: Path) -> None:
         wheels = [each for each in lock if each.kind == WHEEL]
@@ -243,34 +251,80 @@ class Environments:
         return self._made(place, make)
 
     def _runtime_of_another(self, minor: str) -> Path:
-        own = Path(__file__).resolve().parents[1]
-        needs = sorted(_requirements())
-        text = json.dumps([_FORM, os.fspath(own), needs, this_platform()])
-        key = hashlib.sha256(text.encode()).hexdigest()[:24]
-        place = self._cache / "runtimes" / f"{key}-py{minor}"
+        standing_in = self._place_of_stand_ins(minor)
+        if SystemClock.now() - _time_of(standing_in / _PYTHON) < _AGAIN and _is_runtime(
+            standing_in
+        ):
+            return standing_in
+        try:
+            return self._installed_runtime(minor)
+        except EnvironmentFailed as error:
+            self._report(
+                f"{error}; what aflow has for Python {own_interpreter().minor} stands in, and is "
+                "slower"
+            )
+            shutil.rmtree(standing_in, ignore_errors=True)
+            return self._standing_in(standing_in)
+
+    def _place_of_stand_ins(self, minor: str) -> Path:
+        key = hashlib.sha256(json.dumps([_FORM, sys.executable, __file__]).encode())
+        return self._cache / "runtimes" / f"{key.hexdigest()[:24]}-standins-py{minor}"
+
+    def _standing_in(self, place: Path) -> Path:
+        """Links to what is installed here, as far as it is no compiled code of this Python alone;
+        and modules that stand in for the rest."""
+        own = Path(__file__).resolve().parent
+        entries = {"aflow": os.fspath(own.parent)}
+        for name, target in _installed_entries().items():
+            if name.partition("-")[0] in _STANDING_IN_FOR:  # their stand-ins, and no metadata
+                entries |= {f"{each}.py": os.fspath(own / "standins" / f"{each}.py")
+                            for each in _STANDING_IN if each == name}  # fmt: skip
+            else:
+                entries[name] = target
 
         def make(new: Path) -> None:
-            uv = Uv(self._report)
-            python = interpreter_for(minor, uv)
-            self._report(f"Installing what aflow needs for Python {minor}")
-            target = Target(python.version, this_platform(), python)
-            solver = Solver(self._cache, self._cache, uv)
-            spec = Spec(requirements=tuple(needs))
-            try:
-                lock = solver.kept(spec, target) or solver.solve(spec, target)
-                _install(uv, lock.packages, self._files, self._fetch,
-                         "--target", os.fspath(new), "--python", python.path)  # fmt: skip
-            except EnvironmentFailed as error:
-                raise EnvironmentFailed(
-                    f"What aflow itself needs for Python {minor} is not to be had: {error}"
-                ) from error
-            os.symlink(own, new / "aflow")
+            for name, target in entries.items():
+                os.symlink(target, new / name)
+            (new / _PYTHON).write_text(sys.executable)
 
         return self._made(place, make)
 
+    def _installed_runtime(self, minor: str) -> Path:
+        lock = self.runtime_lock(minor)
+        own = Path(__file__).resolve().parents[1]
+        key = hashlib.sha256(f"{_FORM} {own} {lock.digest}".encode()).hexdigest()[:24]
+
+        def make(new: Path) -> None:
+            uv = Uv(self._report)
+            self._report(f"Installing what aflow needs for Python {minor}")
+            python = interpreter_for(minor, uv)
+            try:
+                _install(uv, lock.packages, self._files, self._fetch,
+                         "--target", os.fspath(new), "--python", python.path)  # fmt: skip
+            except EnvironmentFailed as error:
+                raise EnvironmentFailed(_no_runtime(minor, error)) from error
+            os.symlink(own, new / "aflow")
+
+        return self._made(self._cache / "runtimes" / f"{key}-py{minor}", make)
+
+    def runtime_lock(self, minor: str) -> Lock:
+        """The packages that aflow itself needs in a task, for another Python than this. Blocks.
+        Raises EnvironmentFailed."""
+        if minor in self._runtimes:
+            return self._runtimes[minor]
+        uv = Uv(self._report)
+        solver = Solver(self._cache, self._cache, uv)
+        spec = Spec(requirements=tuple(sorted(_requirements())))
+        python = interpreter_for(minor, uv)
+        target = Target(python.version, this_platform(), python)
+        try:
+            return solver.kept(spec, target) or solver.solve(spec, target)
+        except EnvironmentFailed as error:
+            raise EnvironmentFailed(_no_runtime(minor, error)) from error
+
     def _made(self, place: Path, make: Callable[[Path], None]) -> Path:
         """A folder of runtimes, made at once or not at all."""
-        if (place / "aflow" / "__init__.py").is_file():
+        if _is_runtime(place):
             with suppress(OSError):
                 os.utime(place)
             return place
@@ -279,7 +333,7 @@ class Environments:
         try:
             new.chmod(0o755)
             make(new)
-            if place.is_dir():  # links that lead nowhere any more
+            if place.is_dir() and not _is_runtime(place):  # its links lead nowhere any more
                 shutil.rmtree(place, ignore_errors=True)
             with suppress(FileExistsError, OSError):  # somebody else was faster: it is the same
                 os.rename(new, place)
@@ -391,6 +445,14 @@ def _lines(packages: Sequence[LockedPackage], place: Callable[[LockedPackage], s
 
 
 # ------------------------------------------------------------------ what aflow needs
+
+
+def _no_runtime(minor: str, error: EnvironmentFailed) -> str:
+    return f"What aflow itself needs for Python {minor} is not to be had: {error}"
+
+
+def _is_runtime(place: Path) -> bool:
+    return (place / "aflow" / "__init__.py").is_file()
 
 
 def _requirements() -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import mmap
 import netrc
 import os
 import re
@@ -24,6 +25,7 @@ from aflow._core.settings import environment_with
 from aflow.environments.lock import LockedPackage
 from aflow.environments.uv import index_options, without_credentials
 from aflow.errors import EnvironmentFailed
+from aflow.storage.blobs import digest_of
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0  # seconds without an answer
@@ -55,6 +57,32 @@ class Files:
             except OSError as error:
                 raise EnvironmentFailed(f"{place} cannot be written: {error.strerror}") from error
         return digest
+
+    def keep(self, package: LockedPackage, data: bytes | bytearray | memoryview[int]) -> Path:
+        """Keep what is said to be the file of a package; where it is then. Raises EnvironmentFailed
+        where it is another file."""
+        place = self.folder / package.sha256 / package.file
+        if hashlib.sha256(data).hexdigest() != package.sha256:
+            raise EnvironmentFailed(f"the datastore has another {package.file} than was locked")
+        self.write(place, data)
+        return place
+
+    def blob_key(self, path: Path) -> str:
+        """The key of a kept file as a blob of the datastore; it is computed once."""
+        beside = path.parent / "blob-key"
+        try:
+            found = beside.read_text()
+        except OSError:
+            found = ""
+        if not found:
+            with (
+                open(path, "rb") as file,
+                mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data,
+                memoryview(data) as view,
+            ):
+                found = str(digest_of([view], len(view)))
+            self.write(beside, found.encode())
+        return found
 
     def fetch(self, package: LockedPackage) -> Path:
         """The file of a package: the one that is kept, else that of its index. Blocks. Raises
@@ -102,7 +130,7 @@ class Files:
             why = getattr(error, "reason", None) or error
             raise EnvironmentFailed(f"{shown} cannot be fetched: {why}") from error
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | bytearray | memoryview[int]) -> None:
         """Write a small file at once or not at all. Raises EnvironmentFailed."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -385,7 +385,7 @@ _PRESENCE: dict[str, Check] = {
 # else.
 
 
-VERSION = 1
+VERSION = 2
 
 
 class Job(NamedTuple):
@@ -393,7 +393,10 @@ class Job(NamedTuple):
 
     `code` is the key of the code package (None for a flow that travels as a pickle), `script` the
     flow file's name inside of it. `python` is the version that the run was started with, as
-    `3.11`. `max_log_size` is in bytes per stream of an attempt.
+    `3.11`. `max_log_size` is in bytes per stream of an attempt. `environments` are those of steps
+    that have packages of their own: by step the digest of a lock. `locks` are by digest: the lock
+    as plain values, and the keys of the blobs with its files, by their sha256; besides those what
+    aflow needs for other Pythons.
     """
 
     context: RunContext
@@ -404,6 +407,8 @@ class Job(NamedTuple):
     isolation: str
     python: str
     max_log_size: int
+    environments: Mapping[str, str] = {}
+    locks: Mapping[str, tuple[dict[str, Any], dict[str, str]]] = {}
 
     def encode(self) -> bytes:
         """The job as bytes."""

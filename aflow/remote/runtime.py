@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aflow import backends
-from aflow._core.threads import in_thread
+from aflow._core.threads import in_daemon_thread, in_thread
 from aflow.code import package
 from aflow.code.program import placed
 from aflow.errors import AflowError, CodePackageError, StorageError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aflow._core.clock import Clock
+    from aflow.environments.build import Built
     from aflow.executors.base import Usage
     from aflow.storage.base import ObjectStore
 
@@ -47,7 +48,7 @@ def delivered(
 
     Raises CodePackageError, also for a run of another Python, StorageError and InvalidMessage."""
     job = Job.decode(Parcels(store, flow, run).get(key))
-    if job.python != python_version():
+    if job.python != python_version() and not job.environments:
         raise CodePackageError(
             f"the run was started with Python {job.python}, and here is {python_version()}: use "
             "the same."
@@ -59,19 +60,24 @@ def delivered(
     return job._replace(request=job.request._replace(source=source)), folder
 
 
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
+
+
 LOOK = 10.0  # seconds after which it is looked again whether the run has ended
 LOOK_OF_LATE = 0.5  # the same, for what was with another worker before
 
 
 class Site(NamedTuple):
     """Where processes run: `worker` is its id, `slots` attempts go at a time, code is unpacked
-    below `folder`, and what they say goes to the outbox."""
+    below `folder`, and what they say goes to the outbox. `report` is told what takes long."""
 
     worker: str
     slots: int
     folder: Path
     clock: Clock
     outbox: Outbox
+    report: Callable[[str], None] = lambda line: None
 
 
 class RunOver(AflowError):
@@ -134,6 +140,10 @@ class Runtime:
         self._task = asyncio.create_task(self._start())  # noqa: TID251 -- awaited by `stop`
         self._is_retired = False
         self._isolation = "task"
+        self._job: Job | None = None
+        self._packaged: dict[str, ProcessExecutor] = {}  # by the digest of an environment
+        self._building: dict[str, asyncio.Task[None]] = {}
+        self._unbuilt: dict[str, list[Held]] = {}  # attempts that wait for their environment
 
     @property
     def name(self) -> str:
@@ -160,22 +170,74 @@ class Runtime:
             self._launch(held, self._executor)
 
     def _launch(self, held: Held, executor: ProcessExecutor) -> None:
-        if held.spec.step in self._needs:
+        assert self._job is not None, "it has been fetched"
+        digest = self._job.environments.get(held.spec.step)
+        if digest is not None:
+            self._launch_packaged(held, digest)
+        elif held.spec.step in self._needs and self._job.python != python_version():
+            why = (
+                f"step {held.spec.step} was started with Python {self._job.python}, and here is "
+                f"{python_version()}: use the same."
+            )
+            owner = (held.spec.task, held.spec.attempt)
+            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
+        elif held.spec.step in self._needs:
             executor.launch(held.spec)
         else:
             # Later: who launches does not expect the answer before launch has returned.
             why = f"{self.name} has no step {held.spec.step}."
             asyncio.get_running_loop().call_soon(self._host.refused, held, why)
 
+    def _launch_packaged(self, held: Held, digest: str) -> None:
+        """Run the attempt in the environment of its step, as soon as that is there."""
+        executor = self._packaged.get(digest)
+        if executor is not None:
+            executor.launch(held.spec)
+            return
+        self._unbuilt.setdefault(digest, []).append(held)
+        if digest not in self._building:
+            build = self._build(digest, held.spec.step)
+            self._building[digest] = asyncio.create_task(build)  # noqa: TID251 -- see `_stop`
+
+    async def _build(self, digest: str, step: str) -> None:
+        """Build an environment, and run what waits for it; else leave that to others."""
+        from aflow.environments import prepare  # few runs have environments
+        from aflow.environments.lock import Lock
+
+        job, store = self._job, self._store
+        assert job is not None, "it has been fetched"
+        assert store is not None, "it has been fetched"
+        try:
+            lock = Lock.from_dict(job.locks[digest][0])
+            built = await in_daemon_thread(
+                prepare.built_from, lock, job.locks, store, [step], self._site.report
+            )
+            executor = self._processes(job, built)
+            await executor.start(job.context, self)
+        except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
+            del self._building[digest]
+            for each in self._unbuilt.pop(digest, []):
+                owner = (each.spec.task, each.spec.attempt)
+                self._host.cannot_run(self, _told(error), owner)
+            return
+        self._packaged[digest] = executor
+        for each in self._unbuilt.pop(digest, []):
+            executor.launch(each.spec)
+
     def cancel(self, task: int, attempt: int) -> None:
         """Stop the attempt, also before there are processes."""
-        if self._executor is not None:
-            self._executor.cancel(task, attempt)
-            return
-        for held in [*self._waiting]:
-            if (held.spec.task, held.spec.attempt) == (task, attempt):
-                self._waiting.remove(held)
-                self._host.never_begun(held)
+        for waiting in (self._waiting, *self._unbuilt.values()):
+            for held in [*waiting]:
+                if (held.spec.task, held.spec.attempt) == (task, attempt):
+                    waiting.remove(held)
+                    self._host.never_begun(held)
+        for executor in self._executors:
+            executor.cancel(task, attempt)
+
+    @property
+    def _executors(self) -> list[ProcessExecutor]:
+        found = [*self._packaged.values()]
+        return found if self._executor is None else [self._executor, *found]
 
     def retire(self, then: Callable[[Runtime], object] = lambda _: None) -> None:
         """Let go of the processes, which do nothing that is wanted; `then` is called after that."""
@@ -193,8 +255,13 @@ class Runtime:
         await self._stop()
 
     async def _stop(self) -> None:
-        if self._executor is not None:
-            await self._executor.stop()
+        building = [*self._building.values()]
+        for each in building:  # what it has started ends by itself, and is kept for the next
+            each.cancel()
+        if building:
+            await asyncio.wait(building)
+        for executor in self._executors:
+            await executor.stop()
         folder, self._folder = self._folder, None
         if folder is not None:
             package.release(folder)
@@ -206,10 +273,7 @@ class Runtime:
             self._host.run_is_over(self)
             return
         except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
-            told = (
-                str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
-            )
-            self._host.cannot_run(self, told)
+            self._host.cannot_run(self, _told(error))
             return
         waiting, self._waiting = self._waiting, []
         for held in waiting:
@@ -230,19 +294,25 @@ class Runtime:
             return False
 
     async def _made(self) -> ProcessExecutor:
-        job = await in_thread(self._fetched)
+        job = self._job = await in_thread(self._fetched)
         self._isolation = job.isolation
         self._needs = frozenset(job.needs)
-        executor = ProcessExecutor(
+        executor = self._processes(job)
+        await executor.start(job.context, self)
+        return executor
+
+    def _processes(self, job: Job, built: Built | None = None) -> ProcessExecutor:
+        """Processes like this one, or of an environment."""
+        return ProcessExecutor(
             job.needs,
             job.request,
-            spawn_ground,
+            lambda: spawn_ground(built=built),
             self._site.clock,
             max_workers=self._site.slots,
             isolation=job.isolation,
+            # A run may have no step that is without an environment.
+            is_lazy=built is None and bool(job.environments),
         )
-        await executor.start(job.context, self)
-        return executor
 
     def _fetched(self) -> Job:
         """The description of the run, with its code in a folder of ours. Blocks."""

@@ -121,6 +121,85 @@ def test_four_steps_have_four_versions_of_a_package_and_two_pythons_also_offline
     workspace.check()
 
 
+@needs_another
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_workers_take_the_packages_from_the_datastore_alone(
+    isolation: str, workspace: Workspace, tmp_path: Path
+) -> None:
+    workspace.write(FOUR.format(second="2.0", another=ANOTHER))
+    queue = f"sqlite:///{workspace.path}/queue.db"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    # A machine without an index, and with nothing in any cache.
+    env = os.environ | {
+        "AFLOW_ENVIRONMENTS_FOLDER": os.fspath(elsewhere / "environments"),
+        "AFLOW_CLIENT_CACHE_PATH": os.fspath(elsewhere / "cache"),
+        "UV_CACHE_DIR": os.fspath(elsewhere / "uv"),
+        "UV_OFFLINE": "1",
+        "UV_FIND_LINKS": "",
+    }
+    command = [sys.executable, "-m", "aflow", "worker", "--queue", queue]
+    worker = subprocess.Popen(
+        command, cwd=elsewhere, env=env, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    try:
+        ran = workspace.run("--executor", "queue", "--queue", queue, "--isolation", isolation)
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        said = worker.communicate(timeout=60)[1]
+
+    wanted = [("1.0", OWN), ("2.0", ANOTHER), ("3.0", ANOTHER), ("4.0", OWN)]
+    assert 0 == ran.code, ran.err + said
+    assert str(wanted) in ran.out
+    assert "Built the environment of step second" in said
+    workspace.check()
+
+
+@needs_another
+def test_another_python_needs_no_index_for_what_aflow_needs_there(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    workspace.write(
+        f"""
+from aflow import pypi
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.text = "to be compressed " * 100_000
+        self.next(self.other)
+
+    @pypi(packages={{"tiny": "1.0"}}, python="{ANOTHER}")
+    @step
+    def other(self):
+        import blake3
+        self.is_ours = hasattr(blake3, "_compress")
+        self.size = len(self.text)
+        self.more = "some more " * 200_000
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("sizes", self.size, len(self.more), self.is_ours)
+"""
+    )
+
+    env = {
+        "UV_OFFLINE": "1",
+        "UV_CACHE_DIR": os.fspath(tmp_path / "uv"),
+        "AFLOW_ENVIRONMENTS_FOLDER": os.fspath(tmp_path / "environments"),
+    }
+    ran = workspace.run(**env)
+    again = workspace.run(**env)
+
+    assert 0 == ran.code, ran.err
+    assert "sizes 1700000 2000000 True" in ran.lines
+    assert f"What aflow itself needs for Python {ANOTHER} is not to be had" in ran.err
+    assert 0 == again.code, again.err
+    assert "not to be had" not in again.err
+    workspace.check()
+
+
 def explained(workspace: Workspace) -> str:
     """What `explain` says of the latest run."""
     run = latest(workspace)

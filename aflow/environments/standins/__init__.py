@@ -1,0 +1,5 @@
+"""What stands in for compiled packages of aflow in a Python for which these cannot be had.
+
+The modules are found there under the names `blake3` and `zstandard`, after the step's own packages.
+They do what aflow uses of these, slower.
+"""

@@ -1,0 +1,189 @@
+"""BLAKE3 in Python alone, as far as aflow uses it: the same digests, many times slower.
+
+What is long is hashed by another Python that has the compiled package, the one that aflow runs
+with: the file `aflow-python` beside this module names it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from typing import Any
+
+_LONG = 64 << 10  # bytes from which another process is faster
+_PROGRAM = """\
+import sys
+from blake3 import blake3
+state = blake3()
+while data := sys.stdin.buffer.read(1 << 20):
+    state.update(data)
+print(state.hexdigest(4096))
+"""
+
+_IV = (
+    0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19,
+)  # fmt: skip
+_PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+_CHUNK_START, _CHUNK_END, _PARENT, _ROOT = 1, 2, 4, 8
+_BLOCK, _CHUNK, _MASK = 64, 1024, 0xFFFFFFFF
+# Which words of the state are mixed: columns, then diagonals.
+_MIXED = (
+    (0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
+    (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14),
+)  # fmt: skip
+
+
+def _schedule() -> list[tuple[int, ...]]:
+    """The order of the words of a block in each of the seven rounds."""
+    order = tuple(range(16))
+    rounds = []
+    for _ in range(7):
+        rounds.append(order)
+        order = tuple(order[each] for each in _PERMUTATION)
+    return rounds
+
+
+_ROUNDS = _schedule()
+
+
+def _compress(
+    value: tuple[int, ...], block: tuple[int, ...], counter: int, length: int, flags: int
+) -> list[int]:
+    """The compression function: sixteen words."""
+    v = [*value, *_IV[:4], counter & _MASK, counter >> 32, length, flags]
+    for order in _ROUNDS:
+        for place, (a, b, c, d) in enumerate(_MIXED):
+            va = (v[a] + v[b] + block[order[2 * place]]) & _MASK
+            vd = v[d] ^ va
+            vd = (vd >> 16) | (vd << 16) & _MASK
+            vc = (v[c] + vd) & _MASK
+            vb = v[b] ^ vc
+            vb = (vb >> 12) | (vb << 20) & _MASK
+            va = (va + vb + block[order[2 * place + 1]]) & _MASK
+            vd ^= va
+            vd = (vd >> 8) | (vd << 24) & _MASK
+            vc = (vc + vd) & _MASK
+            vb ^= vc
+            v[a], v[b], v[c], v[d] = va, (vb >> 7) | (vb << 25) & _MASK, vc, vd
+    return [v[i] ^ v[i + 8] for i in range(8)] + [v[i + 8] ^ value[i] for i in range(8)]
+
+
+class _Node:
+    """The last compression of a chunk, or of two halves: as a value, or as the root."""
+
+    def __init__(
+        self, value: tuple[int, ...], block: tuple[int, ...], counter: int, length: int, flags: int
+    ) -> None:
+        self._inputs = value, block, counter, length, flags
+
+    def chain(self) -> tuple[int, ...]:
+        """Its value for what stands above it."""
+        return tuple(_compress(*self._inputs)[:8])
+
+    def root(self, length: int) -> bytes:
+        """So many bytes of the digest, where nothing stands above it."""
+        value, block, _, size, flags = self._inputs
+        out = b""
+        counter = 0
+        while len(out) < length:
+            words = _compress(value, block, counter, size, flags | _ROOT)
+            out += struct.pack("<16I", *words)
+            counter += 1
+        return out[:length]
+
+
+def _chunk(data: bytes, number: int) -> _Node:
+    value: tuple[int, ...] = _IV
+    last = max(0, (len(data) - 1) // _BLOCK)
+    for place in range(last + 1):
+        part = data[place * _BLOCK : (place + 1) * _BLOCK]
+        flags = (_CHUNK_START if place == 0 else 0) | (_CHUNK_END if place == last else 0)
+        block = struct.unpack("<16I", part.ljust(_BLOCK, b"\0"))
+        if place == last:
+            return _Node(value, block, number, len(part), flags)
+        value = tuple(_compress(value, block, number, _BLOCK, flags)[:8])
+    raise AssertionError("a chunk has a last block")
+
+
+def _parent(left: tuple[int, ...], right: tuple[int, ...]) -> _Node:
+    return _Node(_IV, left + right, 0, _BLOCK, _PARENT)
+
+
+def _helper() -> subprocess.Popen[bytes] | None:
+    """A process that hashes what it gets; None where there is none."""
+    try:
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "aflow-python")) as file:
+            python = file.read()
+        return subprocess.Popen(
+            [python, "-I", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+    except OSError:
+        return None
+
+
+class blake3:  # noqa: N801 -- the name that it stands in for
+    """A hash, as the package's own class: `max_threads` makes no difference."""
+
+    AUTO = -1
+
+    def __init__(self, data: Any = b"", /, *, max_threads: int = 1) -> None:
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._said = b""  # by the helper: the first bytes of the digest
+        self._rest = bytearray()
+        self._chunks = 0
+        self._stack: list[tuple[int, ...]] = []  # of whole subtrees, the largest first
+        self.update(data)
+
+    def update(self, data: Any, /) -> blake3:
+        """Add bytes."""
+        view = memoryview(data).cast("B")
+        if self._helper is not None:
+            self._write(view)
+            return self
+        self._rest += view
+        if len(self._rest) >= _LONG and not self._chunks:
+            self._helper = _helper()
+            if self._helper is not None:
+                self._write(self._rest)
+                self._rest.clear()
+                return self
+        if len(self._rest) >= _LONG:
+            self._absorb()
+        return self
+
+    def _write(self, data: Any) -> None:
+        assert self._helper is not None, "it was started"
+        assert self._helper.stdin is not None, "it is a pipe"
+        self._helper.stdin.write(data)
+
+    def _absorb(self) -> None:
+        """Hash whole chunks but for the last one, which may be the root."""
+        done = 0
+        while len(self._rest) - done > _CHUNK:
+            node = _chunk(bytes(self._rest[done : done + _CHUNK]), self._chunks)
+            done += _CHUNK
+            self._chunks += 1
+            value, count = node.chain(), self._chunks
+            while not count & 1:
+                value = _parent(self._stack.pop(), value).chain()
+                count >>= 1
+            self._stack.append(value)
+        del self._rest[:done]
+
+    def digest(self, length: int = 32) -> bytes:
+        """The digest of all that was added, with so many bytes."""
+        if self._helper is not None:
+            if not self._said:
+                said, _ = self._helper.communicate()
+                self._said = bytes.fromhex(said.decode())
+            return self._said[:length]
+        self._absorb()
+        node = _chunk(bytes(self._rest), self._chunks)
+        for left in reversed(self._stack):
+            node = _parent(left, node.chain())
+        return node.root(length)
+
+    def hexdigest(self, length: int = 32) -> str:
+        """The same as a text."""
+        return self.digest(length).hex()

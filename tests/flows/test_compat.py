@@ -310,13 +310,15 @@ print("fine")
 
 
 HELPERS = """
-from metaflow import FlowSpec, step
+from metaflow import FlowSpec, step, unbounded_test_foreach_internal
 from metaflow._vendor import click
 from metaflow._vendor.click import Choice
 from metaflow.cli import start
 from metaflow.cli_components.run_cmds import run
 from metaflow.client import core
 from metaflow.includefile import IncludedFile
+from metaflow.metadata_provider import MetaDatum
+from metaflow.plugins import InternalTestUnboundedForeachInput
 from metaflow.runner.click_api import click_to_python_types, extract_all_params
 
 assert Choice is click.Choice and core.current_namespace is False
@@ -329,6 +331,19 @@ assert click_to_python_types[type(options["tags"].type)] is str
 class TheirFlow(FlowSpec):
     @step
     def start(self):
+        self.xs = InternalTestUnboundedForeachInput(["a", "b"])
+        self.next(self.each, foreach="xs")
+
+    @unbounded_test_foreach_internal
+    @step
+    def each(self):
+        assert self.input == self.xs[self.index]
+        self.x = self.input
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        assert ["a", "b"] == [each.x for each in inputs]
         self.next(self.end)
 
     @step

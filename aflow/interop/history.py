@@ -92,12 +92,14 @@ class _Wanted(NamedTuple):
 
 @dataclass(slots=True)
 class _Loaded:
-    """A run in memory: its key there, whether it was over, and what its tasks are called."""
+    """A run in memory: its key there, whether it was over, what its tasks are called, and when it
+    was read."""
 
     key: int
     over: bool
     names: Mapping[int, str]
     record: RunRecord = field(repr=False)
+    at: float = 0.0
 
 
 class MetaflowHistory:
@@ -237,7 +239,7 @@ class MetaflowHistory:
     def _load(self, key: _Key, row: Row | None = None) -> _Loaded:
         with self._lock:
             there = self._loaded.get(key)
-            if there is not None and there.over:
+            if there is not None and (there.over or there.at + self._remember > self._now()):
                 return there
             row = row or self._source.run(*key)
             if row is None:
@@ -248,6 +250,7 @@ class MetaflowHistory:
             while len(self._loaded) >= _MOST_LOADED:  # a server may show any number of runs
                 self._memory.delete_run(self._loaded.pop(next(iter(self._loaded))).key)
             found = _Reading(self, key, row).read()
+            found.at = self._now()
             self._loaded[key] = found
             return found
 

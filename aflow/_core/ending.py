@@ -163,6 +163,7 @@ def prepare() -> None:
         _judged[kind] = _judge(kind)
     _has_unknown_extensions()
     _skip_finalizers_in_memory()
+    _flush_c()  # finds the function, which each process would do for itself
 
 
 # ------------------------------------------------------------------ the end
@@ -226,8 +227,15 @@ def _flush_streams() -> bool:
 
 def _flush_c() -> None:
     """Flush the streams of the C library, where code that writes to them may have been loaded."""
-    if "ctypes" in sys.modules:
-        sys.modules["ctypes"].CDLL(None).fflush(None)
+    global _fflush
+    if "ctypes" not in sys.modules:
+        return
+    if _fflush is None:
+        _fflush = sys.modules["ctypes"].CDLL(None).fflush
+    _fflush(None)
+
+
+_fflush: Any = None  # of the C library, once it was looked up
 
 
 def _need_more_than_a_look(made: list[Any]) -> bool:

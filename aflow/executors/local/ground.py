@@ -641,8 +641,10 @@ class Ground:
 
     def _let_go(self, child: int) -> None:
         """Close what belongs to the ground, and to other processes that it is still to fork."""
-        self._control.close()
-        messages.close_all([*self._wakeup, *self._parent, *self._of_others(child)])
+        # By its number: the methods of sockets would copy a dozen pages.
+        messages.close_all(
+            [self._control.detach(), *self._wakeup, *self._parent, *self._of_others(child)]
+        )
 
     def _of_others(self, child: int | None = None) -> list[int]:
         """The descriptors of processes that are still to be forked, but for this one."""

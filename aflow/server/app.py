@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -337,6 +338,25 @@ _STATUSES: list[tuple[type[AflowError], int]] = [
 ]
 
 
+# What refuses is the machine of the server, and not what was sent.
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE,
+        errno.ENOMEM, errno.EACCES, errno.EPERM,
+    }
+)  # fmt: skip
+
+
+def _status_of(error: AflowError) -> int:
+    """The status of the answer that says this."""
+    cause = error.__cause__
+    if isinstance(cause, StoreUnavailable):
+        return 503
+    if isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE:
+        return 503
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
 @web.middleware
 async def _errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every refusal and failure is a sentence in JSON. What has failed inside of the server is for
@@ -349,8 +369,7 @@ async def _errors_answered(request: web.Request, handler: Handler) -> web.Stream
         headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else {}
         return refusal(said.status, said.reason, headers, ("error",))
     except AflowError as error:
-        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-        sentence = str(error)
+        status, sentence = _status_of(error), str(error)
         if status >= 500:
             _log.error("%s %s: %s", request.method, request.path, error)
     except OSError as error:  # no descriptor left, a full disk

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +17,7 @@ from aflow.scheduler.states import AttemptState, RunState
 from aflow.testing.chaos import PATIENCE, Fleet, check, wait_until
 from tests.faults.conftest import Undisturbed
 from tests.flows.conftest import children_of
+from tests.support.disks import small_disk
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]
 
@@ -224,8 +224,7 @@ def test_a_reader_of_the_log_that_stands_still_holds_up_no_worker_and_loses_noth
 def test_a_worker_without_room_for_the_code_says_so_and_others_go_on(fleet: Fleet) -> None:
     full = fleet.folder / "full"
     full.mkdir()
-    small_disk(full)
-    try:
+    with small_disk(full, "100k"):
         (full / "filler").write_bytes(bytes(60_000))
         fleet.write(WAITS)
         (fleet.home / "helper.py").write_text(f"text = {'x' * 100_000!r}\n")
@@ -240,21 +239,6 @@ def test_a_worker_without_room_for_the_code_says_so_and_others_go_on(fleet: Flee
         assert "leaves it to others" in fleet.said_by_workers()
         assert "Traceback" not in fleet.said() + fleet.said_by_workers()
         check(fleet)
-    finally:
-        subprocess.run(["umount", "--lazy", full], check=True)
-
-
-def small_disk(folder: Path) -> None:
-    """Make the folder a disk of 100 kB; skips where that is not allowed."""
-    if os.geteuid():
-        pytest.skip("only root may mount a small disk to fill")
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.skip(f"no small disk could be mounted: {done.stderr.strip()}")
 
 
 def test_what_is_no_message_of_ours_is_buried_and_the_loop_goes_on(

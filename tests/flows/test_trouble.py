@@ -16,6 +16,7 @@ from tests.flows.conftest import Workspace, children_of
 from tests.flows.test_decorators import one_step, states
 from tests.flows.test_failures import ISOLATIONS
 from tests.flows.test_language import FAN
+from tests.support.disks import small_disk
 from tests.support.waiting import wait_until
 
 
@@ -399,8 +400,7 @@ def test_a_damaged_blob_is_named_and_not_used(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_a_full_disk_ends_the_run_with_one_sentence(workspace: Workspace, isolation: str) -> None:
-    mount(workspace.path)
-    try:
+    with small_disk(workspace.path, "8m"):
         workspace.write(one_step("self.x = os.urandom(16 << 20)"))
         ran = workspace.run("--isolation", isolation)
         assert ran.code == 1, ran.out + ran.err
@@ -408,19 +408,6 @@ def test_a_full_disk_ends_the_run_with_one_sentence(workspace: Workspace, isolat
         assert "Traceback" not in ran.out + ran.err
         assert RunState.FAILED is workspace.latest()[0]
         workspace.check()
-    finally:
-        subprocess.run(["umount", "--lazy", workspace.path], check=True)
-
-
-def mount(folder: Path) -> None:
-    """Make the folder a disk of 8 MB; skips where that is not allowed."""
-    if os.geteuid():
-        pytest.skip("only root may mount a small disk to fill")
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"no small disk could be mounted: {done.stderr.strip()}")
 
 
 def test_runs_in_one_folder_at_the_same_time_do_not_disturb_one_another(

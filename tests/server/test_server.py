@@ -9,10 +9,15 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
+import pytest
+
+from aflow.code import package
 from aflow.scheduler.states import RunState
-from tests.server.conftest import Daemon, make_certificate
+from tests.server.conftest import FLOW, Daemon, make_certificate
+from tests.support.disks import fill, small_disk
 from tests.support.postgres import new_schema
 from tests.support.servers import postgres_for_one
+from tests.support.waiting import PATIENCE
 
 WAITS = """
 class Flow_(FlowSpec):
@@ -303,3 +308,59 @@ def test_a_server_speaks_tls_with_a_certificate_that_clients_trust(folder: Daemo
     assert 1 == folder.submit("flow.py").code
     assert 0 == folder.submit("flow.py", "--wait", SSL_CERT_FILE="cert.pem").code
     assert 0 == folder.stop()
+
+
+GATED = """
+class Flow_(FlowSpec):
+    gate = Parameter("gate")
+
+    @step
+    def start(self):
+        open(self.gate).read()
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_a_full_disk_ends_neither_the_server_nor_what_can_be_read(
+    folder: Daemon, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    large = elsewhere / "large.py"
+    large.write_text(f"x = {os.urandom(200_000).hex()!r}\n")
+    os.mkfifo(elsewhere / "gate")
+    schedule = {"cron": "0 0 1 1 ? *", "run": {"script": "flow.py", "flow": "Flow_"}}
+    with small_disk(folder.path, "24m"):
+        folder.write(FLOW)
+        folder.write(GATED, "gated.py")
+        folder.begin()
+        code = schedule["run"]["package"] = folder.package()
+        going = folder.submit("gated.py", "--gate", str(elsewhere / "gate")).out.strip()
+        filler = fill(folder.path)
+
+        packed = package.pack({"large.py": large})
+        refused = [
+            folder.ask("POST", "/v1/packages", packed, "application/x-tar"),
+            folder.order(package=code, script="flow.py"),
+            folder.ask("PUT", "/v1/schedules/x", json.dumps(schedule).encode()),
+        ]
+        assert [503] * 3 == [status for status, _ in refused], str(refused)
+        assert all("full" in told["error"] or "No space" in told["error"] for _, told in refused), (
+            refused
+        )
+        for path in ("/healthz", "/v1/runs", f"/v1/runs/{going}", "/metrics", "/v1/schedules"):
+            assert 200 == folder.ask("GET", path)[0], path
+        token = folder.finish(folder.start_aflow("token", "create", "x"))
+        assert (1, True) == (token.code, "the disk is full" in token.err)
+
+        filler.unlink()
+        (elsewhere / "gate").write_text("go on")  # what went on meanwhile has lost nothing
+        assert "succeeded" == folder.ask("GET", f"/v1/runs/{going}?wait=60")[1]["state"]
+        assert 0 == folder.submit("flow.py", "--wait").code
+        folder.process.terminate()
+        _, log = folder.process.communicate(timeout=PATIENCE)
+        assert (0, False) == (folder.process.returncode, "Traceback" in log), log
+        folder.check()

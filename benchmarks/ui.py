@@ -6,9 +6,11 @@ prints one JSON object a line: {"name", "value", "unit"}. Runs of so many tasks 
 SQLite and PostgreSQL (a private server) as a coordinator writes them; then `aflow server` shows
 them, and a browser opens, zooms, pans and scrolls them. `ui.open` is the time from a click in the
 list of runs to all tasks of the timeline on the screen, by a server that has not read them before;
-`zoom` and `scroll` are 95th percentiles of the time from an event to the end of its frame. `live`
-is a run with 1,000 ends of tasks a second: bytes a second that one tab reads, and how much of a
-processor the server takes for fifty tabs. Needs chromium and chromedriver.
+`zoom` and `scroll` are 95th percentiles of the time from an event to the end of its frame.
+`open_cpu`, `zoom_cpu` and `scroll_cpu` are the processor time of the page's thread, in all or a
+frame, and `open_server_cpu` that of the server: these hold on a machine that others use, too.
+`live` is a run with 1,000 ends of tasks a second: bytes a second that one tab reads, and how much
+of a processor the server takes for fifty tabs. Needs chromium and chromedriver.
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ def measure(
                     page = Page(driver, address)
                     yield from visits(page)
                     for count in sizes:
-                        yield from tasks_of(page, f"Tasks{count}", count)
+                        yield from tasks_of(page, f"Tasks{count}", count, server.pid)
                     yield from answers(address, f"Tasks{sizes[-1]}", runs)
                     yield from lines(page, bench, url)
                     yield from live(page, metadata, store, server.pid, seconds)
@@ -222,6 +224,7 @@ class Page:
         self._driver = driver
         self.address = address
         driver.set_script_timeout(300)
+        driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
 
     def load(self, path: str = "", *, cold: bool = False) -> None:
         """Load a page, with an empty cache if it is to be `cold`."""
@@ -243,6 +246,11 @@ class Page:
         """Wait until a JavaScript expression holds."""
         waiting = WebDriverWait(self._driver, seconds, poll_frequency=0.02)
         waiting.until(lambda driver: driver.execute_script(f"return !!({condition})"))
+
+    def processor(self) -> float:
+        """Milliseconds of processor time that the page's main thread has used."""
+        found: Any = self._driver.execute_cdp_cmd("Performance.getMetrics", {})
+        return next(e["value"] for e in found["metrics"] if e["name"] == "TaskDuration") * 1000
 
     def heap(self) -> float:
         """MB that objects of the page take after a collection."""
@@ -308,15 +316,26 @@ return times;
 """
 
 
-def tasks_of(page: Page, flow: str, count: int) -> Iterator[tuple[str, float, str]]:
+def tasks_of(page: Page, flow: str, count: int, server: int) -> Iterator[tuple[str, float, str]]:
     """A run of so many tasks: opened, zoomed, scrolled."""
     page.load()
+    served, spent = processor(server), page.processor()
     yield f"ui.open_{count}", page.run(_OPEN, f"/ui/runs/{flow}/1?tab=timeline"), "ms"
-    yield f"ui.zoom_{count}", percentile(page.run(_ZOOM), 95), "ms"
+    yield f"ui.open_cpu_{count}", page.processor() - spent, "ms"
+    yield f"ui.open_server_cpu_{count}", (processor(server) - served) * 1000, "ms"
+    yield from frames(page, "zoom", _ZOOM, count)
     yield f"ui.heap_{count}", page.heap(), "MB"
     page.load(f"runs/{flow}/1?tab=tasks")
     page.until("document.querySelector('.rows .row b')")
-    yield f"ui.scroll_{count}", percentile(page.run(_SCROLL), 95), "ms"
+    yield from frames(page, "scroll", _SCROLL, count)
+
+
+def frames(page: Page, name: str, script: str, count: int) -> Iterator[tuple[str, float, str]]:
+    """How long frames take, by the clock and of a processor."""
+    spent = page.processor()
+    times = page.run(script)
+    yield f"ui.{name}_{count}", percentile(times, 95), "ms"
+    yield f"ui.{name}_cpu_{count}", (page.processor() - spent) / len(times), "ms"
 
 
 # ------------------------------------------------------------ the server

@@ -449,8 +449,16 @@ class RecordReader(ABC):
     def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
         """Tasks whose latest attempts were written after a version; see the port."""
         with self._damage_named():
-            for row in self._stream("task_columns", run_key=run_key, after=after):
-                yield task_columns(row)
+            if after > 0:
+                yield from map(
+                    task_columns, self._stream("task_columns", run_key=run_key, after=after)
+                )
+                return
+            latest = None  # of all attempts of a task the latest one comes first
+            for row in self._stream("all_task_columns", run_key=run_key):
+                if row[0] != latest:
+                    latest = row[0]
+                    yield task_columns(row)
 
     def _views(self, name: str, light: bool, **values: Any) -> Iterator[TaskView]:
         with self._damage_named():

@@ -97,11 +97,13 @@ class Columns:
             self.ready.extend([at - base for at in ready])
             self.start.extend([nan if at is None else at - base for at in start])
             self.end.extend([nan if at is None else at - base for at in end])
-            self.step.extend([_place(steps, name) for name in step])
-            self.worker.extend([_place(workers, each) for each in zip(host, pid, strict=True)])
-            self.state.extend([_PLACES[each] for each in state])
-            both = zip(reused, attempt, strict=True)
-            self.flags.extend([_flags(*each) for each in both])
+            step_at = {name: _place(steps, name) for name in dict.fromkeys(step)}
+            self.step.extend(map(step_at.__getitem__, step))
+            places = [*zip(host, pid, strict=True)]
+            worker_at = {place: _place(workers, place) for place in dict.fromkeys(places)}
+            self.worker.extend(map(worker_at.__getitem__, places))
+            self.state.extend(map(_PLACES.__getitem__, state))
+            self.flags.extend(map(_flags, reused, attempt))
 
     def _put(self, each: TaskColumns, row_of: dict[int, int]) -> int:
         row = row_of.get(each.task)

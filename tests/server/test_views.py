@@ -196,7 +196,11 @@ def test_logs_come_in_pages_are_searched_whole_and_downloaded(served: Served) ->
     ]
     assert "counting to 4\n" == served.get(f"{path}/log.txt?task=1")
     assert "[start/1] counting to 4" in served.get(f"{path}/log.txt")
-    assert 400 == served.ask("GET", f"{path}/log?after=nonsense")[0]
+    tail = served.get(f"{path}/log?task=1&tail=1")
+    assert (["counting to 4"], 0) == ([each["text"] for each in tail["lines"]], tail["skipped"])
+    assert [] == served.get(f"{path}/log?task=1&after={tail['next']}")["lines"]
+    for wrong in ("after=nonsense", "tail=5", "task=1&tail=9999"):
+        assert 400 == served.ask("GET", f"{path}/log?{wrong}")[0]
 
 
 def test_runs_are_compared_by_what_differs(served: Served) -> None:

@@ -249,7 +249,7 @@ ROUTES = [
         _object(lines=_list(_object(text=TEXT)), next=TEXT, end={"type": "boolean"}),
         query={
             "step": TEXT, "task": number(LARGEST_NUMBER), "after": TEXT, "search": TEXT,
-            "limit": number(5000),
+            "limit": number(5000), "tail": number(5000),
         },
         refuses=(400, 404),
     ),

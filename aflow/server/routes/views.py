@@ -164,12 +164,18 @@ class ViewRoutes:
 
     async def page_log(self, request: web.Request) -> web.StreamResponse:
         """Lines of the output of a run, of a `step` or a `task`, after a position (`after`); with
-        `search` those alone that hold the text."""
+        `search` those alone that hold the text; of a task with `tail` the last ones, and how many
+        were `skipped` before them."""
         run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
         after, search = request.query.get("after", ""), request.query.get("search", "")[:500]
         limit = max(1, number_of(request, "limit", 1000, 5000))
+        tail = number_of(request, "tail", 0, 5000)
+        if tail and not task:
+            raise InvalidInput("`tail` takes the last lines of one task: name a `task`.")
         return web.json_response(
-            await asyncio.to_thread(self._views.log, run, step, task or None, after, limit, search)
+            await asyncio.to_thread(
+                self._views.log, run, step, task or None, after, limit, search, tail
+            )
         )
 
     async def get_log(self, request: web.Request) -> web.StreamResponse:

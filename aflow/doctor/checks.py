@@ -276,6 +276,11 @@ def _batch(settings: Settings, aws: AwsSettings, account: Services) -> Iterator[
     if aws.queue:
         has_role = aws.fargate_role is not None
         yield from probes.queue("job queue", aws.queue, account, execution_role=has_role)
+    if aws.gpu_queue:
+        key = "AFLOW_BATCH_GPU_JOB_QUEUE"
+        yield from probes.queue("GPU queue", aws.gpu_queue, account, key=key)
+    if aws.job_log_group:
+        yield from probes.log_group("job logs", aws.job_log_group, account, "AFLOW_BATCH_LOG_GROUP")
     if aws.job_role:
         yield from probes.role("job role", aws.job_role, "ecs-tasks.amazonaws.com", account)
     if aws.fargate_role:
@@ -300,7 +305,8 @@ def _step_functions(settings: Settings, aws: AwsSettings, account: Services) -> 
     if aws.events_role:
         yield from _starter(aws.events_role, account)
     if aws.log_group:
-        yield from probes.log_group("logs", aws.log_group, account)
+        key = "AFLOW_SFN_EXECUTION_LOG_GROUP_ARN"
+        yield from probes.log_group("logs", aws.log_group, account, key)
 
 
 def _starter(role: str, account: Services) -> Iterator[Finding]:

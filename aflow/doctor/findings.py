@@ -96,14 +96,16 @@ def of_clock(name: str, here: float, there: str, whose: str) -> Finding:
 # ------------------------------------------------------------------ AWS
 
 
-def of_queue(name: str, queue: str, answer: Mapping[str, Any]) -> Finding:
-    """What `describe_job_queues` says of a queue."""
+def of_queue(
+    name: str, queue: str, answer: Mapping[str, Any], key: str = "AFLOW_BATCH_JOB_QUEUE"
+) -> Finding:
+    """What `describe_job_queues` says of a queue, which the setting `key` names."""
     found = answer.get("jobQueues", [])
     if not found:
         return fail(
             name,
             f"There is no job queue {queue} in this region and account.",
-            "Set AFLOW_BATCH_JOB_QUEUE to the name or the ARN of one.",
+            f"Set {key} to the name or the ARN of one.",
         )
     state, status = found[0].get("state"), found[0].get("status")
     if state != "ENABLED" or status != "VALID":

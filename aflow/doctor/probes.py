@@ -116,13 +116,20 @@ def date_of_store(url: str) -> str | None:
         return None  # whether the store can be used has been looked at before
 
 
-def queue(name: str, wanted: str, aws: Services, *, execution_role: bool = True) -> list[Finding]:
+def queue(
+    name: str,
+    wanted: str,
+    aws: Services,
+    *,
+    execution_role: bool = True,
+    key: str = "AFLOW_BATCH_JOB_QUEUE",
+) -> list[Finding]:
     """Whether jobs that are put into a job queue can start; `execution_role` says whether one is
-    set."""
+    set, `key` which setting names the queue."""
 
     def looked() -> list[Finding]:
         answer = aws.call("batch", "describe_job_queues", jobQueues=[wanted])
-        found = [of_queue(name, wanted, answer)]
+        found = [of_queue(name, wanted, answer, key)]
         if not answer.get("jobQueues"):
             return found
         order = answer["jobQueues"][0].get("computeEnvironmentOrder", ())
@@ -168,8 +175,8 @@ def table(name: str, wanted: str, aws: Services) -> list[Finding]:
     )
 
 
-def log_group(name: str, arn: str, aws: Services) -> list[Finding]:
-    """Whether a log group is there."""
+def log_group(name: str, arn: str, aws: Services, key: str) -> list[Finding]:
+    """Whether a log group is there, which the setting `key` names."""
     wanted = arn.removesuffix(":*").partition(":log-group:")[2] or arn
 
     def looked() -> list[Finding]:
@@ -177,7 +184,7 @@ def log_group(name: str, arn: str, aws: Services) -> list[Finding]:
         if any(each["logGroupName"] == wanted for each in answer["logGroups"]):
             return [ok(name, f"{wanted} is there.")]
         said = f"There is no log group {wanted} in this region and account."
-        return [fail(name, said, "Set AFLOW_SFN_EXECUTION_LOG_GROUP_ARN to one, or unset it.")]
+        return [fail(name, said, f"Set {key} to one, or unset it.")]
 
     return asked(name, f"The log group {wanted}", "logs:DescribeLogGroups", looked)
 

@@ -142,7 +142,7 @@ def test_doctor_finds_that_all_of_the_stack_can_be_used(made: Made, tmp_path: Pa
     states = {each["name"]: each["state"] for each in json.loads(done.stdout)}
     assert {
         "credentials", "datastore", "metadata", "job queue", "compute", "job role", "job image",
-        "execution role", "state machines", "schedules", "logs", "table", "clock",
+        "job logs", "execution role", "state machines", "schedules", "logs", "table", "clock",
     } <= states.keys()  # fmt: skip
     assert {"ok"} == {*states.values()}
 

@@ -71,6 +71,24 @@ class RunCode:
             assert file is not None, "the flow file is a plain file of the package"
             return file.read().decode("utf-8")
 
+    @cached_property
+    def environments(self) -> dict[str, dict[str, Any]]:
+        """By step, for those with packages of their own: `id` of the environment, `python`,
+        `platform`, and the versions of its `packages`. Raises StorageError and InvalidLock."""
+        from aflow.environments.record import FIELD, recorded_locks  # few programs ask for them
+
+        known = {FIELD: self._source.setting(FIELD) or {}}
+        locks = recorded_locks(known, self._source.blobs.store)
+        return {
+            step: {
+                "id": lock.digest,
+                "python": lock.python,
+                "platform": lock.platform,
+                "packages": lock.versions,
+            }
+            for step, lock in locks.items()
+        }
+
     def extract(self) -> TemporaryDirectory[str]:
         """A new temporary folder with the files, which goes when it is closed or forgotten. Raises
         CodePackageError."""

@@ -295,15 +295,17 @@ def yaml_parser(content: str) -> Any:
 
 def requirements_txt_parser(content: str) -> dict[str, Any]:
     """What a requirements.txt asks for, as `@pypi_base` takes it: `packages` (name -> version),
-    and `python` if a line says `# python==...`. Raises ValueError for options such as -e and -r,
-    which name no package."""
+    and `python` if a line says `# python==...`; markers (`; sys_platform == "win32"`) stay with the
+    version, places (`@ git+https://...`) stand for it. Raises ValueError for options such as -e and
+    -r, which name no package."""
     packages: dict[str, str] = {}
     found: dict[str, Any] = {"packages": packages}
-    for line in content.splitlines():
+    for line in content.replace("\\\n", " ").splitlines():
         note = re.match(r"\s*#\s*python\s*==\s*(\S+)", line)
         if note:
             found["python"] = note[1]
-        text = line.partition("#")[0].partition(";")[0].strip()
+        # A URL may have a `#` of its own; which file it is to be is for locks to say.
+        text = re.sub(r"\s--hash=\S+", "", re.sub(r"(?:^|\s)#.*", "", line)).strip()
         if text.startswith("-"):
             raise ValueError(f"the option {text!r} names no package")
         if text:
@@ -319,7 +321,7 @@ def pyproject_toml_parser(content: str) -> dict[str, Any]:
     project = tomllib.loads(content).get("project", {})
     packages: dict[str, str] = {}
     for text in project.get("dependencies", []):
-        _add(packages, text.partition(";")[0].strip())
+        _add(packages, text.strip())
     found: dict[str, Any] = {"packages": packages}
     if "requires-python" in project:
         found["python"] = _version(project["requires-python"])
@@ -332,8 +334,7 @@ def conda_environment_yml_parser(content: str) -> dict[str, Any]:
     packages: dict[str, str] = {}
     for each in _yaml().safe_load(content).get("dependencies", []):
         if isinstance(each, str):
-            name, _, version = each.partition("=")
-            _add(packages, f"{name.strip()}=={version.lstrip('=').strip()}" if version else each)
+            _add(packages, re.sub(r"^([\w.-]+)\s*=\s*([^=\s].*)$", r"\1==\2", each.strip()))
     python = packages.pop("python", None)
     return {"packages": packages, **({} if python is None else {"python": python})}
 
@@ -342,7 +343,9 @@ def _add(packages: dict[str, str], text: str) -> None:
     found = _PIN.match(text)
     if found is None:
         raise ValueError(f"{text!r} names no package")
-    packages[found[1]] = _version(found[2])
+    version, mark, marker = found[2].partition(";")
+    version = version.strip() if version.startswith("@") else _version(version)
+    packages[found[1]] = f"{version}; {marker.strip()}" if mark else version
 
 
 def _version(text: str) -> str:

@@ -72,6 +72,9 @@ def _installed(package: str) -> str | None:
 def _fits(there: str, wanted: str) -> bool:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+    wanted = wanted.partition(";")[0].strip()
+    if not wanted or wanted.startswith("@"):  # a place says nothing of a version
+        return True
     try:
         return SpecifierSet(wanted if wanted[0] in "<>=!~" else f"=={wanted}").contains(there, True)
     except InvalidSpecifier:  # conda has forms of its own

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aflow import client
 from aflow.environments.solve import this_platform
 from aflow.environments.uv import interpreter_for
 from aflow.errors import EnvironmentFailed
@@ -272,6 +273,12 @@ class Flow_(FlowSpec):
     assert 0 == worker.code, worker.err
     assert "versions 2.0 0.3 0.5 99.0" in worker.lines
     assert f"{repository}@{commit}" in locks_of(workspace)
+    client.metadata(f"local@{workspace.path}")
+    client.namespace(None)
+    known = client.Run(f"Flow_/{latest(workspace)}").code.environments
+    assert {"start", "inner"} == known.keys()
+    assert OWN == known["inner"]["python"]
+    assert {"more": "1.0", "tiny": "3.0"} == known["inner"]["packages"]
 
 
 def locks_of(workspace: Workspace) -> str:

@@ -19,8 +19,27 @@ def test_a_requirements_file_becomes_packages_and_python() -> None:
     requests[socks]; sys_platform == "linux"
     """
     assert {
-        "packages": {"numpy": "1.26", "pandas": ">=2", "requests[socks]": ""},
+        "packages": {
+            "numpy": "1.26",
+            "pandas": ">=2",
+            "requests[socks]": '; sys_platform == "linux"',
+        },
         "python": "3.11.5",
+    } == configs.requirements_txt_parser(text)
+
+
+def test_markers_and_places_of_packages_are_kept() -> None:
+    text = (
+        'x==1.0 ; sys_platform == "win32" and python_version < "3.12"\n'
+        "mine @ git+https://host/mine.git@v2#egg=mine  # ours\n"
+        "pinned==2.0 \\\n    --hash=sha256:abc\n"
+    )
+    assert {
+        "packages": {
+            "x": '1.0; sys_platform == "win32" and python_version < "3.12"',
+            "mine": "@ git+https://host/mine.git@v2#egg=mine",
+            "pinned": "2.0",
+        }
     } == configs.requirements_txt_parser(text)
 
 
@@ -39,8 +58,8 @@ def test_a_pyproject_becomes_packages_and_python() -> None:
 
 
 def test_a_conda_environment_becomes_packages_and_python() -> None:
-    text = "dependencies:\n- python=3.11\n- numpy=1.26\n- pandas\n- pip:\n  - x\n"
+    text = "dependencies:\n- python=3.11\n- numpy=1.26\n- scipy>=1.5\n- pandas\n- pip:\n  - x\n"
     assert {
-        "packages": {"numpy": "1.26", "pandas": ""},
+        "packages": {"numpy": "1.26", "scipy": ">=1.5", "pandas": ""},
         "python": "3.11",
     } == configs.conda_environment_yml_parser(text)

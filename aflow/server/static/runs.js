@@ -62,13 +62,13 @@ const nameOf = (/** @type {any} */ run) => `${run.flow}/${run.run}`;
 const COLUMNS = [
   { title: html`<span class="hidden">Select</span>`, track: "26px" },
   { title: "State", track: "minmax(24px, 104px)", small: "18px", name: "sign" },
-  { title: "Run", track: "minmax(150px, 1.5fr)", small: "minmax(90px, 1.5fr)", name: "name" },
-  { title: "Parameters", track: "minmax(120px, 1.2fr)", hide: "wide", name: "params" },
-  { title: "Tasks", track: "minmax(90px, 160px)", small: "minmax(56px, 90px)" },
-  { title: "Started", track: "100px", hide: "mid" },
-  { title: "Duration", track: "84px", small: "58px", right: true },
-  { title: "User", track: "minmax(60px, 110px)", hide: "mid" },
-  { title: "Tags", track: "minmax(70px, .7fr)", hide: "wide" },
+  { title: "Run", track: "minmax(210px, 2fr)", small: "minmax(90px, 1.5fr)", name: "name" },
+  { title: "Parameters", track: "minmax(130px, 1.3fr)", hide: "wide", name: "params" },
+  { title: "Tasks", track: "minmax(90px, 132px)", small: "minmax(56px, 90px)" },
+  { title: "Started", track: "84px", hide: "mid" },
+  { title: "Duration", track: "76px", small: "58px", right: true },
+  { title: "User", track: "minmax(44px, 90px)", hide: "mid" },
+  { title: "Tags", track: "minmax(90px, .8fr)", hide: "wide" },
 ];
 
 /** The runs that match, as far as they were read. @param {string} filter */

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from aflow.compat.multicore import parallel_imap_unordered, parallel_map
     from aflow.compat.profiling import profile
     from aflow.coordinator import Coordinator
+    from aflow.errors import OutOfMemory
     from aflow.flow.configs import (
         Config,
         ConfigValue,
@@ -111,6 +112,7 @@ __all__ = [
     "MutableStep",
     "NBDeployer",
     "NBRunner",
+    "OutOfMemory",
     "Parameter",
     "Run",
     "Runner",
@@ -184,6 +186,7 @@ _HOMES = {
     "aflow.flow.custom": (
         "FlowMutator StepMutator USER_SKIP_STEP UserStepDecorator user_step_decorator"
     ),
+    "aflow.errors": "OutOfMemory",
     "aflow.flow.decorators.cache": "cache",
     "aflow.cards.get": "get_cards",
     "aflow.flow.decorators.card": "card",

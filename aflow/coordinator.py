@@ -314,10 +314,10 @@ class Coordinator:
             if options.locks is None:
                 options = await in_thread(with_locks, definition, options)
             executor = await self._executor(definition, options, ground)
-            driving = Driving(self._owner, executor.lookahead)
+            driving = Driving(self._owner, executor.lookahead, bounds=executor.bounds)
             new = await in_thread(self._creation.create, definition, options, given, driving)
             listeners: list[Watch] = [] if watch is None else [watch]
-            machine = _machine(definition, options, new.launch, executor.lookahead)
+            machine = _machine(definition, options, new.launch, executor.lookahead, executor.bounds)
             driver = self._driver(definition, options, new, executor, machine, listeners)
         except BaseException:
             self._admission.leave()
@@ -338,7 +338,9 @@ class Coordinator:
                 options = as_recorded(options, record)
                 options = await in_thread(self._with_recorded_locks, options, record)
                 executor = await self._executor(definition, options, ground)
-                machine = _machine(definition, options, None, record.settings["lookahead"])
+                settings = record.settings
+                bounds = settings.get("bounds") or {}  # as they were: the journal is of these
+                machine = _machine(definition, options, None, settings["lookahead"], bounds)
                 new, unfinished = await in_thread(self._stood, definition, options, record, machine)
                 listeners: list[Watch] = [] if watch is None else [watch]
                 driver = self._driver(
@@ -491,14 +493,22 @@ def _stop_unwanted(beginning: asyncio.Task[RunHandle]) -> None:
 
 
 def _machine(
-    definition: FlowDefinition, options: RunOptions, only: LaunchAttempt | None, lookahead: int
+    definition: FlowDefinition,
+    options: RunOptions,
+    only: LaunchAttempt | None,
+    lookahead: int,
+    bounds: Mapping[str, int],
 ) -> Machine:
     """What decides the run: that of the whole flow, or of the only task that there is."""
     if only is not None:
         return SingleTask(only)
+    policies = policies_from(definition, options.retry_wait, options.debug_step)
+    for step, bound in bounds.items():
+        own = policies[step].max_workers
+        policies[step] = replace(policies[step], max_workers=min(bound, own or bound))
     return RunMachine(
         definition.graph,
-        policies_from(definition, options.retry_wait, options.debug_step),
+        policies,
         max_workers=AT_ONCE if options.clone_only else options.max_workers,
         lookahead=lookahead,
         max_num_splits=options.max_num_splits,

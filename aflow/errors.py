@@ -17,6 +17,7 @@ AflowError
 │   ├── MergeArtifactsError
 │   │   ├── UnhandledInMergeArtifacts
 │   │   └── MissingInMergeArtifacts
+│   ├── OutOfMemory              the task had more memory than it has asked for
 │   └── TaskTimedOut
 ├── CodePackageError             code cannot be packaged, unpacked, or is not there
 ├── EnvironmentFailed            the packages of a step cannot be solved, fetched or installed
@@ -204,6 +205,11 @@ class MissingInMergeArtifacts(MergeArtifactsError):
     def __init__(self, message: str, missing: list[str]) -> None:
         super().__init__(message)
         self.artifact_names = missing
+
+
+class OutOfMemory(TaskError, MemoryError):
+    """The task had more memory than its @resources ask for, or there was none left: for
+    `@retry(on=OutOfMemory)`, which takes MemoryError, too."""
 
 
 class TaskTimedOut(TaskError):

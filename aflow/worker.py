@@ -39,18 +39,21 @@ from aflow.errors import (
 )
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
+from aflow.executors.local.admission import SlotQueue
 from aflow.executors.protocol import CancelLetter, Presence, TaskLetter, unseal_letter
 from aflow.executors.queue_status import HEARTBEAT
 from aflow.metadata.base import MOST_RUNNING, WORKER_EXPIRY, RunningTask, WorkerRecord
 from aflow.queue.base import AWAY, Lease, Queue, group_of, pause
 from aflow.remote.reports import Outbox
 from aflow.remote.runtime import Held, Runtime, Site
+from aflow.scheduler.slots import Slots
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import AttemptReport
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.executors.base import Usage
+    from aflow.executors.local.admission import Machine
     from aflow.metadata.base import WorkerRegistry
 
 WAIT = 15.0  # seconds that one call waits for messages
@@ -72,7 +75,8 @@ class WorkerOptions(NamedTuple):
     """How a worker works: `slots` attempts at a time, of these pools; leases last `lease` seconds
     and are extended; at its end it gives what runs `grace` seconds. `folder` is for code; the first
     of `keys` signs messages, and all are good for what comes. Each task is logged unless it is to
-    be `quiet`. `labels` are listed with the worker, for people."""
+    be `quiet`. `labels` are listed with the worker, for people. `machine` is what its tasks
+    share."""
 
     pools: tuple[str, ...]
     slots: int
@@ -82,6 +86,7 @@ class WorkerOptions(NamedTuple):
     keys: tuple[bytes, ...] = ()
     quiet: bool = False
     labels: Mapping[str, str] = MappingProxyType({})
+    machine: Machine | None = None
 
 
 class Worker:
@@ -109,7 +114,13 @@ class Worker:
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()[:24]).strip("-") or "worker"
         self.id = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._outbox = Outbox(queue, self.id, options.keys, clock)
-        self._site = Site(self.id, options.slots, options.folder, clock, self._outbox, say)
+        machine = options.machine
+        admission = (
+            None if machine is None else SlotQueue(Slots(machine.amounts, machine.devices), machine)
+        )
+        self._site = Site(
+            self.id, options.slots, options.folder, clock, self._outbox, say, admission
+        )
         self._topics = [protocol.tasks_topic(pool) for pool in options.pools]
         self._own_topic = protocol.worker_topic(self.id)[:64]
         self._held: dict[tuple[str, str, int, int], Held] = {}

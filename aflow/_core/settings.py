@@ -14,6 +14,7 @@ A value that is empty counts as not set. This is the only module that reads the 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -197,6 +198,7 @@ class Settings:
     executor: str = "local"
     owner: str = "run"
     queue: str | None = None
+    resources: Mapping[str, float] | None = None
     signing_keys: tuple[Secret, ...] = ()
     spin_persist: bool = True
     tempdir: str = "."
@@ -511,6 +513,7 @@ class RunOptions:
     words: tuple[str, ...] = ()
     environment: str | None = None
     locks: Mapping[str, Any] | None = None
+    resources: Mapping[str, float] | None = None
 
 
 def usable_cpus() -> int:
@@ -531,6 +534,11 @@ def configs_in_environment(
     return found[0], found[1]
 
 
+def resource_amounts(value: str) -> dict[str, float]:
+    """The amounts in `gpu=4,memory=64000`, by name; raises InvalidSetting."""
+    return _amounts(_Hit("The amount of resources", value, "that was given"))
+
+
 def metadata_place(value: str) -> str:
     """The value, if it says where metadata is; raises InvalidSetting."""
     return _metadata(_Hit("The place of the metadata", value, "that was given"))
@@ -548,9 +556,9 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
     return None if hit is None else _text(hit)
 
 
-def of_job_system(name: str) -> str | None:
-    """A variable that a job system gives to its jobs (AWS_BATCH_JOB_ID, say), or reads in its
-    commands; None where it is not set."""
+def environment_value(name: str) -> str | None:
+    """A variable that belongs to others: of a job system (AWS_BATCH_JOB_ID), of libraries
+    (OMP_NUM_THREADS); None where it is not set."""
     return os.environ.get(name)
 
 
@@ -712,6 +720,27 @@ def _number(hit: _Hit) -> int:
     return value
 
 
+def _amounts(hit: _Hit) -> dict[str, float]:
+    """Names and amounts, as in `gpu=4,memory=64000`; a file may have an object."""
+    value = hit.value
+    pairs = (
+        [*value.items()]
+        if isinstance(value, dict)
+        else [each.partition("=")[::2] for each in str(value).split(",")]
+    )
+    amounts: dict[str, float] = {}
+    for name, said in pairs:
+        try:
+            amount = float(said)
+        except (TypeError, ValueError):
+            amount = math.nan
+        name = str(name).strip()
+        if not name.isidentifier() or not 0 <= amount < math.inf or name in amounts:
+            hit.refuse("names and amounts such as gpu=4,memory=64000 (in MB), each name once")
+        amounts[name] = amount
+    return amounts
+
+
 def _flag(hit: _Hit) -> bool:
     word = str(hit.value).strip().lower()
     if word not in _TRUE and word not in _FALSE:
@@ -768,6 +797,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue", "batch", "slurm")),
     "owner": (("OWNER",), _text),
     "queue": (("QUEUE",), _text),
+    "resources": (("RUN_RESOURCES", "RESOURCES"), _amounts),
     "signing_keys": (("SIGNING_KEY",), _signing_keys),
     "cache_folder": (("CLIENT_CACHE_PATH",), _text),
     "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from aflow._core import ids
 from aflow._core.records import dataclass
-from aflow._core.settings import Settings, metadata_place
+from aflow._core.settings import Settings, metadata_place, resource_amounts
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import Parameter, plain_name, type_name
@@ -267,6 +267,7 @@ def run_options() -> list[Option]:
             "Slurm.  [default: local]",
         ),
         option("--queue", default=None, metavar="URL", help="The queue of the workers."),
+        resources_option("tasks of steps with @resources share"),
         option(
             "--debug",
             "debug_step",
@@ -293,6 +294,18 @@ def run_options() -> list[Option]:
     ]
 
 
+def resources_option(what: str) -> Option:
+    """`--resources`, of a run and of a worker; `what` says whose they are."""
+    return option(
+        "--resources",
+        default=None,
+        type=AmountsType(),
+        metavar="NAME=AMOUNT,...",
+        help=f"What {what}: gpu=4,memory=64000 (in MB), licence=1.  [default: what this machine "
+        "has]",
+    )
+
+
 def _file(name: str, help: str) -> Option:
     kind = click.Path(dir_okay=False, writable=True)
     return option(name, scope="run_", default=None, type=kind, metavar="FILE", help=help)
@@ -307,6 +320,21 @@ class PlaceType(ParamType):
         """The place; a usage error for what is none."""
         try:
             return metadata_place(value)
+        except InvalidSetting as error:
+            self.fail(str(error), param, ctx)
+
+
+class AmountsType(ParamType):
+    """Amounts of resources, by name."""
+
+    name = "amounts"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, float]:
+        """The amounts; a usage error for what is none."""
+        try:
+            return resource_amounts(value)
         except InvalidSetting as error:
             self.fail(str(error), param, ctx)
 

@@ -74,6 +74,7 @@ def run(
     process: str | None,
     executor: str | None,
     queue: str | None,
+    resources: Mapping[str, float] | None = None,
     runner_attribute_file: str | None,
     progress: bool | None,
     cache: bool,
@@ -94,6 +95,7 @@ def run(
         process=process,
         executor=executor,
         queue=queue,
+        resources=resources,
         progress=progress,
     )
     if settings.executor == "local" and not dry_run:
@@ -123,6 +125,11 @@ def run(
                 values = _values(session, asked, settings, given)
         options = _options(session, settings, decospecs, values, **rest)
         _check_debugged(definition, options)
+        if any(step.decorator("resources") for step in definition.steps.values()):
+            from aflow.executors.factory import resource_notes  # few flows ask for any
+
+            for note in resource_notes(definition, options):
+                session.note(note)
         _show_project(session, definition, settings)
         code.finish(session.note)
     if dry_run:
@@ -410,6 +417,7 @@ def _options(
         package_suffixes=settings.package_suffixes,
         executor=settings.executor,
         queue=settings.queue,
+        resources=settings.resources,
         signing_keys=settings.signing_key_bytes,
         words=session.words,
         environment=settings.environment,

@@ -8,7 +8,7 @@ import os
 import queue as queues
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from aflow._core.clock import SystemClock, duration
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings, forget_signing_key, usable_cpus
 from aflow.cli import tables
-from aflow.cli.options import flag, option
+from aflow.cli.options import flag, option, resources_option
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.queue_status import chosen_worker, state_of, worker_as_json
 
@@ -106,6 +106,7 @@ def _parameters() -> list[click.Parameter]:
             metavar="URL",
             help="Where the worker is listed.  [default: of the settings]",
         ),
+        resources_option("the tasks of this worker share"),
         option("--quiet", is_flag=True, help="Do not log each task."),
     ]
 
@@ -118,12 +119,14 @@ def _worker(
     lease: float,
     labels: tuple[str, ...],
     metadata: str | None,
+    resources: Mapping[str, float] | None,
     quiet: bool,
 ) -> int:
-    settings = Settings.load(queue=queue, metadata=metadata)
+    settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
     if settings.queue is None:
         raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
     from aflow._core.process import fastest_loop
+    from aflow.executors.local.admission import machine_with
     from aflow.worker import WorkerOptions
 
     options = WorkerOptions(
@@ -135,6 +138,7 @@ def _worker(
         settings.signing_key_bytes,
         quiet,
         _labels(labels),
+        machine_with(settings.resources or {}),
     )
     forget_signing_key()
     options.folder.parent.mkdir(parents=True, exist_ok=True)

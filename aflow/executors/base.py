@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from aflow._core.records import NamedTuple
@@ -76,6 +76,11 @@ class Executor(Protocol):
     @property
     def lookahead(self) -> int:
         """How many attempts more than can run it wants in hand."""
+
+    @property
+    def bounds(self) -> Mapping[str, int]:
+        """How many attempts of a step can run at the same time, for steps of which fewer can than
+        of the run: of more than that none is launched. Read before the run begins."""
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
         """Take over these attempts of the same run, as soon as `start` is called, which comes next:

@@ -20,6 +20,7 @@ from aflow.code import package
 from aflow.code.program import request_of, source_of
 from aflow.environments.spec import asks
 from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
+from aflow.executors.local.admission import admission_for
 from aflow.executors.local.executor import ProcessExecutor, needs_here, needs_of
 from aflow.executors.local.ground_start import spawn_here
 from aflow.executors.local.preload import imported_here
@@ -27,8 +28,6 @@ from aflow.flow.graph import Kind
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from aflow._core.clock import Clock
     from aflow._core.settings import RunOptions
     from aflow.code.package import Package
@@ -331,10 +330,11 @@ def executor_for(
     of_step = places(definition, options)
     made: dict[str, Executor] = {}
     if needs_processes(definition, of_step):
-        made["local"] = _local(definition, options, clock, ground, grace)
-        # What settles a step of AWS Batch that has died needs none of its packages.
-        local = {name for name, place in of_step.items() if place == "local"}
-        inside = _in_environments(definition, options, clock, local, built, grace)
+        # What settles a step whose job has died needs none of its packages.
+        local = [name for name, place in of_step.items() if place == "local"]
+        on_machine = _on_machine(definition, options, local)
+        made["local"] = _local(definition, options, clock, ground, grace, on_machine)
+        inside = _in_environments(definition, options, clock, local, built, grace, on_machine)
     else:
         inside = {}
     if travels is not None:
@@ -353,12 +353,43 @@ def executor_for(
     return ByStep(executors, made.get("local") if jobs else None)
 
 
+def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]:
+    """A sentence for each step of this machine that has less here than it asks for. Blocks. Raises
+    InvalidInput for one that could never start."""
+    here = [name for name, place in places(definition, options).items() if place == "local"]
+    found = admission_for(definition, here, options.resources, options.max_workers)
+    return [] if found is None else found[1].notes()
+
+
+def _on_machine(
+    definition: FlowDefinition, options: RunOptions, steps: Sequence[str]
+) -> dict[str, Any]:
+    """What executors of this machine share, where steps say what they need of it: slots, and what
+    each attempt asks for."""
+    # Processes that run many attempts, and the one of coroutines, bound themselves.
+    workers = options.max_workers if options.isolation == "task" else None
+    found = admission_for(definition, steps, options.resources, workers)
+    if found is None:
+        return {}
+    admission, demands = found
+    bounds = demands.bounds(admission.slots, options.max_workers)
+    gangs = gang_steps(definition)
+    return {
+        "admission": admission,
+        "amounts": lambda spec: demands.amounts(spec.step, spec.attempt),
+        # A gang starts as a whole: its step has no bound of its own.
+        "bounds": {name: each for name, each in bounds.items() if name not in gangs},
+        "gangs": gangs,
+    }
+
+
 def _local(
     definition: FlowDefinition,
     options: RunOptions,
     clock: Clock,
     ground: GroundProcess | None,
     grace: float,
+    on_machine: Mapping[str, Any],
     built: Built | None = None,
 ) -> ProcessExecutor:
     """Processes of this machine: like this one, or of an environment."""
@@ -379,6 +410,7 @@ def _local(
         grace=grace,
         debug_step=options.debug_step,
         is_lazy=built is not None,
+        **on_machine,
     )
 
 
@@ -386,9 +418,10 @@ def _in_environments(
     definition: FlowDefinition,
     options: RunOptions,
     clock: Clock,
-    steps: Collection[str],
+    steps: Sequence[str],
     built: Mapping[str, Built] | None,
     grace: float,
+    on_machine: Mapping[str, Any],
 ) -> dict[str, Executor]:
     """By step: the processes of its environment, where it has one."""
     executors: dict[str, Executor] = {}
@@ -398,7 +431,7 @@ def _in_environments(
             assert built is not None, "the environments of local steps are built"
             if lock.digest not in by_digest:
                 by_digest[lock.digest] = _local(
-                    definition, options, clock, None, grace, built[lock.digest]
+                    definition, options, clock, None, grace, on_machine, built[lock.digest]
                 )
             executors[name] = by_digest[lock.digest]
     return executors
@@ -472,7 +505,13 @@ def _queued(
         keys=options.signing_keys,
         priority=options.priority,
         grace=grace,
+        amounts=lambda spec: _asked(definition, spec),
     )
+
+
+def _asked(definition: FlowDefinition, spec: AttemptSpec) -> dict[str, float]:
+    resources = definition.steps[spec.step].decorator("resources")
+    return {} if resources is None else resources.amounts(spec.attempt)
 
 
 def _of_jobs(
@@ -520,6 +559,11 @@ class ByStep:
         if spec.fallback and self._fallbacks is not None:
             return self._fallbacks
         return self._of_step[spec.step]
+
+    @property
+    def bounds(self) -> Mapping[str, int]:
+        """Those of all of them: each has its own steps."""
+        return {step: bound for each in self._all for step, bound in each.bounds.items()}
 
     @property
     def lookahead(self) -> int:

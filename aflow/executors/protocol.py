@@ -279,6 +279,22 @@ _COUNT, _TASK, _ATTEMPT = _number(1 << 53), _number(1 << 53), _number(1 << 31)
 _step = _names(ids.step_name)
 _DIGEST = _names(ids.blob_key)
 _STATES = frozenset(state.value for state in AttemptState) - {"queued", "running", "interrupted"}
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether it is the name of a resource, and how much of it is asked for."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    name, amount = value
+    return (
+        type(name) is str
+        and name.isidentifier()
+        and len(name) <= 100
+        and type(amount) in (int, float)
+        and 0 <= amount < math.inf
+    )
+
+
 _SPEC: dict[str, Check] = {
     "step": _step,
     "task": _TASK,
@@ -296,6 +312,9 @@ _SPEC: dict[str, Check] = {
     "more": _or_none(_DIGEST),
     "pages": _all(_DIGEST),
     "again": _is(bool),
+    "resources": lambda value: (
+        isinstance(value, list | tuple) and len(value) <= 100 and all(map(_is_amount, value))
+    ),
 }
 _EVENTS: dict[int, tuple[Check, ...]] = {
     STARTED: (_or_none(_number((1 << 31) - 1)), _time),

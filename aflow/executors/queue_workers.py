@@ -18,12 +18,15 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.threads import in_thread
 from aflow._core.waiting import Waiting
 from aflow.errors import (
     AflowError,
+    InvalidDecorator,
     InvalidMessage,
     LeaseLost,
     QueueError,
@@ -69,10 +72,12 @@ class QueueExecutor:
 
     `job` describes the run to workers, `pool_of(step)` names the pool of a step. `open_queue` opens
     the queue in the event loop of `start`. The first of `keys` signs messages, all are good for
-    what comes; without any they are unsigned. Messages are put with `priority`.
+    what comes; without any they are unsigned. Messages are put with `priority`. `amounts` is what
+    an attempt asks for of its machine, which workers have slots for.
     """
 
     lookahead = 0
+    bounds: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
@@ -86,7 +91,9 @@ class QueueExecutor:
         keys: Sequence[bytes] = (),
         priority: int = 0,
         grace: float = 5.0,
+        amounts: Callable[[AttemptSpec], dict[str, float]] = lambda spec: {},
     ) -> None:
+        self._amounts = amounts
         self._open_queue = open_queue
         self._store = store
         self._metadata = metadata
@@ -181,7 +188,13 @@ class QueueExecutor:
         if self._lost is not None:
             self._loop.call_soon(self._mail.give_up, owner, AttemptState.LOST, self._lost)
             return
-        self._outgoing.append(spec)
+        try:
+            amounts = {} if spec.fallback else self._amounts(spec)
+        except InvalidDecorator as error:
+            fail = partial(self._mail.fail, owner, str(error), retryable=False)
+            self._loop.call_soon(fail)
+            return
+        self._outgoing.append(spec._replace(resources=tuple(amounts.items())))
         self._news.set()
 
     def cancel(self, task: int, attempt: int) -> None:

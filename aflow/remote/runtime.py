@@ -13,11 +13,13 @@ from aflow.code import package
 from aflow.code.program import placed
 from aflow.errors import AflowError, CodePackageError, StorageError
 from aflow.executors import protocol
+from aflow.executors.local.admission import SlotQueue, bounded, too_much
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.ground_start import spawn_ground
 from aflow.executors.protocol import Job, TaskLetter, python_version
 from aflow.queue.base import Lease
 from aflow.remote.reports import Outbox
+from aflow.scheduler.slots import demand_of
 from aflow.storage.blobs import BlobStore
 from aflow.task.remote import Parcels, is_over
 from aflow.task.spec import AttemptReport, AttemptSpec
@@ -70,7 +72,8 @@ LOOK_OF_LATE = 0.5  # the same, for what was with another worker before
 
 class Site(NamedTuple):
     """Where processes run: `worker` is its id, `slots` attempts go at a time, code is unpacked
-    below `folder`, and what they say goes to the outbox. `report` is told what takes long."""
+    below `folder`, and what they say goes to the outbox. `report` is told what takes long.
+    `admission` has the slots of the machine, for attempts that say what they need of it."""
 
     worker: str
     slots: int
@@ -78,6 +81,7 @@ class Site(NamedTuple):
     clock: Clock
     outbox: Outbox
     report: Callable[[str], None] = lambda line: None
+    admission: SlotQueue | None = None
 
 
 class RunOver(AflowError):
@@ -169,17 +173,31 @@ class Runtime:
         else:
             self._launch(held, self._executor)
 
+    def _lacking(self, held: Held) -> str | None:
+        """Why this machine could never run the attempt; None where it can."""
+        admission = self._site.admission
+        if admission is None or not held.spec.resources:
+            return None
+        amounts = bounded(dict(held.spec.resources), admission.machine)
+        held.spec = held.spec._replace(resources=tuple(amounts.items()))
+        lacking = admission.slots.lacking(demand_of(amounts))
+        return too_much(lacking, admission.slots) if lacking else None
+
     def _launch(self, held: Held, executor: ProcessExecutor) -> None:
         assert self._job is not None, "it has been fetched"
         digest = self._job.environments.get(held.spec.step)
-        if digest is not None:
+        lacking = self._lacking(held)
+        owner = (held.spec.task, held.spec.attempt)
+        if lacking is not None:
+            why = f"Step {held.spec.step} {lacking}"
+            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
+        elif digest is not None:
             self._launch_packaged(held, digest)
         elif held.spec.step in self._needs and self._job.python != python_version():
             why = (
                 f"step {held.spec.step} was started with Python {self._job.python}, and here is "
                 f"{python_version()}: use the same."
             )
-            owner = (held.spec.task, held.spec.attempt)
             asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
         elif held.spec.step in self._needs:
             executor.launch(held.spec)
@@ -312,6 +330,7 @@ class Runtime:
             isolation=job.isolation,
             # A run may have no step that is without an environment.
             is_lazy=built is None and bool(job.environments),
+            admission=self._site.admission,
         )
 
     def _fetched(self) -> Job:

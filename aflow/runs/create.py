@@ -168,12 +168,13 @@ class Plan(NamedTuple):
 
 
 class Driving(NamedTuple):
-    """Who drives a run, as `kind/name`, and the lookahead of its executor. `engine` names what an
-    engine is to be asked by, where that drives the run (see `liveness`)."""
+    """Who drives a run, as `kind/name`, and the lookahead and the bounds of its executor. `engine`
+    names what an engine is to be asked by, where that drives the run (see `liveness`)."""
 
     owner: str
     lookahead: int
     engine: Mapping[str, str] | None = None
+    bounds: Mapping[str, int] | None = None
 
 
 class NewRun(NamedTuple):
@@ -395,6 +396,7 @@ class Creation:
             "code": code,
             **self._environments(options),
             "lookahead": driving.lookahead,
+            **({"bounds": dict(driving.bounds)} if driving.bounds else {}),
             **({} if driving.engine is None else {"engine": dict(driving.engine)}),
         }
         if options.run_id is not None:

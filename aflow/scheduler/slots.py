@@ -15,9 +15,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
 
-from aflow.errors import InvalidSetting
+from aflow._core.records import NamedTuple
 
 UNIT = 1000  # amounts are counted in thousandths: sums of whole numbers are exact
 GPU = "gpu"
@@ -38,24 +37,6 @@ def demand_of(amounts: Mapping[str, float]) -> Demand:
 def shown(demand: Demand) -> str:
     """`gpu=1, memory=4000`."""
     return ", ".join(f"{name}={amount / UNIT:g}" for name, amount in demand) or "nothing"
-
-
-def parsed(text: str) -> dict[str, float]:
-    """The amounts in `gpu=4,memory=64000`. Raises InvalidSetting."""
-    amounts: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = (each.strip() for each in part.partition("="))
-        try:
-            amount = float(value)
-        except ValueError:
-            amount = math.nan
-        if not equals or not name.isidentifier() or not 0 <= amount < math.inf or name in amounts:
-            raise InvalidSetting(
-                f"--resources takes names and amounts such as gpu=4,memory=64000 (in MB), each "
-                f"name once, not {text!r}."
-            )
-        amounts[name] = amount
-    return amounts
 
 
 class Grant(NamedTuple):

@@ -86,6 +86,7 @@ class AttemptSpec(NamedTuple):
     more: str | None = None
     pages: tuple[str, ...] = ()
     again: bool = False
+    resources: tuple[tuple[str, float], ...] = ()
 
     def encode(self) -> bytes:
         """The spec as one message."""

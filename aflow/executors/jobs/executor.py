@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aflow._core.threads import in_thread
@@ -96,6 +97,7 @@ class JobExecutor:
     """
 
     lookahead = 0
+    bounds: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,

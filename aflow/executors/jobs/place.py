@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import NamedTuple
 
-from aflow._core.settings import looked_up, of_job_system
+from aflow._core.settings import environment_value, looked_up
 
 BATCH, SLURM = "batch", "slurm"
 
@@ -30,26 +30,26 @@ def place_of_this_job() -> JobPlace:
 
 
 def _batch() -> JobPlace:
-    node = of_job_system("AWS_BATCH_JOB_NODE_INDEX")
-    job = (of_job_system("AWS_BATCH_JOB_ID") or socket.gethostname()).partition("#")[0]
+    node = environment_value("AWS_BATCH_JOB_NODE_INDEX")
+    job = (environment_value("AWS_BATCH_JOB_ID") or socket.gethostname()).partition("#")[0]
     return JobPlace(
         job if node is None else f"{job}#{node}",
-        int(node or of_job_system("AWS_BATCH_JOB_ARRAY_INDEX") or 0),
-        int(of_job_system("AWS_BATCH_JOB_ATTEMPT") or 1),
-        int(of_job_system("AWS_BATCH_JOB_NUM_NODES") or 1),
+        int(node or environment_value("AWS_BATCH_JOB_ARRAY_INDEX") or 0),
+        int(environment_value("AWS_BATCH_JOB_ATTEMPT") or 1),
+        int(environment_value("AWS_BATCH_JOB_NUM_NODES") or 1),
         main_ends_all=True,
     )
 
 
 def _slurm() -> JobPlace:
     # Names of jobs are unique; numbers may be given again after a crash of Slurm's controller.
-    name = of_job_system("SLURM_JOB_NAME") or "job"
-    array, place = of_job_system("SLURM_ARRAY_JOB_ID"), of_job_system("SLURM_ARRAY_TASK_ID")
-    job = f"{array or of_job_system('SLURM_JOB_ID') or socket.gethostname()}@{name}"
-    tries = int(of_job_system("SLURM_RESTART_COUNT") or 0) + 1
+    name = environment_value("SLURM_JOB_NAME") or "job"
+    array, place = environment_value("SLURM_ARRAY_JOB_ID"), environment_value("SLURM_ARRAY_TASK_ID")
+    job = f"{array or environment_value('SLURM_JOB_ID') or socket.gethostname()}@{name}"
+    tries = int(environment_value("SLURM_RESTART_COUNT") or 0) + 1
     nodes = int(looked_up("JOB_NODES") or 1)
     if nodes > 1:
-        node = int(of_job_system("SLURM_PROCID") or 0)
+        node = int(environment_value("SLURM_PROCID") or 0)
         return JobPlace(f"{job}#{node}", node, tries, nodes, echoes=False)
     worker = job if place is None else f"{job}:{place}"
     return JobPlace(worker, int(place or 0), tries, echoes=False)

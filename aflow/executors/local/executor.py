@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 from aflow._core.records import NamedTuple
 from aflow._core.threads import in_thread
 from aflow.code.program import Request
-from aflow.errors import AflowError
+from aflow.errors import AflowError, InvalidDecorator
 from aflow.executors import base
-from aflow.executors.base import NO_USAGE, Orphan, Reports
+from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
+from aflow.executors.local.admission import FREE, Granted, SlotQueue, memory_of, too_much
 from aflow.executors.local.ground_client import GroundProcess, Grounds
 from aflow.executors.local.task_processes import FreshProcesses
 from aflow.executors.local.worker_processes import MAX_AHEAD, WorkerPool
+from aflow.scheduler.slots import demand_of
 from aflow.scheduler.states import AttemptState
-from aflow.task.spec import AttemptSpec, RunContext
+from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -32,9 +34,13 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
 GRACE = 5.0  # seconds between asking a process to end and killing it
+MEASURED = 0.25  # seconds between two looks at the memory of attempts that have a limit
 BACKSTOP = 5.0  # seconds after its timeout in which a step may still react by itself
 
 StartGround = Callable[[], GroundProcess]
+Key = tuple[int, int, int]  # of an attempt, among those of all executors that share a machine
+# What an attempt of this machine asks for, by name. Raises InvalidDecorator.
+Amounts = Callable[[AttemptSpec], dict[str, float]]
 
 
 class StepNeeds(NamedTuple):
@@ -86,6 +92,9 @@ class ProcessExecutor:
     in any thread: where there is none yet, and when one has died. With `is_lazy` that is not before
     there is an attempt to run. The tasks of `debug_step` get the terminal of this process, each in
     a process of its own.
+
+    With an `admission` attempts start when what they ask for (`amounts`) is free on this machine;
+    those of `gangs` all at once. `bounds` say how many of a step can run at the same time.
     """
 
     def __init__(
@@ -101,7 +110,19 @@ class ProcessExecutor:
         grace: float = GRACE,
         debug_step: str | None = None,
         is_lazy: bool = False,
+        admission: SlotQueue | None = None,
+        amounts: Amounts = lambda spec: dict(spec.resources),
+        bounds: Mapping[str, int] | None = None,
+        gangs: frozenset[str] = frozenset(),
     ) -> None:
+        self._admission = admission
+        self._amounts = amounts
+        self.bounds: Mapping[str, int] = bounds or {}
+        self._gangs = gangs
+        self._members: dict[tuple[str, int | None], list[AttemptSpec]] = {}  # of gangs to start
+        self._limits: dict[tuple[int, int], int] = {}  # bytes of memory, of those that run
+        self._peaks: dict[tuple[int, int], int] = {}
+        self._measuring: asyncio.Task[None] | None = None
         self._debug_step = debug_step
         self._is_lazy = is_lazy
         self._terminal: Terminal | None = None
@@ -115,7 +136,7 @@ class ProcessExecutor:
         self._grace = grace
         self._stopping = False
         self._starting: asyncio.Task[None] | None = None  # a ground that is being started
-        self._waiting: list[AttemptSpec] = []
+        self._waiting: list[tuple[AttemptSpec, Granted]] = []
         self._idle = asyncio.Event()
         self._link: Grounds | None = None
         self._pools: dict[tuple[Any, ...], WorkerPool] = {}
@@ -126,8 +147,10 @@ class ProcessExecutor:
 
     @property
     def lookahead(self) -> int:
-        """How many attempts more than can run the executor wants in hand."""
-        return self._size * (MAX_AHEAD - 1) if self._sequential else 0
+        """How many attempts more than can run the executor wants in hand: those that wait for what
+        the machine has are not to keep others from running."""
+        ahead = self._size * (MAX_AHEAD - 1) if self._sequential else 0
+        return ahead + sum(self.bounds.values())
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
         """None of them: they have ended with the process that has started them."""
@@ -146,7 +169,7 @@ class ProcessExecutor:
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run."""
         self._context = context
-        self._reports = reports
+        self._reports = reports if self._admission is None else _Releasing(reports, self)
         self._loop = asyncio.get_running_loop()
         if self._debug_step is not None:
             from aflow.executors.local.terminal import Terminal  # few runs are debugged
@@ -170,12 +193,13 @@ class ProcessExecutor:
         self._fresh = FreshProcesses(link, self._reports, self._clock, self._grace, self._learn)
         self._pools = {}
 
-    def _pool(self, step: str) -> WorkerPool:
+    def _pool(self, step: str, granted: Granted) -> WorkerPool:
         """The processes that run many attempts of this step and others like it."""
         assert self._link is not None, "there are grounds"
         needs = self._needs[step]
-        environment = needs.environment or {}
-        key = (needs.is_async, needs.start, *sorted(environment.items()))
+        environment = {**granted.early, **(needs.environment or {})}
+        shown = (*sorted(environment.items()), *sorted(granted.late.items()))
+        key = (needs.is_async, needs.start, *shown)
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = WorkerPool(
@@ -185,6 +209,7 @@ class ProcessExecutor:
                 size=self._size,
                 start=needs.start,
                 environment=environment,
+                late=granted.late,
                 coroutines=needs.is_async,
                 grace=self._grace,
                 limit_of=lambda step: self._needs[step].limit,
@@ -207,36 +232,155 @@ class ProcessExecutor:
 
     def launch(self, spec: AttemptSpec) -> None:
         """Start this attempt, now or as soon as there is room."""
+        admission = self._admission
+        if admission is None:
+            self._launch(spec, FREE)
+            return
+        try:
+            # What settles a step without running it needs nothing of what the step asks for.
+            amounts = {} if spec.fallback else self._amounts(spec)
+        except InvalidDecorator as error:
+            self._loop.call_soon(self._fail, spec, str(error))
+            return
+        if not amounts and (self._sequential or self._needs[spec.step].is_async):
+            self._launch(spec, FREE)  # their processes bound themselves
+            return
+        specs = self._together(spec)
+        if not specs:
+            return  # the other members of its gang are still to come
+        lacking = admission.slots.lacking(demand_of(amounts), len(specs))
+        if lacking:
+            gang = f"the gang of {len(specs)} " if len(specs) > 1 else ""
+            reason = f"Step {spec.step}: {gang}{too_much(lacking, admission.slots)}"
+            for each in specs:
+                self._loop.call_soon(self._fail, each, reason)
+            return
+        admission.submit([self._key(each) for each in specs], specs, amounts, self._launch)
+
+    def _together(self, spec: AttemptSpec) -> list[AttemptSpec]:
+        """The attempts that start together with this one: all members of its gang, as soon as the
+        last one is there. One that is tried again starts beside the others, which run."""
+        if spec.step not in self._gangs or spec.attempt > 0 or not spec.splits:
+            return [spec]
+        members = self._members.setdefault((spec.step, spec.split), [])
+        members.append(spec)
+        if len(members) < spec.splits:
+            return []
+        return self._members.pop((spec.step, spec.split))
+
+    def _key(self, spec: AttemptSpec) -> Key:
+        return id(self), spec.task, spec.attempt
+
+    def _fail(self, spec: AttemptSpec, reason: str) -> None:
+        now = self._clock.now()
+        self._reports.started(spec.task, spec.attempt, None, now)
+        report = AttemptReport(
+            spec.task, spec.attempt, AttemptState.FAILED.value, reason, retryable=False,
+            started_at=now, finished_at=now,
+        )  # fmt: skip
+        self._reports.ended(report, NO_USAGE)
+
+    def _launch(self, spec: AttemptSpec, granted: Granted) -> None:
+        if granted.memory is not None and not self._needs[spec.step].is_async:
+            self._limits[(spec.task, spec.attempt)] = granted.memory
+            if self._measuring is None:
+                # It ends with `stop`, which waits for it.
+                self._measuring = self._loop.create_task(self._measure())
         if self._link is None:
-            self._waiting.append(spec)
+            self._waiting.append((spec, granted))
             self._see_that_one_starts()
         elif self._terminal is not None and spec.step == self._debug_step:
             # Whoever debugs may take as long as it takes.
             needs = self._needs[spec.step]
-            self._fresh.launch(spec, None, needs.start, needs.environment, self._terminal)
+            self._fresh.launch(
+                spec, None, needs.start, needs.environment, self._terminal, granted=granted
+            )
         elif self._needs[spec.step].is_async or self._sequential:
-            self._pool(spec.step).launch(spec)
+            self._pool(spec.step, granted).launch(spec)
         else:
             needs = self._needs[spec.step]
-            self._fresh.launch(spec, needs.limit, needs.start, needs.environment)
+            self._fresh.launch(spec, needs.limit, needs.start, needs.environment, granted=granted)
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: SIGTERM to its group, SIGKILL after the grace time."""
-        for spec in self._waiting:
-            if (spec.task, spec.attempt) == (task, attempt):
-                self._waiting.remove(spec)
-                now = self._clock.now()
-                state, reason = AttemptState.CANCELLED, "The task was cancelled."
-                report = base.stopped(task, attempt, state, reason, now, now)
-                self._loop.call_soon(self._reports.ended, report, NO_USAGE)
-                return
+        if self._withdraw(task, attempt):
+            self._end_unstarted(task, attempt, AttemptState.CANCELLED, "The task was cancelled.")
+            return
         self._fresh.cancel(task, attempt)
         for pool in self._pools.values():
             pool.cancel(task, attempt)
 
+    def _withdraw(self, task: int, attempt: int) -> bool:
+        """Whether the attempt waited, for slots or for a process; it does so no longer."""
+        for waiting in self._waiting:
+            if (waiting[0].task, waiting[0].attempt) == (task, attempt):
+                self._waiting.remove(waiting)
+                return True
+        for members in self._members.values():
+            for spec in members:
+                if (spec.task, spec.attempt) == (task, attempt):
+                    members.remove(spec)
+                    return True
+        admission = self._admission
+        return admission is not None and admission.withdraw((id(self), task, attempt)) is not None
+
+    def _end_unstarted(self, task: int, attempt: int, state: AttemptState, reason: str) -> None:
+        now = self._clock.now()
+        report = base.stopped(task, attempt, state, reason, now, now)
+        # Later: who calls launch or cancel does not expect the answer before that has returned.
+        self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+
+    def released(self, task: int, attempt: int) -> None:
+        """The attempt is over: others may have what it had."""
+        self._limits.pop((task, attempt), None)
+        self._peaks.pop((task, attempt), None)
+        if self._admission is not None:
+            self._admission.release((id(self), task, attempt))
+
+    def used(self, report: AttemptReport, usage: Usage) -> Usage:
+        """What the attempt has used: its processes together may have had more than one alone."""
+        peak = self._peaks.get((report.task, report.attempt))
+        if peak is None or peak <= (usage.max_rss or 0):
+            return usage
+        return Usage(peak, usage.cpu)
+
+    async def _measure(self) -> None:
+        """Look at the memory of attempts that have a limit, and end those that are over it."""
+        while True:
+            await asyncio.sleep(MEASURED)
+            owners = {
+                pid: owner for owner in self._limits if (pid := self._pid_of(owner)) is not None
+            }
+            if not owners:
+                continue
+            for pid, size in (await in_thread(memory_of, [*owners])).items():
+                owner = owners[pid]
+                limit = self._limits.get(owner)
+                if limit is None:
+                    continue  # it has ended meanwhile
+                self._peaks[owner] = max(size, self._peaks.get(owner, 0))
+                if size > limit:
+                    reason = over_memory(size, limit)
+                    self._fresh.fail(*owner, reason)
+                    for pool in self._pools.values():
+                        pool.fail(*owner, reason)
+
+    def _pid_of(self, owner: tuple[int, int]) -> int | None:
+        if self._link is None:
+            return None
+        found = self._fresh.pid_of(*owner)
+        for pool in self._pools.values():
+            found = found or pool.pid_of(*owner)
+        return found
+
     async def stop(self) -> None:
         """Interrupt all that runs, wait for it to end, and let go of the grounds."""
         self._stopping = True
+        self._interrupt_waiting()
+        measuring, self._measuring = self._measuring, None
+        if measuring is not None:
+            measuring.cancel()
+            await asyncio.wait([measuring])
         if self._starting is not None:
             await asyncio.wait([self._starting])  # what it raises was for `start`
         if self._link is not None:
@@ -249,6 +393,15 @@ class ProcessExecutor:
         if link is not None:
             link.close()
             await in_thread(link.reap)
+
+    def _interrupt_waiting(self) -> None:
+        """What waits for slots does not start any more."""
+        waiting = [] if self._admission is None else self._admission.withdraw_all(id(self))
+        waiting += [each for members in self._members.values() for each in members]
+        self._members.clear()
+        for spec in waiting:
+            reason = "The task was interrupted: the run was stopped."
+            self._end_unstarted(spec.task, spec.attempt, AttemptState.INTERRUPTED, reason)
 
     def _note_idle(self) -> None:
         live = len(self._fresh) + sum(map(len, self._pools.values()))
@@ -302,15 +455,41 @@ class ProcessExecutor:
         try:
             await self._start_one()
         except (OSError, AflowError) as error:
-            for spec in self._take_waiting():
+            for spec, _ in self._take_waiting():
                 now = self._clock.now()
                 reason = f"The task was lost: no process could be started for it ({error})."
                 report = base.stopped(spec.task, spec.attempt, AttemptState.LOST, reason, now, now)
                 self._reports.ended(report, NO_USAGE)
             return
-        for spec in self._take_waiting():
-            self.launch(spec)
+        for spec, granted in self._take_waiting():
+            self._launch(spec, granted)
 
-    def _take_waiting(self) -> list[AttemptSpec]:
+    def _take_waiting(self) -> list[tuple[AttemptSpec, Granted]]:
         waiting, self._waiting = self._waiting, []
         return waiting
+
+
+class _Releasing:
+    """Passes reports on, and has the executor release what an attempt had that has ended."""
+
+    def __init__(self, reports: Reports, executor: ProcessExecutor) -> None:
+        self._executor = executor
+        self._reports = reports
+        self.handed = reports.handed
+        self.started = reports.started
+        self.logged = reports.logged
+        self.grown = reports.grown
+
+    def ended(self, report: AttemptReport, usage: Usage) -> None:
+        """The attempt is over."""
+        usage = self._executor.used(report, usage)
+        self._reports.ended(report, usage)
+        self._executor.released(report.task, report.attempt)
+
+
+def over_memory(size: int, limit: int) -> str:
+    """Why an attempt was ended that has more memory than it has asked for."""
+    return (
+        f"OutOfMemory: the task had {size >> 20} MB of memory, and asked for {limit >> 20}: give "
+        "the step more, with @resources(memory=...)."
+    )

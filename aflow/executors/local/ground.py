@@ -572,7 +572,7 @@ class Ground:
         except OSError as error:
             return error
         if pid == 0 and self._user_program is not None:
-            self._let_program_go_on(child, work)
+            self._let_program_go_on(child, environment, work)
         elif pid == 0:
             self._become(child, lambda: self._host(environment, learn).run(work()))
         self._children[pid] = child
@@ -629,12 +629,15 @@ class Ground:
 
         inside.end(code, let_go)
 
-    def _let_program_go_on(self, child: int, work: Callable[[], child_task.Work]) -> NoReturn:
+    def _let_program_go_on(
+        self, child: int, environment: Mapping[str, str], work: Callable[[], child_task.Work]
+    ) -> NoReturn:
         """Let the program, which waits in the call of its flow, go on with this work."""
         inside.begin(self._pid, self._sigint)
         descendants.mark(self._token, child)
         self._let_go(child)
         assert self._user_program is not None, "it has run"
+        os.environ.update(environment)
         self._user_program.begin_child()
         made = work()
         raise _GoOn(made if made.begin() else None)

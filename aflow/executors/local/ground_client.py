@@ -81,6 +81,7 @@ class _Wanted(NamedTuple):
     environment: dict[str, str]
     detail: Any
     fds: list[int]
+    late: dict[str, str]  # variables that are set when it is forked
 
 
 class Grounds:
@@ -134,12 +135,15 @@ class Grounds:
         environment: Mapping[str, str] | None,
         detail: Any,
         fds: Sequence[int],
+        late: Mapping[str, str] | None = None,
     ) -> int:
         """Ask for a process with these variables (None: which they are is still to be learned) that
         is `fresh`, or a `fork` of the program; the number that it is known by. The descriptors are
         closed here."""
         self._ids += 1
-        wanted = _Wanted(self._ids, kind, start, dict(environment or {}), detail, [*fds])
+        wanted = _Wanted(
+            self._ids, kind, start, dict(environment or {}), detail, [*fds], dict(late or {})
+        )
         if not self._sends(wanted):
             self._held.append(wanted)
         return wanted.child
@@ -157,7 +161,9 @@ class Grounds:
 
     def _send(self, link: _Link, wanted: _Wanted, *, learn: bool = False) -> None:
         self._of[wanted.child] = link
-        environment = {} if link is not self._first else wanted.environment
+        environment = wanted.late
+        if link is self._first:
+            environment = {**wanted.environment, **wanted.late}
         link.send(wanted.kind, wanted.child, environment, learn, wanted.detail, fds=wanted.fds)
 
     def _ground_of(self, wanted: _Wanted) -> _Link:

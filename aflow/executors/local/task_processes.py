@@ -12,6 +12,7 @@ from aflow._core.clock import Clock
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports, Usage
 from aflow.executors.local import messages
+from aflow.executors.local.admission import FREE, Granted, kills_of_the_system
 from aflow.executors.local.ground_client import Grounds
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
@@ -29,8 +30,8 @@ class FreshProcess:
     """One attempt in a process of its own, from the request to its end."""
 
     __slots__ = (
-        "again", "attempt", "ending", "fds", "limit", "pid", "report", "spec", "start",
-        "started_at", "task", "terminal", "timers", "unpacker",
+        "again", "attempt", "ending", "fds", "granted", "kills", "limit", "pid", "report", "spec",
+        "start", "started_at", "task", "terminal", "timers", "unpacker",
     )  # fmt: skip
 
     def __init__(
@@ -40,8 +41,11 @@ class FreshProcess:
         start: str,
         fds: list[int],
         terminal: Terminal | None = None,
+        granted: Granted = FREE,
     ) -> None:
         self.spec = spec
+        self.granted = granted
+        self.kills = kills_of_the_system() if granted.memory is not None else None
         self.start = start
         self.terminal = terminal
         self.limit = limit
@@ -83,10 +87,13 @@ class FreshProcesses:
         start: str,
         environment: Mapping[str, str] | None,
         terminal: Terminal | None = None,
+        *,
+        granted: Granted = FREE,
     ) -> None:
         """Run an attempt in a `fresh` process or a `fork` of the program, with these variables;
         `limit` is after how many seconds it is killed from outside. Where the variables are not
-        known yet (None), the program says which they are. With a `terminal` that is lent to it."""
+        known yet (None), the program says which they are. With a `terminal` that is lent to it.
+        `granted` is what it has of this machine."""
         try:
             readers, writers = pipes(3)
             if terminal is not None:
@@ -98,9 +105,11 @@ class FreshProcesses:
             # Later: who launches does not expect the answer before launch has returned.
             self._loop.call_soon(self._reports.ended, report, NO_USAGE)
             return
-        process = FreshProcess(spec, limit, start, readers, terminal)
+        process = FreshProcess(spec, limit, start, readers, terminal, granted)
         kind = messages.RUN if terminal is None else messages.DEBUG
-        child = self._link.fork(kind, start, environment, spec.encode(), writers)
+        if granted.early:
+            environment = {**granted.early, **(environment or {})}
+        child = self._link.fork(kind, start, environment, spec.encode(), writers, granted.late)
         self._live[child] = process
         self._by_task[(spec.task, spec.attempt)] = child
         if limit is not None:
@@ -114,6 +123,17 @@ class FreshProcesses:
         child = self._by_task.get((task, attempt))
         if child is not None:
             self._end(child, AttemptState.CANCELLED, "The task was cancelled.", self._grace)
+
+    def fail(self, task: int, attempt: int, reason: str) -> None:
+        """End an attempt at once, if it is live: it has done what it must not."""
+        child = self._by_task.get((task, attempt))
+        if child is not None:
+            self._end(child, AttemptState.FAILED, reason, 0.0)
+
+    def pid_of(self, task: int, attempt: int) -> int | None:
+        """The process of an attempt; None where there is none (yet)."""
+        process = self._live.get(self._by_task.get((task, attempt), -1))
+        return None if process is None else process.pid
 
     def interrupt(self) -> None:
         """Stop everything: our own shutdown."""
@@ -159,7 +179,10 @@ class FreshProcesses:
         if process.again is not None and process.ending is None and process.report is None:
             self._drop(child)
             self._again.add((process.task, process.attempt))
-            self.launch(process.spec, process.limit, process.start, process.again, process.terminal)
+            self.launch(
+                process.spec, process.limit, process.start, process.again, process.terminal,
+                granted=process.granted,
+            )  # fmt: skip
             return
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
@@ -215,7 +238,11 @@ class FreshProcesses:
             return base.stopped(
                 process.task, process.attempt, state, reason, process.started_at, now
             )
-        return base.report(process.task, process.attempt, status, process.started_at, now)
+        report = base.report(process.task, process.attempt, status, process.started_at, now)
+        kills = kills_of_the_system()
+        if os.WIFSIGNALED(status) and None not in (kills, process.kills) and kills != process.kills:
+            report = report._replace(reason=f"OutOfMemory: {report.reason}")
+        return report
 
     def _settle(self, child: int, report: AttemptReport, usage: Usage) -> None:
         self._drop(child)

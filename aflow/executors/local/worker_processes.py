@@ -50,6 +50,7 @@ class WorkerProcess:
         link: Grounds,
         start: str,
         environment: Mapping[str, str],
+        late: Mapping[str, str],
         coroutines: bool,
     ) -> None:
         self.pid: int | None = None
@@ -70,7 +71,7 @@ class WorkerProcess:
         for each in (self._specs, self._reports):
             each.setblocking(False)
         theirs = [tasks, their_reports.detach(), *writers, *readers]
-        self.child = link.fork(messages.WORK, start, environment, coroutines, theirs)
+        self.child = link.fork(messages.WORK, start, environment, coroutines, theirs, late)
 
     @property
     def in_hand(self) -> int:
@@ -220,6 +221,7 @@ class WorkerPool:
         size: int,
         start: str,
         environment: Mapping[str, str],
+        late: Mapping[str, str],
         coroutines: bool,
         grace: float,
         limit_of: Callable[[str], float | None],
@@ -228,6 +230,7 @@ class WorkerPool:
     ) -> None:
         self._start = start
         self._environment = environment
+        self._late = late  # variables that are set when a process is forked
         self._owned = owned  # processes of all pools, to which ours are added
         self._learn = learn
         self._loop = asyncio.get_running_loop()
@@ -259,6 +262,15 @@ class WorkerPool:
         """Stop an attempt, wherever it is."""
         self._end((task, attempt), AttemptState.CANCELLED, "The task was cancelled.", self._grace)
         self._feed()
+
+    def fail(self, task: int, attempt: int, reason: str) -> None:
+        """End an attempt at once, and its process: it has done what it must not."""
+        self._end((task, attempt), AttemptState.FAILED, reason, 0.0)
+
+    def pid_of(self, task: int, attempt: int) -> int | None:
+        """The process that runs an attempt; None where none does (yet)."""
+        owner = (task, attempt)
+        return next((each.pid for each in self._workers.values() if owner in each.running), None)
 
     def interrupt(self) -> None:
         """Stop everything: our own shutdown."""
@@ -309,7 +321,12 @@ class WorkerPool:
     def _new_worker(self) -> WorkerProcess | None:
         try:
             worker = WorkerProcess(
-                self._loop, self._link, self._start, self._environment, self._coroutines
+                self._loop,
+                self._link,
+                self._start,
+                self._environment,
+                self._late,
+                self._coroutines,
             )
         except OSError as error:
             if self._workers:  # go on with those there are

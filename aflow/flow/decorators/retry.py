@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, overload
 
 from aflow._core.records import dataclass
+from aflow.errors import OutOfMemory
 from aflow.flow.decorators.base import F, StepDecorator, as_number, decorate
 
 MAX_RETRIES = 50
@@ -59,7 +60,9 @@ class Retry(StepDecorator):
 
     def takes(self, error: BaseException) -> bool:
         """Whether a step that has raised this is tried again."""
-        return self.on is None or isinstance(error, self.on)  # type: ignore[arg-type]
+        if self.on is None or isinstance(error, self.on):  # type: ignore[arg-type]
+            return True
+        return OutOfMemory in self.on and isinstance(error, MemoryError)  # type: ignore[operator]
 
 
 @overload

@@ -1,0 +1,344 @@
+"""What attempts of this machine wait for, have and see of its resources: CPUs, GPUs, memory, and
+names of the user's own. Which may start is decided by `scheduler/slots.py`, which is pure.
+
+What a machine has is found by itself, or given (`--resources`). What is found bounds a demand that
+is larger: a flow that was written for large machines runs here, too. What is given, and a name that
+only the user knows, is binding: a demand that could never be met is refused at the start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aflow._core.records import NamedTuple
+from aflow._core.settings import environment_value, usable_cpus
+from aflow.errors import InvalidInput
+from aflow.scheduler.slots import GPU, NOTHING, UNIT, Demand, Slots, demand_of, shown
+
+if TYPE_CHECKING:
+    from aflow.flow.definition import FlowDefinition
+    from aflow.task.spec import AttemptSpec
+
+FOUND = ("cpu", "disk", GPU, "memory")  # what a machine is asked for by itself
+# How many threads a library starts, if nobody says it: as many as there are cores.
+THREADS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS", "LOKY_MAX_CPU_COUNT",
+)  # fmt: skip
+NVIDIA, AMD = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
+_ASKING = 10.0  # seconds for a tool that lists GPUs
+_MB = 1 << 20
+
+
+class Machine(NamedTuple):
+    """What a machine offers: amounts by name, memory and disk in MB, and the ids of its GPUs.
+    `is_amd` says that they are AMD's. `binding` are the names whose amounts somebody has given."""
+
+    amounts: dict[str, float]
+    devices: tuple[str, ...]
+    is_amd: bool
+    binding: frozenset[str]
+
+
+def machine_with(given: Mapping[str, float], folder: Path | None = None) -> Machine:
+    """This machine, where these amounts take the place of what is found. Disk is that of the
+    folder. Blocks."""
+    devices, is_amd = _gpus()
+    memory = _memory()
+    import shutil  # few runs ask for a disk
+
+    found = {"cpu": float(usable_cpus()), GPU: float(len(devices))}
+    if memory is not None:
+        found["memory"] = memory / _MB
+    try:
+        found["disk"] = shutil.disk_usage(folder or Path.cwd()).free / _MB
+    except OSError:  # it was removed
+        pass
+    count = int(given.get(GPU, len(devices)))
+    # Those that are found and seen come first; where more were given than are, they are numbered.
+    more = (str(number) for number in range(count) if str(number) not in devices)
+    named = (*devices, *more)[:count]
+    return Machine({**found, **given}, named, is_amd, frozenset(given))
+
+
+def _gpus() -> tuple[tuple[str, ...], bool]:
+    """The ids of the GPUs that this process may use, as its variables or the tools name them, and
+    whether they are AMD's."""
+    amd = _amd_count()
+    for variable in (NVIDIA, AMD, "HIP_VISIBLE_DEVICES"):
+        said = environment_value(variable)
+        if said is not None:
+            ids = tuple(each.strip() for each in said.split(",") if each.strip() not in ("", "-1"))
+            return ids, amd > 0
+    import shutil  # here, and the next: few runs have steps that ask for GPUs
+    import subprocess
+
+    program = shutil.which("nvidia-smi")
+    if program is not None:
+        try:
+            listed = subprocess.run(
+                [program, "--query-gpu=index", "--format=csv,noheader"],
+                capture_output=True, text=True, timeout=_ASKING, check=False,
+            )  # fmt: skip
+            found = tuple(re.findall(r"^\d+$", listed.stdout, re.MULTILINE))
+            if found:
+                return found, False
+        except (OSError, subprocess.SubprocessError):  # a driver that does not answer
+            pass
+    return tuple(map(str, range(amd))), amd > 0
+
+
+def _amd_count() -> int:
+    """How many GPUs the kernel's driver of AMD lists: nodes of its topology that have SIMDs."""
+    count = 0
+    for properties in Path("/sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
+        try:
+            found = re.search(r"^simd_count (\d+)", properties.read_text(), re.MULTILINE)
+        except OSError:  # that of another container
+            continue
+        count += found is not None and int(found[1]) > 0
+    return count
+
+
+def _memory() -> int | None:
+    """The memory of this machine, or of the container that this process is in, in bytes."""
+    limits = []
+    try:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError):  # a system that does not say it
+        pass
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            said = Path(file).read_text().strip()
+        except OSError:  # not a system with this version of cgroups
+            continue
+        if said.isdigit():
+            limits.append(int(said))
+    return min(limits, default=None)
+
+
+# ------------------------------------------------------------------ demands
+
+
+class Demands:
+    """What the steps of a flow ask for, on one machine."""
+
+    def __init__(self, definition: FlowDefinition, machine: Machine, steps: Sequence[str]) -> None:
+        self._machine = machine
+        self._resources = {
+            name: found
+            for name in steps
+            if (found := definition.steps[name].decorator("resources")) is not None
+        }
+
+    def amounts(self, step: str, attempt: int) -> dict[str, float]:
+        """What an attempt asks for, by name: what is found of a machine bounds it. Raises
+        InvalidDecorator."""
+        found = self._resources.get(step)
+        return {} if found is None else bounded(found.amounts(attempt), self._machine)
+
+    def check(self, slots: Slots) -> None:
+        """Raises InvalidInput for a step that asks for more than there is."""
+        for name, found in self._resources.items():
+            lacking = slots.lacking(demand_of(bounded(found.amounts(0), self._machine)))
+            if lacking:
+                raise InvalidInput(f"Step {name} {too_much(lacking, slots)}")
+
+    def notes(self) -> list[str]:
+        """A sentence for each step that has less here than it asks for."""
+        notes = []
+        for name, found in self._resources.items():
+            asked = found.amounts(0)
+            less = {
+                key: amount
+                for key, amount in bounded(asked, self._machine).items()
+                if amount < asked[key]
+            }
+            if less:
+                wanted = ", ".join(f"{key}={asked[key]:g}" for key in less)
+                there = ", ".join(f"{key}={amount:.0f}" for key, amount in less.items())
+                notes.append(
+                    f"@resources: {name} asks for {wanted}; there is {there} here, which it gets."
+                )
+        return notes
+
+    def bounds(self, slots: Slots, most: int) -> dict[str, int]:
+        """How many attempts of each step can run at once, where the machine bounds it further than
+        `most`."""
+        bounds: dict[str, int] = {}
+        for name, found in self._resources.items():
+            at_once = slots.at_once(demand_of(bounded(found.amounts(0), self._machine)))
+            if at_once is not None and at_once < most:
+                bounds[name] = max(1, at_once)
+        return bounds
+
+
+def bounded(amounts: Mapping[str, float], machine: Machine) -> dict[str, float]:
+    """The amounts, but of what was found by itself no more than there is."""
+    return {
+        name: amount
+        if name in machine.binding or name not in FOUND
+        else min(amount, machine.amounts.get(name, amount))
+        for name, amount in amounts.items()
+    }
+
+
+def too_much(lacking: Demand, slots: Slots) -> str:
+    """Why a demand can never be met, as the rest of a sentence."""
+    there = dict(slots.offered)
+    offered = ", ".join(f"{name}={there.get(name, 0) / UNIT:g}" for name, _ in lacking)
+    return (
+        f"asks for {shown(lacking)}, and there is {offered}: ask for less, or say what there is "
+        "with --resources."
+    )
+
+
+# ------------------------------------------------------------------ admission
+
+
+class Granted(NamedTuple):
+    """What an attempt has that may start: variables for its process from the start, those that are
+    set when it is forked, and its limit of memory in bytes (None: there is none)."""
+
+    early: dict[str, str]
+    late: dict[str, str]
+    memory: int | None
+
+
+FREE = Granted({}, {}, None)
+
+Begin = Callable[["AttemptSpec", Granted], None]
+
+
+class _Waiting(NamedTuple):
+    spec: AttemptSpec
+    amounts: dict[str, float]
+    begin: Begin
+
+
+class SlotQueue:
+    """The slots of one machine, shared by all executors that run attempts on it."""
+
+    def __init__(self, slots: Slots, machine: Machine) -> None:
+        self.slots = slots
+        self.machine = machine
+        self._waiting: dict[Hashable, _Waiting] = {}
+
+    def submit(
+        self, keys: Sequence[Hashable], specs: Sequence[AttemptSpec], amounts: dict[str, float],
+        begin: Begin,
+    ) -> None:  # fmt: skip
+        """Call `begin` for these attempts, each of which needs so much, as soon as all of them can
+        start: now, or later."""
+        for key, spec in zip(keys, specs, strict=True):
+            self._waiting[key] = _Waiting(spec, amounts, begin)
+        self.slots.add(keys, demand_of(amounts) if amounts else NOTHING)
+        self._start()
+
+    def withdraw(self, key: Hashable) -> AttemptSpec | None:
+        """The attempt of this key, if it has not started: it waits no longer."""
+        waiting = self._waiting.pop(key, None)
+        if waiting is None:
+            return None
+        self.slots.remove(key)
+        self._start()
+        return waiting.spec
+
+    def withdraw_all(self, executor: int) -> list[AttemptSpec]:
+        """All attempts of an executor that have not started: they wait no longer."""
+        keys = [key for key in self._waiting if isinstance(key, tuple) and key[0] == executor]
+        specs = [self._waiting.pop(key).spec for key in keys]
+        for key in keys:
+            self.slots.remove(key)
+        if keys:
+            self._start()
+        return specs
+
+    def release(self, key: Hashable) -> None:
+        """This attempt has ended, and what it had is free. May be called again."""
+        self.slots.release(key)
+        self._start()
+
+    def _start(self) -> None:
+        for grant in self.slots.start():
+            spec, amounts, begin = self._waiting.pop(grant.key)
+            begin(spec, self._granted(amounts, grant.devices))
+
+    def _granted(self, amounts: Mapping[str, float], devices: Sequence[str]) -> Granted:
+        early: dict[str, str] = {}
+        late: dict[str, str] = {}
+        if "cpu" in amounts:
+            threads = str(max(1, int(amounts["cpu"])))
+            early = {name: threads for name in THREADS if environment_value(name) is None}
+        if devices:
+            joined = ",".join(devices)
+            # With both on a machine of AMD's, CUDA_VISIBLE_DEVICES would choose a second time,
+            # among those that the other has left.
+            late = {AMD: joined} if self.machine.is_amd else {NVIDIA: joined, AMD: joined}
+        memory = amounts.get("memory")
+        return Granted(early, late, None if memory is None else int(memory * _MB))
+
+
+def admission_for(
+    definition: FlowDefinition,
+    steps: Sequence[str],
+    given: Mapping[str, float] | None,
+    max_workers: int | None,
+) -> tuple[SlotQueue, Demands] | None:
+    """What admits the attempts of these steps to this machine; None where none of them says what it
+    needs. Blocks. Raises InvalidInput for a step that could never start."""
+    if not any(definition.steps[name].decorator("resources") for name in steps):
+        return None
+    machine = machine_with(given or {})
+    slots = Slots(machine.amounts, machine.devices, max_workers)
+    demands = Demands(definition, machine, steps)
+    demands.check(slots)
+    return SlotQueue(slots, machine), demands
+
+
+# ------------------------------------------------------------------ memory
+
+
+def memory_of(sessions: Sequence[int]) -> dict[int, int]:
+    """The bytes of memory that all processes of these sessions have now, by session. Blocks for
+    some milliseconds. A process alone counts as a whole; of several, what they share once."""
+    wanted = set(sessions)
+    members: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc") if wanted else ():
+        if entry.isdigit():
+            try:
+                stat = Path(f"/proc/{entry}/stat").read_bytes()
+                session = int(stat.rpartition(b")")[2].split()[3])
+            except (OSError, ValueError, IndexError):  # it has ended meanwhile
+                continue
+            if session in wanted:
+                members.setdefault(session, []).append(int(entry))
+    return {session: _bytes_of(pids) for session, pids in members.items()}
+
+
+def _bytes_of(pids: Sequence[int]) -> int:
+    file, field = ("status", "VmRSS") if len(pids) == 1 else ("smaps_rollup", "Pss")
+    total = 0
+    for pid in pids:
+        try:
+            found = re.search(
+                rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.M
+            )
+        except OSError:  # it has ended meanwhile
+            continue
+        total += int(found[1]) * 1024 if found is not None else 0
+    return total
+
+
+def kills_of_the_system() -> int | None:
+    """How many processes the system has killed since memory ran out, on this machine so far."""
+    try:
+        found = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.M)
+    except OSError:
+        return None
+    return None if found is None else int(found[1])

@@ -236,6 +236,21 @@ def placed(source: dict[str, Any], folder: os.PathLike[str], script: str) -> dic
     return {**source, "file": os.path.join(where, script), "root": where}
 
 
+def packaged(request: Request, *, is_here: bool = True) -> Request:
+    """The request for an interpreter that has packages of its own: of what is on sys.path here, the
+    user's own folders alone are there; on another machine (not `is_here`) none."""
+    source = {**request.source, "packaged": True}
+    if "path" in source and not is_here:
+        source["path"] = []
+    elif "path" in source:
+        source["path"] = [
+            each
+            for each in source["path"]
+            if not is_library(os.path.join(each, "_")) and os.path.exists(each or os.curdir)
+        ]
+    return request._replace(source=source, imported=None)
+
+
 def for_later(request: Request, script: str) -> Request:
     """The request as it is kept for runs that come later, elsewhere: the same for the same flow,
     whatever command has deployed it. `script` is the file's name in the code package."""
@@ -300,7 +315,12 @@ class Program:
             return _attribute(module, self.source["name"])
         root = self.source.get("root")
         sys.argv[:] = self.source["argv"]
-        sys.path[:] = self.source["path"] if root is None else [root, *self._path]
+        if root is not None:
+            sys.path[:] = [root, *self._path]
+        elif self.source.get("packaged"):
+            sys.path[:] = [*self.source["path"], *self._path]
+        else:
+            sys.path[:] = self.source["path"]
         sys.modules["__main__"] = ModuleType("__main__")
         if kind == "script":
             module = _run_under_alias(self.source["file"], self._code)

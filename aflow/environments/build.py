@@ -40,6 +40,7 @@ from aflow.errors import EnvironmentFailed, InvalidLock, ShippingError, UnsafeFo
 RUNTIME_VARIABLE = "AFLOW_RUNTIME_FOLDER"
 KEPT_UNUSED = 30 * 86400.0  # seconds for which an environment is kept that nobody uses
 _MARKER = "aflow-environment.json"
+_FULL = "no space left"
 _FORM = 1  # of a built environment
 # Appended to sys.path where a run says so, and only by the Python that it was made for.
 _PTH = (
@@ -84,7 +85,9 @@ def cache_folder(settings: Settings | None = None) -> Path:
     try:
         refuse_foreign(found, environment_with({}))
     except UnsafeFolder as error:
-        raise EnvironmentFailed(str(error)) from error
+        raise EnvironmentFailed(
+            str(error).replace("--datastore-root", "AFLOW_ENVIRONMENTS_FOLDER")
+        ) from error
     return found.absolute()
 
 
@@ -198,7 +201,10 @@ class Environments:
                 f"{error.strerror or error}"
             ) from error
         except EnvironmentFailed as error:
-            raise EnvironmentFailed(f"The environment{title} cannot be built: {error}") from error
+            why = str(error)
+            if isinstance(error, UvFailed) and _FULL in error.full.lower():
+                why = f"no space is left on the disk of {self._cache}"
+            raise EnvironmentFailed(f"The environment{title} cannot be built: {why}.") from error
         finally:
             shutil.rmtree(new, ignore_errors=True)
         self._report(f"Built the environment{title} in {SystemClock.now() - began:.1f} s")
@@ -429,7 +435,7 @@ def _install(
             return
         except UvFailed as error:
             first = error if first is None or (not offline and first.is_network) else first
-            if "no space left" in error.full.lower():
+            if _FULL in error.full.lower():
                 raise
     assert first is not None, "it was tried"
     raise first

@@ -17,7 +17,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.records import NamedTuple
 from aflow._core.settings import Settings, without_passwords
 from aflow.code import package
-from aflow.code.program import request_of, source_of
+from aflow.code.program import packaged, request_of, source_of
 from aflow.environments.spec import asks
 from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
 from aflow.executors.local.admission import admission_for
@@ -393,15 +393,11 @@ def _local(
     built: Built | None = None,
 ) -> ProcessExecutor:
     """Processes of this machine: like this one, or of an environment."""
+    imported = imported_here() if built is None else None
+    request = request_of(definition, options.decospecs, imported, _spun(options))
     return ProcessExecutor(
         needs_here(definition, options.process),
-        # What this program has imported, another interpreter may not have.
-        request_of(
-            definition,
-            options.decospecs,
-            imported_here() if built is None else None,
-            _spun(options),
-        ),
+        request if built is None else packaged(request),
         lambda: spawn_here(built),
         clock,
         first=ground,

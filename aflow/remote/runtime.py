@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from aflow import backends
 from aflow._core.threads import in_daemon_thread, in_thread
 from aflow.code import package
-from aflow.code.program import placed
+from aflow.code.program import packaged, placed
 from aflow.errors import AflowError, CodePackageError, StorageError
 from aflow.executors import protocol
 from aflow.executors.local.admission import SlotQueue, bounded, too_much
@@ -323,7 +323,7 @@ class Runtime:
         """Processes like this one, or of an environment."""
         return ProcessExecutor(
             job.needs,
-            job.request,
+            job.request if built is None else packaged(job.request, is_here=False),
             lambda: spawn_ground(built=built),
             self._site.clock,
             max_workers=self._site.slots,

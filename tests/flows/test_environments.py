@@ -394,6 +394,56 @@ def test_an_environment_for_every_step_where_the_command_says_so(workspace: Work
     assert os.fspath(Path(os.environ["AFLOW_ENVIRONMENTS_FOLDER"]) / "built") in prefix
 
 
+def test_a_program_that_embeds_a_flow_gives_its_steps_their_packages(
+    workspace: Workspace,
+) -> None:
+    write_one(workspace, "pypi(packages={'tiny': '3.0'})", "import tiny; print(tiny.__version__)")
+    text = (workspace.path / "flow.py").read_text()
+    (workspace.path / "flow.py").write_text(text.replace("Flow_()", "pass"))
+    (workspace.path / "embedding.py").write_text(
+        "import aflow, sys\nfrom flow import Flow_\n"
+        "class Own(aflow.FlowSpec):\n"
+        "    @aflow.pypi(packages={'tiny': '2.0'})\n    @aflow.step\n    def start(self):\n"
+        "        import tiny\n"
+        f"        mixed = [each for each in sys.path if each.startswith({sys.prefix!r})]\n"
+        "        self.seen = tiny.__version__, mixed, sys.prefix\n"
+        "        self.next(self.end)\n"
+        "    @aflow.step\n    def end(self):\n        pass\n"
+        "if __name__ == '__main__':\n"
+        "    imported = aflow.run(Flow_)\n    own = aflow.run(Own)\n"
+        "    print(imported.successful, own['start'].task.data.seen)\n"
+    )
+
+    process = workspace._start(["embedding.py"], {})
+    ran = workspace.finish(process)
+
+    assert 0 == ran.code, ran.err
+    assert "True ('2.0', [], '" + os.environ["AFLOW_ENVIRONMENTS_FOLDER"] in ran.out
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+def test_a_disk_that_is_full_is_one_sentence(workspace: Workspace, tmp_path: Path) -> None:
+    write_one(workspace, "pypi(packages={'tiny': '3.0'})")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40k,mode=700", "none", small], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("nothing may be mounted here")
+    try:
+        ran = workspace.run(AFLOW_ENVIRONMENTS_FOLDER=os.fspath(small))
+        left = [each for each in small.glob("built/*") if each.suffix != ".lock"]
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+    assert 1 == ran.code
+    assert "step start" in ran.err
+    assert "space" in ran.err.lower()
+    assert "Traceback" not in ran.err
+    assert [] == left
+
+
 def test_credentials_of_an_index_are_used_and_recorded_nowhere(
     workspace: Workspace, tmp_path: Path, wheels: Path
 ) -> None:

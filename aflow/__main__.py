@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -42,7 +43,8 @@ def _start_early(words: list[str]) -> None:
         import aflow.task.spec  # noqa: F401
 
         fill_descriptors()
-        ground_start.have_ground(fork=True)
+        with suppress(OSError):  # no process to be had: the command asks again, and says so
+            ground_start.have_ground(fork=True)
 
 
 if __name__ == "__main__":

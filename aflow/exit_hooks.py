@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from aflow._core.process import binary, flush
+from aflow._core.settings import withhold_secrets
 from aflow.code.program import class_from, source_of, stands_for_metaflow
 from aflow.errors import InvalidInput
 from aflow.executors.local.ground_start import command_of
@@ -100,6 +101,7 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
 
 def main() -> None:
     """Call the hook that stdin names."""
+    withhold_secrets()  # as from steps
     where, pathspec, metadata_url, is_metaflow, path = msgpack.unpackb(
         sys.stdin.buffer.read(), unicode_errors="surrogatepass"
     )

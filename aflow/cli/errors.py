@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -54,8 +55,38 @@ def guarded(body: Callable[[], object]) -> int:
         show(error.headline, str(error))
         return USAGE if isinstance(error, InvalidInput) else FAILED
     except Exception as error:  # noqa: BLE001 -- whatever it is, a person gets a sentence
-        _unexpected(error)
+        lacks = _lacking(error)
+        if lacks is None:
+            _unexpected(error)
+        else:
+            _traceback_if_asked_for()
+            show("The machine has no room left", lacks)
         return FAILED
+
+
+_NO_PROCESS = (
+    "No process or thread can be started: this machine or container allows no more. End other "
+    "programs, or allow more (ulimit -u, pids.max)."
+)
+_NO_MEMORY = "There is no memory left. End other programs, or use a machine that has more."
+_NO_FILES = "Too many files are open. Raise the limit (ulimit -n), or close some programs."
+_NO_SPACE = "The disk is full, or the quota used up. Free some space."
+_SHORTAGES = {
+    errno.EAGAIN: _NO_PROCESS, errno.ENOMEM: _NO_MEMORY, errno.EMFILE: _NO_FILES,
+    errno.ENFILE: _NO_FILES, errno.ENOSPC: _NO_SPACE, errno.EDQUOT: _NO_SPACE,
+}  # fmt: skip
+
+
+def _lacking(error: BaseException) -> str | None:
+    """What the machine lacks, if that is the reason: no fault of aflow."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, MemoryError):
+        return _NO_MEMORY
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):  # of threading
+        return _NO_PROCESS
+    found = _SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"{found} ({error.filename})" if found and error.filename else found  # type: ignore[attr-defined]
 
 
 def leave(code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import click
@@ -81,3 +82,24 @@ def test_controls_are_spelt_out() -> None:
     assert "t\\x1b]52;c;cm0=\\x07 \\x9b2K \\u202e \ttab\nline\\r" == printable(text)
     assert "a\\nb" == printable("a\nb", lines=False)
     assert ["a  \\x1b[1A"] == table([["a", "\x1b[1A"]])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (RuntimeError("can't start new thread"), "No process or thread can be started"),
+        (ExceptionGroup("in a group", [RuntimeError("can't start new thread")]), "pids.max"),
+        (OSError(errno.EMFILE, "Too many open files", "/a/file"), "ulimit -n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/a/file"), "(/a/file)"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "no memory left"),
+        (MemoryError(), "no memory left"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_ours(
+    error: Exception, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 1 == guarded(raising(error))
+    said = capsys.readouterr().err
+    assert told in said
+    assert "fault of aflow" not in said

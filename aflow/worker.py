@@ -40,9 +40,16 @@ from aflow.errors import (
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
 from aflow.executors.local.admission import SlotQueue
-from aflow.executors.protocol import CancelLetter, Presence, TaskLetter, unseal_letter
+from aflow.executors.protocol import (
+    CancelLetter,
+    DrainLetter,
+    Presence,
+    TaskLetter,
+    unseal_letter,
+)
 from aflow.executors.queue_status import HEARTBEAT
 from aflow.metadata.base import MOST_RUNNING, WORKER_EXPIRY, RunningTask, WorkerRecord
+from aflow.metadata.sql import worker_data
 from aflow.queue.base import AWAY, Lease, Queue, group_of, pause
 from aflow.remote.reports import Outbox
 from aflow.remote.runtime import Held, Runtime, Site
@@ -139,6 +146,7 @@ class Worker:
         self._started_at = clock.now()
         self._done = self._failed = 0  # attempts that have ended here
         self._beat_soon = asyncio.Event()
+        self._is_listed = False  # in the metadata, by its own doing
 
     def drain(self, *, patient: bool = False) -> None:
         """Take nothing new; `run` ends when what runs has ended, or has been given back after the
@@ -513,7 +521,8 @@ class Worker:
                 each.lease = tokens.get(each.lease.token, each.lease)
 
     async def _obey(self) -> None:
-        """Stop the attempts that a coordinator wants to be stopped."""
+        """Stop the attempts that a coordinator wants to be stopped, and drain when a server says
+        so."""
         while True:
             try:
                 leases = await self._queue.lease([self._own_topic], 100, self._options.lease, WAIT)
@@ -534,7 +543,8 @@ class Worker:
             held = [each.lease.id for each in self._held.values() if now - each.since >= ANNOUNCED]
             self._skipped()  # forgets what is tried again
             declined = {group: why[:2000] for group, (_, why) in self._declined.items()}
-            presence = Presence(self._options.pools, self._options.slots, held, declined)
+            about = "" if self._is_listed else worker_data(self._record())
+            presence = Presence(self._options.pools, self._options.slots, held, declined, about)
             try:
                 await self._queue.announce(self.id, presence.encode(), ANNOUNCED_FOR)
             except QueueUnavailable as error:
@@ -561,13 +571,14 @@ class Worker:
                 if self._registry is not None:
                     beat = self._registry.beat_worker
                     reason = await in_daemon_thread(beat, self._record(), WORKER_EXPIRY)
-                    if reason is not None and not self._draining.is_set():
-                        self._say(f"Worker {self.id} is drained: {reason}")
-                        self.drain(patient=True)
+                    self._is_listed = True
+                    if reason is not None:
+                        self._asked_to_drain(reason)
                 if away is not None:
                     away.over()
                     away = None
             except AflowError as error:
+                self._is_listed = False
                 away = away or Waiting("the metadata, to be listed as a worker", say=self._say)
                 away.still(str(error), "Tasks are taken all the same.")
             try:
@@ -575,6 +586,11 @@ class Worker:
                     await self._beat_soon.wait()
             except TimeoutError:
                 continue
+
+    def _asked_to_drain(self, reason: str) -> None:
+        if not self._draining.is_set():
+            self._say(f"Worker {self.id} is drained: {reason}")
+            self.drain(patient=True)
 
     def _record(self) -> WorkerRecord:
         """This worker, as it is listed."""
@@ -604,11 +620,14 @@ class Worker:
 
     def _cancel(self, lease: Lease) -> None:
         try:
-            letter: CancelLetter = unseal_letter(
-                lease.body, "cancel", self._options.keys, lease.topic, self._clock.now()
+            letter: CancelLetter | DrainLetter = unseal_letter(
+                lease.body, ("cancel", "drain"), self._options.keys, lease.topic, self._clock.now()
             )
         except QueueError as error:
             self._say(f"A message is refused: {error}")
+            return
+        if isinstance(letter, DrainLetter):
+            self._asked_to_drain(letter.reason)
             return
         for flow, run, task, attempt in letter.attempts:
             held = self._held.get((flow, run, task, attempt))

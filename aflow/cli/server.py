@@ -147,7 +147,8 @@ def _serve(
         listen = Listen(host, port, keys, grace, tls, recovery_timeout, anonymous=no_auth)
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
         shown = open_to_serve(records, settings.metadata_url)
-        serve(runs, blobs, records, listen, say, routes, workers, shown)
+        signing = settings.signing_key_bytes
+        serve(runs, blobs, records, listen, say, routes, workers, shown, signing)
     finally:
         records.close()
 

@@ -123,15 +123,28 @@ class CancelLetter(NamedTuple):
         return seal("cancel", topic, at, self._asdict(), keys)
 
 
+class DrainLetter(NamedTuple):
+    """A worker is to end when what it runs has ended, for this reason."""
+
+    reason: str
+
+    def seal(self, keys: Keys, topic: str, at: float) -> bytes:
+        """The letter as the body of a message for this topic."""
+        return seal("drain", topic, at, self._asdict(), keys)
+
+
 class Presence(NamedTuple):
     """What a worker announces of itself: its pools, how many tasks it runs at a time, the ids of
     messages that it has had for a while, and the runs (groups of messages) that it leaves to
-    others, with the reason. Nobody signs it: it decides nothing but what is waited for."""
+    others, with the reason. One that cannot register in the metadata says in `about` what it would
+    register, so that a server does so for it. Nobody signs it: it decides nothing but what is
+    waited for, and what is shown."""
 
     pools: Sequence[str]
     slots: int
     held: Sequence[str]
     declined: Mapping[str, str]
+    about: str = ""
 
     def encode(self) -> bytes:
         """As bytes."""
@@ -141,8 +154,8 @@ class Presence(NamedTuple):
     def decode(cls, data: bytes) -> Presence | None:
         """What `encode` gave; None for anything else."""
         try:
-            _, pools, slots, held, declined = msgpack.unpackb(data)
-            found = cls(pools, slots, held, declined)
+            _, pools, slots, held, declined, about = msgpack.unpackb(data)
+            found = cls(pools, slots, held, declined, about)
             for name, value in zip(found._fields, found, strict=True):
                 _check("a worker", name, value, _PRESENCE[name])
         except Exception:  # noqa: BLE001 -- a stranger's, or a later version's: as if not there
@@ -181,19 +194,23 @@ def _divided(events: Sequence[Sequence[Any]], room: int) -> Iterator[Sequence[An
             yield event
 
 
-Letter = TaskLetter | ReportsLetter | CancelLetter
+Letter = TaskLetter | ReportsLetter | CancelLetter | DrainLetter
 
 _KINDS: dict[str, type[Letter]] = {
     "task": TaskLetter,
     "reports": ReportsLetter,
     "cancel": CancelLetter,
+    "drain": DrainLetter,
 }
 
 
-def unseal_letter(body: bytes, kind: str, keys: Keys, topic: str, now: float | None) -> Any:
-    """The letter of this kind that has come by this topic; raises ForgedMessage, MessageTooNew and
-    InvalidMessage."""
-    _, fields = unseal(body, (kind,), topic, now, keys)
+def unseal_letter(
+    body: bytes, kind: str | Sequence[str], keys: Keys, topic: str, now: float | None
+) -> Any:
+    """The letter of this kind, or of one of several, that has come by this topic; raises
+    ForgedMessage, MessageTooNew and InvalidMessage."""
+    kinds = (kind,) if isinstance(kind, str) else kind
+    kind, fields = unseal(body, kinds, topic, now, keys)
     try:
         letter = _KINDS[kind](**fields)
     except TypeError as error:
@@ -385,7 +402,9 @@ _LETTERS: dict[str, dict[str, Check]] = {
         ),
     },
 }
+_LETTERS["drain"] = {"reason": _text(2000)}
 _PRESENCE: dict[str, Check] = {
+    "about": _text(1 << 17),
     "pools": _all(_text(64)),
     "slots": _number(1 << 20),
     "held": _all(_text(256)),

@@ -254,13 +254,24 @@ def metadata_row(run_key: int, record: MetadataRecord) -> Row:
     )
 
 
+_KINDS_OF_WORKER: dict[type, Sequence[str]] = {
+    str: ("host", "queue", "version", "python"),
+    int: ("pid", "slots", "done", "failed"),
+    float: ("started_at",),
+    bool: ("draining",),
+}
 _OF_THE_STORE = ("name", "heartbeat_at", "left", "drain")  # not in the data of a worker
 
 
 def worker_row(worker: WorkerRecord, seconds: float) -> Row:
     """A worker as `beat_worker` takes it. Raises InvalidName."""
+    return (ids.worker_name(worker.name), worker_data(worker), seconds)
+
+
+def worker_data(worker: WorkerRecord) -> str:
+    """What a worker says of itself, as text; `worker_record` reads it."""
     fields = {name: value for name, value in worker._asdict().items() if name not in _OF_THE_STORE}
-    return (ids.worker_name(worker.name), json.dumps(fields), seconds)
+    return json.dumps(fields)
 
 
 def worker_record(row: Row) -> WorkerRecord | None:
@@ -270,6 +281,8 @@ def worker_record(row: Row) -> WorkerRecord | None:
     try:
         fields = json.loads(data)
         known = {field: fields[field] for field in WorkerRecord._fields if field in fields}
+        for kind, names in _KINDS_OF_WORKER.items():
+            known |= {name: kind(known[name]) for name in names if name in known}
         known["pools"] = tuple(map(str, known["pools"]))
         known["labels"] = {str(key): str(value) for key, value in known["labels"].items()}
         known["running"] = tuple(

@@ -18,6 +18,7 @@ from aflow.server.listening import listening, settle
 from aflow.server.metrics import Metrics
 from aflow.server.recovery import RECOVERY, Sharing
 from aflow.server.schedules import Scheduling
+from aflow.server.workers import AnnouncedWorkers
 
 if TYPE_CHECKING:
     import ssl
@@ -77,13 +78,15 @@ def serve(
     mounts: Sequence[Mount] = (),
     queue: Callable[[], Queue] | None = None,
     shown: MetadataStore | None = None,
+    keys: Sequence[bytes] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; runs that go on then may still end, until the grace is over or
     another signal comes. Port 0 takes a free one, which `say` is told. Each of `mounts` adds routes
-    of its own; `queue` opens the one whose depth is measured, `shown` is the metadata with what
-    Metaflow has recorded beside them. Raises InvalidSetting where it cannot listen."""
+    of its own; `queue` opens the one whose workers run tasks, `keys` sign messages to them; `shown`
+    is the metadata with what Metaflow has recorded beside them. Raises InvalidSetting where it
+    cannot listen."""
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        runner.run(_serve(runs, blobs, metadata, listen, say, mounts, queue, shown))
+        runner.run(_serve(runs, blobs, metadata, listen, say, mounts, queue, shown, keys))
 
 
 async def _serve(
@@ -95,6 +98,7 @@ async def _serve(
     mounts: Sequence[Mount],
     queue: Callable[[], Queue] | None,
     shown: MetadataStore | None,
+    keys: Sequence[bytes],
 ) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -129,6 +133,10 @@ async def _serve(
             loops: dict[str, Loop] = {"recovery of runs": sharing.look_on, "metrics": metrics.watch}
             if scheduling is not None:
                 loops["schedules"] = scheduling.look_on
+            registry: Any = metadata
+            if queue is not None and hasattr(registry, "beat_worker"):
+                workers = AnnouncedWorkers(registry, queue, SystemClock(), keys)
+                loops["workers of the queue"] = workers.look_on
             try:
                 await run_until(stop, loops)
             finally:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from aflow.metadata.base import RunningTask, WorkerRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message
 from tests.server.conftest import Daemon
+from tests.support.servers import select_nothing
 from tests.unit.server.test_columns import decoded
 
 JSON = {"Content_Type": "application/json"}
@@ -458,3 +460,34 @@ def test_the_server_says_what_doctor_finds_and_what_gc_would_delete(served: Serv
     for wrong in ({"older_than": -1}, {"keep": "1"}, {"failed": 1}, {"flow": "../x"}):
         assert 400 == plan(**wrong)[0], wrong
     assert 200 == served.ask("GET", f"/v1/runs/Flow_/{served.runs[0]}")[0], "nothing was deleted"
+
+
+def test_a_worker_without_metadata_is_registered_and_drained_by_the_server_of_its_queue(
+    folder: Daemon, tmp_path: Path
+) -> None:
+    key = {"AFLOW_SIGNING_KEY": "0123456789abcdef" * 4}
+    url = f"sqlite:///{tmp_path}/queue.db"
+    folder.begin("--queue", url, **key)
+    elsewhere = Daemon(tmp_path / "elsewhere")
+    elsewhere.path.mkdir()
+    worker = elsewhere.start_aflow(
+        "worker", "--queue", url, "--slots", "3", "--label", "rack=r1", **key
+    )
+
+    def listed(number: int) -> list[Any]:
+        for _ in range(1200):
+            found = folder.ask("GET", "/v1/workers")[1]["workers"]
+            if len(found) == number:
+                return list(found)
+            select_nothing(0.1)
+        pytest.fail(f"the workers are {found}")
+
+    (known,) = listed(1)
+    assert (worker.pid, 3, {"rack": "r1"}, "idle") == tuple(
+        known[each] for each in ("pid", "slots", "labels", "state")
+    )
+    assert 202 == folder.ask("POST", f"/v1/workers/{known['name']}/drain", b"")[0]
+    assert 0 == elsewhere.finish(worker).code
+    assert not (elsewhere.path / ".aflow").exists()
+    listed(0)
+    assert 0 == folder.stop()

@@ -1,7 +1,8 @@
 """Environments on this machine: built once from a lock, kept by its content, shared by all runs.
 
     built/<id>/           an environment: bin/python and packages, complete as soon as it is there
-    built/<id>.lock       locked while somebody builds it (alone) or runs in it (with others)
+    built/<id>.lock       locked by who builds it
+    built/<id>.used.lock  locked, with others, by processes that use it: gc leaves it alone
     built/.new-<id>-...   one that is being built; what a killed builder has left goes with the next
     runtimes/<key>-pyX.Y  what aflow itself needs there
     locks/, wheels/       what solving has made (solve.py, files.py)
@@ -120,8 +121,9 @@ class Environments:
         if lock.platform != this_platform():
             _check_platform(lock)
         prefix = self._prefix(lock)
+        self._make_folder(self._built)
+        _hold(prefix)  # first: what is there now stays there
         if anew or not self._is_complete(prefix):
-            self._make_folder(self._built)
             with self._alone(prefix, title):
                 if anew or not self._is_complete(prefix):
                     self._build(lock, prefix, title)
@@ -130,12 +132,6 @@ class Environments:
         python = os.fspath(prefix / "bin" / "python")
         minor = ".".join(lock.python.split(".")[:2])
         return Built(lock.digest, prefix, python, self.runtime(minor))
-
-    def in_use(self, built: Built) -> int:
-        """Keep an environment from being deleted until the descriptor is closed."""
-        descriptor = os.open(_lock_file(built.prefix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        return descriptor
 
     # ------------------------------------------------------------ building
 
@@ -158,7 +154,7 @@ class Environments:
     def _alone(self, prefix: Path, title: str) -> Iterator[None]:
         """Be the only one who builds this. The kernel lets go for a process that is killed."""
         try:
-            descriptor = os.open(_lock_file(prefix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = _opened(_lock_file(prefix))
         except OSError as error:
             raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
         try:
@@ -362,13 +358,11 @@ class Environments:
                 continue
             if now - _time_of(prefix / _MARKER) <= age:
                 continue
-            descriptor = os.open(_lock_file(prefix), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = _opened(_use_file(prefix))
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 size += _remove(prefix, dry_run=dry_run)
                 count += 1
-                if not dry_run:
-                    Path(_lock_file(prefix)).unlink(missing_ok=True)
             except BlockingIOError:  # it is in use
                 continue
             finally:
@@ -500,6 +494,28 @@ def _installed_entries() -> dict[str, str]:
 
 def _lock_file(prefix: Path) -> str:
     return os.fspath(prefix) + ".lock"
+
+
+def _use_file(prefix: Path) -> str:
+    return os.fspath(prefix) + ".used.lock"
+
+
+def _opened(file: str) -> int:
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+_held: dict[Path, int] = {}  # what this process uses, until it ends: nobody deletes it meanwhile
+
+
+def _hold(prefix: Path) -> None:
+    if prefix in _held:
+        return
+    try:
+        descriptor = _opened(_use_file(prefix))
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except OSError as error:
+        raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
+    _held[prefix] = descriptor
 
 
 def _folders(folder: Path) -> list[Path]:

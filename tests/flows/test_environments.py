@@ -555,6 +555,28 @@ def test_gc_deletes_environments_that_nobody_has_used_lately(
     assert 0 == workspace.run(**env).code
 
 
+def test_gc_leaves_an_environment_alone_in_which_a_step_runs(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    os.mkfifo(begun)
+    os.mkfifo(go_on)
+    body = f"open({os.fspath(begun)!r}, 'w').close(); open({os.fspath(go_on)!r}).close()"
+    write_one(workspace, "pypi(packages={'tiny': '3.0'})", f"{body}; import tiny")
+    env = {"AFLOW_ENVIRONMENTS_FOLDER": os.fspath(tmp_path / "cache")}
+
+    run = workspace.start("--no-pylint", "run", **env)
+    begun.open().close()
+    gone = workspace.finish(workspace.start_aflow("gc", "--environments", "0s", **env))
+    with go_on.open("w"):
+        pass
+    ran = workspace.finish(run)
+
+    assert 0 == gone.code, gone.err
+    assert "environment" not in gone.out
+    assert 0 == ran.code, ran.err
+
+
 def test_a_project_of_uv_is_the_environment_of_all_steps(workspace: Workspace) -> None:
     from aflow.environments.uv import find_uv
 

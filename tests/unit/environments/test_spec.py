@@ -1,0 +1,124 @@
+"""What steps ask for, and which locks this machine can use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from aflow import FlowSpec, conda, conda_base, pypi, pypi_base, step
+from aflow.environments.build import Environments
+from aflow.environments.lock import LockedPackage, lock_of
+from aflow.environments.solve import Target, tags_of, this_platform
+from aflow.environments.spec import Spec, asks, specs_of
+from aflow.environments.uv import explanation, find_uv, fits, without_credentials
+from aflow.errors import InvalidLock, MissingExtra
+from aflow.flow.spec import define
+
+
+@conda_base(packages={"left-out": "1"}, disabled=True)
+@pypi_base(packages={"a": "1.0", "b": ""}, python="3.12")
+class Asking(FlowSpec):
+    @pypi(packages={"b": "~=2.0", "C_c[x]": "3.*"})
+    @step
+    def start(self) -> None:
+        self.next(self.middle)
+
+    @pypi(disabled=True)
+    @step
+    def middle(self) -> None:
+        self.next(self.end)
+
+    @conda(packages={"channel::d": "1.0", "e": ">=2"}, disabled=False, python="3.13")
+    @pypi(disabled=True)
+    @step
+    def end(self) -> None:
+        """Nothing."""
+
+
+class Plain(FlowSpec):
+    @step
+    def start(self) -> None:
+        self.next(self.end)
+
+    @step
+    def end(self) -> None:
+        """Nothing."""
+
+
+def test_what_a_step_asks_for_comes_on_top_of_what_its_flow_asks_for() -> None:
+    specs = specs_of(define(Asking))
+
+    assert {"start", "end"} == specs.keys()
+    assert Spec(requirements=("C_c[x]==3.*", "a==1.0", "b~=2.0"), python="3.12") == specs["start"]
+    assert ("channel::d ==1.0", "e >=2", "left-out ==1") == specs["end"].conda
+    assert "3.13" == specs["end"].python
+
+
+def test_a_kind_of_environment_is_for_every_step() -> None:
+    plain = define(Plain)
+
+    assert not asks(plain)
+    assert {} == specs_of(plain)
+    assert {"start": Spec(), "end": Spec()} == specs_of(plain, "pypi")
+    assert all(each.uses_conda for each in specs_of(plain, "conda").values())
+    assert {} == specs_of(define(Asking), "local")
+    assert {"start"} == specs_of(plain, "pypi", "start").keys()
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "wanted"),
+    [
+        ("3.12.4", "3.12", True),
+        ("3.12.4", "3.12.4", True),
+        ("3.12.4", "3.12.1", False),
+        ("3.12.4", "3.1", False),
+        ("3.12.4", ">=3.11,<3.13", True),
+        ("3.13.0", ">=3.11,<3.13", False),
+    ],
+)
+def test_a_python_fits_what_is_asked_for(version: str, asked: str, wanted: bool) -> None:
+    assert wanted == fits(version, asked)
+
+
+def test_a_lock_of_another_platform_is_refused(tmp_path: Path) -> None:
+    file = "x-1-cp312-cp312-win_amd64.whl"
+    package = LockedPackage(name="x", version="1", file=file, sha256="1" * 64)
+    lock = lock_of("3.12", "aarch64-apple-darwin", [package])
+
+    with pytest.raises(InvalidLock, match="locked for aarch64-apple-darwin, and this machine is"):
+        Environments(tmp_path).built(lock)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_tags_of_a_platform_are_those_of_its_wheels() -> None:
+    found = tags_of(Target("3.12", "x86_64-manylinux_2_28"))
+
+    assert "cp312-cp312-manylinux_2_28_x86_64" == found[0]
+    assert {"cp312-cp312-manylinux2014_x86_64", "cp38-abi3-manylinux_2_17_x86_64"} <= {*found}
+    assert "py3-none-any" in found
+    assert "cp312-cp312-manylinux_2_31_x86_64" not in found
+    here = "{}.{}".format(*sys.version_info[:2])
+    assert "py3-none-any" in tags_of(Target(here, this_platform()))
+
+
+def test_without_uv_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uv", None)
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    with pytest.raises(MissingExtra, match="pip install uv"):
+        find_uv()
+
+
+def test_what_uv_says_becomes_one_line_without_credentials() -> None:
+    said = [
+        "warning: something",
+        "error: No solution found",
+        "  cause: Because https://ada:secret@host/simple says so,",
+        "         you lose.",
+        "hint: try again",
+    ]
+
+    assert "No solution found Because https://host/simple says so, you lose" == explanation(said, 1)
+    assert "https://host/x" == without_credentials("https://token@host/x")

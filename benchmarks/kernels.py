@@ -9,6 +9,7 @@ from benchmarks.rows import Row, at_least, at_most
 AT_MOST = {
     "machine.microseconds_per_event": 15.0,
     "machine.bytes_per_finished_task": 300.0,
+    "slots.microseconds_per_task": 20.0,
     "save_memory_over_array": 100.0,
     "save_durable_memory_over_array": 100.0,
     "load_and_change_memory_over_array": 100.0,
@@ -41,6 +42,11 @@ def machine(bench: Bench) -> list[Row]:
     """The scheduler alone."""
     tasks = bench.size(1_000_000, 100_000)
     return rows_of("machine", bench.json_lines("machine.py", tasks))
+
+
+def slots(bench: Bench) -> list[Row]:
+    """Admission to what a machine has, alone."""
+    return rows_of("slots", bench.json_lines("slots.py", bench.size(100_000, 20_000)))
 
 
 def artifacts(bench: Bench) -> list[Row]:

@@ -32,6 +32,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "beginnings": again.beginnings,
     "gc": again.garbage,
     "machine": kernels.machine,
+    "slots": kernels.slots,
     "artifacts": kernels.artifacts,
     "metadata": kernels.metadata,
     "client": kernels.client,

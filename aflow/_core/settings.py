@@ -327,7 +327,7 @@ def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> 
 
 
 # What a job of Slurm that submits jobs must not pass on to them: which job it is.
-_OF_THIS_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_")
+_OF_THIS_JOB = ("AFLOW_JOB_", "SLURM_", "SLURMD_", "PMI_", "PMIX_")
 _OF_ALL_JOBS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS"})
 
 

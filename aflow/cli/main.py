@@ -71,7 +71,7 @@ OTHERS = {
     "gc": ("Delete old runs, and what nothing refers to any more.", "aflow.cli.gc:gc"),
     "adopt": ("Go on with a run whose coordinator has died.", "aflow.cli.adopt:adopt"),
     "worker": ("Take tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
-    "workers": ("The workers that there are; drain one.", "aflow.cli.worker:workers"),
+    "workers": ("List, drain and start workers.", "aflow.cli.worker:workers"),
     "queue": (
         "What waits in a queue, for which workers, and what was buried.",
         "aflow.cli.queue:queue",

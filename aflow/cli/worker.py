@@ -40,7 +40,7 @@ end within --grace, and what does not goes back to others, at no cost. A second 
   aflow workers list                           those that there are, and what they run
   aflow workers drain NAME                     end one when what it runs has ended
 """
-_HELP_OF_MANY = """List workers, and drain them.
+_HELP_OF_MANY = """List workers, drain them, and start some as jobs of Slurm.
 
 Workers register in the metadata that they are given (`aflow worker --metadata URL`, or
 AFLOW_DEFAULT_METADATA; without, in the .aflow folder that they find), and send a heartbeat there
@@ -50,6 +50,7 @@ all after 60.
 \b
   aflow workers list
   aflow workers drain host-4242-1f0c9a3b
+  aflow workers slurm --count 4 --queue redis://broker:6379/0 --slots 8 -- --partition=main
 """
 _MOST_LABELS = 20
 
@@ -291,6 +292,25 @@ def workers() -> click.Command:
                 help="Have workers take no more tasks, and end when what they run has ended. "
                 "The beginning of a name will do where no other begins so.",
             ),
+            click.Command(
+                "slurm",
+                params=[
+                    option(
+                        "--count",
+                        type=click.IntRange(min=1),
+                        default=1,
+                        show_default=True,
+                        metavar="N",
+                        help="How many workers: one array of jobs.",
+                    ),
+                    *(each for each in _parameters() if each.name in _OF_SLURM),
+                    click.Argument(["sbatch"], nargs=-1, type=click.UNPROCESSED),
+                ],
+                callback=_slurm,
+                help="Start workers as jobs of Slurm. What stands after `--` goes to sbatch: "
+                "`aflow workers slurm --count 4 --slots 8 -- --partition=main --time=8:00:00`. "
+                "They end with their jobs: what they run then goes back to others.",
+            ),
         ],
     )
 
@@ -309,6 +329,46 @@ def _list(as_json: bool, metadata: str | None) -> None:
     head = ("NAME", "STATE", "POOLS", "TASKS", "DONE", "FAILED", "SINCE", "VERSION", "LABELS")
     tables.show(
         head, rows, {"idle": "green", "busy": "cyan", "draining": "yellow", "silent": "red"}
+    )
+
+
+# Options of `aflow worker` that `aflow workers slurm` has, too.
+_OF_SLURM = ("queue", "slots", "pools", "labels", "metadata", "resources")
+
+
+def _slurm(
+    count: int,
+    queue: str | None,
+    slots: int | None,
+    pools: tuple[str, ...],
+    labels: tuple[str, ...],
+    metadata: str | None,
+    resources: Mapping[str, float] | None,
+    sbatch: tuple[str, ...],
+) -> None:
+    settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
+    if settings.queue is None:
+        raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
+    from aflow.executors.jobs.slurm import submit_workers
+
+    _labels(labels)  # what cannot be meant is said here, and not in the log of a job
+    words = [f"--slots={slots or 1}"]
+    words += [f"--pool={each}" for each in pools]
+    words += [f"--label={each}" for each in labels]
+    if resources is not None:
+        words += ["--resources=" + ",".join(f"{key}={each:g}" for key, each in resources.items())]
+    # Addresses and keys may be secrets: they are variables, which other users do not see.
+    variables = {"AFLOW_QUEUE": settings.queue}
+    if metadata is not None:
+        variables["AFLOW_DEFAULT_METADATA"] = metadata
+    if settings.signing_keys:
+        keys = ",".join(each.reveal() for each in settings.signing_keys)
+        variables["AFLOW_SIGNING_KEY"] = keys
+    folder = settings.root / "slurm"
+    job = submit_workers(count, words, variables, sbatch, folder, slots or 1)
+    click.echo(
+        f"Submitted job {job} of Slurm: {count} worker(s), {slots or 1} task(s) at a time each. "
+        f"`scancel {job}` ends them; what they say is in {folder}."
     )
 
 

@@ -96,6 +96,7 @@ async def arun(
         namespace=settings.namespace if namespace is None else namespace,
         branch=branch,
         production=production,
+        resources=settings.resources,
     )
     async with Coordinator(
         storage=storage or settings.storage_url,

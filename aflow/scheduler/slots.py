@@ -70,6 +70,8 @@ class Slots:
         self._lines: dict[Demand, deque[_Entry]] = {}  # by what all of an entry need together
         self._waiting: dict[Hashable, Demand] = {}
         self._number = 0
+        # Whether something may start since the last look: what joins a line that waits does not.
+        self._may_start = False
 
     @property
     def offered(self) -> Demand:
@@ -97,10 +99,16 @@ class Slots:
 
     def add(self, keys: Sequence[Hashable], each: Demand) -> None:
         """These attempts wait from now on, and start together; each needs so much."""
-        whole = tuple((name, amount * len(keys)) for name, amount in each)
+        whole = each
+        if len(keys) > 1:
+            whole = tuple((name, amount * len(keys)) for name, amount in each)
         self._number += 1
         entry = _Entry(self._number, tuple(keys), each)
-        self._lines.setdefault(whole, deque()).append(entry)
+        line = self._lines.get(whole)
+        if line is None:
+            line = self._lines[whole] = deque()
+            self._may_start = True
+        line.append(entry)
         for key in keys:
             self._waiting[key] = whole
 
@@ -121,6 +129,7 @@ class Slots:
                 break
         if not line:
             del self._lines[whole]
+        self._may_start = True
         return True
 
     def release(self, key: Hashable) -> None:
@@ -129,6 +138,7 @@ class Slots:
         if held is None:
             return
         demand, devices = held
+        self._may_start = True
         self._workers += 1
         for name, amount in demand:
             self._free[name] += amount
@@ -139,7 +149,11 @@ class Slots:
     def start(self) -> list[Grant]:
         """Those that may start now, in order; they have started with this."""
         grants: list[Grant] = []
-        while self._workers > 0 and (entry := self._next()) is not None:
+        while self._may_start and self._workers > 0:
+            entry = self._next()
+            if entry is None:
+                self._may_start = False
+                break
             for key in entry.keys:
                 del self._waiting[key]
                 grants.append(self._give(key, entry.each))
@@ -147,7 +161,7 @@ class Slots:
 
     def _next(self) -> _Entry | None:
         first: Demand | None = None  # what the one needs that has waited for the longest time
-        for whole, line in sorted(self._lines.items(), key=lambda item: item[1][0].number):
+        for whole, line in sorted(self._lines.items(), key=_came):
             is_wide = len(line[0].keys) > self._workers
             if is_wide and first is None and self._fits(whole):
                 return None  # a gang that lacks workers alone: nobody else may take one
@@ -162,7 +176,11 @@ class Slots:
 
     def _fits(self, whole: Demand) -> bool:
         free = self._free
-        return all(amount <= free.get(name, 0) for name, amount in whole)
+        # Written out: it is asked of each line, each time.
+        for name, amount in whole:  # noqa: SIM110
+            if amount > free.get(name, 0):
+                return False
+        return True
 
     def _spares(self, whole: Demand, first: Demand) -> bool:
         """Whether this one takes nothing that the first one lacks, or would lack then."""
@@ -184,6 +202,10 @@ class Slots:
         del self._devices[:gpus]
         self._held[key] = demand, devices
         return Grant(key, devices)
+
+
+def _came(item: tuple[Demand, deque[_Entry]]) -> int:
+    return item[1][0].number
 
 
 def _natural(device: str) -> tuple[int, str]:

@@ -273,6 +273,33 @@ def test_the_jobs_of_a_run_that_nobody_drives_end_when_it_is_cancelled(bench: Be
     bench.until(lambda: bench.queue() == [])
 
 
+def test_workers_in_jobs_take_the_tasks_of_any_run_and_give_them_back_at_their_end(
+    bench: Bench,
+) -> None:
+    key = {"AFLOW_SIGNING_KEY": "k" * 32}
+    queue = f"sqlite:///{bench.folder}/queue.db"
+
+    def start(*words: str) -> str:
+        command = [sys.executable, "-m", "aflow", "workers", "slurm", "--queue", queue, *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=bench.folder, env={**os.environ, **key}
+        )
+        return done.stdout + done.stderr
+
+    assert "2 worker(s), 2 task(s) at a time each" in start("--count", "2", "--slots", "2")
+    words = ["--executor", "queue", "--queue", queue, "--factor", "3"]
+    said = bench.run(SHAPES, "run", *words, **key)
+    assert bench.latest("Everything").successful, said
+    assert ["aflow-worker"] * 2 == bench.queue("%j")
+    bench.slurm.query("scancel", "--user=root")
+    bench.until(lambda: bench.queue() == [])
+    logs = [each.read_text() for each in (bench.folder / ".aflow" / "slurm").glob("worker-*")]
+    assert 2 == len(logs)
+    assert all("2 at a time" in each and "k" * 32 not in each for each in logs)
+
+    assert "Invalid partition name" in start("--", "--partition=nowhere")
+
+
 # ------------------------------------------------------------------ bad input
 
 

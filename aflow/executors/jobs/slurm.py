@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import subprocess
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -308,6 +309,29 @@ def _quote(word: str) -> str:
     return "'" + word.replace("'", "'\\''") + "'"
 
 
+def submit_workers(
+    count: int,
+    words: Sequence[str],
+    variables: Mapping[str, str],
+    options: Sequence[str],
+    folder: Path,
+    cpus: int,
+) -> str:
+    """Submit so many workers of a queue as one array; the number of the job. `words` are those of
+    `aflow worker`, `options` further arguments of sbatch, which take precedence; what workers print
+    goes to the folder. A worker is sent SIGTERM a minute before its job comes to its end. Blocks.
+    Raises JobRefused, JobSystemBusy, and InvalidSetting where there is no Slurm here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = " ".join(_quote(each) for each in (sys.executable, "-m", "aflow", "worker", *words))
+    printed = _run(
+        "sbatch", "--parsable", "--export=ALL", "--job-name=aflow-worker", "--open-mode=append",
+        f"--array=0-{count - 1}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}",
+        "--signal=B:TERM@60", f"--output={folder}/worker-%A_%a.log", *options,
+        script=f"#!/bin/sh\nexec {command}\n", more=variables, refused=JobRefused,
+    )  # fmt: skip
+    return printed.strip().split("\n")[-1].partition(";")[0]
+
+
 # ------------------------------------------------------------------ what Slurm says
 
 _HELD = "held"
@@ -341,7 +365,7 @@ def _is_held_launch(state: str, reason: str) -> bool:
 def _jobs(*arguments: str) -> list[_Job]:
     """What squeue lists; nothing for jobs that Slurm has forgotten."""
     try:
-        printed = _run("squeue", "--noheader", f"--format={_FIELDS}", *arguments)
+        printed = _run("squeue", "--all", "--noheader", f"--format={_FIELDS}", *arguments)
     except JobSystemError as error:
         if isinstance(error, JobSystemBusy) or not _FORGOTTEN.search(str(error)):
             raise

@@ -31,6 +31,7 @@ THREADS = (
     "RAYON_NUM_THREADS", "LOKY_MAX_CPU_COUNT",
 )  # fmt: skip
 NVIDIA, AMD = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
+MOST_KINDS = 1000  # of demands that are remembered
 _ASKING = 10.0  # seconds for a tool that lists GPUs
 _MB = 1 << 20
 
@@ -228,6 +229,8 @@ class SlotQueue:
         self.slots = slots
         self.machine = machine
         self._waiting: dict[Hashable, _Waiting] = {}
+        self._threads = [name for name in THREADS if environment_value(name) is None]
+        self._demands: dict[tuple[tuple[str, float], ...], Demand] = {}  # of amounts seen before
 
     def submit(
         self, keys: Sequence[Hashable], specs: Sequence[AttemptSpec], amounts: dict[str, float],
@@ -237,8 +240,17 @@ class SlotQueue:
         start: now, or later."""
         for key, spec in zip(keys, specs, strict=True):
             self._waiting[key] = _Waiting(spec, amounts, begin)
-        self.slots.add(keys, demand_of(amounts) if amounts else NOTHING)
+        self.slots.add(keys, self._demand(amounts) if amounts else NOTHING)
         self._start()
+
+    def _demand(self, amounts: Mapping[str, float]) -> Demand:
+        key = tuple(amounts.items())
+        demand = self._demands.get(key)
+        if demand is None:
+            if len(self._demands) >= MOST_KINDS:
+                self._demands.clear()
+            demand = self._demands[key] = demand_of(amounts)
+        return demand
 
     def withdraw(self, key: Hashable) -> AttemptSpec | None:
         """The attempt of this key, if it has not started: it waits no longer."""
@@ -274,7 +286,7 @@ class SlotQueue:
         late: dict[str, str] = {}
         if "cpu" in amounts:
             threads = str(max(1, int(amounts["cpu"])))
-            early = {name: threads for name in THREADS if environment_value(name) is None}
+            early = dict.fromkeys(self._threads, threads)
         if devices:
             joined = ",".join(devices)
             # With both on a machine of AMD's, CUDA_VISIBLE_DEVICES would choose a second time,
@@ -309,7 +321,11 @@ def memory_of(sessions: Sequence[int]) -> dict[int, int]:
     some milliseconds. A process alone counts as a whole; of several, what they share once."""
     wanted = set(sessions)
     members: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc") if wanted else ():
+    try:
+        entries = os.listdir("/proc")
+    except OSError:  # a system that has none: nothing is measured
+        return {}
+    for entry in entries:
         if entry.isdigit():
             try:
                 stat = Path(f"/proc/{entry}/stat").read_bytes()

@@ -125,10 +125,11 @@ def test_a_job_that_was_cancelled_or_can_never_run_is_not_tried_again() -> None:
 def test_a_job_that_submits_jobs_does_not_pass_on_which_one_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_CONF", "SBATCH_ACCOUNT"):
+    own = {"SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "AFLOW_JOB_GANG"}
+    for name in (*own, "SLURM_CONF", "SBATCH_ACCOUNT"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("AFLOW_SIGNING_KEY", "secret")
     found = environment_of_jobs({"MORE": "1"})
 
     assert {"SLURM_CONF", "SBATCH_ACCOUNT", "MORE"} <= found.keys()
-    assert not found.keys() & {"SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "AFLOW_SIGNING_KEY"}
+    assert not found.keys() & {*own, "AFLOW_SIGNING_KEY"}

@@ -256,7 +256,7 @@ def _console(
         tally = Tally(definition.graph)
         given = {"tally": tally, "signs": signs}
         if settings.progress:
-            waits_for = _waits_for(settings)
+            waits_for = _waits_for(definition, settings)
             given["bars"] = ProgressBars(tally, colors=colors, signs=signs, waits_for=waits_for)
     console = Console(
         binary(sys.stdout), flow=definition.name, colors=colors, ui_url=settings.ui_url, **given
@@ -282,13 +282,15 @@ def _takes(stream: Any, text: str) -> bool:
     return True
 
 
-def _waits_for(settings: Settings) -> str:
+def _waits_for(definition: FlowDefinition, settings: Settings) -> str:
     """What tasks wait for that have not begun, though they could."""
     if settings.executor == "batch":
         return "a job of AWS Batch"
     if settings.executor == "queue":
         return "a worker"
-    return f"a slot (--max-workers {settings.max_workers})"
+    slot = f"a slot (--max-workers {settings.max_workers})"
+    asks = any(step.decorator("resources") for step in definition.steps.values())
+    return f"{slot} or for resources" if asks else slot
 
 
 def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:

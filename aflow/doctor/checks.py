@@ -84,8 +84,9 @@ def _namesake() -> Iterator[Finding]:
     # (an editable one installs no package): that is no other project's, and does no harm.
     if any(file.parts[0] == "aflow" for file in other.files or ()):
         said = (
-            f"The distribution aflow {other.version} is installed as well: it is another "
-            f"project's, and both install a package named aflow (ours is {DISTRIBUTION})."
+            f"The distribution aflow {other.version} is installed as well (in "
+            f"{other.locate_file('')}): it is another project's, and both install a package named "
+            f"aflow (ours is {DISTRIBUTION})."
         )
         advice = f"pip uninstall aflow; then pip install --force-reinstall --no-deps {DISTRIBUTION}"
         yield warn("packages", said, advice)

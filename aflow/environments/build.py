@@ -22,7 +22,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +35,14 @@ from aflow.environments.files import Files
 from aflow.environments.lock import WHEEL, Lock, LockedPackage
 from aflow.environments.solve import Solver, Target, tags_of, this_platform
 from aflow.environments.spec import Spec
-from aflow.environments.uv import Report, Uv, UvFailed, interpreter_for, own_interpreter
+from aflow.environments.uv import (
+    Interpreter,
+    Report,
+    Uv,
+    UvFailed,
+    interpreter_for,
+    own_interpreter,
+)
 from aflow.errors import EnvironmentFailed, InvalidLock, ShippingError, UnsafeFolder
 
 RUNTIME_VARIABLE = "AFLOW_RUNTIME_FOLDER"
@@ -92,19 +99,36 @@ def cache_folder(settings: Settings | None = None) -> Path:
     return found.absolute()
 
 
+class Supplies:
+    """What building an environment takes besides packages, where this machine may lack it: nothing,
+    unless a subclass has it."""
+
+    def runtime(self, minor: str) -> Lock | None:
+        """What aflow needs for this version of Python."""
+        return None
+
+    def uv(self) -> str | None:
+        """The path of uv."""
+        return None
+
+    def interpreter(self, asked: str) -> Interpreter | None:
+        """An interpreter of that version. Raises EnvironmentFailed."""
+        return None
+
+
 class Environments:
     """The environments of this machine, below the folder `cache`. `fetch` gives the file of a
-    package that is to be had somewhere else than from an index (the datastore), or None. `runtimes`
-    are what aflow needs for other Pythons than this, by version, where that is known."""
+    package that is to be had somewhere else than from an index (the datastore), or None; `supplies`
+    have what else may be missing."""
 
     def __init__(
         self,
         cache: Path,
         report: Report = lambda line: None,
         fetch: Callable[[LockedPackage], Path | None] = lambda package: None,
-        runtimes: Mapping[str, Lock] | None = None,
+        supplies: Supplies | None = None,
     ) -> None:
-        self._runtimes = runtimes or {}
+        self._supplies = supplies or Supplies()
         self._cache = cache
         self._built = cache / "built"
         self._report = report
@@ -213,9 +237,9 @@ class Environments:
             conda.install(lock, new, prefix, self._files, self._fetch)
             if not wheels:
                 return
-        uv = Uv(self._report)
+        uv = Uv(self._report, self._supplies.uv)
         if not lock.is_conda:
-            found = interpreter_for(lock.python, uv)
+            found = self._interpreter(lock.python, uv)
             words = ["venv", "--relocatable", "--no-project", "--python", found.path, "--quiet"]
             uv.run(*words, "--allow-existing", os.fspath(new))
         python = os.fspath(new / "bin" / "python")
@@ -292,14 +316,14 @@ class Environments:
         return self._made(place, make)
 
     def _installed_runtime(self, minor: str) -> Path:
-        lock = self.runtime_lock(minor)
+        lock = self._supplies.runtime(minor) or self.runtime_lock(minor)
         own = Path(__file__).resolve().parents[1]
         key = hashlib.sha256(f"{_FORM} {own} {lock.digest}".encode()).hexdigest()[:24]
 
         def make(new: Path) -> None:
-            uv = Uv(self._report)
+            uv = Uv(self._report, self._supplies.uv)
             self._report(f"Installing what aflow needs for Python {minor}")
-            python = interpreter_for(minor, uv)
+            python = self._interpreter(minor, uv)
             try:
                 _install(uv, lock.packages, self._files, self._fetch,
                          "--target", os.fspath(new), "--python", python.path)  # fmt: skip
@@ -312,17 +336,22 @@ class Environments:
     def runtime_lock(self, minor: str) -> Lock:
         """The packages that aflow itself needs in a task, for another Python than this. Blocks.
         Raises EnvironmentFailed."""
-        if minor in self._runtimes:
-            return self._runtimes[minor]
-        uv = Uv(self._report)
+        uv = Uv(self._report, self._supplies.uv)
         solver = Solver(self._cache, self._cache, uv)
         spec = Spec(requirements=tuple(sorted(_requirements())))
-        python = interpreter_for(minor, uv)
+        python = self._interpreter(minor, uv)
         target = Target(python.version, this_platform(), python)
         try:
             return solver.kept(spec, target) or solver.solve(spec, target)
         except EnvironmentFailed as error:
             raise EnvironmentFailed(_no_runtime(minor, error)) from error
+
+    def _interpreter(self, asked: str, uv: Uv) -> Interpreter:
+        """An interpreter of this machine, else one of the supplies, else one that uv downloads."""
+        try:
+            return interpreter_for(asked, uv, may_download=False)
+        except EnvironmentFailed:
+            return self._supplies.interpreter(asked) or interpreter_for(asked, uv)
 
     def _made(self, place: Path, make: Callable[[Path], None]) -> Path:
         """A folder of runtimes, made at once or not at all."""

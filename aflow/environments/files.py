@@ -58,15 +58,6 @@ class Files:
                 raise EnvironmentFailed(f"{place} cannot be written: {error.strerror}") from error
         return digest
 
-    def keep(self, package: LockedPackage, data: bytes | bytearray | memoryview[int]) -> Path:
-        """Keep what is said to be the file of a package; where it is then. Raises EnvironmentFailed
-        where it is another file."""
-        place = self.folder / package.sha256 / package.file
-        if hashlib.sha256(data).hexdigest() != package.sha256:
-            raise EnvironmentFailed(f"the datastore has another {package.file} than was locked")
-        self.write(place, data)
-        return place
-
     def blob_key(self, path: Path) -> str:
         """The key of a kept file as a blob of the datastore; it is computed once."""
         beside = path.parent / "blob-key"

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from aflow.errors import InvalidLock
 
@@ -50,6 +50,17 @@ class LockedPackage:
             raise InvalidLock(f"{self.name or 'A package'} of a lock has no file with a sha256.")
         if self.kind not in (WHEEL, CONDA):
             raise InvalidLock(f"{self.name} is a {self.kind}, which this aflow does not know.")
+
+
+class Shipped(NamedTuple):
+    """What the environment of a step consists of in the datastore, by keys of blobs: the manifest
+    of its packages, that of what aflow needs there (None for the run's own Python), the interpreter
+    (the same), and uv. See transport.py."""
+
+    packages: str
+    runtime: str | None
+    python: str | None
+    uv: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aflow.environments.build import Built, Environments, cache_folder
-from aflow.environments.files import Files
-from aflow.environments.lock import Lock, LockedPackage
-from aflow.environments.shipping import Shipment
+from aflow.environments.lock import Lock
 from aflow.environments.solve import Solver, Target, project_python, this_platform
 from aflow.environments.spec import Spec, specs_of
-from aflow.environments.uv import Report, Uv, UvFailed, interpreter_for, own_interpreter
-from aflow.environments.wheels import PackedWheel
-from aflow.errors import EnvironmentFailed, StorageError
-from aflow.storage.blobs import BlobStore
+from aflow.environments.uv import Report, Uv, UvFailed, interpreter_for
+from aflow.errors import EnvironmentFailed
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
-    from aflow.storage.base import ObjectStore
 
 _log = logging.getLogger("aflow.environments")
-RUNTIME = "runtime-"  # before the version of Python: names a lock of what aflow needs
 _AT_ONCE = 4  # environments that are solved or built at a time; uv itself uses all cores
 
 
@@ -89,70 +83,6 @@ def build_all(
         return environments.built(lock, of_steps(wanted[lock.digest]), anew=anew)
 
     return {each.digest: each for each in _at_once(build, [(each,) for each in by_digest.values()])}
-
-
-def ship(lock: Lock, store: ObjectStore, now: float, about: str) -> dict[str, str]:
-    """Put the files of a lock into the datastore, where they may be already, and keep them there
-    for a month after they were last used; the keys of the blobs, by the files' sha256. What cannot
-    be had here is left out: its index may know it where the environment is built. Blocks. Raises
-    StorageError and ShippingError."""
-    files = Files(cache_folder())
-    packed: list[PackedWheel] = []
-    for each in lock:
-        try:
-            path = files.fetch(each)
-        except EnvironmentFailed as error:
-            _log.warning("The package %s is not put into the datastore: %s", each.file, error)
-            continue
-        size, key = path.stat().st_size, files.blob_key(path)
-        packed.append(PackedWheel(each.name, each.version, path, size, each.sha256, key))
-    Shipment(lock.encode(), tuple(packed), about).put(store, now)
-    return {each.sha256: each.key for each in packed}
-
-
-def built_from(
-    lock: Lock,
-    shipped: Mapping[str, tuple[Mapping[str, Any], Mapping[str, str]]],
-    store: ObjectStore,
-    steps: Iterable[str],
-    report: Report,
-) -> Built:
-    """The environment of a lock on this machine, built from files of the datastore where it is not
-    there: `shipped` are the locks of a run, each with the keys of its blobs. Blocks. Raises
-    EnvironmentFailed, naming the steps, and MissingExtra."""
-    cache = cache_folder()
-    files, blobs = Files(cache), BlobStore(store)
-    keys = {digest: key for _, of_lock in shipped.values() for digest, key in of_lock.items()}
-    runtimes = {
-        name.removeprefix(RUNTIME): Lock.from_dict(plain)
-        for name, (plain, _) in shipped.items()
-        if name.startswith(RUNTIME)
-    }
-
-    def fetch(package: LockedPackage) -> Path | None:
-        key = keys.get(package.sha256)
-        if key is None:
-            return None
-        try:
-            return files.keep(package, blobs.get(key))
-        except StorageError as error:
-            if package.url:  # its index may have it
-                return None
-            raise EnvironmentFailed(f"{package.file} cannot be had: {error}") from error
-
-    return Environments(cache, report, fetch, runtimes).built(lock, of_steps(steps))
-
-
-def runtimes_of(locks: Iterable[Lock]) -> dict[str, Lock]:
-    """What aflow needs in the environments of these locks that have another Python than this, under
-    names for `built_from`. What cannot be had is left out. Blocks."""
-    found: dict[str, Lock] = {}
-    for minor in {each.minor for each in locks} - {own_interpreter().minor}:
-        try:
-            found[RUNTIME + minor] = Environments(cache_folder()).runtime_lock(minor)
-        except EnvironmentFailed as error:
-            _log.warning("%s", error)
-    return found
 
 
 def of_steps(names: Iterable[str]) -> str:

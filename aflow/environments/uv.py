@@ -47,10 +47,12 @@ def without_credentials(text: str) -> str:
 class Uv:
     """The program uv, as found on this machine."""
 
-    def __init__(self, report: Report = lambda line: None) -> None:
-        """`report` is told what a long command of uv does. Raises MissingExtra where there is no
-        uv."""
-        self.path = find_uv()
+    def __init__(
+        self, report: Report = lambda line: None, otherwise: Callable[[], str | None] | None = None
+    ) -> None:
+        """`report` is told what a long command of uv does; `otherwise` gives the path of uv where
+        it is not installed. Raises MissingExtra where there is no uv."""
+        self.path = find_uv(otherwise)
         self._report = report
         self._indexes = index_options()
 
@@ -164,15 +166,17 @@ def explanation(said: Sequence[str], code: int) -> str:
     return text or f"uv ended with exit code {code}"
 
 
-def find_uv() -> str:
-    """The path of uv: that of its PyPI package in this environment, else that of PATH. Raises
-    MissingExtra."""
+def find_uv(otherwise: Callable[[], str | None] | None = None) -> str:
+    """The path of uv: that of its PyPI package in this environment, else that of PATH, else what
+    `otherwise` gives. Raises MissingExtra."""
     try:
         from uv import find_uv_bin  # its package, which is an extra
 
         return str(find_uv_bin())
     except (ImportError, FileNotFoundError):
         found = shutil.which("uv")
+    if found is None and otherwise is not None:
+        found = otherwise()
     if found is None:
         raise MissingExtra(
             "The packages of steps (@pypi) are solved and installed by uv, which is not here: "
@@ -280,10 +284,12 @@ def own_interpreter() -> Interpreter:
     return Interpreter(base, "{}.{}.{}".format(*sys.version_info[:3]))
 
 
-def interpreter_for(asked: str | None, uv: Uv | None = None) -> Interpreter:
+def interpreter_for(
+    asked: str | None, uv: Uv | None = None, *, may_download: bool = True
+) -> Interpreter:
     """An interpreter of the version that is asked for (`3.12`, `3.12.4`, `>=3.12`): this process's
-    own, one of pyenv, of PATH, one that uv knows, or, last, one that uv can download. Raises
-    EnvironmentFailed, naming those that were found."""
+    own, one of pyenv, of PATH, one that uv knows, or, last, one that uv downloads, if it may.
+    Raises EnvironmentFailed, naming those that were found."""
     own = own_interpreter()
     if asked is None or fits(own.version, asked):
         return own
@@ -296,7 +302,7 @@ def interpreter_for(asked: str | None, uv: Uv | None = None) -> Interpreter:
             if fits(version, asked):
                 return found[-1]
     uv = uv or Uv()
-    for download in (False, True):
+    for download in (False, True) if may_download else (False,):
         named = _of_uv(uv, asked, download=download)
         version = None if named is None else version_of(named)
         if named is not None and version is not None and fits(version, asked):

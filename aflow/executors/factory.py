@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from aflow.code.package import Package
     from aflow.code.program import Request
     from aflow.environments.build import Built
-    from aflow.environments.lock import Lock
+    from aflow.environments.lock import Lock, Shipped
     from aflow.executors.base import Executor, Orphan, Reports
     from aflow.executors.local.ground_client import GroundProcess
     from aflow.executors.protocol import Job
@@ -51,13 +51,13 @@ JOB_SYSTEMS = ("batch", "slurm")
 
 class Travelling(NamedTuple):
     """A flow that is run elsewhere: how it is loaded, its code, if it is in files, and for each job
-    system that runs steps of it how these are submitted. `locks` are those of the packages of its
-    steps, as `Job` has them."""
+    system that runs steps of it how these are submitted. `environments` are those of steps with
+    packages of their own, as they were shipped."""
 
     request: Request
     code: Package | None
     jobs: Mapping[str, JobOf]
-    locks: Mapping[str, tuple[dict[str, Any], dict[str, str]]] = {}
+    environments: Mapping[str, Shipped]
 
 
 def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
@@ -198,38 +198,27 @@ def travelling(
         jobs["batch"] = _batch_jobs(definition, options, store, of_step)
     if "slurm" in of_step.values():
         jobs["slurm"] = _slurm_jobs(definition, of_step)
-    locks = _shipped(definition, options, store, of_step)
+    environments = _shipped(options, store, of_step)
     request = request_of(definition, options.decospecs, spun=_spun(options))
     if "pickle" in request.source:  # of a notebook, say
-        return Travelling(request, None, jobs, locks)
+        return Travelling(request, None, jobs, environments)
     try:
         code = package.store(definition, BlobStore(store), options.package_suffixes)
     except CodePackageError as error:
         raise CodePackageError(f"The flow cannot be sent to workers. {error}") from error
-    return Travelling(request, code, jobs, locks)
+    return Travelling(request, code, jobs, environments)
 
 
 def _shipped(
-    definition: FlowDefinition,
-    options: RunOptions,
-    store: ObjectStore,
-    of_step: Mapping[str, str],
-) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
-    """Put the packages of steps that workers run into the store; their locks, as `Job` has them."""
-    wanted = {
-        lock.digest: lock
-        for name, lock in (options.locks or {}).items()
-        if of_step[name] == "queue"
-    }
-    if not wanted:
+    options: RunOptions, store: ObjectStore, of_step: Mapping[str, str]
+) -> Mapping[str, Shipped]:
+    """The environments of steps that run elsewhere, in the store."""
+    locks = {name: each for name, each in (options.locks or {}).items() if of_step[name] != "local"}
+    if not locks:
         return {}
-    from aflow.environments import prepare  # few flows have any
+    from aflow.environments import prepare, transport  # few flows have any
 
-    now, about = SystemClock.now(), f"packages of {definition.name}"
-    return {
-        name: (lock.as_dict(), prepare.ship(lock, store, now, about))
-        for name, lock in {**wanted, **prepare.runtimes_of(wanted.values())}.items()
-    }
+    return transport.ship(locks, store, SystemClock.now(), prepare.to_log).of_steps
 
 
 def _batch_jobs(
@@ -453,8 +442,7 @@ def _described(
     """What describes the run to those who run its attempts elsewhere."""
     from aflow.executors.protocol import Job, python_version  # few runs have any
 
-    request, code, _, locks = travels
-    digests = {name: lock.digest for name, lock in (options.locks or {}).items()}
+    request, code = travels.request, travels.code
 
     def job(context: RunContext) -> Job:
         # It lies in the datastore, where others read it: workers have settings of their own.
@@ -470,8 +458,7 @@ def _described(
             options.isolation,
             python_version(),
             options.max_log_size,
-            {name: digest for name, digest in digests.items() if digest in locks},
-            locks,
+            travels.environments,
         )
 
     return job

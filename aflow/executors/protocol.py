@@ -22,6 +22,7 @@ import msgpack
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_TASK
 from aflow.code.program import Request
+from aflow.environments.lock import Shipped
 from aflow.errors import AflowError, CorruptBlob, InvalidMessage
 from aflow.executors.local.executor import StepNeeds
 from aflow.queue.messages import Keys, seal, unseal
@@ -432,9 +433,7 @@ class Job(NamedTuple):
     `code` is the key of the code package (None for a flow that travels as a pickle), `script` the
     flow file's name inside of it. `python` is the version that the run was started with, as
     `3.11`. `max_log_size` is in bytes per stream of an attempt. `environments` are those of steps
-    that have packages of their own: by step the digest of a lock. `locks` are by digest: the lock
-    as plain values, and the keys of the blobs with its files, by their sha256; besides those what
-    aflow needs for other Pythons.
+    that have packages of their own, by step, as they were shipped.
     """
 
     context: RunContext
@@ -445,8 +444,7 @@ class Job(NamedTuple):
     isolation: str
     python: str
     max_log_size: int
-    environments: Mapping[str, str] = {}
-    locks: Mapping[str, tuple[dict[str, Any], dict[str, str]]] = {}
+    environments: Mapping[str, Shipped] = {}
 
     def encode(self) -> bytes:
         """The job as bytes."""
@@ -464,6 +462,7 @@ class Job(NamedTuple):
                 context=RunContext(*job.context),
                 request=Request(*job.request),
                 needs={name: StepNeeds(*each) for name, each in job.needs.items()},
+                environments={name: Shipped(*each) for name, each in job.environments.items()},
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidMessage(f"A run's description cannot be read: {error}.") from error

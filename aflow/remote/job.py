@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,8 +28,8 @@ from aflow.errors import AflowError, InvalidInput
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
 from aflow.executors.jobs.place import SLURM, JobPlace, place_of_this_job
-from aflow.executors.local.executor import ProcessExecutor
-from aflow.executors.local.ground_start import EarlyGround, fork_ground
+from aflow.executors.local.executor import ProcessExecutor, StartGround
+from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
 from aflow.executors.mailbox import Letterbox, Meeting
 from aflow.executors.protocol import Roll
 from aflow.remote.runtime import delivered
@@ -37,6 +38,8 @@ from aflow.task.remote import Parcels
 from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
+    from aflow.environments.build import Built
+    from aflow.environments.lock import Shipped
     from aflow.executors.base import Usage
     from aflow.executors.protocol import Job
     from aflow.storage.base import ObjectStore
@@ -169,10 +172,16 @@ class OneJob:
         """What runs the attempt; None where it cannot be run here, which is its end."""
         try:
             job = await in_thread(self._job)
+            start: StartGround = self._ground.start
+            shipped = job.environments.get(spec.step)
+            if shipped is not None:
+                start = partial(
+                    spawn_ground, built=await in_thread(self._built, shipped, spec.step)
+                )
             executor = ProcessExecutor(
                 job.needs,
                 job.request,
-                self._ground.start,
+                start,
                 self._clock,
                 max_workers=1,
                 grace=GRACE,
@@ -232,6 +241,14 @@ class OneJob:
         told = self._told
         job, _ = delivered(self._store, told.flow, told.run, told.job, self._unpack)
         return job
+
+    def _built(self, shipped: Shipped, step: str) -> Built:
+        from aflow.environments import transport  # few steps have packages of their own
+
+        def report(line: str) -> None:
+            print(f"aflow: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- the job's log
+
+        return transport.built(shipped, self._store, report, [step])
 
     def _unpack(self, blobs: BlobStore, key: str) -> Path:
         package.unpack(package.fetch(blobs, key), self._folder)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from aflow._core.clock import Clock
     from aflow.environments.build import Built
+    from aflow.environments.lock import Shipped
     from aflow.executors.base import Usage
     from aflow.storage.base import ObjectStore
 
@@ -145,9 +146,9 @@ class Runtime:
         self._is_retired = False
         self._isolation = "task"
         self._job: Job | None = None
-        self._packaged: dict[str, ProcessExecutor] = {}  # by the digest of an environment
-        self._building: dict[str, asyncio.Task[None]] = {}
-        self._unbuilt: dict[str, list[Held]] = {}  # attempts that wait for their environment
+        self._packaged: dict[Shipped, ProcessExecutor] = {}  # by their environment
+        self._building: dict[Shipped, asyncio.Task[None]] = {}
+        self._unbuilt: dict[Shipped, list[Held]] = {}  # attempts that wait for their environment
 
     @property
     def name(self) -> str:
@@ -185,14 +186,14 @@ class Runtime:
 
     def _launch(self, held: Held, executor: ProcessExecutor) -> None:
         assert self._job is not None, "it has been fetched"
-        digest = self._job.environments.get(held.spec.step)
+        shipped = self._job.environments.get(held.spec.step)
         lacking = self._lacking(held)
         owner = (held.spec.task, held.spec.attempt)
         if lacking is not None:
             why = f"Step {held.spec.step} {lacking}"
             asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
-        elif digest is not None:
-            self._launch_packaged(held, digest)
+        elif shipped is not None:
+            self._launch_packaged(held, shipped)
         elif held.spec.step in self._needs and self._job.python != python_version():
             why = (
                 f"step {held.spec.step} was started with Python {self._job.python}, and here is "
@@ -206,40 +207,39 @@ class Runtime:
             why = f"{self.name} has no step {held.spec.step}."
             asyncio.get_running_loop().call_soon(self._host.refused, held, why)
 
-    def _launch_packaged(self, held: Held, digest: str) -> None:
+    def _launch_packaged(self, held: Held, shipped: Shipped) -> None:
         """Run the attempt in the environment of its step, as soon as that is there."""
-        executor = self._packaged.get(digest)
+        executor = self._packaged.get(shipped)
         if executor is not None:
             executor.launch(held.spec)
             return
-        self._unbuilt.setdefault(digest, []).append(held)
-        if digest not in self._building:
-            build = self._build(digest, held.spec.step)
-            self._building[digest] = asyncio.create_task(build)  # noqa: TID251 -- see `_stop`
+        self._unbuilt.setdefault(shipped, []).append(held)
+        if shipped not in self._building:
+            build = self._build(shipped)
+            self._building[shipped] = asyncio.create_task(build)  # noqa: TID251 -- see `_stop`
 
-    async def _build(self, digest: str, step: str) -> None:
+    async def _build(self, shipped: Shipped) -> None:
         """Build an environment, and run what waits for it; else leave that to others."""
-        from aflow.environments import prepare  # few runs have environments
-        from aflow.environments.lock import Lock
+        from aflow.environments import transport  # few runs have environments
 
         job, store = self._job, self._store
         assert job is not None, "it has been fetched"
         assert store is not None, "it has been fetched"
+        steps = [name for name, each in job.environments.items() if each == shipped]
         try:
-            lock = Lock.from_dict(job.locks[digest][0])
             built = await in_daemon_thread(
-                prepare.built_from, lock, job.locks, store, [step], self._site.report
+                transport.built, shipped, store, self._site.report, steps
             )
             executor = self._processes(job, built)
             await executor.start(job.context, self)
         except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
-            del self._building[digest]
-            for each in self._unbuilt.pop(digest, []):
+            del self._building[shipped]
+            for each in self._unbuilt.pop(shipped, []):
                 owner = (each.spec.task, each.spec.attempt)
                 self._host.cannot_run(self, _told(error), owner)
             return
-        self._packaged[digest] = executor
-        for each in self._unbuilt.pop(digest, []):
+        self._packaged[shipped] = executor
+        for each in self._unbuilt.pop(shipped, []):
             executor.launch(each.spec)
 
     def cancel(self, task: int, attempt: int) -> None:

@@ -24,6 +24,7 @@ from aflow.aws.settings import AwsSettings, needs_s3
 from aflow.code import package
 from aflow.code.package import Package
 from aflow.environments.shipping import runtime_shipment
+from aflow.environments.spec import asks
 from aflow.errors import (
     AwsError,
     InvalidInput,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.aws.settings import AwsSettings
     from aflow.environments.shipping import Shipment
+    from aflow.environments.transport import Shipment as EnvironmentShipment
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.step_functions.plan import Events, Ticks
@@ -351,19 +353,32 @@ class Deployer:
         script = package.program_of(self._definition).place[1]
         code = Package(digest_of([data], len(data)), script, len(data))
         token = checked_token(token) if token else f"{self.name}-0-none"
-        account, shipment = self._aws.account, self._shipment()
-        return self._planned(account, code, token, shipment=shipment).definition
+        made = self._planned(
+            self._aws.account, code, token, None, self._shipment(), self._environments(None)
+        )
+        return made.definition
 
     def _shipment(self) -> Shipment | None:
         return runtime_shipment(self._settings.cache / "wheels", SystemClock.now())
+
+    def _environments(self, store: ObjectStore | None) -> EnvironmentShipment | None:
+        """The environments of steps with packages of their own, put into the store, if one is
+        given. Raises EnvironmentFailed, InvalidDecorator and MissingExtra."""
+        if not asks(self._definition, self._settings.environment):
+            return None
+        from aflow.environments import prepare, transport  # few flows have any
+
+        locks = prepare.locks_of(self._definition, self._settings.environment)
+        return transport.ship(locks, store, SystemClock.now(), prepare.to_log)
 
     def _planned(
         self,
         account: Account,
         code: Package,
         token: str,
-        owner: str | None = None,
-        shipment: Shipment | None = None,
+        owner: str | None,
+        shipment: Shipment | None,
+        environments: EnvironmentShipment | None,
     ) -> Plan:
         return planning.plan(
             self._definition,
@@ -376,6 +391,7 @@ class Deployer:
             owner,
             in_store=self._in_store,
             shipped=shipment and shipment.variables(self._settings.storage_url),
+            environments=environments and environments.of_steps,
         )
 
     def create(
@@ -401,12 +417,14 @@ class Deployer:
         code = package.store(
             self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
         )
-        shipment = self._shipment()
-        needed = [code.key, *(shipment.blobs if shipment is not None else ())]
+        shipment, environments = self._shipment(), self._environments(store)
+        needed = [code.key]
+        for each in (shipment, environments):
+            needed += each.blobs if each is not None else ()
         self._keep(store, needed)  # before anything relies on it
         if shipment is not None:
             shipment.put(store, SystemClock.now())
-        made = self._planned(account, code, token, owner, shipment)
+        made = self._planned(account, code, token, owner, shipment, environments)
         store.put(order_name(made.order_key), [made.order])
         new_jobs = sum(self._aws.register(each) for each in made.jobs)
         self._aws.put_machine(self.name, made.definition, log_history=log_history)

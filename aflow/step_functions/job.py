@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +36,7 @@ from aflow.code.program import class_from, placed
 from aflow.compat import metaflow
 from aflow.errors import AflowError, InvalidInput, VersionConflict
 from aflow.executors.local.executor import ProcessExecutor
-from aflow.executors.local.ground_start import EarlyGround, fork_ground
+from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
 from aflow.executors.protocol import python_version
 from aflow.exit_hooks import run_hooks
 from aflow.flow.decorators.attach import attach
@@ -559,7 +560,11 @@ class Job:
         )
         new = None if there else self._task_record(step, standing, spec)
         time.sleep(max(0.0, chance.not_before - self._clock.now()))
-        attempt = OneAttempt(order, records, self._store, self._clock, self._ground.start)
+        try:
+            start = self._start_of(step)
+        except AflowError as error:
+            return self._never_ran(records, spec, new, f"The job cannot run the task: {error}")
+        attempt = OneAttempt(order, records, self._store, self._clock, start)
         report, record = asyncio.run(attempt.run(spec, self._context(records), new))
         fault = too_many_items(self._graph, step, report.splits, distributed=order.distributed)
         if fault is not None:
@@ -573,6 +578,33 @@ class Job:
             return self.note_failure()
         again = next_chance(StepPolicy.from_dict(order.policies[step]), [*attempts, record])
         return AGAIN if again and report.retryable else FINAL_EXIT_CODE
+
+    def _start_of(self, step: str) -> Callable[[], GroundProcess]:
+        """What starts the processes of a step: inside of its environment, which is built before, if
+        it has one. Raises EnvironmentFailed and StorageError."""
+        shipped = self._order.environments.get(step)
+        if shipped is None:
+            return self._ground.start
+        from aflow.environments import transport  # few steps have packages of their own
+
+        def report(line: str) -> None:
+            print(f"aflow: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- the job's log
+
+        return partial(spawn_ground, built=transport.built(shipped, self._store, report, [step]))
+
+    def _never_ran(
+        self, records: Records, spec: AttemptSpec, new: TaskRecord | None, reason: str
+    ) -> int:
+        """Record an attempt that this job could not begin with; Batch tries it again elsewhere, as
+        often as it may."""
+        now = self._clock.now()
+        failed = AttemptRecord(
+            spec.task, spec.attempt, AttemptState.FAILED, now, now, reason,
+            host=socket.gethostname(), pid=os.getpid(),
+        )  # fmt: skip
+        records.commit(Batch(tasks=[] if new is None else [new], attempts=[failed]))
+        print(f"aflow: {reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        return AGAIN
 
     def _is_over(self) -> bool:
         """Whether the execution has had the time that it has: AWS stops its jobs then, and nobody

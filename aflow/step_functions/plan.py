@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.aws.settings import AwsSettings
     from aflow.code.package import Package
+    from aflow.environments.lock import Shipped
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
 # What starts the executions of a deployed flow, as EventBridge takes it: pure functions.
@@ -252,9 +253,11 @@ def plan(
     *,
     in_store: bool = False,
     shipped: Mapping[str, str] | None = None,
+    environments: Mapping[str, Shipped] | None = None,
 ) -> Plan:
     """The deployment of a flow, whose state machine belongs to `owner` (else to the user).
-    `shipped` are the variables that lead jobs to the aflow that was shipped for them. `in_store`
+    `shipped` are the variables that lead jobs to the aflow that was shipped for them,
+    `environments` those of steps with packages of their own, which were shipped, too. `in_store`
     says that its jobs record runs in the object store: the metadata service is one of Metaflow's
     own, where they are registered. Raises InvalidInput for a flow that Step Functions cannot run,
     and InvalidSetting for what is not set."""
@@ -266,7 +269,7 @@ def plan(
         events = events_of(definition, account.machine_arn, aws.machine_prefix)
     finally:
         current._reset(token_of_current)
-    order = _order(definition, wanted, settings, name, code, token, events).encode()
+    order = _order(definition, wanted, settings, name, code, token, events, environments).encode()
     key = order_key(order)
     storage = settings.storage_url
     variables = _variables(settings, aws, account, key, storage, in_store=in_store)
@@ -352,6 +355,7 @@ def _order(
     code: Package,
     token: str,
     events: Events | None,
+    environments: Mapping[str, Shipped] | None,
 ) -> Order:
     namespace = f"production:{token}" if wanted.namespace is None else wanted.namespace or None
     policies = {step: each.as_dict() for step, each in policies_from(definition).items()}
@@ -377,6 +381,7 @@ def _order(
         events.parameters if events else {},
         events.flows if events else {},
         settings.previews,
+        environments or {},
     )
 
 

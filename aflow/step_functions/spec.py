@@ -14,6 +14,7 @@ import msgpack
 from aflow._core.ids import blob_key
 from aflow._core.settings import looked_up
 from aflow.code.program import Request
+from aflow.environments.lock import Shipped
 from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
 from aflow.executors.local.executor import StepNeeds
 from aflow.storage.base import ObjectStore
@@ -32,7 +33,7 @@ class Order(NamedTuple):
     `policies` are plain values, as `as_dict` gives them. `branch` and `production` are those of
     the flow's project. `events` are the parameters that events give, by the names of the events:
     {parameter: field of the event's detail}; `flows` are those whose ends start this one, by the
-    names of their machines.
+    names of their machines. `environments` are those of steps with packages of their own.
     """
 
     flow: str
@@ -56,6 +57,7 @@ class Order(NamedTuple):
     events: dict[str, dict[str, str]]
     flows: dict[str, str]
     previews: bool = True
+    environments: Mapping[str, Shipped] = {}
 
     def encode(self) -> bytes:
         """The order as bytes; the same for the same order."""
@@ -74,6 +76,7 @@ class Order(NamedTuple):
             return order._replace(
                 request=Request(*order.request),
                 needs={name: StepNeeds(*each) for name, each in order.needs.items()},
+                environments={name: Shipped(*each) for name, each in order.environments.items()},
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise InvalidMessage(f"A deployed flow's description is damaged: {error}.") from error

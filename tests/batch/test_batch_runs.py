@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from aflow import client
 from aflow.client import Run
+from tests.support import packages
 from tests.support.faulty import Fault, FaultyProxy
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -356,3 +358,33 @@ def test_what_a_job_says_that_could_not_begin_stands_in_the_error_of_its_run(ben
 
     assert "The image of this job does not have aflow: install aflow-runtime[aws" in said
     assert "which ends with:" in said
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with wheels of four versions of a package, which no index has."""
+    folder = tmp_path_factory.mktemp("index")
+    for version in ("1.0", "2.0", "3.0", "4.0"):
+        packages.make_wheel(folder, "tiny", version)
+    return folder
+
+
+@packages.needs_another
+def test_four_steps_have_four_versions_of_a_package_and_two_pythons_in_jobs_without_an_index(
+    bench: Bench, tiny: Path
+) -> None:
+    own = "{}.{}".format(*sys.version_info[:2])
+    env = {
+        "ANOTHER_PYTHON": packages.ANOTHER,
+        "AFLOW_ENVIRONMENTS_FOLDER": str(bench.folder / "environments"),
+        "UV_FIND_LINKS": str(tiny),
+    }
+    said = bench.run(FLOWS / "packages.py", "run", "--with", BARE, env=env)
+    wanted = [("1.0", own), ("2.0", packages.ANOTHER), ("3.0", packages.ANOTHER), ("4.0", own)]
+    assert wanted == bench.latest("Packages").data.seen, said
+
+    # What was solved and shipped once needs neither the index nor the files.
+    shutil.rmtree(bench.folder / "environments" / "wheels")
+    offline = {**env, "UV_FIND_LINKS": "/nowhere", "UV_OFFLINE": "1"}
+    again = bench.run(FLOWS / "packages.py", "run", "--with", BARE, env=offline)
+    assert str(wanted) in again

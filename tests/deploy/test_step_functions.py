@@ -26,6 +26,7 @@ from tests.deploy.deployed import (
     step_functions,
     wait_for_log,
 )
+from tests.support import packages
 from tests.support.service import InThread
 
 if TYPE_CHECKING:
@@ -126,6 +127,32 @@ def test_jobs_of_an_image_without_aflow_run_the_one_that_was_shipped(aws, tmp_pa
     assert run_of(aws, f"Follower/{run}").successful
     assert "" == flow("follower.py", *bare, "step-functions", "diff", "--quiet")
     step_functions("follower.py", "delete")
+
+
+@packages.needs_another
+def test_steps_with_packages_and_another_python_run_in_jobs_without_an_index(
+    aws, tmp_path, monkeypatch
+):
+    for version in ("1.0", "2.0", "3.0", "4.0"):
+        packages.make_wheel(tmp_path / "index", "tiny", version)
+    own, other = ".".join(map(str, sys.version_info[:2])), packages.ANOTHER
+    monkeypatch.setenv("ANOTHER_PYTHON", other)
+    monkeypatch.setenv("AFLOW_ENVIRONMENTS_FOLDER", str(tmp_path / "environments"))
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "index"))
+    file = str(FLOWS.parents[1] / "batch" / "flow_files" / "packages.py")
+    bare = ["--with", f"batch:executable={sys.executable} -S -P"]
+    flow(file, *bare, "step-functions", "create")
+    gc = [sys.executable, "-m", "aflow", "gc", "--sole-owner", "--grace", "0s"]
+    subprocess.run(gc, check=True, timeout=60)
+    run_file = tmp_path / "run"
+    step_functions(file, "trigger", "--run-id-file", str(run_file))
+    run = run_file.read_text()
+
+    assert "SUCCEEDED" == ended(aws, "Packages", run), job_logs(aws)
+    seen = [("1.0", own), ("2.0", other), ("3.0", other), ("4.0", own)]
+    assert seen == run_of(aws, f"Packages/{run}").data.seen
+    assert "" == flow(file, *bare, "step-functions", "diff", "--quiet")
+    step_functions(file, "delete")
 
 
 def left_by(run: Run) -> dict[str, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -85,6 +86,32 @@ def test_the_image_has_what_it_takes_for_every_kind_of_backend(podman: Podman, d
     libraries = "import aiobotocore, aiohttp, asyncpg, psycopg, redis, uvloop, yaml"
     done = podman("run", *hardened(data), IMAGE, "python3", "-W", "error", "-c", libraries)
     assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_the_image_lists_what_is_installed_in_it(podman: Podman, data: Path) -> None:
+    told = podman.must("run", *hardened(data), IMAGE, "cat", "/opt/aflow/share/sbom/aflow.cdx.json")
+    program = "from importlib.metadata import distributions as d; print(*(e.name for e in d()))"
+    installed = podman.must("run", *hardened(data), IMAGE, "python3", "-c", program).split()
+
+    materials = json.loads(told)
+    versions = {each["name"]: each["version"] for each in materials["components"]}
+    assert "CycloneDX" == materials["bomFormat"]
+    assert {*installed} == {*versions}
+    assert __version__ == versions["aflow-runtime"]
+
+
+def test_an_aflow_that_was_installed_from_a_wheel_can_be_shipped(
+    podman: Podman, data: Path
+) -> None:
+    program = (
+        "import json, pathlib, sys; from aflow.environments.shipping import packed_runtime as p; "
+        "made = p(pathlib.Path('/tmp/wheels'), 0.0); "
+        "print(json.dumps(sorted(each.path.name for each in made.wheels)))"
+    )
+    names = json.loads(podman.must("run", *hardened(data), IMAGE, "python3", "-c", program))
+
+    assert f"aflow_runtime-{__version__}-py3-none-any.whl" in names
+    assert {"botocore", "msgpack", "uvloop"} <= {each.split("-")[0] for each in names}
 
 
 def test_a_flow_runs_in_a_hardened_container_and_leaves_its_artifacts_in_s3(

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from aflow.backends import open_store
+from aflow.environments.shipping import command as entry
+from aflow.environments.shipping import packed_runtime
 from tests.docker.podman import BASE, IMAGE, Podman
+from tests.support import packages
 from tests.support.aws.furnished import Account
 from tests.support.waiting import select_nothing
 
@@ -105,19 +109,100 @@ def test_a_state_machine_runs_in_the_image_by_its_own_entry_point(
     assert "alpha 0.01 in ['/var/lib/aflow'] by 1000" in log
 
 
-def test_an_image_without_aflow_is_named_by_the_error_with_what_its_job_has_printed(
-    account: Account, podman: Podman, tmp_path: Path
-) -> None:
-    image = "localhost/without-aflow"
-    (tmp_path / "Dockerfile").write_text(f"FROM {BASE}\nRUN ln -s python3 /usr/bin/python\n")
-    podman.must("build", "--quiet", "--tag", image, tmp_path)
-
-    code, said = command(
-        account, tmp_path, "run", "--with", "batch", AFLOW_BATCH_CONTAINER_IMAGE=image
-    )
+@pytest.fixture(scope="module")
+def plain(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image with a Python and nothing else, and a user who has no home."""
+    image, folder = "localhost/plain-python", tmp_path_factory.mktemp("plain")
+    instructions = "RUN ln -s python3 /usr/bin/python\nUSER 4321:4321\n"
+    (folder / "Dockerfile").write_text(f"FROM {BASE}\n{instructions}")
+    podman.must("build", "--quiet", "--tag", image, folder)
+    yield image
     podman.must("image", "rm", "--force", image)
+
+
+def python_of(podman: Podman, image: str) -> str:
+    """The version of the Python of an image, as 3.11."""
+    program = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return podman.must("run", "--rm", image, "python3", "-c", program).strip()
+
+
+def test_a_plain_python_image_runs_the_aflow_that_was_shipped_with_the_run(
+    account: Account, podman: Podman, plain: str, tmp_path: Path
+) -> None:
+    here = ".".join(map(str, sys.version_info[:2]))
+    code, said = command(
+        account, tmp_path, "run", "--with", "batch", AFLOW_BATCH_CONTAINER_IMAGE=plain
+    )
+
+    if python_of(podman, plain) == here:
+        assert 0 == code, said
+        assert "by 4321" in said
+    else:
+        assert f"which was shipped for Python {here}, and the image has" in said
+
+
+@packages.needs_another
+def test_a_plain_python_image_runs_steps_with_packages_and_another_python_without_an_index(
+    account: Account, podman: Podman, plain: str, tmp_path: Path
+) -> None:
+    here = ".".join(map(str, sys.version_info[:2]))
+    if python_of(podman, plain) != here:
+        pytest.skip(f"the image has another Python than {here}, with which the run is started")
+    for version in ("1.0", "2.0", "3.0", "4.0"):
+        packages.make_wheel(tmp_path / "index", "tiny", version)
+    flow = Path(__file__).parents[1] / "batch" / "flow_files" / "packages.py"
+    env = {
+        "ANOTHER_PYTHON": str(packages.ANOTHER),
+        "AFLOW_ENVIRONMENTS_FOLDER": str(tmp_path / "environments"),
+        "AFLOW_BATCH_CONTAINER_IMAGE": plain,
+        "UV_FIND_LINKS": str(tmp_path / "index"),
+    }
+
+    done = subprocess.run(
+        [sys.executable, flow, "run", "--with", "batch"],
+        cwd=tmp_path,
+        env=os.environ | account.settings | env,
+        capture_output=True,
+        text=True,
+    )
+
+    seen = [("1.0", here), ("2.0", packages.ANOTHER), ("3.0", packages.ANOTHER), ("4.0", here)]
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert str(seen) in done.stdout
+
+
+def test_an_image_without_aflow_for_which_none_was_shipped_is_named_by_the_error(
+    account: Account, plain: str, tmp_path: Path
+) -> None:
+    code, said = command(
+        account,
+        tmp_path,
+        "run",
+        "--with",
+        "batch",
+        AFLOW_BATCH_CONTAINER_IMAGE=plain,
+        AFLOW_SKIP_INSTALL_DEPENDENCIES="1",
+    )
 
     assert 1 == code
     assert "before it told how its task went" in said
     assert "which ends with:" in said
     assert "The image of this job does not have aflow" in said
+
+
+def test_a_job_that_has_no_room_on_its_disk_for_aflow_says_so(
+    account: Account, podman: Podman, plain: str, tmp_path: Path
+) -> None:
+    shipment = packed_runtime(tmp_path / "wheels", 0.0)
+    store = open_store(f"file://{tmp_path}/store")
+    shipment.put(store, 0.0)
+    variables = [f"--env={name}={value}" for name, value in shipment.variables(store.url).items()]
+    small = ["--read-only", "--tmpfs", "/tmp:size=4m", "--volume", f"{tmp_path}:{tmp_path}:ro"]
+    (tmp_path / "store").chmod(0o755)
+    for each in (tmp_path, *tmp_path.parents[:2], *(tmp_path / "store").rglob("*")):
+        each.chmod(0o755)
+
+    done = podman("run", "--rm", *small, *variables, plain, *entry(["python3"], "aflow"))
+
+    assert 1 == done.returncode, "another machine may have room"
+    assert done.stderr.startswith("aflow: No room is left on the disk of the job"), done.stderr

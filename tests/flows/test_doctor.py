@@ -258,7 +258,8 @@ def test_another_project_of_the_same_name_is_seen(workspace: Workspace) -> None:
 
     found = doctor(workspace, {}, 0, PYTHONPATH=str(other.parent))
 
-    assert "warn: The distribution aflow 9.9 is installed as well" in found["packages"]
+    said = f"warn: The distribution aflow 9.9 is installed as well (in {other.parent}"
+    assert said in found["packages"]
     assert "pip uninstall aflow" in found["packages"]
 
 

@@ -13,27 +13,14 @@ import pytest
 
 from aflow import client
 from aflow.environments.solve import this_platform
-from aflow.environments.uv import interpreter_for
-from aflow.errors import EnvironmentFailed
 from tests.flows.conftest import Workspace
 from tests.support import packages
 
 OWN = "{}.{}".format(*sys.version_info[:2])
 
 
-def another_python() -> str | None:
-    """The version of another Python of this machine than the one that runs the tests."""
-    for minor in ("3.13", "3.12", "3.14", "3.11"):
-        if minor != OWN:
-            try:
-                return interpreter_for(minor).minor
-            except EnvironmentFailed:
-                continue
-    return None
-
-
-ANOTHER = another_python()
-needs_another = pytest.mark.skipif(ANOTHER is None, reason="one Python is all there is here")
+ANOTHER = packages.ANOTHER
+needs_another = packages.needs_another
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from aflow.queue.base import Message
 from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from tests.flows.conftest import Ran, Workspace, processes_in
+from tests.support import packages
 from tests.support.waiting import select_nothing
 
 KEY = "0123456789abcdef" * 4
@@ -552,3 +553,26 @@ def test_what_waits_in_a_queue_is_shown_and_what_was_buried_released_or_deleted(
     assert 2 == aflow("delete", "a").code
     assert 2 == aflow("release").code
     assert "Which messages?" in aflow("release").err
+
+
+@packages.needs_another
+def test_workers_without_an_index_run_steps_with_packages_and_another_python(
+    workers: Workers, tmp_path: Path
+) -> None:
+    for version in ("1.0", "2.0", "3.0", "4.0"):
+        packages.make_wheel(tmp_path / "index", "tiny", version)
+    own, other = ".".join(map(str, sys.version_info[:2])), str(packages.ANOTHER)
+    source = Path(__file__).parents[1] / "batch" / "flow_files" / "packages.py"
+    (workers.workspace.path / "flow.py").write_text(source.read_text())
+    # Its own cache, and nothing but the datastore to have files from.
+    offline = {"UV_OFFLINE": "1", "UV_NO_INDEX": "1"}
+    workers.start(AFLOW_ENVIRONMENTS_FOLDER=str(tmp_path / "of-worker"), **offline)
+
+    ran = workers.run(
+        ANOTHER_PYTHON=other,
+        AFLOW_ENVIRONMENTS_FOLDER=str(tmp_path / "of-run"),
+        UV_FIND_LINKS=str(tmp_path / "index"),
+    )
+
+    assert 0 == ran.code, ran.err
+    assert str([("1.0", own), ("2.0", other), ("3.0", other), ("4.0", own)]) in ran.out

@@ -19,6 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from aflow.environments.uv import interpreter_for
+from aflow.errors import EnvironmentFailed
+
 
 def make_wheel(
     folder: Path, name: str, version: str, requires: Sequence[str] = (), body: str = ""
@@ -214,3 +219,22 @@ def make_channel(channel: Path, subdir: str) -> None:
             subdir="noarch", noarch="python", depends=["python"],
         )  # fmt: skip
     asyncio.run(rattler.index.index_fs(channel))
+
+
+# ------------------------------------------------------------------ another Python
+
+
+def another_python() -> str | None:
+    """The version of another Python of this machine than the one that runs the tests."""
+    own = "{}.{}".format(*sys.version_info[:2])
+    for minor in ("3.13", "3.12", "3.14", "3.11"):
+        if minor != own:
+            try:
+                return interpreter_for(minor, may_download=False).minor
+            except EnvironmentFailed:
+                continue
+    return None
+
+
+ANOTHER = another_python()
+needs_another = pytest.mark.skipif(ANOTHER is None, reason="one Python is all there is here")

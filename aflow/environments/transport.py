@@ -1,0 +1,347 @@
+"""Environments of steps on machines without an index: their files in the datastore, by digest.
+
+For each lock there is a manifest (a blob) that names the blobs of its files, and a root that keeps
+them from `gc` for a month after they were last shipped. Whoever ships a lock that the datastore has
+already needs neither an index nor the files. Beside the packages travel, where a machine may lack
+them: what aflow itself needs for another Python than the run's, that Python, and uv.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow.environments.build import Built, Environments, Supplies, cache_folder
+from aflow.environments.files import Files, digest_of_file
+from aflow.environments.lock import Lock, LockedPackage, Shipped
+from aflow.environments.prepare import of_steps
+from aflow.environments.shipping import KEPT, RENEWED
+from aflow.environments.uv import (
+    Interpreter,
+    Report,
+    find_uv,
+    interpreter_for,
+    own_interpreter,
+    version_of,
+)
+from aflow.errors import CorruptBlob, EnvironmentFailed
+from aflow.storage import roots
+from aflow.storage.blobs import BlobStore, digest_of
+
+if TYPE_CHECKING:
+    from aflow.storage.base import ObjectStore
+
+AT_ONCE = 8
+_PIECE = 32 << 20
+_LEFT_OUT = frozenset(
+    {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages",
+     "dist-packages", "__pycache__", "lib2to3", "pydoc_data"}
+)  # fmt: skip
+# What a Python has to be able to import for aflow to run in it.
+_NEEDED = "import ctypes, hashlib, json, socket, sqlite3, ssl, zlib"
+
+
+class Shipment(NamedTuple):
+    """The environments of steps in the datastore, and the keys of all blobs of theirs."""
+
+    of_steps: dict[str, Shipped]
+    blobs: tuple[str, ...]
+
+
+# ------------------------------------------------------------------ into the datastore
+
+
+def ship(
+    locks: Mapping[str, Lock],
+    store: ObjectStore | None,
+    now: float,
+    report: Report = lambda line: None,
+) -> Shipment:
+    """Put the environments of steps into the store, as far as they are not there. Without a store
+    only say what that would be. Blocks. Raises EnvironmentFailed, MissingExtra and StorageError."""
+    sender = _Sender(store, now, report)
+    by_digest = {
+        digest: sender.shipped(lock)
+        for digest, lock in {lock.digest: lock for lock in locks.values()}.items()
+    }
+    of_steps = {name: by_digest[lock.digest] for name, lock in locks.items()}
+    return Shipment(of_steps, tuple(sender.blobs))
+
+
+class _Sender:
+    def __init__(self, store: ObjectStore | None, now: float, report: Report) -> None:
+        self._store = store
+        self._now = now
+        self._report = report
+        cache = cache_folder()
+        self._files = Files(cache)
+        self._environments = Environments(cache, report)
+        self.blobs: dict[str, None] = {}
+
+    def shipped(self, lock: Lock) -> Shipped:
+        """The environment of a lock, with what else a machine with the run's Python may lack."""
+        other = lock.minor != own_interpreter().minor and not lock.is_conda
+        return Shipped(
+            self._lock(lock),
+            self._runtime(lock.minor) if other else None,
+            self._python(lock.python) if other else None,
+            self._uv(),
+        )
+
+    def _runtime(self, minor: str) -> str | None:
+        """The manifest of what aflow needs for another Python. Where it is not to be had, machines
+        do without (see build.py)."""
+        try:
+            return self._lock(self._environments.runtime_lock(minor))
+        except EnvironmentFailed as error:
+            self._report(str(error))
+            return None
+
+    def _lock(self, lock: Lock) -> str:
+        """The key of the manifest of a lock, whose files are in the store then."""
+        # As it is recorded with a run. A folder that is a new store is made by that.
+        self._put(lock.encode())
+
+        def put() -> list[str]:
+            count = len(lock.packages)
+            self._report(f"Putting {count} package(s) for Python {lock.python} into the datastore")
+            with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:
+                made = [*threads.map(self._package, lock.packages)]
+            files = {each.sha256: told for each, told in zip(lock.packages, made, strict=True)}
+            text = json.dumps({"lock": lock.as_dict(), "files": files}, sort_keys=True)
+            return [self._put(text.encode()), *(each["key"] for each in made)]
+
+        return self._once("environments", lock.digest, put)
+
+    def _package(self, package: LockedPackage) -> dict[str, Any]:
+        path = self._files.fetch(package)
+        key, size = self._files.blob_key(path), path.stat().st_size
+        if self._store is not None and not BlobStore(self._store).claim(key):
+            BlobStore(self._store).put_raw(path.read_bytes())
+        return {"key": key, "size": size}
+
+    def _uv(self) -> str:
+        path = Path(find_uv())
+        return self._once("uv", _identity(path), lambda: [self._put(path.read_bytes())])
+
+    def _python(self, asked: str) -> str:
+        """The key of an interpreter of that version, as a tar of its files."""
+        path = interpreter_for(asked).path
+        return self._once("python", _identity(Path(path)), lambda: [self._put(packed_python(path))])
+
+    def _put(self, data: bytes) -> str:
+        if self._store is None:
+            return digest_of([data], len(data))
+        return BlobStore(self._store).put(data)
+
+    def _once(self, kind: str, identity: str, put: Callable[[], list[str]]) -> str:
+        """The first key of what `put` gives; it is called where the store does not have all of it
+        yet, and keeps it from then on."""
+        name = roots.root_name(kind, identity)
+        before = None if self._store is None else roots.declared(self._store, name)
+        keys = [*before.blobs] if before is not None and self._are_there(before.blobs) else put()
+        self.blobs.update(dict.fromkeys(keys))
+        is_kept = before is not None and (before.until or 0) > self._now + KEPT - RENEWED
+        if self._store is not None and not (is_kept and before and [*before.blobs] == keys):
+            about = f"{kind} that were shipped to jobs"
+            root = roots.Root(tuple(keys), about, until=self._now + KEPT)
+            roots.declare(self._store, name, root)
+        return keys[0]
+
+    def _are_there(self, keys: tuple[str, ...]) -> bool:
+        assert self._store is not None, "there is a root in it"
+        claim = BlobStore(self._store).claim
+        with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:
+            return bool(keys) and all(threads.map(claim, keys))
+
+
+def _identity(path: Path) -> str:
+    status = path.resolve().stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def packed_python(python: str) -> bytes:
+    """The files of an interpreter as a tar, from which it runs in any folder: its program and its
+    standard library. Raises EnvironmentFailed."""
+    program = (
+        "import json, sys, sysconfig; print(json.dumps([sys.base_prefix, sys._base_executable, "
+        "sysconfig.get_path('stdlib'), sysconfig.get_config_var('INSTSONAME') or '']))"
+    )
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", program], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EnvironmentFailed(f"The interpreter {python} cannot be asked: {error}") from error
+    prefix, executable, library, shared = json.loads(done.stdout)
+    root = Path(library)
+    found = {f"bin/{root.name}": Path(executable).resolve()}
+    if shared.endswith(".so.1.0"):
+        found[f"lib/{shared}"] = Path(prefix, "lib", shared)
+    for place, folders, names in os.walk(root):
+        folders[:] = sorted(
+            f for f in folders if f not in _LEFT_OUT and not f.startswith("config-")
+        )
+        for name in sorted(names):
+            if not name.endswith((".pyc", ".a")):
+                path = Path(place, name)
+                found[f"lib/{root.name}/{path.relative_to(root).as_posix()}"] = path
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, path in found.items():
+            if path.is_file():
+                content = path.read_bytes()
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                member.mode = 0o755 if path.stat().st_mode & 0o111 else 0o644
+                archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------ out of it again
+
+
+def built(shipped: Shipped, store: ObjectStore, report: Report, steps: Iterable[str]) -> Built:
+    """The environment of these steps on this machine, built from what is in the store, if it is not
+    there. Asks no index. Blocks. Raises EnvironmentFailed, naming the steps, and StorageError."""
+    cache = cache_folder()
+    supplies = FromStore(shipped, store, cache, report)
+    environments = Environments(cache, report, supplies.file, supplies)
+    return environments.built(supplies.lock, of_steps(steps))
+
+
+class FromStore(Supplies):
+    """What builds an environment, out of the datastore."""
+
+    def __init__(self, shipped: Shipped, store: ObjectStore, cache: Path, report: Report) -> None:
+        self._shipped = shipped
+        self._store = store
+        self._blobs = BlobStore(store)
+        self._cache = cache
+        self._report = report
+        self._files = Files(cache)
+        packages = _manifest(self._blobs, shipped.packages)
+        self.lock = Lock.from_dict(packages["lock"])
+        self._known: dict[str, dict[str, Any]] = dict(packages["files"])
+
+    def file(self, package: LockedPackage) -> Path | None:
+        """The file of a package, fetched and checked."""
+        told = self._known.get(package.sha256)
+        if told is None:
+            return None
+        with self._temporary("wheels") as temporary:
+            with temporary.open("wb") as file:
+                for at in range(0, told["size"], _PIECE):
+                    length = min(_PIECE, told["size"] - at)
+                    file.write(self._blobs.get_range(told["key"], at, length))
+            if digest_of_file(temporary) != package.sha256:
+                raise EnvironmentFailed(
+                    f"{package.file} is damaged in the datastore {self._store.url}: its digest is "
+                    f"another than that of the lock (blob {told['key']})"
+                )
+            self._files.add(temporary, package.file)
+        return self._files.path(package)
+
+    def runtime(self, minor: str) -> Lock | None:
+        """What aflow needs for this Python."""
+        if self._shipped.runtime is None:
+            return None
+        manifest = _manifest(self._blobs, self._shipped.runtime)
+        self._known.update(manifest["files"])
+        lock = Lock.from_dict(manifest["lock"])
+        return lock if lock.minor == minor else None
+
+    def uv(self) -> str | None:
+        """The program uv."""
+        place = self._cache / "tools" / self._shipped.uv / "uv"
+        if not place.is_file():
+            self._report("Fetching uv from the datastore")
+            data = self._blobs.get(self._shipped.uv)
+            with self._temporary("tools") as temporary:
+                temporary.write_bytes(data)
+                temporary.chmod(0o755)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary, place)
+        return os.fspath(place)
+
+    def interpreter(self, asked: str) -> Interpreter | None:
+        """The Python that was shipped. Raises EnvironmentFailed where it does not run here."""
+        key = self._shipped.python
+        if key is None:
+            return None
+        folder = self._cache / "pythons" / key
+        if not folder.is_dir():
+            self._report(f"Fetching Python {asked} from the datastore")
+            data = bytes(self._blobs.get(key))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as made:
+                _unpack(data, Path(made, "python"))
+                try:
+                    os.rename(Path(made, "python"), folder)
+                except OSError:
+                    if not folder.is_dir():  # else: somebody else was first
+                        raise
+        path = os.fspath(next(folder.glob("bin/python3*")))
+        done = subprocess.run(
+            [path, "-I", "-S", "-c", _NEEDED], capture_output=True, text=True, check=False
+        )
+        version = version_of(path)
+        if done.returncode or version is None:
+            why = (done.stderr.strip().splitlines() or ["it cannot be started"])[-1]
+            raise EnvironmentFailed(
+                f"Python {asked} was shipped with the run and does not run here ({why}): use an "
+                "image that has it, or start the run where uv has installed it (uv python install "
+                f"{asked}), whose Pythons need nothing else"
+            )
+        return Interpreter(path, version)
+
+    @contextmanager
+    def _temporary(self, folder: str) -> Iterator[Path]:
+        try:
+            (self._cache / folder).mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(prefix=".new-", dir=self._cache / folder)
+        except OSError as error:
+            raise EnvironmentFailed(f"{self._cache} cannot be written: {error.strerror}") from error
+        os.close(descriptor)
+        try:
+            yield Path(name)
+        except OSError as error:
+            raise EnvironmentFailed(f"{self._cache} cannot be written: {error.strerror}") from error
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def _manifest(blobs: BlobStore, key: str) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(bytes(blobs.get(key)))
+    except ValueError as error:
+        raise CorruptBlob(f"The manifest {key} of an environment is damaged.") from error
+    return manifest
+
+
+def _unpack(data: bytes, folder: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        for member in archive:
+            path = folder / member.name
+            if (
+                not member.isfile()
+                or ".." in Path(member.name).parts
+                or path.is_absolute() != folder.is_absolute()
+            ):
+                raise EnvironmentFailed(
+                    f"A Python of the datastore has {member.name}, no plain file"
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = archive.extractfile(member)
+            assert content is not None, "it is a plain file"
+            path.write_bytes(content.read())
+            path.chmod(member.mode & 0o755)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
+from aflow.errors import ArtifactNotFound
 from aflow.flow.graph import Kind
 
 if TYPE_CHECKING:
@@ -157,6 +158,29 @@ class OfTheClass:
         return self._compute(cls)
 
 
+class Datastore(Mapping[str, Any]):
+    """The artifacts that a step can read, by name: `self._datastore["x"]`."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._context = context
+        self.flow_name = context.flow_name
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._context.load(name)
+        except ArtifactNotFound as error:
+            raise KeyError(name) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._context.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._context.names()))
+
+    def __len__(self) -> int:
+        return len(self._context.names())
+
+
 def _frames(context: TaskContext) -> list[ForeachFrame]:
     graph = context.definition.graph
     frames = []
@@ -181,6 +205,7 @@ def _graph_info(context: TaskContext) -> dict[str, Any]:
 # What a step that runs may read, unless a step has set an artifact of the name.
 OF_A_TASK: Mapping[str, Callable[[TaskContext], Any]] = {
     "_current_step": lambda context: context.step_name,
+    "_datastore": Datastore,
     "_exception": lambda context: None,
     "_foreach_num_splits": lambda context: None,
     "_foreach_stack": _frames,

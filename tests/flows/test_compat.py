@@ -201,6 +201,8 @@ class TheirFlow(FlowSpec):
 
     @step
     def outer(self):
+        there = self._datastore
+        self.read = (there["xs"], "xs" in there, there.get("no"), "first" in [*there])
         self.next(self.gang, num_parallel=2)
 
     @parallel
@@ -266,6 +268,7 @@ def test_private_names_and_names_of_exceptions_are_those_of_metaflow(workspace: 
     assert ({"a"}, {"a", "more"}, {"a", "x"}) == first.tags
     assert ("start", [], None) == first.first
     assert 1 == first._graph_of_ours
+    assert (["a", "b"], True, None, True) == run["outer"].task.data.read
     assert [("outer", "xs", 2, 1, "b"), ("gang", "_parallel_ubf_iter", None, 1, None)] == (
         data.frames
     )

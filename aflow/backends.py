@@ -259,8 +259,9 @@ def _history(
             f"AFLOW_HISTORY: there is no folder {folder}: name a folder .metaflow, the http(s):// "
             "of a metadata service, or the postgresql:// of its database."
         )
+    # A service may keep what it is told in such a folder: aflow's runs among the others.
     return MetaflowHistory(
-        FolderSource(folder), open_place, SystemClock.now, lambda _: False, remember
+        FolderSource(folder), open_place, SystemClock.now, _is_of_aflow, remember
     )
 
 

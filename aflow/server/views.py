@@ -508,6 +508,11 @@ class Views:
 
     def _files(self, run: RunRecord) -> dict[str, str]:
         facts = run.settings.get("code") or {}
+        if run.settings.get("metaflow"):
+            raise NotFound(
+                f"The code of {run.flow}/{run.run} is a package of Metaflow's, which `metaflow "
+                "code pull` reads."
+            )
         if "key" not in facts:
             raise NotFound(
                 f"The code of {run.flow}/{run.run} was not kept: "
@@ -733,7 +738,7 @@ def _short(entry: Entry) -> str:
     if "repr" in preview:
         return str(preview["repr"])
     facts = ", ".join(f"{name} {preview[name]}" for name in _SHAPE if name in preview)
-    return f"<{entry.type}{' ' + facts if facts else ''}>"
+    return f"<{entry.type or 'value'}{' ' + facts if facts else ''}>"
 
 
 def _error(manifest: Manifest) -> dict[str, Any] | None:

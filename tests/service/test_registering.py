@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from aflow.backends import histories_of
 from tests.support.service import InThread
 
 FLOW = """
@@ -109,3 +110,19 @@ def test_runs_are_registered_and_resumed_and_read(tmp_path: Path, service: InThr
     assert "False" == facts["attempt_ok"]
     completed = told("/flows/Sum/runs?status:eq=completed")
     assert [resumed["run_number"]] == [each["run_number"] for each in completed]
+
+
+def test_a_run_that_a_service_has_kept_in_a_folder_is_not_listed_twice(tmp_path: Path) -> None:
+    def keep(*place: str, **row: Any) -> None:
+        folder = tmp_path.joinpath(".metaflow", *place, "_meta")
+        folder.mkdir(parents=True)
+        (folder / "_self.json").write_text(json.dumps({"ts_epoch": 1, "tags": [], **row}))
+
+    keep("Sum", flow_id="Sum")
+    for run, mark in {"1": "metaflow_version:2", "2": "aflow_version:0.2.0"}.items():
+        keep("Sum", run, flow_id="Sum", run_number=run, user_name="ann", system_tags=[mark])
+
+    (history,) = histories_of(f"sqlite:///{tmp_path}/.aflow/metadata.db")
+
+    assert ["1"] == [each.run for each in history.runs("Sum")]
+    history.close()

@@ -22,7 +22,7 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 from aflow.storage.logs import chunk_name, read_chunk
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskRecord
+    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskRecord, TaskView
     from aflow.storage.base import ObjectStore
     from aflow.storage.logs import LogRecord
 
@@ -128,10 +128,10 @@ class Following:
         for each in [*self._open.values()]:
             yield from self._lines_of(each)
         while page := self._new_tasks():
-            for task in page:
-                self._seen = task.task
-                if not task.origin:  # what was taken over has printed nothing here
-                    found = self._open[task.task] = _Open(task)
+            for view in page:
+                self._seen = view.task.task
+                if not _is_silent(view):
+                    found = self._open[view.task.task] = _Open(view.task)
                     yield from self._lines_of(found)
 
     def _look_up(self) -> None:
@@ -141,13 +141,12 @@ class Following:
                 self._open[number] = _Open(found.task, *told)
         self._before = []
 
-    def _new_tasks(self) -> list[TaskRecord]:
+    def _new_tasks(self) -> list[TaskView]:
         key, after = self._run.key, self._seen
         if self._task is not None:
             found = None if self._task <= after else self._metadata.task(key, self._task)
-            return [] if found is None else [found.task]
-        page = self._metadata.tasks(key, step=self._step, after=after, limit=_PAGE, light=True)
-        return [view.task for view in page]
+            return [] if found is None else [found]
+        return [*self._metadata.tasks(key, step=self._step, after=after, limit=_PAGE, light=True)]
 
     def _lines_of(self, task: _Open) -> Iterator[TaskLine]:
         self._now, self._others = task, f"{self._seen}{self._all_but(task)}"
@@ -188,6 +187,20 @@ class Following:
                 return _Chunk(b"")
             _chunks[key] = chunk
         return chunk
+
+
+def _is_silent(view: TaskView) -> bool:
+    """Whether a task has printed nothing, and will not: its log is not asked for. Of a hundred
+    thousand tasks most print nothing."""
+    if view.task.origin:  # what was taken over has printed nothing here
+        return True
+    last = view.attempt
+    return (
+        last is not None
+        and view.attempts == 1
+        and last.state is AttemptState.SUCCEEDED
+        and not (last.log_chunks or last.stdout_size or last.stderr_size)
+    )
 
 
 def _told(line: LogRecord) -> tuple[str, float, bytes]:

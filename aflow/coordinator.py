@@ -88,7 +88,7 @@ class RunHandle:
         """Wait for the end of the run and say how it ended; may be awaited by many, and again.
 
         Cancelling the awaiting task does not cancel the run. Raises what the metadata or the store
-        raised,         if the run could not be recorded any more."""
+        raised, if the run could not be recorded any more."""
         return await asyncio.shield(self.task)
 
     def cancel(self, reason: str = "The run was cancelled.") -> Stopping:

@@ -280,14 +280,15 @@ class Sources:
         code = inner.__code__
         file, line = code.co_filename, code.co_firstlineno
         source = self._parsed(file, inner.__globals__)
-        if source is None:
+        tree = None if source is None else source.functions.get((code.co_name, line))
+        # Since Python 3.13 the words of `python -c` are the source of all that is called so.
+        if source is None or (tree is None and file == "<string>"):
             raise InvalidFlow(
                 f"The source of step {code.co_name!r} of flow {self._flow} cannot be read, and the "
                 "graph is read from it: write the flow into a file or a notebook cell.",
                 file=file,
                 line=line,
             )
-        tree = source.functions.get((code.co_name, line))
         if tree is None:
             raise InvalidFlow(
                 f"The source of step {code.co_name!r} of flow {self._flow} is not where it was "

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import finalize
 
 from aflow._core import ids
 from aflow._core.clock import Clock, LeaseClock, SystemClock
@@ -316,6 +317,8 @@ class SqliteMetadata(RecordReader):
         self._leases = LeaseClock(SystemClock() if clock is None else clock)
         if self._path is None:
             self._writer = self._connect(False)
+            # What is in memory can be read after close(); it ends with the store.
+            finalize(self, self._writer.close)
 
     @property
     def url(self) -> str:

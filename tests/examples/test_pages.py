@@ -60,7 +60,7 @@ ELSEWHERE = {
     "queues.md": "tests/flows/test_queue_runs.py",
     "quickstart.md": "tests/examples/test_quickstart.py",
     "recovery.md": "tests/flows/test_adoption.py",
-    "step_functions.md": "tests/deploy/test_step_functions.py",
+    "step_functions.md": "tests/step_functions/test_step_functions.py",
     "ui.md": "tests/server",
     "settings.md": "tests/flows/test_doctor.py",
 }

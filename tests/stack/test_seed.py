@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from tests.compat.peer import PEER, needs_peer
-from tests.deploy.deployed import ended, job_logs
 from tests.stack.conftest import IMAGE, KEY, Made
+from tests.step_functions.deployed import ended, job_logs
 from tests.support.aws.furnished import Account
 from tests.support.local_service import local_service
 from tests.support.servers import Server

@@ -10,8 +10,8 @@ from aflow.step_functions.machine import JobOf, checked_target, compiled, note
 from aflow.step_functions.names import items, too_many_items
 from aflow.step_functions.plan import as_text
 from tests.machine.graphs import end, graph, linear, split
-from tests.unit.deploy.flows import Nested
-from tests.unit.deploy.golden import BUS, TOPIC, where
+from tests.unit.step_functions.flows import Nested
+from tests.unit.step_functions.golden import BUS, TOPIC, where
 
 JOB = JobOf("aflow_1", retries=0, limit=60)
 

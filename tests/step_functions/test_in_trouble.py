@@ -13,7 +13,7 @@ import pytest
 
 from aflow.backends import open_metadata
 from aflow.scheduler.states import AttemptState, RunState
-from tests.deploy.deployed import (
+from tests.step_functions.deployed import (
     DEADLINE,
     ended,
     flow,

@@ -10,7 +10,7 @@ from aflow.errors import InvalidInput
 from aflow.flow.spec import define
 from aflow.step_functions import machine
 from aflow.step_functions.machine import Level, format_place, number_of, ordered, parse
-from tests.unit.deploy.flows import Loop, Nested
+from tests.unit.step_functions.flows import Loop, Nested
 
 ORDER = {f"step{number}": number for number in range(1, 8)}
 LEVELS = st.builds(Level, st.integers(0, 500), st.integers(0, 3))

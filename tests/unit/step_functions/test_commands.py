@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from aflow.cli.flow_commands import FlowGroup
 from aflow.cli.main import take_apart
 from aflow.step_functions.names import label_of
-from tests.unit.deploy.flows import Linear, Nested
-from tests.unit.deploy.golden import TOPIC
+from tests.unit.step_functions.flows import Linear, Nested
+from tests.unit.step_functions.golden import TOPIC
 
 ROLE = "arn:aws:iam::123456789012:role/flows"
 SETTINGS = {

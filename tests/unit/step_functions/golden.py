@@ -1,4 +1,4 @@
-"""The state machines that golden/ keeps; `python -m tests.unit.deploy.golden` writes them anew."""
+"""Writes the state machines that golden/ keeps: `python -m tests.unit.step_functions.golden`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aflow.flow.spec import define
 from aflow.step_functions.machine import JobOf, Where, compiled
-from tests.unit.deploy.flows import ALL
+from tests.unit.step_functions.flows import ALL
 
 FOLDER = Path(__file__).parent / "golden"
 TOPIC = "arn:aws:sns:us-east-1:123456789012:failures"

@@ -15,7 +15,7 @@ import pytest
 from aflow import Deployer, client
 from aflow.client import Run
 from aflow.scheduler.states import RunState
-from tests.deploy.deployed import (
+from tests.step_functions.deployed import (
     DEADLINE,
     FLOWS,
     ended,

@@ -14,8 +14,8 @@ from aflow.errors import InvalidInput
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.flow.spec import define
 from aflow.step_functions.machine import JobOf, compiled
-from tests.unit.deploy.flows import Branches, Gang, Linear
-from tests.unit.deploy.golden import FOLDER, JOB, machines, where
+from tests.unit.step_functions.flows import Branches, Gang, Linear
+from tests.unit.step_functions.golden import FOLDER, JOB, machines, where
 
 _MACHINES = machines()
 

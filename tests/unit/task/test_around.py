@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 
 from aflow import FlowSpec, current, step
+from aflow._core.records import dataclass
 from aflow.flow.decorators.base import StepDecorator, decorate
 from aflow.storage.artifacts import Manifest
 from aflow.task.hooks import Around

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
 
-from aflow.cli.errors import guarded, printable
+from aflow.cli.errors import guarded, printable, show_frames
 from aflow.cli.tables import table
 from aflow.errors import AflowError, InvalidFlow, InvalidParameter, NotFound
 
@@ -103,3 +104,41 @@ def test_what_the_machine_lacks_is_no_fault_of_ours(
     said = capsys.readouterr().err
     assert told in said
     assert "fault of aflow" not in said
+
+
+CHAINED = """\
+Traceback (most recent call last):
+  File "/flows/train.py", line 3, in first
+    raise KeyError("x")
+KeyError: 'x'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/flows/train.py", line 9, in work
+    fit(self.x)
+    ^^^^^^^^^^^
+  File "/flows/lib/model.py", line 20, in fit
+    return np.linalg.inv(x)
+  File "/venv/lib/python3.12/site-packages/numpy/linalg.py", line 561, in inv
+    raise LinAlgError
+  File "<frozen importlib._bootstrap>", line 1, in _call
+numpy.linalg.LinAlgError: Singular matrix
+"""
+
+
+def test_the_frames_of_the_users_own_code_come_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    show_frames(CHAINED.replace("/flows/", f"{tmp_path}/"))
+    assert [
+        "lib/model.py:20, in fit",
+        "return np.linalg.inv(x)",
+        "train.py:9, in work",
+        "fit(self.x)",
+        "(2 frames of libraries left out, the last one <frozen importlib._bootstrap>:1, in _call)",
+    ] == [line.strip() for line in capsys.readouterr().err.splitlines()]
+
+    show_frames("no traceback \x1b[31m at all")
+    assert "" == capsys.readouterr().err

@@ -60,7 +60,7 @@ export function RunPage({ flow, run }) {
       ${tab === "code" && html`<${Code} path=${path} data=${data} />`}
       ${tab === "cards" && html`<${Cards} path=${path} version=${version} />`}
       ${tab === "explain" && html`<${Explain} path=${path} version=${version} />`}
-      ${tab === "events" && html`<${Events} path=${path} version=${version} />`}
+      ${tab === "events" && html`<${Events} path=${path} version=${data.version} />`}
     </div>`,
   );
 }
@@ -286,12 +286,16 @@ function Explain({ path, version }) {
   );
 }
 
+const BATCHES = 300; // commits of a run whose events are read: those of a run of 100,000 tasks are many megabytes
+
 function Events({ path, version }) {
   const [events, setEvents] = useState(/** @type {any[] | null} */ (null));
   const [error, setError] = useState("");
+  const [whole, setWhole] = useState(false);
+  const after = whole ? 0 : Math.max(0, version - BATCHES);
   useEffect(() => {
     let stopped = false;
-    const text = ask(`v1/runs/${path}/events`).then((answer) => answer.text());
+    const text = ask(`v1/runs/${path}/events`, { headers: after ? { "Last-Event-ID": String(after) } : {} }).then((answer) => answer.text());
     text.then(
       (body) => {
         if (stopped) return;
@@ -308,11 +312,12 @@ function Events({ path, version }) {
     return () => {
       stopped = true;
     };
-  }, [path, version]);
+  }, [path, version, whole]);
   if (error) return html`<${Notice} kind="bad">${error}<//>`;
   if (!events) return html`<${Skeleton} />`;
   const last = events.slice(-1000).reverse();
-  return html`${events.length > last.length && html`<p class="dim">The latest ${count(last.length)} of ${count(events.length)} events.</p>`}
+  return html`${(after > 0 || events.length > last.length) && html`<p class="dim">The latest ${count(last.length)} events${after > 0 ? html`. <button class="link" onClick=${() => setWhole(true)}>Read all</button>` : ` of ${count(events.length)}.`}</p>`}
+    ${events.length === 0 && html`<${Notice}>Nothing has happened yet.<//>`}
     <div class="scroll"><table><tbody>${last.map(
       (e) => html`<tr><td class="num dim">${new Date(e.at * 1000).toLocaleTimeString()}</td><td>${e.kind.replaceAll("_", " ")}</td>
     <td>${e.task !== undefined && html`<${Link} to=${`runs/${path}/tasks/${e.task}`}>${e.step || ""}/${e.task}<//>`}</td><td>${e.state && html`<${State} state=${e.state} label />`}</td><td>${e.reason || (e.count !== undefined ? `${count(e.count)} items` : "")}</td></tr>`,

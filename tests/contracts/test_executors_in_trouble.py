@@ -179,6 +179,19 @@ async def test_without_descriptors_an_attempt_is_lost_and_the_next_one_runs(
         assert "spoken" == await bench.does("speak")
 
 
+async def test_without_descriptors_a_task_waits_for_those_of_another_one(tmp_path: Path) -> None:
+    async with executing(tmp_path, "task") as bench:
+        other = bench.launch("wait")
+        await bench.started(other)
+        with descriptors_left(6):  # the other has two of them; a task needs six for a moment
+            task, unwanted = bench.launch("speak"), bench.launch("speak")
+            bench.cancel(unwanted)
+            assert ["cancelled"] == await bench.ended(unwanted)
+            bench.cancel(other)
+            assert ["cancelled"] == await bench.ended(other)
+            assert ["succeeded"] == await bench.ended(task)
+
+
 async def test_without_descriptors_for_more_workers_those_there_are_go_on(tmp_path: Path) -> None:
     async with executing(tmp_path, "worker", workers=4) as bench:
         assert "spoken" == await bench.does("speak")

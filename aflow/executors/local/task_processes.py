@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import Clock
@@ -76,6 +79,8 @@ class FreshProcesses:
         self._live: dict[int, FreshProcess] = {}
         self._by_task: dict[tuple[int, int], int] = {}
         self._again: set[tuple[int, int]] = set()  # attempts whose start was reported before
+        # What waits until there are descriptors, and how it is launched then.
+        self._postponed: deque[tuple[AttemptSpec, Callable[[], None]]] = deque()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -99,11 +104,15 @@ class FreshProcesses:
             if terminal is not None:
                 terminal.lend(readers, writers)
         except OSError as error:
+            if self._live and error.errno in (errno.EMFILE, errno.ENFILE):
+                # Those that run give their descriptors back when they end.
+                self._postponed.append(
+                    (spec, partial(self.launch, spec, limit, start, environment, terminal,
+                                   granted=granted))
+                )  # fmt: skip
+                return
             reason = f"The task was lost: no pipes could be opened for it: {error.strerror}."
-            now = self._clock.now()
-            report = base.stopped(spec.task, spec.attempt, AttemptState.LOST, reason, now, now)
-            # Later: who launches does not expect the answer before launch has returned.
-            self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+            self._settle_unstarted(spec, AttemptState.LOST, reason)
             return
         process = FreshProcess(spec, limit, start, readers, terminal, granted)
         kind = messages.RUN if terminal is None else messages.DEBUG
@@ -118,8 +127,23 @@ class FreshProcesses:
                 process, limit, lambda: self._end(child, AttemptState.TIMED_OUT, reason, 0.0)
             )
 
+    def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
+        now = self._clock.now()
+        report = base.stopped(spec.task, spec.attempt, state, reason, now, now)
+        # Later: who launches does not expect the answer before launch has returned.
+        self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+
+    def _settle_postponed(self, state: AttemptState, reason: str) -> None:
+        while self._postponed:
+            self._settle_unstarted(self._postponed.popleft()[0], state, reason)
+
     def cancel(self, task: int, attempt: int) -> None:
         """Stop an attempt, if it is live: SIGTERM, and SIGKILL after the grace time."""
+        for each in self._postponed:
+            if (each[0].task, each[0].attempt) == (task, attempt):
+                self._postponed.remove(each)
+                self._settle_unstarted(each[0], AttemptState.CANCELLED, "The task was cancelled.")
+                return
         child = self._by_task.get((task, attempt))
         if child is not None:
             self._end(child, AttemptState.CANCELLED, "The task was cancelled.", self._grace)
@@ -137,8 +161,9 @@ class FreshProcesses:
 
     def interrupt(self) -> None:
         """Stop everything: our own shutdown."""
+        reason = "The task was interrupted: the run was stopped."
+        self._settle_postponed(AttemptState.INTERRUPTED, reason)
         for child in [*self._live]:
-            reason = "The task was interrupted: the run was stopped."
             self._end(child, AttemptState.INTERRUPTED, reason, self._grace)
 
     def _end(self, child: int, state: AttemptState, reason: str, grace: float) -> None:
@@ -205,6 +230,7 @@ class FreshProcesses:
 
     def lost(self, reason: str) -> None:
         """The first ground is gone, and all processes with it."""
+        self._settle_postponed(AttemptState.LOST, f"The task was lost: {reason}.")
         for child, process in [*self._live.items()]:
             if process.pid is not None:
                 base.kill_what_is_left(process.pid)
@@ -257,6 +283,14 @@ class FreshProcesses:
             self._close(process, number)
         if process.terminal is not None:
             process.terminal.take_back()
+        if self._postponed:
+            self._loop.call_soon(self._launch_postponed)
+
+    def _launch_postponed(self) -> None:
+        """There are descriptors again, as far as is known."""
+        waiting, self._postponed = self._postponed, deque()
+        for _, launch in waiting:
+            launch()
 
     # ------------------------------------------------------------ pipes
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,34 @@ def test_a_foreach_is_one_array_with_its_resources_and_without_the_key_of_messag
     assert 1 == len(data.jobs), "one name: one sbatch"
     assert ["200"] == data.memory
     assert {None} == data.signing_keys
+
+
+def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_three_calls(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = bench.folder / "seen"
+    shims = bench.folder / "shims"
+    shims.mkdir()
+    for command in ("sbatch", "scancel"):
+        real = shutil.which(command)
+        (shims / command).write_text(
+            f'#!/bin/sh\necho {command} "$1" >> {seen}\nexec {real} "$@"\n'
+        )
+        (shims / command).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shims}:{os.environ['PATH']}")
+    wide = ["--n", "1000", "--max-workers", "1000", "--max-num-splits", "1000"]
+
+    with bench.running("--what", "wait", "--gate", "/nowhere", *wide) as run:
+        bench.until(lambda: "RUNNING" in bench.queue())
+        assert 1000 == len(bench.queue())
+        run.process.send_signal(signal.SIGINT)
+        code, said = run.ended()
+
+    assert 130 == code, said
+    calls = seen.read_text().splitlines()
+    assert ["sbatch --test-only", "sbatch --parsable", "scancel"] == [
+        " ".join(each.split()[:2]) if "sbatch" in each else each.split()[0] for each in calls
+    ]
 
 
 def test_a_gang_is_one_job_of_several_nodes_whose_members_meet(bench: Bench) -> None:

@@ -207,6 +207,14 @@ class Settings:
     health_url: str | None = None
     service_auth_keys: tuple[Secret, ...] = ()
 
+    def __repr__(self) -> str:
+        values = ((each, getattr(self, each)) for each in self.__dataclass_fields__)
+        shown = (
+            f"{name}={without_passwords(value) if isinstance(value, str) else value!r}"
+            for name, value in values
+        )
+        return f"Settings({', '.join(shown)})"
+
     @classmethod
     def load(
         cls,

@@ -41,3 +41,17 @@ def test_settings_show_no_key() -> None:
     assert CANARY not in repr(settings)
     assert (CANARY.encode(),) == settings.signing_key_bytes
     assert ["a", CANARY] == [each.reveal() for each in settings.service_auth_keys]
+
+
+@pytest.mark.parametrize(
+    ("key", "url"),
+    [
+        ("QUEUE", f"redis://:{CANARY}@host:6379/0"),
+        ("QUEUE", f"postgresql://host/name?password={CANARY}"),
+        ("DEFAULT_METADATA", f"postgresql://user:{CANARY}@host/name"),
+    ],
+)
+def test_settings_show_no_password_of_a_url(key: str, url: str) -> None:
+    settings = Settings.load({f"AFLOW_{key}": url})
+    assert CANARY not in repr(settings)
+    assert url in (settings.queue, settings.metadata)

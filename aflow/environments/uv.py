@@ -161,7 +161,10 @@ def explanation(said: Sequence[str], code: int) -> str:
         kept = [each for each in lines if each][-3:]
     else:
         kept = [each for each in lines[start:] if each and not each.lower().startswith(_HINTS)]
-    text = " ".join(_LABEL.sub("", each) for each in kept)
+    text = ""
+    for each in kept:  # each cause is a clause of its own, what it goes on with is not
+        between = ": " if _LABEL.match(each) else " "
+        text += (between if text else "") + _LABEL.sub("", each)
     text = without_credentials(re.sub(r"\s+", " ", text)).strip().rstrip(".")
     return text or f"uv ended with exit code {code}"
 

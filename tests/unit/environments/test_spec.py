@@ -120,5 +120,7 @@ def test_what_uv_says_becomes_one_line_without_credentials() -> None:
         "hint: try again",
     ]
 
-    assert "No solution found Because https://host/simple says so, you lose" == explanation(said, 1)
+    assert "No solution found: Because https://host/simple says so, you lose" == explanation(
+        said, 1
+    )
     assert "https://host/x" == without_credentials("https://token@host/x")

@@ -52,6 +52,8 @@ def install(manifest: Any, store: str, program: str) -> None:
     identity = json.dumps([runtime["wheels"], base, folders])
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     below = cache_folder()
+    # A user without a home has one that can be written to in this way, for environments, too.
+    os.environ.setdefault("AFLOW_CLIENT_CACHE_PATH", os.path.dirname(below))
     folder = os.path.join(below, name)
     if not os.path.isdir(folder):
         sweep(below)
@@ -123,7 +125,9 @@ def cache_folder() -> str:
         # Others could put code there that this job would run.
         if found.st_uid == os.geteuid() and not found.st_mode & 0o022 and os.access(each, os.W_OK):
             return each
-    return tempfile.mkdtemp(prefix="aflow-runtimes-")
+    alone = os.path.join(tempfile.mkdtemp(prefix="aflow-"), "runtimes")
+    os.mkdir(alone)
+    return alone
 
 
 def sweep(below: str) -> None:

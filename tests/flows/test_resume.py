@@ -374,7 +374,7 @@ def test_a_missing_blob_is_named_and_its_task_can_be_run_again(workspace: Worksp
         (("nosuch",), 2, "no step 'nosuch'"),
         (("--origin-run-id", "12345"), 1, "no run Flow_/12345"),
         (("--origin-run-id", "../x"), 2, "cannot be the name of a run"),
-        (("--alpha", "1"), 2, "No such option"),
+        (("--beta", "1"), 2, "No such option"),
         (("--run-id", "123"), 2, "must not be a number"),
         (("--clone-only", "--dry-run"), 2, "nothing for --dry-run"),
     ],

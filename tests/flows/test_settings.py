@@ -202,6 +202,7 @@ def test_a_setting_that_is_missing_is_named_in_a_sentence(
 # ------------------------------------------------------------ all keys
 
 SAMPLES = {
+    "RESOURCES": "gpu=4,memory=64000", "RUN_RESOURCES": "gpu=4",
     "DEFAULT_DATASTORE": "s3", "EXECUTOR": "queue", "DEFAULT_EXECUTOR": "queue",
     "DEFAULT_METADATA": "service", "DEFAULT_ENVIRONMENT": "pypi",
     "DURABILITY": "process", "ISOLATION": "worker",

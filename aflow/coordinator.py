@@ -1,4 +1,4 @@
-"""Owns runs: creates them, gives each its driver and its executor, and lets go of everything.
+"""Owns runs: creates them, gives each its driver and its executor, and releases everything.
 
     async with Coordinator(storage=..., metadata=..., max_workers=5) as coordinator:
         run = await coordinator.start(MyFlow, alpha=0.1)
@@ -212,7 +212,7 @@ class Coordinator:
         )
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop all runs that are still going on, and let go of everything. Who waits in `start`
+        """Stop all runs that are still going on, and release everything. Who waits in `start`
         is told CoordinatorClosed. Whoever is cancelled meanwhile, once or often, is cancelled when
         that is done."""
         await to_the_end(self._close)
@@ -388,12 +388,12 @@ class Coordinator:
         first = self._records.task(record.key, int(PARAMETERS_TASK))
         parameters = first.attempt.manifest if first and first.attempt else None
         assert parameters is not None, "every run has parameters"
-        precedents = self._creation.known_to(definition, options, record, parameters)
-        unfinished = replay(machine, self._records, record, precedents)
+        reusable = self._creation.known_to(definition, options, record, parameters)
+        unfinished = replay(machine, self._records, record, reusable)
         fact = MetadataRecord(
             int(PARAMETERS_TASK), 0, "adopted_by", self._owner, "adopted_by", self._clock.now()
         )
-        return NewRun(record, parameters, fact, precedents), unfinished
+        return NewRun(record, parameters, fact, reusable), unfinished
 
     async def _executor(
         self, definition: FlowDefinition, options: RunOptions, ground: GroundProcess | None
@@ -434,11 +434,11 @@ class Coordinator:
         listeners: list[Watch],
         unfinished: Sequence[Unfinished] | None = None,
     ) -> RunDriver:
-        precedents = new.precedents
+        reusable = new.reusable
         if options.clone_only:
             assert isinstance(machine, RunMachine), "only whole runs are resumed"
-            assert precedents is not None, "who resumes a run knows its results"
-            machine = precedents = CloneOnly(machine, precedents, _cloned(new.record))
+            assert reusable is not None, "who resumes a run knows its results"
+            machine = reusable = CloneOnly(machine, reusable, _cloned(new.record))
         context = RunContext(
             definition.name,
             new.record.run,
@@ -471,7 +471,7 @@ class Coordinator:
             parameters=new.parameters,
             max_log_size=options.max_log_size,
             watch=tell,
-            precedents=precedents,
+            reusable=reusable,
             facts=(new.facts,),
             settled=new.settled,
             owner=self._owner,

@@ -353,7 +353,7 @@ class Worker:
             held.runtime.launch(held)
 
     def _forget_idle(self, but: Runtime) -> None:
-        """Let go of the processes of runs that have not had an attempt for the longest time."""
+        """Release the processes of runs that have not had an attempt for the longest time."""
         busy = {held.runtime for held in self._held.values()}
         idle = [
             (key, each)

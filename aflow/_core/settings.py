@@ -571,8 +571,7 @@ def environment_value(name: str) -> str | None:
 
 
 def shell_asks() -> str | None:
-    """What a shell asks for that completes a command line: `bash_complete`, `zsh_source` ...; else
-    None. The variable is that of click's protocol."""
+    """What a shell that completes a command line asks for (click's protocol), else None."""
     return os.environ.get("_AFLOW_COMPLETE")
 
 

@@ -162,7 +162,7 @@ class Portal(Generic[R]):
         _started.add(self)
 
     def close(self, timeout: float | None = None) -> None:
-        """Close what was opened; the next call begins anew. May be called twice. Raises
+        """Close what was opened; the next call begins again. May be called twice. Raises
         TimeoutError where that takes longer than `timeout` seconds."""
         if self._pid != os.getpid():
             return

@@ -57,7 +57,7 @@ class Calls:
         return str(self._client("batch").meta.region_name)
 
     def close(self) -> None:
-        """Let go of connections; the next call makes new ones."""
+        """Release connections; the next call makes new ones."""
         for client in self._clients.values():
             client.close()
 

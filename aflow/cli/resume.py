@@ -153,7 +153,7 @@ def _of_another(other: str, run: str, flow: str) -> InvalidInput:
 # `resume --reentrant`: several callers mean the same new run; one resumes, the others wait for it.
 #
 # Whose record of the run comes first is the one. Where its process dies before anything has run
-# but what was taken over, another begins anew, under the same id.
+# but what was taken over, another begins again, under the same id.
 
 
 LOOK_AGAIN = 1.0  # seconds: a run of another process or machine tells nobody that it has ended

@@ -214,8 +214,8 @@ def _prepared(
         return options
     from aflow.executors.factory import built_here, with_locks
 
-    options = with_locks(definition, options, session.note, anew=rebuild)
-    built_here(definition, options, session.note, anew=rebuild)
+    options = with_locks(definition, options, session.note, rebuild=rebuild)
+    built_here(definition, options, session.note, rebuild=rebuild)
     return options
 
 

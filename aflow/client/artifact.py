@@ -43,7 +43,7 @@ class DataArtifact(PartOfRun):
 
     @property
     def data(self) -> Any:
-        """The value, read anew each time. Raises ArtifactNotLoadable (a class or module is missing
+        """The value, read again each time. Raises ArtifactNotLoadable (a class or module is missing
         here), CorruptBlob, StoreUnavailable."""
         return self._source.load(self.id, self._entry)
 
@@ -104,7 +104,7 @@ class DataArtifact(PartOfRun):
 class TaskData:
     """The artifacts of a task by attribute: `task.data.x`; `"x" in task.data`.
 
-    A value is read anew each time. Raises MissingArtifact, an AttributeError, for one that is not
+    A value is read again each time. Raises MissingArtifact, an AttributeError, for one that is not
     there.
     """
 

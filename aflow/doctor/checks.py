@@ -106,7 +106,7 @@ def _files() -> Iterator[Finding]:
         try:
             values = file.read()
         except InvalidSetting as error:
-            yield fail("settings", str(error), "Correct it, or write it anew: aflow configure.")
+            yield fail("settings", str(error), "Correct it, or write it again: aflow configure.")
             continue
         if values is None:
             continue

@@ -139,7 +139,7 @@ class Environments:
         """Whether the environment is there already."""
         return self._is_complete(self._prefix(lock))
 
-    def built(self, lock: Lock, title: str = "", *, anew: bool = False) -> Built:
+    def built(self, lock: Lock, title: str = "", *, rebuild: bool = False) -> Built:
         """The environment of a lock, built if it is not there. Blocks; somebody else who builds the
         same is waited for. Raises EnvironmentFailed; nothing is left half built then."""
         if lock.platform != this_platform():
@@ -147,9 +147,9 @@ class Environments:
         prefix = self._prefix(lock)
         self._make_folder(self._built)
         _hold(prefix)  # first: what is there now stays there
-        if anew or not self._is_complete(prefix):
+        if rebuild or not self._is_complete(prefix):
             with self._alone(prefix, title):
-                if anew or not self._is_complete(prefix):
+                if rebuild or not self._is_complete(prefix):
                     self._build(lock, prefix, title)
         with suppress(OSError):  # of a folder that others share with us
             os.utime(prefix / _MARKER)
@@ -210,7 +210,7 @@ class Environments:
             new.chmod(0o755)
             self._install(lock, new, prefix)
             self._complete(lock, new)
-            if prefix.exists():  # it was damaged, or is to be built anew
+            if prefix.exists():  # it was damaged, or is to be built again
                 old = Path(tempfile.mkdtemp(prefix=f".new-{prefix.name}-", dir=self._built))
                 os.rename(prefix, old / "old")
                 shutil.rmtree(old, ignore_errors=True)

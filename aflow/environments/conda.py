@@ -53,7 +53,7 @@ def channels() -> list[str]:
 
 
 def lock(
-    spec: Spec, folder: Path, platform: str, cache: Path, report: Report, *, anew: bool = False
+    spec: Spec, folder: Path, platform: str, cache: Path, report: Report, *, rebuild: bool = False
 ) -> Lock:
     """The lock for what a step asks of conda, and of PyPI beside it: one that was made before, or a
     new one. Blocks. Raises MissingExtra and EnvironmentFailed."""
@@ -64,7 +64,7 @@ def lock(
     asked = json.dumps([_FORM, specs, spec.requirements, platform])
     place = cache / "locks" / f"conda-{hashlib.sha256(asked.encode()).hexdigest()}.json"
     index = _identity()
-    kept = None if anew else _read(place)
+    kept = None if rebuild else _read(place)
     if kept is not None and kept[0] == index:
         return kept[1]
     try:
@@ -78,7 +78,7 @@ def lock(
         minor = ".".join(version.split(".")[:2])
         if spec.requirements:
             beside = Spec(requirements=spec.requirements, python=spec.python)
-            solver = Solver(cache, folder, Uv(report), report, anew=anew)
+            solver = Solver(cache, folder, Uv(report), report, rebuild=rebuild)
             target = Target(version, platform, None)
             found = solver.kept(beside, target) or solver.solve(beside, target)
             packages += found.packages

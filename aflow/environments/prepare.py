@@ -35,11 +35,11 @@ def locks_of(
     only: str | None = None,
     platforms: Mapping[str, str] | None = None,
     report: Report = to_log,
-    anew: bool = False,
+    rebuild: bool = False,
 ) -> dict[str, Lock]:
     """The locks of the steps that have an environment of their own, as `--environment kind` says;
     of the step `only`, if it is given. `platforms` are those of steps that run elsewhere, by name.
-    With `anew` locks that were made before do not count. Blocks.
+    With `again` locks that were made before do not count. Blocks.
 
     Raises InvalidDecorator, MissingExtra and EnvironmentFailed, naming the steps."""
     specs = specs_of(definition, kind, only)
@@ -49,7 +49,7 @@ def locks_of(
     for name, spec in specs.items():
         platform = (platforms or {}).get(name) or this_platform()
         steps.setdefault((spec, platform), []).append(name)
-    solving = _Solving(_folder_of(definition), report, anew=anew)
+    solving = _Solving(_folder_of(definition), report, rebuild=rebuild)
     locks: dict[str, Lock] = {}
     for (key, names), lock in zip(
         steps.items(), _at_once(solving.lock, [(*key, names) for key, names in steps.items()]),
@@ -65,7 +65,7 @@ def build_all(
     steps: Collection[str],
     *,
     report: Report = to_log,
-    anew: bool = False,
+    rebuild: bool = False,
 ) -> dict[str, Built]:
     """Build the environments of these steps on this machine, as far as they are not there; by the
     digests of their locks. Blocks. Raises EnvironmentFailed, naming the steps."""
@@ -80,7 +80,7 @@ def build_all(
     environments = Environments(cache_folder(), report)
 
     def build(lock: Lock) -> Built:
-        return environments.built(lock, of_steps(wanted[lock.digest]), anew=anew)
+        return environments.built(lock, of_steps(wanted[lock.digest]), rebuild=rebuild)
 
     return {each.digest: each for each in _at_once(build, [(each,) for each in by_digest.values()])}
 
@@ -94,12 +94,12 @@ def of_steps(names: Iterable[str]) -> str:
 class _Solving:
     """Solves for the steps of one flow."""
 
-    def __init__(self, folder: Path, report: Report, *, anew: bool) -> None:
+    def __init__(self, folder: Path, report: Report, *, rebuild: bool) -> None:
         self._cache = cache_folder()
         self._uv: Uv | None = None
         self._folder = folder
         self._report = report
-        self._anew = anew
+        self._rebuild = rebuild
 
     def lock(self, spec: Spec, platform: str, names: list[str]) -> Lock:
         try:
@@ -114,14 +114,14 @@ class _Solving:
             from aflow.environments import conda  # needs py-rattler
 
             return conda.lock(
-                spec, self._folder, platform, self._cache, self._report, anew=self._anew
+                spec, self._folder, platform, self._cache, self._report, rebuild=self._rebuild
             )
         asked = spec.python or (project_python(spec.project) if spec.project else None)
         uv = self._uv = self._uv or Uv(self._report)
         python = interpreter_for(asked, uv)
         here = platform == this_platform()
         target = Target(python.version, platform, python if here else None)
-        solver = Solver(self._cache, self._folder, uv, self._report, anew=self._anew)
+        solver = Solver(self._cache, self._folder, uv, self._report, rebuild=self._rebuild)
         lock = solver.kept(spec, target)
         if lock is None:
             what = ", ".join(spec.requirements) or (

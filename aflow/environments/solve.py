@@ -137,18 +137,18 @@ class Solver:
         uv: Uv,
         report: Report = lambda line: None,
         *,
-        anew: bool = False,
+        rebuild: bool = False,
     ) -> None:
         self._report = report
         self._kept = cache / "locks"
         self._files = Files(cache)
         self._folder = folder
         self._uv = uv
-        self._anew = anew
+        self._rebuild = rebuild
 
     def kept(self, spec: Spec, target: Target) -> Lock | None:
         """The lock that was made for this before, from the same index; None where there is none."""
-        found = None if self._anew else self._read(self._name(spec, target))
+        found = None if self._rebuild else self._read(self._name(spec, target))
         return found[1] if found is not None and found[0] == self._index(spec) else None
 
     def solve(self, spec: Spec, target: Target) -> Lock:
@@ -157,7 +157,7 @@ class Solver:
         try:
             return self._solved(spec, target)
         except EnvironmentFailed as error:
-            found = None if self._anew else self._read(self._name(spec, target))
+            found = None if self._rebuild else self._read(self._name(spec, target))
             if found is None:
                 raise
             self._report(

@@ -107,7 +107,7 @@ class Executor(Protocol):
         """As `stop`, but what others run for us goes on: another executor will `recover` it."""
 
     async def stop(self) -> None:
-        """Stop all that is still running and let go of everything."""
+        """Stop all that is still running and release everything."""
 
 
 # How a process ended, in one sentence for people.

@@ -127,7 +127,7 @@ def with_locks(
     options: RunOptions,
     report: Callable[[str], None] | None = None,
     *,
-    anew: bool = False,
+    rebuild: bool = False,
 ) -> RunOptions:
     """The options with the packages of steps that have an environment of their own. Blocks, while
     packages are solved for the first time. Raises InvalidDecorator, MissingExtra and
@@ -141,7 +141,7 @@ def with_locks(
         options.environment,
         only=_spun(options),
         report=report or prepare.to_log,
-        anew=anew,
+        rebuild=rebuild,
     )
     _check_flow_loads(definition, locks)
     return replace(options, locks=locks)
@@ -152,14 +152,16 @@ def built_here(
     options: RunOptions,
     report: Callable[[str], None] | None = None,
     *,
-    anew: bool = False,
+    rebuild: bool = False,
 ) -> Mapping[str, Built]:
     """The environments of the steps that run in processes of this machine, by the digests of their
     locks; built where they are not there. Blocks. Raises EnvironmentFailed."""
     from aflow.environments import prepare  # few flows have any
 
     here = [name for name, place in places(definition, options).items() if place == "local"]
-    return prepare.build_all(options.locks or {}, here, report=report or prepare.to_log, anew=anew)
+    return prepare.build_all(
+        options.locks or {}, here, report=report or prepare.to_log, rebuild=rebuild
+    )
 
 
 def _check_flow_loads(definition: FlowDefinition, locks: Mapping[str, Lock]) -> None:

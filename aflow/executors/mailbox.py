@@ -258,7 +258,7 @@ class Correspondence(Generic[R]):
 _FOR_NAMES = str.maketrans(":#@", "...")  # what ids of jobs have, and names of objects may not
 
 
-class Letterbox:
+class Mailbox:
     """The letters of one run."""
 
     def __init__(self, store: ObjectStore, flow: str, run: str) -> None:

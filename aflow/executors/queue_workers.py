@@ -240,7 +240,7 @@ class QueueExecutor:
             _log.warning("What is left of a run in the queue could not be taken out: %s", why)
 
     async def stop(self) -> None:
-        """Interrupt all that is in the queue or runs, and let go of the queue."""
+        """Interrupt all that is in the queue or runs, and release the queue."""
         if not self._stopped and self._tasks:
             self._mail.interrupt()
             for owner, away in [*self._mail.away.items()]:
@@ -249,7 +249,7 @@ class QueueExecutor:
         await self.leave()
 
     async def leave(self) -> None:
-        """Say what is to be said, and let go of the queue: workers go on."""
+        """Say what is to be said, and release the queue: workers go on."""
         was_stopped, self._stopped = self._stopped, True
         if not was_stopped and self._tasks:
             self._caught_up.set()

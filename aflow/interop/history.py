@@ -135,7 +135,7 @@ class MetaflowHistory:
         return self._source.url
 
     def close(self) -> None:
-        """Let go of everything. May be called twice."""
+        """Release everything. May be called twice."""
         self._threads.shutdown()
         self._source.close()
         self._memory.close()

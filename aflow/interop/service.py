@@ -377,7 +377,7 @@ class _Registering(SqliteMetadata):
         return known.name, self._task_name(known, task)
 
     def close(self) -> None:
-        """Let go of file, threads and connections. May be called twice."""
+        """Release file, threads and connections. May be called twice."""
         self._registrars.shutdown()
         self._registry.close()
         super().close()

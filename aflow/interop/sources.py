@@ -58,7 +58,7 @@ class Source(Protocol):
         """The artifacts of all tasks of a run: those of attempts that have ended."""
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Release connections."""
 
 
 # ------------------------------------------------------------------ a folder

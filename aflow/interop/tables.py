@@ -112,7 +112,7 @@ class TablesSource:
         return [_as_told(row) for row in self._rows(query, values)]
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Release the connection."""
         self._connection.close()
 
 

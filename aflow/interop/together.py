@@ -46,7 +46,7 @@ class WithHistory:
         return self._own.address
 
     def close(self) -> None:
-        """Let go of everything. May be called twice."""
+        """Release everything. May be called twice."""
         for each in (*self._histories, self._own):
             each.close()
 

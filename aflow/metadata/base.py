@@ -497,7 +497,7 @@ class MetadataStore(Protocol):
         """The metadata records of a task, oldest first."""
 
     def close(self) -> None:
-        """Let go of files and connections. May be called twice."""
+        """Release files and connections. May be called twice."""
 
 
 # Small documents beside the runs: how one is written, whatever the database.

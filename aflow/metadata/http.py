@@ -182,7 +182,7 @@ class Caller:
             connection.close()
 
     def close(self) -> None:
-        """Let go of the connections. May be called twice."""
+        """Release the connections. May be called twice."""
         while self._idle:
             self._idle.pop().close()
 
@@ -414,7 +414,7 @@ class ServiceMetadata:
         return list(self._call("metadata", run_key, task))
 
     def close(self) -> None:
-        """Let go of the connections. May be called twice."""
+        """Release the connections. May be called twice."""
         self._caller.close()
 
 

@@ -92,7 +92,7 @@ class StoreMetadata(SqliteMetadata):
         return next(iter(self._store.list(f"{PREFIX}/index/")), None) is not None
 
     def close(self) -> None:
-        """Let go of threads and memory. May be called twice."""
+        """Release threads and memory. May be called twice."""
         self._threads.shutdown()
         super().close()
 

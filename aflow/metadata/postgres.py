@@ -607,7 +607,7 @@ class PostgresMetadata(RecordReader):
         return self._named()
 
     def close(self) -> None:
-        """Let go of connections. May be called twice."""
+        """Release connections. May be called twice."""
         self._connections.close()
 
 

@@ -494,7 +494,7 @@ class SqliteMetadata(RecordReader):
         with self._transaction() as db:
             db.executemany(sql, values)
         with self._lock, errors_named(self._where):
-            # Pages keep what was moved or replaced until they are written anew, all of them; and
+            # Pages keep what was moved or replaced until they are written again, all of them; and
             # so does the log, until it is cut off.
             assert self._writer is not None, "there was a transaction"
             self._writer.execute("VACUUM")
@@ -598,7 +598,7 @@ class SqliteMetadata(RecordReader):
         return str(self._path or "memory")
 
     def close(self) -> None:
-        """Let go of files and connections. May be called twice."""
+        """Release files and connections. May be called twice."""
         with self._idle_lock:
             idle, self._idle = self._idle, []
         for reader in idle:

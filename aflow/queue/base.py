@@ -168,7 +168,7 @@ class Queue(Protocol):
         """What workers have announced, by name. None where the broker cannot tell."""
 
     async def close(self) -> None:
-        """Let go of connections; what was leased stays so until its time has passed. May be called
+        """Release connections; what was leased stays so until its time has passed. May be called
         twice."""
 
 

@@ -353,4 +353,4 @@ class MemoryQueue:
         return max(now - min(ready, default=now), 0.0)
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""

@@ -410,7 +410,7 @@ class PostgresQueue:
         return 0.0 if found is None else max(float(found), 0.0)
 
     async def close(self) -> None:
-        """Let go of connections; see the port."""
+        """Release connections; see the port."""
         pool, self._pool = self._pool, None
         listener, self._listener = self._listener, None
         if listener is not None and not listener.is_closed():

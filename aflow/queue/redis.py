@@ -537,7 +537,7 @@ class RedisQueue:
         return {name.decode(): body for name, body in zip(found[::2], found[1::2], strict=True)}
 
     async def close(self) -> None:
-        """Let go of connections; see the port."""
+        """Release connections; see the port."""
         await self._redis.aclose()
         if self._sentinel is not None:
             await self._redis.connection_pool.disconnect()

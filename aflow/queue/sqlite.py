@@ -134,7 +134,7 @@ class WakeUp:
             raise
 
     def close(self) -> None:
-        """Let go of the socket. May be called twice."""
+        """Release the socket. May be called twice."""
         if self._sender is not None:
             self._sender.close()
             self._sender = None
@@ -581,7 +581,7 @@ class SqliteQueue:
         return dict(await self._do(find))
 
     async def close(self) -> None:
-        """Let go of the file; see the port."""
+        """Release the file; see the port."""
         self._wake_up.close()
         thread, self._thread = self._thread, None
         if thread is not None:

@@ -288,7 +288,7 @@ class SqsService:
                 )
 
     async def close(self) -> None:
-        """Let go of connections. May be called twice."""
+        """Release connections. May be called twice."""
         self._sqs = None
         await self._stack.aclose()
 
@@ -645,7 +645,7 @@ class SqsQueue:
         """Give messages back; see the port."""
         mine, lost = self._mine(leases)
         again: list[Lease] = []
-        anew: dict[str, list[Letter]] = {}
+        renewed: dict[str, list[Letter]] = {}
         for each in mine:
             held = self._held[each.token]
             if counted and each.deliveries >= self._max_deliveries:
@@ -658,8 +658,8 @@ class SqsQueue:
                 # message, becomes a new one.
                 spent = each.deliveries - (not counted)
                 letter = Letter(each.id, each.body, spent, kept=held.kept)
-                anew.setdefault(each.topic, []).append(letter)
-        for topic, letters in anew.items():
+                renewed.setdefault(each.topic, []).append(letter)
+        for topic, letters in renewed.items():
             seconds = min(math.ceil(delay), LONGEST_DELAY)
             await self._send(self._name(topic), [[each] for each in letters], seconds)
         seconds = min(math.ceil(delay), LONGEST_LEASE)
@@ -820,7 +820,7 @@ class SqsQueue:
         return int(counts[what]) + int(counts[f"{what}Delayed"]), int(counts[f"{what}NotVisible"])
 
     async def close(self) -> None:
-        """Let go of connections; see the port."""
+        """Release connections; see the port."""
         await self._service.close()
 
     # ------------------------------------------------------------------ how

@@ -30,7 +30,7 @@ from aflow.executors.base import NO_USAGE
 from aflow.executors.jobs.place import SLURM, JobPlace, place_of_this_job
 from aflow.executors.local.executor import ProcessExecutor, StartGround
 from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
-from aflow.executors.mailbox import Letterbox, Meeting
+from aflow.executors.mailbox import Mailbox, Meeting
 from aflow.executors.protocol import Roll
 from aflow.remote.runtime import delivered
 from aflow.scheduler.states import AttemptState
@@ -298,7 +298,7 @@ class News:
     """What is to be said to the coordinator, gathered into letters."""
 
     def __init__(self, store: ObjectStore, flow: str, run: str, worker: str) -> None:
-        self._box = Letterbox(store, flow, run)
+        self._box = Mailbox(store, flow, run)
         self._flow = flow
         self._run = run
         self._worker = worker

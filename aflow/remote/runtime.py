@@ -258,7 +258,7 @@ class Runtime:
         return found if self._executor is None else [self._executor, *found]
 
     def retire(self, then: Callable[[Runtime], object] = lambda _: None) -> None:
-        """Let go of the processes, which do nothing that is wanted; `then` is called after that."""
+        """Release the processes, which do nothing that is wanted; `then` is called after that."""
         self._is_retired = True
         self._task = asyncio.create_task(self._retire(self._task))  # noqa: TID251 -- see `stop`
         self._task.add_done_callback(lambda _: then(self))
@@ -268,7 +268,7 @@ class Runtime:
         await self._stop()
 
     async def stop(self) -> None:
-        """Interrupt what runs, and let go of the processes. May be called twice."""
+        """Interrupt what runs, and release the processes. May be called twice."""
         await asyncio.wait([self._task])
         await self._stop()
 

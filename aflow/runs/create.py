@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataRecord, MetadataStore, RunRecord
     from aflow.runs.cache.key import Code
-    from aflow.runs.cache.reuse import Precedents
+    from aflow.runs.cache.reuse import ReusableResults
     from aflow.runs.resume import Finished
     from aflow.runs.spin import Settled
     from aflow.scheduler.messages import LaunchAttempt
@@ -164,7 +164,7 @@ class Plan(NamedTuple):
 
     parameters: bytes
     code: Code
-    precedents: Precedents | None
+    reusable: ReusableResults | None
 
 
 class Driving(NamedTuple):
@@ -187,7 +187,7 @@ class NewRun(NamedTuple):
     record: RunRecord
     parameters: bytes
     facts: MetadataRecord
-    precedents: Precedents | None = None
+    reusable: ReusableResults | None = None
     settled: Sequence[Settled] = ()
     launch: LaunchAttempt | None = None
 
@@ -230,7 +230,7 @@ class Creation:
             self._end_origin(definition.name, options.origin_run)
         record = self._recorded(definition, options, plan.parameters, driving)
         facts = plan.code.record(self._clock.now())
-        return NewRun(record, plan.parameters, facts, plan.precedents)
+        return NewRun(record, plan.parameters, facts, plan.reusable)
 
     def _end_origin(self, flow: str, origin: str) -> None:
         """See that a run that is resumed has ended: a server, or another coordinator, would take it
@@ -271,29 +271,29 @@ class Creation:
         values = self._values(definition, options, given, origin)
         parameters = self._parameters(definition, values, origin, store).encode()
         code = code_of(definition, options.locks)
-        precedents = self._precedents(definition, options, origin, code, parameters)
-        return Plan(parameters, code, precedents)
+        reusable = self._reusable(definition, options, origin, code, parameters)
+        return Plan(parameters, code, reusable)
 
     def known_to(
         self, definition: FlowDefinition, options: RunOptions, run: RunRecord, parameters: bytes
-    ) -> Precedents | None:
+    ) -> ReusableResults | None:
         """Who knows results that this run, which has begun, need not compute. Raises what `create`
         raises for the run that it resumes."""
         options = replace(options, origin_run=run.origin_run)
         origin = self._origin(definition, options)
         code = code_of(definition, options.locks)
-        return self._precedents(definition, options, origin, code, parameters)
+        return self._reusable(definition, options, origin, code, parameters)
 
-    def _precedents(
+    def _reusable(
         self,
         definition: FlowDefinition,
         options: RunOptions,
         origin: Finished | None,
         code: Code,
         parameters: bytes,
-    ) -> Precedents | None:
+    ) -> ReusableResults | None:
         """Who knows results that the run need not compute; None where nobody does."""
-        known: list[Precedents] = []
+        known: list[ReusableResults] = []
         if origin is not None:
             assert options.origin_run is not None, "an origin has a name"
             known.append(ResumedRun(options.origin_run, origin, definition.graph))

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.executors.base import Executor, Usage
     from aflow.metadata.base import Hold, MetadataRecord, MetadataStore, RunRecord
-    from aflow.runs.cache.reuse import Precedent, Precedents
+    from aflow.runs.cache.reuse import ReusableResult, ReusableResults
     from aflow.runs.recovery import Unfinished
     from aflow.scheduler.machine import Machine
     from aflow.storage.base import ObjectStore
@@ -113,7 +113,7 @@ class RunDriver:
         parameters: bytes,
         max_log_size: int,
         watch: Watch | None = None,
-        precedents: Precedents | None = None,
+        reusable: ReusableResults | None = None,
         facts: Sequence[MetadataRecord] = (),
         settled: Sequence[tuple[TaskRecord, AttemptRecord]] = (),
         owner: str,
@@ -130,8 +130,8 @@ class RunDriver:
         # What the machine waits for is named by a time: it comes, though the clock be set back, or
         # that of our predecessor was ahead.
         self._clock = ForwardClock(clock, run.heartbeat_at or 0.0)
-        self._precedents = precedents
-        self._taken_over: deque[tuple[LaunchAttempt, Precedent]] = deque()
+        self._reusable = reusable
+        self._taken_over: deque[tuple[LaunchAttempt, ReusableResult]] = deque()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[RunEnded] = self._loop.create_future()
         self._telling = Telling(watch, self._broken)
@@ -211,7 +211,7 @@ class RunDriver:
         self._commits.touch()
 
     async def _let_go(self) -> None:
-        """Stop what runs, and let go of everything. May be called twice."""
+        """Stop what runs, and release everything. May be called twice."""
         for timer in self._timers.values():
             timer.cancel()
         # What is out is somebody else's where the run is.
@@ -259,9 +259,9 @@ class RunDriver:
     def _take_up(self, unfinished: Sequence[Unfinished]) -> list[Orphan]:
         """The attempts that are out become ours; those that an executor may know of."""
         orphans = []
-        for launch, record, precedent, _ in unfinished:
-            if precedent is not None:
-                self._taken_over.append((launch, precedent))
+        for launch, record, reused, _ in unfinished:
+            if reused is not None:
+                self._taken_over.append((launch, reused))
                 continue
             live = self._live[(launch.task, launch.attempt)] = LiveAttempt(
                 launch.step, launch.fallback
@@ -344,10 +344,10 @@ class RunDriver:
 
     def _begin_task(self, command: LaunchAttempt) -> bool:
         """Record a new task; whether the result of another one stands for it."""
-        precedent, cache_key = None, None
-        if self._precedents is not None:
-            precedent = self._precedents.find(command)
-            cache_key = self._precedents.cache_key(command.task)
+        reused, cache_key = None, None
+        if self._reusable is not None:
+            reused = self._reusable.find(command)
+            cache_key = self._reusable.cache_key(command.task)
         now = self._clock.now()
         ready_at = self._machine.ready_at(command.task)
         self._commits.pending.tasks.append(
@@ -359,15 +359,15 @@ class RunDriver:
                 command.split,
                 command.index,
                 encode_inputs(command.inputs),
-                "" if precedent is None else precedent.origin,
+                "" if reused is None else reused.origin,
                 cache_key,
             )
         )
-        if precedent is None:
+        if reused is None:
             return False
         if not self._taken_over:
             self._loop.call_soon(self._take_over_some)
-        self._taken_over.append((command, precedent))
+        self._taken_over.append((command, reused))
         return True
 
     @_guarded
@@ -380,20 +380,18 @@ class RunDriver:
         if self._taken_over:
             self._loop.call_soon(self._take_over_some)
 
-    def _take_over(self, command: LaunchAttempt, precedent: Precedent) -> None:
+    def _take_over(self, command: LaunchAttempt, reused: ReusableResult) -> None:
         now = self._clock.now()
         task, attempt = command.task, command.attempt
         self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
-            task, attempt, AttemptState.SUCCEEDED, now, now, manifest=precedent.manifest
+            task, attempt, AttemptState.SUCCEEDED, now, now, manifest=reused.manifest
         )
         number = self._commits.number
-        self._note_left(task, precedent.manifest, number)
-        outcome = Outcome(AttemptState.SUCCEEDED, precedent.transition)
+        self._note_left(task, reused.manifest, number)
+        outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
         self._handle(AttemptEnded(task, attempt, outcome))
         self._announced[number].append(
-            TaskTakenOver(
-                now, self._run.run, command.step, task, precedent.origin, precedent.cached
-            )
+            TaskTakenOver(now, self._run.run, command.step, task, reused.origin, reused.cached)
         )
 
     def _note_left(self, task: int, manifest: bytes, number: int) -> None:
@@ -401,8 +399,8 @@ class RunDriver:
         self._handover.keep(task, manifest)
         self._uncommitted[task] = number
         self._settled_in[number].append(task)
-        if self._precedents is not None:
-            self._precedents.settled(task, manifest)
+        if self._reusable is not None:
+            self._reusable.settled(task, manifest)
 
     def _waits_for(self, inputs: Inputs) -> int | None:
         """The number of the commit that a task with these inputs has to wait for."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.runs.cache.key import Basis, Value
-    from aflow.runs.cache.reuse import Precedent
+    from aflow.runs.cache.reuse import ReusableResult
     from aflow.runs.create import Plan
     from aflow.scheduler.messages import Command
     from aflow.storage.blobs import BlobStore
@@ -77,41 +77,41 @@ class DryRun:
             command = commands.popleft()
             if not isinstance(command, LaunchAttempt):
                 continue
-            precedents = self._plan.precedents
-            precedent = None if precedents is None else precedents.find(command)
-            yield self._forecast(command, precedent)
-            if precedent is not None:
-                commands += self._take_over(command, precedent)
+            reusable = self._plan.reusable
+            reused = None if reusable is None else reusable.find(command)
+            yield self._forecast(command, reused)
+            if reused is not None:
+                commands += self._take_over(command, reused)
 
     def unforeseen(self, seen: Iterable[str]) -> list[str]:
         """The steps that come after those that would run."""
         known = set(seen)
         return [step for step in self._definition.steps if step not in known]
 
-    def _forecast(self, launch: LaunchAttempt, precedent: Precedent | None) -> Forecast:
+    def _forecast(self, launch: LaunchAttempt, reused: ReusableResult | None) -> Forecast:
         place = self._places.of(launch.task, launch.step, launch.split, launch.index)
-        if precedent is None:
+        if reused is None:
             return Forecast(
                 place.step, place.position, True, f"would run: {self._why(launch, place)}"
             )
-        run = f"{self._definition.name}/{precedent.origin.split('/')[0]}"
-        known = f"nothing has changed since {run}" if precedent.cached else f"{run} has finished it"
+        run = f"{self._definition.name}/{reused.origin.split('/')[0]}"
+        known = f"nothing has changed since {run}" if reused.cached else f"{run} has finished it"
         return Forecast(place.step, place.position, False, f"would not run: {known}")
 
     def _why(self, launch: LaunchAttempt, place: Place) -> str:
-        precedents = self._plan.precedents
-        key = None if precedents is None else precedents.cache_key(launch.task)
+        reusable = self._plan.reusable
+        key = None if reusable is None else reusable.cache_key(launch.task)
         flow = self._definition.name
         if key is None and self._origin_run is not None:
             return f"{flow}/{self._origin_run} has not finished it with these inputs"
         return why(self._basis(launch), key, self._history.find(place), flow)
 
-    def _take_over(self, launch: LaunchAttempt, precedent: Precedent) -> list[Command]:
-        manifest = Manifest.decode(precedent.manifest)
+    def _take_over(self, launch: LaunchAttempt, reused: ReusableResult) -> list[Command]:
+        manifest = Manifest.decode(reused.manifest)
         self._settled.add(launch.task, manifest, launch.step, launch.split, launch.index)
-        if self._plan.precedents is not None:
-            self._plan.precedents.settled(launch.task, precedent.manifest)
-        outcome = Outcome(AttemptState.SUCCEEDED, precedent.transition)
+        if self._plan.reusable is not None:
+            self._plan.reusable.settled(launch.task, reused.manifest)
+        outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
         return self._machine.handle(AttemptEnded(launch.task, launch.attempt, outcome), 0.0)
 
     def _basis(self, launch: LaunchAttempt) -> Basis:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aflow._core.settings import RunOptions
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord
-    from aflow.runs.cache.reuse import Precedent, Precedents
+    from aflow.runs.cache.reuse import ReusableResult, ReusableResults
     from aflow.scheduler.machine import RunMachine
 
 
@@ -39,7 +39,7 @@ class Unfinished(NamedTuple):
 
     launch: LaunchAttempt
     record: AttemptRecord | None
-    precedent: Precedent | None
+    reused: ReusableResult | None
     cancelled: bool
 
 
@@ -49,7 +49,7 @@ def check_adoptable(run: RunRecord, definition: FlowDefinition) -> None:
     if run.state in TERMINAL_RUN_STATES:
         raise InvalidInput(f"{name} has ended: it is {run.state.value}. Resume it instead.")
     if run.kind == SPIN or "lookahead" not in run.settings:
-        raise InvalidInput(f"{name} is no run that can be taken up: begin it anew.")
+        raise InvalidInput(f"{name} is no run that can be taken up: begin it again.")
     if _shape(Graph.from_dict(run.graph)) != _shape(definition.graph):
         raise InvalidInput(
             f"{name} was begun with other steps than {definition.name} has now: take it up with "
@@ -80,11 +80,11 @@ def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
 
 
 def replay(
-    machine: RunMachine, metadata: MetadataStore, run: RunRecord, precedents: Precedents | None
+    machine: RunMachine, metadata: MetadataStore, run: RunRecord, reusable: ReusableResults | None
 ) -> list[Unfinished]:
     """Bring a new machine to where the run's journal ends; the attempts that are out then, by
-    task. `precedents` are told what they would have been told. Blocks. Raises MetadataError."""
-    account = None if precedents is None else _Account(precedents, metadata, run.key)
+    task. `reusable` are told what they would have been told. Blocks. Raises MetadataError."""
+    account = None if reusable is None else _Account(reusable, metadata, run.key)
     cancelled: set[tuple[int, int]] = set()
     for at, event in _events(metadata, run.key):
         commands = machine.handle(event, at)
@@ -116,20 +116,20 @@ def _unfinished(
     record = None if view is None else view.attempt
     if record is not None and record.attempt != launch.attempt:
         record = None
-    precedent = None
+    reused = None
     if account is not None and view is not None and view.task.origin and record is None:
-        precedent = account.found.get(launch.task)
-    return Unfinished(launch, record, precedent, (launch.task, launch.attempt) in cancelled)
+        reused = account.found.get(launch.task)
+    return Unfinished(launch, record, reused, (launch.task, launch.attempt) in cancelled)
 
 
 class _Account:
     """Tells those who know results what they were told when the run got here, in this order."""
 
-    def __init__(self, precedents: Precedents, metadata: MetadataStore, run_key: int) -> None:
-        self._precedents = precedents
+    def __init__(self, reusable: ReusableResults, metadata: MetadataStore, run_key: int) -> None:
+        self._reusable = reusable
         self._metadata = metadata
         self._run_key = run_key
-        self.found: dict[int, Precedent] = {}  # of tasks that are out
+        self.found: dict[int, ReusableResult] = {}  # of tasks that are out
 
     def take_down(self, event: Event, commands: list[Command]) -> None:
         """An event, and what the machine said to it."""
@@ -137,9 +137,9 @@ class _Account:
             self.found.pop(event.task, None)
             if event.outcome.state is AttemptState.SUCCEEDED:
                 manifests = self._metadata.manifests(self._run_key, [event.task])
-                self._precedents.settled(event.task, manifests[event.task])
+                self._reusable.settled(event.task, manifests[event.task])
         for command in commands:
             if type(command) is LaunchAttempt and command.attempt == 0:
-                precedent = self._precedents.find(command)
-                if precedent is not None:
-                    self.found[command.task] = precedent
+                reused = self._reusable.find(command)
+                if reused is not None:
+                    self.found[command.task] = reused

@@ -1,7 +1,7 @@
 """Resuming: a new run takes over what another run of the flow has finished.
 
 A task takes over the result of the task that stood in its place in the origin: same step, same
-inputs, same item of the same foreach. So nothing is taken over whose inputs were computed anew,
+inputs, same item of the same foreach. So nothing is taken over whose inputs were computed again,
 and where the graph has changed the run goes on with what is left to do. Blobs are shared by key;
 only manifests are written again, with the numbers that the tasks have in the new run.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from aflow._core.ids import PARAMETERS_STEP, PARAMETERS_TASK
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Graph
-from aflow.runs.cache.reuse import Precedent, blobs_in, fits
+from aflow.runs.cache.reuse import ReusableResult, blobs_in, fits
 from aflow.scheduler.messages import (
     AttemptEnded,
     CancelRequested,
@@ -35,7 +35,7 @@ from aflow.storage.artifacts import Manifest
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
-    from aflow.runs.cache.reuse import Precedent, Precedents
+    from aflow.runs.cache.reuse import ReusableResult, ReusableResults
     from aflow.scheduler.machine import RunMachine
     from aflow.scheduler.tasks import StepCounts
     from aflow.storage.blobs import BlobStore
@@ -70,7 +70,7 @@ class Finished:
 
 
 class ResumedRun:
-    """The precedents of a run that resumes `origin`."""
+    """The reusable of a run that resumes `origin`."""
 
     def __init__(self, origin: str, finished: Finished, graph: Graph) -> None:
         self._origin = origin
@@ -80,18 +80,18 @@ class ResumedRun:
         self._number_in: dict[int, int] = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
         self._renewed: set[int] = set()  # splits of which some task was not taken over
 
-    def find(self, launch: LaunchAttempt) -> Precedent | None:
+    def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """The result of the task in the same place of the origin."""
         inputs = self._in_origin(launch.inputs)
         found = None
         if inputs is not None:
             found = self._finished.get((launch.step, encode_inputs(inputs), launch.index))
-        precedent = None if found is None else self._take_over(launch, *found)
-        if precedent is None and launch.split is not None:
+        reused = None if found is None else self._take_over(launch, *found)
+        if reused is None and launch.split is not None:
             self._renewed.add(launch.split)
-        return precedent
+        return reused
 
-    def _take_over(self, launch: LaunchAttempt, task: int, data: bytes) -> Precedent | None:
+    def _take_over(self, launch: LaunchAttempt, task: int, data: bytes) -> ReusableResult | None:
         manifest = Manifest.decode(data)
         transition = Transition(*manifest.transition)
         if not fits(self._graph, launch.step, transition):
@@ -100,10 +100,10 @@ class ResumedRun:
         self._number_in[task] = launch.task
         renumber(manifest, self._number_in)
         origin = f"{self._origin}/{launch.step}/{task}"
-        return Precedent(origin, manifest.encode(), transition)
+        return ReusableResult(origin, manifest.encode(), transition)
 
     def _in_origin(self, inputs: Inputs) -> Inputs | None:
-        """The inputs with the origin's numbers; None where one of them was computed anew."""
+        """The inputs with the origin's numbers; None where one of them was computed again."""
         origin_of = self._origin_of
         if type(inputs) is FromTask:
             task = origin_of.get(inputs.task)
@@ -182,11 +182,11 @@ class CloneOnly:
     not launched, and the run is cancelled with `reason` when there is nothing more to take over.
     """
 
-    def __init__(self, machine: RunMachine, precedents: Precedents, reason: str) -> None:
+    def __init__(self, machine: RunMachine, reusable: ReusableResults, reason: str) -> None:
         self._machine = machine
-        self._precedents = precedents
+        self._reusable = reusable
         self._reason = reason
-        self._found: dict[int, Precedent] = {}
+        self._found: dict[int, ReusableResult] = {}
         self._going_on: set[int] = set()  # tasks whose results are being taken over
         self._left: list[LaunchAttempt] = []
         self._handled: Event | None = None
@@ -213,11 +213,11 @@ class CloneOnly:
         return kept if self._going_on else kept + self._end(now)
 
     def _knows(self, launch: LaunchAttempt) -> bool:
-        precedent = self._precedents.find(launch)
-        if precedent is None:
+        reused = self._reusable.find(launch)
+        if reused is None:
             self._left.append(launch)
             return False
-        self._found[launch.task] = precedent
+        self._found[launch.task] = reused
         self._going_on.add(launch.task)
         return True
 
@@ -244,14 +244,14 @@ class CloneOnly:
 
     # ------------------------------------------------------------ who knows results
 
-    def find(self, launch: LaunchAttempt) -> Precedent | None:
+    def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """The result for a task that was let through; asked once."""
         return self._found.pop(launch.task)
 
     def cache_key(self, task: int) -> bytes | None:
         """What those say who know the results."""
-        return self._precedents.cache_key(task)
+        return self._reusable.cache_key(task)
 
     def settled(self, task: int, manifest: bytes) -> None:
         """Tell those who know the results."""
-        self._precedents.settled(task, manifest)
+        self._reusable.settled(task, manifest)

@@ -1,6 +1,6 @@
 """The state machine of one run: events in, commands out, the time as an argument.
 
-No I/O, no clock, no chance: a machine that is built anew and fed the same events at the same times
+No I/O, no clock, no chance: a machine that is built again and fed the same events at the same times
 is equal, which is how a run is recovered from its journal. What it holds is what is live or may
 start; finished tasks are counts (see groups.py and board.py).
 """
@@ -321,7 +321,7 @@ class RunMachine:
 
     def _try_again(self, task: Task, outcome: Outcome, now: float, commands: list[Command]) -> None:
         wait = task.wait_after(outcome)
-        # Another attempt would make its items anew, while tasks for these have begun.
+        # Another attempt would make its items again, while tasks for these have begun.
         if wait is None or task.stream is not None:
             self._fail(task, task.last_reason(outcome), commands)
             return

@@ -198,7 +198,7 @@ class Step:
     @property
     def may_stream(self) -> bool:
         """Whether tasks for its items may start before it ends: not where it may be tried again,
-        and would make its items anew."""
+        and would make its items again."""
         policy = self.policy
         return self.kind is Kind.FOREACH and policy.retries == 0 and not policy.catches
 

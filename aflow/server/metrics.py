@@ -111,7 +111,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     async def close(self) -> None:
-        """Let go of the queue."""
+        """Release the queue."""
         if self._queue is not None:
             await self._queue.close()
 

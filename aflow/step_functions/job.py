@@ -502,7 +502,7 @@ class Job:
         self._loaded: FlowDefinition | None = None
 
     def close(self) -> None:
-        """Let go of the metadata."""
+        """Release the metadata."""
         self._metadata.close()
 
     def _unpack(self, folder: Path) -> None:

@@ -33,12 +33,12 @@ _MAX_VISITED = 100_000
 _MAX_TEXT = 200
 
 
-def describe_culprit(root: str, value: object, culprit: object, error: BaseException) -> str:
+def describe_unpicklable(root: str, value: object, part: object, error: BaseException) -> str:
     """Some words on what is at fault, where it is in `value`, and what to do about it."""
-    kind = f"{type(culprit).__module__}.{type(culprit).__qualname__}".removeprefix("builtins.")
-    path = find_path(root, value, culprit)
+    kind = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
+    path = find_path(root, value, part)
     where = path or f"a part of {root}"
-    return f"{where} is of type {kind} ({safe_text(error)}). {_advice(culprit)}"
+    return f"{where} is of type {kind} ({safe_text(error)}). {_advice(part)}"
 
 
 def find_path(root: str, value: object, target: object) -> str | None:
@@ -112,8 +112,8 @@ def _short(key: object) -> str:
     return short_repr(key, 40) if type(key) in (str, int, bool) else type(key).__name__
 
 
-def _advice(culprit: object) -> str:
-    kind = type(culprit)
+def _advice(unpicklable: object) -> str:
+    kind = type(unpicklable)
     if issubclass(kind, Generator | CoroutineType):
         return "It can be run only once: store what it gives, for example list(...), instead."
     if issubclass(kind, io.IOBase):
@@ -227,9 +227,9 @@ def _dump_by_value(what: str, root: str, value: object, out_of_band_from: int) -
     except (MemoryError, RecursionError) as error:
         raise _too_large_or_deep(what, error) from error
     except Exception as error:
-        culprit = tracking.last
+        unpicklable = tracking.last
         raise ArtifactNotPicklable(
-            f"{what} cannot be stored: {describe_culprit(root, value, culprit, error)}"
+            f"{what} cannot be stored: {describe_unpicklable(root, value, unpicklable, error)}"
         ) from error
 
 

@@ -47,7 +47,7 @@ _ADVICE = {
     errno.EIO: "the disk reports a fault. Check the disk before you resume the run",
     errno.EMFILE: "this process has too many open files. Raise the limit (ulimit -n)",
     errno.ENFILE: "this machine has too many open files. Close some programs",
-    errno.ESTALE: "the network share was mounted anew. Resume the run",
+    errno.ESTALE: "the network share was mounted again. Resume the run",
 }
 
 

@@ -11,7 +11,7 @@ from aflow.storage.base import Buffer, check_name, check_prefix
 
 
 class MemoryStore:
-    """Objects that live as long as this object does; `durable` is accepted and means nothing."""
+    """Objects that live as long as this object does; `durable` is accepted and ignored."""
 
     url = "memory:"
 

@@ -3,7 +3,7 @@
 A root is the object `roots/<kind>/<holder>`: the keys of blobs, as JSON, and until when they are
 needed. It lies beside the blobs, so that `gc` finds it whichever metadata it is run with, and
 whether it can reach the holder (a state machine in AWS, the schedules of a server) or not. A holder
-declares its root before it relies on the blobs, and withdraws it after it has let go of them: what
+declares its root before it relies on the blobs, and withdraws it after it has release them: what
 is killed between the two leaves a root too many, and never one too few.
 
 A root of a kind or form that is not known keeps what it names all the same; one that cannot be read

@@ -195,7 +195,7 @@ class Sink(Protocol):
     """Where bytes that come down are put. A part that was cut off is put there again."""
 
     def begin(self, size: int) -> None:
-        """So many bytes will come. May be said again, when all begins anew."""
+        """So many bytes will come. May be said again, when all begins again."""
 
     def write(self, at: int, data: bytes) -> None:
         """These are the bytes from there."""
@@ -279,7 +279,7 @@ class _Once(AIOHTTPSession):  # type: ignore[misc]
 
 async def connect(session: AioSession, again: Again | None = None, **options: Any) -> Any:
     """A client of S3 with many connections, which makes each call once. `options` are those of
-    create_client; `config` may hold more. It is let go of with `disconnect`.
+    create_client; `config` may hold more. It is release with `disconnect`.
 
     `again` makes another such client without lanes of its own: large objects go over several, each
     with a thread, since one thread does not keep a fast network busy."""
@@ -512,7 +512,7 @@ class S3Store:
         return await connect(session, again, region_name=self._region, endpoint_url=self._endpoint)
 
     def close(self) -> None:
-        """Let go of connections; the next call makes new ones. May be called twice."""
+        """Release connections; the next call makes new ones. May be called twice."""
         self._portal.close()
 
     # ------------------------------------------------------------------ writing

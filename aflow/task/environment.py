@@ -49,7 +49,7 @@ class Variables:
             os.environ[name] = value
 
     def release(self, values: Mapping[str, str]) -> None:
-        """Let go of what `take` was given; the last one puts back what was there."""
+        """Release what `take` was given; the last one puts back what was there."""
         for name in values:
             held = self._held[name]
             held.holders -= 1

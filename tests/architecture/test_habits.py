@@ -97,8 +97,14 @@ def test_no_test_sleeps() -> None:
             )
         ]
 
-    # Flows that have to take long, so that something can happen to them, may sleep.
-    assert {} == violations((each for each in TESTS if each.parent.name != "flow_files"), sleeps)
+    # Flows that have to take long, so that something can happen to them, may sleep; so may the
+    # generators of load, whose pace is what they are for.
+    tests = [
+        each
+        for each in TESTS
+        if each.parent.name != "flow_files" and each != Path("tests/server/load.py")
+    ]
+    assert {} == violations(tests, sleeps)
 
 
 def test_no_test_mocks() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.architecture.sources import python_files, text_of, tree_of, violations
 
-LONGEST_FILE = 1000
+LONGEST_FILE = 1200
 LONGEST_FUNCTION = 100
 
 FILES = python_files("aflow", "benchmarks", "examples", "tests")
@@ -29,7 +29,7 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield node.name, lines
 
 
-def test_no_file_is_longer_than_1000_lines() -> None:
+def test_no_file_is_longer_than_1200_lines() -> None:
     lengths = {path: text_of(path).count("\n") for path in FILES}
 
     assert {} == {str(path): each for path, each in lengths.items() if each > LONGEST_FILE}

@@ -50,7 +50,7 @@ KEY, OTHER = b"k" * 32, b"o" * 32
 
 
 class Shared(MemoryQueue):
-    """The queue of a test: whoever lets go of it leaves it to the others. Calls fail by name."""
+    """The queue of a test: whoever releases it leaves it to the others. Calls fail by name."""
 
     def __init__(self) -> None:
         super().__init__()

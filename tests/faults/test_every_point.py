@@ -116,7 +116,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
 
 
 def swept(sweep: Sweep, how: How, dies: bool, every: int = 1) -> list[Points]:
-    """All points, or one of `every` so many from one on that is drawn by lot."""
+    """All points, or one of `every` so many from one on drawn at random."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     assert sweep.undisturbed()

@@ -210,7 +210,7 @@ def test_a_killed_coordinator_leaves_no_process_behind(workspace: Workspace) -> 
     process = workspace.start("--no-pylint", "run", "--max-workers", "2")
     wait_for(process, "asleep")
     process.kill()
-    workspace.finish(process)  # its pipes are closed only when the last task has let go of them
+    workspace.finish(process)  # its pipes are closed only when the last task has release them
     workspace.check()
 
 

@@ -269,7 +269,7 @@ OF_OTHER_SITES = {
     "another port": {"Origin": "http://localhost:3000"},
     "an image of another site": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
     "a page of another port": {"Sec-Fetch-Site": "same-site"},
-    "a name that was bound anew": {"Host": "evil.example:8180"},
+    "a name that was bound again": {"Host": "evil.example:8180"},
     "a name that ends well": {"Host": "evil.localhost"},
     "a name that begins well": {"Host": "localhost.evil.example"},
     "an address of the network": {"Host": "192.168.0.7:8180"},

@@ -303,7 +303,7 @@ def main() -> int:
         for each in workers:
             each.join()
         prober.join()
-        time.sleep(5.0)  # what clients have left behind is let go of
+        time.sleep(5.0)  # what clients have left behind is release
         while not said.empty():
             found.append(said.get())
         return 0 if report(target, found, "in the end") else 1

@@ -103,7 +103,7 @@ class S3(_Client):
         self.close()
 
     def close(self) -> None:
-        """Let go of connections and remove the temporary files. May be called twice."""
+        """Release connections and remove the temporary files. May be called twice."""
         self._close()
 
     def _call(self, work: Work[T]) -> T:

@@ -83,7 +83,7 @@ class FileSource:
 
 
 class FileSink:
-    """A file that is made anew."""
+    """A file that is made again."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -502,7 +502,7 @@ _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 async def _assume(session: AioSession, role: str, own: Mapping[str, Any]) -> None:
-    """Let the session have the credentials of the role, fetched anew before they expire."""
+    """Let the session have the credentials of the role, fetched again before they expire."""
     if own.get(_KEYS[0]):
         session.set_credentials(*(own.get(name) for name in _KEYS))
     region = own.get("region_name")

@@ -2,7 +2,7 @@
 
 Attempts of one step that are launched together become one array. A job runs its attempt through
 the same runner as every other attempt, commits what it leaves in the store (remote.py), and reports
-its progress by objects there (letterbox.py), which are listed every second or so. What a job cannot
+its progress by objects there (mailbox.py), which are listed every second or so. What a job cannot
 report itself, because its machine or container has failed, the job system knows, which is polled
 less often (polling.py). Reports of the job, and what it has committed, take precedence over that.
 
@@ -34,7 +34,7 @@ from aflow.errors import (
 from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.jobs.base import Submission
 from aflow.executors.jobs.polling import Poller
-from aflow.executors.mailbox import STOPPED, Correspondence, Letterbox, Owner
+from aflow.executors.mailbox import STOPPED, Correspondence, Mailbox, Owner
 from aflow.executors.protocol import Packer, Roll
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Parcels, committed
@@ -160,7 +160,7 @@ class JobExecutor:
         self._mail.begin(reports, self._note_over, self._believes)
         self._parcels = Parcels(self._store, context.flow, context.run)
         self._packer = Packer(self._metadata, context.run_key, self._parcels)
-        self._box = Letterbox(self._store, context.flow, context.run)
+        self._box = Mailbox(self._store, context.flow, context.run)
         self._threads = ThreadPoolExecutor(THREADS, "aflow-jobs")
         self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
         job = self._job(context._replace(remote=True))
@@ -216,7 +216,7 @@ class JobExecutor:
         self._mail.give_up(owner, state, reason)
 
     async def stop(self) -> None:
-        """Interrupt all that was submitted, and let go of everything."""
+        """Interrupt all that was submitted, and release everything."""
         if not self._stopped and self._tasks:
             self._mail.interrupt()
             for owner in [*self._mail.away]:
@@ -228,7 +228,7 @@ class JobExecutor:
         """Jobs were ended with their attempts."""
 
     async def leave(self) -> None:
-        """Say what is to be said, and let go of everything: jobs go on."""
+        """Say what is to be said, and release everything: jobs go on."""
         was_stopped, self._stopped = self._stopped, True
         if not was_stopped and self._tasks:
             for event in (self._news, self._tidy):

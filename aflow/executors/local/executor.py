@@ -181,7 +181,7 @@ class ProcessExecutor:
         if self._is_lazy:
             return
         self._starting = self._loop.create_task(self._start_one())
-        # If who waits here is cancelled, the process comes all the same: `stop` lets go of it.
+        # If who waits here is cancelled, the process comes all the same: `stop` releases it.
         await asyncio.shield(self._starting)
 
     async def _start_one(self) -> None:
@@ -374,7 +374,7 @@ class ProcessExecutor:
         return found
 
     async def stop(self) -> None:
-        """Interrupt all that runs, wait for it to end, and let go of the grounds."""
+        """Interrupt all that runs, wait for it to end, and release the grounds."""
         self._stopping = True
         self._interrupt_waiting()
         measuring, self._measuring = self._measuring, None

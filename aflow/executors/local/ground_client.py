@@ -259,7 +259,7 @@ class Grounds:
             self._children.not_forked(child, reason)
 
     def close(self) -> None:
-        """Let go of the grounds: they kill what they have forked, and end. May be called twice;
+        """Release the grounds: they kill what they have forked, and end. May be called twice;
         `reap` waits for their end."""
         self._open = False
         for link in (*self._grown.values(), self._first):
@@ -268,7 +268,7 @@ class Grounds:
             messages.close_all(self._held.popleft().fds)
 
     def reap(self) -> None:
-        """Wait for the end of grounds that were let go of: some milliseconds, since they have
+        """Wait for the end of grounds that were release: some milliseconds, since they have
         memory to give back. Blocks; any thread may call."""
         self._process.reap()
 
@@ -285,7 +285,7 @@ def cold_note(reason: str, seconds: float) -> str | None:
 
 def check_warm(process: GroundProcess, request: Request) -> str | None:
     """The note, if tasks of a program would start cold. Blocks while the process imports what the
-    program has imported; lets go of it."""
+    program has imported; releases it."""
     ours, theirs = socket.socketpair()
     with ours, process.control as control:
         unpacker = messages.unpacker()
@@ -336,7 +336,7 @@ class _Link:
             self._grounds.hear(self, *message)
 
     def close(self) -> None:
-        """Let go of the ground. May be called twice."""
+        """Release the ground. May be called twice."""
         if not self.is_open:
             return
         self.is_open = False

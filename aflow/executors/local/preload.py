@@ -111,7 +111,7 @@ def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> s
 
 class Generators:
     """The generators of random numbers that libraries make, without a seed, when they are imported:
-    inside of this context. Each task would draw the same from them, so they are seeded anew there;
+    inside of this context. Each task would draw the same from them, so they are seeded again there;
     those that were given a seed stay as they are, as in a fresh process."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ def bits_of(generator: Any) -> Any:
 
 def is_unseeded(generator: Any) -> bool:
     """Whether NumPy has chosen the seed of one of its generators. Its own global one is left out:
-    each process of a task has that seeded anew."""
+    each process of a task has that seeded again."""
     if generator is sys.modules["numpy.random"].mtrand._rand:
         return False
     entropy = getattr(getattr(bits_of(generator), "seed_seq", None), "entropy", None)

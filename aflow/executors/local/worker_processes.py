@@ -178,7 +178,7 @@ class WorkerProcess:
         self._specs.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Let go of its sockets and pipes. May be called twice."""
+        """Release its sockets and pipes. May be called twice."""
         if not self._open:
             return
         self._open = False

@@ -97,7 +97,7 @@ def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
     InvalidDecorator.
 
     A step that has a decorator of the kind already keeps its own: the source wins over the
-    command line, and of two specs of a kind the first wins. Mutators of the flow begin anew, so
+    command line, and of two specs of a kind the first wins. Mutators of the flow begin again, so
     that they see what is attached.
     """
     decorators = [parse_spec(spec) for spec in specs]

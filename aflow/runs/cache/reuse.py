@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 
-class Precedent(NamedTuple):
+class ReusableResult(NamedTuple):
     """The result of a task of another run, fit to be the result of one in this run.
 
     `origin` is `run/step/task` of the same flow. `manifest` is encoded, and refers to tasks by
@@ -44,10 +44,10 @@ class Precedent(NamedTuple):
     cached: bool = False
 
 
-class Precedents(Protocol):
+class ReusableResults(Protocol):
     """Who knows results. All calls are made in the order in which the run goes on."""
 
-    def find(self, launch: LaunchAttempt) -> Precedent | None:
+    def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """The result that a task, about to be launched for the first time, may take over."""
 
     def cache_key(self, task: int) -> bytes | None:
@@ -61,10 +61,10 @@ class Precedents(Protocol):
 class InTurn:
     """Several that know results, asked in turn: the first answer counts."""
 
-    def __init__(self, *precedents: Precedents) -> None:
-        self._all = precedents
+    def __init__(self, *reusable: ReusableResults) -> None:
+        self._all = reusable
 
-    def find(self, launch: LaunchAttempt) -> Precedent | None:
+    def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """The first result that is found; all are asked, since all keep account."""
         found = [each.find(launch) for each in self._all]
         return next(filter(None, found), None)
@@ -128,7 +128,7 @@ class Left(NamedTuple):
 
 
 class CachedTasks:
-    """The precedents of a run that looks for what was computed before.
+    """The reusable of a run that looks for what was computed before.
 
     `steps` are those that may be taken from the cache, `code` is that of all steps. A step whose
     code reaches what cannot be told is neither looked for nor found later.
@@ -162,7 +162,7 @@ class CachedTasks:
 
     # ------------------------------------------------------------ before a launch
 
-    def find(self, launch: LaunchAttempt) -> Precedent | None:
+    def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """The result of a task with the same key, if all its blobs are still there."""
         if launch.split is not None and launch.index is not None:
             self._places[launch.task] = (launch.split, launch.step, launch.index)
@@ -208,7 +208,7 @@ class CachedTasks:
 
     # ------------------------------------------------------------ what was found
 
-    def _fit(self, found: CachedTask, launch: LaunchAttempt) -> Precedent | None:
+    def _fit(self, found: CachedTask, launch: LaunchAttempt) -> ReusableResult | None:
         manifest = Manifest.decode(found.manifest)
         keys = {key for _, key in blobs_in(manifest)}
         if manifest.error is not None or not all(map(self._blobs.claim, keys)):
@@ -219,7 +219,7 @@ class CachedTasks:
         passed = set().union(*manifest.inherited.values())
         manifest.inherited = self._owners(launch, passed)
         manifest.stack = self._stack(launch, manifest)
-        return Precedent(found.pathspec, manifest.encode(), transition, cached=True)
+        return ReusableResult(found.pathspec, manifest.encode(), transition, cached=True)
 
     def _owners(self, launch: LaunchAttempt, names: set[str]) -> dict[int, list[str]]:
         """Which tasks of this run set what the task passes on."""

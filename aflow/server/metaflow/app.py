@@ -317,7 +317,7 @@ class _Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def close(self, _: web.Application) -> None:
-        """Let go of threads and database."""
+        """Release threads and database."""
         self._threads.shutdown()
         self._database.close()
 
@@ -336,7 +336,7 @@ class _OneByOne:
             return next(self._frames, None)
 
     def close(self) -> None:
-        """Let go of what is being read."""
+        """Release what is being read."""
         with self._lock:
             self._frames.close()
 

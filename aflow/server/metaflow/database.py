@@ -77,7 +77,7 @@ class Database(Protocol):
         """Do work in one transaction, all of it or nothing."""
 
     def close(self) -> None:
-        """Let go of the connections. May be called twice."""
+        """Release the connections. May be called twice."""
 
 
 def open_database(url: str, durability: str = "power") -> Database:

@@ -56,7 +56,7 @@ def test_a_run_that_has_ended_is_not_gone_on_with() -> None:
 
 
 def test_a_run_of_an_older_aflow_is_begun_anew() -> None:
-    with pytest.raises(InvalidInput, match="begin it anew"):
+    with pytest.raises(InvalidInput, match="begin it again"):
         check_adoptable(RUN._replace(settings={}), configured(Short))
 
 

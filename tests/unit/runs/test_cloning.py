@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.runs.cache.reuse import Precedent
+from aflow.runs.cache.reuse import ReusableResult
 from aflow.runs.resume import AT_ONCE, CloneOnly
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import (
@@ -32,13 +32,13 @@ class Known:
         self.unknown = unknown
         self.asked: list[int] = []
 
-    def find(self, launch: LaunchAttempt) -> Precedent | None:
+    def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         self.asked.append(launch.task)
         if launch.task in self.unknown:
             return None
         node = WIDE.nodes[launch.step]
         count = WIDTH if node.join else None
-        return Precedent("1/step/1", b"", Transition(node.next, node.foreach, count))
+        return ReusableResult("1/step/1", b"", Transition(node.next, node.foreach, count))
 
     def cache_key(self, task: int) -> bytes | None:
         return None
@@ -53,9 +53,9 @@ def cloning(unknown: set[int]) -> tuple[CloneOnly, Known]:
 
 
 def ended(machine: CloneOnly, launch: LaunchAttempt) -> list[Command]:
-    precedent = machine.find(launch)
-    assert precedent is not None
-    outcome = Outcome(AttemptState.SUCCEEDED, precedent.transition)
+    reused = machine.find(launch)
+    assert reused is not None
+    outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
     return machine.handle(AttemptEnded(launch.task, launch.attempt, outcome), 1.0)
 
 

@@ -1,0 +1,42 @@
+"""Words that were replaced by the field's terms, and must not come back: see CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.architecture.sources import text_of, tracked, violations
+
+# Each with what is written in its place.
+REPLACED = {
+    r"\banew\b": "again, new",
+    r"\bby lot\b": "at random, with jitter",
+    r"\blet(?:s|ting)? go of\b": "release, close",
+    r"\bletterbox": "mailbox",
+    r"\bprecedents?\b": "reusable result",
+    r"\bculprits?\b": "unpicklable path",
+    r"\bmeans nothing\.": "Malformed or invalid",
+    r"\bIt is told, or done\b": "what comes back",
+    r"\bA token is wanted\b": "Missing or invalid token",
+}
+_THIS = Path("tests/architecture/test_words.py")
+_SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sql")
+
+
+def test_words_that_were_replaced_do_not_come_back() -> None:
+    def found(path: Path) -> list[str]:
+        text = text_of(path)
+        return [
+            f"{word}: write {instead}"
+            for word, instead in REPLACED.items()
+            if re.search(word, text, re.IGNORECASE)
+        ]
+
+    # CONTRIBUTING.md names the words to say what is written instead.
+    read = [
+        path
+        for path in tracked("")
+        if path.suffix in _SUFFIXES and path.name not in ("CONTRIBUTING.md", _THIS.name)
+    ]
+    assert read
+    assert {} == violations(read, found)

@@ -342,12 +342,9 @@ _OF_ALL_JOBS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS"})
 def environment_of_jobs(more: Mapping[str, str]) -> dict[str, str]:
     """The environment of this program for commands that submit jobs, which inherit it: without the
     key of messages, and without what says which job this program itself is."""
-    known = {
-        name: value
-        for name, value in without_signing_key(dict(os.environ)).items()
-        if name in _OF_ALL_JOBS or not name.startswith(_OF_THIS_JOB)
-    }
-    return {**known, **more}
+    known = without_signing_key(dict(os.environ)).items()
+    kept = {k: v for k, v in known if k in _OF_ALL_JOBS or not k.startswith(_OF_THIS_JOB)}
+    return {**kept, **more}
 
 
 def keep_service_key(key: str) -> None:
@@ -565,8 +562,7 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
 
 
 def environment_value(name: str) -> str | None:
-    """A variable that belongs to others: of a job system (AWS_BATCH_JOB_ID), of libraries
-    (OMP_NUM_THREADS); None where it is not set."""
+    """A variable of others (AWS_BATCH_JOB_ID, OMP_NUM_THREADS); None where it is not set."""
     return os.environ.get(name)
 
 
@@ -729,12 +725,8 @@ def _number(hit: _Hit) -> int:
 
 def _amounts(hit: _Hit) -> dict[str, float]:
     """Names and amounts, as in `gpu=4,memory=64000`; a file may have an object."""
-    value = hit.value
-    pairs = (
-        [*value.items()]
-        if isinstance(value, dict)
-        else [each.partition("=")[::2] for each in str(value).split(",")]
-    )
+    words = [each.partition("=")[::2] for each in str(hit.value).split(",")]
+    pairs = hit.value.items() if isinstance(hit.value, dict) else words
     amounts: dict[str, float] = {}
     for name, said in pairs:
         try:

@@ -54,6 +54,8 @@ def install(manifest: Any, store: str, program: str) -> None:
     below = cache_folder()
     # A user without a home has one that can be written to in this way, for environments, too.
     os.environ.setdefault("AFLOW_CLIENT_CACHE_PATH", os.path.dirname(below))
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ.setdefault("UV_CACHE_DIR", os.path.join(os.path.dirname(below), "uv"))
     folder = os.path.join(below, name)
     if not os.path.isdir(folder):
         sweep(below)

@@ -15,7 +15,6 @@ from aflow.backends import open_store
 from aflow.environments.shipping import command as entry
 from aflow.environments.shipping import packed_runtime
 from tests.docker.podman import BASE, IMAGE, Podman
-from tests.support import packages
 from tests.support.aws.furnished import Account
 from tests.support.waiting import select_nothing
 
@@ -139,36 +138,6 @@ def test_a_plain_python_image_runs_the_aflow_that_was_shipped_with_the_run(
         assert "by 4321" in said
     else:
         assert f"which was shipped for Python {here}, and the image has" in said
-
-
-@packages.needs_another
-def test_a_plain_python_image_runs_steps_with_packages_and_another_python_without_an_index(
-    account: Account, podman: Podman, plain: str, tmp_path: Path
-) -> None:
-    here = ".".join(map(str, sys.version_info[:2]))
-    if python_of(podman, plain) != here:
-        pytest.skip(f"the image has another Python than {here}, with which the run is started")
-    for version in ("1.0", "2.0", "3.0", "4.0"):
-        packages.make_wheel(tmp_path / "index", "tiny", version)
-    flow = Path(__file__).parents[1] / "batch" / "flow_files" / "packages.py"
-    env = {
-        "ANOTHER_PYTHON": str(packages.ANOTHER),
-        "AFLOW_ENVIRONMENTS_FOLDER": str(tmp_path / "environments"),
-        "AFLOW_BATCH_CONTAINER_IMAGE": plain,
-        "UV_FIND_LINKS": str(tmp_path / "index"),
-    }
-
-    done = subprocess.run(
-        [sys.executable, flow, "run", "--with", "batch"],
-        cwd=tmp_path,
-        env=os.environ | account.settings | env,
-        capture_output=True,
-        text=True,
-    )
-
-    seen = [("1.0", here), ("2.0", packages.ANOTHER), ("3.0", packages.ANOTHER), ("4.0", here)]
-    assert 0 == done.returncode, done.stdout + done.stderr
-    assert str(seen) in done.stdout
 
 
 def test_an_image_without_aflow_for_which_none_was_shipped_is_named_by_the_error(

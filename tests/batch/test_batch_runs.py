@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FLOWS = Path(__file__).parent / "flow_files"
 TROUBLE = FLOWS / "trouble.py"
-SHAPES = Path(__file__).parents[1] / "deploy" / "flow_files" / "everything.py"
+SHAPES = Path(__file__).parents[1] / "step_functions" / "flow_files" / "everything.py"
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("batch")]
 

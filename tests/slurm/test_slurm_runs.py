@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FLOWS = Path(__file__).parent / "flow_files"
 JOBS = FLOWS / "jobs.py"
-SHAPES = Path(__file__).parents[1] / "deploy" / "flow_files" / "everything.py"
+SHAPES = Path(__file__).parents[1] / "step_functions" / "flow_files" / "everything.py"
 PATIENCE = 100.0  # seconds
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("slurm")]

@@ -111,7 +111,7 @@ pythonpath = ["."]
 _README = """\
 # $name
 
-A flow of [aflow](https://pypi.org/project/$distribution/): `flow.py`.
+A flow of aflow (the package `$distribution`): `flow.py`.
 
     python -m venv .venv && . .venv/bin/activate
     python -m pip install --upgrade pip && python -m pip install --group dev

@@ -188,6 +188,14 @@ def test_steps_run_as_jobs_in_the_queue_of_the_stack(
     for key, value in made.environment.items():
         monkeypatch.setenv(key, value)
 
+    batch = made.aws("batch")
+    queue = {"jobQueue": found["METAFLOW_BATCH_JOB_QUEUE"], "jobStatus": "SUCCEEDED"}
+
+    def succeeded() -> set[str]:
+        return {each["jobId"] for each in batch.list_jobs(**queue)["jobSummaryList"]}
+
+    earlier = succeeded()  # other tests use the stack, too
+
     try:
         ran = workspace.run("--with", "batch", AFLOW_HOME=str(home))
     finally:
@@ -195,10 +203,9 @@ def test_steps_run_as_jobs_in_the_queue_of_the_stack(
 
     assert 0 == ran.code, ran.out + ran.err
     assert "rows 10" in ran.lines
-    batch = made.aws("batch")
-    jobs = batch.list_jobs(jobQueue=found["METAFLOW_BATCH_JOB_QUEUE"], jobStatus="SUCCEEDED")
-    assert 2 == len(jobs["jobSummaryList"])
-    used = batch.describe_jobs(jobs=[each["jobId"] for each in jobs["jobSummaryList"]])["jobs"]
+    jobs = succeeded() - earlier
+    assert 2 == len(jobs)
+    used = batch.describe_jobs(jobs=[*jobs])["jobs"]
     (definition,) = {each["jobDefinition"] for each in used}
     told = batch.describe_job_definitions(jobDefinitions=[definition])["jobDefinitions"]
     properties = told[0]["containerProperties"]

@@ -3,6 +3,8 @@ descriptor or a process to spare."""
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import resource
 from collections.abc import Iterator
@@ -156,8 +158,10 @@ async def test_of_300_000_lines_none_is_lost(kind: str, tmp_path: Path) -> None:
 def descriptors_left(count: int) -> Iterator[None]:
     """This process can open only so many more files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with open(os.devnull) as free:
-        limit = free.fileno() + count
+    gc.collect()  # so that none becomes free meanwhile
+    used = {int(each) for each in os.listdir("/proc/self/fd")}
+    free = (number for number in itertools.count() if number not in used)
+    limit = next(itertools.islice(free, count, None))  # what is open leaves gaps
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         yield

@@ -98,7 +98,7 @@ def test_the_default_card_shows_parts_parameters_artifacts_graph_and_times(ran: 
         assert part in card.html
     assert "<script>" not in card.html
     assert (card.html, False, None) == (card.get(), card.from_resumed, card.origin_pathspec)
-    assert "prefers-color-scheme:dark" in card.html
+    assert "color-scheme: light dark" in card.html
     for outside in ('src="http', 'href="http', "@import", "url(http"):
         assert outside not in card.html
 

@@ -296,7 +296,7 @@ def test_workers_run_a_flow_of_a_package(package: Path, monkeypatch: pytest.Monk
 
 def test_what_is_sent_of_a_flow_of_a_package_is_the_package(package: Path) -> None:
     source = """
-from aflow import package
+from aflow.code import package
 from aflow.cli.loading import load_flow
 from aflow.flow.spec import define
 definition = define(load_flow("pack/inner/flow.py"))

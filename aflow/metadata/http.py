@@ -140,12 +140,14 @@ class Caller:
         first: list[Any],
         answer: Iterator[list[Any]],
     ) -> Iterator[list[Any]]:
-        whole = False
+        whole, is_complete = False, first[0] == "value"
         try:
             yield first
             yield from answer
             whole = not response.read()
         except (OSError, http.client.HTTPException, InvalidMessage) as error:
+            if is_complete:
+                return  # the service was killed between the value and the end of the body
             raise MetadataUnavailable(
                 f"The metadata service at {self.url} stopped in the middle: {_why(error)}."
             ) from error

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +15,7 @@ from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow.executors import protocol
 from aflow.scheduler.states import RunState
-from aflow.testing.chaos import Fleet, check, wait_until
+from aflow.testing.chaos import Fleet, check, file_of, wait_until
 from tests.faults.conftest import Undisturbed
 from tests.faults.in_process import Bench
 from tests.faults.test_workers import WAITS, noted
@@ -31,7 +34,13 @@ def test_a_coordinator_that_slept_too_long_is_fenced_and_takes_nothing_back(
     fleet.start_worker("--slots", "1", WHO="only", GO=str(go))
     first = fleet.begin()
     wait_until(lambda: noted(fleet, "begun only"))
-    first.send_signal(signal.SIGSTOP)
+    # While this test has the database, so that the coordinator does not sleep in a commit.
+    with closing(sqlite3.connect(file_of(fleet.metadata_url), timeout=60)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        first.send_signal(signal.SIGSTOP)
+        state = Path(f"/proc/{first.pid}/stat")
+        wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+        database.rollback()
     fleet.let_lease_pass()
     second = fleet.adopt()
     wait_until(lambda: "Going on where another coordinator" in fleet.said())

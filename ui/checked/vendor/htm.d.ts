@@ -1,3 +1,0 @@
-import htm from "htm";
-
-export default htm;

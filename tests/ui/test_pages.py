@@ -16,6 +16,7 @@ from typing import Any
 import axe_core_python
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -151,7 +152,9 @@ class Browser:
         self.until(clicked)
 
     def until(self, condition: Any, seconds: float = PATIENCE) -> Any:
-        waiting = WebDriverWait(self.driver, seconds, poll_frequency=0.05)
+        # A page that is drawn again takes elements away between the look and the question.
+        again = [StaleElementReferenceException]
+        waiting = WebDriverWait(self.driver, seconds, 0.05, ignored_exceptions=again)
         return waiting.until(lambda _: condition())
 
     def type(self, css: str, text: str) -> None:

@@ -49,11 +49,15 @@ export async function ask(path, how = {}) {
   }
   if (connection.value === "lost" && answer.status !== 401) connection.value = "live";
   if (!answer.ok) {
-    const said = await answer.json().catch(() => ({}));
+    const said = await answer.json().catch((error) => {
+      if (error instanceof DOMException && error.name === "AbortError") throw error;
+      return {}; // what is no JSON has no sentence of its own
+    });
     // A token that only may not do this gets the page; one that may not even read has expired.
     const reads = !how.method || how.method === "GET";
     if (answer.status === 401 || (answer.status === 403 && reads && how.json === undefined)) {
-      refusedWith.value = answer.status === 403 || known ? said.error || "" : "";
+      // Several requests are refused at the same moment: the first one's reason stays.
+      if (connection.value !== "login") refusedWith.value = answer.status === 403 || known ? said.error || "" : "";
       connection.value = "login";
     } else known = true;
     throw new Refused(answer.status, said.error || `The server answered ${answer.status}.`);

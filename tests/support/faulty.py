@@ -6,7 +6,8 @@
 
 Heads and bodies are passed on as they are, so that signatures hold. What is spoiled is drawn by
 lot from the seed; the second request that a fault is for is always spoiled, so that no test passes
-because nothing happened, and after three in a row one is let through, so that none fails by luck.
+because nothing happened, and of the requests for one target one is let through after three in a
+row, so that none fails by luck, however many others ask at the same time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import re
 import socket
 import struct
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -88,7 +90,7 @@ class FaultyProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty")
         self._closing = asyncio.Event()
-        self._row = 0
+        self._rows = Counter[tuple[str, str]]()  # how many were spoiled one after the other
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.url = ""
@@ -131,13 +133,13 @@ class FaultyProxy:
         await self._session.close()
 
     def _fault(self, method: str, target: str) -> Fault | None:
-        by_lot = self._row < 3
-        self._row += 1
+        by_lot = self._rows[method, target] < 3
+        self._rows[method, target] += 1
         for each in self.faults:
             lot = self._lots.random()
             if (by_lot or each.chance == 1) and each.strikes(method, target, lot):
                 return each
-        self._row = 0
+        del self._rows[method, target]
         return None
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -442,7 +442,7 @@ def check(
         check_ledger(fleet, ends)
     check_blobs(metadata, fleet.store(), run)
     check_database(fleet)
-    check_machines(fleet)
+    check_machines(fleet, late)
     check_queue(fleet, run, {(end.task, end.attempt) for end in ends}, late)
 
 
@@ -540,9 +540,12 @@ def check_database(fleet: Fleet) -> None:
         assert checked[0] > 0
 
 
-def check_machines(fleet: Fleet) -> None:
-    """No process is left, and no file that was being written."""
+def check_machines(fleet: Fleet, late: bool) -> None:
+    """No process is left, and no file that was being written. A process that was killed while it
+    wrote (`late`) cannot remove its file: the sweep that coordinators make at their start does."""
     wait_until(lambda: fleet.orphans() == [], "a process is left")
+    if late:
+        fleet.store().sweep(-1.0, SystemClock.now())
     assert [*fleet.folder.rglob(".tmp/*")] == []
 
 

@@ -14,6 +14,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -334,6 +335,7 @@ def _version(connection: Connection, schema: str) -> int:
 PATIENCE = 30.0  # seconds to wait for a server that has gone away
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds; doubled each time
 _FOLDER = "queries_postgres"
+_RANGE = 20_000  # tasks that are read at once for a timeline
 _TABLES = (
     "journal",
     "metadata",
@@ -553,6 +555,28 @@ class PostgresMetadata(RecordReader):
         with closing(rest):
             yield from first
             yield from rest
+
+    def _all_task_columns(self, run_key: int) -> Iterator[Any]:
+        """A range of tasks after another, each read while the one before it is used. What is
+        written between two of them comes again with the next version of the run."""
+
+        def read(after: int) -> tuple[list[Any], int | None]:
+            """The rows of the range after this task, and where the next one begins."""
+            last = after + _RANGE
+            rows = self._all("all_task_columns", run_key=run_key, after=after, last=last)
+            if not rows:  # a gap, or the end
+                ((found,),) = self._all("next_task", run_key=run_key, after=last)
+                return [], None if found is None else found - 1
+            return rows, last
+
+        with ThreadPoolExecutor(1) as ahead:
+            at: int | None = -1
+            coming = ahead.submit(read, -1)
+            while at is not None:
+                rows, at = coming.result()
+                if at is not None:
+                    coming = ahead.submit(read, at)
+                yield from rows
 
     def _begin(
         self, sql: str, values: dict[str, Any]

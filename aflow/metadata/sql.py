@@ -172,13 +172,16 @@ def task_view(row: Row) -> TaskView:
     return TaskView(row[0], task, attempt, row[9])
 
 
-def task_columns(row: Row) -> TaskColumns:
-    """What a timeline shows of a task, from the columns of the query `task_columns`."""
-    task, step, created_at, started_at, finished_at, state, attempt, reused, host, pid = row
-    return TaskColumns(
-        task, step, created_at, started_at, finished_at, _STATES[state],
-        attempt, bool(reused), host, pid,
-    )  # fmt: skip
+def task_columns(rows: Iterable[Row]) -> Iterator[TaskColumns]:
+    """What a timeline shows of tasks, from the columns of the query `task_columns`. A run may have
+    a million: the call of the record's own constructor for each would take twice as long."""
+    new, states = tuple.__new__, _STATES
+    for task, step, created_at, started_at, finished_at, state, attempt, reused, host, pid in rows:
+        yield new(
+            TaskColumns,
+            (task, step, created_at, started_at, finished_at, states[state], attempt,
+             reused != 0, host, pid),
+        )  # fmt: skip
 
 
 def attempt_states(states: Sequence[TaskState]) -> list[str]:
@@ -463,15 +466,17 @@ class RecordReader(ABC):
         """Tasks whose latest attempts were written after a version; see the port."""
         with self._damage_named():
             if after > 0:
-                yield from map(
-                    task_columns, self._stream("task_columns", run_key=run_key, after=after)
-                )
-                return
-            latest = None  # of all attempts of a task the latest one comes first
-            for row in self._stream("all_task_columns", run_key=run_key):
-                if row[0] != latest:
-                    latest = row[0]
-                    yield task_columns(row)
+                rows = self._stream("task_columns", run_key=run_key, after=after)
+            else:
+                rows = self._all_task_columns(run_key)
+            yield from task_columns(rows)
+
+    def _all_task_columns(self, run_key: int) -> Iterator[Row]:
+        latest = None  # of all attempts of a task the latest one comes first
+        for row in self._stream("all_task_columns", run_key=run_key):
+            if row[0] != latest:
+                latest = row[0]
+                yield row
 
     def _views(self, name: str, light: bool, **values: Any) -> Iterator[TaskView]:
         with self._damage_named():

@@ -20,9 +20,10 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from itertools import islice
 from math import nan
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from aflow.metadata.base import TASK_STATES
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
@@ -37,7 +38,7 @@ STATES = tuple(state.value for state in TaskState)
 REUSED, RETRIED = 1, 2
 _PLACES = {state: STATES.index(TASK_STATES[state].value) for state in TASK_STATES}
 _KEPT = 4_000_000  # tasks of all runs that are kept together
-_CHUNK = 10_000  # tasks that are turned into columns at once
+_CHUNK = 500  # tasks that are turned into columns at once: below what makes Python collect garbage
 _ORDERS = 4  # sorted tables of a run whose orders are kept
 _SHARE = 20  # statistics of a run that goes on take at most 1/20 of the time
 _MOST_NAMES = 65_535  # of steps, and of workers
@@ -85,8 +86,8 @@ class Columns:
         return [self._put(each, self._row_of) for each in found]
 
     def _fill(self, found: Iterable[TaskColumns]) -> None:
-        """Take in all tasks of a run at once. Column by column: this is what somebody waits for who
-        opens a run of a million tasks, and three times as fast as row by row."""
+        """Take in all tasks of a run at once. Column by column, and each by calls that loop in C:
+        this is what somebody waits for who opens a run of a million tasks."""
         base, steps, workers = self.base, self.steps, self.workers
         rows = iter(found)
         while chunk := [*islice(rows, _CHUNK)]:
@@ -95,15 +96,18 @@ class Columns:
             )
             self.task.extend(task)
             self.ready.extend([at - base for at in ready])
-            self.start.extend([nan if at is None else at - base for at in start])
-            self.end.extend([nan if at is None else at - base for at in end])
+            self.start.extend(_since(base, start))
+            self.end.extend(_since(base, end))
             step_at = {name: _place(steps, name) for name in dict.fromkeys(step)}
             self.step.extend(map(step_at.__getitem__, step))
             places = [*zip(host, pid, strict=True)]
             worker_at = {place: _place(workers, place) for place in dict.fromkeys(places)}
             self.worker.extend(map(worker_at.__getitem__, places))
-            self.state.extend(map(_PLACES.__getitem__, state))
-            self.flags.extend(map(_flags, reused, attempt))
+            self.state.frombytes(bytes(map(_PLACES.__getitem__, state)))
+            if any(attempt) or any(reused):
+                self.flags.frombytes(bytes(map(_flags, reused, attempt)))
+            else:
+                self.flags.frombytes(bytes(len(chunk)))
 
     def _put(self, each: TaskColumns, row_of: dict[int, int]) -> int:
         row = row_of.get(each.task)
@@ -144,29 +148,13 @@ class Columns:
             parts += [data, bytes(-len(data) % 8)]
         return b"".join(parts)
 
-    def figures(self) -> dict[str, StepFigures]:
-        """The figures of each step, out of one pass over the tasks."""
-        took: list[array[float]] = [array("d") for _ in self.steps]
-        waits: list[array[float]] = [array("d") for _ in self.steps]
-        retried, reused = [0] * len(self.steps), [0] * len(self.steps)
-        for step, ready, start, end, flags in zip(
-            self.step, self.ready, self.start, self.end, self.flags, strict=True
-        ):
-            if flags & REUSED:
-                reused[step] += 1
-                continue
-            if flags:
-                retried[step] += 1
-            elif start == start:  # not NaN
-                waits[step].append(start - ready if start > ready else 0.0)
-            if end == end and start == start:
-                took[step].append(end - start)
-        return {
-            name: StepFigures(
-                *_quantiles(took[place]), _median(waits[place]), retried[place], reused[place]
-            )
-            for name, place in self.steps.items()
-        }
+    def times(self) -> _Times:
+        """A copy of what the figures of steps are made of."""
+        steps = [*self.steps]
+        return _Times(
+            steps, copy(self.step), copy(self.ready), copy(self.start), copy(self.end),
+            copy(self.flags),
+        )  # fmt: skip
 
     def page(
         self, step: str | None, state: str | None, sort: str, offset: int, limit: int
@@ -209,6 +197,48 @@ class Columns:
         ]
 
 
+class _Times(NamedTuple):
+    """When the tasks of a run were ready, started and ended."""
+
+    steps: list[str]
+    step: array[int]
+    ready: array[float]
+    start: array[float]
+    end: array[float]
+    flags: array[int]
+
+    def figures(self) -> dict[str, StepFigures]:
+        """The figures of each step, out of one pass over the tasks."""
+        took: list[array[float]] = [array("d") for _ in self.steps]
+        waits: list[array[float]] = [array("d") for _ in self.steps]
+        retried, reused = [0] * len(self.steps), [0] * len(self.steps)
+        for step, ready, start, end, flags in zip(
+            self.step, self.ready, self.start, self.end, self.flags, strict=True
+        ):
+            if flags & REUSED:
+                reused[step] += 1
+                continue
+            if flags:
+                retried[step] += 1
+            elif start == start:  # not NaN
+                waits[step].append(start - ready if start > ready else 0.0)
+            if end == end and start == start:
+                took[step].append(end - start)
+        return {
+            name: StepFigures(
+                *_quantiles(took[place]), _median(waits[place]), retried[place], reused[place]
+            )
+            for place, name in enumerate(self.steps)
+        }
+
+
+def _since(base: float, times: Sequence[float | None]) -> list[float]:
+    """Seconds after `base`, NaN for none."""
+    if None in times:
+        return [nan if at is None else at - base for at in times]
+    return [at - base for at in cast("Sequence[float]", times)]
+
+
 def _flags(reused: bool, attempt: int) -> int:
     return (REUSED if reused else 0) | (RETRIED if attempt else 0)
 
@@ -242,6 +272,8 @@ class _Kept:
     def __init__(self, run: RunRecord) -> None:
         self.lock = threading.Lock()
         self.columns = Columns(run.created_at)
+        # A lock of their own: who wants the columns does not wait until the figures are found.
+        self.figuring = threading.Lock()
         self.figures: dict[str, StepFigures] = {}
         self.found_at = (-1, float("-inf"), 0.0)
 
@@ -289,13 +321,15 @@ class ColumnsCache:
             return kept.figures
         if goes_on and self._clock.monotonic() - at < cost * _SHARE:
             return kept.figures
-        with self._fresh(run) as columns:
+        with kept.figuring:
             if kept.found_at[0] != run.version:
+                with self._fresh(run) as columns:
+                    times = columns.times()
                 begun = self._clock.monotonic()
-                kept.figures = columns.figures()
+                kept.figures = times.figures()
                 now = self._clock.monotonic()
                 kept.found_at = (run.version, now, now - begun)
-        return kept.figures
+            return kept.figures
 
     def _kept(self, run: RunRecord) -> _Kept:
         with self._lock:

@@ -112,10 +112,16 @@ WHERE a.run_key = %(run_key)s AND a.changed > %(after)s AND t.step <> '_paramete
   AND NOT EXISTS (SELECT 1 FROM attempts n WHERE n.run_key = a.run_key AND n.task = a.task AND n.attempt > a.attempt)
 
 -- name: all_task_columns
+-- (Of a range of tasks that is joined and sorted in memory: all at once are written to disk for it.)
 SELECT DISTINCT ON (a.task)
   t.task, t.step, t.created_at, a.started_at, a.finished_at, a.state, a.attempt, t.origin <> '', a.host, a.pid
 FROM attempts a JOIN tasks t ON t.run_key = a.run_key AND t.task = a.task
-WHERE a.run_key = %(run_key)s AND t.step <> '_parameters' ORDER BY a.task, a.attempt DESC
+WHERE a.run_key = %(run_key)s AND a.task > %(after)s AND a.task <= %(last)s
+  AND t.run_key = %(run_key)s AND t.task > %(after)s AND t.task <= %(last)s
+  AND t.step <> '_parameters' ORDER BY a.task, a.attempt DESC
+
+-- name: next_task
+SELECT min(task) FROM tasks WHERE run_key = %(run_key)s AND task > %(after)s
 
 -- name: latest_states
 SELECT t.task, t.step, a.attempt, a.state

@@ -79,37 +79,76 @@ export function withQuery(path, query) {
 }
 
 /**
+ * Read something, and again when `tick` changes. A reading is not broken off because there is more to read by now: what changes
+ * faster than it is read would never be shown. Each one ends, and then the next begins; another `key`, or a machine that has slept,
+ * breaks it off. Where the server does not answer it is tried again. `read`, `take` and `fail` may depend on `key` alone.
+ * @param {string | null} key what is read; null: nothing @param {unknown} tick
+ * @param {(stop: AbortSignal) => Promise<any>} read @param {(data: any) => void} take @param {(error: any) => void} fail
+ * @returns {() => void} reads again, now
+ */
+export function useReading(key, tick, read, take, fail) {
+  const state = useRef(/** @type {any} */ ({ busy: false, stale: false, timer: 0, start: () => {} }));
+  useEffect(() => {
+    if (key === null) return;
+    const stop = new AbortController();
+    const own = (state.current = {
+      busy: false,
+      stale: false,
+      timer: 0,
+      start: () => {
+        clearTimeout(own.timer);
+        if (own.busy) return void (own.stale = true);
+        own.busy = true;
+        own.stale = false;
+        read(stop.signal)
+          .then(
+            (data) => stop.signal.aborted || take(data),
+            (error) => {
+              if (stop.signal.aborted) return;
+              fail(error);
+              if (error.status === 0 || error.status >= 500) own.timer = /** @type {any} */ (setTimeout(own.start, 2000));
+            },
+          )
+          .finally(() => {
+            own.busy = false;
+            if (own.stale && !stop.signal.aborted) own.start();
+          });
+      },
+    });
+    own.start();
+    return () => {
+      stop.abort();
+      clearTimeout(own.timer);
+    };
+  }, [key, woken.value]);
+  const first = useRef(true);
+  useEffect(() => {
+    if (!first.current && key !== null) state.current.start();
+    first.current = false;
+  }, [tick]);
+  return useCallback(() => state.current.start(), []);
+}
+
+/**
  * What an API path says, read again when the path or `tick` changes. The last answer stays on the
  * page while a new one is on its way, or cannot be had.
  * @param {string | null} path @param {unknown} [tick]
  */
 export function useApi(path, tick) {
   const [state, set] = useState(/** @type {any} */ ({ data: null, error: null, path: null }));
-  const [again, setAgain] = useState(0);
-  useEffect(() => {
-    if (path === null) return;
-    const stop = new AbortController();
-    /** @type {any} */
-    let later;
-    get(path, { signal: stop.signal }).then(
-      (data) => set({ data, error: null, path }),
-      (error) => {
-        if (stop.signal.aborted) return;
-        set((/** @type {any} */ was) => ({ ...was, data: was.path === path ? was.data : null, error }));
-        if (error.status === 0 || error.status >= 500) later = setTimeout(() => setAgain((n) => n + 1), 2000);
-      },
-    );
-    return () => {
-      stop.abort();
-      clearTimeout(later);
-    };
-  }, [path, tick, again, woken.value]);
+  const retry = useReading(
+    path,
+    tick,
+    (signal) => get(/** @type {string} */ (path), { signal }),
+    (data) => set({ data, error: null, path }),
+    (error) => set((/** @type {any} */ was) => ({ data: was.path === path ? was.data : null, error, path })),
+  );
   const fresh = state.path === path;
   return {
     data: fresh ? state.data : null,
-    error: state.error,
+    error: fresh ? state.error : null,
     stale: Boolean(fresh && state.data && state.error),
-    retry: () => setAgain((n) => n + 1),
+    retry,
   };
 }
 

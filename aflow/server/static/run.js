@@ -35,7 +35,7 @@ import {
 } from "./lib.js";
 import { Log } from "./log.js";
 import { Tasks } from "./tasks.js";
-import { Timeline } from "./timeline.js";
+import { Timeline, useColumns } from "./timeline.js";
 
 export function RunPage({ flow, run }) {
   const path = `${flow}/${run}`;
@@ -46,6 +46,7 @@ export function RunPage({ flow, run }) {
     return () => (document.title = "aflow");
   }, [path]);
   const tab = query("tab") || "overview";
+  const columns = useColumns(tab === "timeline" ? path : null, version);
   return shown(
     found,
     (data) => html`
@@ -53,7 +54,7 @@ export function RunPage({ flow, run }) {
     <${Tabs} tabs=${[["overview", "Overview"], ["timeline", "Timeline"], ["tasks", "Tasks", count(sum(data.tasks))], ["logs", "Logs"], ["artifacts", "Artifacts"], ["code", "Parameters and code"], ["cards", "Cards"], ["explain", "Explain"], ["events", "Events"]]} />
     <div role="tabpanel">
       ${tab === "overview" && html`<${Overview} data=${data} path=${path} />`}
-      ${tab === "timeline" && html`<${Timeline} path=${path} version=${data.version} running=${data.state === "running"} />`}
+      ${tab === "timeline" && html`<${Timeline} path=${path} running=${data.state === "running"} found=${columns} />`}
       ${tab === "tasks" && html`<${Tasks} path=${path} data=${data} />`}
       ${tab === "logs" && html`<${Log} path=${path} running=${data.state === "running"} steps=${data.steps.map((/** @type {any} */ s) => s.step)} />`}
       ${tab === "artifacts" && html`<${Artifacts} path=${path} version=${version} />`}

@@ -25,11 +25,11 @@ import {
   useCallback,
   useEffect,
   useMemo,
+  useReading,
   useRef,
   useState,
   useTopic,
   withQuery,
-  woken,
 } from "./lib.js";
 import { Rows } from "./table.js";
 
@@ -83,31 +83,22 @@ function useRuns(filter) {
     if (name !== "runs" || throttle.current) return;
     throttle.current = /** @type {any} */ (setTimeout(() => ((throttle.current = 0), setTick((n) => n + 1)), 500));
   });
-  useEffect(() => {
-    const stop = new AbortController();
-    let later = 0;
-    get(withQuery("v1/search", { filter, limit: PAGE }), { signal: stop.signal }).then(
-      (answer) =>
-        set((was) => {
-          if (was.filter !== filter) return { filter, runs: answer.runs, cursor: answer.cursor, error: null };
-          // The newest ones are as they are now; of those before them nothing was said.
-          const last = answer.runs[answer.runs.length - 1];
-          if (!answer.cursor || !last) return { filter, runs: answer.runs, cursor: answer.cursor, error: null };
-          const known = new Set(answer.runs.map(nameOf));
-          const older = was.runs.filter((run) => run.created_at <= last.created_at && !known.has(nameOf(run)));
-          return { filter, runs: [...answer.runs, ...older], cursor: older.length ? was.cursor : answer.cursor, error: null };
-        }),
-      (said) => {
-        if (stop.signal.aborted) return;
-        set((was) => (was.filter === filter ? { ...was, error: said } : { filter: null, runs: [], cursor: null, error: said }));
-        if (said.status === 0 || said.status >= 500) later = /** @type {any} */ (setTimeout(() => setTick((n) => n + 1), 2000));
-      },
-    );
-    return () => {
-      stop.abort();
-      clearTimeout(later);
-    };
-  }, [filter, tick, woken.value]);
+  const again = useReading(
+    filter,
+    tick,
+    (signal) => get(withQuery("v1/search", { filter, limit: PAGE }), { signal }),
+    (answer) =>
+      set((was) => {
+        if (was.filter !== filter) return { filter, runs: answer.runs, cursor: answer.cursor, error: null };
+        // The newest ones are as they are now; of those before them nothing was said.
+        const last = answer.runs[answer.runs.length - 1];
+        if (!answer.cursor || !last) return { filter, runs: answer.runs, cursor: answer.cursor, error: null };
+        const known = new Set(answer.runs.map(nameOf));
+        const older = was.runs.filter((run) => run.created_at <= last.created_at && !known.has(nameOf(run)));
+        return { filter, runs: [...answer.runs, ...older], cursor: older.length ? was.cursor : answer.cursor, error: null };
+      }),
+    (said) => set((was) => (was.filter === filter ? { ...was, error: said } : { filter: null, runs: [], cursor: null, error: said })),
+  );
   const more = useCallback(async () => {
     const cursor = state.cursor;
     if (!cursor || reading.current === cursor || state.filter !== filter) return;
@@ -121,7 +112,7 @@ function useRuns(filter) {
       return { ...was, runs: [...was.runs, ...answer.runs.filter((/** @type {any} */ run) => !known.has(nameOf(run)))], cursor: answer.cursor };
     });
   }, [state, filter]);
-  return { ...state, loaded: state.filter === filter, more, again: () => setTick((n) => n + 1) };
+  return { ...state, loaded: state.filter === filter, more, again };
 }
 
 export function RunsPage() {

@@ -17,10 +17,10 @@ import {
   useEffect,
   useLayoutEffect,
   useMemo,
+  useReading,
   useRef,
   useState,
   withQuery,
-  woken,
 } from "./lib.js";
 import { Rows } from "./table.js";
 
@@ -208,38 +208,36 @@ const PALETTE = {
   skipped: "--line",
 };
 
-/** @param {{path: string, version: number, running: boolean}} props */
-export function Timeline({ path, version, running }) {
-  const [columns, setColumns] = useState(/** @type {Columns | null} */ (null));
-  const [error, setError] = useState(/** @type {any} */ (null));
-  const [again, setAgain] = useState(0);
-  const held = useRef(/** @type {Columns | null} */ (null));
-  useEffect(() => {
-    const stop = new AbortController();
-    let later = 0;
-    const since = held.current ? held.current.version : "";
-    ask(withQuery(`v1/runs/${path}/columns`, { since }), { signal: stop.signal })
-      .then((answer) => answer.arrayBuffer())
-      .then(
-        (buffer) => {
-          const news = decode(buffer);
-          held.current = held.current ? merge(held.current, news) : news;
-          setColumns(held.current);
-          setError(null);
-        },
-        (said) => {
-          if (stop.signal.aborted) return;
-          setError(said);
-          if (said.status === 0 || said.status >= 500) later = /** @type {any} */ (setTimeout(() => setAgain((n) => n + 1), 2000));
-        },
-      );
-    return () => {
-      stop.abort();
-      clearTimeout(later);
-    };
-  }, [path, version, again, woken.value]);
+/**
+ * The tasks of a run as columns, and from then on what changes. They are read beside the run itself: both take long where there
+ * are a million tasks.
+ * @param {string | null} path null: not now @param {unknown} tick
+ * @returns {{columns: Columns | null, error: any, retry: () => void}}
+ */
+export function useColumns(path, tick) {
+  const [state, set] = useState(/** @type {any} */ ({ path: null, columns: null, error: null }));
+  const held = useRef(/** @type {{path: string | null, columns: Columns | null}} */ ({ path: null, columns: null }));
+  const retry = useReading(
+    path,
+    tick,
+    async (signal) => {
+      const before = held.current.path === path ? held.current.columns : null;
+      const answer = await ask(withQuery(`v1/runs/${path}/columns`, { since: before?.version }), { signal });
+      return [before, decode(await answer.arrayBuffer())];
+    },
+    ([before, news]) => {
+      held.current = { path, columns: before ? (news.count || news.version !== before.version ? merge(before, news) : before) : news };
+      set({ path, columns: held.current.columns, error: null });
+    },
+    (error) => set((/** @type {any} */ was) => ({ path, columns: was.path === path ? was.columns : null, error })),
+  );
+  return state.path === path ? { ...state, retry } : { columns: null, error: null, retry };
+}
+
+/** @param {{path: string, running: boolean, found: ReturnType<typeof useColumns>}} props */
+export function Timeline({ path, running, found }) {
+  const { columns, error, retry } = found;
   const by = query("by") || "lane";
-  const retry = () => setAgain((n) => n + 1);
   if (error && !columns) return html`<${Notice} kind="bad" retry=${retry}>${error.message}<//>`;
   if (!columns) return html`<${Skeleton} />`;
   const stale = error && html`<${Notice} kind="warn" retry=${retry}>This timeline is not the latest: ${error.message}<//>`;
@@ -312,60 +310,98 @@ function placed(c, axis, now) {
 }
 
 /**
- * Draw tasks as pixels; and count by column of pixels how many ran.
- * @param {CanvasRenderingContext2D} context @param {ImageData} image @param {Columns} c @param {ReturnType<typeof pack>} packed
- * @param {number} low @param {number} high @param {number} now
+ * What is drawn of tasks, in the order of their starts, so that a frame reads memory from one end to the other: `sort` holds the
+ * state and, above it, the flags; `latest` the latest end so far, by which the first task that is seen is found.
+ * @param {Columns} c @param {ReturnType<typeof pack>} packed
  */
-export function draw(context, image, c, packed, low, high, now) {
+export function ordered(c, packed) {
+  const { rows } = packed,
+    size = rows.length;
+  const start = new Float32Array(size),
+    end = new Float32Array(size),
+    latest = new Float32Array(size),
+    lane = new Uint32Array(size),
+    sort = new Uint8Array(size);
+  let last = -Infinity;
+  for (let n = 0; n < size; n++) {
+    const r = rows[n];
+    start[n] = c.start[r];
+    const to = (end[n] = c.end[r]);
+    latest[n] = last = to > last ? to : to === to ? last : Infinity;
+    lane[n] = packed.lane[r];
+    sort[n] = c.state[r] | (c.flags[r] << 4);
+  }
+  return { start, end, latest, lane, sort };
+}
+
+/** The first place whose value is at least `wanted`, of values that grow. @param {Float32Array} values @param {number} wanted */
+function firstAtLeast(values, wanted) {
+  let first = 0,
+    last = values.length;
+  while (first < last) {
+    const middle = (first + last) >> 1;
+    if (values[middle] < wanted) first = middle + 1;
+    else last = middle;
+  }
+  return first;
+}
+
+/**
+ * Draw tasks as pixels.
+ * @param {CanvasRenderingContext2D} context @param {ImageData} image @param {ReturnType<typeof ordered>} tasks @param {readonly string[]} states
+ * @param {number} count of lanes @param {number} low @param {number} high @param {number} now
+ */
+export function draw(context, image, tasks, states, count, low, high, now) {
   const w = image.width,
     h = image.height;
   const pixels = new Uint32Array(image.data.buffer);
   pixels.fill(0);
-  const paints = c.states.map((state) => colour(/** @type {any} */ (PALETTE)[state] || "--dim"));
+  const paints = Uint32Array.from(states, (state) => colour(/** @type {any} */ (PALETTE)[state] || "--dim"));
   const hollow = colour("--dim"),
-    failed = c.states.indexOf("failed");
+    failed = states.indexOf("failed");
   const scale = w / (high - low),
-    lanes = h / packed.lanes;
-  const { rows, lane } = packed;
-  const { start, end: ends, state, flags } = c;
-  const tops = new Int32Array(packed.lanes),
-    bottoms = new Int32Array(packed.lanes);
-  for (let n = 0; n < packed.lanes; n++) {
+    lanes = h / count;
+  const { start, end, lane, sort } = tasks;
+  const tops = new Int32Array(count),
+    bottoms = new Int32Array(count);
+  for (let n = 0; n < count; n++) {
     tops[n] = Math.floor(n * lanes);
     bottoms[n] = Math.max(tops[n] + 1, Math.floor((n + 1) * lanes) - (lanes > 3 ? 1 : 0));
   }
   // Where tasks are narrower than a pixel one of them is drawn, and those that failed before others.
-  const last = new Int32Array(packed.lanes).fill(-1);
+  const last = new Int32Array(count).fill(-1);
   const thin = scale > 2 ? 1 : 0;
-  for (let n = 0; n < rows.length; n++) {
-    const r = rows[n];
-    const from = start[r];
+  for (let n = firstAtLeast(tasks.latest, low), size = start.length; n < size; n++) {
+    const from = start[n];
     if (from > high) break;
-    const to = ends[r] === ends[r] ? ends[r] : now;
+    const to = end[n] === end[n] ? end[n] : now;
     if (to < low) continue;
-    const x1 = from > low ? Math.floor((from - low) * scale) : 0;
-    let x2 = Math.floor((to - low) * scale) - thin;
+    const row = lane[n],
+      state = sort[n] & 15;
+    let x2 = ((to < high ? to - low : high - low) * scale - thin) | 0;
+    if (x2 === last[row] && state !== failed) continue;
     if (x2 >= w) x2 = w - 1;
+    const x1 = from > low ? ((from - low) * scale) | 0 : 0;
     if (x2 < x1) x2 = x1;
     // What failed is seen among a hundred thousand that did not.
-    if (state[r] === failed && x2 - x1 < 2) x2 = Math.min(w - 1, x1 + 2);
-    const row = lane[r];
-    if (x2 === last[row] && state[r] !== failed) continue;
+    if (state === failed && x2 - x1 < 2) x2 = Math.min(w - 1, x1 + 2);
+    if (x2 === last[row] && state !== failed) continue;
     last[row] = x2;
     const y1 = tops[row],
-      y2 = bottoms[row];
-    if (flags[r] & 1) {
+      y2 = bottoms[row],
+      flags = sort[n] >> 4;
+    if (flags & 1) {
       for (let y = y1; y < y2; y++) {
         if (y === y1 || y === y2 - 1 || x2 - x1 < 3) pixels.fill(hollow, y * w + x1, y * w + x2 + 1);
         else pixels[y * w + x1] = pixels[y * w + x2] = hollow;
       }
       continue;
     }
-    const paint = paints[state[r]];
-    if (flags[r] & 2 && lanes > 4 && x2 - x1 > 3) {
+    const paint = paints[state];
+    if (flags & 2 && lanes > 4 && x2 - x1 > 3) {
       for (let y = y1; y < y2; y++) for (let x = x1; x <= x2; x++) if ((x + y) % 5) pixels[y * w + x] = paint;
-    } else if (x1 === x2) for (let at = y1 * w + x1; at < y2 * w; at += w) pixels[at] = paint;
-    else for (let y = y1; y < y2; y++) pixels.fill(paint, y * w + x1, y * w + x2 + 1);
+    } else if (x2 - x1 < 16) for (let y = y1 * w; y < y2 * w; y += w) for (let at = y + x1; at <= y + x2; at++) pixels[at] = paint;
+    else for (let y = y1 * w; y < y2 * w; y += w) pixels.fill(paint, y + x1, y + x2 + 1);
   }
   context.putImageData(image, 0, 0);
 }
@@ -417,6 +453,7 @@ function Chart({ c: real, by, path, running }) {
   const packed = useMemo(() => pack(real, by), [real, by]);
   const axis = useMemo(() => timeAxis(real, packed.rows, wall, collapse), [real, packed, collapse, running && wall]);
   const c = useMemo(() => placed(real, axis, wall), [real, axis]);
+  const tasks = useMemo(() => ordered(c, packed), [c, packed]);
   const here = axis.seams.length ? axis.high : wall;
   const [view, setView] = useState(/** @type {[number, number] | null} */ (null));
   const [hover, setHover] = useState(/** @type {any} */ (null));
@@ -446,8 +483,8 @@ function Chart({ c: real, by, path, running }) {
       h = Math.floor(height * ratio);
     if (canvas.current.width !== w || canvas.current.height !== h) [canvas.current.width, canvas.current.height] = [w, h];
     if (!buffer.current || buffer.current.width !== w || buffer.current.height !== h) buffer.current = context.createImageData(w, h);
-    draw(context, /** @type {ImageData} */ (buffer.current), c, packed, low, high, here);
-  }, [c, packed, low, high, width, height, look, running && wall]);
+    draw(context, /** @type {ImageData} */ (buffer.current), tasks, c.states, packed.lanes, low, high, here);
+  }, [tasks, low, high, width, height, look, running && wall]);
   useLayoutEffect(() => drawOverview(overview.current, c, packed.rows, axis, width, here), [c, packed, axis, width, look]);
 
   const placeOf = (/** @type {any} */ event, /** @type {any} */ node) => (event.clientX - node.getBoundingClientRect().left) / width;
@@ -456,10 +493,8 @@ function Chart({ c: real, by, path, running }) {
     const at = timeAt(event),
       lane = Math.floor((event.clientY - canvas.current.getBoundingClientRect().top) / row);
     const slack = (2 / width) * (high - low);
-    for (const r of packed.rows) {
-      if (c.start[r] - slack > at) break;
-      if (packed.lane[r] === lane && (Number.isNaN(c.end[r]) ? here : c.end[r]) + slack >= at) return r;
-    }
+    for (let n = firstAtLeast(tasks.latest, at - slack); n < tasks.start.length && tasks.start[n] - slack <= at; n++)
+      if (tasks.lane[n] === lane && (Number.isNaN(tasks.end[n]) ? here : tasks.end[n]) + slack >= at) return packed.rows[n];
     return null;
   };
   const clamp = (/** @type {number} */ a, /** @type {number} */ b) => {

@@ -100,7 +100,7 @@ def test_figures_of_steps_leave_out_what_was_reused_and_what_goes_on() -> None:
         for task, start, end, reused in made
     )
 
-    assert (1.0, 3.0, 3.0, 0.0, 0, 1) == columns.figures()["work"]
+    assert (1.0, 3.0, 3.0, 0.0, 0, 1) == columns.times().figures()["work"]
 
 
 @given(st.permutations(range(1, 9)), st.integers(0, 8), st.integers(1, 8))

@@ -41,6 +41,18 @@ def release_memory() -> None:
         trim(0)
 
 
+def share_heaps() -> None:
+    """Let all threads to come allocate from the same two heaps of the C library. By default each of
+    them gets a heap of its own (up to eight for each processor), and what is free in one is of no
+    use to another: a server whose threads read many records grew for as long as it was loaded."""
+    limit = getattr(_libc(), "mallopt", None)
+    if limit is not None:  # glibc
+        limit(_M_ARENA_MAX, 2)
+
+
+_M_ARENA_MAX = -8  # malloc.h
+
+
 @functools.cache
 def _libc() -> Any:
     import ctypes  # few programs live long enough

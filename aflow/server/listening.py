@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from aiohttp import web
 
-from aflow._core.process import release_memory
+from aflow._core.process import release_memory, share_heaps
 from aflow.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def settle() -> None:
     """Freeze the start-up heap (gc.freeze): each full collection would look through all of it, and
     hold up requests for 30 ms and more. Let threads take turns more often: those that read records
     compute, and the event loop would wait 5 ms (Python's default) for each of them, several times a
-    request."""
+    request. Let them share their heaps, too."""
+    share_heaps()
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(_SWITCH)

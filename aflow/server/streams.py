@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, closing
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from aflow import backends
 from aflow.errors import InvalidInput, NotFound
 from aflow.interop.together import store_of_history
+from aflow.metadata.base import MetadataStore, RunRecord
 from aflow.runs.log_tail import Following, TaskLine
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -31,20 +32,17 @@ from aflow.scheduler.messages import (
 from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.auth import send_stream
 
-if TYPE_CHECKING:
-    from aflow.interop.together import store_of_history
-
-from aflow.metadata.base import MetadataStore, RunRecord
-
 LOOK = 0.5  # seconds between looks
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
 _AT_ONCE = 200  # lines, or batches of events, that are read before they are sent
 _BYTES_AT_ONCE = 64 << 10  # of text, the last line not counted
 _MOST = 100  # streams at once: each looks twice a second
+_READERS = 2  # threads that read for streams at once: each takes turns with the event loop
 _PATIENCE = 60.0  # seconds that a client may leave what was sent unread
 _LONG = 500  # characters of an id that is sent with the last line alone of what is sent at once
 _LONGEST = 6000  # characters of an id that a client could send again
 
+T = TypeVar("T")
 Last = tuple[int, int]  # a version of the journal, and how many events of it (0: all)
 
 
@@ -55,10 +53,16 @@ class Streams:
         self._metadata = metadata
         self._count = 0
         self._closed = asyncio.Event()
+        self._reading = asyncio.Semaphore(_READERS)
 
     def close(self) -> None:
         """End all streams, each without its `end`: clients go on where they were."""
         self._closed.set()
+
+    async def _read(self, read: Callable[..., T], *given: Any) -> T:
+        """What `read(*given)` returns, called in a thread; few are at a time."""
+        async with self._reading:
+            return await asyncio.to_thread(read, *given)
 
     async def rest(self, seconds: float) -> bool:
         """Wait that long, or until it is time to end: whether it is."""
@@ -101,9 +105,9 @@ class Streams:
         """The output of a run: `line` events, and one `end` with its state."""
         silence = 0.0
         while True:
-            is_last = not follow or await asyncio.to_thread(following.has_ended)
+            is_last = not follow or await self._read(following.has_ended)
             found = following.poll()
-            while part := await asyncio.to_thread(_some_lines, following, found):
+            while part := await self._read(_some_lines, following, found):
                 silence = 0.0
                 yield part
             if is_last:
@@ -122,10 +126,10 @@ class Streams:
         """The events of a run's journal after that one, and one `end`."""
         silence = 0.0
         while True:
-            now = await asyncio.to_thread(self._metadata.run, run.flow, run.run)
+            now = await self._read(self._metadata.run, run.flow, run.run)
             more = True
             while more:
-                part, after, more = await asyncio.to_thread(_some, self._metadata, run.key, after)
+                part, after, more = await self._read(_some, self._metadata, run.key, after)
                 if part:
                     silence = 0.0
                     yield part
@@ -140,7 +144,7 @@ class Streams:
                 yield b": still here\n\n"
 
     async def _end(self, run: RunRecord) -> bytes:
-        now = await asyncio.to_thread(self._metadata.run, run.flow, run.run)
+        now = await self._read(self._metadata.run, run.flow, run.run)
         if now is None:
             raise NotFound(f"There is no run {run.flow}/{run.run} any more.")
         return event("end", {"state": now.state.value, "reason": now.reason})

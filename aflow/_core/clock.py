@@ -5,11 +5,10 @@ Everything that decides takes the time as an argument; the edges take a Clock.
 
 from __future__ import annotations
 
-import os
 import time
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from aflow._core.system import monotonic_domain
 
 if TYPE_CHECKING:
     import sqlite3
@@ -47,17 +46,6 @@ class ForwardClock:
         self._seen = max(self._clock.now(), self._seen + at - self._seen_at)
         self._seen_at = at
         return self._seen
-
-
-@cache
-def monotonic_domain() -> str:
-    """What has to be equal for monotonic times of two processes to be comparable: one start of one
-    machine, and its time namespace. Empty where the system does not say."""
-    try:
-        booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{booted} {os.readlink('/proc/self/ns/time')}"
-    except OSError:
-        return ""
 
 
 class LeaseClock:

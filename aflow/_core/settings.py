@@ -26,6 +26,7 @@ from aflow._core import ids
 from aflow._core.private_folders import make_private, refuse_foreign
 from aflow._core.records import NamedTuple, dataclass
 from aflow._core.secret import Secret
+from aflow._core.system import read_proc
 from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
 
 # Files of settings: one JSON object each, for one user and profile.
@@ -407,18 +408,16 @@ def conceal_secrets() -> None:
         return
     for name in names:
         os.environ[name] = os.environ[name]  # the C library has a copy of its own from here on
-    try:
-        with open("/proc/self/environ", "rb") as file:
-            first = file.read()
-        names = secret_variables(
-            dict(os.fsdecode(each).split("=", 1) for each in first.split(b"\0") if b"=" in each)
-        )
-        if not names:
-            return
-        with open("/proc/self/stat", "rb") as file:
-            start = int(file.read().rpartition(b")")[2].split()[47])  # env_start, see proc(5)
-    except (OSError, IndexError):  # no /proc: then nobody reads it there
+    first, state = read_proc("self/environ"), read_proc("self/stat")
+    if first is None or state is None:  # no /proc: then nobody reads it there
         return
+    names = secret_variables(
+        dict(os.fsdecode(each).split("=", 1) for each in first.split(b"\0") if b"=" in each)
+    )
+    fields = state.rpartition(b")")[2].split()
+    if not names or len(fields) < 48:
+        return
+    start = int(fields[47])  # env_start, see proc(5)
     import ctypes  # few programs have a secret
 
     for name in names:
@@ -519,11 +518,6 @@ class RunOptions:
     environment: str | None = None
     locks: Mapping[str, Any] | None = None
     resources: Mapping[str, float] | None = None
-
-
-def usable_cpus() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def configs_in_environment(

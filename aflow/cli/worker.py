@@ -17,7 +17,8 @@ import click
 
 from aflow._core.clock import SystemClock, duration
 from aflow._core.private_folders import make_private
-from aflow._core.settings import Settings, forget_signing_key, usable_cpus
+from aflow._core.settings import Settings, forget_signing_key
+from aflow._core.system import usable_cpus
 from aflow.cli import tables
 from aflow.cli.options import flag, option, resources_option
 from aflow.errors import InvalidInput, InvalidSetting

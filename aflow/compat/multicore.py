@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
-from aflow._core.settings import usable_cpus
+from aflow._core.system import usable_cpus
 
 T = TypeVar("T")
 R = TypeVar("R")

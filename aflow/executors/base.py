@@ -144,15 +144,6 @@ def ended_by(status: int) -> str:
     return f"it ended with exit code {os.waitstatus_to_exitcode(status)}."
 
 
-def kill_what_is_left(pid: int) -> None:
-    """Kill what a process has started that died with its ground: nobody else is there to do it.
-    Its number names its group for as long as that has a member."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # none is left, or it is no longer ours
-        return
-
-
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name

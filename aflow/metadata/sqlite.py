@@ -145,6 +145,8 @@ def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.
             if path is not None and not read_only:
                 _begin_log(connection, path)
             connection.execute(f"PRAGMA synchronous = {synchronous}")
+            if synchronous == "FULL":  # macOS: through the cache of the disk, too
+                connection.execute("PRAGMA fullfsync = ON")
             _bring_up_to_date(connection, where, read_only)
         except BaseException:
             connection.close()

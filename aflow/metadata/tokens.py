@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 from aflow._core.settings import service_headers, user_folder
+from aflow._core.system import read_proc
 from aflow.errors import InvalidInput, InvalidSetting, MetadataUnavailable, NotFound
 
 if TYPE_CHECKING:
@@ -190,13 +191,9 @@ def _is_own_server(port: int) -> bool:
     """Whether only this user, or root, listens on the port: another user who does, while no server
     runs there, would be sent the token. Where that cannot be seen (as it is in Linux), it is
     assumed."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
+    for table in ("net/tcp", "net/tcp6"):
+        for line in (read_proc(table) or b"").splitlines()[1:]:
+            fields = line.decode().split()
             listens = fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port
             if listens and int(fields[7]) not in (0, os.geteuid()):
                 return False

@@ -30,6 +30,7 @@ from aflow._core.private_folders import (
     own_folder,
     runtime_folder,
 )
+from aflow._core.system import DESCRIPTORS
 from aflow.errors import LeaseLost, QueueUnavailable, UnsafeFolder
 from aflow.queue.base import (
     MAX_DELIVERIES,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 
 
 _TRIES = 10
-_HAS_PROC = os.path.isdir("/proc/self/fd")
 LOOK_AGAIN = 1.0  # seconds after which a waiter looks without having been woken
 _log = logging.getLogger("aflow.queue")
 
@@ -143,7 +143,7 @@ class WakeUp:
 def _address(folder: int, path: Path, name: str) -> str:
     """The address of a socket in the folder that is open: by its descriptor where the system can,
     since addresses are short, and a path may lead elsewhere by now."""
-    return f"/proc/self/fd/{folder}/{name}" if _HAS_PROC else str(path / name)
+    return str(path / name) if DESCRIPTORS is None else f"{DESCRIPTORS}/{folder}/{name}"
 
 
 class Bell:

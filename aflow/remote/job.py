@@ -22,6 +22,7 @@ from aflow import backends
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.process import binary, on_signal
 from aflow._core.settings import conceal_secrets, looked_up
+from aflow._core.system import DESCRIPTORS
 from aflow._core.threads import in_thread
 from aflow.code import package
 from aflow.errors import AflowError, InvalidInput
@@ -342,8 +343,10 @@ class News:
 def remove_empty_output() -> None:
     """Remove the file that this job prints to, if that is empty: a wide array would leave one for
     each of its members."""
+    if DESCRIPTORS is None:  # where this is not known
+        return
     try:
-        path = os.readlink("/proc/self/fd/2")
+        path = os.readlink(f"{DESCRIPTORS}/2")
         if os.fstat(2).st_size == 0 and os.path.isfile(path):
             os.unlink(path)
     except OSError:  # it is no file, or was removed before

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 import click
 
 from aflow._core.process import binary
+from aflow._core.system import watch_child
 from aflow._core.threads import in_thread
 from aflow.cli import loading
 from aflow.cli.flow_commands import FlowGroup
@@ -201,21 +202,11 @@ class Command:
 @contextmanager
 def _end_of(process: subprocess.Popen[bytes]) -> Iterator[int]:
     """A descriptor that can be read once the process has ended."""
-    try:
-        fd = os.pidfd_open(process.pid) if process.poll() is None else _at_its_end()
-    except ProcessLookupError:  # it was waited for by somebody else meanwhile
-        fd = _at_its_end()
+    fd = watch_child(process)
     try:
         yield fd
     finally:
         os.close(fd)
-
-
-def _at_its_end() -> int:
-    """A descriptor that can be read at once."""
-    fd, writer = os.pipe()
-    os.close(writer)
-    return fd
 
 
 async def _readable(fds: Sequence[int]) -> None:

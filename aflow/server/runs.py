@@ -14,7 +14,6 @@ import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -22,6 +21,7 @@ from typing import IO, Any, NamedTuple
 from aflow._core import ids
 from aflow._core.private_folders import refuse_foreign
 from aflow._core.settings import environment_with
+from aflow._core.system import end_group
 from aflow.code import package
 from aflow.errors import (
     AflowError,
@@ -300,8 +300,7 @@ class Runs:
         """End the process that has the run, with all that it has started, at once."""
         process = self._processes.get(pathspec)
         if process is not None and process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end_group(process.pid)
 
     def cancel(self, pathspec: str) -> bool:
         """Stop the run; False where it is none of those that go on here."""
@@ -362,8 +361,7 @@ async def _announced(process: Process, told: IO[bytes], patience: float) -> str 
             await process.wait()
             return None
     except BaseException as error:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        end_group(process.pid)
         await process.wait()
         if isinstance(error, TimeoutError):
             raise CommandFailed(

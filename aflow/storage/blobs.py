@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 
 from aflow._core.ids import BlobKey, blob_key
+from aflow._core.system import read_proc
 from aflow.errors import CorruptBlob
 from aflow.storage import codecs
 from aflow.storage.base import Buffer, ObjectStore
@@ -66,20 +67,15 @@ def _address(view: memoryview) -> int:
 
 
 def _was_written(address: int, size: int) -> bool:
-    try:
-        file = open("/proc/self/smaps", "rb")  # noqa: SIM115 (closed below)
-    except OSError:
-        return True
     inside = found = False
-    with file:
-        for line in file:
-            field, _, value = line.partition(b" ")
-            if not field.endswith(b":"):
-                first, last = (int(each, 16) for each in field.split(b"-"))
-                inside = first < address + size and address < last
-                found = found or inside
-            elif inside and field in (b"Anonymous:", b"Swap:") and int(value.split()[0]):
-                return True
+    for line in (read_proc("self/smaps") or b"").splitlines():
+        field, _, value = line.partition(b" ")
+        if not field.endswith(b":"):
+            first, last = (int(each, 16) for each in field.split(b"-"))
+            inside = first < address + size and address < last
+            found = found or inside
+        elif inside and field in (b"Anonymous:", b"Swap:") and int(value.split()[0]):
+            return True
     return not found
 
 

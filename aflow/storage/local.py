@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from aflow._core.private_folders import make_private
+from aflow._core.system import reserve, sync
 from aflow.errors import ObjectNotFound, StoreUnavailable
 from aflow.storage.base import Buffer, check_name, check_prefix
 
@@ -213,7 +214,7 @@ class LocalStore:
         try:
             _write_all(file, parts)
             if durable:
-                os.fsync(file)
+                sync(file)
         except BaseException:
             _remove(path)
             raise
@@ -274,22 +275,13 @@ def _create(path: str) -> int:
 def _write_all(file: int, parts: Sequence[Buffer]) -> None:
     size = sum(map(_bytes_of, parts))
     if size >= _RESERVE_FROM:
-        _reserve(file, size)
+        reserve(file, size)
     elif len(parts) > 1 and size < _JOIN_BELOW:
         parts = (b"".join(parts),)
     for part in parts:
         rest = memoryview(part).cast("B")
         while rest:
             rest = rest[os.write(file, rest[:_WRITE_SIZE]) :]
-
-
-def _reserve(file: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        try:
-            os.posix_fallocate(file, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # this file system cannot
-                raise
 
 
 def _bytes_of(part: Buffer) -> int:
@@ -319,7 +311,7 @@ def _remove(temporary: str) -> None:
 def _sync(folder: str) -> None:
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(file)
+        sync(file)
     finally:
         os.close(file)
 

@@ -85,6 +85,27 @@ def test_every_exception_for_the_environment_is_needed() -> None:
     )
 
 
+# What is not on every Unix system, as it stands in programs.
+OF_LINUX = (
+    "pidfd", "SEQPACKET", '"/proc', "'/proc", "prctl", "memfd", "waitid", "sched_getaffinity",
+    "posix_fa", "epoll", "signalfd", "eventfd", "inotify", "ru_maxrss", "sys.platform ==",
+)  # fmt: skip
+MAY_BE_OF_LINUX = {
+    Path("aflow/_core/system.py"): "it has something else for other systems",
+    Path("aflow/executors/local/probe.py"): "it is about /proc, and says no where there is none",
+    Path("aflow/testing/chaos.py"): "a tool for Linux alone",
+}
+
+
+def test_one_module_chooses_what_stands_for_what_linux_alone_has() -> None:
+    def of_linux(path: Path) -> list[str]:
+        return [name for name in OF_LINUX if name in text_of(path)]
+
+    found = violations(AFLOW, of_linux)
+
+    assert {str(path) for path in MAY_BE_OF_LINUX} == found.keys(), found
+
+
 def test_no_test_sleeps() -> None:
     def sleeps(path: Path) -> list[tuple[int, str]]:
         return [

@@ -205,7 +205,7 @@ def test_a_worker_has_slots_too_and_leaves_to_others_what_can_never_start_there(
 
 
 def test_memory_of_processes_is_that_of_their_sessions(tmp_path: Path) -> None:
-    from aflow.executors.local.admission import memory_of
+    from aflow._core.system import memory_of
 
     program = "import os,sys; x = bytearray(50 << 20); os.fork(); print(len(x)); sys.stdin.read()"
     process = subprocess.Popen(

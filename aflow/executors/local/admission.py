@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aflow._core.records import NamedTuple
-from aflow._core.settings import environment_value, usable_cpus
+from aflow._core.settings import environment_value
+from aflow._core.system import usable_cpus
 from aflow.errors import InvalidInput
 from aflow.scheduler.slots import GPU, NOTHING, UNIT, Demand, Slots, demand_of, shown
 
@@ -311,50 +312,3 @@ def admission_for(
     demands = Demands(definition, machine, steps)
     demands.check(slots)
     return SlotQueue(slots, machine), demands
-
-
-# ------------------------------------------------------------------ memory
-
-
-def memory_of(sessions: Sequence[int]) -> dict[int, int]:
-    """The bytes of memory that all processes of these sessions have now, by session. Blocks for
-    some milliseconds. A process alone counts as a whole; of several, what they share once."""
-    wanted = set(sessions)
-    members: dict[int, list[int]] = {}
-    try:
-        entries = os.listdir("/proc")
-    except OSError:  # a system that has none: nothing is measured
-        return {}
-    for entry in entries:
-        if entry.isdigit():
-            try:
-                stat = Path(f"/proc/{entry}/stat").read_bytes()
-                session = int(stat.rpartition(b")")[2].split()[3])
-            except (OSError, ValueError, IndexError):  # it has ended meanwhile
-                continue
-            if session in wanted:
-                members.setdefault(session, []).append(int(entry))
-    return {session: _bytes_of(pids) for session, pids in members.items()}
-
-
-def _bytes_of(pids: Sequence[int]) -> int:
-    file, field = ("status", "VmRSS") if len(pids) == 1 else ("smaps_rollup", "Pss")
-    total = 0
-    for pid in pids:
-        try:
-            found = re.search(
-                rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.M
-            )
-        except OSError:  # it has ended meanwhile
-            continue
-        total += int(found[1]) * 1024 if found is not None else 0
-    return total
-
-
-def kills_of_the_system() -> int | None:
-    """How many processes the system has killed since memory ran out, on this machine so far."""
-    try:
-        found = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.M)
-    except OSError:
-        return None
-    return None if found is None else int(found[1])

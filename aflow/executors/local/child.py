@@ -12,37 +12,20 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aflow._core import ending
+from aflow._core.system import end_with_parent, memory_file
 from aflow.errors import TaskError
 from aflow.flow.current import current
 from aflow.task.runner import no_terminal
 
-_PR_SET_PDEATHSIG = 1
 _HIGH = 200  # descriptors of ours are above this, so that those of the program begin at 3
-_prctl: Any = None
 
 
-def load_prctl() -> None:
-    """Find prctl(2), once, before the processes are forked that call it."""
-    global _prctl
-    if sys.platform == "linux":
-        import ctypes  # costs start-up time: only the template pays it, while nobody waits
-
-        _prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-
-def prctl() -> Any:
-    """The function of the C library, once it was loaded; None where there is none."""
-    return _prctl
-
-
-def begin(parent: int, sigint: Any = _signal.default_int_handler) -> None:
+def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | None = None) -> None:
     """Become a process of our own: own session, killed when the parent dies, default signals. What
-    SIGINT does is what it did when the program began: nothing, under nohup and the like."""
+    SIGINT does is what it did when the program began: nothing, under nohup and the like. `line` is
+    that of the parent, where there is one (`system.lifeline`)."""
     os.setsid()
-    if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before prctl could tell the kernel
-        os._exit(1)
+    end_with_parent(parent, line)
     _signal.set_wakeup_fd(-1)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     _signal.signal(_signal.SIGINT, sigint if callable(sigint) else int(sigint))
@@ -99,7 +82,7 @@ class Printed:
         flush()
         self.bytes = (b"", b"")
         self._kept = [out_of_the_way(os.dup(number)) for number in (1, 2)]
-        self._files = [out_of_the_way(os.memfd_create(name)) for name in ("aflow-1", "aflow-2")]
+        self._files = [out_of_the_way(memory_file(name)) for name in ("aflow-1", "aflow-2")]
         redirect(*self._files)
         return self
 

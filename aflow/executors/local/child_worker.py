@@ -197,7 +197,6 @@ class WorkerStreams:
 
 HOLD = 0.01  # seconds that printed lines may wait for others
 MAX_HELD = 1 << 16  # bytes of them
-MAX_MESSAGE = 1 << 18  # bytes of a spec; bigger manifests do not travel with it
 
 
 class Link:
@@ -210,7 +209,7 @@ class Link:
     def __init__(self, tasks: int, reports: int) -> None:
         self.tasks = socket.socket(fileno=tasks)
         self.reports = socket.socket(fileno=reports)
-        self._buffer = memoryview(bytearray(MAX_MESSAGE))
+        self._buffer = memoryview(bytearray(wire.MAX_MESSAGE))
         self._lock = threading.Lock()
         self._clock = SystemClock()
         self._held: list[bytes] = []
@@ -221,7 +220,10 @@ class Link:
 
     def next(self) -> bytes:
         """The next message; b"" when the coordinator has closed its end."""
-        size = self.tasks.recv_into(self._buffer)
+        try:
+            size = self.tasks.recv_into(self._buffer)
+        except ConnectionResetError:  # macOS
+            return b""
         return bytes(self._buffer[:size])
 
     def next_if_any(self) -> bytes | None:
@@ -230,6 +232,8 @@ class Link:
             size = self.tasks.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
+        except ConnectionResetError:  # macOS
+            return b""
         return bytes(self._buffer[:size])
 
     def say(self, *message: Any) -> None:

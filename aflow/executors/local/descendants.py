@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
-from typing import Any
+
+from aflow._core.system import processes, read_proc
 
 try:
     import resource
@@ -26,19 +26,12 @@ _BASE = 1 << 61  # microseconds
 _CHILDREN = 1 << 28
 _TOKENS = 1 << 31
 _LIMIT: int | None = getattr(resource, "RLIMIT_RTTIME", None)
-_PR_SET_CHILD_SUBREAPER = 36
 _ROUNDS = 200  # looks for what is left at the end: some two seconds
 
 
 def new_token() -> int:
     """A number for all processes of one run, which hardly any other has."""
     return 1 + int.from_bytes(os.urandom(8), "big") % (_TOKENS - 1)
-
-
-def adopt_orphans(prctl: Any) -> None:
-    """Become the parent of all descendants that lose theirs, where the system knows that."""
-    if prctl is not None:
-        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def mark(token: int, child: int) -> None:
@@ -66,11 +59,7 @@ def owner_of(pid: int) -> tuple[int, int] | None:
 
 def children() -> list[int]:
     """The children of this process, which has one thread; none where the system does not say."""
-    try:
-        with open("/proc/thread-self/children", "rb") as file:
-            return [*map(int, file.read().split())]
-    except (OSError, ValueError):
-        return []
+    return [*map(int, (read_proc("thread-self/children") or b"").split())]
 
 
 def kill(pid: int) -> bool:
@@ -102,10 +91,7 @@ def end_all_children() -> None:
 def kill_marked(token: int) -> None:
     """End every process of this machine that has this token: those of a ground that was killed, and
     could not do so itself."""
-    if sys.platform != "linux":
-        return
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            owner = owner_of(int(name))
-            if owner is not None and owner[0] == token:
-                kill(int(name))
+    for pid in processes():
+        owner = owner_of(pid)
+        if owner is not None and owner[0] == token:
+            kill(pid)

@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
+from aflow._core.system import memory_of
 from aflow._core.threads import in_thread
 from aflow.code.program import Request
 from aflow.errors import AflowError, InvalidDecorator
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
-from aflow.executors.local.admission import FREE, Granted, SlotQueue, memory_of, too_much
+from aflow.executors.local.admission import FREE, Granted, SlotQueue, too_much
 from aflow.executors.local.ground_client import GroundProcess, Grounds
 from aflow.executors.local.task_processes import FreshProcesses
 from aflow.executors.local.worker_processes import MAX_AHEAD, WorkerPool

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 
-from aflow._core import ending, process
+from aflow._core import ending, process, system
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple
@@ -42,7 +42,7 @@ from aflow.executors.local import child as inside
 from aflow.executors.local import child_task, descendants, messages
 from aflow.executors.local.child_task import Host, copies_of
 from aflow.executors.local.preload import Generators, import_all, is_unseeded
-from aflow.executors.local.probe import obstacle, open_descriptors
+from aflow.executors.local.probe import obstacle
 from aflow.flow.graph import Graph, Kind, Node, connect
 from aflow.flow.spec import FlowSpec, set_launcher
 from aflow.metadata.base import MetadataStore
@@ -74,7 +74,7 @@ class UserProgram:
     """What a process has from before the user's program runs in it; made before that."""
 
     def __init__(self) -> None:
-        self._descriptors = open_descriptors()
+        self._descriptors = system.open_descriptors()
         self._finalizers = {*weakref.finalize._registry}  # type: ignore[attr-defined]
         self._exit_functions: list[Callable[..., Any]] = []
         self._random = random.getstate()
@@ -127,10 +127,6 @@ class UserProgram:
             _reopen(number)
 
 
-def _has_proc() -> bool:
-    return os.path.isdir("/proc/self/fd")
-
-
 def _was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
     """Whether somebody has seeded `random`, rather than only used it, between these states: it is
     tried whether drawing numbers leads from the one to the other."""
@@ -165,16 +161,11 @@ def _generator() -> str | None:
 
 
 def _readable_files(but: Collection[int]) -> Iterator[int]:
-    if not _has_proc():
-        return
-    for number in map(int, os.listdir("/proc/self/fd")):
+    for number in system.open_descriptors():
         if number <= 2 or number in but:
             continue
-        try:
-            mode = os.fstat(number).st_mode
-            flags = fcntl.fcntl(number, fcntl.F_GETFL)
-        except OSError:  # that of the listing itself
-            continue
+        mode = os.fstat(number).st_mode
+        flags = fcntl.fcntl(number, fcntl.F_GETFL)
         if stat.S_ISREG(mode) and flags & os.O_ACCMODE == os.O_RDONLY:
             yield number
 
@@ -183,7 +174,7 @@ def _reopen(number: int) -> None:
     """Give a file that is open for reading a position of its own, where it was."""
     try:
         at = os.lseek(number, 0, os.SEEK_CUR)
-        again = os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_CLOEXEC)
+        again = os.open(f"{system.DESCRIPTORS}/{number}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # it was removed, or may not be opened any more: it stays as it is
         return
     os.lseek(again, at, os.SEEK_SET)
@@ -352,6 +343,7 @@ class Ground:
         self._path = path
         self._open_store = open_store
         self._open_metadata = open_metadata
+        self._coordinator = parent
         self._parent = tuple(map(inside.out_of_the_way, _watch(parent)))
         self._sigint = signal.getsignal(signal.SIGINT)
         self._environment: dict[str, str] = {}  # variables of steps that this ground has already
@@ -375,6 +367,7 @@ class Ground:
         self._fds: list[int] = []
         self._postponed: list[_Postponed] = []
         self._wakeup: tuple[int, ...] = ()
+        self._line: tuple[int, int] | None = None  # by which children notice our end
         self._pid = os.getpid()
 
     def serve(self) -> None:
@@ -383,15 +376,20 @@ class Ground:
         readable, writable = self._wakeup = tuple(map(inside.out_of_the_way, os.pipe()))
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-        descendants.adopt_orphans(inside.prctl())
+        system.adopt_orphans()
+        line = system.lifeline()
+        if line is not None:
+            self._line = inside.out_of_the_way(line[0]), inside.out_of_the_way(line[1])
         poll = select.poll()
         for each in (self._control.fileno(), readable, *self._parent):
             poll.register(each, select.POLLIN)
         try:
             self._reap()  # what ended before signals woke us
             while True:
-                ready = {fd for fd, _ in poll.poll(_AGAIN * 1000 if self._postponed else None)}
+                ready = {fd for fd, _ in poll.poll(self._patience())}
                 if ready & {*self._parent}:
+                    return
+                if not self._parent and not system.is_there(self._coordinator):
                     return
                 if readable in ready:
                     os.read(readable, 4096)
@@ -403,6 +401,12 @@ class Ground:
         finally:
             if os.getpid() == self._pid:  # else: the process of a task, which goes on
                 self._end_all()
+
+    def _patience(self) -> float | None:
+        """Milliseconds after which there is something to do, though nothing has come."""
+        if self._postponed:
+            return _AGAIN * 1000
+        return None if self._parent else system.LOOK_AGAIN * 1000
 
     def _end_all(self) -> None:
         for pid in self._children:
@@ -416,10 +420,10 @@ class Ground:
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        inside.load_prctl()
+        system.prepare_forks()
         inside.set_up_streams()
         inside.refuse_breakpoints()  # once: in each task it would copy some sixty pages
-        self._inherited = open_descriptors()
+        self._inherited = system.open_descriptors()
         warm_up()
         # Pages of objects that the collector has moved to its permanent generation stay shared
         # with the forked processes: a collection there does not touch them.
@@ -436,6 +440,8 @@ class Ground:
         if not data:
             return False
         self._fds += fds
+        if fds and system.NEEDS_RECEIPTS:
+            self._say(messages.ARRIVED, len(fds))
         self._unpacker.feed(data)
         for message in self._unpacker:
             self._carry_out(message)
@@ -607,7 +613,7 @@ class Ground:
         """Run the body as a process of its own, and leave with the exit code that it gives."""
         code = 1
         try:
-            inside.begin(self._pid, self._sigint)
+            inside.begin(self._pid, self._sigint, self._line and self._line[0])
             descendants.mark(self._token, child)
             self._generators.seed()
             self._let_go(child)
@@ -633,7 +639,7 @@ class Ground:
         self, child: int, environment: Mapping[str, str], work: Callable[[], child_task.Work]
     ) -> NoReturn:
         """Let the program, which waits in the call of its flow, go on with this work."""
-        inside.begin(self._pid, self._sigint)
+        inside.begin(self._pid, self._sigint, self._line and self._line[0])
         descendants.mark(self._token, child)
         self._let_go(child)
         assert self._user_program is not None, "it has run"
@@ -645,8 +651,9 @@ class Ground:
     def _let_go(self, child: int) -> None:
         """Close what belongs to the ground, and to other processes that it is still to fork."""
         # By its number: the methods of sockets would copy a dozen pages.
+        line = () if self._line is None else (self._line[1],)
         messages.close_all(
-            [self._control.detach(), *self._wakeup, *self._parent, *self._of_others(child)]
+            [self._control.detach(), *self._wakeup, *line, *self._parent, *self._of_others(child)]
         )
 
     def _of_others(self, child: int | None = None) -> list[int]:
@@ -695,7 +702,7 @@ class Ground:
     def _become_ground(self) -> None:
         inside.begin(self._pid, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-        messages.close_all([*self._wakeup, *self._of_others()])
+        messages.close_all([*self._wakeup, *(self._line or ()), *self._of_others()])
         self._begin_to_serve()
 
     def _try_to_warm(
@@ -803,22 +810,23 @@ class Ground:
     def _reap(self) -> None:
         """Report each child that has ended, and end what it left running."""
         exits, has_ended = [], False
-        while (pid := _ended_child()) is not None:
+        while (ended := system.reap(self._end_group_of)) is not None:
             has_ended = True
-            if pid in self._children or pid in self._grounds:
-                # It is not reaped yet: so its number cannot name another group.
-                kill_group(pid, signal.SIGKILL)
-            pid, status, usage = os.wait4(pid, 0)
+            pid, status, usage = ended
             self._grounds.discard(pid)
             child = self._children.pop(pid, None)
             if child is not None:
                 del self._pids[child]
                 cpu = usage.ru_utime + usage.ru_stime
-                exits.append((child, status, usage.ru_maxrss * 1024, cpu))
+                exits.append((child, status, system.peak_memory(usage), cpu))
         if has_ended:
             self._end_orphans()
         for each in exits:
             self._say(messages.EXITED, *each)
+
+    def _end_group_of(self, pid: int) -> None:
+        if pid in self._children or pid in self._grounds:
+            system.end_group(pid)
 
     def _end_orphans(self) -> None:
         """End what has come to us because its parents are gone, if its task is, too. What it has
@@ -839,15 +847,6 @@ class Ground:
             self._control.sendall(messages.packed(*message))
         except OSError:  # the coordinator is gone: the next read sees the end and kills all
             return
-
-
-def _ended_child() -> int | None:
-    """A child that has ended, which stays to be reaped; None where there is none."""
-    try:
-        info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return None
-    return None if info is None else info.si_pid
 
 
 class _GoOn(BaseException):
@@ -874,23 +873,21 @@ def _no_process(error: OSError) -> str:
 
 def kill_group(pid: int, signum: int) -> None:
     """Send a signal to a process and all that it has started, if there is any left."""
+    gone = (ProcessLookupError, PermissionError)  # macOS: the second where all have ended
     try:
         os.killpg(pid, signum)
-    except ProcessLookupError:
+    except gone:
         try:
             os.kill(pid, signum)  # it was just forked and has no group of its own yet
-        except ProcessLookupError:
+        except gone:
             return
 
 
 def _watch(parent: int) -> tuple[int, ...]:
     """A descriptor that can be read once the process has ended; none where there is no such thing.
     The end of the socket says the same, unless a process that the parent has forked holds it."""
-    if not hasattr(os, "pidfd_open"):
-        return ()
     try:
-        return (os.pidfd_open(parent),)
+        watched = system.watch(parent)
     except ProcessLookupError:
         os._exit(0)  # it has ended already
-    except OSError:  # an older kernel, or not allowed in this container
-        return ()
+    return () if watched is None else (watched,)

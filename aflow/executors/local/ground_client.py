@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow._core.records import NamedTuple
-from aflow._core.settings import usable_cpus
+from aflow._core.system import usable_cpus
 from aflow.executors.local import descendants, messages
 
 if TYPE_CHECKING:
@@ -333,7 +333,10 @@ class _Link:
             return
         self._unpacker.feed(data)
         for message in self._unpacker:
-            self._grounds.hear(self, *message)
+            if message[0] == messages.ARRIVED:
+                self._outbox.arrived(message[1])
+            else:
+                self._grounds.hear(self, *message)
 
     def close(self) -> None:
         """Release the ground. May be called twice."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from aflow._core.process import delegate_if_first
 from aflow._core.settings import environment_with, secret_variables, without_signing_key
+from aflow._core.system import read_proc
 from aflow.code.program import started
 
 if TYPE_CHECKING:
@@ -157,12 +158,11 @@ _OF_TOOLS = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 
 def environment_at_start() -> dict[str, str]:
     """The environment that this program began with, as far as that is known."""
-    try:
-        # What the kernel gave the program: os.environ has what it has changed meanwhile.
-        with open("/proc/self/environ", "rb") as file:
-            pairs = [each.partition(b"=") for each in file.read().split(b"\0") if b"=" in each]
-    except OSError:
+    # What the kernel gave the program: os.environ has what it has changed meanwhile.
+    given = read_proc("self/environ")
+    if given is None:
         return environment_with({})
+    pairs = [each.partition(b"=") for each in given.split(b"\0") if b"=" in each]
     found = {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
     # A tool that runs the program sets these first, for all processes that are to be measured; and
     # secrets are not to be seen there any more (conceal_secrets).

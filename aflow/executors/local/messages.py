@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from aflow._core.system import NEEDS_RECEIPTS
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
@@ -35,9 +37,11 @@ NOT_FORKED = 2  # [NOT_FORKED, id, reason]
 COLD = 3  # [COLD, reason, seconds]: tasks import by themselves what they need, which takes so long
 READY = 5  # [READY]: a ground that was grown serves
 HAS = 6  # [HAS, all?]
+ARRIVED = 7  # [ARRIVED, count]: of descriptors, where these stay open until then
 REFUSED = 4  # [REFUSED, id, reason]: the process cannot be forked from the program
 
 MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253
+MAX_MESSAGE = 1 << 18  # bytes of a spec for a worker; bigger manifests do not travel with it
 _CHUNK = 1 << 18
 
 
@@ -71,6 +75,7 @@ class Outbox:
         self._sock = sock
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
         self._waiting = False
+        self._travelling: deque[int] = deque()  # descriptors that may not have arrived
 
     def send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
         """Send a message; the descriptors are ours from now on and closed once they are sent."""
@@ -79,12 +84,17 @@ class Outbox:
             self._flush()
 
     def close(self) -> None:
-        """Forget what has not been sent."""
+        """Forget what has not been sent, or has not arrived."""
         if self._waiting:
             self._loop.remove_writer(self._sock)
             self._waiting = False
         while self._queue:
             close_all(self._queue.popleft()[1])
+        self.arrived(len(self._travelling))
+
+    def arrived(self, count: int) -> None:
+        """So many more descriptors have arrived."""
+        close_all([self._travelling.popleft() for _ in range(count)])
 
     def _flush(self) -> None:
         while self._queue:
@@ -97,7 +107,10 @@ class Outbox:
             except OSError:  # the ground is gone; its end is noticed on the reading side
                 self.close()
                 return
-            close_all(fds)
+            if NEEDS_RECEIPTS:
+                self._travelling.extend(fds)
+            else:
+                close_all(fds)
             if sent == len(data):
                 self._queue.popleft()
             else:

@@ -3,7 +3,7 @@ user's, and of the user's own program where `process="fork"` wants its tasks for
 
 What stands in the way of a fork is what a child has not got, or has in common with all others:
 threads, descriptors with a position or a peer, locks, memory that is shared, timers, children. All
-of it is in /proc/self. Where that cannot be read, nothing is forked.
+of it is in /proc/self. Where there is none, nothing is forked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import stat
 import struct
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+
+from aflow._core.system import HAS_PROC
 
 # Libraries whose threads survive a fork: each child starts its own when it needs one.
 _SURVIVE = ("libarrow.so",)
@@ -27,22 +28,11 @@ _SETTLING = 0.05  # seconds within which threads that a fork hook starts again a
 _TRIAL_LIMIT = 5.0  # seconds that a trial fork may take
 
 
-def open_descriptors() -> set[int]:
-    """The descriptors that are open now; none where that cannot be known."""
-    found = set()
-    try:
-        for number in map(int, os.listdir("/proc/self/fd")):
-            with suppress(OSError):  # that of the listing itself
-                os.fstat(number)
-                found.add(number)
-    except OSError:
-        return set()
-    return found
-
-
 def obstacle(ours: Collection[int] = ()) -> str | None:
     """Why no process can be forked from this one; None where it can be. `ours` are descriptors that
     forks know how to deal with. Forks once, as a trial."""
+    if not HAS_PROC:
+        return "this system does not say which threads a process has (there is no /proc)"
     try:
         return _thread_in_trial() or _thread() or _descriptor(ours) or _shared() or _other()
     except OSError as error:

@@ -12,10 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import Clock
+from aflow._core.system import end_group, kills_of_the_system
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports, Usage
 from aflow.executors.local import messages
-from aflow.executors.local.admission import FREE, Granted, kills_of_the_system
+from aflow.executors.local.admission import FREE, Granted
 from aflow.executors.local.ground_client import Grounds
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
@@ -215,7 +216,7 @@ class FreshProcesses:
         """There was no process to be had, or its ground has ended: the attempt is lost."""
         pid = self._live[child].pid
         if pid is not None:
-            base.kill_what_is_left(pid)
+            end_group(pid)
         self._lose(child, reason)
 
     def refused(self, child: int, reason: str) -> None:
@@ -233,7 +234,7 @@ class FreshProcesses:
         self._settle_postponed(AttemptState.LOST, f"The task was lost: {reason}.")
         for child, process in [*self._live.items()]:
             if process.pid is not None:
-                base.kill_what_is_left(process.pid)
+                end_group(process.pid)
             self._lose(child, reason)
 
     def _lose(self, child: int, reason: str) -> None:

@@ -8,6 +8,7 @@ and has not begun. Coroutine steps all go to one process, whose event loop runs 
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import Any
 import msgpack
 
 from aflow._core.clock import Clock
+from aflow._core.system import end_group, message_pair, messages_have_an_end
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports
 from aflow.executors.local import messages
@@ -34,6 +36,7 @@ from aflow.task.spec import ENDED, GROWN, IMPORTED, LOGGED, STARTED, AttemptRepo
 Owner = tuple[int, int]
 
 _CHUNK = 1 << 18
+_LOOK_AGAIN = 0.01  # seconds
 _CANCEL = b"\xc0"  # executors.local.coroutines.CANCEL; that module is the worker's side
 
 
@@ -61,9 +64,11 @@ class WorkerProcess:
         self._loop = loop
         self._unpacker = messages.unpacker()
         self._open = True
+        self._is_retired = False
+        self._later: asyncio.TimerHandle | None = None
         with ExitStack() as made:  # where one of them cannot be had, none is kept
-            self._specs, self._taken_back = _pair(made, socket.SOCK_SEQPACKET)
-            self._reports, their_reports = _pair(made, socket.SOCK_STREAM)
+            self._specs, self._taken_back = _pair(made, message_pair(messages.MAX_MESSAGE))
+            self._reports, their_reports = _pair(made, socket.socketpair())
             self._pipes, writers = pipes(2)
             made.callback(messages.close_all, self._pipes + writers)
             tasks, *readers = (_copy(made, fd) for fd in (self._taken_back.fileno(), *self._pipes))
@@ -99,15 +104,26 @@ class WorkerProcess:
             self._specs.send(data)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # no room, for datagrams of macOS
+                raise
+            return False
         return True
 
     def when_roomy(self, callback: Callable[[], None]) -> None:
-        """Call back, again and again, while it has room; None to stop is `when_roomy_stop`."""
-        self._loop.add_writer(self._specs, callback)
+        """Call back when it may have room, once or more often, until `when_roomy_stop`."""
+        if messages_have_an_end():
+            self._loop.add_writer(self._specs, callback)
+        else:  # datagrams: whether there is room is not told everywhere
+            self.when_roomy_stop()
+            self._later = self._loop.call_later(_LOOK_AGAIN, callback)
 
     def when_roomy_stop(self) -> None:
         """No longer call back."""
-        self._loop.remove_writer(self._specs)
+        if self._later is None:
+            self._loop.remove_writer(self._specs)
+        else:
+            self._later.cancel()
 
     def take_back(self) -> list[AttemptSpec]:
         """Take back every spec that the process has not taken itself."""
@@ -122,6 +138,8 @@ class WorkerProcess:
             taken.append(spec)
         for data in cancels:
             self._send(data)
+        if self._is_retired:
+            self.retire()
         return taken
 
     def _next_sent(self) -> bytes:
@@ -175,7 +193,11 @@ class WorkerProcess:
 
     def retire(self) -> None:
         """Ask it to end once it has run what it holds."""
-        self._specs.shutdown(socket.SHUT_WR)
+        self._is_retired = True
+        if messages_have_an_end():
+            self._specs.shutdown(socket.SHUT_WR)
+        else:
+            self._send(b"")
 
     def close(self) -> None:
         """Release its sockets and pipes. May be called twice."""
@@ -183,15 +205,17 @@ class WorkerProcess:
             return
         self._open = False
         self._loop.remove_reader(self._reports)
-        self._loop.remove_writer(self._specs)
+        self.when_roomy_stop()
         for each in (self._specs, self._taken_back, self._reports):
             each.close()
         messages.close_all(self._pipes)
 
 
-def _pair(made: ExitStack, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
+def _pair(
+    made: ExitStack, pair: tuple[socket.socket, socket.socket]
+) -> tuple[socket.socket, socket.socket]:
     """Two ends of a socket, closed again if `made` is."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    ours, theirs = pair
     made.enter_context(ours)
     made.enter_context(theirs)
     return ours, theirs
@@ -542,7 +566,7 @@ class WorkerPool:
         """The first ground is gone, and all workers with it."""
         for worker in [*self._workers.values()]:
             if worker.pid is not None:
-                base.kill_what_is_left(worker.pid)
+                end_group(worker.pid)
             self._bury(worker, lambda owner, since: self._lost(owner, since, reason), again=False)
         self._refuse(reason)
 

@@ -1,0 +1,356 @@
+"""What Linux alone has, and what takes its place on other systems (macOS, sandboxes without /proc).
+
+It is chosen here, once, by what is there; no other module asks which system it runs on. Only
+`executors/local/probe.py`, which is about /proc as a whole, and `aflow.testing.chaos` read /proc
+besides.
+
+| on Linux | elsewhere |
+|---|---|
+| pidfd | a thread that waits for a child; other processes are looked for every second |
+| PR_SET_PDEATHSIG | a pipe whose other end the parent holds, and a thread that waits at it |
+| subreapers, marks on processes | a task ends with its process group |
+| SOCK_SEQPACKET | datagrams, the last of which is empty |
+| memfd | a temporary file without a name |
+| waitid | wait4: the group of a process is ended just after it was reaped |
+| /proc | ps for memory; nothing for the rest, each of which says what that means |
+"""
+
+from __future__ import annotations
+
+# signal's own functions turn each number into an enum, which writes to many more pages.
+import _signal  # type: ignore[import-not-found]
+import errno
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import resource
+    import socket
+    import subprocess
+
+_IS_MAC = sys.platform == "darwin"
+
+# Where the descriptors of this process can be opened by number; None where that is nowhere.
+DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None
+HAS_PROC = DESCRIPTORS is not None
+LOOK_AGAIN = (
+    1.0  # seconds after which it is looked whether a process that cannot be watched is there
+)
+
+# Descriptors that travel over a socket have to stay open here until they have arrived.
+NEEDS_RECEIPTS = sys.platform != "linux"
+
+
+def read_proc(name: str) -> bytes | None:
+    """A file of /proc, as `self/environ`; None where there is none, or it may not be read."""
+    try:
+        with open(f"/proc/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def processes() -> list[int]:
+    """The numbers of all processes of this machine; none where the system does not say."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return []
+
+
+def usable_cpus() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def monotonic_domain() -> str:
+    """What has to be equal for monotonic times of two processes to be comparable: one start of one
+    machine, and its time namespace. Empty where the system does not say."""
+    booted = read_proc("sys/kernel/random/boot_id")
+    if booted is None:
+        return ""
+    try:
+        return f"{booted.decode().strip()} {os.readlink('/proc/self/ns/time')}"
+    except OSError:
+        return ""
+
+
+# ------------------------------------------------------------------ files
+
+
+def sync(file: int) -> None:
+    """Return when what was written to a file, or folder, is on the disk. Raises OSError."""
+    if _IS_MAC:  # where fsync leaves it in the disk's cache
+        import fcntl
+
+        try:
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined]
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                raise
+    os.fsync(file)
+
+
+def reserve(file: int, size: int) -> None:
+    """Have so many bytes for a file, or raise OSError, where the system and its disk can."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # this file system cannot
+                raise
+
+
+def memory_file(name: str) -> int:
+    """The descriptor of a file without a place, which is gone when it is closed."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    import tempfile
+
+    number, path = tempfile.mkstemp(prefix=name)
+    os.unlink(path)
+    return number
+
+
+def open_descriptors() -> set[int]:
+    """The descriptors that are open now."""
+    try:
+        numbers: Sequence[int] = [*map(int, os.listdir(DESCRIPTORS or "/dev/fd"))]
+    except OSError:
+        import resource
+
+        numbers = range(min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+    return {*filter(_is_open, numbers)}
+
+
+_MOST_DESCRIPTORS = 1024  # that are looked at where the system has no list
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:  # that of the listing itself
+        return False
+    return True
+
+
+# ------------------------------------------------------------------ sockets
+
+
+def message_pair(largest: int) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a socket that keeps messages apart, of so many bytes at most: each is received as
+    a whole, by one of those who receive. Raises OSError."""
+    import socket
+
+    if messages_have_an_end():
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for each in pair:  # macOS has room for 2 and 4 kB
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            each.setsockopt(socket.SOL_SOCKET, option, 2 * largest)
+    return pair
+
+
+@functools.cache
+def messages_have_an_end() -> bool:
+    """Whether who receives from a `message_pair` notices that the other end was shut down (else an
+    empty message has to say so), and a socket without room can be waited for."""
+    import socket
+
+    return not _IS_MAC and hasattr(socket, "SOCK_SEQPACKET")
+
+
+# ------------------------------------------------------------------ processes
+
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_prctl: Any = None
+
+
+def prepare_forks() -> None:
+    """Load what forked processes call, once, before they are forked."""
+    global _prctl
+    import ctypes  # costs start-up time: only a ground pays it, while nobody waits
+
+    _prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of all descendants that lose theirs, where the system knows that."""
+    if _prctl is not None:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def lifeline() -> tuple[int, int] | None:
+    """A pipe for `end_with_parent`, where the kernel does not end processes with their parents:
+    the parent keeps both ends, its children the first alone."""
+    return os.pipe() if _prctl is None else None
+
+
+def end_with_parent(parent: int, line: int | None = None) -> None:
+    """Have this process, and its group, ended when its parent is: by the kernel, or when the other
+    end of a lifeline is closed. Does not return if it has ended already."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
+    elif line is not None:
+        import threading
+
+        waiting = threading.Thread(target=_wait_at, args=[line], name="aflow-parent", daemon=True)
+        waiting.start()
+    if os.getppid() != parent:  # it died before that could be known
+        os._exit(1)
+
+
+def _wait_at(line: int) -> None:
+    me = os.getpid()
+    os.read(line, 1)  # nothing is ever written to it
+    if os.getpid() == me:
+        os.killpg(os.getpgid(0), _signal.SIGKILL)
+
+
+def watch(pid: int) -> int | None:
+    """A descriptor that can be read once the process has ended; None where there is no such thing:
+    ask `is_there` now and then. Raises ProcessLookupError if there is no such process."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except OSError:  # an older kernel, or not allowed in this container
+        return None
+
+
+def is_there(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's by now
+        return True
+    return True
+
+
+def watch_child(process: subprocess.Popen[bytes]) -> int:
+    """A descriptor, to be closed by the caller, that can be read once this child has ended."""
+    try:
+        watched = watch(process.pid) if process.poll() is None else None
+    except ProcessLookupError:  # it was waited for by somebody else meanwhile
+        watched = None
+    if watched is not None:
+        return watched
+    readable, writable = os.pipe()
+    if process.returncode is not None:
+        os.close(writable)
+        return readable
+    import threading
+
+    def wait() -> None:
+        try:
+            process.wait()
+        finally:
+            os.close(writable)
+
+    threading.Thread(target=wait, name="aflow-child", daemon=True).start()
+    return readable
+
+
+def reap(
+    at_end: Callable[[int], object],
+) -> tuple[int, int, resource.struct_rusage] | None:
+    """Reap a child that has ended, as os.wait4 does; None where there is none. `at_end` is called
+    with its number while that cannot be another process's yet, or just after."""
+    try:
+        if not hasattr(os, "waitid"):
+            ended = os.wait4(-1, os.WNOHANG)
+            if not ended[0]:
+                return None
+            at_end(ended[0])
+            return ended
+        info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if info is None:
+        return None
+    at_end(info.si_pid)
+    return os.wait4(info.si_pid, 0)
+
+
+def end_group(pid: int) -> None:
+    """End what is left of a process's group, at once. Its number names the group for as long as
+    that has a member."""
+    try:
+        os.killpg(pid, _signal.SIGKILL)
+    except (
+        ProcessLookupError,
+        PermissionError,
+    ):  # none is left, or it is no longer ours; macOS: what is left has ended
+        return
+
+
+def peak_memory(usage: resource.struct_rusage) -> int:
+    """The most memory that what this is the usage of has had, in bytes."""
+    return usage.ru_maxrss * (1 if _IS_MAC else 1024)
+
+
+# ------------------------------------------------------------------ memory
+
+
+def memory_of(sessions: Sequence[int]) -> dict[int, int]:
+    """The bytes of memory that all processes of these sessions have now, by session. Blocks for
+    some milliseconds. A process alone counts as a whole; of several, what they share once (where
+    there is no /proc: as often as they are)."""
+    return _memory_by_proc({*sessions}) if HAS_PROC else _memory_by_ps({*sessions})
+
+
+def _memory_by_proc(wanted: set[int]) -> dict[int, int]:
+    members: dict[int, list[int]] = {}
+    for pid in processes():
+        stat = (read_proc(f"{pid}/stat") or b"").rpartition(b")")[2].split()
+        session = int(stat[3]) if len(stat) > 3 else 0  # it has ended meanwhile
+        if session in wanted:
+            members.setdefault(session, []).append(pid)
+    return {session: _bytes_of(pids) for session, pids in members.items()}
+
+
+def _bytes_of(pids: Sequence[int]) -> int:
+    file, field = ("status", b"VmRSS") if len(pids) == 1 else ("smaps_rollup", b"Pss")
+    total = 0
+    for pid in pids:
+        said = read_proc(f"{pid}/{file}") or b""  # it has ended meanwhile
+        found = re.search(rb"^%s:\s+(\d+) kB" % field, said, re.MULTILINE)
+        total += int(found[1]) * 1024 if found is not None else 0
+    return total
+
+
+def _memory_by_ps(wanted: set[int]) -> dict[int, int]:
+    import subprocess
+
+    command = ["ps", "-axo", "pid=,rss="]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):  # there is none: nothing is measured
+        return {}
+    found: dict[int, int] = {}
+    for line in listed.stdout.splitlines():
+        pid, _, size = line.strip().partition(" ")
+        try:
+            session = os.getsid(int(pid))
+        except (OSError, ValueError):  # it has ended meanwhile
+            continue
+        if session in wanted:
+            found[session] = found.get(session, 0) + int(size) * 1024
+    return found
+
+
+def kills_of_the_system() -> int | None:
+    """How many processes the system has killed since memory ran out, on this machine so far; None
+    where it does not say."""
+    found = re.search(rb"^oom_kill (\d+)", read_proc("vmstat") or b"", re.MULTILINE)
+    return None if found is None else int(found[1])

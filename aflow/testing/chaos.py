@@ -155,6 +155,7 @@ def _read(line: str) -> Begun:
 
 PATIENCE = 120.0  # seconds after which something that does not come fails its test
 FLOW = "Flow_"
+_FIRST_OUTGOING = 32_768  # ports from which Linux takes those of outgoing connections
 
 
 def wait_until(what: Callable[[], object], why: str = "it has not come to that") -> None:
@@ -621,7 +622,7 @@ class Machines:
         self.has_slept = False  # one of the workers
         self._settled: dict[int, int] = {}  # committed tasks, and how often they had begun by then
         self.clocks = {name: _Clock(fleet.folder / f"clock-{name}") for name in ("ours", "theirs")}
-        self._port = _free_port()
+        self._port = free_port()
         self._workers = [self._worker() for _ in range(workers)]
         self._server = fleet.serve(self._port) if by_server else None
         self._coordinator: subprocess.Popen[bytes] | None = None
@@ -799,7 +800,7 @@ def soak(
     began, lots, struck = SystemClock.monotonic(), random.Random(seed), Counter[str]()
     try:
         machines = Machines(fleet, lots, workers, isolation, by_server=by_server)
-        while struck.total() < kills:
+        while faults and struck.total() < kills:
             machines.rest(lots.uniform(0.0, pause))
             if machines.is_over():
                 break
@@ -884,7 +885,12 @@ def _children_of(pid: int) -> list[int]:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port() -> int:
+    """A port that nobody uses now. It is below those from which the system takes the ports of
+    outgoing connections: one of these could take it before its server has started, or while the
+    server is down between being killed and started again."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, _FIRST_OUTGOING)
+        with socket.socket() as probe, contextlib.suppress(OSError):  # it is used: another one
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -17,13 +17,14 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from aflow.testing.chaos import free_port
 from tests.support.waiting import PATIENCE, select_nothing
 
 # Read before tests take the developer's settings away.
@@ -76,20 +77,12 @@ class Server:
             self._process = None
 
 
-def free_port() -> int:
-    """A port that nobody uses now."""
-    return free_ports(1)[0]
-
-
 def free_ports(count: int) -> list[int]:
     """So many ports that nobody uses now, each another one."""
-    with ExitStack() as probes:
-        ports = []
-        for _ in range(count):
-            probe = probes.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(int(probe.getsockname()[1]))
-        return ports
+    ports = set[int]()
+    while len(ports) < count:
+        ports.add(free_port())
+    return [*ports]
 
 
 def missing(what: str) -> NoReturn:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import free_ports, select_nothing
+from tests.support.servers import free_ports
+from tests.support.waiting import PATIENCE, select_nothing
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
-PATIENCE = 30.0  # seconds for the nodes to be there
 
 CONFIGURATION = """\
 ClusterName=aflow
@@ -164,9 +164,10 @@ class Slurm:
     def _until(self, happened: Callable[[], bool], what: str) -> None:
         give_up_at = time.monotonic() + PATIENCE
         while not happened():
-            if time.monotonic() > give_up_at:
+            ended = [name for name, each in self._processes.items() if each.poll() is not None]
+            if ended or time.monotonic() > give_up_at:
                 said = "".join(file.read_text()[-2000:] for file in self.folder.glob("*.log"))
-                raise AssertionError(f"{what} did not start ({self.query('sinfo', '-N')}): {said}")
+                raise AssertionError(f"{what} did not start ({ended} ended): {said}")
             select_nothing(0.1)
 
 

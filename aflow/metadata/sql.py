@@ -375,6 +375,7 @@ class RecordReader(ABC):
         """The flow's runs, newest first; see the port."""
         after_time, after_key = after or (None, None)
         which: dict[str, Any] = {"flow": flow} if flow is not None else {}
+        tag, second_tag, *more_tags = [*tags, None, None] if len(tags) < 2 else tags
         found = self._all(
             "runs" if flow is not None else "all_runs",
             **which,
@@ -385,7 +386,9 @@ class RecordReader(ABC):
             after_time=after_time,
             after_key=after_key,
             states=[state.value for state in states],
-            tags=list(tags),
+            tag=tag,
+            second_tag=second_tag,
+            more_tags=[each for each in more_tags if each is not None],
             limit=limit,
         )
         by_run: dict[int, list[tuple[str, int]]] = {}

@@ -31,9 +31,11 @@ WHERE flow = %(flow)s AND kind = %(kind)s
   AND (%(after_key)s::bigint IS NULL OR (created_at, key) < (%(after_time)s::float8, %(after_key)s::bigint))
   AND (cardinality(%(states)s::text[]) = 0 OR state = ANY (%(states)s::text[]))
   AND (cardinality(%(users)s::text[]) = 0 OR user_name = ANY (%(users)s::text[]))
-  AND NOT EXISTS (
-    SELECT 1 FROM unnest(%(tags)s::text[]) AS wanted
-    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted))
+  AND (%(tag)s::text IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = %(tag)s::text))
+  AND (%(second_tag)s::text IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = %(second_tag)s::text))
+  AND (cardinality(%(more_tags)s::text[]) = 0 OR NOT EXISTS (
+    SELECT 1 FROM unnest(%(more_tags)s::text[]) AS wanted
+    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted)))
 ORDER BY created_at DESC, key DESC LIMIT %(limit)s
 
 -- name: all_runs
@@ -47,9 +49,11 @@ WHERE kind = %(kind)s
   AND (%(after_key)s::bigint IS NULL OR (created_at, key) < (%(after_time)s::float8, %(after_key)s::bigint))
   AND (cardinality(%(states)s::text[]) = 0 OR state = ANY (%(states)s::text[]))
   AND (cardinality(%(users)s::text[]) = 0 OR user_name = ANY (%(users)s::text[]))
-  AND NOT EXISTS (
-    SELECT 1 FROM unnest(%(tags)s::text[]) AS wanted
-    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted))
+  AND (%(tag)s::text IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = %(tag)s::text))
+  AND (%(second_tag)s::text IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = %(second_tag)s::text))
+  AND (cardinality(%(more_tags)s::text[]) = 0 OR NOT EXISTS (
+    SELECT 1 FROM unnest(%(more_tags)s::text[]) AS wanted
+    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted)))
 ORDER BY created_at DESC, key DESC LIMIT %(limit)s
 
 -- name: tags

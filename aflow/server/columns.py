@@ -13,6 +13,7 @@ multiple of 8 bytes: task (u32), ready, start, end (f32, seconds after `base`, N
 
 from __future__ import annotations
 
+import heapq
 import json
 import sys
 import threading
@@ -148,13 +149,74 @@ class Columns:
             parts += [data, bytes(-len(data) % 8)]
         return b"".join(parts)
 
-    def times(self) -> _Times:
-        """A copy of what the figures of steps are made of."""
-        steps = [*self.steps]
-        return _Times(
-            steps, copy(self.step), copy(self.ready), copy(self.start), copy(self.end),
-            copy(self.flags),
-        )  # fmt: skip
+    def copy(self) -> Columns:
+        """The same columns for somebody else, who may take long over them."""
+        made = Columns(self.base)
+        made.version, made.steps, made.workers = self.version, {**self.steps}, {**self.workers}
+        made.task, made.step, made.worker = copy(self.task), copy(self.step), copy(self.worker)
+        made.ready, made.start, made.end = copy(self.ready), copy(self.start), copy(self.end)
+        made.state, made.flags = copy(self.state), copy(self.flags)
+        return made
+
+    def figures(self) -> dict[str, StepFigures]:
+        """The figures of each step, out of one pass over the tasks."""
+        took: list[array[float]] = [array("d") for _ in self.steps]
+        waits: list[array[float]] = [array("d") for _ in self.steps]
+        retried, reused = [0] * len(self.steps), [0] * len(self.steps)
+        for step, ready, start, end, flags in zip(
+            self.step, self.ready, self.start, self.end, self.flags, strict=True
+        ):
+            if flags & REUSED:
+                reused[step] += 1
+                continue
+            if flags:
+                retried[step] += 1
+            elif start == start:  # not NaN
+                waits[step].append(start - ready if start > ready else 0.0)
+            if end == end and start == start:
+                took[step].append(end - start)
+        return {
+            name: StepFigures(
+                *_quantiles(took[place]), _median(waits[place]), retried[place], reused[place]
+            )
+            for name, place in self.steps.items()
+        }
+
+    def trace(self, name: str, now: float) -> Iterator[str]:
+        """When each task ran as a trace in the format of Chrome's tracing, which Perfetto shows:
+        JSON text in pieces. A host is a process there; its tasks have as many threads as went on
+        at once. Tasks that go on last until `now`."""
+        hosts: dict[str, int] = {}
+        host_of = [hosts.setdefault(host, len(hosts)) for host, _ in self.workers]
+        yield f'{{"displayTimeUnit":"ms","otherData":{{"run":{json.dumps(name)}}},"traceEvents":[\n'
+        named = [
+            {"ph": "M", "name": "process_name", "pid": place, "args": {"name": host or "this host"}}
+            for host, place in hosts.items()
+        ]
+        yield ",\n".join(map(json.dumps, named))
+        steps, free = [*self.steps], [_Lanes() for _ in hosts]
+        started = [row for row, at in enumerate(self.start) if at == at]
+        started.sort(key=self.start.__getitem__)
+        for chunk in range(0, len(started), _CHUNK):
+            lines = []
+            for row in started[chunk : chunk + _CHUNK]:
+                start, end = self.start[row], self.end[row]
+                over = end if end == end else max(start, now - self.base)
+                host, step = host_of[self.worker[row]], steps[self.step[row]]
+                told = {
+                    "state": STATES[self.state[row]],
+                    "waited_seconds": round(max(0.0, start - self.ready[row]), 3),
+                    "reused": bool(self.flags[row] & REUSED),
+                    "retried": bool(self.flags[row] & RETRIED),
+                }
+                event = {
+                    "ph": "X", "name": f"{step}/{self.task[row]}", "cat": step, "pid": host,
+                    "tid": free[host].take(start, over), "ts": round(start * 1e6),
+                    "dur": round((over - start) * 1e6), "args": told,
+                }  # fmt: skip
+                lines.append(json.dumps(event))
+            yield ",\n" + ",\n".join(lines)
+        yield "\n]}\n"
 
     def page(
         self, step: str | None, state: str | None, sort: str, offset: int, limit: int
@@ -197,39 +259,21 @@ class Columns:
         ]
 
 
-class _Times(NamedTuple):
-    """When the tasks of a run were ready, started and ended."""
+class _Lanes:
+    """As many lanes as tasks go on at once: the one that is free first is taken again."""
 
-    steps: list[str]
-    step: array[int]
-    ready: array[float]
-    start: array[float]
-    end: array[float]
-    flags: array[int]
+    def __init__(self) -> None:
+        self._ends: list[tuple[float, int]] = []
 
-    def figures(self) -> dict[str, StepFigures]:
-        """The figures of each step, out of one pass over the tasks."""
-        took: list[array[float]] = [array("d") for _ in self.steps]
-        waits: list[array[float]] = [array("d") for _ in self.steps]
-        retried, reused = [0] * len(self.steps), [0] * len(self.steps)
-        for step, ready, start, end, flags in zip(
-            self.step, self.ready, self.start, self.end, self.flags, strict=True
-        ):
-            if flags & REUSED:
-                reused[step] += 1
-                continue
-            if flags:
-                retried[step] += 1
-            elif start == start:  # not NaN
-                waits[step].append(start - ready if start > ready else 0.0)
-            if end == end and start == start:
-                took[step].append(end - start)
-        return {
-            name: StepFigures(
-                *_quantiles(took[place]), _median(waits[place]), retried[place], reused[place]
-            )
-            for place, name in enumerate(self.steps)
-        }
+    def take(self, start: float, end: float) -> int:
+        """The lane of a task; they are asked for in the order of the starts."""
+        if self._ends and self._ends[0][0] <= start:
+            lane = self._ends[0][1]
+            heapq.heapreplace(self._ends, (end, lane))
+        else:
+            lane = len(self._ends)
+            heapq.heappush(self._ends, (end, lane))
+        return lane
 
 
 def _since(base: float, times: Sequence[float | None]) -> list[float]:
@@ -311,6 +355,11 @@ class ColumnsCache:
         with self._fresh(run) as columns:
             return columns.page(step, state, sort, offset, limit)
 
+    def copy(self, run: RunRecord) -> Columns:
+        """The columns of a run, for the caller alone."""
+        with self._fresh(run) as columns:
+            return columns.copy()
+
     def figures(self, run: RunRecord) -> dict[str, StepFigures]:
         """The figures of a run's steps. Of a run that goes on they may be a little older than the
         run: it takes a pass over all its tasks to find them."""
@@ -324,9 +373,9 @@ class ColumnsCache:
         with kept.figuring:
             if kept.found_at[0] != run.version:
                 with self._fresh(run) as columns:
-                    times = columns.times()
+                    copied = columns.copy()
                 begun = self._clock.monotonic()
-                kept.figures = times.figures()
+                kept.figures = copied.figures()
                 now = self._clock.monotonic()
                 kept.found_at = (run.version, now, now - begun)
             return kept.figures

@@ -19,6 +19,7 @@ from aflow._core.ids import PARAMETERS_TASK
 from aflow.code import package
 from aflow.errors import AflowError, InvalidInput, NotFound
 from aflow.flow.graph import Graph
+from aflow.interop.keys import FIRST_KEY
 from aflow.interop.together import store_of_history
 from aflow.metadata.base import MetadataStore, RunRecord, TaskView
 from aflow.runs.cache.explain import explain
@@ -255,6 +256,10 @@ class Views:
     def columns(self, run: RunRecord, since: int | None) -> bytes:
         """The tasks of a run as columns; see `server.columns`."""
         return self._columns.read(run, since)
+
+    def trace(self, run: RunRecord) -> Iterator[str]:
+        """When each task of a run ran, as a trace that Perfetto shows; text in pieces."""
+        return self._columns.copy(run).trace(f"{run.flow}/{run.run}", self._clock.now())
 
     def tasks(
         self,
@@ -587,6 +592,11 @@ class Views:
             differ = any(each != told[0] for each in told)
             rows.append({"section": section, "name": name, "values": values, "differ": differ})
 
+        def add_values(section: str, name: str, found: list[dict[str, Any] | None]) -> None:
+            """A row of artifacts, which differ where their digests do."""
+            add(section, name, [e and e["text"] for e in found], [e and e["digest"] for e in found])
+            rows[-1]["previews"] = [e and e["preview"] for e in found]
+
         add("run", "state", [run.state.value for run in runs])
         add("run", "user", [run.user for run in runs])
         add("run", "seconds", [
@@ -598,11 +608,7 @@ class Views:
         add("run", "code", [(run.settings.get("code") or {}).get("key", "")[:12] for run in runs])
         constants = [{each["name"]: each for each in self._constants(run)} for run in runs]
         for name in sorted({name for each in constants for name in each}):
-            add(
-                "parameters", name,
-                [each[name]["text"] if name in each else None for each in constants],
-                [each[name]["digest"] if name in each else None for each in constants],
-            )  # fmt: skip
+            add_values("parameters", name, [each.get(name) for each in constants])
         steps = [{s["step"]: s for s in self._steps(run, None)} for run in runs]
         for name in dict.fromkeys(name for each in steps for name in each):
             add(
@@ -612,11 +618,7 @@ class Views:
             )
         lefts = [self._left(run) for run in runs]
         for name in sorted({name for each in lefts for name in each}):
-            add(
-                "artifacts", name,
-                [each[name]["text"] if name in each else None for each in lefts],
-                [each[name]["digest"] if name in each else None for each in lefts],
-            )  # fmt: skip
+            add_values("artifacts", name, [each.get(name) for each in lefts])
         return {"runs": [_plain_run(run) for run in runs], "rows": rows}
 
     def _left(self, run: RunRecord) -> dict[str, dict[str, Any]]:
@@ -629,13 +631,29 @@ class Views:
         return found
 
     def suggest(self, prefix: str) -> list[dict[str, str]]:
-        """Flows and runs whose names begin so, for the search box."""
-        flow, slash, run = prefix.partition("/")
+        """What a search box completes: flows, their runs and the steps of these, by how they begin;
+        after `tag:` and `user:` those of the latest runs."""
+        word, colon, begun = prefix.partition(":")
+        if colon and word in ("tag", "user"):
+            runs = self._metadata.runs(None, limit=_PAGE)
+            known = (name for r in runs for name in (r.tags if word == "tag" else (r.user,)))
+            found = [each for each in dict.fromkeys(known) if each.startswith(begun)]
+            return [{"kind": word, "text": f"{word}:{each}"} for each in found[:_NAMED]]
+        flow, slash, rest = prefix.partition("/")
         names = [
             name for name, _ in self._metadata.flows() if name.lower().startswith(flow.lower())
         ]
         if not slash:
             return [{"kind": "flow", "text": name} for name in names[:_NAMED]]
+        run, more, step = rest.partition("/")
+        if more:
+            record = self._metadata.run(flow, run) if flow in names else None
+            steps = self._metadata.progress(record.key) if record else []
+            return [
+                {"kind": "step", "text": f"{flow}/{run}/{each.step}"}
+                for each in steps
+                if each.step.startswith(step)
+            ][:_NAMED]
         return [
             {"kind": "run", "text": f"{name}/{each.run}"}
             for name in names
@@ -663,7 +681,11 @@ def source_of(run: RunRecord) -> dict[str, Any]:
     """Where a run is from: what has recorded it, and, of one of Metaflow's, the place where that
     is read. Such a run is shown, and never changed."""
     place = run.settings.get("metaflow")
-    return {"recorded_by": "aflow" if place is None else "metaflow", "read_from": place}
+    return {
+        "recorded_by": "aflow" if place is None else "metaflow",
+        "read_from": place,
+        "read_only": run.key >= FIRST_KEY,
+    }
 
 
 def _plain_run(run: RunRecord) -> dict[str, Any]:

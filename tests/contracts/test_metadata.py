@@ -145,6 +145,8 @@ def test_flows_come_newest_first(store: MetadataStore) -> None:
         ({"since": 3.5}, "54"),
         ({"tags": ["odd"]}, "531"),
         ({"tags": ["odd", "user:ann"]}, "31"),
+        ({"tags": ["odd", "user:ann", "odd"]}, "31"),
+        ({"tags": ["odd", "user:ann", "none"]}, ""),
         ({"tags": ["user:ann"], "limit": 1}, "3"),
         ({"tags": ["none"]}, ""),
         ({"states": [RunState.FAILED]}, "2"),

@@ -213,6 +213,7 @@ def test_runs_are_compared_by_what_differs(served: Served) -> None:
     assert (["3", "4"], True) == tuple(rows["parameters", "n"][k] for k in ("values", "differ"))
     assert not rows["parameters", "fail"]["differ"]
     assert ["5", "14"] == rows["artifacts", "join.total"]["values"]
+    assert 2 == len(rows["artifacts", "join.total"]["previews"])
     assert not rows["run", "code"]["differ"]
     for wrong in ("", "Flow_", f"Flow_/{served.runs[0]}", ",".join([both] * 3)):
         assert 400 == served.ask("GET", f"/v1/compare?runs={wrong}")[0]
@@ -235,7 +236,22 @@ def test_flows_code_explanations_artifacts_and_cards_are_told(served: Served) ->
     found = served.get("/v1/suggest?prefix=fl")["found"]
     assert [{"kind": "flow", "text": "Flow_"}] == found
     assert 3 == len(served.get("/v1/suggest?prefix=Flow_/")["found"])
+    steps = served.get(f"/v1/suggest?prefix=Flow_/{served.runs[1]}/s")["found"]
+    assert ["square", "start"] == sorted(each["text"].split("/")[2] for each in steps)
+    assert [] == served.get("/v1/suggest?prefix=Flow_/404/s")["found"]
+    tags = served.get("/v1/suggest?prefix=tag:pr")["found"]
+    assert [{"kind": "tag", "text": "tag:prod"}] == tags
     assert 404 == served.ask("GET", "/v1/flows/Nothing")[0]
+
+
+def test_a_run_is_downloaded_as_a_trace_that_perfetto_shows(served: Served) -> None:
+    path = f"/v1/runs/Flow_/{served.runs[1]}"
+    events = served.get(f"{path}/trace.json")["traceEvents"]
+    names = [event["name"] for event in events if event["ph"] == "X"]
+    assert 4 == sum(name.startswith("square/") for name in names)
+    assert all(event["dur"] >= 0 and event["args"]["state"] == "succeeded"
+               for event in events if event["ph"] == "X")  # fmt: skip
+    assert 404 == served.ask("GET", "/v1/runs/Flow_/404/trace.json")[0]
 
 
 def test_tags_are_changed_and_runs_deleted_where_they_have_ended(served: Served) -> None:

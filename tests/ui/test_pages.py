@@ -88,6 +88,7 @@ PAGES = [
     "runs/{run}?tab=code", "runs/{run}?tab=cards", "runs/{run}?tab=explain",
     "runs/{run}?tab=events", "runs/{run}/tasks/2",
     "runs/{failed}", "compare?runs={run},{failed}", "nowhere", "schedules?edit=*",
+    "runs/Theirs/7", "runs/Flow_/404",
 ]  # fmt: skip
 
 
@@ -106,10 +107,23 @@ class Site(Daemon):
         return f"{self.url}/ui/login?code={code}"
 
 
+def recorded_by_metaflow(folder: Path) -> None:
+    """The run Theirs/7 as Metaflow leaves one in its folder, from long ago."""
+    facts = {"flow_id": "Theirs", "user_name": "ann", "tags": [], "system_tags": []}
+    for place, more in (
+        ("", {}), ("7", {"run_number": "7"}), ("7/start", {"step_name": "start"}),
+        ("7/start/1", {"step_name": "start", "task_id": "1"}),
+    ):  # fmt: skip
+        file = folder / ".metaflow" / "Theirs" / place / "_meta" / "_self.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({**facts, "ts_epoch": 1_000_000, **more}))
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Site]:
     daemon = Site(tmp_path_factory.mktemp("site"))
     daemon.write(FLOW)
+    recorded_by_metaflow(daemon.path)
     path = {"PYTHONPATH": str(repository)}
     daemon.begin(**path)
     assert 0 == daemon.submit("flow.py", "--wait", "--tag", "prod", **path).code
@@ -150,6 +164,17 @@ class Browser:
             return True
 
         self.until(clicked)
+
+    def press(self, css: str) -> None:
+        """Click what this selects, as soon as it is there."""
+
+        def pressed() -> bool:
+            found = self.find(css)
+            if found:
+                self.driver.execute_script("arguments[0].click()", found[0])
+            return bool(found)
+
+        self.until(pressed)
 
     def until(self, condition: Any, seconds: float = PATIENCE) -> Any:
         # A page that is drawn again takes elements away between the look and the question.
@@ -293,17 +318,46 @@ def test_a_failed_run_is_resumed_and_runs_are_compared_by_clicks(browser: Browse
     failed = browser.site.failed
     browser.open(f"runs/{failed}")
     browser.click("Resume")
+    browser.type("form.sheet-inline input[name=fail]", "false")
     browser.click("Resume", "form.sheet-inline")
     browser.until(lambda: failed not in browser.driver.current_url)
     browser.says("Resumed from")
+    browser.until(lambda: browser.find(".run-head .state.succeeded"))  # with the other value
     browser.open("?filter=tag:prod")
     browser.says(browser.site.run.split("/")[1])
     assert 1 == len(browser.find("[data-row]"))
     browser.open("")
-    for box in browser.find("[data-row] input[type=checkbox]")[:2]:
-        box.click()
+    for row in (2, 3):
+        browser.press(f"[data-row][aria-rowindex='{row}'] input[type=checkbox]")
     browser.click("Compare")
     browser.says("Parameters, configs")
+
+
+def test_nothing_that_changes_a_run_is_offered_for_those_of_metaflow(browser: Browser) -> None:
+    browser.open("runs/Theirs/7")
+    browser.says("Metaflow has recorded this run")
+    offered = browser.text(".run-head .actions")
+    assert "Compare" in offered
+    assert [] == [name for name in ("Cancel", "Resume", "Run again") if name in offered]
+    assert "Delete" not in browser.find(".run-head .menu")[0].get_attribute("textContent")
+    browser.open("?filter=flow:Theirs")
+    browser.press("[data-row] input[type=checkbox]")
+    browser.says("such runs are shown, and not changed", ".chosen-bar")
+    assert [] == browser.find(".chosen-bar .danger")
+
+
+def test_the_search_box_and_the_filter_complete_what_is_there(browser: Browser) -> None:
+    browser.open("")
+    box = browser.find("#search")[0]
+    box.send_keys(f"{browser.site.run}/jo")
+    browser.until(lambda: f"{browser.site.run}/join" in browser.text("#found"))
+    box.send_keys(Keys.ENTER)
+    browser.until(lambda: browser.driver.current_url.endswith("?tab=tasks&step=join"))
+    browser.open("")
+    browser.type(".filter input", "tag:pr")
+    browser.until(lambda: "tag:prod" in browser.text(".hints"))
+    browser.find(".filter input")[0].send_keys(Keys.TAB, Keys.ENTER)
+    browser.until(lambda: "filter=tag%3Aprod" in browser.driver.current_url)
 
 
 def test_the_keyboard_moves_through_pages_and_rows(browser: Browser) -> None:
@@ -429,7 +483,7 @@ def test_schedules_are_made_changed_and_turned_off_by_clicks(browser: Browser) -
     browser.type("form input.code", "30 5 * * ? *")
     browser.click("Save")
     browser.until(lambda: "30 5 * * ? *" in browser.text(".list"))
-    browser.find(".list .switch")[0].click()
+    browser.press(".list .switch")
     browser.until(lambda: browser.find(".list .switch[aria-checked=false]"))
     told = browser.site.ask("GET", "/v1/schedules/Flow_")[1]
     assert ("30 5 * * ? *", True) == (told["cron"], told["paused"])

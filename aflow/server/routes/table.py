@@ -40,6 +40,7 @@ _RUN = _object(
     flow=TEXT, run=TEXT, state=TEXT, user=TEXT, created_at={"type": "number"},
     finished_at=_TIME, tags=_list(TEXT), reason=TEXT,
     recorded_by={"enum": ["aflow", "metaflow"]}, read_from=MAYBE_TEXT,
+    read_only={"type": "boolean"},
 )  # fmt: skip
 _TASK = _object(
     task={"type": "integer"}, step=TEXT, state=TEXT, attempts={"type": "integer"},
@@ -207,6 +208,10 @@ ROUTES = [
     Route(
         "GET", _ONE + "/columns", "show_columns", {"type": "string", "format": "binary"},
         query={"since": number(LARGEST_NUMBER)}, says="application/octet-stream",
+        refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/trace.json", "get_trace", _object(traceEvents=_list(_object())),
         refuses=(400, 404),
     ),
     Route(

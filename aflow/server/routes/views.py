@@ -90,6 +90,19 @@ class ViewRoutes:
 
         return await self._bodies.answer(request, known, read, "application/octet-stream")
 
+    async def get_trace(self, request: web.Request) -> web.StreamResponse:
+        """When each task of a run ran, as a download in the format of Chrome's tracing, which
+        Perfetto shows."""
+        run = await self._run(request)
+        parts = await asyncio.to_thread(self._views.trace, run)
+        response = web.StreamResponse(headers=_attachment(f"{run.flow}-{run.run}.trace.json"))
+        response.content_type = "application/json"
+        await response.prepare(request)
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            await response.write(part.encode())
+        await response.write_eof()
+        return response
+
     async def page_tasks(self, request: web.Request) -> web.StreamResponse:
         """A page of the tasks of a run: of a `step`, in a `state`, sorted by `task`, `started`,
         `duration` or `wait` (`-` before it: the largest first), from `offset` on."""

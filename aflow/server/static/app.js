@@ -277,6 +277,10 @@ function rowKey(event) {
   else if (at >= 0 && event.key === "Enter") /** @type {any} */ (rows[at].querySelector("a[href]"))?.click();
 }
 
+// Its address is relative to that of the page, which changes.
+const icon = /** @type {HTMLLinkElement | null} */ (document.querySelector("link[rel=icon]"));
+if (icon) icon.href = new URL("ui/static/icon.svg", ROOT).href;
+
 // While the server is away somebody has to notice that it is back.
 setInterval(() => {
   if (connection.value === "lost" && !document.hidden) ask("healthz").catch(() => null);

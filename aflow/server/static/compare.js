@@ -1,6 +1,7 @@
 // Two to five runs side by side; what is the same is left out unless asked for.
 // @ts-check
 import { Behind, go, html, Link, Notice, query, State, setQuery, shown, span, useApi, useState, withQuery } from "./lib.js";
+import { Preview } from "./run.js";
 
 const TITLES = { run: "Runs", parameters: "Parameters, configs", durations: "Median seconds of steps", artifacts: "Artifacts" };
 
@@ -29,20 +30,22 @@ export function ComparePage() {
           const own = rows.filter((/** @type {any} */ r) => r.section === section);
           return (
             own.length > 0 &&
-            html`<tbody><tr class="section"><th colspan=${data.runs.length + 1}>${title}</th></tr>${own.map((/** @type {any} */ r) => html`<tr class=${r.differ ? "differ" : "same"}><th>${r.name}</th>${r.values.map((/** @type {any} */ v) => html`<td>${cell(section, r, v)}</td>`)}</tr>`)}</tbody>`
+            html`<tbody><tr class="section"><th colspan=${data.runs.length + 1}>${title}</th></tr>${own.map((/** @type {any} */ r) => html`<tr class=${r.differ ? "differ" : "same"}><th>${r.name}</th>${r.values.map((/** @type {any} */ v, /** @type {number} */ n) => html`<td>${cell(section, r, v, n)}</td>`)}</tr>`)}</tbody>`
           );
         })}</table></div>
+        ${data.rows.some((/** @type {any} */ r) => r.section === "run" && r.name === "code" && r.differ) && html`<p>Their code differs: ${data.runs.slice(1).map((/** @type {any} */ r) => html`<${Link} class="tag" to=${`runs/${r.flow}/${r.run}?tab=code&against=${data.runs[0].run}`}>${r.run} against ${data.runs[0].run}<//>`)}</p>`}
         ${rows.length === 0 && html`<${Notice}>Nothing differs.<//>`}<${Scatter} data=${data} />`;
       })
     }`;
 }
 
-function cell(/** @type {string} */ section, /** @type {any} */ row, /** @type {any} */ value) {
+function cell(/** @type {string} */ section, /** @type {any} */ row, /** @type {any} */ value, /** @type {number} */ n) {
   if (value === null || value === undefined) return html`<span class="dim">–</span>`;
   if (section === "durations" || row.name === "seconds") {
     const most = Math.max(...row.values.filter((/** @type {any} */ v) => v !== null), 0.000001);
     return html`<span class="paired"><i style=${{ width: `${(value / most) * 100}%` }}></i><span>${span(value)}</span></span>`;
   }
+  if (row.previews) return html`<${Preview} artifact=${{ name: row.name, text: String(value), preview: row.previews[n] }} />`;
   return html`<code>${String(value)}</code>`;
 }
 
@@ -62,8 +65,10 @@ function Scatter({ data }) {
   };
   const xs = scale(fx.values),
     ys = scale(fy.values);
+  // Names of runs that lie on one another stand above one another.
+  const order = (/** @type {number} */ n) => xs.slice(0, n).filter((x, m) => Math.abs(x - xs[n]) < 0.3 && Math.abs(ys[m] - ys[n]) < 0.08).length;
   const choice = (/** @type {number} */ at, /** @type {(n: number) => void} */ set, /** @type {string} */ label) =>
     html`<label>${label} <select value=${at} onChange=${(/** @type {any} */ e) => set(Number(e.target.value))}>${figures.map((/** @type {any} */ f, /** @type {number} */ n) => html`<option value=${n}>${f.section}: ${f.name}</option>`)}</select></label>`;
   return html`<section><h2>One against the other</h2><div class="toolbar">${choice(x, setX, "Across")}${choice(y, setY, "Up")}</div>
-    <svg class="scatter" viewBox="0 0 420 220" role="img" aria-label=${`${fy.name} against ${fx.name}`}><path class="edge" d="M40 10v180h370" />${data.runs.map((/** @type {any} */ r, /** @type {number} */ n) => html`<g class=${r.state}><circle cx=${50 + xs[n] * 340} cy=${180 - ys[n] * 160} r="6"><title>${r.run}: ${fx.values[n]}, ${fy.values[n]}</title></circle><text x=${60 + xs[n] * 330} y=${176 - ys[n] * 160}>${r.run}</text></g>`)}</svg></section>`;
+    <svg class="scatter" viewBox="0 0 420 220" role="img" aria-label=${`${fy.name} against ${fx.name}`}><path class="edge" d="M40 10v180h370" />${data.runs.map((/** @type {any} */ r, /** @type {number} */ n) => html`<g class=${r.state}><circle cx=${50 + xs[n] * 340} cy=${180 - ys[n] * 160} r="6"><title>${r.run}: ${fx.values[n]}, ${fy.values[n]}</title></circle><text x=${xs[n] > 0.5 ? 40 + xs[n] * 340 : 60 + xs[n] * 340} y=${184 - ys[n] * 160 - 14 * order(n)} text-anchor=${xs[n] > 0.5 ? "end" : "start"}>${r.run}</text></g>`)}</svg></section>`;
 }

@@ -18,22 +18,30 @@ export function FlowsPage() {
         ${f.latest && html`<td><${State} state=${f.latest.state} /> <${Link} to=${runPath(f.latest)}>${f.latest.run}<//></td><td><${Bar} tasks=${f.latest.tasks} /></td><td><${Time} at=${f.latest.created_at} /></td><td class="right num">${span(took(f.latest))}</td>`}</tr>`,
       )}</tbody></table></div>`
     }`,
+    "Flows",
   );
 }
 
 export function FlowPage({ flow }) {
   const found = useApi(`v1/flows/${flow}`);
   const [form, setForm] = useState(false);
-  return shown(found, (data) => {
-    const steps = [...new Set(data.grid.flatMap((/** @type {any} */ r) => Object.keys(r.steps)))];
-    return html`<div class="head"><h1>${flow}</h1><div class="actions">${data.code.key && html`<button class="main" onClick=${() => setForm(!form)}>Run…</button>`}<${Link} class="button" to=${`?filter=flow:${flow}`}>All runs<//></div><${Behind} path=${`v1/flows/${flow}`} /></div>
+  const plans = useApi("v1/schedules");
+  const own = (plans.data?.schedules || []).filter((/** @type {any} */ s) => s.flow === flow);
+  return shown(
+    found,
+    (data) => {
+      const steps = [...new Set(data.grid.flatMap((/** @type {any} */ r) => Object.keys(r.steps)))];
+      return html`<div class="head"><h1>${flow}</h1><div class="actions">${data.code.key && html`<button class="main" onClick=${() => setForm(!form)}>Run…</button>`}<${Link} class="button" to=${`?filter=flow:${flow}`}>All runs<//></div><${Behind} path=${`v1/flows/${flow}`} /></div>
       ${data.doc && html`<p class="doc">${data.doc}</p>`}
+      ${own.length > 0 && html`<p>${own.map((/** @type {any} */ s) => html`<${Link} class="tag" to=${`schedules?edit=${encodeURIComponent(s.name)}`}>${s.name}: ${s.paused ? "off" : s.next ? `next ${new Date(s.next * 1000).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" })}` : "never due again"}<//>`)}</p>`}
       ${form && html`<${RunForm} data=${data} close=${() => setForm(false)} />`}
       <section><h2>Latest runs</h2><${Durations} runs=${data.runs} /></section>
       <div class="split">
       ${data.graph && html`<section class="graph-box"><${Graph} graph=${data.graph} /></section>`}
       <section><h2>Steps of runs</h2><${Grid} data=${data} steps=${steps} /><h2>Steps now and before</h2><${Slower} data=${data} steps=${steps} /></section></div>`;
-  });
+    },
+    flow,
+  );
 }
 
 /** A bar a run, oldest first, as high as it took. */
@@ -80,15 +88,15 @@ function RunForm({ data, close }) {
     if (answer) close(), go(`runs/${answer.run}`);
   };
   return html`<form class="sheet-inline" onSubmit=${start}><h2>Run ${data.flow}</h2>
-    ${data.parameters.map(
+    <div class="fields">${data.parameters.map(
       (/** @type {any} */ p) =>
-        html`<label>${p.name} <small class="dim">${p.type}</small><input placeholder=${p.value} onInput=${(/** @type {any} */ e) => {
+        html`<label><span>${p.name} <small class="dim">${p.type}</small></span><input placeholder=${p.value} onInput=${(/** @type {any} */ e) => {
           const next = { ...values };
           if (e.target.value === "") delete next[p.name];
           else next[p.name] = e.target.value;
           setValues(next);
         }} /></label>`,
-    )}
+    )}</div>
     <label>Tags <input value=${tags} onInput=${(/** @type {any} */ e) => setTags(e.target.value)} /></label>
     <p class="dim">What is left empty has the flow's default. The code is that of the latest run. The same in a terminal:</p>
     <pre>aflow submit ${data.code.script}${Object.entries(values).map(([name, value]) => ` --${name} ${/^[\w.-]+$/.test(value) ? value : `'${value}'`}`)}</pre>

@@ -314,13 +314,13 @@ export function Skeleton({ lines = 6 }) {
 
 /**
  * What an API answers, as a page: a skeleton, a sentence, or the page.
- * @param {any} found of useApi @param {(data: any) => any} page
+ * @param {any} found of useApi @param {(data: any) => any} page @param {string} [title] the heading of a page that cannot be shown
  */
-export function shown(found, page) {
+export function shown(found, page, title = "") {
   if (found.data)
     return html`${found.stale && html`<${Notice} kind="warn" retry=${found.retry}>These figures are not the latest: ${found.error.message}<//>`}
       ${page(found.data)}`;
-  if (found.error) return html`<${Notice} kind="bad" retry=${found.retry}>${found.error.message}<//>`;
+  if (found.error) return html`${title && html`<h1>${title}</h1>`}<${Notice} kind="bad" retry=${found.retry}>${found.error.message}<//>`;
   return html`<${Skeleton} />`;
 }
 
@@ -336,6 +336,7 @@ export function Tabs({ tabs, name = "tab" }) {
     requestAnimationFrame(() => document.getElementById(`${name}-${next}`)?.focus());
     event.preventDefault();
   };
+  useEffect(() => document.getElementById(`${name}-${chosen}`)?.scrollIntoView({ block: "nearest", inline: "nearest" }), [chosen]);
   return html`<div class="tabs" role="tablist" onKeyDown=${move}>
     ${tabs.map(
       ([key, title, mark]) => html`<button role="tab" id=${`${name}-${key}`} aria-selected=${key === chosen} tabindex=${key === chosen ? 0 : -1}

@@ -1,6 +1,6 @@
 // What tasks print: read in pieces, drawn as far as it is on the screen, followed while it grows.
 // @ts-check
-import { get, html, Notice, query, ROOT, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery } from "./lib.js";
+import { get, html, Notice, query, ROOT, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery, woken } from "./lib.js";
 
 const ROW = 19; // pixels, as in app.css
 const PIECE = 2000; // lines a request
@@ -54,8 +54,8 @@ export function Log({ path, task = 0, running, steps = [] }) {
     setTail(null);
     next.current = "";
     (async () => {
-      try {
-        for (let all = /** @type {any[]} */ ([]); ; ) {
+      for (let all = /** @type {any[]} */ ([]); !stop.signal.aborted; ) {
+        try {
           const answer = await get(withQuery(`v1/runs/${path}/log`, { task: task || "", step, after: next.current, search: asked, limit: PIECE }), {
             signal: stop.signal,
           });
@@ -63,16 +63,21 @@ export function Log({ path, task = 0, running, steps = [] }) {
           all = all.concat(answer.lines);
           setLines(all);
           setLoaded(true);
-          if (answer.end || all.length >= KEPT) break;
+          setError(null);
+          if (!answer.end && all.length < KEPT) continue;
+          setTail(next.current);
+          return;
+        } catch (said) {
+          const error = /** @type {any} */ (said);
+          if (stop.signal.aborted) return;
+          setError(error);
+          if (error.status !== 0 && error.status < 500) return;
+          await new Promise((resolve) => setTimeout(resolve, 2000)); // and on from where it was
         }
-        setError(null);
-        setTail(next.current);
-      } catch (said) {
-        if (!stop.signal.aborted) setError(said);
       }
     })();
     return () => stop.abort();
-  }, [path, task, step, asked]);
+  }, [path, task, step, asked, woken.value]);
 
   const topic = running && tail !== null && !asked && !step ? `logs:${path}${task ? `/${task}` : ""}` : null;
   useTopic(
@@ -110,7 +115,7 @@ export function Log({ path, task = 0, running, steps = [] }) {
     </div>
     ${error && html`<${Notice} kind="bad">${error.message}<//>`}
     ${loaded && lines.length === 0 && html`<${Notice}>${asked ? "No line holds this text." : running ? "Nothing was printed yet." : "Nothing was printed."}<//>`}
-    <div class="lines" ref=${box} onScroll=${scrolled} tabindex="0" role="log" aria-label="Output">
+    <div class="lines" style=${{ height: `clamp(90px, ${lines.length * ROW + 18}px, 62vh)` }} ref=${box} onScroll=${scrolled} tabindex="0" role="log" aria-label="Output">
       <div style=${{ height: `${lines.length * ROW}px` }}><div style=${{ transform: `translateY(${first * ROW}px)` }}>
         ${lines.slice(first, end).map((line, n) => html`<div key=${first + n} class=${`line ${line.stream}`}><i title=${new Date(line.at * 1000).toLocaleString()}>${new Date(line.at * 1000).toLocaleTimeString([], { hour12: false })}</i>${shownTask && html`<b>${line.step}/${line.task}</b>`}<span>${ansi(line.text)}</span></div>`)}
       </div></div>

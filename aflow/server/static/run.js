@@ -29,6 +29,8 @@ import {
   took,
   useApi,
   useEffect,
+  useReading,
+  useRef,
   useRunVersion,
   useState,
   withQuery,
@@ -63,6 +65,7 @@ export function RunPage({ flow, run }) {
       ${tab === "explain" && html`<${Explain} path=${path} version=${version} />`}
       ${tab === "events" && html`<${Events} path=${path} version=${data.version} />`}
     </div>`,
+    path,
   );
 }
 
@@ -71,6 +74,7 @@ const sum = (/** @type {Record<string, number>} */ tasks) => Object.values(tasks
 function Head({ data, path }) {
   if (data.state === "running") void now.value;
   const over = !["running", "pending"].includes(data.state);
+  const again = !data.read_only && data.code.key;
   const [form, setForm] = useState("");
   const cancel = async () => {
     if (await confirm("Cancel this run?", "Its tasks are stopped. What they have left stays, and the run can be resumed.", "Cancel the run"))
@@ -89,15 +93,16 @@ function Head({ data, path }) {
   return html`<section class="run-head">
     <div class="head"><h1><${State} state=${data.state} /> <span class="title"><${Link} to=${`flows/${data.flow}`}>${data.flow}<//><span class="dim">/${data.run}</span></span></h1>
       <div class="actions">
-        ${!over && html`<button class="danger" onClick=${cancel}>Cancel</button>`}
-        ${over && data.state !== "succeeded" && html`<button class="main" onClick=${() => setForm("resume")}>Resume</button>`}
-        ${over && html`<button onClick=${() => setForm("rerun")}>Run again…</button>`}
+        ${!over && !data.read_only && html`<button class="danger" onClick=${cancel}>Cancel</button>`}
+        ${over && again && data.state !== "succeeded" && html`<button class="main" onClick=${() => setForm("resume")}>Resume</button>`}
+        ${over && again && html`<button onClick=${() => setForm("rerun")}>Run again…</button>`}
         <button onClick=${() => go(`compare?runs=${path}`)}>Compare…</button>
         <details class="menu"><summary aria-label="More">⋯</summary><div>
           <a href=${new URL(`v1/runs/${path}/log.txt`, ROOT).href}>Download all logs</a>
+          <a href=${new URL(`v1/runs/${path}/trace.json`, ROOT).href} title="When each task ran, for Perfetto or chrome://tracing">Download a trace</a>
           <button onClick=${() => copy(`aflow logs ${path}`)}>Copy the log command</button>
           <button onClick=${() => copy(`from aflow import Run\nrun = Run("${path}")`)}>Copy the client's code</button>
-          ${over && html`<button class="danger" onClick=${remove}>Delete…</button>`}
+          ${over && !data.read_only && html`<button class="danger" onClick=${remove}>Delete…</button>`}
         </div></details>
       </div>
     </div>
@@ -110,10 +115,18 @@ function Head({ data, path }) {
       <${Behind} path=${`v1/runs/${path}/overview`} />
     </div>
     <${Bar} tasks=${data.tasks} />
+    ${data.read_only && html`<p class="dim">${readOnly(data)}</p>`}
+    ${over && !data.read_only && !again && html`<p class="dim">It cannot be run again from here: its code was not kept.</p>`}
     ${data.reason && html`<${Notice} kind=${data.state === "failed" ? "bad" : "info"}>${data.reason}<//>`}
     ${form && html`<${Again} data=${data} path=${path} mode=${form} close=${() => setForm("")} />`}
   </section>`;
 }
+
+/** Why nothing is offered that changes a run. @param {any} run */
+export const readOnly = (run) =>
+  run.recorded_by === "metaflow"
+    ? html`Metaflow has recorded this run: it is shown here, and not changed. In a terminal <code>aflow resume FILE --origin-run-id ${run.run}</code> takes it over, and goes on where it failed.`
+    : "A job has recorded this run in the object store: it is shown here, and not changed.";
 
 /** Start the run again: from where it failed, from a step, or with other parameters. */
 function Again({ data, path, mode, close }) {
@@ -123,7 +136,7 @@ function Again({ data, path, mode, close }) {
   const start = async (/** @type {any} */ event) => {
     event.preventDefault();
     const changed = Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined));
-    const body = resume ? { step: step || null } : { parameters: changed };
+    const body = resume ? { step: step || null, parameters: changed } : { parameters: changed };
     const answer = await attempt(() => get(`v1/runs/${path}/${resume ? "resume" : "rerun"}`, { json: body }), "");
     if (answer) close(), go(`runs/${answer.run}`);
   };
@@ -133,14 +146,11 @@ function Again({ data, path, mode, close }) {
       <option value="">${mode === "resume" ? "where it stopped" : "the start"}</option>
       ${data.steps.map((/** @type {any} */ s) => html`<option value=${s.step}>step ${s.step}: what comes before is taken over</option>`)}
     </select></label>
-    ${
-      !resume &&
-      data.typed_parameters.map(
-        (/** @type {any} */ p) => html`<label>${p.name} <small class="dim">${p.type}</small>
+    <div class="fields">${data.typed_parameters.map(
+      (/** @type {any} */ p) => html`<label><span>${p.name} <small class="dim">${p.type}</small></span>
       <input name=${p.name} placeholder=${p.value} value=${values[p.name] ?? ""} onInput=${(/** @type {any} */ e) => setValues({ ...values, [p.name]: e.target.value === "" ? /** @type {any} */ (undefined) : e.target.value })} /></label>`,
-      )
-    }
-    ${!resume && html`<p class="dim">Parameters that are left empty have the values of this run. The code is that of this run.</p>`}
+    )}</div>
+    <p class="dim">The code is that of this run. ${data.typed_parameters.length > 0 && `Parameters that are left empty have its values.${resume ? " Other values are seen by the steps that run; what is taken over was made with those of before." : ""}`}</p>
     <footer><button type="button" onClick=${close}>Close</button><button class="main">${resume ? "Resume" : "Start"}</button></footer>
   </form>`;
 }
@@ -188,14 +198,14 @@ export function Traceback({ text }) {
 }
 
 export function Values({ rows }) {
-  return html`<div class="scroll"><table class="values"><tbody>${rows.map(([name, type, value]) => html`<tr><td><b>${name}</b></td><td class="dim">${type}</td><td><code>${value}</code></td></tr>`)}</tbody></table></div>`;
+  return html`<div class="scroll" tabindex="0"><table class="values"><tbody>${rows.map(([name, type, value]) => html`<tr><td><b>${name}</b></td><td class="dim">${type}</td><td><code>${value}</code></td></tr>`)}</tbody></table></div>`;
 }
 
 /** What the manifest knows of a value, shown as it is best seen. @param {{artifact: any}} props */
 export function Preview({ artifact }) {
   const p = artifact.preview || {};
   if (p.rows && p.columns)
-    return html`<div class="scroll"><table class="frame"><thead><tr>${p.columns.map((/** @type {any} */ c, /** @type {number} */ n) => html`<th>${c}${p.dtypes && html`<br /><small>${p.dtypes[n]}</small>`}</th>`)}</tr></thead>
+    return html`<div class="scroll" tabindex="0"><table class="frame"><thead><tr>${p.columns.map((/** @type {any} */ c, /** @type {number} */ n) => html`<th>${c}${p.dtypes && html`<br /><small>${p.dtypes[n]}</small>`}</th>`)}</tr></thead>
       <tbody>${p.rows.map((/** @type {any[]} */ row) => html`<tr>${row.map((cell) => html`<td>${String(cell)}</td>`)}</tr>`)}</tbody></table><small class="dim">${p.shape ? `${count(p.shape[0])} rows × ${p.shape[1]} columns` : ""}</small></div>`;
   if (p.histogram) {
     const highest = Math.max(...p.histogram, 1);
@@ -222,7 +232,7 @@ function Artifacts({ path, version }) {
         const left = task.artifacts.filter((/** @type {any} */ a) => `${a.name} ${a.type}`.toLowerCase().includes(search.toLowerCase()));
         return (
           left.length > 0 &&
-          html`<div class="scroll"><table class="values"><caption><${Link} to=${`runs/${path}/tasks/${task.task}`}>task ${task.task}<//></caption><tbody>
+          html`<div class="scroll"><table class="values left"><caption><${Link} to=${`runs/${path}/tasks/${task.task}`}>task ${task.task}<//></caption><tbody>
           ${left.map(
             (
               /** @type {any} */ a,
@@ -230,7 +240,8 @@ function Artifacts({ path, version }) {
           <td><a href=${new URL(`v1/runs/${path}/tasks/${task.task}/artifacts/${a.name}`, ROOT).href} title="The pickle">↓</a></td></tr>`,
           )}</tbody></table></div>`
         );
-      })}</section>`,
+      })}
+      ${step.tasks.every((/** @type {any} */ task) => task.artifacts.length === 0) && html`<p class="dim">Nothing of its own.</p>`}</section>`,
     )}
     ${data.steps.length === 0 && html`<${Notice}>No step has left anything yet.<//>`}`,
   );
@@ -241,7 +252,9 @@ function Code({ path, data }) {
   const found = useApi(withQuery(`v1/runs/${path}/code`, { against }));
   const others = useApi(withQuery("v1/search", { filter: `flow:${data.flow}`, limit: 30 }));
   const [file, setFile] = useState("");
+  const parameters = data.typed_parameters.map((/** @type {any} */ p) => [p.name, p.type, p.value]);
   return html`
+    ${parameters.length > 0 && html`<h2>Parameters</h2><${Values} rows=${parameters} />`}
     ${data.constants.length > 0 && html`<h2>Configs and constants</h2><${Values} rows=${data.constants.map((/** @type {any} */ c) => [c.name, c.type, c.text])} />`}
     <div class="toolbar"><label>Differences to <select value=${against} onChange=${(/** @type {any} */ e) => setQuery({ against: e.target.value })}><option value="">no other run</option>
       ${(others.data?.runs || []).filter((/** @type {any} */ r) => r.run !== data.run).map((/** @type {any} */ r) => html`<option value=${r.run}>${r.run}</option>`)}</select></label></div>
@@ -280,7 +293,7 @@ function Explain({ path, version }) {
   return shown(
     found,
     (data) =>
-      html`<p class="dim">Why each task ran, or took over a result.</p><div class="scroll"><table><tbody>${data.lines.map(
+      html`<p class="dim">Why each task ran, or took over a result.</p><div class="scroll" tabindex="0"><table class="explain"><tbody>${data.lines.map(
         (/** @type {any} */ line) => html`<tr>
     <td><b>${line.step}</b></td><td class="num">${count(line.count)} ${line.count === 1 ? "task" : "tasks"}</td><td><${State} state=${line.text.startsWith("did not") ? "reused" : "succeeded"} /> ${line.text}</td></tr>`,
       )}</tbody></table></div>`,
@@ -290,37 +303,37 @@ function Explain({ path, version }) {
 const BATCHES = 300; // commits of a run whose events are read: those of a run of 100,000 tasks are many megabytes
 
 function Events({ path, version }) {
-  const [events, setEvents] = useState(/** @type {any[] | null} */ (null));
-  const [error, setError] = useState("");
+  const [state, set] = useState(/** @type {{events: any[] | null, error: any}} */ ({ events: null, error: null }));
   const [whole, setWhole] = useState(false);
   const after = whole ? 0 : Math.max(0, version - BATCHES);
-  useEffect(() => {
-    let stopped = false;
-    const text = ask(`v1/runs/${path}/events`, { headers: after ? { "Last-Event-ID": String(after) } : {} }).then((answer) => answer.text());
-    text.then(
-      (body) => {
-        if (stopped) return;
-        const found = [];
-        for (const block of body.split("\n\n")) {
-          const kind = /^event: (.*)$/m.exec(block),
-            data = /^data: (.*)$/m.exec(block);
-          if (kind && data && kind[1] !== "end") found.push({ kind: kind[1], ...JSON.parse(data[1]) });
-        }
-        setEvents(found);
-      },
-      (said) => stopped || setError(said.message),
-    );
-    return () => {
-      stopped = true;
-    };
-  }, [path, version, whole]);
-  if (error) return html`<${Notice} kind="bad">${error}<//>`;
+  const latest = useRef(after);
+  latest.current = after;
+  const retry = useReading(
+    `${path} ${whole}`,
+    version,
+    async (signal) => {
+      const since = latest.current;
+      const answer = await ask(`v1/runs/${path}/events`, { signal, headers: since ? { "Last-Event-ID": String(since) } : {} });
+      const found = [];
+      for (const block of (await answer.text()).split("\n\n")) {
+        const kind = /^event: (.*)$/m.exec(block),
+          data = /^data: (.*)$/m.exec(block);
+        if (kind && data && kind[1] !== "end") found.push({ kind: kind[1], ...JSON.parse(data[1]) });
+      }
+      return found;
+    },
+    (found) => set({ events: found, error: null }),
+    (error) => set((was) => ({ ...was, error })),
+  );
+  const { events, error } = state;
+  if (error && !events) return html`<${Notice} kind="bad" retry=${retry}>${error.message}<//>`;
   if (!events) return html`<${Skeleton} />`;
   const last = events.slice(-1000).reverse();
-  return html`${(after > 0 || events.length > last.length) && html`<p class="dim">The latest ${count(last.length)} events${after > 0 ? html`. <button class="link" onClick=${() => setWhole(true)}>Read all</button>` : ` of ${count(events.length)}.`}</p>`}
+  return html`${error && html`<${Notice} kind="warn" retry=${retry}>These events are not the latest: ${error.message}<//>`}
+    ${(after > 0 || events.length > last.length) && html`<p class="dim">The latest ${count(last.length)} events${after > 0 ? html`. <button class="link" onClick=${() => setWhole(true)}>Read all</button>` : ` of ${count(events.length)}.`}</p>`}
     ${events.length === 0 && html`<${Notice}>Nothing has happened yet.<//>`}
     <div class="scroll"><table><tbody>${last.map(
-      (e) => html`<tr><td class="num dim">${new Date(e.at * 1000).toLocaleTimeString()}</td><td>${e.kind.replaceAll("_", " ")}</td>
+      (e) => html`<tr><td class="num dim">${new Date(e.at * 1000).toLocaleTimeString([], { hour12: false })}</td><td>${e.kind.replaceAll("_", " ")}</td>
     <td>${e.task !== undefined && html`<${Link} to=${`runs/${path}/tasks/${e.task}`}>${e.step || ""}/${e.task}<//>`}</td><td>${e.state && html`<${State} state=${e.state} label />`}</td><td>${e.reason || (e.count !== undefined ? `${count(e.count)} items` : "")}</td></tr>`,
     )}</tbody></table></div>`;
 }

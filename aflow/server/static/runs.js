@@ -61,12 +61,12 @@ const nameOf = (/** @type {any} */ run) => `${run.flow}/${run.run}`;
 /** @type {import("./table.js").Column[]} */
 const COLUMNS = [
   { title: html`<span class="hidden">Select</span>`, track: "26px" },
-  { title: "State", track: "minmax(24px, 104px)", small: "18px", name: "sign" },
+  { title: "State", track: "104px", small: "18px", name: "sign" },
   { title: "Run", track: "minmax(210px, 2fr)", small: "minmax(90px, 1.5fr)", name: "name" },
   { title: "Parameters", track: "minmax(130px, 1.3fr)", hide: "wide", name: "params" },
-  { title: "Tasks", track: "minmax(90px, 132px)", small: "minmax(56px, 90px)" },
+  { title: "Tasks", track: "minmax(112px, 132px)", small: "76px" },
   { title: "Started", track: "84px", hide: "mid" },
-  { title: "Duration", track: "76px", small: "58px", right: true },
+  { title: "Duration", track: "76px", small: "62px", right: true },
   { title: "User", track: "minmax(44px, 90px)", hide: "mid" },
   { title: "Tags", track: "minmax(90px, .8fr)", hide: "wide" },
 ];
@@ -137,7 +137,7 @@ export function RunsPage() {
     </div>
     <${Filter} filter=${filter} />
     ${error && html`<${Notice} kind=${loaded ? "warn" : "bad"} retry=${again}>${loaded ? "This list is not the latest: " : ""}${error.message}<//>`}
-    ${chosen.size > 0 && html`<${Chosen} chosen=${chosen} clear=${() => (setChosen(new Set()), again())} />`}
+    ${chosen.size > 0 && html`<${Chosen} chosen=${chosen} kept=${runs.filter((run) => run.read_only && chosen.has(nameOf(run))).length} clear=${() => (setChosen(new Set()), again())} />`}
     ${!loaded && !error && html`<${Skeleton} lines=${12} />`}
     ${loaded && runs.length > 0 && html`<${Activity} runs=${runs} />`}
     ${loaded && runs.length === 0 && !cursor && (filter ? html`<${Notice}><span>No run matches <code>${filter}</code>. <button class="link" onClick=${() => setQuery({ filter: "" })}>Show all runs</button></span><//>` : html`<${Empty} />`)}
@@ -155,7 +155,7 @@ function row(run, chosen, toggle) {
   return [
     html`<input type="checkbox" aria-label=${`Select ${path}`} checked=${chosen.has(path)} onChange=${() => toggle(path)} />`,
     html`<${State} state=${run.state} label />`,
-    html`<${Link} to=${runPath(run)} title=${path}><b>${run.flow}</b><span class="dim">/${run.run}</span><//>${run.reason && html`<small class=${`reason ${run.state}`} title=${run.reason}>${run.reason}</small>`}`,
+    html`<${Link} to=${runPath(run)} title=${path}><b>${run.flow}</b><span class="dim id"><i>/</i>${run.run}</span><//>${run.reason && html`<small class=${`reason ${run.state}`} title=${run.reason}>${run.reason}</small>`}`,
     run.parameters.slice(0, 4).map((/** @type {any} */ p) => html`<span title=${`${p.name} = ${p.value}`}><i>${p.name}</i> ${p.value}</span>`),
     html`<${Bar} tasks=${run.tasks} />`,
     html`<${Time} at=${run.created_at} />`,
@@ -172,7 +172,18 @@ function Filter({ filter }) {
   const [open, setOpen] = useState(false);
   useEffect(() => setText(filter), [filter]);
   const last = text.split(/\s+/).pop() || "";
-  const hints = open ? WORDS.filter((word) => word.startsWith(last) && word !== last) : [];
+  const [values, setValues] = useState(/** @type {string[]} */ ([]));
+  const asked = open ? (/^(?:tag|user):|^flow:(?!$)/.exec(last) ? last.replace(/^flow:/, "") : "") : "";
+  useEffect(() => {
+    if (!asked) return setValues([]);
+    const stop = new AbortController();
+    const timer = setTimeout(() => {
+      const show = (/** @type {any} */ answer) => setValues(answer.found.map((/** @type {any} */ f) => (f.kind === "flow" ? `flow:${f.text}` : f.text)));
+      get(withQuery("v1/suggest", { prefix: asked }), { signal: stop.signal }).then(show, () => stop.signal.aborted || setValues([]));
+    }, 120);
+    return () => (clearTimeout(timer), stop.abort());
+  }, [asked]);
+  const hints = open ? [...values, ...WORDS].filter((word) => word.startsWith(last) && word !== last) : [];
   const complete = (/** @type {string} */ word) => setText(text.slice(0, text.length - last.length) + word);
   return html`<form class="filter" onSubmit=${(/** @type {any} */ e) => (e.preventDefault(), setQuery({ filter: text.trim() }, false))}>
     <input aria-label="Filter runs" value=${text} spellcheck=${false} placeholder="flow:Train state:failed tag:prod user:ann since:7d param.alpha:0.1" onFocus=${() => setOpen(true)} onBlur=${() => setTimeout(() => setOpen(false), 150)}
@@ -206,7 +217,8 @@ function Activity({ runs }) {
   </svg>`;
 }
 
-function Chosen({ chosen, clear }) {
+/** @param {{chosen: Set<string>, kept: number, clear: () => void}} props `kept`: those that may not be changed */
+function Chosen({ chosen, kept, clear }) {
   const paths = [...chosen];
   const each = async (/** @type {(path: string) => Promise<any>} */ what, /** @type {string} */ done) => {
     for (const path of paths) if ((await attempt(() => what(path), "")) === null) return;
@@ -232,9 +244,10 @@ function Chosen({ chosen, clear }) {
     if (await confirm("Delete runs?", told, "Delete them")) each((path) => ask(`v1/runs/${path}/records`, { method: "DELETE" }), "Deleted.");
   };
   return html`<div class="chosen-bar" role="toolbar" aria-label="Selected runs"><b>${paths.length} selected</b>
-    <button onClick=${cancel}>Cancel</button><button onClick=${resume}>Resume</button><button onClick=${tag}>Tag</button>
+    ${!kept && html`<button onClick=${cancel}>Cancel</button><button onClick=${resume}>Resume</button><button onClick=${tag}>Tag</button>`}
     <button disabled=${paths.length < 2 || paths.length > 5} title="Two to five runs" onClick=${() => go(`compare?runs=${paths.join(",")}`)}>Compare</button>
-    <button class="danger" onClick=${remove}>Delete</button><button class="quiet" onClick=${clear}>Clear</button></div>`;
+    ${!kept && html`<button class="danger" onClick=${remove}>Delete</button>`}<button class="quiet" onClick=${clear}>Clear</button>
+    ${kept > 0 && html`<span class="dim">${kept === paths.length ? "They were" : `${kept} of them ${kept === 1 ? "was" : "were"}`} not recorded here, as Metaflow's are: such runs are shown, and not changed.</span>`}</div>`;
 }
 
 function Empty() {

@@ -121,7 +121,7 @@ function Form({ schedule, close }) {
     <${Ticks} cron=${values.cron} timezone=${values.timezone} />
     <div class="fields"><label>If the one before still goes on <select value=${values.overlap} onChange=${field("overlap").onInput}>${OVERLAP.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label>
       <label>Of those that were missed <select value=${values.missed} onChange=${field("missed").onInput}>${MISSED.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label></div>
-    ${known.length > 0 && html`<fieldset><legend>Parameters</legend><div class="fields">${known.map((/** @type {any} */ p) => html`<label>${p.name} <small class="dim">${p.type}</small><input placeholder="the flow's default" value=${parameters[p.name] ?? ""} onInput=${given(p.name)} /></label>`)}</div></fieldset>`}
+    ${known.length > 0 && html`<fieldset><legend>Parameters</legend><div class="fields">${known.map((/** @type {any} */ p) => html`<label><span>${p.name} <small class="dim">${p.type}</small></span><input placeholder="the flow's default" value=${parameters[p.name] ?? ""} onInput=${given(p.name)} /></label>`)}</div></fieldset>`}
     ${said && html`<${Notice} kind="bad">${said}<//>`}
     <footer><${Behind} path=${pathOf(values.name || "NAME")} method=${schedule ? "PATCH" : "PUT"} body=${body} /><button type="button" onClick=${close}>Close</button><button class="main" disabled=${!schedule && !code?.key}>${schedule ? "Save" : "Create"}</button></footer></form>`;
 }

@@ -4,7 +4,7 @@ import { ask, attempt, Behind, confirm, copy, count, get, html, Notice, State, s
 
 export function SettingsPage() {
   return html`<div class="head"><h1>Settings</h1></div>
-    <div class="panels"><${Look} /><${Server} /><${Doctor} /><${Collection} /><${Tokens} /></div>`;
+    <div class="panels"><div><${Look} /><${Server} /></div><div><${Doctor} /><${Collection} /></div><${Tokens} /></div>`;
 }
 
 function Look() {

@@ -578,7 +578,7 @@ function Chart({ c: real, by, path, running }) {
       <span class="dim">${count(packed.rows.length)} tasks, ${count(packed.lanes)} at once, ${span(axis.time(axis.high) - axis.low)}</span>
       <span class="legend"><i class="succeeded"></i>succeeded <i class="failed"></i>failed ${running && html`<i class="running"></i>running`} ${reused && html`<i class="hollow"></i>reused`} ${retried && html`<i class="hatched"></i>retried`}</span>
     </div>
-    <div class="axis" aria-hidden="true">${ticks(low, high).map((at) => html`<span style=${{ left: `${((at - low) / (high - low)) * 100}%` }}>${span(axis.time(at))}</span>`)}</div>
+    <div class="axis" aria-hidden="true">${ticks(low, high).map((at) => html`<span style=${{ left: `${((at - low) / (high - low)) * 100}%` }}>${span(axis.time(at)).replace(/ 0 [smh]$/, "")}</span>`)}</div>
     <div class="chart">
       <canvas ref=${canvas} style=${{ width: `${width}px`, height: `${height}px` }} tabindex="0" role="img" aria-label=${`Timeline of ${count(packed.rows.length)} tasks; the table holds the same`} onPointerDown=${down} onPointerMove=${move} onPointerUp=${up} onPointerLeave=${() => setHover(null)} onKeyDown=${keys}></canvas>
       ${axis.seams.filter((x) => x > low && x < high).map((x) => html`<i class="seam" style=${{ left: `${((x - low) / (high - low)) * 100}%` }}></i>`)}

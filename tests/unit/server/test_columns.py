@@ -100,7 +100,31 @@ def test_figures_of_steps_leave_out_what_was_reused_and_what_goes_on() -> None:
         for task, start, end, reused in made
     )
 
-    assert (1.0, 3.0, 3.0, 0.0, 0, 1) == columns.times().figures()["work"]
+    assert (1.0, 3.0, 3.0, 0.0, 0, 1) == columns.figures()["work"]
+
+
+def test_tasks_that_went_on_at_once_stand_in_different_rows_of_a_trace() -> None:
+    columns = Columns(100.0)
+    made = [(1, "h", 100.0, 104.0), (2, "h", 101.0, None), (3, "h", 104.0, 105.0),
+            (4, "g", 100.0, 101.0), (5, "g", None, None)]  # fmt: skip
+    columns.update(
+        TaskColumns(task, "work", 100.0, start, end, AttemptState.SUCCEEDED, 0, False, host, 1)
+        for task, host, start, end in made
+    )
+
+    trace = json.loads("".join(columns.copy().trace("Flow/1", 110.0)))
+    hosts = {each["pid"]: each["args"]["name"] for each in trace["traceEvents"] if "ts" not in each}
+    told = {
+        each["name"]: (hosts[each["pid"]], each["tid"], each["ts"], each["dur"])
+        for each in trace["traceEvents"]
+        if each["ph"] == "X"
+    }
+    assert {
+        "work/1": ("h", 0, 0, 4_000_000),
+        "work/2": ("h", 1, 1_000_000, 9_000_000),
+        "work/3": ("h", 0, 4_000_000, 1_000_000),
+        "work/4": ("g", 0, 0, 1_000_000),
+    } == told
 
 
 @given(st.permutations(range(1, 9)), st.integers(0, 8), st.integers(1, 8))

@@ -357,7 +357,7 @@ def test_the_search_box_and_the_filter_complete_what_is_there(browser: Browser) 
     browser.type(".filter input", "tag:pr")
     browser.until(lambda: "tag:prod" in browser.text(".hints"))
     browser.find(".filter input")[0].send_keys(Keys.TAB, Keys.ENTER)
-    browser.until(lambda: "filter=tag%3Aprod" in browser.driver.current_url)
+    assert browser.until(lambda: "filter=tag%3Aprod" in browser.driver.current_url)
 
 
 def test_the_keyboard_moves_through_pages_and_rows(browser: Browser) -> None:

@@ -144,6 +144,18 @@ def runtime_folder(*names: str) -> Path:
     return folder
 
 
+def writable_or_temporary(path: Path) -> Path:
+    """The folder at `path`, where it is, or can be made, and can be written to; else one of the
+    same name in the user's own folder for temporary files, as jobs need that have no home, or may
+    not write there. Raises UnsafeFolder and OSError for that."""
+    there = next((each for each in (path, *path.parents) if each.is_dir()), path)
+    if path.is_absolute() and os.access(there, os.W_OK | os.X_OK):
+        return path
+    import tempfile  # it takes a while, and few have no home
+
+    return own_folder(Path(tempfile.gettempdir()) / f"aflow-{os.geteuid()}") / path.name
+
+
 _IGNORED = """\
 # Made by aflow: runs and their results are not part of the project. Settings may be.
 *

@@ -157,7 +157,8 @@ class Settings:
     `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
     None where nothing is set: the user's own. `owner` is the kind of those who drive runs.
     `environment` is what `--environment` says, None where nothing does; environments are kept in
-    `environments_folder`, else below `cache_folder`.
+    `environments_folder`, else below `cache_folder`. `job_platform` and `job_python` are those of
+    workers and of the images of jobs, where they are not those of runs.
     `max_log_size` is in MB (2**20 bytes) per stream of an attempt. `cache_size` is in MB, too: of
     copies of remote blobs below `cache_folder`. Without `previews` manifests say nothing of what
     is in artifacts, but for their types and shapes.
@@ -170,6 +171,8 @@ class Settings:
     metadata: str = "local"
     environment: str | None = None
     environments_folder: str | None = None
+    job_platform: str | None = None
+    job_python: str | None = None
     durability: Durability = "power"
     namespace: str | None = None
     default_decospecs: tuple[str, ...] = ()
@@ -799,6 +802,8 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "service_url": (("SERVICE_URL",), _text),
     "environment": (("DEFAULT_ENVIRONMENT",), _choice("local", "conda", "pypi", "uv")),
     "environments_folder": (("ENVIRONMENTS_FOLDER",), _text),
+    "job_platform": (("JOB_PLATFORM",), _text),
+    "job_python": (("JOB_PYTHON",), _text),
     "durability": (("DURABILITY",), _choice("power", "process")),
     "namespace": (("NAMESPACE",), _text),
     "default_decospecs": (("DEFAULT_DECOSPECS",), _words),

@@ -85,6 +85,14 @@ def definition_of(
                 f"{settings.public_ip!r}."
             )
         properties["networkConfiguration"] = {"assignPublicIp": assigned}
+        platform = _of(batch, "platform", None) or Settings.load().job_platform
+        if platform:
+            from aflow.environments.solve import platform_named  # few say any
+
+            machine = {"aarch64": "ARM64"}.get(platform_named(str(platform)).partition("-")[0])
+            properties["runtimePlatform"] = {
+                "operatingSystemFamily": "LINUX", "cpuArchitecture": machine or "X86_64"
+            }  # fmt: skip
         size = _of(batch, "ephemeral_storage", None)
         if size:
             properties["ephemeralStorage"] = {"sizeInGiB": int(size)}

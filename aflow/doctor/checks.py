@@ -17,7 +17,8 @@ from aflow.aws.settings import AwsSettings
 from aflow.doctor import findings as keys
 from aflow.doctor import probes
 from aflow.doctor.findings import Finding, State, fail, of_clock, of_space, ok, warn, worst
-from aflow.errors import AflowError, InvalidSetting
+from aflow.environments.uv import find_uv
+from aflow.errors import AflowError, InvalidSetting, MissingExtra
 from aflow.metadata.tokens import headers_for
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def findings(clock: Clock) -> Iterator[Finding]:
         return
     missing = [*_extras(settings, aws)]
     yield from missing
+    yield from _environments(settings)
     yield from _spaces(settings)
     clocks = Clocks(clock)
     if not missing:
@@ -132,6 +134,27 @@ def _extras(settings: Settings, aws: AwsSettings) -> Iterator[Finding]:
         if absent:
             said = f"The settings need {', '.join(absent)}, which is not installed."
             yield fail("packages", said, f"pip install '{DISTRIBUTION}[{extra}]'")
+
+
+def _environments(settings: Settings) -> Iterator[Finding]:
+    """What gives steps their packages. Flows that name some are not known here, so that only what
+    the settings ask for is a failure."""
+    kind = settings.environment
+    if kind == "local":
+        return
+    lacking = fail if kind is not None else warn
+    try:
+        find_uv()
+    except MissingExtra:
+        said = "uv is not installed: steps with @pypi cannot have the packages that they name."
+        advice = (
+            f"pip install '{DISTRIBUTION}[environments]'; or set AFLOW_DEFAULT_ENVIRONMENT=local "
+            "to use what is installed."
+        )
+        yield lacking("packages", said, advice)
+    if kind == "conda" and find_spec("rattler") is None:
+        said = "rattler is not installed, which AFLOW_DEFAULT_ENVIRONMENT=conda needs."
+        yield fail("packages", said, f"pip install '{DISTRIBUTION}[conda]'")
 
 
 # ------------------------------------------------------------------ places

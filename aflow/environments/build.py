@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aflow._core.clock import SystemClock
-from aflow._core.private_folders import refuse_foreign
+from aflow._core.private_folders import refuse_foreign, writable_or_temporary
 from aflow._core.settings import Settings, environment_with
 from aflow.environments import wheels
 from aflow.environments.files import Files
@@ -85,16 +85,25 @@ class Built(NamedTuple):
 
 
 def cache_folder(settings: Settings | None = None) -> Path:
-    """The folder of environments of this user. Raises InvalidSetting, and EnvironmentFailed where
-    somebody else may have filled it: code runs from there."""
+    """The folder of environments of this user: below the cache folder, or, where that cannot be
+    written to (a job without a home), among temporary files. Raises InvalidSetting, and
+    EnvironmentFailed where somebody else may have filled it: code runs from there."""
     settings = settings or Settings.load()
     folder = settings.environments_folder
-    found = settings.cache / "environments" if folder is None else Path(folder).expanduser()
     try:
+        if folder is None:
+            found = writable_or_temporary(settings.cache / "environments")
+        else:
+            found = Path(folder).expanduser()
         refuse_foreign(found, environment_with({}))
     except UnsafeFolder as error:
         raise EnvironmentFailed(
             str(error).replace("--datastore-root", "AFLOW_ENVIRONMENTS_FOLDER")
+        ) from error
+    except OSError as error:
+        raise EnvironmentFailed(
+            f"There is no folder for environments that can be written to ({error}): set "
+            "AFLOW_ENVIRONMENTS_FOLDER."
         ) from error
     return found.absolute()
 
@@ -333,18 +342,21 @@ class Environments:
 
         return self._made(self._cache / "runtimes" / f"{key}-py{minor}", make)
 
-    def runtime_lock(self, minor: str) -> Lock:
-        """The packages that aflow itself needs in a task, for another Python than this. Blocks.
-        Raises EnvironmentFailed."""
+    def runtime_lock(self, minor: str, platform: str | None = None) -> Lock:
+        """The packages that aflow itself needs in a task, for another Python, or another platform,
+        than this. Blocks. Raises EnvironmentFailed."""
         uv = Uv(self._report, self._supplies.uv)
         solver = Solver(self._cache, self._cache, uv)
         spec = Spec(requirements=tuple(sorted(_requirements())))
-        python = self._interpreter(minor, uv)
-        target = Target(python.version, this_platform(), python)
+        if platform in (None, this_platform()):
+            python = self._interpreter(minor, uv)
+            target = Target(python.version, this_platform(), python)
+        else:
+            target = Target(minor, str(platform))
         try:
             return solver.kept(spec, target) or solver.solve(spec, target)
         except EnvironmentFailed as error:
-            raise EnvironmentFailed(_no_runtime(minor, error)) from error
+            raise EnvironmentFailed(_no_runtime(minor, error, platform)) from error
 
     def _interpreter(self, asked: str, uv: Uv) -> Interpreter:
         """An interpreter of this machine, else one of the supplies, else one that uv downloads."""
@@ -476,8 +488,9 @@ def _lines(packages: Sequence[LockedPackage], place: Callable[[LockedPackage], s
 # ------------------------------------------------------------------ what aflow needs
 
 
-def _no_runtime(minor: str, error: EnvironmentFailed) -> str:
-    return f"What aflow itself needs for Python {minor} is not to be had: {error}"
+def _no_runtime(minor: str, error: EnvironmentFailed, platform: str | None = None) -> str:
+    where = f" on {platform}" if platform else ""
+    return f"What aflow itself needs for Python {minor}{where} is not to be had: {error}"
 
 
 def _is_runtime(place: Path) -> bool:

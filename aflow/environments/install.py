@@ -54,8 +54,6 @@ def install(manifest: Any, store: str, program: str) -> None:
     below = cache_folder()
     # A user without a home has one that can be written to in this way, for environments, too.
     os.environ.setdefault("AFLOW_CLIENT_CACHE_PATH", os.path.dirname(below))
-    if not os.access(os.path.expanduser("~"), os.W_OK):
-        os.environ.setdefault("UV_CACHE_DIR", os.path.join(os.path.dirname(below), "uv"))
     folder = os.path.join(below, name)
     if not os.path.isdir(folder):
         sweep(below)
@@ -120,6 +118,8 @@ def cache_folder() -> str:
     mine = os.path.join(tempfile.gettempdir(), "aflow-%d" % os.geteuid())
     for each in (os.path.join(cache, "runtimes"), os.path.join(mine, "runtimes")):
         try:
+            # The mode is that of the last folder alone, and what is in the others counts, too.
+            os.makedirs(os.path.dirname(each), mode=0o700, exist_ok=True)
             os.makedirs(each, mode=0o700, exist_ok=True)
         except OSError:
             continue

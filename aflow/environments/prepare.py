@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aflow._core.settings import Settings
 from aflow.environments.build import Built, Environments, cache_folder
 from aflow.environments.lock import Lock
-from aflow.environments.solve import Solver, Target, project_python, this_platform
+from aflow.environments.solve import (
+    Solver,
+    Target,
+    platform_named,
+    project_python,
+    this_platform,
+)
 from aflow.environments.spec import Spec, specs_of
-from aflow.environments.uv import Report, Uv, UvFailed, interpreter_for
-from aflow.errors import EnvironmentFailed
+from aflow.environments.uv import Report, Uv, UvFailed, interpreter_for, own_interpreter
+from aflow.errors import EnvironmentFailed, InvalidSetting
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -39,7 +47,7 @@ def locks_of(
 ) -> dict[str, Lock]:
     """The locks of the steps that have an environment of their own, as `--environment kind` says;
     of the step `only`, if it is given. `platforms` are those of steps that run elsewhere, by name.
-    With `again` locks that were made before do not count. Blocks.
+    With `rebuild` locks that were made before do not count. Blocks.
 
     Raises InvalidDecorator, MissingExtra and EnvironmentFailed, naming the steps."""
     specs = specs_of(definition, kind, only)
@@ -58,6 +66,29 @@ def locks_of(
         _ = key
         locks.update(dict.fromkeys(names, lock))
     return {name: locks[name] for name in specs}
+
+
+def platforms_of(
+    definition: FlowDefinition, steps: Iterable[str], settings: Settings
+) -> dict[str, str]:
+    """The platforms of these steps, which run elsewhere: as @batch or the settings say, else this
+    one. Raises InvalidSetting."""
+    found: dict[str, str] = {}
+    for name in steps:
+        batch: Any = definition.steps[name].decorator("batch")
+        said = (batch and batch.platform) or settings.job_platform
+        found[name] = platform_named(str(said)) if said else this_platform()
+    return found
+
+
+def job_python(settings: Settings) -> str:
+    """The Python (`3.12`) of workers and of the images of jobs. Raises InvalidSetting."""
+    said = settings.job_python
+    if said is None:
+        return own_interpreter().minor
+    if not re.fullmatch(r"3\.\d+(\.\d+)?", said.strip()):
+        raise InvalidSetting(f"AFLOW_JOB_PYTHON is a version such as 3.12, not {said!r}.")
+    return ".".join(said.strip().split(".")[:2])
 
 
 def build_all(
@@ -119,8 +150,7 @@ class _Solving:
         asked = spec.python or (project_python(spec.project) if spec.project else None)
         uv = self._uv = self._uv or Uv(self._report)
         python = interpreter_for(asked, uv)
-        here = platform == this_platform()
-        target = Target(python.version, platform, python if here else None)
+        target = Target(python.version, platform, python)
         solver = Solver(self._cache, self._folder, uv, self._report, rebuild=self._rebuild)
         lock = solver.kept(spec, target)
         if lock is None:

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aflow._core.settings import switched_on
 from aflow._core.version import DISTRIBUTION, __version__
-from aflow.errors import ShippingError
+from aflow.errors import EnvironmentFailed, MissingExtra, ShippingError
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
 
 if TYPE_CHECKING:
-    from aflow.environments.wheels import PackedWheel
+    from aflow.environments.solve import Target
+    from aflow.environments.wheels import Fit, PackedWheel
     from aflow.storage.base import ObjectStore
 
 KEPT = 30 * 86400.0  # seconds after its last use that a shipment stays in the datastore
@@ -130,33 +131,81 @@ def _small(source: str) -> str:
     return ast.unparse(tree)
 
 
-def runtime_shipment(folder: Path, now: float) -> Shipment | None:
+def runtime_shipment(folder: Path, now: float, targets: Iterable[Target] = ()) -> Shipment | None:
     """The aflow that runs here, for jobs whose images lack it: None where images are said to have
     it (AFLOW_SKIP_INSTALL_DEPENDENCIES), or where it cannot be packed, which is logged. Its wheels
     are made in the folder. Blocks."""
     if switched_on("SKIP_INSTALL_DEPENDENCIES"):
         return None
     try:
-        return packed_runtime(folder, now)
-    except ShippingError as error:
+        return packed_runtime(folder, now, targets=targets)
+    except (ShippingError, EnvironmentFailed, MissingExtra) as error:
         _log.warning("Jobs whose image lacks aflow cannot begin. %s", error)
         return None
 
 
-def packed_runtime(folder: Path, now: float, extras: Iterable[str] = ("aws",)) -> Shipment:
-    """aflow with these extras as it runs here, with all that it depends on. Blocks. Raises
-    ShippingError."""
+def packed_runtime(
+    folder: Path, now: float, extras: Iterable[str] = ("aws",), targets: Iterable[Target] = ()
+) -> Shipment:
+    """aflow with these extras as it runs here, with all that it depends on; and the same aflow with
+    what it depends on for these targets, where that is not what runs there. Blocks. Raises
+    ShippingError, and, for targets, EnvironmentFailed and MissingExtra."""
     from aflow.environments import wheels  # with `packaging`: few commands ship anything
 
     packed = wheels.runtime(extras, folder, now)
+    runtimes = [(wheels.fit_of(packed), packed)]
+    for target in targets:
+        if not any(_fits(fit, target) for fit, _ in runtimes):
+            runtimes.append(_runtime_for(target, packed[0]))
     described = [
-        {"file": each.path.name, "size": each.size, "sha256": each.sha256, "key": each.key}
-        for each in packed
+        {
+            **fit._asdict(),
+            "wheels": [
+                {"file": each.path.name, "size": each.size, "sha256": each.sha256, "key": each.key}
+                for each in every
+            ],
+        }
+        for fit, every in runtimes
     ]
-    runtime = {**wheels.fit_of(packed)._asdict(), "wheels": described}
-    manifest = {"installer": _small(_source("install")), "runtimes": [runtime]}
+    manifest = {"installer": _small(_source("install")), "runtimes": described}
     data = json.dumps(manifest, sort_keys=True).encode()
-    return Shipment(data, tuple(packed), f"aflow {__version__}, as it was shipped to jobs")
+    every = {each.key: each for _, every in runtimes for each in every}
+    about = f"aflow {__version__}, as it was shipped to jobs"
+    return Shipment(data, tuple(every.values()), about)
+
+
+def _fits(fit: Fit, target: Target) -> bool:
+    """Whether what fits this runs on that target."""
+    from aflow.environments.solve import kind_of, libc_of
+
+    name, version = libc_of(target.platform)
+    same = (fit.python, fit.machine, fit.libc[0])
+    return same == (target.minor, kind_of(target.platform)[0], name) and version >= fit.libc[1]
+
+
+def _runtime_for(target: Target, ours: PackedWheel) -> tuple[Fit, list[PackedWheel]]:
+    """aflow, whose own wheel is given, with what it depends on for another target, as the index has
+    it."""
+    from aflow.environments import wheels
+    from aflow.environments.build import Environments, cache_folder
+    from aflow.environments.files import Files
+    from aflow.environments.prepare import to_log
+    from aflow.environments.solve import kind_of, libc_of
+
+    cache = cache_folder()
+    to_log(f"Fetching what aflow needs for Python {target.minor} on {target.platform}")
+    lock, files = (
+        Environments(cache, to_log).runtime_lock(target.minor, target.platform),
+        Files(cache),
+    )
+    with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:
+        paths = threads.map(files.fetch, lock.packages)
+        others = [
+            wheels.described_wheel(each.name, each.version, path)
+            for each, path in zip(lock.packages, paths, strict=True)
+        ]
+    fit = wheels.Fit(target.minor, kind_of(target.platform)[0], libc_of(target.platform))
+    return fit, [ours, *others]
 
 
 def _put(blobs: BlobStore, is_there: Callable[[str], bool], wheel: PackedWheel) -> None:

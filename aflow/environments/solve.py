@@ -33,17 +33,20 @@ from aflow.environments.uv import (
     index_identity,
     without_credentials,
 )
-from aflow.errors import EnvironmentFailed, InvalidLock
+from aflow.errors import EnvironmentFailed, InvalidLock, InvalidSetting
 
 _FORM = 1  # of what a kept lock was made for
 _SOURCES = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz")
 _NOT_SOURCE = frozenset({".git", ".venv", "__pycache__", ".aflow", ".metaflow", "build", "dist"})
 _MANYLINUX = re.compile(r"(\w+?)-manylinux_(\d+)_(\d+)\Z")
+_GLIBCS = (*range(40, 30, -1), 28, 17)  # those of manylinux_2_... that uv knows
+_ARCHES = {"amd64": "x86_64", "64": "x86_64", "arm64": "aarch64", "arm64/v8": "aarch64"}
+_USUAL = "manylinux_2_28"  # where nothing says which C library: images of 2019 and later have it
 
 
 class Target(NamedTuple):
     """What a lock is for: an interpreter's version and a platform. `python` is the interpreter that
-    builds what has no wheel; None where the target is another machine."""
+    builds what has no wheel; None for one that uv finds."""
 
     version: str
     platform: str
@@ -71,6 +74,45 @@ def this_platform() -> str:
         major, _, minor = version.partition(".")
         return f"{arch}-manylinux_{major}_{minor.partition('.')[0]}"
     return f"{arch}-unknown-linux-musl" if name == "linux" else f"{arch}-{name}"
+
+
+def platform_named(text: str) -> str:
+    """The platform in uv's words that somebody means: in these (`aarch64-manylinux_2_28`,
+    `x86_64-unknown-linux-musl`), or as containers (`linux/arm64`), conda (`linux-aarch64`) and AWS
+    (`ARM64`) say it. Raises InvalidSetting."""
+    name = text.strip().lower().replace("manylinux2014", "manylinux_2_17")
+    if _MANYLINUX.match(name) or re.fullmatch(r"\w+-unknown-linux-musl", name):
+        return name
+    short = re.sub(r"^linux[/-]|-unknown-linux-gnu$", "", name)
+    arch = _ARCHES.get(short, short)
+    if arch not in _ARCHES.values():
+        raise InvalidSetting(
+            f"{text!r} is no platform of jobs that aflow knows: name it as linux/amd64 or "
+            "linux/arm64, or with its C library, as aarch64-manylinux_2_34 or "
+            "x86_64-unknown-linux-musl."
+        )
+    return f"{arch}-{_USUAL}"
+
+
+def kind_of(platform: str) -> tuple[str, str]:
+    """The machine of a platform, and the C library (or system) that its programs need."""
+    arch, _, rest = platform.partition("-")
+    return arch, "glibc" if rest.startswith("manylinux") else rest
+
+
+def libc_of(platform: str) -> tuple[str, tuple[int, ...]]:
+    """The C library of a platform and its version: as `Fit` (wheels.py) says it."""
+    found = _MANYLINUX.match(platform)
+    return ("glibc", (int(found[2]), int(found[3]))) if found else ("musl", ())
+
+
+def _in_words_of_uv(platform: str) -> str:
+    """The platform that uv knows and whose wheels run there."""
+    found = _MANYLINUX.match(platform)
+    if found is None:
+        return platform
+    minor = next((each for each in _GLIBCS if each <= int(found[3])), _GLIBCS[-1])
+    return f"{found[1]}-manylinux_{found[2]}_{minor}"
 
 
 def tags_of(target: Target) -> list[str]:
@@ -226,7 +268,7 @@ class Solver:
         if target.python is not None:
             words += ["--python", target.python.path]
         if not target.is_here:
-            words += ["--python-platform", target.platform]
+            words += ["--python-platform", _in_words_of_uv(target.platform)]
         given = "\n".join(spec.requirements) + "\n"
         try:
             return self._uv.run(*words, given=given, folder=self._folder, index=True)
@@ -288,11 +330,6 @@ class Solver:
                 f"{title} has no wheel for Python {target.minor} on {target.platform}, and no "
                 "source to build one of"
             )
-        if target.python is None:
-            raise EnvironmentFailed(
-                f"{title} has no wheel for Python {target.minor} on {target.platform}, and can be "
-                "built there alone: ask for a version that has one"
-            )
         return self._built(title, found, archive, target, tags, here)
 
     def _wheel(
@@ -338,8 +375,13 @@ class Solver:
                     f"{error.output or error.explanation}"
                 ) from error
             wheel = next(iter(out.glob("*.whl")), None)
-            if wheel is None or _best([{"path": wheel.name}], tags) is None:
-                raise EnvironmentFailed(f"{title} was built, and no wheel for this platform came")
+            # What is compiled here is for this machine, whatever the name of the wheel says.
+            fits = wheel is not None and (target.is_here or wheel.name.endswith("-none-any.whl"))
+            if wheel is None or not fits or _best([{"path": wheel.name}], tags) is None:
+                raise EnvironmentFailed(
+                    f"{title} has no wheel for Python {target.minor} on {target.platform}, and one "
+                    "that is built here does not run there: ask for a version that has one"
+                )
             return LockedPackage(
                 name=normalized(found["name"]), version=_version_of(wheel.name), file=wheel.name,
                 sha256=self._files.add(wheel, wheel.name), source=source,

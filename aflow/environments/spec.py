@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import dataclass
 from aflow.errors import InvalidDecorator
 
 if TYPE_CHECKING:
+    from aflow._core.settings import Settings
+    from aflow.environments.solve import Target
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
 KINDS = ("local", "conda", "pypi", "uv")
@@ -65,6 +67,22 @@ def specs_of(
             if spec is not None:
                 found[step.name] = spec
     return found
+
+
+def job_targets(
+    definition: FlowDefinition, steps: Collection[str], settings: Settings
+) -> set[Target]:
+    """The platforms and Pythons that jobs of these steps are said to have (@batch(platform=...) and
+    settings); none where nothing is said. Raises InvalidSetting."""
+    decorators: list[Any] = [definition.steps[each].decorator("batch") for each in steps]
+    said = [each.platform for each in decorators if each is not None]
+    if not any([settings.job_platform, settings.job_python, *said]):
+        return set()
+    from aflow.environments.prepare import job_python, platforms_of  # few say any
+    from aflow.environments.solve import Target
+
+    platforms = platforms_of(definition, steps, settings)
+    return {Target(job_python(settings), each) for each in platforms.values()}
 
 
 def _spec_of(definition: FlowDefinition, step: StepDefinition, kind: str | None) -> Spec | None:

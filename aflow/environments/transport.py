@@ -14,6 +14,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,9 +26,12 @@ from aflow.environments.files import Files, digest_of_file
 from aflow.environments.lock import Lock, LockedPackage, Shipped
 from aflow.environments.prepare import of_steps
 from aflow.environments.shipping import KEPT, RENEWED
+from aflow.environments.solve import Solver, Target, kind_of, this_platform
+from aflow.environments.spec import Spec
 from aflow.environments.uv import (
     Interpreter,
     Report,
+    Uv,
     find_uv,
     interpreter_for,
     own_interpreter,
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8
 _PIECE = 32 << 20
+_FORM = 2  # of a packed Python
 _LEFT_OUT = frozenset(
     {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages",
      "dist-packages", "__pycache__", "lib2to3", "pydoc_data"}
@@ -65,10 +70,12 @@ def ship(
     store: ObjectStore | None,
     now: float,
     report: Report = lambda line: None,
+    python: str | None = None,
 ) -> Shipment:
-    """Put the environments of steps into the store, as far as they are not there. Without a store
-    only say what that would be. Blocks. Raises EnvironmentFailed, MissingExtra and StorageError."""
-    sender = _Sender(store, now, report)
+    """Put the environments of steps into the store, as far as they are not there, for machines that
+    have this Python (`3.12`; None for the one that runs). Without a store only say what that would
+    be. Blocks. Raises EnvironmentFailed, MissingExtra and StorageError."""
+    sender = _Sender(store, now, report, python or own_interpreter().minor)
     by_digest = {
         digest: sender.shipped(lock)
         for digest, lock in {lock.digest: lock for lock in locks.values()}.items()
@@ -78,8 +85,9 @@ def ship(
 
 
 class _Sender:
-    def __init__(self, store: ObjectStore | None, now: float, report: Report) -> None:
+    def __init__(self, store: ObjectStore | None, now: float, report: Report, python: str) -> None:
         self._store = store
+        self._python_there = python
         self._now = now
         self._report = report
         cache = cache_folder()
@@ -88,20 +96,20 @@ class _Sender:
         self.blobs: dict[str, None] = {}
 
     def shipped(self, lock: Lock) -> Shipped:
-        """The environment of a lock, with what else a machine with the run's Python may lack."""
-        other = lock.minor != own_interpreter().minor and not lock.is_conda
+        """The environment of a lock, with what else a machine with the Python of jobs may lack."""
+        other = lock.minor != self._python_there and not lock.is_conda
         return Shipped(
             self._lock(lock),
-            self._runtime(lock.minor) if other else None,
-            self._python(lock.python) if other else None,
-            self._uv(),
+            self._runtime(lock) if other else None,
+            self._python(lock) if other else None,
+            self._uv(lock.platform),
         )
 
-    def _runtime(self, minor: str) -> str | None:
+    def _runtime(self, lock: Lock) -> str | None:
         """The manifest of what aflow needs for another Python. Where it is not to be had, machines
         do without (see build.py)."""
         try:
-            return self._lock(self._environments.runtime_lock(minor))
+            return self._lock(self._environments.runtime_lock(lock.minor, lock.platform))
         except EnvironmentFailed as error:
             self._report(str(error))
             return None
@@ -129,14 +137,47 @@ class _Sender:
             BlobStore(self._store).put_raw(path.read_bytes())
         return {"key": key, "size": size}
 
-    def _uv(self) -> str:
-        path = Path(find_uv())
-        return self._once("uv", _identity(path), lambda: [self._put(path.read_bytes())])
+    def _uv(self, platform: str) -> str:
+        """The key of the program uv for a platform."""
+        if kind_of(platform) == kind_of(this_platform()):
+            path = Path(find_uv())
+            return self._once("uv", _identity(path), lambda: [self._put(path.read_bytes())])
+        lock = self._of_uv(platform)
 
-    def _python(self, asked: str) -> str:
-        """The key of an interpreter of that version, as a tar of its files."""
-        path = interpreter_for(asked).path
-        return self._once("python", _identity(Path(path)), lambda: [self._put(packed_python(path))])
+        def put() -> list[str]:
+            wheel = self._files.fetch(next(iter(lock)))
+            with zipfile.ZipFile(wheel) as archive:
+                name = next(n for n in archive.namelist() if n.endswith(".data/scripts/uv"))
+                return [self._put(archive.read(name))]
+
+        return self._once("uv", lock.digest, put)
+
+    def _of_uv(self, platform: str) -> Lock:
+        """The wheel of uv for another platform, of the version that is here."""
+        uv = Uv(self._report)
+        version = uv.run("--version").split()[1]
+        solver, target = Solver(cache_folder(), cache_folder(), uv), Target("3.12", platform)
+        spec = Spec(requirements=(f"uv=={version}",))
+        try:
+            return solver.kept(spec, target) or solver.solve(spec, target)
+        except EnvironmentFailed as error:
+            raise EnvironmentFailed(
+                f"uv {version}, which installs packages in jobs, is not to be had for {platform}: "
+                f"{error}."
+            ) from error
+
+    def _python(self, lock: Lock) -> str | None:
+        """The key of an interpreter of that version, as a tar of its files; None for one of another
+        platform, whose files are not here."""
+        if kind_of(lock.platform) != kind_of(this_platform()):
+            self._report(
+                f"Python {lock.minor} for {lock.platform} does not travel from this machine: the "
+                "images of jobs have to have it"
+            )
+            return None
+        path = interpreter_for(lock.python).path
+        identity = f"{_FORM} {_identity(Path(path))}"
+        return self._once("python", identity, lambda: [self._put(packed_python(path))])
 
     def _put(self, data: bytes) -> str:
         if self._store is None:
@@ -173,8 +214,9 @@ def packed_python(python: str) -> bytes:
     """The files of an interpreter as a tar, from which it runs in any folder: its program and its
     standard library. Raises EnvironmentFailed."""
     program = (
-        "import json, sys, sysconfig; print(json.dumps([sys.base_prefix, sys._base_executable, "
-        "sysconfig.get_path('stdlib'), sysconfig.get_config_var('INSTSONAME') or '']))"
+        "import json, sys, sysconfig; print(json.dumps([sys._base_executable, "
+        "sysconfig.get_path('stdlib'), sysconfig.get_config_var('INSTSONAME') or '', "
+        "sysconfig.get_config_var('LIBDIR') or '']))"
     )
     try:
         done = subprocess.run(
@@ -182,11 +224,12 @@ def packed_python(python: str) -> bytes:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise EnvironmentFailed(f"The interpreter {python} cannot be asked: {error}") from error
-    prefix, executable, library, shared = json.loads(done.stdout)
+    executable, library, shared, beside = json.loads(done.stdout)
     root = Path(library)
-    found = {f"bin/{root.name}": Path(executable).resolve()}
-    if shared.endswith(".so.1.0"):
-        found[f"lib/{shared}"] = Path(prefix, "lib", shared)
+    interpreter = _relocatable(Path(executable).resolve().read_bytes(), beside)
+    found: dict[str, Path | bytes] = {f"bin/{root.name}": interpreter}
+    if shared.encode() in interpreter and Path(beside, shared).is_file():
+        found[f"lib/{shared}"] = Path(beside, shared)
     for place, folders, names in os.walk(root):
         folders[:] = sorted(
             f for f in folders if f not in _LEFT_OUT and not f.startswith("config-")
@@ -197,14 +240,25 @@ def packed_python(python: str) -> bytes:
                 found[f"lib/{root.name}/{path.relative_to(root).as_posix()}"] = path
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, path in found.items():
-            if path.is_file():
-                content = path.read_bytes()
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                member.mode = 0o755 if path.stat().st_mode & 0o111 else 0o644
-                archive.addfile(member, io.BytesIO(content))
+        for name, each in found.items():
+            if isinstance(each, Path) and not each.is_file():
+                continue
+            content = each if isinstance(each, bytes) else each.read_bytes()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            is_run = isinstance(each, bytes) or each.stat().st_mode & 0o111
+            member.mode = 0o755 if is_run else 0o644
+            archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def _relocatable(program: bytes, folder: str) -> bytes:
+    """A program that looks for its shared library beside itself, where it looked in this folder: a
+    Python that was built with --enable-shared (as pyenv does) has its absolute path in it."""
+    old, new = folder.encode(), b"$ORIGIN/../lib"
+    if len(old) < len(new):  # there is no room: what is missing is said where it does not run
+        return program
+    return program.replace(b"\0%b\0" % old, b"\0%b\0" % new.ljust(len(old), b"\0"), 1)
 
 
 # ------------------------------------------------------------------ out of it again

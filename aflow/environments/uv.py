@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from aflow._core.private_folders import writable_or_temporary
 from aflow._core.settings import environment_with
-from aflow.errors import EnvironmentFailed, MissingExtra
+from aflow.errors import EnvironmentFailed, MissingExtra, UnsafeFolder
 
 Report = Callable[[str], None]
 
@@ -74,6 +75,8 @@ class Uv:
         fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **(more or {})}
         environment = environment_with(fixed, without=("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH"))
         environment.setdefault("UV_HTTP_RETRIES", "2")
+        if "UV_CACHE_DIR" not in environment:
+            environment["UV_CACHE_DIR"] = _cache_of_uv(environment)
         certificates = _pip_settings(environment).get("cert", "")
         if os.path.isfile(certificates):
             environment.setdefault("SSL_CERT_FILE", certificates)
@@ -86,7 +89,7 @@ class Uv:
                 text=True,
                 errors="replace",
                 env=environment,
-                cwd=folder,
+                cwd=folder if folder is not None and os.path.isdir(folder) else None,
             )
         except OSError as error:
             raise UvFailed(f"uv ({self.path}) cannot be started: {error.strerror}", "") from error
@@ -129,6 +132,16 @@ class Uv:
         if code:
             raise UvFailed(explanation(said, code), "\n".join(said))
         return printed
+
+
+def _cache_of_uv(environment: Mapping[str, str]) -> str:
+    """Where uv itself would keep files, or, without a home that can be written to, another place:
+    it would fail there. Raises UvFailed."""
+    home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    try:
+        return os.fspath(writable_or_temporary(Path(home) / "uv"))
+    except (OSError, UnsafeFolder) as error:
+        raise UvFailed(f"uv has no folder for its files: {error}", "") from error
 
 
 class UvFailed(EnvironmentFailed):

@@ -18,7 +18,7 @@ from aflow._core.records import NamedTuple
 from aflow._core.settings import Settings, without_passwords
 from aflow.code import package
 from aflow.code.program import packaged, request_of, source_of
-from aflow.environments.spec import asks
+from aflow.environments.spec import asks, job_targets
 from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
 from aflow.executors.local.admission import admission_for
 from aflow.executors.local.executor import ProcessExecutor, needs_here, needs_of
@@ -136,10 +136,12 @@ def with_locks(
         return replace(options, locks={})
     from aflow.environments import prepare  # few flows have any
 
+    elsewhere = [name for name, place in places(definition, options).items() if place != "local"]
     locks = prepare.locks_of(
         definition,
         options.environment,
         only=_spun(options),
+        platforms=prepare.platforms_of(definition, elsewhere, Settings.load()) if elsewhere else {},
         report=report or prepare.to_log,
         rebuild=rebuild,
     )
@@ -220,7 +222,8 @@ def _shipped(
         return {}
     from aflow.environments import prepare, transport  # few flows have any
 
-    return transport.ship(locks, store, SystemClock.now(), prepare.to_log).of_steps
+    python = prepare.job_python(Settings.load())
+    return transport.ship(locks, store, SystemClock.now(), prepare.to_log, python).of_steps
 
 
 def _batch_jobs(
@@ -243,7 +246,9 @@ def _batch_jobs(
     gangs = gang_steps(definition)
     variables = variables_of(settings, options.metadata, store.url, calls.region)
     now = SystemClock.now()
-    shipment = shipping.runtime_shipment(Settings.load().cache / "wheels", now)
+    ours = Settings.load()
+    targets = job_targets(definition, [each.name for each in steps], ours)
+    shipment = shipping.runtime_shipment(ours.cache / "wheels", now, targets)
     if shipment is not None:
         shipment.put(store, now)
         variables |= shipment.variables(store.url)

@@ -25,7 +25,7 @@ from aflow._core.settings import conceal_secrets, looked_up
 from aflow._core.system import DESCRIPTORS
 from aflow._core.threads import in_thread
 from aflow.code import package
-from aflow.errors import AflowError, InvalidInput
+from aflow.errors import AflowError, CodePackageError, InvalidInput
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
 from aflow.executors.jobs.place import SLURM, JobPlace, place_of_this_job
@@ -178,6 +178,12 @@ class OneJob:
             if shipped is not None:
                 start = partial(
                     spawn_ground, built=await in_thread(self._built, shipped, spec.step)
+                )
+            elif job.python != protocol.python_version():
+                raise CodePackageError(
+                    f"step {spec.step} was started with Python {job.python}, and the job has "
+                    f"{protocol.python_version()}: use an image with the same, or name the step's "
+                    "packages (@pypi)."
                 )
             executor = ProcessExecutor(
                 job.needs,

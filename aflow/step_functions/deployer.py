@@ -24,7 +24,7 @@ from aflow.aws.settings import AwsSettings, needs_s3
 from aflow.code import package
 from aflow.code.package import Package
 from aflow.environments.shipping import runtime_shipment
-from aflow.environments.spec import asks
+from aflow.environments.spec import asks, job_targets
 from aflow.errors import (
     AwsError,
     InvalidInput,
@@ -359,7 +359,8 @@ class Deployer:
         return made.definition
 
     def _shipment(self) -> Shipment | None:
-        return runtime_shipment(self._settings.cache / "wheels", SystemClock.now())
+        targets = job_targets(self._definition, self._definition.steps, self._settings)
+        return runtime_shipment(self._settings.cache / "wheels", SystemClock.now(), targets)
 
     def _environments(self, store: ObjectStore | None) -> EnvironmentShipment | None:
         """The environments of steps with packages of their own, put into the store, if one is
@@ -368,8 +369,11 @@ class Deployer:
             return None
         from aflow.environments import prepare, transport  # few flows have any
 
-        locks = prepare.locks_of(self._definition, self._settings.environment)
-        return transport.ship(locks, store, SystemClock.now(), prepare.to_log)
+        settings = self._settings
+        platforms = prepare.platforms_of(self._definition, self._definition.steps, settings)
+        locks = prepare.locks_of(self._definition, settings.environment, platforms=platforms)
+        python = prepare.job_python(settings)
+        return transport.ship(locks, store, SystemClock.now(), prepare.to_log, python)
 
     def _planned(
         self,

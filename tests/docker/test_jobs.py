@@ -15,6 +15,7 @@ from aflow.backends import open_store
 from aflow.environments.shipping import command as entry
 from aflow.environments.shipping import packed_runtime
 from tests.docker.podman import BASE, IMAGE, Podman
+from tests.support import packages
 from tests.support.aws.furnished import Account
 from tests.support.waiting import select_nothing
 
@@ -65,9 +66,11 @@ def account(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     made.close()
 
 
-def command(account: Account, folder: Path, *words: str, **more: str) -> tuple[int, str]:
+def command(
+    account: Account, folder: Path, *words: str, flow: str = FLOW, **more: str
+) -> tuple[int, str]:
     """The exit code and the words of a command of the flow."""
-    (folder / "flow.py").write_text(FLOW)
+    (folder / "flow.py").write_text(flow)
     done = subprocess.run(
         [sys.executable, "flow.py", *words],
         cwd=folder,
@@ -110,13 +113,20 @@ def test_a_state_machine_runs_in_the_image_by_its_own_entry_point(
 
 @pytest.fixture(scope="module")
 def plain(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An image with a Python and nothing else, and a user who has no home."""
+    """An image with a Python and nothing else, and a user whom no passwd knows, who has no home;
+    with the tag `read-only`, which that of aflow has then, too, HOME is not even set."""
     image, folder = "localhost/plain-python", tmp_path_factory.mktemp("plain")
-    instructions = "RUN ln -s python3 /usr/bin/python\nUSER 4321:4321\n"
-    (folder / "Dockerfile").write_text(f"FROM {BASE}\n{instructions}")
-    podman.must("build", "--quiet", "--tag", image, folder)
+    (folder / "Dockerfile").write_text(
+        f"FROM {BASE} AS plain\nRUN ln -s python3 /usr/bin/python\nUSER 4321:4321\n"
+        'FROM plain AS homeless\nENTRYPOINT ["env", "-u", "HOME"]\n'
+    )
+    for target, tag in (("plain", "latest"), ("homeless", "read-only")):
+        words = ("--quiet", "--format", "docker", "--target", target, "--tag", f"{image}:{tag}")
+        podman.must("build", *words, folder)
+    podman.must("tag", IMAGE, f"{IMAGE}:read-only")
     yield image
-    podman.must("image", "rm", "--force", image)
+    podman.must("untag", IMAGE, f"{IMAGE}:read-only")
+    podman.must("image", "rm", "--force", image, f"{image}:read-only")
 
 
 def python_of(podman: Podman, image: str) -> str:
@@ -125,19 +135,71 @@ def python_of(podman: Podman, image: str) -> str:
     return podman.must("run", "--rm", image, "python3", "-c", program).strip()
 
 
-def test_a_plain_python_image_runs_the_aflow_that_was_shipped_with_the_run(
+PACKAGES = """
+import os, sys
+from aflow import FlowSpec, batch, pypi, step
+
+class PackedFlow(FlowSpec):
+    @batch(image="PLAIN")
+    @step
+    def start(self):
+        self.seen = [(self.home(), os.getuid())]
+        self.next(self.own)
+
+    @pypi(packages={"tiny": "1.0"})
+    @batch(image="PLAIN:read-only")
+    @step
+    def own(self):
+        import tiny
+        self.seen += [(self.home(), tiny.__version__)]
+        self.next(self.other)
+
+    @pypi(packages={"tiny": "2.0"}, python="ANOTHER")
+    @batch(image="PLAIN:read-only")
+    @step
+    def other(self):
+        import tiny
+        self.seen += [("%d.%d" % sys.version_info[:2], tiny.__version__)]
+        self.next(self.end)
+
+    @pypi(packages={"tiny": "1.0"})
+    @batch(image="IMAGE:read-only")
+    @step
+    def end(self):
+        import tiny
+        print([*self.seen, (self.home(), tiny.__version__)])
+
+    def home(self):
+        home = os.environ.get("HOME")
+        return home and (home, os.access(home, os.W_OK))
+
+if __name__ == "__main__":
+    PackedFlow()
+"""
+
+
+@packages.needs_another
+def test_plain_python_images_run_what_was_shipped_with_the_run_without_a_home_or_an_index(
     account: Account, podman: Podman, plain: str, tmp_path: Path
 ) -> None:
     here = ".".join(map(str, sys.version_info[:2]))
-    code, said = command(
-        account, tmp_path, "run", "--with", "batch", AFLOW_BATCH_CONTAINER_IMAGE=plain
-    )
+    for version in ("1.0", "2.0"):
+        packages.make_wheel(tmp_path / "index", "tiny", version)
+    text = PACKAGES.replace("IMAGE", IMAGE).replace("PLAIN", plain)
+    env = {
+        "AFLOW_ENVIRONMENTS_FOLDER": str(tmp_path / "environments"),
+        "UV_FIND_LINKS": str(tmp_path / "index"),
+    }
+    flow = text.replace("ANOTHER", str(packages.ANOTHER))
+    code, said = command(account, tmp_path, "run", "--with", "batch", flow=flow, **env)
 
-    if python_of(podman, plain) == here:
-        assert 0 == code, said
-        assert "by 4321" in said
-    else:
+    if python_of(podman, plain) != here:
         assert f"which was shipped for Python {here}, and the image has" in said
+        return
+    assert 0 == code, said
+    home = "/var/lib/aflow"
+    seen = [(("/", False), 4321), (None, "1.0"), (packages.ANOTHER, "2.0"), ((home, False), "1.0")]
+    assert str(seen) in said
 
 
 def test_an_image_without_aflow_for_which_none_was_shipped_is_named_by_the_error(

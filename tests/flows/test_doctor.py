@@ -263,6 +263,26 @@ def test_another_project_of_the_same_name_is_seen(workspace: Workspace) -> None:
     assert "pip uninstall aflow" in found["packages"]
 
 
+def test_what_gives_steps_their_packages_is_named_where_it_is_missing(
+    workspace: Workspace,
+) -> None:
+    hidden = workspace.path / "hidden"
+    hidden.mkdir()
+    none = "import sys\nsys.modules['uv'] = sys.modules['rattler'] = None\n"
+    (hidden / "sitecustomize.py").write_text(none)
+    env = {"PYTHONPATH": str(hidden), "PATH": "/nowhere"}
+
+    found = doctor(workspace, {}, 0, **env)
+    local = doctor(workspace, {"DEFAULT_ENVIRONMENT": "local"}, 0, **env)
+    needed = doctor(workspace, {"DEFAULT_ENVIRONMENT": "conda"}, 1, **env)
+
+    assert "warn: uv is not installed: steps with @pypi cannot have" in found["packages"]
+    assert "pip install 'aflow-runtime[environments]'" in found["packages"]
+    assert "packages" not in local
+    assert "fail: uv is not installed" in needed["packages"]
+    assert "fail: rattler is not installed" in needed["packages"]
+
+
 # ------------------------------------------------------------ configure aws
 
 

@@ -26,11 +26,19 @@ from aflow.errors import EnvironmentFailed
 
 
 def make_wheel(
-    folder: Path, name: str, version: str, requires: Sequence[str] = (), body: str = ""
+    folder: Path,
+    name: str,
+    version: str,
+    requires: Sequence[str] = (),
+    body: str = "",
+    *,
+    tag: str = "py3-none-any",
+    scripts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a pure wheel of a module with this name, which says its `__version__`."""
+    """Write a wheel of a module with this name, which says its `__version__`; a pure one, unless
+    the tag says otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{version}-py3-none-any.whl"
+    path = folder / f"{name}-{version}-{tag}.whl"
     info = f"{name}-{version}.dist-info"
     needs = "".join(f"Requires-Dist: {each}\n" for each in requires)
     extras = "".join(
@@ -43,7 +51,8 @@ def make_wheel(
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         f"{extras}{needs}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\n"
-        "Tag: py3-none-any\n",
+        f"Tag: {tag}\n",
+        **{f"{name}-{version}.data/scripts/{k}": text for k, text in (scripts or {}).items()},
     }
     lines = [f"{each},sha256={_record(text)},{len(text)}\n" for each, text in files.items()]
     with zipfile.ZipFile(path, "w") as archive:
@@ -70,7 +79,7 @@ def prepare_metadata_for_build_wheel(folder, config=None):
     return "{name}-{version}.dist-info"
 def build_wheel(folder, config=None, metadata=None):
     {during}
-    file = "{name}-{version}-py3-none-any.whl"
+    file = "{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(os.path.join(folder, file), "w") as archive:
         archive.writestr("{name}/__init__.py", "__version__ = '{version}'\\n")
         info = "{name}-{version}.dist-info/"
@@ -79,7 +88,7 @@ def build_wheel(folder, config=None, metadata=None):
         )
         archive.writestr(
             info + "WHEEL",
-            "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+            "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: {tag}\\n",
         )
         archive.writestr(info + "RECORD", "")
     return file
@@ -87,7 +96,12 @@ def build_wheel(folder, config=None, metadata=None):
 
 
 def make_source(
-    folder: Path, name: str, version: str, before: str = "", during: str = "pass"
+    folder: Path,
+    name: str,
+    version: str,
+    before: str = "",
+    during: str = "pass",
+    tag: str = "py3-none-any",
 ) -> Path:
     """Write a project that builds itself, without any other package; `during` is what it does while
     it builds its wheel."""
@@ -96,16 +110,18 @@ def make_source(
         f'[project]\nname = "{name}"\nversion = "{version}"\n'
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     )
-    text = _BACKEND.format(name=name, version=version, before=before, during=during)
+    text = _BACKEND.format(name=name, version=version, before=before, during=during, tag=tag)
     (folder / "backend.py").write_text(text)
     return folder
 
 
-def make_sdist(folder: Path, name: str, version: str, during: str) -> Path:
+def make_sdist(
+    folder: Path, name: str, version: str, during: str, *, tag: str = "py3-none-any"
+) -> Path:
     """Write a source distribution of such a project."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}.tar.gz"
-    source = make_source(folder / f".source-{name}", name, version, during=during)
+    source = make_source(folder / f".source-{name}", name, version, during=during, tag=tag)
     metadata = f"Metadata-Version: 2.2\nName: {name}\nVersion: {version}\n"
     (source / "PKG-INFO").write_text(metadata)
     with tarfile.open(path, "w:gz") as archive:

@@ -13,7 +13,8 @@ from aflow.flow.decorators.base import StepDecorator, decorate
 class Batch(StepDecorator):
     """Run the step as a job of AWS Batch, with these resources and options of the job.
 
-    Memory and shared memory are in MB. None leaves an option to the settings.
+    Memory and shared memory are in MB. `platform` is that of the image (`linux/arm64`). None leaves
+    an option to the settings.
     """
 
     name: ClassVar[str] = "batch"
@@ -42,6 +43,7 @@ class Batch(StepDecorator):
     log_options: Any = None
     executable: Any = None
     privileged: Any = False
+    platform: Any = None
 
     def shapes_result(self) -> None:
         """None: where a step runs makes no difference to what it leaves."""

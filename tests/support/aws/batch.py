@@ -6,7 +6,8 @@ variables, every status, retryStrategy with evaluateOnExit, the limit of an atte
 server.
 
 Where there is a program for containers, the jobs of images of this machine (`localhost/...`) run in
-them, by the entry point of the image, as on AWS.
+them, by the entry point of the image, as on AWS; of those with the tag `read-only` their
+root filesystem cannot be written to, as with `readonlyRootFilesystem` of a job definition.
 
 What goes wrong is said by the job: `no-such-image` cannot be pulled; a machine goes away under one
 that prints GO_AWAY, and one that prints USE_UP gets no more memory. With a tag `throttled=N` the
@@ -179,6 +180,7 @@ class ProcessJob(models.Job):
             self.container = f"job-{uuid.uuid4().hex}"
             given = [word for pair in environment.items() for word in ("--env", "=".join(pair))]
             options = ["run", "--rm", "--init", "--name", self.container, *given]
+            options += ["--read-only"] * properties["image"].endswith(":read-only")
             command = [*CONTAINERS, *options, properties["image"], *command]
             environment = dict(os.environ)
         return subprocess.Popen(

@@ -190,6 +190,31 @@ def test_jobs_on_fargate_have_public_addresses_unless_their_subnets_are_private(
         network("no")
 
 
+def test_jobs_on_fargate_get_machines_of_the_platform_of_their_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Placed(FlowSpec):
+        @batch(platform="linux/arm64")
+        @step
+        def start(self) -> None:
+            self.next(self.end)
+
+        @batch
+        @step
+        def end(self) -> None:
+            """Nothing."""
+
+    def machine(step: str) -> Any:
+        settings = replace(SETTINGS, fargate_role="role")
+        job = step_job(define(Placed).steps[step], settings, {}, fargate=True)
+        found = job.definition["containerProperties"].get("runtimePlatform")
+        return found and (found["operatingSystemFamily"], found["cpuArchitecture"])
+
+    assert [("LINUX", "ARM64"), None] == [machine("start"), machine("end")]
+    monkeypatch.setenv("AFLOW_JOB_PLATFORM", "x86_64-manylinux_2_34")
+    assert [("LINUX", "ARM64"), ("LINUX", "X86_64")] == [machine("start"), machine("end")]
+
+
 def test_steps_that_ask_for_gpus_have_a_queue_of_their_own_where_one_is_set() -> None:
     class Gpus(FlowSpec):
         @batch(gpu=1)

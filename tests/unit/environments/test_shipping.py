@@ -3,10 +3,13 @@ what it says where that cannot be."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import platform
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -16,16 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from aflow._core.version import DISTRIBUTION, __version__
 from aflow.backends import open_store
-from aflow.environments import wheels
+from aflow.environments import transport, wheels
+from aflow.environments.lock import Lock
 from aflow.environments.shipping import KEPT, Shipment, command, packed_runtime
+from aflow.environments.solve import Solver, Target, platform_named, this_platform
+from aflow.environments.spec import Spec
+from aflow.environments.uv import Uv, interpreter_for, own_interpreter
+from aflow.errors import EnvironmentFailed, InvalidSetting
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.runs.gc import Wanted, collect
 from aflow.storage import roots
 from aflow.storage.base import ObjectStore
-from aflow.storage.blobs import blob_name
+from aflow.storage.blobs import BlobStore, blob_name
+from tests.support import packages
 from tests.support.s3 import S3Bucket
 from tests.support.servers import free_port
 
@@ -376,3 +386,129 @@ def test_a_job_of_another_python_or_platform_says_what_was_shipped_and_what_it_h
 
     assert "The image of this job does not have aflow" in said(ran, 202)
     assert words in ran.stderr
+
+
+# ------------------------------------------------------------------ for other platforms
+
+
+ARM = "aarch64-manylinux_2_28"
+NATIVE = f"linux_{platform.machine()}"
+OTHER = "3.13" if sys.version_info[:2] != (3, 13) else "3.12"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only index there is: what aflow needs, and uv, for another machine and Python."""
+    folder, abi = tmp_path / "index", f"cp{OTHER.replace('.', '')}"
+    for each in map(Requirement, wheels.needs_of_aflow()):
+        pure = each.name in ("click", "cloudpickle", "packaging", "rich", "aiobotocore")
+        tag = "py3-none-any" if pure else f"{abi}-{abi}-manylinux_2_17_aarch64"
+        packages.make_wheel(folder, each.name.replace("-", "_"), "99.0", tag=tag)
+    version = Uv().run("--version").split()[1]
+    tag = "py3-none-manylinux_2_17_aarch64"
+    packages.make_wheel(folder, "uv", version, tag=tag, scripts={"uv": "uv for ARM"})
+    packages.make_wheel(folder, "tiny", "1.0", tag=f"{abi}-{abi}-manylinux_2_28_aarch64")
+    packages.make_wheel(folder, "tiny", "2.0", tag=f"{abi}-{abi}-manylinux_2_34_aarch64")
+    packages.make_wheel(folder, "tiny", "3.0", tag=f"{abi}-{abi}-musllinux_1_2_x86_64")
+    packages.make_sdist(folder, "sourced", "1.0", "pass")
+    settings = tmp_path / "uv.toml"
+    settings.write_text(f'no-index = true\nfind-links = ["{folder}"]\n')
+    monkeypatch.setenv("UV_CONFIG_FILE", str(settings))
+    monkeypatch.setenv("AFLOW_ENVIRONMENTS_FOLDER", str(tmp_path / "environments"))
+    return folder
+
+
+def locked(*requirements: str, platform: str = ARM, tmp_path: Path) -> Lock:
+    """What is locked for these, there."""
+    solver = Solver(tmp_path / "environments", tmp_path, Uv())
+    return solver.solve(Spec(requirements=requirements), Target(OTHER, platform, own_interpreter()))
+
+
+def test_aflow_is_shipped_for_the_platform_and_the_python_that_jobs_have(
+    index: Path, shipment: Shipment
+) -> None:
+    glibc = json.loads(shipment.manifest)["runtimes"][0]["libc"][1]
+    here = Target("{}.{}".format(*sys.version_info[:2]), this_platform())
+
+    folder = shipment.wheels[0].path.parents[1]
+    made = packed_runtime(folder, NOW, targets=[here, Target(OTHER, ARM)])
+
+    own, other = json.loads(made.manifest)["runtimes"]
+    assert ("aarch64", OTHER, ["glibc", [2, 28]]) == tuple(
+        other[each] for each in ("machine", "python", "libc")
+    )
+    files = {each["file"].split("-")[0]: each["file"] for each in other["wheels"]}
+    assert f"aflow_runtime-{__version__}-py3-none-any.whl" == files["aflow_runtime"]
+    assert files["blake3"].endswith("manylinux_2_17_aarch64.whl")
+    assert glibc == own["libc"][1], "what fits this machine is shipped once"
+    assert {each["key"] for each in other["wheels"]} <= {each.key for each in made.wheels}
+
+
+def test_packages_are_locked_and_shipped_for_another_platform_with_a_uv_of_it(
+    index: Path, tmp_path: Path
+) -> None:
+    lock = locked("tiny", "sourced", tmp_path=tmp_path)
+    store, said = open_store(f"file://{tmp_path}/store"), list[str]()
+
+    shipped = transport.ship({"start": lock}, store, NOW, said.append).of_steps["start"]
+
+    assert {"tiny": "1.0", "sourced": "1.0"} == lock.versions, "the newest that runs there"
+    assert b"uv for ARM" == bytes(BlobStore(store).get(shipped.uv))
+    assert shipped.runtime is not None
+    assert shipped.python is None
+    assert f"Python {OTHER} for {ARM} does not travel from this machine" in "\n".join(said)
+    musl = locked("tiny", platform="x86_64-unknown-linux-musl", tmp_path=tmp_path)
+    assert {"tiny": "3.0"} == musl.versions
+    # A machine of another kind says which file does not run there.
+    with pytest.raises(EnvironmentFailed, match=r"^The environment was locked for aarch64.*tiny-1"):
+        transport.built(shipped, store, said.append, ["start"])
+
+
+def test_a_package_without_a_wheel_for_the_platform_is_named(index: Path, tmp_path: Path) -> None:
+    packages.make_sdist(index, "compiled", "1.0", "pass", tag=f"py3-none-{NATIVE}")
+
+    for wanted, why in (
+        ("tiny==2.0", r"tiny.* has no wheels with a matching platform"),
+        ("compiled", f"compiled 1.0 has no wheel for Python {OTHER} on {ARM}, and one that is "),
+    ):
+        with pytest.raises(EnvironmentFailed, match=why):
+            locked(wanted, tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("linux/amd64", "x86_64-manylinux_2_28"),
+        ("linux/arm64/v8", ARM),
+        ("ARM64", ARM),
+        ("linux-aarch64", ARM),
+        ("aarch64-unknown-linux-gnu", ARM),
+        ("x86_64-manylinux2014", "x86_64-manylinux_2_17"),
+        ("aarch64-manylinux_2_34", "aarch64-manylinux_2_34"),
+        ("x86_64-unknown-linux-musl", "x86_64-unknown-linux-musl"),
+    ],
+)
+def test_a_platform_is_named_as_users_know_it(said: str, meant: str) -> None:
+    assert meant == platform_named(said)
+
+
+def test_what_is_no_platform_is_refused_in_one_sentence() -> None:
+    with pytest.raises(InvalidSetting, match="'windows' is no platform of jobs that aflow knows"):
+        platform_named("windows")
+
+
+@pytest.mark.skipif(packages.ANOTHER is None, reason="one Python is all there is here")
+def test_a_python_that_travels_finds_its_library_beside_itself(tmp_path: Path) -> None:
+    path = interpreter_for(packages.ANOTHER, may_download=False).path
+    with tarfile.open(fileobj=io.BytesIO(transport.packed_python(path))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    python = next(tmp_path.glob("bin/python3*"))
+    program = (
+        "import ctypes, ssl, sys; print(sys.prefix); "
+        "print(*{each.split()[-1] for each in open('/proc/self/maps') if 'libpython' in each})"
+    )
+    done = subprocess.run([python, "-I", "-S", "-c", program], capture_output=True, text=True)
+
+    prefix, libraries = (done.stdout + done.stderr).splitlines()
+    assert str(tmp_path) == prefix
+    assert all(each.startswith(str(tmp_path)) for each in libraries.split())

@@ -371,6 +371,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @packages.needs_another
+@pytest.mark.timeout(900)  # two runs, one after the other, whose jobs begin with nothing
 def test_four_steps_have_four_versions_of_a_package_and_two_pythons_in_jobs_without_an_index(
     bench: Bench, tiny: Path
 ) -> None:

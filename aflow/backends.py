@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from aflow._core.secret import as_mentioned
 from aflow._core.settings import looked_up, path_in
 from aflow.errors import InvalidSetting, MetadataUnavailable, StoreUnavailable
 
@@ -59,7 +60,7 @@ def open_store(url: str) -> ObjectStore:
         folder = settings.cache / "objects" / _folder_name(url)
         return CachedStore(RetryingStore(S3Store(url)), folder, settings.cache_size << 20)
     raise InvalidSetting(
-        f"{url!r} is no datastore that aflow knows: use file:///path, "
+        f"{as_mentioned(url)!r} is no datastore that aflow knows: use file:///path, "
         "s3://bucket/prefix or memory:."
     )
 
@@ -256,8 +257,8 @@ def _history(
     folder = _folder_of(place)
     if not folder.is_dir():
         raise InvalidSetting(
-            f"AFLOW_HISTORY: there is no folder {folder}: name a folder .metaflow, the http(s):// "
-            "of a metadata service, or the postgresql:// of its database."
+            f"AFLOW_HISTORY: there is no folder {as_mentioned(str(folder))}: name a folder "
+            ".metaflow, the http(s):// of a metadata service, or the postgresql:// of its database."
         )
     # A service may keep what it is told in such a folder: aflow's runs among the others.
     return MetaflowHistory(
@@ -375,7 +376,9 @@ def _folder_name(url: str) -> str:
 
 def _path(url: str, rest: str) -> Path:
     if not rest.startswith("//"):
-        raise InvalidSetting(f"{url!r} names no path: write three slashes, as in file:///data.")
+        raise InvalidSetting(
+            f"{as_mentioned(url)!r} names no path: write three slashes, as in file:///data."
+        )
     path = path_in(rest[2:])
     # sqlite:////abs and file:///abs both name /abs; sqlite:///abs is what SQLAlchemy users write.
     return Path("/" + path.lstrip("/"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from aflow._core.process import binary, flush
+from aflow._core.secret import revealed
 from aflow._core.settings import withhold_secrets
 from aflow.code.program import class_from, source_of, stands_for_metaflow
 from aflow.errors import InvalidInput
@@ -85,7 +86,7 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
         assert process.stdin is not None, "a pipe was asked for"
         assert process.stdout is not None, "a pipe was asked for"
         try:
-            request = (where, pathspec, metadata_url, stands_for_metaflow(), sys.path)
+            request = (where, pathspec, revealed(metadata_url), stands_for_metaflow(), sys.path)
             process.stdin.write(msgpack.packb(request, unicode_errors="surrogatepass"))
             process.stdin.close()
         except BrokenPipeError:  # it has ended already: its exit code tells

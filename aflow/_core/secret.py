@@ -1,7 +1,9 @@
-"""A text that is not to be seen: it shows stars, and whatever would write it down fails."""
+"""Texts that are not to be seen: a key shows stars and cannot be written down, and the URL of a
+server shows itself without its password, wherever it goes."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 _SHOWN = "****"
@@ -38,3 +40,105 @@ class Secret:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("A secret is not pickled: store what it is needed for, not the secret.")
+
+
+# ------------------------------------------------------------ URLs with a password
+
+
+class SecretUrl(str):
+    """A URL with a password. As a text it has none: so it is shown, compared, hashed, pickled, and
+    written as JSON. `revealed` alone gives the whole, to what connects: a place that forgets to ask
+    for it is refused by the server, and gives nothing away."""
+
+    __slots__ = ("_whole",)
+
+    _whole: str
+
+    def __new__(cls, url: str) -> SecretUrl:
+        """The URL as a user has written it: what is not quoted in its password is quoted."""
+        self = super().__new__(cls, without_passwords(url))
+        self._whole = revealed(url) if isinstance(url, SecretUrl) else _quoted(url)
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+    def __copy__(self) -> SecretUrl:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> SecretUrl:
+        return self
+
+
+def sealed(url: str) -> str:
+    """The URL, as a SecretUrl if it holds a password."""
+    return SecretUrl(url) if without_passwords(url) != url else url
+
+
+def revealed(url: str) -> str:
+    """The URL with its password, for what connects, or starts a program that does."""
+    return url._whole if isinstance(url, SecretUrl) else url
+
+
+# Texts, which `re` compiles when the first URL has to be looked at: most programs have none.
+# Options of libpq and others that hold a password: password, sslpassword, oauth_client_secret.
+_OPTION = r"[\w.-]*(?:password|passwd|pwd|secret|token)[\w.-]*=[^&#\s]*"
+_OPTIONS = rf"(?i)([?&]){_OPTION}(?:&{_OPTION})*(&?)"
+_URL = r"(?i)(\b[a-z][a-z0-9+.-]*://)([^\s'\"<>]*)"
+# Those of databases. A password in them is often written as it is, with a slash or a blank; so a
+# word that is one such URL is one from its start to its end.
+_DATABASE = r"(?:postgres|redis)[a-z0-9+.-]*://"
+_WORD = rf"(?is)((?:--?[\w-]+=)?{_DATABASE})(.*)"
+_HOST = r"(?:\[[^\]]*\]|[^:@\[\]]*)(?::\d*)?"
+
+
+def without_passwords(text: str) -> str:
+    """A text (a word of a command line, a URL, an error) without the passwords of its URLs, as it
+    may be recorded and sent to others."""
+    text = str(text)
+    if "://" not in text or (text.count(":") == 1 and "@" not in text and "=" not in text):
+        return text
+    word = re.fullmatch(_WORD, text)
+    text = word[1] + _without(word[1], word[2]) if word else re.sub(_URL, _shown, text)
+    return re.sub(_OPTIONS, lambda found: found[1] if found[2] else "", text)
+
+
+def as_mentioned(text: str) -> str:
+    """What is no URL as it should be, for the error that says so: here a colon and an @ are enough
+    for what is between them to be a password."""
+    return re.sub(r":(?!//)\S*@", ":****@", without_passwords(text))
+
+
+def _shown(found: re.Match[str]) -> str:
+    return found[1] + _without(found[1], found[2])
+
+
+def _without(scheme: str, rest: str) -> str:
+    user, password, place = _divided(scheme, rest)
+    return rest if password is None else f"{user}@{place}" if user and place else user or place
+
+
+def _quoted(url: str) -> str:
+    """The URL with each character of its password quoted that means something in a URL."""
+    from urllib.parse import quote  # few programs have such a URL
+
+    scheme, mark, rest = url.partition("://")
+    user, password, place = _divided(scheme + mark, rest)
+    if password is None or "@" not in rest:
+        return url
+    password = quote(re.sub(r"%(?![0-9a-fA-F]{2})", "%25", password), safe="%!$&'()*+,;=:~")
+    return f"{scheme}{mark}{user}:{password}@{place}"
+
+
+def _divided(scheme: str, rest: str) -> tuple[str, str | None, str]:
+    """User, password and place in what follows the scheme of a URL."""
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    end = place.rfind("@")
+    if re.match(_DATABASE, scheme.rpartition("=")[2], re.IGNORECASE):
+        end = re.split(r"[?#][\w.-]+=", rest, maxsplit=1)[0].rfind("@")
+        if end < 0 and not all(re.fullmatch(_HOST, each) for each in place.split(",")):
+            end = rest.rfind("@")
+            if end < 0:  # a host is missing, or its port is no number: it may be a password
+                return place.partition(":")[0], place.partition(":")[2], rest[len(place) :]
+    user, colon, password = rest[: max(end, 0)].partition(":")
+    return user, password if colon else None, rest[end + 1 :]

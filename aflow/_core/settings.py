@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any, Literal, NoReturn
 from aflow._core import ids
 from aflow._core.private_folders import make_private, refuse_foreign
 from aflow._core.records import NamedTuple, dataclass
-from aflow._core.secret import Secret
+from aflow._core.secret import Secret, as_mentioned, revealed, sealed, without_passwords
 from aflow._core.system import read_proc
 from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
 
@@ -213,11 +213,7 @@ class Settings:
 
     def __repr__(self) -> str:
         values = ((each, getattr(self, each)) for each in self.__dataclass_fields__)
-        shown = (
-            f"{name}={without_passwords(value) if isinstance(value, str) else value!r}"
-            for name, value in values
-        )
-        return f"Settings({', '.join(shown)})"
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in values)})"
 
     @classmethod
     def load(
@@ -292,8 +288,8 @@ class Settings:
     @property
     def metadata_url(self) -> str:
         """Where metadata is, as `backends.open_metadata` takes it: `sqlite:////.../metadata.db`, or
-        the URL of a database on a server, which may hold a password and is never shown, or the
-        address of the metadata service. Raises InvalidSetting where that is not set."""
+        the URL of a database on a server (a SecretUrl where it holds a password), or the address
+        of the metadata service. Raises InvalidSetting where that is not set."""
         if self.metadata == "local":
             return self.local_metadata_url
         if self.metadata != "service":
@@ -335,7 +331,7 @@ def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> 
     """The environment of this program, and what is to be set for one that it starts; but for those
     variables, which are not for it to know."""
     known = {name: value for name, value in _environment().items() if name not in without}
-    return {**known, **more}
+    return {**known, **{name: revealed(value) for name, value in more.items()}}
 
 
 # What a job of Slurm that submits jobs must not pass on to them: which job it is.
@@ -348,7 +344,7 @@ def environment_of_jobs(more: Mapping[str, str]) -> dict[str, str]:
     key of messages, and without what says which job this program itself is."""
     known = without_signing_key(dict(os.environ)).items()
     kept = {k: v for k, v in known if k in _OF_ALL_JOBS or not k.startswith(_OF_THIS_JOB)}
-    return {**kept, **more}
+    return {**kept, **{name: revealed(value) for name, value in more.items()}}
 
 
 def keep_service_key(key: str) -> None:
@@ -363,6 +359,8 @@ def keep_service_key(key: str) -> None:
 # has it can have workers run code.
 _KEY_OF_MESSAGES = "SIGNING_KEY"
 _SECRET_KEYS = frozenset({_KEY_OF_MESSAGES, "SERVICE_AUTH_KEY", "SERVICE_HEADERS"})
+
+_OTHER_URLS = frozenset({"HISTORY", "SERVER"})  # that parts of aflow look up by themselves
 
 # Of a process that runs steps: settings that were taken out of its environment. aflow finds them
 # here, and what steps start, print or dump does not have them.
@@ -404,30 +402,51 @@ def withhold_secrets() -> None:
 
 
 def conceal_secrets() -> None:
-    """Have `/proc/PID/environ` show no key of ours, and no URL with a password, that this process
-    was started with. They stay in os.environ. Call it while the process has one thread."""
+    """Have `/proc/PID` show no key of ours, and no password of a URL, that this process was started
+    with: not in `environ`, and not in `cmdline`, which everybody may read. They stay in os.environ
+    and sys.argv. Call it while the process has one thread."""
     names = secret_variables()
-    if not names:
+    words = [each for each in sys.orig_argv if without_passwords(each) != each]
+    if not names and not words:
         return
     for name in names:
         os.environ[name] = os.environ[name]  # the C library has a copy of its own from here on
-    first, state = read_proc("self/environ"), read_proc("self/stat")
-    if first is None or state is None:  # no /proc: then nobody reads it there
+    first, line, state = (read_proc(f"self/{each}") for each in ("environ", "cmdline", "stat"))
+    if first is None or line is None or state is None:  # no /proc: then nobody reads it there
         return
-    names = secret_variables(
-        dict(os.fsdecode(each).split("=", 1) for each in first.split(b"\0") if b"=" in each)
-    )
     fields = state.rpartition(b")")[2].split()
-    if not names or len(fields) < 48:
+    if len(fields) < 48:
         return
-    start = int(fields[47])  # env_start, see proc(5)
+    words_at, variables_at = int(fields[45]), int(fields[47])  # arg_start, env_start: see proc(5)
     import ctypes  # few programs have a secret
 
-    for name in names:
+    for start, size in _passwords_in(line):
+        ctypes.memset(words_at + start, ord("*"), size)
+    for name in secret_variables(
+        dict(os.fsdecode(each).split("=", 1) for each in first.split(b"\0") if b"=" in each)
+    ):
         head = os.fsencode(name) + b"="
         at = 0 if first.startswith(head) else first.index(b"\0" + head) + 1
         value = first.index(b"\0", at) - at - len(head)
-        ctypes.memset(start + at + len(head), 0, value)
+        ctypes.memset(variables_at + at + len(head), 0, value)
+
+
+def _passwords_in(line: bytes) -> list[tuple[int, int]]:
+    """Where the passwords of URLs are in a command line of /proc: positions and lengths."""
+    found, at = [], 0
+    for word in line.split(b"\0"):
+        shown = os.fsencode(without_passwords(os.fsdecode(word)))
+        if shown != word:
+            ahead = _alike(word, shown)
+            behind = _alike(word[ahead:][::-1], shown[ahead:][::-1])
+            found.append((at + ahead, len(word) - ahead - behind))
+        at += len(word) + 1
+    return found
+
+
+def _alike(one: bytes, other: bytes) -> int:
+    """How many bytes are the same at the start of both."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
 
 
 def secret_variables(environment: Mapping[str, str] | None = None) -> list[str]:
@@ -437,7 +456,9 @@ def secret_variables(environment: Mapping[str, str] | None = None) -> list[str]:
         prefix = next(filter(name.startswith, _PREFIXES), None)
         if prefix is not None:
             key = name.removeprefix(prefix)
-            if key in _SECRET_KEYS or (key in KEYS and without_passwords(value) != value):
+            if key in _SECRET_KEYS or (
+                (key in KEYS or key in _OTHER_URLS) and without_passwords(value) != value
+            ):
                 found.append(name)
     return found
 
@@ -515,7 +536,7 @@ class RunOptions:
     package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
     executor: str = "local"
     queue: str | None = None
-    signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    signing_keys: tuple[Secret, ...] = ()
     priority: int = 0
     words: tuple[str, ...] = ()
     environment: str | None = None
@@ -655,7 +676,7 @@ class _Hit(NamedTuple):
     place: str
 
     def refuse(self, allowed: str) -> NoReturn:
-        shown = without_passwords(repr(self.value))
+        shown = as_mentioned(repr(self.value))
         if self.key.endswith(("_KEY", "_HEADERS")):
             shown = "what cannot be used"
         raise InvalidSetting(f"{self.key} {self.place} is {shown}; allowed: {allowed}.")
@@ -685,6 +706,10 @@ def _text(hit: _Hit) -> str:
     return hit.value
 
 
+def _url(hit: _Hit) -> str:
+    return sealed(_text(hit))
+
+
 def _choice(*allowed: str) -> Callable[[_Hit], str]:
     def parse(hit: _Hit) -> str:
         if hit.value not in allowed:
@@ -698,7 +723,7 @@ def _metadata(hit: _Hit) -> str:
     value = _text(hit)
     if value not in ("local", "service") and not value.startswith(_METADATA_URLS):
         hit.refuse("local, service, postgresql://user@host/database, https://host, sqlite:////path")
-    return value
+    return sealed(value)
 
 
 def _seconds(hit: _Hit) -> float:
@@ -785,21 +810,21 @@ def _user(hit: _Hit) -> str:
 _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "user": (("USER",), _user),
     "datastore": (("DEFAULT_DATASTORE",), _choice("local", "s3")),
-    "datastore_s3": (("DATASTORE_SYSROOT_S3",), _text),
-    "s3_endpoint": (("S3_ENDPOINT_URL",), _text),
-    "datatools_s3": (("DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3"), _text),
+    "datastore_s3": (("DATASTORE_SYSROOT_S3",), _url),
+    "s3_endpoint": (("S3_ENDPOINT_URL",), _url),
+    "datatools_s3": (("DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3"), _url),
     "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
     "s3_workers": (("S3_WORKER_COUNT",), _number),
     "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue", "batch", "slurm")),
     "owner": (("OWNER",), _text),
-    "queue": (("QUEUE",), _text),
+    "queue": (("QUEUE",), _url),
     "resources": (("RUN_RESOURCES", "RESOURCES"), _amounts),
     "signing_keys": (("SIGNING_KEY",), _signing_keys),
     "cache_folder": (("CLIENT_CACHE_PATH",), _text),
     "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),
-    "datastore_root": (("DATASTORE_ROOT",), _text),
+    "datastore_root": (("DATASTORE_ROOT",), _url),
     "metadata": (("DEFAULT_METADATA",), _metadata),
-    "service_url": (("SERVICE_URL",), _text),
+    "service_url": (("SERVICE_URL",), _url),
     "environment": (("DEFAULT_ENVIRONMENT",), _choice("local", "conda", "pypi", "uv")),
     "environments_folder": (("ENVIRONMENTS_FOLDER",), _text),
     "job_platform": (("JOB_PLATFORM",), _text),
@@ -812,7 +837,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "debug": (("DEBUG",), _flag),
     "no_color": (("NO_COLOR",), _flag),
     "progress": (("RUN_PROGRESS", "PROGRESS"), _flag),
-    "ui_url": (("UI_URL",), _text),
+    "ui_url": (("UI_URL",), _url),
     "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
     "default_secrets_role": (("DEFAULT_SECRETS_ROLE",), _text),
     "secrets_region": (("AWS_SECRETS_MANAGER_DEFAULT_REGION",), _text),
@@ -822,7 +847,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "spin_persist": (("SPIN_PERSIST",), _flag),
     "service_auth_keys": (("SERVICE_AUTH_KEY",), _keys),
     "health_file": (("HEALTH_FILE",), _text),
-    "health_url": (("HEALTH_URL",), _text),
+    "health_url": (("HEALTH_URL",), _url),
     "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
     "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
     "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),
@@ -860,34 +885,12 @@ def as_reached_here(place: str, settings: Settings) -> str:
     return place if settings.s3_endpoint is None else moved + (f"&{rest}" if rest else "")
 
 
-def without_password(url: str) -> str:
-    """The URL of a database as people may see it."""
-    from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
-
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    options = [each for each in parse_qsl(parts.query) if each[0] != "password"]
-    place = user.partition(":")[0] + at + host
-    return urlunsplit(parts._replace(netloc=place, query=urlencode(options)))
-
-
-_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)([^/\s@:]*):[^/\s]*@", re.IGNORECASE)
-_PASSWORD_OPTION = re.compile(r"([?&])password=[^&\s]*(&?)", re.IGNORECASE)
-
-
-def without_passwords(text: str) -> str:
-    """A text (a word of a command line, a URL) without the passwords of the URLs in it, as it may
-    be recorded and sent to others."""
-    text = _CREDENTIALS.sub(lambda found: f"{found[1]}{found[2]}{'@' if found[2] else ''}", text)
-    return _PASSWORD_OPTION.sub(lambda found: found[1] if found[2] else "", text)
-
-
 def with_own_passwords(text: str, settings: Settings) -> str:
     """What `without_passwords` has left of a text, with the URLs that are set here in the place of
     those that are the same but for the password."""
     for url in (settings.queue, settings.metadata):
-        if url is not None and without_passwords(url) != url:
-            text = text.replace(without_passwords(url), url)
+        if url is not None and revealed(url) != url:
+            text = text.replace(url, revealed(url))
     return text
 
 

@@ -15,7 +15,7 @@ import click
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP
 from aflow._core.process import binary, flush, is_terminal
-from aflow._core.settings import FOLDER, RunOptions, Settings, without_password
+from aflow._core.settings import FOLDER, RunOptions, Settings
 from aflow._core.version import __version__
 from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.errors import show_frames
@@ -420,7 +420,7 @@ def _options(
         executor=settings.executor,
         queue=settings.queue,
         resources=settings.resources,
-        signing_keys=settings.signing_key_bytes,
+        signing_keys=settings.signing_keys,
         words=session.words,
         environment=settings.environment,
         **resumed,
@@ -542,7 +542,7 @@ def announcement(flow: str, run: str, settings: Settings) -> str:
 
     place = f"local@{_folder_of(settings)}"
     if settings.metadata != "local":
-        place = without_password(settings.place)
+        place = settings.place
     return json.dumps({"run_id": run, "flow_name": flow, "metadata": place})
 
 

@@ -225,10 +225,11 @@ def _inside() -> Place | None:
     url = current.get("metadata_url") if current.is_running_flow else None
     if url is None or not url.startswith("postgres"):
         return None if url is None else place_at(url)
+    from aflow._core.secret import revealed
     from aflow._core.settings import Settings, with_own_passwords
 
     # On another machine the address comes without its password: that is of the settings there.
-    return place_at(with_own_passwords(url, Settings.load()))
+    return place_at(with_own_passwords(revealed(url), Settings.load()))
 
 
 def _set() -> Place:
@@ -257,13 +258,15 @@ def _database(url: str) -> Place:
 def _server(url: str) -> Place:
     """Metadata on a server. A description names no password: the one of the settings is taken,
     where they name the same place, else libpq looks for one (PGPASSWORD, ~/.pgpass)."""
-    from aflow._core.settings import Settings, without_password
+    from aflow._core.secret import revealed, sealed
+    from aflow._core.settings import Settings
 
-    shown = without_password(url)
+    url = sealed(url)
+    shown = str(url)
     found = _places.get(shown)
-    if found is None or url != shown:
+    if found is None or revealed(url) != shown:
         ours = Settings.load().metadata
-        if url == shown == without_password(ours):
+        if revealed(url) == shown == ours:
             url = ours
         found = _places[shown] = Place(shown, partial(_open_url, url), None)
     return found

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from aflow._core.settings import Settings, looked_up, settings_files, without_password
+from aflow._core.settings import Settings, looked_up, settings_files
 from aflow._core.version import DISTRIBUTION, __version__
 from aflow.aws.settings import AwsSettings
 from aflow.doctor import findings as keys
@@ -199,16 +199,15 @@ def _metadata(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
             clocks.hear("the metadata service", date)
             yield found
             return
-        shown = url if url.startswith("sqlite") else without_password(url)
         if not settings.has_metadata:
-            yield ok("metadata", f"{shown} is made by the first run.")
+            yield ok("metadata", f"{url} is made by the first run.")
             return
         store = open_metadata(url, read_only=True)
         try:
             next(iter(store.flows()), None)
         finally:
             store.close()
-        yield ok("metadata", f"{shown} can be read.")
+        yield ok("metadata", f"{url} can be read.")
     except AflowError as error:
         yield fail("metadata", str(error))
 
@@ -218,8 +217,7 @@ def _queue(settings: Settings) -> Iterator[Finding]:
         if settings.executor == "queue":
             yield fail("queue", "Runs use a queue, and none is named.", "Set AFLOW_QUEUE.")
         return
-    local = settings.queue.startswith(("sqlite", "memory"))
-    shown = settings.queue if local else without_password(settings.queue)
+    shown = settings.queue
     try:
         depth = asyncio.run(asyncio.wait_for(_depth(settings.queue), _WAIT))
     except TimeoutError:

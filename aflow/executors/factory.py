@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.records import NamedTuple
-from aflow._core.settings import Settings, without_passwords
+from aflow._core.secret import without_passwords
+from aflow._core.settings import Settings
 from aflow.code import package
 from aflow.code.program import packaged, request_of, source_of
 from aflow.environments.spec import asks, job_targets
@@ -492,7 +493,7 @@ def _queued(
         _described(definition, options, travels),
         pools_of(definition).__getitem__,
         clock,
-        keys=options.signing_keys,
+        keys=[each.reveal().encode() for each in options.signing_keys],
         priority=options.priority,
         grace=grace,
         amounts=lambda spec: _asked(definition, spec),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from aflow._core.clock import duration
+from aflow._core.secret import as_mentioned
 from aflow._core.waiting import FIRST, Waiting
 from aflow.errors import InvalidMessage, InvalidSetting, MetadataUnavailable, VersionConflict
 from aflow.metadata.base import (
@@ -67,9 +68,15 @@ class Caller:
     def __init__(
         self, url: str, headers: Mapping[str, str], clock: Clock, patience: float = PATIENCE
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidSetting(f"{url!r} is no address of a metadata service: use http(s)://host")
+        refused = InvalidSetting(
+            f"{as_mentioned(url)!r} is no address of a metadata service: use http(s)://host"
+        )
+        try:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise refused
+        except ValueError:  # the port is no number, a bracket is not closed
+            raise refused from None
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
         self._path = parts.path.rstrip("/")

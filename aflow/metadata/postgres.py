@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from aflow._core import ids
+from aflow._core.secret import revealed, sealed, without_passwords
 from aflow._core.waiting import Waiting
 from aflow.errors import (
     InvalidSetting,
@@ -126,22 +127,27 @@ class Place:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        self.address = sealed(url)
+        try:
+            parts = urlsplit(revealed(self.address))
+        except ValueError:  # a bracket that is not closed; its text may hold the password
+            raise InvalidSetting(
+                f"{self.address} is no place of metadata: write "
+                "postgresql://user:password@host:port/database, and %5B for a [ in it."
+            ) from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.schema = options.pop("schema", SCHEMA)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", self.schema):
             raise InvalidSetting(
                 f"{self.schema!r} cannot be a schema: use a-z, 0-9 and _, and no digit first."
             )
-        self.address = url
         self.is_pooled: bool | None = None  # not known before the first connection
         self._conninfo = urlunsplit(parts._replace(scheme="postgresql", query=urlencode(options)))
         user = f"{quote(unquote(parts.username), safe='')}@" if parts.username else ""
         host = parts.netloc.rpartition("@")[2]
-        shown = {name: value for name, value in options.items() if name != "password"}
-        if self.schema != SCHEMA:
-            shown["schema"] = self.schema
-        self.url = urlunsplit(("postgresql", user + host, parts.path, urlencode(shown), ""))
+        shown = {**options, "schema": self.schema} if self.schema != SCHEMA else options
+        whole = urlunsplit(("postgresql", user + host, parts.path, urlencode(shown), ""))
+        self.url = without_passwords(whole)
 
     def connect(self, read_only: bool) -> Connection:
         """A new connection, in autocommit mode. Raises MetadataUnavailable; of these MetadataAway
@@ -212,7 +218,7 @@ def _state_of(text: str) -> str:
 
 def _line(error: psycopg.Error) -> str:
     """What the library says, in one line."""
-    text = " ".join(str(error).split()).rstrip(".?")
+    text = without_passwords(" ".join(str(error).split())).rstrip(".?")
     return text or "the server cannot be reached"
 
 

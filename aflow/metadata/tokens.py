@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
+from aflow._core.secret import as_mentioned
 from aflow._core.settings import service_headers, user_folder
 from aflow._core.system import read_proc
 from aflow.errors import InvalidInput, InvalidSetting, MetadataUnavailable, NotFound
@@ -166,10 +167,12 @@ def headers_for(url: str) -> dict[str, str]:
     InvalidSetting."""
     headers = service_headers(url)
     if "x-api-key" not in headers:
-        parts = urlsplit(url)
-        if is_this_machine(parts.hostname or "") and _is_own_server(
-            parts.port or (443 if parts.scheme == "https" else 80)
-        ):
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:  # the port is no number, a bracket is not closed
+            raise InvalidSetting(f"{as_mentioned(url)} is no address of a server.") from None
+        if is_this_machine(parts.hostname or "") and _is_own_server(port):
             try:
                 token = _read_local(user_folder() / _LOCAL)
             except OSError:  # a home that this user cannot look into

@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from aflow._core.secret import as_mentioned, revealed, sealed, without_passwords
 from aflow.errors import InvalidSetting, LeaseLost, MissingExtra, QueueUnavailable
 from aflow.queue.base import (
     MAX_DELIVERIES,
@@ -196,17 +197,23 @@ class PostgresQueue:
     """The queue in the database at `postgresql://user:password@host:port/name`."""
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
-        parts = urlsplit(url)
+        refused = InvalidSetting(
+            f"{as_mentioned(url)} is no place of a queue: use "
+            "postgresql://user@host:port/database, and ?schema=name for tables in another schema "
+            "than the user's own."
+        )
+        try:
+            parts = urlsplit(revealed(sealed(url)))
+            is_place = parts.hostname and parts.path.strip("/") and parts.port != 0
+        except ValueError:  # the port is no number, or too large for one; an open bracket
+            raise refused from None
         options = parse_qsl(parts.query, keep_blank_values=True)
         given = dict(options).get("schema")
-        if not _is_place(url) or not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", given or "_"):
-            raise InvalidSetting(
-                f"{_shown(url)} is no place of a queue: use postgresql://user@host:port/database, "
-                "and ?schema=name for tables in another schema than the user's own."
-            )
+        if not is_place or not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", given or "_"):
+            raise refused
+        self._url = _shown(url)
         rest = urlencode([each for each in options if each[0] != "schema"])
         self._dsn = urlunsplit(parts._replace(query=rest))
-        self._url = _shown(url)
         self._schema_name = given  # None: the one that the user's search_path begins with
         self._schema = ""  # as it stands before names of tables, with its dot
         self._is_pooled = False  # each transaction may be another connection's
@@ -555,16 +562,8 @@ async def _as_it_is(connection: Any) -> None:
     """Nothing is put back between two users of a connection: neither changes anything of it."""
 
 
-def _is_place(url: str) -> bool:
-    parts = urlsplit(url)
-    try:
-        return bool(parts.hostname and parts.path.strip("/") and parts.port != 0)
-    except ValueError:  # the port is no number, or too large for one
-        return False
-
-
 def _shown(url: str) -> str:
-    parts = urlsplit(url)
+    parts = urlsplit(without_passwords(url))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
+from aflow._core.secret import as_mentioned, revealed, sealed, without_passwords
 from aflow.errors import InvalidSetting, LeaseLost, MissingExtra, QueueUnavailable
 from aflow.queue.base import (
     MAX_DELIVERIES,
@@ -332,7 +333,8 @@ class RedisQueue:
     which sentinels are asked whenever a connection is made."""
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
-        self._url = self._shown(url)
+        url = sealed(url)
+        self._url = str(url)
         self._sentinel: _Sentinel | None = None
         self._prefix, self._redis = self._opened(url)
         self._max_deliveries = max_deliveries
@@ -341,10 +343,15 @@ class RedisQueue:
 
     def _opened(self, url: str) -> tuple[str, Any]:
         refused = InvalidSetting(
-            f"{self._url} is no place of a queue: use redis://host:port/db?prefix=name, or "
-            "redis+sentinel://host:port,host:port/name/db; db is a number."
+            f"{as_mentioned(self._url)} is no place of a queue: use "
+            "redis://host:port/db?prefix=name, or redis+sentinel://host:port,host:port/name/db; db "
+            "is a number."
         )
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(revealed(url))
+        except ValueError:  # a bracket that is not closed
+            raise refused from None
+        self._url = self._shown(url)
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         prefix = options.pop("prefix", PREFIX)
         path = [each for each in parts.path.split("/") if each]
@@ -376,7 +383,7 @@ class RedisQueue:
 
     @staticmethod
     def _shown(url: str) -> str:
-        parts = urlsplit(url)
+        parts = urlsplit(without_passwords(url))
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     @property

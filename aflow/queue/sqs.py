@@ -44,6 +44,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgpack
 
 from aflow._core.clock import Clock, SystemClock
+from aflow._core.secret import as_mentioned
 from aflow._core.threads import in_thread
 from aflow.errors import (
     InvalidMessage,
@@ -379,7 +380,7 @@ class SqsQueue:
         self._prefix = parts.path.strip("/")
         if not parts.netloc or "@" in parts.netloc or options or not _NAME.match(self._prefix):
             raise InvalidSetting(
-                f"{url.rpartition('@')[2]!r} is no place of a queue: write sqs://region/prefix, or "
+                f"{as_mentioned(url)!r} is no place of a queue: write sqs://region/prefix, or "
                 "sqs+http://host:port/prefix?region=name; credentials come from AWS_* variables."
             )
         self._url = url

@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 import click
 
 from aflow._core.process import binary
+from aflow._core.secret import sealed
+from aflow._core.settings import environment_with
 from aflow._core.system import watch_child
 from aflow._core.threads import in_thread
 from aflow.cli import loading
@@ -45,12 +47,16 @@ def program(flow_file: str) -> list[str]:
 
 
 class Command:
-    """A process that was started; `process` is its Popen, `log_files` the paths of its output."""
+    """A process that was started; `process` is its Popen, `log_files` the paths of its output,
+    `metadata` the URL with a password that it was given for its metadata."""
 
     def __init__(
         self, command: Sequence[str], cwd: str | None, env: Mapping[str, str] | None
     ) -> None:
-        self.command = list(command)
+        self.command, urls = _without_urls(command)
+        self.metadata = urls.get("AFLOW_DEFAULT_METADATA")
+        if urls:
+            env = {**(environment_with({}) if env is None else env), **urls}
         self.timeout = False
         self._folder = tempfile.mkdtemp(prefix="aflow-")
         self.log_files = {
@@ -194,6 +200,23 @@ class Command:
     def cleanup(self) -> None:
         """Remove the files of the output. The process is left alone."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# Options whose value is a URL that may have a password, and the variables that say the same.
+_URLS = {"--metadata": "AFLOW_DEFAULT_METADATA", "--queue": "AFLOW_QUEUE"}
+
+
+def _without_urls(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """A command line without the passwords of URLs, which every user of the machine could read in
+    it; and variables that say what is left out."""
+    kept, variables = [], {}
+    for word in words:
+        option, _, value = word.partition("=")
+        if option in _URLS and sealed(value) is not value:
+            variables[_URLS[option]] = value
+        else:
+            kept.append(word)
+    return kept, variables
 
 
 # ------------------------------------------------------------ descriptors that tell

@@ -249,7 +249,9 @@ def _announced(said: bytes, command: Command) -> Run:
         )
     facts = json.loads(said)
     pathspec = f"{facts['flow_name']}/{facts['run_id']}"
-    return Run(pathspec, _namespace_check=False, _place=place_at(facts["metadata"]))
+    return Run(
+        pathspec, _namespace_check=False, _place=place_at(command.metadata or facts["metadata"])
+    )
 
 
 def _spun(pathspec: str, command: Command, run: Run) -> ExecutingTask:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP, Pathspec
 from aflow._core.records import NamedTuple
-from aflow._core.settings import expanded, without_passwords
+from aflow._core.secret import without_passwords
+from aflow._core.settings import expanded
 from aflow._core.version import __version__
 from aflow.code import package
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict

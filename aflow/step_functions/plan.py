@@ -9,7 +9,7 @@ from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core import cron
-from aflow._core.settings import without_password
+from aflow._core.secret import revealed
 from aflow.aws.batch import Definition, definition_of, limit_of, own_queue_of, queue_of
 from aflow.aws.settings import needs_key_secret, needs_s3, passed_on
 from aflow.code.program import for_later, request_of
@@ -420,7 +420,7 @@ def metadata_of_jobs(settings: Settings, aws: AwsSettings, *, in_store: bool) ->
             "Jobs cannot reach metadata of this machine: use a metadata service (set "
             "AFLOW_DEFAULT_METADATA=service and AFLOW_SERVICE_URL)."
         )
-    if without_password(url) != url and url.startswith("postgres"):
+    if revealed(url) != url and url.startswith("postgres"):
         raise InvalidSetting(
             "The URL of the database has a password, which would stand in the definitions of jobs: "
             "use a metadata service, or an URL without (a role of the database that trusts them)."

@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 import zstandard
 
 from tests.flows.conftest import Workspace
+from tests.server.conftest import Daemon
+from tests.support.postgres import new_schema
+from tests.support.servers import Server, redis_server
 
 SIGNING = "canary-of-the-queue-0123456789abcdef"
 SERVICE = "canary-of-the-service-0123456789abcd"
@@ -45,18 +49,33 @@ class Flow_(FlowSpec):
 
 def kept(folder: Path) -> dict[str, bytes]:
     """All that is in a folder, unpacked where it is packed."""
-    found = {}
-    for path in (each for each in folder.rglob("*") if each.is_file()):
-        data = whole = path.read_bytes()
-        at = data.find(zstandard.FRAME_HEADER)
-        while at >= 0:
-            try:
-                whole += zstandard.ZstdDecompressor().decompressobj().decompress(data[at:])
-            except zstandard.ZstdError:  # bytes that only look like a frame
-                pass
-            at = data.find(zstandard.FRAME_HEADER, at + 1)
-        found[str(path.relative_to(folder))] = whole
-    return found
+    files = (each for each in folder.rglob("*") if each.is_file())
+    return {str(path.relative_to(folder)): unpacked(path.read_bytes()) for path in files}
+
+
+def unpacked(data: bytes) -> bytes:
+    """The data, and behind it all that is packed in it."""
+    whole, at = data, data.find(zstandard.FRAME_HEADER)
+    while at >= 0:
+        try:
+            whole += zstandard.ZstdDecompressor().decompressobj().decompress(data[at:])
+        except zstandard.ZstdError:  # bytes that only look like a frame
+            pass
+        at = data.find(zstandard.FRAME_HEADER, at + 1)
+    return whole
+
+
+def tables(url: str, schema: str) -> bytes:
+    """All that is in the tables of a schema, unpacked where it is packed."""
+    found = []
+    with psycopg.connect(url) as connection:
+        names = connection.execute(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = %s", [schema]
+        ).fetchall()
+        for (name,) in names:
+            for row in connection.execute(f'SELECT * FROM "{schema}"."{name}"'.encode()):
+                found += [each if isinstance(each, bytes) else str(each).encode() for each in row]
+    return b"\n".join(map(unpacked, found))
 
 
 def test_keys_stay_with_those_who_need_them(workspace: Workspace) -> None:
@@ -118,10 +137,101 @@ def test_a_password_of_a_url_is_neither_recorded_nor_shown(
     assert [] == [name for name, data in found.items() if PASSWORD.encode() in data]
 
 
+# Each step is a program of everything that could take a password away with it.
+SPY = """
+import copy, json, pickle, subprocess
+from pathlib import Path
+import aflow
+from aflow import Run, exit_hook
+from aflow._core.settings import Settings
+
+def after(run):
+    print("the hook has read", [step.id for step in run])
+
+@exit_hook(on_success=[after])
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.settings, seen, pid = Settings.load(), [], os.getpid()  # an artifact
+        while pid > 1:
+            place = Path("/proc", str(pid))
+            told = (place / "environ").read_bytes() + (place / "cmdline").read_bytes()
+            if b"canary-of" in told and b"pytest" not in told:
+                seen.append((place / "cmdline").read_text())
+            pid = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+        print("seen in /proc:", seen)
+        urls = json.dumps([self.settings.metadata, self.settings.queue])
+        print(current.get("metadata_url"), self.settings, urls)
+        print(subprocess.run(["env"], capture_output=True, text=True).stdout, os.environ)
+        print("read in a step:", Run(current.pathspec.rpartition("/start")[0]).id == current.run_id)
+        self.copies = pickle.dumps([copy.deepcopy(self.settings), current.get("metadata_url")])
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_a_password_of_a_url_is_nowhere_but_where_it_connects(
+    workspace: Workspace, postgres_server: Server
+) -> None:
+    odd = f"{PASSWORD}/with@slash"  # as people write them, without quoting them
+    metadata = new_schema(postgres_server)
+    role = f"CREATE ROLE canary LOGIN SUPERUSER PASSWORD '{odd}'"
+    with psycopg.connect(metadata.partition("?")[0], autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS canary")
+        connection.execute(role.encode())
+    whole = metadata.replace("aflow:secret@", f"canary:{odd}@")
+    broker = workspace.path / "broker"
+    broker.mkdir()
+    redis = redis_server(broker, "--requirepass", odd)
+    queue = f"redis://:{odd}@127.0.0.1:{redis.port}/0"
+    place = {"AFLOW_DEFAULT_METADATA": whole, "AFLOW_QUEUE": queue}
+    workspace.write(SPY)
+    worker, ran = workspace.start_aflow("worker", "--slots", "1", **place), []
+    try:
+        words = ("--executor", "queue", "--queue", queue)
+        ran.append(workspace.run(*words, AFLOW_DEFAULT_METADATA=whole, AFLOW_DEBUG="1"))
+        ran.append(workspace.run("--metadata", whole, "--isolation", "worker"))
+        ran.append(workspace.finish(workspace.start_aflow("doctor", **place)))
+        server = Daemon(workspace.path)
+        server.begin("--queue", queue, AFLOW_DEFAULT_METADATA=whole)
+        ran.insert(0, server.submit("flow.py", "--wait"))
+        paths = ("/v1/server", "/v1/runs", "/openapi.json", "/metrics")
+        told = [server.ask("GET", path) for path in paths]
+        server.process.terminate()
+        ran.append(server.finish(server.process))
+    finally:
+        worker.terminate()
+        ran.append(workspace.finish(worker))
+        redis.kill()
+    said = [str(told), *(text for each in ran for text in (each.out, each.err))]
+    assert [200] * 4 == [status for status, _ in told]
+    assert [0] * 3 == [each.code for each in ran[:3]], said
+    for each in ran[:3]:
+        assert "seen in /proc: []" in each.out
+        assert "read in a step: True" in each.out
+        assert each is ran[0] or "the hook has read ['end', 'start']" in each.out
+    assert all("postgresql://canary@127.0.0.1" in each.out for each in ran[:3])  # it is known
+    assert not any(PASSWORD in text for text in said)
+    left = {
+        **kept(workspace.path),
+        "PostgreSQL": tables(metadata.partition("?")[0], metadata.rpartition("=")[2]),
+    }
+    assert b"Flow_" in left["PostgreSQL"]
+    assert any(name.startswith("broker/") for name in left)
+    assert [] == [name for name, data in left.items() if PASSWORD.encode() in data]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"AFLOW_DEFAULT_METADATA": f"mysql://user:{PASSWORD}@host/x"},
+        {"AFLOW_DEFAULT_METADATA": f"postgresql//user:{PASSWORD}@host/x"},
+        {"AFLOW_DEFAULT_METADATA": f"postgresql://user:{PASSWORD}", "AFLOW_QUEUE": f"redis://:{PASSWORD}"},
+        {"AFLOW_DEFAULT_METADATA": f"https://user:{PASSWORD}@host:x", "AFLOW_QUEUE": f"redis://u:{PASSWORD}@[::1/0"},
+        {"AFLOW_HISTORY": f"user:{PASSWORD}@host", "AFLOW_QUEUE": f"redis:/:{PASSWORD}@host"},
         {"AFLOW_SERVICE_HEADERS": f"authorization {PASSWORD}", "AFLOW_DEFAULT_METADATA": "http://127.0.0.1:1"},
         {"AFLOW_DEFAULT_METADATA": f"postgresql://user:{PASSWORD}@127.0.0.1:1/x"},
         {"AFLOW_QUEUE": f"redis://:{PASSWORD}@127.0.0.1:1/0"},
@@ -130,6 +240,7 @@ def test_a_password_of_a_url_is_neither_recorded_nor_shown(
 def test_no_command_shows_a_password_that_it_cannot_use(
     workspace: Workspace, settings: dict[str, str]
 ) -> None:
-    for command in ("doctor", "runs", "status", "gc"):
-        ran = workspace.finish(workspace.start_aflow(command, **settings))
+    for command in ("doctor", "runs"):
+        ran = workspace.finish(workspace.start_aflow(command, **settings, AFLOW_DEBUG="1"))
         assert PASSWORD not in ran.out + ran.err, command
+        assert "unexpected" not in ran.out + ran.err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aflow._core.settings import without_password
+from aflow._core.secret import without_passwords
 from tests.flows.conftest import Workspace
 from tests.support.postgres import new_schema
 from tests.support.servers import Server
@@ -58,5 +58,5 @@ def test_a_wrong_password_ends_in_a_sentence(workspace: Workspace, postgres_serv
     ran = workspace.run("--metadata", url)
 
     assert 1 == ran.code
-    assert f"The metadata in {without_password(url)} cannot be used" in ran.err
+    assert f"The metadata in {without_passwords(url)} cannot be used" in ran.err
     assert "wrong-one" not in ran.out + ran.err

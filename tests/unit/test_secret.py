@@ -6,13 +6,14 @@ import copy
 import json
 import pickle
 import traceback
+from dataclasses import asdict
 
 import cloudpickle
 import msgpack
 import pytest
 
-from aflow._core.secret import Secret
-from aflow._core.settings import Settings
+from aflow._core.secret import Secret, revealed, sealed, without_passwords
+from aflow._core.settings import RunOptions, Settings, environment_with
 
 CANARY = "canary-0123456789abcdef0123456789abcdef"
 
@@ -53,5 +54,42 @@ def test_settings_show_no_key() -> None:
 )
 def test_settings_show_no_password_of_a_url(key: str, url: str) -> None:
     settings = Settings.load({f"AFLOW_{key}": url})
-    assert CANARY not in repr(settings)
-    assert url in (settings.queue, settings.metadata)
+    options = RunOptions(queue=settings.queue, metadata=settings.metadata)
+    for kept in (settings, options):
+        written = (repr(kept), pickle.dumps(kept), cloudpickle.dumps(kept), asdict(kept))
+        assert CANARY not in repr(written)
+        assert CANARY not in json.dumps([kept.queue, kept.metadata])
+    # What connects, and a program that is started, have it all the same.
+    assert url in (revealed(settings.queue or ""), revealed(settings.metadata))
+    assert url in environment_with({"A": settings.queue or "", "B": settings.metadata}).values()
+
+
+@pytest.mark.parametrize(
+    ("written", "shown", "meant"),
+    [
+        ("postgresql://u:{}@h:5/db", "postgresql://u@h:5/db", "postgresql://u:{}@h:5/db"),
+        ("postgresql://u:{}/a@h/db", "postgresql://u@h/db", "postgresql://u:{}%2Fa@h/db"),
+        ("postgresql://u:1/{}@h/db", "postgresql://u@h/db", "postgresql://u:1%2F{}@h/db"),
+        ("postgresql://u:a@{}@h/db?x=b@c", "postgresql://u@h/db?x=b@c", "postgresql://u:a%40{}@h/db?x=b@c"),
+        ("postgresql://u:%41%-{}@h/db", "postgresql://u@h/db", "postgresql://u:%41%25-{}@h/db"),
+        ("redis://:a?b#c[ {}@h/0", "redis://h/0", "redis://:a%3Fb%23c%5B%20{}@h/0"),
+        ("redis+sentinel://u:{}@a:1,b:2/n", "redis+sentinel://u@a:1,b:2/n", "redis+sentinel://u:{}@a:1,b:2/n"),
+        ("postgresql://h/d?sslpassword={}&a=1", "postgresql://h/d?a=1", "postgresql://h/d?sslpassword={}&a=1"),
+        ("https://u:{}@h/x", "https://u@h/x", "https://u:{}@h/x"),
+    ],
+)  # fmt: skip
+def test_a_password_is_found_however_it_is_written(written: str, shown: str, meant: str) -> None:
+    url = written.format(CANARY)
+    assert (shown, meant.format(CANARY)) == (sealed(url), revealed(sealed(url)))
+    assert f"--queue={shown}" == without_passwords(f"--queue={url}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h:80/a@b", "--note=http://host:8080/user@domain", "postgresql://u@h/d?x=a@b",
+        "redis+sentinel://a:1,[::1]:2/n", "postgresql:///db?host=/tmp", "sqlite:////a=b@c:d",
+    ],
+)  # fmt: skip
+def test_a_url_without_a_password_stays_as_it_is(url: str) -> None:
+    assert url == without_passwords(url) == sealed(url)

@@ -37,6 +37,7 @@ from aflow._core import ending, process, system
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple
+from aflow._core.secret import sealed
 from aflow.code.program import Program, Request, is_library
 from aflow.executors.local import child as inside
 from aflow.executors.local import child_task, descendants, messages
@@ -503,6 +504,7 @@ class Ground:
         gc.freeze()
 
     def _configure(self, context: RunContext) -> None:
+        context = context._replace(metadata_url=sealed(context.metadata_url))
         blobs = BlobStore(self._open_store(context.storage_url), context.durability == "power")
         if context.remote:
             from aflow.task.remote import RemoteRunner  # only workers of a queue need it

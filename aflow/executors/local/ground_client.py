@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow._core.records import NamedTuple
+from aflow._core.secret import revealed
 from aflow._core.system import usable_cpus
 from aflow.executors.local import descendants, messages
 
@@ -116,7 +117,9 @@ class Grounds:
         self._of: dict[int, _Link] = {}  # child -> where it was asked for
         self._first = _Link(self, process.control)
         self._first.send(messages.PROGRAM, *self._request)
-        self._first.send(messages.CONFIGURE, context, self._token)
+        # The ground connects by itself. What it is sent stays in the memory of both.
+        whole = context._replace(metadata_url=revealed(context.metadata_url))
+        self._first.send(messages.CONFIGURE, whole, self._token)
         self._ask()
 
     def _ask(self) -> None:

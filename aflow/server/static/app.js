@@ -25,7 +25,6 @@ import {
 } from "./lib.js";
 import { RunPage } from "./run.js";
 import { RunsPage } from "./runs.js";
-import { TaskPage } from "./task.js";
 
 /** A page that is read when somebody opens it first. @param {() => Promise<any>} load @param {string} name */
 const later = (load, name) => (/** @type {any} */ props) => {
@@ -41,7 +40,8 @@ const later = (load, name) => (/** @type {any} */ props) => {
     return html`<${Notice} kind="bad" retry=${() => setAgain((n) => n + 1)}>This page could not be read from the server: ${state.error.message}<//>`;
   return state.page ? html`<${state.page} ...${props} />` : html`<${Skeleton} />`;
 };
-const FlowsPage = later(() => import("./flows.js"), "FlowsPage"),
+const TaskPage = later(() => import("./task.js"), "TaskPage"),
+  FlowsPage = later(() => import("./flows.js"), "FlowsPage"),
   FlowPage = later(() => import("./flows.js"), "FlowPage");
 const ComparePage = later(() => import("./compare.js"), "ComparePage"),
   SchedulesPage = later(() => import("./schedules.js"), "SchedulesPage");
@@ -276,6 +276,13 @@ function rowKey(event) {
   } else if (at >= 0 && event.key === "x") /** @type {any} */ (rows[at].querySelector("input[type=checkbox]"))?.click();
   else if (at >= 0 && event.key === "Enter") /** @type {any} */ (rows[at].querySelector("a[href]"))?.click();
 }
+
+// A menu closes when something in it was chosen, or something beside it was clicked.
+addEventListener("click", (event) => {
+  const target = /** @type {Element} */ (event.target);
+  for (const menu of document.querySelectorAll("details.menu[open], details.behind[open]"))
+    if (!menu.contains(target) || target.closest("a, button")) menu.removeAttribute("open");
+});
 
 // Its address is relative to that of the page, which changes.
 const icon = /** @type {HTMLLinkElement | null} */ (document.querySelector("link[rel=icon]"));

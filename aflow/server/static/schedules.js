@@ -31,14 +31,14 @@ export function SchedulesPage() {
     ${
       data.schedules.length === 0
         ? html`<${Notice}><span>There are no schedules. Make one of a flow that has run here, or with <code>aflow schedule create flow.py</code>, which takes the flow's own <code>@schedule</code>.</span><//>`
-        : html`<div class="scroll"><table class="list"><thead><tr><th>On</th><th>Name</th><th>When</th><th>Next</th><th>Latest run</th><th class="right wide">Started</th><th class="right wide">Skipped</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
+        : html`<div class="scroll"><table class="list stack"><thead><tr><th>On</th><th>Name</th><th>When</th><th>Next</th><th class=${data.schedules.some((/** @type {any} */ s) => s.latest) ? "" : "wide"}>Latest run</th><th class="right wide">Started</th><th class="right wide">Skipped</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
       ${data.schedules.map(
         (
           /** @type {any} */ s,
         ) => html`<tr data-row><td><button role="switch" aria-checked=${!s.paused} aria-label=${`${s.name} is ${s.paused ? "off" : "on"}`} class="switch" onClick=${() => pause(s)}></button></td>
         <td class="name"><b>${s.name}</b>${s.flow && html` <${Link} class="dim" to=${`flows/${s.flow}`}>${s.flow}<//>`}${s.said && html`<div class="reason">${s.said}</div>`}</td><td><code>${s.cron}</code> <span class="dim">${s.timezone}</span></td>
         <td>${s.paused ? html`<span class="dim">off</span>` : s.next ? html`<${Soon} at=${s.next} />` : "–"}</td>
-        <td>${s.latest ? html`<${Link} to=${`runs/${s.latest}`}>${s.latest.split("/")[1]}<//>` : "–"}</td><td class="right num wide">${s.started}</td><td class="right num wide">${s.skipped}</td>
+        <td class=${data.schedules.some((/** @type {any} */ each) => each.latest) ? "" : "wide"}>${s.latest ? html`<${Link} to=${`runs/${s.latest}`}>${s.latest.split("/")[1]}<//>` : "–"}</td><td class="right num wide">${s.started}</td><td class="right num wide">${s.skipped}</td>
         <td><span class="actions"><button onClick=${() => start(s)}>Run now</button><button onClick=${() => setQuery({ edit: s.name })}>Change…</button><button class="danger" onClick=${() => remove(s)}>Delete</button></span></td></tr>`,
       )}</tbody></table></div>`
     }`;

@@ -131,7 +131,7 @@ function Tokens() {
         : html`<div class="scroll"><table><thead><tr><th>Name</th><th>Scope</th><th>Made</th><th>Expires</th><th></th></tr></thead><tbody>${data.tokens.map(
             (/** @type {any} */ t) => html`<tr>
       <td><b>${t.name}</b></td><td>${t.scope}</td><td><${Time} at=${t.created_at} /></td><td>${t.expires_at ? html`<time title=${new Date(t.expires_at * 1000).toISOString()}>${new Date(t.expires_at * 1000).toLocaleString()}</time>` : "never"}</td>
-      <td class="actions"><button class="danger" onClick=${() => revoke(t)}>Revoke</button></td></tr>`,
+      <td class="right"><button class="danger" onClick=${() => revoke(t)}>Revoke</button></td></tr>`,
           )}</tbody></table></div>`
     }
     <form class="toolbar" onSubmit=${create}><input name="name" aria-label="Name of a new token" placeholder="Name of a new token" required />

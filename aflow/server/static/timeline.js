@@ -603,10 +603,10 @@ export function ticks(low, high) {
 
 /** @type {import("./table.js").Column[]} */
 const COLUMNS = [
-  { title: "Task", track: "minmax(150px, 1fr)", name: "name" },
-  { title: "State", track: "130px" },
-  { title: "Start", track: "110px", right: true },
-  { title: "Duration", track: "110px", right: true },
+  { title: "Task", track: "minmax(150px, 1fr)", small: "minmax(90px, 1fr)", name: "name" },
+  { title: "State", track: "130px", small: "18px", name: "sign" },
+  { title: "Start", track: "110px", small: "70px", right: true },
+  { title: "Duration", track: "110px", small: "70px", right: true },
 ];
 
 /** The same for those who see no canvas: all of it, in the order of the starts. */

@@ -36,7 +36,7 @@ function Registered({ data, url, again }) {
     return html`<${Notice}><span>No worker has registered. <code>${command}</code> starts one, on this machine or another. <button class="link" onClick=${() => copy(command)}>Copy</button></span><//>`;
   const slots = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.slots, 0),
     busy = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.running.filter((/** @type {any} */ t) => t.begun).length, 0);
-  return html`<p class="dim">${count(data.workers.length)} ${data.workers.length === 1 ? "worker" : "workers"}, ${count(busy)} of ${count(slots)} slots busy.</p><div class="scroll"><table class="list"><thead><tr><th>State</th><th>Worker</th><th>Pools</th><th>Slots</th><th>Runs now</th><th class="right wide">Done</th><th class="right wide">Failed</th><th class="wide">Version</th><th>Heartbeat</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
+  return html`<p class="dim">${count(data.workers.length)} ${data.workers.length === 1 ? "worker" : "workers"}, ${count(busy)} of ${count(slots)} slots busy.</p><div class="scroll"><table class="list stack"><thead><tr><th>State</th><th>Worker</th><th>Pools</th><th>Slots</th><th>Runs now</th><th class="right wide">Done</th><th class="right wide">Failed</th><th class="wide">Version</th><th>Heartbeat</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
     ${data.workers.map((/** @type {any} */ w) => {
       const begun = w.running.filter((/** @type {any} */ t) => t.begun);
       return html`<tr data-row key=${w.name}><td><${State} state=${/** @type {any} */ (SIGNS)[w.state]} name=${w.state} label /></td>
@@ -47,7 +47,7 @@ function Registered({ data, url, again }) {
           return html`<div class="one-line">${task ? html`<${Link} to=${`runs/${flow}/${run}/tasks/${task}`}>${step}/${task}<//>` : t.task} <span class="dim num">${t.begun ? span(Math.max(0, now.value - t.since)) : "waits"}</span></div>`;
         })}${w.running.length > 3 && html`<span class="dim">and ${count(w.running.length - 3)} more</span>`}${w.running.length === 0 && html`<span class="dim">–</span>`}</td>
         <td class="right num wide">${count(w.done)}</td><td class="right num wide">${w.failed ? html`<span class="bad">${count(w.failed)}</span>` : "0"}</td><td class="wide dim">${w.version}</td>
-        <td><${Time} at=${w.heartbeat_at} /></td><td class="actions">${w.state !== "draining" && w.state !== "silent" && html`<button onClick=${() => drain(w)}>Drain</button>`}</td></tr>`;
+        <td><${Time} at=${w.heartbeat_at} /></td><td class="right">${w.state !== "draining" && w.state !== "silent" && html`<button onClick=${() => drain(w)}>Drain</button>`}</td></tr>`;
     })}</tbody></table></div>`;
 }
 
@@ -59,7 +59,7 @@ function Queue({ data, again }) {
       attempt(() => get("v1/queue/delete", { json: { ids: [m.id] } }), "Deleted.").then(again);
   };
   return html`<div class="facts"><span><b>URL</b><code>${data.url}</code></span></div>
-    <div class="scroll"><table><thead><tr><th>Pool</th><th class="right">Ready</th><th class="right">Leased</th><th class="right">Buried</th><th class="right">Oldest waits</th><th class="right">Workers</th><th class="right">Slots</th></tr></thead><tbody>
+    <div class="scroll" tabindex="0"><table><thead><tr><th>Pool</th><th class="right">Ready</th><th class="right">Leased</th><th class="right">Buried</th><th class="right">Oldest waits</th><th class="right">Workers</th><th class="right">Slots</th></tr></thead><tbody>
       ${data.pools.map((/** @type {any} */ p) => html`<tr><td><b>${p.pool}</b></td><td class="right num">${count(p.ready)}</td><td class="right num">${count(p.leased)}</td><td class="right num">${p.buried ? html`<span class="bad">${count(p.buried)}</span>` : "0"}</td><td class="right num">${p.ready && p.oldest ? span(Math.max(0, now.value - p.oldest)) : "–"}</td><td class="right num">${p.workers ?? "?"}</td><td class="right num">${p.slots ?? "?"}</td></tr>`)}</tbody></table></div>
     ${data.buried.length > 0 && html`<h2>Buried messages</h2><p class="dim">Each was given to several workers that ended before its task did, or cannot be read.</p><div class="scroll"><table><thead><tr><th>Task</th><th>Pool</th><th class="right">Deliveries</th><th>Buried</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>${data.buried.map((/** @type {any} */ m) => html`<tr><td><b>${m.task}</b><br /><code class="dim">${m.id}</code></td><td>${m.pool}</td><td class="right num">${m.deliveries}</td><td><${Time} at=${m.at} /></td><td><span class="actions"><button onClick=${() => release(m)}>Release</button><button class="danger" onClick=${() => remove(m)}>Delete</button></span></td></tr>`)}</tbody></table></div>`}`;
 }

@@ -49,7 +49,10 @@ class Trouble(FlowSpec):
 
     def kill_the_job(self):
         if self.input == 1:
-            os.kill(int(Path(f"/proc/{os.getppid()}/stat").read_text().split()[3]), 9)
+            job = int(Path(f"/proc/{os.getppid()}/stat").read_text().split()[3])
+            # What this step prints may be on its way to the log still when the job is killed.
+            Path(f"/proc/{job}/fd/2").write_text("killed now\n")
+            os.kill(job, 9)
             time.sleep(60)
 
     @step

@@ -345,8 +345,8 @@ def answers(address: str, flow: str, runs: int) -> Iterator[tuple[str, float, st
     """How long the API takes, 99th percentiles."""
     yield "ui.run_answer", timed(address, [f"/v1/runs/{flow}/1"] * 200), "ms"
     filters = (
-        "", "flow:Many", "state:failed", "tag:tag7", "user:bob", "since:12h", "tag:tag7+user:ann",
-        f"id:{runs // 2}", "nightly", "param.alpha:1",
+        "", "flow:Many", "state:failed", "tag:tag7", "tag:none", "user:bob", "since:12h",
+        "tag:tag7+user:ann", f"id:{runs // 2}", "nightly", "param.alpha:1",
     )  # fmt: skip
     paths = [f"/v1/search?limit=50&filter={each}" for each in filters for _ in range(10)]
     yield "ui.runs_answer", timed(address, paths), "ms"

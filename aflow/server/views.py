@@ -106,8 +106,10 @@ class Views:
                 looked_at += 1
                 if self._is_meant(record, wanted):
                     found.append(self.summary(record))
-                    if len(found) == limit:
-                        return RunPage(found, _cursor(after))
+                if len(found) == limit or (
+                    not wanted.is_indexed and self._clock.monotonic() > give_up_at
+                ):
+                    return RunPage(found, _cursor(after))
             if len(page) < size:
                 return RunPage(found, None)
         return RunPage(found, _cursor(after) if after else None)

@@ -15,8 +15,8 @@ sets their clocks, and does whatever else it is given, at moments drawn from the
   The journal has no gap, and the database is whole.
 - Nothing began again after it was committed (by the ledger, which steps write to outside of aflow).
 - Every blob that a manifest refers to is there and has that digest.
-- No process is left. No message waits, is leased or buried, but for reports that say nothing new,
-  and leases of workers that were killed (`late`).
+- No process is left. No message waits, is leased or buried, but for those that workers that were
+  killed, or came too late, have left (`late`): they are about attempts that have ended.
 
 `scripts/soak` in aflow's repository runs it for hours. Linux alone: processes are found in /proc.
 """
@@ -155,6 +155,7 @@ def _read(line: str) -> Begun:
 
 PATIENCE = 120.0  # seconds after which something that does not come fails its test
 FLOW = "Flow_"
+_KINDS = ("task", "reports", "cancel", "drain")  # of messages
 _FIRST_OUTGOING = 32_768  # ports from which Linux takes those of outgoing connections
 
 
@@ -430,7 +431,7 @@ def check(
 ) -> None:
     """All of it. Workers are told to end first. `like` are the results of an undisturbed run; None
     for a run that has none to compare with. `late`: workers were killed, or came too late, so that
-    letters may be left that nobody reads any more. Without `clocks_agree` the times that processes
+    messages may be left that nobody reads any more. Without `clocks_agree` the times that processes
     write down cannot be compared."""
     fleet.stop_workers()
     metadata, run = fleet.metadata, fleet.record()
@@ -562,19 +563,31 @@ async def _check_queue(
     try:
         reports = protocol.reports_topic(run.flow, run.run)
         for topic in ("tasks.default", "tasks.gpu", *_topics_of_workers(fleet, run), reports):
-            if topic == reports and late:
-                continue
             ready, leased, buried = await queue.depth(topic)
-            # A worker that was killed may still have it: the next one that gets it drops it.
-            assert (ready, buried) == (0, 0), topic
-            assert leased == 0 or late, topic
-        for lease in await queue.lease([reports], 10_000, 60.0):
-            letter = protocol.unseal_letter(lease.body, "reports", (), reports, None)
-            said = {(task, attempt) for _, task, attempt, *_ in letter.events}
-            assert set() == said - ended, "a letter tells of an attempt that has not ended"
-            await queue.ack([lease])
+            if not late:
+                assert (ready, leased, buried) == (0, 0, 0), topic
+            elif topic != reports:
+                assert buried == 0, topic
+            # A worker that was killed, or was too slow to extend its lease, leaves messages: leased
+            # as long as the lease lasts, and ready then. Whoever gets one drops it, as its attempt
+            # has ended.
+            for lease in await queue.lease([topic], 10_000, 60.0):
+                letter = protocol.unseal_letter(lease.body, _KINDS, (), topic, None)
+                assert set() == _attempts_in(letter) - ended, f"{topic}: of what has not ended"
+                await queue.ack([lease])
     finally:
         await queue.close()
+
+
+def _attempts_in(letter: Any) -> set[tuple[int, int]]:
+    """The attempts, by task and number, that a message is about."""
+    if isinstance(letter, protocol.TaskLetter):
+        return {(letter.attempt.task, letter.attempt.attempt)}
+    if isinstance(letter, protocol.ReportsLetter):
+        return {(task, attempt) for _, task, attempt, *_ in letter.events}
+    if isinstance(letter, protocol.CancelLetter):
+        return {(task, attempt) for _, _, task, attempt in letter.attempts}
+    return set()
 
 
 def _topics_of_workers(fleet: Fleet, run: RunRecord) -> set[str]:

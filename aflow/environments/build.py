@@ -22,7 +22,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -342,12 +342,15 @@ class Environments:
 
         return self._made(self._cache / "runtimes" / f"{key}-py{minor}", make)
 
-    def runtime_lock(self, minor: str, platform: str | None = None) -> Lock:
+    def runtime_lock(
+        self, minor: str, platform: str | None = None, extras: Collection[str] | None = None
+    ) -> Lock:
         """The packages that aflow itself needs in a task, for another Python, or another platform,
-        than this. Blocks. Raises EnvironmentFailed."""
+        than this; with these of its extras (None: those that are installed here). Blocks. Raises
+        EnvironmentFailed."""
         uv = Uv(self._report, self._supplies.uv)
         solver = Solver(self._cache, self._cache, uv)
-        spec = Spec(requirements=tuple(sorted(_requirements())))
+        spec = Spec(requirements=tuple(sorted(_requirements(extras))))
         if platform in (None, this_platform()):
             python = self._interpreter(minor, uv)
             target = Target(python.version, this_platform(), python)
@@ -497,11 +500,12 @@ def _is_runtime(place: Path) -> bool:
     return (place / "aflow" / "__init__.py").is_file()
 
 
-def _requirements() -> list[str]:
-    """What aflow needs in a task, as requirements; with extras, where they are installed here."""
+def _requirements(extras: Collection[str] | None = None) -> list[str]:
+    """What aflow needs in a task, as requirements, with these extras; None for those of them that
+    are installed here."""
     from packaging.requirements import Requirement
 
-    extras = _extras()
+    extras = _extras() if extras is None else extras
     found: list[str] = []
     for text in wheels.needs_of_aflow():
         requirement = Requirement(text)

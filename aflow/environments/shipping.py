@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import mmap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -145,7 +145,7 @@ def runtime_shipment(folder: Path, now: float, targets: Iterable[Target] = ()) -
 
 
 def packed_runtime(
-    folder: Path, now: float, extras: Iterable[str] = ("aws",), targets: Iterable[Target] = ()
+    folder: Path, now: float, extras: Collection[str] = ("aws",), targets: Iterable[Target] = ()
 ) -> Shipment:
     """aflow with these extras as it runs here, with all that it depends on; and the same aflow with
     what it depends on for these targets, where that is not what runs there. Blocks. Raises
@@ -156,7 +156,7 @@ def packed_runtime(
     runtimes = [(wheels.fit_of(packed), packed)]
     for target in targets:
         if not any(_fits(fit, target) for fit, _ in runtimes):
-            runtimes.append(_runtime_for(target, packed[0]))
+            runtimes.append(_runtime_for(target, packed[0], extras))
     described = [
         {
             **fit._asdict(),
@@ -183,7 +183,9 @@ def _fits(fit: Fit, target: Target) -> bool:
     return same == (target.minor, kind_of(target.platform)[0], name) and version >= fit.libc[1]
 
 
-def _runtime_for(target: Target, ours: PackedWheel) -> tuple[Fit, list[PackedWheel]]:
+def _runtime_for(
+    target: Target, ours: PackedWheel, extras: Collection[str]
+) -> tuple[Fit, list[PackedWheel]]:
     """aflow, whose own wheel is given, with what it depends on for another target, as the index has
     it."""
     from aflow.environments import wheels
@@ -195,7 +197,7 @@ def _runtime_for(target: Target, ours: PackedWheel) -> tuple[Fit, list[PackedWhe
     cache = cache_folder()
     to_log(f"Fetching what aflow needs for Python {target.minor} on {target.platform}")
     lock, files = (
-        Environments(cache, to_log).runtime_lock(target.minor, target.platform),
+        Environments(cache, to_log).runtime_lock(target.minor, target.platform, extras),
         Files(cache),
     )
     with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:

@@ -131,8 +131,8 @@ def with_locks(
     rebuild: bool = False,
 ) -> RunOptions:
     """The options with the packages of steps that have an environment of their own. Blocks, while
-    packages are solved for the first time. Raises InvalidDecorator, MissingExtra and
-    EnvironmentFailed."""
+    packages are solved for the first time. Raises InvalidSetting, InvalidDecorator, MissingExtra
+    and EnvironmentFailed."""
     if not asks(definition, options.environment):
         return replace(options, locks={})
     from aflow.environments import prepare  # few flows have any

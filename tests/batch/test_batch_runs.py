@@ -383,12 +383,18 @@ def test_four_steps_have_four_versions_of_a_package_and_two_pythons_in_jobs_with
     }
     # Any glibc of the last years will do, which is another platform than that of this machine.
     bare = f"{BARE},platform={platform.machine()}-manylinux_2_17"
-    said = bench.run(FLOWS / "packages.py", "run", "--with", bare, env=env)
+    flow = FLOWS / "packages.py"
+    said = bench.run(flow, "run", "--with", bare, "--cache", env=env)
     wanted = [("1.0", own), ("2.0", packages.ANOTHER), ("3.0", packages.ANOTHER), ("4.0", own)]
     assert wanted == bench.latest("Packages").data.seen, said
 
-    # What was solved and shipped once needs neither the index nor the files.
+    # What was solved and shipped once needs neither the index nor the files; another package makes
+    # its step run again.
     shutil.rmtree(bench.folder / "environments" / "wheels")
-    offline = {**env, "UV_FIND_LINKS": "/nowhere", "UV_OFFLINE": "1"}
-    again = bench.run(FLOWS / "packages.py", "run", "--with", bare, env=offline)
-    assert str(wanted) in again
+    offline = {**env, "UV_FIND_LINKS": "/nowhere", "UV_OFFLINE": "1", "SECOND": "3.0"}
+    again = bench.run(flow, "run", "--with", bare, "--cache", env=offline)
+    run = bench.latest("Packages").id
+    told = bench.run(flow, "explain", f"Packages/{run}", env=offline)
+    assert [("3.0", packages.ANOTHER)] == bench.latest("Packages").data.seen[1:2], again
+    assert 3 == len(bench.jobs("Packages", run)), "the first step was taken from the cache"
+    assert "second/2 ran: package tiny changed 2.0 -> 3.0" in told

@@ -4,6 +4,7 @@ import sys
 from aflow import FlowSpec, pypi, step
 
 ANOTHER = os.environ.get("ANOTHER_PYTHON")
+SECOND = os.environ.get("SECOND", "2.0")
 
 
 def seen():
@@ -21,7 +22,7 @@ class Packages(FlowSpec):
         self.seen = [seen()]
         self.next(self.second)
 
-    @pypi(packages={"tiny": "2.0"}, python=ANOTHER)
+    @pypi(packages={"tiny": SECOND}, python=ANOTHER)
     @step
     def second(self):
         self.seen = [*self.seen, seen()]

@@ -432,6 +432,12 @@ class JobRefused(JobSystemError):
     """The job system does not take a job as it was asked for, and will not the next time."""
 
 
+class WorkersLost(AflowError):
+    """Workers in a cluster could not be kept: it does not answer, or they end again and again."""
+
+    headline = "Workers lost"
+
+
 class NotFound(AflowError):
     """There is no such flow, run, step, task or artifact."""
 

@@ -1,4 +1,5 @@
-"""`aflow worker`: take tasks from a queue and run them here; `aflow workers`: list and drain."""
+"""`aflow worker`: take tasks from a queue and run them here; `aflow workers`: list and drain them,
+and start some in a cluster."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.queue_status import chosen_worker, state_of, worker_as_json
 
 if TYPE_CHECKING:
+    from aflow.executors.clusters import Cluster, Request
     from aflow.metadata.base import WorkerRecord, WorkerRegistry
 
 _MOST_LINES = 10_000  # of the log that wait to be read
@@ -41,7 +43,7 @@ end within --grace, and what does not goes back to others, at no cost. A second 
   aflow workers list                           those that there are, and what they run
   aflow workers drain NAME                     end one when what it runs has ended
 """
-_HELP_OF_MANY = """List workers, drain them, and start some as jobs of Slurm.
+_HELP_OF_MANY = """List workers, drain them, and start some in a cluster of Slurm, Ray or Dask.
 
 Workers register in the metadata that they are given (`aflow worker --metadata URL`, or
 AFLOW_DEFAULT_METADATA; without, in the .aflow folder that they find), and send a heartbeat there
@@ -52,6 +54,8 @@ all after 60.
   aflow workers list
   aflow workers drain host-4242-1f0c9a3b
   aflow workers slurm --count 4 --queue redis://broker:6379/0 --slots 8 -- --partition=main
+  aflow workers ray --count 4 --queue redis://broker:6379/0 --slots 8 --resources gpu=1
+  aflow workers dask --address tcp://scheduler:8786 --count 4 --queue redis://broker:6379/0
 """
 _MOST_LABELS = 20
 
@@ -110,6 +114,12 @@ def _parameters() -> list[click.Parameter]:
         ),
         resources_option("the tasks of this worker share"),
         option("--quiet", is_flag=True, help="Do not log each task."),
+        option(
+            "--until-eof",
+            is_flag=True,
+            help="Take nothing new, as after SIGTERM, when the standard input ends: for programs "
+            "that start workers, and are not to leave any behind.",
+        ),
     ]
 
 
@@ -123,6 +133,7 @@ def _worker(
     metadata: str | None,
     resources: Mapping[str, float] | None,
     quiet: bool,
+    until_eof: bool,
 ) -> int:
     settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
     if settings.queue is None:
@@ -147,7 +158,7 @@ def _worker(
     make_private(options.folder)
     health_file = Path(settings.health_file) if settings.health_file else None
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        return runner.run(_run(settings, options, health_file))
+        return runner.run(_run(settings, options, health_file, until_eof))
 
 
 def _labels(given: Sequence[str]) -> dict[str, str]:
@@ -179,7 +190,9 @@ def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
     return opened
 
 
-async def _run(settings: Settings, options: object, health_file: Path | None) -> int:
+async def _run(
+    settings: Settings, options: object, health_file: Path | None, until_eof: bool
+) -> int:
     from aflow import backends
     from aflow._core.process import on_signal
     from aflow.worker import Worker, WorkerOptions
@@ -200,6 +213,8 @@ async def _run(settings: Settings, options: object, health_file: Path | None) ->
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         on_signal(loop, signum, stop)
+    if until_eof:
+        _at_eof(loop, stop)
     try:
         if health_file is None:
             await made.run()
@@ -208,6 +223,20 @@ async def _run(settings: Settings, options: object, health_file: Path | None) ->
     finally:
         log.close()
     return 0
+
+
+def _at_eof(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    """Call back when the standard input has ended. Raises InvalidInput where that is not seen."""
+
+    def read() -> None:
+        if not os.read(0, 1 << 16):
+            loop.remove_reader(0)
+            stop()
+
+    try:
+        loop.add_reader(0, read)
+    except OSError as error:  # a file
+        raise InvalidInput("--until-eof needs a pipe as its standard input.") from error
 
 
 class _Log:
@@ -296,14 +325,7 @@ def workers() -> click.Command:
             click.Command(
                 "slurm",
                 params=[
-                    option(
-                        "--count",
-                        type=click.IntRange(min=1),
-                        default=1,
-                        show_default=True,
-                        metavar="N",
-                        help="How many workers: one array of jobs.",
-                    ),
+                    _count("How many workers: one array of jobs."),
                     *(each for each in _parameters() if each.name in _OF_SLURM),
                     click.Argument(["sbatch"], nargs=-1, type=click.UNPROCESSED),
                 ],
@@ -311,6 +333,10 @@ def workers() -> click.Command:
                 help="Start workers as jobs of Slurm. What stands after `--` goes to sbatch: "
                 "`aflow workers slurm --count 4 --slots 8 -- --partition=main --time=8:00:00`. "
                 "They end with their jobs: what they run then goes back to others.",
+            ),
+            click.Command("ray", params=_parameters_of("ray"), callback=_ray, help=_HELP_OF_RAY),
+            click.Command(
+                "dask", params=_parameters_of("dask"), callback=_dask, help=_HELP_OF_DASK
             ),
         ],
     )
@@ -347,30 +373,178 @@ def _slurm(
     resources: Mapping[str, float] | None,
     sbatch: tuple[str, ...],
 ) -> None:
-    settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
-    if settings.queue is None:
-        raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
     from aflow.executors.jobs.slurm import submit_workers
 
-    _labels(labels)  # what cannot be meant is said here, and not in the log of a job
-    words = [f"--slots={slots or 1}"]
-    words += [f"--pool={each}" for each in pools]
-    words += [f"--label={each}" for each in labels]
-    if resources is not None:
-        words += ["--resources=" + ",".join(f"{key}={each:g}" for key, each in resources.items())]
-    # Addresses and keys may be secrets: they are variables, which other users do not see.
-    variables = {"AFLOW_QUEUE": settings.queue}
-    if metadata is not None:
-        variables["AFLOW_DEFAULT_METADATA"] = metadata
-    if settings.signing_keys:
-        keys = ",".join(each.reveal() for each in settings.signing_keys)
-        variables["AFLOW_SIGNING_KEY"] = keys
+    settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
+    variables = _variables(settings, metadata)
+    words = _words(slots or 1, pools, labels, resources)
     folder = settings.root / "slurm"
     job = submit_workers(count, words, variables, sbatch, folder, slots or 1)
     click.echo(
         f"Submitted job {job} of Slurm: {count} worker(s), {slots or 1} task(s) at a time each. "
         f"`scancel {job}` ends them; what they say is in {folder}."
     )
+
+
+def _count(help_text: str) -> click.Parameter:
+    return option(
+        "--count",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help=help_text,
+    )
+
+
+def _words(
+    slots: int,
+    pools: Sequence[str],
+    labels: Sequence[str],
+    resources: Mapping[str, float] | None,
+) -> list[str]:
+    """The options of `aflow worker` for workers that are started elsewhere."""
+    _labels(labels)  # what cannot be meant is said here, and not in a log elsewhere
+    words = [f"--slots={slots}"]
+    words += [f"--pool={each}" for each in pools]
+    words += [f"--label={each}" for each in labels]
+    if resources is not None:
+        words += ["--resources=" + ",".join(f"{key}={each:g}" for key, each in resources.items())]
+    return words
+
+
+def _variables(settings: Settings, metadata: str | None) -> dict[str, str]:
+    """What they are to know besides. Addresses and keys may be secrets: they are variables, which
+    other users do not see."""
+    if settings.queue is None:
+        raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
+    variables = {"AFLOW_QUEUE": settings.queue}
+    if metadata is not None:
+        variables["AFLOW_DEFAULT_METADATA"] = metadata
+    if settings.signing_keys:
+        keys = ",".join(each.reveal() for each in settings.signing_keys)
+        variables["AFLOW_SIGNING_KEY"] = keys
+    return variables
+
+
+# ------------------------------------------------------------ in clusters of Ray and Dask
+
+_OF_CLUSTERS = """Workers run for as long as this command does. SIGTERM or Ctrl-C: they take
+nothing new, what they run may end within --grace, and what does not goes back to others; a second
+signal ends them at once. One that is lost with its node is started again elsewhere. Nodes need
+aflow, the packages of flows, and a way to the queue and the datastore.
+"""
+_HELP_OF_RAY = f"""Start workers in a cluster of Ray: an actor each, which asks for as many CPUs as
+the worker has slots, or for those, the GPUs and the memory of --resources.
+
+{_OF_CLUSTERS}
+\b
+  aflow workers ray --count 4 --queue redis://broker:6379/0 --slots 8
+  aflow workers ray --address 10.0.0.1:6379 --pool gpu --slots 1 --resources cpu=4,gpu=1
+"""
+_HELP_OF_DASK = f"""Start workers in a cluster of Dask: a task each, which has one thread of a
+worker of Dask for as long as it runs. GPUs (--resources gpu=1) are Dask's resource GPU.
+
+{_OF_CLUSTERS}
+\b
+  aflow workers dask --address tcp://scheduler:8786 --count 4 --queue redis://broker:6379/0
+"""
+_OF_PLACES = (*_OF_SLURM, "grace", "lease", "quiet")
+
+
+def _parameters_of(kind: str) -> list[click.Parameter]:
+    address = {
+        "ray": "Of the cluster: HOST:PORT, or ray://HOST:10001.  [default: RAY_ADDRESS, else the "
+        "cluster that this machine is in]",
+        "dask": "Of the scheduler: tcp://HOST:8786.  [default: DASK_SCHEDULER_ADDRESS]",
+    }
+    ask = {
+        "ray": "A custom resource of Ray that each worker asks for; may be given again.",
+        "dask": "A resource of Dask (dask worker --resources) that each worker asks for; may be "
+        "given again.",
+    }
+    return [
+        option("--address", metavar="ADDRESS", help=address[kind]),
+        _count("How many workers: so many are kept, as nodes come and go."),
+        option("--ask", "asked", multiple=True, metavar="NAME=AMOUNT", help=ask[kind]),
+        flag("--wait", "may_wait", help="Wait where the cluster is too small as it is now."),
+        *(each for each in _parameters() if each.name in _OF_PLACES),
+    ]
+
+
+def _ray(**given: Any) -> int:
+    from aflow.executors.clusters import RayCluster
+
+    return _keep(RayCluster, **given)
+
+
+def _dask(**given: Any) -> int:
+    from aflow.executors.clusters import DaskCluster
+
+    return _keep(DaskCluster, **given)
+
+
+def _keep(
+    kind: Callable[[str | None, Request], Cluster],
+    *,
+    address: str | None,
+    count: int,
+    asked: Sequence[str],
+    may_wait: bool,
+    queue: str | None,
+    slots: int | None,
+    pools: Sequence[str],
+    labels: Sequence[str],
+    metadata: str | None,
+    resources: Mapping[str, float] | None,
+    grace: float,
+    lease: float,
+    quiet: bool,
+) -> int:
+    from aflow.executors.clusters import Crew, Request, keep
+
+    settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
+    slots = slots or 1
+    # A worker has what it asks for of its node, which others use as well.
+    has = {"cpu": float(slots), "gpu": 0.0, **(settings.resources or {})}
+    words = _words(slots, pools, labels, has)
+    words += [f"--grace={grace:g}", f"--lease={lease:g}", *(["--quiet"] if quiet else [])]
+    variables = _variables(settings, metadata)
+    more = _amounts(asked)
+    request = Request(tuple(words), variables, has["cpu"], has["gpu"], has.get("memory"), more)
+    cluster = kind(address, request)
+    signals = 0
+
+    def note(signum: int, frame: object) -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            click.echo("Workers take nothing new, and end; a second signal ends them at once.")
+
+    try:
+        lacking = cluster.lacking(count)
+        if lacking is not None and not may_wait:
+            raise InvalidInput(f"{lacking}. Ask for less, or say --wait if it is to grow.")
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, note)
+        click.echo(f"{count} worker(s), {slots} task(s) at a time each, in {cluster.name}.")
+        keep(cluster, Crew(count, click.echo), SystemClock(), lambda: signals)
+    finally:
+        cluster.close()
+    return 0
+
+
+def _amounts(asked: Sequence[str]) -> dict[str, float]:
+    amounts = {}
+    for each in asked:
+        name, _, amount = each.partition("=")
+        try:
+            amounts[name] = float(amount)
+        except ValueError:
+            amounts[name] = 0.0
+        if not name or not 0 < amounts[name] < float("inf"):
+            raise InvalidInput(f"--ask {each[:80]!r}: write NAME=AMOUNT, with an amount above 0.")
+    return amounts
 
 
 def _row(worker: WorkerRecord, now: float) -> tuple[str, ...]:

@@ -1,0 +1,115 @@
+"""Real clusters of Dask and Ray on this machine, of two nodes, one of which can be killed.
+
+As a program (`python -m tests.support.clusters dask`) it is a cluster, whose threads are not those
+of tests: it prints its address, and kills a node when it reads a line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CPUS = 2  # of each node
+
+
+class Nodes:
+    """A cluster of two nodes in processes of its own."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self._log = folder / "log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.clusters", kind],
+                cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            )  # fmt: skip
+        assert self._process.stdout is not None
+        self.address = ""
+        while not self.address:
+            line = self._process.stdout.readline()
+            assert line, self.said()
+            if line.startswith("address "):
+                self.address = line.split()[1]
+
+    def said(self) -> str:
+        """What its processes have written."""
+        return self._log.read_text()
+
+    def lose_a_node(self) -> None:
+        """Kill the second node."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("kill\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        """End all of it."""
+        self._process.communicate()
+
+
+@contextmanager
+def cluster(kind: str, folder: Path) -> Iterator[Nodes]:
+    """A cluster of two nodes."""
+    nodes = Nodes(kind, folder)
+    try:
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def ray() -> None:
+    """Be a cluster of Ray until the standard input ends."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [made.add_node(num_cpus=CPUS) for _ in range(2)]
+    print("address", made.address, flush=True)
+    for _ in sys.stdin:
+        made.remove_node(nodes.pop(), allow_graceful=False)
+    made.shutdown()
+
+
+def dask() -> None:
+    """Be a cluster of Dask until the standard input ends."""
+    import distributed
+
+    ways, children = [os.pipe() for _ in range(2)], []
+    for readable, writable in ways:
+        # Forked before there is a loop or a thread: what is imported is imported once.
+        child = os.fork()
+        if not child:
+            os.close(writable)
+            asyncio.run(_be_a_worker(distributed.Worker, readable))
+            os._exit(0)
+        children.append(child)
+    try:
+        asyncio.run(_be_a_scheduler(distributed.Scheduler, [each[1] for each in ways], children))
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+
+
+async def _be_a_worker(kind: Any, readable: int) -> None:
+    address = os.read(readable, 1000).decode()
+    async with kind(address, nthreads=CPUS, dashboard=False) as worker:
+        await worker.finished()
+
+
+async def _be_a_scheduler(kind: Any, ways: list[int], children: list[int]) -> None:
+    async with kind(host="127.0.0.1", port=0, dashboard=False) as scheduler:
+        for each in ways:
+            os.write(each, scheduler.address.encode())
+        while len(scheduler.workers) < len(children):
+            await asyncio.sleep(0)
+        print("address", scheduler.address, flush=True)
+        while await asyncio.to_thread(sys.stdin.readline):
+            os.kill(children[1], signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    {"dask": dask, "ray": ray}[sys.argv[1]]()

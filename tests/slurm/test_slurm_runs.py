@@ -276,6 +276,33 @@ def test_jobs_whose_number_was_given_again_are_lost_and_not_taken_for_others(
     assert bench.queue("%A") == [number], "that of Ann goes on"
 
 
+def test_a_number_that_is_given_again_while_scancel_waits_ends_nobody_elses_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aflow.executors.jobs.slurm import SlurmSystem
+
+    numbers = [
+        bench.slurm.query(
+            "sbatch", "--parsable", "-J", name, "-o", "/dev/null", "--wrap", "sleep 30"
+        )
+        for name in ("mine-abc", "mine-xyz")
+    ]
+    # As if the controller had come back between the look and scancel, and given the first again.
+    scancel = shutil.which("scancel")
+    folder = bench.folder / "bin"
+    folder.mkdir()
+    (folder / "scancel").write_text(
+        f'#!/bin/sh\nscontrol update JobId={numbers[0]} JobName=of-ann\nexec {scancel} "$@"\n'
+    )
+    (folder / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    SlurmSystem(bench.folder).terminate(
+        [f"{numbers[0]}@mine-abc", f"{numbers[1]}@mine-xyz"], "They are not wanted."
+    )
+
+    bench.until(lambda: bench.queue("%A %j") == [numbers[0], "of-ann"])
+
+
 def test_a_run_goes_on_when_the_controller_does_not_answer_for_a_while(bench: Bench) -> None:
     gate = bench.folder / "gate"
     with bench.running("--what", "wait", "--gate", str(gate), "--n", "2") as run:

@@ -279,21 +279,23 @@ class SlurmSystem:
         return outcome
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
-        """End these jobs, by one call of scancel: SIGTERM, and SIGKILL after KillWait."""
+        """End these jobs, by one call of scancel for each job or array: SIGTERM, and SIGKILL after
+        KillWait."""
         statuses = self.describe(ids)
-        # A job whose launch has failed is over for us, and held in Slurm.
-        numbers = [
-            id.partition("@")[0]
-            for id in ids
-            if not statuses[id].is_over or statuses[id].detail == _HELD
-        ]
-        if not numbers:
-            return
-        try:
-            _run("scancel", *numbers)
-        except JobSystemError as error:
-            if isinstance(error, JobSystemBusy) or not _OVER.search(str(error)):
-                raise
+        by_name: defaultdict[str, list[str]] = defaultdict(list)
+        for id in ids:
+            # A job whose launch has failed is over for us, and held in Slurm.
+            if not statuses[id].is_over or statuses[id].detail == _HELD:
+                number, _, name = id.partition("@")
+                by_name[name].append(number)
+        for name, numbers in by_name.items():
+            try:
+                # By the name, too: scancel waits for a controller that is away, and when that is
+                # back it may have given the number to somebody else's job.
+                _run("scancel", f"--name={name}", *numbers)
+            except JobSystemError as error:
+                if isinstance(error, JobSystemBusy) or not _OVER.search(str(error)):
+                    raise
 
     def close(self) -> None:
         """Nothing is open between two calls."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CPUS = 2  # of each node
+_PATIENT = {"RAY_raylet_start_wait_time_s": "100"}  # on a busy machine
 
 
 class Nodes:
@@ -27,13 +28,15 @@ class Nodes:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.clusters", kind],
                 cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+                env={**os.environ, **_PATIENT, "PYTHONPATH": str(Path(__file__).parents[2])},
             )  # fmt: skip
         assert self._process.stdout is not None
         self.address = ""
         while not self.address:
             line = self._process.stdout.readline()
-            assert line, self.said()
+            if not line:
+                self.close()
+                raise AssertionError(self.said())
             if line.startswith("address "):
                 self.address = line.split()[1]
 

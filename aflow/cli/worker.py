@@ -416,7 +416,7 @@ def _words(
 def _variables(settings: Settings, metadata: str | None) -> dict[str, str]:
     """What they are to know besides. Addresses and keys may be secrets: they are variables, which
     other users do not see."""
-    if settings.queue is None:
+    if not settings.queue:
         raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
     variables = {"AFLOW_QUEUE": settings.queue}
     if metadata is not None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
 MAX_LOSSES = 3
-"""A task whose attempts were lost this often, for no known reason, is not tried again."""
+"""A task whose attempts were lost this often is not tried again."""
 
 MAX_FALLBACKS = 3
 """How many fallback attempts may settle a task of a step that catches."""

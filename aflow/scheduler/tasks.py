@@ -368,8 +368,8 @@ class Task:
         if self.losses < MAX_LOSSES:
             return reason
         return (
-            f"Step {self.step.name} (task {self.number}) was lost {self.losses} times for no known "
-            f"reason, so it is not tried again; the last time: {reason}"
+            f"Step {self.step.name} (task {self.number}) was lost {self.losses} times, so it is "
+            f"not tried again; the last time: {reason}"
         )
 
     def story(self) -> str:

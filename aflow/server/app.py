@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 _LARGEST_PACKAGE = 64 << 20
 _UPLOADS = 4  # packages that are in memory at once
 _SOON = 3.0  # seconds in which the metadata have to answer to be ready
+_PROBE = "server/ready"  # what is written to see whether the disk has room
 _LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
 
 _log = logging.getLogger("aflow.server")
@@ -140,13 +141,13 @@ class _Api:
         return web.json_response({"status": "alive"})
 
     async def ready(self, _: web.Request) -> web.StreamResponse:
-        """The metadata answers, too, and runs are begun; 503."""
+        """The metadata answers, too, the datastore's disk has room, and runs are begun; 503."""
         if self._runs.is_closed:
             raise CoordinatorClosed("The server is being stopped.")
         # One look for all who ask: one that waits for a database that is away holds a thread.
         if self._looking is None or self._looking.done():
             loop = asyncio.get_running_loop()
-            self._looking = loop.create_task(asyncio.to_thread(self._metadata.flows))
+            self._looking = loop.create_task(asyncio.to_thread(self._look))
             self._looking.add_done_callback(lambda look: look.cancelled() or look.exception())
         try:
             async with asyncio.timeout(_SOON):
@@ -156,6 +157,13 @@ class _Api:
                 f"The metadata in {self._metadata.url} do not answer within {_SOON:g} seconds."
             ) from error
         return web.json_response({"status": "ready"})
+
+    def _look(self) -> None:
+        """Read the metadata, and write to a datastore on a disk. Raises AflowError."""
+        self._metadata.flows()
+        store = self._blobs.store
+        if store.url.startswith("file:"):  # in S3 each probe would cost a request that is paid for
+            store.put(_PROBE, [b"ready\n"])
 
     async def measure(self, _: web.Request) -> web.StreamResponse:
         """Figures for Prometheus."""

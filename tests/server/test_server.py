@@ -353,10 +353,12 @@ def test_a_full_disk_ends_neither_the_server_nor_what_can_be_read(
         )
         for path in ("/healthz", "/v1/runs", f"/v1/runs/{going}", "/metrics", "/v1/schedules"):
             assert 200 == folder.ask("GET", path)[0], path
+        assert 503 == folder.ask("GET", "/readyz")[0]
         token = folder.finish(folder.start_aflow("token", "create", "x"))
         assert (1, True) == (token.code, "the disk is full" in token.err)
 
         filler.unlink()
+        assert 200 == folder.ask("GET", "/readyz")[0]
         (elsewhere / "gate").write_text("go on")  # what went on meanwhile has lost nothing
         assert "succeeded" == folder.ask("GET", f"/v1/runs/{going}?wait=60")[1]["state"]
         assert 0 == folder.submit("flow.py", "--wait").code

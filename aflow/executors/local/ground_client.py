@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import weakref
 from collections import deque
@@ -14,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aflow._core.records import NamedTuple
 from aflow._core.secret import revealed
 from aflow._core.system import usable_cpus
+from aflow.executors.base import ended_by
 from aflow.executors.local import descendants, messages
 
 if TYPE_CHECKING:
-    import signal
-
     from aflow.code.program import Request
     from aflow.task.spec import RunContext
 
@@ -50,8 +50,8 @@ class GroundProcess(Protocol):
     def pid(self) -> int:
         """Its process."""
 
-    def reap(self) -> None:
-        """Wait for its end, which is near: its socket is closed."""
+    def reap(self) -> int | None:
+        """Wait for its end, which is near: its socket is closed. Its wait status, if known."""
 
 
 class Children(Protocol):
@@ -252,7 +252,9 @@ class Grounds:
         reason = "the process that starts tasks has died"
         if link is self._first:
             self.close()
-            self.reap()
+            status = self.reap()
+            if status is not None:
+                reason = f"{reason} ({_how(status)})"
             descendants.kill_marked(self._token)
             self._children.ground_lost(reason)
             return
@@ -270,10 +272,18 @@ class Grounds:
         while self._held:
             messages.close_all(self._held.popleft().fds)
 
-    def reap(self) -> None:
-        """Wait for the end of grounds that were release: some milliseconds, since they have
-        memory to give back. Blocks; any thread may call."""
-        self._process.reap()
+    def reap(self) -> int | None:
+        """Wait for the end of grounds that were released: some milliseconds, since they have
+        memory to give back. Blocks; any thread may call. The wait status of the first, if known."""
+        return self._process.reap()
+
+
+def _how(status: int) -> str:
+    """How a ground has ended, which has caught no error of its own."""
+    how = ended_by(status).rstrip(".")
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return f"{how}: by somebody, or by the system, for want of memory"
+    return how
 
 
 def cold_note(reason: str, seconds: float) -> str | None:

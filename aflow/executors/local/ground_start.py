@@ -52,12 +52,12 @@ class ForkedGround:
         self.control = control
         self.pid = pid
 
-    def reap(self) -> None:
-        """Wait for its end."""
+    def reap(self) -> int | None:
+        """Wait for its end. Its wait status; None where somebody else was told of it."""
         try:
-            os.waitpid(self.pid, 0)
+            return os.waitpid(self.pid, 0)[1]
         except ChildProcessError:  # somebody has waited for all children before us
-            return
+            return None
 
 
 class SpawnedGround:
@@ -72,9 +72,10 @@ class SpawnedGround:
         """Its process."""
         return self._process.pid
 
-    def reap(self) -> None:
-        """Wait for its end, which is near: its socket is closed."""
-        self._process.wait()
+    def reap(self) -> int | None:
+        """Wait for its end, which is near: its socket is closed. Its wait status."""
+        code = self._process.wait()
+        return code << 8 if code >= 0 else -code
 
 
 def fork_ground() -> ForkedGround:

@@ -116,7 +116,7 @@ def test_a_task_that_is_lost_three_times_fails_and_says_so() -> None:
 
     assert run.finish is not None
     assert RunState.FAILED is run.finish.state
-    assert "lost 3 times" in run.finish.reason
+    assert "lost 3 times, so it is not tried again; the last time: " in run.finish.reason
     assert "The machine is gone." in run.finish.reason
 
 

@@ -278,7 +278,12 @@ class Runs:
         # Ends with its process, for which `close` waits.
         told = asyncio.get_running_loop().create_task(self._tell_of(process, pathspec, said))
         self._telling.add(told)
-        told.add_done_callback(self._telling.discard)
+        told.add_done_callback(self._note_told)
+
+    def _note_told(self, told: asyncio.Task[None]) -> None:
+        self._telling.discard(told)
+        if not told.cancelled() and (error := told.exception()) is not None:
+            _log.error("The end of a run that was taken up cannot be told.", exc_info=error)
 
     async def _tell_of(self, process: Process, pathspec: str, said: IO[bytes]) -> None:
         with said:
@@ -332,7 +337,7 @@ class Runs:
         for name in self.going_on():
             self._processes[name].send_signal(signal.SIGHUP)
         await ended
-        await asyncio.gather(*self._telling)
+        await asyncio.gather(*self._telling, return_exceptions=True)  # they were logged
 
 
 def _file_of(words: Sequence[str]) -> IO[bytes]:

@@ -7,6 +7,7 @@ system asks it to slow down, or does not answer, it waits twice as long the next
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from itertools import islice
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from aflow.executors.jobs.base import JobStatus, JobSystem
+
+_log = logging.getLogger("aflow.jobs")
 
 SHORTEST, LONGEST = 2.0, 30.0  # seconds between two rounds
 LONGEST_WAIT = 120.0  # the same where the system is in trouble
@@ -99,16 +102,22 @@ class Poller:
         while some := [*islice(jobs, self._system.limits.described)]:
             try:
                 found = await in_thread(self._system.describe, some)
+                for job in some:
+                    changed |= self._note(found[job])
             except JobSystemError as error:  # busy, or the credentials have expired
-                self._refused = self._refused or Waiting(self._system.title)
-                self._refused.still(str(error))
-                return {"changed": False, "refused": True}
-            for job in some:
-                changed |= self._note(found[job])
+                return self._refused_by(str(error))
+            except Exception as error:  # noqa: BLE001 -- else the run would wait for ever, unnoticed
+                _log.error("Jobs could not be looked at; it is tried again.", exc_info=error)
+                return self._refused_by(f"{type(error).__name__}: {error}")
         if self._refused is not None:
             self._refused.over()
             self._refused = None
         return {"changed": changed, "refused": False}
+
+    def _refused_by(self, why: str) -> dict[str, bool]:
+        self._refused = self._refused or Waiting(self._system.title)
+        self._refused.still(why)
+        return {"changed": False, "refused": True}
 
     def _note(self, status: JobStatus) -> bool:
         publish = self._watched.get(status.id)

@@ -11,6 +11,7 @@ run the steps that have the same.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from aflow._core.records import NamedTuple
 from aflow._core.system import memory_of
 from aflow._core.threads import in_thread
 from aflow.code.program import Request
-from aflow.errors import AflowError, InvalidDecorator
+from aflow.errors import InvalidDecorator
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
 from aflow.executors.local.admission import FREE, Granted, SlotQueue, too_much
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.executors.local.terminal import Terminal
     from aflow.flow.definition import FlowDefinition
+
+_log = logging.getLogger("aflow.processes")
 
 GRACE = 5.0  # seconds between asking a process to end and killing it
 MEASURED = 0.25  # seconds between two looks at the memory of attempts that have a limit
@@ -347,24 +350,31 @@ class ProcessExecutor:
 
     async def _measure(self) -> None:
         """Look at the memory of attempts that have a limit, and end those that are over it."""
+        is_told = False
         while True:
             await asyncio.sleep(MEASURED)
-            owners = {
-                pid: owner for owner in self._limits if (pid := self._pid_of(owner)) is not None
-            }
-            if not owners:
-                continue
-            for pid, size in (await in_thread(memory_of, [*owners])).items():
-                owner = owners[pid]
-                limit = self._limits.get(owner)
-                if limit is None:
-                    continue  # it has ended meanwhile
-                self._peaks[owner] = max(size, self._peaks.get(owner, 0))
-                if size > limit:
-                    reason = over_memory(size, limit)
-                    self._fresh.fail(*owner, reason)
-                    for pool in self._pools.values():
-                        pool.fail(*owner, reason)
+            try:
+                await self._measure_once()
+            except Exception as error:  # noqa: BLE001 -- no descriptor, no thread: limits hold again
+                if not is_told:
+                    _log.warning("The memory of tasks cannot be measured: %s", error)
+                is_told = True
+
+    async def _measure_once(self) -> None:
+        owners = {pid: owner for owner in self._limits if (pid := self._pid_of(owner)) is not None}
+        if not owners:
+            return
+        for pid, size in (await in_thread(memory_of, [*owners])).items():
+            owner = owners[pid]
+            limit = self._limits.get(owner)
+            if limit is None:
+                continue  # it has ended meanwhile
+            self._peaks[owner] = max(size, self._peaks.get(owner, 0))
+            if size > limit:
+                reason = over_memory(size, limit)
+                self._fresh.fail(*owner, reason)
+                for pool in self._pools.values():
+                    pool.fail(*owner, reason)
 
     def _pid_of(self, owner: tuple[int, int]) -> int | None:
         if self._link is None:
@@ -455,7 +465,7 @@ class ProcessExecutor:
     async def _start_again(self) -> None:
         try:
             await self._start_one()
-        except (OSError, AflowError) as error:
+        except Exception as error:  # noqa: BLE001 -- "can't start new thread" is a RuntimeError
             for spec, _ in self._take_waiting():
                 now = self._clock.now()
                 reason = f"The task was lost: no process could be started for it ({error})."

@@ -1,0 +1,46 @@
+"""What asks a job system how jobs are goes on, whatever it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from aflow.executors.jobs import polling
+from aflow.executors.jobs.base import JobState, JobStatus, Limits
+
+
+class System:
+    """A job system whose first answers are none."""
+
+    title, scope = "a job system", "here"
+    limits = Limits(10, 10, 10)
+
+    def __init__(self, *answers: Exception | dict[str, JobStatus]) -> None:
+        self.answers = [*answers]
+
+    def describe(self, jobs: list[str]) -> dict[str, JobStatus]:
+        """Fails until all failures have been seen."""
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def test_an_answer_that_nobody_foresaw_is_logged_and_the_jobs_are_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("SHORTEST", "LONGEST_WAIT"):
+        monkeypatch.setattr(polling, name, 0.01)
+    ended = JobStatus("job", JobState.ENDED)
+    odd: list[Any] = [RuntimeError("can't start new thread"), {}, {"job": ended}]
+    seen: asyncio.Queue[JobStatus] = asyncio.Queue()
+    poller = polling.Poller(System(*odd))  # type: ignore[arg-type]
+    with caplog.at_level(logging.ERROR, "aflow.jobs"):
+        poller.watch("job", seen.put_nowait)
+        async with asyncio.timeout(60):
+            assert ended == await seen.get()
+        poller.unwatch("job")
+    assert 2 == sum("tried again" in each.getMessage() for each in caplog.records)

@@ -419,13 +419,17 @@ class AwsBusy(AwsError):
 
 
 class JobSystemError(AflowError):
-    """The system that runs jobs (AWS Batch, Slurm) refuses a call."""
+    """The system that runs jobs (AWS Batch, Slurm, Kubernetes) refuses a call."""
 
     headline = "Job system error"
 
 
 class JobSystemBusy(JobSystemError):
     """The job system does not answer, or asks to come later: another try may go well."""
+
+
+class JobSystemUnauthorized(JobSystemBusy):
+    """The job system does not accept our credentials: another try may go well with new ones."""
 
 
 class JobRefused(JobSystemError):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.aws.furnished import aws, aws_account  # noqa: F401 -- fixtures of all tests
+from tests.support.kubernetes import kubernetes, kubernetes_server  # noqa: F401 -- the same
 from tests.support.s3 import (  # noqa: F401 -- the same
     s3_bucket,
     s3_server,

@@ -815,7 +815,10 @@ _FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
     "datatools_s3": (("DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3"), _url),
     "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
     "s3_workers": (("S3_WORKER_COUNT",), _number),
-    "executor": (("EXECUTOR", "DEFAULT_EXECUTOR"), _choice("local", "queue", "batch", "slurm")),
+    "executor": (
+        ("EXECUTOR", "DEFAULT_EXECUTOR"),
+        _choice("local", "queue", "batch", "slurm", "kubernetes"),
+    ),
     "owner": (("OWNER",), _text),
     "queue": (("QUEUE",), _url),
     "resources": (("RUN_RESOURCES", "RESOURCES"), _amounts),

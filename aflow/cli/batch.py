@@ -25,12 +25,13 @@ Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 def batch_commands() -> Commands:
     """The commands below `batch`, by name: help, parameters, body."""
     return {
-        "list": ("List the jobs that have not ended.", _whose(), list_),
-        "kill": ("End the jobs that have not ended.", _whose(), kill),
+        "list": ("List the jobs that have not ended.", whose(), list_),
+        "kill": ("End the jobs that have not ended.", whose(), kill),
     }
 
 
-def _whose() -> list[click.Parameter]:
+def whose() -> list[click.Parameter]:
+    """The options that say whose jobs are meant."""
     return [
         flag("--my-runs", help="Those of all your runs."),
         option("--user", metavar="NAME", help="Those of all runs of this user."),
@@ -74,15 +75,17 @@ def _found(
     from aflow.aws.settings import AwsSettings
 
     settings = session.settings()
-    wanted = _wanted(session, settings, my_runs, user, run_id)
+    wanted = wanted_jobs(session, settings, my_runs, user, run_id)
     queues = {*_queues(session, AwsSettings.load())}
     calls = Calls()
     return unfinished(calls, sorted(queues), wanted), calls
 
 
-def _wanted(
+def wanted_jobs(
     session: Session, settings: Settings, my_runs: bool, user: str | None, run_id: str | None
 ) -> Wanted:
+    """Whose jobs are meant by these options. Raises InvalidInput, and NotFound where there is no
+    run yet."""
     from aflow.aws.batch import Wanted
 
     if my_runs and (user is not None or run_id is not None):

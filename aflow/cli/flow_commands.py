@@ -40,6 +40,7 @@ COMMANDS = {
     "card": "View, get, list or make the cards of tasks.",
     "package": "Show, list or save the code package of the flow.",
     "batch": "List the jobs of AWS Batch that have not ended, or end them.",
+    "kubernetes": "List the jobs of Kubernetes that have not ended, or end them.",
     "step-functions": "Deploy the flow to AWS Step Functions, and look after its runs there.",
     "deploy": "The same as step-functions.",
     "tag": "Add, remove, replace or list the tags of runs.",
@@ -49,7 +50,7 @@ COMMANDS = {
     "help": "Show this help.",
 }
 # What a pathspec alone can say, without a flow.
-NEED_NO_FILE = ("batch", "card", "dump", "explain", "logs")
+NEED_NO_FILE = ("batch", "card", "dump", "explain", "kubernetes", "logs")
 _NORMALIZED = {
     # --max_workers is --max-workers: a parameter keeps the underscores of its name.
     "token_normalize_func": lambda name: name.replace("_", "-"),
@@ -324,6 +325,12 @@ def _batch() -> Commands:
     return batch_commands()
 
 
+def _kubernetes() -> Commands:
+    from aflow.cli.kubernetes import kubernetes_commands
+
+    return kubernetes_commands()
+
+
 def _tags() -> Commands:
     from aflow.cli.tags import tag_commands
 
@@ -360,6 +367,7 @@ _GROUPS_OF_FLOW: dict[
 _GROUPS: dict[str, Callable[[], Commands]] = {
     "batch": _batch,
     "card": _cards,
+    "kubernetes": _kubernetes,
     "logs": _logs,
     "package": _package,
     "tag": _tags,

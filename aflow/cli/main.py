@@ -121,6 +121,7 @@ _SECOND_WORDS = {
     "batch": ("list", "kill"),
     "card": ("view", "get", "list", "create", "server"),
     "deploy": _DEPLOY,
+    "kubernetes": ("list", "kill"),
     "logs": ("show", "scrub"),
     "package": ("info", "list", "save"),
     "step-functions": _DEPLOY,

@@ -261,10 +261,10 @@ def run_options() -> list[Option]:
         ),
         option(
             "--executor",
-            type=click.Choice(["local", "queue", "batch", "slurm"]),
+            type=click.Choice(["local", "queue", "batch", "slurm", "kubernetes"]),
             default=None,
-            help="Where tasks run: here, on the workers of a queue, or as jobs of AWS Batch or of "
-            "Slurm.  [default: local]",
+            help="Where tasks run: here, on the workers of a queue, or as jobs of AWS Batch, Slurm "
+            "or Kubernetes.  [default: local]",
         ),
         option("--queue", default=None, metavar="URL", help="The queue of the workers."),
         resources_option("tasks of steps with @resources share"),

@@ -166,11 +166,11 @@ def _note_differences(
     """Say what this run does otherwise than the flow asks for, if anything."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
         return
-    from aflow.executors.factory import on_batch, on_slurm
+    from aflow.executors.factory import on_batch, on_kubernetes, on_slurm
     from aflow.runs.warnings import notes  # only for flows that ask for something
 
     asked = (definition, settings.executor, decospecs)
-    jobs = on_batch(*asked) | on_slurm(*asked)
+    jobs = on_batch(*asked) | on_slurm(*asked) | on_kubernetes(*asked)
     for note in notes(definition, jobs, packages=settings.environment == "local"):
         session.note(note)
 
@@ -286,6 +286,8 @@ def _waits_for(definition: FlowDefinition, settings: Settings) -> str:
     """What tasks wait for that have not begun, though they could."""
     if settings.executor == "batch":
         return "a job of AWS Batch"
+    if settings.executor == "kubernetes":
+        return "a job of Kubernetes"
     if settings.executor == "queue":
         return "a worker"
     slot = f"a slot (--max-workers {settings.max_workers})"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from aflow._core.settings import KEYS as OF_SETTINGS
 from aflow.aws import settings as aws
 from aflow.flow.names import did_you_mean
+from aflow.k8s import settings as k8s
 
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -228,6 +229,7 @@ OF_PARTS = frozenset(
         "CARD_NO_WARNING",
         "DATASTORE_SYSROOT_LOCAL",
         "HISTORY",
+        "KUBERNETES_CONTEXT",
         "SERVER",
         "SERVICE_AUTH_KEY_SECRET",
         "SERVICE_HEADERS",
@@ -256,15 +258,14 @@ WITHOUT_EFFECT = {
     "PROFILE_FROM_START": "start-up is fast; AFLOW_DEBUG=1 shows tracebacks",
     "DATASTORE_SYSROOT_AZURE": "there is no datastore in Azure",
     "DATASTORE_SYSROOT_GS": "there is no datastore in Google Cloud",
-    "KUBERNETES_NAMESPACE": "nothing runs on Kubernetes",
     "DEFAULT_AWS_CLIENT_PROVIDER": "botocore finds the credentials",
 }
 
 
 def known() -> frozenset[str]:
     """All keys that have an effect, without prefix."""
-    of_aws = {key for keys in aws.KEYS.values() for key in keys}
-    return OF_SETTINGS | of_aws | OF_PARTS | OF_THE_ENVIRONMENT
+    of_jobs = {key for keys in (*aws.KEYS.values(), *k8s.KEYS.values()) for key in keys}
+    return OF_SETTINGS | of_jobs | OF_PARTS | OF_THE_ENVIRONMENT
 
 
 def bare(key: str) -> str:

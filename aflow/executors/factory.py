@@ -1,5 +1,5 @@
 """Where the attempts of each step run: in processes of this machine, by workers of a queue, or as
-jobs of AWS Batch or of Slurm."""
+jobs of AWS Batch, Slurm or Kubernetes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.records import NamedTuple
 from aflow._core.secret import without_passwords
-from aflow._core.settings import Settings
+from aflow._core.settings import Settings, looked_up
 from aflow.code import package
 from aflow.code.program import packaged, request_of, source_of
 from aflow.environments.spec import asks, job_targets
@@ -47,7 +47,7 @@ _log = logging.getLogger("aflow")
 
 
 JobOf = Callable[[str, int], Any]  # how an attempt of a step is submitted, by its number
-JOB_SYSTEMS = ("batch", "slurm")
+JOB_SYSTEMS = ("batch", "slurm", "kubernetes")
 
 
 class Travelling(NamedTuple):
@@ -62,10 +62,10 @@ class Travelling(NamedTuple):
 
 
 def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
-    """Where each step runs: `local`, `queue`, `batch` or `slurm`. All do where `options.executor`
-    says; else those with @queue and @batch, if the settings name a queue of theirs, and with
-    @slurm, if this machine has Slurm. Raises InvalidSetting where a queue is asked for and none is
-    named."""
+    """Where each step runs: `local`, `queue`, `batch`, `slurm` or `kubernetes`. All do where
+    `options.executor` says; else those with @queue and @batch, if the settings name a queue of
+    theirs, with @slurm, if this machine has Slurm, and with @kubernetes, if a namespace is named.
+    Raises InvalidSetting where a queue is asked for and none is named."""
     if options.executor == "queue":
         if options.queue is None:
             raise InvalidSetting(
@@ -76,12 +76,10 @@ def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
     spins = options.spin is not None and options.executor == "local"
     jobs: dict[str, str] = {}
     if not spins:
-        jobs.update(
-            dict.fromkeys(on_slurm(definition, options.executor, options.decospecs), "slurm")
-        )
-        jobs.update(
-            dict.fromkeys(on_batch(definition, options.executor, options.decospecs), "batch")
-        )
+        asked = (definition, options.executor, options.decospecs)
+        jobs.update(dict.fromkeys(on_kubernetes(*asked), "kubernetes"))
+        jobs.update(dict.fromkeys(on_slurm(*asked), "slurm"))
+        jobs.update(dict.fromkeys(on_batch(*asked), "batch"))
     has_queue = options.queue is not None
     return {
         name: "queue"
@@ -121,6 +119,24 @@ def on_slurm(
     marked = frozenset(name for name, step in definition.steps.items() if step.decorator("slurm"))
     asked = any(each.partition(":")[0].strip() == "slurm" for each in decospecs)
     return marked if marked and (asked or shutil.which("sbatch")) else frozenset()
+
+
+def on_kubernetes(
+    definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
+) -> frozenset[str]:
+    """The steps that run as jobs of Kubernetes: all with that executor, else those with @kubernetes
+    if it was asked for on the command line, or a namespace is named."""
+    if executor == "kubernetes":
+        return frozenset(definition.steps)
+    marked: dict[str, Any] = {
+        name: kubernetes
+        for name, step in definition.steps.items()
+        if (kubernetes := step.decorator("kubernetes")) is not None
+    }
+    if not marked or any(each.partition(":")[0].strip() == "kubernetes" for each in decospecs):
+        return frozenset(marked)
+    named = looked_up("KUBERNETES_NAMESPACE")
+    return frozenset(name for name, each in marked.items() if each.namespace or named)
 
 
 def with_locks(
@@ -203,6 +219,8 @@ def travelling(
         jobs["batch"] = _batch_jobs(definition, options, store, of_step)
     if "slurm" in of_step.values():
         jobs["slurm"] = _slurm_jobs(definition, of_step)
+    if "kubernetes" in of_step.values():
+        jobs["kubernetes"] = _kubernetes_jobs(definition, options, store, of_step)
     environments = _shipped(options, store, of_step)
     request = request_of(definition, options.decospecs, spun=_spun(options))
     if "pickle" in request.source:  # of a notebook, say
@@ -233,7 +251,6 @@ def _batch_jobs(
     """How attempts on AWS Batch are submitted; AWS is asked about their queues."""
     from aflow.aws.batch import queue_of, step_job, variables_of
     from aflow.aws.settings import AwsSettings, needs_s3
-    from aflow.environments import shipping
 
     needs_s3(store.url)
     settings = AwsSettings.load()
@@ -246,13 +263,7 @@ def _batch_jobs(
     fargate = {queue: calls.is_fargate(queue) for queue in {queue_of(s, settings) for s in steps}}
     gangs = gang_steps(definition)
     variables = variables_of(settings, options.metadata, store.url, calls.region)
-    now = SystemClock.now()
-    ours = Settings.load()
-    targets = job_targets(definition, [each.name for each in steps], ours)
-    shipment = shipping.runtime_shipment(ours.cache / "wheels", now, targets)
-    if shipment is not None:
-        shipment.put(store, now)
-        variables |= shipment.variables(store.url)
+    variables |= _shipped_runtime(store, definition, steps)
     calls.close()
 
     def submitted(step: StepDefinition, attempt: int) -> Any:
@@ -268,6 +279,22 @@ def _batch_jobs(
     return _kept(steps, submitted)
 
 
+def _shipped_runtime(
+    store: ObjectStore, definition: FlowDefinition, steps: Sequence[StepDefinition]
+) -> dict[str, str]:
+    """The variables by which jobs find the aflow that runs here, which is put into the store, if
+    their images lack it."""
+    from aflow.environments import shipping
+
+    now, ours = SystemClock.now(), Settings.load()
+    targets = job_targets(definition, [each.name for each in steps], ours)
+    shipment = shipping.runtime_shipment(ours.cache / "wheels", now, targets)
+    if shipment is None:
+        return {}
+    shipment.put(store, now)
+    return shipment.variables(store.url)
+
+
 def _slurm_jobs(definition: FlowDefinition, of_step: dict[str, str]) -> JobOf:
     """How attempts on Slurm are submitted; Slurm is asked whether it would take them."""
     from aflow.executors.jobs.slurm import SlurmSystem, step_job
@@ -279,6 +306,39 @@ def _slurm_jobs(definition: FlowDefinition, of_step: dict[str, str]) -> JobOf:
         lambda step, attempt: step_job(step, sys.executable, attempt, is_gang=step.name in gangs),
     )
     SlurmSystem(Path()).check_all([jobs(step.name, 0) for step in steps])
+    return jobs
+
+
+def _kubernetes_jobs(
+    definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
+) -> JobOf:
+    """How attempts on Kubernetes are submitted; the cluster is asked whether it would take them."""
+    from aflow.executors.jobs.kubernetes import KubernetesSystem
+    from aflow.k8s.access import Cluster
+    from aflow.k8s.manifest import check_reach, step_job, variables_of
+    from aflow.k8s.settings import KubernetesSettings
+
+    settings = KubernetesSettings.load()
+    steps = [step for name, step in definition.steps.items() if of_step[name] == "kubernetes"]
+    for step in steps:  # before anybody is asked: what cannot be meant
+        check_reach(step_job(step, settings, "", {}), store.url)
+    cluster = Cluster()
+    try:
+        namespace = settings.namespace or cluster.namespace
+        gangs = gang_steps(definition)
+        variables = variables_of(options.metadata, store.url)
+
+        def submitted(step: StepDefinition, attempt: int) -> Any:
+            is_gang = step.name in gangs
+            return step_job(step, settings, namespace, variables, is_gang=is_gang, attempt=attempt)
+
+        jobs = _kept(steps, submitted)
+        KubernetesSystem(cluster).check_all([jobs(step.name, 0) for step in steps])
+        if store.url.startswith("s3://"):
+            variables |= _shipped_runtime(store, definition, steps)
+            jobs = _kept(steps, submitted)
+    finally:
+        cluster.close()
     return jobs
 
 
@@ -522,6 +582,11 @@ def _of_jobs(
         from aflow.executors.jobs.slurm import SlurmSystem
 
         system = SlurmSystem(Settings.load().root / "slurm")
+    elif place == "kubernetes":
+        from aflow.executors.jobs.kubernetes import KubernetesSystem
+        from aflow.k8s.access import Cluster
+
+        system = KubernetesSystem(Cluster())
     else:
         from aflow.aws.client import Calls
         from aflow.executors.jobs.batch import BatchSystem

@@ -255,7 +255,7 @@ class Correspondence(Generic[R]):
 # that was written before. Calls block, and are safe from many threads.
 
 
-_FOR_NAMES = str.maketrans(":#@", "...")  # what ids of jobs have, and names of objects may not
+_FOR_NAMES = str.maketrans(":#@~", "....")  # what ids of jobs have, and names of objects may not
 
 
 class Mailbox:

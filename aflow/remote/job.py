@@ -8,6 +8,7 @@ code is 0 where the attempt has succeeded, so that the job system shows what has
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -222,10 +223,16 @@ class OneJob:
             address = own_address()
             await in_thread(self._meeting.say, control, address)
             return address
+        patience = float(looked_up("JOB_MEETING_TIMEOUT") or math.inf)
+        give_up_at = asyncio.get_running_loop().time() + patience
         while not stopping.is_set():
             found = await in_thread(self._meeting.address, control)
             if found is not None:
                 return found
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise InvalidInput(
+                    f"Member 0 of the gang did not begin within {patience:.0f} seconds."
+                )
             await asyncio.sleep(LOOK)
         return ""
 

@@ -34,9 +34,10 @@ ENGINE = "step-functions"
 Asked = Literal["over", "asked", "ended"]
 
 _RENEWED = 0.5  # seconds by which a lease has to have grown to have been renewed
-# The ids of jobs of AWS Batch and of Slurm, as handles begin with them.
+# The ids of jobs of AWS Batch, Slurm and Kubernetes, as handles begin with them.
 _BATCH_JOB = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)")
 _SLURM_JOB = re.compile(r"\d+@[A-Za-z0-9_-]+(?=[:#]|\Z)")
+_KUBERNETES_JOB = re.compile(r"k8s@[a-z0-9-]+@[a-z0-9-]+(?=[:#~]|\Z)")
 _TRIES = 10  # to write the end of a run, while a coordinator that was late still writes
 
 
@@ -170,6 +171,7 @@ def _end_jobs(handles: Sequence[str], reason: str) -> None:
     for pattern, title, end in (
         (_BATCH_JOB, "AWS Batch", _end_batch_jobs),
         (_SLURM_JOB, "Slurm", _end_slurm_jobs),
+        (_KUBERNETES_JOB, "Kubernetes", _end_kubernetes_jobs),
     ):
         jobs = sorted({found[0] for each in handles if (found := pattern.match(each)) is not None})
         if jobs:
@@ -195,6 +197,17 @@ def _end_slurm_jobs(jobs: Sequence[str], reason: str) -> None:
     from aflow.executors.jobs.slurm import SlurmSystem  # few runs have jobs
 
     SlurmSystem(Path()).terminate(jobs, reason)
+
+
+def _end_kubernetes_jobs(jobs: Sequence[str], reason: str) -> None:
+    from aflow.executors.jobs.kubernetes import KubernetesSystem  # few runs have jobs
+    from aflow.k8s.access import Cluster
+
+    system = KubernetesSystem(Cluster())
+    try:
+        system.terminate(jobs, reason)
+    finally:
+        system.close()
 
 
 def _end_of(

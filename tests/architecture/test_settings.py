@@ -8,6 +8,7 @@ from pathlib import Path
 from aflow._core.settings import Settings
 from aflow.aws.settings import KEYS as OF_AWS
 from aflow.doctor.findings import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known
+from aflow.k8s.settings import KEYS as OF_KUBERNETES
 from tests.architecture.sources import python_files, text_of, tree_of
 
 # Jobs are told by variables what they are to do; nobody sets these.
@@ -35,9 +36,11 @@ def test_every_setting_is_read_by_something() -> None:
     for path in python_files("aflow"):
         used |= attributes(path)
 
-    fields = {*Settings.__dataclass_fields__, *OF_AWS}
+    fields = {*Settings.__dataclass_fields__, *OF_AWS, *OF_KUBERNETES}
     # `needed` and `getattr` name a field by a text.
-    named = set().union(*(literals(p) for p in python_files("aflow") if "aws" in p.parts))
+    named = set().union(
+        *(literals(p) for p in python_files("aflow") if {"aws", "k8s"} & {*p.parts})
+    )
     assert set() == fields - used - named
 
 

@@ -1,5 +1,5 @@
 """What every job system promises (aflow/executors/jobs/base.py), shown by jobs that really run: of
-AWS Batch as processes under a stand-in, of Slurm under its own daemons.
+AWS Batch and of Kubernetes as processes under stand-ins, of Slurm under its own daemons.
 """
 
 from __future__ import annotations
@@ -91,8 +91,23 @@ def slurm_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(slurm.SlurmSystem(folder / "output"), job, gang, folder)
 
 
-BENCHES = {"batch": batch_bench, "slurm": slurm_bench}
-SERVERS = {"batch": "aws", "slurm": "slurm"}
+def kubernetes_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    from aflow.executors.jobs.kubernetes import KubernetesSystem
+    from aflow.k8s import access, manifest
+    from aflow.k8s.settings import KubernetesSettings
+
+    monkeypatch.setattr(manifest, "PROGRAM", PROGRAM)
+    step, settings = define(DeedFlow).steps["act"], KubernetesSettings.load()
+    variables = {"PATH": str(Path(sys.executable).parent)}
+    job, gang = (
+        manifest.step_job(step, settings, "default", variables, is_gang=each)
+        for each in (False, True)
+    )
+    return Bench(KubernetesSystem(access.Cluster()), job, gang, folder)
+
+
+BENCHES = {"batch": batch_bench, "slurm": slurm_bench, "kubernetes": kubernetes_bench}
+SERVERS = {"batch": "aws", "slurm": "slurm", "kubernetes": "kubernetes"}
 SYSTEMS = [pytest.param(each, marks=pytest.mark.xdist_group(each)) for each in BENCHES]
 
 

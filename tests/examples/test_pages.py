@@ -63,6 +63,7 @@ ELSEWHERE = {
     "step_functions.md": "tests/step_functions/test_step_functions.py",
     "ui.md": "tests/server",
     "settings.md": "tests/flows/test_doctor.py",
+    "kubernetes.md": "tests/kubernetes/test_kubernetes_runs.py",
     "slurm.md": "tests/slurm/test_slurm_runs.py",
 }
 SERVES = ("aflow server", "aflow worker", "aflow metadata-service", "python flow.py card server")

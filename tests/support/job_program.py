@@ -1,6 +1,7 @@
 """What jobs of the contract of job systems run: it writes down which job it is, and does its deed.
 
-DEED is `end` (with exit code 0), `fail` (with 3) or `wait` (until it is told to stop).
+DEED is `end` (with exit code 0), `fail` (with 3), `wait` (until it is told to stop, which it does
+with 0) or `ignore` (until it is told to stop, which kills it).
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ def main() -> int:
     folder = Path(os.environ["OUT"])
     (folder / f"{place.index}.part").write_text(json.dumps(place))
     (folder / f"{place.index}.part").rename(folder / f"{place.index}.json")
+    print("It does", os.environ["DEED"], flush=True)
     if os.environ["DEED"] == "wait":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.pause()
+    if os.environ["DEED"] == "ignore":
         signal.pause()
     return {"end": 0, "fail": 3}[os.environ["DEED"]]
 

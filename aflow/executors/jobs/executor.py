@@ -33,6 +33,7 @@ from aflow.errors import (
 )
 from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.jobs.base import Submission
+from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
 from aflow.executors.mailbox import STOPPED, Correspondence, Mailbox, Owner
 from aflow.executors.protocol import Packer, Roll
@@ -445,6 +446,7 @@ class JobExecutor:
         found: dict[str, _Array] = {}
         unknown: list[AttemptSpec] = []
         for spec, handle, started_at in self._orphans:
+            handle = handle.partition(AGAIN)[0]
             mark = "#" if "#" in handle else ":" if ":" in handle else ""
             job, _, index = handle.partition(mark or ":")
             if job.startswith(_NAMED):

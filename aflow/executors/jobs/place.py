@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from aflow._core.settings import environment_value, looked_up
 
-BATCH, SLURM = "batch", "slurm"
+BATCH, SLURM, KUBERNETES = "batch", "slurm", "kubernetes"
+AGAIN = "~"  # stands before the number of the try in the name of a worker that tries again
 
 
 class JobPlace(NamedTuple):
@@ -26,7 +27,10 @@ class JobPlace(NamedTuple):
 
 def place_of_this_job() -> JobPlace:
     """The place of this process; AFLOW_JOB_SYSTEM says which system has started it."""
-    return _slurm() if looked_up("JOB_SYSTEM") == SLURM else _batch()
+    system = looked_up("JOB_SYSTEM")
+    if system == KUBERNETES:
+        return _kubernetes()
+    return _slurm() if system == SLURM else _batch()
 
 
 def _batch() -> JobPlace:
@@ -53,3 +57,17 @@ def _slurm() -> JobPlace:
         return JobPlace(f"{job}#{node}", node, tries, nodes, echoes=False)
     worker = job if place is None else f"{job}:{place}"
     return JobPlace(worker, int(place or 0), tries, echoes=False)
+
+
+def _kubernetes() -> JobPlace:
+    index = int(environment_value("JOB_COMPLETION_INDEX") or 0)
+    tries = int(looked_up("JOB_TRIES") or 0) + 1
+    nodes = int(looked_up("JOB_NODES") or 1)
+    worker = looked_up("JOB_ID") or socket.gethostname()
+    if nodes > 1:
+        worker += f"#{index}"
+    elif int(looked_up("JOB_SIZE") or 1) > 1:
+        worker += f":{index}"
+    # The pod that stands in for a disrupted one counts its letters from the beginning.
+    worker += f"{AGAIN}{tries}" if tries > 1 else ""
+    return JobPlace(worker, index, tries, nodes)

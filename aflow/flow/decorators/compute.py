@@ -53,13 +53,14 @@ class Batch(StepDecorator):
 class Kubernetes(StepDecorator):
     """Run the step as a job of Kubernetes, with these resources and options of the pod.
 
-    Memory and disk are in MB. None leaves an option to the settings.
+    Memory and disk are in MB. None leaves an option to @resources and the settings; where nobody
+    says more a pod asks for 1 CPU, 4096 MB of memory and 10240 MB of disk.
     """
 
     name: ClassVar[str] = "kubernetes"
-    cpu: Any = 1
-    memory: Any = 4096
-    disk: Any = 10240
+    cpu: Any = None
+    memory: Any = None
+    disk: Any = None
     image: Any = None
     image_pull_policy: Any = None
     image_pull_secrets: Any = None
@@ -82,7 +83,7 @@ class Kubernetes(StepDecorator):
     compute_pool: Any = None
     executable: Any = None
     hostname_resolution_timeout: Any = 600
-    qos: Any = "burstable"
+    qos: Any = None
     extended_resources: Any = None
     security_context: Any = None
 

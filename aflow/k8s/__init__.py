@@ -1,0 +1,1 @@
+"""A cluster of Kubernetes: access to it, and the manifests of jobs that run steps."""

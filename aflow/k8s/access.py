@@ -1,0 +1,287 @@
+"""Calls to the API server of a cluster, by kubeconfig or as a pod of it.
+
+Where the server is, and who we are, kubernetes-asyncio finds out: kubeconfig (KUBECONFIG,
+~/.kube/config) with tokens, client certificates and exec plugins, or the service account of this
+pod. The calls are our own, since a run needs few of them. They block, and are safe from many
+threads: a thread with an event loop makes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Coroutine, Iterator, Mapping
+from http import HTTPStatus
+from http.client import responses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aflow._core.settings import environment_value, looked_up
+from aflow.errors import (
+    AflowError,
+    InvalidSetting,
+    JobSystemBusy,
+    JobSystemError,
+    JobSystemUnauthorized,
+    MissingExtra,
+)
+
+if TYPE_CHECKING:
+    from kubernetes_asyncio.client import Configuration
+    from kubernetes_asyncio.client.rest import RESTClientObject
+
+TIMEOUT = 60.0  # seconds for one call
+PAGE = 500  # objects of a list in one answer
+_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_BUSY = frozenset({429, 500, 502, 503, 504})
+_JSON, _PATCH = "application/json", "application/merge-patch+json"
+
+T = TypeVar("T")
+Object = dict[str, Any]
+
+
+class Refused(JobSystemError):
+    """The API server refuses a call: its status, and the reason that it names (AlreadyExists)."""
+
+    def __init__(self, message: str, status: int, reason: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class Cluster:
+    """The cluster that settings and kubeconfig name. Connections are opened by the first call."""
+
+    def __init__(self) -> None:
+        self._context = looked_up("KUBERNETES_CONTEXT")
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._link: _Link | None = None
+        self._making: asyncio.Lock | None = None
+        self._links: list[_Link] = []  # also earlier ones, which calls may still use
+
+    # ------------------------------------------------------------ where it is
+
+    @property
+    def server(self) -> str:
+        """The address of the API server. Raises InvalidSetting and MissingExtra."""
+        return self._run(self._linked()).host
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the context, or of this pod. Raises InvalidSetting and MissingExtra."""
+        return self._run(self._linked()).namespace
+
+    # ------------------------------------------------------------ calls
+
+    def get(self, path: str, **query: Any) -> Object:
+        """One object."""
+        return self._json("GET", path, query)
+
+    def listed(self, path: str, **query: Any) -> Iterator[Object]:
+        """The objects of a list, page after page."""
+        query.setdefault("limit", PAGE)
+        while True:
+            answer = self.get(path, **query)
+            yield from answer.get("items") or ()
+            more = (answer.get("metadata") or {}).get("continue")
+            if not more:
+                return
+            query["continue"] = more
+
+    def first(self, path: str, limit: int, **query: Any) -> list[Object]:
+        """The first objects of a list."""
+        return self.get(path, limit=limit, **query).get("items") or []
+
+    def create(self, path: str, body: Object, **query: Any) -> Object:
+        """Create an object; what has become of it."""
+        return self._json("POST", path, query, body)
+
+    def patch(self, path: str, body: Object) -> Object:
+        """Merge this into an object."""
+        return self._json("PATCH", path, {}, body, _PATCH)
+
+    def delete(self, path: str, **query: Any) -> Object:
+        """Delete an object, or those of a list that the query selects."""
+        return self._json("DELETE", path, query)
+
+    def text(self, path: str, **query: Any) -> str:
+        """What is no object: the log of a pod."""
+        return self._run(self._answer("GET", path, query, None, _JSON))
+
+    def close(self) -> None:
+        """Release the connections. The next call makes new ones."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+            thread, self._thread = self._thread, None
+            links, self._links, self._link, self._making = self._links, [], None, None
+        if loop is None or thread is None:
+            return
+        for link in links:
+            asyncio.run_coroutine_threadsafe(link.client.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        body: Object | None = None,
+        kind: str = _JSON,
+    ) -> Object:
+        text = self._run(self._answer(method, path, query, body, kind))
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise JobSystemBusy(f"What answers at {self.server} is no API server of Kubernetes.")
+        return found
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        with self._lock:
+            if self._loop is None:
+                self._loop = loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=loop.run_forever, name="aflow-kubernetes", daemon=True
+                )
+                self._thread.start()
+            future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        return future.result()
+
+    async def _linked(self) -> _Link:
+        self._making = self._making or asyncio.Lock()
+        async with self._making:  # a plugin asks for a password once
+            if self._link is None:
+                self._link = await _Link.made(self._context)
+                self._links.append(self._link)
+            return self._link
+
+    async def _answer(
+        self, method: str, path: str, query: Mapping[str, Any], body: Object | None, kind: str
+    ) -> str:
+        link = await self._linked()
+        status, text = await link.request(method, path, query, body, kind)
+        if status == HTTPStatus.UNAUTHORIZED:
+            # A token that has expired may have been renewed in its file, or by the plugin.
+            if self._link is link:
+                self._link = None
+            link = await self._linked()
+            status, text = await link.request(method, path, query, body, kind)
+        if status < HTTPStatus.BAD_REQUEST:
+            return text
+        raise _fault(link, status, text)
+
+
+class _Link:
+    """Who we are at which server, and a client for that."""
+
+    def __init__(self, configuration: Configuration, client: RESTClientObject, namespace: str):
+        self._configuration = configuration
+        self.client = client
+        self.host = str(configuration.host)
+        self.namespace = namespace
+
+    @classmethod
+    async def made(cls, context: str | None) -> _Link:
+        """Raises InvalidSetting where there is no way into a cluster, and MissingExtra."""
+        try:
+            from kubernetes_asyncio import config
+            from kubernetes_asyncio.client import Configuration
+            from kubernetes_asyncio.client.rest import RESTClientObject
+        except ImportError as error:
+            raise MissingExtra(
+                "Kubernetes needs kubernetes-asyncio: install aflow-runtime[kubernetes]."
+            ) from error
+        configuration = Configuration()
+        files = environment_value("KUBECONFIG") or "~/.kube/config"
+        namespace = "default"
+        try:
+            own = _own_namespace(files)
+            if own is not None:
+                config.load_incluster_config(configuration)
+                namespace = own
+            else:
+                loader = await config.load_kube_config(
+                    files, context, configuration, persist_config=False
+                )
+                current = loader.current_context or {}
+                namespace = (current.get("context") or {}).get("namespace") or namespace
+            client = RESTClientObject(configuration)
+        except AflowError:
+            raise
+        except Exception as error:
+            # Files that are not there or hold anything, and plugins, fail in ways of their own.
+            words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            where = f"the context {context!r} of {files}" if context else files
+            raise InvalidSetting(
+                f"There is no way into a cluster of Kubernetes by {where}: {words}. Set KUBECONFIG,"
+                " and AFLOW_KUBERNETES_CONTEXT for another context than the current one."
+            ) from error
+        return cls(configuration, client, namespace)
+
+    async def request(
+        self, method: str, path: str, query: Mapping[str, Any], body: Object | None, kind: str
+    ) -> tuple[int, str]:
+        """The status and the text of the answer. Raises JobSystemBusy where there is none."""
+        headers = {"Content-Type": kind, "Accept": "*/*"}
+        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        if token:
+            headers["authorization"] = token
+        try:
+            answer = await self.client.request(
+                method,
+                self.host + path,
+                query_params={name: str(value) for name, value in query.items()},
+                headers=headers,
+                body=body,
+                _preload_content=False,
+                _request_timeout=TIMEOUT,
+            )
+            return answer.status, await answer.text(errors="replace")
+        except TimeoutError as error:
+            raise JobSystemBusy(
+                f"The API server {self.host} did not answer within {TIMEOUT:.0f} seconds."
+            ) from error
+        except (OSError, _client_error()) as error:
+            words = str(error).rstrip(".") or type(error).__name__
+            raise JobSystemBusy(
+                f"The API server {self.host} cannot be reached: {words}."
+            ) from error
+
+
+def _client_error() -> type[Exception]:
+    import aiohttp  # kubernetes-asyncio brings it, and it is loaded by now
+
+    return aiohttp.ClientError
+
+
+def _own_namespace(files: str) -> str | None:
+    """The namespace of this pod; None where this is none, or one that has a kubeconfig."""
+    if environment_value("KUBERNETES_SERVICE_HOST") is None or not _POD.exists():
+        return None
+    if any(Path(each).expanduser().exists() for each in files.split(":") if each):
+        return None
+    return (_POD / "namespace").read_text().strip() or "default"
+
+
+def _fault(link: _Link, status: int, text: str) -> JobSystemError:
+    """What an answer that is an error says."""
+    try:
+        said = json.loads(text)
+        message, reason = str(said.get("message") or ""), str(said.get("reason") or "")
+    except (ValueError, AttributeError):
+        message, reason = "", ""
+    words = " ".join((message or responses.get(status, "an error")).split()).rstrip(".")
+    if status == HTTPStatus.UNAUTHORIZED:
+        return JobSystemUnauthorized(
+            f"The API server {link.host} does not accept the credentials, which may have expired "
+            f"({words}): log in to the cluster again."
+        )
+    if status in _BUSY:
+        return JobSystemBusy(f"The API server {link.host} answers {status}: {words}.")
+    return Refused(f"{words}.", status, reason)

@@ -1,0 +1,176 @@
+"""What Kubernetes alone does with jobs, beyond what all job systems promise (test_job_systems.py):
+pods that run as processes under a stand-in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aflow.errors import InvalidInput
+from aflow.executors.jobs import kubernetes as backend
+from aflow.executors.jobs.kubernetes import KubernetesSystem
+from aflow.flow.spec import define
+from aflow.k8s import access, manifest
+from aflow.k8s.settings import KubernetesSettings
+from aflow.scheduler.states import AttemptState
+from tests.contracts.flow_of_deeds import DeedFlow
+from tests.contracts.test_job_systems import Bench, kubernetes_bench
+from tests.support.kubernetes import Cluster
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("kubernetes")]
+ROLE = Path(__file__).parents[2] / "docker" / "kubernetes" / "coordinator.yaml"
+VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "deletecollection"}
+
+
+@pytest.fixture
+def bench(kubernetes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = kubernetes_bench(tmp_path, monkeypatch)
+    yield made
+    made.system.close()
+
+
+def test_a_pod_that_is_disrupted_is_started_again_and_a_gang_is_lost_as_a_whole(
+    bench: Bench, kubernetes: Cluster
+) -> None:
+    id = bench.submit("wait", 2)
+    bench.until_written(2)
+    (bench.out / "1.json").unlink()
+    second = next(each for each in kubernetes.running() if f"{bench.name}-1-" in each)
+    kubernetes.lose_node(second)
+
+    worker, index, tries, *_ = bench.until_written(2)[1]
+    assert (f"{id}:1~2", 1, 2) == (worker, index, tries)
+    assert 0 == bench.status(id).ended
+
+    gang = bench.submit("wait", 2, gang=True)
+    bench.until_written(2)
+    kubernetes.lose_node(next(each for each in kubernetes.running() if bench.name in each))
+    outcome = bench.system.outcome_of(bench.until_over(gang))
+    assert AttemptState.LOST is outcome.state
+    assert "was disrupted (Pod default/" in outcome.reason
+
+
+def test_what_somebody_deletes_is_not_tried_again(bench: Bench, kubernetes: Cluster) -> None:
+    id = bench.submit("ignore", 2)
+    bench.until_written(2)
+    kubernetes.delete("pods", kubernetes.running()[0])
+    member = bench.until(
+        lambda: next(iter(bench.system.suspects(id, [f"{id}:0", f"{id}:1"], is_over=False)), None)
+    )
+    outcome = bench.system.outcome_of(bench.until_over(member))
+    assert (AttemptState.FAILED, False) == (outcome.state, outcome.retryable)
+    assert "was deleted by somebody" in outcome.reason
+
+    kubernetes.delete("jobs", bench.name)
+    outcome = bench.system.outcome_of(bench.until_over(id))
+    assert (AttemptState.FAILED, False) == (outcome.state, outcome.retryable)
+
+
+def test_an_image_that_its_registry_does_not_have_is_waited_for_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "PULLING", 0.0)
+    monkeypatch.setenv("AFLOW_KUBERNETES_CONTAINER_IMAGE", "no-such-image")
+    step = define(DeedFlow).steps["act"]
+    bench.job = manifest.step_job(step, KubernetesSettings.load(), "default", {})
+    id = bench.submit("end")
+
+    outcome = bench.system.outcome_of(bench.until_over(id))
+    assert (AttemptState.FAILED, False) == (outcome.state, outcome.retryable)
+    assert "Its image cannot be had (ImagePullBackOff" in outcome.reason
+
+
+def test_what_a_step_names_and_is_not_there_is_said_before_a_run_begins(bench: Bench) -> None:
+    job = bench.job
+    spec = {**job.template["spec"], "serviceAccountName": "nobody"}
+
+    with pytest.raises(InvalidInput, match=r'Step act names .* serviceaccounts "nobody" not found'):
+        bench.system.check_all([job._replace(template={**job.template, "spec": spec})])
+
+
+def test_a_submission_that_is_made_twice_is_one_job(bench: Bench, kubernetes: Cluster) -> None:
+    given = bench.submission("end")
+    assert bench.system.submit(given) == bench.system.submit(given)
+    assert 1 == len(kubernetes.listed("jobs"))
+    bench.until_written(1)
+
+
+def test_many_jobs_are_described_in_one_call_page_after_page(
+    bench: Bench, kubernetes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubernetes.slots = 0
+    ids = [bench.submit("end") for _ in range(7)]
+    kubernetes.calls.clear()
+    assert [*ids] == [*bench.system.describe(ids)]
+    assert 1 == len(kubernetes.calls)
+
+    monkeypatch.setattr(access, "PAGE", 3)
+    kubernetes.calls.clear()
+    found = bench.system.describe(ids)
+    assert (7, 3) == (sum(each.waiting for each in found.values()), len(kubernetes.calls))
+    assert "Insufficient cpu" in bench.system.why_waiting(found[ids[0]])
+
+
+def test_a_token_that_has_expired_is_asked_for_again(bench: Bench, kubernetes: Cluster) -> None:
+    """A plugin that is executed gives the token, and later another one."""
+    token = bench.folder / "token"
+    plugin = bench.folder / "plugin"
+    plugin.write_text(
+        f"#!{sys.executable}\nimport json\n"
+        f"token = open({str(token)!r}).read()\n"
+        "print(json.dumps({'kind': 'ExecCredential', 'status': {'token': token},"
+        "'apiVersion': 'client.authentication.k8s.io/v1'}))\n"
+    )
+    plugin.chmod(0o755)
+    token.write_text(kubernetes.token)
+    path = kubernetes.write_config()
+    config = json.loads(path.read_text())
+    execution = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin)}
+    config["users"][0]["user"] = {"exec": {**execution, "interactiveMode": "Never"}}
+    path.write_text(json.dumps(config))
+    system = KubernetesSystem(access.Cluster())
+
+    assert system.find("nothing", bench.job) is None
+    kubernetes.token = "another"
+    token.write_text("another")
+    assert system.find("nothing", bench.job) is None
+    system.close()
+
+
+def test_all_that_is_asked_of_a_cluster_the_role_allows(bench: Bench, kubernetes: Cluster) -> None:
+    gang = bench.submit("fail", 2, gang=True)
+    outcome = bench.system.outcome_of(bench.until_over(gang))
+    assert "ends with:\n    It does fail" in outcome.reason
+    array = bench.submit("wait", 2)
+    bench.until_written(2)
+    bench.system.terminate([f"{array}:0"], "It is not wanted.")
+    bench.until_over(f"{array}:0")
+    bench.system.why_waiting(bench.status(array))
+    bench.system.find(bench.name, bench.job)
+    bench.system.terminate([array], "It is not wanted.")
+
+    (role,) = (each for each in yaml.safe_load_all(ROLE.read_text()) if each["kind"] == "Role")
+    allowed = {
+        (verb, resource)
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+    }
+    assert {*map(_asked, kubernetes.calls)} <= allowed
+
+
+def _asked(call: tuple[str, str]) -> tuple[str, str]:
+    """The verb and the resource of a call, as a Role names them."""
+    method, path = call
+    parts: Any = path.split("/namespaces/")[1].split("/")[1:]
+    if method == "GET":
+        verb = "list" if len(parts) == 1 else "get"
+    else:
+        verb = VERBS[method]
+    return verb, parts[0] if len(parts) < 3 else f"{parts[0]}/{parts[2]}"

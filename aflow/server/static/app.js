@@ -20,6 +20,7 @@ import {
   theme,
   toast,
   useEffect,
+  useLayoutEffect,
   useRef,
   useState,
 } from "./lib.js";
@@ -213,7 +214,8 @@ function Frame() {
   const [sheet, setSheet] = useState("");
   const path = place.value.pathname.slice(BASE.length);
   const pending = useRef("");
-  useEffect(() => {
+  // Listens from the moment at which the page is seen: an effect would come later, and a key be lost.
+  useLayoutEffect(() => {
     const keys = (/** @type {KeyboardEvent} */ event) => {
       const target = /** @type {HTMLElement} */ (event.target);
       if (event.key === "Escape") return setSheet("");

@@ -56,7 +56,8 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
     },
     [row, ratio],
   );
-  useEffect(() => {
+  // As soon as the rows are seen, and after each key before the next one.
+  useLayoutEffect(() => {
     const key = (/** @type {any} */ event) => {
       event.preventDefault();
       const by = { j: 1, k: -1 }[/** @type {string} */ (event.detail)];

@@ -1,6 +1,24 @@
 // The tasks of a run: sorted and filtered on the server, read and drawn as far as they are on the screen.
 // @ts-check
-import { Behind, count, get, go, html, Link, Notice, query, Skeleton, State, setQuery, size, span, Time, useCallback, useEffect, withQuery } from "./lib.js";
+import {
+  Behind,
+  count,
+  get,
+  go,
+  html,
+  Link,
+  Notice,
+  query,
+  Skeleton,
+  State,
+  setQuery,
+  size,
+  span,
+  Time,
+  useCallback,
+  useLayoutEffect,
+  withQuery,
+} from "./lib.js";
 import { Rows, usePages } from "./table.js";
 
 /** @type {import("./table.js").Column[]} */
@@ -69,7 +87,7 @@ export function Tasks({ path, data }) {
 
 /** `[` and `]` go to the failed task before and after. @param {string} path @param {number} [task] */
 export function useFailedKeys(path, task = 0) {
-  useEffect(() => {
+  useLayoutEffect(() => {
     const move = async (/** @type {any} */ event) => {
       const answer = await get(withQuery(`v1/runs/${path}/task-page`, { state: "failed", limit: 500 })).catch(() => null);
       const failed = (answer?.tasks || []).map((/** @type {any} */ t) => t.task);

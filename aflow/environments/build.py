@@ -430,12 +430,13 @@ def _check_platform(lock: Lock) -> None:
         if each.kind == WHEEL and known.isdisjoint(map(str, parse_wheel_filename(each.file)[3])):
             raise InvalidLock(
                 f"The environment was locked for {lock.platform}, and this machine is "
-                f"{this_platform()}: {each.file} does not run here."
+                f"{this_platform()}: {each.file} does not run here. Say what jobs have "
+                "(AFLOW_JOB_PLATFORM)."
             )
     if arch != this_platform().partition("-")[0] and lock.is_conda:
         raise InvalidLock(
             f"The environment was locked for {lock.platform}, and this machine is "
-            f"{this_platform()}."
+            f"{this_platform()}. Say what jobs have (AFLOW_JOB_PLATFORM)."
         )
 
 

@@ -81,8 +81,9 @@ def fitting(runtimes: Any) -> Any:
     if not same:
         raise Fault(
             "The image of this job does not have aflow, which was shipped for Python %s, and the "
-            "image has Python %s: use an image with the same, or name its Python with "
-            "@batch(executable=...)." % (" and ".join(each["python"] for each in runtimes), here)
+            "image has Python %s: use an image with the same, name its Python with "
+            "@batch(executable=...), or say that jobs have this one (AFLOW_JOB_PYTHON)."
+            % (" and ".join(each["python"] for each in runtimes), here)
         )
     libc, version = libc_here()
     for each in same:
@@ -95,7 +96,8 @@ def fitting(runtimes: Any) -> Any:
     )
     raise Fault(
         "The image of this job does not have aflow, which was shipped for %s, and the job runs on "
-        "%s with %s %s: use an image that fits, or one that has aflow."
+        "%s with %s %s: use an image that fits, or one that has aflow, or say what images have "
+        "(@batch(platform=...), AFLOW_JOB_PLATFORM)."
         % (wanted, platform.machine(), libc, ".".join(map(str, version)))
     )
 

@@ -138,8 +138,12 @@ def runtime_shipment(folder: Path, now: float, targets: Iterable[Target] = ()) -
     if switched_on("SKIP_INSTALL_DEPENDENCIES"):
         return None
     try:
-        return packed_runtime(folder, now, targets=targets)
-    except (ShippingError, EnvironmentFailed, MissingExtra) as error:
+        try:
+            return packed_runtime(folder, now, targets=targets)
+        except (EnvironmentFailed, MissingExtra) as error:  # those of this platform can begin
+            _log.warning("Jobs of another platform whose image lacks aflow cannot begin. %s", error)
+            return packed_runtime(folder, now)
+    except ShippingError as error:
         _log.warning("Jobs whose image lacks aflow cannot begin. %s", error)
         return None
 

@@ -25,7 +25,7 @@ from aflow._core.version import DISTRIBUTION, __version__
 from aflow.backends import open_store
 from aflow.environments import transport, wheels
 from aflow.environments.lock import Lock
-from aflow.environments.shipping import KEPT, Shipment, command, packed_runtime
+from aflow.environments.shipping import KEPT, Shipment, command, packed_runtime, runtime_shipment
 from aflow.environments.solve import Solver, Target, platform_named, this_platform
 from aflow.environments.spec import Spec
 from aflow.environments.uv import Uv, interpreter_for, own_interpreter
@@ -425,7 +425,7 @@ def locked(*requirements: str, platform: str = ARM, tmp_path: Path) -> Lock:
 
 
 def test_aflow_is_shipped_for_the_platform_and_the_python_that_jobs_have(
-    index: Path, shipment: Shipment
+    index: Path, shipment: Shipment, caplog: pytest.LogCaptureFixture
 ) -> None:
     glibc = json.loads(shipment.manifest)["runtimes"][0]["libc"][1]
     here = Target("{}.{}".format(*sys.version_info[:2]), this_platform())
@@ -442,6 +442,14 @@ def test_aflow_is_shipped_for_the_platform_and_the_python_that_jobs_have(
     assert files["blake3"].endswith("manylinux_2_17_aarch64.whl")
     assert glibc == own["libc"][1], "what fits this machine is shipped once"
     assert {each["key"] for each in other["wheels"]} <= {each.key for each in made.wheels}
+    # Where the index lacks something for one platform, jobs of this one can begin.
+    next(index.glob("blake3*")).unlink()
+    next(index.glob("msgpack*")).unlink()
+    with caplog.at_level("WARNING"):
+        rest = runtime_shipment(folder, NOW, [Target(OTHER, "aarch64-manylinux_2_34")])
+    assert rest is not None
+    assert 1 == len(json.loads(rest.manifest)["runtimes"])
+    assert "on aarch64-manylinux_2_34 is not to be had" in caplog.text
 
 
 def test_packages_are_locked_and_shipped_for_another_platform_with_a_uv_of_it(

@@ -1,6 +1,6 @@
 """aflow: flows of steps whose artifacts persist themselves, run by a light asyncio runtime.
 
-The one public door. It is lazy: `import aflow` costs next to nothing, and a name is imported from
+The one public module. It is lazy: `import aflow` costs next to nothing, and a name is imported from
 where it lives when it is first asked for.
 """
 
@@ -302,10 +302,10 @@ def _connect_the_client() -> None:
     set_lookup(find)
 
 
-class _MetadataDoor(ModuleType):
+class _MetadataFacade(ModuleType):
     """The package `aflow.metadata`, which can be called as the client's `metadata()`.
 
-    Both have a right to the name: whoever imports the package first would hide the function.
+    Package and function share the name: importing the package first would hide the function.
     """
 
     def __call__(self, description: str) -> str:
@@ -315,7 +315,7 @@ class _MetadataDoor(ModuleType):
         return answer
 
 
-class _QueueDoor(ModuleType):
+class _QueueFacade(ModuleType):
     """The package `aflow.queue`, which is the decorator `@queue` as well, for the same reason."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -324,5 +324,5 @@ class _QueueDoor(ModuleType):
         return decorate(*args, **options)
 
 
-_metadata_package.__class__ = _MetadataDoor
-_queue_package.__class__ = _QueueDoor
+_metadata_package.__class__ = _MetadataFacade
+_queue_package.__class__ = _QueueFacade

@@ -20,8 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from aflow._core.clock import SystemClock
 from aflow._core.secret import as_mentioned
-from aflow._core.settings import looked_up, path_in
+from aflow._core.settings import Settings, as_reached_here, at_endpoint, looked_up, path_in
 from aflow.errors import InvalidSetting, MetadataUnavailable, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def open_store(url: str) -> ObjectStore:
 
         return MemoryStore()
     if scheme == "s3":
-        from aflow._core.settings import Settings
         from aflow.storage.cache import CachedStore
         from aflow.storage.retry import RetryingStore
         from aflow.storage.s3 import S3Store
@@ -68,8 +68,6 @@ def open_store(url: str) -> ObjectStore:
 def open_recorded_store(url: str) -> ObjectStore:
     """The object store that the record of a run names; see `open_store`. The S3 endpoint that is
     set here counts, not the one at which the run's writer has reached it."""
-    from aflow._core.settings import Settings, as_reached_here
-
     return open_store(as_reached_here(url, Settings.load()) if url.startswith("s3:") else url)
 
 
@@ -77,10 +75,8 @@ def store_to_copy(url: str) -> ObjectStore | None:
     """The object store at `url`, which a record of a run names, for a service that copies artifacts
     of the run for Metaflow's client; None for one that the service does not write to.
 
-    A record is written by whoever may: so a folder has to be there and to belong to the user of
+    Everybody with access can write a record: so a folder has to exist and to belong to the user of
     this program, and a bucket to be the one of this program's settings."""
-    from aflow._core.settings import Settings
-
     scheme, _, rest = url.partition(":")
     if scheme == "file":
         try:
@@ -159,7 +155,6 @@ def _together(own: MetadataStore, others: Sequence[Beside]) -> MetadataStore:
 def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
     """Where jobs of deployed flows record runs, if the `own` metadata is registered in a service of
     Metaflow's, which cannot keep that: the object store, if there are any."""
-    from aflow._core.settings import Settings
     from aflow.interop.service import RegisteringMetadata
 
     storage = Settings.load().storage_url
@@ -231,7 +226,6 @@ def _history(
 ) -> MetaflowHistory | None:
     """The history at a place; None where there is none beside aflow's `own` metadata. A server
     reads values in these `folders` alone."""
-    from aflow._core.clock import SystemClock
     from aflow.interop.history import MetaflowHistory
     from aflow.interop.sources import FolderSource, ServiceSource
     from aflow.metadata.http import ServiceMetadata
@@ -260,14 +254,14 @@ def _history(
             f"AFLOW_HISTORY: there is no folder {as_mentioned(str(folder))}: name a folder "
             ".metaflow, the http(s):// of a metadata service, or the postgresql:// of its database."
         )
-    # A service may keep what it is told in such a folder: aflow's runs among the others.
+    # A service may keep its registrations in such a folder: aflow's runs among the others.
     return MetaflowHistory(
         FolderSource(folder), open_place, SystemClock.now, _is_of_aflow, remember
     )
 
 
 def _is_of_aflow(row: Mapping[str, Any]) -> bool:
-    """Whether a run that is registered is one of aflow's, which are told of elsewhere."""
+    """Whether a registered run is one of aflow's, which are listed from aflow's own metadata."""
     return str(row.get("run_number")).startswith("aflow-") or any(
         str(tag).startswith("aflow_version:") for tag in row.get("system_tags") or ()
     )
@@ -276,7 +270,6 @@ def _is_of_aflow(row: Mapping[str, Any]) -> bool:
 def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> ObjectStore:
     """The datastore of Metaflow's at a place in S3 or a folder: one of `folders`, where these are
     given."""
-    from aflow._core.settings import Settings, at_endpoint
     from aflow.storage.local import LocalStore
 
     if root.startswith("s3://"):
@@ -294,8 +287,6 @@ def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> Object
 def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
     """The service's own metadata; or this folder's, registered there, where the service is
     Metaflow's."""
-    from aflow._core.clock import SystemClock
-    from aflow._core.settings import Settings
     from aflow.interop.service import RegisteringMetadata, Registry
     from aflow.metadata.tokens import headers_for
 
@@ -318,7 +309,6 @@ def _open_to_copy(url: str) -> ObjectStore | None:
 def _in_store(url: str) -> MetadataStore:
     """Metadata in the store at `store+URL`, registered in the service behind a `#`, if there is
     one."""
-    from aflow._core.clock import SystemClock
     from aflow.interop.service import RegisteringStoreMetadata, Registry
     from aflow.metadata.object_store import SCHEME, StoreMetadata
     from aflow.metadata.tokens import headers_for
@@ -332,7 +322,6 @@ def _in_store(url: str) -> MetadataStore:
 
 
 def _own_service(url: str) -> MetadataStore:
-    from aflow._core.clock import SystemClock
     from aflow.metadata.http import ServiceMetadata
     from aflow.metadata.tokens import headers_for
 

@@ -31,7 +31,7 @@ from aflow.executors.factory import built_here, executor_for, travelling, with_l
 from aflow.executors.local.executor import GRACE
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
 from aflow.runs.admission import Admission, WhenFull
-from aflow.runs.create import Creation, Driving, NewRun, told
+from aflow.runs.create import Creation, Driving, NewRun, current_facts
 from aflow.runs.driver import RunDriver
 from aflow.runs.events import Notice, RunEnded, Watch
 from aflow.runs.recovery import as_recorded, check_adoptable, replay
@@ -56,7 +56,7 @@ LEFTOVERS = 86400.0  # seconds after which what a dead writer has left in the st
 
 class Stopping:
     """What `RunHandle.cancel` gives. The run is being stopped already; to await this is to wait
-    until it has stopped, and to be told how it ended."""
+    until it has stopped, and to learn how it ended."""
 
     def __init__(self, run: RunHandle) -> None:
         self._run = run
@@ -99,16 +99,17 @@ class RunHandle:
         return Stopping(self)
 
     def leave(self) -> None:
-        """Stop driving the run, which stays as it is until it is taken up (`Coordinator.adopt`,
+        """Stop driving the run, which stays as it is until it is recovered (`Coordinator.adopt`,
         `aflow adopt`): attempts on workers go on, those in processes here are interrupted, at no
         cost of their own. `wait` raises RunLeft. May be called again, and late."""
         if not self.task.done():
             self._driver.leave()
 
     async def events(self) -> AsyncIterator[Notice]:
-        """The run's notices from the first `anext` on, until it ends. Several may listen; one who
-        is slow holds the others up in nothing, and finds all notices when it comes back: they are
-        kept for it until then. Who no longer listens closes the iterator (`aclosing`)."""
+        """The run's notices from the first `anext` on, until it ends. Several may listen; a
+        listener that is slow holds the others up in nothing, and finds all notices when it comes
+        back: they are kept for it until then. A listener that leaves closes the iterator
+        (`aclosing`)."""
         queue: asyncio.Queue[Sequence[Notice]] = asyncio.Queue()
         hear = queue.put_nowait
 
@@ -134,7 +135,7 @@ class Coordinator:
     `storage` and `metadata` are URLs or backends. `max_workers` bounds the live attempts of each
     run, `isolation` is `task` (a fresh process for each) or `worker` (processes that run many).
 
-    `max_runs` bounds the runs that go on at once. When there are so many, `start` waits until one
+    `max_runs` bounds the runs that go on at once. At that limit `start` waits until one
     has ended, first come, first served (`when_full="wait"`), or raises CoordinatorFull
     (`when_full="refuse"`).
 
@@ -199,7 +200,7 @@ class Coordinator:
     def _open(self) -> None:
         storage, metadata = self._storage, self._metadata
         if hasattr(self, "_creation"):
-            return  # it was done, and whoever waited for it was cancelled
+            return  # it was done, and the awaiting task was cancelled
         self._store = backends.open_store(storage) if isinstance(storage, str) else storage
         self._store.sweep(LEFTOVERS, self._clock.now())
         self._records = (
@@ -212,9 +213,9 @@ class Coordinator:
         )
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop all runs that are still going on, and release everything. Who waits in `start`
-        is told CoordinatorClosed. Whoever is cancelled meanwhile, once or often, is cancelled when
-        that is done."""
+        """Stop all runs that are still going on, and release everything. A caller that waits in
+        `start` gets CoordinatorClosed. A caller that is cancelled meanwhile, once or often, is
+        cancelled when that is done."""
         await to_the_end(self._close)
 
     async def _close(self) -> None:
@@ -222,7 +223,7 @@ class Coordinator:
         self._admission.close()
         # Not gathered: a gather that is cancelled would cancel what it waits for.
         if self._beginning:
-            await asyncio.wait({*self._beginning})  # their starters are told
+            await asyncio.wait({*self._beginning})  # their callers get the error
         for run in [*self._runs]:
             run.cancel("The coordinator was closed.")
         if self._runs:
@@ -347,7 +348,7 @@ class Coordinator:
                     definition, options, new, executor, machine, listeners, unfinished
                 )
             except BaseException:
-                await in_thread(self._records.let_go, record.key, self._owner)
+                await in_thread(self._records.release_lease, record.key, self._owner)
                 raise
         except BaseException:
             self._admission.leave()
@@ -370,7 +371,7 @@ class Coordinator:
         check_adoptable(record, definition)
         if not self._records.hold(record.key, self._owner, LEASE, self._clock.now()).mine:
             raise RunHasOwner(
-                f"{definition.name}/{run} has a coordinator that drives it: it can be taken up "
+                f"{definition.name}/{run} has a coordinator that drives it: it can be recovered "
                 f"{LEASE:g} seconds after that has died."
             )
         # Read again: its coordinator may have written until this moment.
@@ -384,7 +385,7 @@ class Coordinator:
         machine: Machine,
     ) -> tuple[NewRun, list[Unfinished]]:
         """The run as it stood, and what is left to do of it. Blocks."""
-        assert isinstance(machine, RunMachine), "only whole runs are taken up"
+        assert isinstance(machine, RunMachine), "only whole runs are recovered"
         first = self._records.task(record.key, int(PARAMETERS_TASK))
         parameters = first.attempt.manifest if first and first.attempt else None
         assert parameters is not None, "every run has parameters"
@@ -417,10 +418,10 @@ class Coordinator:
         # The run outlives this call; __aexit__ waits for it, so that no task outlives its block.
         handle.task = asyncio.get_running_loop().create_task(driver.run())
         self._runs.add(handle)
-        handle.task.add_done_callback(lambda _: self._let_go(handle))
+        handle.task.add_done_callback(lambda _: self._forget(handle))
         return handle
 
-    def _let_go(self, run: RunHandle) -> None:
+    def _forget(self, run: RunHandle) -> None:
         self._runs.discard(run)
         self._admission.leave()
 
@@ -451,7 +452,7 @@ class Coordinator:
             self._durability,
             options.max_num_splits,
             new.record.origin_run,
-            told(new.record),
+            current_facts(new.record),
             options.spin is None or options.spin.persist,
             previews=options.previews,
         )
@@ -481,7 +482,7 @@ class Coordinator:
 
 def _cloned(run: RunRecord) -> str:
     return (
-        f"What {run.flow}/{run.origin_run} has finished is taken over, and nothing else was to be "
+        f"What {run.flow}/{run.origin_run} has finished is reused, and nothing else was to be "
         "run (--clone-only)."
     )
 

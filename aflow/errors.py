@@ -342,7 +342,7 @@ class RunTakenOver(MetadataError):
 
 
 class RunLeft(AflowError):
-    """A run whose coordinator was told to leave it."""
+    """A run that its coordinator was asked to leave."""
 
     headline = "Left"
 
@@ -353,7 +353,7 @@ class RunLeft(AflowError):
 
 
 class RunHasOwner(InvalidInput):
-    """A run that somebody still drives cannot be taken up."""
+    """A run that a coordinator still drives cannot be recovered."""
 
 
 class RegistrationRefused(AflowError):

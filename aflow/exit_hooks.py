@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from aflow import client
 from aflow._core.process import binary, flush
 from aflow._core.secret import revealed
 from aflow._core.settings import withhold_secrets
 from aflow.code.program import class_from, source_of, stands_for_metaflow
+from aflow.compat import metaflow
 from aflow.errors import InvalidInput
 from aflow.executors.local.ground_start import command_of
 
@@ -36,7 +38,7 @@ def run_hooks(
     say: Callable[[str], None],
 ) -> None:
     """Call the hooks of a run that has ended, one after the other. What they print goes to stdout;
-    `say` is told which could not be called, or failed."""
+    `say` receives which could not be called, or failed."""
     for hook in hooks_of(definition, succeeded=succeeded):
         name = hook if isinstance(hook, str) else getattr(hook, "__qualname__", repr(hook))
         try:
@@ -106,9 +108,6 @@ def main() -> None:
     where, pathspec, metadata_url, is_metaflow, path = msgpack.unpackb(
         sys.stdin.buffer.read(), unicode_errors="surrogatepass"
     )
-    from aflow import client
-    from aflow.compat import metaflow
-
     sys.path[:] = path
     if is_metaflow:
         metaflow.install()

@@ -41,17 +41,17 @@ from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
 from aflow.executors.local.admission import SlotQueue
 from aflow.executors.protocol import (
-    CancelLetter,
-    DrainLetter,
+    CancelMessage,
+    DrainMessage,
     Presence,
-    TaskLetter,
-    unseal_letter,
+    TaskMessage,
+    open_message,
 )
 from aflow.executors.queue_status import HEARTBEAT
 from aflow.metadata.base import MOST_RUNNING, WORKER_EXPIRY, RunningTask, WorkerRecord
 from aflow.metadata.sql import worker_data
 from aflow.queue.base import AWAY, Lease, Queue, group_of, pause
-from aflow.remote.reports import Outbox
+from aflow.remote.reports import ReportSender
 from aflow.remote.runtime import Held, Runtime, Site
 from aflow.scheduler.slots import Slots
 from aflow.scheduler.states import AttemptState
@@ -71,7 +71,7 @@ KEPT = 4  # runs whose processes are kept warm though nothing of them runs
 DECLINED_FOR = 60.0  # seconds after which a run that could not be run here is tried again
 _MOST_DECLINED = 200  # runs
 ANNOUNCED = 5.0  # seconds between announcements ...
-ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is good for so long
+ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is valid for this many seconds
 ENDING = 3.0  # seconds beyond the grace time in which what there is to say may still be said
 
 Say = Callable[[str], None]
@@ -120,13 +120,13 @@ class Worker:
         self._say = say
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()[:24]).strip("-") or "worker"
         self.id = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._outbox = Outbox(queue, self.id, options.keys, clock)
+        self._sender = ReportSender(queue, self.id, options.keys, clock)
         machine = options.machine
         admission = (
             None if machine is None else SlotQueue(Slots(machine.amounts, machine.devices), machine)
         )
         self._site = Site(
-            self.id, options.slots, options.folder, clock, self._outbox, say, admission
+            self.id, options.slots, options.folder, clock, self._sender, say, admission
         )
         self._topics = [protocol.tasks_topic(pool) for pool in options.pools]
         self._own_topic = protocol.worker_topic(self.id)[:64]
@@ -167,10 +167,10 @@ class Worker:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                sending = group.create_task(self._outbox.send())
+                sending = group.create_task(self._sender.send())
                 helpers = [
                     group.create_task(each())
-                    for each in (self._extend, self._obey, self._announce, self._register)
+                    for each in (self._extend, self._take_commands, self._announce, self._register)
                 ]
                 await self._take()
                 await self._finish()
@@ -180,29 +180,29 @@ class Worker:
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
         finally:
-            await self._let_go()
+            await self._release_leases()
 
     async def _say_the_rest(self, sending: asyncio.Task[None]) -> None:
         """Wait until all is said; not for long, where the broker is away."""
-        self._outbox.close()
+        self._sender.close()
         loop = asyncio.get_running_loop()
         left = max((self._ends_at or loop.time()) - loop.time(), 0.0) + ENDING
         await asyncio.wait([sending], timeout=left)
         if not sending.done():
             self._say(
-                f"Worker {self.id} ends, and could not say all ({self._outbox.undelivered} "
+                f"Worker {self.id} ends, and could not say all ({self._sender.undelivered} "
                 f"reports): {self._queue.url} does not answer. Others get these tasks when its "
                 "leases have ended, and see in the store what was done."
             )
             sending.cancel()
 
-    async def _let_go(self) -> None:
+    async def _release_leases(self) -> None:
         """End all processes, and give back what is left; leave nothing in the queue."""
         for runtime in [*self._runtimes.values(), *self._retiring]:
             await runtime.stop()
         try:
             async with asyncio.timeout(ENDING):
-                left = [each.lease for each in self._held.values()] + self._outbox.take_back()
+                left = [each.lease for each in self._held.values()] + self._sender.take_back()
                 if left:  # one of our parts has failed: others are to have them soon
                     await self._queue.release(left, counted=False)
                 await self._queue.announce(self.id, b"", 0.0)
@@ -250,8 +250,8 @@ class Worker:
         return [suspect]
 
     def _forget(self, held: Held) -> None:
-        letter, spec = held.letter, held.spec
-        self._held.pop((letter.flow, letter.run, spec.task, spec.attempt), None)
+        message, spec = held.message, held.spec
+        self._held.pop((message.flow, message.run, spec.task, spec.attempt), None)
 
     @property
     def _wanted(self) -> int:
@@ -310,33 +310,33 @@ class Worker:
 
     async def _begin(self, lease: Lease) -> None:
         try:
-            letter: TaskLetter = unseal_letter(
+            message: TaskMessage = open_message(
                 lease.body, "task", self._options.keys, lease.topic, self._clock.now()
             )
-            spec = letter.attempt
+            spec = message.attempt
         except QueueError as error:
             self._say(f"A message of {lease.topic} is refused: {error}")
             group = group_of(lease.id)
             if group and isinstance(error, ForgedMessage | MessageTooNew):
                 self._decline(group, str(error))
-                self._outbox.give_back(lease)
+                self._sender.give_back(lease)
             else:
-                self._outbox.bury(lease)
+                self._sender.bury(lease)
             return
-        owner = (letter.flow, letter.run, spec.task, spec.attempt)
+        owner = (message.flow, message.run, spec.task, spec.attempt)
         if owner in self._held:  # our own lease had ended, and the message came back to us
             self._held[owner].lease = lease
             return
-        runtime = self._runtimes.get(letter.job)
+        runtime = self._runtimes.get(message.job)
         if runtime is None:
-            self._runtimes[letter.job] = runtime = Runtime(self._site, self, letter)
+            self._runtimes[message.job] = runtime = Runtime(self._site, self, message)
             self._forget_idle(runtime)
         elif await runtime.is_over(lease):
-            self._outbox.acknowledge(lease)
+            self._sender.acknowledge(lease)
             self.run_is_over(runtime)
             return
         spec = spec._replace(again=spec.again or lease.deliveries > 1)
-        held = Held(lease, letter, spec, runtime)
+        held = Held(lease, message, spec, runtime)
         held.is_suspect = lease.deliveries > TRUSTED
         self._held[owner] = held
         self._waiting.append(held)
@@ -381,8 +381,8 @@ class Worker:
             self._forget(held)
             self._active -= held.active
         self._waiting = deque(each for each in self._waiting if each.runtime is not runtime)
-        if self._runtimes.get(runtime.letter.job) is runtime:
-            del self._runtimes[runtime.letter.job]
+        if self._runtimes.get(runtime.message.job) is runtime:
+            del self._runtimes[runtime.message.job]
             self._retiring.add(runtime)
             runtime.retire(self._retiring.discard)
         self._room.set()
@@ -396,7 +396,7 @@ class Worker:
         else:
             back = [each for each in self._waiting if each.runtime is runtime]
             self._waiting = deque(each for each in self._waiting if each.runtime is not runtime)
-            first = self._held.get((runtime.letter.flow, runtime.letter.run, *only))
+            first = self._held.get((runtime.message.flow, runtime.message.run, *only))
             if first is not None:
                 self._active -= first.active
                 back.append(first)
@@ -412,8 +412,8 @@ class Worker:
         self._decline(group_of(back[0].lease.id), why)
         for held in back:
             event = (protocol.DECLINED, held.spec.task, held.spec.attempt, why[:2000])
-            self._outbox.add(held.letter, event)
-            self._outbox.give_back(held.lease)
+            self._sender.add(held.message, event)
+            self._sender.give_back(held.lease)
         self._feed()
 
     def run_is_over(self, runtime: Runtime) -> None:
@@ -421,7 +421,7 @@ class Worker:
         mine = self._taken_from(runtime)
         self._say(f"{runtime.name} has ended: what is left of it in the queue is dropped.")
         for held in mine:
-            self._outbox.acknowledge(held.lease)
+            self._sender.acknowledge(held.lease)
         self._feed()
 
     def refused(self, held: Held, why: str) -> None:
@@ -429,21 +429,21 @@ class Worker:
         self._say(f"A message of {held.lease.topic} is refused: {why}")
         self._forget(held)
         self._active -= held.active
-        self._outbox.bury(held.lease)
+        self._sender.bury(held.lease)
         self._room.set()
         self._feed()
 
     # ------------------------------------------------------------ ending
 
-    def started(self, letter: TaskLetter, task: int, attempt: int) -> None:
+    def started(self, message: TaskMessage, task: int, attempt: int) -> None:
         """An attempt has begun."""
-        held = self._held.get((letter.flow, letter.run, task, attempt))
+        held = self._held.get((message.flow, message.run, task, attempt))
         if held is not None and not self._options.quiet:
             self._say(f"{_named(held)} begins.")
 
-    def ended(self, letter: TaskLetter, report: AttemptReport, usage: Usage) -> None:
+    def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over: its lease is acknowledged when that has been reported."""
-        held = self._held.pop((letter.flow, letter.run, report.task, report.attempt), None)
+        held = self._held.pop((message.flow, message.run, report.task, report.attempt), None)
         self._room.set()
         if held is None:
             return
@@ -458,18 +458,18 @@ class Worker:
         if not self._draining.is_set():
             self._feed()
         if report.state == AttemptState.INTERRUPTED.value:
-            self._outbox.give_back(held.lease)
+            self._sender.give_back(held.lease)
             return
         report = _that_can_be_sent(report)
         event = (protocol.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
-        self._outbox.add(letter, event, held.lease)
+        self._sender.add(message, event, held.lease)
 
     async def _finish(self) -> None:
         """Give back what has not begun, and wait for what runs; what is still running after the
         grace time goes back, too."""
         for each in self._waiting:
             self._forget(each)
-            self._outbox.give_back(each.lease)
+            self._sender.give_back(each.lease)
         self._waiting.clear()
         if self._held:
             self._say(f"Worker {self.id} ends: {len(self._held)} tasks are still running.")
@@ -511,7 +511,7 @@ class Worker:
                     [each.lease for each in held], self._options.lease
                 )
             except LeaseLost as error:
-                self._say(f"{error} Whoever commits the task first has settled it.")
+                self._say(f"{error} The worker that commits the task first has settled it.")
                 extended = error.held  # type: ignore[assignment]
             except QueueUnavailable as error:
                 self._note_away(error)
@@ -520,7 +520,7 @@ class Worker:
             for each in held:
                 each.lease = tokens.get(each.lease.token, each.lease)
 
-    async def _obey(self) -> None:
+    async def _take_commands(self) -> None:
         """Stop the attempts that a coordinator wants to be stopped, and drain when a server says
         so."""
         while True:
@@ -620,16 +620,16 @@ class Worker:
 
     def _cancel(self, lease: Lease) -> None:
         try:
-            letter: CancelLetter | DrainLetter = unseal_letter(
+            message: CancelMessage | DrainMessage = open_message(
                 lease.body, ("cancel", "drain"), self._options.keys, lease.topic, self._clock.now()
             )
         except QueueError as error:
             self._say(f"A message is refused: {error}")
             return
-        if isinstance(letter, DrainLetter):
-            self._asked_to_drain(letter.reason)
+        if isinstance(message, DrainMessage):
+            self._asked_to_drain(message.reason)
             return
-        for flow, run, task, attempt in letter.attempts:
+        for flow, run, task, attempt in message.attempts:
             held = self._held.get((flow, run, task, attempt))
             if held is not None and held.active:
                 held.runtime.cancel(task, attempt)
@@ -642,14 +642,14 @@ class Worker:
         spec, now = held.spec, self._clock.now()
         reason = "The task was cancelled."
         report = base.stopped(spec.task, spec.attempt, AttemptState.CANCELLED, reason, now, now)
-        self.ended(held.letter, report, NO_USAGE)
+        self.ended(held.message, report, NO_USAGE)
 
 
 _FAILED = (AttemptState.FAILED.value, AttemptState.TIMED_OUT.value, AttemptState.LOST.value)
 
 
 def _pathspec(held: Held) -> str:
-    return f"{held.letter.flow}/{held.letter.run}/{held.spec.step}/{held.spec.task}"
+    return f"{held.message.flow}/{held.message.run}/{held.spec.step}/{held.spec.task}"
 
 
 def _named(held: Held) -> str:

@@ -1,4 +1,4 @@
-"""What messages cost in each kind of queue, and how soon who waits is woken.
+"""What messages cost in each kind of queue, and how soon a waiting call is woken.
 
     python -m benchmarks.queues [--messages 5000] [backend...]
 

@@ -51,7 +51,7 @@ class ForwardClock:
 class LeaseClock:
     """The time that leases in a SQLite file are measured with, the same for all its processes.
 
-    It goes on evenly while the machine is up, whoever sets the machine's clock: a clock that is set
+    It advances evenly while the machine is up, even if the wall clock is set: a clock that is set
     back would keep the leases of dead processes for as long, and one that is set forward would end
     those of living processes. The file says what to add to the monotonic time of this machine; the
     first process after a start of the machine writes that, by the clock as it is then, into the

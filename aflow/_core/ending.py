@@ -116,28 +116,28 @@ class Leave(SystemExit):
         return code
 
 
-def leave(code: int = 0, let_go: Callable[[], None] | None = None) -> NoReturn:
-    """End this process with this exit code, as Python's own end would, wherever we are. `let_go`
+def leave(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
+    """End this process with this exit code, as Python's own end would, wherever we are. `release`
     drops what the caller holds of the user's objects; it is called only where the interpreter
     takes the process apart: in a forked process it costs copies of the pages that it touches.
 
     What is on the stack stays as it is: `finally` blocks of the callers do not run, and what they
     hold lives on. Where the stack can be left, `raise Leave(code)` is better.
     """
-    _end_or_thaw(code, let_go)
+    _end_or_thaw(code, release)
     import ctypes  # slow to import, and rarely needed
 
     ctypes.pythonapi.Py_Exit(code)
     raise AssertionError("Py_Exit does not return")
 
 
-def _end_or_thaw(code: int, let_go: Callable[[], None] | None = None) -> None:
+def _end_or_thaw(code: int, release: Callable[[], None] | None = None) -> None:
     """End the process, if Python has nothing to do for it; else let Python's end reach all objects:
     it would leave out those that are frozen, whose files would be empty."""
     if not _needs_interpreter():
         os._exit(code & 0xFF)
-    if let_go is not None:
-        let_go()
+    if release is not None:
+        release()
     gc.unfreeze()
 
 
@@ -198,10 +198,10 @@ def _join_threads() -> None:
         threading._shutdown()
     except BaseException:  # noqa: BLE001 -- Ctrl-C while it waits: Python says so, and goes on
         kind, error, traceback = sys.exc_info()
-        told: Any = types.SimpleNamespace(
+        unraisable: Any = types.SimpleNamespace(
             exc_type=kind, exc_value=error, exc_traceback=traceback, err_msg=None, object=threading
         )
-        sys.unraisablehook(told)
+        sys.unraisablehook(unraisable)
 
 
 def _skip_finalizers_in_memory() -> None:
@@ -356,7 +356,7 @@ def _has_unknown_extensions() -> bool:
 
 
 def _flush(file: Any) -> bool:
-    # A failure is not told: neither is it when Python closes a forgotten file.
+    # A failure is not reported: Python does not report one either when it closes a forgotten file.
     if not file.closed:
         try:
             file.flush()

@@ -88,11 +88,11 @@ def refuse_foreign(path: Path, env: Mapping[str, str]) -> None:
     """Nothing for a folder that only the user (or root) can have filled: what is in it decides
     which code runs. Raises UnsafeFolder where it, or the link to it, belongs to somebody else, or
     where others may write to it, unless AFLOW_SAFE_DIRECTORIES in `env` names it or its parent (or
-    is `*`). Under sudo the user is the one who called sudo, too."""
+    is `*`). Under sudo the user that called sudo counts, too."""
     try:
         found = (os.lstat(path), os.stat(path))
     except OSError:
-        return  # gone, or not to be looked at: whoever opens it says so
+        return  # gone, or not readable: opening it raises the error
     trusted = {os.geteuid(), 0}
     caller = env.get("SUDO_UID", "")
     if os.geteuid() == 0 and caller.isascii() and caller.isdecimal():
@@ -127,7 +127,7 @@ def _shares(found: os.stat_result) -> bool:
 
     try:
         group, user = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid)
-    except KeyError:  # of another machine: nobody knows who is in it
+    except KeyError:  # of another machine: its members are unknown
         return True
     # The group that many systems make for each user alone: umask 002 is usual there.
     return group.gr_name != user.pw_name or bool(set(group.gr_mem) - {user.pw_name})

@@ -355,8 +355,8 @@ def keep_service_key(key: str) -> None:
 # ------------------------------------------------------------------ secrets of the environment
 
 
-# What signs the messages between coordinators and workers: steps have no use for it, and whoever
-# has it can have workers run code.
+# What signs the messages between coordinators and workers: steps have no use for it, and a process
+# that has it can have workers run code.
 _KEY_OF_MESSAGES = "SIGNING_KEY"
 _SECRET_KEYS = frozenset({_KEY_OF_MESSAGES, "SERVICE_AUTH_KEY", "SERVICE_HEADERS"})
 
@@ -490,7 +490,8 @@ class RunOptions:
 
     `origin_run` is the run to resume (its parameters are taken then), `rerun_step` a step of it to
     run again in any case, `rerun_missing` whether tasks are run again whose blobs are missing.
-    With `clone_only` nothing runs that cannot be taken over. `resume_identifier` says who resumes.
+    With `clone_only` no task runs whose result cannot be reused. `resume_identifier` names the
+    caller.
     `run_id` names the run, None leaves that to aflow. With `spin` one step runs alone, on inputs of
     an earlier run.
 
@@ -500,10 +501,10 @@ class RunOptions:
 
     `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
     said to have started this one. `package_suffixes` are those of the files that are kept as the
-    run's code. With `executor` "queue" the workers of `queue` run the tasks, told by messages that
+    run's code. With `executor` "queue" the workers of `queue` run the tasks, sent in messages that
     are signed with the first of `signing_keys`, if there is one, and go before those of a lower
     `priority`; with "batch" jobs of AWS Batch do. `words` are those of the command line behind the
-    flow's file, for whoever has to start it again.
+    flow's file, for a server that has to start it again.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -609,8 +610,8 @@ def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[
     """What every request to a server or metadata service at this address carries:
     AFLOW_SERVICE_HEADERS, a JSON object, and AFLOW_SERVICE_AUTH_KEY as `x-api-key`.
 
-    Raises InvalidSetting, also where the address is in one file and the key is in another: whoever
-    wrote the first one (a cloned project, say) would get the key of the second.
+    Raises InvalidSetting, also where the address is in one file and the key is in another: a
+    process that wrote the first one (a cloned project, say) would get the key of the second.
     """
     env = _environment() if env is None else env
     sources = [_Source(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]

@@ -67,7 +67,7 @@ def _carry_out(
 
 def _conclude(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if done.done():
-        return  # whoever waited was cancelled
+        return  # the awaiting task was cancelled
     if error is None:
         done.set_result(result)
     elif isinstance(error, StopIteration):  # which no future takes
@@ -77,9 +77,10 @@ def _conclude(done: asyncio.Future[Any], result: Any, error: BaseException | Non
 
 
 async def to_the_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What the work gives, or raises: for what is to be tidied up in any case. Whoever is cancelled
-    while it waits here, once or often, is cancelled when the work is done. Work whose own task is
-    cancelled (by a program that cancels all tasks of its loop) begins again: it has to bear that.
+    """What the work gives, or raises: for clean-up that has to happen in any case. A caller that is
+    cancelled while it waits here, once or often, is cancelled when the work is done. Work whose own
+    task is cancelled (by a program that cancels all tasks of its loop) begins again: it has to bear
+    that.
     """
     loop = asyncio.get_running_loop()
     cancelled, doing = False, loop.create_task(work())
@@ -140,7 +141,7 @@ class Portal(Generic[R]):
         if self._pid == os.getpid() and self._loop is not None:
             return self._loop
         if self._pid != os.getpid():
-            self._lock = threading.Lock()  # whoever held it is not in this process
+            self._lock = threading.Lock()  # the thread that held it is not in this process
             self._pid, self._loop = os.getpid(), None
         with self._lock:
             if self._loop is None:

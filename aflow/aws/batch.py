@@ -379,7 +379,7 @@ def variables_of(settings: AwsSettings, metadata: str, storage: str, region: str
 def submission(
     job: StepJob, mark: Mark, name: str, size: int, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What `submit_job` takes for so many attempts of the step: those of a gang are nodes, others
+    """What `submit_job` takes for this many attempts of the step: those of a gang are nodes, others
     an array where there are more than one."""
     variables = {**job.environment, **environment}
     parameters = mark.parameters(job.step)

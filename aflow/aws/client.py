@@ -76,12 +76,12 @@ class Calls:
         try:
             return getattr(client, operation)(**values)
         except faults.ClientError as error:
-            told = error.response.get("Error", {})
-            if told.get("Code") in _MISSING:
+            fault = error.response.get("Error", {})
+            if fault.get("Code") in _MISSING:
                 return None
-            said = f"{told.get('Code')}: {told.get('Message', '').strip()}"
+            said = f"{fault.get('Code')}: {fault.get('Message', '').strip()}"
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            later = told.get("Code") in _LATER or status == 429 or status >= 500
+            later = fault.get("Code") in _LATER or status == 429 or status >= 500
             kind = AwsBusy if later else AwsError
             raise kind(f"AWS refuses {operation} of {service}: {said}") from error
         except _UNREACHED as error:
@@ -158,7 +158,7 @@ class Calls:
             values = {**values, "nextToken": following} if following else {}
 
     def terminate(self, job: str, reason: str) -> None:
-        """End a job: one that runs is told so, and killed 30 seconds later; one that has ended
+        """End a job: one that runs gets SIGTERM, and SIGKILL 30 seconds later; one that has ended
         already stays as it is."""
         self._call("batch", "terminate_job", jobId=job, reason=reason)
 
@@ -176,7 +176,7 @@ try:
 except ImportError as error:
     raise MissingExtra("Services of AWS need aiobotocore: install aflow-runtime[aws].") from error
 
-# Throttled calls are sent again, later each time; who waits is told of a network that is not there.
+# Throttled calls are retried with backoff; a network that cannot be reached is logged.
 _PATIENT = {
     "connect_timeout": 10,
     "read_timeout": 30,
@@ -200,7 +200,7 @@ class AwsRefused(AwsError):
 
     @property
     def denied(self) -> bool:
-        """Whether who asks may not do this, or is not who he says."""
+        """Whether access was denied: missing permission or invalid credentials."""
         return self.code in _DENIED
 
 
@@ -283,8 +283,8 @@ def _assume(session: Session, role: str, region: str | None) -> None:
 
 
 def _refused(error: Any, service: str) -> AwsRefused:
-    told = error.response.get("Error", {})
-    code, said = str(told.get("Code", "")), str(told.get("Message", "")).strip().rstrip(".")
+    fault = error.response.get("Error", {})
+    code, said = str(fault.get("Code", "")), str(fault.get("Message", "")).strip().rstrip(".")
     who = "sts" if error.operation_name == "AssumeRole" else service
     message = f"{who} of AWS refuses {error.operation_name} ({code}): {said or code}."
     return AwsRefused(message, code, said)

@@ -12,7 +12,7 @@ ENDED = ("SUCCEEDED", "FAILED")
 LOG_GROUP = "/aws/batch/job"  # of jobs whose definition names no other
 _KILLED = 137  # the exit code of a container that was killed
 _FINAL = 202  # the exit code of a job that would fail in the same way again
-# The machine went away, or never came to run the container: nobody's fault.
+# The machine was lost, or never started the container: not a fault of the task.
 _LOST = ("Host EC2", "Your Spot Task was interrupted", "DockerTimeoutError", "CannotInspect")
 _NOT_STARTED = ("Cannot", "ResourceInitializationError", "Task failed to start")
 
@@ -29,10 +29,12 @@ def log_of(job: Mapping[str, Any]) -> LogStream | None:
     that has none in CloudWatch."""
     container = _last_container(job)
     name = container.get("logStreamName")
-    told = container.get("logConfiguration") or {}
-    if not name or told.get("logDriver", "awslogs") != "awslogs":
+    log_settings = container.get("logConfiguration") or {}
+    if not name or log_settings.get("logDriver", "awslogs") != "awslogs":
         return None
-    return LogStream((told.get("options") or {}).get("awslogs-group") or LOG_GROUP, str(name))
+    return LogStream(
+        (log_settings.get("options") or {}).get("awslogs-group") or LOG_GROUP, str(name)
+    )
 
 
 def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> Outcome | None:
@@ -41,26 +43,26 @@ def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> Outcome | None:
     if job["status"] not in ENDED:
         return None
     name = f"The job {job['jobId']}"
-    told = str(job.get("statusReason") or "")
+    status_reason = str(job.get("statusReason") or "")
     container = _last_container(job)
     said = str(container.get("reason") or "")
-    if told.startswith(_LOST) or said.startswith(_LOST):
-        reason = f"The task was lost: the machine of its job went away ({told or said})"
+    if status_reason.startswith(_LOST) or said.startswith(_LOST):
+        reason = f"The task was lost: the machine of its job went away ({status_reason or said})"
         return Outcome(AttemptState.LOST, reason=reason)
     if job.get("isTerminated") or job.get("isCancelled"):
         return Outcome(
-            AttemptState.FAILED, reason=f"{name} was terminated: {told}", retryable=False
+            AttemptState.FAILED, reason=f"{name} was terminated: {status_reason}", retryable=False
         )
-    if told.startswith("Job attempt duration exceeded"):
+    if status_reason.startswith("Job attempt duration exceeded"):
         limit = (job.get("timeout") or {}).get("attemptDurationSeconds", "its limit of")
         reason = f"{name} ran for more than {limit} seconds, and was stopped by AWS Batch."
         return Outcome(AttemptState.TIMED_OUT, reason=reason)
     if "OutOfMemory" in said:
         reason = _out_of_memory(name, container) + _quoted(log_of(job), log)
         return Outcome(AttemptState.FAILED, reason=reason)
-    if told.startswith(_NOT_STARTED) or said.startswith(_NOT_STARTED):
-        return Outcome(AttemptState.FAILED, reason=_not_started(said or told, container))
-    reason = _without_a_word(name, told, container) + _quoted(log_of(job), log)
+    if status_reason.startswith(_NOT_STARTED) or said.startswith(_NOT_STARTED):
+        return Outcome(AttemptState.FAILED, reason=_not_started(said or status_reason, container))
+    reason = _without_a_word(name, status_reason, container) + _quoted(log_of(job), log)
     retryable = container.get("exitCode") != _FINAL
     return Outcome(AttemptState.FAILED, reason=reason, retryable=retryable)
 
@@ -91,11 +93,11 @@ def _not_started(said: str, container: Mapping[str, Any]) -> str:
     return f"{begun}is there, and that the machines of the queue may pull it."
 
 
-def _without_a_word(name: str, told: str, container: Mapping[str, Any]) -> str:
+def _without_a_word(name: str, status_reason: str, container: Mapping[str, Any]) -> str:
     code = container.get("exitCode")
     how = f"with exit code {code} " if code is not None else ""
     why = " (it was killed, perhaps since memory ran out)" if code == _KILLED else ""
-    return f"{name} ended {how}before it told how its task went{why}: {told}."
+    return f"{name} ended {how}before it reported how its task ended{why}: {status_reason}."
 
 
 def _quoted(stream: LogStream | None, log: Sequence[str]) -> str:

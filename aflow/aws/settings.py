@@ -25,8 +25,8 @@ KEYS = {
     "job_log_group": ("BATCH_LOG_GROUP",),
 }
 
-# Settings that jobs have from who starts them. A key is not among them: whoever may look at jobs
-# reads their variables. Jobs fetch it from where this secret is.
+# Settings that jobs inherit from their coordinator. A key is not among them: everybody who may look
+# at jobs reads their variables. Jobs fetch it from where this secret is.
 KEY_PLACE = "SERVICE_AUTH_KEY_SECRET"
 _PASSED_ON = (
     KEY_PLACE, "DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3",
@@ -87,7 +87,8 @@ def needs_key_secret(url: str) -> None:
     if given and url.startswith("http") and looked_up(KEY_PLACE) is None:
         raise InvalidSetting(
             f"The metadata service is asked with AFLOW_{given[0]}, which would stand in the "
-            "definitions of jobs for all who may read them: keep the key in AWS Secrets Manager, "
+            "definitions of jobs for all users who may read them: keep the key in AWS Secrets "
+            "Manager, "
             f"and set AFLOW_{KEY_PLACE} to the secret's ARN, which the role of jobs may read."
         )
 

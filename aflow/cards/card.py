@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from aflow.cards.components import Table, rendered
+from aflow.cards.components import Error, Table, rendered
 from aflow.cards.page import graph_svg, head, names_and_values, page, section
 from aflow.errors import InvalidInput
 from aflow.flow.graph import outline
@@ -127,14 +127,12 @@ class ErrorCard(Card):
 
     def render(self, task: Any) -> str:
         """The error."""
-        told = self.options.get("error", "")
+        error = self.options.get("error", "")
         kind = self.options.get("kind", "")
         body = f'<div class="error"><b>The card of type {kind} could not be made.</b></div>'
-        from aflow.cards.components import Error
-
         return page(
             f"Error - {task.pathspec}",
-            head("Error", task.pathspec, {}) + body + Error(told, "What it said").render(),
+            head("Error", task.pathspec, {}) + body + Error(error, "What it said").render(),
         )
 
 

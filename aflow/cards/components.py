@@ -190,11 +190,11 @@ class ProgressBar(Component):
     def render(self) -> str:
         """A bar, with what it counts."""
         unit = escape(f" {self._unit}" if self._unit else "")
-        told = escape(str(self._metadata or ""))
+        text = escape(str(self._metadata or ""))
         return (
             f'<div class="progress"><span>{escape(str(self._label or ""))}</span>'
             f"<progress{_number('max', self._max)}{_number('value', self._value)}></progress>"
-            f"<span>{escape(f'{self._value}/{self._max}')}{unit} {told}</span></div>"
+            f"<span>{escape(f'{self._value}/{self._max}')}{unit} {text}</span></div>"
         )
 
 
@@ -318,8 +318,8 @@ class VegaChart(Component):
         try:
             import vl_convert
         except ImportError:
-            told = "Charts are drawn with vl-convert-python: install aflow-runtime[cards]."
-            return f'<p class="note">{told}</p>{JSONViewer(self._spec).render()}'
+            note = "Charts are drawn with vl-convert-python: install aflow-runtime[cards]."
+            return f'<p class="note">{note}</p>{JSONViewer(self._spec).render()}'
         schema = str(self._spec.get("$schema", "vega-lite"))
         # A chart shows the data that it has: what its spec names elsewhere is not fetched.
         if "vega-lite" not in schema:
@@ -522,9 +522,9 @@ class EventsTimeline(JSONViewer):
     def render(self) -> str:
         """A list."""
         state = "finished" if self._finished else "going on"
-        told = f'<p class="note">{self._total} events, {state}</p>'
+        note = f'<p class="note">{self._total} events, {state}</p>'
         items = "".join(map(_item, self._events))
-        return self._framed(f"{told}<ol>{items}</ol>", "Events", "timeline")
+        return self._framed(f"{note}<ol>{items}</ol>", "Events", "timeline")
 
 
 def _item(event: _Event) -> str:

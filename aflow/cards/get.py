@@ -10,6 +10,7 @@ from tempfile import mkstemp
 from typing import TYPE_CHECKING, Any, overload
 
 from aflow.cards import store
+from aflow.client import Task as ClientTask
 from aflow.errors import NotFound
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class FoundCard:
     """One card: `type`, `id`, `hash`, and its page as `html`. In a notebook it shows itself.
 
-    `from_resumed` says that it was looked for at a task whose result was taken over, from the task
+    `from_resumed` says that it was looked for at a task whose result was reused, from the task
     `origin_pathspec`, whose card it is."""
 
     def __init__(
@@ -59,7 +60,7 @@ class FoundCard:
         return self._stored.name
 
     def resumed(self) -> FoundCard:
-        """The same card, as that of a task that has taken over what this one's has left."""
+        """The same card, as that of a task that has reused the result of this one's."""
         return FoundCard(self._place, self._stored, self.pathspec, self.pathspec)
 
     def write(self, path: Path) -> None:
@@ -69,7 +70,7 @@ class FoundCard:
     def view(self) -> tuple[Path, bool]:
         """Show the page in a browser: the file that it is in now, and whether a browser was
         found."""
-        # A new name: whoever else may write to the folder of temporary files cannot know it.
+        # A new name: other users who may write to the folder of temporary files cannot guess it.
         name = self.pathspec.replace("/", "-")
         descriptor, file = mkstemp(".html", f"{name}-{self.hash}-")
         os.close(descriptor)
@@ -86,8 +87,8 @@ class FoundCard:
         return f'<iframe {frame} srcdoc="{escape(self.html, quote=True)}"></iframe>'
 
     def __repr__(self) -> str:
-        told = f", id={self.id!r}" if self.id else ""
-        return f"<card of {self.pathspec}: type={self.type!r}{told}>"
+        id_part = f", id={self.id!r}" if self.id else ""
+        return f"<card of {self.pathspec}: type={self.type!r}{id_part}>"
 
 
 class CardContainer(Sequence[FoundCard]):
@@ -123,10 +124,8 @@ def get_cards(
     follow_resumed: bool = True,
 ) -> CardContainer:
     """The cards of a task (or of the task of this pathspec), those of this `id` and `type` alone if
-    they are given. Those of a task whose result was taken over are its origin's, unless
+    they are given. Those of a task whose result was reused are its origin's, unless
     `follow_resumed` is False. Raises NotFound for a task that is not there."""
-    from aflow.client import Task as ClientTask
-
     found = ClientTask(task, _namespace_check=False) if isinstance(task, str) else task
     if follow_resumed and found.origin_pathspec is not None:
         try:

@@ -154,7 +154,7 @@ class AroundCard(Around):
 
     @property
     def takes_parts(self) -> bool:
-        """Whether its kind shows what the step adds; one that is unknown is told of at the end."""
+        """Whether its kind shows what the step adds; an unknown kind is reported at the end."""
         try:
             return kind_of(self.card.type).ALLOW_USER_COMPONENTS
         except InvalidInput:
@@ -203,12 +203,12 @@ class AroundCard(Around):
                 self.scene.flow,
             )
             html, update = self._made(made, task, runtime)
-        except Exception as error:  # noqa: BLE001 -- a card that fails is told, and shown in its place
-            told = sentence(error)
-            show("stderr", f"@card(type={self.card.type!r}) was not made: {told}\n")
+        except Exception as error:  # noqa: BLE001 -- a card that fails is reported, and shown in its place
+            message = sentence(error)
+            show("stderr", f"@card(type={self.card.type!r}) was not made: {message}\n")
             if runtime or not self.card.save_errors:
                 return
-            html = ErrorCard({"error": told, "kind": self.card.type}).render(task)
+            html = ErrorCard({"error": message, "kind": self.card.type}).render(task)
         spec, context = self.scene.spec, self.scene.context
         folder = store.prefix(context.flow, context.run, spec.step, spec.task)
         place = self.scene.blobs.store
@@ -237,9 +237,11 @@ class AroundCard(Around):
             if not refreshed:
                 return html, None
             token = _reload_token(made, task, data)
-            told = made.refresh(task, data)
-            update = {"reload_token": token, "data": told, "created_on": at}
-            return html.replace(made.RELOAD_POLICY_TOKEN, token), None if told is None else update
+            new_data = made.refresh(task, data)
+            update = {"reload_token": token, "data": new_data, "created_on": at}
+            return html.replace(
+                made.RELOAD_POLICY_TOKEN, token
+            ), None if new_data is None else update
 
         html, update = in_time(make, self.card.timeout)
         return html, update

@@ -99,13 +99,13 @@ def page(title: str, body: str) -> str:
 
 def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:
     """The top of a card: what it is of, what that does, and the facts of its task."""
-    told = "".join(
+    entries = "".join(
         f"<span><b>{escape(name)}</b>{escape(value)}</span>" for name, value in facts.items()
     )
-    told_doc = f'<p class="doc">{escape(doc)}</p>' if doc else ""
+    doc_html = f'<p class="doc">{escape(doc)}</p>' if doc else ""
     return (
-        f'<header><h1>{escape(title)}</h1><div class="path">{escape(path)}</div>{told_doc}'
-        f'<div class="facts">{told}</div></header>'
+        f'<header><h1>{escape(title)}</h1><div class="path">{escape(path)}</div>{doc_html}'
+        f'<div class="facts">{entries}</div></header>'
     )
 
 

@@ -7,8 +7,10 @@ from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from aflow import client
 from aflow.cards.get import FoundCard, get_cards
 from aflow.cards.page import page
+from aflow.errors import MissingExtra
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -45,8 +47,6 @@ def serve(shown: Shown, port: int, interval: int) -> None:
     try:
         from aiohttp import web
     except ImportError as error:
-        from aflow.errors import MissingExtra
-
         raise MissingExtra(
             "The card server needs aiohttp: install aflow-runtime[server]."
         ) from error
@@ -107,8 +107,6 @@ def _index(shown: Shown) -> str:
 
 
 def _cards(shown: Shown) -> Iterator[FoundCard]:
-    from aflow import client
-
     client.metadata(shown.metadata)
     client.namespace(shown.namespace)
     flows = client.Metaflow().flows
@@ -123,8 +121,6 @@ def _cards(shown: Shown) -> Iterator[FoundCard]:
 
 
 def _find(shown: Shown, path: str) -> FoundCard | None:
-    from aflow import client
-
     client.metadata(shown.metadata)
     pathspec, _, digest = path.rpartition("/")
     client.namespace(shown.namespace)

@@ -1,4 +1,4 @@
-"""`aflow adopt Flow/run`: go on with a run whose coordinator has died."""
+"""`aflow adopt Flow/run`: recover a run whose coordinator has died."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow import backends
 from aflow._core import ids
 from aflow._core.settings import Settings, with_own_passwords
+from aflow.cli import loading
+from aflow.cli.main import flow_group
 from aflow.cli.options import option
+from aflow.code import package
 from aflow.errors import CodePackageError, InvalidName, NotFound
+from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
 
 _ONCE = ("--runner-attribute-file", "--run-id-file", "--parameters-file")
-_HELP = """Go on with a run whose coordinator has died, with its code and its command line.
+_HELP = """Recover a run whose coordinator has died, with its own code and command line.
 
-What has finished stays so; tasks that workers of a queue have are awaited, those of processes that
-have ended with their coordinator are run again. A run that is still driven is refused: it is
-somebody's for 10 seconds after the last sign of life.
+Finished tasks are kept; tasks on workers of a queue are awaited; tasks in processes that ended with
+their coordinator run again. A run that a coordinator still drives is refused: its lease expires 10
+seconds after the last heartbeat.
 
 \b
   aflow adopt MyFlow/1234
@@ -43,9 +48,6 @@ def adopt() -> click.Command:
 
 
 def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object:
-    from aflow.cli import loading
-    from aflow.cli.main import flow_group
-
     spec = ids.Pathspec.parse(run)
     if spec.run is None or spec.step is not None:
         raise InvalidName(f"{run!r} names no run: give FLOW/RUN.")
@@ -74,8 +76,6 @@ def _lasting(words: Sequence[str]) -> list[str]:
 
 
 def _recorded(flow: str, run: str, settings: Settings) -> RunRecord:
-    from aflow import backends
-
     metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=True)
     try:
         record = metadata.run(flow, run)
@@ -88,10 +88,6 @@ def _recorded(flow: str, run: str, settings: Settings) -> RunRecord:
 
 def _unpacked(record: RunRecord, settings: Settings) -> Path:
     """The flow's file, with all the code of the run beside it."""
-    from aflow import backends
-    from aflow.code import package
-    from aflow.storage.blobs import BlobStore
-
     code = record.settings.get("code", {})
     if "key" not in code:
         raise CodePackageError(

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow.aws.settings import AwsSettings
 from aflow.cli.options import flag, option
 from aflow.cli.selection import own_latest
+from aflow.cli.tables import show
 from aflow.errors import InvalidInput
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.aws.batch import SubmittedJob, Wanted
     from aflow.aws.client import Calls
-    from aflow.aws.settings import AwsSettings
     from aflow.cli.options import Session
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
@@ -33,9 +34,9 @@ def batch_commands() -> Commands:
 def whose() -> list[click.Parameter]:
     """The options that say whose jobs are meant."""
     return [
-        flag("--my-runs", help="Those of all your runs."),
-        option("--user", metavar="NAME", help="Those of all runs of this user."),
-        option("--run-id", metavar="RUN", help="Those of this run.  [default: your latest one]"),
+        flag("--my-runs", help="Jobs of all your runs."),
+        option("--user", metavar="NAME", help="Jobs of all runs of this user."),
+        option("--run-id", metavar="RUN", help="Jobs of this run.  [default: your latest one]"),
     ]
 
 
@@ -46,8 +47,6 @@ def list_(session: Session, my_runs: bool, user: str | None, run_id: str | None)
     if not found:
         session.note("There are no jobs that have not ended.")
         return
-    from aflow.cli.tables import show
-
     rows = [
         (f"{job.flow}/{job.run}/{job.step}", _state(job), _when(job), job.user, job.id)
         for job in found
@@ -72,7 +71,6 @@ def _found(
 ) -> tuple[list[SubmittedJob], Calls]:
     from aflow.aws.batch import unfinished
     from aflow.aws.client import Calls
-    from aflow.aws.settings import AwsSettings
 
     settings = session.settings()
     wanted = wanted_jobs(session, settings, my_runs, user, run_id)

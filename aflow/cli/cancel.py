@@ -7,15 +7,18 @@ from contextlib import closing
 
 import click
 
+from aflow import backends
 from aflow._core import ids
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli.server_requests import DEFAULT_SERVER, ask, of_a_server
 from aflow.errors import InvalidInput, InvalidName
+from aflow.executors.factory import keep_from_workers
+from aflow.runs.liveness import request_end, settled
 
 _HELP = f"""Stop a run: one that is recorded here, or that was submitted to a server.
 
-Whatever drives the run stops it. A run that nobody drives any more (its coordinator was killed, its
+The coordinator of the run stops it. A run without a coordinator (it was killed, its
 code cannot be loaded, its engine is gone) is recorded as cancelled at once.
 
 Without --server and AFLOW_SERVER the run is looked for here, and then at {DEFAULT_SERVER}.
@@ -41,8 +44,8 @@ def _cancel(run: str, server: str | None) -> None:
         raise InvalidName(f"{run!r} names no run: give FLOW/RUN.")
     ended = _cancelled_here(spec.flow, spec.run) if server is None else None
     if ended is None:
-        told = ask(server or DEFAULT_SERVER, "DELETE", f"/v1/runs/{spec}")
-        ended = told.get("state") == "cancelled"
+        answer = ask(server or DEFAULT_SERVER, "DELETE", f"/v1/runs/{spec}")
+        ended = answer.get("state") == "cancelled"
     if ended:
         click.echo(f"{spec} is cancelled: nobody drove it any more.")
     else:
@@ -51,10 +54,6 @@ def _cancel(run: str, server: str | None) -> None:
 
 def _cancelled_here(flow: str, run: str) -> bool | None:
     """Whether the run, which is recorded here, has ended now; None where there is none."""
-    from aflow import backends
-    from aflow.executors.factory import keep_from_workers
-    from aflow.runs.liveness import request_end, settled
-
     settings = Settings.load()
     if not settings.has_metadata:
         return None

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from aflow.cards.create import keep, page_of
+from aflow.cards.get import get_cards
+from aflow.cards.server import Shown, serve
 from aflow.cli.options import Session, flag, option
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.errors import CardNotFound, StorageError
@@ -33,7 +36,8 @@ def card_commands() -> dict[str, Command]:
         option(
             "--follow-resumed/--no-follow-resumed",
             default=True,
-            help="Cards of a task that was taken over are its origin's.  [default: follow]",
+            help="Show the cards of the origin for a task whose result was reused.  [default: "
+            "follow]",
         ),
     ]
     file = click.Argument(["file"], required=False, type=click.Path(dir_okay=False))
@@ -69,8 +73,8 @@ def _create_parameters() -> list[click.Parameter]:
         option("--type", default="default", show_default=True, help="Kind of the card."),
         option("--id", metavar="ID", help="Id of the card."),
         option("--options", metavar="JSON", help="Options of the kind, as a JSON object."),
-        option("--timeout", type=float, metavar="S", help="Time in which it has to be made."),
-        flag("--render-error-card", help="Where it fails, make a card that says why."),
+        option("--timeout", type=float, metavar="S", help="Time limit for making the card."),
+        flag("--render-error-card", help="On a failure, make a card that shows the error."),
         option("--file", metavar="FILE", help="Write it to this file instead of keeping it."),
     ]
 
@@ -79,15 +83,15 @@ def _server_parameters() -> list[click.Parameter]:
     number = click.IntRange(min=1)
     return [
         option("--port", type=int, default=8324, show_default=True, help="Port of the server."),
-        option("--run-id", metavar="RUN", help="Only those of this run."),
-        option("--namespace", metavar="NAME", help="Only those of runs in this namespace."),
+        option("--run-id", metavar="RUN", help="Only cards of this run."),
+        option("--namespace", metavar="NAME", help="Only cards of runs in this namespace."),
         option("--max-cards", type=number, default=30, show_default=True, help="The newest N."),
         option(
             "--poll-interval",
             type=number,
             default=5,
             show_default=True,
-            help="Seconds after which the page looks again.",
+            help="Seconds between reloads of the page.",
         ),
     ]
 
@@ -150,8 +154,6 @@ def create(
     file: str | None,
 ) -> None:
     """Make a page of a finished task, and keep it."""
-    from aflow.cards.create import keep, page_of
-
     given = _options(options)
     if id is not None and not id.isidentifier():
         raise click.BadParameter(f"{id!r} cannot be the id of a card: use letters, digits and _.")
@@ -192,8 +194,6 @@ def server(
     poll_interval: int,
 ) -> None:
     """Serve until it is interrupted."""
-    from aflow.cards.server import Shown, serve
-
     flow = session.flow.__name__ if session.flow else None
     url = f"http://127.0.0.1:{port}/"
     click.echo(f"Cards are at {url} (Ctrl-C stops)")
@@ -211,8 +211,6 @@ def _one(session: Session, path: str, which: dict[str, str | None]) -> FoundCard
 
 
 def _cards(session: Session, path: str, which: dict[str, str | None]) -> Iterator[FoundCard]:
-    from aflow.cards.get import get_cards
-
     for task in tasks_of(session, path):
         follow = bool(which.get("follow_resumed"))
         for card in get_cards(task, which["id"], which["type"], follow_resumed=follow):

@@ -15,12 +15,15 @@ import click
 from aflow._core.process import is_terminal
 from aflow._core.settings import Settings
 from aflow.cli.options import flag, option
+from aflow.client import Run
+from aflow.client.where import place_at
+from aflow.code import package
 from aflow.errors import CodePackageError, InvalidInput
 
 _HELP = """The code of a run: compare it with the files here or with that of another run, or get it.
 
 \b
-  aflow code diff MyFlow/1234              what makes the files here those of the run
+  aflow code diff MyFlow/1234              the changes from the files here to the run's
   aflow code diff-runs MyFlow/1 MyFlow/2   what was changed between two runs
   aflow code patch MyFlow/1234             the same as diff, as a file for `git apply`
   aflow code pull MyFlow/1234              the files themselves, in a new folder
@@ -39,9 +42,11 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     root = option("--datastore-root", metavar="PATH", help="Folder of the local datastore.")
     run = click.Argument(["run_pathspec"], metavar="FLOW/RUN")
     other = click.Argument(["target_run_pathspec"], metavar="FLOW/RUN")
-    folder = option("--dir", "folder", metavar="DIR", help="Where to.  [default: flow_run_code]")
+    folder = option(
+        "--dir", "folder", metavar="DIR", help="Target folder.  [default: flow_run_code]"
+    )
     file = option(
-        "--file-path", "--file_path", metavar="FILE", help="Where to.  [default: flow_run.patch]"
+        "--file-path", "--file_path", metavar="FILE", help="Target file.  [default: flow_run.patch]"
     )
     overwrite = flag("--overwrite", help="Replace the file if there is one.")
     return {
@@ -111,10 +116,6 @@ def _against_here(run: str, root: str | None, *, color: bool) -> str:
 
 
 def _unpacked(run: str, root: str | None, folder: Path) -> None:
-    from aflow.client import Run
-    from aflow.client.where import place_at
-    from aflow.code import package
-
     place = place_at(Settings.load(datastore_root=root).place)
     found = Run(run, _namespace_check=False, _place=place).code
     if found is None:

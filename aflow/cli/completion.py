@@ -58,7 +58,8 @@ def completion() -> click.Command:
         "completion",
         params=[click.Argument(["shell"], type=click.Choice(list(_PLACES)))],
         callback=_print,
-        help=f"Print what makes SHELL complete commands and options of aflow:\n\n\b\n{places}",
+        help="Print the script that makes SHELL complete commands and options of "
+        f"aflow:\n\n\b\n{places}",
     )
 
 

@@ -32,9 +32,9 @@ def given_configs(words: Sequence[str]) -> tuple[GivenConfigs, list[str]]:
         given[word][pair[0]] = pair[1]
         position += 3
     files, values = given.values()
-    told = {*files, *values}
+    named = {*files, *values}
     of_files, of_values = configs_in_environment()
     return GivenConfigs(
-        {**{name: each for name, each in of_files.items() if name not in told}, **files},
-        {**{name: each for name, each in of_values.items() if name not in told}, **values},
+        {**{name: each for name, each in of_files.items() if name not in named}, **files},
+        {**{name: each for name, each in of_values.items() if name not in named}, **values},
     ), rest

@@ -11,9 +11,19 @@ from typing import Any, NamedTuple
 
 import click
 
-from aflow._core.settings import ConfigFile, config_file, config_files, environment_with
+from aflow._core.settings import (
+    ConfigFile,
+    Settings,
+    at_endpoint,
+    config_file,
+    config_files,
+    environment_with,
+    service_headers,
+)
+from aflow.aws.stack.settings import is_of_metaflow, settings_of
 from aflow.cli.doctor import line
 from aflow.cli.options import flag, option
+from aflow.doctor import probes
 from aflow.doctor.findings import PREFIXES, Finding, State, bare, remark
 from aflow.errors import InvalidInput, InvalidSetting
 
@@ -180,10 +190,8 @@ def _refused(topic: Topic, answers: Answers, checks: Mapping[str, Check]) -> lis
 
 def _checks() -> dict[str, Check]:
     """By key: what AWS, or the service, says of the answer."""
-    from aflow._core.settings import Settings, at_endpoint, service_headers
     from aflow.aws.batch import with_registry
     from aflow.aws.client import Services
-    from aflow.doctor import probes
 
     aws, endpoint = Services(quick=True), Settings.load().s3_endpoint
     jobs = "ecs-tasks.amazonaws.com"
@@ -243,10 +251,10 @@ def _answer(question: Question, answers: Answers, before: str | None) -> str:
         return text
 
     key = click.style(f"[{question.key}]", fg="cyan")
-    told: str = click.prompt(
+    entered: str = click.prompt(
         f"{key} {question.text}", default=default, value_proc=checked, show_default=bool(default)
     )
-    return told
+    return entered
 
 
 _HELP = """The settings of this user. A profile is a file of its own, used where AFLOW_PROFILE names
@@ -255,7 +263,7 @@ it; METAFLOW_PROFILE and the files of ~/.metaflowconfig are read as well.
 \b
   aflow configure aws                 answer questions about S3, Batch, the metadata service
   aflow configure show                what is set, and where
-  aflow configure import team.json    take the settings that somebody has exported
+  aflow configure import team.json    take exported settings
   aflow configure import-stack aflow  take those of a CloudFormation stack (aflow stack template)
 """
 _AWS_HELP = """Answer questions about the services of AWS that are to be used.
@@ -285,7 +293,7 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     there = click.Argument(["file"], default="-", metavar="[FILE]")
     to = click.Argument(["file"], metavar="FILE")
     yes = flag("--yes", "-y", help="Do not ask.")
-    unchecked = flag("--no-check", help="Do not ask AWS whether answers can be used.")
+    unchecked = flag("--no-check", help="Do not check the answers with AWS.")
     return {
         "aws": (_AWS_HELP, [profile, unchecked], aws),
         "show": ("Show what is set, and where.", [profile], show),
@@ -319,7 +327,7 @@ def show(profile: str | None) -> int:
         click.echo(f"{file.path}:")
         for name, value in sorted(values.items()):
             note = _counts_elsewhere(name, shown) or _remark(name)
-            click.echo(f"  {name}={_told(name, value)}{note}")
+            click.echo(f"  {name}={_shown(name, value)}{note}")
             shown.add(bare(name))
     if not shown:
         click.echo("Nothing is set: flows run on this machine, and keep everything in .aflow.")
@@ -361,7 +369,6 @@ def stack_parameters() -> list[click.Parameter]:
 def import_stack(name: str, profile: str | None, region: str | None, yes: bool) -> int:
     """Take what the outputs of a stack say."""
     from aflow.aws.stack.aws import Stack
-    from aflow.aws.stack.settings import is_of_metaflow, settings_of
 
     target = config_file(profile)
     stack = Stack(name, region)
@@ -446,7 +453,7 @@ def _remark(name: str) -> str:
     return f"  ({said})" if said else ""
 
 
-def _told(name: str, value: object) -> str:
+def _shown(name: str, value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     if text and any(word in name for word in _SECRETS):
         return f"{text[:2]}..." if len(text) > 8 else "..."

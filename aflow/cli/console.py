@@ -94,7 +94,7 @@ class Console:
         self._unfinished: tuple[int, str] | None = None  # the task and stream of a piece of a line
         self._said_failed = False
         self._flow = flow
-        self._cloning: str | None = None  # the run whose results are being taken over
+        self._cloning: str | None = None  # the run whose results are being reused
         self._say: dict[type, Callable[..., None]] = {
             Progress: self._progress,
             RunEnded: self._run_ended,

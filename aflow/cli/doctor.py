@@ -9,10 +9,12 @@ import click
 from aflow._core.clock import SystemClock
 from aflow.cli.errors import FAILED
 from aflow.cli.options import Command, flag
+from aflow.doctor.checks import findings
+from aflow.doctor.findings import State, worst
 
-_HELP = """Look at this machine, the settings, and all that they name: datastore, metadata, queue,
-and what is set of AWS. A line each: ok, warn or fail, and what to do. The exit code is 1 if
-something is in the way. Nothing is changed: what is written to a bucket is removed again."""
+_HELP = """Check this machine, the settings, and everything they name: datastore, metadata, queue,
+and the services of AWS. One line each: ok, warn or fail, and what to do. The exit code is 1 if
+a check fails. Nothing is changed: an object that is written to a bucket is removed again."""
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -27,9 +29,6 @@ def doctor() -> click.Command:
 
 
 def _doctor(as_json: bool) -> int:
-    from aflow.doctor.checks import findings
-    from aflow.doctor.findings import State, worst
-
     found = []
     for each in findings(SystemClock()):
         found.append(each)

@@ -219,7 +219,7 @@ def _wishes() -> _Wishes:
 #
 # Most faults of a flow are found when its command line begins. A decorator or a parameter that is
 # wrong raises earlier: in the body of the class, in which the script ends with a traceback through
-# aflow. In a script that defines a flow such an error is told as `aflow run` tells it.
+# aflow. In a script that defines a flow such an error is shown as `aflow run` shows it.
 
 
 _OF_FUNCTIONS = 0x1  # CO_OPTIMIZED, which bodies of classes are not

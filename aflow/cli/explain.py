@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow import backends
+from aflow._core.clock import SystemClock
 from aflow.cli.errors import printable
 from aflow.cli.options import Session
 from aflow.cli.selection import pathspec, pathspec_argument
 from aflow.errors import NotFound
+from aflow.runs.cache.explain import explain as explained
+from aflow.runs.create import Creation
+from aflow.runs.dry_run import DryRun
+from aflow.storage.blobs import BlobStore
+from aflow.storage.memory import MemoryStore
 
 if TYPE_CHECKING:
     from aflow._core.settings import RunOptions, Settings
@@ -28,10 +35,6 @@ def explain_parameters() -> list[click.Parameter]:
 
 def explain(session: Session, path: str) -> None:
     """Say of every task that the path means why it ran, or did not."""
-    from aflow import backends
-    from aflow.runs.cache.explain import explain as explained
-    from aflow.storage.blobs import BlobStore
-
     spec = pathspec(session, path)
     settings = session.settings()
     assert spec.run is not None, "a path without a run was refused"
@@ -50,13 +53,6 @@ def explain(session: Session, path: str) -> None:
 
 def dry_run(definition: FlowDefinition, options: RunOptions, settings: Settings) -> None:
     """Say which tasks a run with these options would run, and why; nothing is run or recorded."""
-    from aflow import backends
-    from aflow._core.clock import SystemClock
-    from aflow.runs.create import Creation
-    from aflow.runs.dry_run import DryRun
-    from aflow.storage.blobs import BlobStore
-    from aflow.storage.memory import MemoryStore
-
     with _metadata(settings) as metadata:
         store = backends.open_store(settings.storage_url)
         creation = Creation(metadata, store, settings.durability, settings.user, SystemClock())
@@ -79,8 +75,6 @@ def _named(step: str, position: tuple[int, ...]) -> str:
 def _metadata(settings: Settings) -> Iterator[MetadataStore]:
     """The metadata, to be read; that of no run at all where nothing has run yet."""
     import tempfile
-
-    from aflow import backends
 
     if settings.has_metadata:
         metadata = backends.open_metadata(settings.metadata_url, read_only=True)

@@ -16,11 +16,16 @@ from aflow.cli.options import (
     flag,
     flow_options,
     option,
+    parameter_options,
+    parameters_file,
     run_options,
+    taken_out,
     top_options,
+    with_file,
     write_sections,
 )
-from aflow.code.config_binding import GivenConfigs
+from aflow.code.config_binding import GivenConfigs, configured, with_values
+from aflow.flow.spec import define
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -85,9 +90,6 @@ class FlowGroup(click.Group):
 
     def _defined(self, values: Mapping[str, Any] | None = None) -> FlowDefinition:
         """The flow with the configs that were given, made once; or with those of another run."""
-        from aflow.code.config_binding import configured, with_values
-        from aflow.flow.spec import define
-
         assert self._flow is not None, "only flows are run"
         if values is not None:
             if self._configs.files or self._configs.values:
@@ -214,7 +216,6 @@ Maker = Callable[[Mapping[str, "Parameter"]], tuple[list[click.Parameter], Calla
 
 
 def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.options import parameter_options, parameters_file, taken_out, with_file
     from aflow.cli.run import name_of_run, run
 
     own = parameter_options(declared)
@@ -237,7 +238,6 @@ def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Call
 def _resume(
     declared: Mapping[str, Parameter],
 ) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.options import parameter_options, parameters_file, taken_out, with_file
     from aflow.cli.resume import resume, resume_parameters
 
     options = [*resume_parameters(), parameters_file()]

@@ -90,7 +90,7 @@ async def _run(
             handle = await coordinator.adopt(definition, adopt, **given)
         if options.run_id_file is not None:
             await in_thread(options.run_id_file.write_text, handle.id)
-        stopped_by = _stop_on_signals(handle, told_to_leave=settings.owner != "run")
+        stopped_by = _stop_on_signals(handle, leave_on_signal=settings.owner != "run")
         try:
             return await handle.wait(), stopped_by[0] if stopped_by else None
         except (MetadataUnavailable, StoreUnavailable) as error:
@@ -100,7 +100,7 @@ async def _run(
             ) from error
 
 
-def _stop_on_signals(handle: RunHandle, *, told_to_leave: bool) -> list[int]:
+def _stop_on_signals(handle: RunHandle, *, leave_on_signal: bool) -> list[int]:
     """Let SIGINT and SIGTERM stop the run, and SIGHUP leave it; the signals that have come, in
     order. Those that are ignored stay so, but for SIGHUP where a server says so by it."""
     import asyncio
@@ -116,7 +116,7 @@ def _stop_on_signals(handle: RunHandle, *, told_to_leave: bool) -> list[int]:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         on_signal(loop, signum, stop, signum)
-    if told_to_leave:
+    if leave_on_signal:
         loop.add_signal_handler(signal.SIGHUP, handle.leave)
     else:
         on_signal(loop, signal.SIGHUP, handle.leave)

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow import backends
+from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
+from aflow.code import package
+from aflow.environments.build import Environments, cache_folder
 from aflow.errors import InvalidInput
+from aflow.runs.gc import Wanted, collect
 
 if TYPE_CHECKING:
     from aflow.runs.gc import Removed
@@ -40,7 +45,11 @@ def _parameters() -> list[click.Parameter]:
     return [
         option("--flow", metavar="NAME", help="Runs of this flow."),
         option("--run", metavar="FLOW/RUN", help="This run alone."),
-        option("--older-than", metavar="TIME", help="Runs that ended so long ago: 12h, 30d, 8w."),
+        option(
+            "--older-than",
+            metavar="TIME",
+            help="Runs that ended at least this long ago: 12h, 30d, 8w.",
+        ),
         option("--tag", "tags", multiple=True, metavar="TAG", help="Runs with this tag."),
         flag("--failed", help="Runs that did not succeed."),
         option(
@@ -48,7 +57,7 @@ def _parameters() -> list[click.Parameter]:
             type=click.IntRange(min=0),
             default=0,
             metavar="N",
-            help="But for the N newest of each flow.",
+            help="Keep the N newest runs of each flow.",
         ),
         flag("--spins", help="Runs of `spin` instead of whole runs."),
         option(
@@ -56,20 +65,20 @@ def _parameters() -> list[click.Parameter]:
             default="1h",
             show_default=True,
             metavar="TIME",
-            help="Leave alone what was written or used so short a time ago.",
+            help="Keep what was written or used more recently than this.",
         ),
         option(
             "--environments",
             default="30d",
             show_default=True,
             metavar="TIME",
-            help="Delete environments of steps (@pypi, @conda) that nobody has used for so long.",
+            help="Delete environments of steps (@pypi, @conda) unused for this long.",
         ),
         option("--datastore", type=click.Choice(["local", "s3"]), help="Where the artifacts are."),
         option("--datastore-root", metavar="PATH", help="Its folder, or s3://bucket/prefix."),
         flag(
             "--sole-owner",
-            help="No other metadata than this has runs in the datastore (asked for in S3).",
+            help="Confirm that no other metadata has runs in the datastore (required in S3).",
         ),
         flag("--dry-run", help="Only say what would be deleted."),
     ]
@@ -90,10 +99,6 @@ def _gc(
     sole_owner: bool,
     dry_run: bool,
 ) -> int:
-    from aflow import backends
-    from aflow._core.clock import SystemClock
-    from aflow.runs.gc import Wanted, collect
-
     settings = Settings.load(datastore=datastore, datastore_root=datastore_root)
     if settings.datastore != "local" and settings.metadata == "local" and not sole_owner:
         raise InvalidInput(
@@ -129,8 +134,6 @@ def _gc(
 
 def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: bool) -> None:
     """Delete the environments of this user that nobody has used lately."""
-    from aflow.environments.build import Environments, cache_folder
-
     count, size = Environments(cache_folder(settings)).sweep(age, now, dry_run=dry_run)
     if count:
         verb = "would be deleted" if dry_run else "deleted"
@@ -140,8 +143,6 @@ def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: 
 
 def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -> None:
     """Remove the code that servers, workers and `adopt` have unpacked here and nobody uses."""
-    from aflow.code import package
-
     # The cache is that of all projects of this user: it is kept for as long as workers keep it.
     cache = settings.cache / "code"
     below = {settings.root / "server" / "code": kept, cache: max(kept, package.KEPT_UNUSED)}

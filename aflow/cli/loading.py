@@ -48,7 +48,7 @@ def begins(
     program was started, and which modules it had imported when it called its flow, for its tasks
     run it again. Where the words are those of a run, it starts the ground of those tasks.
 
-    Where the file is only being loaded, or another flow was asked for, whoever loads it decides
+    Where the file is only being loaded, or another flow was asked for, the caller decides
     what is done with the flow.
     """
     global _begun

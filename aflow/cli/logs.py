@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import click
 
+from aflow import backends, client
 from aflow._core.clock import shown_time
 from aflow._core.ids import Pathspec
 from aflow._core.process import binary, flush, is_terminal
@@ -19,7 +20,10 @@ from aflow.cli.errors import printable
 from aflow.cli.options import Session, flag, option
 from aflow.cli.selection import pathspec, pathspec_argument, tasks_of
 from aflow.cli.server_requests import events, of_a_server
+from aflow.client import redact
 from aflow.errors import NotFound
+from aflow.runs.log_tail import Following
+from aflow.step_functions.unrecorded import look
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
@@ -57,9 +61,9 @@ def _show_parameters() -> list[click.Parameter]:
             "--attempt",
             type=click.IntRange(min=0),
             metavar="N",
-            help="That of this attempt, counted from 0.  [default: the latest]",
+            help="The log of this attempt, counted from 0.  [default: the latest]",
         ),
-        flag("-f", "--follow", help="Go on with what is printed, until the run has ended."),
+        flag("-f", "--follow", help="Follow the output until the run has ended."),
         of_a_server(),
     ]
 
@@ -74,14 +78,14 @@ def _scrub_parameters() -> list[click.Parameter]:
             "--attempt",
             type=click.IntRange(min=0),
             metavar="N",
-            help="That of this attempt, counted from 0.",
+            help="The log of this attempt, counted from 0.",
         ),
         option(
             "--latest/--all",
             default=True,
-            help="That of the latest attempt, or of all.  [default: latest]",
+            help="The log of the latest attempt, or of all.  [default: latest]",
         ),
-        flag("--include-not-done", help="Of tasks that have not ended, too."),
+        flag("--include-not-done", help="Include tasks that have not ended."),
     ]
 
 
@@ -94,8 +98,6 @@ def scrub(
     include_not_done: bool,
 ) -> None:
     """Redact the logs of each task."""
-    from aflow.client import redact  # few programs do
-
     every = not latest and attempt is None
     count = 0
     for task in tasks_of(session, path, attempt):
@@ -138,9 +140,6 @@ def show(
 
 def _look_for(session: Session, path: str) -> None:
     """Say why a run has failed that has no tasks, and so no logs."""
-    from aflow import client
-    from aflow.step_functions.unrecorded import look
-
     spec, settings = pathspec(session, path), session.settings()
     if str(spec.run).startswith("sfn-"):
         look(settings, spec.flow)
@@ -180,10 +179,6 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
     """Print what the tasks that `spec` names print, until their run has ended: the exit code, which
     is 0 if it did well. Raises NotFound."""
     from threading import Event
-
-    from aflow import backends
-    from aflow.errors import NotFound
-    from aflow.runs.log_tail import Following
 
     metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=True)
     try:

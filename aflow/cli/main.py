@@ -57,27 +57,27 @@ Examples:
 # command, which is imported when the command is named.
 OTHERS = {
     "status": (
-        "The flows that have run here, what runs, what has failed last.",
+        "Flows that have run here: running, and last failed.",
         "aflow.cli.status:status",
     ),
     "runs": (
-        "The runs of a flow or of all (aflow runs --help shows how to choose).",
+        "List runs of a flow or of all flows.",
         "aflow.cli.runs:runs",
     ),
     "code": (
-        "Compare the code of a run with that of this folder, or get it.",
+        "Compare the code of a run with this folder, or fetch it.",
         "aflow.cli.code:code",
     ),
-    "gc": ("Delete old runs, and what nothing refers to any more.", "aflow.cli.gc:gc"),
-    "adopt": ("Go on with a run whose coordinator has died.", "aflow.cli.adopt:adopt"),
-    "worker": ("Take tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
+    "gc": ("Delete old runs, and artifacts without references.", "aflow.cli.gc:gc"),
+    "adopt": ("Recover a run whose coordinator has died.", "aflow.cli.adopt:adopt"),
+    "worker": ("Lease tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
     "workers": ("List, drain and start workers.", "aflow.cli.worker:workers"),
     "queue": (
-        "What waits in a queue, for which workers, and what was buried.",
+        "Show, release and delete the messages of a queue.",
         "aflow.cli.queue:queue",
     ),
     "configure": (
-        "Say where data and metadata are: for this user, in profiles.",
+        "Set where data and metadata are, per user, in profiles.",
         "aflow.cli.configure:configure",
     ),
     "doctor": (
@@ -88,30 +88,30 @@ OTHERS = {
         "Serve metadata over HTTP, also to Metaflow's clients.",
         "aflow.cli.metadata_service:metadata_service",
     ),
-    "cancel": ("Stop a run that a server has begun.", "aflow.cli.cancel:cancel"),
+    "cancel": ("Cancel a run.", "aflow.cli.cancel:cancel"),
     "server": (
-        "Take flows over HTTP, and run them here.",
+        "Run flows that are submitted over HTTP.",
         "aflow.cli.server:server",
     ),
     "ui": ("Show runs in a browser.", "aflow.cli.ui:ui"),
     "submit": (
-        "Have a server run a flow (aflow submit flow.py --alpha 0.5 --wait).",
+        "Submit a flow to a server (aflow submit flow.py --alpha 0.5 --wait).",
         "aflow.cli.submit:submit",
     ),
     "stack": (
-        "What aflow needs in AWS: a CloudFormation template, and its settings.",
+        "The CloudFormation template of what aflow needs in AWS.",
         "aflow.cli.stack:stack",
     ),
     "schedule": (
-        "Have a server run flows when they are due.",
+        "Manage the schedules of a server.",
         "aflow.cli.schedule:schedule",
     ),
     "token": ("Create, list and revoke API tokens.", "aflow.cli.token:token"),
     "completion": (
-        "Print what makes a shell complete commands and options (bash, zsh, fish).",
+        "Print the completion script of a shell (bash, zsh, fish).",
         "aflow.cli.completion:completion",
     ),
-    "init": ("Begin a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
+    "init": ("Create a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
 

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow import backends
+from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
+from aflow.backends import open_metadata
 from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import option
+from aflow.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
@@ -56,8 +60,6 @@ def metadata_service() -> click.Command:
 
 
 def _serve(metadata: str | None, host: str, port: int) -> None:
-    from aflow import backends
-    from aflow._core.clock import SystemClock
     from aflow.server.auth import check_guarded
     from aflow.server.metaflow.database import open_database
     from aflow.server.metaflow.serve import serve
@@ -82,9 +84,6 @@ def _serve(metadata: str | None, host: str, port: int) -> None:
 
 def _own_metadata(url: str, durability: str) -> MetadataStore | None:
     """aflow's own metadata in this place; None where aflow cannot have any."""
-    from aflow.backends import open_metadata
-    from aflow.errors import InvalidSetting
-
     try:
         return open_metadata(url, durability)
     except InvalidSetting:

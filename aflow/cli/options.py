@@ -143,7 +143,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         option(
             "--package-suffixes",
             metavar="SUFFIXES",
-            help="Files that are part of the code.  [default: .py,.R,.RDS]",
+            help="Suffixes of files in the code package.  [default: .py,.R,.RDS]",
             **rest,
         ),
         option("--pylint/--no-pylint", help="Look for errors in the code first.", **rest),
@@ -236,7 +236,7 @@ def run_options() -> list[Option]:
             hidden=True,
             help="Solve and build the environments of steps again.",
         ),
-        option("--aflow-adopt", "adopt", hidden=True, help="The run to go on with."),
+        option("--aflow-adopt", "adopt", hidden=True, help="The run to recover."),
         _file("--run-id-file", "Write the run's id to this file."),
         _file("--runner-attribute-file", "Write run id, flow and metadata to this file, as JSON."),
         option(
@@ -283,7 +283,8 @@ def run_options() -> list[Option]:
             default=0,
             show_default=True,
             metavar="N",
-            help="Tasks of runs with a higher one go first in the queue; those of one take turns.",
+            help="Tasks of runs with a higher priority go first in the queue; equal ones take "
+            "turns.",
         ),
         flag("--fail-fast", help="Stop all tasks when one has failed for good.", scope="run_"),
         option(
@@ -317,7 +318,7 @@ class PlaceType(ParamType):
     name = "place"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The place; a usage error for what is none."""
+        """The place; a usage error for anything else."""
         try:
             return metadata_place(value)
         except InvalidSetting as error:
@@ -332,7 +333,7 @@ class AmountsType(ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, float]:
-        """The amounts; a usage error for what is none."""
+        """The amounts; a usage error for anything else."""
         try:
             return resource_amounts(value)
         except InvalidSetting as error:

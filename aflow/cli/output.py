@@ -54,7 +54,7 @@ class Output:
                 self._give_up(error)
                 return
             # A raw stream (python -u) may take less than all, and gives None where it would
-            # block: whoever shares the terminal with us has made it non-blocking.
+            # block: another process that shares the terminal has made it non-blocking.
             rest = rest[written or 0 :]
             if written is None:
                 select.select([], [self._out], [])

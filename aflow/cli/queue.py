@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aflow import backends
 from aflow._core.clock import SystemClock, duration
 from aflow._core.settings import Settings
 from aflow.cli import tables
@@ -27,17 +28,17 @@ from aflow.executors.queue_status import (
 if TYPE_CHECKING:
     from aflow.queue.base import Queue
 
-_HELP = """Look into a queue, and take out of it.
+_HELP = """Show the messages of a queue, release buried ones, delete some.
 
 A message that was given to five workers which ended before its task did, or that no worker can
-read, is buried: it is kept, and given to nobody, until it is released or deleted. The run of a task
-that is buried fails; one that goes on takes its message out by itself.
+read, is buried (a dead letter): it is kept, and not delivered, until it is released or deleted. The
+run of a task that is buried fails; one that goes on takes its message out by itself.
 
 \b
   aflow queue status                           how much waits, since when, and for which workers
   aflow queue list                             what is buried
   aflow queue list --ready --pool gpu          what waits in the pool gpu
-  aflow queue release --all                    what is buried is to be tried again
+  aflow queue release --all                    deliver all buried messages again
   aflow queue delete 1f0c...:17:0              forget a message, whether it waits or is buried
 """
 T = TypeVar("T")
@@ -51,7 +52,7 @@ def queue() -> click.Command:
         "pools",
         multiple=True,
         metavar="NAME",
-        help="Of this pool; may be given again.  [default: all that there are]",
+        help="Only this pool; may be given several times.  [default: all pools]",
     )
     as_json = flag("--json", "as_json", help="As a list of objects.")
     ids = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
@@ -63,48 +64,50 @@ def queue() -> click.Command:
                 "status",
                 params=[place, pools, as_json],
                 callback=_status,
-                help="How many messages there are of each pool, and which workers.",
+                help="Show how many messages each pool has, and its workers.",
             ),
             click.Command(
                 "list",
                 params=[
-                    flag("--ready", help="Those that wait for a worker, not those buried."),
+                    flag(
+                        "--ready", help="Messages that wait for a worker, instead of buried ones."
+                    ),
                     option(
                         "--limit",
                         type=click.IntRange(1),
                         default=100,
                         show_default=True,
                         metavar="N",
-                        help="At most so many of each pool.",
+                        help="Limit for each pool.",
                     ),
                     place,
                     pools,
                     as_json,
                 ],
                 callback=_list,
-                help="The messages that are buried, or wait.",
+                help="List messages that are buried, or wait.",
             ),
             click.Command(
                 "release",
                 params=[
                     ids,
-                    flag("--all", "everything", help="All that are buried."),
+                    flag("--all", "everything", help="All buried messages."),
                     place,
                     pools,
                 ],
                 callback=_release,
-                help="Give buried messages to workers again.",
+                help="Deliver buried messages again.",
             ),
             click.Command(
                 "delete",
                 params=[
                     ids,
-                    flag("--all", "everything", help="All that are buried."),
+                    flag("--all", "everything", help="All buried messages."),
                     place,
                     pools,
                 ],
                 callback=_delete,
-                help="Forget messages that are buried, or wait.",
+                help="Delete messages that are buried, or wait.",
             ),
         ],
     )
@@ -224,8 +227,6 @@ def _sum(count: int | None, before: set[str] | None, after: set[str] | None) -> 
 
 def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
     """What the call gives, of the queue that is named or set."""
-    from aflow import backends
-
     settings = Settings.load(queue=url)
     if settings.queue is None:
         raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")

@@ -1,4 +1,4 @@
-"""`resume`: a new run that takes over what another one has finished."""
+"""`resume`: a new run that reuses what another one has finished."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from aflow.cli.options import Session, flag, option, run_options
 from aflow.cli.run import announcement, name_of_run, run
 from aflow.cli.selection import own_latest
 from aflow.errors import InvalidInput, VersionConflict
+from aflow.interop.importing import import_run
 from aflow.runs.liveness import is_driven
 from aflow.scheduler.states import RunState
+from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
@@ -38,10 +40,10 @@ def resume_parameters() -> list[click.Parameter]:
         ),
         flag("--rerun-missing", help="Run tasks again whose artifacts are not in the store."),
         *(each for each in run_options() if each.name not in _NOT_OURS),
-        flag("--clone-only/--no-clone-only", help="Take over what is finished, and run nothing."),
+        flag("--clone-only/--no-clone-only", help="Reuse finished tasks, and run nothing."),
         flag(
             "--reentrant/--no-reentrant",
-            help="Let others resume the same run at the same time: one does it, all wait for it.",
+            help="Of several that resume the same run at once, one does it, and all wait for it.",
         ),
         option("--run-id", metavar="NAME", help="The new run's id, which is no number."),
         option("--resume-identifier", metavar="NAME", help="Who resumes, for the record."),
@@ -104,9 +106,7 @@ def resume(
 
 def _named(flow: str, given: str, settings: Settings) -> str:
     """The run that is named, as RUN or FLOW/RUN. Raises InvalidInput for one of another flow; what
-    is there nowhere is told by who looks for it."""
-    from aflow import backends
-
+    exists nowhere is reported by the code that looks for it."""
     of, _, run = given.rpartition("/")
     if of not in ("", flow) and of.isidentifier():
         raise _of_another(of, run, flow)
@@ -125,14 +125,9 @@ def _named(flow: str, given: str, settings: Settings) -> str:
 
 def _taken_over(flow: str, run: str, metadata: MetadataStore, settings: Settings) -> bool:
     """Take a run of Metaflow's over, to be resumed as one of aflow's; whether there is one."""
-    from aflow import backends
-    from aflow.storage.blobs import BlobStore
-
     for history in backends.histories_of(settings.metadata_url, metadata):
         found = history.run(flow, run)
         if found is not None:
-            from aflow.interop.importing import import_run
-
             place = history.open_store(found.settings["storage"])
             own = backends.open_store(settings.storage_url)
             blobs = BlobStore(own, settings.durability == "power")
@@ -153,7 +148,7 @@ def _of_another(other: str, run: str, flow: str) -> InvalidInput:
 # `resume --reentrant`: several callers mean the same new run; one resumes, the others wait for it.
 #
 # Whose record of the run comes first is the one. Where its process dies before anything has run
-# but what was taken over, another begins again, under the same id.
+# but reused results, another begins again, under the same id.
 
 
 LOOK_AGAIN = 1.0  # seconds: a run of another process or machine tells nobody that it has ended
@@ -188,22 +183,22 @@ def lead_or_follow(
 
 
 def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecord | None:
-    """The run when it has ended; None if there is none, or none any more."""
+    """The run when it has ended; None if it does not exist (any more)."""
     if not settings.has_metadata:
         return None
     metadata = backends.open_metadata(settings.metadata_url, settings.durability)
     try:
-        told = False
+        is_announced = False
         while (found := metadata.run(flow, run)) is not None:
             if found.state not in (RunState.PENDING, RunState.RUNNING):
                 return found
             if not is_driven(found):
                 _remove(metadata, found)
                 return None
-            if not told:
+            if not is_announced:
                 by = found.settings.get("resume_identifier") or "another process"
                 session.note(f"{flow}/{run} is being resumed by {by}; waiting until it has ended.")
-                told = True
+                is_announced = True
             time.sleep(LOOK_AGAIN)
         return None
     finally:

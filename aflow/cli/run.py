@@ -28,6 +28,7 @@ from aflow.flow.names import did_you_mean
 from aflow.runs.create import parameter_values
 from aflow.runs.events import LogLine, Notice, RunEnded, RunStarting, TaskEnded, TaskStarting
 from aflow.scheduler.states import RunState
+from aflow.storage.artifacts import Manifest
 
 if TYPE_CHECKING:
     from aflow.cli.console import Console
@@ -300,7 +301,6 @@ def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
     if ended.task is None:
         return
     from aflow.backends import open_metadata
-    from aflow.storage.artifacts import Manifest
 
     try:
         metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
@@ -497,7 +497,7 @@ def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
 def _watched(
     console: Console, debug_step: str | None, attribute_file: str | None, settings: Settings
 ) -> Callable[[Sequence[Notice]], None]:
-    """What is to be told what happens in the run."""
+    """The callback that receives the events of the run."""
     path = _writable(attribute_file)
     shown: Callable[[Sequence[Notice]], None] = console.watch
     if debug_step is not None and is_terminal(sys.stdout) and sys.stdin.isatty():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow import backends
 from aflow._core import ids
 from aflow._core.clock import SystemClock, shown_time
 from aflow._core.settings import Settings
@@ -21,6 +22,7 @@ from aflow.cli.server_requests import of_a_server
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.names import did_you_mean
 from aflow.scheduler.states import RunState
+from aflow.step_functions.unrecorded import look
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
@@ -52,7 +54,7 @@ def runs() -> click.Command:
                 type=click.IntRange(min=0),
                 default=20,
                 show_default=True,
-                help="So many at most; 0 for all.",
+                help="At most this many; 0 for all.",
             ),
             flag("--json", "as_json", help="As a list of objects."),
             of_a_server(),
@@ -91,9 +93,6 @@ def _runs(
 
 
 def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[RunRecord]:
-    from aflow import backends
-    from aflow.step_functions.unrecorded import look
-
     look(settings, flow)
     if not backends.has_runs(settings.metadata_url):
         raise NotFound(f"Nothing has run here yet: there is no datastore {settings.root}.")
@@ -115,7 +114,7 @@ def _known(metadata: MetadataStore, flow: str) -> str:
 
 
 def _time(name: str, text: str | None, now: float) -> float | None:
-    """A time that was typed, in seconds since the epoch; raises InvalidInput for what is none."""
+    """A time that was typed, in seconds since the epoch; raises InvalidInput for anything else."""
     if text is None:
         return None
     ago = _AGO.match(text)

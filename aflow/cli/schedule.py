@@ -10,8 +10,11 @@ import click
 
 from aflow.cli import tables
 from aflow.cli.errors import printable
+from aflow.cli.loading import load_flow
 from aflow.cli.options import option
 from aflow.cli.server_requests import ask, server_option
+from aflow.cli.submit import parameters_of, send
+from aflow.code.config_binding import configured
 from aflow.errors import InvalidInput
 
 _HELP = """Have a server (aflow server) run flows when their @schedule says so.
@@ -68,7 +71,7 @@ def _create_command(server: click.Option) -> click.Command:
                 type=click.Choice(["latest", "skip", "all"]),
                 default="latest",
                 show_default=True,
-                help="What is made up for that was due while no server was there.",
+                help="Which missed runs are made up for after a server was down.",
             ),
             option(
                 "--overlap",
@@ -79,11 +82,12 @@ def _create_command(server: click.Option) -> click.Command:
                 "it, or one in its place.",
             ),
             option("--tag", "tags", multiple=True, help="A tag of its runs."),
-            option("--max-workers", type=click.IntRange(min=1), help="Live tasks at most."),
+            option("--max-workers", type=click.IntRange(min=1), help="Limit of live tasks."),
             click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
         ],
         callback=_create,
-        help="Send the code of a flow, and have it run when it is due. Options that are not listed "
+        help="Send the code of a flow to a server, which runs it on schedule. Options that are "
+        "not listed "
         "here are parameters of the flow. A schedule of the same name is replaced.",
         context_settings=_PARAMETERS,
     )
@@ -95,8 +99,8 @@ def _edit_command(server: click.Option) -> click.Command:
         params=[
             click.Argument(["name"]),
             server,
-            option("--cron", metavar="EXPRESSION", help="When it is due."),
-            option("--timezone", metavar="ZONE", help="Where that is meant."),
+            option("--cron", metavar="EXPRESSION", help="The cron expression."),
+            option("--timezone", metavar="ZONE", help="The time zone of the expression."),
             option("--missed", type=click.Choice(["latest", "skip", "all"]), help="See create."),
             option(
                 "--overlap",
@@ -116,8 +120,6 @@ def _edit_command(server: click.Option) -> click.Command:
 def _edit(
     name: str, server: str, tags: tuple[str, ...], given: tuple[str, ...], **changes: str | None
 ) -> None:
-    from aflow.cli.submit import parameters_of
-
     wanted: dict[str, Any] = {key: each for key, each in changes.items() if each is not None}
     if given:
         before = ask(server, "GET", _path(name))["parameters"]
@@ -126,9 +128,9 @@ def _edit(
         wanted["tags"] = [*tags]
     if not wanted:
         raise click.UsageError("Name what is to be changed (--help shows what can be).")
-    told = ask(server, "PATCH", _path(name), json.dumps(wanted).encode())
-    when = "is paused" if told["paused"] else f"runs next at {_when(told['next'])}"
-    click.echo(printable(f"{told['name']} is changed; it {when}."))
+    schedule = ask(server, "PATCH", _path(name), json.dumps(wanted).encode())
+    when = "is paused" if schedule["paused"] else f"runs next at {_when(schedule['next'])}"
+    click.echo(printable(f"{schedule['name']} is changed; it {when}."))
 
 
 def _create(
@@ -143,10 +145,6 @@ def _create(
     max_workers: int | None,
     given: tuple[str, ...],
 ) -> None:
-    from aflow.cli.loading import load_flow
-    from aflow.cli.submit import parameters_of, send
-    from aflow.code.config_binding import configured
-
     parameters = parameters_of(given)
     definition = configured(load_flow(target))
     said: Any = next((each for each in definition.decorators if each.kind == "schedule"), None)
@@ -163,8 +161,10 @@ def _create(
         "overlap": overlap,
         "run": send(server, definition, parameters, tags, max_workers),
     }
-    told = ask(server, "PUT", _path(name or definition.name), json.dumps(wanted).encode())
-    click.echo(printable(f"{told['name']} runs {told['flow']} next at {_when(told['next'])}."))
+    schedule = ask(server, "PUT", _path(name or definition.name), json.dumps(wanted).encode())
+    click.echo(
+        printable(f"{schedule['name']} runs {schedule['flow']} next at {_when(schedule['next'])}.")
+    )
 
 
 def _list(server: str) -> None:
@@ -194,8 +194,8 @@ def _pause(name: str, server: str) -> None:
 
 
 def _resume(name: str, server: str) -> None:
-    told = ask(server, "PATCH", _path(name), b'{"paused": false}')
-    click.echo(f"{name} goes on, next at {_when(told['next'])}.")
+    schedule = ask(server, "PATCH", _path(name), b'{"paused": false}')
+    click.echo(f"{name} goes on, next at {_when(schedule['next'])}.")
 
 
 def _trigger(name: str, server: str) -> None:

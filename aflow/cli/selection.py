@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow import backends, client
 from aflow._core.ids import Pathspec
 from aflow.cli.options import Session
 from aflow.errors import NotFound
@@ -29,8 +30,6 @@ def tasks_of(session: Session, path: str, attempt: int | None = None) -> Iterato
 
     Raises InvalidName for what is no pathspec, NotFound for what is not there.
     """
-    from aflow import client
-
     spec = pathspec(session, path)
     client.metadata(session.settings().place)
     client.namespace(None)  # who names a run exactly means it, whosever it is
@@ -64,8 +63,6 @@ def own_latest(flow: str, settings: Settings, instead: str) -> RunRecord:
     metadata is shared, and what others have run is theirs.
 
     Raises NotFound, which says to name a run by `instead`, the options for that."""
-    from aflow import backends  # what most commands that name a run do not need
-
     tags = list(dict.fromkeys((f"user:{settings.user}", settings.default_namespace)))
     if settings.has_metadata:
         metadata = backends.open_metadata(settings.metadata_url)

@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings, path_in
+from aflow.backends import open_metadata, open_queue, open_store, open_to_serve, store_to_copy
 from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import flag, option
 from aflow.errors import InvalidSetting
+from aflow.metadata import tokens
+from aflow.server.recovery import KIND
+from aflow.server.runs import Place, Runs
+from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
-    from aflow.server.runs import Place
     from aflow.server.serve import Mount
 
-_HELP = """Take flows over HTTP (aflow submit), and run each in a process of its own.
+_HELP = """Run flows that are submitted over HTTP (aflow submit), each in a process of its own.
 
 Clients send a token: one of `aflow token create`, or of AFLOW_SERVICE_AUTH_KEY (with commas between
-them). A server that listens to this machine alone, as it does unless told otherwise, needs none of
+them). A server that listens to this machine alone, which is the default, needs none of
 these: it makes a token in ~/.aflowconfig, which your own commands send by themselves. SIGTERM lets
 runs end, for --grace seconds, and leaves those that go on then to the next server, or to another
 one with the same metadata.
@@ -60,13 +65,13 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
             option(
                 "--queue",
                 metavar="URL",
-                help="Whose workers run the tasks.  [default: processes here]",
+                help="The queue whose workers run the tasks.  [default: processes here]",
             ),
             option(
                 "--max-workers",
                 type=click.IntRange(min=1),
                 metavar="N",
-                help="Tasks of a run that go on at once, where a run does not say.  [default: 16]",
+                help="Default limit of concurrent tasks of a run.  [default: 16]",
             ),
             option("--datastore-root", metavar="PATH", help="Folder of the local datastore."),
             option(
@@ -74,26 +79,26 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
                 type=click.IntRange(1, 10_000),
                 default=16,
                 show_default=True,
-                help="How many runs may go on at once.",
+                help="Limit of concurrent runs.",
             ),
             option(
                 "--grace",
                 type=click.FloatRange(min=0),
                 default=30.0,
                 show_default=True,
-                help="Seconds that runs may take when the server is stopped, before they are left.",
+                help="Grace time of runs in seconds when the server is stopped.",
             ),
             option(
                 "--recovery-timeout",
                 type=click.FloatRange(min=0),
                 default=3600.0,
                 show_default=True,
-                help="Seconds after which a run fails that nobody could go on with.",
+                help="Seconds after which a run fails that cannot be recovered.",
             ),
             flag(
                 "--no-auth",
-                help="Ask for no token: every user of this machine, and every program that runs "
-                "on it, can run code as you.",
+                help="Require no token: every user and program of this machine can run code as "
+                "you.",
             ),
             option("--tls-cert", metavar="FILE", help="Certificate for https, in PEM form."),
             option("--tls-key", metavar="FILE", help="Its private key, without a password."),
@@ -119,10 +124,7 @@ def _serve(
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
-    from aflow.backends import open_metadata, open_queue, open_store, open_to_serve
-    from aflow.server.runs import Runs
     from aflow.server.serve import Listen, serve, tls_context
-    from aflow.storage.blobs import BlobStore
 
     keep_logbook()
     settings = Settings.load(
@@ -155,7 +157,6 @@ def _serve(
 
 def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequence[str]:
     """The keys that clients may send. Raises InvalidSetting where strangers would be answered."""
-    from aflow.metadata import tokens
     from aflow.server.auth import check_guarded, is_loopback
 
     keys = tuple(each.reveal() for each in settings.service_auth_keys)
@@ -170,11 +171,8 @@ def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequenc
 
 
 def _place(settings: Settings) -> Place:
-    from aflow.server.recovery import KIND
-    from aflow.server.runs import Place
-
     local = settings.datastore == "local"
-    told = {
+    variables = {
         "DEFAULT_DATASTORE": settings.datastore,
         "DATASTORE_ROOT": str(settings.root) if local else settings.storage_url,
         "DEFAULT_METADATA": settings.metadata_url,
@@ -183,11 +181,11 @@ def _place(settings: Settings) -> Place:
         "RUN_MAX_WORKERS": str(settings.max_workers),
     }
     if settings.queue is not None:
-        told["QUEUE"] = settings.queue
-    # Who may come in is none of a run's business, unless it asks a service for its metadata itself.
+        variables["QUEUE"] = settings.queue
+    # A run does not need the keys of clients, unless it asks a service for its metadata itself.
     is_service = settings.metadata_url.startswith(("http://", "https://"))
     secret = () if is_service else ("AFLOW_SERVICE_AUTH_KEY", "METAFLOW_SERVICE_AUTH_KEY")
-    return Place(settings.root, {f"AFLOW_{key}": value for key, value in told.items()}, secret)
+    return Place(settings.root, {f"AFLOW_{key}": value for key, value in variables.items()}, secret)
 
 
 def _storage(url: str | None, root: str | None) -> dict[str, Any]:
@@ -206,8 +204,6 @@ def _storage(url: str | None, root: str | None) -> dict[str, Any]:
 def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list[Mount]:
     """Those of `aflow metadata-service`, over the same database."""
 
-    from aflow._core.clock import SystemClock
-    from aflow.backends import store_to_copy
     from aflow.server.metaflow.app import mount
     from aflow.server.metaflow.database import open_database
 

@@ -35,7 +35,7 @@ def server_option() -> click.Option:
         metavar="URL",
         default=lambda: looked_up("SERVER") or DEFAULT_SERVER,
         show_default=f"AFLOW_SERVER, else {DEFAULT_SERVER}",
-        help="Where the server is.",
+        help="URL of the server.",
     )
 
 
@@ -46,7 +46,8 @@ def of_a_server() -> click.Option:
         metavar="URL",
         default=lambda: looked_up("SERVER"),
         callback=lambda _, __, url: url or None,
-        help="What this server has ('': what is here).  [default: AFLOW_SERVER, else what is here]",
+        help="Ask this server ('': the local metadata).  [default: AFLOW_SERVER, else the local "
+        "metadata]",
     )
 
 
@@ -59,14 +60,14 @@ def ask(
         return json.load(answer)
 
 
-class Told(NamedTuple):
+class ServerSentEvent(NamedTuple):
     """A server-sent event."""
 
     kind: str
     data: Any
 
 
-def events(server: str, path: str, *, there: bool = False) -> Iterator[Told]:
+def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSentEvent]:
     """Server-sent events, until the one that is called `end`. Where the connection is lost, or the
     server is started again meanwhile, they go on after the last one that had an id: also where
     nothing has come yet, if the server has answered once (or was `there` a moment ago). Raises what
@@ -75,19 +76,19 @@ def events(server: str, path: str, *, there: bool = False) -> Iterator[Told]:
     waiting: Waiting | None = None
     while True:
         try:
-            for id_, told in _events(server, path, last):
+            for id_, event in _events(server, path, last):
                 there = True
-                if told.kind == _BEGUN:
+                if event.kind == _BEGUN:
                     continue
                 tries = 0
                 if waiting is not None:
                     waiting.over()
                     waiting = None
-                if told.kind == _ALIVE:
+                if event.kind == _ALIVE:
                     continue
                 last = id_ or last
-                yield told
-                if told.kind == "end":
+                yield event
+                if event.kind == "end":
                     return
             raise ServerUnavailable(f"The server {server} has ended its answer.")
         except ServerUnavailable as error:
@@ -99,15 +100,15 @@ def events(server: str, path: str, *, there: bool = False) -> Iterator[Told]:
             pause.wait(min(_LONGEST_PAUSE, 2.0**tries / 4))
 
 
-def _events(server: str, path: str, last: str) -> Iterator[tuple[str, Told]]:
+def _events(server: str, path: str, last: str) -> Iterator[tuple[str, ServerSentEvent]]:
     """The events with their ids; and that the answer has begun, and signs of life in it."""
     more = {"Last-Event-ID": last} if last else {}
     id_, kind = "", ""
     with _answered(server, "GET", path, None, "application/json", more) as answer:
-        yield "", Told(_BEGUN, None)
+        yield "", ServerSentEvent(_BEGUN, None)
         for line in answer:
             if line.startswith(b":"):  # a comment: the stream is there, and nothing has happened
-                yield "", Told(_ALIVE, None)
+                yield "", ServerSentEvent(_ALIVE, None)
                 continue
             name, _, value = line.decode().rstrip("\n").partition(": ")
             if name == "id":
@@ -115,7 +116,7 @@ def _events(server: str, path: str, last: str) -> Iterator[tuple[str, Told]]:
             elif name == "event":
                 kind = value
             elif name == "data":
-                yield id_, Told(kind, json.loads(value))
+                yield id_, ServerSentEvent(kind, json.loads(value))
                 id_ = ""
 
 

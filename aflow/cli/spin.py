@@ -13,6 +13,7 @@ from aflow.cli.checks import CodeCheck
 from aflow.cli.options import Session, flag, option, run_options
 from aflow.cli.run import execute
 from aflow.errors import FlowFileError, InvalidInput
+from aflow.runs.spin import alone
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -51,8 +52,6 @@ def spin(
     **values: Any,
 ) -> int:
     """`spin`: the exit code."""
-    from aflow.runs.spin import alone
-
     settings = session.settings(
         max_log_size=values.pop("max_log_size"),
         spin_persist=persist,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from aflow.aws.stack.parameters import given_as, parameters_of, refusals, template
 from aflow.cli.configure import STACK_HELP, import_stack, stack_parameters
 from aflow.cli.errors import USAGE
 from aflow.cli.options import flag
@@ -45,14 +46,10 @@ def stack() -> click.Command:
 
 
 def _template(comments: bool) -> None:
-    from aflow.aws.stack.parameters import template
-
     click.echo(template(comments=comments), nl=False)
 
 
 def _check(parameters: tuple[str, ...]) -> int:
-    from aflow.aws.stack.parameters import given_as, parameters_of, refusals, template
-
     found = refusals(parameters_of(template(comments=True)), given_as(parameters))
     for each in found:
         click.echo(each, err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli import tables
@@ -15,6 +16,7 @@ from aflow.cli.options import Command
 from aflow.cli.server_requests import of_a_server
 from aflow.metadata.base import failed_task, why
 from aflow.scheduler.states import RunState, TaskState
+from aflow.step_functions.unrecorded import look
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
@@ -36,9 +38,6 @@ def status() -> click.Command:
 
 def _status(server: str | None) -> int:
     """Print a table with a line a flow, the latest first, then what runs and what has failed."""
-    from aflow import backends
-    from aflow.step_functions.unrecorded import look
-
     settings = Settings.load(metadata=server)
     look(settings)
     if not backends.has_runs(settings.metadata_url):

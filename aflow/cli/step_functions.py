@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core.clock import SystemClock
+from aflow._core.settings import switched_on
 from aflow.cli.checks import check_graph
 from aflow.cli.errors import printable
 from aflow.cli.options import (
@@ -24,6 +26,7 @@ from aflow.cli.options import (
     with_file,
 )
 from aflow.errors import CommandFailed, InvalidInput
+from aflow.flow.decorators.attach import attach
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
@@ -52,13 +55,13 @@ def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
         parameters_file(),
     ]
     run = click.Argument(["run_id"], metavar="RUN")
-    states = [flag(f"--{state}", help=f"Those that are {state}.") for state in _STATES]
+    states = [flag(f"--{state}", help=f"Only runs that are {state}.") for state in _STATES]
     return {
         "create": ("Deploy the flow, or its new version.", _create_parameters(), create),
         "trigger": ("Start a run.", [_name(), *own.values(), *files], start),
         "list-runs": ("List the runs.", [_name(), *states], list_runs),
         "terminate": ("Stop a run.", [run, _name(), _authorize()], terminate),
-        "resume": ("Start a run that takes over what a run has finished.", [run, _name()], resume),
+        "resume": ("Start a run that reuses what a run has finished.", [run, _name()], resume),
         "delete": (
             "Delete the state machine, and what starts it.",
             [_name(), _authorize()],
@@ -89,7 +92,11 @@ def _name() -> click.Parameter:
 
 
 def _authorize() -> click.Parameter:
-    return option("--authorize", metavar="TOKEN", help="The production token, for what is others'.")
+    return option(
+        "--authorize",
+        metavar="TOKEN",
+        help="The production token, to change the deployment of another user.",
+    )
 
 
 def _file(name: str, help: str) -> click.Parameter:
@@ -136,11 +143,11 @@ def _create_parameters() -> list[click.Parameter]:
         ),
         option(
             "--notify-on-error", "on_error", metavar="ARN",
-            help="Tell this topic of SNS, or this event bus, of runs that fail.",
+            help="Notify this SNS topic or event bus of runs that fail.",
         ),
         option(
             "--notify-on-success", "on_success", metavar="ARN",
-            help="Tell it of runs that succeed.",
+            help="Notify it of runs that succeed.",
         ),
         _file("--deployer-attribute-file", "Write name, flow and token to this file, as JSON."),
     ]  # fmt: skip
@@ -174,8 +181,8 @@ def create(
         log_history=log_execution_history,
     )
     label = done.plan.label
-    told = "has been deployed" if done.new_machine else "has a new version"
-    click.echo(f"{deployer.flow} {told} as the state machine {done.plan.name}.")
+    outcome = "has been deployed" if done.new_machine else "has a new version"
+    click.echo(f"{deployer.flow} {outcome} as the state machine {done.plan.name}.")
     for sentence in starts(done.plan):
         click.echo(sentence)
     if done.before is not None and done.before.owner != label.owner:
@@ -230,8 +237,6 @@ def list_runs(session: Session, name: str | None, **chosen: bool) -> None:
 
 def terminate(session: Session, run_id: str, name: str | None, authorize: str | None) -> None:
     """Stop a run."""
-    from aflow._core.clock import SystemClock
-
     deployer = _deployer(session, name=name)
     before = deployer.terminate(run_id, authorize, SystemClock()).status
     if before == "RUNNING":
@@ -241,15 +246,13 @@ def terminate(session: Session, run_id: str, name: str | None, authorize: str | 
 
 
 def resume(session: Session, run_id: str, name: str | None) -> None:
-    """Start a run that takes over what this one has finished."""
+    """Start a run that reuses what this one has finished."""
     execution = _deployer(session, name=name).resume(run_id)
     click.echo(f"{run_id} is resumed (run-id {execution.run}).")
 
 
 def delete(session: Session, name: str | None, authorize: str | None) -> None:
     """Delete the state machine."""
-    from aflow._core.clock import SystemClock
-
     deployer = _deployer(session, name=name)
     deployer.delete(authorize, SystemClock())
     click.echo(f"{deployer.name} is deleted. Executions that run go on to their end.")
@@ -282,8 +285,6 @@ def _deployer(session: Session, **shape: Any) -> Deployer:
 
 
 def _checked(session: Session, settings: Settings) -> FlowDefinition:
-    from aflow.flow.decorators.attach import attach
-
     definition = session.define()
     check_graph(definition, session.note)
     return attach(definition, (*session.top["with_"], *settings.default_decospecs))
@@ -303,7 +304,6 @@ def _wanted(
     on_error: str | None = None,
     on_success: str | None = None,
 ) -> Wanted:
-    from aflow._core.settings import switched_on
     from aflow.step_functions.plan import Wanted
 
     pairs = [each.partition("=") for each in aws_batch_tag]

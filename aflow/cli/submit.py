@@ -10,14 +10,18 @@ import click
 
 from aflow._core.ids import Pathspec
 from aflow._core.settings import Settings
+from aflow.cli.loading import load_flow
+from aflow.cli.logs import BOTH, follow_there
 from aflow.cli.options import flag, option
 from aflow.cli.server_requests import ask, server_option
+from aflow.code import package
+from aflow.code.config_binding import configured
 from aflow.errors import InvalidInput
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
-_HELP = """Send the code of a flow to a server (aflow server), which runs it.
+_HELP = """Submit the code of a flow to a server (aflow server), which runs it.
 
 Options that are not listed here are parameters of the flow. The token is that of
 AFLOW_SERVICE_AUTH_KEY.
@@ -36,8 +40,8 @@ def submit() -> click.Command:
             click.Argument(["target"], metavar="FLOW.PY"),
             server_option(),
             option("--tag", "tags", multiple=True, help="A tag of the run."),
-            option("--max-workers", type=click.IntRange(min=1), help="Live tasks at most."),
-            flag("--wait", help="Print what the run prints, until it has ended."),
+            option("--max-workers", type=click.IntRange(min=1), help="Limit of live tasks."),
+            flag("--wait", help="Follow the output of the run until it has ended."),
             click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
         ],
         callback=_submit,
@@ -54,9 +58,6 @@ def _submit(
     wait: bool,
     given: tuple[str, ...],
 ) -> int:
-    from aflow.cli.loading import load_flow
-    from aflow.code.config_binding import configured
-
     parameters = parameters_of(given)
     wanted = send(server, configured(load_flow(target)), parameters, tags, max_workers)
     run = ask(server, "POST", "/v1/runs", json.dumps(wanted).encode())["run"]
@@ -72,8 +73,6 @@ def send(
     max_workers: int | None,
 ) -> dict[str, Any]:
     """Send the code of a flow; what to ask the server for then, as `POST /v1/runs` takes it."""
-    from aflow.code import package
-
     files = package.members(definition, Settings.load().package_suffixes)
     kept = ask(server, "POST", "/v1/packages", package.pack(files), "application/x-tar")
     return {
@@ -88,8 +87,6 @@ def send(
 
 def _awaited(server: str, run: str) -> int:
     """Print what the run prints, and how it has ended: the exit code."""
-    from aflow.cli.logs import BOTH, follow_there
-
     return follow_there(server, Pathspec.parse(run), BOTH, follow=True, known=True)
 
 

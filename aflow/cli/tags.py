@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from aflow import client
 from aflow._core.version import __version__
 from aflow.cli.errors import printable
 from aflow.cli.options import Session, flag, option
+from aflow.compat import metaflow
 from aflow.errors import InvalidInput, NamespaceMismatch, NotFound
+from aflow.flow.spec import define
 
 if TYPE_CHECKING:
     from aflow.client import Flow, Run
@@ -54,19 +57,17 @@ def tag_commands() -> dict[str, Command]:
 def _which_run() -> list[click.Parameter]:
     return [
         option("--run-id", metavar="RUN", help="The run.  [required]"),
-        option(
-            "--namespace", metavar="TAG", help="Where the run has to be.  [default: user:<you>]"
-        ),
+        option("--namespace", metavar="TAG", help="Namespace of the run.  [default: user:<you>]"),
     ]
 
 
 def _list_parameters() -> list[click.Parameter]:
     return [
         click.Argument(["run"], required=False),
-        option("--run-id", metavar="RUN", help="Only those of this run."),
-        flag("--all", "of_all", help="Those of all runs of the flow.  [default]"),
-        flag("--my-runs", help="Those of your own runs."),
-        flag("--hide-system-tags", help="Only the tags that people gave."),
+        option("--run-id", metavar="RUN", help="Only tags of this run."),
+        flag("--all", "of_all", help="Tags of all runs of the flow.  [default]"),
+        flag("--my-runs", help="Tags of your own runs."),
+        flag("--hide-system-tags", help="Only tags that users gave."),
         flag("--group-by-tag", help="Show which runs have each tag."),
         flag("--group-by-run", help="Show which tags each run has."),
         flag("--flat", help="One tag a line, nothing else."),
@@ -125,8 +126,6 @@ def _change(
 
 def _run(session: Session, run_id: str | None, namespace: str | None) -> Run:
     """The run that the options name; raises NotFound, NamespaceMismatch, InvalidInput."""
-    from aflow import client
-
     flow = _flow(session, _own(session) if namespace is None else namespace)
     wanted = client.get_namespace()
     if run_id is None:
@@ -141,8 +140,6 @@ def _run(session: Session, run_id: str | None, namespace: str | None) -> Run:
 
 def _flow(session: Session, namespace: str | None) -> Flow:
     """The flow as the client shows it; "" and None are everybody's namespace."""
-    from aflow import client
-
     assert session.flow is not None
     client.metadata(session.settings().place)
     client.namespace(namespace or None)
@@ -199,9 +196,6 @@ def list_(
 
 def _is_written_for_metaflow(flow: type[FlowSpec] | None) -> bool:
     """Whether aflow stands for Metaflow here, and the flow's file has a use for it."""
-    from aflow.compat import metaflow
-    from aflow.flow.spec import define
-
     if flow is None or not metaflow.is_installed():
         return False
     try:

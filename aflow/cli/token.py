@@ -12,14 +12,16 @@ import click
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings
+from aflow.backends import open_metadata
 from aflow.cli import tables
 from aflow.cli.options import option
 from aflow.errors import InvalidInput, InvalidSetting
+from aflow.metadata import tokens
 
 _HELP = """Create, list and revoke API tokens.
 
-Clients of a server send them. The server keeps digests of them beside the metadata. A change holds
-at once for every server with the same metadata.
+Clients send a token to a server, which keeps digests of tokens beside the metadata. A change takes
+effect at once for every server with the same metadata.
 
 \b
   aflow token create ci --expires 90d
@@ -33,7 +35,7 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 def token() -> click.Command:
     """The command."""
     place = option(
-        "--metadata", metavar="URL", help="That of the server.  [default: of the settings]"
+        "--metadata", metavar="URL", help="The metadata of the server.  [default: of the settings]"
     )
     name = click.Argument(["name"])
     return click.Group(
@@ -69,8 +71,6 @@ def token() -> click.Command:
 
 
 def _create(name: str, scope: Any, expires: str | None, metadata: str | None) -> None:
-    from aflow.metadata import tokens
-
     with _documents(metadata) as store:
         secret = tokens.create(store, name, scope, SystemClock.now(), _duration(expires))
     click.echo(secret)
@@ -78,8 +78,6 @@ def _create(name: str, scope: Any, expires: str | None, metadata: str | None) ->
 
 
 def _list(metadata: str | None) -> None:
-    from aflow.metadata import tokens
-
     now = SystemClock.now()
     with _documents(metadata) as store:
         found = tokens.tokens(store)
@@ -96,8 +94,6 @@ def _list(metadata: str | None) -> None:
 
 
 def _revoke(name: str, metadata: str | None) -> None:
-    from aflow.metadata import tokens
-
     with _documents(metadata) as store:
         tokens.revoke(store, name)
     click.echo(f"The token {name} is revoked.")
@@ -105,8 +101,6 @@ def _revoke(name: str, metadata: str | None) -> None:
 
 @contextmanager
 def _documents(metadata: str | None) -> Iterator[Any]:
-    from aflow.backends import open_metadata
-
     settings = Settings.load(metadata=metadata)
     url = settings.metadata_url
     if url.startswith(("http://", "https://")):

@@ -24,8 +24,10 @@ def tutorials() -> click.Command:
 
 def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:
     episode = option("--episode", metavar="NAME", help="Only this one.  [default: all]")
-    to = option("--dir", "folder", metavar="DIR", help="Where to.  [default: ./aflow-tutorials]")
-    overwrite = flag("--overwrite", help="Replace what is there already.")
+    to = option(
+        "--dir", "folder", metavar="DIR", help="Target folder.  [default: ./aflow-tutorials]"
+    )
+    overwrite = flag("--overwrite", help="Replace existing files.")
     return {
         "list": ("List the tutorials.", [], list_),
         "pull": ("Copy the tutorials into a folder.", [episode, to, overwrite], pull),

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import webbrowser
 from threading import Thread
-from typing import TYPE_CHECKING
 
 import click
 
+from aflow._core.ids import Pathspec
 from aflow._core.settings import Settings, looked_up
 from aflow.cli.options import flag, option
+from aflow.cli.server import server as serve
 from aflow.cli.server_requests import DEFAULT_SERVER, ask
 from aflow.errors import AflowError, InvalidInput
-
-if TYPE_CHECKING:
-    from aflow._core.ids import Pathspec
 
 _HELP = """Show runs in a browser: those of this folder, or of a server (--server).
 
@@ -63,8 +61,6 @@ def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> in
         _open(DEFAULT_SERVER, target, no_browser)
         return 0
 
-    from aflow.cli.server import server as serve  # it imports more than `--help` needs
-
     def listens(line: str) -> None:
         url = line.split()[-1]
         # In a thread: the server, whose event loop this is, has to answer meanwhile.
@@ -87,8 +83,6 @@ def _target(path: str | None) -> str:
     """The page of a pathspec, below /ui/."""
     if path is None:
         return ""
-    from aflow._core.ids import Pathspec
-
     spec: Pathspec = Pathspec.parse(path)
     if spec.run is None:
         return f"flows/{spec.flow}"

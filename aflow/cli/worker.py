@@ -16,14 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow import backends
 from aflow._core.clock import SystemClock, duration
 from aflow._core.private_folders import make_private
+from aflow._core.process import fastest_loop, on_signal
 from aflow._core.settings import Settings, forget_signing_key
 from aflow._core.system import usable_cpus
 from aflow.cli import tables
+from aflow.cli.health import beat
 from aflow.cli.options import flag, option, resources_option
 from aflow.errors import InvalidInput, InvalidSetting
+from aflow.executors.jobs.slurm import submit_workers
+from aflow.executors.local.admission import machine_with
 from aflow.executors.queue_status import chosen_worker, state_of, worker_as_json
+from aflow.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
     from aflow.executors.clusters import Cluster, Request
@@ -31,17 +37,18 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 10_000  # of the log that wait to be read
 _CLOSING = 2.0  # seconds for them at the end
-_HELP = """Take tasks of flows from a queue, and run them on this machine.
+_HELP = """Lease tasks of flows from a queue, and run them on this machine.
 
 Flows run by workers when they are started with --executor queue and the same --queue. The datastore
-of the run has to be one that this machine can reach. SIGTERM: nothing new is taken; what runs may
-end within --grace, and what does not goes back to others, at no cost. A second signal ends at once.
+of the run has to be reachable from this machine. On SIGTERM the worker leases nothing more; running
+tasks may end within --grace; the others go back to the queue, at no cost. A second signal ends it
+at once.
 
 \b
   aflow worker --queue redis://broker:6379/0 --slots 4
   aflow worker --queue sqlite:////tmp/queue.db --pool gpu --pool default
-  aflow workers list                           those that there are, and what they run
-  aflow workers drain NAME                     end one when what it runs has ended
+  aflow workers list                           all workers, and what they run
+  aflow workers drain NAME                     end one after its running tasks
 """
 _HELP_OF_MANY = """List workers, drain them, and start some in a cluster of Slurm, Ray or Dask.
 
@@ -82,7 +89,7 @@ def _parameters() -> list[click.Parameter]:
             default=["default"],
             show_default=True,
             metavar="NAME",
-            help="Take tasks of this pool; the ones named first go first.",
+            help="Lease tasks of this pool; pools named first go first.",
         ),
         option(
             "--grace",
@@ -90,7 +97,7 @@ def _parameters() -> list[click.Parameter]:
             default=30.0,
             show_default=True,
             metavar="SECONDS",
-            help="How long what runs may go on after SIGTERM.",
+            help="Grace time of running tasks after SIGTERM.",
         ),
         option(
             "--lease",
@@ -98,19 +105,19 @@ def _parameters() -> list[click.Parameter]:
             default=30.0,
             show_default=True,
             metavar="SECONDS",
-            help="After which others get the tasks of a worker that is gone.",
+            help="Lease time: after it other workers get the tasks of a lost one.",
         ),
         option(
             "--label",
             "labels",
             multiple=True,
             metavar="NAME=VALUE",
-            help="Listed with the worker (aflow workers list); may be given again.",
+            help="A label that `aflow workers list` shows; may be given several times.",
         ),
         option(
             "--metadata",
             metavar="URL",
-            help="Where the worker is listed.  [default: of the settings]",
+            help="The metadata that lists the worker.  [default: of the settings]",
         ),
         resources_option("the tasks of this worker share"),
         option("--quiet", is_flag=True, help="Do not log each task."),
@@ -138,10 +145,6 @@ def _worker(
     settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
     if settings.queue is None:
         raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
-    from aflow._core.process import fastest_loop
-    from aflow.executors.local.admission import machine_with
-    from aflow.worker import WorkerOptions
-
     options = WorkerOptions(
         tuple(dict.fromkeys(pools)),
         slots or usable_cpus(),
@@ -182,8 +185,6 @@ def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
     def opened() -> WorkerRegistry | None:
         if not settings.has_metadata:
             return None
-        from aflow import backends
-
         store: Any = backends.open_metadata(settings.metadata_url, settings.durability)
         return store if hasattr(store, "beat_worker") else None
 
@@ -193,10 +194,6 @@ def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
 async def _run(
     settings: Settings, options: object, health_file: Path | None, until_eof: bool
 ) -> int:
-    from aflow import backends
-    from aflow._core.process import on_signal
-    from aflow.worker import Worker, WorkerOptions
-
     assert isinstance(options, WorkerOptions), "made above"
     assert settings.queue is not None, "checked above"
     log = _Log()
@@ -240,7 +237,7 @@ def _at_eof(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
 
 
 class _Log:
-    """Lines on the standard error, written by a thread: whoever reads them and stands still holds
+    """Lines on the standard error, written by a thread: a reader that blocks holds
     up no task. Lines that nobody reads for too long are dropped, and counted."""
 
     def __init__(self) -> None:
@@ -280,8 +277,6 @@ class _Log:
 
 async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> None:
     """Work, and touch the file meanwhile; raises what either of them raises."""
-    from aflow.cli.health import beat
-
     working = asyncio.create_task(work)  # noqa: TID251 -- both end here
     beating = asyncio.create_task(beat(file))  # noqa: TID251 -- both end here
     try:
@@ -310,7 +305,7 @@ def workers() -> click.Command:
                 "list",
                 params=[flag("--json", "as_json", help="As a list of objects."), place],
                 callback=_list,
-                help="The workers that there are, and what they run.",
+                help="List workers, and what they run.",
             ),
             click.Command(
                 "drain",
@@ -319,8 +314,8 @@ def workers() -> click.Command:
                     place,
                 ],
                 callback=_drain,
-                help="Have workers take no more tasks, and end when what they run has ended. "
-                "The beginning of a name will do where no other begins so.",
+                help="Have workers lease no more tasks, and end after their running ones. An "
+                "unambiguous prefix of a name is enough.",
             ),
             click.Command(
                 "slurm",
@@ -332,7 +327,7 @@ def workers() -> click.Command:
                 callback=_slurm,
                 help="Start workers as jobs of Slurm. What stands after `--` goes to sbatch: "
                 "`aflow workers slurm --count 4 --slots 8 -- --partition=main --time=8:00:00`. "
-                "They end with their jobs: what they run then goes back to others.",
+                "A worker ends with its job: its running tasks go back to the queue.",
             ),
             click.Command("ray", params=_parameters_of("ray"), callback=_ray, help=_HELP_OF_RAY),
             click.Command(
@@ -373,8 +368,6 @@ def _slurm(
     resources: Mapping[str, float] | None,
     sbatch: tuple[str, ...],
 ) -> None:
-    from aflow.executors.jobs.slurm import submit_workers
-
     settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
     variables = _variables(settings, metadata)
     words = _words(slots or 1, pools, labels, resources)
@@ -581,8 +574,6 @@ def _drain(names: tuple[str, ...], metadata: str | None) -> None:
 @contextmanager
 def _listed_in(metadata: str | None) -> Iterator[WorkerRegistry]:
     """The registry of the settings. Raises InvalidInput where the metadata have none."""
-    from aflow import backends
-
     settings = Settings.load(metadata=metadata)
     if not settings.has_metadata:
         raise InvalidInput(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aflow.client.base import PartOfRun
 from aflow.client.missing import MissingArtifact, MissingObject
+from aflow.storage.artifacts import digest
 
 if TYPE_CHECKING:
     from aflow.client.task import Task
@@ -51,8 +52,6 @@ class DataArtifact(PartOfRun):
     def sha(self) -> str:
         """The digest of the stored value, 64 hex digits: equal values that were stored in the same
         form have the same."""
-        from aflow.storage.artifacts import digest
-
         return digest(self._entry)
 
     @property
@@ -83,7 +82,7 @@ class DataArtifact(PartOfRun):
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The artifact of the task that this one was taken over from by a resumed run."""
+        """The artifact of the task whose result a resumed run reused for this one."""
         origin = self._task.origin_pathspec
         return None if origin is None else f"{origin}/{self.id}"
 

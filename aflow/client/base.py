@@ -120,7 +120,7 @@ class ClientObject:
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The pathspec of what this was taken over from by a resumed run; None if it was not."""
+        """The pathspec of the origin that a resumed run reused for this; None if there is none."""
         return None
 
     # ------------------------------------------------------------ tags
@@ -220,7 +220,7 @@ class PartOfRun(ClientObject):
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The pathspec of what this was taken over from by a resumed run; None if it was not."""
+        """The pathspec of the origin that a resumed run reused for this; None if there is none."""
         origin = self._source.record.origin_run
         if origin is None:
             return None
@@ -230,7 +230,7 @@ class PartOfRun(ClientObject):
 def _restored(
     kind: type[ClientObject], pathspec: str, attempt: int | None, description: str
 ) -> ClientObject:
-    """The object that was pickled, wherever it was read from; whoever has it may have it."""
+    """The object that was pickled, wherever it was read from: a copy needs no further access."""
     return kind(pathspec, attempt, _namespace_check=False, _place=place_at(description))
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from aflow.code import package
+from aflow.environments.record import FIELD, recorded_locks
+from aflow.storage.blobs import blob_name
 from aflow.storage.names import Code, Names, Program, code_beside, code_in
 
 if TYPE_CHECKING:
@@ -27,8 +30,6 @@ class RunCode:
     @property
     def path(self) -> str:
         """Where the package is: the store's URL and the name of the blob."""
-        from aflow.storage.blobs import blob_name
-
         return f"{self._source.setting('storage')}/{blob_name(self._key)}"
 
     @property
@@ -57,15 +58,11 @@ class RunCode:
     @cached_property
     def tarball(self) -> tarfile.TarFile:
         """The package as an open archive, the same one each time. Raises CodePackageError."""
-        from aflow.code import package
-
         return package.opened(self._data)
 
     @property
     def flowspec(self) -> str:
         """The text of the flow file. Raises CodePackageError."""
-        from aflow.code import package
-
         with package.opened(self._data) as archive:
             file = archive.extractfile(self._script)
             assert file is not None, "the flow file is a plain file of the package"
@@ -75,8 +72,6 @@ class RunCode:
     def environments(self) -> dict[str, dict[str, Any]]:
         """By step, for those with packages of their own: `id` of the environment, `python`,
         `platform`, and the versions of its `packages`. Raises StorageError and InvalidLock."""
-        from aflow.environments.record import FIELD, recorded_locks  # few programs ask for them
-
         known = {FIELD: self._source.setting(FIELD) or {}}
         locks = recorded_locks(known, self._source.blobs.store)
         return {
@@ -92,16 +87,12 @@ class RunCode:
     def extract(self) -> TemporaryDirectory[str]:
         """A new temporary folder with the files, which goes when it is closed or forgotten. Raises
         CodePackageError."""
-        from aflow.code import package
-
         folder = TemporaryDirectory(prefix="aflow-code-")
         package.unpack(self._data, Path(folder.name))
         return folder
 
     @cached_property
     def _data(self) -> bytes:
-        from aflow.code import package
-
         return package.fetch(self._source.blobs, self._key)
 
     def __repr__(self) -> str:

@@ -114,7 +114,7 @@ class Flow(ClientObject):
         `status` is one of pending, running, succeeded, failed, cancelled, or several of them;
         `since` and `until` are times (without a zone: of this machine's) or seconds since the
         epoch, between which the runs have begun; `limit` is how many at most; `after` a run, or
-        its id, with which the last page ended. Raises InvalidInput for what is none of these,
+        its id, with which the last page ended. Raises InvalidInput for anything else,
         NotFound for a run that is not there."""
         wanted = get_namespace()
         return self._in_pages(

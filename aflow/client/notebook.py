@@ -284,7 +284,7 @@ def task(shown: Task) -> str:
                 ("took", _took(shown.created_at, shown.finished_at)),
                 ("index", _NOTHING if shown.index is None else text(shown.index)),
                 ("host", text(view.attempt.host if view.attempt else "")),
-                ("taken over from", text(shown.origin_pathspec or "")),
+                ("reused from", text(shown.origin_pathspec or "")),
                 ("reason", _error(view.attempt.reason if view.attempt else "")),
             ]
         ),

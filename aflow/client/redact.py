@@ -51,7 +51,7 @@ def redact_stream(
         count += 1
         buffer = _redacted(lines, streams)
         log = buffer.take_chunk()
-        for number, name in enumerate(names):  # whoever reads meanwhile finds what is no secret
+        for number, name in enumerate(names):  # a concurrent reader finds no secret
             store.put(name, [log if number == 0 else b""])
         if attempt.state in TERMINAL_ATTEMPT_STATES:
             old += names[1:]
@@ -96,8 +96,8 @@ def _redacted(lines: Iterable[LogRecord], streams: Collection[str]) -> LogBuffer
 
 def scrub(task: Task, streams: Collection[str], *, every_attempt: bool = False) -> list[str]:
     """Put a line that says so in the place of these streams of the task's attempt, or of all of its
-    attempts; which attempts had something to redact, in words. Of a task that was taken over the
-    log is that of its origin, which is redacted then. May be called twice.
+    attempts; which attempts had something to redact, in words. Of a task whose result was reused
+    the log is that of its origin, which is redacted then. May be called twice.
 
     Raises StorageError and MetadataError; what was not redacted is left as it was.
     """

@@ -13,12 +13,12 @@ from aflow.client.missing import MissingObject, checked, missing_run
 from aflow.client.source import RunSource
 from aflow.client.step import Step
 from aflow.errors import InvalidInput
+from aflow.flow.trigger_events import Trigger
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 
 if TYPE_CHECKING:
     from aflow.client.artifact import TaskData
     from aflow.client.task import Task
-    from aflow.flow.trigger_events import Trigger
 
 Tags = str | Iterable[str]
 
@@ -103,8 +103,6 @@ class Run(PartOfRun):
         facts = self._source.setting("trigger")
         if not facts:
             return None
-        from aflow.flow.trigger_events import Trigger
-
         return Trigger(facts, lambda path: Run(path, _namespace_check=False, _place=self._place))
 
     # ------------------------------------------------------------ steps

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aflow.errors import StorageError
 from aflow.flow.graph import Graph
 from aflow.scheduler.states import TERMINAL_RUN_STATES
-from aflow.storage.artifacts import Entry, Manifest
+from aflow.storage.artifacts import ArtifactReader, Entry, Manifest
 
 if TYPE_CHECKING:
     from aflow.client.where import Place
@@ -132,8 +132,6 @@ class RunSource:
     def load(self, name: str, entry: Entry) -> Any:
         """The value of an artifact, verified; a new object each time. Raises ArtifactNotLoadable,
         CorruptBlob, StoreUnavailable."""
-        from aflow.storage.artifacts import ArtifactReader
-
         reader = ArtifactReader(self.blobs, self.names)
         value = reader.load(name, entry)
         reader.verify_pending()

@@ -17,9 +17,9 @@ from aflow.scheduler.states import TaskState
 if TYPE_CHECKING:
     from aflow.metadata.base import TaskView
 
-# Up to so many tasks are listed by one query, and never more are held at a time.
+# Up to this many tasks are listed by one query, and never more are held at a time.
 _WINDOW = 10_000
-# So many tasks that stand together read what they inherit in one query.
+# This many tasks that stand together read what they inherit in one query.
 _PAGE = 200
 # States that tasks have inside of a run alone: what is recorded has one of the others.
 _NEVER_RECORDED = frozenset({TaskState.WAITING, TaskState.SKIPPED})

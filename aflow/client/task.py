@@ -69,7 +69,7 @@ def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact
 
 
 def _of_origin(source: RunSource, origin: str) -> list[Fact]:
-    """The facts of the task that this one was taken over from: where it ran, and what its step has
+    """The metadata of the task whose result this one reuses: where it ran, and what its step has
     noted; none where its run is not there any more."""
     run, _, task = origin.split("/")
     theirs = source.of_run(run)
@@ -289,7 +289,7 @@ def owner(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView]:
 
 
 def _log_origin(source: RunSource, origin: str) -> tuple[RunSource, TaskView] | None:
-    """The task whose result was taken over, which is the one that printed something; None if its
+    """The task whose result was reused, which is the one that printed something; None if its
     run has been deleted."""
     run, _, task = origin.split("/")
     run_source = type(source).find(source.place, source.record.flow, run)
@@ -441,7 +441,7 @@ class Task(PartOfRun):
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The task that this one was taken over from by a resumed run, or by the cache; None if it
+        """The task whose result this one reuses, from a resumed run or the cache; None if it
         ran itself."""
         origin = self._view.task.origin
         return f"{self._spec.flow}/{origin}" if origin else None

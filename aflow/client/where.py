@@ -13,18 +13,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aflow import backends
 from aflow._core import ids
-from aflow._core.settings import expanded, path_in
+from aflow._core.secret import revealed, sealed
+from aflow._core.settings import (
+    FOLDER,
+    Settings,
+    expanded,
+    path_in,
+    with_own_passwords,
+)
 from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
 from aflow.flow.current import current
 from aflow.interop.keys import FIRST_KEY, MARK
+from aflow.interop.together import store_of_history
 from aflow.metadata.base import SPIN
+from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
-    from aflow._core.settings import Settings
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
-    from aflow.storage.blobs import BlobStore
 
 _LOCAL = "local@"
 _SQLITE = "sqlite:///"
@@ -62,8 +70,6 @@ class Place:
         return self._database is None or self._database.exists() or self._has_history()
 
     def _has_history(self) -> bool:
-        from aflow import backends
-
         return bool(backends.history_folder(f"{_SQLITE}{self._database}"))
 
     @property
@@ -101,8 +107,6 @@ class Place:
         """The blobs in the object store at `url`, as a run has recorded it."""
         found = self._blobs.get(url)
         if found is None:
-            from aflow.storage.blobs import BlobStore
-
             found = self._blobs[url] = BlobStore(self._theirs(url) or self._store(url))
         return found
 
@@ -110,15 +114,11 @@ class Place:
         """The store of a run of Metaflow's; None for one of aflow's."""
         if MARK not in url:
             return None
-        from aflow.interop.together import store_of_history
-
         return store_of_history(self.metadata, url)
 
     def _store(self, url: str) -> ObjectStore:
         if self._storage is not None and not isinstance(self._storage, str):
             return self._storage
-        from aflow import backends
-
         # A folder that was moved, or is mounted elsewhere, still holds its data beside its
         # metadata.
         moved = url.startswith("file:") and not os.path.isdir(path_in(url.removeprefix("file://")))
@@ -168,7 +168,8 @@ def metadata(description: str) -> str:
 
 def inspect_spin(datastore_root: str = ".") -> None:
     """Look in this folder, and list the runs that `spin` has made instead of those of whole flows,
-    until `metadata` or `default_metadata` is called. (Who knows a run's id reaches it anyway.)"""
+    until `metadata` or `default_metadata` is called. (A caller that knows a run's id reaches it
+    anyway.)"""
     global _kind
     metadata(f"{_LOCAL}{datastore_root}")
     _kind = SPIN
@@ -221,21 +222,16 @@ def _described(description: str) -> Place:
 
 
 def _inside() -> Place | None:
-    """Inside of a task: where its run is recorded, if the runner told."""
+    """Inside of a task: where its run is recorded, if the runner set it."""
     url = current.get("metadata_url") if current.is_running_flow else None
     if url is None or not url.startswith("postgres"):
         return None if url is None else place_at(url)
-    from aflow._core.secret import revealed
-    from aflow._core.settings import Settings, with_own_passwords
-
     # On another machine the address comes without its password: that is of the settings there.
     return place_at(with_own_passwords(revealed(url), Settings.load()))
 
 
 def _set() -> Place:
     """Where `aflow run` would put runs."""
-    from aflow._core.settings import Settings
-
     settings = Settings.load()
     return _local() if settings.metadata == "local" else _described(settings.metadata_url)
 
@@ -258,9 +254,6 @@ def _database(url: str) -> Place:
 def _server(url: str) -> Place:
     """Metadata on a server. A description names no password: the one of the settings is taken,
     where they name the same place, else libpq looks for one (PGPASSWORD, ~/.pgpass)."""
-    from aflow._core.secret import revealed, sealed
-    from aflow._core.settings import Settings
-
     url = sealed(url)
     shown = str(url)
     found = _places.get(shown)
@@ -273,14 +266,10 @@ def _server(url: str) -> Place:
 
 
 def _open_url(url: str, read_only: bool) -> MetadataStore:
-    from aflow import backends
-
     return backends.open_to_read(url) if read_only else backends.open_metadata(url)
 
 
 def _local(path: str | None = None) -> Place:
-    from aflow._core.settings import Settings
-
     root = None if path is None else _root_in(path)
     settings = Settings.load(datastore_root=root, metadata="local")
     description = f"{_LOCAL}{settings.root}"
@@ -293,8 +282,6 @@ def _local(path: str | None = None) -> Place:
 
 
 def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
-    from aflow import backends
-
     url = settings.local_metadata_url
     if read_only:
         return backends.open_to_read(url, settings.durability)
@@ -302,8 +289,6 @@ def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
 
 
 def _root_in(path: str) -> str:
-    from aflow._core.settings import FOLDER
-
     folder = expanded(path).absolute()
     has_one = (folder / FOLDER).is_dir() and not (folder / "metadata.db").exists()
     return str(folder / FOLDER if has_one else folder)
@@ -315,7 +300,7 @@ def _root_in(path: str) -> str:
 def namespace(tag: str | None) -> str | None:
     """Show the runs that have this tag alone, as `user:somebody`; None shows everybody's.
 
-    Gives the tag; raises InvalidName for what is none."""
+    Gives the tag; raises InvalidName for anything else."""
     global _namespace, _namespace_is_chosen
     _namespace = None if tag is None else ids.tag(tag)
     _namespace_is_chosen = True
@@ -332,8 +317,6 @@ def get_namespace() -> str | None:
     if current.is_running_flow:
         inside: str | None = current.namespace
         return inside
-    from aflow._core.settings import Settings
-
     return Settings.load().default_namespace
 
 

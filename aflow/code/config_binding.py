@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
-from aflow._core.settings import expanded
+from aflow._core.settings import Settings, expanded
 from aflow.errors import InvalidConfig
+from aflow.flow.configs import ConfigValue, Delayed, evaluated, names_of, value_of
 from aflow.flow.parameters import ParameterContext
 from aflow.flow.spec import define
 
@@ -61,7 +62,6 @@ def configured(flow: type[FlowSpec], given: GivenConfigs | None = None) -> FlowD
 def with_values(definition: FlowDefinition, values: Mapping[str, Any]) -> FlowDefinition:
     """The flow with these values of its configs, by attribute. Raises InvalidConfig and
     InvalidDecorator."""
-    from aflow.flow.configs import names_of
     from aflow.flow.mutators import mutated
 
     configs = names_of(definition.configs, values)
@@ -88,9 +88,6 @@ Context = Callable[[str], ParameterContext]
 
 def _context(definition: FlowDefinition, values: Mapping[str, Any], name: str) -> ParameterContext:
     """What a default that is a function is called with: it sees the configs declared before."""
-    from aflow._core.settings import Settings
-    from aflow.flow.configs import ConfigValue
-
     settings = Settings.load()
     known = {definition.configs[each].name: value for each, value in values.items()}
     return ParameterContext(
@@ -99,8 +96,6 @@ def _context(definition: FlowDefinition, values: Mapping[str, Any], name: str) -
 
 
 def _value(config: Config, given: GivenConfigs, context: Context) -> Any:
-    from aflow.flow.configs import value_of
-
     name = config.name
     if name in given.values:
         if name in given.files:
@@ -129,9 +124,9 @@ def _text(config: Config, path: Path) -> str:
     try:
         return expanded(str(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        told = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise InvalidConfig(
-            f"The file {path} of config {config.name!r} cannot be read: {told}."
+            f"The file {path} of config {config.name!r} cannot be read: {reason}."
         ) from error
 
 
@@ -153,8 +148,6 @@ def _called(config: Config, default: Any, context: Context) -> Any:
 
 def _with_default(parameter: Parameter, configs: Mapping[str, Any]) -> Parameter:
     """The parameter, with a default that was an expression of configs."""
-    from aflow.flow.configs import Delayed, evaluated
-
     if not isinstance(parameter.default, Delayed):
         return parameter
     made = copy(parameter)
@@ -167,7 +160,6 @@ def _with_default(parameter: Parameter, configs: Mapping[str, Any]) -> Parameter
 
 def _with_cases(node: Node, values: Mapping[str, Any]) -> Node:
     """The step, with cases of its switch that are config values (`self.config.key`)."""
-    from aflow.flow.configs import Delayed, evaluated
 
     def case(text: str) -> str:
         if not text.startswith("self.") or text[5:].split(".")[0].split("[")[0] not in values:

@@ -172,7 +172,7 @@ def fetch(blobs: BlobStore, key: str) -> bytes:
 
 
 def opened(data: bytes) -> tarfile.TarFile:
-    """The archive, to read from; raises CodePackageError for what is none."""
+    """The archive, to read from; raises CodePackageError for anything else."""
     _check_headers(data)
     try:
         # Plain: a few bytes of an archive that is compressed can be gigabytes.
@@ -201,7 +201,7 @@ def _check_headers(data: bytes) -> None:
             return
         kind, size = head[156:157], head[124:136].partition(b"\0")[0].strip(b" ")
         if kind not in _KINDS or (kind == b"\0" and head[:100].rstrip(b"\0").endswith(b"/")):
-            return  # no plain file: whoever reads the archive refuses it, and reads no further
+            return  # no plain file: a reader of the archive refuses it, and reads no further
         if not re.fullmatch(rb"[0-7]{0,12}", size):
             raise CodePackageError("This is no code package: the size of a file is no number.")
         length = int(size or b"0", 8)
@@ -304,7 +304,7 @@ def _held(folder: Path) -> bool:
         found = os.fstat(descriptor)
         if (there.st_dev, there.st_ino) != (found.st_dev, found.st_ino):
             raise FileNotFoundError(folder)
-        with suppress(OSError):  # of another user: whoever owns it says when it was used
+        with suppress(OSError):  # of another user: its owner records when it was used
             os.utime(folder)
     except FileNotFoundError:
         os.close(descriptor)
@@ -333,7 +333,7 @@ def descriptor_of(folder: Path) -> int:
 
 
 def sweep(below: Path, unused_for: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:
-    """Remove the folders of code that no process uses, and none has begun to use for so many
+    """Remove the folders of code that no process uses, and none has begun to use for this many
     seconds: how many these are, and their bytes. Those of other users stay."""
     count = size = 0
     try:
@@ -358,7 +358,7 @@ def _removed(folder: Path, since: float, *, dry_run: bool) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while somebody uses it
         size = sum(each.lstat().st_size for each in folder.rglob("*") if each.is_file())
         if not dry_run:
-            # Away first: whoever asks for it from here on unpacks it again.
+            # Renamed first: a process that asks for it from here on unpacks it again.
             away = folder.with_name(f".old-{folder.name[:16]}-{os.getpid()}")
             folder.rename(away)
             shutil.rmtree(away, ignore_errors=True)

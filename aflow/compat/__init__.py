@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module  # a door: nothing is imported before it is asked for
+    from importlib import import_module  # lazy: nothing is imported before it is asked for
 
     if name.startswith("__"):
         raise AttributeError(f"module 'aflow.compat' has no attribute {name!r}")

@@ -5,7 +5,8 @@
     from metaflow import FlowSpec, step          # aflow's
 
 `aflow run theirs.py` and `python -m aflow theirs.py run` do the same where Metaflow is not
-installed, or with `--compat`. Names that aflow has not are told when they are asked for.
+installed, or with `--compat`. Names that aflow does not have raise an error that says so when they
+are used.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from aflow.errors import AflowError
+from aflow._core.settings import Settings, looked_up
+from aflow._core.version import __version__
+from aflow.errors import AflowError, InvalidInput
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
@@ -209,7 +212,7 @@ _MFLOG = _of_helpers(
 )
 _SYSTEM = _of_helpers("system_logger system_monitor")
 
-# Module -> its names, each with its home in aflow. Of the root, all names of aflow's own door, too.
+# Module -> its names, each with its home in aflow. The root has all public names of aflow, too.
 MODULES: dict[str, dict[str, str]] = {
     "": {
         **_PARALLEL,
@@ -392,8 +395,6 @@ def install() -> None:
     """
     there = sys.modules.get(_ROOT)
     if there is not None and not isinstance(there, _Alias):
-        from aflow.errors import InvalidInput
-
         raise InvalidInput(
             "Metaflow has been imported already in this process: call aflow.compat.install() "
             "before anything imports it."
@@ -432,23 +433,17 @@ class MetaflowInternalError(AflowError):
 
 def get_username() -> str:
     """Who runs this."""
-    from aflow._core.settings import Settings
-
     return Settings.load().user
 
 
 def resolve_identity() -> str:
-    """Who owns the runs of this program: `user:ann`, or the namespace that is set."""
-    from aflow._core.settings import Settings
-
+    """The owner of the runs of this program: `user:ann`, or the namespace that is set."""
     return Settings.load().default_namespace
 
 
 def from_conf(name: str, default: Any = None, validate_fn: Any = None) -> Any:
     """What is set as AFLOW_<name> or METAFLOW_<name>, in the environment or in a file; of the type
     that the default has: numbers and bools from their texts, lists and dicts from JSON."""
-    from aflow._core.settings import looked_up
-
     text = looked_up(name)
     value: Any = default if text is None else text
     if text is not None and isinstance(default, bool):
@@ -481,8 +476,6 @@ def is_stringish(value: object) -> bool:
 
 def get_version(public: bool = False) -> str:
     """The version of aflow."""
-    from aflow._core.version import __version__
-
     return __version__
 
 
@@ -503,14 +496,14 @@ class _Alias(ModuleType):
         elif f"{own}.{name}".removeprefix(".") in MODULES:
             return import_module(f"{self.__name__}.{name}")
         else:
-            value = self._from_the_door(own, name)
+            value = self._from_the_facade(own, name)
         setattr(self, name, value)
         return value
 
-    def _from_the_door(self, own: str, name: str) -> Any:
-        door = sys.modules["aflow"]
-        if own == "" and name in door.__all__:
-            return getattr(door, name)
+    def _from_the_facade(self, own: str, name: str) -> Any:
+        facade = sys.modules["aflow"]
+        if own == "" and name in facade.__all__:
+            return getattr(facade, name)
         if name.startswith("__"):
             raise AttributeError(name)
         raise AttributeError(_absent(f"{self.__name__}.{name}"))
@@ -560,8 +553,6 @@ def _value(home: str) -> Any:
 def _setting(name: str) -> Any:
     """A value of metaflow_config: as the settings have it, else what is set under this name, None
     where nothing is."""
-    from aflow._core.settings import Settings, looked_up
-
     settings = Settings.load()
     known = {
         "DATASTORE_SYSROOT_LOCAL": str(settings.root.parent),

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from aflow._core.settings import Settings, looked_up, settings_files
 from aflow._core.version import DISTRIBUTION, __version__
 from aflow.aws.settings import AwsSettings
+from aflow.backends import open_metadata, open_queue
 from aflow.doctor import findings as keys
 from aflow.doctor import probes
 from aflow.doctor.findings import Finding, State, fail, of_clock, of_space, ok, warn, worst
 from aflow.environments.uv import find_uv
 from aflow.errors import AflowError, InvalidSetting, MissingExtra
 from aflow.metadata.tokens import headers_for
+from aflow.task.secrets import known_backends
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -71,7 +73,7 @@ class Clocks:
             self._last = of_clock("clock", self._clock.now(), date, whose)
 
     def findings(self) -> Iterator[Finding]:
-        """What the last one means, who is the nearest to those who check signatures."""
+        """The setting that takes precedence: that of the processes that check signatures."""
         if self._last is not None:
             yield self._last
 
@@ -115,8 +117,8 @@ def _files() -> Iterator[Finding]:
         read.append(str(file.path))
         for key, said in keys.remarks(values):
             harmless = keys.bare(key) in keys.WITHOUT_EFFECT
-            told = f"{key} in {file.path} is {said}."
-            yield ok("settings", told) if harmless else warn("settings", told)
+            sentence = f"{key} in {file.path} is {said}."
+            yield ok("settings", sentence) if harmless else warn("settings", sentence)
     said = f"{', '.join(read)} can be read." if read else "No file of settings: defaults hold."
     yield ok("settings", said)
 
@@ -190,8 +192,6 @@ def _datastore(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
 
 
 def _metadata(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
-    from aflow.backends import open_metadata
-
     try:
         url = settings.metadata_url
         if url.startswith("http"):
@@ -227,13 +227,11 @@ def _queue(settings: Settings) -> Iterator[Finding]:
     else:
         yield ok("queue", f"{shown} answers: {depth} messages wait.")
     if not settings.signing_keys:
-        said = "Messages are not signed: whoever can write to the queue can have workers run code."
+        said = "Messages are not signed: anyone with access to the queue can have workers run code."
         yield warn("queue", said, "Set AFLOW_SIGNING_KEY, the same for runs and workers.")
 
 
 async def _depth(url: str) -> int:
-    from aflow.backends import open_queue
-
     queue = open_queue(url)
     try:
         return (await queue.depth("doctor")).ready
@@ -242,8 +240,6 @@ async def _depth(url: str) -> int:
 
 
 def _secrets(settings: Settings) -> Iterator[Finding]:
-    from aflow.task.secrets import known_backends
-
     kind = settings.default_secrets_backend
     if kind is None:
         return

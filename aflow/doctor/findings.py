@@ -68,7 +68,7 @@ def worst(findings: Sequence[Finding]) -> State:
 
 
 def of_space(name: str, place: str, free: int) -> Finding:
-    """What so many free bytes are worth."""
+    """The finding for this many free bytes."""
     said = f"{free / _GIB:.1f} GiB are free where {place} is."
     if free < NO_SPACE:
         return fail(name, said, "Free some space: runs stop when the disk is full.")

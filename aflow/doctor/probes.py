@@ -33,7 +33,7 @@ _ECR = re.compile(
 
 
 class Answered(NamedTuple):
-    """What a service of HTTP has said. `date` is its clock, if it told it."""
+    """The answer of an HTTP service. `date` is its clock, if it sent one."""
 
     status: int
     headers: Mapping[str, str]
@@ -57,8 +57,8 @@ def get(url: str, headers: Mapping[str, str]) -> Answered:
         query = f"?{parts.query}" if parts.query else ""
         connection.request("GET", f"{parts.path or '/'}{query}", headers=dict(headers))
         answer = connection.getresponse()
-        told = {name.lower(): value for name, value in answer.getheaders()}
-        return Answered(answer.status, told, answer.read(1 << 20))
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        return Answered(answer.status, headers, answer.read(1 << 20))
     finally:
         connection.close()
 
@@ -66,11 +66,11 @@ def get(url: str, headers: Mapping[str, str]) -> Answered:
 def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, str | None]:
     """Whether a metadata service answers at the URL, and takes the key in the headers; and what
     its clock says, if it said that."""
-    base, told = url.rstrip("/"), None
+    base, date = url.rstrip("/"), None
     try:
         answer = get(f"{base}/ping", headers)
         version = answer.headers.get("metadata_service_version")
-        own, told = "aflow_metadata" in answer.headers, answer.date
+        own, date = "aflow_metadata" in answer.headers, answer.date
         if answer.status == 200 and version is not None:
             # Asked with the key. Some services list the runs of a flow alone, and no flows.
             listed = get(f"{base}/flows?_limit=1", headers)
@@ -79,7 +79,7 @@ def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, s
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         said = f"Nobody answers at {url}: {why.rstrip('.')}."
         return fail(name, said, "Check AFLOW_SERVICE_URL, and that the service runs."), None
-    return of_service(name, url, answer.status, version, own), told
+    return of_service(name, url, answer.status, version, own), date
 
 
 def bucket(name: str, url: str) -> Finding:
@@ -134,12 +134,12 @@ def queue(
             return found
         order = answer["jobQueues"][0].get("computeEnvironmentOrder", ())
         machines = [each["computeEnvironment"] for each in order]
-        told = (
+        network = (
             aws.call("batch", "describe_compute_environments", computeEnvironments=machines)
             if machines
             else {}
         )
-        return [*found, of_machines("compute", wanted, told, execution_role)]
+        return [*found, of_machines("compute", wanted, network, execution_role)]
 
     return asked(name, f"The job queue {wanted}", "batch:DescribeJobQueues", looked)
 

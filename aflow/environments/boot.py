@@ -107,8 +107,8 @@ def of_role() -> tuple[str, ...] | None:
         token = ask(host.rstrip("/") + "/latest/api/token", "PUT", **seconds)
         role = ask(place, X_aws_ec2_metadata_token=token).split()[0]
         text = ask(place + role, X_aws_ec2_metadata_token=token)
-    told = json.loads(text)
-    return told["AccessKeyId"], told["SecretAccessKey"], told["Token"]
+    answer = json.loads(text)
+    return answer["AccessKeyId"], answer["SecretAccessKey"], answer["Token"]
 
 
 def credentials(region: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import refuse_foreign, writable_or_temporary
 from aflow._core.settings import Settings, environment_with
-from aflow.environments import wheels
+from aflow.environments import conda, wheels
 from aflow.environments.files import Files
 from aflow.environments.lock import WHEEL, Lock, LockedPackage
 from aflow.environments.solve import Solver, Target, tags_of, this_platform
@@ -185,7 +185,8 @@ class Environments:
 
     @contextmanager
     def _alone(self, prefix: Path, title: str) -> Iterator[None]:
-        """Be the only one who builds this. The kernel lets go for a process that is killed."""
+        """Be the only process that builds this. The kernel releases the lock of a killed
+        process."""
         try:
             descriptor = _opened(_lock_file(prefix))
         except OSError as error:
@@ -241,8 +242,6 @@ class Environments:
     def _install(self, lock: Lock, new: Path, prefix: Path) -> None:
         wheels = [each for each in lock if each.kind == WHEEL]
         if lock.is_conda:
-            from aflow.environments import conda  # needs py-rattler
-
             conda.install(lock, new, prefix, self._files, self._fetch)
             if not wheels:
                 return

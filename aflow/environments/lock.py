@@ -119,7 +119,7 @@ class Lock:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Lock:
-        """The lock of plain values. Raises InvalidLock for what is none, or is too new."""
+        """The lock of plain values. Raises InvalidLock for anything else, or what is too new."""
         try:
             if data["version"] > VERSION:
                 raise InvalidLock("An environment was locked by a newer aflow: upgrade this one.")

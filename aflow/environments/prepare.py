@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.settings import Settings
+from aflow.environments import conda
 from aflow.environments.build import Built, Environments, cache_folder
 from aflow.environments.lock import Lock
 from aflow.environments.solve import (
@@ -142,8 +143,6 @@ class _Solving:
 
     def _lock(self, spec: Spec, platform: str, names: list[str]) -> Lock:
         if spec.uses_conda:
-            from aflow.environments import conda  # needs py-rattler
-
             return conda.lock(
                 spec, self._folder, platform, self._cache, self._report, rebuild=self._rebuild
             )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aflow._core.settings import switched_on
 from aflow._core.version import DISTRIBUTION, __version__
+from aflow.environments import wheels
 from aflow.errors import EnvironmentFailed, MissingExtra, ShippingError
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
@@ -154,8 +155,6 @@ def packed_runtime(
     """aflow with these extras as it runs here, with all that it depends on; and the same aflow with
     what it depends on for these targets, where that is not what runs there. Blocks. Raises
     ShippingError, and, for targets, EnvironmentFailed and MissingExtra."""
-    from aflow.environments import wheels  # with `packaging`: few commands ship anything
-
     packed = wheels.runtime(extras, folder, now)
     runtimes = [(wheels.fit_of(packed), packed)]
     for target in targets:

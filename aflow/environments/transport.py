@@ -1,9 +1,10 @@
 """Environments of steps on machines without an index: their files in the datastore, by digest.
 
 For each lock there is a manifest (a blob) that names the blobs of its files, and a root that keeps
-them from `gc` for a month after they were last shipped. Whoever ships a lock that the datastore has
-already needs neither an index nor the files. Beside the packages travel, where a machine may lack
-them: what aflow itself needs for another Python than the run's, that Python, and uv.
+them from `gc` for a month after they were last shipped. A process that ships a lock that the
+datastore has already needs neither an index nor the files. Beside the packages travel, where a
+machine may lack them: what aflow itself needs for another Python than the run's, that Python, and
+uv.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class _Sender:
             self._report(f"Putting {count} package(s) for Python {lock.python} into the datastore")
             with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:
                 made = [*threads.map(self._package, lock.packages)]
-            files = {each.sha256: told for each, told in zip(lock.packages, made, strict=True)}
+            files = {each.sha256: entry for each, entry in zip(lock.packages, made, strict=True)}
             text = json.dumps({"lock": lock.as_dict(), "files": files}, sort_keys=True)
             return [self._put(text.encode()), *(each["key"] for each in made)]
 
@@ -289,18 +290,18 @@ class FromStore(Supplies):
 
     def file(self, package: LockedPackage) -> Path | None:
         """The file of a package, fetched and checked."""
-        told = self._known.get(package.sha256)
-        if told is None:
+        entry = self._known.get(package.sha256)
+        if entry is None:
             return None
         with self._temporary("wheels") as temporary:
             with temporary.open("wb") as file:
-                for at in range(0, told["size"], _PIECE):
-                    length = min(_PIECE, told["size"] - at)
-                    file.write(self._blobs.get_range(told["key"], at, length))
+                for at in range(0, entry["size"], _PIECE):
+                    length = min(_PIECE, entry["size"] - at)
+                    file.write(self._blobs.get_range(entry["key"], at, length))
             if digest_of_file(temporary) != package.sha256:
                 raise EnvironmentFailed(
                     f"{package.file} is damaged in the datastore {self._store.url}: its digest is "
-                    f"another than that of the lock (blob {told['key']})"
+                    f"another than that of the lock (blob {entry['key']})"
                 )
             self._files.add(temporary, package.file)
         return self._files.path(package)

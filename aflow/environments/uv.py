@@ -51,8 +51,8 @@ class Uv:
     def __init__(
         self, report: Report = lambda line: None, otherwise: Callable[[], str | None] | None = None
     ) -> None:
-        """`report` is told what a long command of uv does; `otherwise` gives the path of uv where
-        it is not installed. Raises MissingExtra where there is no uv."""
+        """`report` receives the progress of a long command of uv; `otherwise` gives the path of uv
+        where it is not installed. Raises MissingExtra where there is no uv."""
         self.path = find_uv(otherwise)
         self._report = report
         self._indexes = index_options()
@@ -66,7 +66,7 @@ class Uv:
         offline: bool = False,
         more: Mapping[str, str] | None = None,
     ) -> str:
-        """Run a command; what it prints. With `index` it is told which index is set. Raises
+        """Run a command; what it prints. With `index` it gets the index that is set. Raises
         UvFailed."""
         words = [self.path, *args, "--color", "never"]
         words += self._indexes if index else []

@@ -287,8 +287,8 @@ def _in_folder(
         made = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
         try:
             wheel = _write(made, files())
-            told = {**wheel._asdict(), "path": wheel.path.name}
-            (made / _INDEX).write_text(json.dumps(told))
+            index = {**wheel._asdict(), "path": wheel.path.name}
+            (made / _INDEX).write_text(json.dumps(index))
             if place.exists():  # cut off, or of another kind
                 shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):  # another program was first
@@ -304,8 +304,8 @@ def _in_folder(
 
 def _known(place: Path) -> PackedWheel | None:
     try:
-        told = json.loads((place / _INDEX).read_bytes())
-        known = PackedWheel(**{**told, "path": place / told["path"]})
+        index = json.loads((place / _INDEX).read_bytes())
+        known = PackedWheel(**{**index, "path": place / index["path"]})
         if known.path.stat().st_size != known.size:
             return None
         os.utime(place)

@@ -10,7 +10,7 @@ What every executor promises, and tests/contracts/test_executors.py checks:
   the cancel reached it.
 - Where there is no process, pipe or memory to be had, the attempt is LOST, and the next one is
   tried all the same.
-- What `recover` takes is as if it had been launched here; what it gives back is nobody's.
+- What `recover` takes is as if it had been launched here; nothing runs what it gives back.
 - `stop` leaves no process, file descriptor or temporary file behind. It may be called twice.
 """
 
@@ -27,7 +27,7 @@ from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunC
 
 
 class Reports(Protocol):
-    """Who is told what becomes of the attempts."""
+    """Receives the reports about attempts."""
 
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
         """Another executor finds the attempt by this (the worker or the job that has it), should
@@ -41,8 +41,8 @@ class Reports(Protocol):
         """The attempt has written these bytes to stdout (0) or stderr (1)."""
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """The attempt, which still runs, has so many items of its foreach so far. The manifest says
-        what the tasks for them read of it."""
+        """The attempt, which still runs, has this many items of its foreach so far. The manifest
+        says what the tasks for them read of it."""
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """The attempt is over."""
@@ -83,7 +83,7 @@ class Executor(Protocol):
         of the run: of more than that none is launched. Read before the run begins."""
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """Take over these attempts of the same run, as soon as `start` is called, which comes next:
+        """Recover these attempts of the same run, as soon as `start` is called, which comes next:
         each is awaited, or launched again where it was never heard of. Their `started` is reported
         where it is not known. Gives back those that are lost."""
 

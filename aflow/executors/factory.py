@@ -501,7 +501,7 @@ def keep_from_workers(run: RunRecord) -> None:
 
             mark_over(store, run.flow, run.run)
     except (AflowError, KeyError) as error:
-        _log.warning("Workers cannot be told that %s/%s has ended: %s", run.flow, run.run, error)
+        _log.warning("Workers cannot be notified of the end of %s/%s: %s", run.flow, run.run, error)
 
 
 def _described(
@@ -634,7 +634,7 @@ class ByStep:
         return lost
 
     def forget(self, task: int, attempt: int) -> None:
-        """Whoever had it knows."""
+        """The executor that started it knows."""
         for each in self._all:
             each.forget(task, attempt)
 

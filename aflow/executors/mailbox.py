@@ -1,7 +1,7 @@
-"""Attempts that run on other machines, and the letters in which their workers tell of them.
+"""Attempts that run on other machines, and the messages in which their workers report on them.
 
-What workers say is taken down in the order in which it comes; a letter that comes twice, or that is
-of no live attempt, says nothing. A letter that tells of an end is done with when
+Reports are applied in the order in which they arrive; a message that arrives twice, or that is
+about no live attempt, changes nothing. A message that reports an end is acknowledged when
 that is committed: until then it is there for the next coordinator, should this one go away.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from aflow.errors import ObjectNotFound
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
-from aflow.executors.protocol import ReportsLetter, reports_topic, unseal_letter
+from aflow.executors.protocol import ReportsMessage, open_message, reports_topic
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import AttemptReport
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aflow._core.clock import Clock
-    from aflow.executors.protocol import ReportsLetter
+    from aflow.executors.protocol import ReportsMessage
     from aflow.storage.base import ObjectStore
 
 CANCELLED = AttemptState.CANCELLED.value
@@ -51,8 +51,8 @@ class Away:
         return self.started_at is None or self.is_back
 
 
-class _Letter(Generic[R]):
-    """A letter whose ends are not committed yet."""
+class _Unread(Generic[R]):
+    """A message whose ends are not committed yet."""
 
     __slots__ = ("name", "receipt", "uncommitted")
 
@@ -62,17 +62,18 @@ class _Letter(Generic[R]):
         self.uncommitted = uncommitted
 
 
-class Correspondence(Generic[R]):
-    """The attempts of one run that are away; `begin` says who is told of them. A receipt is what
-    a letter is known by where it came from: `done` are those of letters that are done with."""
+class ReportInbox(Generic[R]):
+    """The attempts of one run that run elsewhere; `begin` says who gets their reports. A receipt is
+    what identifies a message at its source: `done` are those of messages that can be
+    acknowledged."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.away: dict[Owner, Away] = {}
         self.done: list[R] = []
         self._heard: defaultdict[str, set[int]] = defaultdict(set)
-        self._unread: dict[Owner, _Letter[R]] = {}  # by the ends that they tell of
-        self._letters: dict[tuple[str, int], _Letter[R]] = {}  # the same, by worker and number
+        self._unread: dict[Owner, _Unread[R]] = {}  # by the ends that they tell of
+        self._uncommitted: dict[tuple[str, int], _Unread[R]] = {}  # the same, by worker and number
         self._interrupted = False
         self._cancelled: set[Owner] = set()  # by us, while they are away
         self.declined: dict[str, str] = {}  # workers that cannot run the flow: why
@@ -87,8 +88,8 @@ class Correspondence(Generic[R]):
         over: Callable[[Owner], None] | None = None,
         believes: Callable[[AttemptReport], bool] | None = None,
     ) -> None:
-        """Tell them from now on; `over` is called before an end is told. An end that a letter tells
-        of is none unless `believes` it."""
+        """Pass reports on from now on; `over` is called before an end is reported. An end that a
+        message reports of is none unless `believes` it."""
         self._reports = reports
         self._over = over
         self._believes = believes
@@ -117,56 +118,56 @@ class Correspondence(Generic[R]):
         """Whether the attempt is away, and we have not asked for its end."""
         return owner in self.away and owner not in self._cancelled
 
-    # ------------------------------------------------------------ letters
+    # ------------------------------------------------------------ messages
 
-    def hear(self, letter: ReportsLetter, receipt: R) -> None:
-        """Report what a letter says, unless it was heard before."""
-        name = (letter.worker, letter.number)
-        if letter.number in self._heard[letter.worker]:
-            if name in self._letters:  # what it says is not committed yet
-                self._letters[name].receipt = receipt
+    def hear(self, message: ReportsMessage, receipt: R) -> None:
+        """Apply a message, unless it was applied before."""
+        name = (message.worker, message.number)
+        if message.number in self._heard[message.worker]:
+            if name in self._uncommitted:  # its ends are not committed yet
+                self._uncommitted[name].receipt = receipt
             else:
                 self.done.append(receipt)
             return
-        self._heard[letter.worker].add(letter.number)
-        ends = self._read(letter)
+        self._heard[message.worker].add(message.number)
+        ends = self._read(message)
         if ends:
-            self._letters[name] = unread = _Letter(name, receipt, ends)
+            self._uncommitted[name] = unread = _Unread(name, receipt, ends)
             self._unread.update((owner, unread) for owner in ends)
         else:
             self.done.append(receipt)
 
     def forget(self, owner: Owner) -> bool:
-        """The end of this attempt is committed; whether a letter is done with by that."""
-        letter = self._unread.pop(owner, None)
-        if letter is None:
+        """The end of this attempt is committed; whether a message can be acknowledged now."""
+        message = self._unread.pop(owner, None)
+        if message is None:
             return False
-        letter.uncommitted.discard(owner)
-        if letter.uncommitted:
+        message.uncommitted.discard(owner)
+        if message.uncommitted:
             return False
-        del self._letters[letter.name]
-        self.done.append(letter.receipt)
+        del self._uncommitted[message.name]
+        self.done.append(message.receipt)
         return True
 
-    def _read(self, letter: ReportsLetter) -> set[Owner]:
-        """Report what the letter says; the attempts of whose ends it tells."""
+    def _read(self, message: ReportsMessage) -> set[Owner]:
+        """Apply the message; the attempts whose ends it reports."""
         ends: set[Owner] = set()
-        for kind, task, attempt, *rest in letter.events:
+        for kind, task, attempt, *rest in message.events:
             away = self.away.get((task, attempt))
             if kind == protocol.DECLINED:
-                self.declined[letter.worker] = rest[0]
-                if away is not None and away.worker in (None, letter.worker):
+                self.declined[message.worker] = rest[0]
+                if away is not None and away.worker in (None, message.worker):
                     away.is_back, away.worker = True, None
                 continue
             if away is None:
                 continue
             if kind == protocol.STARTED:
-                self._note_start(away, letter, task, attempt, *rest)
+                self._note_start(away, message, task, attempt, *rest)
             elif away.started_at is None:
-                # The letter that told of its start comes later, since its delivery was lost or the
+                # The message that reports its start comes later, since its delivery was lost or the
                 # queue keeps no order; or our predecessor has read it, and not lived to record it.
                 now = self._clock.now()
-                self._note_start(away, letter, task, attempt, None, now)
+                self._note_start(away, message, task, attempt, None, now)
             if kind == protocol.LOGGED:
                 self._reports.logged(task, attempt, *rest)
             elif kind == protocol.GROWN:
@@ -178,19 +179,25 @@ class Correspondence(Generic[R]):
                 if self._believes is not None and not self._believes(report):
                     continue
                 if report.state == CANCELLED and (task, attempt) not in self._cancelled:
-                    reason = f"The task was lost: {letter.worker} cancelled it without our asking."
+                    reason = f"The task was lost: {message.worker} cancelled it without our asking."
                     report = report._replace(state=AttemptState.LOST.value, reason=reason)
                 ends.add((task, attempt))
                 self.end(report, Usage(max_rss, cpu))
         return ends
 
     def _note_start(
-        self, away: Away, letter: ReportsLetter, task: int, attempt: int, pid: int | None, at: float
+        self,
+        away: Away,
+        message: ReportsMessage,
+        task: int,
+        attempt: int,
+        pid: int | None,
+        at: float,
     ) -> None:
         away.is_back = False
-        if (away.worker, away.host) != (letter.worker, letter.host):
-            away.worker, away.host = letter.worker, letter.host
-            self._reports.handed(task, attempt, letter.worker, letter.host)
+        if (away.worker, away.host) != (message.worker, message.host):
+            away.worker, away.host = message.worker, message.host
+            self._reports.handed(task, attempt, message.worker, message.host)
         if away.started_at is None:
             away.started_at = at
             self._reports.started(task, attempt, pid, at)
@@ -200,7 +207,7 @@ class Correspondence(Generic[R]):
     def end(self, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over."""
         if self._interrupted and report.state == AttemptState.CANCELLED.value:
-            # Workers are told to cancel it in either case.
+            # A cancel message goes to the workers in either case.
             report = report._replace(state=AttemptState.INTERRUPTED.value, reason=STOPPED)
         del self.away[(report.task, report.attempt)]
         self._cancelled.discard((report.task, report.attempt))
@@ -248,10 +255,10 @@ class Correspondence(Generic[R]):
             await self._idle.wait()
 
 
-# Letters between jobs and the coordinator of their run, as objects in the store.
+# Messages from jobs to the coordinator of their run, as objects in the store.
 #
-# A job writes what it has to say as numbered letters below a folder of the run; the coordinator
-# lists the folder, reads what is new, and deletes what it is done with. Whoever looks finds all
+# A job writes its reports as numbered messages below a folder of the run; the coordinator
+# lists the folder, reads what is new, and deletes what it has committed. Every listing finds all
 # that was written before. Calls block, and are safe from many threads.
 
 
@@ -259,32 +266,32 @@ _FOR_NAMES = str.maketrans(":#@~", "....")  # what ids of jobs have, and names o
 
 
 class Mailbox:
-    """The letters of one run."""
+    """The messages of one run."""
 
     def __init__(self, store: ObjectStore, flow: str, run: str) -> None:
         self._store = store
-        self._folder = f"jobs/{flow}/{run}/letters/"
+        self._folder = f"jobs/{flow}/{run}/reports/"
         self._topic = reports_topic(flow, run)
 
-    def put(self, letter: ReportsLetter) -> None:
-        """Leave a letter. Raises StorageError."""
-        worker = letter.worker.translate(_FOR_NAMES)
-        name = f"{self._folder}{worker}/{letter.number:08d}"
-        self._store.put(name, [letter.seal((), self._topic, 0.0)])
+    def put(self, message: ReportsMessage) -> None:
+        """Store a message. Raises StorageError."""
+        worker = message.worker.translate(_FOR_NAMES)
+        name = f"{self._folder}{worker}/{message.number:08d}"
+        self._store.put(name, [message.seal((), self._topic, 0.0)])
 
     def names(self) -> Iterator[str]:
-        """The names of the letters that are there; those of one job in the order in which they
+        """The names of the messages that are there; those of one job in the order in which they
         were written. Raises StorageError."""
         return self._store.list(self._folder)
 
-    def open(self, name: str) -> ReportsLetter:
-        """The letter of this name. Raises InvalidMessage for what is none, and StorageError."""
+    def open(self, name: str) -> ReportsMessage:
+        """The message of this name. Raises InvalidMessage if it is malformed, and StorageError."""
         data = bytes(self._store.get(name))
-        letter: ReportsLetter = unseal_letter(data, "reports", (), self._topic, None)
-        return letter
+        message: ReportsMessage = open_message(data, "reports", (), self._topic, None)
+        return message
 
     def remove(self, name: str) -> None:
-        """Delete a letter, if it is there. Raises StorageError."""
+        """Delete a message, if it exists. Raises StorageError."""
         self._store.delete(name)
 
 
@@ -295,7 +302,7 @@ class Mailbox:
 # they are done. Calls block.
 
 
-class Meeting:
+class Rendezvous:
     """The gangs of one run; a gang is known by the task of its member 0."""
 
     def __init__(self, store: ObjectStore, flow: str, run: str) -> None:

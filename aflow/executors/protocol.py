@@ -1,4 +1,4 @@
-"""What coordinators and workers say to each other over a queue: envelopes of plain values.
+"""The messages between coordinators and workers over a queue: records of plain values.
 
 tasks.<pool>      task     one attempt: what to run, and where to report
 reports.<run>     reports  what a worker has to say of the attempts of one run
@@ -6,7 +6,7 @@ worker.<id>       cancel   which attempts that worker is to stop
 (announced)                what a worker says of itself to all: Presence
 
 What comes from a queue is checked field by field before anything is done with it: others can write
-there. A letter that is not as it has to be raises InvalidMessage.
+there. A malformed message raises InvalidMessage.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import digest_of
 from aflow.task.inputs import PAGE
-from aflow.task.remote import Parcels, pack_manifests
+from aflow.task.remote import Payloads, pack_manifests
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
-    from aflow.task.remote import Parcels
+    from aflow.task.remote import Payloads
     from aflow.task.spec import AttemptSpec
 
 DEFAULT_POOL = "default"
@@ -49,9 +49,9 @@ GROWN = 3  # [.., items so far, manifest]
 DECLINED = 4  # [.., why]: this worker cannot run the flow, and has given the attempt back
 
 LARGEST_MANIFEST = 32 << 20  # bytes; half of what a message can have
-_MOST_EVENTS = 500  # in a letter
-_MOST_BYTES = 1 << 20  # of output and manifests in a letter with more than one event
-_ROOM = 4096  # bytes of a letter beside them
+_MOST_EVENTS = 500  # in a message
+_MOST_BYTES = 1 << 20  # of output and manifests in a message with more than one event
+_ROOM = 4096  # bytes of a message beside them
 
 
 def tasks_topic(pool: str) -> str:
@@ -65,12 +65,12 @@ def reports_topic(flow: str, run: str) -> str:
 
 
 def worker_topic(worker: str) -> str:
-    """Where a worker is told what concerns it alone."""
+    """The topic of commands to one worker."""
     return f"worker.{worker}"
 
 
-class TaskLetter(NamedTuple):
-    """One attempt. `job` is the parcel of its run, `spec` an encoded AttemptSpec, `launch` tells
+class TaskMessage(NamedTuple):
+    """One attempt. `job` is the payload of its run, `spec` an encoded AttemptSpec, `launch` tells
     one message for an attempt from the next."""
 
     store: str
@@ -82,12 +82,12 @@ class TaskLetter(NamedTuple):
     launch: int
 
     def seal(self, keys: Keys, topic: str, at: float) -> bytes:
-        """The letter as the body of a message for this topic."""
+        """The sealed body of this message for the topic."""
         return seal("task", topic, at, self._asdict(), keys)
 
     @property
     def attempt(self) -> AttemptSpec:
-        """The attempt; raises InvalidMessage for what is none."""
+        """The attempt; raises InvalidMessage for anything else."""
         try:
             spec = AttemptSpec.decode(self.spec)
             decode_inputs(spec.inputs)
@@ -98,8 +98,8 @@ class TaskLetter(NamedTuple):
         return spec
 
 
-class ReportsLetter(NamedTuple):
-    """What a worker reports of a run. `number` counts its letters: a second delivery has the same
+class ReportsMessage(NamedTuple):
+    """What a worker reports of a run. `number` counts its messages: a second delivery has the same
     one."""
 
     flow: str
@@ -110,27 +110,27 @@ class ReportsLetter(NamedTuple):
     events: Sequence[Any]
 
     def seal(self, keys: Keys, topic: str, at: float) -> bytes:
-        """The letter as the body of a message for this topic."""
+        """The sealed body of this message for the topic."""
         return seal("reports", topic, at, self._asdict(), keys)
 
 
-class CancelLetter(NamedTuple):
+class CancelMessage(NamedTuple):
     """Attempts that a worker is to stop: [flow, run, task, attempt] each."""
 
     attempts: Sequence[Sequence[Any]]
 
     def seal(self, keys: Keys, topic: str, at: float) -> bytes:
-        """The letter as the body of a message for this topic."""
+        """The sealed body of this message for the topic."""
         return seal("cancel", topic, at, self._asdict(), keys)
 
 
-class DrainLetter(NamedTuple):
+class DrainMessage(NamedTuple):
     """A worker is to end when what it runs has ended, for this reason."""
 
     reason: str
 
     def seal(self, keys: Keys, topic: str, at: float) -> bytes:
-        """The letter as the body of a message for this topic."""
+        """The sealed body of this message for the topic."""
         return seal("drain", topic, at, self._asdict(), keys)
 
 
@@ -167,7 +167,7 @@ class Presence(NamedTuple):
 def parts(
     events: Sequence[Sequence[Any]], largest: int | None = None
 ) -> Iterator[list[Sequence[Any]]]:
-    """The events as they go into letters: in order, none too large for a broker that takes bodies
+    """The events as they go into messages: in order, none too large for a broker that takes bodies
     of `largest` bytes, but for single ones that cannot be divided."""
     room = _MOST_BYTES if largest is None else max(1, min(_MOST_BYTES, largest - _ROOM) - 1)
     each_event = 0 if largest is None else 64  # bytes of one beside what it carries
@@ -185,7 +185,7 @@ def parts(
 
 
 def _divided(events: Sequence[Sequence[Any]], room: int) -> Iterator[Sequence[Any]]:
-    """The events, output that is too large for a letter in several."""
+    """The events, output that is too large for a message in several."""
     for event in events:
         if len(event) == 6 and event[0] == LOGGED and len(event[5]) > room:
             *head, chunk = event
@@ -195,32 +195,34 @@ def _divided(events: Sequence[Sequence[Any]], room: int) -> Iterator[Sequence[An
             yield event
 
 
-Letter = TaskLetter | ReportsLetter | CancelLetter | DrainLetter
+WorkerMessage = TaskMessage | ReportsMessage | CancelMessage | DrainMessage
 
-_KINDS: dict[str, type[Letter]] = {
-    "task": TaskLetter,
-    "reports": ReportsLetter,
-    "cancel": CancelLetter,
-    "drain": DrainLetter,
+_KINDS: dict[str, type[WorkerMessage]] = {
+    "task": TaskMessage,
+    "reports": ReportsMessage,
+    "cancel": CancelMessage,
+    "drain": DrainMessage,
 }
 
 
-def unseal_letter(
+def open_message(
     body: bytes, kind: str | Sequence[str], keys: Keys, topic: str, now: float | None
 ) -> Any:
-    """The letter of this kind, or of one of several, that has come by this topic; raises
+    """The message of this kind, or of one of several, that has come by this topic; raises
     ForgedMessage, MessageTooNew and InvalidMessage."""
     kinds = (kind,) if isinstance(kind, str) else kind
     kind, fields = unseal(body, kinds, topic, now, keys)
     try:
-        letter = _KINDS[kind](**fields)
+        message = _KINDS[kind](**fields)
     except TypeError as error:
         raise InvalidMessage(f"A message of kind {kind} has other fields: {error}.") from error
-    for name, value in zip(letter._fields, letter, strict=True):
-        _check(f"a message of kind {kind}", name, value, _LETTERS[kind][name])
-    if isinstance(letter, TaskLetter) and letter.reply != reports_topic(letter.flow, letter.run):
+    for name, value in zip(message._fields, message, strict=True):
+        _check(f"a message of kind {kind}", name, value, _FIELDS_OF[kind][name])
+    if isinstance(message, TaskMessage) and message.reply != reports_topic(
+        message.flow, message.run
+    ):
         raise InvalidMessage("A message names another place for its reports than that of its run.")
-    return letter
+    return message
 
 
 # ------------------------------------------------------------------ what may stand where
@@ -374,7 +376,7 @@ def _is_event(event: Any) -> bool:
     )
 
 
-_LETTERS: dict[str, dict[str, Check]] = {
+_FIELDS_OF: dict[str, dict[str, Check]] = {
     "task": {
         "store": _text(4096),
         "flow": _names(ids.flow_name),
@@ -403,7 +405,7 @@ _LETTERS: dict[str, dict[str, Check]] = {
         ),
     },
 }
-_LETTERS["drain"] = {"reason": _text(2000)}
+_FIELDS_OF["drain"] = {"reason": _text(2000)}
 _PRESENCE: dict[str, Check] = {
     "about": _text(1 << 17),
     "pools": _all(_text(64)),
@@ -417,7 +419,7 @@ _PRESENCE: dict[str, Check] = {
 }
 
 
-# What a worker has to know of a run: one parcel, written when the run begins.
+# What a worker has to know of a run: one payload, written when the run begins.
 #
 # It holds no secrets and is only ever read by the name of its digest, which stands in each
 # (signed) message. What is pickled in it is read by the process that runs the flow, and by nobody
@@ -452,7 +454,8 @@ class Job(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Job:
-        """The job that `encode` gave; raises InvalidMessage for what is none, or too new."""
+        """The job that `encode` gave; raises InvalidMessage for anything else, or what is too
+        new."""
         try:
             version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
             if version > VERSION:
@@ -477,24 +480,24 @@ def python_version() -> str:
 #
 # A task reads the manifests of its inputs, of the tasks that set what these pass on, and of those
 # that opened the foreachs around it. Small ones that are at hand ride in the spec; the others go
-# into a parcel, which all tasks with the same inputs share. The inputs of a join come in pages.
+# into a payload, which all tasks with the same inputs share. The inputs of a join come in pages.
 
 
 _AT_ONCE = 500  # manifests a query
-_KEPT = 256  # parcels whose keys are remembered
+_KEPT = 256  # payloads whose keys are remembered
 
 
 class Packer:
     """Completes specs, so that a worker needs nothing but the store. Calls block; one thread."""
 
-    def __init__(self, metadata: MetadataStore, run_key: int, parcels: Parcels) -> None:
+    def __init__(self, metadata: MetadataStore, run_key: int, payloads: Payloads) -> None:
         self._metadata = metadata
         self._run_key = run_key
-        self._parcels = parcels
+        self._payloads = payloads
         self._known: dict[tuple[int, ...], str] = {}
 
     def complete(self, spec: AttemptSpec, *, apart: bool = False) -> AttemptSpec:
-        """The spec with the parcels that its attempt may need; with `apart` it carries no manifest
+        """The spec with the payloads that its attempt may need; with `apart` it carries no manifest
         itself, so that it is small."""
         inputs = decode_inputs(spec.inputs)
         pages: tuple[str, ...] = ()
@@ -507,7 +510,7 @@ class Packer:
         if apart:
             missing.update(spec.manifests)
             spec = spec._replace(manifests={})
-        return spec._replace(pages=pages, more=self._parcel(missing) if missing else None)
+        return spec._replace(pages=pages, more=self._payload(missing) if missing else None)
 
     def _all_behind(self, tasks: Iterable[int], there: set[int]) -> dict[int, bytes]:
         """The manifests of these tasks, and of those that they lead to, but for those there."""
@@ -526,16 +529,16 @@ class Packer:
             self._run_key, inputs.split, inputs.steps, start, PAGE
         )
         behind = _behind(Manifest.decode(data) for *_, data in rows)
-        return self._parcels.put(pack_manifests(self._all_behind(behind, set()), rows))
+        return self._payloads.put(pack_manifests(self._all_behind(behind, set()), rows))
 
-    def _parcel(self, manifests: dict[int, bytes]) -> str:
-        """The key of a parcel; tasks with the same inputs share it, unless these have grown."""
+    def _payload(self, manifests: dict[int, bytes]) -> str:
+        """The key of a payload; tasks with the same inputs share it, unless these have grown."""
         name = tuple(each for task in sorted(manifests) for each in (task, len(manifests[task])))
         key = self._known.get(name)
         if key is None:
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            key = self._known[name] = self._parcels.put(pack_manifests(manifests))
+            key = self._known[name] = self._payloads.put(pack_manifests(manifests))
         return key
 
 
@@ -562,23 +565,23 @@ def _behind(manifests: Iterable[Manifest]) -> set[int]:
 # ranged request, however wide the array is.
 
 
-class Roll(NamedTuple):
-    """Where the attempts of a job stand: the key of a parcel, and the bytes of each record."""
+class ArraySpec(NamedTuple):
+    """Where the attempts of a job array are: the key of a payload, and the bytes of each record."""
 
     key: str
     width: int
 
     @classmethod
-    def write(cls, parcels: Parcels, specs: Sequence[AttemptSpec]) -> Roll:
-        """Put the attempts into a parcel. Blocks; raises StorageError."""
+    def write(cls, payloads: Payloads, specs: Sequence[AttemptSpec]) -> ArraySpec:
+        """Put the attempts into a payload. Blocks; raises StorageError."""
         records = [_record(spec) for spec in specs]
         width = max(map(len, records))
-        key = parcels.put(b"".join(record.ljust(width, b"\0") for record in records))
+        key = payloads.put(b"".join(record.ljust(width, b"\0") for record in records))
         return cls(key, width)
 
     @classmethod
-    def parse(cls, text: str) -> Roll:
-        """The roll that `str` gave; raises InvalidMessage."""
+    def parse(cls, text: str) -> ArraySpec:
+        """The spec that `str` gave; raises InvalidMessage."""
         key, _, width = text.partition(":")
         if not width.isdigit():
             raise InvalidMessage(f"{text!r} does not say where attempts stand.")
@@ -587,13 +590,13 @@ class Roll(NamedTuple):
     def __str__(self) -> str:
         return f"{self.key}:{self.width}"
 
-    def read(self, parcels: Parcels, index: int) -> AttemptSpec:
+    def read(self, payloads: Payloads, index: int) -> AttemptSpec:
         """The attempt of this index. Blocks; raises ObjectNotFound, and CorruptBlob."""
-        return _attempt(parcels.part(self.key, index * self.width, self.width), self.key)
+        return _attempt(payloads.part(self.key, index * self.width, self.width), self.key)
 
-    def read_all(self, parcels: Parcels) -> list[AttemptSpec]:
+    def read_all(self, payloads: Payloads) -> list[AttemptSpec]:
         """All of them, in order. Blocks; raises what `read` raises."""
-        data, width = parcels.get(self.key), self.width
+        data, width = payloads.get(self.key), self.width
         return [_attempt(data[at : at + width], self.key) for at in range(0, len(data), width)]
 
 

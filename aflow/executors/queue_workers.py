@@ -1,9 +1,9 @@
 """Attempts that run on other machines: put into a queue, and what workers report of them.
 
-A message is one attempt. It is delivered again when its worker goes away, and whoever commits its
-task first has settled it, so that a second delivery costs time alone. One that kills each worker
-that takes it is buried; then its attempt has failed. What workers report they put into a queue of
-the run; see correspondence.py.
+A message is one attempt. It is delivered again when its worker is lost, and the coordinator that
+commits its task first has settled it, so that a second delivery costs time alone. One that kills
+each worker that takes it is buried; then its attempt has failed. What workers report they put into
+a queue of the run; see executors/mailbox.py.
 
 Brokers forget (a restart without its data, an eviction, a failover to a replica that lags). So what
 is neither in the queue, nor with a worker, nor reported, is put again. When the run has ended, its
@@ -35,18 +35,18 @@ from aflow.errors import (
 )
 from aflow.executors import protocol
 from aflow.executors.base import Orphan, Reports
-from aflow.executors.mailbox import STOPPED, Away, Correspondence, Owner
+from aflow.executors.mailbox import STOPPED, Away, Owner, ReportInbox
 from aflow.executors.protocol import (
-    CancelLetter,
+    CancelMessage,
     Packer,
     Presence,
-    ReportsLetter,
-    TaskLetter,
-    unseal_letter,
+    ReportsMessage,
+    TaskMessage,
+    open_message,
 )
 from aflow.queue.base import MAX_DELIVERIES, Lease, Message, Queue, pause
 from aflow.scheduler.states import AttemptState
-from aflow.task.remote import Parcels, mark_over
+from aflow.task.remote import Payloads, mark_over
 from aflow.task.spec import AttemptSpec, RunContext
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class QueueExecutor:
         self._keys = keys
         self._priority = priority
         self._grace = grace
-        self._mail: Correspondence[Lease] = Correspondence(clock)
+        self._mail: ReportInbox[Lease] = ReportInbox(clock)
         self._given_up: set[Owner] = set()  # ended here, while a worker may still take them
         self._outgoing: list[AttemptSpec] = []
         self._cancels: defaultdict[str, list[Owner]] = defaultdict(list)
@@ -112,17 +112,17 @@ class QueueExecutor:
         self._specs: dict[Owner, AttemptSpec] = {}  # of those that are away
         self._put_at: dict[Owner, float] = {}  # when the messages of those that are away were put
         self._missing: set[Owner] = set()  # of which the queue knew nothing at the last look
-        self._told_workers: dict[str, list[str]] = {}  # the ids of our letters to them
+        self._cancel_messages: dict[str, list[str]] = {}  # the ids of our messages to them
         self._unfit_since: dict[str, float] = {}  # by pool: since when no worker of it will do
         self._stopped = False
         self._queue: Any = None  # a Queue from the start on
         self._tasks: list[asyncio.Task[None]] = []
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """All of them: what a worker has begun it ends, and reports to whoever listens then; what
-        is not known to have begun is put into the queue, where it stays what it is if it is there
-        already. It may have been done, and the letter that says so be leased by our predecessor:
-        so whoever gets it looks first whether there is anything left to do."""
+        """All of them: a worker finishes what it has begun, and reports to the next coordinator;
+        what is not known to have begun is put into the queue, where it stays what it is if it is
+        there already. It may have been done, and its report be leased by the previous coordinator:
+        so the worker that gets it looks first whether there is anything left to do."""
         for orphan in orphans:
             self._mail.take_over(orphan, orphan.handle or None)
             spec = orphan.spec._replace(again=True)
@@ -134,7 +134,7 @@ class QueueExecutor:
         return ()
 
     def forget(self, task: int, attempt: int) -> None:
-        """The letter that tells of this end has been read, if it tells of no other."""
+        """The message that reports this end has been read, if it reports no other."""
         if self._mail.forget((task, attempt)):
             self._news.set()
 
@@ -145,11 +145,11 @@ class QueueExecutor:
         self._mail.begin(reports, self._note_over)
         self._name = hashlib.sha256(f"{context.flow}/{context.run}".encode()).hexdigest()[:24]
         self._reply = protocol.reports_topic(context.flow, context.run)
-        parcels = Parcels(self._store, context.flow, context.run)
-        self._packer = Packer(self._metadata, context.run_key, parcels)
+        payloads = Payloads(self._store, context.flow, context.run)
+        self._packer = Packer(self._metadata, context.run_key, payloads)
         job = self._job(context._replace(remote=True))
         self._pools = {step: self._pool_of(step) for step in job.needs}
-        self._job_key = await in_thread(parcels.put, job.encode())
+        self._job_key = await in_thread(payloads.put, job.encode())
         self._queue = self._open_queue()
         self._news = asyncio.Event()
         self._caught_up = asyncio.Event()
@@ -172,10 +172,10 @@ class QueueExecutor:
         error = None if task.cancelled() else task.exception()
         if error is None or self._stopped:
             return
-        told = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
         if not isinstance(error, AflowError):
             _log.error("A part of the coordinator has failed.", exc_info=error)
-        self._lost = f"The task was lost: nothing more can be heard of it ({told})"
+        self._lost = f"The task was lost: no more reports of it can arrive ({reason})"
         for owner in [*self._mail.away]:
             self._mail.give_up(owner, AttemptState.LOST, self._lost)
 
@@ -198,8 +198,8 @@ class QueueExecutor:
         self._news.set()
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop this attempt: its worker is told so; if none is known to have it, it is taken out
-        of the queue."""
+        """Stop this attempt: its worker gets a cancel message; if none is known to have it, it is
+        taken out of the queue."""
         owner = (task, attempt)
         away = self._mail.away.get(owner)
         if away is not None:
@@ -232,7 +232,7 @@ class QueueExecutor:
         try:
             await in_thread(mark_over, self._store, context.flow, context.run)
             async with asyncio.timeout(_TIDYING):
-                for worker, ids in self._told_workers.items():
+                for worker, ids in self._cancel_messages.items():
                     await self._queue.remove(protocol.worker_topic(worker), ids)
                 await self._queue.drop(self._reply)
         except (QueueError, StorageError, TimeoutError) as error:
@@ -295,7 +295,7 @@ class QueueExecutor:
     async def _put(self, specs: list[AttemptSpec]) -> None:
         there = [spec for spec in specs if self._mail.is_wanted((spec.task, spec.attempt))]
         try:
-            bodies = await in_thread(lambda: [self._letter(spec) for spec in there])
+            bodies = await in_thread(lambda: [self._task_message(spec) for spec in there])
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
             for spec in there:
                 reason = f"The task could not be handed to a worker: {error}"
@@ -328,9 +328,9 @@ class QueueExecutor:
     def _topic(self, step: str) -> str:
         return protocol.tasks_topic(self._pools[step])
 
-    def _letter(self, spec: AttemptSpec) -> bytes:
+    def _task_message(self, spec: AttemptSpec) -> bytes:
         context = self._context
-        letter = TaskLetter(
+        message = TaskMessage(
             context.storage_url,
             context.flow,
             context.run,
@@ -339,18 +339,18 @@ class QueueExecutor:
             self._packer.complete(spec).encode(),
             0,
         )
-        return letter.seal(self._keys, self._topic(spec.step), self._clock.now())
+        return message.seal(self._keys, self._topic(spec.step), self._clock.now())
 
     def _id(self, owner: Owner) -> str:
         return f"{self._name}:{owner[0]}:{owner[1]}"
 
     async def _put_cancel(self, worker: str, owners: list[Owner]) -> None:
         context = self._context
-        letter = CancelLetter([[context.flow, context.run, *owner] for owner in owners])
+        cancel = CancelMessage([[context.flow, context.run, *owner] for owner in owners])
         topic = protocol.worker_topic(worker)
-        body = letter.seal(self._keys, topic, self._clock.now())
+        body = cancel.seal(self._keys, topic, self._clock.now())
         message = Message(f"{self._id(owners[0])}:cancel", body)
-        self._told_workers.setdefault(worker, []).append(message.id)
+        self._cancel_messages.setdefault(worker, []).append(message.id)
         await self._patiently(lambda: self._queue.put(topic, [message]))
 
     async def _take_out(self, owners: set[Owner]) -> None:
@@ -399,16 +399,16 @@ class QueueExecutor:
 
     def _open(self, lease: Lease) -> None:
         try:
-            letter: ReportsLetter = unseal_letter(
+            message: ReportsMessage = open_message(
                 lease.body, "reports", self._keys, self._reply, self._clock.now()
             )
-            if (letter.flow, letter.run) != (self._context.flow, self._context.run):
+            if (message.flow, message.run) != (self._context.flow, self._context.run):
                 raise InvalidMessage("A report is of another run.")
-        except QueueError as error:  # nobody who may tell us something wrote it
+        except QueueError as error:  # not signed with our key
             _log.warning("A message of %s is refused: %s", lease.topic, error)
             self._mail.done.append(lease)
             return
-        self._mail.hear(letter, lease)
+        self._mail.hear(message, lease)
 
     # ------------------------------------------------------------ what the queue has of ours
 
@@ -594,7 +594,7 @@ class Ability(NamedTuple):
         )
 
     def why(self, tasks: int, url: str) -> str:
-        """What so many tasks of the pool wait for, in a sentence."""
+        """What `count` tasks of the pool wait for, in a sentence."""
         many = "1 task waits" if tasks == 1 else f"{tasks} tasks wait"
         start = f"aflow worker --queue '{url}' --pool {self.pool}"
         if self.workers is None:

@@ -67,7 +67,7 @@ class Current:
 
     flow_name, run_id, step_name, task_id, pathspec, retry_count, origin_run_id, namespace,
     username, tags, parameter_names, graph, tempdir and what the flow's decorators add are what the
-    runner told; `run`, `task` and `trigger` are made when they are first asked for.
+    runner passes; `run`, `task` and `trigger` are made when they are first asked for.
     """
 
     __slots__ = ()

@@ -92,7 +92,7 @@ class OnStep(Custom, metaclass=_OnStep):
     is_late: ClassVar[bool] = True
 
     def __call__(self, step: Any) -> Any:
-        """Put it on a step; raises InvalidDecorator for what is none."""
+        """Put it on a step; raises InvalidDecorator for anything else."""
         if not isinstance(step, FunctionType) or step_mark(step) is None:
             raise InvalidDecorator(
                 f"@{self.decorator_name} was put on {shown(step)}, which is no step: write it "
@@ -158,7 +158,7 @@ class FlowMutator(Custom):
     """Changes a flow before it runs: its steps' decorators, parameters, and its own decorators."""
 
     def __call__(self, flow: Any) -> Any:
-        """Put it on the class of a flow; raises InvalidDecorator for what is none."""
+        """Put it on the class of a flow; raises InvalidDecorator for anything else."""
         if not isinstance(flow, type):
             raise InvalidDecorator(
                 f"@{self.decorator_name} was put on {shown(flow)}: a mutator of flows stands on "

@@ -1,4 +1,4 @@
-"""What merge_artifacts takes over into a join, decided by names and digests alone.
+"""What merge_artifacts copies into a join, decided by names and digests alone.
 
 An artifact that all inputs which have it agree on (the same digest) is taken from the first of
 them. One on which they differ has to be set by the join itself before it merges.
@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from aflow.errors import MergeArtifactsError, MissingInMergeArtifacts, UnhandledInMergeArtifacts
 
-_NAMED = 10  # conflicts told in detail; a join of thousands of inputs may have many
+_NAMED = 10  # conflicts shown in detail; a join of thousands of inputs may have many
 
 
 class Merge:
@@ -73,14 +73,14 @@ class Merge:
 
     def _unhandled(self) -> UnhandledInMergeArtifacts:
         names = sorted(self._conflicts)
-        told = [
+        differences = [
             f"{name} (differs between {self._conflicts[name][0]} and {self._conflicts[name][1]})"
             for name in names[:_NAMED]
         ]
         if len(names) > _NAMED:
-            told.append(f"{len(names) - _NAMED} more")
+            differences.append(f"{len(names) - _NAMED} more")
         return UnhandledInMergeArtifacts(
-            f"merge_artifacts: the inputs of the join differ in {', '.join(told)}. "
+            f"merge_artifacts: the inputs of the join differ in {', '.join(differences)}. "
             "Set these artifacts in the join before it merges, or name them in exclude=.",
             names,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
 from aflow.errors import ArtifactNotFound
-from aflow.flow.graph import Kind
+from aflow.flow.graph import Kind, outline
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -111,8 +111,6 @@ class FlowGraph:
 
     def output_steps(self) -> tuple[dict[str, Any], list[Any]]:
         """The steps by name, and how they lie between splits and joins."""
-        from aflow.flow.graph import outline
-
         found = outline(self._definition)
         return found["steps"], found["graph_structure"]
 
@@ -197,8 +195,6 @@ def _frames(context: TaskContext) -> list[ForeachFrame]:
 
 
 def _graph_info(context: TaskContext) -> dict[str, Any]:
-    from aflow.flow.graph import outline
-
     return outline(context.definition)
 
 

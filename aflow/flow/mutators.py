@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
 Spec = tuple[str, str, list[Any], dict[str, Any]]
-"""A decorator as it can be told: short name, full name, options by place, options by name."""
+"""A decorator as it is described: short name, full name, options by place, options by name."""
 
 IGNORE, ERROR, OVERRIDE = 1, 2, 3
 
@@ -254,7 +254,7 @@ class MutableFlow:
         raise AttributeError(f"The flow has no step, parameter or config {name!r}.")
 
 
-# ------------------------------------------------------------ decorators as told
+# ------------------------------------------------------------ decorators as described
 
 
 def _spec_of(decorator: Any) -> Spec:
@@ -376,9 +376,9 @@ def _turn(draft: Draft, mutator: Custom, act: Callable[[Any], object], subject: 
     except (InvalidDecorator, InvalidParameter):
         raise
     except Exception as error:
-        told = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
         raise InvalidDecorator(
-            f"The mutator {mutator.decorator_name} failed in {act.__name__}{place(error)}: {told}"
+            f"The mutator {mutator.decorator_name} failed in {act.__name__}{place(error)}: {reason}"
         ) from error
 
 

@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
 
 
 def place(error: BaseException) -> str:
-    """Where in the code that we called (and that is told of it) it was raised, as an addition to a
+    """Where in the code that we called it was raised, as an addition to a
     sentence: " (file, line 3)"; nothing if we could not even call it."""
     trace = error.__traceback__
     trace = trace.tb_next if trace else None

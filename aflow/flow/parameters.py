@@ -14,7 +14,7 @@ from aflow.flow.names import did_you_mean, shown
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
-# Options of `run`: a parameter of such a name could not be told from it.
+# Options of `run`: a parameter of such a name could not be distinguished from it.
 RESERVED = frozenset(
     {
         "decospecs",
@@ -114,7 +114,7 @@ class Parameter:
         self.separator = _checked_separator(name, separator)
         type, choices = _literal(type, choices)
         self.infers_type = type is None
-        # The values of one parameter: as many as are given, or so many at a time.
+        # The values of one parameter: as many as are given, or a fixed number at a time.
         self.multiple = bool(click_options.get("multiple"))
         self.nargs = len(type) if isinstance(type, tuple) else int(click_options.get("nargs", 1))
         if self.nargs < 1:
@@ -159,7 +159,7 @@ class Parameter:
         return [self._convert_one(part) for part in parts]
 
     def _convert_group(self, value: Any) -> Any:
-        """One value, or the tuple of so many as belong together."""
+        """One value, or the tuple of those that belong together."""
         if self.nargs == 1:
             return self._convert_one(value)
         if not isinstance(value, list | tuple) or len(value) != self.nargs:
@@ -429,7 +429,7 @@ def declaration_problems(parameters: Mapping[str, Parameter]) -> Iterator[str]:
             )
         if plain in seen:
             yield (
-                f"The parameters {seen[plain]!r} and {parameter.name!r} cannot be told apart: "
+                f"The parameters {seen[plain]!r} and {parameter.name!r} cannot be distinguished: "
                 "names must differ in more than capitals, - and _."
             )
         seen[plain] = parameter.name

@@ -216,7 +216,7 @@ class TaskContext(Protocol):
         exclude: Collection[str] | None,
         include: Collection[str] | None,
     ) -> None:
-        """Take over what the inputs of a join agree on; see FlowSpec.merge_artifacts."""
+        """Copy what the inputs of a join agree on; see FlowSpec.merge_artifacts."""
 
 
 class FlowSpec:
@@ -306,7 +306,7 @@ class FlowSpec:
         exclude: Collection[str] | None = None,
         include: Collection[str] | None = None,
     ) -> None:
-        """In a join, take over the artifacts on which all inputs that have them agree.
+        """In a join, copy the artifacts on which all inputs that have them agree.
 
         What the join has set already stays. `exclude` names artifacts to leave out, `include`
         the only ones to take. Raises UnhandledInMergeArtifacts where inputs differ,
@@ -369,13 +369,13 @@ class FlowSpec:
         stack = context.foreach_stack()
         place = f"[{','.join(str(index) for index, _, _ in stack)}]" if stack else ""
         item = "" if not stack or stack[-1][2] is None else str(stack[-1][2])
-        told = f" (input: {item[:20] + '...' if len(item) > 20 else item})" if item else ""
-        return f"<flow {type(self).__name__} step {context.step_name}{place}{told}>"
+        input_part = f" (input: {item[:20] + '...' if len(item) > 20 else item})" if item else ""
+        return f"<flow {type(self).__name__} step {context.step_name}{place}{input_part}>"
 
 
 def _is_computed(flow: FlowSpec, name: str) -> bool:
     """Whether the class computes the attribute (a property, say), so that an AttributeError is its
-    own. Parameters and configs, which read artifacts by this name, are told apart by a mark."""
+    own. Parameters and configs, which read artifacts by this name, are recognized by a mark."""
     found = getattr_static(type(flow), name, None)
     return hasattr(found, "__get__") and not getattr(type(found), "_aflow_reads_artifact", False)
 

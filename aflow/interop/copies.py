@@ -2,7 +2,7 @@
 
 They lie beside the blobs, in the same datastore, below `metaflow/`, and are made when somebody asks
 for them: of a run that no such client looks at there are none. They may be deleted at any time;
-who asks again has them again. Nothing that a step has stored is unpickled here.
+a later request makes them again. Nothing that a step has stored is unpickled here.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Copies:
     def write_cards(self, run: RunRecord, view: TaskView) -> None:
         """Have the task's cards where Metaflow's client looks for them. Raises StorageError."""
         if view.task.origin:
-            return  # its client looks at the cards of the task whose result was taken over
+            return  # its client looks at the cards of the task whose result was reused
         names = (run.flow, run.run, view.task.step, view.task.task)
         folder = f"{FOLDER}/{CARDS}/{layout.card_folder(*self._place(run, view))}"
         wanted: dict[str, str] = {}
@@ -226,7 +226,7 @@ class Copies:
 
     def _records(self, run: RunRecord, view: TaskView) -> Iterator[LogRecord]:
         attempt = view.attempt
-        if view.task.origin:  # the task whose result was taken over is the one that has printed
+        if view.task.origin:  # the task whose result was reused is the one that has printed
             run_id, _, task = view.task.origin.split("/")
             origin = self.metadata.run(run.flow, run_id)
             found = origin and self.metadata.task(origin.key, int(task))

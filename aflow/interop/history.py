@@ -157,7 +157,7 @@ class MetaflowHistory:
             return []
         flows = [name for name, _ in self.flows()] if flow is None else [flow]
         lists = self._threads.map(self._runs_of, flows)
-        rows = [row for each in lists for row in each if self._is_told(row)]
+        rows = [row for each in lists for row in each if self._is_listed(row)]
         keyed = [(_time(row), self._key(str(row["flow_id"]), row), row) for row in rows]
         keyed.sort(key=lambda each: each[:2], reverse=True)
         passing = [row for at, key, row in keyed if wanted.passes(row, at, key)]
@@ -178,7 +178,7 @@ class MetaflowHistory:
             self._read[what] = (self._now() + self._remember, found)
         return cast("T", found)
 
-    def _is_told(self, row: Row) -> bool:
+    def _is_listed(self, row: Row) -> bool:
         return _is(ids.run_id, str(row["run_number"])) and not self._left_out(row)
 
     def _key(self, flow: str, row: Row) -> int:
@@ -231,7 +231,7 @@ class MetaflowHistory:
     def run(self, flow: str, run: str) -> RunRecord | None:
         """One run, whole; None where there is none."""
         row = self._source.run(flow, run)
-        if row is None or not self._is_told(row):
+        if row is None or not self._is_listed(row):
             return None
         self._key(flow, row)
         return self._load(_Key(flow, run), row).record

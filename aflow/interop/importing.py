@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PAGE = 200  # tasks of a commit
 IMPORTED = "imported_from"
-"""The setting of a run that says where it was taken over from."""
+"""The setting of a run that says where it was imported from."""
 
 _INLINE, _INLINE_TOTAL = 4096, 32768
 _MOST_ITEMS = 1 << 40

@@ -69,7 +69,7 @@ def packed(parts: Iterable[Buffer]) -> bytes:
 
 def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
     """The parts of a pickle that has its buffers inside. Nothing of it is executed. Raises
-    CorruptBlob for what is no pickle with so many buffers."""
+    CorruptBlob for what is no pickle with this many buffers."""
     if not buffers:
         yield data
         return
@@ -144,7 +144,7 @@ def _node(graph: Graph, node: Node) -> dict[str, Any]:
     kind = _TYPES[node.kind]
     if node.kind is Kind.LINEAR:
         kind = "join" if node.is_join else "start" if node.name == graph.start else kind
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         "name": node.name,
         "type": kind,
         "line": node.line,
@@ -155,12 +155,12 @@ def _node(graph: Graph, node: Node) -> dict[str, Any]:
         "node_info": {},
     }
     if node.kind is Kind.FOREACH:
-        told["foreach_artifact"] = node.foreach
+        described["foreach_artifact"] = node.foreach
     if node.kind is Kind.SWITCH:
-        told |= {"condition": node.condition, "switch_cases": dict(node.cases)}
+        described |= {"condition": node.condition, "switch_cases": dict(node.cases)}
     if node.join is not None:
-        told["matching_join"] = node.join
-    return told
+        described["matching_join"] = node.join
+    return described
 
 
 def _structure(graph: Graph) -> list[Any]:

@@ -76,7 +76,7 @@ def _foreachs(run: RunRecord, data: bytes) -> Iterator[tuple[str, str]]:
     try:
         stack = Manifest.decode(data).stack
     except StorageError:
-        return  # what is damaged is said to who reads it
+        return  # what is damaged is reported to its reader
     if not stack:
         return
     following = {node["name"]: node["next"] for node in run.graph["nodes"]}
@@ -88,7 +88,7 @@ def _foreachs(run: RunRecord, data: bytes) -> Iterator[tuple[str, str]]:
     )
 
 
-def copies_told(
+def copies_metadata(
     attempt: AttemptRecord, copies: Copies, left: Iterable[Copy]
 ) -> list[dict[str, Any]]:
     """The artifacts that Metaflow's client can read, and where their values are."""
@@ -148,7 +148,7 @@ def artifacts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
     try:
         manifest = Manifest.decode(attempt.manifest)
     except StorageError:
-        return []  # what is damaged is said to who reads it, and keeps no run from going on
+        return []  # what is damaged is reported to its reader, and keeps no run from going on
     return [
         {
             "name": name,

@@ -76,7 +76,7 @@ class Registry(Caller):
         try:
             response, _ = self._ask("GET", "/ping", b"")
         except (OSError, http.client.HTTPException):
-            return False  # whoever calls it waits for it, and says what is wrong
+            return False  # the caller waits for it, and reports what is wrong
         return "METADATA_SERVICE_VERSION" in response.headers and OWN not in response.headers
 
     def register(
@@ -327,8 +327,8 @@ class _Registering(SqliteMetadata):
         said = [fact for attempt in attempts for fact in records.facts_of(attempt)]
         left: list[dict[str, Any]] = []
         for attempt in attempts:
-            told, readable = self._copied(run, task, attempt)
-            said += told
+            metadata, readable = self._copied(run, task, attempt)
+            said += metadata
             named = {each["name"] for each in readable}
             others = (each for each in records.artifacts_of(attempt) if each["name"] not in named)
             left += [*readable, *others]
@@ -363,8 +363,10 @@ class _Registering(SqliteMetadata):
         except StorageError as error:
             _log.warning("%s/%s: no copies for Metaflow: %s", run.path, task, error)
             left = []
-        told = [records.fact(attempt.attempt, name, each, name) for name, each in around.items()]
-        return told, records.copies_told(attempt, copies, left)
+        metadata = [
+            records.fact(attempt.attempt, name, each, name) for name, each in around.items()
+        ]
+        return metadata, records.copies_metadata(attempt, copies, left)
 
     def _origin_names(self, run: _Run, step: str, origin: str, task: int) -> tuple[str, str]:
         """What a run and a task of it, of which one of this run is a clone, are called in the

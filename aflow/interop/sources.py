@@ -130,12 +130,12 @@ class FolderSource:
         known: set[int] = set()
         for name in _names(folder):
             attempt = name.removesuffix(".data.json")
-            told = _json(folder / name) if attempt != name and attempt.isdigit() else None
-            if told is None:
+            record = _json(folder / name) if attempt != name and attempt.isdigit() else None
+            if record is None:
                 continue
             known.add(int(attempt))
-            for artifact, sha in told["objects"].items():
-                info = told["info"].get(artifact, {})
+            for artifact, sha in record["objects"].items():
+                info = record["info"].get(artifact, {})
                 rows.append(
                     {
                         "step_name": step, "task_id": task, "attempt_id": int(attempt),

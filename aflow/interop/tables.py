@@ -57,18 +57,18 @@ class TablesSource:
 
     def flows(self) -> list[Row]:
         """See Source."""
-        return self._told(f"SELECT * FROM {self._table('flows_v3')} ORDER BY ts_epoch", [])
+        return self._decoded_rows(f"SELECT * FROM {self._table('flows_v3')} ORDER BY ts_epoch", [])
 
     def runs(self, flow: str) -> list[Row]:
         """See Source."""
         query = f"SELECT * FROM {self._table('runs_v3')} WHERE flow_id = %s ORDER BY ts_epoch"
-        return self._told(query, [flow])
+        return self._decoded_rows(query, [flow])
 
     def run(self, flow: str, run: str) -> Row | None:
         """See Source."""
         where, value = ("run_number", int(run)) if run.isdigit() else ("run_id", run)
         query = f"SELECT * FROM {self._table('runs_v3')} WHERE flow_id = %s AND {where} = %s"
-        return next(iter(self._told(query, [flow, value])), None)
+        return next(iter(self._decoded_rows(query, [flow, value])), None)
 
     def _number(self, flow: str, run: str) -> int | None:
         if run.isdigit():
@@ -84,7 +84,7 @@ class TablesSource:
         if number is None:
             return []
         query = f"SELECT * FROM {self._table(table)} WHERE flow_id = %s AND run_number = %s {more}"
-        return self._told(f"{query} ORDER BY ts_epoch", [flow, number, *values])
+        return self._decoded_rows(f"{query} ORDER BY ts_epoch", [flow, number, *values])
 
     def steps(self, flow: str, run: str) -> list[Row]:
         """See Source."""
@@ -108,21 +108,21 @@ class TablesSource:
         """See Source."""
         return self._of_run("artifact_v3", flow, run)
 
-    def _told(self, query: str, values: Sequence[Any]) -> list[Row]:
-        return [_as_told(row) for row in self._rows(query, values)]
+    def _decoded_rows(self, query: str, values: Sequence[Any]) -> list[Row]:
+        return [_decoded(row) for row in self._rows(query, values)]
 
     def close(self) -> None:
         """Release the connection."""
         self._connection.close()
 
 
-def _as_told(row: Row) -> Row:
+def _decoded(row: Row) -> Row:
     """A row of a table as the service tells it: names take the place of numbers."""
-    told = dict(row)
+    decoded = dict(row)
     for name in _LISTS:
-        if isinstance(told.get(name), str):
-            told[name] = json.loads(told[name])
+        if isinstance(decoded.get(name), str):
+            decoded[name] = json.loads(decoded[name])
     for number, name in (("run_number", "run_id"), ("task_id", "task_name")):
-        if told.get(name):
-            told[number] = told[name]
-    return told
+        if decoded.get(name):
+            decoded[number] = decoded[name]
+    return decoded

@@ -127,7 +127,7 @@ def _open_splits(described: Mapping[str, Any], start: str) -> dict[str, tuple[st
 # ------------------------------------------------------------------ where tasks stand
 
 
-class Standing(NamedTuple):
+class TaskPlace(NamedTuple):
     """Where a task stands: what it had as inputs, and its place in the innermost foreach."""
 
     inputs: Inputs
@@ -165,14 +165,14 @@ class Places:
                 outer = (step, path[:-1])
                 self._items[outer] = max(self._items[outer], path[-1] + 1)
 
-    def standing(self, step: str, number: int) -> Standing:
+    def standing(self, step: str, number: int) -> TaskPlace:
         """Where a task stands."""
         node, path = self._graph.nodes.get(step), self._paths[step, number]
         if node is None:
-            return Standing(NoInputs(), None, None)
+            return TaskPlace(NoInputs(), None, None)
         split = self._split(node, path)
         index = path[-1] if path and split is not None else None
-        return Standing(self._inputs(node, path, number), split, index)
+        return TaskPlace(self._inputs(node, path, number), split, index)
 
     def _split(self, node: Node, path: Path) -> int | None:
         openers = [each for each in node.splits if self._graph[each].kind in _OPENS_ITEMS]

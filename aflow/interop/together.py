@@ -28,7 +28,7 @@ def store_of_history(metadata: object, url: str) -> ObjectStore | None:
 
 
 class WithHistory:
-    """Reads both. Of two runs of the same name it is aflow's that is told: it may have been taken
+    """Reads both. Of two runs of the same name aflow's is shown: it may have been taken
     over from Metaflow's to be resumed. What is written goes to aflow's own."""
 
     def __init__(self, own: MetadataStore, histories: Sequence[Beside]) -> None:

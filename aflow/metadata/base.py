@@ -32,15 +32,15 @@ from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 SPIN = "spin"
 LEASE = 10.0
-"""Seconds without a sign of life after which a run is nobody's."""
+"""Seconds without a heartbeat after which the lease of a run has expired."""
 DAMAGED: dict[str, Any] = {"damaged": True}
 """The settings of a run whose own cannot be read."""
 
 
 class Lease(NamedTuple):
-    """Who drives a run that goes on. `left` is how many seconds the owner's lease still had when
-    this was read, by the store's own clock: negative once it has expired. `cancel` is why somebody
-    wants the run to stop, if anybody does."""
+    """The lease holder of a run that goes on. `left` is how many seconds the owner's lease still
+    had when this was read, by the store's own clock: negative once it has expired. `cancel` is why
+    somebody wants the run to stop, if anybody does."""
 
     owner: str
     left: float
@@ -209,7 +209,7 @@ TASK_STATES = {
 
 class TaskColumns(NamedTuple):
     """What a timeline shows of a task: when it was created, and its latest attempt (`attempt` is
-    its number, `host` and `pid` where it ran). `reused`: its result was taken over."""
+    its number, `host` and `pid` where it ran). `reused`: its result is that of an earlier task."""
 
     task: int
     step: str
@@ -317,12 +317,12 @@ class WorkerRegistry(Protocol):
     """The workers that have registered; SQLite, PostgreSQL and the metadata service keep them."""
 
     def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
-        """Register the worker, or renew that: it is listed for so many seconds by the store's own
+        """Register the worker, or renew that: it is listed for this many seconds by the store's own
         clock. Why somebody wants it to be drained, if anybody does. Raises InvalidName for a name
         that is not allowed."""
 
     def workers(self) -> list[WorkerRecord]:
-        """The workers that have registered and whose time is not over, by name."""
+        """The workers that have registered and whose registration has not expired, by name."""
 
     def drain_worker(self, name: str, reason: str) -> bool:
         """Ask a worker to end once what it runs has ended: its next heartbeat says so to it.
@@ -350,26 +350,26 @@ class MetadataStore(Protocol):
     ) -> RunRecord:
         """Record a new run (its flow too, if it is the first) with its task 0 of step
         `_parameters`, succeeded, whose manifest is `parameters`. `run.key` is ignored; the answer
-        carries the real one and version 0. The owner, if one is named, has it for so long, as by
+        carries the real one and version 0. The owner, if one is named, has the lease, as by
         `hold`. Raises VersionConflict if the flow has this run id."""
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch if the run is still at `version`; the new version.
 
-        `mark` is a name that no other commit has. Whoever lost the answer asks again with the same
-        one: what was carried out already is not done again, and answered as if it were."""
+        `mark` is a name that no other commit has. A caller that lost the answer asks again with the
+        same one: what was carried out already is not done again, and answered as if it were."""
 
     def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
         """Say that the run's coordinator is alive (`at`, by its clock), and become the run's owner,
-        or stay it, for so many seconds by the store's own clock: unless somebody else is, whose
+        or stay it, for this many seconds by the store's own clock: unless somebody else is, whose
         time is not over, or the run has ended. Owners are `kind/name`. Does not change the version:
         an owner that was too late is refused by `commit` once the next one has written."""
 
-    def let_go(self, run_key: int, owner: str) -> None:
+    def release_lease(self, run_key: int, owner: str) -> None:
         """If this is the owner: the run may have another one at once."""
 
     def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Flow and id of runs that go on, though the time of their owner, who was of this kind, is
+        """Flow and id of runs that go on, though the lease of their owner, who was of this kind, is
         over; those that have been alone for longest first."""
 
     def request_cancel(self, run_key: int, reason: str) -> bool:

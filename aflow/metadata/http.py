@@ -34,7 +34,7 @@ from aflow.metadata.base import (
     TaskView,
     WorkerRecord,
 )
-from aflow.metadata.wire import frames, pack, raise_told
+from aflow.metadata.wire import frames, pack, raise_received
 from aflow.scheduler.states import RunState, TaskState
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class ServiceMetadata:
 
     def _stream(self, name: str, *values: Any, **named: Any) -> Iterator[Any]:
         for frame in self._answer(name, *values, **named).frames:
-            raise_told(frame)
+            raise_received(frame)
             if frame[0] == "items":
                 yield from frame[1]
 
@@ -262,9 +262,9 @@ class ServiceMetadata:
         found: Hold = self._call("hold", run_key, owner, seconds, at)
         return found
 
-    def let_go(self, run_key: int, owner: str) -> None:
+    def release_lease(self, run_key: int, owner: str) -> None:
         """The run may have another owner at once; see the port."""
-        self._call("let_go", run_key, owner)
+        self._call("release_lease", run_key, owner)
 
     def request_cancel(self, run_key: int, reason: str) -> bool:
         """Ask the run's owner to stop it; see the port."""
@@ -318,7 +318,7 @@ class ServiceMetadata:
         return [(flow, run) for flow, run in self._call("abandoned", kind, limit)]
 
     def workers(self) -> list[WorkerRecord]:
-        """The workers whose time is not over; see `WorkerRegistry`."""
+        """The workers whose registration has not expired; see `WorkerRegistry`."""
         return list(self._call("workers"))
 
     def flows(self) -> list[tuple[str, float]]:
@@ -430,6 +430,6 @@ class ServiceMetadata:
 def _value(answer: Answered) -> Any:
     found = None
     for frame in answer.frames:
-        raise_told(frame)
+        raise_received(frame)
         found = frame[1]
     return found

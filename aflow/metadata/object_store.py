@@ -2,10 +2,10 @@
 
 What is written of a run are objects that are numbered from 0: the run, then one for each commit. An
 object is written only where none is (`put_if_absent`), so that of two that write at the same time
-one is refused, and reads what the other has written before it tries again. Who reads a run has its
-objects in a store in memory, and asks for those that are new. Each SNAPSHOT objects, all that was
-written so far is put together in one more, from which readers begin. A small object for each run
-is what lists are made of.
+one is refused, and reads what the other has written before it tries again. A reader of a run has
+its objects in a store in memory, and asks for those that are new. Each SNAPSHOT objects, all that
+was written so far is put together in one more, from which readers begin. A small object for each
+run is what lists are made of.
 """
 
 from __future__ import annotations

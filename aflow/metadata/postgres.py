@@ -160,7 +160,9 @@ class Place:
         if self.is_pooled is None:
             self.is_pooled = _is_behind_a_pooler(made)
         if self.is_pooled:
-            made.prepare_threshold = None  # what is prepared would be another's, or nobody's
+            made.prepare_threshold = (
+                None  # a prepared statement would belong to another connection, or to none
+            )
         return made
 
     def _connected(self, options: str, read_only: bool) -> Connection:
@@ -203,8 +205,8 @@ def _is_behind_a_pooler(connection: Connection) -> bool:
     """Whether there is a pooler between us and the server: it gives its clients numbers of its own
     for the process that serves them."""
     with connection.transaction():
-        told = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
-    return told is None or told[0] != connection.info.backend_pid
+        row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    return row is None or row[0] != connection.info.backend_pid
 
 
 def _state_of(text: str) -> str:
@@ -450,9 +452,9 @@ class PostgresMetadata(RecordReader):
 
         return self._transaction(hold)
 
-    def let_go(self, run_key: int, owner: str) -> None:
+    def release_lease(self, run_key: int, owner: str) -> None:
         """The run may have another owner at once; see the port."""
-        self._transaction(lambda db: _do(db, "let_go", run_key, owner))
+        self._transaction(lambda db: _do(db, "release_lease", run_key, owner))
 
     def request_cancel(self, run_key: int, reason: str) -> bool:
         """Ask the run's owner to stop it; see the port."""

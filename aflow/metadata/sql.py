@@ -118,7 +118,7 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
 
 
 def _object(text: Any) -> dict[str, Any] | None:
-    """The JSON object in a column; None for what is none."""
+    """The JSON object in a column; None for anything else."""
     try:
         found = json.loads(text)
     except (ValueError, TypeError, RecursionError):
@@ -342,7 +342,7 @@ class RecordReader(ABC):
         return [(flow, run) for flow, run in self._all("abandoned", kind=kind, limit=limit)]
 
     def workers(self) -> list[WorkerRecord]:
-        """The workers whose time is not over; see `WorkerRegistry`."""
+        """The workers whose registration has not expired; see `WorkerRegistry`."""
         found = map(worker_record, self._all("workers"))
         return [each for each in found if each is not None]
 

@@ -221,7 +221,7 @@ def _make_folder(path: Path) -> None:
 
 def _begin_log(connection: sqlite3.Connection, path: Path) -> None:
     """Give a new database its write-ahead log, one process at a time: SQLite would turn away at
-    once, without waiting, whoever does so while another one so much as looks at the file."""
+    once, without waiting, a process that does so while another one reads the file."""
     try:
         if path.stat().st_size:
             return
@@ -424,10 +424,10 @@ class SqliteMetadata(RecordReader):
             found = db.execute(statements("read")["cancel"], {"run_key": run_key}).fetchone()
         return Hold(mine, found[0] if found else None)
 
-    def let_go(self, run_key: int, owner: str) -> None:
+    def release_lease(self, run_key: int, owner: str) -> None:
         """The run may have another owner at once; see the port."""
         with self._transaction() as db:
-            db.execute(statements("write")["let_go"], (run_key, owner))
+            db.execute(statements("write")["release_lease"], (run_key, owner))
 
     def request_cancel(self, run_key: int, reason: str) -> bool:
         """Ask the run's owner to stop it; see the port."""

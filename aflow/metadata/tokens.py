@@ -1,4 +1,4 @@
-"""Bearer tokens: who may ask a server for what. The store knows their digests alone.
+"""Bearer tokens: what each caller of a server may do. The store has their digests alone.
 
 A server that listens to its own machine and has no other token takes the *local token* of its user,
 in a file that nobody else can read: commands of that user send it by themselves.
@@ -59,7 +59,7 @@ class Token(NamedTuple):
 def create(
     store: Documents, name: str, scope: Scope, now: float, seconds: float | None = None
 ) -> str:
-    """Make a token that lasts so long; it is told this once. Raises InvalidInput for a name that is
+    """Make a token; its text is returned this once. Raises InvalidInput for a name that is
     taken, and MetadataError."""
     if not name or len(name) > 100 or not name.isprintable():
         raise InvalidInput("A token needs a name of at most 100 printable characters.")
@@ -89,7 +89,7 @@ def tokens(store: Documents) -> list[Token]:
 
 def known(store: Documents, secret: str) -> Token | None:
     """The token that somebody shows; None where it is none. It is looked for by its digest: how
-    long that takes tells nothing of the token."""
+    long that takes reveals nothing of the token."""
     return of_digest(store, digest(secret))
 
 
@@ -191,7 +191,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def _is_own_server(port: int) -> bool:
-    """Whether only this user, or root, listens on the port: another user who does, while no server
+    """Whether only this user, or root, listens on the port: another user that does, while no server
     runs there, would be sent the token. Where that cannot be seen (as it is in Linux), it is
     assumed."""
     for table in ("net/tcp", "net/tcp6"):

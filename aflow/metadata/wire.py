@@ -34,7 +34,7 @@ LARGEST = 256 << 20  # bytes of a frame
 MOST_CONTAINERS, MOST_OF_QUESTION = 1_000_000, 10_000
 CALLS = frozenset(
     [
-        "create_run", "commit", "hold", "let_go", "abandoned", "request_cancel",
+        "create_run", "commit", "hold", "release_lease", "abandoned", "request_cancel",
         "change_tags", "replace_logs", "delete_run",
         "beat_worker", "drain_worker", "remove_worker", "workers",
         "flows", "runs", "run", "steps", "progress", "task", "manifests", "split_manifests",
@@ -43,7 +43,7 @@ CALLS = frozenset(
 )  # fmt: skip
 WRITES = frozenset(
     [
-        "create_run", "commit", "hold", "let_go", "request_cancel",
+        "create_run", "commit", "hold", "release_lease", "request_cancel",
         "change_tags", "replace_logs", "delete_run",
         "beat_worker", "drain_worker", "remove_worker",
     ]
@@ -92,7 +92,7 @@ def pack(value: object) -> bytes:
 
 
 def unpack(body: bytes, most: int = MOST_CONTAINERS) -> Any:
-    """The value in these bytes, with so many lists, maps and records in it at most. Raises
+    """The value in these bytes, with at most this many lists, maps and records in it. Raises
     InvalidMessage. (An empty list is one byte to send, and 56 to keep; and while they are made no
     other thread has its turn.)"""
     # Bytes that begin a list, a map or a record: there are as many of these as that at most, and
@@ -145,14 +145,14 @@ def frames(chunks: Iterable[bytes]) -> Iterator[list[Any]]:
     raise InvalidMessage("An answer of the metadata service has been cut off.")
 
 
-def raise_told(frame: list[Any]) -> None:
+def raise_received(frame: list[Any]) -> None:
     """Raise the error that a frame tells of, if it does."""
     if frame[0] == "error":
         raise _ERRORS.get(frame[1], MetadataUnavailable)(frame[2])
 
 
 class _Bounded:
-    """Unpacks one value, with so many lists, maps and records in it at most."""
+    """Unpacks one value, with at most this many lists, maps and records in it."""
 
     def __init__(self, most: int) -> None:
         self._left = most

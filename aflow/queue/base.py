@@ -24,7 +24,7 @@ What every backend promises, and tests/contracts/test_queues.py checks:
 - What was put survives the queue's users; whether it survives the broker, its page says. `known`
   tells what the topic still has of what was put.
 - What a worker announces of itself is seen by all users until its time has passed.
-- A broker that is away, refuses or was told wrong credentials raises QueueUnavailable: one sentence
+- A broker that cannot be reached or refuses the credentials raises QueueUnavailable: one sentence
   with the place, the reason and what to do. A call that raised may have been carried out.
 
 Effects are exactly-once because commits are fenced by attempt, not because delivery is.
@@ -146,7 +146,7 @@ class Queue(Protocol):
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
         """The messages that are ready, in the order in which they would be handed out; their
-        priority is not told. None where the broker cannot tell."""
+        priority is not counted. None where the broker cannot tell."""
 
     async def topics(self) -> list[str] | None:
         """The topics that have messages, in alphabetical order. None where the broker cannot
@@ -202,7 +202,7 @@ def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
-# How long who uses a queue waits while its broker is away.
+# How long a user of a queue waits while its broker cannot be reached.
 
 
 AWAY = 1.0  # seconds between tries

@@ -79,7 +79,7 @@ class _Ready:
             members.append(entry)
 
     def take(self, limit: int, skip: Collection[str]) -> list[_Entry]:
-        """Up to so many, and no longer ready."""
+        """Up to this many messages, and no longer ready."""
         taken: list[_Entry] = []
         for priority in sorted(self._classes, reverse=True):
             groups = self._classes[priority]

@@ -1,4 +1,4 @@
-"""The form of a message: who may read it, what it is for, and that nobody has changed it.
+"""The form of a message: its recipients, its purpose, and a signature against changes.
 
     b"AFM2" [signature: 32 bytes of HMAC-SHA256, or nothing] msgpack([kind, topic, at, fields])
 

@@ -1,7 +1,7 @@
 """A queue in PostgreSQL: one table, rows that are skipped while others lock them, and NOTIFY.
 
-Times are the server's. Who waits listens on a channel of the topic on one connection, which all
-that wait share; when that is lost, they look and listen again. What was put survives what the
+Times are the server's. A waiting call listens on a channel of the topic on one connection, which
+all that wait share; when that is lost, they look and listen again. What was put survives what the
 database survives.
 
 Behind a pooler that hands each transaction to another connection (PgBouncer with
@@ -461,7 +461,7 @@ class PostgresQueue:
                 self._heard.add(channel)
 
     def _news(self, channel: str | None) -> None:
-        """Wake who waits for the channel; all, if the connection has been lost."""
+        """Wake the calls that wait for the channel; all, if the connection has been lost."""
         for each in [channel] if channel is not None else [*self._bells]:
             for bell in self._bells.get(each, ()):
                 bell.set()
@@ -536,8 +536,8 @@ class PostgresQueue:
         probe = await asyncpg.connect(self._dsn, timeout=10, statement_cache_size=0)
         try:
             async with probe.transaction():
-                told = await probe.fetchval("SELECT pg_backend_pid()")
-            self._is_pooled = told != probe.get_server_pid()
+                pid = await probe.fetchval("SELECT pg_backend_pid()")
+            self._is_pooled = pid != probe.get_server_pid()
         finally:
             await probe.close(timeout=5)
         return self._is_pooled
@@ -551,10 +551,10 @@ class PostgresQueue:
                 f"The queue {self._url} refuses us ({error}): correct user and password in its URL."
             ) from error
         except _AWAY as error:
-            told = str(error) or type(error).__name__
+            detail = str(error) or type(error).__name__
             raise QueueUnavailable(
-                f"The queue {self._url} does not answer ({told}): see whether the server runs, and "
-                "has room."
+                f"The queue {self._url} does not answer ({detail}): see whether the server runs, "
+                "and has room."
             ) from error
 
 

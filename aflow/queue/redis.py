@@ -7,7 +7,7 @@ same ids by when they became ready), `turn` (a hash: the last message of each gr
 put leaves something for each message, so that waiters block in Redis and look again when there is
 news. Scripts run one after the other inside of the server, by its clock. What was put survives what
 Redis survives: with `appendfsync always` a power cut, by default the loss of the last second. What
-was evicted, or forgotten at a restart, is not handed out: whoever has put it finds that by `known`.
+was evicted, or forgotten at a restart, is not handed out: its sender finds that by `known`.
 """
 
 from __future__ import annotations
@@ -596,32 +596,32 @@ class RedisQueue:
                 f"The queue {self._url} refuses us ({error}): correct user and password in its URL."
             ) from error
         except (RedisError, OSError) as error:
-            told = str(error).partition(" : ")[0]  # what follows is of the library's own objects
-            if isinstance(error, _NOT_PRIMARY) or told.startswith(_NOT_PRIMARY_WORDS):
-                # These connections stay with it: the next call is to find who is the primary now.
+            detail = str(error).partition(" : ")[0]  # what follows is of the library's own objects
+            if isinstance(error, _NOT_PRIMARY) or detail.startswith(_NOT_PRIMARY_WORDS):
+                # These connections stay with it: the next call is to find the new primary.
                 await self._redis.connection_pool.disconnect()
                 raise QueueUnavailable(
-                    f"The queue {self._url} is a replica, or is being made one ({told}): it is "
+                    f"The queue {self._url} is a replica, or is being made one ({detail}): it is "
                     "asked again, which finds the primary where the address leads to it."
                 ) from error
-            raise QueueUnavailable(f"The queue {self._url} {_advice(error, told)}") from error
+            raise QueueUnavailable(f"The queue {self._url} {_advice(error, detail)}") from error
 
 
-def _advice(error: Exception, told: str) -> str:
+def _advice(error: Exception, detail: str) -> str:
     """What an error of Redis means, and what to do."""
     if isinstance(error, _OF_A_CLUSTER):
         return (
             "is a Redis Cluster, which aflow does not support: use a single primary, with "
             "sentinels (redis+sentinel://) for failover."
         )
-    if "DB index is out of range" in told or "invalid DB index" in told:
+    if "DB index is out of range" in detail or "invalid DB index" in detail:
         return (
-            f"has no database of that number ({told}): correct the one behind the last slash of "
+            f"has no database of that number ({detail}): correct the one behind the last slash of "
             "its URL, or raise `databases` of the server."
         )
-    if isinstance(error, faults.OutOfMemoryError) or "maxmemory" in told:
-        return f"is full ({told}): raise its maxmemory, or take messages out."
-    return f"does not answer ({told}): see whether the server runs there, and has room."
+    if isinstance(error, faults.OutOfMemoryError) or "maxmemory" in detail:
+        return f"is full ({detail}): raise its maxmemory, or take messages out."
+    return f"does not answer ({detail}): see whether the server runs there, and has room."
 
 
 def _by_topic(leases: Sequence[Lease]) -> list[tuple[str, list[Lease]]]:

@@ -1,4 +1,4 @@
-"""A queue for the processes of one machine: a SQLite file, and a datagram to whoever waits.
+"""A queue for the processes of one machine: a SQLite file, and a datagram to each waiting process.
 
 Write-ahead log; a transaction per call. What was put survives any crash but that of the machine.
 """
@@ -164,7 +164,7 @@ class Bell:
             return
 
     async def wait(self, seconds: float) -> None:
-        """Wait until somebody rings, or so long."""
+        """Wait for a datagram, or for `seconds`."""
         seconds = min(seconds, LOOK_AGAIN)
         if self._bell is None:
             await asyncio.sleep(seconds)

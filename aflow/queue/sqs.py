@@ -14,13 +14,14 @@ What SQS cannot, and so is otherwise than the port says:
   them. A message that is put again is there twice. The order is rough.
 - SQS does not tell an old receipt from a new one. So a lease is known only to the object that gave
   it, and ends there a second before it ends in SQS.
-- Only buried messages can be removed. Others come, and whoever gets them finds that nobody waits.
-  Which messages there are (`known`, `peek`, `topics`), and which workers, SQS does not tell.
+- Only buried messages can be removed. Others are delivered, and their worker finds that nothing is
+  left to do. Which messages there are (`known`, `peek`, `topics`), and which workers, SQS does not
+  tell.
 - There are no priorities. Groups take turns as far as SQS has fair queues: a message carries its
   group, where the service takes that. What is to be skipped is taken and given back, which is
   not counted.
 - Times are whole seconds, rounded up; a lease with its extensions ends after 12 hours. `depth` is
-  an estimate, of messages of SQS. Who waits for several topics looks at them in turn, a second
+  an estimate, of messages of SQS. A worker of several topics polls them in turn, a second
   each.
 - A call of `lease` that is cancelled in the middle may hold messages until their time has passed.
 
@@ -80,11 +81,11 @@ from aflow.queue.base import (
 LARGEST = 250_000  # characters of a message, and of all that go with one call
 MOST = 10  # messages of a call
 LARGEST_BUNDLE = LARGEST // MOST  # characters, so that a call can have as many bundles as messages
-_MOST_IN_BUNDLE = 20  # letters
+_MOST_IN_BUNDLE = 20  # entries
 _ONE, _BUNDLE = 1, 2
 
 
-class Letter(NamedTuple):
+class Entry(NamedTuple):
     """A message as it stands in SQS."""
 
     id: str
@@ -94,59 +95,59 @@ class Letter(NamedTuple):
     kept: str = ""
 
 
-def write(letters: Sequence[Letter]) -> str:
-    """The text of a letter, or of a bundle of several, none of which is buried or kept."""
+def write(entries: Sequence[Entry]) -> str:
+    """The text of an entry, or of a bundle of several, none of which is buried or kept."""
     fields: list[Any]
-    if len(letters) == 1:
-        (letter,) = letters
+    if len(entries) == 1:
+        (entry,) = entries
         fields = [
-            _ONE, letter.id, letter.deliveries, letter.buried_at, letter.kept,
-            b"" if letter.kept else letter.body,
+            _ONE, entry.id, entry.deliveries, entry.buried_at, entry.kept,
+            b"" if entry.kept else entry.body,
         ]  # fmt: skip
     else:
-        fields = [_BUNDLE, [[each.id, each.deliveries, each.body] for each in letters]]
+        fields = [_BUNDLE, [[each.id, each.deliveries, each.body] for each in entries]]
     return base64.b64encode(msgpack.packb(fields)).decode()
 
 
-def read(text: str) -> list[Letter]:
-    """The letters of a text; raises InvalidMessage for what is none."""
+def read(text: str) -> list[Entry]:
+    """The entries of a text; raises InvalidMessage if it is malformed."""
     try:
         version, *rest = msgpack.unpackb(base64.b64decode(text, validate=True))
         if version == _ONE:
             name, deliveries, buried_at, kept, body = rest
-            letters = [Letter(name, body, deliveries, buried_at, kept)]
+            entries = [Entry(name, body, deliveries, buried_at, kept)]
         else:
             (several,) = rest
-            letters = [Letter(name, body, deliveries) for name, deliveries, body in several]
+            entries = [Entry(name, body, deliveries) for name, deliveries, body in several]
     except Exception as error:
         raise InvalidMessage(f"A message is damaged: {type(error).__name__}.") from error
     kinds = [str, bytes, int, float, str]
-    are_ours = all([type(each) for each in letter] == kinds for letter in letters)
-    if version not in (_ONE, _BUNDLE) or not letters or not are_ours:
+    are_ours = all([type(each) for each in entry] == kinds for entry in entries)
+    if version not in (_ONE, _BUNDLE) or not entries or not are_ours:
         raise InvalidMessage("A message is none of aflow's, or of a version that is not known.")
-    return letters
+    return entries
 
 
-def bundled(letters: Sequence[Letter]) -> list[list[Letter]]:
-    """Which letters go together in a message. As many messages as a call can have come before
-    messages with several letters: few letters are for as many workers as there are."""
-    most = min(-(-len(letters) // MOST), _MOST_IN_BUNDLE)
-    bundles: list[list[Letter]] = []
+def bundled(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Which entries go together in a message. As many messages as a call can have come before
+    messages with several entries: few entries are for as many workers as there are."""
+    most = min(-(-len(entries) // MOST), _MOST_IN_BUNDLE)
+    bundles: list[list[Entry]] = []
     room = 0
-    for letter in letters:
-        weight = size_of(letter)
-        is_alone = bool(letter.kept) or weight > LARGEST_BUNDLE
+    for entry in entries:
+        weight = size_of(entry)
+        is_alone = bool(entry.kept) or weight > LARGEST_BUNDLE
         if not bundles or is_alone or len(bundles[-1]) >= most or weight > room:
             bundles.append([])
             room = 0 if is_alone else LARGEST_BUNDLE
-        bundles[-1].append(letter)
+        bundles[-1].append(entry)
         room -= weight
     return bundles
 
 
-def size_of(letter: Letter) -> int:
-    """How many characters the letter takes at most, if its body goes with it."""
-    return (len(letter.body) + len(letter.id) + len(letter.kept) + 64) * 4 // 3
+def size_of(entry: Entry) -> int:
+    """How many characters the entry takes at most, if its body goes with it."""
+    return (len(entry.body) + len(entry.id) + len(entry.kept) + 64) * 4 // 3
 
 
 def calls_of(sizes: Sequence[int]) -> Iterator[range]:
@@ -199,7 +200,7 @@ class SqsService:
         self._region = region
         self._endpoint = endpoint
         self._session = AioSession()
-        # These are large files: to read them here does not hold up whoever shares the event loop.
+        # These are large files: reading them here does not hold up other users of the event loop.
         loader = self._session.get_component("data_loader")
         for kind in ("service-2", "endpoint-rule-set-1"):
             loader.load_service_model("sqs", kind)
@@ -262,14 +263,14 @@ class SqsService:
             if code in _NO_QUEUE:
                 self._urls.clear()
                 raise _NoQueue(f"The queue {self._place} was deleted: try again.") from error
-            told = " ".join(str(error).split())[:500] or type(error).__name__
+            detail = " ".join(str(error).split())[:500] or type(error).__name__
             if _REFUSED.search(code) or isinstance(error, _NO_CREDENTIALS):
                 raise QueueUnavailable(
-                    f"The queue {self._place} refuses us ({told}): check the credentials (AWS_* "
+                    f"The queue {self._place} refuses us ({detail}): check the credentials (AWS_* "
                     "variables, ~/.aws) and what their policy allows."
                 ) from error
             raise QueueUnavailable(
-                f"The queue {self._place} does not answer ({told}): see whether the endpoint and "
+                f"The queue {self._place} does not answer ({detail}): see whether the endpoint and "
                 "the region are right."
             ) from error
 
@@ -343,7 +344,7 @@ class Store(Protocol):
 
 class _Held(NamedTuple):
     """What is known of a lease: until when it is trusted (monotonic), where its body is, and the
-    receipt of its message, which may have the letters of other leases."""
+    receipt of its message, which may have the entries of other leases."""
 
     until: float
     kept: str
@@ -354,8 +355,8 @@ class _Rest(NamedTuple):
     """What of messages that have come is to be put again, together or each by itself, and the
     receipts of messages that are put again in parts or as a whole."""
 
-    letters: list[Letter]
-    alone: list[Letter]
+    entries: list[Entry]
+    alone: list[Entry]
     parts: list[str]
     whole: list[str]
 
@@ -391,7 +392,7 @@ class SqsQueue:
         self._held: dict[str, _Held] = {}
         self._unsettled: dict[str, set[str]] = {}  # by receipt, the leases of a message
         self._is_fair = True  # until the service has refused groups
-        self._usual: dict[str, int] = {}  # by topic, how many letters a message had lately
+        self._usual: dict[str, int] = {}  # by topic, how many entries a message had lately
 
     @property
     def url(self) -> str:
@@ -409,25 +410,25 @@ class SqsQueue:
         """Add messages; see the port, and what this module says of it."""
         check_topic(topic)
         check_messages(messages)
-        letters = [
-            await self._fitting(topic, Letter(message.id, message.body)) for message in messages
+        entries = [
+            await self._fitting(topic, Entry(message.id, message.body)) for message in messages
         ]
-        await self._send(self._name(topic), bundled(letters))
+        await self._send(self._name(topic), bundled(entries))
 
-    async def _fitting(self, topic: str, letter: Letter) -> Letter:
-        """The letter, its body in the store if it is too large for SQS."""
-        if size_of(letter) <= LARGEST:
-            return letter
+    async def _fitting(self, topic: str, entry: Entry) -> Entry:
+        """The entry, its body in the store if it is too large for SQS."""
+        if size_of(entry) <= LARGEST:
+            return entry
         if self._store is None:
             raise InvalidMessage(
-                f"The message {letter.id} of {len(letter.body)} bytes is too large for SQS: name a "
+                f"The message {entry.id} of {len(entry.body)} bytes is too large for SQS: name a "
                 "store for such bodies in the queue's URL, as in ?bodies=s3%3A%2F%2Fbucket%2Fpath."
             )
         kept = f"bodies/{topic}/{uuid.uuid4().hex}"
-        await self._keep(self._store.put, kept, [letter.body])
-        return letter._replace(kept=kept)
+        await self._keep(self._store.put, kept, [entry.body])
+        return entry._replace(kept=kept)
 
-    async def _send(self, name: str, bundles: Sequence[Sequence[Letter]], delay: int = 0) -> None:
+    async def _send(self, name: str, bundles: Sequence[Sequence[Entry]], delay: int = 0) -> None:
         entries = [
             {"MessageBody": write(each), "DelaySeconds": delay, **self._group(each)}
             for each in bundles
@@ -454,7 +455,7 @@ class SqsQueue:
                 return dict.fromkeys(range(len(entries)), code)
             raise
 
-    def _group(self, bundle: Sequence[Letter]) -> dict[str, str]:
+    def _group(self, bundle: Sequence[Entry]) -> dict[str, str]:
         """The group of a message, for SQS's fair queues; of several, that of the first."""
         group = group_of(bundle[0].id) if self._is_fair else ""
         return {"MessageGroupId": group[:128]} if group else {}
@@ -521,7 +522,7 @@ class SqsQueue:
 
     async def _put_again(self, name: str, rest: _Rest) -> None:
         """Let others have what of messages that have come is not for us."""
-        bundles = [*bundled(rest.letters), *([each] for each in rest.alone)]
+        bundles = [*bundled(rest.entries), *([each] for each in rest.alone)]
         await self._send(name, bundles)
         # Not before: what was not put again is to come again with its message.
         for handle in rest.parts:
@@ -546,69 +547,69 @@ class SqsQueue:
         """The leases of a message that has come, at most `limit`; what else it has goes to the
         rest. None for one that is buried instead."""
         handle = message["ReceiptHandle"]
-        letters, are_ours = _letters_of(message)
+        entries, are_ours = _entries_of(message)
         if not are_ours:
-            await self._bury(topic, letters[0], 1)
+            await self._bury(topic, entries[0], 1)
             await self._delete(self._name(topic), handle)
             return []
-        self._usual[topic] = len(letters)
+        self._usual[topic] = len(entries)
         before = int(message["Attributes"]["ApproximateReceiveCount"]) - 1
-        if len(letters) == 1 and limit > 0:
-            return await self._leased_alone(topic, handle, letters[0], before + 1, ttl)
+        if len(entries) == 1 and limit > 0:
+            return await self._leased_alone(topic, handle, entries[0], before + 1, ttl)
         if before:
             # Who had several and went away may have done so because of one of them: from now on
             # each goes by itself.
-            again = [each._replace(deliveries=each.deliveries + before) for each in letters]
+            again = [each._replace(deliveries=each.deliveries + before) for each in entries]
             rest.alone.extend(again)
-            letters = []
+            entries = []
         until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
         leases = [
             Lease(topic, each.id, f"{handle} {number}", each.body, each.deliveries + 1, expires_at)
-            for number, each in enumerate(letters[: max(limit, 0)])
+            for number, each in enumerate(entries[: max(limit, 0)])
         ]
-        rest.letters.extend(letters[len(leases) :])
+        rest.entries.extend(entries[len(leases) :])
         if not leases:
             rest.whole.append(handle)
             return []
         self._held |= {each.token: _Held(until, "", handle) for each in leases}
         self._unsettled[handle] = {each.token for each in leases}
-        if len(leases) < len(letters):
+        if len(leases) < len(entries):
             rest.parts.append(handle)
             self._unsettled[handle].add(_REST)
         return leases
 
     async def _leased_alone(
-        self, topic: str, handle: str, letter: Letter, count: int, ttl: float
+        self, topic: str, handle: str, entry: Entry, count: int, ttl: float
     ) -> list[Lease]:
-        """The lease of a message with one letter; none where it is buried instead."""
+        """The lease of a message with one entry; none where it is buried instead."""
         until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
-        deliveries = letter.deliveries + count
+        deliveries = entry.deliveries + count
         spent = deliveries > self._max_deliveries
         with contextlib.suppress(ObjectNotFound):  # its body is gone: nobody can do it
-            letter = await self._whole(letter)
+            entry = await self._whole(entry)
             if not spent:
-                self._held[handle] = _Held(until, letter.kept, handle)
+                self._held[handle] = _Held(until, entry.kept, handle)
                 self._unsettled[handle] = {handle}
-                return [Lease(topic, letter.id, handle, letter.body, deliveries, expires_at)]
-        await self._bury(topic, letter, deliveries - spent)
+                return [Lease(topic, entry.id, handle, entry.body, deliveries, expires_at)]
+        await self._bury(topic, entry, deliveries - spent)
         await self._delete(self._name(topic), handle)
         return []
 
-    async def _whole(self, letter: Letter) -> Letter:
-        """The letter with its body; raises ObjectNotFound."""
-        if not letter.kept:
-            return letter
+    async def _whole(self, entry: Entry) -> Entry:
+        """The entry with its body; raises ObjectNotFound."""
+        if not entry.kept:
+            return entry
         if self._store is None:
             raise QueueUnavailable(
                 f"A message of {self._url} has its body in a store: name it in the queue's URL, as "
                 "in ?bodies=s3%3A%2F%2Fbucket%2Fpath."
             )
-        body = await self._keep(self._store.get, letter.kept)
-        return letter._replace(body=bytes(body))
+        body = await self._keep(self._store.get, entry.kept)
+        return entry._replace(body=bytes(body))
 
-    async def _bury(self, topic: str, letter: Letter, deliveries: int) -> None:
+    async def _bury(self, topic: str, entry: Entry, deliveries: int) -> None:
         now = self._clock.now()
-        buried = letter._replace(deliveries=deliveries, buried_at=now)
+        buried = entry._replace(deliveries=deliveries, buried_at=now)
         if not buried.kept and len(write([buried])) > LARGEST:  # a stranger, longer as one of ours
             buried = buried._replace(body=buried.body[: LARGEST // 2])
         await self._send(self._name(topic) + _BURIED, [[buried]])
@@ -646,23 +647,23 @@ class SqsQueue:
         """Give messages back; see the port."""
         mine, lost = self._mine(leases)
         again: list[Lease] = []
-        renewed: dict[str, list[Letter]] = {}
+        renewed: dict[str, list[Entry]] = {}
         for each in mine:
             held = self._held[each.token]
             if counted and each.deliveries >= self._max_deliveries:
-                letter = Letter(each.id, each.body, kept=held.kept)
-                await self._bury(each.topic, letter, each.deliveries)
+                entry = Entry(each.id, each.body, kept=held.kept)
+                await self._bury(each.topic, entry, each.deliveries)
             elif counted and held.handle == each.token:
                 again.append(each)
             else:
                 # SQS counts on, and by the message: what is to cost nothing, or is a part of a
                 # message, becomes a new one.
                 spent = each.deliveries - (not counted)
-                letter = Letter(each.id, each.body, spent, kept=held.kept)
-                renewed.setdefault(each.topic, []).append(letter)
-        for topic, letters in renewed.items():
+                entry = Entry(each.id, each.body, spent, kept=held.kept)
+                renewed.setdefault(each.topic, []).append(entry)
+        for topic, entries in renewed.items():
             seconds = min(math.ceil(delay), LONGEST_DELAY)
-            await self._send(self._name(topic), [[each] for each in letters], seconds)
+            await self._send(self._name(topic), [[each] for each in entries], seconds)
         seconds = min(math.ceil(delay), LONGEST_LEASE)
         lost += await self._change(again, _CHANGE, VisibilityTimeout=seconds)
         for each in again:
@@ -685,7 +686,7 @@ class SqsQueue:
             del self._unsettled[handle]
 
     async def _settle(self, leases: Sequence[Lease]) -> list[Lease]:
-        """These are done with, and so are messages of which no letter is left; those that SQS
+        """These are done with, and so are messages of which no entry is left; those that SQS
         knows no more. A message of which a lease has ended comes again, whole."""
         done = {each.token for each in leases}
         whole = {_handle_of(each): each for each in leases}
@@ -721,8 +722,8 @@ class SqsQueue:
         """Keep messages to be looked at; see the port."""
         mine, lost = self._mine(leases)
         for each in mine:
-            letter = Letter(each.id, each.body, kept=self._held[each.token].kept)
-            await self._bury(each.topic, letter, each.deliveries)
+            entry = Entry(each.id, each.body, kept=self._held[each.token].kept)
+            await self._bury(each.topic, entry, each.deliveries)
         _check(lost + await self._settle(mine))
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
@@ -731,33 +732,33 @@ class SqsQueue:
             return
         name = self._name(check_topic(topic)) + _BURIED
         found = await self._look(name, None)
-        gone = [(handle, letter) for handle, letter in found if letter.id in set(ids)]
+        gone = [(handle, entry) for handle, entry in found if entry.id in set(ids)]
         await self._service.in_calls(_DELETE, name, [_entry(handle) for handle, _ in gone])
-        for _, letter in gone:
-            if letter.kept and self._store is not None:
-                await self._keep(self._store.delete, letter.kept)
+        for _, entry in gone:
+            if entry.kept and self._store is not None:
+                await self._keep(self._store.delete, entry.kept)
         await self._give_back(name, [each for each in found if each not in gone])
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
-        """The buried messages; who looks at the same time may not see all of them."""
+        """The buried messages; a concurrent reader may not see all of them."""
         name = self._name(check_topic(topic)) + _BURIED
         looked = await self._look(name, limit)
         await self._give_back(name, looked)
         found = []
-        for _, letter in looked[:limit]:
+        for _, entry in looked[:limit]:
             with contextlib.suppress(ObjectNotFound):  # that may be why it was buried
-                letter = await self._whole(letter)
-            at = letter.buried_at
-            found.append(Buried(topic, letter.id, letter.body, letter.deliveries, at))
+                entry = await self._whole(entry)
+            at = entry.buried_at
+            found.append(Buried(topic, entry.id, entry.body, entry.deliveries, at))
         return sorted(found, key=lambda each: each.buried_at)
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
         """Make buried messages ready; see the port."""
         name = self._name(check_topic(topic)) + _BURIED
         found = await self._look(name, None)
-        again = [(handle, letter) for handle, letter in found if letter.id in set(ids)]
-        letters = [letter._replace(deliveries=0, buried_at=0.0) for _, letter in again]
-        await self._send(self._name(topic), [[each] for each in letters])
+        again = [(handle, entry) for handle, entry in found if entry.id in set(ids)]
+        entries = [entry._replace(deliveries=0, buried_at=0.0) for _, entry in again]
+        await self._send(self._name(topic), [[each] for each in entries])
         await self._service.in_calls(_DELETE, name, [_entry(handle) for handle, _ in again])
         await self._give_back(name, [each for each in found if each not in again])
         return len(again)
@@ -791,17 +792,18 @@ class SqsQueue:
         """SQS does not tell."""
         return None
 
-    async def _look(self, name: str, limit: int | None) -> list[tuple[str, Letter]]:
-        """Receipts and messages of a queue, all or at least so many; they are to be given back."""
+    async def _look(self, name: str, limit: int | None) -> list[tuple[str, Entry]]:
+        """Receipts and messages of a queue, all or at least this many; they are to be given
+        back."""
         found: list[Any] = []
         while limit is None or len(found) < limit:
             more = await self._receive(name, MOST, _LOOK, 0)
             found += more
             if not more:
                 break
-        return [(each["ReceiptHandle"], _letters_of(each)[0][0]) for each in found]
+        return [(each["ReceiptHandle"], _entries_of(each)[0][0]) for each in found]
 
-    async def _give_back(self, name: str, looked: Sequence[tuple[str, Letter]]) -> None:
+    async def _give_back(self, name: str, looked: Sequence[tuple[str, Entry]]) -> None:
         entries = [_entry(handle) | {"VisibilityTimeout": 0} for handle, _ in looked]
         await self._service.in_calls(_CHANGE, name, entries)
 
@@ -845,12 +847,12 @@ class SqsQueue:
             raise QueueUnavailable(f"Bodies of {self._url} cannot be kept: {error}") from error
 
 
-def _letters_of(message: Any) -> tuple[list[Letter], bool]:
+def _entries_of(message: Any) -> tuple[list[Entry], bool]:
     """What has come, and whether it is a message of ours."""
     try:
         return read(message["Body"]), True
     except InvalidMessage:
-        return [Letter(message["MessageId"], message["Body"].encode())], False
+        return [Entry(message["MessageId"], message["Body"].encode())], False
 
 
 def _entry(handle: str) -> dict[str, Any]:

@@ -26,17 +26,18 @@ from aflow._core.settings import conceal_secrets, looked_up
 from aflow._core.system import DESCRIPTORS
 from aflow._core.threads import in_thread
 from aflow.code import package
+from aflow.environments import transport
 from aflow.errors import AflowError, CodePackageError, InvalidInput
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
 from aflow.executors.jobs.place import SLURM, JobPlace, place_of_this_job
 from aflow.executors.local.executor import ProcessExecutor, StartGround
 from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
-from aflow.executors.mailbox import Mailbox, Meeting
-from aflow.executors.protocol import Roll
+from aflow.executors.mailbox import Mailbox, Rendezvous
+from aflow.executors.protocol import ArraySpec
 from aflow.remote.runtime import delivered
 from aflow.scheduler.states import AttemptState
-from aflow.task.remote import Parcels
+from aflow.task.remote import Payloads
 from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
@@ -47,15 +48,15 @@ if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
     from aflow.storage.blobs import BlobStore
 
-SAY = 1.0  # seconds for which news are gathered before they become a letter
+SAY = 1.0  # seconds for which events are gathered before they become a message
 GRACE = 20.0  # seconds for a step to end when the job is to stop: systems give 30 in all
 LOOK = 0.5  # seconds between looks for the other members of a gang
 PATIENCE = 600.0  # seconds for which a main node that is done waits for the others
 SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
 
 
-class Told(NamedTuple):
-    """What the variables say: the store, the run, the parcel that describes it, the list of
+class JobVariables(NamedTuple):
+    """What the variables say: the store, the run, the payload that describes it, the list of
     attempts, and which job, or node of a job, this process is; whether its attempts are members of
     a gang."""
 
@@ -63,13 +64,13 @@ class Told(NamedTuple):
     flow: str
     run: str
     job: str
-    roll: Roll
+    array: ArraySpec
     place: JobPlace
     is_gang: bool
 
     @classmethod
-    def load(cls) -> Told:
-        """What this process was told; raises InvalidInput where it is no such job."""
+    def load(cls) -> JobVariables:
+        """The variables of this process; raises InvalidInput where it is no such job."""
 
         def needed(key: str) -> str:
             value = looked_up(key)
@@ -83,7 +84,7 @@ class Told(NamedTuple):
             flow,
             run,
             needed("JOB_KEY"),
-            Roll.parse(needed("JOB_ROLL")),
+            ArraySpec.parse(needed("JOB_ARRAY")),
             place_of_this_job(),
             looked_up("JOB_GANG") is not None,
         )
@@ -95,22 +96,22 @@ class Told(NamedTuple):
 
 
 def main() -> int:
-    """Do what this process was told; its exit code."""
+    """Run the attempt that the variables name; the exit code."""
     try:
-        told = Told.load()
+        variables = JobVariables.load()
         if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
             from aflow.task.secrets_manager import fetch_service_key  # few jobs have one
 
             fetch_service_key()
         # Now, for the ground to have all of it, too: it is what takes longest.
-        store = backends.open_store(told.store)
+        store = backends.open_store(variables.store)
         # Before the folder is made: a process that was forked after would remove it at its end.
         ground = EarlyGround(fork_ground())
         conceal_secrets()  # of the environment that steps can look up in /proc
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             made.callback(ground.close)
-            return asyncio.run(OneJob(told, store, SystemClock(), Path(folder), ground).run())
+            return asyncio.run(OneJob(variables, store, SystemClock(), Path(folder), ground).run())
     except AflowError as error:
         print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
         return 1
@@ -120,20 +121,25 @@ class OneJob:
     """One job. The code of the flow is put into the folder, from which its task runs it."""
 
     def __init__(
-        self, told: Told, store: ObjectStore, clock: Clock, folder: Path, ground: EarlyGround
+        self,
+        variables: JobVariables,
+        store: ObjectStore,
+        clock: Clock,
+        folder: Path,
+        ground: EarlyGround,
     ) -> None:
-        self._told = told
+        self._variables = variables
         self._store = store
         self._clock = clock
         self._folder = folder
         self._ground = ground
-        self._news = News(store, told.flow, told.run, told.place.worker)
-        self._meeting = Meeting(store, told.flow, told.run)
+        self._news = News(store, variables.flow, variables.run, variables.place.worker)
+        self._rendezvous = Rendezvous(store, variables.flow, variables.run)
         self._left = [0, 0]  # bytes of each stream that are still sent
 
     async def run(self) -> int:
         """Run the attempt; the exit code of the job. SIGTERM ends it. Raises StorageError where
-        it could not be told how the attempt has ended."""
+        the end of the attempt could not be reported."""
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[AttemptReport] = loop.create_future()
         stopping = asyncio.Event()
@@ -166,9 +172,11 @@ class OneJob:
         await executor.stop()
 
     def _attempt(self) -> AttemptSpec:
-        told = self._told
-        spec = told.roll.read(Parcels(self._store, told.flow, told.run), told.place.index)
-        return spec._replace(again=spec.again or told.place.tries > 1)
+        variables = self._variables
+        spec = variables.array.read(
+            Payloads(self._store, variables.flow, variables.run), variables.place.index
+        )
+        return spec._replace(again=spec.again or variables.place.tries > 1)
 
     async def _executor(self, spec: AttemptSpec, stopping: asyncio.Event) -> ProcessExecutor | None:
         """What runs the attempt; None where it cannot be run here, which is its end."""
@@ -196,11 +204,11 @@ class OneJob:
             )
             self._left = [job.max_log_size + SLACK] * 2
             context = job.context
-            if self._told.is_gang:
+            if self._variables.is_gang:
                 context = context._replace(address=await self._meet(spec, stopping))
             await executor.start(context, self)
         except AflowError as error:
-            reason = f"The job {self._told.place.worker} cannot run the task: {error}"
+            reason = f"The job {self._variables.place.worker} cannot run the task: {error}"
             self._never_ran(spec, AttemptState.FAILED, reason)
             return None
         if stopping.is_set():
@@ -221,12 +229,12 @@ class OneJob:
         control = spec.task - spec.split_index
         if spec.split_index == 0:
             address = own_address()
-            await in_thread(self._meeting.say, control, address)
+            await in_thread(self._rendezvous.say, control, address)
             return address
         patience = float(looked_up("JOB_MEETING_TIMEOUT") or math.inf)
         give_up_at = asyncio.get_running_loop().time() + patience
         while not stopping.is_set():
-            found = await in_thread(self._meeting.address, control)
+            found = await in_thread(self._rendezvous.address, control)
             if found is not None:
                 return found
             if asyncio.get_running_loop().time() > give_up_at:
@@ -238,27 +246,25 @@ class OneJob:
 
     async def _leave(self, stopping: asyncio.Event) -> None:
         """With the main node all others would be ended: so it waits until they are done."""
-        told, place = self._told, self._told.place
+        variables, place = self._variables, self._variables.place
         if place.nodes == 1 or not place.main_ends_all:
             return
         if place.index != 0:
-            await in_thread(self._meeting.leave, told.whole_job, place.index)
+            await in_thread(self._rendezvous.leave, variables.whole_job, place.index)
             return
         give_up_at = asyncio.get_running_loop().time() + PATIENCE
         while not stopping.is_set():
-            left = await in_thread(self._meeting.left, told.whole_job)
+            left = await in_thread(self._rendezvous.left, variables.whole_job)
             if left >= place.nodes - 1 or asyncio.get_running_loop().time() > give_up_at:
                 return
             await asyncio.sleep(LOOK)
 
     def _job(self) -> Job:
-        told = self._told
-        job, _ = delivered(self._store, told.flow, told.run, told.job, self._unpack)
+        variables = self._variables
+        job, _ = delivered(self._store, variables.flow, variables.run, variables.job, self._unpack)
         return job
 
     def _built(self, shipped: Shipped, step: str) -> Built:
-        from aflow.environments import transport  # few steps have packages of their own
-
         def report(line: str) -> None:
             print(f"aflow: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- the job's log
 
@@ -289,7 +295,7 @@ class OneJob:
         self._left[stream] -= len(kept)
         if kept:
             self._news.add((protocol.LOGGED, task, attempt, stream, at, kept))
-        if not self._told.place.echoes:
+        if not self._variables.place.echoes:
             return
         out = binary((sys.stdout, sys.stderr)[stream])
         out.write(chunk)
@@ -309,7 +315,7 @@ class OneJob:
 
 
 class News:
-    """What is to be said to the coordinator, gathered into letters."""
+    """The events for the coordinator, gathered into messages."""
 
     def __init__(self, store: ObjectStore, flow: str, run: str, worker: str) -> None:
         self._box = Mailbox(store, flow, run)
@@ -345,10 +351,10 @@ class News:
             events, self._events = self._events, []
             for part in protocol.parts(events):
                 self._number += 1
-                letter = protocol.ReportsLetter(
+                message = protocol.ReportsMessage(
                     self._flow, self._run, self._worker, self._host, self._number, part
                 )
-                await in_thread(self._box.put, letter)
+                await in_thread(self._box.put, message)
             if self._closed.is_set() and not self._events:
                 return
 

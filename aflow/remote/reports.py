@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.errors import InvalidMessage, LeaseLost, QueueUnavailable
 from aflow.executors import protocol
-from aflow.executors.protocol import ReportsLetter, TaskLetter
+from aflow.executors.protocol import ReportsMessage, TaskMessage
 from aflow.queue.base import Lease, Message, Queue, pause
 from aflow.queue.messages import Keys
 from aflow.scheduler.states import AttemptState
@@ -31,8 +31,8 @@ class _Reader(NamedTuple):
     run: str
 
 
-class Outbox:
-    """What is to be said to coordinators: together, in order, and leases acknowledged after it."""
+class ReportSender:
+    """Sends reports to coordinators: in batches, in order, and acknowledges leases after them."""
 
     def __init__(self, queue: Queue, worker: str, keys: Keys, clock: Clock) -> None:
         self._queue = queue
@@ -49,8 +49,8 @@ class Outbox:
         self._closed = False
         self.undelivered = 0  # events, and ends of leases, that are on their way
 
-    def add(self, task: TaskLetter, event: Sequence[Any], done: Lease | None = None) -> None:
-        """Say it soon, to the coordinator of this task; `done` is acknowledged after that."""
+    def add(self, task: TaskMessage, event: Sequence[Any], done: Lease | None = None) -> None:
+        """Send it soon, to the coordinator of this task; `done` is acknowledged after that."""
         self._events[_Reader(task.reply, task.flow, task.run)].append(event)
         if done is not None:
             self._done.append(done)
@@ -120,7 +120,7 @@ class Outbox:
         await self._until_done(lambda: self._queue.bury(bury))
 
     def _bodies(self, reader: _Reader, events: list[Any]) -> Iterator[bytes]:
-        """The letters with these events, each of a size that the queue takes."""
+        """The messages with these events, each of a size that the queue takes."""
         largest = self._queue.largest
         for part in protocol.parts(events, largest):
             try:
@@ -138,10 +138,10 @@ class Outbox:
 
     def _sealed(self, reader: _Reader, events: Sequence[Any]) -> bytes:
         self._number += 1
-        letter = ReportsLetter(
+        message = ReportsMessage(
             reader.flow, reader.run, self._worker, self._host, self._number, events
         )
-        return letter.seal(self._keys, reader.topic, self._clock.now())
+        return message.seal(self._keys, reader.topic, self._clock.now())
 
     async def _until_done(self, call: Callable[[], Any]) -> None:
         """The broker may be away: what was done is not to be lost for that."""
@@ -157,7 +157,7 @@ class Outbox:
 
 def _too_large(event: Sequence[Any], url: str) -> Sequence[Any]:
     """The end of an attempt whose report is larger than the queue takes: an error is cut, and a
-    success that cannot be told is a failure."""
+    success that cannot be reported is a failure."""
     _, task, attempt, max_rss, cpu, *fields = event
     report = AttemptReport(task, attempt, *fields)
     report = report._replace(steps=(), foreach=None, splits=None, manifest=None, metadata=())

@@ -11,17 +11,18 @@ from aflow import backends
 from aflow._core.threads import in_daemon_thread, in_thread
 from aflow.code import package
 from aflow.code.program import packaged, placed
+from aflow.environments import transport
 from aflow.errors import AflowError, CodePackageError, StorageError
 from aflow.executors import protocol
 from aflow.executors.local.admission import SlotQueue, bounded, too_much
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.ground_start import spawn_ground
-from aflow.executors.protocol import Job, TaskLetter, python_version
+from aflow.executors.protocol import Job, TaskMessage, python_version
 from aflow.queue.base import Lease
-from aflow.remote.reports import Outbox
+from aflow.remote.reports import ReportSender
 from aflow.scheduler.slots import demand_of
 from aflow.storage.blobs import BlobStore
-from aflow.task.remote import Parcels, is_over
+from aflow.task.remote import Payloads, is_over
 from aflow.task.spec import AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ class Unpack(Protocol):
 def delivered(
     store: ObjectStore, flow: str, run: str, key: str, unpack: Unpack
 ) -> tuple[Job, Path | None]:
-    """The description of a run, which is a parcel of this key, and the folder with its code, from
+    """The description of a run, which is a payload of this key, and the folder with its code, from
     which the flow is to be imported (None for one that comes without). Blocks.
 
     Raises CodePackageError, also for a run of another Python, StorageError and InvalidMessage."""
-    job = Job.decode(Parcels(store, flow, run).get(key))
+    job = Job.decode(Payloads(store, flow, run).get(key))
     if job.python != python_version() and not job.environments:
         raise CodePackageError(
             f"the run was started with Python {job.python}, and here is {python_version()}: use "
@@ -63,7 +64,7 @@ def delivered(
     return job._replace(request=job.request._replace(source=source)), folder
 
 
-def _told(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     return str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
 
 
@@ -73,14 +74,14 @@ LOOK_OF_LATE = 0.5  # the same, for what was with another worker before
 
 class Site(NamedTuple):
     """Where processes run: `worker` is its id, `slots` attempts go at a time, code is unpacked
-    below `folder`, and what they say goes to the outbox. `report` is told what takes long.
+    below `folder`, and their reports go to the sender. `report` receives what takes long.
     `admission` has the slots of the machine, for attempts that say what they need of it."""
 
     worker: str
     slots: int
     folder: Path
     clock: Clock
-    outbox: Outbox
+    sender: ReportSender
     report: Callable[[str], None] = lambda line: None
     admission: SlotQueue | None = None
 
@@ -92,10 +93,10 @@ class RunOver(AflowError):
 class Host(Protocol):
     """The worker, as the processes of a run see it."""
 
-    def started(self, letter: TaskLetter, task: int, attempt: int) -> None:
+    def started(self, message: TaskMessage, task: int, attempt: int) -> None:
         """An attempt has begun."""
 
-    def ended(self, letter: TaskLetter, report: AttemptReport, usage: Usage) -> None:
+    def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over."""
 
     def never_begun(self, held: Held) -> None:
@@ -115,13 +116,13 @@ class Host(Protocol):
 class Held:
     """A lease and what it is for."""
 
-    __slots__ = ("active", "is_suspect", "lease", "letter", "runtime", "since", "spec")
+    __slots__ = ("active", "is_suspect", "lease", "message", "runtime", "since", "spec")
 
     def __init__(
-        self, lease: Lease, letter: TaskLetter, spec: AttemptSpec, runtime: Runtime
+        self, lease: Lease, message: TaskMessage, spec: AttemptSpec, runtime: Runtime
     ) -> None:
         self.lease = lease
-        self.letter = letter
+        self.message = message
         self.spec = spec
         self.runtime = runtime
         self.since = asyncio.get_running_loop().time()
@@ -132,10 +133,10 @@ class Held:
 class Runtime:
     """The processes of one run."""
 
-    def __init__(self, site: Site, host: Host, letter: TaskLetter) -> None:
+    def __init__(self, site: Site, host: Host, message: TaskMessage) -> None:
         self._site = site
         self._host = host
-        self._letter = letter
+        self._message = message
         self._waiting: list[Held] = []
         self._executor: ProcessExecutor | None = None
         self._folder: Path | None = None  # of the run's code, which nobody sweeps meanwhile
@@ -153,12 +154,12 @@ class Runtime:
     @property
     def name(self) -> str:
         """Flow and run."""
-        return f"{self._letter.flow}/{self._letter.run}"
+        return f"{self._message.flow}/{self._message.run}"
 
     @property
-    def letter(self) -> TaskLetter:
+    def message(self) -> TaskMessage:
         """The message that has named the run."""
-        return self._letter
+        return self._message
 
     @property
     def in_hand(self) -> int:
@@ -220,8 +221,6 @@ class Runtime:
 
     async def _build(self, shipped: Shipped) -> None:
         """Build an environment, and run what waits for it; else leave that to others."""
-        from aflow.environments import transport  # few runs have environments
-
         job, store = self._job, self._store
         assert job is not None, "it has been fetched"
         assert store is not None, "it has been fetched"
@@ -236,7 +235,7 @@ class Runtime:
             del self._building[shipped]
             for each in self._unbuilt.pop(shipped, []):
                 owner = (each.spec.task, each.spec.attempt)
-                self._host.cannot_run(self, _told(error), owner)
+                self._host.cannot_run(self, _message_of(error), owner)
             return
         self._packaged[shipped] = executor
         for each in self._unbuilt.pop(shipped, []):
@@ -291,7 +290,7 @@ class Runtime:
             self._host.run_is_over(self)
             return
         except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
-            self._host.cannot_run(self, _told(error))
+            self._host.cannot_run(self, _message_of(error))
             return
         waiting, self._waiting = self._waiting, []
         for held in waiting:
@@ -307,7 +306,7 @@ class Runtime:
             return False
         self._looked_at = now
         try:
-            return await in_thread(is_over, store, self._letter.flow, self._letter.run)
+            return await in_thread(is_over, store, self._message.flow, self._message.run)
         except StorageError:  # then the attempt will say so, if it needs the store
             return False
 
@@ -335,15 +334,15 @@ class Runtime:
 
     def _fetched(self) -> Job:
         """The description of the run, with its code in a folder of ours. Blocks."""
-        letter, below = self._letter, self._site.folder
-        store = self._store = backends.open_store(letter.store)
-        if is_over(store, letter.flow, letter.run):
+        message, below = self._message, self._site.folder
+        store = self._store = backends.open_store(message.store)
+        if is_over(store, message.flow, message.run):
             raise RunOver(f"{self.name} has ended.")
         job, folder = delivered(
             store,
-            letter.flow,
-            letter.run,
-            letter.job,
+            message.flow,
+            message.run,
+            message.job,
             lambda blobs, key: package.unpacked(blobs, key, below),
         )
         self._folder = folder
@@ -356,18 +355,18 @@ class Runtime:
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """An attempt is running now."""
-        self._host.started(self._letter, task, attempt)
-        self._site.outbox.add(self._letter, (protocol.STARTED, task, attempt, pid, at))
+        self._host.started(self._message, task, attempt)
+        self._site.sender.add(self._message, (protocol.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
         """An attempt has written something."""
         event = (protocol.LOGGED, task, attempt, stream, at, chunk)
-        self._site.outbox.add(self._letter, event)
+        self._site.sender.add(self._message, event)
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
         """An attempt has made items of its foreach."""
         event = (protocol.GROWN, task, attempt, count, manifest)
-        self._site.outbox.add(self._letter, event)
+        self._site.sender.add(self._message, event)
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over."""
@@ -376,4 +375,4 @@ class Runtime:
         if report.unreached:
             self._host.cannot_run(self, report.reason, (report.task, report.attempt))
         else:
-            self._host.ended(self._letter, report, usage)
+            self._host.ended(self._message, report, usage)

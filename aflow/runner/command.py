@@ -133,7 +133,8 @@ class Command:
         return self.process.wait()
 
     def kill(self, termination_timeout: float = 10.0) -> None:
-        """Stop the process: it may end its tasks first, for so many seconds. May be called late."""
+        """Stop the process: it may end its tasks first, for this many seconds. May be called
+        late."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -278,7 +279,7 @@ class Announcement:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def wait(self, process: subprocess.Popen[bytes], at_most: float) -> bytes:
-        """What was said; empty if the process has ended, or so many seconds are over, and nothing
+        """What was said; empty if the process has ended, or this many seconds are over, and nothing
         was."""
         with _end_of(process) as ended:
             try:

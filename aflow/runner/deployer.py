@@ -60,7 +60,7 @@ class Deployer:
         """The flow on AWS Step Functions, as a state machine of this name (else the flow's)."""
         return StepFunctionsDeployer(self, name)
 
-    def told_by(
+    def result_of(
         self,
         command: str,
         arguments: Sequence[str],
@@ -110,7 +110,7 @@ class StepFunctionsDeployer:
     def create(self, **options: Any) -> DeployedFlow:
         """Deploy the flow, or its new version, with the options of `step-functions create`."""
         given = {**self._given, **options}
-        facts, _ = self._deployer.told_by("step-functions create", [], given)
+        facts, _ = self._deployer.result_of("step-functions create", [], given)
         return DeployedFlow(self._deployer, self._given, facts)
 
 
@@ -137,25 +137,25 @@ class DeployedFlow:
     def trigger(self, **parameters: Any) -> TriggeredRun:
         """Start a run with these values of parameters."""
         given = {**self._given, **parameters}
-        facts, _ = self._deployer.told_by("step-functions trigger", [], given)
+        facts, _ = self._deployer.result_of("step-functions trigger", [], given)
         return TriggeredRun(self, facts["pathspec"])
 
     def list_runs(self, states: Sequence[str] = ()) -> list[ExecutionInfo]:
         """The runs in one of these states (`RUNNING`, `TIMED_OUT`, ...), or all."""
         given = {**self._given, **{state.lower(): True for state in states}}
-        _, printed = self._deployer.told_by("step-functions list-runs", [], given, facts=False)
+        _, printed = self._deployer.result_of("step-functions list-runs", [], given, facts=False)
         rows = [line.split() for line in printed.splitlines()]
         return [ExecutionInfo(row[0], row[-1]) for row in rows if row]
 
     def terminate(self, run_id: str, authorize: str | None = None) -> None:
         """Stop a run."""
         given = {**self._given, "authorize": authorize}
-        self._deployer.told_by("step-functions terminate", [run_id], given, facts=False)
+        self._deployer.result_of("step-functions terminate", [run_id], given, facts=False)
 
     def delete(self, authorize: str | None = None) -> None:
         """Delete the state machine, and what starts it."""
         given = {**self._given, "authorize": authorize}
-        self._deployer.told_by("step-functions delete", [], given, facts=False)
+        self._deployer.result_of("step-functions delete", [], given, facts=False)
 
 
 class TriggeredRun:

@@ -67,8 +67,8 @@ async def arun(
 
     All other keywords are parameters of the flow. `decorators` are what `--with` takes, `storage`
     and `metadata` are URLs, `configs` are values by the names of the flow's configs; what is not
-    given is as the settings say. `watch` is told what happens (aflow.runs.events). Exit hooks are
-    called.
+    given is as the settings say. `watch` receives the events of the run (aflow.runs.events). Exit
+    hooks are called.
 
     Raises RunFailed, which has the run, for a run without success; InvalidInput, InvalidFlow,
     StorageError or MetadataError where none has begun. Cancelling it stops the run.

@@ -129,7 +129,7 @@ class Runner:
 
     The methods take the options of their command by name, and the flow's parameters. They raise
     InvalidInput for one that is not there, and CommandFailed where no run came about; a run that
-    fails is told by `status` and `returncode`.
+    fails is shown by `status` and `returncode`.
     """
 
     def __init__(

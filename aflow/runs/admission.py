@@ -11,9 +11,9 @@ WhenFull = Literal["wait", "refuse"]
 
 
 class Admission:
-    """The door of a coordinator: at most `most` runs are inside (None: any number).
+    """Admission control of a coordinator: at most `most` runs go on (None: any number).
 
-    Who comes when it is full waits in line, or is refused, as `when_full` says.
+    A caller that comes when it is full waits in line, or is refused, as `when_full` says.
     """
 
     def __init__(self, most: int | None, when_full: WhenFull) -> None:
@@ -41,7 +41,7 @@ class Admission:
         try:
             self._check_open()
         except CoordinatorClosed:
-            self.leave()  # to the next who waits, who is told the same
+            self.leave()  # to the next waiting caller, which is refused likewise
             raise
 
     def leave(self) -> None:

@@ -157,7 +157,7 @@ class AttemptLogs:
         self._timer: asyncio.TimerHandle | None = None
 
     def go_on(self, step: str, task: int, attempt: int, chunks: int) -> None:
-        """So many chunks of the log of this attempt are stored already, by others."""
+        """This many chunks of the log of this attempt are stored already, by others."""
         log = self._logs[(task, attempt)] = _Log(step, self._max_size)
         log.chunks = chunks
         if self._timer is None:

@@ -105,25 +105,25 @@ class GroupCommit:
         elif not self._writing:
             self._idle.set()
 
-    def hold(self, owner: str, seconds: float, at: float, told: Callable[[Hold], None]) -> None:
-        """Say that this run's coordinator is alive, and stay its owner; `told` is called on the
+    def hold(self, owner: str, seconds: float, at: float, notify: Callable[[Hold], None]) -> None:
+        """Renew the lease of this run's coordinator; `notify` is called on the
         event loop. Errors are left to the next commit."""
 
         def answered(future: Future[Hold]) -> None:
             if future.exception() is None:
-                self._loop.call_soon_threadsafe(told, future.result())
+                self._loop.call_soon_threadsafe(notify, future.result())
 
         if not self._broken:
             held = self._thread.submit(self._metadata.hold, self._run_key, owner, seconds, at)
             held.add_done_callback(answered)
 
-    async def let_go(self, owner: str) -> None:
+    async def release_lease(self, owner: str) -> None:
         """Write what is pending; then the run may have another owner at once. If that fails, it may
         when this one's time is over."""
         await self.flush()
         if not self._broken:
-            let_go = self._thread.submit(self._metadata.let_go, self._run_key, owner)
-            await asyncio.wait([asyncio.wrap_future(let_go)])
+            release_lease = self._thread.submit(self._metadata.release_lease, self._run_key, owner)
+            await asyncio.wait([asyncio.wrap_future(release_lease)])
 
     async def flush(self) -> None:
         """Wait until all that is pending is written, or cannot be."""

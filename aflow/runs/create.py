@@ -17,6 +17,7 @@ from aflow._core.settings import expanded
 from aflow._core.version import __version__
 from aflow.code import package
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
+from aflow.flow.configs import ConfigValue, names_of
 from aflow.flow.current import current
 from aflow.flow.parameters import ParameterContext, resolve
 from aflow.metadata.base import LEASE, SPIN, RunRecord
@@ -108,8 +109,6 @@ def parameter_values(
     """
 
     def context(name: str) -> ParameterContext:
-        from aflow.flow.configs import ConfigValue, names_of  # few defaults are functions
-
         known = {} if values is None else names_of(definition.configs, values)
         return ParameterContext(definition.name, user, name, show, ds_type, ConfigValue(known))
 
@@ -130,7 +129,7 @@ def system_tags(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}:{place[key]}"
 
 
-def told(run: RunRecord) -> dict[str, Any]:
+def current_facts(run: RunRecord) -> dict[str, Any]:
     """What `current` tells of it."""
     trigger = run.settings.get("trigger")
     return {**run.settings.get("project", {}), **({"trigger": trigger} if trigger else {})}
@@ -151,7 +150,7 @@ def _ended(pathspec: str, metadata: MetadataStore) -> Iterator[dict[str, Any]]:
         )
     end = run.graph["end"]
     last = next(metadata.tasks(run.key, step=end, light=True))
-    for name in dict.fromkeys((end, "end")):  # who waits for the end need not know its name
+    for name in dict.fromkeys((end, "end")):  # its waiting caller need not know its name
         yield {
             "name": f"metaflow.{spec.flow}.{name}",
             "id": f"{pathspec}/{end}/{last.task.task}",
@@ -169,8 +168,8 @@ class Plan(NamedTuple):
 
 
 class Driving(NamedTuple):
-    """Who drives a run, as `kind/name`, and the lookahead and the bounds of its executor. `engine`
-    names what an engine is to be asked by, where that drives the run (see `liveness`)."""
+    """The lease holder of a run, as `kind/name`, and the lookahead and the bounds of its executor.
+    `engine` names what an engine is to be asked by, where that drives the run (see `liveness`)."""
 
     owner: str
     lookahead: int
@@ -278,7 +277,7 @@ class Creation:
     def known_to(
         self, definition: FlowDefinition, options: RunOptions, run: RunRecord, parameters: bytes
     ) -> ReusableResults | None:
-        """Who knows results that this run, which has begun, need not compute. Raises what `create`
+        """The sources of reusable results of this run, which has begun. Raises what `create`
         raises for the run that it resumes."""
         options = replace(options, origin_run=run.origin_run)
         origin = self._origin(definition, options)
@@ -293,7 +292,7 @@ class Creation:
         code: Code,
         parameters: bytes,
     ) -> ReusableResults | None:
-        """Who knows results that the run need not compute; None where nobody does."""
+        """The sources of reusable results of the run; None where there are none."""
         known: list[ReusableResults] = []
         if origin is not None:
             assert options.origin_run is not None, "an origin has a name"
@@ -311,7 +310,9 @@ class Creation:
         """
         if options.origin_run is None:
             if options.clone_only:
-                raise InvalidInput("Tasks can be taken over only from a run that is resumed.")
+                raise InvalidInput(
+                    "Results of tasks can be reused only from a run that is resumed."
+                )
             return None
         flow, run = definition.name, ids.run_id(options.origin_run)
         origin = self._metadata.run(flow, run)

@@ -1,4 +1,4 @@
-"""Drives one run: turns what executors report into events, and the machine's commands into deeds.
+"""Drives one run: turns what executors report into events, and executes the machine's commands.
 
 A task that reads what another one has left is launched only when that is committed; others need
 not wait. So a foreach keeps its workers busy while the disk takes its time, and still nothing is
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
 HEARTBEAT = 3.0  # seconds between signs of life
 PROGRESS = 300.0  # seconds between reports of progress
 SHOWN_AFTER = 0.5  # seconds until an attempt that goes on is seen to run by others
-MOST_TOLD = 2 * LONGEST_REASON  # characters of a reason that are recorded
-AT_ONCE = 100  # results taken over in one turn of the event loop, which takes some milliseconds
+LONGEST_RECORDED_REASON = 2 * LONGEST_REASON  # characters of a reason that are recorded
+AT_ONCE = 100  # results reused in one turn of the event loop, which takes some milliseconds
 _STDERR = STREAMS.index("stderr")
 
 P = ParamSpec("P")
@@ -83,7 +83,7 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             method(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 -- handed to whoever waits for the run
+        except Exception as error:  # noqa: BLE001 -- raised where the run is awaited
             driver = args[0]
             assert isinstance(driver, RunDriver), "only methods of the driver are guarded"
             driver._broken(error)
@@ -188,7 +188,7 @@ class RunDriver:
             self._stop_here(RunState.FAILED, f"The run could not begin. {reason}")
             return await self._end()
         finally:
-            await to_the_end(self._let_go)
+            await to_the_end(self._release)
 
     async def _end(self) -> RunEnded:
         """How the run ends. It is not left half way when the program cancels its task (because it
@@ -210,7 +210,7 @@ class RunDriver:
         self._final = (self._commits.number, ended)
         self._commits.touch()
 
-    async def _let_go(self) -> None:
+    async def _release(self) -> None:
         """Stop what runs, and release everything. May be called twice."""
         for timer in self._timers.values():
             timer.cancel()
@@ -223,7 +223,7 @@ class RunDriver:
             await (self._executor.leave() if left else self._executor.stop())
         await self._logs.close()
         if self._leaves:
-            await self._commits.let_go(self._owner)
+            await self._commits.release_lease(self._owner)
         await self._commits.close()
         self._telling.flush()
 
@@ -236,7 +236,7 @@ class RunDriver:
         self._handle(CancelRequested(reason))
 
     def leave(self) -> None:
-        """Stop driving the run, which goes on when another coordinator takes it up; `run` raises
+        """Stop driving the run, which goes on when another coordinator recovers it; `run` raises
         RunLeft. May be called again, and late, when it changes nothing."""
         if self._final is None and not self._ended.done():
             self._leaves = True
@@ -294,7 +294,7 @@ class RunDriver:
         if self._machine.journaled(event):
             self._commits.pending.events.append((now, event))
         for command in commands:
-            self._obey(command)
+            self._execute(command)
         wake_at = self._machine.wake_at
         if wake_at is not None and wake_at != self._wakes_at:
             self._wakes_at = wake_at
@@ -319,7 +319,7 @@ class RunDriver:
 
     # ------------------------------------------------------------ commands out
 
-    def _obey(self, command: Command) -> None:
+    def _execute(self, command: Command) -> None:
         kind = type(command)
         if kind is LaunchAttempt:
             self._launch_when_committed(command)  # type: ignore[arg-type]
@@ -434,7 +434,7 @@ class RunDriver:
     def _cancel_attempt(self, command: CancelAttempt) -> None:
         owner = (command.task, command.attempt)
         if owner not in self._live:
-            return  # its result is being taken over, which is its end
+            return  # its result is being reused, which is its end
         for number, held in self._held.items():
             for launch in held:
                 if (launch.task, launch.attempt) == owner:
@@ -533,9 +533,9 @@ class RunDriver:
         live.is_over = True
         if report.manifest is None and report.state == AttemptState.FAILED.value:
             # Its process has died, and could not write down why. (The console says it anyhow.)
-            told = f"{report.reason}\n".encode("utf-8", "backslashreplace")
+            text = f"{report.reason}\n".encode("utf-8", "backslashreplace")
             now = self._clock.now()
-            self._logs.feed(live.step, report.task, report.attempt, _STDERR, now, told)
+            self._logs.feed(live.step, report.task, report.attempt, _STDERR, now, text)
         lines, log = self._logs.finish(report.task, report.attempt, self._clock.now())
         self._show(live, report.task, lines)
         if log is not None and log.unstored is not None:
@@ -547,7 +547,7 @@ class RunDriver:
     def _conclude(self, report: AttemptReport, usage: Usage | None, log: Kept | None) -> None:
         if self._ended.done():
             return
-        if len(report.reason) > MOST_TOLD:  # of whatever process has sent it
+        if len(report.reason) > LONGEST_RECORDED_REASON:  # of whatever process has sent it
             report = report._replace(reason=clipped(report.reason))
         live = self._live.pop((report.task, report.attempt))
         record = live.ended(report, usage, log, self._clock.now())
@@ -607,7 +607,7 @@ class RunDriver:
 
     def _broken(self, error: BaseException) -> None:
         """What the run rests on has failed: nothing more can be recorded, so it stops here."""
-        if isinstance(error, VersionConflict):  # whoever has written to it has taken it up
+        if isinstance(error, VersionConflict):  # another coordinator has recovered it
             error = RunTakenOver.of(self._run.flow, self._run.run)
         if not self._ended.done():
             self._is_lost = isinstance(error, RunTakenOver)

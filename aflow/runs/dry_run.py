@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.runs.cache.explain import why
 from aflow.runs.cache.history import History, Place, Places, item_value
-from aflow.runs.cache.key import basis_of
+from aflow.runs.cache.key import key_inputs_of
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import AttemptEnded, FromTask, LaunchAttempt, Outcome, RunStarted
 from aflow.scheduler.retry import policies_from
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aflow._core.settings import RunOptions
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
-    from aflow.runs.cache.key import Basis, Value
+    from aflow.runs.cache.key import KeyInputs, Value
     from aflow.runs.cache.reuse import ReusableResult
     from aflow.runs.create import Plan
     from aflow.scheduler.messages import Command
@@ -104,7 +104,7 @@ class DryRun:
         flow = self._definition.name
         if key is None and self._origin_run is not None:
             return f"{flow}/{self._origin_run} has not finished it with these inputs"
-        return why(self._basis(launch), key, self._history.find(place), flow)
+        return why(self._key_inputs(launch), key, self._history.find(place), flow)
 
     def _take_over(self, launch: LaunchAttempt, reused: ReusableResult) -> list[Command]:
         manifest = Manifest.decode(reused.manifest)
@@ -114,8 +114,8 @@ class DryRun:
         outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
         return self._machine.handle(AttemptEnded(launch.task, launch.attempt, outcome), 0.0)
 
-    def _basis(self, launch: LaunchAttempt) -> Basis:
-        return basis_of(
+    def _key_inputs(self, launch: LaunchAttempt) -> KeyInputs:
+        return key_inputs_of(
             launch.step,
             launch.inputs,
             self._item(launch),

@@ -1,6 +1,6 @@
-"""What somebody who watches a run is told while it happens.
+"""The events that a watcher of a run receives while it goes on.
 
-The coordinator gives these, in order, to whoever asked (`Coordinator.start(watch=...)`,
+The coordinator publishes these, in order, to watchers (`Coordinator.start(watch=...)`,
 `run.events()`); the command line prints them. They are for people and dashboards: what the
 scheduler decides by are `scheduler.messages`.
 """
@@ -141,7 +141,7 @@ Watch = Callable[[Sequence[Notice]], None]
 
 
 class Telling:
-    """Tells a watcher, if there is one. What the watcher raises goes to `broken`, and it is told
+    """Notifies a watcher, if there is one. What the watcher raises goes to `broken`, and it gets
     nothing more."""
 
     def __init__(self, watch: Watch | None, broken: Callable[[Exception], None]) -> None:

@@ -4,10 +4,10 @@ What is referred to is known from two places: the runs in the metadata, and the 
 (`aflow/storage/roots.py`), which deployed flows and schedules declare for what they need.
 
 Safe while other runs are written: a blob is removed only if no manifest refers to it and nobody has
-written or touched it for a while (`grace`). Whoever is about to refer to a blob that is there
-already touches it first (`BlobStore.put`, `BlobStore.claim`); the store sees to it that a touch and
-a removal at the same time end in one of the two. The idea is that of Nix's garbage collector, with
-times in place of locks.
+written or touched it for a while (`grace`). A process that is about to refer to a blob that is
+there already touches it first (`BlobStore.put`, `BlobStore.claim`); the store sees to it that a
+touch and a removal at the same time end in one of the two. The idea is that of Nix's garbage
+collector, with times in place of locks.
 
 A run whose record or manifest is damaged may refer to any blob. While it is there no blob is
 removed: what it refers to could not be had again when the damage is repaired, or be salvaged. It is
@@ -79,7 +79,7 @@ def runs_to_delete(
     metadata: MetadataStore, wanted: Wanted, grace: float = GRACE
 ) -> list[RunRecord]:
     """The runs that are to go. Never one that goes on, or that one which goes on has resumed; a run
-    that nobody drives may still be taken up for `grace` seconds."""
+    without a coordinator may still be recovered for `grace` seconds."""
     if wanted.is_nothing:
         return []
     flows = [wanted.flow] if wanted.flow is not None else [flow for flow, _ in metadata.flows()]
@@ -106,7 +106,7 @@ def _may_go_on(run: RunRecord, grace: float) -> bool:
 
 def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
     """Delete the run; whether this was done. One that has not ended has to be ours first: somebody
-    may be about to take it up."""
+    may be about to recover it."""
     if run.state not in TERMINAL_RUN_STATES and not is_deployed(run):
         owner = f"gc/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         if not metadata.hold(run.key, owner, LEASE, now).mine:

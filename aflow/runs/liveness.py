@@ -118,9 +118,10 @@ def settled(
 
 
 def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float) -> Asked:
-    """Cancel a run: whoever drives it, or takes it up next, is asked to stop it (`asked`), and one
-    that nobody drives is recorded as cancelled (`ended`); `over` where it has ended before. Blocks.
-    Raises MetadataError, and AwsError where AWS refuses to stop the execution of a deployed run."""
+    """Cancel a run: the coordinator that drives or recovers it is asked to stop it (`asked`), and
+    one that nobody drives is recorded as cancelled (`ended`); `over` where it has ended before.
+    Blocks. Raises MetadataError, and AwsError where AWS refuses to stop the execution of a deployed
+    run."""
     if run.state in TERMINAL_RUN_STATES:
         return "over"
     if is_deployed(run):
@@ -162,7 +163,7 @@ def end_left_run(
         _end_jobs([each.handle for each in end.attempts], reason)
         return True
     if not deployed:
-        metadata.let_go(run.key, owner)
+        metadata.release_lease(run.key, owner)
     return False
 
 

@@ -1,12 +1,12 @@
 """What the tasks of a run print, while they print it: read from the records, again and again.
 
-Whoever may read the metadata and the datastore may follow a run, wherever it goes on; output comes
-as soon as it is recorded, which is about a second after it was printed. What has been told is not
-kept: a run of any size is followed in little memory, and no query stays open between two lines.
+Every reader of the metadata and the datastore can follow a run, wherever it goes on; output comes
+as soon as it is recorded, which is about a second after it was printed. What has been yielded is
+not kept: a run of any size is followed in little memory, and no query stays open between two lines.
 
-How far it has been told is a short text, so that it goes on elsewhere after any line: the greatest
+The position is a short text, so that the tail can resume elsewhere after any line: the greatest
 number of a task so far, and after each `_` a task that may still print something, as far as it was
-told (number, attempt, chunks, lines of the next chunk; zeros at the end are left out).
+yielded (number, attempt, chunks, lines of the next chunk; zeros at the end are left out).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TaskLine(NamedTuple):
 
 
 class _Open:
-    """A task that may still print something, and how far it has been told."""
+    """A task that may still print something, and the position in its log."""
 
     __slots__ = ("attempt", "chunks", "lines", "step", "task")
 
@@ -78,8 +78,8 @@ class Following:
     """The output of a run, of one of its steps, or of one task. All calls block.
 
     `poll` tells what has come since the last call; when `has_ended` was True before a `poll`, that
-    one told the last of it. `after` is a `position` that it had elsewhere; raises InvalidInput for
-    a text that is none."""
+    one yielded the last of it. `after` is a `position` that it had elsewhere; raises InvalidInput
+    for a text that is none."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Following:
         self._task = task
         self._seen = 0 if task is None else task - 1  # the greatest number of a task so far
         self._open: dict[int, _Open] = {}
-        self._others = ""  # the position without the task that is being told
+        self._others = ""  # the position without the task that is being read
         self._now: _Open | None = None
         self._before: list[list[int]] = []  # what `after` says of tasks, until they are looked up
         if after:
@@ -109,7 +109,7 @@ class Following:
 
     @property
     def position(self) -> str:
-        """How far it has been told: after the line that `poll` gave last."""
+        """The position after the line that `poll` gave last."""
         if self._now is None:
             return f"{self._seen}{self._all_but(None)}"
         return self._others + self._now.position()
@@ -135,10 +135,10 @@ class Following:
                     yield from self._lines_of(found)
 
     def _look_up(self) -> None:
-        for number, *told in self._before:
+        for number, *position in self._before:
             found = self._metadata.task(self._run.key, number)
             if found is not None and self._step in (None, found.task.step):
-                self._open[number] = _Open(found.task, *told)
+                self._open[number] = _Open(found.task, *position)
         self._before = []
 
     def _new_tasks(self) -> list[TaskView]:
@@ -159,7 +159,7 @@ class Following:
             for lines in self._chunks(task, attempt):
                 for line in islice(lines, task.lines, None):
                     task.lines += 1
-                    yield TaskLine(task.step, task.task, attempt.attempt, *_told(line))
+                    yield TaskLine(task.step, task.task, attempt.attempt, *_parts(line))
                 task.chunks, task.lines = task.chunks + 1, 0
         last = attempts[-1] if attempts else None
         if last is not None and last.state is AttemptState.SUCCEEDED:
@@ -167,9 +167,9 @@ class Following:
         self._now = None
 
     def _chunks(self, task: _Open, attempt: AttemptRecord) -> Iterator[Iterator[LogRecord]]:
-        """The lines of those that have not been told."""
+        """The lines that have not been yielded yet."""
         if attempt.log is not None:
-            if task.chunks == 0:  # it is told whole
+            if task.chunks == 0:  # all of it is new
                 yield read_chunk(attempt.log)
             return
         where = (self._run.flow, self._run.run, task.step, task.task, attempt.attempt)
@@ -192,7 +192,7 @@ class Following:
 def _is_silent(view: TaskView) -> bool:
     """Whether a task has printed nothing, and will not: its log is not asked for. Of a hundred
     thousand tasks most print nothing."""
-    if view.task.origin:  # what was taken over has printed nothing here
+    if view.task.origin:  # a reused result has printed nothing here
         return True
     last = view.attempt
     return (
@@ -203,5 +203,5 @@ def _is_silent(view: TaskView) -> bool:
     )
 
 
-def _told(line: LogRecord) -> tuple[str, float, bytes]:
+def _parts(line: LogRecord) -> tuple[str, float, bytes]:
     return line.stream, line.at, line.text

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 class Unfinished(NamedTuple):
     """An attempt that is out: what is recorded of it, if it is known to have begun; the result that
-    was to be taken over instead; and whether it was to be stopped."""
+    was to be reused instead; and whether it was to be stopped."""
 
     launch: LaunchAttempt
     record: AttemptRecord | None
@@ -49,10 +49,10 @@ def check_adoptable(run: RunRecord, definition: FlowDefinition) -> None:
     if run.state in TERMINAL_RUN_STATES:
         raise InvalidInput(f"{name} has ended: it is {run.state.value}. Resume it instead.")
     if run.kind == SPIN or "lookahead" not in run.settings:
-        raise InvalidInput(f"{name} is no run that can be taken up: begin it again.")
+        raise InvalidInput(f"{name} is no run that can be recovered: begin it again.")
     if _shape(Graph.from_dict(run.graph)) != _shape(definition.graph):
         raise InvalidInput(
-            f"{name} was begun with other steps than {definition.name} has now: take it up with "
+            f"{name} was begun with other steps than {definition.name} has now: recover it with "
             "the code that it was begun with, or resume it."
         )
 
@@ -83,7 +83,7 @@ def replay(
     machine: RunMachine, metadata: MetadataStore, run: RunRecord, reusable: ReusableResults | None
 ) -> list[Unfinished]:
     """Bring a new machine to where the run's journal ends; the attempts that are out then, by
-    task. `reusable` are told what they would have been told. Blocks. Raises MetadataError."""
+    task. `reusable` get the calls that they would have got. Blocks. Raises MetadataError."""
     account = None if reusable is None else _Account(reusable, metadata, run.key)
     cancelled: set[tuple[int, int]] = set()
     for at, event in _events(metadata, run.key):
@@ -123,7 +123,7 @@ def _unfinished(
 
 
 class _Account:
-    """Tells those who know results what they were told when the run got here, in this order."""
+    """Repeats the calls to the sources of reusable results that the run had made, in this order."""
 
     def __init__(self, reusable: ReusableResults, metadata: MetadataStore, run_key: int) -> None:
         self._reusable = reusable

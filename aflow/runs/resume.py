@@ -1,7 +1,7 @@
-"""Resuming: a new run takes over what another run of the flow has finished.
+"""Resuming: a new run reuses what another run of the flow has finished.
 
-A task takes over the result of the task that stood in its place in the origin: same step, same
-inputs, same item of the same foreach. So nothing is taken over whose inputs were computed again,
+A task reuses the result of the task that stood in its place in the origin: same step, same
+inputs, same item of the same foreach. So nothing is reused whose inputs were computed again,
 and where the graph has changed the run goes on with what is left to do. Blobs are shared by key;
 only manifests are written again, with the numbers that the tasks have in the new run.
 """
@@ -78,7 +78,7 @@ class ResumedRun:
         self._graph = graph
         self._origin_of = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
         self._number_in: dict[int, int] = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
-        self._renewed: set[int] = set()  # splits of which some task was not taken over
+        self._renewed: set[int] = set()  # splits of which some task was not reused
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """The result of the task in the same place of the origin."""
@@ -170,7 +170,7 @@ def check_blobs(
     return list(missing.values())
 
 
-# Taking over what an earlier run has finished, and running nothing: `resume --clone-only`.
+# Reusing what an earlier run has finished, and running nothing: `resume --clone-only`.
 
 
 AT_ONCE = 1 << 20
@@ -178,8 +178,9 @@ AT_ONCE = 1 << 20
 
 
 class CloneOnly:
-    """The machine of a run, and who knows results for it, in one: a task without a known result is
-    not launched, and the run is cancelled with `reason` when there is nothing more to take over.
+    """The machine of a run, and its source of reusable results, in one: a task without a known
+    result is not launched, and the run is cancelled with `reason` when there is nothing more to
+    reuse.
     """
 
     def __init__(self, machine: RunMachine, reusable: ReusableResults, reason: str) -> None:
@@ -187,7 +188,7 @@ class CloneOnly:
         self._reusable = reusable
         self._reason = reason
         self._found: dict[int, ReusableResult] = {}
-        self._going_on: set[int] = set()  # tasks whose results are being taken over
+        self._going_on: set[int] = set()  # tasks whose results are being reused
         self._left: list[LaunchAttempt] = []
         self._handled: Event | None = None
 
@@ -242,7 +243,7 @@ class CloneOnly:
         """When all that a live task reads was there; None where that is not known."""
         return self._machine.ready_at(task)
 
-    # ------------------------------------------------------------ who knows results
+    # ------------------------------------------------------------ reusable results
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """The result for a task that was let through; asked once."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
     from aflow.storage.artifacts import ArtifactWriter
 
-# Whoever spins wants to see what the step does, at once: not a second attempt, not a result of
+# A spin is to show what the step does, at once: not a second attempt, not a result of
 # before, not a failure that is turned into an artifact.
 _LEFT_OUT = ("cache", "catch", "retry")
 _LOOK_BACK = 20  # runs in which a step is looked for
@@ -74,13 +74,13 @@ def find_task(metadata: MetadataStore, flow: str, options: SpinOptions) -> tuple
     """
     if options.run is None:
         runs = metadata.runs(flow, limit=_LOOK_BACK)
-        told = f"none of the latest {len(runs)} runs of {flow} has"
+        missing = f"none of the latest {len(runs)} runs of {flow} has"
     else:
         run = metadata.run(flow, ids.run_id(options.run))
         if run is None:
             raise NotFound(f"There is no run {flow}/{options.run} in {metadata.url}.")
         runs = [run]
-        told = f"{flow}/{options.run} has not"
+        missing = f"{flow}/{options.run} has not"
     for run in runs:
         views = [*metadata.tasks(run.key, step=options.step, light=True)]
         if options.task is not None:
@@ -89,7 +89,7 @@ def find_task(metadata: MetadataStore, flow: str, options: SpinOptions) -> tuple
             failed = (view for view in views if view.state is TaskState.FAILED)
             return run, next(failed, views[0]).task.task
     which = options.step if options.task is None else f"{options.step}/{options.task}"
-    raise NotFound(f"There is no task {which} to spin: {told} got as far. Run the flow first.")
+    raise NotFound(f"There is no task {which} to spin: {missing} got as far. Run the flow first.")
 
 
 # ------------------------------------------------------------ what it begins with

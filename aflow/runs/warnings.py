@@ -37,8 +37,8 @@ def notes(
         if there is None:
             yield f"Package {text} is not installed, which is asked for by: {', '.join(steps)}."
         elif version and not _fits(there, version):
-            told = f"Package {text} is asked for by {', '.join(steps)}"
-            yield f"{told}; {there} is installed, and used."
+            requested = f"Package {text} is asked for by {', '.join(steps)}"
+            yield f"{requested}; {there} is installed, and used."
 
 
 def packages_of(definition: FlowDefinition, step: StepDefinition) -> dict[str, str]:

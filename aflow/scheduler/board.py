@@ -159,13 +159,13 @@ class Board:
         heappush(self.waiting, (at, self.pushed, task))
 
     def wake(self, now: float) -> bool:
-        """Tasks whose time has come are ready; True if there was one."""
+        """Make the tasks ready whose backoff is over; True if there was one."""
         due = False
         while self.waiting and self.waiting[0][0] <= now:
             task = heappop(self.waiting)[2]
             task.move(TaskState.READY)
             task.step.waiting -= 1
-            if task.holds:  # whoever is before it may wait for its gang
+            if task.holds:  # a task before it may wait for its gang
                 task.step.ready += 1
                 self.ready.appendleft(task)
             else:

@@ -144,10 +144,12 @@ def _tallies(board: Board) -> str | None:
     for items in _cursors(board):
         pending[items.body.name] += items.known - items.next
     for name, step in board.steps.items():
-        told = (step.launched, step.running, step.waiting, step.ready + step.waiting)
+        counted = (step.launched, step.running, step.waiting, step.ready + step.waiting)
         found = (live[name], running[name], waiting[name], pending[name])
-        if told != found:
-            return f"Step {name} tells (live, running, waiting, pending) {told}, but has {found}."
+        if counted != found:
+            return (
+                f"Step {name} tells (live, running, waiting, pending) {counted}, but has {found}."
+            )
     holding = sum(task.holds for task in board.pending())
     if holding != board.held:
         return f"{board.held} places are kept, but {holding} tasks hold one."

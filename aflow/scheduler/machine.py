@@ -1,8 +1,8 @@
 """The state machine of one run: events in, commands out, the time as an argument.
 
-No I/O, no clock, no chance: a machine that is built again and fed the same events at the same times
-is equal, which is how a run is recovered from its journal. What it holds is what is live or may
-start; finished tasks are counts (see groups.py and board.py).
+No I/O, no clock, no randomness: a machine that is built again and fed the same events at the same
+times is equal, which is how a run is recovered from its journal. What it holds is what is live or
+may start; finished tasks are counts (see groups.py and board.py).
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class RunMachine:
         self._fail_fast = fail_fast
         self._state = RunState.PENDING
         self._stop: FinishRun | None = None  # how the run will end, once it is known to stop
-        self._cancelled = False  # live attempts have been told to stop
+        self._cancelled = False  # live attempts have been asked to stop
         self._splits = 0  # opened so far
         self._open = 0  # of these, not joined yet
         self._handled: Event | None = None  # the latest event, if it changed something

@@ -55,8 +55,8 @@ class _Entry(NamedTuple):
 
 
 class Slots:
-    """What one machine offers, and who has it. `devices` are the ids of its GPUs, of which `gpu` of
-    the capacity may be in use. At most `workers` attempts run at a time."""
+    """What one machine offers, and which attempt has it. `devices` are the ids of its GPUs, of
+    which `gpu` of the capacity may be in use. At most `workers` attempts run at a time."""
 
     def __init__(
         self, capacity: Mapping[str, float], devices: Sequence[str] = (), workers: int | None = None
@@ -79,7 +79,7 @@ class Slots:
         return tuple(sorted(self._capacity.items()))
 
     def lacking(self, demand: Demand, count: int = 1) -> Demand:
-        """What of the demand of so many attempts together the machine could never give."""
+        """What of the demand of this many attempts together the machine could never give."""
         return tuple(
             (name, amount * count)
             for name, amount in demand

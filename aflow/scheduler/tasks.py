@@ -68,7 +68,7 @@ class _Split:
 class Items(_Split):
     """An open foreach; `next` is the index of the first item that has not started.
 
-    The items of a `gang` start together: its members, who may wait for one another. `known` is how
+    The items of a `gang` start together: its members may wait for one another. `known` is how
     many items there are so far; while they still come, `expected` is UNKNOWN. `ready_at` is when
     those that have not started became ready.
     """

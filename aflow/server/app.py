@@ -103,7 +103,7 @@ async def _described(_: web.Request) -> web.StreamResponse:
 
 @cache
 def _description() -> bytes:
-    """The OpenAPI document; to make it takes so long that others would wait for it."""
+    """The OpenAPI document; making it would block other requests."""
     from aflow.server.openapi import document  # few ask for it
 
     answers = {**vars(_Api), **vars(ScheduleRoutes), **vars(ViewRoutes), **vars(ActionRoutes)}
@@ -195,7 +195,7 @@ class _Api:
         name = None if flow is None else ids.flow_name(flow)
         limit = number_of(request, "limit", 20, LARGEST_PAGE)
         found = await asyncio.to_thread(self._shown.runs, name, limit=limit)
-        return web.json_response({"runs": [_told(run) for run in found]})
+        return web.json_response({"runs": [_run_json(run) for run in found]})
 
     async def show_run(self, request: web.Request) -> web.StreamResponse:
         """A run; `wait` seconds at most are waited for its end."""
@@ -206,8 +206,8 @@ class _Api:
         here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
         record = await asyncio.to_thread(self._record, flow, run)
         steps = await asyncio.to_thread(self._shown.progress, record.key)
-        told = [{"step": each.step, "tasks": each.tasks} for each in steps]
-        return web.json_response({**_told(record), "here": here, "steps": told})
+        progress = [{"step": each.step, "tasks": each.tasks} for each in steps]
+        return web.json_response({**_run_json(record), "here": here, "steps": progress})
 
     async def _wait(self, flow: str, run: str, at_most: float) -> None:
         loop = asyncio.get_running_loop()
@@ -241,7 +241,7 @@ class _Api:
         def page() -> list[dict[str, Any]]:
             key = self._record(flow, run).key
             found = self._shown.tasks(key, after=after, limit=limit, light=True)
-            return [_task_told(view) for view in found]
+            return [_task_json(view) for view in found]
 
         return web.json_response({"tasks": await asyncio.to_thread(page)})
 
@@ -252,8 +252,8 @@ class _Api:
         after = last_event(request.headers.get("Last-Event-ID"))
         follow = bool(number_of(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._record, flow, run)
-        told = self._streams.happenings(record, after, follow=follow)
-        return await self._streams.answer(request, told)
+        stream = self._streams.happenings(record, after, follow=follow)
+        return await self._streams.answer(request, stream)
 
     async def show_logs(self, request: web.Request) -> web.StreamResponse:
         """What the tasks of a run have printed, as server-sent events: of one `step`, or of one
@@ -267,8 +267,8 @@ class _Api:
         record = await asyncio.to_thread(self._record, flow, run)
         after = request.headers.get("Last-Event-ID", "")
         following = await asyncio.to_thread(self._streams.following, record, step, task, after)
-        told = self._streams.lines(record, following, follow=follow)
-        return await self._streams.answer(request, told)
+        stream = self._streams.lines(record, following, follow=follow)
+        return await self._streams.answer(request, stream)
 
     async def cancel_run(self, request: web.Request) -> web.StreamResponse:
         """Stop a run, wherever it goes on; one that nobody drives has ended when this is
@@ -277,7 +277,7 @@ class _Api:
         record = await asyncio.to_thread(self._record, flow, run)
         if record.key >= FIRST_KEY:
             raise InvalidInput(READ_ONLY)
-        # Written down first, for whoever drives it next, should this one die before it has heard.
+        # Recorded first, for the next coordinator, should this one die before it gets the request.
         outcome = await asyncio.to_thread(
             request_end,
             self._metadata,
@@ -306,7 +306,7 @@ def _named(request: web.Request) -> tuple[str, str]:
     return ids.flow_name(request.match_info["flow"]), ids.run_id(request.match_info["run"])
 
 
-def _told(run: RunRecord) -> dict[str, Any]:
+def _run_json(run: RunRecord) -> dict[str, Any]:
     return {
         **source_of(run),
         "flow": run.flow,
@@ -320,7 +320,7 @@ def _told(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def _task_told(view: TaskView) -> dict[str, Any]:
+def _task_json(view: TaskView) -> dict[str, Any]:
     last = view.attempt
     return {
         "task": view.task.task,
@@ -368,7 +368,7 @@ def _status_of(error: AflowError) -> int:
 @web.middleware
 async def _errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every refusal and failure is a sentence in JSON. What has failed inside of the server is for
-    its log, and for those who may ask it something: strangers learn nothing of it."""
+    its log, and for authenticated clients: others learn nothing of it."""
     try:
         return await handler(request)
     except ConnectionResetError:  # the client has gone: nobody reads this

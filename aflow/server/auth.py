@@ -1,4 +1,4 @@
-"""Who may ask: the one authenticator of `aflow server` and `aflow metadata-service`.
+"""The one authenticator of `aflow server` and `aflow metadata-service`.
 
 A request carries a key of the settings or a token, as `Authorization: Bearer TOKEN` or `x-api-key:
 TOKEN`. Requests without one are answered only where that was chosen (`anonymous`), and then none
@@ -153,7 +153,7 @@ class Authenticator:
         return document is not None
 
     def _log(self, request: web.Request, status: int) -> None:
-        """Log a refusal; not so many that strangers fill the disk."""
+        """Log a refusal; limited, so that strangers cannot fill the disk."""
         now = self._clock.monotonic()
         if now - self._logged_since > _LOGGED_IN:
             if self._logged > _LOGGED:
@@ -272,7 +272,7 @@ def _writes(request: web.Request) -> bool:
 
 # ------------------------------------------------------------------ requests of browsers
 
-# A page of any site can have the browser of somebody who looks at it send requests to that
+# A page of any site can have the browser of its visitor send requests to that
 # somebody's own machine. Without tokens these are known by what browsers say of every request.
 
 

@@ -18,7 +18,7 @@ _VALUES = 1_000_000
 
 
 async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -> bytes:
-    """The body, of at most so many bytes, which has `patience` seconds, and more if it may be
+    """The body, of at most this many bytes, which has `patience` seconds, and more if it may be
     large. Raises HTTPRequestEntityTooLarge (413),
     HTTPRequestTimeout (408) for one that does not come to its end, HTTPBadRequest for one that
     breaks off, and HTTPUnsupportedMediaType (415) for one that is compressed: a few bytes of that

@@ -48,7 +48,7 @@ _MOST_NAMES = 65_535  # of steps, and of workers
 class StepFigures(NamedTuple):
     """Seconds that the ended tasks of a step took (half of them at most `median`, and so on),
     the median of seconds from when a task was ready to its start, and how many tasks were retried,
-    and how many have taken over a result. None where there is nothing to say."""
+    and how many have reused a result. None where there is nothing to say."""
 
     median: float | None
     p95: float | None
@@ -203,7 +203,7 @@ class Columns:
                 start, end = self.start[row], self.end[row]
                 over = end if end == end else max(start, now - self.base)
                 host, step = host_of[self.worker[row]], steps[self.step[row]]
-                told = {
+                details = {
                     "state": STATES[self.state[row]],
                     "waited_seconds": round(max(0.0, start - self.ready[row]), 3),
                     "reused": bool(self.flags[row] & REUSED),
@@ -212,7 +212,7 @@ class Columns:
                 event = {
                     "ph": "X", "name": f"{step}/{self.task[row]}", "cat": step, "pid": host,
                     "tid": free[host].take(start, over), "ts": round(start * 1e6),
-                    "dur": round((over - start) * 1e6), "args": told,
+                    "dur": round((over - start) * 1e6), "args": details,
                 }  # fmt: skip
                 lines.append(json.dumps(event))
             yield ",\n" + ",\n".join(lines)

@@ -193,7 +193,7 @@ class _Connections:
         # In the order of time: the first is the one that is idle for the longest.
         self._idle: dict[_Connection, None] = {}
         self._blocked: dict[_Connection, float] = {}
-        self._told_at = float("-inf")
+        self._logged_at = float("-inf")
         self._loop = asyncio.get_running_loop()
 
     # ------------------------------------------------------------ accepting
@@ -272,8 +272,8 @@ class _Connections:
 
     def _tell(self, sentence: str) -> None:
         now = self._loop.time()
-        if now - self._told_at >= _SHOWN_AGAIN:
-            self._told_at = now
+        if now - self._logged_at >= _SHOWN_AGAIN:
+            self._logged_at = now
             _log.warning("%s", sentence)
 
     # ------------------------------------------------------------ states of connections
@@ -301,7 +301,7 @@ class _Connections:
         self.becomes_idle(connection, self._bounds.head)
 
     def becomes_idle(self, connection: _Connection, seconds: float) -> None:
-        """It has so many seconds from now until a request has to be there."""
+        """It has this many seconds from now until a request has to be there."""
         connection.idle_since = self._loop.time()
         connection.give_up_at = connection.idle_since + seconds
         self._idle.pop(connection, None)
@@ -336,7 +336,7 @@ class _Connections:
                 self.becomes_idle(connection, self._bounds.idle)
 
     async def keep_deadlines(self) -> None:
-        """Close connections whose time is over, until this is cancelled."""
+        """Close connections whose deadline has passed, until this is cancelled."""
         shortest = min(self._bounds.head, self._bounds.idle, self._bounds.unread)
         while True:
             await asyncio.sleep(min(1.0, shortest / 4))

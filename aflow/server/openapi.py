@@ -49,12 +49,12 @@ _OPEN = ("/healthz", "/readyz")
 
 def document(summaries: dict[str, str]) -> dict[str, Any]:
     """The document, of OpenAPI 3.1. `summaries` says what each method does, by its name."""
-    told = of_service.document()
-    told["info"] = {"title": "aflow server", "version": __version__}
+    document = of_service.document()
+    document["info"] = {"title": "aflow server", "version": __version__}
     for route in ROUTES:
-        operations = told["paths"].setdefault(route.path, {})
+        operations = document["paths"].setdefault(route.path, {})
         operations[route.method.lower()] = _operation(route, summaries[route.name])
-    return told
+    return document
 
 
 def _operation(route: Route, summary: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Runs that nobody drives any more are taken up: those of this server from before it was stopped or
-killed, and those of other servers that share its metadata. One that cannot be taken up is ended: at
-once where somebody has cancelled it, else after a while."""
+"""Recovers runs without a coordinator: those of this server from before it was stopped or
+killed, and those of other servers that share its metadata. One that cannot be recovered is ended:
+at once where somebody has cancelled it, else after a while."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KIND = "server"
 """Runs that a server has begun have owners of this kind."""
 
 LOOK = 2.0  # seconds between looks
-RECOVERY = 3600.0  # seconds after which a run that cannot be taken up has failed
+RECOVERY = 3600.0  # seconds after which a run that cannot be recovered has failed
 _MOST = 100  # runs a look
-_LONGEST = 300.0  # seconds between tries of a run that cannot be taken up
+_LONGEST = 300.0  # seconds between tries of a run that cannot be recovered
 _FEWEST = 5  # failed tries (a minute of them) before a run is given up
 _LOADING = 120.0  # seconds that a process has to take its run up
-_REMEMBERED = 600.0  # seconds after which the tries of a run that was taken up are forgotten
+_REMEMBERED = 600.0  # seconds after which the tries of a run that was recovered are forgotten
 _FORGET = 600.0  # seconds between looks at orders that are kept
 _MOST_FORGOTTEN = 1000  # orders a look
 _WATCHED = 3 * LEASE  # seconds that a run whose end was asked for is watched
@@ -42,7 +42,7 @@ Next = Literal["take up", "wait", "cancel", "fail"]
 
 @dataclass(slots=True)
 class Tries:
-    """What was done to take up one run. Times are those of a clock that never jumps."""
+    """What was done to recover one run. Times are those of a clock that never jumps."""
 
     since: float
     begun: int = 0
@@ -54,7 +54,7 @@ class Tries:
 
 
 def pause_after(tries: int) -> float:
-    """Seconds until a run is tried again that could not be taken up, or was left at once."""
+    """Seconds until a run is tried again that could not be recovered, or was left at once."""
     return min(_LONGEST, LOOK * 2.0**tries)
 
 
@@ -69,7 +69,7 @@ def next_for(tries: Tries, run: RunRecord, now: float, recovery: float) -> Next:
 
 
 class Sharing:
-    """Looks for runs to take up, until it is cancelled. A run that could not be taken up for
+    """Looks for runs to recover, until it is cancelled. A run that could not be recovered for
     `recovery` seconds has failed."""
 
     def __init__(
@@ -98,7 +98,7 @@ class Sharing:
             except AflowError as error:  # the metadata are away, say
                 _log.warning("Runs that were left cannot be looked for: %s", error)
             except OSError as error:  # no descriptor, no memory, no process to be had
-                _log.warning("Runs that were left cannot be taken up: %s", error)
+                _log.warning("Orphaned runs cannot be recovered: %s", error)
             await asyncio.sleep(LOOK)
 
     async def _look(self) -> None:

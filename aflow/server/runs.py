@@ -51,7 +51,7 @@ class Place(NamedTuple):
     """Where runs leave what they make. `root` is the `.aflow` folder; `settings` are the variables
     that tell runs of it. (By the environment, since URLs may hold passwords, and everybody who may
     list the processes of the machine can read a command line.) `secret` are variables of the server
-    that no run is told."""
+    that no run gets."""
 
     root: Path
     settings: Mapping[str, str]
@@ -158,7 +158,7 @@ class Runs:
 
     def _check_place(self) -> None:
         """Check that the folder for code is what it was when the server began. Raises
-        StoreUnavailable: who asks for a run can do nothing about it."""
+        StoreUnavailable: the caller that asks for a run can do nothing about it."""
         try:
             self._place.prepare()
         except (InvalidSetting, UnsafeFolder) as error:
@@ -169,7 +169,7 @@ class Runs:
         target = str(file) if order.flow is None else f"{file}:{order.flow}"
         with tempfile.TemporaryFile() as said, _file_of((*order.parameters, *order.words)) as words:
             reading, writing = os.pipe()
-            with os.fdopen(reading, "rb", 0) as told:
+            with os.fdopen(reading, "rb", 0) as announcement:
                 try:
                     process = await asyncio.create_subprocess_exec(
                         *(sys.executable, "-m", "aflow", order.command, target, "--quiet"),
@@ -185,7 +185,7 @@ class Runs:
                     )
                 finally:
                     os.close(writing)
-                announced = await _announced(process, told, self._patience)
+                announced = await _announced(process, announcement, self._patience)
             if announced is None:
                 raise CommandFailed(f"The run has not begun: {_end_of(said)}")
         pathspec = announced
@@ -211,7 +211,7 @@ class Runs:
             _log.warning("The order of %s cannot be removed: %s", pathspec, error)
 
     def remembered(self, most: int) -> Iterator[str]:
-        """Runs whose orders are kept, so many at most. Blocks. Raises StorageError."""
+        """Runs whose orders are kept, `most` at most. Blocks. Raises StorageError."""
         for name in islice(self._blobs.store.list(ORDERS), most):
             try:
                 run = fields_of(bytes(self._blobs.store.get(name))).get("run")
@@ -276,14 +276,14 @@ class Runs:
         self._last_words.pop(pathspec, None)
         self._processes[pathspec] = process
         # Ends with its process, for which `close` waits.
-        told = asyncio.get_running_loop().create_task(self._tell_of(process, pathspec, said))
-        self._telling.add(told)
-        told.add_done_callback(self._note_told)
+        task = asyncio.get_running_loop().create_task(self._tell_of(process, pathspec, said))
+        self._telling.add(task)
+        task.add_done_callback(self._note_reported)
 
-    def _note_told(self, told: asyncio.Task[None]) -> None:
-        self._telling.discard(told)
-        if not told.cancelled() and (error := told.exception()) is not None:
-            _log.error("The end of a run that was taken up cannot be told.", exc_info=error)
+    def _note_reported(self, task: asyncio.Task[None]) -> None:
+        self._telling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("The end of a recovered run cannot be reported.", exc_info=error)
 
     async def _tell_of(self, process: Process, pathspec: str, said: IO[bytes]) -> None:
         with said:
@@ -293,7 +293,7 @@ class Runs:
                     del self._last_words[next(iter(self._last_words))]
                 self._last_words[pathspec] = _end_of(said) or f"its process ended with {code}"
                 _log.warning(
-                    "%s, taken up, ended with %d: %s", pathspec, code, self._last_words[pathspec]
+                    "%s, recovered, ended with %d: %s", pathspec, code, self._last_words[pathspec]
                 )
 
     def last_words(self, pathspec: str) -> str | None:
@@ -316,7 +316,7 @@ class Runs:
         return True
 
     async def wait(self, pathspec: str, at_most: float) -> None:
-        """Wait for the end of the run, if it goes on here, so many seconds at most."""
+        """Wait for the end of the run, if it goes on here, at most this many seconds."""
         if (process := self._processes.get(pathspec)) is not None:
             try:
                 await asyncio.wait_for(process.wait(), at_most)
@@ -325,7 +325,7 @@ class Runs:
 
     async def close(self, grace: float, hurry: asyncio.Event) -> None:
         """Begin no more runs; wait `grace` seconds, or until there is hurry, for those that go on,
-        then leave them for whoever takes them up, and wait for that."""
+        then leave them for the server that recovers them, and wait for that."""
         self._closed = True
         ended = asyncio.gather(*(self._processes[name].wait() for name in self.going_on()))
         hurried = asyncio.get_running_loop().create_task(hurry.wait())
@@ -354,13 +354,13 @@ def _name_of(pathspec: str) -> str:
     return f"{ORDERS}{hashlib.blake2b(pathspec.encode(), digest_size=16).hexdigest()}"
 
 
-async def _announced(process: Process, told: IO[bytes], patience: float) -> str | None:
+async def _announced(process: Process, announcement: IO[bytes], patience: float) -> str | None:
     """The pathspec of the run, once it is recorded; None where it has ended before. A process that
     does neither is killed (its code, which it imports first, may never come to an end), and so it
     is when this is cancelled."""
     try:
         async with asyncio.timeout(patience):
-            first = await _first(told)
+            first = await _first(announcement)
             if first:
                 return _pathspec(first)
             await process.wait()

@@ -201,7 +201,7 @@ def upcoming(schedule: Schedule, now: float) -> float | None:
 
 
 def ticks(cron: str, zone: str | None, now: float, count: int) -> list[float]:
-    """When an expression is due next, so many times at most. Raises InvalidInput."""
+    """When an expression is due next, at most this many times. Raises InvalidInput."""
     found: list[float] = []
     parsed, place = parse(cron), zone_of(zone)
     while len(found) < count:
@@ -231,7 +231,7 @@ def seen_to(schedule: Schedule, until: float, run: str | None, said: str = "") -
 
 
 # Starts the runs of schedules when they are due. Several servers may share the schedules: the run
-# of a tick has an id of its own, so that one server starts it, and the others are told that it is
+# of a tick has an id of its own, so that one server starts it, and the others find that it is
 # there.
 
 
@@ -333,8 +333,8 @@ class Scheduling:
 
     def change(self, name: str, fields: Mapping[str, Any]) -> Schedule:
         """Change what these fields say of a schedule (`cron`, `timezone`, `missed`, `overlap`,
-        `parameters`, `tags`, `paused`, and who does it), and nothing else: neither its code, nor
-        what is known of its runs. Blocks. Raises NotFound, and InvalidInput."""
+        `parameters`, `tags`, `paused`, and the user who does it), and nothing else: neither its
+        code, nor what is known of its runs. Blocks. Raises NotFound, and InvalidInput."""
         document = self._documents.document(KIND, name)
         if document is None:
             raise NotFound(f"There is no schedule {name[:100]!r}.")
@@ -428,8 +428,8 @@ class Scheduling:
         return seen_to(schedule, tick, pathspec)
 
     def _may_run(self, schedule: Schedule) -> bool:
-        """Whether the token that created the schedule is still valid: whoever may submit no more
-        may not have submitted for ever."""
+        """Whether the token that created the schedule is still valid: a caller that may submit no
+        more may not have submitted for ever."""
         if schedule.token is None:
             return True
         token = tokens.of_digest(self._documents, schedule.token)

@@ -1,4 +1,4 @@
-"""The daemon as a program: it listens until it is told to stop, and then lets its runs end."""
+"""The daemon as a program: it listens until it is asked to stop, and then lets its runs end."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def serve(
     keys: Sequence[bytes] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; runs that go on then may still end, until the grace is over or
-    another signal comes. Port 0 takes a free one, which `say` is told. Each of `mounts` adds routes
-    of its own; `queue` opens the one whose workers run tasks, `keys` sign messages to them; `shown`
-    is the metadata with what Metaflow has recorded beside them. Raises InvalidSetting where it
-    cannot listen."""
+    another signal comes. Port 0 takes a free one, which `say` receives. Each of `mounts` adds
+    routes of its own; `queue` opens the one whose workers run tasks, `keys` sign messages to them;
+    `shown` is the metadata with what Metaflow has recorded beside them. Raises InvalidSetting where
+    it cannot listen."""
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_serve(runs, blobs, metadata, listen, say, mounts, queue, shown, keys))
 
@@ -102,11 +102,11 @@ async def _serve(
 ) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
 
-    def told_to_stop() -> None:
+    def stop_requested() -> None:
         (hurry if stop.is_set() else stop).set()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
-        on_signal(asyncio.get_running_loop(), signum, told_to_stop)
+        on_signal(asyncio.get_running_loop(), signum, stop_requested)
     scheduling = None
     documents = documents_of(metadata)
     if documents is not None:

@@ -73,7 +73,7 @@ class Streams:
             return False
 
     async def answer(
-        self, request: web.Request, told: AsyncGenerator[bytes, None]
+        self, request: web.Request, chunks: AsyncGenerator[bytes, None]
     ) -> web.StreamResponse:
         """Answer with these events as they come. Raises HTTPServiceUnavailable for one stream too
         many."""
@@ -85,7 +85,7 @@ class Streams:
                 headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
             )
             await response.prepare(request)
-            return await send_stream(request, response, _write(response, told))
+            return await send_stream(request, response, _write(response, chunks))
         finally:
             self._count -= 1
 
@@ -150,9 +150,9 @@ class Streams:
         return event("end", {"state": now.state.value, "reason": now.reason})
 
 
-async def _write(response: web.StreamResponse, told: AsyncGenerator[bytes, None]) -> None:
-    async with aclosing(told):
-        async for each in told:
+async def _write(response: web.StreamResponse, chunks: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(chunks):
+        async for each in chunks:
             async with asyncio.timeout(_PATIENCE):
                 await response.write(each)
 
@@ -174,16 +174,16 @@ def last_event(text: str | None) -> Last:
 
 
 def _some_lines(following: Following, found: Iterator[TaskLine]) -> bytes:
-    told, size = [], 0
+    lines, size = [], 0
     for line in islice(found, _AT_ONCE):
-        told.append((line, following.position))
+        lines.append((line, following.position))
         size += len(line.text)
         if size > _BYTES_AT_ONCE:  # what a slow client does not take waits in memory
             break
-    last = len(told) - 1
+    last = len(lines) - 1
     return b"".join(
         event("line", _line(line), id_ if len(id_) <= (_LONGEST if n == last else _LONG) else None)
-        for n, (line, id_) in enumerate(told)
+        for n, (line, id_) in enumerate(lines)
     )
 
 
@@ -200,10 +200,10 @@ def _some(metadata: MetadataStore, run_key: int, after: Last) -> tuple[bytes, La
     parts = []
     for number, batch in batches:
         events = [_happened(metadata, run_key, at, each) for at, each in decode_events(batch)]
-        told = [each for each in events if each is not None]
+        sent = [each for each in events if each is not None]
         first = skipped if number == version else 0
-        for count, (kind, data) in enumerate(told[first:], first + 1):
-            id_ = f"{number}" if count == len(told) else f"{number}.{count}"
+        for count, (kind, data) in enumerate(sent[first:], first + 1):
+            id_ = f"{number}" if count == len(sent) else f"{number}.{count}"
             parts.append(event(kind, data, id_))
     last = (batches[-1][0], 0) if batches else after
     return b"".join(parts), last, len(batches) == _AT_ONCE

@@ -133,7 +133,7 @@ class Pages:
         """Give a browser that sends a token (JSON, `token`) the cookie that carries it."""
         token = fields_of(await json_of(request)).get("token")
         if not isinstance(token, str) or not await self._allows(token):
-            await asyncio.sleep(0.2)  # whoever guesses does not guess fast
+            await asyncio.sleep(0.2)  # slows down guessing
             return refusal(401, "This token is not valid: it may have been revoked, or mistyped.")
         return self._logged_in(request, web.json_response({"status": "logged in"}), token)
 

@@ -457,8 +457,8 @@ class Views:
                 if wanted in text.lower():
                     found += 1
                     last.append({**line._asdict(), "text": text})
-            told = {"lines": [*last], "next": following.position, "end": True}
-            return {**told, "looked_at": looked_at, "skipped": found - len(last)}
+            page = {"lines": [*last], "next": following.position, "end": True}
+            return {**page, "looked_at": looked_at, "skipped": found - len(last)}
         lines: list[dict[str, Any]] = []
         end = True
         for line in following.poll():
@@ -590,8 +590,8 @@ class Views:
         rows: list[dict[str, Any]] = []
 
         def add(section: str, name: str, values: list[Any], keys: list[Any] | None = None) -> None:
-            told = keys if keys is not None else values
-            differ = any(each != told[0] for each in told)
+            compared = keys if keys is not None else values
+            differ = any(each != compared[0] for each in compared)
             rows.append({"section": section, "name": name, "values": values, "differ": differ})
 
         def add_values(section: str, name: str, found: list[dict[str, Any] | None]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from aflow.errors import AflowError, InvalidName
-from aflow.executors.protocol import DrainLetter, Presence, worker_topic
+from aflow.executors.protocol import DrainMessage, Presence, worker_topic
 from aflow.executors.queue_status import HEARTBEAT
 from aflow.metadata.base import WORKER_EXPIRY
 from aflow.metadata.sql import worker_record
@@ -82,5 +82,5 @@ class AnnouncedWorkers:
         reason = await asyncio.to_thread(self._registry.beat_worker, worker, WORKER_EXPIRY)
         if reason is not None and not worker.draining:
             topic = worker_topic(worker.name)[:64]
-            letter = DrainLetter(reason[:2000]).seal(self._keys, topic, self._clock.now())
-            await queue.put(topic, [Message("drain", letter)])  # no second one while it waits
+            body = DrainMessage(reason[:2000]).seal(self._keys, topic, self._clock.now())
+            await queue.put(topic, [Message("drain", body)])  # no second one while it waits

@@ -1,7 +1,7 @@
 """What `step-functions` does: deploy a flow, start, list and stop its runs, resume one, delete it.
 
 A state machine belongs to who deployed it first. Others change it with its production token, which
-says that they mean to (it is no secret from those who may read the account), and is remembered. It
+says that they mean to (it is no secret from readers of the account), and is remembered. It
 goes on to belong to its owner, unless they give it another token.
 """
 
@@ -23,6 +23,7 @@ from aflow.aws.client import Calls
 from aflow.aws.settings import AwsSettings, needs_s3
 from aflow.code import package
 from aflow.code.package import Package
+from aflow.environments import prepare, transport
 from aflow.environments.shipping import runtime_shipment
 from aflow.environments.spec import asks, job_targets
 from aflow.errors import (
@@ -33,6 +34,7 @@ from aflow.errors import (
     NotFound,
     StorageError,
 )
+from aflow.interop.service import RegisteringMetadata
 from aflow.metadata.base import Batch, RunUpdate
 from aflow.metadata.object_store import SCHEME as STORE
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
@@ -40,6 +42,7 @@ from aflow.step_functions import plan as planning
 from aflow.step_functions import unrecorded
 from aflow.step_functions.names import Label, authorized, checked_token, label_of, rule_name
 from aflow.step_functions.plan import Account, Plan, Ticks, Wanted, name_of
+from aflow.step_functions.records import Records
 from aflow.step_functions.spec import order_name
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
@@ -203,8 +206,6 @@ class Aws(Calls):
 
     def put_rule(self, rule: str, machine: str, what: Ticks | Events) -> None:
         """Start the machine by a rule: at times in UTC, or on events."""
-        from aflow.step_functions.plan import Ticks
-
         ticks = isinstance(what, Ticks)
         when: dict[str, str] = (
             {"ScheduleExpression": what.expression}
@@ -367,8 +368,6 @@ class Deployer:
         given. Raises EnvironmentFailed, InvalidDecorator and MissingExtra."""
         if not asks(self._definition, self._settings.environment):
             return None
-        from aflow.environments import prepare, transport  # few flows have any
-
         settings = self._settings
         platforms = prepare.platforms_of(self._definition, self._definition.steps, settings)
         locks = prepare.locks_of(self._definition, settings.environment, platforms=platforms)
@@ -457,8 +456,6 @@ class Deployer:
     def _check_metadata(self) -> None:
         """See that the metadata answers, and where jobs record runs: in the object store, if the
         service is one of Metaflow's own, which cannot keep what they record."""
-        from aflow.interop.service import RegisteringMetadata
-
         with closing(backends.open_metadata(self._settings.metadata_url)) as metadata:
             self._in_store = isinstance(metadata, RegisteringMetadata)
             metadata.run(self.flow, "none")
@@ -554,7 +551,7 @@ class Deployer:
         if len(text.encode()) > LONGEST_INPUT:
             raise InvalidInput(
                 f"The parameters have {len(text.encode())} bytes, and a job of AWS Batch can be "
-                f"told {LONGEST_INPUT}: put what is large into the datastore, and give its name."
+                f"given {LONGEST_INPUT}: put what is large into the datastore, and give its name."
             )
         return self._aws.start(self.name, {"Parameters": text})
 
@@ -581,8 +578,8 @@ class Deployer:
             _log.warning("Reasons are those of AWS alone: %s", error)
         for each in [each for each in ended if each.run not in found][:_ASKED]:
             name, cause = self._aws.why(each)
-            told = {"Error": name, "Cause": cause}
-            found[each.run] = unrecorded.why(told, self._aws.last_lines)
+            failure = {"Error": name, "Cause": cause}
+            found[each.run] = unrecorded.why(failure, self._aws.last_lines)
         return found
 
     def _record_unrecorded(self, metadata: MetadataStore) -> None:
@@ -616,8 +613,6 @@ class Deployer:
 
     def _note_end(self, run: str, state: RunState, reason: str, clock: Clock) -> bool:
         """Record the end of the run; whether nobody had."""
-        from aflow.step_functions.records import Records  # what most commands do not need
-
         with closing(self._records()) as metadata:
             if metadata.run(self.flow, run) is None:
                 return False  # its first job has not begun
@@ -633,7 +628,7 @@ class Deployer:
             return True
 
     def resume(self, run: str) -> Execution:
-        """Start a run that takes over what this one has finished."""
+        """Start a run that reuses what this one has finished."""
         self.machine()
         execution = self._execution(run)
         if execution.status == "RUNNING":
@@ -667,14 +662,14 @@ def _end_in_aws(execution: Execution) -> tuple[RunState, str]:
 
 def starts(made: Plan) -> list[str]:
     """What starts the flow, in sentences."""
-    told = []
+    sentences = []
     if isinstance(made.ticks, Ticks):
-        told.append(
+        sentences.append(
             f"It runs by the schedule {made.ticks.expression} ({made.ticks.zone or 'UTC'})."
         )
     if made.events is not None:
-        told.append(f"It runs on events such as {json.dumps(made.events.pattern)}.")
-    return told
+        sentences.append(f"It runs on events such as {json.dumps(made.events.pattern)}.")
+    return sentences
 
 
 def _readable(definition: str) -> str:

@@ -1,4 +1,5 @@
-"""What a job of a state machine does: `python -m aflow.step_functions.job`, told by its variables.
+"""What a job of a state machine does: `python -m aflow.step_functions.job`, configured by its
+variables.
 
 It finds its task by step and place, reads inputs from the metadata and the store, runs one attempt
 and records it. It ends with 0 where the task has succeeded (now or before), with 1 where Batch
@@ -34,6 +35,7 @@ from aflow.code import package
 from aflow.code.config_binding import with_values
 from aflow.code.program import class_from, placed
 from aflow.compat import metaflow
+from aflow.environments import transport
 from aflow.errors import AflowError, InvalidInput, VersionConflict
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
@@ -44,8 +46,7 @@ from aflow.flow.graph import Graph, Kind
 from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
 from aflow.runs.attempts import AttemptLogs
-from aflow.runs.create import Creation, Driving
-from aflow.runs.create import told as told_of
+from aflow.runs.create import Creation, Driving, current_facts
 from aflow.runs.liveness import ENGINE
 from aflow.scheduler.messages import (
     FromBranches,
@@ -73,7 +74,7 @@ from aflow.step_functions.records import Records
 from aflow.step_functions.spec import (
     NOBODY,
     WORD_OF_FAILURE,
-    Told,
+    JobVariables,
     read_order,
     state_after,
     word_name,
@@ -82,6 +83,7 @@ from aflow.step_functions.spec import (
 )
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
+from aflow.task.secrets_manager import fetch_service_key
 from aflow.task.spec import AttemptSpec, RunContext
 
 if TYPE_CHECKING:
@@ -107,14 +109,14 @@ if TYPE_CHECKING:
 
 
 BEAT = 10.0  # seconds between signs of life
-LEASE = 60.0  # seconds after which a run without any is known to be nobody's
+LEASE = 60.0  # seconds without a heartbeat after which the lease of a run has expired
 GRACE = 20.0  # seconds for a step to end when the job is to stop: Batch gives 30 in all
 
 _STATES = {state.value: state for state in AttemptState}
 
 
 class OneAttempt:
-    """Runs one attempt; it is told of it as a coordinator is."""
+    """Runs one attempt, and receives its reports as a coordinator does."""
 
     def __init__(
         self,
@@ -131,7 +133,7 @@ class OneAttempt:
         self._start_ground = start_ground
         self._new: list[TaskRecord] = []
         self._chunks = 0
-        self._told = 0  # chunks that are recorded
+        self._recorded = 0  # chunks that are recorded
         self._stopped = False
 
     async def run(
@@ -190,7 +192,7 @@ class OneAttempt:
             hold = await asyncio.to_thread(metadata.hold, key, owner, LEASE, self._clock.now())
             if hold.cancel is not None:
                 stopping.set()
-            if self._chunks > self._told:
+            if self._chunks > self._recorded:
                 await asyncio.to_thread(self._note_running)
             await asyncio.sleep(BEAT)
 
@@ -198,7 +200,7 @@ class OneAttempt:
         chunks = self._chunks
         record = self._running._replace(log_chunks=chunks)
         self._records.commit(Batch(tasks=self._new, attempts=[record]))
-        self._new, self._told = [], chunks
+        self._new, self._recorded = [], chunks
 
     # ------------------------------------------------------------ what the executor says
 
@@ -263,10 +265,10 @@ def _with_log(record: AttemptRecord, log: Kept | None) -> AttemptRecord:
 
 
 _FAILED = (AttemptState.FAILED, AttemptState.TIMED_OUT)
-_LOST = (AttemptState.LOST, AttemptState.RUNNING)  # one that never told of its end was lost
+_LOST = (AttemptState.LOST, AttemptState.RUNNING)  # one that never reported its end was lost
 
 
-class Chance(NamedTuple):
+class NextAttempt(NamedTuple):
     """The next attempt: its number, when it may begin, whether it is the last, and whether the
     step is not to be run, since @catch settles it."""
 
@@ -276,7 +278,7 @@ class Chance(NamedTuple):
     fallback: bool
 
 
-def next_chance(policy: StepPolicy, before: Sequence[AttemptRecord]) -> Chance | None:
+def next_attempt(policy: StepPolicy, before: Sequence[AttemptRecord]) -> NextAttempt | None:
     """What comes after these attempts, oldest first; None where the task has had all it may have.
     What was interrupted costs nothing."""
     number = before[-1].attempt + 1 if before else 0
@@ -286,9 +288,9 @@ def next_chance(policy: StepPolicy, before: Sequence[AttemptRecord]) -> Chance |
         failed = [each for each in before if each.state in _FAILED]
         last = failed[-1].finished_at if failed else None
         not_before = 0.0 if last is None else last + policy.wait
-        return Chance(number, not_before, final=failures == policy.retries, fallback=False)
+        return NextAttempt(number, not_before, final=failures == policy.retries, fallback=False)
     if policy.catches and failures + losses <= policy.retries + MAX_LOSSES + MAX_FALLBACKS:
-        return Chance(number, 0.0, final=True, fallback=True)
+        return NextAttempt(number, 0.0, final=True, fallback=True)
     return None
 
 
@@ -364,7 +366,7 @@ def _object(text: str, what: str) -> dict[str, Any]:
 # Which task a job runs, and which tasks it reads: pure functions of the graph and the place.
 
 
-class Standing(NamedTuple):
+class TaskReference(NamedTuple):
     """A task: its number, what it reads, and the innermost foreach around it: the task that opened
     it, the item, and whether the task is the first one of the item."""
 
@@ -399,7 +401,9 @@ class Numbers:
         """The number of the task of a step that leads to this place, in the same scope."""
         return self.of(step, rounds_added(place, -1) if step in self._looping else place)
 
-    def standing(self, step: str, place: str, came_from: str, branches: str | None) -> Standing:
+    def reference(
+        self, step: str, place: str, came_from: str, branches: str | None
+    ) -> TaskReference:
         """The task of the step at the place. `branches` says where each branch of a join ended, as
         the state machine puts it. Raises InvalidInput."""
         if step not in self._graph.nodes:
@@ -410,7 +414,7 @@ class Numbers:
         split = None if opener is None else self.of(opener, around(place))
         index = None if opener is None else parse(place)[-1].index
         inputs = self._inputs(node, place, came_from, branches, split if opens else None)
-        return Standing(self.of(step, place), inputs, split, index, opens)
+        return TaskReference(self.of(step, place), inputs, split, index, opens)
 
     def _opener(self, node: Node) -> str | None:
         """The innermost foreach around a step."""
@@ -427,7 +431,7 @@ class Numbers:
         if opener is not None:
             return FromTask(opener)
         if came_from not in self._graph.nodes:
-            raise InvalidInput(f"Step {node.name} was not told which step came before it.")
+            raise InvalidInput(f"Step {node.name} does not know which step came before it.")
         if node.is_join:
             return FromForeach(self.of(came_from, place), node.previous, 0)
         return FromTask(self.before(came_from, place))
@@ -448,14 +452,12 @@ AGAIN = 1  # Batch tries the job again
 
 
 def main() -> int:
-    """Do what this process was told; its exit code."""
+    """Do what the variables of this process say; its exit code."""
     try:
-        told = Told.load()
+        variables = JobVariables.load()
         if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
-            from aflow.task.secrets_manager import fetch_service_key  # few jobs have one
-
             fetch_service_key()
-        store = backends.open_store(told.storage)  # now, for the ground to have it, too
+        store = backends.open_store(variables.storage)  # now, for the ground to have it, too
         # Before the folder is made: a process that was forked after would remove it at its end.
         ground = EarlyGround(fork_ground())
         conceal_secrets()  # of the environment that steps can look up in /proc
@@ -463,9 +465,9 @@ def main() -> int:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             made.callback(ground.close)
             sys.path.insert(0, folder)
-            job = Job(told, SystemClock(), Path(folder), store, ground)
+            job = Job(variables, SystemClock(), Path(folder), store, ground)
             made.callback(job.close)
-            return job.note_failure() if told.step is None else job.run(told.step)
+            return job.note_failure() if variables.step is None else job.run(variables.step)
     except InvalidInput as error:  # it is as wrong the next time
         print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
         return FINAL_EXIT_CODE
@@ -479,18 +481,18 @@ class Job:
 
     def __init__(
         self,
-        told: Told,
+        variables: JobVariables,
         clock: Clock,
         folder: Path,
         store: ObjectStore,
         ground: EarlyGround,
     ) -> None:
-        self._told = told
+        self._variables = variables
         self._clock = clock
         self._ground = ground
         self._store = store
-        self._metadata: MetadataStore = backends.open_metadata(told.metadata, own=True)
-        self._order: Order = read_order(self._store, told.order)
+        self._metadata: MetadataStore = backends.open_metadata(variables.metadata, own=True)
+        self._order: Order = read_order(self._store, variables.order)
         if self._order.python != python_version():
             raise InvalidInput(
                 f"The flow was deployed with Python {self._order.python}, and the image of the job "
@@ -528,38 +530,42 @@ class Job:
 
     def run(self, step: str) -> int:
         """Run the task, if it has not succeeded already; the exit code of the job."""
-        told, order = self._told, self._order
+        variables, order = self._variables, self._order
         if step == self._graph.start:
             self._begin_run()
-        records = Records.of(self._metadata, order.flow, told.run)
-        standing = self._numbers.standing(step, told.place, told.came_from, told.branches)
-        there, attempts = records.attempts(standing.task)
+        records = Records.of(self._metadata, order.flow, variables.run)
+        reference = self._numbers.reference(
+            step, variables.place, variables.came_from, variables.branches
+        )
+        there, attempts = records.attempts(reference.task)
         last = attempts[-1] if attempts else None
         if last is not None and last.state is AttemptState.SUCCEEDED:
-            return self._went_on(records, step, standing, last, over=False)
+            return self._went_on(records, step, reference, last, over=False)
         if records.run.state in TERMINAL_RUN_STATES:
-            raise InvalidInput(f"The run {order.flow}/{told.run} is {records.run.state.value}.")
+            raise InvalidInput(
+                f"The run {order.flow}/{variables.run} is {records.run.state.value}."
+            )
         self._note_lost(records, attempts)
-        chance = next_chance(StepPolicy.from_dict(order.policies[step]), attempts)
-        if chance is None:
-            raise InvalidInput(f"Task {step}/{standing.task} has failed as often as it may.")
-        standing = self._counted(step, standing, records)
-        manifest = None if standing.split is None else self._manifest(standing.split)
+        following = next_attempt(StepPolicy.from_dict(order.policies[step]), attempts)
+        if following is None:
+            raise InvalidInput(f"Task {step}/{reference.task} has failed as often as it may.")
+        reference = self._counted(step, reference, records)
+        manifest = None if reference.split is None else self._manifest(reference.split)
         spec = AttemptSpec(
             step,
-            standing.task,
-            chance.attempt,
-            encode_inputs(standing.inputs),
-            standing.split,
-            standing.index,
+            reference.task,
+            following.attempt,
+            encode_inputs(reference.inputs),
+            reference.split,
+            reference.index,
             None if manifest is None else manifest.transition[2],
-            standing.opens_index,
-            chance.final,
-            chance.fallback,
+            reference.opens_index,
+            following.final,
+            following.fallback,
             {},
         )
-        new = None if there else self._task_record(step, standing, spec)
-        time.sleep(max(0.0, chance.not_before - self._clock.now()))
+        new = None if there else self._task_record(step, reference, spec)
+        time.sleep(max(0.0, following.not_before - self._clock.now()))
         try:
             start = self._start_of(step)
         except AflowError as error:
@@ -571,12 +577,12 @@ class Job:
             report = report._replace(retryable=False)
             record = record._replace(state=AttemptState.FAILED, reason=fault, manifest=None)
         if record.state is AttemptState.SUCCEEDED:
-            return self._went_on(records, step, standing, record, over=True)
+            return self._went_on(records, step, reference, record, over=True)
         records.commit(Batch(attempts=[record]))
         print(f"aflow: {record.reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
         if record.state is AttemptState.INTERRUPTED and self._is_over():
             return self.note_failure()
-        again = next_chance(StepPolicy.from_dict(order.policies[step]), [*attempts, record])
+        again = next_attempt(StepPolicy.from_dict(order.policies[step]), [*attempts, record])
         return AGAIN if again and report.retryable else FINAL_EXIT_CODE
 
     def _start_of(self, step: str) -> Callable[[], GroundProcess]:
@@ -585,7 +591,6 @@ class Job:
         shipped = self._order.environments.get(step)
         if shipped is None:
             return self._ground.start
-        from aflow.environments import transport  # few steps have packages of their own
 
         def report(line: str) -> None:
             print(f"aflow: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- the job's log
@@ -609,23 +614,23 @@ class Job:
     def _is_over(self) -> bool:
         """Whether the execution has had the time that it has: AWS stops its jobs then, and nobody
         else is left to say so."""
-        started, limit = self._told.started, self._told.limit
+        started, limit = self._variables.started, self._variables.limit
         if started is None or limit is None:
             return False
         # Other interpreters than that of AWS put it in quotes.
         begun = datetime.fromisoformat(started.strip('"'))
         return self._clock.now() >= begun.timestamp() + limit
 
-    def _task_record(self, step: str, standing: Standing, spec: AttemptSpec) -> TaskRecord:
+    def _task_record(self, step: str, reference: TaskReference, spec: AttemptSpec) -> TaskRecord:
         now = self._clock.now()
-        return TaskRecord(standing.task, step, now, standing.split, standing.index, spec.inputs)
+        return TaskRecord(reference.task, step, now, reference.split, reference.index, spec.inputs)
 
-    def _counted(self, step: str, standing: Standing, records: Records) -> Standing:
+    def _counted(self, step: str, reference: TaskReference, records: Records) -> TaskReference:
         """With the number of items that a join over a foreach reads. Raises InvalidInput where
-        some are not there: a map may have been told to tolerate failures."""
-        inputs = standing.inputs
+        some are not there: a map may have been configured to tolerate failures."""
+        inputs = reference.inputs
         if not isinstance(inputs, FromForeach):
-            return standing
+            return reference
         count = self._manifest(inputs.split).transition[2] or 0
         tasks = self._metadata.tasks(
             records.run.key, split=inputs.split, steps=inputs.steps, light=True
@@ -633,17 +638,17 @@ class Job:
         there = {view.task.index for view in tasks if view.state is TaskState.SUCCEEDED}
         if len(there) != count:
             raise InvalidInput(f"Step {step} cannot join: {len(there)} of {count} items are there.")
-        return standing._replace(inputs=inputs._replace(count=count))
+        return reference._replace(inputs=inputs._replace(count=count))
 
     def _manifest(self, task: int) -> Manifest:
-        records = Records.of(self._metadata, self._order.flow, self._told.run)
+        records = Records.of(self._metadata, self._order.flow, self._variables.run)
         data = self._metadata.manifests(records.run.key, [task]).get(task)
         if data is None:
             raise AflowError(f"Task {task}, which comes before this one, has not succeeded.")
         return Manifest.decode(data)
 
     def _note_lost(self, records: Records, attempts: list[AttemptRecord]) -> None:
-        """What never told of its end has lost its machine."""
+        """An attempt that never reported its end has lost its machine."""
         lost = [each for each in attempts if each.state is AttemptState.RUNNING]
         if not lost:
             return
@@ -659,8 +664,8 @@ class Job:
         run, order = records.run, self._order
         return RunContext(
             order.flow, run.run, run.key, run.user, order.namespace, run.tags, self._store.url,
-            self._metadata.address, "power", order.max_num_splits, run.origin_run, told_of(run),
-            previews=order.previews,
+            self._metadata.address, "power", order.max_num_splits, run.origin_run,
+            current_facts(run), previews=order.previews,
         )  # fmt: skip
 
     # ------------------------------------------------------------ what follows
@@ -669,17 +674,17 @@ class Job:
         self,
         records: Records,
         step: str,
-        standing: Standing,
+        reference: TaskReference,
         record: AttemptRecord,
         *,
         over: bool,
     ) -> int:
-        """The task has succeeded: its word is left before that is recorded, since who comes next
+        """The task has succeeded: its word is left before that is recorded, since the next state
         may read it at once."""
         assert record.manifest is not None, "a task that succeeds leaves a manifest"
         manifest, node = Manifest.decode(record.manifest), self._graph[step]
         if node.kind in (Kind.FOREACH, Kind.SWITCH):
-            self._leave_word(records, step, standing.task, manifest)
+            self._leave_word(records, step, reference.task, manifest)
         batch = Batch(attempts=[record] if over else [])
         ends = node.kind is Kind.END
         if ends:
@@ -691,20 +696,20 @@ class Job:
         return 0
 
     def _leave_word(self, records: Records, step: str, task: int, manifest: Manifest) -> None:
-        told = self._told
+        variables = self._variables
         if self._graph[step].kind is Kind.SWITCH:
-            after = self._numbers.after(step, told.place)
-            state = state_after(told.run, step, after, told.started)
+            after = self._numbers.after(step, variables.place)
+            state = state_after(variables.run, step, after, variables.started)
             said: Any = word_of_switch(state, manifest.transition[0][0])
         else:
-            state = state_after(told.run, step, told.place, told.started)
+            state = state_after(variables.run, step, variables.place, variables.started)
             items = self._items_to_do(records, step, task, manifest)
             said = word_of_foreach(state, items, distributed=self._order.distributed)
-        self._leave(step, told.place, said)
+        self._leave(step, variables.place, said)
 
     def _leave(self, step: str, place: str, said: Any) -> None:
         data = json.dumps(said, separators=(",", ":")).encode()
-        self._store.put(word_name(self._order.flow, self._told.run, step, place), [data])
+        self._store.put(word_name(self._order.flow, self._variables.run, step, place), [data])
 
     def _items_to_do(self, records: Records, step: str, task: int, manifest: Manifest) -> list[int]:
         """The items of a foreach that are not finished already (in a run that is resumed)."""
@@ -724,15 +729,15 @@ class Job:
 
     def _begin_run(self) -> None:
         """Record the run, unless an attempt before this one has."""
-        order, told = self._order, self._told
-        if self._metadata.run(order.flow, told.run) is not None:
+        order, variables = self._order, self._variables
+        if self._metadata.run(order.flow, variables.run) is not None:
             return
-        given = given_by(told.given, order.events, order.flows)
+        given = given_by(variables.given, order.events, order.flows)
         definition = self._definition()
         options = RunOptions(
             tags=order.tags,
             origin_run=given.origin,
-            run_id=told.run,
+            run_id=variables.run,
             branch=order.branch,
             production=order.production,
             max_num_splits=order.max_num_splits,
@@ -743,8 +748,8 @@ class Job:
         creation = Creation(
             self._metadata, self._store, "power", NOBODY, self._clock, deployed_by=order.user
         )
-        engine = {"machine": order.machine, "execution": told.execution}
-        owner = Driving(f"{ENGINE}/{told.run}", 0, engine)
+        engine = {"machine": order.machine, "execution": variables.execution}
+        owner = Driving(f"{ENGINE}/{variables.run}", 0, engine)
         try:
             new = creation.create(definition, options, given.parameters, owner)
         except VersionConflict:  # an attempt before this one, whose answer was lost
@@ -767,11 +772,11 @@ class Job:
 
     def note_failure(self) -> int:
         """Record that the run has failed, and call the exit hooks."""
-        if self._metadata.run(self._order.flow, self._told.run) is None:
+        if self._metadata.run(self._order.flow, self._variables.run) is None:
             raise InvalidInput(
-                f"The run {self._told.run} was never recorded: its start has failed."
+                f"The run {self._variables.run} was never recorded: its start has failed."
             )
-        records = Records.of(self._metadata, self._order.flow, self._told.run)
+        records = Records.of(self._metadata, self._order.flow, self._variables.run)
         if records.run.state in TERMINAL_RUN_STATES:
             self._leave(WORD_OF_FAILURE, ROOT, {"reason": records.run.reason})
             return 0
@@ -789,23 +794,23 @@ class Job:
 
     def _reason(self, records: Records) -> str:
         if self._is_over():
-            return f"The run took longer than {self._told.limit} seconds (--workflow-timeout)."
+            return f"The run took longer than {self._variables.limit} seconds (--workflow-timeout)."
         failed = records.metadata.newest_tasks(
             records.run.key, states=[TaskState.FAILED], limit=1, light=True
         )
         for view in failed:
             assert view.attempt is not None, "a task fails by an attempt"
-            where = f"{self._order.flow}/{self._told.run}/{view.task.step}/{view.task.task}"
+            where = f"{self._order.flow}/{self._variables.run}/{view.task.step}/{view.task.task}"
             return f"Task {where} failed: {view.attempt.reason}"
         return (
-            f"Step Functions ended the run with {self._told.error}: the execution "
-            f"{self._told.execution} of {self._order.machine} tells why."
+            f"Step Functions ended the run with {self._variables.error}: the execution "
+            f"{self._variables.execution} of {self._order.machine} tells why."
         )
 
     def _call_hooks(self, *, succeeded: bool) -> None:
         run_hooks(
             self._definition(),
-            f"{self._order.flow}/{self._told.run}",
+            f"{self._order.flow}/{self._variables.run}",
             succeeded=succeeded,
             metadata_url=self._metadata.address,
             say=lambda text: print(text, file=sys.stderr),  # noqa: T201 -- the log of the job

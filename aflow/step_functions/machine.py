@@ -49,7 +49,7 @@ State = dict[str, Any]
 _TARGET = re.compile(
     r"arn:[\w-]+:(sns:[\w-]+:\d{12}:[\w-]+(\.fifo)?|events:[\w-]+:\d{12}:event-bus/[\w./-]+)\Z"
 )
-REASON_PATH = "$.told.said.reason"  # where the states before it have put it
+REASON_PATH = "$.notified.said.reason"  # where the states before it have put it
 _LINK = "$$.Execution.Id"
 
 
@@ -158,7 +158,7 @@ def format_place(levels: Sequence[Level]) -> str:
 
 
 def rounds_added(place: str, more: int) -> str:
-    """The same place, when the loop has gone round so many times more (or less)."""
+    """The same place, when the loop has gone round this many times more (or less)."""
     *outer, last = parse(place)
     return format_place([*outer, last._replace(rounds=last.rounds + more)])
 
@@ -281,7 +281,7 @@ class Where:
     """What of AWS the machine is made for. `prefix` is where words are in the bucket, with the
     flow's name, and no slash at its end. `default` is the job for what belongs to no step.
     `timeout` is the limit of an execution in seconds. `on_error` and `on_success` are the ARNs of
-    who is told of the end of runs; `run_tags` are the tags of runs."""
+    the topics that are notified of the end of runs; `run_tags` are the tags of runs."""
 
     partition: str
     queue: str
@@ -329,9 +329,9 @@ class _Compiler:
             last = states[_state(graph.end)]
             del last["End"]
             last["Next"] = NOTE_OF_SUCCESS
-            told = note(where.on_success, where.partition, graph.flow, succeeded=True)
+            notification = note(where.on_success, where.partition, graph.flow, succeeded=True)
             states[NOTE_OF_SUCCESS] = {
-                **told, "Catch": _on_any_error("$.told", DONE), "Next": DONE
+                **notification, "Catch": _on_any_error("$.notified", DONE), "Next": DONE
             }  # fmt: skip
             states[DONE] = {"Type": "Succeed"}
         states.update(self._failure())
@@ -352,28 +352,30 @@ class _Compiler:
         return {} if self._where.timeout is None else {"started.$": value}
 
     def _failure(self) -> States:
-        told = {**_RUN, "AFLOW_SFN_ERROR": "$.error.Error"}
-        failed = self._job("failed", self._where.default, told, "$.told")
+        variables = {**_RUN, "AFLOW_SFN_ERROR": "$.error.Error"}
+        failed = self._job("failed", self._where.default, variables, "$.notified")
         arn, partition = self._where.on_error, self._where.partition
         if arn is None:
             return {
-                FAILED: {**failed, "Catch": _on_any_error("$.told", UNRECORDED), "Next": END},
+                FAILED: {**failed, "Catch": _on_any_error("$.notified", UNRECORDED), "Next": END},
                 UNRECORDED: self._unrecorded(END),
             }
         reading = {
-            **self._reading_of(WORD_OF_FAILURE, ROOT), "ResultPath": "$.told",
-            "Catch": _on_any_error("$.told", NO_REASON), "Next": NOTE_OF_FAILURE,
+            **self._reading_of(WORD_OF_FAILURE, ROOT), "ResultPath": "$.notified",
+            "Catch": _on_any_error("$.notified", NO_REASON), "Next": NOTE_OF_FAILURE,
         }  # fmt: skip
         nothing = {"said": {"reason": "the execution tells why"}}
-        told_of = note(arn, partition, self._graph.flow, succeeded=False)
+        notification = note(arn, partition, self._graph.flow, succeeded=False)
         return {
-            FAILED: {**failed, "Catch": _on_any_error("$.told", UNRECORDED), "Next": REASON},
+            FAILED: {**failed, "Catch": _on_any_error("$.notified", UNRECORDED), "Next": REASON},
             UNRECORDED: self._unrecorded(NO_REASON),
             REASON: reading,
             NO_REASON: {
-                "Type": "Pass", "Result": nothing, "ResultPath": "$.told", "Next": NOTE_OF_FAILURE
+                "Type": "Pass", "Result": nothing, "ResultPath": "$.notified",
+                "Next": NOTE_OF_FAILURE
             },
-            NOTE_OF_FAILURE: {**told_of, "Catch": _on_any_error("$.told", END), "Next": END},
+            NOTE_OF_FAILURE: {**notification, "Catch": _on_any_error("$.notified", END), "Next":
+            END},
         }  # fmt: skip
 
     def _unrecorded(self, following: str) -> State:
@@ -394,8 +396,8 @@ class _Compiler:
                 "Body": body,
             },
             "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
-            "ResultPath": "$.told",
-            "Catch": _on_any_error("$.told", following),
+            "ResultPath": "$.notified",
+            "Catch": _on_any_error("$.notified", following),
             "Next": following,
         }
 
@@ -519,19 +521,19 @@ class _Compiler:
     # ------------------------------------------------------------ states
 
     def _task(self, node: Node) -> State:
-        told = {"AFLOW_SFN_STEP": node.name, **_RUN, "AFLOW_SFN_PLACE": "$.place"}
+        variables = {"AFLOW_SFN_STEP": node.name, **_RUN, "AFLOW_SFN_PLACE": "$.place"}
         if node.name == self._graph.start:
-            told["AFLOW_SFN_INPUT"] = "States.JsonToString($$.Execution.Input)"
+            variables["AFLOW_SFN_INPUT"] = "States.JsonToString($$.Execution.Input)"
             if node.name in node.next:  # it may come from itself
-                told["AFLOW_SFN_FROM"] = "$.from.step"
+                variables["AFLOW_SFN_FROM"] = "$.from.step"
         elif self._joins_branches(node):
-            told["AFLOW_SFN_BRANCHES"] = "States.JsonToString($.branches)"
+            variables["AFLOW_SFN_BRANCHES"] = "States.JsonToString($.branches)"
         else:
-            told["AFLOW_SFN_FROM"] = "$.from.step"
+            variables["AFLOW_SFN_FROM"] = "$.from.step"
         if self._where.timeout is not None:
-            told["AFLOW_SFN_STARTED"] = "$.started"
-            told["AFLOW_SFN_TIMEOUT"] = str(self._where.timeout)
-        state = self._job(node.name, self._jobs[node.name], told, "$.from")
+            variables["AFLOW_SFN_STARTED"] = "$.started"
+            variables["AFLOW_SFN_TIMEOUT"] = str(self._where.timeout)
+        state = self._job(node.name, self._jobs[node.name], variables, "$.from")
         state["ResultSelector"] = {"step": node.name}
         return state
 
@@ -541,7 +543,7 @@ class _Compiler:
             for other in self._graph.nodes.values()
         )
 
-    def _job(self, name: str, job: JobOf, told: Mapping[str, str], result: str) -> State:
+    def _job(self, name: str, job: JobOf, variables: Mapping[str, str], result: str) -> State:
         if job.retries + 1 + job.catches > MAX_ATTEMPTS:
             raise InvalidInput(
                 f"Step {name} is to be tried {job.retries} times again: a job of AWS Batch has "
@@ -553,7 +555,7 @@ class _Compiler:
             "JobName": f"{self._graph.flow}-{name}"[:128],
             "JobDefinition": job.definition,
             "JobQueue": job.queue or self._where.queue,
-            "ContainerOverrides": {"Environment": [_variable(*pair) for pair in told.items()]},
+            "ContainerOverrides": {"Environment": [_variable(*pair) for pair in variables.items()]},
             "RetryStrategy": {
                 "Attempts": attempts,
                 "EvaluateOnExit": [{"OnExitCode": str(FINAL_EXIT_CODE), "Action": "EXIT"}],

@@ -152,12 +152,12 @@ def too_many_items(graph: Graph, step: str, count: int | None, *, distributed: b
 
 
 def check_branches(graph: Graph, node: Node) -> None:
-    """Nothing, if the job of the join may be told where all branches have ended; raises
+    """Nothing, if the job of the join can be given where all branches have ended; raises
     InvalidInput."""
     longest = max(len(each.name) for each in graph.nodes.values() if node.join in each.next)
     most = LONGEST_VARIABLE // (longest + _PLACE)
     if len(node.next) > most:
         raise InvalidInput(
             f"Step {node.name} has {len(node.next)} branches, and the job that joins them can be "
-            f"told of {most}: use a foreach, or split in two levels."
+            f"given {most}: use a foreach, or split in two levels."
         )

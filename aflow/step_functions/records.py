@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
 
 TRIES = 200  # to write a record, while others do so, too
-PAGE = 500  # tasks that are taken over in one commit
+PAGE = 500  # tasks whose results are reused in one commit
 
 
 class Records:

@@ -22,7 +22,7 @@ from aflow.storage.blobs import digest_of
 
 VERSION = 1
 # The user of runs that AWS starts, as in Metaflow: they are in the namespace of production, and not
-# among the runs of who has deployed the flow.
+# among the runs of the user who has deployed the flow.
 NOBODY = "SFN"
 
 
@@ -65,7 +65,8 @@ class Order(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Order:
-        """The order that `encode` gave; raises InvalidMessage for what is none, or too new."""
+        """The order that `encode` gave; raises InvalidMessage for anything else, or what is too
+        new."""
         try:
             version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
             if version > VERSION:
@@ -100,7 +101,7 @@ def read_order(store: ObjectStore, key: str) -> Order:
     return Order.decode(data)
 
 
-class Told(NamedTuple):
+class JobVariables(NamedTuple):
     """What the variables of one job say; the names are those of the state machine (machine.py).
 
     `step` is None in the job that notes a failure, for which `error` names it. `limit` is how many
@@ -123,8 +124,8 @@ class Told(NamedTuple):
     started: str | None
 
     @classmethod
-    def load(cls) -> Told:
-        """What this process was told; raises InvalidInput where it is no such job."""
+    def load(cls) -> JobVariables:
+        """The variables of this process; raises InvalidInput where it is no such job."""
 
         def needed(key: str) -> str:
             value = looked_up(key)

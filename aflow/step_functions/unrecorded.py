@@ -1,8 +1,8 @@
 """Runs that failed before a job had recorded them: the image, the code, the store or the metadata
 was not there.
 
-The state machine itself leaves an object for such a run, with the error of AWS. Whoever looks at
-runs next records it: as a run that has failed, with its reason and the end of its job's log.
+The state machine itself leaves an object for such a run, with the error of AWS. A reader that looks
+at runs next records it: as a run that has failed, with its reason and the end of its job's log.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from aflow import backends
 from aflow._core import ids
 from aflow._core.clock import SystemClock
 from aflow.aws.job_status import end_of
@@ -29,7 +30,9 @@ from aflow.errors import (
     VersionConflict,
 )
 from aflow.flow.graph import Graph
+from aflow.interop.service import RegisteringMetadata
 from aflow.metadata.base import Batch, RunRecord, RunUpdate
+from aflow.metadata.object_store import SCHEME
 from aflow.scheduler.states import RunState
 from aflow.step_functions.spec import NOBODY
 from aflow.storage.artifacts import Manifest
@@ -85,8 +88,8 @@ def record(
 
 def why(error: Any, last_lines: Callable[[Mapping[str, Any]], Sequence[str]]) -> str:
     """What a state of AWS says of its failure, in a sentence."""
-    told = error if isinstance(error, Mapping) else {}
-    cause = str(told.get("Cause") or "")
+    details = error if isinstance(error, Mapping) else {}
+    cause = str(details.get("Cause") or "")
     try:
         job = _as_described(json.loads(cause))
         end = end_of({**job, "status": "FAILED"}, last_lines(job)) if "jobId" in job else None
@@ -94,7 +97,7 @@ def why(error: Any, last_lines: Callable[[Mapping[str, Any]], Sequence[str]]) ->
         end = None
     if end is not None:
         return end.reason
-    return f"Step Functions says {told.get('Error') or 'nothing'}: {cause[:1000]}"
+    return f"Step Functions says {details.get('Error') or 'nothing'}: {cause[:1000]}"
 
 
 def _as_described(said: Any) -> Any:
@@ -114,13 +117,9 @@ def _time(said: Any, now: float) -> float:
 def look(settings: Settings, flow: str | None = None) -> None:
     """Record what state machines have left of runs, where flows are deployed: before runs are
     listed. What is away then is logged: the list is as it was."""
-    from aflow import backends  # few programs have deployed flows
-
     if AwsSettings.load().machine_role is None or not settings.storage_url.startswith("s3://"):
         return
     from aflow.aws.client import Calls
-    from aflow.interop.service import RegisteringMetadata
-    from aflow.metadata.object_store import SCHEME
 
     try:
         store = backends.open_store(settings.storage_url)

@@ -39,7 +39,7 @@ class CachedStore:
         return self._store.url
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
-        """Write an object, and keep a copy of a blob: whoever reads it next may be here."""
+        """Write an object, and keep a copy of a blob: its next reader may be on this machine."""
         self._store.put(name, parts, durable=durable)
         self._keep(name, parts)
 

@@ -31,7 +31,7 @@ Opaque = Callable[[Any], bytes]
 
 
 class NotTellable(Exception):
-    """A value, or a part of it, whose content cannot be told; the text says why."""
+    """A value, or a part of it, whose content cannot be hashed; the text says why."""
 
 
 def has_sets(pickled: Iterable[Any]) -> bool:
@@ -43,7 +43,7 @@ def has_sets(pickled: Iterable[Any]) -> bool:
 
 
 def content_digest(value: object) -> str | None:
-    """The digest of a value that may be stored; None where its content cannot be told."""
+    """The digest of a value that may be stored; None where its content cannot be hashed."""
     try:
         return Contents(_by_name, _not_tellable).digest(value)
     except (NotTellable, RecursionError):
@@ -51,10 +51,10 @@ def content_digest(value: object) -> str | None:
 
 
 class Contents:
-    """Digests of values, for one who says how some of them are called.
+    """Digests of values, for a caller that says how some of them are called.
 
     `named` gives the identity of what is not to be looked into (functions, classes, modules), and
-    None for all else. `opaque` gives that of what has no content that can be told, or raises
+    None for all else. `opaque` gives that of what has no content that can be hashed, or raises
     NotTellable. Values that were digested once are kept, so that they are not looked at again.
     """
 

@@ -10,7 +10,7 @@ table, with 8 bytes of each digest, if together at most 16 KiB) or `[key, size, 
 raw blob. There digests have 16 bytes, and after the table come those of its pages, of 512 rows
 each; the root is the digest of these. So a task reads the digests of pages, a page of the table and
 its record, whatever the number of items, and knows from the manifest that they are what was stored:
-nothing is unpickled that is not. Who writes items holds one segment in memory, whatever comes.
+nothing is unpickled that is not. A writer of items holds one segment in memory, whatever comes.
 
 Segments of before have no root, and rows of 20 bytes: they are read whole, and verified by their
 key.

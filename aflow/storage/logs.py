@@ -187,8 +187,9 @@ def read_log(stored: bytes | Iterable[bytes]) -> Iterator[LogRecord]:
 
 
 def read_chunk(chunk: bytes) -> Iterator[LogRecord]:
-    """The same as `read_log` of one chunk, little by little: whoever stops in the middle holds the
-    chunk, and not all of its records. Raises StorageError when it comes to bytes that are no log.
+    """The same as `read_log` of one chunk, little by little: a reader that stops in the middle
+    holds the chunk, and not all of its records. Raises StorageError when it comes to bytes that are
+    no log.
     """
     return heapq.merge(
         *(_of_stream(chunk, number) for number in range(len(STREAMS))), key=lambda record: record.at

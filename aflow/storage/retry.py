@@ -20,7 +20,7 @@ LONGEST_WAIT = 10.0
 
 
 def wait_after(failed: int, share: float) -> float:
-    """How many seconds to wait after so many failures; `share` is a number between 0 and 1."""
+    """How many seconds to wait after this many failures; `share` is a number between 0 and 1."""
     return share * min(LONGEST_WAIT, FIRST_WAIT * 2.0**failed)
 
 

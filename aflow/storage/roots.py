@@ -82,11 +82,11 @@ def expired(found: Sequence[tuple[str, Root]], now: float) -> list[str]:
 
 def _read(name: str, data: bytes, where: str) -> Root:
     try:
-        told = json.loads(data)
-        until = told.get("until")
+        record = json.loads(data)
+        until = record.get("until")
         if until is not None:
             until = float(until)
-        return Root(tuple(map(ids.blob_key, told["blobs"])), str(told.get("about", "")), until)
+        return Root(tuple(map(ids.blob_key, record["blobs"])), str(record.get("about", "")), until)
     except (ValueError, KeyError, TypeError, AttributeError, InvalidName) as error:
         raise CorruptBlob(
             f"The root {name} in {where} cannot be read, so that nobody knows what it keeps: "

@@ -128,8 +128,8 @@ def translated(subject: Subject) -> Iterator[None]:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         ) from error
     except _BUSY as error:
-        told = f"{type(error).__name__}: {error}".strip(": ")
-        raise StoreBusy(f"{subject.place} does not answer ({told}).") from error
+        detail = f"{type(error).__name__}: {error}".strip(": ")
+        raise StoreBusy(f"{subject.place} does not answer ({detail}).") from error
     except faults.BotoCoreError as error:
         raise StoreUnavailable(
             f"{subject.place} cannot be used: {error}. Correct the settings of AWS."
@@ -159,7 +159,7 @@ def _refusal(subject: Subject, error: Any) -> Exception:
 # Objects of S3 on their way: connections, and bodies in parts.
 #
 # What is larger than two parts goes up and comes down in parts, several at a time, and a part that
-# fails is sent or fetched again by itself: of a hundred parts one always fails in bad weather.
+# fails is sent or fetched again by itself: of a hundred parts one is likely to fail.
 
 
 try:
@@ -195,7 +195,7 @@ class Sink(Protocol):
     """Where bytes that come down are put. A part that was cut off is put there again."""
 
     def begin(self, size: int) -> None:
-        """So many bytes will come. May be said again, when all begins again."""
+        """Announce the number of bytes. Called again when the transfer begins again."""
 
     def write(self, at: int, data: bytes) -> None:
         """These are the bytes from there."""
@@ -379,7 +379,7 @@ async def upload(
                 **whole, MultipartUpload={"Parts": parts}, **(condition or {})
             )
     except BaseException:
-        # What is left of it costs money; but why it failed is what has to be told.
+        # What is left of it costs money; but why it failed is what has to be reported.
         with contextlib.suppress(StorageError), translated(subject):
             await s3.abort_multipart_upload(**whole)
         raise

@@ -190,7 +190,7 @@ class RunningTask:
         exclude: Collection[str] | None,
         include: Collection[str] | None,
     ) -> None:
-        """Take over, by key, what the inputs agree on; see FlowSpec.merge_artifacts."""
+        """Copy, by key, what the inputs agree on; see FlowSpec.merge_artifacts."""
         if not self.definition.steps[self.step_name].takes_inputs:
             raise MergeArtifactsError(
                 f"merge_artifacts was called in step {self.step_name!r}, which is not a join: "
@@ -270,9 +270,9 @@ def read_only_names(definition: FlowDefinition) -> frozenset[str]:
 
 # Items of a foreach that are handed out while the step still makes them.
 #
-# Whoever makes them stores them; a thread says now and then how many there are. It does so at once
+# The step's thread stores them; another reports now and then how many there are. It does so at once
 # where they come slowly; where they come fast, the pause grows with the time that has passed, so
-# that even a day of items is told of some hundred times.
+# that even a day of items is reported some hundred times.
 
 
 PAUSE = 0.02  # seconds at least between two announcements
@@ -307,7 +307,7 @@ class _Stream:
         self._clock = clock
         self._begun_at = clock.monotonic()
         self._news = threading.Condition()
-        self._told = 0
+        self._announced = 0
         self._over = False
         self._problem: BaseException | None = None
         self._thread = threading.Thread(target=self._tell, name="aflow-items", daemon=True)
@@ -324,7 +324,7 @@ class _Stream:
     def _tell(self) -> None:
         with self._news:
             while not self._over:
-                if self._writer.count == self._told:
+                if self._writer.count == self._announced:
                     self._news.wait()
                     continue
                 try:
@@ -332,7 +332,7 @@ class _Stream:
                 except BaseException as error:  # noqa: BLE001 -- raised again where items are added
                     self._problem = error
                     return
-                self._told = self._writer.count
+                self._announced = self._writer.count
                 self._pause()
 
     def _pause(self) -> None:

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
     from aflow.storage.blobs import BlobStore
 
-_SOURCES = 64  # parcels of manifests that are looked into, the latest first
+_SOURCES = 64  # payloads of manifests that are looked into, the latest first
 
 Row = tuple[int, int, str, bytes]  # split index, task, step, manifest
 
 
-class Parcels:
+class Payloads:
     """What is too large for a message, or the same for many of them: objects of one run, each
     named by the digest of its bytes. Calls block; any thread may make them."""
 
@@ -65,7 +65,7 @@ class Parcels:
 
 
 def pack_manifests(manifests: dict[int, bytes], rows: Sequence[Row] = ()) -> bytes:
-    """A parcel of manifests: by task, and a page of a join's inputs."""
+    """A payload of manifests: by task, and a page of a join's inputs."""
     return msgpack.packb((1, manifests, rows))  # type: ignore[no-any-return]
 
 
@@ -101,12 +101,12 @@ def committed(
 
 
 class StoredManifests(Manifests):
-    """The manifests of a run's tasks: those that came along, else from parcels that specs name."""
+    """The manifests of a run's tasks: those that came along, else from payloads that specs name."""
 
-    def __init__(self, parcels: Parcels) -> None:
+    def __init__(self, payloads: Payloads) -> None:
         super().__init__(_no_metadata, 0)
-        self._parcels = parcels
-        self._sources: dict[str, None] = {}  # keys of parcels, the latest last
+        self._payloads = payloads
+        self._sources: dict[str, None] = {}  # keys of payloads, the latest last
         self._pages: dict[FromForeach, Sequence[str]] = {}
         self._read: tuple[str, dict[int, bytes], list[Row]] | None = None
 
@@ -140,9 +140,9 @@ class StoredManifests(Manifests):
         return [(index, task, step, Manifest.decode(data)) for index, task, step, data in rows]
 
     def _opened(self, key: str) -> tuple[dict[int, bytes], list[Row]]:
-        """What a parcel holds; the last one is kept, since it is asked again and again."""
+        """What a payload holds; the last one is kept, since it is asked again and again."""
         if self._read is None or self._read[0] != key:
-            _, manifests, rows = msgpack.unpackb(self._parcels.get(key), strict_map_key=False)
+            _, manifests, rows = msgpack.unpackb(self._payloads.get(key), strict_map_key=False)
             self._read = key, manifests, rows
         return self._read[1], self._read[2]
 
@@ -156,7 +156,7 @@ class RemoteRunner(Runner):
 
     def __init__(self, context: RunContext, blobs: BlobStore, clock: Clock) -> None:
         super().__init__(context, blobs, _no_metadata, clock)
-        self._stored = StoredManifests(Parcels(blobs.store, context.flow, context.run))
+        self._stored = StoredManifests(Payloads(blobs.store, context.flow, context.run))
         self.manifests = self._stored
 
     def run(self, spec: AttemptSpec) -> AttemptReport:
@@ -184,12 +184,12 @@ class RemoteRunner(Runner):
 
     def _commit(self, report: AttemptReport) -> AttemptReport:
         """The report, if it is the first that settles the task, or is none that does; else that
-        of who was first."""
+        of the first one."""
         if report.state != AttemptState.SUCCEEDED.value:
             return report
         name = commit_name(self.context.flow, self.context.run, report.task)
         data = msgpack.packb(report, unicode_errors="surrogatepass")
-        # It settles who was first. What survives a power cut is what the coordinator commits.
+        # It settles which was first. What survives a power cut is what the coordinator commits.
         if self._blobs.store.put_if_absent(name, [data]):
             return report
         return self._committed(report.task, report.attempt) or report

@@ -29,7 +29,7 @@ from aflow.storage.names import MAIN, Names, Program, code_in
 from aflow.task.environment import Variables
 from aflow.task.hooks import Around, Makers, Scene, await_through, call_through, makers_of
 from aflow.task.inputs import Manifests
-from aflow.task.outputs import RunningTask
+from aflow.task.outputs import RunningTask, write_streamed
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext, may_be_retried
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ class Runner:
             "tempdir": lambda: Settings.load().tempdir,
             "parameter_names": list(self.definition.parameters),
             "metadata_url": context.metadata_url,
-            **_told(context.told or {}),
+            **_current_facts(context.current_facts or {}),
         }
 
     # ------------------------------------------------------------ conclude
@@ -396,8 +396,6 @@ class Runner:
     def _stream(
         self, execution: Execution, manifest: Manifest, call: NextCall, iterator: Iterator[Any]
     ) -> int:
-        from aflow.task.outputs import write_streamed  # few steps do
-
         announce, spec = self.announce, execution.spec
         assert announce is not None, "there is somebody to tell"
         manifest.transition = (call.steps, call.foreach, None)
@@ -467,8 +465,10 @@ class Runner:
             try:
                 each.failed(error)
             except Exception as another:  # the attempt has failed already: that is its outcome
-                told = f"{self._head(execution)}: @{each.decorator.name}, too: {sentence(another)}"
-                show("stderr", told + "\n")
+                message = (
+                    f"{self._head(execution)}: @{each.decorator.name}, too: {sentence(another)}"
+                )
+                show("stderr", f"{message}\n")
 
     def _failure(self, execution: Execution, error: BaseException) -> AttemptReport:
         manifest = Manifest(step=execution.step.name, error=describe(error))
@@ -489,7 +489,7 @@ class Runner:
     def _head(self, execution: Execution) -> str:
         try:
             place = ",".join(str(frame.index) for frame in execution.task.stack)
-        except (AttributeError, AflowError):  # it could not be begun: that is what is told
+        except (AttributeError, AflowError):  # it could not be begun: that is what is reported
             place = ""
         step = f"{execution.step.name}[{place}]" if place else execution.step.name
         return f"<flow {self.context.flow} step {step}>"
@@ -520,13 +520,13 @@ def show(stream: str, text: str) -> None:
         return
 
 
-def _told(told: Mapping[str, Any]) -> dict[str, Any]:
+def _current_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the flow's decorators add to `current`."""
-    if "trigger" not in told:
-        return dict(told)
+    if "trigger" not in facts:
+        return dict(facts)
     from aflow.flow.trigger_events import Trigger  # few runs have one
 
-    return {**told, "trigger": Trigger(told["trigger"])}
+    return {**facts, "trigger": Trigger(facts["trigger"])}
 
 
 # ------------------------------------------------------------------ errors as values

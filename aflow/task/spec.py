@@ -42,7 +42,8 @@ def may_be_retried(step: StepDefinition, error: BaseException) -> bool:
 
 
 class RunContext(NamedTuple):
-    """What all attempts of a run have in common. `told` is what the flow's decorators add to
+    """What all attempts of a run have in common. `current_facts` is what the flow's decorators add
+    to
     `current`. Without `persist` nothing is stored of what steps leave, nor even pickled; `remote`
     says that they run where the metadata is out of reach; `address` is where member 0 of their gang
     is, for those in one. Without `previews` manifests do not show what is in artifacts."""
@@ -58,7 +59,7 @@ class RunContext(NamedTuple):
     durability: str
     max_num_splits: int
     origin_run: str | None = None
-    told: dict[str, Any] | None = None
+    current_facts: dict[str, Any] | None = None
     persist: bool = True
     remote: bool = False
     address: str = "127.0.0.1"
@@ -69,7 +70,7 @@ class AttemptSpec(NamedTuple):
     """One attempt to run. `inputs` is `scheduler.codec.encode_inputs`; `manifests` are those of the
     input tasks that are small enough to travel along (the others are read from the metadata).
 
-    For attempts that are remote: `more` is the parcel of other manifests, `pages` are those of the
+    For attempts that are remote: `more` is the payload of other manifests, `pages` are those of the
     inputs of a join over a foreach, `again` says that the task may be settled already."""
 
     step: str

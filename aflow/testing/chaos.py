@@ -360,7 +360,7 @@ class Fleet:
         return {each.task.task for each in tasks if each.state.value == "succeeded"}
 
     def let_lease_pass(self) -> None:
-        """So much time passes that the run is nobody's."""
+        """Advance the clock until the lease of the run has expired."""
         writer = backends.open_metadata(self.metadata_url)
         run = self.record()
         assert run is not None, "there is a run"
@@ -429,7 +429,7 @@ def check(
     late: bool = False,
     clocks_agree: bool = True,
 ) -> None:
-    """All of it. Workers are told to end first. `like` are the results of an undisturbed run; None
+    """All of it. Workers are asked to end first. `like` are the results of an undisturbed run; None
     for a run that has none to compare with. `late`: workers were killed, or came too late, so that
     messages may be left that nobody reads any more. Without `clocks_agree` the times that processes
     write down cannot be compared."""
@@ -569,24 +569,24 @@ async def _check_queue(
             elif topic != reports:
                 assert buried == 0, topic
             # A worker that was killed, or was too slow to extend its lease, leaves messages: leased
-            # as long as the lease lasts, and ready then. Whoever gets one drops it, as its attempt
+            # as long as the lease lasts, and ready then. The next worker that gets one drops it, as its attempt
             # has ended.
             for lease in await queue.lease([topic], 10_000, 60.0):
-                letter = protocol.unseal_letter(lease.body, _KINDS, (), topic, None)
-                assert set() == _attempts_in(letter) - ended, f"{topic}: of what has not ended"
+                message = protocol.open_message(lease.body, _KINDS, (), topic, None)
+                assert set() == _attempts_in(message) - ended, f"{topic}: of what has not ended"
                 await queue.ack([lease])
     finally:
         await queue.close()
 
 
-def _attempts_in(letter: Any) -> set[tuple[int, int]]:
+def _attempts_in(message: Any) -> set[tuple[int, int]]:
     """The attempts, by task and number, that a message is about."""
-    if isinstance(letter, protocol.TaskLetter):
-        return {(letter.attempt.task, letter.attempt.attempt)}
-    if isinstance(letter, protocol.ReportsLetter):
-        return {(task, attempt) for _, task, attempt, *_ in letter.events}
-    if isinstance(letter, protocol.CancelLetter):
-        return {(task, attempt) for _, _, task, attempt in letter.attempts}
+    if isinstance(message, protocol.TaskMessage):
+        return {(message.attempt.task, message.attempt.attempt)}
+    if isinstance(message, protocol.ReportsMessage):
+        return {(task, attempt) for _, task, attempt, *_ in message.events}
+    if isinstance(message, protocol.CancelMessage):
+        return {(task, attempt) for _, _, task, attempt in message.attempts}
     return set()
 
 
@@ -876,7 +876,7 @@ class _Clock:
         self.env = {"PYTHONPATH": os.pathsep.join([str(folder), *others])}
 
     def set(self, offset: float) -> None:
-        """So many seconds after the clock of this machine."""
+        """This many seconds after the clock of this machine."""
         file = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o644)
         os.pwrite(file, struct.pack("d", offset), 0)
         os.close(file)

@@ -124,8 +124,8 @@ class _Bench:
         """Run the step."""
         step = self._definition.steps[name]
         flow, project = self._definition.name, self._definition.project
-        told = None if project is None else project.place(flow, _CONTEXT.user)
-        context = _CONTEXT._replace(flow=flow, told=told)
+        current_facts = None if project is None else project.place(flow, _CONTEXT.user)
+        context = _CONTEXT._replace(flow=flow, current_facts=current_facts)
         spec = self._spec(step, inputs, item, index)
         runner = _Runner(context, self._blobs, _no_metadata, SystemClock())
         runner.definition = self._definition

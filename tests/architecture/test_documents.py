@@ -64,7 +64,7 @@ def test_images_and_wheels_are_named_by_the_version_of_aflow() -> None:
     assert {__version__} == found
 
 
-def test_nobody_is_told_to_install_another_project() -> None:
+def test_nobody_is_asked_to_install_another_project() -> None:
     """`aflow` on the package index is not ours: our distribution is `aflow-runtime`."""
     other = re.compile(
         r"\baflow\[\w|\bpip[0-9]? install\b[^\n.;]*[ '\"`]aflow(?:[=<>~]=[\d.]+)?['\"`]"

@@ -11,8 +11,8 @@ from aflow.doctor.findings import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, 
 from aflow.k8s.settings import KEYS as OF_KUBERNETES
 from tests.architecture.sources import python_files, text_of, tree_of
 
-# Jobs are told by variables what they are to do; nobody sets these.
-TOLD = {
+# Variables that a coordinator sets for its jobs; users do not set these.
+SET_FOR_JOBS = {
     Path("aflow/step_functions/spec.py"),
     Path("aflow/executors/jobs/place.py"),
     Path("aflow/remote/job.py"),
@@ -51,7 +51,7 @@ def test_every_key_that_is_looked_up_alone_is_known_and_the_others_are_not_read(
         if "doctor" in path.parts or path.name == "configure.py":
             continue  # which name keys, and read none
         texts |= literals(path)
-        if path in TOLD:
+        if path in SET_FOR_JOBS:
             continue
         looked_up |= {
             argument.value

@@ -199,7 +199,7 @@ def test_a_machine_that_goes_away_costs_no_retry(bench: Bench) -> None:
         ("use_up_memory", "needed more memory than the limit of 4096 MB: give the step more"),
         (
             "kill_the_job",
-            "ended with exit code 137 before it told how its task went (it was killed",
+            "ended with exit code 137 before it reported how its task ended (it was killed",
         ),
     ],
 )
@@ -294,7 +294,7 @@ def test_bad_weather_in_aws_changes_nothing(bench: Bench) -> None:
             Fault("answer", target="describejobs", times=1, status=500, code="InternalError"),
             Fault("answer", chance=0.1, target="/flows", status=503),
             Fault("reset", chance=0.05, target="/flows"),
-            Fault("lost", chance=0.05, method="PUT", target="letters"),
+            Fault("lost", chance=0.05, method="PUT", target="reports"),
         ]
         env = {
             "AWS_ENDPOINT_URL": proxy.url,
@@ -394,7 +394,7 @@ def test_four_steps_have_four_versions_of_a_package_and_two_pythons_in_jobs_with
     offline = {**env, "UV_FIND_LINKS": "/nowhere", "UV_OFFLINE": "1", "SECOND": "3.0"}
     again = bench.run(flow, "run", "--with", bare, "--cache", env=offline)
     run = bench.latest("Packages").id
-    told = bench.run(flow, "explain", f"Packages/{run}", env=offline)
+    explained = bench.run(flow, "explain", f"Packages/{run}", env=offline)
     assert [("3.0", packages.ANOTHER)] == bench.latest("Packages").data.seen[1:2], again
     assert 3 == len(bench.jobs("Packages", run)), "the first step was taken from the cache"
-    assert "second/2 ran: package tiny changed 2.0 -> 3.0" in told
+    assert "second/2 ran: package tiny changed 2.0 -> 3.0" in explained

@@ -18,7 +18,7 @@ def place(pathspec: str) -> str:
     return f"{task.parent.id}[{task.index}]"
 
 
-def told(task: Task) -> dict[str, object]:
+def reported(task: Task) -> dict[str, object]:
     facts = task.metadata_dict
     return {
         "values": {each.id: repr(each.data) for each in task if each.id[0] != "_"},
@@ -44,7 +44,7 @@ print(
             "parents": {step.id: sorted(each.id for each in step.parent_steps) for step in run},
             "successful": run.successful,
             "finished_at": run.finished_at is not None,
-            "tasks": {f"{step.id}[{task.index}]": told(task) for step in run for task in step},
+            "tasks": {f"{step.id}[{task.index}]": reported(task) for step in run for task in step},
         }
     )
 )

@@ -35,8 +35,8 @@ def outcome(folder: Path, run: list[str | Path], read: list[str | Path]) -> dict
     """Exit code and the client's view of the run."""
     done = call(folder, *run)
     seen = call(folder, *read)
-    told = json.loads(seen.stdout) if seen.returncode == 0 else None
-    return {"failed": done.returncode != 0, "run": told}
+    reported = json.loads(seen.stdout) if seen.returncode == 0 else None
+    return {"failed": done.returncode != 0, "run": reported}
 
 
 @needs_peer
@@ -95,13 +95,13 @@ from importlib import import_module
 module = import_module({module!r})
 module.namespace(None)
 runs = [*module.Flow("TheFlow")]
-told = []
+reported = []
 for run in runs:
     tasks = {{step.id: sorted(bool(task.origin_pathspec) for task in step) for step in run}}
     made = run.data.ys if run.successful else None
     came_from = (run.origin_pathspec or "None").split("/")[-1] != "None"
-    told.append([run.successful, tasks, made, came_from])
-print(json.dumps(told))
+    reported.append([run.successful, tasks, made, came_from])
+print(json.dumps(reported))
 """
 
 
@@ -122,9 +122,9 @@ def test_both_resume_alike(resumes: list[list[str]], tmp_path: Path) -> None:
             first = first or _latest(folder, begin[0], module)
             done = call(folder, *begin, *command, "resume", "--origin-run-id", first, *words)
             codes.append(done.returncode)
-        told = call(folder, begin[0], "-c", LOOK.format(module=module))
-        assert "" == told.stderr
-        seen.append((codes, json.loads(told.stdout)))
+        reported = call(folder, begin[0], "-c", LOOK.format(module=module))
+        assert "" == reported.stderr
+        seen.append((codes, json.loads(reported.stdout)))
     assert seen[0] == seen[1]
 
 

@@ -292,8 +292,8 @@ class Tables:
         query = f"INSERT INTO metaflow.{table} ({', '.join(names)}) VALUES ({values})"
         for row in rows:
             lists = {name: json.dumps(row[name]) for name in ("tags", "system_tags")}
-            told = {**row, **lists}
-            self._connection.execute(query.encode(), [told.get(name) for name in names])
+            reported = {**row, **lists}
+            self._connection.execute(query.encode(), [reported.get(name) for name in names])
 
 
 SUMS = """

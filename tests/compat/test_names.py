@@ -28,10 +28,10 @@ print(json.dumps(absent))
 
 @needs_peer
 def test_names_of_metaflow_can_be_imported_or_are_said_to_be_absent(tmp_path: Path) -> None:
-    told = call(tmp_path, PEER, NAMES)
-    theirs = json.loads(told.stdout)
-    assert len(theirs[""]) > 60, told.stderr
-    (tmp_path / "names.json").write_text(told.stdout)
+    reported = call(tmp_path, PEER, NAMES)
+    theirs = json.loads(reported.stdout)
+    assert len(theirs[""]) > 60, reported.stderr
+    (tmp_path / "names.json").write_text(reported.stdout)
     (tmp_path / "look.py").write_text(LOOK.replace("sys.stdin", 'open("names.json")'))
     absent = json.loads(call(tmp_path, sys.executable, "look.py").stdout)
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "metaflow.md").read_text()))

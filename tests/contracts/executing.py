@@ -1,4 +1,4 @@
-"""An executor at work on the flow of deeds, and somebody who takes down what it reports."""
+"""An executor at work on the flow of actions, and somebody who takes down what it reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
-from tests.contracts.flow_of_deeds import DeedFlow
+from tests.contracts.flow_of_actions import ActionFlow
 from tests.contracts.over_a_queue import OverAQueue
 from tests.contracts.over_batch import OverBatch
 
@@ -37,7 +37,7 @@ EVERYWHERE = [*KINDS, "queue"]  # and by a worker that takes attempts from a que
 BATCH = pytest.param("batch", marks=pytest.mark.xdist_group("batch"))  # jobs, slow to begin
 GRACE = 0.3  # seconds; for tests in which nobody is to wait for it, and for those that do
 BLOBS = BlobStore(MemoryStore())  # what is small rides in the manifests
-PARENTS = 10_000  # the tasks that each task reads its deed from have numbers from here on
+PARENTS = 10_000  # the tasks that each task reads its action from have numbers from here on
 
 
 class Recorder:
@@ -110,9 +110,9 @@ class Bench:
         self.specs: dict[int, AttemptSpec] = {}
         self._tasks = 0
 
-    def launch(self, deed: str, *args: Any, step: str | None = None) -> int:
-        """Have an attempt do a deed; the number of its task."""
-        task = self.prepare(deed, *args, step=step)
+    def launch(self, action: str, *args: Any, step: str | None = None) -> int:
+        """Have an attempt do a action; the number of its task."""
+        task = self.prepare(action, *args, step=step)
         self.executor.launch(self.specs[task])
         return task
 
@@ -120,12 +120,12 @@ class Bench:
         """What was said last of where the task is."""
         return self.recorder.handles.get(task, "")
 
-    def prepare(self, deed: str, *args: Any, step: str | None = None) -> int:
-        """The number of a task that is to do a deed, and is not launched yet."""
+    def prepare(self, action: str, *args: Any, step: str | None = None) -> int:
+        """The number of a task that is to do a action, and is not launched yet."""
         self._tasks += 1
         task, parent = self._tasks, PARENTS + self._tasks
         manifest = Manifest(step="start")
-        manifest.artifacts["deed"] = ArtifactWriter(BLOBS).save("deed", (deed, *args))
+        manifest.artifacts["action"] = ArtifactWriter(BLOBS).save("action", (action, *args))
         along = {0: Manifest(step="_parameters").encode(), parent: manifest.encode()}
         step = step or ("act_async" if self.kind == "coroutine" else "act")
         inputs = encode_inputs(FromTask(parent))
@@ -153,14 +153,14 @@ class Bench:
         await self.recorder.until(lambda: all(task in self.recorder.reports for task in tasks))
         return [self.recorder.reports[task].state for task in tasks]
 
-    async def does(self, deed: str, *args: Any) -> Any:
-        """What the deed returns, done in an attempt that succeeds."""
-        task = self.launch(deed, *args)
+    async def does(self, action: str, *args: Any) -> Any:
+        """What the action returns, done in an attempt that succeeds."""
+        task = self.launch(action, *args)
         assert ["succeeded"] == await self.ended(task), self.reason(task)
         return self.result(task)
 
     def result(self, task: int) -> Any:
-        """What the deed of a task has returned."""
+        """What the action of a task has returned."""
         manifest = self.recorder.reports[task].manifest
         assert manifest is not None
         return ArtifactReader(BLOBS).load("result", Manifest.decode(manifest).artifacts["result"])
@@ -183,7 +183,7 @@ def new_executor(
     start: Callable[[], GroundProcess] | None = None,
 ) -> Bench:
     """An executor that has not started."""
-    definition = define(DeedFlow)
+    definition = define(ActionFlow)
     grounds: list[GroundProcess] = []
 
     def start_one() -> GroundProcess:
@@ -209,7 +209,7 @@ def new_executor(
 def context_in(folder: Path) -> RunContext:
     """What all attempts have in common."""
     return RunContext(
-        flow="DeedFlow",
+        flow="ActionFlow",
         run="1",
         run_key=1,
         user="tester",
@@ -250,7 +250,7 @@ def nothing_left() -> Iterator[None]:
     """Whatever is done in here leaves no process and no descriptor behind."""
     if not Path("/proc/self/environ").exists():
         pytest.skip("this system does not list processes and descriptors")
-    mark = f"DEEDS_MARK={uuid.uuid4().hex}"
+    mark = f"ACTIONS_MARK={uuid.uuid4().hex}"
     name, _, value = mark.partition("=")
     gc.collect()  # what earlier tests have dropped is not closed in the midst of this one
     before, ended_before = descriptors(), zombies()
@@ -279,7 +279,7 @@ def descriptors() -> list[str]:
 
 
 def processes_with(mark: str) -> list[int]:
-    """Every process that has inherited the variable, whoever its parent is now."""
+    """Every process that has inherited the variable, whatever its parent is now."""
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():

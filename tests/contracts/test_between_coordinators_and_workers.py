@@ -22,35 +22,35 @@ from aflow.executors.local.executor import needs_of
 from aflow.executors.protocol import (
     Job,
     Presence,
-    ReportsLetter,
-    TaskLetter,
+    ReportsMessage,
+    TaskMessage,
+    open_message,
     python_version,
-    unseal_letter,
 )
 from aflow.executors.queue_workers import QueueExecutor
 from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Depth, Lease, Message, group_of
 from aflow.queue.memory import MemoryQueue
-from aflow.remote.reports import Outbox
+from aflow.remote.reports import ReportSender
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.storage.artifacts import Manifest
 from aflow.storage.local import LocalStore
-from aflow.task.remote import Parcels, is_over, mark_over
+from aflow.task.remote import Payloads, is_over, mark_over
 from aflow.task.spec import AttemptSpec
 from aflow.worker import Worker, WorkerOptions
 from tests.contracts.executing import Recorder, context_in
-from tests.contracts.flow_of_deeds import DeedFlow
+from tests.contracts.flow_of_actions import ActionFlow
 from tests.support.waiting import select_nothing
 
 pytestmark = pytest.mark.asyncio
 TASKS = protocol.tasks_topic("default")
-REPORTS = protocol.reports_topic("DeedFlow", "1")
+REPORTS = protocol.reports_topic("ActionFlow", "1")
 KEY, OTHER = b"k" * 32, b"o" * 32
 
 
 class Shared(MemoryQueue):
-    """The queue of a test: whoever releases it leaves it to the others. Calls fail by name."""
+    """The queue of a test: closing it leaves it open for the others. Calls fail by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,11 +98,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Side:
-    """A coordinator, and who is told."""
+    """A coordinator, and the recorder of its reports."""
 
     def __init__(self, executor: QueueExecutor, folder: Path) -> None:
         self.executor = executor
-        self.told = Recorder()
+        self.recorder = Recorder()
         self.store = LocalStore(folder / "store")
 
     def launch(self, task: int = 1, step: str = "act") -> None:
@@ -117,7 +117,7 @@ class Side:
 async def coordinator(
     queue: MemoryQueue, folder: Path, keys: Sequence[bytes] = (), **options: Any
 ) -> AsyncIterator[Side]:
-    definition = define(DeedFlow)
+    definition = define(ActionFlow)
 
     def job(context: Any) -> Job:
         request, needs = request_of(definition), needs_of(definition)
@@ -128,7 +128,7 @@ async def coordinator(
         lambda step: "default", SystemClock(), keys=keys, grace=0.05, **options,
     )  # fmt: skip
     side = Side(made, folder)
-    await made.start(context_in(folder), side.told)
+    await made.start(context_in(folder), side.recorder)
     try:
         yield side
     finally:
@@ -137,9 +137,9 @@ async def coordinator(
 
 def sealed(spec: AttemptSpec, store: str, keys: Sequence[bytes] = (), job: str = "0" * 64) -> bytes:
     """The message of an attempt."""
-    reply = protocol.reports_topic("DeedFlow", "1")
-    letter = TaskLetter(store, "DeedFlow", "1", job, reply, spec.encode(), 0)
-    return letter.seal(keys, TASKS, time.time())
+    reply = protocol.reports_topic("ActionFlow", "1")
+    message = TaskMessage(store, "ActionFlow", "1", job, reply, spec.encode(), 0)
+    return message.seal(keys, TASKS, time.time())
 
 
 async def until(truth: Callable[[], Any]) -> Any:
@@ -167,7 +167,7 @@ async def test_what_the_queue_has_forgotten_is_put_again(queue: Shared, folder: 
 
         assert [name] == await until(lambda: waiting(queue))
         (lease,) = await queue.lease([TASKS], 5, 60)
-        again: TaskLetter = unseal_letter(lease.body, "task", (), TASKS, None)
+        again: TaskMessage = open_message(lease.body, "task", (), TASKS, None)
         assert (name, True) == (lease.id, again.attempt.again)
 
 
@@ -205,13 +205,13 @@ async def test_a_task_fails_when_no_worker_that_is_known_can_run_it_and_they_are
         await queue.announce("well", Presence(["default"], 1, [], {}).encode(), 60)
         await queue.announce("other", Presence(["gpu"], 1, [], {}).encode(), 60)
         await asyncio.to_thread(select_nothing, 0.2)
-        assert {} == side.told.reports
+        assert {} == side.recorder.reports
 
         await queue.announce("well", b"", 0)
-        report = await until(lambda: side.told.reports.get(1))
+        report = await until(lambda: side.recorder.reports.get(1))
         assert ("failed", False) == (report.state, report.retryable)
-        told = "No worker of pool default can run the task: sick: No module named [31m'torch'"
-        assert told == report.reason
+        recorder = "No worker of pool default can run the task: sick: No module named [31m'torch'"
+        assert recorder == report.reason
         await until(lambda: no(waiting(queue)))
 
 
@@ -230,12 +230,12 @@ async def test_a_queue_that_does_not_tell_which_workers_there_are_is_believed_wh
         side.launch()
         (lease,) = await until(lambda: queue.lease([TASKS], 1, 60))
         events = [[protocol.STARTED, 1, 0, 5, 1.0], [protocol.DECLINED, 1, 0, "no such library"]]
-        said = ReportsLetter("DeedFlow", "1", "sick", "host", 1, events)
-        topic = protocol.reports_topic("DeedFlow", "1")
+        said = ReportsMessage("ActionFlow", "1", "sick", "host", 1, events)
+        topic = protocol.reports_topic("ActionFlow", "1")
         await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
         await queue.release([lease], counted=False)
 
-        report = await until(lambda: side.told.reports.get(1))
+        report = await until(lambda: side.recorder.reports.get(1))
         assert "sick: no such library" in report.reason
 
 
@@ -243,25 +243,25 @@ async def test_reports_of_other_runs_and_odd_ones_are_refused_and_the_run_goes_o
     queue: Shared, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended = [protocol.ENDED, 1, 0, None, None, "failed", "not ours", True]
-    mine = protocol.reports_topic("DeedFlow", "1")
+    mine = protocol.reports_topic("ActionFlow", "1")
     async with coordinator(queue, folder, keys=[KEY, OTHER]) as side:
         side.launch()
         await until(lambda: waiting(queue))
 
         async def say(name: str, run: str, topic: str, key: bytes, *event: Any) -> None:
-            letter = ReportsLetter("DeedFlow", run, name, "host", 1, [event])
-            await queue.put(mine, [Message(name, letter.seal([key], topic, time.time()))])
+            message = ReportsMessage("ActionFlow", run, name, "host", 1, [event])
+            await queue.put(mine, [Message(name, message.seal([key], topic, time.time()))])
 
-        await say("other-run", "2", protocol.reports_topic("DeedFlow", "2"), KEY, *ended)
+        await say("other-run", "2", protocol.reports_topic("ActionFlow", "2"), KEY, *ended)
         await say("other-run-here", "2", mine, KEY, *ended)
         await say("no-key-of-ours", "1", mine, b"x" * 32, *ended)
         await say("odd", "1", mine, KEY, *ended[:5], "finished", "", True)
         await queue.put(mine, [Message("nothing", b"AFM2\x01")])
         await until(lambda: caplog.text.count("is refused") == 5)
-        assert {} == side.told.reports
+        assert {} == side.recorder.reports
 
         await say("the-older-key", "1", mine, OTHER, *ended[:6], "ours", True)
-        assert "ours" == (await until(lambda: side.told.reports.get(1))).reason
+        assert "ours" == (await until(lambda: side.recorder.reports.get(1))).reason
 
 
 async def test_what_is_waited_for_is_said(
@@ -296,12 +296,12 @@ async def test_a_part_of_the_coordinator_that_fails_ends_what_it_was_for(
         queue.failing[part] = lambda _: RuntimeError("a fault of ours")
         side.launch(1)
         if part == "lease":
-            await queue.put(protocol.reports_topic("DeedFlow", "1"), [Message("any", b"")])
-        report = await until(lambda: side.told.reports.get(1))
+            await queue.put(protocol.reports_topic("ActionFlow", "1"), [Message("any", b"")])
+        report = await until(lambda: side.recorder.reports.get(1))
         assert "lost" == report.state
-        assert "nothing more can be heard of it (RuntimeError: a fault of ours)" in report.reason
+        assert "no more reports of it can arrive (RuntimeError: a fault of ours)" in report.reason
         side.launch(2)
-        assert "lost" == (await until(lambda: side.told.reports.get(2))).state
+        assert "lost" == (await until(lambda: side.recorder.reports.get(2))).state
         assert "A part of the coordinator has failed" in caplog.text
 
 
@@ -311,17 +311,19 @@ async def test_what_is_cancelled_is_taken_out_though_a_dead_worker_has_it(
     async with coordinator(queue, folder) as side:
         side.launch()
         await until(lambda: queue.lease([TASKS], 1, 60))
-        topic = protocol.reports_topic("DeedFlow", "1")
-        said = ReportsLetter("DeedFlow", "1", "dead", "host", 1, [[protocol.STARTED, 1, 0, 5, 1.0]])
+        topic = protocol.reports_topic("ActionFlow", "1")
+        said = ReportsMessage(
+            "ActionFlow", "1", "dead", "host", 1, [[protocol.STARTED, 1, 0, 5, 1.0]]
+        )
         await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
-        await until(lambda: side.told.said.get(1))
+        await until(lambda: side.recorder.said.get(1))
         side.executor.cancel(1, 0)
-        assert "cancelled" == (await until(lambda: side.told.reports.get(1))).state
+        assert "cancelled" == (await until(lambda: side.recorder.reports.get(1))).state
 
         assert Depth(0, 0, 0) == await queue.depth(TASKS)
-        assert not is_over(side.store, "DeedFlow", "1")
+        assert not is_over(side.store, "ActionFlow", "1")
         await side.executor.conclude()
-        assert is_over(side.store, "DeedFlow", "1")
+        assert is_over(side.store, "ActionFlow", "1")
         assert [] == await queue.topics()
 
 
@@ -331,11 +333,11 @@ async def test_a_worker_that_cancels_without_our_asking_has_lost_the_task(
     async with coordinator(queue, folder) as side:
         side.launch()
         await until(lambda: waiting(queue))
-        topic = protocol.reports_topic("DeedFlow", "1")
+        topic = protocol.reports_topic("ActionFlow", "1")
         ended = [protocol.ENDED, 1, 0, None, None, "cancelled", "", True]
-        said = ReportsLetter("DeedFlow", "1", "odd", "host", 1, [ended])
+        said = ReportsMessage("ActionFlow", "1", "odd", "host", 1, [ended])
         await queue.put(topic, [Message("r", said.seal((), topic, time.time()))])
-        report = await until(lambda: side.told.reports.get(1))
+        report = await until(lambda: side.recorder.reports.get(1))
         assert ("lost", "The task was lost: odd cancelled it without our asking.") == (
             report.state, report.reason
         )  # fmt: skip
@@ -371,7 +373,7 @@ async def presence_of(queue: MemoryQueue) -> Presence | None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "message_keys", "told"),
+    ("keys", "message_keys", "recorder"),
     [
         ((), (KEY,), "no AFLOW_SIGNING_KEY is set here"),
         ((OTHER,), (KEY,), "signed with another key"),
@@ -379,15 +381,19 @@ async def presence_of(queue: MemoryQueue) -> Presence | None:
     ],
 )
 async def test_a_worker_without_the_key_gives_back_uncounted_and_leaves_the_run_to_others(
-    keys: tuple[bytes, ...], message_keys: tuple[bytes, ...], told: str, queue: Shared, folder: Path
+    keys: tuple[bytes, ...],
+    message_keys: tuple[bytes, ...],
+    recorder: str,
+    queue: Shared,
+    folder: Path,
 ) -> None:
     body = sealed(SPEC, store_in(folder), message_keys)
     await queue.put(TASKS, [Message(f"run:{number}:0", body) for number in range(3)])
     async with working(queue, folder, keys=keys) as (_, said, _):
-        await until(lambda: any(told in line for line in said))
+        await until(lambda: any(recorder in line for line in said))
         presence = await until(lambda: presence_declining(queue))
         assert {"run"} == presence.declined.keys()
-        assert told in presence.declined["run"]
+        assert recorder in presence.declined["run"]
         await until(lambda: ready(queue, 3))
 
         got = await queue.lease([TASKS], 5, 60)
@@ -411,11 +417,11 @@ async def test_a_worker_that_cannot_get_the_code_gives_back_and_reports_that(
     (folder / "store").mkdir()
     await queue.put(TASKS, [Message("run:1:0", sealed(SPEC, store_in(folder)))])
     async with working(queue, folder) as (worker, said, _):
-        topic = protocol.reports_topic("DeedFlow", "1")
+        topic = protocol.reports_topic("ActionFlow", "1")
         (report,) = await until(lambda: queue.lease([topic], 1, 60))
-        letter: ReportsLetter = unseal_letter(report.body, "reports", (), topic, None)
-        ((kind, task, attempt, why),) = letter.events
-        assert (protocol.DECLINED, 1, 0, worker.id) == (kind, task, attempt, letter.worker)
+        message: ReportsMessage = open_message(report.body, "reports", (), topic, None)
+        ((kind, task, attempt, why),) = message.events
+        assert (protocol.DECLINED, 1, 0, worker.id) == (kind, task, attempt, message.worker)
         assert any("leaves it to others" in line and why in line for line in said)
         await until(lambda: ready(queue, 1))
         (again,) = await queue.lease([TASKS], 1, 60)
@@ -447,11 +453,11 @@ async def test_what_is_left_of_a_run_that_has_ended_is_dropped_and_not_run(
     queue: Shared, folder: Path
 ) -> None:
     store = LocalStore(folder / "store")
-    mark_over(store, "DeedFlow", "1")
+    mark_over(store, "ActionFlow", "1")
     body = sealed(SPEC, store_in(folder))
     await queue.put(TASKS, [Message(f"run:{number}:0", body) for number in range(3)])
     async with working(queue, folder) as (_, said, _):
-        await until(lambda: any("DeedFlow/1 has ended" in line for line in said))
+        await until(lambda: any("ActionFlow/1 has ended" in line for line in said))
         while tuple(await queue.depth(TASKS)) != (0, 0, 0):
             await asyncio.to_thread(select_nothing, 0.005)
         assert [] == await queue.topics()  # nothing was reported
@@ -471,8 +477,8 @@ async def test_a_part_of_a_worker_that_fails_ends_it_and_its_tasks_go_back(
         return RuntimeError("a fault of ours")
 
     store = LocalStore(folder / "store")
-    key = Parcels(store, "DeedFlow", "1").put(b"what describes the run")
-    described = folder / "store" / "jobs" / "DeedFlow" / "1" / key
+    key = Payloads(store, "ActionFlow", "1").put(b"what describes the run")
+    described = folder / "store" / "jobs" / "ActionFlow" / "1" / key
     described.unlink()
     if part != "put":  # then the worker waits for it, and has the task meanwhile
         os.mkfifo(described)
@@ -499,22 +505,22 @@ async def test_a_report_that_is_too_large_for_the_queue_is_cut_or_fails_its_atte
     queue: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Shared, "largest", 10_000)
-    outbox = Outbox(queue, "worker", (), SystemClock())
-    sending = asyncio.ensure_future(outbox.send())
-    task = TaskLetter("file:///store", "DeedFlow", "1", "0" * 64, REPORTS, b"", 0)
+    sender = ReportSender(queue, "worker", (), SystemClock())
+    sending = asyncio.ensure_future(sender.send())
+    task = TaskMessage("file:///store", "ActionFlow", "1", "0" * 64, REPORTS, b"", 0)
     large = Manifest("act", error={"message": "z" * 50_000}).encode()
     error = [protocol.ENDED, 1, 0, None, None, "failed", "z" * 50_000, True, [], None, None, large]
     done = [protocol.ENDED, 2, 0, None, None, "succeeded", "", True, ["end"], None, None, large]
     printed = [protocol.LOGGED, 1, 0, 0, 1.0, b"o" * 50_000]
     for event in (printed, error, [protocol.GROWN, 2, 0, 5, large], done):
-        outbox.add(task, event)
-    outbox.close()
+        sender.add(task, event)
+    sender.close()
     await sending
 
     leases = await queue.lease([REPORTS], 100, 60)
     assert max(len(each.body) for each in leases) <= 10_000
-    told = [unseal_letter(each.body, "reports", (), REPORTS, None).events for each in leases]
-    events = [event for several in told for event in several]
+    recorder = [open_message(each.body, "reports", (), REPORTS, None).events for each in leases]
+    events = [event for several in recorder for event in several]
     assert 50_000 == sum(len(each[5]) for each in events if each[0] == protocol.LOGGED)
     cut, refused = (each for each in events if each[0] == protocol.ENDED)
     assert ("failed", True) == (cut[5], cut[7])

@@ -83,7 +83,7 @@ async def test_each_of_many_attempts_ends_once_with_its_own_output(
 
 @pytest.mark.parametrize("kind", EVERYWHERE)
 @pytest.mark.parametrize(
-    ("deed", "argument", "reason"),
+    ("action", "argument", "reason"),
     [
         ("fail", "no good", "ValueError: no good"),
         ("fail", "caf\udce9", "ValueError: caf"),
@@ -95,10 +95,10 @@ async def test_each_of_many_attempts_ends_once_with_its_own_output(
     ],
 )
 async def test_what_a_step_does_wrong_is_its_failure(
-    kind: str, deed: str, argument: object, reason: str, tmp_path: Path
+    kind: str, action: str, argument: object, reason: str, tmp_path: Path
 ) -> None:
     async with executing(tmp_path, kind) as bench:
-        task = bench.launch(deed, argument)
+        task = bench.launch(action, argument)
         assert ["failed"] == await bench.ended(task)
 
         assert reason in bench.reason(task)
@@ -111,13 +111,13 @@ async def test_jobs_fail_for_what_their_steps_do_wrong_each_for_itself(
     aws: object, tmp_path: Path
 ) -> None:
     async with executing(tmp_path, "batch") as bench:
-        deeds = [
+        actions = [
             ("fail", "no good"),
             ("leave", 3),
             ("kill_yourself", signal.SIGKILL),
             ("leave", 202),
         ]
-        tasks = [bench.launch(*deed) for deed in deeds]
+        tasks = [bench.launch(*action) for action in actions]
         well = bench.launch("speak")
 
         assert ["failed"] * 4 == await bench.ended(*tasks)
@@ -131,10 +131,12 @@ async def test_jobs_fail_for_what_their_steps_do_wrong_each_for_itself(
 
 
 @pytest.mark.parametrize("kind", EVERYWHERE)
-@pytest.mark.parametrize("deed", ["leave", "leave_politely"])
-async def test_exit_code_202_is_not_worth_another_try(kind: str, deed: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("action", ["leave", "leave_politely"])
+async def test_exit_code_202_is_not_worth_another_try(
+    kind: str, action: str, tmp_path: Path
+) -> None:
     async with executing(tmp_path, kind) as bench:
-        task = bench.launch(deed, 202)
+        task = bench.launch(action, 202)
 
         assert ["failed"] == await bench.ended(task)
         assert not bench.recorder.reports[task].retryable
@@ -154,7 +156,7 @@ async def test_a_step_that_reacts_to_nothing_is_killed_when_its_time_is_over(
 
 
 @pytest.mark.parametrize("kind", ["task", "worker", "queue", BATCH])
-async def test_a_step_over_its_time_is_told_so(kind: str, tmp_path: Path) -> None:
+async def test_a_step_over_its_time_is_reported(kind: str, tmp_path: Path) -> None:
     async with executing(tmp_path, kind) as bench:
         task = bench.launch("wait", step="hurry")
 
@@ -237,14 +239,14 @@ async def test_a_step_that_ignores_sigterm_is_killed_after_the_grace_time(
         assert not is_alive(pid)
 
 
-@pytest.mark.parametrize("deed", ["ignore_the_polite_async", "wait"])
+@pytest.mark.parametrize("action", ["ignore_the_polite_async", "wait"])
 async def test_a_coroutine_that_does_not_listen_goes_with_its_process(
-    deed: str, tmp_path: Path
+    action: str, tmp_path: Path
 ) -> None:
     async with executing(tmp_path, "coroutine") as bench:
         innocent = bench.launch("wait_async")
         await bench.started(innocent)
-        task = bench.launch(deed)
+        task = bench.launch(action)
         await bench.started(task)
         unheard = bench.launch("speak")
         bench.cancel(task)
@@ -331,9 +333,9 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trouble", "sentence"),
     [
-        ("DEEDS_CANNOT_BE_IMPORTED", "ImportError: this file is in no mood"),
-        ("DEEDS_DIE_AT_IMPORT", "left with exit code 7"),
-        ("DEEDS_EXIT_AT_IMPORT", "ended with exit code 3 before it came to DeedFlow()"),
+        ("ACTIONS_CANNOT_BE_IMPORTED", "ImportError: this file is in no mood"),
+        ("ACTIONS_DIE_AT_IMPORT", "left with exit code 7"),
+        ("ACTIONS_EXIT_AT_IMPORT", "ended with exit code 3 before it came to ActionFlow()"),
     ],
 )
 async def test_an_attempt_whose_program_does_not_come_to_its_flow_fails_with_what_it_says(
@@ -350,7 +352,7 @@ async def test_an_attempt_whose_program_does_not_come_to_its_flow_fails_with_wha
 async def test_a_thread_that_the_flow_file_has_started_holds_up_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DEEDS_LEAVE_A_THREAD", "yes")
+    monkeypatch.setenv("ACTIONS_LEAVE_A_THREAD", "yes")
     async with executing(tmp_path, "task", grace=PATIENCE) as bench:
         assert "spoken" == await bench.does("speak")
 
@@ -367,7 +369,7 @@ async def test_jobs_of_another_coordinator_are_found_whatever_it_had_said_of_the
     await first.executor.start(context, first.recorder)
     tasks = [first.launch("write", b"task %d" % number) for number in range(3)]
     await first.recorder.until(lambda: all(first.handle_of(task).count("-") == 4 for task in tasks))
-    name = aws.jobs(f"tester-DeedFlow-{context.run}")[0]["jobName"]
+    name = aws.jobs(f"tester-ActionFlow-{context.run}")[0]["jobName"]
     await first.executor.leave()
     never_submitted = first.prepare("speak")
 
@@ -388,7 +390,7 @@ async def test_jobs_of_another_coordinator_are_found_whatever_it_had_said_of_the
 
     assert ["succeeded"] * 4 == ended
     assert [b"task 0", b"task 1", b"task 2"] == [second.recorder.out(task) for task in tasks]
-    assert 2 == len(aws.jobs(f"tester-DeedFlow-{context.run}")), "one array, one job"
+    assert 2 == len(aws.jobs(f"tester-ActionFlow-{context.run}")), "one array, one job"
 
 
 @pytest.mark.xdist_group("batch")
@@ -405,7 +407,7 @@ async def test_a_job_whose_attempt_was_given_up_while_it_was_submitted_is_ended(
 
     assert ["cancelled"] * 2 == await bench.ended(*tasks)
     await bench.executor.stop()
-    (job,) = aws.jobs(f"tester-DeedFlow-{context.run}")
+    (job,) = aws.jobs(f"tester-ActionFlow-{context.run}")
     assert job["isTerminated"]
 
 

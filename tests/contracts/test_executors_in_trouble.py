@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.executing import KINDS, ends, executing
-from tests.contracts.flow_of_deeds import SPOILS
+from tests.contracts.flow_of_actions import SPOILS
 
 pytestmark = pytest.mark.timeout(120)
 

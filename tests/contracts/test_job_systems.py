@@ -19,7 +19,7 @@ from aflow.flow.spec import define
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import RunContext
 from tests.contracts.executing import context_in
-from tests.contracts.flow_of_deeds import DeedFlow
+from tests.contracts.flow_of_actions import ActionFlow
 from tests.support.servers import select_nothing
 
 pytestmark = pytest.mark.timeout(240)
@@ -38,16 +38,16 @@ class Bench:
         self.folder = folder
         self.context: RunContext = context_in(folder)
 
-    def submit(self, deed: str, size: int = 1, *, gang: bool = False) -> str:
-        """Submit jobs that do this deed; their id. They write down who they are in a folder."""
-        return self.system.submit(self.submission(deed, size, gang=gang))  # type: ignore[no-any-return]
+    def submit(self, action: str, size: int = 1, *, gang: bool = False) -> str:
+        """Submit jobs that do this action; their id. They write down who they are in a folder."""
+        return self.system.submit(self.submission(action, size, gang=gang))  # type: ignore[no-any-return]
 
-    def submission(self, deed: str, size: int = 1, *, gang: bool = False) -> Submission:
+    def submission(self, action: str, size: int = 1, *, gang: bool = False) -> Submission:
         self.out = self.folder / uuid.uuid4().hex
         self.out.mkdir()
         job = self.gang if gang else self.job
         self.name = self.system.name_of(self.context, "train", uuid.uuid4().hex[:16])
-        environment = {"OUT": str(self.out), "DEED": deed, "PYTHONPATH": REPOSITORY}
+        environment = {"OUT": str(self.out), "ACTION": action, "PYTHONPATH": REPOSITORY}
         return Submission(self.context, job, self.name, size, environment)
 
     def until(self, happened: Callable[[], Any]) -> Any:
@@ -77,7 +77,7 @@ def batch_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     from aflow.executors.jobs.batch import BatchSystem
 
     monkeypatch.setattr(batch, "PROGRAM", PROGRAM)
-    step, settings = define(DeedFlow).steps["act"], AwsSettings.load()
+    step, settings = define(ActionFlow).steps["act"], AwsSettings.load()
     job, gang = (batch.step_job(step, settings, {}, is_gang=each) for each in (False, True))
     return Bench(BatchSystem(Calls(once=True)), job, gang, folder)
 
@@ -86,7 +86,7 @@ def slurm_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     from aflow.executors.jobs import slurm
 
     monkeypatch.setattr(slurm, "PROGRAM", PROGRAM)
-    step = define(DeedFlow).steps["act"]
+    step = define(ActionFlow).steps["act"]
     job, gang = (slurm.step_job(step, sys.executable, is_gang=each) for each in (False, True))
     return Bench(slurm.SlurmSystem(folder / "output"), job, gang, folder)
 
@@ -97,7 +97,7 @@ def kubernetes_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     from aflow.k8s.settings import KubernetesSettings
 
     monkeypatch.setattr(manifest, "PROGRAM", PROGRAM)
-    step, settings = define(DeedFlow).steps["act"], KubernetesSettings.load()
+    step, settings = define(ActionFlow).steps["act"], KubernetesSettings.load()
     variables = {"PATH": str(Path(sys.executable).parent)}
     job, gang = (
         manifest.step_job(step, settings, "default", variables, is_gang=each)

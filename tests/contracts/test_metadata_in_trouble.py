@@ -135,7 +135,9 @@ def test_an_unknown_durability_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("power", 2), ("process", 1)])
-def test_a_durability_is_what_sqlite_is_told(path: Path, durability: str, synchronous: int) -> None:
+def test_a_durability_sets_the_synchronous_mode_of_sqlite(
+    path: Path, durability: str, synchronous: int
+) -> None:
     store = SqliteMetadata(path, durability=durability)
     with store._transaction() as db:
         assert (synchronous,) == db.execute("PRAGMA synchronous").fetchone()

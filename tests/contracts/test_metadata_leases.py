@@ -53,7 +53,7 @@ def test_who_becomes_owner_or_stays_it_has_given_a_sign_of_life(
     assert 1 == store.commit(run.key, 0, Batch())  # the version is the same
 
 
-def test_whoever_reads_a_run_sees_whose_it_is_and_for_how_long(
+def test_a_reader_of_a_run_sees_its_lease_holder_and_for_how_long(
     store: MetadataStore, run: RunRecord
 ) -> None:
     assert store.run("Flow", "1") == run
@@ -105,11 +105,11 @@ def test_runs_without_an_owner_are_found_by_its_kind_the_oldest_first(
     assert [] == store.abandoned("%")
 
 
-def test_an_owner_can_let_go_of_a_run_that_is_its_own(store: MetadataStore, run: RunRecord) -> None:
+def test_an_owner_can_release_a_run_that_is_its_own(store: MetadataStore, run: RunRecord) -> None:
     store.hold(run.key, A, LONG, 1.0)
-    store.let_go(run.key, B)
+    store.release_lease(run.key, B)
     assert Hold(False) == store.hold(run.key, B, LONG, 1.0)
-    store.let_go(run.key, A)
+    store.release_lease(run.key, A)
     assert [("Flow", "1")] == store.abandoned("server")
     assert Hold(True) == store.hold(run.key, B, LONG, 1.0)
 
@@ -133,9 +133,7 @@ def test_a_run_that_was_deleted_has_no_owner(store: MetadataStore, run: RunRecor
     assert Hold(False) == store.hold(run.key, A, LONG, 1.0)
 
 
-def test_whoever_owns_a_run_is_told_that_somebody_wants_it_to_stop(
-    store: MetadataStore, run: RunRecord
-) -> None:
+def test_the_owner_of_a_run_sees_that_it_is_to_stop(store: MetadataStore, run: RunRecord) -> None:
     assert not store.request_cancel(run.key, "nobody has ever had it")
     store.hold(run.key, A, OVER, 1.0)
     assert store.request_cancel(run.key, "caf\udce9")

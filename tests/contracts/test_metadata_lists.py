@@ -53,7 +53,7 @@ def test_tasks_come_newest_first_by_step_state_and_page(
     ]  # fmt: skip
 
 
-def test_the_progress_of_steps_is_told_by_the_states_of_their_tasks(
+def test_the_progress_of_steps_is_reported_by_the_states_of_their_tasks(
     store: MetadataStore, run: RunRecord
 ) -> None:
     batch = Batch(tasks=[*tasks_of("a", [1]), *tasks_of("b", [2, 3, 4])])

@@ -141,7 +141,7 @@ while True:
 
 
 def killed_while_it_commits(path: Path, commits: int) -> int:
-    """Kill a process after so many commits; the last version that it has told of."""
+    """Kill a process after this many commits; the last version that it has printed."""
     writer = python(COMMITS_UNTIL_KILLED, path, "")
     for _ in range(commits):
         output(writer).readline()
@@ -153,13 +153,13 @@ def killed_while_it_commits(path: Path, commits: int) -> int:
 
 def test_a_process_killed_while_it_commits_leaves_whole_commits(path: Path) -> None:
     for commits in (1, 5, 10, 25):
-        told = killed_while_it_commits(path, commits)
+        reported = killed_while_it_commits(path, commits)
         store = SqliteMetadata(path)
         run = store.run("Flow", "1")
         store.close()
 
         assert run is not None
-        assert told <= run.version
+        assert reported <= run.version
         check_integrity(path)
 
 

@@ -60,7 +60,7 @@ def test_a_worker_whose_time_is_over_is_listed_no_longer(store: Any) -> None:
     assert ["gone", "stays"] == [each.name for each in store.workers()]
 
 
-def test_a_worker_is_told_that_it_is_to_be_drained(store: Any) -> None:
+def test_a_worker_is_asked_to_drain(store: Any) -> None:
     assert not store.drain_worker("host-1-aa", "nobody knows it")
     store.beat_worker(a_worker(), LONG)
     store.beat_worker(a_worker("another"), LONG)

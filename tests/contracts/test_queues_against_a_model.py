@@ -112,7 +112,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([-100_000.0, -40.0, 40.0, 100_000.0]))
     def set_the_clock(self, seconds: float) -> None:
-        """Leases and delays end when they have to, whoever sets the clock."""
+        """Leases and delays end when they have to, even if the clock is set."""
         self.clock.jump(seconds)
 
     def chosen(self, which: int, count: int = 1) -> list[Lease]:
@@ -139,12 +139,12 @@ class QueueMachine(RuleBasedStateMachine):
         for lease in leases:
             if self.held(lease) is not None:
                 del self.model[lease.topic, lease.id]
-        told: list[str] = []
+        reported: list[str] = []
         try:
             self.do(self.queue.ack(leases))
         except LeaseLost as error:
-            told += error.lost
-        assert lost == told
+            reported += error.lost
+        assert lost == reported
 
     @rule(which=WHICH, delay=st.sampled_from([0.0, 3.0]), counted=st.booleans())
     def release(self, which: int, delay: float, counted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Queues whose broker goes away, refuses, or is told nonsense."""
+"""Queues whose broker goes away, refuses, or gets nonsense."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Broker = tuple[Server, str, signal.Signals]  # how to crash it comes last
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "reported"),
     [
         ("amqp://host", "'amqp' is no kind of queue"),
         ("queue.db", "no kind of queue"),
@@ -58,8 +58,8 @@ Broker = tuple[Server, str, signal.Signals]  # how to crash it comes last
         ("sqlite:relative", "names no path"),
     ],
 )
-async def test_what_is_no_queue_is_refused_in_a_sentence(url: str, told: str) -> None:
-    with pytest.raises(InvalidSetting, match=told):
+async def test_what_is_no_queue_is_refused_in_a_sentence(url: str, reported: str) -> None:
+    with pytest.raises(InvalidSetting, match=reported):
         backends.open_queue(url)
 
 
@@ -347,7 +347,7 @@ async def test_a_wrong_database_a_full_server_and_a_cluster_are_named(tmp_path: 
     of_bus = str(free_port())
     cluster = redis_server(folders[1], "--cluster-enabled", "yes", "--cluster-port", of_bus)
     try:
-        for url, told in (
+        for url, reported in (
             (f"redis://127.0.0.1:{server.port}/99", "has no database of that number"),
             (f"redis://127.0.0.1:{server.port}/0", "is full"),
             (
@@ -356,7 +356,7 @@ async def test_a_wrong_database_a_full_server_and_a_cluster_are_named(tmp_path: 
             ),
         ):
             async with opened(url) as queue:
-                with pytest.raises(QueueUnavailable, match=told):
+                with pytest.raises(QueueUnavailable, match=reported):
                     await filled(queue)
     finally:
         server.kill()

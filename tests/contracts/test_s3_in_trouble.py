@@ -58,7 +58,7 @@ def faults(name: str) -> list[Fault]:
 
 @pytest.fixture
 def proxy(s3_bucket: S3Bucket) -> Iterator[FaultyProxy]:
-    """A proxy before the bucket, which passes all until it is told what to spoil."""
+    """A proxy before the bucket, which passes all until faults are added."""
     with FaultyProxy(s3_bucket.endpoint, seed=7) as proxy:
         yield proxy
 
@@ -131,7 +131,7 @@ def test_a_server_that_stays_away_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "told", "kind"),
+    ("status", "code", "reported", "kind"),
     [
         (403, "AccessDenied", "access is denied: check the policies", errors.S3AccessDenied),
         (403, "InvalidAccessKeyId", "correct AWS_ACCESS_KEY_ID", errors.S3AccessDenied),
@@ -151,17 +151,17 @@ def test_what_is_refused_is_said_at_once(
     place: str,
     status: int,
     code: str,
-    told: str,
+    reported: str,
     kind: type[Exception],
 ) -> None:
     proxy.faults.append(Fault("answer", status=status, code=code, target="[?/]x"))
 
-    with pytest.raises(errors.StorageError, match=told) as caught:
+    with pytest.raises(errors.StorageError, match=reported) as caught:
         store.get("x")
     assert place in str(caught.value)
     assert "\n" not in str(caught.value)
     first = len(proxy.requests(target="/x"))
-    with S3(s3root=place) as s3, pytest.raises(kind, match=told):
+    with S3(s3root=place) as s3, pytest.raises(kind, match=reported):
         s3.get("x")
 
     # botocore asks where a bucket that is elsewhere is, and tries there; aflow does not ask again.
@@ -263,12 +263,12 @@ def test_an_upload_that_is_killed_leaves_no_object_and_its_parts_are_swept(
 
 
 def test_the_list_of_the_parts_of_an_upload_has_their_checksums(s3_bucket: S3Bucket) -> None:
-    told: list[bytes] = []
+    reported: list[bytes] = []
 
     async def listen(s3: Any) -> None:
         s3.meta.events.register(
             "before-call.s3.CompleteMultipartUpload",
-            lambda params, **_: told.append(params["body"]),
+            lambda params, **_: reported.append(params["body"]),
         )
 
     store = s3_bucket.store()
@@ -276,7 +276,7 @@ def test_the_list_of_the_parts_of_an_upload_has_their_checksums(s3_bucket: S3Buc
     store.put("large", [LARGE])
 
     assert LARGE == bytes(store.get("large"))
-    (body,) = told
+    (body,) = reported
     checksums = [zlib.crc32(LARGE[at : at + PART]).to_bytes(4) for at in range(0, len(LARGE), PART)]
     assert [base64.b64encode(each) for each in checksums] == re.findall(
         b"<ChecksumCRC32>(.*?)</ChecksumCRC32>", body

@@ -19,7 +19,7 @@ from aflow.queue.sqs import (
     LARGEST,
     LARGEST_BUNDLE,
     MOST,
-    Letter,
+    Entry,
     SqsQueue,
     bundled,
     calls_of,
@@ -141,14 +141,14 @@ async def test_a_part_of_a_message_is_given_back_by_itself(queue: SqsQueue) -> N
 
 
 @pytest.mark.parametrize("sizes", [[0] * 250, [5000] * 90, [LARGEST_BUNDLE, 0, LARGEST], [0], []])
-async def test_bundles_hold_each_letter_once_and_no_more_than_a_call_takes(
+async def test_bundles_hold_each_message_once_and_no_more_than_a_call_takes(
     sizes: list[int],
 ) -> None:
-    letters = [Letter(str(number), bytes(size)) for number, size in enumerate(sizes)]
-    bundles = bundled(letters)
+    entries = [Entry(str(number), bytes(size)) for number, size in enumerate(sizes)]
+    bundles = bundled(entries)
 
-    assert letters == [each for bundle in bundles for each in bundle]
-    assert min(len(letters), MOST) <= len(bundles)
+    assert entries == [each for bundle in bundles for each in bundle]
+    assert min(len(entries), MOST) <= len(bundles)
     assert all(len(write(each)) <= LARGEST_BUNDLE for each in bundles if len(each) > 1)
     assert bundles == [read(write(each)) for each in bundles]
 
@@ -159,7 +159,7 @@ async def test_a_body_that_is_too_large_is_refused_where_there_is_no_store(queue
     assert Depth(0, 0, 0) == await queue.depth("t")
 
 
-async def test_who_has_no_store_is_told_that_a_body_is_in_one(
+async def test_a_missing_store_of_bodies_is_reported(
     url: str, queue: SqsQueue, tmp_path: Path
 ) -> None:
     sender = SqsQueue(f"{url}&bodies=there", open_store=lambda _: LocalStore(tmp_path))
@@ -235,7 +235,7 @@ async def test_an_endpoint_that_is_not_there_is_named(
     await queue.close()
 
 
-async def test_who_has_no_credentials_is_told_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_credentials_are_reported(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ACCESS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

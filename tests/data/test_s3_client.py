@@ -112,7 +112,7 @@ def test_many_come_in_the_order_of_their_keys(s3: S3) -> None:
     assert [9 * 0, 7] == [each.size for each in s3.info_many(["many/0", "many/1"])]
 
 
-def test_what_is_missing_is_told_or_given_as_missing(s3: S3, tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_or_given_as_missing(s3: S3, tmp_path: Path) -> None:
     for ask in (
         lambda: s3.get("none"),
         lambda: s3.info("none"),
@@ -207,7 +207,7 @@ def test_what_can_be_put(s3: S3, tmp_path: Path) -> None:
         s3.put("x", text)  # type: ignore[arg-type]
 
 
-def test_encryption_is_asked_for_and_told(s3_bucket: S3Bucket) -> None:
+def test_encryption_is_asked_for_and_reported(s3_bucket: S3Bucket) -> None:
     with S3(s3root=s3_bucket.url, encryption="AES256") as s3:
         s3.put("x", b"x")
         s3.put("large", LARGE)

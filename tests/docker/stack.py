@@ -42,8 +42,8 @@ def stack(repository: Path) -> dict[str, Any]:
     """The stack with a value for every secret."""
     done = compose(repository, secrets())
     assert 0 == done.returncode, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    reported: dict[str, Any] = json.loads(done.stdout)
+    return reported
 
 
 def stages(repository: Path) -> dict[str, str]:

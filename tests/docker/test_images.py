@@ -89,11 +89,13 @@ def test_the_image_has_what_it_takes_for_every_kind_of_backend(podman: Podman, d
 
 
 def test_the_image_lists_what_is_installed_in_it(podman: Podman, data: Path) -> None:
-    told = podman.must("run", *hardened(data), IMAGE, "cat", "/opt/aflow/share/sbom/aflow.cdx.json")
+    reported = podman.must(
+        "run", *hardened(data), IMAGE, "cat", "/opt/aflow/share/sbom/aflow.cdx.json"
+    )
     program = "from importlib.metadata import distributions as d; print(*(e.name for e in d()))"
     installed = podman.must("run", *hardened(data), IMAGE, "python3", "-c", program).split()
 
-    materials = json.loads(told)
+    materials = json.loads(reported)
     versions = {each["name"]: each["version"] for each in materials["components"]}
     assert "CycloneDX" == materials["bomFormat"]
     assert {*installed} == {*versions}

@@ -216,7 +216,7 @@ def test_an_image_without_aflow_for_which_none_was_shipped_is_named_by_the_error
     )
 
     assert 1 == code
-    assert "before it told how its task went" in said
+    assert "before it reported how its task ended" in said
     assert "which ends with:" in said
     assert "The image of this job does not have aflow" in said
 

@@ -117,8 +117,8 @@ class Containers:
     def stop(self, name: str) -> int:
         """SIGTERM, as when the stack is taken down; the exit code."""
         self._podman.must("stop", "--time", "45", name)
-        told = self._podman.must("inspect", "--format", "{{.State.ExitCode}}", name)
-        return int(told)
+        reported = self._podman.must("inspect", "--format", "{{.State.ExitCode}}", name)
+        return int(reported)
 
     def remove(self) -> None:
         for name in self.names:

@@ -270,9 +270,9 @@ def test_options_that_a_page_gives_to_commands_are_options_of_these(
         names = [word for word in words[1:] if re.fullmatch(r"[a-z][a-z-]*|flow\.py", word)]
         if names == ["logs"]:
             names.append("show")  # what it does without a command of its own
-        told = _help(folder, (*begin, *names))
-        missing = [each for each in options - {"--alpha"} if each not in told]
-        assert [] == missing, f"{command}: {missing} in\n{told}"
+        reported = _help(folder, (*begin, *names))
+        missing = [each for each in options - {"--alpha"} if each not in reported]
+        assert [] == missing, f"{command}: {missing} in\n{reported}"
 
 
 _helps: dict[tuple[str, ...], str] = {}

@@ -30,7 +30,7 @@ class Newcomer:
         """Save a file."""
         (self.folder / name).write_text(text)
 
-    def told(self, command: str, said: str | None = None, **env: str) -> str:
+    def reported(self, command: str, said: str | None = None, **env: str) -> str:
         """What a command of the document (`said` is how it stands there) prints; it succeeds."""
         assert (said or command) in self.document
         program, *words = command.split()
@@ -55,42 +55,44 @@ def newcomer(repository: Path, tmp_path: Path) -> Newcomer:
 
 def test_the_first_flow_is_run_checked_and_shown(newcomer: Newcomer) -> None:
     newcomer.save("hello.py", newcomer.block("HelloFlow"))
-    assert "hello world" in newcomer.told("python hello.py run")
-    newcomer.told("python hello.py check")
-    assert "start" in newcomer.told("python hello.py show")
-    assert "hello world" in newcomer.told("aflow run hello.py")
+    assert "hello world" in newcomer.reported("python hello.py run")
+    newcomer.reported("python hello.py check")
+    assert "start" in newcomer.reported("python hello.py show")
+    assert "hello world" in newcomer.reported("aflow run hello.py")
 
 
 def test_parameters_come_from_the_line_and_the_environment(newcomer: Newcomer) -> None:
     newcomer.save("train.py", newcomer.block("TrainFlow"))
     line = "python train.py run --alpha 0.1 --data measurements.csv"
-    assert "0.1 measurements.csv [64, 64]" in newcomer.told(line)
+    assert "0.1 measurements.csv [64, 64]" in newcomer.reported(line)
     assert "AFLOW_RUN_ALPHA=0.1" in newcomer.document
     short = "python train.py run --data measurements.csv"
-    assert "0.1 m" in newcomer.told(short, "measurements.csv", AFLOW_RUN_ALPHA="0.1")
+    assert "0.1 m" in newcomer.reported(short, "measurements.csv", AFLOW_RUN_ALPHA="0.1")
 
 
 def test_results_are_read_dumped_and_tagged(newcomer: Newcomer) -> None:
     newcomer.save("stats.py", newcomer.block("StatisticsFlow(FlowSpec)"))
-    log = newcomer.told("aflow run stats.py")
+    log = newcomer.reported("aflow run stats.py")
     assert "15 True" in log
     run = log.partition("run-id ")[2].partition(")")[0]
     read = newcomer.block("latest_successful_run").replace(RUN, run)
     newcomer.save("read.py", f"{read}\nprint(run.data.total, run.user_tags)\n")
-    assert "15 frozenset({'good'})\n" == newcomer.told("python read.py", "latest_successful_run")
+    assert "15 frozenset({'good'})\n" == newcomer.reported(
+        "python read.py", "latest_successful_run"
+    )
     for command in (f"python stats.py dump {RUN}/add", f"python stats.py logs {RUN}/count_one"):
-        newcomer.told(command.replace(RUN, run), command)
+        newcomer.reported(command.replace(RUN, run), command)
 
 
 def test_what_goes_wrong_is_caught(newcomer: Newcomer) -> None:
     newcomer.save("careful.py", newcomer.block("CarefulFlow").replace("seconds=10", "seconds=0"))
-    log = newcomer.told("aflow run careful.py", "aflow run")
+    log = newcomer.reported("aflow run careful.py", "aflow run")
     assert "it failed: Traceback" in log
     assert "ZeroDivisionError: division by zero" in log
     assert 3 == log.count("Task is starting (retry).")
 
 
 def test_settings_are_shown_and_tutorials_copied(newcomer: Newcomer) -> None:
-    assert "Nothing is set" in newcomer.told("aflow configure show", "aflow configure")
-    newcomer.told("aflow tutorials pull")
+    assert "Nothing is set" in newcomer.reported("aflow configure show", "aflow configure")
+    newcomer.reported("aflow tutorials pull")
     assert 6 == len([*(newcomer.folder / "aflow-tutorials").iterdir()])

@@ -1,5 +1,5 @@
 """Coordinators and a worker inside of the test's own program, on ports that fail where they are
-told to. Hundreds of deaths a minute, none of them by chance."""
+asked to. Hundreds of deaths a minute, none of them by chance."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from aflow.errors import (
     StoreUnavailable,
 )
 from aflow.executors import protocol
-from aflow.executors.protocol import Job, ReportsLetter, TaskLetter, unseal_letter
+from aflow.executors.protocol import Job, ReportsMessage, TaskMessage, open_message
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Lease, Message
 from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
-from aflow.task.remote import Parcels, RemoteRunner
+from aflow.task.remote import Payloads, RemoteRunner
 from aflow.task.spec import AttemptSpec
 from aflow.testing.chaos import Fleet
 from tests.support.failing import Failing, Killed, Points
@@ -53,7 +53,7 @@ def flow_module() -> ModuleType:
 
 class Hand:
     """A worker of one slot that runs attempts in this process, one after the other, and says of
-    each in two letters that it has begun, and how it has ended."""
+    each in two messages that it has begun, and how it has ended."""
 
     def __init__(self, queue: SqliteQueue, definition: Any, clock: Clock) -> None:
         self._queue = queue
@@ -80,28 +80,28 @@ class Hand:
         await self._queue.ack(await self._queue.lease([topic], 1000, 60.0))
 
     async def _one(self, lease: Lease) -> None:
-        letter: TaskLetter = unseal_letter(lease.body, "task", (), lease.topic, self._clock.now())
-        spec = AttemptSpec.decode(letter.spec)
-        await self._say(letter, (protocol.STARTED, spec.task, spec.attempt, 1, 0.0))
-        report = await asyncio.to_thread(self._run, letter, spec, lease.deliveries > 1)
+        message: TaskMessage = open_message(lease.body, "task", (), lease.topic, self._clock.now())
+        spec = AttemptSpec.decode(message.spec)
+        await self._say(message, (protocol.STARTED, spec.task, spec.attempt, 1, 0.0))
+        report = await asyncio.to_thread(self._run, message, spec, lease.deliveries > 1)
         ended = (protocol.ENDED, spec.task, spec.attempt, None, None, *report[2:])
-        await self._say(letter, ended)
+        await self._say(message, ended)
         with contextlib.suppress(LeaseLost):  # what was cancelled is taken out of the queue
             await self._queue.ack([lease])
 
-    def _run(self, letter: TaskLetter, spec: AttemptSpec, again: bool) -> Any:
-        store = LocalStore(Path(letter.store.removeprefix("file://")))
-        job = Job.decode(Parcels(store, letter.flow, letter.run).get(letter.job))
+    def _run(self, message: TaskMessage, spec: AttemptSpec, again: bool) -> Any:
+        store = LocalStore(Path(message.store.removeprefix("file://")))
+        job = Job.decode(Payloads(store, message.flow, message.run).get(message.job))
         runner = RemoteRunner(job.context, BlobStore(store), self._clock)
         runner.definition = self._definition
         runner.remember(spec)
         return runner.run(spec._replace(again=spec.again or again))
 
-    async def _say(self, letter: TaskLetter, event: tuple[Any, ...]) -> None:
+    async def _say(self, message: TaskMessage, event: tuple[Any, ...]) -> None:
         number = next(self._numbers)
-        said = ReportsLetter(letter.flow, letter.run, self._name, "host", number, [event])
-        body = said.seal((), letter.reply, self._clock.now())
-        await self._queue.put(letter.reply, [Message(f"{self._name}:{number}", body)])
+        said = ReportsMessage(message.flow, message.run, self._name, "host", number, [event])
+        body = said.seal((), message.reply, self._clock.now())
+        await self._queue.put(message.reply, [Message(f"{self._name}:{number}", body)])
 
 
 class Bench:
@@ -139,7 +139,9 @@ class Bench:
         try:
             async with Coordinator(
                 storage=Failing(LocalStore(self.fleet.folder / "store"), points, StoreUnavailable),
-                metadata=Failing(metadata, points, MetadataUnavailable, but=("hold", "let_go")),
+                metadata=Failing(
+                    metadata, points, MetadataUnavailable, but=("hold", "release_lease")
+                ),
                 grace=0.0,
                 clock=self._clock,
             ) as made:

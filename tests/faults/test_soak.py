@@ -1,5 +1,5 @@
 """The public chaos tool: a run under random faults of every kind keeps all promises, and a broken
-promise is told with its seed."""
+promise is reported with its seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_run_under_random_faults_keeps_all_promises(
     assert report.tasks <= report.begun
 
 
-def test_a_broken_promise_is_told_with_its_seed(fleet: Fleet, undisturbed: Undisturbed) -> None:
+def test_a_broken_promise_is_reported_with_its_seed(fleet: Fleet, undisturbed: Undisturbed) -> None:
     like = undisturbed(SOURCE)
     other = {place: dict.fromkeys(left, "another digest") for place, left in like.items()}
     fleet.write(SOURCE)
@@ -37,7 +37,7 @@ def test_a_broken_promise_is_told_with_its_seed(fleet: Fleet, undisturbed: Undis
         soak(fleet, seed=5, kills=1, faults=[nothing], like=other)
 
 
-def test_a_flow_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
+def test_a_flow_that_is_not_there_is_reported_as_such(tmp_path: Path) -> None:
     folder = tmp_path / "fleet"
     folder.mkdir()
     fleet = Fleet(folder, f"sqlite:///{folder}/metadata.db", f"sqlite:///{folder}/queue.db")

@@ -21,7 +21,7 @@ from tests.support.disks import small_disk
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]
 
-# A task of `work` waits for a file, and so does the join: workers are told of both.
+# A task of `work` waits for a file, and so does the join: workers get both.
 WAITS = """
 def wait_for(path):
     while not os.path.exists(path):

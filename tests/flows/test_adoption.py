@@ -98,7 +98,7 @@ class Left:
         return f"{found.flow}/{found.run}"
 
     def let_time_pass(self) -> None:
-        """So much that the run is nobody's."""
+        """Advance the clock until the lease of the run has expired."""
         with sqlite3.connect(self.workspace.path / ".aflow" / "metadata.db") as database:
             assert 1 == database.execute("UPDATE leases SET until = until - 3600").rowcount
         database.close()

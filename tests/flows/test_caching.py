@@ -295,9 +295,9 @@ def test_another_environment_variable_runs_the_step_again(workspace: Workspace) 
     assert [] == printed(workspace.run())
     workspace.write(source.replace("WORD", "hello"))
     assert ["start runs hello"] == printed(workspace.run())
-    told = command(workspace, "explain", runs(workspace)[0].id).out
-    assert "ran: @environment GREETING changed (since" in told
-    assert "hello" not in told  # it may be a secret
+    reported = command(workspace, "explain", runs(workspace)[0].id).out
+    assert "ran: @environment GREETING changed (since" in reported
+    assert "hello" not in reported  # it may be a secret
 
 
 def test_a_failed_task_is_not_a_result(workspace: Workspace) -> None:
@@ -332,8 +332,8 @@ def test_nested_foreachs_branches_and_loops_are_cached_as_they_ran(workspace: Wo
     assert 3 == second.data.turn
     assert len(tasks(before)) == len(tasks(second)) == 17
     assert [1, 0, 1, 0] == [task.index for task in second["work"]]
-    told = command(workspace, "--quiet", "run", "--cache", "--dry-run").out
-    assert "would run" not in told.replace("would not run", "")
+    reported = command(workspace, "--quiet", "run", "--cache", "--dry-run").out
+    assert "would run" not in reported.replace("would not run", "")
 
 
 # ------------------------------------------------------------ saying why
@@ -343,11 +343,11 @@ def test_explain_says_in_words_why_tasks_ran(flow: Workspace) -> None:
     change_helper(flow, "FACTOR = 10", "FACTOR = 7")
     flow.run("--cache", "--lr", "0.2")
     latest, first = runs(flow)
-    told = command(flow, "explain", latest.id).out.splitlines()
+    reported = command(flow, "explain", latest.id).out.splitlines()
     since = f"(since Flow_/{first.id})"
-    assert f"Flow_/{latest.id}/start/1 ran: lr changed 0.1 -> 0.2 {since}" == told[0]
-    assert told[1].endswith(f"ran: lr changed 0.1 -> 0.2; helper.FACTOR changed {since}")
-    assert told[-1].endswith(
+    assert f"Flow_/{latest.id}/start/1 ran: lr changed 0.1 -> 0.2 {since}" == reported[0]
+    assert reported[1].endswith(f"ran: lr changed 0.1 -> 0.2; helper.FACTOR changed {since}")
+    assert reported[-1].endswith(
         f"ran: lr changed 0.1 -> 0.2; ys changed [10, 20, 30] -> [7, 14, 21] {since}"
     )
 
@@ -355,9 +355,9 @@ def test_explain_says_in_words_why_tasks_ran(flow: Workspace) -> None:
 def test_explain_says_why_tasks_did_not_run(flow: Workspace) -> None:
     flow.run("--cache")
     latest, first = runs(flow)
-    told = command(flow, "explain", f"Flow_/{latest.id}/end").out
+    reported = command(flow, "explain", f"Flow_/{latest.id}/end").out
     expected = f"did not run: nothing has changed since Flow_/{first.id}, whose result it has"
-    assert re.fullmatch(rf"Flow_/{latest.id}/end/\d+ {expected}\n", told), told
+    assert re.fullmatch(rf"Flow_/{latest.id}/end/\d+ {expected}\n", reported), reported
 
 
 def test_explain_needs_no_flow_file_and_names_a_task_that_is_not_there(flow: Workspace) -> None:
@@ -373,9 +373,11 @@ def test_explain_of_a_resumed_run_says_so(flow: Workspace) -> None:
     resumed = command(flow, "--no-pylint", "resume", "end")
     assert 0 == resumed.code, resumed.err
     latest, first = runs(flow)
-    told = command(flow, "explain", latest.id).out
-    assert f"start/1 did not run: Flow_/{first.id} was resumed, in which it had finished" in told
-    assert "but caching is off for this step (@cache or run --cache turns it on)" in told
+    reported = command(flow, "explain", latest.id).out
+    assert (
+        f"start/1 did not run: Flow_/{first.id} was resumed, in which it had finished" in reported
+    )
+    assert "but caching is off for this step (@cache or run --cache turns it on)" in reported
 
 
 def test_a_dry_run_says_before_what_would_run_and_runs_nothing(flow: Workspace) -> None:
@@ -413,7 +415,7 @@ def test_a_dry_run_of_a_resume_says_what_is_taken_over(flow: Workspace) -> None:
     assert [first.id] == [run.id for run in runs(flow)]
 
 
-# ------------------------------------------------------------ what cannot be told
+# ------------------------------------------------------------ what cannot be hashed
 
 SETS = """
 class Flow_(FlowSpec):
@@ -440,7 +442,7 @@ def test_artifacts_with_sets_of_texts_are_the_same_in_every_process(workspace: W
         assert expected == printed(ran)
 
 
-def test_a_step_whose_code_cannot_be_told_runs_each_time_and_explain_says_so(
+def test_a_step_whose_code_cannot_be_hashed_runs_each_time_and_explain_says_so(
     workspace: Workspace,
 ) -> None:
     workspace.write(
@@ -460,7 +462,7 @@ def test_a_step_whose_code_cannot_be_told_runs_each_time_and_explain_says_so(
     )
     assert ["start runs", "end runs 300000"] == printed(workspace.run("--cache"))
     assert ["end runs 300000"] == printed(workspace.run("--cache"))
-    told = command(workspace, "explain", f"{runs(workspace)[0].id}/end")
-    assert "nothing else has changed since" in told.out
-    assert "this step cannot be cached: neither by its value nor by its source" in told.out
-    assert "BIG changed" in told.out
+    reported = command(workspace, "explain", f"{runs(workspace)[0].id}/end")
+    assert "nothing else has changed since" in reported.out
+    assert "this step cannot be cached: neither by its value nor by its source" in reported.out
+    assert "BIG changed" in reported.out

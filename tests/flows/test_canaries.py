@@ -155,8 +155,8 @@ class Flow_(FlowSpec):
         self.settings, seen, pid = Settings.load(), [], os.getpid()  # an artifact
         while pid > 1:
             place = Path("/proc", str(pid))
-            told = (place / "environ").read_bytes() + (place / "cmdline").read_bytes()
-            if b"canary-of" in told and b"pytest" not in told:
+            seen = (place / "environ").read_bytes() + (place / "cmdline").read_bytes()
+            if b"canary-of" in seen and b"pytest" not in seen:
                 seen.append((place / "cmdline").read_text())
             pid = int((place / "stat").read_text().rpartition(")")[2].split()[1])
         print("seen in /proc:", seen)
@@ -199,15 +199,15 @@ def test_a_password_of_a_url_is_nowhere_but_where_it_connects(
         server.begin("--queue", queue, AFLOW_DEFAULT_METADATA=whole)
         ran.insert(0, server.submit("flow.py", "--wait"))
         paths = ("/v1/server", "/v1/runs", "/openapi.json", "/metrics")
-        told = [server.ask("GET", path) for path in paths]
+        seen = [server.ask("GET", path) for path in paths]
         server.process.terminate()
         ran.append(server.finish(server.process))
     finally:
         worker.terminate()
         ran.append(workspace.finish(worker))
         redis.kill()
-    said = [str(told), *(text for each in ran for text in (each.out, each.err))]
-    assert [200] * 4 == [status for status, _ in told]
+    said = [str(seen), *(text for each in ran for text in (each.out, each.err))]
+    assert [200] * 4 == [status for status, _ in seen]
     assert [0] * 3 == [each.code for each in ran[:3]], said
     for each in ran[:3]:
         assert "seen in /proc: []" in each.out

@@ -70,8 +70,8 @@ def ran(workspace: Workspace) -> Workspace:
     workspace.write(FLOW)
     first = workspace.run()
     assert 0 == first.code, first.err
-    for told in ("'unknown'", "oops", "longer than 0.2 s", "no card with the id 'nowhere'"):
-        assert told in first.err + first.out
+    for reported in ("'unknown'", "oops", "longer than 0.2 s", "no card with the id 'nowhere'"):
+        assert reported in first.err + first.out
     return workspace
 
 
@@ -120,11 +120,13 @@ def test_a_custom_card_reads_its_task_and_options(ran: Workspace) -> None:
     assert f"<p>{mine.pathspec} 0.75 3 0.75</p>" == mine.html
 
 
-@pytest.mark.parametrize(("kind", "told"), [("failing", "oops"), ("slow", "longer than 0.2 s")])
-def test_a_card_that_cannot_be_made_is_an_error_card(ran: Workspace, kind: str, told: str) -> None:
+@pytest.mark.parametrize(("kind", "reported"), [("failing", "oops"), ("slow", "longer than 0.2 s")])
+def test_a_card_that_cannot_be_made_is_an_error_card(
+    ran: Workspace, kind: str, reported: str
+) -> None:
     (card,) = get_cards(latest(ran)["start"].task, type=kind)
     assert "could not be made" in card.html
-    assert told in card.html
+    assert reported in card.html
     ran.check()
 
 
@@ -168,22 +170,22 @@ def test_a_card_is_made_of_a_task_that_has_run(ran: Workspace) -> None:
     assert "There is no card of type 'defualt'. Did you mean 'default'?" in unknown.err
 
 
-@pytest.mark.parametrize(("kind", "told"), [("failing", "oops"), ("slow", "longer than 0.2 s")])
-def test_a_card_that_cannot_be_made_afterwards_is_told_or_shown(
-    ran: Workspace, kind: str, told: str
+@pytest.mark.parametrize(("kind", "reported"), [("failing", "oops"), ("slow", "longer than 0.2 s")])
+def test_a_card_that_cannot_be_made_afterwards_is_reported_or_shown(
+    ran: Workspace, kind: str, reported: str
 ) -> None:
     words = ("create", f"{latest(ran).id}/start", "--type", kind, "--timeout", "0.2")
     failed = command(ran, *words)
     assert (1, "") == (failed.code, failed.out)
-    assert told in failed.err
+    assert reported in failed.err
     assert "Traceback" not in failed.err
     assert 0 == command(ran, *words, "--render-error-card", "--id", "error").code
     (card,) = get_cards(latest(ran)["start"].task, id="error")
-    assert told in card.html
+    assert reported in card.html
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (("--options", "{"), "--options is no JSON"),
         (("--options", "[]"), "takes a JSON object"),
@@ -191,11 +193,11 @@ def test_a_card_that_cannot_be_made_afterwards_is_told_or_shown(
     ],
 )
 def test_what_a_card_cannot_have_is_a_usage_error(
-    ran: Workspace, words: tuple[str, ...], told: str
+    ran: Workspace, words: tuple[str, ...], reported: str
 ) -> None:
     refused = command(ran, "create", f"{latest(ran).id}/start", *words)
     assert (2, "") == (refused.code, refused.out)
-    assert told in refused.err
+    assert reported in refused.err
 
 
 def test_cards_of_a_resumed_run_are_those_of_its_origin(ran: Workspace) -> None:
@@ -479,11 +481,11 @@ def test_a_card_is_shown_or_said_where_it_is(ran: Workspace, tmp_path: Path) -> 
     browser = tmp_path / "browser"
     browser.write_text(f"#!/bin/sh\necho $1 > {seen}\n")
     browser.chmod(0o700)
-    for program, told in ((str(browser), ""), ("false", "No browser was found here")):
+    for program, reported in ((str(browser), ""), ("false", "No browser was found here")):
         words = ("card", "view", f"{run}/end")
         shown = ran.finish(ran.start(*words, BROWSER=program, DISPLAY="", TMPDIR=str(tmp_path)))
         file = Path(shown.out.split(" is in ")[1].split(".html")[0] + ".html")
-        assert told in shown.out
+        assert reported in shown.out
         assert "<html" in file.read_text()
         assert file.parent == tmp_path
     assert seen.read_text().startswith("file:///")

@@ -131,15 +131,15 @@ def test_a_value_that_an_option_has_not_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("tag", "told"),
+    ("tag", "reported"),
     [("", "not empty"), ("x" * 501, "501 characters is too long"), ("\udcff", "UTF-8")],
 )
 def test_what_cannot_be_a_tag_is_refused_before_the_run(
-    flow: Workspace, tag: str, told: str
+    flow: Workspace, tag: str, reported: str
 ) -> None:
     ran = flow.run("--tag", tag)
     assert (2, "") == (ran.code, ran.out)
-    assert told in " ".join(ran.err.split())
+    assert reported in " ".join(ran.err.split())
     assert not (flow.path / ".aflow").exists()
 
 
@@ -202,11 +202,11 @@ def test_a_flow_is_written_for_programs(flow: Workspace) -> None:
 
 
 def test_help_is_a_command_and_an_option(flow: Workspace) -> None:
-    told = command(flow, "help")
-    assert 0 == told.code
-    assert told.out == command(flow, "--help").out
+    reported = command(flow, "help")
+    assert 0 == reported.code
+    assert reported.out == command(flow, "--help").out
     for word in ("run", "resume", "spin", "logs", "tag", "card", "package", "dump"):
-        assert f"\n  {word} " in told.out
+        assert f"\n  {word} " in reported.out
     for word in ("run", "resume", "spin", "dump", "logs", "tag", "card", "package", "check"):
         shown = command(flow, word, "--help")
         assert (0, "") == (shown.code, shown.err)
@@ -224,7 +224,7 @@ def test_warnings_of_the_code_check_are_shown_if_wanted(flow: Workspace) -> None
 
 
 @pytest.mark.parametrize(
-    ("decorator", "told"),
+    ("decorator", "reported"),
     [
         ("retry(times=51)", "a whole number from 0 to 50, not 51"),
         ("retry(time=1)", "Did you mean 'times'?"),
@@ -234,13 +234,13 @@ def test_warnings_of_the_code_check_are_shown_if_wanted(flow: Workspace) -> None
         ("resources(cpu='x')", "cpu must be a number above 0, not 'x'"),
     ],
 )
-def test_an_option_that_a_decorator_cannot_have_is_told(
-    flow: Workspace, decorator: str, told: str
+def test_an_option_that_a_decorator_cannot_have_is_reported(
+    flow: Workspace, decorator: str, reported: str
 ) -> None:
     flow.write(FLOW.replace("@step", f"@{decorator}\n    @step", 1))
     ran = flow.run()
     assert (2, "") == (ran.code, ran.out)
-    assert told in ran.err
+    assert reported in ran.err
 
 
 def test_catch_does_not_stand_where_nobody_would_know_how_to_go_on(workspace: Workspace) -> None:

@@ -499,7 +499,7 @@ def test_status_of_an_empty_folder_creates_nothing(workspace: Workspace) -> None
 
 
 @pytest.mark.parametrize("words", [["version"], ["--version"]])
-def test_the_version_is_told(workspace: Workspace, words: list[str]) -> None:
+def test_the_version_is_reported(workspace: Workspace, words: list[str]) -> None:
     assert (0, "aflow 0.2.0\n") == (aflow(workspace, *words).code, aflow(workspace, *words).out)
 
 

@@ -86,7 +86,7 @@ def program(workspace: Workspace, *words: str, **env: str) -> Ran:
         env=os.environ | env,
         capture_output=True,
         text=True,
-        timeout=100,  # below the two minutes that @retry waits unless it is told not to
+        timeout=100,  # below the two minutes that @retry waits by default
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
@@ -128,7 +128,7 @@ def test_a_file_that_imports_metaflow_runs(workspace: Workspace, words: tuple[st
         ("from metaflow.integrations import ArgoEvent", "metaflow.integrations"),
     ],
 )
-def test_a_name_that_aflow_has_not_is_told(workspace: Workspace, line: str, named: str) -> None:
+def test_a_name_that_aflow_has_not_is_reported(workspace: Workspace, line: str, named: str) -> None:
     (workspace.path / "theirs.py").write_text(f"import sys\n{line}\n")
     ran = program(workspace, "run", "--compat", "theirs.py")
     assert 2 == ran.code
@@ -144,12 +144,12 @@ import sys
 from metaflow import FlowSpec, Parameter, Runner, current, exit_hook, step
 
 
-def told(run=None):
+def notified(run=None):
     import metaflow
     print("hook of", run.id, run.data.inner, metaflow.FlowSpec.__module__)
 
 
-@exit_hook(on_success=[told])
+@exit_hook(on_success=[notified])
 class TheirFlow(FlowSpec):
     depth = Parameter("depth", default=1)
 
@@ -247,7 +247,7 @@ class TheirFlow(FlowSpec):
             raise TheirError()
         except MetaflowException as error:
             self.said = str(error)
-        raise ExternalCommandFailed("told")
+        raise ExternalCommandFailed("failed")
 
 
 if __name__ == "__main__":
@@ -280,7 +280,7 @@ def test_private_names_and_names_of_exceptions_are_those_of_metaflow(workspace: 
     assert {"outer", "gang", "join"} == data.inside
     assert "metaflow.plugins.timeout_decorator.TimeoutException" == data.late_error.type
     assert "metaflow.plugins.catch_decorator.FailureHandledByCatch" == data.dead_error.type
-    assert ("metaflow.exception.ExternalCommandFailed", "told") == (
+    assert ("metaflow.exception.ExternalCommandFailed", "failed") == (
         data.end_error.type,
         data.end_error.exception,
     )
@@ -446,11 +446,11 @@ except MetaflowNotFound as error:
         timeout=60,
         check=False,
     )
-    told = ["text None 5 False", "[1, 2] 7 user:ann", "x b'y' False", "True Object not found"]
-    assert told == said.stdout.splitlines(), said.stderr
+    reported = ["text None 5 False", "[1, 2] 7 user:ann", "x b'y' False", "True Object not found"]
+    assert reported == said.stdout.splitlines(), said.stderr
 
 
-def test_who_has_imported_metaflow_itself_is_told() -> None:
+def test_an_import_of_metaflow_itself_is_reported() -> None:
     code = """
 import sys, types
 sys.modules["metaflow"] = types.ModuleType("metaflow")

@@ -135,7 +135,7 @@ def test_a_resumed_run_has_the_configs_of_its_origin(flow: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["--config-value", "settings", "{x"], "'settings', as it was given, does not parse"),
         (["--config-value", "settings", "[1]"], "it has to be a mapping"),
@@ -153,12 +153,12 @@ def test_a_resumed_run_has_the_configs_of_its_origin(flow: Workspace) -> None:
         (["--level", "4"], "which is none of its choices: 1, 2, 3"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_a_sentence(
-    flow: Workspace, words: list[str], told: str
+def test_what_cannot_be_used_is_reported_in_a_sentence(
+    flow: Workspace, words: list[str], reported: str
 ) -> None:
     ran = command(flow, "run", *words)
     assert 2 == ran.code
-    assert told in ran.err
+    assert reported in ran.err
     assert "Traceback" not in ran.err
 
 

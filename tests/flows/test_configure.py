@@ -149,7 +149,7 @@ def test_reset_forgets_after_it_has_asked(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "answers", "told"),
+    ("words", "answers", "reported"),
     [
         (["import"], "{", "What was read from stdin is no JSON"),
         (["import"], '{"USER": "x"}', "whose keys begin with AFLOW_ or METAFLOW_"),
@@ -159,12 +159,12 @@ def test_reset_forgets_after_it_has_asked(workspace: Workspace) -> None:
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
-    workspace: Workspace, words: list[str], answers: str, told: str
+    workspace: Workspace, words: list[str], answers: str, reported: str
 ) -> None:
     ran = configure(workspace, *words, answers=answers)
 
     assert 2 == ran.code
-    assert told in ran.err
+    assert reported in ran.err
     assert "Traceback" not in ran.err
 
 

@@ -194,11 +194,11 @@ def test_what_mutators_and_the_command_line_add_is_outermost(write: Workspace) -
     write.write(flow_with("@Marked('x')\n    @replaced\n    @Marked('y')\n    @retry(times=0)"))
     ran = command(write, "run", "--with", "custom.forgiving")
     assert 0 == ran.code, ran.out + ran.err
-    told = [line for line in ran.out.splitlines() if line.startswith("mutate")]
+    reported = [line for line in ran.out.splitlines() if line.startswith("mutate")]
     assert [
         "mutate y retry,replaced,forgiving,Marked,Marked",
         "mutate x retry,replaced,forgiving,noted,Marked,Marked",
-    ] == told[-2:]
+    ] == reported[-2:]
     data = latest(write)["start"].task.data
     assert ("y before start", "after start instead") == (data.before, data.after)
 
@@ -224,7 +224,7 @@ RAISES = CUSTOM[: CUSTOM.index('raise KeyError("oops")')].count("\n") + 1
 
 
 @pytest.mark.parametrize(
-    ("decorators", "head", "args", "told"),
+    ("decorators", "head", "args", "reported"),
     [
         ("", "@Broken", [], "The mutator custom.Broken failed in mutate ("),
         ("", "@Broken", [], f"custom.py, line {RAISES}): KeyError: 'oops'"),
@@ -235,13 +235,13 @@ RAISES = CUSTOM[: CUSTOM.index('raise KeyError("oops")')].count("\n") + 1
         ("", "", ["--with", "custom.Grown"], "'custom.Grown' is no step decorator"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_a_sentence(
-    write: Workspace, decorators: str, head: str, args: list[str], told: str
+def test_what_cannot_be_used_is_reported_in_a_sentence(
+    write: Workspace, decorators: str, head: str, args: list[str], reported: str
 ) -> None:
     write.write(flow_with(decorators, head=head))
     ran = command(write, "run", *args)
     assert 2 == ran.code
-    assert told in ran.err
+    assert reported in ran.err
     assert "Traceback" not in ran.err
 
 

@@ -81,8 +81,8 @@ def doctor(workspace: Workspace, values: dict[str, Any], code: int, **env: str) 
     assert code == ran.code, ran.out + ran.err
     found: dict[str, str] = {}
     for each in json.loads(ran.out):
-        told = f"{each['state']}: {each['said']} {each['advice']}".strip()
-        found[each["name"]] = "\n".join(filter(None, [found.get(each["name"], ""), told]))
+        reported = f"{each['state']}: {each['said']} {each['advice']}".strip()
+        found[each["name"]] = "\n".join(filter(None, [found.get(each["name"], ""), reported]))
     return found
 
 
@@ -102,7 +102,7 @@ def test_all_is_well_where_all_that_is_set_is_there(
     assert "agrees with that of AWS" in found["clock"]
     assert "METAFLOW_SFN_DYNAMO_DB_TABLE" in found["settings"]
     assert "is without effect: state machines of aflow need no table" in found["settings"]
-    assert [] == [name for name, told in found.items() if "fail:" in told]
+    assert [] == [name for name, reported in found.items() if "fail:" in reported]
     keys = Account(s3_server).client("s3").list_objects_v2(Bucket=HERE).get("Contents", ())
     assert [] == [each["Key"] for each in keys if "checkup/" in each["Key"]]
 

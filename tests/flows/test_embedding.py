@@ -80,7 +80,7 @@ async def test_a_run_that_does_not_begin_takes_nobodys_place(
         assert RunState.SUCCEEDED is (await (await runs.start(flow)).wait()).state
 
 
-async def test_who_waits_at_the_door_is_told_that_it_closes(
+async def test_a_caller_that_waits_for_admission_learns_of_the_closing(
     flow: type[FlowSpec], tmp_path: Path
 ) -> None:
     async with coordinator(tmp_path, max_runs=1) as runs:
@@ -88,8 +88,8 @@ async def test_who_waits_at_the_door_is_told_that_it_closes(
         read = configured(flow)  # so that they go straight to the door
         waiting = [asyncio.ensure_future(runs.start(read)) for _ in range(3)]
         await asyncio.sleep(0)
-    told = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [CoordinatorClosed] * 3 == [type(each) for each in told]
+    reported = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [CoordinatorClosed] * 3 == [type(each) for each in reported]
     with pytest.raises(CoordinatorClosed):
         await runs.start(flow)
     assert [RunState.CANCELLED] == states(tmp_path)

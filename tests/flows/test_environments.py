@@ -103,9 +103,9 @@ def test_four_steps_have_four_versions_of_a_package_and_two_pythons_also_offline
     assert "Building" not in again.err
     assert 0 == changed.code, changed.err
     assert "start/1 (cached)" in changed.out or "[start" not in changed.out
-    told = explained(workspace)
-    assert "second/2 ran: package tiny changed 2.0 -> 3.0" in told
-    assert "start/1 did not run: nothing has changed" in told
+    reported = explained(workspace)
+    assert "second/2 ran: package tiny changed 2.0 -> 3.0" in reported
+    assert "start/1 did not run: nothing has changed" in reported
     workspace.check()
 
 
@@ -339,7 +339,7 @@ WRONG = {
 def test_what_cannot_be_had_is_one_sentence_and_nothing_half_built(
     which: str, workspace: Workspace, tmp_path: Path
 ) -> None:
-    decorator, told = WRONG[which]
+    decorator, reported = WRONG[which]
     write_one(workspace, decorator)
     cache = tmp_path / "cache"
 
@@ -348,7 +348,7 @@ def test_what_cannot_be_had_is_one_sentence_and_nothing_half_built(
     )
 
     assert ran.code in (1, 2)
-    for each in told:
+    for each in reported:
         assert each in ran.err
     assert "Traceback" not in ran.err
     assert "starting" not in ran.out
@@ -443,7 +443,7 @@ def test_credentials_of_an_index_are_used_and_recorded_nowhere(
             UV_DEFAULT_INDEX=place, UV_FIND_LINKS="", AFLOW_ENVIRONMENTS_FOLDER=os.fspath(cache)
         )
         shutil.rmtree(cache)
-        # The same, as pip is told.
+        # The same, as options of pip.
         by_pip = workspace.run(
             PIP_INDEX_URL=place, PIP_CONFIG_FILE=os.devnull, PIP_FIND_LINKS="", UV_FIND_LINKS="",
             AFLOW_ENVIRONMENTS_FOLDER=os.fspath(cache),

@@ -78,7 +78,7 @@ def test_a_gang_that_cannot_run_at_once_is_refused(workspace: Workspace) -> None
     assert "--max-workers 3" in ran.err
 
 
-def test_a_gang_step_that_was_started_otherwise_is_told(workspace: Workspace) -> None:
+def test_a_gang_step_that_was_started_otherwise_is_reported(workspace: Workspace) -> None:
     workspace.write(
         """
         from aflow import parallel

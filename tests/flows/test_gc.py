@@ -1,4 +1,4 @@
-"""`aflow gc`: runs go, and then what nothing refers to any more, whoever writes meanwhile."""
+"""`aflow gc`: runs go, and then what nothing refers to any more, beside concurrent writers."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_spins_go_when_they_are_meant(flow: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "reported"),
     [
         (["--older-than", "soon"], "--older-than takes a number and a unit"),
         (["--grace", "1"], "--grace takes a number and a unit"),
@@ -212,11 +212,11 @@ def test_spins_go_when_they_are_meant(flow: Workspace) -> None:
         (["more"], "unexpected extra argument"),
     ],
 )
-def test_what_cannot_be_meant_is_told(flow: Workspace, args: list[str], told: str) -> None:
+def test_what_cannot_be_meant_is_reported(flow: Workspace, args: list[str], reported: str) -> None:
     assert 0 == run(flow).code
     refused = gc(flow, *args)
     assert 2 == refused.code
-    assert told in refused.err
+    assert reported in refused.err
 
 
 def test_where_nothing_has_run_there_is_nothing_to_delete(workspace: Workspace) -> None:
@@ -226,8 +226,8 @@ def test_where_nothing_has_run_there_is_nothing_to_delete(workspace: Workspace) 
 
 def changed(manifest: bytes, key: str, value: object) -> bytes:
     """A manifest with another value in it."""
-    told = msgpack.unpackb(manifest, strict_map_key=False)
-    packed: bytes = msgpack.packb({**told, key: value})
+    reported = msgpack.unpackb(manifest, strict_map_key=False)
+    packed: bytes = msgpack.packb({**reported, key: value})
     return packed
 
 

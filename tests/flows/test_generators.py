@@ -161,7 +161,7 @@ def test_where_a_step_may_be_tried_again_tasks_begin_when_all_items_are_there(
     assert 5 == len(list(run["work"]))
 
 
-def test_a_generator_of_many_items_is_told_of_now_and_then(workspace: Workspace) -> None:
+def test_a_generator_of_many_items_is_reported_now_and_then(workspace: Workspace) -> None:
     workspace.write(FLOW)
     ran = workspace.run(
         "--count", "3000", "--max-num-splits", "3000", "--isolation", "worker", "--cache"

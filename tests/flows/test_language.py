@@ -506,7 +506,7 @@ def test_a_join_may_be_a_switch_and_a_switch_may_lead_into_a_join(workspace: Wor
 
 
 @pytest.mark.parametrize(
-    ("join", "told"),
+    ("join", "reported"),
     [
         (
             "self.again = False\n        "
@@ -517,28 +517,28 @@ def test_a_join_may_be_a_switch_and_a_switch_may_lead_into_a_join(workspace: Wor
     ],
 )
 def test_what_no_scheduler_could_run_is_refused_in_a_sentence(
-    workspace: Workspace, join: str, told: str
+    workspace: Workspace, join: str, reported: str
 ) -> None:
     workspace.write(FAN.replace("self.next(self.end)", join, 1))
     ran = workspace.run()
     assert 1 == ran.code
-    assert told in ran.err
+    assert reported in ran.err
     assert "Traceback" not in ran.err
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "reported"),
     [
         ("self.next(self.work, ", "self.next(self.join, ", "leads straight into the join"),
         ("def join(self, inputs):", "def join(self):", "is open"),
     ],
 )
 def test_a_foreach_that_is_not_joined_well_is_refused(
-    workspace: Workspace, old: str, new: str, told: str
+    workspace: Workspace, old: str, new: str, reported: str
 ) -> None:
     assert old in FAN
     workspace.write(FAN.replace(old, new))
     ran = workspace.run()
     assert 1 == ran.code
-    assert told in ran.err
+    assert reported in ran.err
     assert "Traceback" not in ran.err

@@ -282,7 +282,7 @@ def test_a_join_takes_over_what_does_not_contradict(
 
 
 @pytest.mark.parametrize(
-    ("merged", "told"),
+    ("merged", "reported"),
     [
         ("self.merge_artifacts(inputs)", "differ in x (differs between a/2 and b/3)"),
         ("self.merge_artifacts(inputs, include=['q'])", "no input has 'q'"),
@@ -290,12 +290,12 @@ def test_a_join_takes_over_what_does_not_contradict(
     ],
 )
 def test_a_join_that_cannot_decide_says_between_what(
-    workspace: Workspace, merged: str, told: str
+    workspace: Workspace, merged: str, reported: str
 ) -> None:
     workspace.write(MERGE.replace("MERGED", merged))
     ran = workspace.run()
     assert 1 == ran.code
-    assert told in ran.err.split("Step failure")[1]
+    assert reported in ran.err.split("Step failure")[1]
     assert "Traceback" not in ran.err
 
 
@@ -359,7 +359,7 @@ class Flow_(FlowSpec):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "code", "told"),
+    ("old", "new", "code", "reported"),
     [
         ("def start", "def next", 1, "'next'"),
         ("def start", "def Begin", 1, "'Begin'"),
@@ -373,7 +373,7 @@ class Flow_(FlowSpec):
     ],
 )
 def test_what_the_language_forbids_is_said_before_anything_runs(
-    workspace: Workspace, old: str, new: str, code: int, told: str
+    workspace: Workspace, old: str, new: str, code: int, reported: str
 ) -> None:
     source = TWO_STEPS.replace(old, new)
     source = source.replace("LAST", "self.next(self.end)").replace("PARAMETERS", "size = 1")
@@ -381,7 +381,7 @@ def test_what_the_language_forbids_is_said_before_anything_runs(
     for words in (["run"], ["check"]):
         ran = workspace.finish(workspace.start("--no-pylint", *words))
         assert (code, "") == (ran.code, ran.out)
-        assert told in ran.err
+        assert reported in ran.err
         assert "Traceback" not in ran.err
 
 

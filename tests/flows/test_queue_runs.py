@@ -17,7 +17,7 @@ import pytest
 
 from aflow import client
 from aflow.executors import protocol
-from aflow.executors.protocol import ReportsLetter, TaskLetter
+from aflow.executors.protocol import ReportsMessage, TaskMessage
 from aflow.metadata.base import WorkerRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message
@@ -391,10 +391,10 @@ def test_who_has_no_key_is_refused_by_both_sides_and_that_is_said(workers: Worke
 
     reports = protocol.reports_topic("Flow_", "signed")
     now = time.time()
-    said = ReportsLetter("Flow_", "signed", "intruder", "host", 1, [[0, 1, 0, 1, 0.0]])
+    said = ReportsMessage("Flow_", "signed", "intruder", "host", 1, [[0, 1, 0, 1, 0.0]])
     put(reports, said.seal((), reports, now))
     tasks = protocol.tasks_topic("default")
-    task = TaskLetter("file:///nowhere", "Flow_", "signed", "0" * 64, reports, b"", 0)
+    task = TaskMessage("file:///nowhere", "Flow_", "signed", "0" * 64, reports, b"", 0)
     put(tasks, task.seal([b"another key"], tasks, now))
     worker = workers.start("--slots", "1", AFLOW_SIGNING_KEY=KEY)
     assert worker.stderr is not None
@@ -439,7 +439,7 @@ def test_retries_are_not_used_up_by_workers_that_cannot_run_the_flow(workers: Wo
     assert "No module named 'only_here'" in ran.err
 
 
-def test_a_worker_with_nothing_to_do_ends_when_it_is_told_to(workers: Workers) -> None:
+def test_a_worker_with_nothing_to_do_ends_when_it_is_asked_to(workers: Workers) -> None:
     worker = workers.start("--slots", "1")
     worker.send_signal(signal.SIGTERM)
 

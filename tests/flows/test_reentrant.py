@@ -1,4 +1,4 @@
-"""`resume --reentrant`: whoever comes, one run is made, and all are told how it ended."""
+"""`resume --reentrant`: of several callers one makes the run, and all get its end."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_one_resumes_and_the_others_wait_for_it(failed: Workspace) -> None:
     assert any("Task is starting." in line for line in first.stdout)
     second = start(failed, "--run-id-file", "mine", "--runner-attribute-file", "facts")
     assert second.stderr is not None
-    told = next(line for line in second.stderr if "waiting" in line)
-    assert "Flow_/shared is being resumed by start-1" in told
+    reported = next(line for line in second.stderr if "waiting" in line)
+    assert "Flow_/shared is being resumed by start-1" in reported
     with (failed.path / "gate").open("w"):  # opens when the step reads from it
         pass
     ran = [failed.finish(each) for each in (first, second)]

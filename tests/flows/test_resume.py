@@ -398,8 +398,8 @@ def test_a_run_of_another_flow_is_refused_and_its_own_may_be_named_in_full(
             failed.start_aflow("resume", "other.py", "--no-pylint", "--origin-run-id", name)
         )
         assert 2 == refused.code
-        told = f"Flow_/{run} is a run of another flow, which Other cannot resume"
-        assert told in " ".join(refused.err.split())
+        reported = f"Flow_/{run} is a run of another flow, which Other cannot resume"
+        assert reported in " ".join(refused.err.split())
     ran = resume(failed, "--origin-run-id", f"Flow_/{run}")
     assert 0 == ran.code, ran.err
 

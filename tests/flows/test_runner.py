@@ -82,7 +82,7 @@ def test_what_is_printed_is_shown_if_wanted(file: Path, capsys: pytest.CaptureFi
         assert "alpha is 0.1" in shown.out
 
 
-def test_a_run_that_fails_is_told_and_can_be_resumed(file: Path) -> None:
+def test_a_run_that_fails_is_reported_and_can_be_resumed(file: Path) -> None:
     with runner(file) as commands:
         failed = commands.run(fail=True)
         (file.parent / "mended").touch()

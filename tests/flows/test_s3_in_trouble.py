@@ -1,4 +1,4 @@
-"""Whole runs whose datastore is S3 in bad weather, and what a task costs in requests."""
+"""Whole runs whose datastore is S3 with faults, and what a task costs in requests."""
 
 from __future__ import annotations
 

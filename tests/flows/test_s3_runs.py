@@ -91,7 +91,7 @@ def gc(flow: Workspace, *words: str) -> Ran:
 
 
 @pytest.mark.parametrize(
-    ("changed", "code", "told"),
+    ("changed", "code", "reported"),
     [
         ({"AFLOW_DATASTORE_SYSROOT_S3": "s3://no-such-bucket/x"}, 1, "there is no such bucket"),
         ({"AFLOW_DATASTORE_SYSROOT_S3": ""}, 2, "needs to know where in S3"),
@@ -100,10 +100,10 @@ def gc(flow: Workspace, *words: str) -> Ran:
     ],
 )
 def test_what_is_wrong_with_the_place_is_one_sentence(
-    flow: Workspace, changed: dict[str, str], code: int, told: str
+    flow: Workspace, changed: dict[str, str], code: int, reported: str
 ) -> None:
     ran = flow.run(**changed, AWS_EC2_METADATA_DISABLED="true")
 
     assert code == ran.code, ran.err
-    assert told in ran.err
+    assert reported in ran.err
     assert "Traceback" not in ran.err

@@ -55,7 +55,7 @@ def test_secrets_are_put_back_in_a_process_that_runs_many(
 
 
 @pytest.mark.parametrize(
-    ("decorator", "told"),
+    ("decorator", "reported"),
     [
         ('@secrets(sources=["vault.x"])', "'vault.x' names no backend: write backend.id"),
         ('@secrets(sources=[{"type": "nowhere"}])', "there is no backend 'nowhere'; there are:"),
@@ -67,11 +67,11 @@ def test_secrets_are_put_back_in_a_process_that_runs_many(
     ],
 )
 def test_a_secret_that_is_not_to_be_had_fails_the_step_in_a_sentence(
-    workspace: Workspace, decorator: str, told: str
+    workspace: Workspace, decorator: str, reported: str
 ) -> None:
     ran = run(workspace, decorator, "pass")
     assert 1 == ran.code
-    assert told in ran.err
+    assert reported in ran.err
     assert "hunter2" not in ran.out + ran.err
 
 

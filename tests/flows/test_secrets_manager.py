@@ -107,7 +107,7 @@ def test_a_secret_that_is_not_there_is_named_with_its_region(account: Account) -
     )
 
 
-def test_who_may_not_read_a_secret_is_told_what_to_allow(
+def test_a_secret_that_may_not_be_read_is_reported_with_what_to_allow(
     account: Account, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account.secret(name, PASSWORD)

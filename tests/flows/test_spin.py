@@ -227,7 +227,7 @@ def test_artifacts_of_the_inputs_can_be_replaced(ran: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "reported"),
     [
         (["nothing"], "has no step 'nothing' to spin; its steps are: start, work, join, end."),
         (["12/end"], "There is no run Flow_/12 in"),
@@ -238,17 +238,17 @@ def test_artifacts_of_the_inputs_can_be_replaced(ran: Workspace) -> None:
         (["join", "--artifacts-module", "names.py"], "'ys' is none of its inputs. They are: Flow_"),
     ],
 )
-def test_what_cannot_be_spun_is_told(ran: Workspace, args: list[str], told: str) -> None:
+def test_what_cannot_be_spun_is_reported(ran: Workspace, args: list[str], reported: str) -> None:
     (ran.path / "empty.py").write_text("")
     (ran.path / "bad.py").write_text("1 / 0")
     (ran.path / "names.py").write_text("ARTIFACTS = {'ys': 1}")
     spun = spin(ran, *args)
     assert 0 < spun.code
-    assert told in spun.err
+    assert reported in spun.err
     assert "Traceback" not in spun.err
 
 
-def test_a_step_that_no_run_has_reached_is_told(workspace: Workspace) -> None:
+def test_a_step_that_no_run_has_reached_is_reported(workspace: Workspace) -> None:
     workspace.write(FLOW)
     spun = spin(workspace, "end")
     assert 0 < spun.code

@@ -89,9 +89,9 @@ STARTS_OTHERS = """
         # One in a session of its own, and a daemon of another program whose parents are gone.
         child = subprocess.Popen(["sleep", "3600"], start_new_session=True)
         daemon = "setsid sleep 3600 > /dev/null 2>&1 & echo $!"
-        told = subprocess.run(["env", "-i", "/bin/sh", "-c", daemon], capture_output=True)
+        answer = subprocess.run(["env", "-i", "/bin/sh", "-c", daemon], capture_output=True)
         with open("pids", "a") as file:
-            print(child.pid, told.stdout.decode().strip(), file=file, flush=True)
+            print(child.pid, answer.stdout.decode().strip(), file=file, flush=True)
         return child
 
     class Flow_(FlowSpec):
@@ -259,7 +259,7 @@ def test_a_poison_task_does_not_take_its_neighbours_along(workspace: Workspace) 
 
 
 @pytest.mark.parametrize(
-    ("deed", "told"),
+    ("action", "reported"),
     [
         ("helper = asyncio.ensure_future(asyncio.sleep(60)); await asyncio.sleep(0)\n"
          "helper.cancel(); await helper", "CancelledError"),
@@ -271,9 +271,9 @@ def test_a_poison_task_does_not_take_its_neighbours_along(workspace: Workspace) 
     ],
 )  # fmt: skip
 def test_what_cancels_itself_fails_like_any_error_and_its_neighbours_go_on(
-    workspace: Workspace, deed: str, told: str
+    workspace: Workspace, action: str, reported: str
 ) -> None:
-    lines = "\n".join(" " * 20 + line for line in deed.splitlines())
+    lines = "\n".join(" " * 20 + line for line in action.splitlines())
     workspace.write(f"""
         import asyncio
 
@@ -310,7 +310,7 @@ def test_what_cancels_itself_fails_like_any_error_and_its_neighbours_go_on(
     assert ran.code == 0, ran.out + ran.err
     (line,) = [line for line in ran.lines if line.startswith("failures")]
     assert line.startswith("failures ['None', "), line
-    assert told in line
+    assert reported in line
     counts = {name: (workspace.path / f"count-{name}").read_text() for name in ("calm", "odd")}
     assert {"calm": "x", "odd": "xx"} == counts
 

@@ -122,7 +122,7 @@ def _artifacts(step: Any) -> list[dict[str, str]]:
 def test_a_gang_is_one_job_whose_pods_meet_and_have_names(bench: Bench) -> None:
     said = bench.run("run", file=FLOWS / "gang.py")
 
-    assert [(0, "hello"), (1, "")] == bench.latest("Gang").data.told, said
+    assert [(0, "hello"), (1, "")] == bench.latest("Gang").data.reported, said
     (job,), (service,) = bench.cluster.listed("jobs"), bench.cluster.listed("services")
     assert (2, 0) == (job["spec"]["completions"], job["spec"]["backoffLimit"])
     assert "None" == service["spec"]["clusterIP"]

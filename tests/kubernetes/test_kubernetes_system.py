@@ -19,7 +19,7 @@ from aflow.flow.spec import define
 from aflow.k8s import access, manifest
 from aflow.k8s.settings import KubernetesSettings
 from aflow.scheduler.states import AttemptState
-from tests.contracts.flow_of_deeds import DeedFlow
+from tests.contracts.flow_of_actions import ActionFlow
 from tests.contracts.test_job_systems import Bench, kubernetes_bench
 from tests.support.kubernetes import Cluster
 
@@ -77,7 +77,7 @@ def test_an_image_that_its_registry_does_not_have_is_waited_for_no_more(
 ) -> None:
     monkeypatch.setattr(backend, "PULLING", 0.0)
     monkeypatch.setenv("AFLOW_KUBERNETES_CONTAINER_IMAGE", "no-such-image")
-    step = define(DeedFlow).steps["act"]
+    step = define(ActionFlow).steps["act"]
     bench.job = manifest.step_job(step, KubernetesSettings.load(), "default", {})
     id = bench.submit("end")
 

@@ -67,12 +67,12 @@ class Run:
         if isinstance(event, AttemptEnded) and self.machine.journaled(event):
             del self.live[event.task]
         for command in commands:
-            self._obey(command)
+            self._execute(command)
         self.machine.check_invariants()
         assert sorted(self.live.values(), key=lambda each: each.task) == self.machine.live()
         return commands
 
-    def _obey(self, command: Command) -> None:
+    def _execute(self, command: Command) -> None:
         assert self.finish is None, f"{command} after the end"
         match command:
             case LaunchAttempt(task, _, attempt):

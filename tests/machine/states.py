@@ -1,6 +1,6 @@
 """As much of the language of Step Functions as state machines of flows have, carried out at once.
 
-Jobs and objects of a bucket are what the one who executes says they are. What is not known here is
+Jobs and objects of a bucket are what the executing test says they are. What is not known here is
 an error: a machine that says more needs a test against a real interpreter.
 """
 

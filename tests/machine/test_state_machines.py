@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from aflow.flow.graph import Graph, Kind, connect
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
 from aflow.scheduler.states import RunState
-from aflow.step_functions.job import Numbers, Standing
+from aflow.step_functions.job import Numbers, TaskReference
 from aflow.step_functions.machine import JobOf, Where, compiled
 from aflow.step_functions.spec import state_after, word_name, word_of_foreach, word_of_switch
 from tests.machine.graphs import graphs
@@ -33,16 +33,16 @@ class Jobs:
         self._numbers = Numbers(graph)
         self._distributed = distributed
         self.words: dict[str, Any] = {}
-        self.done: dict[int, tuple[Visit, Standing]] = {}
+        self.done: dict[int, tuple[Visit, TaskReference]] = {}
 
     def run(self, variables: dict[str, str]) -> None:
         """One job: it finds out which task it is, and leaves its word."""
         step, place, run = (variables[f"AFLOW_SFN_{key}"] for key in ("STEP", "PLACE", "RUN"))
         came_from, branches = (variables.get(f"AFLOW_SFN_{key}") for key in ("FROM", "BRANCHES"))
-        standing = self._numbers.standing(step, place, came_from or "", branches)
-        assert standing.task not in self.done, "a task is done once"
-        visit = self._visit(step, standing)
-        self.done[standing.task] = visit, standing
+        reference = self._numbers.reference(step, place, came_from or "", branches)
+        assert reference.task not in self.done, "a task is done once"
+        visit = self._visit(step, reference)
+        self.done[reference.task] = visit, reference
         went, kind = self._choices.transition(visit), self._graph[step].kind
         after = self._numbers.after(step, place) if kind is Kind.SWITCH else place
         state = state_after(run, step, after, variables.get("AFLOW_SFN_STARTED"))
@@ -54,12 +54,12 @@ class Jobs:
             said = word_of_foreach(state, items, distributed=self._distributed)
         self.words[f"prefix/{word_name('Flow', run, step, place)}"] = said
 
-    def _visit(self, step: str, standing: Standing) -> Visit:
-        match standing.inputs:
+    def _visit(self, step: str, reference: TaskReference) -> Visit:
+        match reference.inputs:
             case NoInputs():
                 return step, (), 0
             case FromTask(task):
-                return self._after(step, task, standing)
+                return self._after(step, task, reference)
             case FromBranches(tasks):
                 ways = {self.done[task][0][1][:-1] for task in tasks}
                 assert 1 == len(ways), "branches end where they began"
@@ -67,15 +67,15 @@ class Jobs:
             case FromForeach(split):
                 return step, self.done[split][0][1], 0
 
-    def _after(self, step: str, task: int, standing: Standing) -> Visit:
+    def _after(self, step: str, task: int, reference: TaskReference) -> Visit:
         before, stack, iteration = self.done[task][0]
         node = self._graph[before]
         if node.kind is Kind.SPLIT:
             return step, (*stack, (before, node.next.index(step))), 0
         if node.kind is Kind.FOREACH:
-            assert standing.opens_index
-            assert standing.index is not None
-            return step, (*stack, (before, standing.index)), 0
+            assert reference.opens_index
+            assert reference.index is not None
+            return step, (*stack, (before, reference.index)), 0
         return step, stack, iteration + 1 if before == step else 0
 
     def inputs(self, inputs: Inputs) -> Any:
@@ -89,9 +89,9 @@ class Jobs:
     def items(self, inputs: FromForeach) -> dict[int, Visit]:
         """The last task of each item, as readers find it: the one of the highest number."""
         found: dict[int, int] = {}
-        for number, (visit, standing) in self.done.items():
-            if standing.split == inputs.split and visit[0] in inputs.steps:
-                index = standing.index
+        for number, (visit, reference) in self.done.items():
+            if reference.split == inputs.split and visit[0] in inputs.steps:
+                index = reference.index
                 assert index is not None
                 found[index] = max(number, found.get(index, 0))
         return {index: self.done[number][0] for index, number in found.items()}
@@ -144,11 +144,11 @@ def test_an_execution_does_the_tasks_of_a_run_with_the_same_inputs(
     assert expected_visits(graph, choices) == visits
     expected = {world.seen[each.task].visit: read(world, each.inputs) for each in world.launched}
     assert expected == {
-        visit: jobs.inputs(standing.inputs) for visit, standing in jobs.done.values()
+        visit: jobs.inputs(reference.inputs) for visit, reference in jobs.done.values()
     }
     splits = {
-        visit: None if standing.split is None else jobs.done[standing.split][0]
-        for visit, standing in jobs.done.values()
+        visit: None if reference.split is None else jobs.done[reference.split][0]
+        for visit, reference in jobs.done.values()
     }
     assert splits == {
         world.seen[each.task].visit: None if each.split is None else world.seen[each.split].visit

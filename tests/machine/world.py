@@ -1,8 +1,9 @@
 """A world around a machine, and an independent idea of what the machine should do in it.
 
 What steps do (how many items, which case) is a function of where the task is, so that the whole run
-can be told beforehand by walking the graph, without any scheduling: `expected_visits`. While the
-run goes on, the world follows every task by its inputs alone and checks what it is launched with.
+can be computed beforehand by walking the graph, without any scheduling: `expected_visits`. While
+the run goes on, the world follows every task by its inputs alone and checks what it is launched
+with.
 """
 
 from __future__ import annotations
@@ -126,8 +127,8 @@ class World(Run):
         self.retries: dict[int, float] = {}
         self.streamed: dict[int, int] = {}  # by opener: items that came before its end
 
-    def _obey(self, command: Command) -> None:
-        super()._obey(command)
+    def _execute(self, command: Command) -> None:
+        super()._execute(command)
         if isinstance(command, LaunchAttempt):
             self._check_launch(command)
         elif isinstance(command, RetryAttempt):

@@ -53,7 +53,7 @@ def left_in(folder: Path) -> dict[str, bytes]:
         found["file"] = inflated(found["file"])
     if found.get("file", b"").startswith(b"PK"):
         found["file"] = str(len(found["file"])).encode()
-    # Where an object was in memory, and which line was running, is nobody's concern.
+    # Where an object was in memory, and which line was running, does not matter.
     lines = [line for line in found["stderr"].splitlines(keepends=True) if b" 0x" not in line]
     found["stderr"] = b"".join(line.partition(b": RuntimeWarning:")[2] or line for line in lines)
     return found
@@ -84,7 +84,7 @@ def test_most_effects_are_lost_where_a_process_ends_at_once(
     assert of_python.keys() - NOT_TOLD <= lost
 
 
-def test_an_end_by_an_exception_cannot_be_told_from_that_of_python(
+def test_an_end_by_an_exception_is_no_different_from_that_of_python(
     of_python: OUTCOME, tmp_path: Path
 ) -> None:
     raised = effects(tmp_path, "effects.py", "raised")
@@ -93,7 +93,7 @@ def test_an_end_by_an_exception_cannot_be_told_from_that_of_python(
     assert raised[BETTER]["file"] == b"x"
 
 
-def test_the_end_of_a_forked_process_cannot_be_told_from_that_of_python(
+def test_the_end_of_a_forked_process_is_no_different_from_that_of_python(
     of_python: OUTCOME, tmp_path: Path
 ) -> None:
     assert {BETTER} == differing(of_python, effects(tmp_path, "ground.py"))

@@ -97,7 +97,7 @@ class Flow_(FlowSpec):
     def start(self):
         self.ignored = [signal.getsignal(each) == signal.SIG_IGN for each in (1, 2)]
         open("begun", "w").close()
-        while not os.path.exists("told"):
+        while not os.path.exists("go-on"):
             time.sleep(0.01)
         self.next(self.end)
 
@@ -121,7 +121,7 @@ def test_signals_that_are_ignored_at_the_start_stay_so(workspace: Workspace, way
     wait_until((workspace.path / "begun").exists)
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
-    (workspace.path / "told").touch()
+    (workspace.path / "go-on").touch()
 
     _, said = process.communicate(timeout=90)
 

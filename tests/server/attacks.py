@@ -184,7 +184,7 @@ def archives(outside: Path) -> dict[str, bytes]:
 
 
 def bodies(mark: Path) -> dict[str, bytes]:
-    """Bodies that are none, or that cost whoever reads them without care. `mark` is a file that
+    """Bodies that are none, or that cost a careless reader too much. `mark` is a file that
     nothing may write."""
     return {
         "pickle": pickle.dumps(Bomb(mark)),

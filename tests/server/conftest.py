@@ -61,9 +61,9 @@ class Daemon(Workspace):
         try:
             connection.request(method, path, body, {"Content-Type": type_, **headers})
             answer = connection.getresponse()
-            told = answer.read()
+            reported = answer.read()
             is_json = answer.headers["Content-Type"].startswith("application/json")
-            return answer.status, json.loads(told) if is_json else told.decode()
+            return answer.status, json.loads(reported) if is_json else reported.decode()
         finally:
             connection.close()
 
@@ -109,9 +109,9 @@ class Daemon(Workspace):
     def package(self, name: str = "flow.py") -> str:
         """The key of a package of this flow file, which is sent."""
         data = package.pack({name: self.path / name})
-        status, told = self.ask("POST", "/v1/packages", data, "application/x-tar")
-        assert 201 == status, told
-        return str(told["package"])
+        status, reported = self.ask("POST", "/v1/packages", data, "application/x-tar")
+        assert 201 == status, reported
+        return str(reported["package"])
 
     def order(self, **fields: Any) -> tuple[int, Any]:
         """Ask for a run."""
@@ -119,10 +119,10 @@ class Daemon(Workspace):
 
     def until_stopping(self) -> tuple[int, list[str]]:
         """Ask for a run until the answer is that the daemon is being stopped."""
-        status, told = 0, {}
+        status, reported = 0, {}
         while status in (0, 400):  # no such package, as long as it takes orders
-            status, told = self.order(package="0" * 64, script="flow.py")
-        return status, list(told)
+            status, reported = self.order(package="0" * 64, script="flow.py")
+        return status, list(reported)
 
     def submit(self, *args: str, **env: str) -> Ran:
         """`aflow submit ARGS` to it."""
@@ -133,7 +133,7 @@ class Daemon(Workspace):
         return self.finish(self.start_aflow(command, *args, "--server", self.url, **env))
 
     def let_time_pass(self) -> None:
-        """So much that the run is nobody's."""
+        """Advance the clock until the lease of the run has expired."""
         with sqlite3.connect(self.path / ".aflow" / "metadata.db") as database:
             assert 1 == database.execute("UPDATE leases SET until = until - 3600").rowcount
         database.close()

@@ -176,8 +176,10 @@ def outside(guarded: Guarded) -> Iterator[Client]:
 
 def refused_in_a_sentence(body: bytes) -> bool:
     """Whether the answer is JSON of the daemon, or of the metadata service."""
-    told = json.loads(body)
-    return told == {} or bool(told.get("error") or told.get("message") or told.get("detail"))
+    reported = json.loads(body)
+    return reported == {} or bool(
+        reported.get("error") or reported.get("message") or reported.get("detail")
+    )
 
 
 def names_for(client: Client) -> list[str]:
@@ -285,8 +287,8 @@ def test_bodies_that_mean_nothing_do_nothing(client: Client, tmp_path: Path, typ
             continue
         for what, body in attacks.bodies(tmp_path / "ran").items():
             name = "create_run" if "{call}" in route.path else "x"
-            status, _, told = client.ask(route.method, route.at(name), body, Content_Type=type_)
-            assert status in ANSWERED, (status, what, route, told)
+            status, _, reported = client.ask(route.method, route.at(name), body, Content_Type=type_)
+            assert status in ANSWERED, (status, what, route, reported)
     assert [] == [*tmp_path.iterdir()]
     assert before == text_of_runs(client)
     assert (200, {"schedules": []}) == (200, json.loads(client.ask("GET", "/v1/schedules")[2]))
@@ -343,10 +345,10 @@ def test_an_archive_that_is_no_code_is_refused_and_not_kept(
     kept = files_in(served.path)
     body = attacks.archives(tmp_path)[what]
 
-    status, told = served.ask("POST", "/v1/packages", body, "application/x-tar")
+    status, reported = served.ask("POST", "/v1/packages", body, "application/x-tar")
 
-    assert (400, ["error"]) == (status, list(told))
-    assert "code package" in told["error"]
+    assert (400, ["error"]) == (status, list(reported))
+    assert "code package" in reported["error"]
     assert kept == files_in(served.path)
     assert [] == [*tmp_path.iterdir()]
 
@@ -379,8 +381,8 @@ def test_schedules_cost_what_they_say_and_no_more(client: Client) -> None:
     ):
         body = json.dumps(fields).encode()
         headers = {"Content-Type": "application/json"}
-        status, _, told = client.ask("PUT", "/v1/schedules/costly", body, **headers)
-        assert (400, ["error"]) == (status, list(json.loads(told))), fields
+        status, _, reported = client.ask("PUT", "/v1/schedules/costly", body, **headers)
+        assert (400, ["error"]) == (status, list(json.loads(reported))), fields
 
 
 def test_methods_that_somebody_thinks_of_are_counted_as_one(client: Client) -> None:
@@ -440,9 +442,9 @@ def test_there_are_not_too_many_streams(served: Daemon) -> None:
             stack.enter_context(contextlib.closing(stream)).request("GET", path)
             assert 200 == stack.enter_context(stream.getresponse()).status
 
-        status, told = served.ask("GET", path)
+        status, reported = served.ask("GET", path)
 
-        assert (503, {"error": "100 streams go on already."}) == (status, told)
+        assert (503, {"error": "100 streams go on already."}) == (status, reported)
         assert 200 == served.ask("GET", f"/v1/runs/{run}")[0]
     gate.write_text("go on")
     assert "succeeded" == served.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
@@ -487,9 +489,9 @@ def test_the_log_is_ours_and_holds_no_secret(tmp_path_factory: pytest.TempPathFa
     odd = "%0d%0a2026-01-01%20INFO%20all%20is%20well%1b[2J%1b]52;c;aGk=%07%e2%80%ae%c2%9b31m%7f"
     for number in range(20):
         assert 401 == client.ask("GET", f"/v1/runs/{odd}/{number}", Authorization="Bearer wrong")[0]
-    told = b""
+    reported = b""
     for path in ("/metrics", "/openapi.json", "/v1/runs", "/v1/schedules", "/version", "/healthz"):
-        told += client.ask("GET", path, x_api_key=KEY)[2]
+        reported += client.ask("GET", path, x_api_key=KEY)[2]
     client.connection.close()
     submitted = daemon.submit("flow.py", "--wait", AFLOW_SERVICE_AUTH_KEY=KEY)
     assert 0 == submitted.code, submitted.err
@@ -503,7 +505,7 @@ def test_the_log_is_ours_and_holds_no_secret(tmp_path_factory: pytest.TempPathFa
     assert "the key of the server: None" in submitted.out
     for secret in (KEY, "wrong"):
         assert secret not in log
-    assert KEY.encode() not in told
+    assert KEY.encode() not in reported
     for file in files_in(daemon.path):
         assert KEY.encode() not in Path(file).read_bytes()
 

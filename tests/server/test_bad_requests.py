@@ -47,9 +47,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     ],
 )
 def test_an_order_that_cannot_be_is_refused(daemon: Daemon, fields: dict[str, Any]) -> None:
-    status, told = daemon.order(**fields)
+    status, reported = daemon.order(**fields)
 
-    assert (400, ["error"]) == (status, list(told))
+    assert (400, ["error"]) == (status, list(reported))
 
 
 def test_bodies_that_are_no_orders_are_refused(daemon: Daemon) -> None:
@@ -78,9 +78,9 @@ def test_bodies_that_are_no_orders_are_refused(daemon: Daemon) -> None:
 )
 def test_paths_that_name_nothing_are_refused(daemon: Daemon, path: str) -> None:
     for method in ("GET", "DELETE"):
-        status, told = daemon.ask(method, path)
+        status, reported = daemon.ask(method, path)
         assert status in (400, 404, 405)
-        assert ["error"] == list(told)
+        assert ["error"] == list(reported)
 
 
 def test_a_request_by_another_name_of_the_machine_is_refused(folder: Daemon) -> None:

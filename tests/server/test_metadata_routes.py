@@ -22,8 +22,8 @@ def guarded(folder: Daemon) -> Iterator[Daemon]:
 
 
 def test_clients_of_metaflow_and_of_aflow_use_its_metadata(guarded: Daemon) -> None:
-    status, told = guarded.ask("POST", "/flows/F", WHO)
-    assert (401, ["error", "message"]) == (status, list(told))
+    status, reported = guarded.ask("POST", "/flows/F", WHO)
+    assert (401, ["error", "message"]) == (status, list(reported))
     key = {"x-api-key": "token"}
 
     assert 200 == guarded.ask("POST", "/flows/F", WHO, **key)[0]

@@ -31,24 +31,24 @@ def scheduled(daemon: Daemon) -> Daemon:
 
 def until(daemon: Daemon, name: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The schedule, when that holds of it."""
-    told: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
 
     def asked() -> bool:
-        told.update(daemon.ask("GET", f"/v1/schedules/{name}")[1])
-        return holds(told)
+        reported.update(daemon.ask("GET", f"/v1/schedules/{name}")[1])
+        return holds(reported)
 
-    wait_until(asked, lambda: told, interval=0.1)
-    return told
+    wait_until(asked, lambda: reported, interval=0.1)
+    return reported
 
 
 def make_due(daemon: Daemon, name: str, **changes: Any) -> dict[str, Any]:
     """Have the schedule think that it was seen to last a year ago."""
-    told = daemon.ask("GET", f"/v1/schedules/{name}")[1]
+    reported = daemon.ask("GET", f"/v1/schedules/{name}")[1]
     _, order = daemon.ask("GET", "/v1/schedules")
     assert [name] == [each["name"] for each in order["schedules"]]
     year = datetime.now(UTC).year
     since = datetime(year - 1, 6, 1, tzinfo=UTC).timestamp()
-    body = {"cron": told["cron"], "timezone": told["timezone"], "since": since, **changes}
+    body = {"cron": reported["cron"], "timezone": reported["timezone"], "since": since, **changes}
     status, made = daemon.ask("PUT", f"/v1/schedules/{name}", json.dumps(body).encode())
     assert 200 == status, made
     return dict(made)
@@ -66,14 +66,14 @@ def test_a_flow_is_run_when_its_schedule_says_so(scheduled: Daemon) -> None:
     assert (0, True) == (made.code, "Flow_ runs Flow_ next at " in made.out), made.err
     make_due(scheduled, "Flow_", run={**order_for(scheduled), "parameters": {"alpha": 0.5}})
 
-    told = until(scheduled, "Flow_", lambda told: told["latest"] is not None)
+    reported = until(scheduled, "Flow_", lambda reported: reported["latest"] is not None)
 
     year = datetime.now(UTC).year
-    assert f"Flow_/Flow_-{year - 1}1231T230000Z" == told["latest"]  # midnight in Berlin
-    _, run = scheduled.ask("GET", f"/v1/runs/{told['latest']}?wait=60")
+    assert f"Flow_/Flow_-{year - 1}1231T230000Z" == reported["latest"]  # midnight in Berlin
+    _, run = scheduled.ask("GET", f"/v1/runs/{reported['latest']}?wait=60")
     assert ("succeeded", ["schedule:Flow_"]) == (run["state"], run["tags"])
-    assert (1, 0) == (told["started"], told["skipped"])
-    assert told["latest"] in scheduled.call("schedule", "list").out
+    assert (1, 0) == (reported["started"], reported["skipped"])
+    assert reported["latest"] in scheduled.call("schedule", "list").out
     assert 0 == scheduled.stop()
     scheduled.check()
 
@@ -88,8 +88,8 @@ def test_gc_keeps_the_code_that_a_schedule_needs_and_no_other(scheduled: Daemon)
     assert "0 runs and 1 object deleted" in swept.out, swept.err
     assert 0 == scheduled.call("schedule", "trigger", "Flow_").code
     body = json.dumps({"cron": "0 2 * * ? *", "run": lost}).encode()
-    status, told = scheduled.ask("PUT", "/v1/schedules/late", body)
-    assert (400, True) == (status, "send the code again" in told["error"])
+    status, reported = scheduled.ask("PUT", "/v1/schedules/late", body)
+    assert (400, True) == (status, "send the code again" in reported["error"])
     assert 0 == scheduled.call("schedule", "delete", "Flow_").code
     assert [] == [*(scheduled.path / ".aflow" / "roots").rglob("*/*")]
 
@@ -110,9 +110,9 @@ def test_a_run_that_nobody_can_take_up_does_not_keep_its_schedule_from_running(
     metadata.put_document(schedules.KIND, "Flow_", schedule.encode(), document.version)
 
     make_due(scheduled, "Flow_", overlap="skip", run=order_for(scheduled))
-    told = until(scheduled, "Flow_", lambda told: told["latest"] != "Flow_/left")
+    reported = until(scheduled, "Flow_", lambda reported: reported["latest"] != "Flow_/left")
 
-    assert (1, 0) == (told["started"], told["skipped"])
+    assert (1, 0) == (reported["started"], reported["skipped"])
     found = metadata.run("Flow_", "left")
     metadata.close()
     assert found is not None
@@ -126,9 +126,9 @@ def test_two_servers_start_the_run_of_a_tick_once(scheduled: Daemon) -> None:
     scheduled.call("schedule", "create", "flow.py", "--missed", "all")
     make_due(scheduled, "Flow_", missed="all", overlap="wait", run=order_for(scheduled))
 
-    told = until(other, "Flow_", lambda told: told["started"] >= 1)
+    reported = until(other, "Flow_", lambda reported: reported["started"] >= 1)
 
-    scheduled.ask("GET", f"/v1/runs/{told['latest']}?wait=60")
+    scheduled.ask("GET", f"/v1/runs/{reported['latest']}?wait=60")
     assert 1 == len(other.ask("GET", "/v1/runs")[1]["runs"])
     assert [0, 0] == [scheduled.stop(), other.stop()]
     scheduled.check()
@@ -151,20 +151,20 @@ def test_schedules_are_kept_paused_triggered_and_forgotten(scheduled: Daemon) ->
     assert "nightly" in call("list")
     assert "goes on, next at" in call("resume", "nightly")
     change = {"cron": "0 3 * * ? *", "timezone": "Europe/Berlin", "tags": ["night"]}
-    told = scheduled.ask("PATCH", "/v1/schedules/nightly", json.dumps(change).encode())
+    reported = scheduled.ask("PATCH", "/v1/schedules/nightly", json.dumps(change).encode())
     assert (200, "0 3 * * ? *", "wait", ["night"]) == (
-        told[0], told[1]["cron"], told[1]["overlap"], told[1]["tags"],
+        reported[0], reported[1]["cron"], reported[1]["overlap"], reported[1]["tags"],
     )  # fmt: skip
     for wrong in (b"{}", b'{"flow": "X"}', b'{"cron": "x"}', b'{"parameters": {"a b": 1}}'):
         assert 400 == scheduled.ask("PATCH", "/v1/schedules/nightly", wrong)[0], wrong
     preview = scheduled.ask("GET", "/v1/ticks?cron=0+3+*+*+?+*&timezone=Europe/Berlin")[1]["next"]
-    assert (5, told[1]["next"]) == (len(preview), preview[0])
+    assert (5, reported[1]["next"]) == (len(preview), preview[0])
     assert 400 == scheduled.ask("GET", "/v1/ticks?cron=x")[0]
     edited = call("edit", "nightly", "--overlap", "skip", "--alpha", "0.25", "--tag", "a")
     assert "nightly is changed; it runs next at" in edited
-    told = json.loads(call("show", "nightly"))
+    reported = json.loads(call("show", "nightly"))
     assert ("0 3 * * ? *", "skip", {"alpha": "0.25"}, ["a"]) == (
-        told["cron"], told["overlap"], told["parameters"], told["tags"]
+        reported["cron"], reported["overlap"], reported["parameters"], reported["tags"]
     )  # fmt: skip
     assert 2 == scheduled.call("schedule", "edit", "nightly").code
     run = call("trigger", "nightly").strip()
@@ -179,14 +179,14 @@ def test_a_flow_without_a_schedule_is_refused(daemon: Daemon) -> None:
     assert (2, True) == (ran.code, "give it @schedule, or --cron" in ran.err)
 
 
-def test_a_run_that_cannot_begin_is_told_and_not_tried_for_ever(scheduled: Daemon) -> None:
+def test_a_run_that_cannot_begin_is_reported_and_not_tried_for_ever(scheduled: Daemon) -> None:
     scheduled.call("schedule", "create", "flow.py")
     wrong = {**order_for(scheduled), "parameters": {"alpha": "many"}}
     make_due(scheduled, "Flow_", run=wrong)
 
-    told = until(scheduled, "Flow_", lambda told: told["skipped"] == 1)
+    reported = until(scheduled, "Flow_", lambda reported: reported["skipped"] == 1)
 
-    assert "alpha" in told["said"]
+    assert "alpha" in reported["said"]
     assert [] == scheduled.ask("GET", "/v1/runs")[1]["runs"]
 
 
@@ -202,7 +202,7 @@ def test_a_schedule_ends_with_the_token_that_created_it(scheduled: Daemon) -> No
         assert 0 == scheduled.finish(scheduled.start_aflow("token", "revoke", "ci")).code
         store.put_document(schedules.KIND, "Flow_", early.encode(), document.version)
 
-    told = until(scheduled, "Flow_", lambda told: told["skipped"] > 0)
+    reported = until(scheduled, "Flow_", lambda reported: reported["skipped"] > 0)
 
-    assert "The token ci, which created this schedule, was revoked" in told["said"]
-    assert (0, None) == (told["started"], told["latest"])
+    assert "The token ci, which created this schedule, was revoked" in reported["said"]
+    assert (0, None) == (reported["started"], reported["latest"])

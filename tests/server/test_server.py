@@ -40,14 +40,14 @@ def test_a_flow_that_is_submitted_runs_with_its_parameters(daemon: Daemon) -> No
 
     run = ran.out.splitlines()[0]
     assert (0, f"{run} has succeeded.") == (ran.code, ran.err.strip())
-    _, told = daemon.ask("GET", f"/v1/runs/{run}")
+    _, reported = daemon.ask("GET", f"/v1/runs/{run}")
     assert ("succeeded", ["a"], ["start", "end"]) == (
-        told["state"],
-        told["tags"],
-        [each["step"] for each in told["steps"]],
+        reported["state"],
+        reported["tags"],
+        [each["step"] for each in reported["steps"]],
     )
     _, listed = daemon.ask("GET", "/v1/runs?flow=Flow_&limit=1")
-    assert [told["run"]] == [each["run"] for each in listed["runs"]]
+    assert [reported["run"]] == [each["run"] for each in listed["runs"]]
     _, first = daemon.ask("GET", f"/v1/runs/{run}/tasks?limit=1")
     number = first["tasks"][0]["task"]
     _, others = daemon.ask("GET", f"/v1/runs/{run}/tasks?after={number}")
@@ -58,7 +58,7 @@ def test_a_flow_that_is_submitted_runs_with_its_parameters(daemon: Daemon) -> No
     daemon.check()
 
 
-def test_a_parameter_that_cannot_be_read_is_told_and_nothing_has_run(daemon: Daemon) -> None:
+def test_a_parameter_that_cannot_be_read_is_reported_and_nothing_has_run(daemon: Daemon) -> None:
     ran = daemon.submit("flow.py", "--alpha", "many")
 
     assert 1 == ran.code
@@ -176,15 +176,15 @@ def test_parameters_of_a_run_are_on_no_command_line(folder: Daemon) -> None:
     os.mkfifo(begun)
     folder.begin(BEGUN=str(begun))
     fields = {"package": folder.package(), "script": "flow.py", "parameters": {"word": "hunter2"}}
-    status, told = folder.order(**fields)
-    assert 201 == status, told
+    status, reported = folder.order(**fields)
+    assert 201 == status, reported
     assert "yes" == begun.read_text()
 
     lines = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if readable(file)]
 
     assert [] == [line for line in lines if b"hunter2" in line]
     assert [line for line in lines if b"--aflow-words=" in line]
-    assert 0 == folder.call("cancel", told["run"]).code
+    assert 0 == folder.call("cancel", reported["run"]).code
     assert 0 == folder.stop()
 
 
@@ -228,13 +228,16 @@ def test_a_run_whose_code_cannot_be_loaded_any_more_can_be_ended(folder: Daemon)
     # A moment after its death the run is still somebody's, and the server sees that it ends.
     assert f"{run} is being stopped.\n" == folder.call("cancel", run).out
     folder.expire_leases()
-    told = folder.ask("GET", f"/v1/runs/{run}?wait=60")[1]
-    assert ("cancelled", "The run was cancelled over HTTP.") == (told["state"], told["reason"])
+    reported = folder.ask("GET", f"/v1/runs/{run}?wait=60")[1]
+    assert ("cancelled", "The run was cancelled over HTTP.") == (
+        reported["state"],
+        reported["reason"],
+    )
     # One that nobody drives has ended when the command has: here without any server.
     ran = folder.finish(folder.start_aflow("cancel", other))
     assert f"{other} is cancelled: nobody drove it any more.\n" == ran.out, ran.err
-    told = folder.ask("GET", f"/v1/runs/{other}")[1]
-    assert "cancelled" == told["state"]
+    reported = folder.ask("GET", f"/v1/runs/{other}")[1]
+    assert "cancelled" == reported["state"]
     assert 0 == folder.stop()
 
 
@@ -266,12 +269,12 @@ def test_a_server_whose_metadata_are_away_lives_and_is_not_ready(folder: Daemon)
         assert (200, {"status": "ready"}) == folder.ask("GET", "/readyz")
         postgres.kill()
 
-        status, told = folder.ask("GET", "/readyz")
+        status, reported = folder.ask("GET", "/readyz")
 
-        assert (503, ["error"]) == (status, list(told))
-        assert "secret" not in told["error"]
+        assert (503, ["error"]) == (status, list(reported))
+        assert "secret" not in reported["error"]
         assert 200 == folder.ask("GET", "/healthz")[0]
-        folder.process.kill()  # told to stop, it would wait until its threads have given up
+        folder.process.kill()  # asked to stop, it would wait until its threads have given up
         folder.process.communicate()
 
 
@@ -348,9 +351,10 @@ def test_a_full_disk_ends_neither_the_server_nor_what_can_be_read(
             folder.ask("PUT", "/v1/schedules/x", json.dumps(schedule).encode()),
         ]
         assert [503] * 3 == [status for status, _ in refused], str(refused)
-        assert all("full" in told["error"] or "No space" in told["error"] for _, told in refused), (
-            refused
-        )
+        assert all(
+            "full" in reported["error"] or "No space" in reported["error"]
+            for _, reported in refused
+        ), refused
         for path in ("/healthz", "/v1/runs", f"/v1/runs/{going}", "/metrics", "/v1/schedules"):
             assert 200 == folder.ask("GET", path)[0], path
         assert 503 == folder.ask("GET", "/readyz")[0]

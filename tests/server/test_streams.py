@@ -105,35 +105,35 @@ def test_submit_prints_what_the_run_prints_and_fails_with_it(gated: Gated) -> No
     assert "has failed." in ran.err
 
 
-def test_events_of_a_run_are_told_and_taken_up_where_a_client_was(gated: Gated) -> None:
+def test_events_of_a_run_are_sent_and_resume_where_a_client_was(gated: Gated) -> None:
     run = gated.submit("flow.py").out.strip()
     gated.open_gate()
     assert "succeeded" == gated.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
 
-    told = events_of(gated, f"/v1/runs/{run}/events?follow=1")
+    reported = events_of(gated, f"/v1/runs/{run}/events?follow=1")
 
-    kinds = [kind for kind, _, _ in told]
+    kinds = [kind for kind, _, _ in reported]
     assert ("run_started", "end") == (kinds[0], kinds[-1])
-    ended = [data for kind, _, data in told if kind == "attempt_ended"]
+    ended = [data for kind, _, data in reported if kind == "attempt_ended"]
     assert ["start", "work", "work", "work", "join", "end"] == [each["step"] for each in ended]
     assert 1 == sum(each["state"] == "failed" for each in ended)
-    assert ({"state": "succeeded", "reason": ""}, "") == (told[-1][2], told[-1][1])
-    for number, (_, last, _) in enumerate(told[:-1]):
+    assert ({"state": "succeeded", "reason": ""}, "") == (reported[-1][2], reported[-1][1])
+    for number, (_, last, _) in enumerate(reported[:-1]):
         path = f"/v1/runs/{run}/events"
-        assert told[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
+        assert reported[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
     for odd in ("x", "-1", "1.", "1.1.1", "9" * 10, "\u0661".encode().decode("latin-1")):
         assert 400 == gated.ask("GET", f"/v1/runs/{run}/events", **{"Last-Event-ID": odd})[0]
 
 
-def test_lines_of_a_run_are_told_again_after_any_of_them(gated: Gated) -> None:
+def test_lines_of_a_run_are_sent_again_after_any_of_them(gated: Gated) -> None:
     run = gated.submit("flow.py").out.strip()
     gated.open_gate()
     assert "succeeded" == gated.ask("GET", f"/v1/runs/{run}?wait=60")[1]["state"]
     for path in (f"/v1/runs/{run}/logs", f"/v1/runs/{run}/logs?step=work"):
-        told = events_of(gated, path)
-        assert len({last for kind, last, _ in told if kind == "line"}) == len(told) - 1
-        for number, (_, last, _) in enumerate(told[:-1]):
-            assert told[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
+        reported = events_of(gated, path)
+        assert len({last for kind, last, _ in reported if kind == "line"}) == len(reported) - 1
+        for number, (_, last, _) in enumerate(reported[:-1]):
+            assert reported[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
     for odd in ("x", "-1", "1_", "1_1.1.1.1.1", "1;2", "9" * 10):
         assert 400 == gated.ask("GET", f"/v1/runs/{run}/logs", **{"Last-Event-ID": odd})[0]
 

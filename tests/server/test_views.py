@@ -83,9 +83,9 @@ class Served(Daemon):
         return http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
 
     def get(self, path: str) -> Any:
-        status, told = self.ask("GET", path)
-        assert 200 == status, told
-        return told
+        status, reported = self.ask("GET", path)
+        assert 200 == status, reported
+        return reported
 
 
 @pytest.fixture(scope="module")
@@ -124,21 +124,21 @@ def test_runs_are_found_by_filter_words_in_pages(served: Served) -> None:
 
 
 def test_the_overview_of_a_run_has_its_graph_figures_and_failures(served: Served) -> None:
-    told = served.get(f"/v1/runs/Flow_/{served.runs[2]}/overview")
+    reported = served.get(f"/v1/runs/Flow_/{served.runs[2]}/overview")
 
-    nodes = {node["name"]: node for node in told["graph"]["nodes"]}
+    nodes = {node["name"]: node for node in reported["graph"]["nodes"]}
     assert ["start", "square", "join", "end"] == [*nodes]
     assert (True, ["join"], "numbers") == (
         nodes["square"]["is_many"], nodes["square"]["next"], nodes["start"]["foreach"]
     )  # fmt: skip
-    steps = {step["step"]: step for step in told["steps"]}
+    steps = {step["step"]: step for step in reported["steps"]}
     assert {"succeeded": 2, "failed": 1} == steps["square"]["tasks"]
     assert {} == steps["end"]["tasks"], "it has not begun"
-    (failure,) = told["failures"]
+    (failure,) = reported["failures"]
     assert ("square", "ValueError") == (failure["step"], failure["error"]["type"].split(".")[-1])
     assert "one is not allowed" in failure["error"]["traceback"]
-    assert {"n": "3", "fail": "True"} == {p["name"]: p["value"] for p in told["parameters"]}
-    assert "Squares of numbers." == told["doc"]
+    assert {"n": "3", "fail": "True"} == {p["name"]: p["value"] for p in reported["parameters"]}
+    assert "Squares of numbers." == reported["doc"]
 
 
 def test_tasks_come_sorted_filtered_and_with_their_items(served: Served) -> None:
@@ -219,7 +219,7 @@ def test_runs_are_compared_by_what_differs(served: Served) -> None:
         assert 400 == served.ask("GET", f"/v1/compare?runs={wrong}")[0]
 
 
-def test_flows_code_explanations_artifacts_and_cards_are_told(served: Served) -> None:
+def test_flows_code_explanations_artifacts_and_cards_are_reported(served: Served) -> None:
     path = f"/v1/runs/Flow_/{served.runs[1]}"
     (flow,) = served.get("/v1/flows")["flows"]
     assert ("Flow_", served.runs[2]) == (flow["flow"], flow["latest"]["run"])
@@ -256,8 +256,10 @@ def test_a_run_is_downloaded_as_a_trace_that_perfetto_shows(served: Served) -> N
 
 def test_tags_are_changed_and_runs_deleted_where_they_have_ended(served: Served) -> None:
     path = f"/v1/runs/Flow_/{served.runs[0]}"
-    told = served.ask("PATCH", f"{path}/tags", json.dumps({"add": ["a"], "remove": ["b"]}).encode())
-    assert (200, ["a", "prod"]) == (told[0], sorted(told[1]["tags"]))
+    reported = served.ask(
+        "PATCH", f"{path}/tags", json.dumps({"add": ["a"], "remove": ["b"]}).encode()
+    )
+    assert (200, ["a", "prod"]) == (reported[0], sorted(reported[1]["tags"]))
     assert 400 == served.ask("PATCH", f"{path}/tags", b'{"add": "a"}')[0]
     plan = served.get(f"/v1/deletion?runs=Flow_/{served.runs[0]},Flow_/7")
     assert [f"Flow_/{served.runs[0]}"] == plan["runs"]
@@ -291,7 +293,7 @@ def test_one_stream_brings_what_is_live_on_a_page(served: Served) -> None:
     connection.request("GET", "/v1/stream?topics=run:Flow_/7", headers=token)
     first = connection.getresponse().readline()
     connection.close()
-    assert b"event: run\n" == first, "a page of a run that was deleted is told"
+    assert b"event: run\n" == first, "a page of a run that was deleted is notified"
 
 
 def test_the_pages_are_served_to_anybody_under_a_strict_policy(served: Served) -> None:
@@ -350,33 +352,35 @@ def test_a_cookie_alone_changes_nothing_since_any_site_can_have_it_sent(served: 
 
 def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: Served) -> None:
     _, second, failed = served.runs
-    status, told = served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", b"{}")
-    assert 201 == status, told
-    assert "failed" == served.get(f"/v1/runs/{told['run']}?wait=60")["state"], "one is not allowed"
-    overview = served.get(f"/v1/runs/{told['run']}/overview")
+    status, reported = served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", b"{}")
+    assert 201 == status, reported
+    assert "failed" == served.get(f"/v1/runs/{reported['run']}?wait=60")["state"], (
+        "one is not allowed"
+    )
+    overview = served.get(f"/v1/runs/{reported['run']}/overview")
     assert failed == overview["origin_run"]
 
     changed = b'{"step": "square", "parameters": {"fail": false}}'
-    status, told = served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", changed)
-    assert 201 == status, told
-    assert "succeeded" == served.get(f"/v1/runs/{told['run']}?wait=60")["state"]
-    overview = served.get(f"/v1/runs/{told['run']}/overview")
+    status, reported = served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", changed)
+    assert 201 == status, reported
+    assert "succeeded" == served.get(f"/v1/runs/{reported['run']}?wait=60")["state"]
+    overview = served.get(f"/v1/runs/{reported['run']}/overview")
     assert "False" == {e["name"]: e["value"] for e in overview["parameters"]}["fail"]
     assert [1, 0] == [each["reused"] for each in overview["steps"][:2]]
 
-    status, told = served.ask("POST", f"/v1/runs/Flow_/{second}/rerun", b'{"tags": ["again"]}')
-    assert 201 == status, told
-    done = served.get(f"/v1/runs/{told['run']}?wait=60")
+    status, reported = served.ask("POST", f"/v1/runs/Flow_/{second}/rerun", b'{"tags": ["again"]}')
+    assert 201 == status, reported
+    done = served.get(f"/v1/runs/{reported['run']}?wait=60")
     assert ("succeeded", ["again"]) == (done["state"], done["tags"])
-    parameters = served.get(f"/v1/runs/{told['run']}/overview")["parameters"]
+    parameters = served.get(f"/v1/runs/{reported['run']}/overview")["parameters"]
     values = {each["name"]: each["value"] for each in parameters}
     assert {"n": "4", "fail": "False"} == values, "those of the run that is run again"
 
     changed = b'{"parameters": {"n": 2}, "max_workers": 1}'
-    status, told = served.ask("POST", f"/v1/runs/Flow_/{second}/rerun", changed)
-    assert 201 == status, told
-    assert "succeeded" == served.get(f"/v1/runs/{told['run']}?wait=60")["state"]
-    first, last = served.get(f"/v1/runs/{told['run']}/task-page?step=square")["tasks"]
+    status, reported = served.ask("POST", f"/v1/runs/Flow_/{second}/rerun", changed)
+    assert 201 == status, reported
+    assert "succeeded" == served.get(f"/v1/runs/{reported['run']}?wait=60")["state"]
+    first, last = served.get(f"/v1/runs/{reported['run']}/task-page?step=square")["tasks"]
     assert first["created_at"] == last["created_at"], "both were ready at the same time"
     assert first["finished_at"] <= last["started_at"], "and the last one has waited for a slot"
     for path, body in (
@@ -398,9 +402,9 @@ def test_a_queue_is_shown_and_buried_messages_are_released_or_deleted(
     url = f"sqlite:///{tmp_path}/queue.db"
     bury(url, ["one", "two"])
     daemon.begin("--queue", url, PYTHONPATH=str(repository))
-    told = daemon.get("/v1/queue")
-    assert [("default", 2)] == [(each["pool"], each["buried"]) for each in told["pools"]]
-    assert ["one", "two"] == sorted(each["id"] for each in told["buried"])
+    reported = daemon.get("/v1/queue")
+    assert [("default", 2)] == [(each["pool"], each["buried"]) for each in reported["pools"]]
+    assert ["one", "two"] == sorted(each["id"] for each in reported["buried"])
     assert 1 == daemon.ask("POST", "/v1/queue/release", b'{"ids": ["one"]}')[1]["count"]
     assert 200 == daemon.ask("POST", "/v1/queue/delete", b'{"ids": ["two"]}')[0]
     (pool,) = daemon.get("/v1/queue")["pools"]
@@ -439,9 +443,13 @@ def test_workers_that_have_registered_are_shown_and_drained(served: Served) -> N
     metadata.beat_worker(
         WorkerRecord("host-8-cd", "host", 8, "q", (), 1, "1.0", "3.12.1", 100.0, {}), 20.0
     )
-    told = daemon.get("/v1/workers")
-    busy, silent = told["workers"]
-    assert (5.0, 15.0, 60.0) == (told["heartbeat"], told["silent_after"], told["expires_after"])
+    reported = daemon.get("/v1/workers")
+    busy, silent = reported["workers"]
+    assert (5.0, 15.0, 60.0) == (
+        reported["heartbeat"],
+        reported["silent_after"],
+        reported["expires_after"],
+    )
     assert ("host-7-ab", "busy", {"rack": "<b>r1</b>"}) == (
         busy["name"], busy["state"], busy["labels"]
     )  # fmt: skip

@@ -52,9 +52,9 @@ async def test_a_long_list_comes_whole(service: Service) -> None:
     said = [{"field_name": f"f{n}", "value": "v"} for n in range(2 * CHUNK + 5)]
     await service.post(f"{task}/metadata", said)
 
-    told = await service.get(f"{task}/metadata")
+    reported = await service.get(f"{task}/metadata")
 
-    assert [each["field_name"] for each in said] == [each["field_name"] for each in told]
+    assert [each["field_name"] for each in said] == [each["field_name"] for each in reported]
 
 
 @pytest.mark.parametrize("count", [CHUNK - 1, CHUNK, 2 * CHUNK])

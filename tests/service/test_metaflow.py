@@ -148,7 +148,7 @@ def place(pathspec):
     task = Task(pathspec)
     return f"{task.parent.id}[{task.index}]"
 
-def told(task):
+def described(task):
     values = {each.id: repr(each.data)[:200] for each in task if each.id != "problem"}
     return {
         "values": values,
@@ -176,7 +176,7 @@ print(json.dumps({
     "successful": run.successful,
     "finished": run.finished,
     "finished_at": run.finished_at is not None,
-    "tasks": {f"{step.id}[{task.index}]": told(task) for step in run for task in step},
+    "tasks": {f"{step.id}[{task.index}]": described(task) for step in run for task in step},
 }))
 """
 
@@ -226,8 +226,8 @@ def test_metaflow_runs_resumes_tags_and_reads(service: str, tmp_path: Path) -> N
 
     assert (0, 1, 0) == (good.returncode, broken.returncode, resumed.returncode), resumed.stderr
     assert 0 == read.returncode, read.stderr
-    told = json.loads(read.stdout)
-    assert told.pop("origin") is None or told
+    reported = json.loads(read.stdout)
+    assert reported.pop("origin") is None or reported
     assert {
         "runs": 3,
         "successful": [True, False, True],
@@ -236,7 +236,7 @@ def test_metaflow_runs_resumes_tags_and_reads(service: str, tmp_path: Path) -> N
         "user_tags": ["good"],
         "parents": 3,
         "retried": [0, 0, 0],
-    } == told
+    } == reported
 
 
 @pytest.mark.timeout(300)

@@ -1,4 +1,4 @@
-"""What aflow itself has recorded is told of by the routes of Metaflow's service, too."""
+"""What aflow itself has recorded is listed by the routes of Metaflow's service, too."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_flows_and_runs_stand_beside_those_that_are_registered(
     assert [] == await filtered("user:co=bob&_limit=5")
 
 
-async def test_a_run_is_told_with_its_steps_and_tasks(service: Service) -> None:
+async def test_a_run_is_reported_with_its_steps_and_tasks(service: Service) -> None:
     head = {"flow_id": "Flow", "run_number": "77", "tags": ["mine"], "system_tags": ["user:ann"]}
     run = "/flows/Flow/runs/77"
     tasks = await service.get(f"{run}/steps/work/tasks")
@@ -96,7 +96,7 @@ async def test_a_run_is_told_with_its_steps_and_tasks(service: Service) -> None:
     await service.get(f"{run}/steps/work/tasks?what=1", 400)
 
 
-async def test_what_tasks_have_said_and_left_is_told(service: Service) -> None:
+async def test_what_tasks_have_said_and_left_is_reported(service: Service) -> None:
     task = "/flows/Flow/runs/77/steps/work/tasks/1"
     facts = {each["field_name"]: each["value"] for each in await service.get(f"{task}/metadata")}
     everything = await service.get("/flows/Flow/runs/77/artifacts")

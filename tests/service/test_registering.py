@@ -78,7 +78,7 @@ def test_runs_are_registered_and_resumed_and_read(tmp_path: Path, service: InThr
         assert code == done.returncode, done.stderr
         return done.stdout
 
-    def told(path: str) -> Any:
+    def reported(path: str) -> Any:
         asked = urllib.request.Request(f"{service.url}{path}", headers={"x-api-key": "k"})
         with urllib.request.urlopen(asked, timeout=100) as answer:
             return json.load(answer)
@@ -89,26 +89,26 @@ def test_runs_are_registered_and_resumed_and_read(tmp_path: Path, service: InThr
     call(0, "flow.py", "tag", "add", "--run-id", run_id.strip(), "good")
 
     assert "[12, None]" == call(0, "-c", READ).strip()
-    broken, resumed = told("/flows/Sum/runs")
+    broken, resumed = reported("/flows/Sum/runs")
     assert "tester" == broken["user_name"]
     assert "first" in broken["tags"]
     assert "good" in resumed["tags"]
     assert f"aflow-{run_id.strip()}" == resumed["run_number"]
     assert resumed["last_heartbeat_ts"] is not None
     run = f"/flows/Sum/runs/{resumed['run_number']}"
-    steps = {each["step_name"] for each in told(f"{run}/steps")}
+    steps = {each["step_name"] for each in reported(f"{run}/steps")}
     assert {"_parameters", "start", "body", "join", "end"} == steps
-    assert 3 == len(told(f"{run}/steps/body/tasks"))
-    (join,) = told(f"{run}/steps/join/tasks")
+    assert 3 == len(reported(f"{run}/steps/body/tasks"))
+    (join,) = reported(f"{run}/steps/join/tasks")
     path = f"{run}/steps/join/tasks/{join['task_id']}"
-    assert {"total"} <= {each["name"] for each in told(f"{path}/artifacts")}
-    facts = {each["field_name"]: each["value"] for each in told(f"{path}/metadata")}
+    assert {"total"} <= {each["name"] for each in reported(f"{path}/artifacts")}
+    facts = {each["field_name"]: each["value"] for each in reported(f"{path}/metadata")}
     assert {"attempt": "0", "attempt_ok": "True", "attempt-done": "0"}.items() <= facts.items()
-    (failed,) = told(f"/flows/Sum/runs/{broken['run_number']}/steps/join/tasks")
+    (failed,) = reported(f"/flows/Sum/runs/{broken['run_number']}/steps/join/tasks")
     path = f"/flows/Sum/runs/{broken['run_number']}/steps/join/tasks/{failed['task_id']}"
-    facts = {each["field_name"]: each["value"] for each in told(f"{path}/metadata")}
+    facts = {each["field_name"]: each["value"] for each in reported(f"{path}/metadata")}
     assert "False" == facts["attempt_ok"]
-    completed = told("/flows/Sum/runs?status:eq=completed")
+    completed = reported("/flows/Sum/runs?status:eq=completed")
     assert [resumed["run_number"]] == [each["run_number"] for each in completed]
 
 

@@ -57,12 +57,12 @@ async def test_steps_and_tasks_have_the_tags_of_their_run(service: Service) -> N
     run = step.partition("/steps/")[0]
     await service.patch(f"{run}/tag/mutate", {"tags_to_add": ["new"], "tags_to_remove": ["t"]})
 
-    told = await service.get(task)
+    reported = await service.get(task)
 
-    assert ["new"] == told["tags"]
-    assert ["user:ada"] == told["system_tags"]
-    assert ("start", None) == (told["step_name"], told["last_heartbeat_ts"])
-    assert [told] == await service.get(f"{step}/tasks")
+    assert ["new"] == reported["tags"]
+    assert ["user:ada"] == reported["system_tags"]
+    assert ("start", None) == (reported["step_name"], reported["last_heartbeat_ts"])
+    assert [reported] == await service.get(f"{step}/tasks")
     assert ["new"] == (await service.get(step))["tags"]
     assert [await service.get(step)] == await service.get(f"{run}/steps")
     assert isinstance(await service.post(f"{step}/step", status=409), str)
@@ -90,9 +90,9 @@ async def test_a_heartbeat_of_a_task_is_one_of_its_run(service: Service) -> None
     task = await service.task()
     run = task.partition("/steps/")[0]
 
-    told = await service.post(f"{run}/heartbeat", {})
+    reported = await service.post(f"{run}/heartbeat", {})
 
-    assert {"wait_time_in_seconds": 10} == json.loads(told)
+    assert {"wait_time_in_seconds": 10} == json.loads(reported)
     assert NOW == (await service.get(run))["last_heartbeat_ts"]
     service.clock.advance(30)
     await service.post(f"{task}/heartbeat", {})
@@ -115,7 +115,7 @@ async def test_tags_are_changed_in_one_step(service: Service) -> None:
     await service.patch("/flows/F/runs/999/tag/mutate", {"tags_to_add": ["a"]}, 404)
 
 
-async def test_metadata_are_told_in_order(service: Service) -> None:
+async def test_metadata_are_reported_in_order(service: Service) -> None:
     task = await service.task()
     run = task.partition("/steps/")[0]
     said = [
@@ -125,11 +125,11 @@ async def test_metadata_are_told_in_order(service: Service) -> None:
 
     assert {"metadata_created": 2} == await service.post(f"{task}/metadata", said)
 
-    told = await service.get(f"{task}/metadata")
+    reported = await service.get(f"{task}/metadata")
     assert [("attempt", "0", "ada"), ("stack", '["a:1"]', None)] == [
-        (each["field_name"], each["value"], each["user_name"]) for each in told
+        (each["field_name"], each["value"], each["user_name"]) for each in reported
     ]
-    assert told == await service.get(f"{run}/metadata")
+    assert reported == await service.get(f"{run}/metadata")
     assert {"metadata_created": 0} == await service.post(f"{task}/metadata", [])
     unknown = await service.post(f"{run}/steps/start/tasks/999999/metadata", said, 400)
     assert {"message": "need to register run_id and task_id first"} == unknown
@@ -155,10 +155,10 @@ async def test_artifacts_are_those_of_the_latest_attempt(service: Service) -> No
     assert {"artifacts_created": 1} == await service.post(f"{task}/artifact", second)
 
     for path in (task, step, run):
-        told = await service.get(f"{path}/artifacts")
-        assert ["x1"] == [each["sha"] for each in told]
-        assert second[0].items() <= told[0].items()
-        assert {"flow_id": "F", "step_name": "start", "tags": ["t"]}.items() <= told[0].items()
+        reported = await service.get(f"{path}/artifacts")
+        assert ["x1"] == [each["sha"] for each in reported]
+        assert second[0].items() <= reported[0].items()
+        assert {"flow_id": "F", "step_name": "start", "tags": ["t"]}.items() <= reported[0].items()
     sha = {
         path: (await service.get(f"{task}/artifacts/{path}"))["sha"]
         for path in ("x", "y", "x/attempt/0")

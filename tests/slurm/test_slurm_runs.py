@@ -175,7 +175,7 @@ def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_three_calls(
 def test_a_gang_is_one_job_of_several_nodes_whose_members_meet(bench: Bench) -> None:
     said = bench.run(FLOWS / "gang.py", "run")
 
-    assert [(0, "hello"), (1, "")] == bench.latest("Gang").data.told, said
+    assert [(0, "hello"), (1, "")] == bench.latest("Gang").data.reported, said
 
 
 # ------------------------------------------------------------------ what happens to jobs

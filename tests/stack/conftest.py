@@ -34,13 +34,13 @@ class Made:
 
     def aws(self, service: str) -> Any:
         """A client for this service."""
-        told = self.environment
+        reported = self.environment
         return botocore.session.get_session().create_client(
             service,
-            told["AWS_DEFAULT_REGION"],
-            endpoint_url=told["AWS_ENDPOINT_URL"],
-            aws_access_key_id=told["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=told["AWS_SECRET_ACCESS_KEY"],
+            reported["AWS_DEFAULT_REGION"],
+            endpoint_url=reported["AWS_ENDPOINT_URL"],
+            aws_access_key_id=reported["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=reported["AWS_SECRET_ACCESS_KEY"],
         )
 
     def create(self, template: Path, **parameters: str) -> None:
@@ -87,9 +87,9 @@ class Made:
 
     def outputs(self) -> dict[str, str]:
         """The outputs by name."""
-        told = self.aws("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
-        assert "CREATE_COMPLETE" == told["StackStatus"]
-        return {each["OutputKey"]: each["OutputValue"] for each in told["Outputs"]}
+        reported = self.aws("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
+        assert "CREATE_COMPLETE" == reported["StackStatus"]
+        return {each["OutputKey"]: each["OutputValue"] for each in reported["Outputs"]}
 
 
 @pytest.fixture(scope="session")

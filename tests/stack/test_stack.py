@@ -207,8 +207,8 @@ def test_steps_run_as_jobs_in_the_queue_of_the_stack(
     assert 2 == len(jobs)
     used = batch.describe_jobs(jobs=[*jobs])["jobs"]
     (definition,) = {each["jobDefinition"] for each in used}
-    told = batch.describe_job_definitions(jobDefinitions=[definition])["jobDefinitions"]
-    properties = told[0]["containerProperties"]
+    reported = batch.describe_job_definitions(jobDefinitions=[definition])["jobDefinitions"]
+    properties = reported[0]["containerProperties"]
     assert IMAGE == properties["image"]
     assert found["METAFLOW_ECS_S3_ACCESS_IAM_ROLE"] == properties["jobRoleArn"]
 
@@ -255,10 +255,10 @@ def test_who_has_the_policies_of_the_stack_may_take_its_settings_and_look_at_all
 
 def settings_of_the_notebook(made: Made, home: Path) -> dict[str, str]:
     """What the script of the stack writes when the notebook starts, for a user with this home."""
-    told = made.aws("sagemaker").describe_notebook_instance_lifecycle_config(
+    reported = made.aws("sagemaker").describe_notebook_instance_lifecycle_config(
         NotebookInstanceLifecycleConfigName=made.resources()["NotebookStart"][1].rpartition("/")[2]
     )
-    script = base64.b64decode(told["OnStart"][0]["Content"]).decode()
+    script = base64.b64decode(reported["OnStart"][0]["Content"]).decode()
     # On a notebook there are these two commands.
     for name, body in {"sudo": 'shift 3; exec bash "$@"', "aws": f"echo {KEY}"}.items():
         (home / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -417,8 +417,8 @@ def test_private_subnets_have_their_way_out_over_one_gateway(
 
     made, ec2 = other.resources(), other.aws("ec2")
     subnets = [made[name][1] for name in ("Subnet1", "Subnet2")]
-    told = ec2.describe_subnets(SubnetIds=subnets)["Subnets"]
-    assert [False, False] == [each["MapPublicIpOnLaunch"] for each in told]
+    reported = ec2.describe_subnets(SubnetIds=subnets)["Subnets"]
+    assert [False, False] == [each["MapPublicIpOnLaunch"] for each in reported]
 
     def way_out(table: str) -> dict[str, Any]:
         (found,) = ec2.describe_route_tables(RouteTableIds=[made[table][1]])["RouteTables"]
@@ -460,9 +460,9 @@ def test_steps_that_ask_for_gpus_run_in_their_queue_and_log_to_the_stack(
     assert 0 == ran.code, ran.out + ran.err
     batch = made.aws("batch")
     (job,) = batch.list_jobs(jobQueue=gpus, jobStatus="SUCCEEDED")["jobSummaryList"]
-    (told,) = batch.describe_jobs(jobs=[job["jobId"]])["jobs"]
-    assert "start" == told["parameters"]["aflow.step_name"]
-    (definition,) = batch.describe_job_definitions(jobDefinitions=[told["jobDefinition"]])[
+    (reported,) = batch.describe_jobs(jobs=[job["jobId"]])["jobs"]
+    assert "start" == reported["parameters"]["aflow.step_name"]
+    (definition,) = batch.describe_job_definitions(jobDefinitions=[reported["jobDefinition"]])[
         "jobDefinitions"
     ]
     logs = definition["containerProperties"]["logConfiguration"]

@@ -173,7 +173,7 @@ def test_a_stack_reaches_its_own_part_of_bucket_and_account(whole: dict[str, Any
     assert {"Ref": "AccessLogs"} == bucket["LoggingConfiguration"]["DestinationBucketName"]
 
 
-def test_whoever_may_read_artifacts_may_use_the_key_that_encrypts_them(
+def test_roles_that_read_artifacts_may_use_the_key_that_encrypts_them(
     whole: dict[str, Any],
 ) -> None:
     keys = [name for name, each in statements(whole) if "kms:Decrypt" in words(each["Action"])]

@@ -1,5 +1,5 @@
-"""What happens to the jobs of deployed flows is survived, or told: a machine that goes away, AWS
-that is busy, a job that somebody stops, a step and a run that take too long."""
+"""What happens to the jobs of deployed flows is survived, or reported: a machine that goes away,
+AWS that is busy, a job that somebody stops, a step and a run that take too long."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIMIT = 40  # seconds of a run that takes too long
 
 
 class Post:
-    """What a topic and the event bus have been told."""
+    """What a topic and the event bus have received."""
 
     def __init__(self, aws: Account) -> None:
         self._sqs, sns, events = (aws.client(each) for each in ("sqs", "sns", "events"))
@@ -82,7 +82,7 @@ def job_of(aws: Account, folder: Path, run: str) -> str:
     raise AssertionError(f"{run} has no job")
 
 
-def test_what_happens_to_jobs_is_survived_or_told(aws, tmp_path, monkeypatch):
+def test_what_happens_to_jobs_is_survived_or_reported(aws, tmp_path, monkeypatch):
     post = Post(aws)
     with FaultyProxy(aws.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
@@ -116,13 +116,15 @@ def _a_job_whose_machine_goes_away_is_tried_again(aws: Account, folder: Path, po
     run = start(folder)
     assert "SUCCEEDED" == ended(aws, "Trouble", run), job_logs(aws)
     there = run_of(aws, f"Trouble/{run}")
-    problem, retried = there.end_task.data.told
+    problem, retried = there.end_task.data.reported
     assert "timed out after" in problem
     assert 0 == retried
     assert [AttemptState.LOST, AttemptState.SUCCEEDED] == states(aws, run, "start")
-    told = post.next()
-    assert "Trouble succeeded" == told["detail-type"]
-    assert {"flow": "Trouble", "run": run, "status": "succeeded"}.items() <= told["detail"].items()
+    reported = post.next()
+    assert "Trouble succeeded" == reported["detail-type"]
+    assert {"flow": "Trouble", "run": run, "status": "succeeded"}.items() <= reported[
+        "detail"
+    ].items()
 
 
 def states(aws: Account, run: str, step: str) -> list[AttemptState]:
@@ -145,10 +147,10 @@ def _a_job_that_somebody_stops_ends_the_run(aws: Account, folder: Path, post: Po
     record = recorded(aws, "Trouble", run)
     assert RunState.FAILED is record.state
     assert record.reason
-    told = post.next()
-    assert "Trouble failed" == told["Subject"]
-    assert told["Message"].startswith(f"Trouble/{run} failed: {record.reason}")
-    assert "failed" == told["MessageAttributes"]["status"]["Value"]
+    reported = post.next()
+    assert "Trouble failed" == reported["Subject"]
+    assert reported["Message"].startswith(f"Trouble/{run} failed: {record.reason}")
+    assert "failed" == reported["MessageAttributes"]["status"]["Value"]
 
 
 def test_a_run_that_fails_before_it_is_recorded_is_seen_everywhere_with_its_reason(

@@ -181,8 +181,8 @@ def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
     assert f"{failed} started:" in step_functions("mended.py", "list-runs", "--failed")
 
     switch.touch()
-    told = step_functions("mended.py", "resume", failed)
-    run = re.findall(r"run-id (sfn-[0-9a-f-]+)", told)[0]
+    reported = step_functions("mended.py", "resume", failed)
+    run = re.findall(r"run-id (sfn-[0-9a-f-]+)", reported)[0]
     assert "SUCCEEDED" == ended(aws, machine, run), job_logs(aws)
     resumed = run_of(aws, f"Mended/{run}")
     assert resumed.successful
@@ -200,8 +200,8 @@ def test_a_failed_run_goes_on_where_it_has_failed(aws, tmp_path):
     assert ended(aws, machine, stopped.id) in ("ABORTED", "FAILED")
     assert RunState.CANCELLED is recorded(aws, "Mended", stopped.id).state
 
-    told = step_functions("mended.py", "terminate", run, code=2)
-    assert "has ended already (SUCCEEDED)" in told
+    reported = step_functions("mended.py", "terminate", run, code=2)
+    assert "has ended already (SUCCEEDED)" in reported
     step_functions("mended.py", "delete")
     assert "is not deployed" in step_functions("mended.py", "trigger", code=1)
     assert [] == aws.client("events").list_rules(NamePrefix=machine)["Rules"]

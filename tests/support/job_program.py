@@ -1,7 +1,7 @@
-"""What jobs of the contract of job systems run: it writes down which job it is, and does its deed.
+"""The program of jobs in the contract of job systems: writes which job it is, and does its action.
 
-DEED is `end` (with exit code 0), `fail` (with 3), `wait` (until it is told to stop, which it does
-with 0) or `ignore` (until it is told to stop, which kills it).
+ACTION is `end` (with exit code 0), `fail` (with 3), `wait` (until it is asked to stop, which it does
+with 0) or `ignore` (until it is asked to stop, which kills it).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def main() -> int:
     folder = Path(os.environ["OUT"])
     (folder / f"{place.index}.part").write_text(json.dumps(place))
     (folder / f"{place.index}.part").rename(folder / f"{place.index}.json")
-    print("It does", os.environ["DEED"], flush=True)
-    if os.environ["DEED"] == "wait":
+    print("It does", os.environ["ACTION"], flush=True)
+    if os.environ["ACTION"] == "wait":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         signal.pause()
-    if os.environ["DEED"] == "ignore":
+    if os.environ["ACTION"] == "ignore":
         signal.pause()
-    return {"end": 0, "fail": 3}[os.environ["DEED"]]
+    return {"end": 0, "fail": 3}[os.environ["ACTION"]]
 
 
 if __name__ == "__main__":

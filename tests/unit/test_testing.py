@@ -142,7 +142,7 @@ def test_what_would_fail_the_task_is_raised(mode: str, kind: type[Exception]) ->
         run_step(Training.end, inputs={"mode": mode})
 
 
-def test_an_artifact_that_is_not_there_is_told() -> None:
+def test_an_artifact_that_is_not_there_is_reported() -> None:
     with pytest.raises(ArtifactNotFound, match="mode"):
         run_step(Training.end)
 
@@ -166,7 +166,7 @@ def test_a_step_of_a_local_class_and_of_a_base_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "reported"),
     [
         (lambda: run_step(len), "is no step of a flow"),
         (lambda: run_step(Training.start, input=1), "is in no foreach: it has no self.input"),
@@ -174,8 +174,8 @@ def test_a_step_of_a_local_class_and_of_a_base_is_found() -> None:
         (lambda: run_step(Training.meet, inputs={"start": {}}), "'start' does not lead to step"),
     ],
 )
-def test_inputs_that_a_step_cannot_have_are_refused(call: Any, told: str) -> None:
-    with pytest.raises(InvalidInput, match=told):
+def test_inputs_that_a_step_cannot_have_are_refused(call: Any, reported: str) -> None:
+    with pytest.raises(InvalidInput, match=reported):
         call()
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aflow._core.settings import Settings
-from aflow._core.threads import in_thread
+from aflow._core.threads import Portal, in_thread
 from aflow.aws.s3.objects import PutValue, Root, S3GetObject, S3Object, S3PutObject, root_of
 from aflow.errors import S3AccessDenied, S3InvalidUrl, StoreUnavailable
 
@@ -55,7 +55,6 @@ class _Client:
         client_params: dict[str, Any] | None = None,
     ) -> None:
         # These need aiobotocore, which is an extra: `import aflow` does without.
-        from aflow._core.threads import Portal
         from aflow.aws.s3.transfers import Folder, Identity, Transfers, connect
         from aflow.storage.s3 import disconnect
 

@@ -88,7 +88,7 @@ class S3Object:
 
     @property
     def text(self) -> str | None:
-        """The same as UTF-8; what is none is replaced."""
+        """The same as UTF-8; invalid bytes are replaced."""
         blob = self.blob
         return None if blob is None else blob.decode("utf-8", errors="replace")
 
@@ -113,12 +113,12 @@ class S3Object:
 
     def __repr__(self) -> str:
         if self.path is not None:
-            told = f"{self.size} bytes, local"
+            state = f"{self.size} bytes, local"
         elif self.size is not None:
-            told = f"{self.size} bytes, in S3"
+            state = f"{self.size} bytes, in S3"
         else:
-            told = "object does not exist"
-        return f"<S3Object {self.url} ({told})>"
+            state = "object does not exist"
+        return f"<S3Object {self.url} ({state})>"
 
 
 # Which object a key means: URLs of S3, and the prefix that a client was made for.

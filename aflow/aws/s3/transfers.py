@@ -466,7 +466,7 @@ def _described(url: str, prefix: str | None, answer: Any, path: str | None = Non
 
 
 class Identity(NamedTuple):
-    """Who asks: a role to be assumed, arguments of a session (`profile_name`, `region_name`,
+    """The credentials: a role to be assumed, arguments of a session (`profile_name`, `region_name`,
     `aws_access_key_id`...) and of a client (`endpoint_url`, `verify`, `config`...), as boto3 names
     them."""
 

@@ -31,8 +31,8 @@ class Stack:
     def outputs(self) -> list[Output]:
         """Its outputs. Raises InvalidInput where there is no such stack or it is not finished, and
         StackUnreadable."""
-        told = self._ask("cloudformation", lambda aws: aws.describe_stacks(StackName=self._name))
-        stack = told["Stacks"][0]
+        answer = self._ask("cloudformation", lambda aws: aws.describe_stacks(StackName=self._name))
+        stack = answer["Stacks"][0]
         if stack["StackStatus"] not in _FINISHED:
             raise InvalidInput(
                 f"The stack {self._name} is {stack['StackStatus']}: its settings can be taken when "

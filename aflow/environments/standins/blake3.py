@@ -82,7 +82,7 @@ class _Node:
         return tuple(_compress(*self._inputs)[:8])
 
     def root(self, length: int) -> bytes:
-        """So many bytes of the digest, where nothing stands above it."""
+        """This many bytes of the digest, where nothing stands above it."""
         value, block, _, size, flags = self._inputs
         out = b""
         counter = 0
@@ -172,7 +172,7 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         del self._rest[:done]
 
     def digest(self, length: int = 32) -> bytes:
-        """The digest of all that was added, with so many bytes."""
+        """The digest of all that was added, with this many bytes."""
         if self._helper is not None:
             if not self._said:
                 said, _ = self._helper.communicate()

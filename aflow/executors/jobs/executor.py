@@ -35,20 +35,20 @@ from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.jobs.base import Submission
 from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
-from aflow.executors.mailbox import STOPPED, Correspondence, Mailbox, Owner
-from aflow.executors.protocol import Packer, Roll
+from aflow.executors.mailbox import STOPPED, Mailbox, Owner, ReportInbox
+from aflow.executors.protocol import ArraySpec, Packer
 from aflow.scheduler.states import AttemptState
-from aflow.task.remote import Parcels, committed
+from aflow.task.remote import Payloads, committed
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.executors.jobs.base import JobStatus, JobSystem, StepJob
-    from aflow.executors.protocol import Job, ReportsLetter
+    from aflow.executors.protocol import Job, ReportsMessage
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
-SOONEST, LATEST = 0.3, 3.0  # seconds between two looks for letters
+SOONEST, LATEST = 0.3, 3.0  # seconds between two listings of the mailbox
 SLOWER = 1.1  # how much more, after a look that has found nothing
 THREADS = 16  # calls at once
 AWAY = 1.0  # seconds between tries where store or system do not answer; doubled each time ...
@@ -117,7 +117,7 @@ class JobExecutor:
         self._metadata = metadata
         self._job = job
         self._grace = grace
-        self._mail: Correspondence[str] = Correspondence(clock)
+        self._mail: ReportInbox[str] = ReportInbox(clock)
         self._outgoing: list[AttemptSpec] = []
         self._orphans: list[Orphan] = []
         self._arrays: dict[str, _Array] = {}  # those of which some are away
@@ -129,7 +129,7 @@ class JobExecutor:
         self._over: dict[Owner, JobStatus] = {}  # jobs that have ended, as the system says
         # Arrays of which more have ended than were heard of, and whether that is all of them.
         self._suspects: dict[str, bool] = {}
-        self._read: set[str] = set()  # names of letters
+        self._read: set[str] = set()  # names of messages
         self._searches: dict[str, str] = {}  # ids of jobs by their names
         self._lost: str | None = None  # why nothing more is heard of attempts
         self._not_begun: dict[str, JobStatus] = {}  # of our jobs, those with members that wait
@@ -148,7 +148,7 @@ class JobExecutor:
         return ()
 
     def forget(self, task: int, attempt: int) -> None:
-        """The letter that tells of this end can go, if it tells of no other."""
+        """The message that reports this end can be deleted, if it reports no other."""
         if self._mail.forget((task, attempt)):
             self._tidy.set()
 
@@ -159,13 +159,13 @@ class JobExecutor:
         self._context = context
         self._reports = reports
         self._mail.begin(reports, self._note_over, self._believes)
-        self._parcels = Parcels(self._store, context.flow, context.run)
-        self._packer = Packer(self._metadata, context.run_key, self._parcels)
+        self._payloads = Payloads(self._store, context.flow, context.run)
+        self._packer = Packer(self._metadata, context.run_key, self._payloads)
         self._box = Mailbox(self._store, context.flow, context.run)
         self._threads = ThreadPoolExecutor(THREADS, "aflow-jobs")
         self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
         job = self._job(context._replace(remote=True))
-        self._job_key = await self._blocking(partial(self._parcels.put, job.encode()))
+        self._job_key = await self._blocking(partial(self._payloads.put, job.encode()))
         await self._blocking(lambda: self._system.scope)  # which may take a while
         self._poller = Poller.of(self._system)
         self._news.set()
@@ -185,7 +185,7 @@ class JobExecutor:
         error = None if task.cancelled() else task.exception()
         if error is None or self._stopped:
             return
-        self._lost = f"The task was lost: nothing more can be heard of it ({error})"
+        self._lost = f"The task was lost: no more reports of it can arrive ({error})"
         for owner in [*self._mail.away]:
             self._give_up(owner, AttemptState.LOST, self._lost)
 
@@ -295,10 +295,10 @@ class JobExecutor:
     async def _submit(self, group: _Group) -> None:
         owners = [(spec.task, spec.attempt) for spec in group.specs]
         try:
-            roll = await self._patiently(partial(self._written, group.specs))
-            name = self._system.name_of(self._context, group.job.step, roll.key[:16])
+            array_spec = await self._patiently(partial(self._written, group.specs))
+            name = self._system.name_of(self._context, group.job.step, array_spec.key[:16])
             self._hand(owners, f"{_NAMED}{name}", group.mark)
-            job = await self._submitted(group, name, roll)
+            job = await self._submitted(group, name, array_spec)
         except JobRefused as error:
             for owner in owners:
                 reason = f"{self._system.title} does not take the job of the task: {error}"
@@ -317,24 +317,26 @@ class JobExecutor:
                 self._cancels.setdefault(owner, (AttemptState.CANCELLED, _CANCELLED))
                 self._left[owner] = array, index
 
-    def _written(self, specs: Sequence[AttemptSpec]) -> Roll:
+    def _written(self, specs: Sequence[AttemptSpec]) -> ArraySpec:
         """The list of these attempts, in the store. Blocks."""
-        apart = len(specs) > 1  # one has all that fits with it, and reads no parcel
-        return Roll.write(self._parcels, [self._packer.complete(s, apart=apart) for s in specs])
+        apart = len(specs) > 1  # a single attempt carries its manifests and reads no payload
+        return ArraySpec.write(
+            self._payloads, [self._packer.complete(s, apart=apart) for s in specs]
+        )
 
     def _hand(self, owners: Sequence[Owner], handle: str, mark: str) -> None:
         for index, owner in enumerate(owners):
             if owner in self._mail.away:
                 self._reports.handed(*owner, f"{handle}{mark}{index}" if mark else handle)
 
-    async def _submitted(self, group: _Group, name: str, roll: Roll) -> str:
+    async def _submitted(self, group: _Group, name: str, array_spec: ArraySpec) -> str:
         """The id of the job of this name, which is submitted if it is not there."""
         context = self._context
         environment = {
             "AFLOW_JOB_STORE": context.storage_url,
             "AFLOW_JOB_RUN": f"{context.flow}/{context.run}",
             "AFLOW_JOB_KEY": self._job_key,
-            "AFLOW_JOB_ROLL": str(roll),
+            "AFLOW_JOB_ARRAY": str(array_spec),
             **({"AFLOW_JOB_GANG": "1"} if group.job.is_gang else {}),
         }
         given = Submission(context, group.job, name, len(group.specs), environment)
@@ -495,32 +497,32 @@ class JobExecutor:
             wait = SOONEST if found else min(LATEST, wait * SLOWER)
 
     async def _look(self) -> bool:
-        """Take down all letters that are there; whether there were any."""
+        """Read all messages that are there; whether there were any."""
         names = await self._patiently(lambda: [*self._box.names()])
         new = [name for name in names if name not in self._read]
         opened = await asyncio.gather(
             *(self._patiently(partial(self._opened, name)) for name in new)
         )
-        for name, letter in zip(new, opened, strict=True):
+        for name, message in zip(new, opened, strict=True):
             self._read.add(name)
-            if letter is None:
+            if message is None:
                 self._mail.done.append(name)
             else:
-                self._mail.hear(letter, name)
+                self._mail.hear(message, name)
         if new:
             self._tidy.set()
         return bool(new)
 
-    def _opened(self, name: str) -> ReportsLetter | None:
+    def _opened(self, name: str) -> ReportsMessage | None:
         try:
             return self._box.open(name)
-        except QueueError:  # nobody who may tell us something wrote it
+        except QueueError:  # not written by a job of this run
             return None
         except ObjectNotFound:  # another coordinator has taken the run up, and is done with it
             return None
 
     async def _clear(self) -> None:
-        """Delete the letters that are done with."""
+        """Delete the messages whose ends are committed."""
         while True:
             await self._tidy.wait()
             self._tidy.clear()

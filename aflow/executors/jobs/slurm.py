@@ -319,7 +319,7 @@ def submit_workers(
     folder: Path,
     cpus: int,
 ) -> str:
-    """Submit so many workers of a queue as one array; the number of the job. `words` are those of
+    """Submit this many workers of a queue as one array; the number of the job. `words` are those of
     `aflow worker`, `options` further arguments of sbatch, which take precedence; what workers print
     goes to the folder. A worker is sent SIGTERM a minute before its job comes to its end. Blocks.
     Raises JobRefused, JobSystemBusy, and InvalidSetting where there is no Slurm here."""

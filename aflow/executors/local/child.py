@@ -75,7 +75,7 @@ def set_up_streams() -> None:
 
 
 class Printed:
-    """What is printed while this context lasts, whoever prints it: kept in `bytes` (stdout and
+    """What is printed while this context lasts, by any code: kept in `bytes` (stdout and
     stderr) rather than shown."""
 
     def __enter__(self) -> Printed:
@@ -107,9 +107,9 @@ def _refuse(*args: object, **options: object) -> NoReturn:
     raise TaskError(f"breakpoint() cannot stop: {no_terminal(step)}.")
 
 
-def end(code: int = 0, let_go: Callable[[], None] | None = None) -> NoReturn:
+def end(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
     """Leave the process as Python would: see aflow/_core/ending.py."""
-    ending.leave(code, let_go)
+    ending.leave(code, release)
 
 
 def flush() -> None:

@@ -180,12 +180,12 @@ class Host:
         self, step: str, owner: tuple[int, int], begun: float, code: int
     ) -> AttemptReport:
         """The report of an attempt whose program has not come to its flow."""
-        told = None if self._error is None else describe(self._error)
+        error = None if self._error is None else describe(self._error)
         return AttemptReport(
             *owner,
             AttemptState.FAILED.value,
             reason=self.why_never_reached(code),
-            manifest=Manifest(step=step, error=told).encode(),
+            manifest=Manifest(step=step, error=error).encode(),
             started_at=begun,
             finished_at=SystemClock().now(),
             unreached=True,

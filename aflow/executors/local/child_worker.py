@@ -524,7 +524,8 @@ class CoroutineWorker:
         self._link.say(*report.message())
 
     def _oldest(self) -> Owner | None:
-        """Who is taken to have written past Python: several may run, so the first of them."""
+        """The task that is taken to have written past Python: several may run, so the first of
+        them."""
         if self._first is not None:
             return self._first.task, self._first.attempt
         return next(iter(self._tasks), None)

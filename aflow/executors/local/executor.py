@@ -185,7 +185,7 @@ class ProcessExecutor:
         if self._is_lazy:
             return
         self._starting = self._loop.create_task(self._start_one())
-        # If who waits here is cancelled, the process comes all the same: `stop` releases it.
+        # If the awaiting task is cancelled, the process starts all the same: `stop` releases it.
         await asyncio.shield(self._starting)
 
     async def _start_one(self) -> None:
@@ -294,7 +294,7 @@ class ProcessExecutor:
             self._waiting.append((spec, granted))
             self._see_that_one_starts()
         elif self._terminal is not None and spec.step == self._debug_step:
-            # Whoever debugs may take as long as it takes.
+            # A debugger has no time limit.
             needs = self._needs[spec.step]
             self._fresh.launch(
                 spec, None, needs.start, needs.environment, self._terminal, granted=granted
@@ -331,7 +331,8 @@ class ProcessExecutor:
     def _end_unstarted(self, task: int, attempt: int, state: AttemptState, reason: str) -> None:
         now = self._clock.now()
         report = base.stopped(task, attempt, state, reason, now, now)
-        # Later: who calls launch or cancel does not expect the answer before that has returned.
+        # Later: a caller of launch or cancel does not expect the report before the call has
+        # returned.
         self._loop.call_soon(self._reports.ended, report, NO_USAGE)
 
     def released(self, task: int, attempt: int) -> None:

@@ -618,7 +618,7 @@ class Ground:
             inside.begin(self._pid, self._sigint, self._line and self._line[0])
             descendants.mark(self._token, child)
             self._generators.seed()
-            self._let_go(child)
+            self._release(child)
             code = body()
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
             traceback.print_exc()
@@ -629,13 +629,13 @@ class Ground:
     def _end(self, code: int) -> NoReturn:
         """Leave the process."""
 
-        def let_go() -> None:
+        def release() -> None:
             # What we hold of the user's would end later than the modules that it needs for that.
             if self._runner is not None:
                 vars(self._runner).clear()
             vars(self).clear()
 
-        inside.end(code, let_go)
+        inside.end(code, release)
 
     def _let_program_go_on(
         self, child: int, environment: Mapping[str, str], work: Callable[[], child_task.Work]
@@ -643,14 +643,14 @@ class Ground:
         """Let the program, which waits in the call of its flow, go on with this work."""
         inside.begin(self._pid, self._sigint, self._line and self._line[0])
         descendants.mark(self._token, child)
-        self._let_go(child)
+        self._release(child)
         assert self._user_program is not None, "it has run"
         os.environ.update(environment)
         self._user_program.begin_child()
         made = work()
         raise _GoOn(made if made.begin() else None)
 
-    def _let_go(self, child: int) -> None:
+    def _release(self, child: int) -> None:
         """Close what belongs to the ground, and to other processes that it is still to fork."""
         # By its number: the methods of sockets would copy a dozen pages.
         line = () if self._line is None else (self._line[1],)

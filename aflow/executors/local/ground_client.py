@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aflow.code.program import Request
     from aflow.task.spec import RunContext
 
-UNNOTICED = 0.05  # seconds of imports that nobody is told of
+UNNOTICED = 0.05  # seconds of imports that are not reported
 MOST_GROUNDS = 8  # warm ones of a run: tasks of further environments start cold
 
 _log = logging.getLogger("aflow.processes")
@@ -55,7 +55,7 @@ class GroundProcess(Protocol):
 
 
 class Children(Protocol):
-    """Who is told what grounds report of the processes that they have forked."""
+    """Receives what grounds report about the processes that they have forked."""
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """The process runs."""
@@ -326,13 +326,13 @@ class _Link:
         self._control = control
         _ours.add(control)
         self._unpacker = messages.unpacker()
-        self._outbox = messages.Outbox(self._loop, control)
+        self._unsent = messages.SendBuffer(self._loop, control)
         self.is_open = True
         self._loop.add_reader(control, self._read)
 
     def send(self, *message: Any, fds: Sequence[int] = ()) -> None:
         """Send a message; the descriptors are closed once they are sent."""
-        self._outbox.send(message, fds)
+        self._unsent.send(message, fds)
 
     def _read(self) -> None:
         try:
@@ -347,7 +347,7 @@ class _Link:
         self._unpacker.feed(data)
         for message in self._unpacker:
             if message[0] == messages.ARRIVED:
-                self._outbox.arrived(message[1])
+                self._unsent.arrived(message[1])
             else:
                 self._grounds.hear(self, *message)
 
@@ -357,5 +357,5 @@ class _Link:
             return
         self.is_open = False
         self._loop.remove_reader(self._control)
-        self._outbox.close()
+        self._unsent.close()
         self._control.close()

@@ -53,7 +53,7 @@ class ForkedGround:
         self.pid = pid
 
     def reap(self) -> int | None:
-        """Wait for its end. Its wait status; None where somebody else was told of it."""
+        """Wait for its end. Its wait status; None where somebody else has waited for it."""
         try:
             return os.waitpid(self.pid, 0)[1]
         except ChildProcessError:  # somebody has waited for all children before us

@@ -66,7 +66,7 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     return data, fds
 
 
-class Outbox:
+class SendBuffer:
     """The coordinator's sending side: never blocks the event loop, keeps the order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16
 
-# Is told what a program has imported, and the variables of @environment by step.
+# Receives what a program has imported, and the variables of @environment by step.
 Learn = Callable[[Mapping[str, Any], Mapping[str, dict[str, str]]], None]
 
 
@@ -199,7 +199,7 @@ class FreshProcesses:
         """The process has ended: take what is still in its pipes, and say how it went."""
         process = self._live[child]
         for number in range(3):
-            # A pipe holds one chunk. Whoever got away from the group may go on writing: not ours.
+            # A pipe holds one chunk. A process that has left the group may go on writing: not ours.
             if self._read(process, number):
                 self._read(process, number)
         if process.again is not None and process.ending is None and process.report is None:

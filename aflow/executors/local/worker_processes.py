@@ -1,7 +1,7 @@
 """Isolation `worker`, and coroutine steps: processes that run many attempts each.
 
 Sequential workers are held a few specs ahead where tasks are short, so that no worker waits for
-the coordinator between two of them; a worker with nothing to do takes over what another one holds
+the coordinator between two of them; an idle worker takes specs that another one has queued
 and has not begun. Coroutine steps all go to one process, whose event loop runs them side by side.
 """
 
@@ -114,7 +114,7 @@ class WorkerProcess:
         """Call back when it may have room, once or more often, until `when_roomy_stop`."""
         if messages_have_an_end():
             self._loop.add_writer(self._specs, callback)
-        else:  # datagrams: whether there is room is not told everywhere
+        else:  # datagrams: whether there is room is not known everywhere
             self.when_roomy_stop()
             self._later = self._loop.call_later(_LOOK_AGAIN, callback)
 
@@ -152,7 +152,7 @@ class WorkerProcess:
 
     def unbegun(self) -> list[AttemptSpec]:
         """After its death: every spec that it was sent and had not begun. One of them it may have
-        taken from the socket; it had not told us so, and therefore not begun with it."""
+        taken from the socket; it had not reported that, and therefore not begun with it."""
         specs = [*self.sent.values()]
         self.sent.clear()
         return specs
@@ -329,7 +329,7 @@ class WorkerPool:
         self._feed()
 
     def _roomiest(self, may_grow: bool) -> WorkerProcess | None:
-        """Who gets the next spec; a new worker while all are busy and there may be more."""
+        """The worker for the next spec; a new one while all are busy and there may be more."""
         able, least, in_hand = 0, None, 0
         for worker in self._workers.values():
             if worker.ending is None:
@@ -381,15 +381,16 @@ class WorkerPool:
     def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
         now = self._clock.now()
         report = base.stopped(spec.task, spec.attempt, state, reason, now, now)
-        # Later: who calls launch or cancel does not expect the answer before that has returned.
+        # Later: a caller of launch or cancel does not expect the report before the call has
+        # returned.
         self._loop.call_soon(self._reports.ended, report, NO_USAGE)
 
     # ------------------------------------------------------------ what workers say
 
     def _hear(self, worker: WorkerProcess) -> None:
         # One worker a turn of the loop, about a millisecond, since the loop is also that of the
-        # program around us: many workers may have something to say at once. Who is not heard now
-        # is told of again.
+        # program around us: many workers may report at once. A worker that is not read now
+        # is signalled again.
         if self._heard_one:
             return
         self._heard_one = True

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, TypeVar
 
 from aflow._core.records import NamedTuple, dataclass
 from aflow.errors import InvalidDecorator
+from aflow.flow.configs import evaluated, is_delayed
 from aflow.flow.names import did_you_mean, shown
 
 # What @step and the step decorators leave on a function, until the flow is read.
 
 
 class StepMark(NamedTuple):
-    """What @step was told: whether the step is the first, and whether it is the last."""
+    """The options of @step: whether the step is the first, and whether it is the last."""
 
     start: bool = False
     end: bool = False
@@ -41,7 +42,7 @@ def mark_step(function: Callable[..., Any], mark: StepMark) -> None:
 
 
 def step_mark(function: object) -> StepMark | None:
-    """What @step was told; None for what is not a step."""
+    """The options of @step; None for what is not a step."""
     mark = getattr(function, _STEP, None)
     return mark if isinstance(mark, StepMark) else None
 
@@ -128,8 +129,6 @@ def _is_own(kind: type[StepDecorator], option: str, known: Sequence[str]) -> boo
 
 
 def _is_delayed(options: Mapping[str, Any]) -> bool:
-    from aflow.flow.configs import is_delayed  # here, since most programs have no configs
-
     return is_delayed(options)
 
 
@@ -153,8 +152,6 @@ class DelayedDecorator(StepDecorator):
 
     def resolved(self, configs: Mapping[str, Any]) -> StepDecorator:
         """The decorator; raises InvalidConfig and InvalidDecorator."""
-        from aflow.flow.configs import evaluated
-
         return build(self.kind, evaluated(self.options, configs))
 
 
@@ -178,7 +175,7 @@ def decorate(kind: type[StepDecorator], function: object, options: Mapping[str, 
 
 
 def as_number(value: object) -> float | None:
-    """The value as a finite number; None for what is none (True and False are none)."""
+    """The value as a finite number; None for anything else (as True and False)."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from aflow._core.records import dataclass
 from aflow.errors import InvalidDecorator
+from aflow.flow.configs import evaluated, is_delayed
 from aflow.flow.names import did_you_mean, plain, shown
 
 C = TypeVar("C", bound=type)
@@ -54,8 +55,6 @@ def build(kind: type[FlowDecorator], options: Mapping[str, Any]) -> FlowDecorato
 
 
 def _is_delayed(options: Mapping[str, Any]) -> bool:
-    from aflow.flow.configs import is_delayed  # here, since most programs have no configs
-
     return is_delayed(options)
 
 
@@ -79,8 +78,6 @@ class DelayedFlowDecorator(FlowDecorator):
 
     def resolved(self, configs: Mapping[str, Any]) -> FlowDecorator:
         """The decorator; raises InvalidConfig and InvalidDecorator."""
-        from aflow.flow.configs import evaluated
-
         return build(self.of, evaluated(self.options, configs))
 
 

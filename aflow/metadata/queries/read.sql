@@ -119,7 +119,7 @@ WHERE a.run_key = :run_key AND a.changed > :after AND t.step <> '_parameters'
 
 -- name: all_task_columns
 -- (In the order of the primary key, where the latest attempt of a task stands before the others:
--- whoever reads takes the first one. This is faster by a third than to look for later ones.)
+-- a reader takes the first one. This is faster by a third than to look for later ones.)
 SELECT t.task, t.step, t.created_at, a.started_at, a.finished_at, a.state, a.attempt, t.origin <> '', a.host, a.pid
 FROM attempts a JOIN tasks t ON t.run_key = a.run_key AND t.task = a.task
 WHERE a.run_key = :run_key AND t.step <> '_parameters' ORDER BY a.task, a.attempt DESC

@@ -31,7 +31,7 @@ WHERE leases.owner = excluded.owner OR leases.until <= lease_now()
 -- name: shorten_leases
 UPDATE leases SET until = min(until, lease_now() + ?)
 
--- name: let_go
+-- name: release_lease
 UPDATE leases SET until = lease_now() WHERE run_key = ? AND owner = ?
 
 -- name: request_cancel

@@ -28,7 +28,7 @@ SELECT key, %s, extract(epoch FROM clock_timestamp()) + %s FROM runs WHERE key =
 ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.until
 WHERE leases.owner = excluded.owner OR leases.until <= extract(epoch FROM clock_timestamp())
 
--- name: let_go
+-- name: release_lease
 UPDATE leases SET until = extract(epoch FROM clock_timestamp()) WHERE run_key = %s AND owner = %s
 
 -- name: request_cancel

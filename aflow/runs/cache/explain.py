@@ -11,7 +11,7 @@ from aflow.runs.cache.key import changes
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskRecord
-    from aflow.runs.cache.key import Basis
+    from aflow.runs.cache.key import KeyInputs
     from aflow.storage.blobs import BlobStore
 
 CACHING_IS_OFF = "caching is off for this step (@cache or run --cache turns it on)"
@@ -56,11 +56,11 @@ def _of_task(run: RecordedRun, place: Place, task: TaskRecord, history: History)
             return f"did not run: {flow}/{resumed} was resumed, in which it had finished"
         return f"did not run: nothing has changed since {_run_of(origin)}, whose result it has"
     found = history.find(place)
-    return "ran: " + why(run.basis(task), task.cache_key, found, flow)
+    return "ran: " + why(run.key_inputs(task), task.cache_key, found, flow)
 
 
 def why(
-    now: Basis,
+    now: KeyInputs,
     cache_key: bytes | None,
     found: tuple[RecordedRun, TaskRecord] | None,
     flow: str,
@@ -70,18 +70,18 @@ def why(
     if found is None:
         return f"no earlier run of {flow} has finished this task"
     run, task = found
-    differences = changes(run.basis(task), now)
+    differences = changes(run.key_inputs(task), now)
     since = f"since {_run_of(run.pathspec(task))}"
     not_cached = CACHING_IS_OFF
     unknown = untellable(now.code or {})
     if unknown:
         not_cached = (
-            f"this step cannot be cached: neither by its value nor by its source can it be told "
+            f"this step cannot be cached: neither its value nor its source can be hashed "
             f"whether {' and '.join(unknown)} changed"
         )
     if differences:
-        told = f"{'; '.join(differences)} ({since})"
-        return told if cache_key is not None else f"{told}; {not_cached}"
+        reason = f"{'; '.join(differences)} ({since})"
+        return reason if cache_key is not None else f"{reason}; {not_cached}"
     if cache_key is None:
         return (
             f"nothing else has changed {since}, but {not_cached}"

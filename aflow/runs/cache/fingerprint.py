@@ -12,11 +12,11 @@ with their version. The rules, from the finest to the coarsest:
   changes of other modules) counts for every step.
 - An artifact that comes from another step may be an instance of any class of the user: those count
   that have an attribute of a name that the step mentions, or an operator.
-- What cannot be told by its content (a connection, a lock), a module that is used as a whole, and
+- What cannot be hashed by its content (a connection, a lock), a module that is used as a whole, and
   one that is imported inside of a function count by the source of the module, and of all that it
   imports. Code that finds code by a text (`exec`, `import_module`, programs that are started)
   leads to all code in the flow's folder.
-- What is in nobody's source has the digest NOT_TELLABLE, and its step cannot be cached.
+- What has no source has the digest NOT_TELLABLE, and its step cannot be cached.
 
 A rule that is too coarse runs a step again for nothing; one that is too fine gives an old result.
 Where both are possible, the coarse one is right.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
 Fingerprint = dict[str, str]
-NOT_TELLABLE = ""  # the digest of what cannot be told at all
+NOT_TELLABLE = ""  # the digest of what cannot be hashed at all
 
 _DIGITS = 16  # hex digits of a digest: 64 bits tell versions of one function apart
 _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
@@ -97,7 +97,7 @@ class Mentions(NamedTuple):
 
 class Reached(NamedTuple):
     """Something that a step can reach: how it is called, what it is, and the module in which it was
-    found, which counts where it cannot be told by itself."""
+    found, which counts where it cannot be hashed by itself."""
 
     name: str
     value: Any
@@ -166,7 +166,7 @@ def fingerprints(
 
 
 def untellable(fingerprint: Fingerprint) -> list[str]:
-    """The names of what cannot be told: a step that has any cannot be cached."""
+    """The names of what cannot be hashed: a step that has any cannot be cached."""
     return sorted(name for name, digest in fingerprint.items() if digest == NOT_TELLABLE)
 
 

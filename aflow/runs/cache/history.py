@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow._core.ids import PARAMETERS_STEP
-from aflow.runs.cache.key import Basis, Code, Value, basis_of, recorded_code
+from aflow.runs.cache.key import Code, KeyInputs, Value, key_inputs_of, recorded_code
 from aflow.scheduler.messages import FromTask, decode_inputs
 from aflow.scheduler.states import TaskState
 from aflow.storage.artifacts import ArtifactReader
@@ -77,14 +77,14 @@ class RecordedRun:
         """The code that it was started with."""
         return recorded_code(self._metadata, self.record.key)
 
-    def basis(self, task: TaskRecord) -> Basis:
+    def key_inputs(self, task: TaskRecord) -> KeyInputs:
         """What the result of one of its tasks rests on."""
         inputs = decode_inputs(task.inputs)
         item = None
         if type(inputs) is FromTask and inputs.task == task.split and task.index is not None:
             items = self._manifests.of(inputs.task).items
             item = None if items is None else item_value(self._items, items, task.index)
-        return basis_of(task.step, inputs, item, self.code, self._manifests, self._reader)
+        return key_inputs_of(task.step, inputs, item, self.code, self._manifests, self._reader)
 
     def pathspec(self, task: TaskRecord) -> str:
         """Flow, run, step and task."""

@@ -115,7 +115,7 @@ class Value(NamedTuple):
     shown: str
 
 
-class Basis(NamedTuple):
+class KeyInputs(NamedTuple):
     """All that the result of a task depends on. `code` is None where it was not recorded; `inputs`
     are the step and the artifacts of every input task, in order; `item` is that of a foreach."""
 
@@ -125,22 +125,22 @@ class Basis(NamedTuple):
     item: Value | None
 
 
-def basis_of(
+def key_inputs_of(
     step: str,
     inputs: Inputs,
     item: Value | None,
     code: Code | None,
     manifests: Manifests,
     reader: ArtifactReader,
-) -> Basis:
+) -> KeyInputs:
     """What a task of the step, with these inputs and this item, rests on."""
     found = tuple(
         (manifest.step, _values(task, manifest, manifests, reader))
         for task, manifest in input_manifests(inputs, manifests)
     )
     if code is None:
-        return Basis(None, {}, found, item)
-    return Basis(code.steps.get(step, {}), code.environments.get(step, {}), found, item)
+        return KeyInputs(None, {}, found, item)
+    return KeyInputs(code.steps.get(step, {}), code.environments.get(step, {}), found, item)
 
 
 def input_manifests(inputs: Inputs, manifests: Manifests) -> Iterator[tuple[int, Manifest]]:
@@ -179,7 +179,7 @@ def _shown(entry: Entry) -> str:
 # ------------------------------------------------------------------ two of them
 
 
-def changes(before: Basis, now: Basis) -> list[str]:
+def changes(before: KeyInputs, now: KeyInputs) -> list[str]:
     """What differs, in words: "lr changed 0.1 -> 0.2", "utils.f changed"; empty if nothing does."""
     return [
         *_of_items(before.item, now.item),
@@ -286,5 +286,5 @@ def _of_artifacts(before: dict[str, Value], now: dict[str, Value]) -> Iterator[s
 
 
 def _from_to(was: Value, is_: Value) -> str:
-    told = was.shown and is_.shown and was.shown != is_.shown
-    return f" {was.shown} -> {is_.shown}" if told else ""
+    differ = was.shown and is_.shown and was.shown != is_.shown
+    return f" {was.shown} -> {is_.shown}" if differ else ""

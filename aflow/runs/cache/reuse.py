@@ -1,6 +1,6 @@
 """Results that need not be computed again: what a driver asks before it launches a task.
 
-Two things give them: a resumed run, which takes over what its origin has finished (`resumed.py`),
+Two things give them: a resumed run, which reuses what its origin has finished (`resumed.py`),
 and the cache, which knows what was computed from the same code and inputs (`cached.py`).
 """
 
@@ -45,10 +45,10 @@ class ReusableResult(NamedTuple):
 
 
 class ReusableResults(Protocol):
-    """Who knows results. All calls are made in the order in which the run goes on."""
+    """A source of reusable results. Calls are made in the order in which the run goes on."""
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
-        """The result that a task, about to be launched for the first time, may take over."""
+        """The result that a task, about to be launched for the first time, may reuse."""
 
     def cache_key(self, task: int) -> bytes | None:
         """The key under which the cache will find this task, which `find` has seen; None if it
@@ -131,7 +131,7 @@ class CachedTasks:
     """The reusable of a run that looks for what was computed before.
 
     `steps` are those that may be taken from the cache, `code` is that of all steps. A step whose
-    code reaches what cannot be told is neither looked for nor found later.
+    code reaches what cannot be hashed is neither looked for nor found later.
     """
 
     def __init__(

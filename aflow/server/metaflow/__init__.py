@@ -1,1 +1,1 @@
-"""The metadata service: what Metaflow's clients register over HTTP, kept and told again."""
+"""The metadata service: what Metaflow's clients register over HTTP, stored and listed."""

@@ -1,6 +1,6 @@
-"""aflow's own runs, as Metaflow's clients are told of runs: beside those that are registered.
+"""aflow's own runs in the form of Metaflow's: beside those that are registered.
 
-The tasks of a run are read as far as they are told.
+The tasks of a run are read as far as they are listed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Own(NamedTuple):
     """A row of ours; the first field is its key, as in rows of the database."""
 
     key: Any
-    told: Any
+    fields: Any
 
 
 class Rows(Protocol):
@@ -94,8 +94,8 @@ class TaskRows:
 
     def _of(self, view: TaskView) -> list[Own]:
         first = view.task.task * PER_TASK
-        rows = [Own(first + place, told) for place, told in enumerate(self.of(view))]
-        return [each for each in rows if self.passes(each.told)]
+        rows = [Own(first + place, fields) for place, fields in enumerate(self.of(view))]
+        return [each for each in rows if self.passes(each.fields)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Joined:
     def tell(self, row: Any) -> Any:
         """The row, for clients."""
         if isinstance(row, Own):
-            return row.told
+            return row.fields
         assert self.listing is not None, "all rows are ours"
         return self.listing.tell(row)
 
@@ -135,7 +135,7 @@ class Joined:
         return sorted(both, key=operator.itemgetter(0), reverse=newest_first)[:limit]
 
 
-# aflow's records as rows of the service: what is told of flows, runs, tasks, and what passes.
+# aflow's records as rows of the service: flows, runs, tasks, and which of them pass a filter.
 
 
 _NAMES = {"user": "user_name", "run_id": "run_number"}  # of what is filtered by, where they differ
@@ -153,12 +153,12 @@ def status_of(run: RunRecord) -> str:
     return "completed" if run.state.value == "succeeded" else "failed"
 
 
-def flow_told(flow: str, at: float) -> dict[str, Any]:
+def flow_row(flow: str, at: float) -> dict[str, Any]:
     """A flow, for clients."""
     return {"flow_id": flow, "user_name": None, **_at(at), "tags": [], "system_tags": []}
 
 
-def run_told(run: RunRecord) -> dict[str, Any]:
+def run_row(run: RunRecord) -> dict[str, Any]:
     """A run, for clients."""
     beat = None if run.heartbeat_at is None else int(run.heartbeat_at)
     return {
@@ -167,7 +167,7 @@ def run_told(run: RunRecord) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def steps_told(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, Any]:
+def step_rows(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, Any]:
     """The steps of a run that have begun at these times, for clients, by name."""
     return {
         name: {**_head(run), "step_name": name, "user_name": run.user, **_at(at), **_tail(run)}
@@ -175,17 +175,17 @@ def steps_told(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, 
     }
 
 
-def task_told(run: RunRecord, view: TaskView) -> dict[str, Any]:
+def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
     """A task, for clients."""
     return {**_in_task(run, view), **_at(view.task.created_at), "last_heartbeat_ts": None}
 
 
-def latest_told(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
+def latest_metadata(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
     """What is said of the latest attempt of a task."""
-    return facts_told(run, view, [] if view.attempt is None else [view.attempt], [])
+    return metadata_rows(run, view, [] if view.attempt is None else [view.attempt], [])
 
 
-def facts_told(
+def metadata_rows(
     run: RunRecord,
     view: TaskView,
     attempts: Iterable[AttemptRecord],
@@ -214,7 +214,7 @@ def facts_told(
     ]
 
 
-def artifacts_told(
+def artifact_rows(
     run: RunRecord, view: TaskView, copies: Copies | None = None, left: Iterable[Copy] = ()
 ) -> list[dict[str, Any]]:
     """What the attempt of the view has left: `left` are `copies` for Metaflow's client, and
@@ -222,7 +222,7 @@ def artifacts_told(
     if view.attempt is None:
         return []
     at = view.attempt.finished_at or view.task.created_at
-    readable = [] if copies is None else records.copies_told(view.attempt, copies, left)
+    readable = [] if copies is None else records.copies_metadata(view.attempt, copies, left)
     named = {each["name"] for each in readable}
     others = [each for each in records.artifacts_of(view.attempt) if each["name"] not in named]
     return [{**each, **_in_task(run, view), **_at(at)} for each in (*readable, *others)]
@@ -247,7 +247,7 @@ def _at(seconds: float) -> dict[str, int]:
     return {"ts_epoch": round(shown_time(seconds) * 1000)}
 
 
-def passes(query: Mapping[str, str], told: dict[str, Any], status: str = "") -> bool:
+def passes(query: Mapping[str, str], fields: dict[str, Any], status: str = "") -> bool:
     """Whether a row is one of those that a query filters for. Raises RegistrationRefused."""
     for name, value in query.items():
         what, _, how = name.partition(":")
@@ -255,26 +255,26 @@ def passes(query: Mapping[str, str], told: dict[str, Any], status: str = "") -> 
             continue
         if what == "_tags":
             tags = [tag for tag in value.split(",") if tag]
-            has = [tag in told["tags"] or tag in told["system_tags"] for tag in tags]
+            has = [tag in fields["tags"] or tag in fields["system_tags"] for tag in tags]
             passed = not has or (any(has) if how == "any" else all(has))
         elif what == "status" and status:
             passed = (status == value) is (how != "ne")
         else:
-            passed = _compared(told, what, how or "eq", value)
+            passed = _compared(fields, what, how or "eq", value)
         if not passed:
             return False
     return True
 
 
-def _compared(told: dict[str, Any], name: str, how: str, value: str) -> bool:
+def _compared(fields: dict[str, Any], name: str, how: str, value: str) -> bool:
     name = _NAMES.get(name, name)
-    if name not in told or how not in _COMPARED:
+    if name not in fields or how not in _COMPARED:
         raise RegistrationRefused.of(400, f"there is nothing to filter by {name[:80]!r}")
     if name in ("ts_epoch", "last_heartbeat_ts"):
         if not value.isascii() or not value.isdigit():
             raise RegistrationRefused.of(400, f"{name} has to be a whole number")
-        return told[name] is not None and _COMPARED[how](told[name], int(value))
-    return _COMPARED[how](str(told[name] or ""), value)
+        return fields[name] is not None and _COMPARED[how](fields[name], int(value))
+    return _COMPARED[how](str(fields[name] or ""), value)
 
 
 _log = logging.getLogger("aflow.server.metaflow")
@@ -308,8 +308,8 @@ class OwnRuns:
     def joined(self, name: str, asked: Asked, answer: Answer | Lister) -> Answer | Lister:
         """What the route `name` answers, with ours."""
         if isinstance(answer, Listing) and name == "get_flows":
-            rows = [Own(flow, flow_told(flow, at)) for flow, at in self._store.flows()]
-            passing = [each for each in rows if passes(asked.query, each.told)]
+            rows = [Own(flow, flow_row(flow, at)) for flow, at in self._store.flows()]
+            passing = [each for each in rows if passes(asked.query, each.fields)]
             return Joined(FewRows(passing), answer.page, answer) if passing else answer
         if isinstance(answer, Listing) and name == "get_runs":
             found = self._runs(asked, answer.page)
@@ -323,13 +323,13 @@ class OwnRuns:
         if name == "get_flow":
             flows = dict(self._store.flows())
             if asked.flow in flows:
-                return Answer(flow_told(asked.flow, flows[asked.flow]))
+                return Answer(flow_row(asked.flow, flows[asked.flow]))
             return None
         run = self._run(asked) if "run_number" in asked.names else None
         if run is None:
             return None
         if name == "get_run":
-            return Answer(run_told(run))
+            return Answer(run_row(run))
         if name == "get_step":
             steps = self._steps(run)
             return Answer(steps[asked.step]) if asked.step in steps else None
@@ -339,7 +339,7 @@ class OwnRuns:
         if view is None:
             return None
         if name == "get_task":
-            return Answer(task_told(run, view))
+            return Answer(task_row(run, view))
         artifacts = {each["name"]: each for each in self._artifacts(run, view, write=True)}
         wanted = asked.names["artifact_name"]
         return Answer(artifacts[wanted]) if wanted in artifacts else None
@@ -352,20 +352,20 @@ class OwnRuns:
         if name == "get_steps":
             steps = self._steps(run)
             rows = FewRows(
-                Own(step, told) for step, told in steps.items() if passes(asked.query, told)
+                Own(step, fields) for step, fields in steps.items() if passes(asked.query, fields)
             )
             return Joined(rows, page_of(asked.query, str))
         if "task_id" in asked.names:
             view = self._task(run, asked)
-            told = [] if view is None else self._told_of_task(name, run, view)
+            fields = [] if view is None else self._metadata_of_task(name, run, view)
             rows = FewRows(
-                Own(key, each) for key, each in enumerate(told) if passes(asked.query, each)
+                Own(key, each) for key, each in enumerate(fields) if passes(asked.query, each)
             )
         else:
             rows = self._rows_of_tasks(name, run, asked)
         return Joined(rows, page_of(asked.query))
 
-    def _told_of_task(self, name: str, run: RunRecord, view: TaskView) -> list[Any]:
+    def _metadata_of_task(self, name: str, run: RunRecord, view: TaskView) -> list[Any]:
         if name == "get_artifacts":
             return self._artifacts(run, view, write=True)
         if name == "get_metadata":
@@ -375,7 +375,7 @@ class OwnRuns:
             (each.created_at, records.fact(each.attempt, each.field, each.value, each.type))
             for each in self._store.metadata(run.key, view.task.task)
         ]
-        return facts_told(run, view, attempts, said, self._copies_of(run))
+        return metadata_rows(run, view, attempts, said, self._copies_of(run))
 
     def _artifacts(self, run: RunRecord, view: TaskView, *, write: bool = False) -> list[Any]:
         """What the attempt has left; with `write` it can be read then where it is said to be."""
@@ -384,13 +384,14 @@ class OwnRuns:
             left = [] if copies is None else copies.artifacts(run, view)
             if copies is not None and write:
                 copies.write(run, view, left)
-        except StorageError as error:  # the store is away: what is there is told all the same
+        except StorageError as error:  # the store cannot be reached: the rest is listed
             _log.warning("%s/%s: no copies for Metaflow: %s", run.flow, run.run, error)
-            return artifacts_told(run, view)
-        return artifacts_told(run, view, copies, left)
+            return artifact_rows(run, view)
+        return artifact_rows(run, view, copies, left)
 
     def _write_beside(self, run: RunRecord, view: TaskView) -> None:
-        """Have the logs and cards of a task ready: who asks for its facts may read them next."""
+        """Have the logs and cards of a task ready: a client that asks for its metadata may read
+        them next."""
         copies = self._copies_of(run)
         if copies is None:
             return
@@ -403,16 +404,18 @@ class OwnRuns:
     def _rows_of_tasks(self, name: str, run: RunRecord, asked: Asked) -> Rows:
         step = asked.names.get("step_name")
 
-        def passing(told: Any) -> bool:
-            return passes(asked.query, told)
+        def passing(fields: Any) -> bool:
+            return passes(asked.query, fields)
 
         if name == "get_tasks":
-            return TaskRows(self._store, run, step, lambda view: [task_told(run, view)], passing)
+            return TaskRows(self._store, run, step, lambda view: [task_row(run, view)], passing)
         if name == "get_filtered_tasks":
             filtered = self._filtered(run, asked)
             return TaskRows(self._store, run, step, filtered, lambda _: True, light=False)
         if name == "get_metadata_of_run":
-            return TaskRows(self._store, run, None, lambda view: latest_told(run, view), passing)
+            return TaskRows(
+                self._store, run, None, lambda view: latest_metadata(run, view), passing
+            )
         return TaskRows(
             self._store, run, step, lambda view: self._artifacts(run, view), passing, light=False
         )
@@ -423,7 +426,7 @@ class OwnRuns:
 
         def of(view: TaskView) -> list[Any]:
             if field is not None or pattern is not None:
-                said = self._told_of_task("get_filtered_tasks", run, view)
+                said = self._metadata_of_task("get_filtered_tasks", run, view)
                 if not any(
                     field in (None, each["field_name"])
                     and (pattern is None or is_found(pattern, each["value"]))
@@ -444,10 +447,10 @@ class OwnRuns:
             None if page is None or len(asked.query.keys() - {"_limit", "_cursor"}) else page.limit
         )
         rows = (
-            (Own(_FIRST_RUN + int(shown_time(run.created_at) * 1e6), run_told(run)), run)
+            (Own(_FIRST_RUN + int(shown_time(run.created_at) * 1e6), run_row(run)), run)
             for run in self._store.runs(asked.flow, until=until, limit=limit)
         )
-        return [row for row, run in rows if passes(asked.query, row.told, status_of(run))]
+        return [row for row, run in rows if passes(asked.query, row.fields, status_of(run))]
 
     def _run(self, asked: Asked) -> RunRecord | None:
         try:
@@ -457,7 +460,7 @@ class OwnRuns:
 
     def _steps(self, run: RunRecord) -> dict[str, Any]:
         begun = [(name, at) for name, at, _ in self._store.steps(run.key)]
-        return steps_told(run, [(ids.PARAMETERS_STEP, run.created_at), *begun])
+        return step_rows(run, [(ids.PARAMETERS_STEP, run.created_at), *begun])
 
     def _task(self, run: RunRecord, asked: Asked) -> TaskView | None:
         number = checks.number(asked.task)

@@ -1,7 +1,7 @@
 """The HTTP face: aiohttp around the table of routes.
 
 The database is asked in threads. A list that is longer than a chunk is streamed, chunk by chunk;
-whatever is short carries an ETag, and is not sent again to who has it (304).
+whatever is short carries an ETag, and is not sent again to a client that has it (304).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from aflow.server.metaflow import checks
 from aflow.server.metaflow import routes as flows
 from aflow.server.metaflow.aflow_runs import OwnRuns
 from aflow.server.metaflow.messages import CHUNK, SPOKEN, Answer, Asked, Lister
+from aflow.server.metaflow.openapi import document
 from aflow.server.metaflow.routes import ROUTES, Route
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def mount(
     threads: int = 8,
     open_store: OpenStore | None = None,
 ) -> None:
-    """Let an application answer the routes of the service, too, behind its own door. It closes the
-    database, and leaves `store` open."""
+    """Let an application answer the routes of the service, too, with its own authentication. It
+    closes the database, and leaves `store` open."""
     service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"), open_store)
     routes: list[tuple[str, str, Handler]] = [
         ("GET", "/ping", service.ping),
@@ -233,26 +234,26 @@ class _Service:
         is_new = name == "add_run" and own is not None and own.has_flow(asked.flow)
 
         def answered_in(session: Session) -> Answer | Listing:
-            if is_new:  # who asked for the flow was told that it is there
+            if is_new:  # the client that asked for the flow got the answer that it exists
                 flows.see_to(session, asked)
             return route.answer(session, asked)
 
         try:
             answer = in_transaction(answered_in)
         except RegistrationRefused as refused:
-            told = own.one(name, asked) if own and refused.status == 404 else None
-            if told is None:
+            found = own.one(name, asked) if own and refused.status == 404 else None
+            if found is None:
                 raise
-            return told
+            return found
         return own.joined(name, asked, answer) if own else answer
 
     async def _listed(self, request: web.Request, listing: Lister) -> web.StreamResponse:
         rows = await self._in_thread(lambda: self._database.read(listing.first))
         if listing.page is not None:
             headers = listing.page.headers([row[0] for row in rows])
-            return _sent(request, _told(listing, rows), 200, headers)
+            return _sent(request, _encoded(listing, rows), 200, headers)
         if len(rows) < CHUNK:
-            return _sent(request, _told(listing, rows), 200, {})
+            return _sent(request, _encoded(listing, rows), 200, {})
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.headers[_VERSION_HEADER] = SPOKEN
         response.enable_compression()
@@ -265,7 +266,7 @@ class _Service:
         opening = b"["
         while rows:
             last = rows[-1][0] if len(rows) == CHUNK else None
-            chunk = await self._in_thread(partial(_told, listing, rows))
+            chunk = await self._in_thread(partial(_encoded, listing, rows))
             await response.write(opening + chunk[1:-1])
             opening, rows = b", ", []
             if last is not None:
@@ -323,8 +324,8 @@ class _Service:
 
 
 class _OneByOne:
-    """Frames, from whichever thread has time. Whoever asks goes away at any time: then a thread may
-    still be at the next frame."""
+    """Frames, from whichever thread has time. The client may disconnect at any time: then a thread
+    may still be at the next frame."""
 
     def __init__(self, frames: Generator[bytes, None, None]) -> None:
         self._frames = frames
@@ -398,14 +399,14 @@ def _failure(status: int, title: str, detail: str) -> dict[str, Any]:
     }
 
 
-def _told(listing: Lister, rows: Sequence[Any]) -> bytes:
+def _encoded(listing: Lister, rows: Sequence[Any]) -> bytes:
     return json.dumps([listing.tell(row) for row in rows]).encode()
 
 
 def _sent(
     request: web.Request, body: bytes, status: int, headers: dict[str, str]
 ) -> web.StreamResponse:
-    """The answer, or 304 for who has it already."""
+    """The answer, or 304 for a client that has it already."""
     from blake3 import blake3
 
     if request.method == "GET" and status == 200:
@@ -421,8 +422,6 @@ async def _version(_: web.Request) -> web.StreamResponse:
 
 
 async def _document(_: web.Request) -> web.StreamResponse:
-    from aflow.server.metaflow.openapi import document  # asked for now and then
-
     return web.json_response(document())
 
 

@@ -32,8 +32,8 @@ class RunScope(NamedTuple):
     def of(cls, flow: str, row: Row) -> RunScope:
         """The run of the flow that a row describes."""
         number, name, user, ts_epoch, heartbeat, tags, system_tags = row
-        told = json.loads(tags), json.loads(system_tags)
-        return cls(flow, number, name, user, ts_epoch, heartbeat, *told)
+        decoded = json.loads(tags), json.loads(system_tags)
+        return cls(flow, number, name, user, ts_epoch, heartbeat, *decoded)
 
     @property
     def head(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class RunScope(NamedTuple):
         """How everything in this run ends."""
         return {"tags": self.tags, "system_tags": self.system_tags}
 
-    def told(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """The run, for clients."""
         return {
             **self.head,
@@ -66,7 +66,7 @@ class TaskScope(NamedTuple):
     ts_epoch: int
     heartbeat: int | None
 
-    def told(self, run: RunScope) -> dict[str, Any]:
+    def row(self, run: RunScope) -> dict[str, Any]:
         """The task, for clients."""
         return {
             **run.head,
@@ -310,7 +310,7 @@ class Answer:
 
 
 class Lister(Protocol):
-    """Rows that are told one after the other, those of a page or all; a row begins with its key."""
+    """Rows that are sent one after the other, those of a page or all; a row begins with its key."""
 
     @property
     def page(self) -> Page | None:
@@ -329,7 +329,7 @@ class Lister(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Rows that are told one after the other. The first column of `select` is `key`, by which they
+    """Rows that are sent one after the other. The first column of `select` is `key`, by which they
     are ordered: the oldest first, or where a page is asked for, the newest."""
 
     select: str
@@ -359,5 +359,5 @@ class Listing:
 
 
 def empty() -> Answer:
-    """A list of nothing: what is told of a run or task that is not there."""
+    """An empty list: the answer for a run or task that does not exist."""
     return Answer([])

@@ -125,7 +125,7 @@ def _plain(summary: str) -> dict[str, Any]:
 def _operation(route: Route) -> dict[str, Any]:
     name = route.answer.__name__
     listed = not route.writes and _answer_of(name).get("type") == "array"
-    told: dict[str, Any] = {
+    operation: dict[str, Any] = {
         "operationId": name if "{attempt_id}" not in route.path else f"{name}_of_attempt",
         "summary": (route.answer.__doc__ or "").split("\n\n")[0].replace("\n    ", " "),
         "security": [{}, {"key": []}, {"bearer": []}],
@@ -134,8 +134,8 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.writes:
         content = {"application/json": {"schema": _BODIES[name]}}
-        told["requestBody"] = {"content": content, "required": False}
-    return told
+        operation["requestBody"] = {"content": content, "required": False}
+    return operation
 
 
 def _responses(route: Route, name: str) -> dict[str, Any]:
@@ -146,18 +146,18 @@ def _responses(route: Route, name: str) -> dict[str, Any]:
         statuses.append(409)
     if name == "change_tags":
         statuses.append(422)
-    told: dict[str, Any] = {
+    responses: dict[str, Any] = {
         "200": {
             "description": "What was registered." if route.writes else "What was asked for.",
             "content": {"application/json": {"schema": _answer_of(name)}},
         }
     }
     if not route.writes:
-        told["304"] = {"description": "The `ETag` in `If-None-Match` is that of now."}
+        responses["304"] = {"description": "The `ETag` in `If-None-Match` is that of now."}
     for status in sorted(statuses):
         content: dict[str, Any] = {"application/json": {"schema": {}}}
-        told[str(status)] = {"description": _REFUSALS[status], "content": content}
-    return told
+        responses[str(status)] = {"description": _REFUSALS[status], "content": content}
+    return responses
 
 
 def _answer_of(name: str) -> _Schema:

@@ -82,7 +82,7 @@ def _flow_answer(row: Row) -> dict[str, Any]:
 # Runs: registered, alive, tagged.
 
 
-WAIT = 10  # seconds that a client is told to wait between heartbeats
+WAIT = 10  # seconds between heartbeats, as the answer asks of clients
 
 _RUN_FIELDS = {
     "user": "r.user_name",
@@ -106,14 +106,14 @@ def get_runs(session: Session, asked: Asked) -> Listing:
         sql()["runs"],
         condition,
         "r.run_number",
-        lambda row: RunScope.of(asked.flow, row).told(),
+        lambda row: RunScope.of(asked.flow, row).row(),
         page_of(asked.query),
     )
 
 
 def get_run(session: Session, asked: Asked) -> Answer:
     """One run; 404."""
-    return Answer(the_run(session, asked).told())
+    return Answer(the_run(session, asked).row())
 
 
 def add_run(session: Session, asked: Asked) -> Answer:
@@ -129,7 +129,7 @@ def add_run(session: Session, asked: Asked) -> Answer:
     if not added:
         raise duplicate(f"{asked.flow}/{name}")
     row = (added[0][0], name, user, asked.ts_epoch, None, tags, system_tags)
-    return Answer(RunScope.of(asked.flow, row).told())
+    return Answer(RunScope.of(asked.flow, row).row())
 
 
 def beat_run(session: Session, asked: Asked) -> Answer:
@@ -229,14 +229,14 @@ def get_tasks(session: Session, asked: Asked) -> Listing | Answer:
     condition = filters(asked.query, _TASK_FIELDS, _of_step(run, asked))
     page = page_of(asked.query)
     return Listing(
-        sql()["tasks"], condition, "t.task_id", lambda row: TaskScope(*row).told(run), page
+        sql()["tasks"], condition, "t.task_id", lambda row: TaskScope(*row).row(run), page
     )
 
 
 def get_task(session: Session, asked: Asked) -> Answer:
     """One task; 404."""
     run, task = the_task(session, asked)
-    return Answer(task.told(run))
+    return Answer(task.row(run))
 
 
 def get_filtered_tasks(session: Session, asked: Asked) -> Listing | Answer:
@@ -274,7 +274,7 @@ def add_task(session: Session, asked: Asked) -> Answer:
     if not added:
         raise duplicate(f"{asked.flow}/{asked.run}/{asked.step}/{name}")
     task = TaskScope(added[0][0], name, asked.step, user, asked.ts_epoch, None)
-    return Answer(task.told(run))
+    return Answer(task.row(run))
 
 
 def beat_task(session: Session, asked: Asked) -> Answer:
@@ -381,11 +381,16 @@ def _metadata_answer(run: RunScope, row: Row) -> dict[str, Any]:
 
 
 # Artifacts: what attempts of tasks have left, and where. Of a task, only the latest attempt's are
-# told, unless an attempt is asked for.
+# listed, unless an attempt is asked for.
 
 
 _TEXTS = ("location", "ds_type", "sha", "type", "content_type", "user_name")
-_TOLD = ("name", *_TEXTS, "attempt_id", "ts_epoch")  # as in queries.sql, from the fifth on
+_METADATA_COLUMNS = (
+    "name",
+    *_TEXTS,
+    "attempt_id",
+    "ts_epoch",
+)  # as in queries.sql, from the fifth on
 _ARTIFACT_FIELDS = {
     "name": "a.name",
     "type": "a.type",
@@ -484,7 +489,7 @@ def _artifact_answer(run: RunScope, row: Row) -> dict[str, Any]:
         **run.head,
         "step_name": step,
         "task_id": task_name or task,
-        **dict(zip(_TOLD, rest, strict=True)),
+        **dict(zip(_METADATA_COLUMNS, rest, strict=True)),
         **run.tail,
     }
 

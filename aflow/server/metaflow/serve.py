@@ -1,4 +1,4 @@
-"""The service as a program: it listens until it is told to stop."""
+"""The service as a program: it listens until it is asked to stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def serve(
     open_store: Callable[[str], ObjectStore | None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests that go on then are still answered. Port 0 takes a
-    free one, which `say` is told. Raises InvalidSetting where it cannot listen."""
+    free one, which `say` receives. Raises InvalidSetting where it cannot listen."""
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_serve(database, clock, host, port, keys, store, say, open_store))
 

@@ -262,8 +262,10 @@ class ActionRoutes:
                 for name, each in sorted((found or {}).items())
             ]
             url = queue.url
-        told = [message.as_json() for message in buried]
-        return web.json_response({"url": url, "pools": pools, "workers": workers, "buried": told})
+        messages = [message.as_json() for message in buried]
+        return web.json_response(
+            {"url": url, "pools": pools, "workers": workers, "buried": messages}
+        )
 
     async def release_messages(self, request: web.Request) -> web.StreamResponse:
         """Give buried messages (`ids`) to workers again; how many were."""
@@ -362,7 +364,7 @@ class ActionRoutes:
     async def list_tokens(self, _: web.Request) -> web.StreamResponse:
         """All tokens, without what they are."""
         found = await asyncio.to_thread(tokens.tokens, self._documents())
-        told = [
+        rows = [
             {
                 "name": each.name,
                 "scope": each.scope,
@@ -371,7 +373,7 @@ class ActionRoutes:
             }
             for each in found
         ]
-        return web.json_response({"tokens": told})
+        return web.json_response({"tokens": rows})
 
     async def add_token(self, request: web.Request) -> web.StreamResponse:
         """Make a token (`name`, `scope`, `seconds` that it lasts); it is in this answer alone."""

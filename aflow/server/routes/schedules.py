@@ -32,13 +32,13 @@ class ScheduleRoutes:
 
     async def list_schedules(self, _: web.Request) -> web.StreamResponse:
         """All schedules, by name."""
-        found = await asyncio.to_thread(lambda: [*map(self._told, self._kept.all())])
+        found = await asyncio.to_thread(lambda: [*map(self._as_json, self._kept.all())])
         return web.json_response({"schedules": found})
 
     async def show_schedule(self, request: web.Request) -> web.StreamResponse:
         """A schedule."""
         name = request.match_info["name"]
-        found = await asyncio.to_thread(lambda: self._told(self._kept.get(name)))
+        found = await asyncio.to_thread(lambda: self._as_json(self._kept.get(name)))
         return web.json_response(found)
 
     async def put_schedule(self, request: web.Request) -> web.StreamResponse:
@@ -58,7 +58,7 @@ class ScheduleRoutes:
         def put() -> dict[str, Any]:  # when it is due may take a while to find
             schedule = schedules.new(name, {**fields, "order": order, **by}, now)
             self._kept.put(schedule)
-            return self._told(schedule)
+            return self._as_json(schedule)
 
         return web.json_response(await asyncio.to_thread(put))
 
@@ -72,10 +72,10 @@ class ScheduleRoutes:
         if not fields:
             raise InvalidInput(f"Name what is to be changed: {', '.join(sorted(_CHANGES))}.")
         name = request.match_info["name"]
-        # Whoever only pauses it does not become the one in whose name it runs.
+        # A caller that only pauses it does not become the user in whose name it runs.
         by = {} if fields.keys() == {"paused"} else _author(request)
         changed = await asyncio.to_thread(
-            lambda: self._told(self._kept.change(name, {**fields, **by}))
+            lambda: self._as_json(self._kept.change(name, {**fields, **by}))
         )
         return web.json_response(changed)
 
@@ -108,7 +108,7 @@ class ScheduleRoutes:
             )
         return self._scheduling
 
-    def _told(self, schedule: Schedule) -> dict[str, Any]:
+    def _as_json(self, schedule: Schedule) -> dict[str, Any]:
         order = schedule.order
         return {
             "name": schedule.name,

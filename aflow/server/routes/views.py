@@ -129,7 +129,7 @@ class ViewRoutes:
         return await self._of_run(request, lambda run: {"steps": self._views.artifacts(run)})
 
     async def get_artifact(self, request: web.Request) -> web.StreamResponse:
-        """The pickle of an artifact, as a download. Whoever unpickles it runs what is in it."""
+        """The pickle of an artifact, as a download. Unpickling it runs the code that is in it."""
         task = number_of(request, "task", 0)
         name = str(ids.artifact_name(request.match_info["name"]))
         run = await self._run(request)
@@ -249,7 +249,7 @@ class ViewRoutes:
         if topic.kind == "runs":
             return _Changes("runs", lambda: self._shared("runs", self._recent)).look
         path = f"{topic.flow}/{topic.run}"
-        if topic.kind == "run":  # also of a run that is not there: a page that shows it is told
+        if topic.kind == "run":  # also of a run that does not exist: its page is notified
             return _Changes(
                 "run",
                 lambda: self._shared(path, lambda: self._state(topic.flow, topic.run)),

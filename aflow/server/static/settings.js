@@ -119,7 +119,7 @@ function Tokens() {
     if (answer) setMade(answer.token), event.target.reset(), again();
   };
   const revoke = async (/** @type {any} */ token) => {
-    if (await confirm("Revoke the token?", html`<p>Whoever uses ${token.name} gets in no more, at once.</p>`, "Revoke it"))
+    if (await confirm("Revoke the token?", html`<p>Clients that use ${token.name} are refused from now on.</p>`, "Revoke it"))
       attempt(() => ask(`v1/tokens/${encodeURIComponent(token.name)}`, { method: "DELETE" }), "Revoked.").then(again);
   };
   return html`<section class="panel wide-panel"><h2>Tokens <${Behind} path="v1/tokens" /></h2>${shown(

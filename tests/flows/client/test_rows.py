@@ -229,7 +229,7 @@ def test_an_artifact(run: client.Run) -> None:
     assert isinstance(here.sha, str)
 
 
-def test_what_was_caught_is_told_and_is_an_artifact(run: client.Run) -> None:
+def test_what_was_caught_is_reported_and_is_an_artifact(run: client.Run) -> None:
     task = run["caught"].task
     assert (False, True) == (task.successful, run.successful)
     assert task.exception is None
@@ -262,14 +262,14 @@ def test_namespaces_hide_what_is_not_in_them(run: client.Run) -> None:
         ("Flow", "../etc", InvalidInput),
     ],
 )
-def test_what_is_not_there_or_no_name_is_told(
+def test_what_is_not_there_or_no_name_is_reported(
     run: client.Run, kind: str, pathspec: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         getattr(aflow, kind)(pathspec.format(run=run.id))
 
 
-def test_the_place_is_chosen_and_told(run: client.Run, folder: Path) -> None:
+def test_the_place_is_chosen_and_reported(run: client.Run, folder: Path) -> None:
     assert str(folder) in aflow.get_metadata()
     with pytest.raises(InvalidInput):
         aflow.metadata("nothing@nowhere")

@@ -43,7 +43,7 @@ class Gang(FlowSpec):
 
     @step
     def join(self, inputs):
-        self.told = [(each.place, each.heard) for each in inputs]
+        self.reported = [(each.place, each.heard) for each in inputs]
         self.next(self.end)
 
     @step

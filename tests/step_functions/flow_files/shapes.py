@@ -77,7 +77,7 @@ class Shapes(FlowSpec):
 
     @step
     def end(self):
-        self.told = (self.found, self.rounds, self.levels)
+        self.reported = (self.found, self.rounds, self.levels)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Trouble(FlowSpec):
 
     @step
     def end(self):
-        self.told = (str(self.problem), current.retry_count)
+        self.reported = (str(self.problem), current.retry_count)
 
 
 if __name__ == "__main__":

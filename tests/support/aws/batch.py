@@ -97,13 +97,13 @@ class ProcessJob(models.Job):
                 if self.stop:
                     self._finish(False, self.job_stopped_reason)
                     return
-                code, told = self._attempt(attempt)
+                code, reported = self._attempt(attempt)
             if code == 0 and not self.stop:
                 self._finish(True, "Essential container in task exited")
                 return
             again = not self.stop and self.killed != "timeout" and attempt < attempts
-            if not again or _action(retry.get("evaluateOnExit") or [], code, told) == "EXIT":
-                self._finish(False, self.job_stopped_reason if self.stop else told)
+            if not again or _action(retry.get("evaluateOnExit") or [], code, reported) == "EXIT":
+                self._finish(False, self.job_stopped_reason if self.stop else reported)
                 return
 
     def _attempt(self, attempt: int) -> tuple[int, str]:
@@ -136,14 +136,14 @@ class ProcessJob(models.Job):
         code = process.returncode
         code = 128 - code if code < 0 else code  # as a container reports a signal: 137, 143
         self.exit_code = container["exitCode"] = code
-        told = {
+        reported = {
             "timeout": "Job attempt duration exceeded timeout",
             "host": f"Host EC2 (instance i-{uuid.uuid4().hex[:17]}) terminated.",
         }.get(self.killed or "", "Essential container in task exited")
         if self.killed == "memory":
             container["reason"] = "OutOfMemoryError: Container killed due to memory usage"
-        self.attempts.append({**self.latest_attempt, "stoppedAt": _now(), "statusReason": told})
-        return code, told
+        self.attempts.append({**self.latest_attempt, "stoppedAt": _now(), "statusReason": reported})
+        return code, reported
 
     def _properties(self) -> dict:
         nodes = self.job_definition.node_properties
@@ -197,7 +197,7 @@ class ProcessJob(models.Job):
                 self.killed = self.killed or ("terminated" if self.stop else "timeout")
                 hard = now + GRACE
                 for each in (process, *self.others):
-                    each.send_signal(signal.SIGTERM)  # the first process of a container is told
+                    each.send_signal(signal.SIGTERM)  # the first process of a container gets it
             if hard and now > hard:
                 _kill(process, signal.SIGKILL)
             self.changed.wait(0.05)
@@ -235,14 +235,17 @@ class ProcessJob(models.Job):
             self.changed.set()
 
     def describe(self):
-        told = super().describe()
-        told["attempts"] = list(self.attempts)
-        told["isTerminated"] = bool(self.stop)
-        if "nodeProperties" in told:
-            told["nodeProperties"] = {**told["nodeProperties"], "numNodes": 1 + len(self.others)}
-        if "container" in told and getattr(self, "latest_attempt", None):
-            told["container"] |= self.latest_attempt["container"]
-        return told
+        reported = super().describe()
+        reported["attempts"] = list(self.attempts)
+        reported["isTerminated"] = bool(self.stop)
+        if "nodeProperties" in reported:
+            reported["nodeProperties"] = {
+                **reported["nodeProperties"],
+                "numNodes": 1 + len(self.others),
+            }
+        if "container" in reported and getattr(self, "latest_attempt", None):
+            reported["container"] |= self.latest_attempt["container"]
+        return reported
 
     def _container_details(self):
         properties = _merged(self.job_definition.container_properties, self.container_overrides)
@@ -257,9 +260,9 @@ def _merged(properties: dict, over: dict) -> dict:
     return found
 
 
-def _action(rules, code: int, told: str) -> str:
+def _action(rules, code: int, reported: str) -> str:
     for rule in rules:
-        tests = ((rule.get("onExitCode"), str(code)), (rule.get("onStatusReason"), told))
+        tests = ((rule.get("onExitCode"), str(code)), (rule.get("onStatusReason"), reported))
         if all(not pattern or fnmatch.fnmatchcase(value, pattern) for pattern, value in tests):
             return rule["action"].upper()
     return "RETRY"

@@ -111,10 +111,10 @@ class Account:
             for target in events.list_targets_by_rule(Rule=rule)["Targets"]
         ]
 
-    def start(self, machine: str, told: str) -> str:
+    def start(self, machine: str, reported: str) -> str:
         """Start an execution, as EventBridge does; its run."""
         states = self.client("stepfunctions")
-        made = states.start_execution(stateMachineArn=machine, name=str(uuid4()), input=told)
+        made = states.start_execution(stateMachineArn=machine, name=str(uuid4()), input=reported)
         return f"sfn-{made['executionArn'].rpartition(':')[2]}"
 
     def close(self) -> None:

@@ -70,11 +70,11 @@ def install() -> None:
         return resolver(self, env, resource_runtime_part, normalised_parameters, state_credentials)
 
     def eval_sync(self, env, **more):
-        told = wait(self, env, **more)
-        if not isinstance(told, dict) and (job := getattr(env, "batch_job", None)):
+        reported = wait(self, env, **more)
+        if not isinstance(reported, dict) and (job := getattr(env, "batch_job", None)):
             client = boto_client_for(service="batch", region=job[1])
             client.terminate_job(jobId=job[0], reason="The execution was stopped.")
-        return told
+        return reported
 
     batch.StateTaskServiceBatch._build_sync_resolver = build
     batch.StateTaskServiceBatch._eval_sync = eval_sync

@@ -21,7 +21,7 @@ from aflow.aws.settings import AwsSettings
 from aflow.errors import AflowError, CorruptBlob, InvalidSetting
 from aflow.executors.factory import needs_processes, on_batch, places, travelling
 from aflow.executors.jobs.polling import LONGEST, LONGEST_WAIT, SHORTEST, next_wait
-from aflow.executors.protocol import Roll
+from aflow.executors.protocol import ArraySpec
 from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define
 from aflow.runs.warnings import notes
@@ -30,7 +30,7 @@ from aflow.step_functions.plan import job_of
 from aflow.storage.local import LocalStore
 from aflow.storage.memory import MemoryStore
 from aflow.storage.s3 import S3Store
-from aflow.task.remote import Parcels
+from aflow.task.remote import Payloads
 from aflow.task.spec import AttemptSpec
 
 SETTINGS = AwsSettings(queue="queue", image="image:1", job_role="arn:role")
@@ -291,23 +291,23 @@ def test_names_of_jobs_are_such_that_batch_takes_them(user: str, flow: str, step
 
 @given(st.lists(st.text(max_size=50), min_size=1, max_size=20))
 def test_each_job_finds_its_own_attempt_in_the_list(steps: list[str]) -> None:
-    parcels = Parcels(MemoryStore(), "F", "1")
+    payloads = Payloads(MemoryStore(), "F", "1")
     attempts = [
         AttemptSpec(name, task, 0, b"", None, task, None, False, True, False, {})
         for task, name in enumerate(steps)
     ]
-    roll = Roll.parse(str(Roll.write(parcels, attempts)))
+    array = ArraySpec.parse(str(ArraySpec.write(payloads, attempts)))
 
-    assert attempts == [roll.read(parcels, index) for index in range(len(attempts))]
-    assert attempts == roll.read_all(parcels)
+    assert attempts == [array.read(payloads, index) for index in range(len(attempts))]
+    assert attempts == array.read_all(payloads)
     with pytest.raises(CorruptBlob):
-        roll.read(parcels, len(attempts))
+        array.read(payloads, len(attempts))
 
 
 def test_a_list_that_is_none_is_refused() -> None:
     for text in ("", "key", "key:x"):
         with pytest.raises(AflowError, match="does not say where attempts stand"):
-            Roll.parse(text)
+            ArraySpec.parse(text)
 
 
 # ------------------------------------------------------------------ how jobs end, and when to ask
@@ -370,13 +370,14 @@ def attempt(**container: Any) -> list[dict[str, Any]]:
         (
             described(attempts=attempt(exitCode=137, logStreamName="stream/1")),
             AttemptState.FAILED,
-            "ended with exit code 137 before it told how its task went (it was killed, perhaps "
-            "since memory ran out): Essential container. Its log: stream/1 of /aws/batch/job.",
+            "ended with exit code 137 before it reported how its task ended (it was killed, "
+            "perhaps since memory ran out): Essential container. Its log: stream/1 of "
+            "/aws/batch/job.",
         ),
-        (described(status="SUCCEEDED"), AttemptState.FAILED, "ended before it told"),
+        (described(status="SUCCEEDED"), AttemptState.FAILED, "ended before it reported"),
     ],
 )
-def test_how_a_job_has_ended_is_told_in_a_sentence(
+def test_how_a_job_has_ended_is_reported_in_a_sentence(
     job: dict[str, Any], state: AttemptState, words: str
 ) -> None:
     end = end_of(job)
@@ -402,7 +403,7 @@ def test_the_last_lines_of_its_log_stand_in_the_end_of_a_job() -> None:
     assert "stream/1 of /own, which ends with:" in other.reason
 
 
-def test_an_image_without_the_program_of_jobs_is_told_from_one_that_is_not_there() -> None:
+def test_an_image_without_the_program_of_jobs_is_distinguished_from_one_that_is_not_there() -> None:
     said = 'CannotStartContainerError: exec: "python": executable file not found in $PATH'
     container = {"image": "here/it", "command": ["python", "-c", "..."]}
     end = end_of(described(container=container, attempts=attempt(reason=said)))
@@ -418,7 +419,7 @@ def test_a_job_that_goes_on_has_no_end() -> None:
         assert end_of(described(status=status)) is None
 
 
-def test_the_less_happens_the_less_is_asked_and_whoever_is_refused_waits() -> None:
+def test_polling_slows_down_when_little_happens_and_after_a_refusal() -> None:
     wait, waits = SHORTEST, []
     for _ in range(40):
         wait = next_wait(wait, changed=False, refused=False)

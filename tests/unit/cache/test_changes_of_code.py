@@ -202,7 +202,7 @@ WAYS = {
     "a stream": ("xN = io.StringIO(str(E))", "int(xN.getvalue())"),
     "an iterator": ("xN = itertools.repeat(E)", "next(xN)"),
     "a random generator": ("xN = random.Random(E)", "(xN.seed(0), E)[1]"),
-    # What cannot be told by its content: the source of its module counts.
+    # What cannot be hashed by its content: the source of its module counts.
     "an object with a lock": ("class CN:\n    pass\noN = CN()\noN.lock = threading.Lock()\noN.x = E", "oN.x"),
     "a value of threads": ("xN = threading.local()\nxN.x = E", "xN.x"),
     "a context variable": ("xN = contextvars.ContextVar('x', default=E)", "xN.get()"),
@@ -455,7 +455,7 @@ def test_what_no_step_reaches_changes_nothing(folders: Path) -> None:
     assert set() == changed(folders, Written(flow_of_aflow=flow, others=others))
 
 
-def test_what_is_in_nobodys_source_cannot_be_told(folders: Path) -> None:
+def test_what_is_in_no_source_cannot_be_hashed(folders: Path) -> None:
     top = (
         "import sys, threading, types\nmodule = types.ModuleType('made_of_aflow')\n"
         "exec('import threading; lock = threading.Lock(); f = lambda: lock', vars(module))\n"

@@ -268,7 +268,7 @@ def test_a_page_holds_components_under_its_title() -> None:
     assert "plain" in page.render()
 
 
-def test_a_box_shows_zero_and_changes_what_it_is_told() -> None:
+def test_a_box_shows_zero_and_changes() -> None:
     box = ValueBox("Errors", 0, "of 10")
     assert '<div class="value">0</div>' in box.render()
     box.update("Faults", theme="danger")

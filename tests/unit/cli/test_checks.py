@@ -61,7 +61,7 @@ def test_a_good_graph_is_said_to_look_good() -> None:
     assert ["Validating your flow...", "    The graph looks good!"] == said
 
 
-def test_all_problems_of_a_graph_are_told_at_once_with_their_lines() -> None:
+def test_all_problems_of_a_graph_are_reported_at_once_with_their_lines() -> None:
     with pytest.raises(InvalidFlow) as caught:
         check_graph(define(BadFlow), lambda _: None)
 

@@ -77,7 +77,7 @@ def ended(
 HEAD = f"{STAMP} [{RUN}/start/1 (pid 42)] "
 
 
-def test_a_run_that_succeeds_is_told_line_by_line() -> None:
+def test_a_run_that_succeeds_is_reported_line_by_line() -> None:
     assert (
         f"{STAMP} Workflow starting (run-id {RUN}):\n"
         f"{HEAD}Task is starting.\n"
@@ -301,7 +301,7 @@ def progress(**counts: dict[str, int]) -> Progress:
         ),
     ],
 )
-def test_progress_is_told_in_up_to_three_sentences(notice: Progress, lines: list[str]) -> None:
+def test_progress_is_reported_in_up_to_three_sentences(notice: Progress, lines: list[str]) -> None:
     assert lines == progress_lines(notice)
     assert [f"{STAMP} {each}" for each in lines] == printed(notice).splitlines()
 
@@ -343,7 +343,7 @@ def test_a_reader_that_has_gone_away_is_no_news(capsys: pytest.CaptureFixture[st
     assert "" == capsys.readouterr().err
 
 
-def test_a_full_disk_under_stdout_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_under_stdout_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(Refusing(4, errno.ENOSPC))  # type: ignore[arg-type]
     console.watch([line(b"hello")])
     console.watch([line(b"hello again")])

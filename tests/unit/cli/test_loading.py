@@ -55,7 +55,7 @@ def flow(name: str, base: str = "FlowSpec") -> str:
         ("MyFlow/123/start", False),
     ],
 )
-def test_a_flow_file_is_told_by_its_ending(word: str, expected: bool) -> None:
+def test_a_flow_file_is_recognized_by_its_ending(word: str, expected: bool) -> None:
     assert expected is is_target(word)
 
 

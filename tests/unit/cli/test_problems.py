@@ -86,7 +86,7 @@ def test_controls_are_spelt_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reported"),
     [
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
         (RuntimeError("can't start new thread"), "No process or thread can be started"),
@@ -98,11 +98,11 @@ def test_controls_are_spelt_out() -> None:
     ],
 )
 def test_what_the_machine_lacks_is_no_fault_of_ours(
-    error: Exception, told: str, capsys: pytest.CaptureFixture[str]
+    error: Exception, reported: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert 1 == guarded(raising(error))
     said = capsys.readouterr().err
-    assert told in said
+    assert reported in said
     assert "fault of aflow" not in said
 
 

@@ -21,7 +21,7 @@ from aflow.cli.tables import table
         (90_000, "1d 01h"),
     ],
 )
-def test_a_duration_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert text == duration(seconds)
 
 

@@ -140,7 +140,7 @@ def test_an_unknown_status_is_refused_with_the_known_ones(records: Records) -> N
         Flow("Flow").runs(status="done")
 
 
-def test_what_is_a_part_of_what_is_told_by_pathspecs(records: Records) -> None:
+def test_what_is_a_part_of_what_is_decided_by_pathspecs(records: Records) -> None:
     records.run().task(1, "start").commit()
     task = Run("Flow/1")["start"]["1"]
 
@@ -181,7 +181,7 @@ def test_a_part_is_found_by_its_id_if_it_is_there(records: Records) -> None:
         (Task, "Flow/12345/middle/1", "none of step 'middle' but of 'start'"),
     ],
 )
-def test_what_is_not_there_is_told_with_what_is_near(
+def test_what_is_not_there_is_reported_with_what_is_near(
     records: Records, kind: type[Run], pathspec: str, message: str
 ) -> None:
     records.run("12345").task(1, "start").commit()
@@ -309,7 +309,7 @@ def test_a_resumed_run_names_its_origin(records: Records) -> None:
 # ------------------------------------------------------------------ tags
 
 
-def test_tags_of_people_and_of_aflow_are_told_apart(records: Records) -> None:
+def test_tags_of_people_and_of_aflow_are_distinguished(records: Records) -> None:
     records.run(tags=["good"]).task(1, "start").commit()
 
     for each in (Run("Flow/1"), Step("Flow/1/start"), Task("Flow/1/start/1")):

@@ -136,7 +136,7 @@ def test_a_blob_that_was_changed_is_refused(records: Records) -> None:
         _ = task.data.x
 
 
-def test_a_manifest_that_is_gone_is_told(records: Records) -> None:
+def test_a_manifest_that_is_gone_is_reported(records: Records) -> None:
     records.run().task(2, "end", inherited={1: ["x"]}).commit()
 
     with pytest.raises(StorageError, match="Task 1 of run 'Flow/1' has left no artifacts"):
@@ -184,7 +184,7 @@ def test_an_earlier_attempt_is_shown_if_asked_for(records: Records) -> None:
     assert "Task('Flow/1/start/1', attempt=0)" == repr(first)
 
 
-def test_an_attempt_that_was_not_made_is_told(records: Records) -> None:
+def test_an_attempt_that_was_not_made_is_reported(records: Records) -> None:
     records.run().task(1, "start").commit()
 
     with pytest.raises(NotFound, match="has no attempt 3: 1 was made, counted from 0"):
@@ -197,7 +197,7 @@ def test_what_counts_no_attempt_is_refused(attempt: Any) -> None:
         Task("Flow/1/start/1", attempt=attempt)
 
 
-def test_the_exception_is_told_and_apart_from_it_one_that_was_caught(records: Records) -> None:
+def test_the_exception_is_reported_and_apart_from_it_one_that_was_caught(records: Records) -> None:
     failed = ERROR | {"caught": False}
     records.run().task(1, "start", error=ERROR).task(2, "start", error=failed).commit()
     settled, unsettled = Task("Flow/1/start/1"), Task("Flow/1/start/2")
@@ -385,7 +385,7 @@ def test_an_attempt_that_runs_is_neither_done_nor_ok(records: Records) -> None:
     assert not {"attempt_ok", "attempt-done"} & Task("Flow/1/start/1").metadata_dict.keys()
 
 
-def test_where_a_task_ran_is_told(records: Records) -> None:
+def test_where_a_task_ran_is_reported(records: Records) -> None:
     records.run().task(1, "start").commit()
     task = Task("Flow/1/start/1")
 

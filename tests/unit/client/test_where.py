@@ -129,7 +129,7 @@ def test_what_runs_later_is_found(tmp_path: Path) -> None:
     assert ["Flow"] == [flow.id for flow in Metaflow()]
 
 
-def test_a_damaged_database_is_told(tmp_path: Path) -> None:
+def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".aflow").mkdir()
     (tmp_path / ".aflow" / "metadata.db").write_bytes(b"no database" * 100)
 
@@ -218,7 +218,7 @@ def test_any_tag_can_be_the_namespace(records: Records) -> None:
     assert "user:tester" == default_namespace()
 
 
-def test_what_is_of_somebody_else_is_told_apart_from_what_is_not_there(records: Records) -> None:
+def test_what_is_of_somebody_else_is_distinguished_from_what_is_not_there(records: Records) -> None:
     records.run(user="somebody").task(1, "start").commit()
 
     for find in (lambda: Flow("Flow"), lambda: Run("Flow/1"), lambda: Task("Flow/1/start/1")):

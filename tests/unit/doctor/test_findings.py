@@ -48,7 +48,7 @@ def test_little_space_is_a_doubt_and_none_a_failure(free: int, state: str) -> No
         (900, "fail", "900 s ahead of that of AWS"),
     ],
 )
-def test_a_clock_that_is_off_is_told_by_how_much(off: float, state: str, said: str) -> None:
+def test_a_clock_that_is_off_is_reported_by_how_much(off: float, state: str, said: str) -> None:
     found = of_clock("clock", NOW + off, DATE, "AWS")
 
     assert state == found.state
@@ -167,7 +167,7 @@ def test_the_worst_counts() -> None:
 # ------------------------------------------------------------ keys
 
 
-def test_a_key_that_does_nothing_is_told_of_and_one_that_counts_is_not() -> None:
+def test_a_key_that_does_nothing_is_reported_and_one_that_counts_is_not() -> None:
     assert "" == remark("METAFLOW_BATCH_JOB_QUEUE") == remark("AFLOW_DATATOOLS_SYSROOT_S3")
     assert "without effect: state machines of aflow need no table" == remark(
         "METAFLOW_SFN_DYNAMO_DB_TABLE"

@@ -40,7 +40,7 @@ from tests.support.s3 import S3Bucket
 from tests.support.servers import free_port
 
 PROGRAM = "aflow.remote.job"
-BEGUN = "aflow: This is no job of a run"  # what it says when it runs, and was told nothing
+BEGUN = "aflow: This is no job of a run"  # what it says when it runs without variables
 # Without `site` and the working folder there is the standard library alone.
 BARE = [sys.executable, "-S", "-P"]
 NOW = time.time()

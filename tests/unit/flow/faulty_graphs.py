@@ -331,6 +331,6 @@ FAULTY_GRAPHS: list[Fault] = [
             def only(self):
                 pass
         """,
-        [(2, "'alpha' and 'Alpha' cannot be told apart")],
+        [(2, "'alpha' and 'Alpha' cannot be distinguished")],
     ),
 ]

@@ -50,13 +50,13 @@ def test_outside_of_a_task_what_is_known_is_none() -> None:
     assert "<current: no task>" == repr(current)
 
 
-def test_outside_of_a_task_an_unknown_name_is_told() -> None:
+def test_outside_of_a_task_an_unknown_name_is_reported() -> None:
     with pytest.raises(AttributeError) as caught:
         current.runid  # noqa: B018
     assert "current has no 'runid': no task runs here. Did you mean 'run_id'?" == str(caught.value)
 
 
-def test_an_unknown_name_is_told_with_those_there_are() -> None:
+def test_an_unknown_name_is_reported_with_those_there_are() -> None:
     with task(card=1), pytest.raises(AttributeError) as caught:
         current.stepname  # noqa: B018
     assert "no 'stepname'. Did you mean 'step_name'? It has: card, flow_name," in str(caught.value)
@@ -140,7 +140,7 @@ def test_a_thread_sees_the_task_that_has_started_it() -> None:
     assert in_a_thread(seen) == (None, None, False, "<current: no task>")
 
 
-def test_a_thread_among_several_tasks_is_told_that_it_cannot_know_which() -> None:
+def test_a_thread_among_several_tasks_gets_an_error_that_it_cannot_know_which() -> None:
     with task(), task(task_id="4"):
         assert "4" == current.task_id
         with pytest.raises(AttributeError, match="several coroutine steps run in this process"):

@@ -25,7 +25,7 @@ from tests.unit.flow.flows import MakeFlow
 # ------------------------------------------------------------ values
 
 
-def test_a_retry_waits_two_minutes_unless_told_otherwise() -> None:
+def test_a_retry_waits_two_minutes_unless_set_otherwise() -> None:
     assert (3, 120.0) == (Retry().times, Retry().wait_seconds)
     assert 30.0 == Retry(minutes_between_retries=0.5).wait_seconds
     assert 0.0 == Retry(minutes_between_retries=0.5, seconds=0).wait_seconds
@@ -129,7 +129,7 @@ def test_the_values_of_environment_variables_are_not_shown() -> None:
         ),
     ],
 )
-def test_a_value_that_cannot_be_used_is_told(
+def test_a_value_that_cannot_be_used_is_reported(
     kind: Any, options: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(InvalidDecorator) as caught:
@@ -167,7 +167,7 @@ def test_the_same_decorator_twice_is_refused() -> None:
             pass
 
 
-def test_an_unknown_option_is_told_with_those_there_are() -> None:
+def test_an_unknown_option_is_reported_with_those_there_are() -> None:
     with pytest.raises(InvalidDecorator) as caught:
         retry(time=3)  # type: ignore[call-overload]
     assert (
@@ -176,7 +176,7 @@ def test_an_unknown_option_is_told_with_those_there_are() -> None:
     )
 
 
-def test_an_option_without_its_name_is_told() -> None:
+def test_an_option_without_its_name_is_reported() -> None:
     with pytest.raises(InvalidDecorator, match="@retry takes its options by name"):
         retry(3)  # type: ignore[call-overload]
 
@@ -216,7 +216,7 @@ def test_a_spec_is_read(spec: str, expected: object) -> None:
         ('environment:vars={"A": 1', "vars must be a mapping"),
     ],
 )
-def test_a_spec_that_cannot_be_read_is_told(spec: str, part: str) -> None:
+def test_a_spec_that_cannot_be_read_is_reported(spec: str, part: str) -> None:
     with pytest.raises(InvalidDecorator) as caught:
         parse_spec(spec)
     assert str(caught.value).startswith(f"--with {spec}: ")
@@ -248,11 +248,11 @@ def test_options_that_are_no_json_are_texts(options: dict[str, str]) -> None:
 @given(st.sampled_from([*KINDS, "x"]), st.text())
 def test_any_spec_is_read_or_refused_with_a_sentence(name: str, text: str) -> None:
     try:
-        told = parse_spec(f"{name}:{text}").name
+        reported = parse_spec(f"{name}:{text}").name
     except InvalidDecorator as error:
-        told = str(error)
+        reported = str(error)
 
-    assert told == name or told.startswith(f"--with {name}:{text}: ")
+    assert reported == name or reported.startswith(f"--with {name}:{text}: ")
 
 
 TWO_STEPS = """

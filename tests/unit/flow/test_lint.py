@@ -1,4 +1,4 @@
-"""One tiny flow for each rule of the graph; every fault is told with file and line."""
+"""One tiny flow for each rule of the graph; every fault is reported with file and line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAULTS = [*FAULTY_STEPS, *FAULTY_GRAPHS]
 @pytest.mark.parametrize(
     ("body", "expected"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS]
 )
-def test_a_fault_is_told_with_its_line(
+def test_a_fault_is_reported_with_its_line(
     make_flow: MakeFlow, body: str, expected: list[tuple[int, str]]
 ) -> None:
     problems = check(define(make_flow(body)))
@@ -66,7 +66,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("call", "part"), CALLS, ids=[call for call, _ in CALLS])
-def test_a_next_that_cannot_be_read_is_told_with_its_line(
+def test_a_next_that_cannot_be_read_is_reported_with_its_line(
     make_flow: MakeFlow, call: str, part: str
 ) -> None:
     flow = make_flow(
@@ -98,7 +98,7 @@ def test_a_problem_names_the_file_too(make_flow: MakeFlow, tmp_path: Path) -> No
     assert f"({tmp_path / 'flow_1.py'}, line 5)" in str(problem)
 
 
-def test_all_problems_of_a_stage_are_told_at_once(make_flow: MakeFlow) -> None:
+def test_all_problems_of_a_stage_are_reported_at_once(make_flow: MakeFlow) -> None:
     flow = make_flow(
         """
         class F(FlowSpec):

@@ -18,14 +18,14 @@ def test_what_inputs_agree_on_is_taken_from_the_first_that_has_it() -> None:
     assert {"x": 0, "z": 0, "w": 1} == plan_merge(["y"], INPUTS)
 
 
-def test_inputs_that_differ_are_told_by_artifact_and_label() -> None:
+def test_inputs_that_differ_are_reported_by_artifact_and_label() -> None:
     with pytest.raises(UnhandledInMergeArtifacts) as caught:
         plan_merge([], INPUTS)
     assert ["y"] == caught.value.artifact_names
     assert "the inputs of the join differ in y (differs between a/1 and b/2)" in str(caught.value)
 
 
-def test_many_differences_are_all_named_and_some_are_told() -> None:
+def test_many_differences_are_all_named_and_some_are_reported() -> None:
     names = [f"x{number:02}" for number in range(15)]
     inputs = [(label, dict.fromkeys(names, label)) for label in ("a", "b", "c")]
 
@@ -47,7 +47,7 @@ def test_what_the_join_has_set_already_may_be_included() -> None:
     assert {"x": 0} == plan_merge(["y", "other"], INPUTS, include=["x", "y", "other"])
 
 
-def test_what_is_included_and_in_no_input_is_told() -> None:
+def test_what_is_included_and_in_no_input_is_reported() -> None:
     with pytest.raises(MissingInMergeArtifacts, match="no input has 'p', 'q'") as caught:
         plan_merge([], INPUTS, include=["x", "q", "p"])
     assert ["p", "q"] == caught.value.artifact_names

@@ -190,7 +190,7 @@ def test_a_required_parameter_must_be_given(definition: FlowDefinition, given: A
         resolve(definition, given, context)
 
 
-def test_an_unknown_parameter_is_told_with_those_there_are(definition: FlowDefinition) -> None:
+def test_an_unknown_parameter_is_reported_with_those_there_are(definition: FlowDefinition) -> None:
     with pytest.raises(InvalidParameter) as caught:
         resolve(definition, {"must": "x", "alhpa": 1}, context)
     assert (
@@ -207,14 +207,14 @@ def one_parameter(make_flow: MakeFlow, declaration: str) -> FlowDefinition:
     )
 
 
-def test_a_default_that_fails_is_told(make_flow: MakeFlow) -> None:
+def test_a_default_that_fails_is_reported(make_flow: MakeFlow) -> None:
     definition = one_parameter(make_flow, 'Parameter("p", default=lambda ctx: 1 / 0)')
 
     with pytest.raises(InvalidParameter, match="'p' is a function, and it failed: ZeroDivision"):
         resolve(definition, {}, context)
 
 
-def test_a_default_of_another_type_is_told(make_flow: MakeFlow) -> None:
+def test_a_default_of_another_type_is_reported(make_flow: MakeFlow) -> None:
     definition = one_parameter(make_flow, 'Parameter("p", type=int, default=lambda ctx: "x")')
 
     with pytest.raises(InvalidParameter, match="'p' has the value 'x'"):

@@ -112,7 +112,7 @@ def test_constants_are_read_from_the_class(flow_class: type[FlowSpec]) -> None:
     assert [] == context.loaded
 
 
-def test_a_missing_artifact_is_told_with_flow_step_and_a_near_name(
+def test_a_missing_artifact_is_reported_with_flow_step_and_a_near_name(
     flow_class: type[FlowSpec],
 ) -> None:
     flow, _ = running(flow_class, "c", model=1)

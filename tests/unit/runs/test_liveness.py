@@ -53,7 +53,7 @@ def read(metadata: SqliteMetadata) -> RunRecord:
 
 
 @pytest.mark.parametrize("owner", ["coordinator/gone-1-a", "server/host-2-b", "me/c"])
-def test_a_run_is_driven_until_its_lease_is_over_whoever_began_it(
+def test_a_run_is_driven_until_its_lease_expires_in_any_process(
     metadata: SqliteMetadata, owner: str
 ) -> None:
     began = {"owner": {"host": "elsewhere", "pid": 1, "began": 1}}

@@ -114,7 +114,7 @@ def test_tasks_that_went_on_at_once_stand_in_different_rows_of_a_trace() -> None
 
     trace = json.loads("".join(columns.copy().trace("Flow/1", 110.0)))
     hosts = {each["pid"]: each["args"]["name"] for each in trace["traceEvents"] if "ts" not in each}
-    told = {
+    expected = {
         each["name"]: (hosts[each["pid"]], each["tid"], each["ts"], each["dur"])
         for each in trace["traceEvents"]
         if each["ph"] == "X"
@@ -124,7 +124,7 @@ def test_tasks_that_went_on_at_once_stand_in_different_rows_of_a_trace() -> None
         "work/2": ("h", 1, 1_000_000, 9_000_000),
         "work/3": ("h", 0, 4_000_000, 1_000_000),
         "work/4": ("g", 0, 0, 1_000_000),
-    } == told
+    } == expected
 
 
 @given(st.permutations(range(1, 9)), st.integers(0, 8), st.integers(1, 8))

@@ -86,7 +86,7 @@ def test_a_change_names_what_is_changed_and_leaves_the_rest() -> None:
             changed(known, wrong, NOON)
 
 
-def test_the_next_ticks_are_told_as_far_as_there_are_any() -> None:
+def test_the_next_ticks_are_reported_as_far_as_there_are_any() -> None:
     assert [NOON + HOUR, NOON + 2 * HOUR] == ticks("0 * * * ? *", None, NOON, 2)
     berlin = ticks("0 12 * * ? *", "Europe/Berlin", NOON, 1)
     assert [NOON + 22 * HOUR] == berlin

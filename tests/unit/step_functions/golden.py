@@ -33,8 +33,8 @@ def machines() -> dict[str, str]:
                 graph, jobs, where(flow.__name__, **more), "Hello"
             )
         if flow.__name__ == "Linear":
-            told = {"on_error": TOPIC, "on_success": BUS}
-            found["LinearNoted"] = compiled(graph, jobs, where(flow.__name__, **told))
+            reported = {"on_error": TOPIC, "on_success": BUS}
+            found["LinearNoted"] = compiled(graph, jobs, where(flow.__name__, **reported))
     return {f"{name}.json": json.dumps(each, indent=1) + "\n" for name, each in found.items()}
 
 

@@ -33,21 +33,21 @@ def test_a_foreach_has_as_many_items_as_an_execution_has_room_for_their_events()
         ("cell", None, False, None),
     ],
 )
-def test_too_many_items_are_told_with_what_to_do(step, count, distributed, expected) -> None:
-    told = too_many_items(define(Nested).graph, step, count, distributed=distributed)
+def test_too_many_items_are_reported_with_what_to_do(step, count, distributed, expected) -> None:
+    reported = too_many_items(define(Nested).graph, step, count, distributed=distributed)
     if expected is None:
-        assert told is None
+        assert reported is None
     else:
-        assert told is not None
+        assert reported is not None
         with pytest.raises(InvalidInput, match=expected):
-            raise InvalidInput(told)
+            raise InvalidInput(reported)
 
 
-def test_a_join_of_more_branches_than_a_job_can_be_told_of_is_refused() -> None:
+def test_a_join_of_more_branches_than_a_job_can_be_given_is_refused() -> None:
     names = [f"branch{number:03}" for number in range(200)]
     nodes = [split("start", *names, join="join"), *(linear(each, "join") for each in names)]
     wide = graph(*nodes, linear("join", "end"), end())
-    with pytest.raises(InvalidInput, match=r"Step start has 200 branches, .* told of 181: use a"):
+    with pytest.raises(InvalidInput, match=r"Step start has 200 branches, .* given 181: use a"):
         compiled(wide, dict.fromkeys(wide.nodes, JOB), where("Wide"))
 
 

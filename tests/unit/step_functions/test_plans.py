@@ -14,7 +14,7 @@ from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord
 from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState
-from aflow.step_functions.job import Chance, next_chance
+from aflow.step_functions.job import NextAttempt, next_attempt
 from aflow.step_functions.names import (
     Label,
     authorized,
@@ -64,7 +64,7 @@ def test_a_definition_is_named_by_its_content():
     assert 3 == len({*names})
 
 
-def test_what_fargate_has_not_and_what_is_not_set_are_told():
+def test_what_fargate_has_not_and_what_is_not_set_are_reported():
     steps = define(Needs).steps
     with pytest.raises(InvalidInput, match="Fargate, which has no sharedMemorySize, tmpfs"):
         definition_of(steps["start"], SETTINGS, {}, PROGRAM, fargate=True)
@@ -75,7 +75,8 @@ def test_what_fargate_has_not_and_what_is_not_set_are_told():
 
 
 def attempts(states: str) -> list[AttemptRecord]:
-    """Attempts that have failed (f), were lost (l), interrupted (i) or never told of an end (r)."""
+    """Attempts that have failed (f), were lost (l), interrupted (i) or never reported an end
+    (r)."""
     kinds = {
         "f": AttemptState.FAILED,
         "l": AttemptState.LOST,
@@ -91,23 +92,23 @@ def attempts(states: str) -> list[AttemptRecord]:
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        ("", Chance(0, 0.0, final=False, fallback=False)),
-        ("f", Chance(1, 65.0, final=True, fallback=False)),
-        ("ff", Chance(2, 0.0, final=True, fallback=True)),
-        ("lf", Chance(2, 75.0, final=True, fallback=False)),
-        ("iiii", Chance(4, 0.0, final=False, fallback=False)),
-        ("lr", Chance(2, 0.0, final=False, fallback=False)),
-        ("llr", Chance(3, 0.0, final=True, fallback=True)),
+        ("", NextAttempt(0, 0.0, final=False, fallback=False)),
+        ("f", NextAttempt(1, 65.0, final=True, fallback=False)),
+        ("ff", NextAttempt(2, 0.0, final=True, fallback=True)),
+        ("lf", NextAttempt(2, 75.0, final=True, fallback=False)),
+        ("iiii", NextAttempt(4, 0.0, final=False, fallback=False)),
+        ("lr", NextAttempt(2, 0.0, final=False, fallback=False)),
+        ("llr", NextAttempt(3, 0.0, final=True, fallback=True)),
     ],
 )
 def test_what_the_next_attempt_is_follows_from_those_before(before, expected):
     policy = StepPolicy(retries=1, wait=60.0, catches=True)
-    assert expected == next_chance(policy, attempts(before))
+    assert expected == next_attempt(policy, attempts(before))
 
 
 def test_a_step_that_does_not_catch_has_no_attempt_after_the_last():
-    assert next_chance(StepPolicy(retries=1), attempts("ff")) is None
-    assert next_chance(StepPolicy(retries=1), attempts("lll")) is None
+    assert next_attempt(StepPolicy(retries=1), attempts("ff")) is None
+    assert next_attempt(StepPolicy(retries=1), attempts("lll")) is None
 
 
 def test_names_of_machines_and_rules_fit_into_what_aws_allows():
@@ -129,9 +130,9 @@ def test_who_has_not_deployed_a_machine_needs_its_token():
     assert label_of('{"Comment": "mine"}') is None
     authorized("Flow", label, "ann", [None], "change it")
     authorized("Flow", label, "bob", ["flow-0-abcd"], "change it")
-    with pytest.raises(InvalidInput, match="deployed by ann: to change it, ask them") as told:
+    with pytest.raises(InvalidInput, match="deployed by ann: to change it, ask them") as reported:
         authorized("Flow", label, "bob", ["wrong"], "change it")
-    assert "abcd" not in str(told.value)
+    assert "abcd" not in str(reported.value)
 
 
 def test_tokens_are_numbered():

@@ -1,4 +1,4 @@
-"""What starts a deployed flow, and what an execution is told by it."""
+"""What starts a deployed flow, and what an execution gets by it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def _nothing_said() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Noted(StepDecorator):
-    """Notes what happens, and fails where it is told to."""
+    """Notes what happens, and fails where the test asks for it."""
 
     name: ClassVar[str] = "noted"
     around: ClassVar[str] = f"{__name__}:AroundNoted"

@@ -10,7 +10,7 @@ from aflow.errors import TaskError
 from aflow.task.environment import Variables
 
 
-def test_the_last_to_let_go_puts_back_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_to_release_puts_back_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFLOW_THERE", "before")
     monkeypatch.delenv("AFLOW_NEW", raising=False)
     variables, values = Variables("environment"), {"AFLOW_THERE": "x", "AFLOW_NEW": "y"}

@@ -1,4 +1,4 @@
-"""Letters of workers, in whatever order a queue hands them out."""
+"""Reports of workers, in whatever order a queue delivers them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import pytest
 
 from aflow._core.clock import FakeClock
 from aflow.executors import protocol
-from aflow.executors.mailbox import Correspondence
-from aflow.executors.protocol import ReportsLetter
+from aflow.executors.mailbox import ReportInbox
+from aflow.executors.protocol import ReportsMessage
 
 STARTED = protocol.STARTED, 1, 0, 17, 5.0
 LOGGED = protocol.LOGGED, 1, 0, 0, 5.5, b"said\n"
 ENDED = protocol.ENDED, 1, 0, None, None, "succeeded", "", True, ["end"]
 
 
-class Told:
+class Recorded:
     """What is reported, by the names of the calls."""
 
     def __init__(self) -> None:
@@ -28,15 +28,15 @@ class Told:
     "order", [(STARTED, LOGGED, ENDED), (ENDED, STARTED, LOGGED), (LOGGED, ENDED, STARTED)]
 )
 async def test_an_end_is_never_lost_whatever_comes_first(order: tuple[tuple[object, ...]]) -> None:
-    told = Told()
-    mail = Correspondence[int](FakeClock())
-    mail.begin(told)  # type: ignore[arg-type]
+    recorder = Recorded()
+    mail = ReportInbox[int](FakeClock())
+    mail.begin(recorder)  # type: ignore[arg-type]
     mail.send((1, 0), "work")
     for number, event in enumerate(order):
-        mail.hear(ReportsLetter("Flow", "1", "worker", "host", number, [event]), number)
+        mail.hear(ReportsMessage("Flow", "1", "worker", "host", number, [event]), number)
 
-    assert (1, 1) == (told.calls.count("started"), told.calls.count("ended"))
-    assert told.calls.index("started") < told.calls.index("ended")
+    assert (1, 1) == (recorder.calls.count("started"), recorder.calls.count("ended"))
+    assert recorder.calls.index("started") < recorder.calls.index("ended")
     assert {} == mail.away
     mail.forget((1, 0))
     assert [0, 1, 2] == sorted(mail.done)

@@ -1,4 +1,4 @@
-"""How what a worker has to say is put into letters."""
+"""How the events of a worker are put into messages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from aflow._core.clock import FakeClock
 from aflow.errors import InvalidMessage, QueueError
 from aflow.executors import protocol
 from aflow.executors.base import NO_USAGE
-from aflow.executors.mailbox import Correspondence
+from aflow.executors.mailbox import ReportInbox
 from aflow.executors.protocol import (
-    CancelLetter,
+    CancelMessage,
     Presence,
-    ReportsLetter,
-    TaskLetter,
-    unseal_letter,
+    ReportsMessage,
+    TaskMessage,
+    open_message,
 )
 from aflow.queue.messages import seal
 from aflow.runs.attempts import LiveAttempt
@@ -38,7 +38,7 @@ def test_letters_have_all_events_in_their_order_and_none_is_too_large(said: list
     assert all(len(part) == 1 or sum(len(data) for _, data in part) <= 1 << 20 for part in parts)
 
 
-def test_many_small_events_are_not_one_letter() -> None:
+def test_many_small_events_are_not_one_message() -> None:
     assert [500, 500, 1] == [len(part) for part in protocol.parts([(1, b"x")] * 1001)]
 
 
@@ -54,7 +54,7 @@ SPEC = AttemptSpec(
     "work", 3, 0, encode_inputs(FromTask(1)), 1, 0, 2, True, False, False, {1: MANIFEST}, "0" * 64,
     ("1" * 64,),
 )  # fmt: skip
-TASK = TaskLetter("file:///store", *RUN, "a" * 64, REPLY, SPEC.encode(), 0)
+TASK = TaskMessage("file:///store", *RUN, "a" * 64, REPLY, SPEC.encode(), 0)
 EVENTS = [
     [protocol.STARTED, 3, 0, 17, NOW],
     [protocol.LOGGED, 3, 0, 1, NOW, b"text"],
@@ -63,8 +63,8 @@ EVENTS = [
      NOW, [["a", "b", "c"]], False],
     [protocol.DECLINED, 3, 0, "why"],
 ]  # fmt: skip
-REPORTS = ReportsLetter(*RUN, "worker-1", "host", 1, EVENTS)
-CANCEL = CancelLetter([[*RUN, 3, 0]])
+REPORTS = ReportsMessage(*RUN, "worker-1", "host", 1, EVENTS)
+CANCEL = CancelMessage([[*RUN, 3, 0]])
 GOOD = [
     ("task", "tasks.default", TASK),
     ("reports", REPLY, REPORTS),
@@ -109,45 +109,45 @@ def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return copy
 
 
-@pytest.mark.parametrize(("kind", "topic", "letter"), GOOD, ids=[each[0] for each in GOOD])
+@pytest.mark.parametrize(("kind", "topic", "message"), GOOD, ids=[each[0] for each in GOOD])
 @settings(max_examples=300)
 @given(data=st.data())
-def test_a_letter_with_any_value_in_any_place_is_refused_or_is_one(
-    kind: str, topic: str, letter: Any, data: st.DataObject
+def test_a_message_with_any_value_in_any_place_is_refused_or_is_one(
+    kind: str, topic: str, message: Any, data: st.DataObject
 ) -> None:
-    fields = msgpack.unpackb(msgpack.packb(letter._asdict()), strict_map_key=False)
+    fields = msgpack.unpackb(msgpack.packb(message._asdict()), strict_map_key=False)
     path = data.draw(st.sampled_from([*places(fields)]))
     odd = changed(fields, path, data.draw(ODD))
     body = seal(kind, topic, NOW, odd if isinstance(odd, dict) else {"x": odd})
 
     try:
-        found = unseal_letter(body, kind, (), topic, NOW)
+        found = open_message(body, kind, (), topic, NOW)
         if kind == "task":
             spec = found.attempt
             assert AttemptSpec.decode(spec.encode())._replace(again=spec.again) == spec
     except QueueError:
         return
-    assert type(found) is type(letter)
+    assert type(found) is type(message)
     if kind == "reports":
         heard(found)
     elif kind == "cancel":
         assert all(hash((flow, run, task, no)) for flow, run, task, no in found.attempts)
 
 
-def heard(letter: ReportsLetter) -> None:
+def heard(message: ReportsMessage) -> None:
     """A coordinator hears it: whatever it says can be recorded."""
-    told = Told()
-    mail = Correspondence[int](FakeClock())
-    mail.begin(told)
+    recorder = Recorded()
+    mail = ReportInbox[int](FakeClock())
+    mail.begin(recorder)
     mail.send((3, 0), "work")
-    mail.hear(letter, 1)
-    for report in told.reports:
+    mail.hear(message, 1)
+    for report in recorder.reports:
         assert report.outcome
         assert report.state != "interrupted"
         LiveAttempt("work", False).ended(report, NO_USAGE, None, NOW)
 
 
-class Told:
+class Recorded:
     """What is reported."""
 
     def __init__(self) -> None:
@@ -160,10 +160,10 @@ class Told:
         return lambda *_: None
 
 
-@pytest.mark.parametrize(("kind", "topic", "letter"), GOOD, ids=[each[0] for each in GOOD])
-def test_good_letters_come_as_they_were_written(kind: str, topic: str, letter: Any) -> None:
-    found = unseal_letter(letter.seal((), topic, NOW), kind, (), topic, NOW)
-    assert letter._replace(**({} if kind == "task" else {letter._fields[-1]: found[-1]})) == found
+@pytest.mark.parametrize(("kind", "topic", "message"), GOOD, ids=[each[0] for each in GOOD])
+def test_good_messages_come_as_they_were_written(kind: str, topic: str, message: Any) -> None:
+    found = open_message(message.seal((), topic, NOW), kind, (), topic, NOW)
+    assert message._replace(**({} if kind == "task" else {message._fields[-1]: found[-1]})) == found
     if kind == "task":
         assert SPEC == found.attempt
 
@@ -171,7 +171,7 @@ def test_good_letters_come_as_they_were_written(kind: str, topic: str, letter: A
 def test_a_task_reports_to_its_own_run_alone() -> None:
     other = TASK._replace(reply=protocol.reports_topic("Flow", "2"))
     with pytest.raises(InvalidMessage, match="another place for its reports"):
-        unseal_letter(other.seal((), "t", NOW), "task", (), "t", NOW)
+        open_message(other.seal((), "t", NOW), "task", (), "t", NOW)
 
 
 @given(st.binary(max_size=200))
@@ -186,7 +186,7 @@ def test_output_is_divided_for_queues_that_take_little_and_nothing_of_it_is_lost
     events = [(protocol.LOGGED, 1, 0, 0, NOW, output), (protocol.STARTED, 2, 0, 1, NOW)]
     parts = [*protocol.parts(events, 100_000)]
     for part in parts:
-        body = ReportsLetter(*RUN, "w", "h", 1, part).seal((b"key",), REPLY, NOW)
+        body = ReportsMessage(*RUN, "w", "h", 1, part).seal((b"key",), REPLY, NOW)
         assert len(body) <= 100_000
     said = [event for part in parts for event in part]
     assert output == b"".join(event[5] for event in said if event[0] == protocol.LOGGED)

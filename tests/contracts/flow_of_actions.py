@@ -18,18 +18,18 @@ from aflow.flow.spec import FlowSpec, step
 
 NOBODY = 54321  # a user that has no processes
 
-if os.environ.get("DEEDS_CANNOT_BE_IMPORTED"):
+if os.environ.get("ACTIONS_CANNOT_BE_IMPORTED"):
     raise ImportError("this file is in no mood")
-if os.environ.get("DEEDS_DIE_AT_IMPORT"):
+if os.environ.get("ACTIONS_DIE_AT_IMPORT"):
     os._exit(7)
-if os.environ.get("DEEDS_EXIT_AT_IMPORT"):
+if os.environ.get("ACTIONS_EXIT_AT_IMPORT"):
     sys.exit(3)
-if os.environ.get("DEEDS_LEAVE_A_THREAD"):
+if os.environ.get("ACTIONS_LEAVE_A_THREAD"):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 
-class DeedFlow(FlowSpec):
-    """`self.deed` is the name of a function below and its arguments."""
+class ActionFlow(FlowSpec):
+    """`self.action` is the name of a function below and its arguments."""
 
     @step
     def start(self) -> None:
@@ -37,14 +37,14 @@ class DeedFlow(FlowSpec):
 
     @step
     def act(self) -> None:
-        name, *args = self.deed
-        self.result = DEEDS[name](*args)
+        name, *args = self.action
+        self.result = ACTIONS[name](*args)
         self.next(self.act_async)
 
     @step
     async def act_async(self) -> None:
-        name, *args = self.deed
-        self.result = DEEDS[name](*args)
+        name, *args = self.action
+        self.result = ACTIONS[name](*args)
         if inspect.isawaitable(self.result):
             self.result = await self.result
         self.next(self.hurry)
@@ -52,8 +52,8 @@ class DeedFlow(FlowSpec):
     @timeout(seconds=1)
     @step
     def hurry(self) -> None:
-        name, *args = self.deed
-        self.result = DEEDS[name](*args)
+        name, *args = self.action
+        self.result = ACTIONS[name](*args)
         self.next(self.end)
 
     @step
@@ -237,7 +237,7 @@ def look() -> dict[str, Any]:
     }
 
 
-DEEDS: dict[str, Callable[..., Any]] = {
+ACTIONS: dict[str, Callable[..., Any]] = {
     each.__name__: each  # type: ignore[attr-defined]
     for each in (
         speak, fail, leave, leave_politely, kill_yourself, wait, ignore_the_polite, be_deaf,

@@ -569,8 +569,8 @@ async def _check_queue(
             elif topic != reports:
                 assert buried == 0, topic
             # A worker that was killed, or was too slow to extend its lease, leaves messages: leased
-            # as long as the lease lasts, and ready then. The next worker that gets one drops it, as its attempt
-            # has ended.
+            # as long as the lease lasts, and ready then. The next worker that gets one drops it, as
+            # its attempt has ended.
             for lease in await queue.lease([topic], 10_000, 60.0):
                 message = protocol.open_message(lease.body, _KINDS, (), topic, None)
                 assert set() == _attempts_in(message) - ended, f"{topic}: of what has not ended"

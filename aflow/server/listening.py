@@ -23,6 +23,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 
 from aflow._core.process import release_memory, share_heaps
 from aflow.errors import InvalidSetting
@@ -35,6 +37,7 @@ _GOODBYE = 10.0  # seconds for requests that are being answered
 _RELEASE = 10.0  # seconds between releases of memory
 _SWITCH = 0.0005  # seconds that a thread computes while others wait
 _LINGER = 1.0  # seconds in which the rest of a body is thrown away after its refusal
+_MALFORMED = 10  # requests that are no HTTP in this time are logged
 _SHOWN_AGAIN = 60.0  # seconds after which the log repeats that connections are refused
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -110,6 +113,8 @@ async def listening(
     assert runner.server is not None, "it is set up"
     connections.handler = runner.server
     sockets: list[socket.socket] = []
+    malformed = _Malformed()
+    server_logger.addFilter(malformed)
     try:
         try:
             sockets += await _bound(host, port)
@@ -132,9 +137,33 @@ async def listening(
                 connections.close_idle()
                 await runner.cleanup()
     finally:
+        server_logger.removeFilter(malformed)
         for each in sockets:
             each.close()
         await runner.cleanup()
+
+
+class _Malformed(logging.Filter):
+    """A request that is no HTTP is one line of the log, and of many a few are: aiohttp logs a
+    traceback of each, by which strangers could fill the disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since = 0.0
+        self._count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is logged; it is made shorter."""
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        if record.created - self._since >= _SHOWN_AGAIN:
+            self._since, self._count = record.created, 0
+        self._count += 1
+        record.msg = f"{record.getMessage()}: it is no HTTP ({type(error).__name__})."
+        record.args, record.exc_info, record.exc_text = None, None, None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return self._count <= _MALFORMED
 
 
 async def _give_memory_back() -> None:

@@ -335,6 +335,19 @@ def test_a_body_in_pieces_that_is_too_large_is_read_no_further(served: Daemon) -
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
+def test_requests_that_are_no_http_do_not_fill_the_log(folder: Daemon) -> None:
+    folder.begin()
+    answers = []
+    for _ in range(30):
+        with folder.socket() as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n")
+            answers.append(connection.recv(12))
+    folder.process.terminate()
+    _, log = folder.process.communicate(timeout=60)
+    assert [b"HTTP/1.0 400"] * 30 == answers
+    assert (10, False) == (log.count("it is no HTTP"), "Traceback" in log), log
+
+
 # ------------------------------------------------------------------ archives
 
 

@@ -57,6 +57,7 @@ def findings(clock: Clock) -> Iterator[Finding]:
         yield from _queue(settings)
         yield from _secrets(settings)
         yield from _aws(settings, aws, clocks)
+        yield from _kubernetes(settings)
     yield from clocks.findings()
 
 
@@ -249,6 +250,28 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
         return
     said = f"AFLOW_DEFAULT_SECRETS_BACKEND_TYPE names {kind}, and there is no such backend."
     yield fail("secrets", said, f"There are: {', '.join(known)}.")
+
+
+def _kubernetes(settings: Settings) -> Iterator[Finding]:
+    """Whether Jobs can be seen in the namespace, where one is named or all steps run there."""
+    from aflow.k8s.settings import KubernetesSettings
+
+    namespace = KubernetesSettings.load().namespace
+    if namespace is None and settings.executor != "kubernetes":
+        return
+    from aflow.k8s.access import Cluster
+
+    cluster = Cluster()
+    try:
+        namespace = namespace or cluster.namespace
+        cluster.first(f"/apis/batch/v1/namespaces/{namespace}/jobs", 1)
+        server = cluster.server
+    except AflowError as error:
+        yield fail("kubernetes", str(error), "Log in, or set KUBECONFIG to another cluster.")
+        return
+    finally:
+        cluster.close()
+    yield ok("kubernetes", f"{server} lists the jobs of the namespace {namespace}.")
 
 
 # ------------------------------------------------------------------ AWS

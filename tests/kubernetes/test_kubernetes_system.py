@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from aflow._core.clock import SystemClock
+from aflow.doctor.checks import findings as checked
 from aflow.errors import InvalidInput
 from aflow.executors.jobs import kubernetes as backend
 from aflow.executors.jobs.kubernetes import KubernetesSystem
@@ -92,6 +94,22 @@ def test_what_a_step_names_and_is_not_there_is_said_before_a_run_begins(bench: B
 
     with pytest.raises(InvalidInput, match=r'Step act names .* serviceaccounts "nobody" not found'):
         bench.system.check_all([job._replace(template={**job.template, "spec": spec})])
+
+
+def test_the_doctor_says_whether_the_cluster_answers(
+    kubernetes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFLOW_KUBERNETES_NAMESPACE", "ml")
+    monkeypatch.chdir(tmp_path)
+
+    def found() -> Any:
+        return [each for each in checked(SystemClock()) if each.name == "kubernetes"]
+
+    (well,) = found()
+    assert "lists the jobs of the namespace ml." in well.said
+    kubernetes.write_config("expired")
+    (ill,) = found()
+    assert "does not accept the credentials" in ill.said
 
 
 def test_a_submission_that_is_made_twice_is_one_job(bench: Bench, kubernetes: Cluster) -> None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from aflow.k8s.manifest import StepJob
     from aflow.task.spec import RunContext
 
-LARGEST_ARRAY = 10_000
+LARGEST_ARRAY = 2_000  # pods: each is some 15 kB in the store of the API server
 PATIENCE_AT_START = 120.0  # seconds for which the API server may not answer when a run begins
 BETWEEN = 2.0  # seconds between two tries then
 PULLING = 60.0  # seconds after which an image that is not in its registry is waited for no more

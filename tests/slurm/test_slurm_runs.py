@@ -300,7 +300,8 @@ def test_a_number_that_is_given_again_while_scancel_waits_ends_nobody_elses_job(
         [f"{numbers[0]}@mine-abc", f"{numbers[1]}@mine-xyz"], "They are not wanted."
     )
 
-    bench.until(lambda: bench.queue("%A %j") == [numbers[0], "of-ann"])
+    bench.until(lambda: len(bench.queue("%A")) == 1)
+    assert [numbers[0], "of-ann"] == bench.queue("%A %j")
 
 
 def test_a_run_goes_on_when_the_controller_does_not_answer_for_a_while(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from tests.docker.podman import IMAGE, USER, Podman, hardened
 from tests.support.s3 import S3Bucket
 
 # One process of the test session builds the image, for all tests; making the base takes a while.
-pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(900)]
 
 FLOW = """
 import os

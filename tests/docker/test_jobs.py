@@ -19,7 +19,7 @@ from tests.support import packages
 from tests.support.aws.furnished import Account
 from tests.support.waiting import select_nothing
 
-pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(900)]
 
 FLOW = """
 import os

@@ -22,7 +22,7 @@ from tests.support.servers import (
 )
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(900)]
 
 FLOW = """
 import os, time

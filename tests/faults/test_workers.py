@@ -79,7 +79,7 @@ def test_the_outcome_of_a_worker_that_slept_past_its_lease_is_refused(
     asleep = family(first.pid)
     for pid in asleep:
         os.kill(pid, signal.SIGSTOP)
-    second = fleet.start_worker("--slots", "2", "--lease", "5", WHO="second", SHARED=str(shared))
+    second = fleet.start_worker("--slots", "2", WHO="second", SHARED=str(shared))
     wait_until(lambda: 3 == noted(fleet, "ended second"))
     wait_until(lambda: 4 <= len(fleet.committed() - {0}), "what the second did is not committed")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from tests.flows.conftest import Workspace
 from tests.server.conftest import Daemon
+from tests.support.servers import free_port
 from tests.support.waiting import wait_until
 
 FLOW = """
@@ -60,7 +63,7 @@ def gated(folder: Daemon) -> Any:
     gated = Gated(folder.path)
     gated.write(FLOW)
     os.mkfifo(gated.path / "gate")
-    gated.begin(GATE=str(gated.path / "gate"))
+    gated.begin(GATE=str(gated.path / "gate"), port=str(free_port()))  # it may be started again
     yield gated
     assert 0 == gated.stop()
 
@@ -142,12 +145,13 @@ def test_a_silent_run_is_waited_for_while_its_server_is_started_again(folder: Da
     folder.write(FLOW.replace("print(", "(lambda *_, **__: None)("))
     os.mkfifo(folder.path / "gate")
     gated = Gated(folder.path)
-    gated.begin(GATE=str(gated.path / "gate"))
+    gated.begin(GATE=str(gated.path / "gate"), port=str(free_port()))  # it may be started again
     waiting = gated.start_aflow("submit", "flow.py", "--wait", "--server", gated.url)
     assert waiting.stdout is not None
     run = waiting.stdout.readline().strip()
     following = gated.start_aflow("logs", "--follow", run, "--server", gated.url)
-    wait_for_streams(gated, 2)
+    for each in (waiting, following):
+        wait_for_answer(each, gated)
     gated.process.kill()
     gated.process.communicate()
 
@@ -161,16 +165,26 @@ def test_a_silent_run_is_waited_for_while_its_server_is_started_again(folder: Da
     assert 0 == gated.stop()
 
 
-def wait_for_streams(daemon: Daemon, count: int) -> None:
-    """Wait until so many streams go on."""
+def wait_for_answer(process: subprocess.Popen[str], daemon: Daemon) -> None:
+    """Wait until the process is connected to the server, and has something of its answer."""
     port = int(daemon.url.rpartition(":")[2])
 
-    def connected() -> bool:
-        sockets = Path("/proc/net/tcp").read_text().splitlines()[1:]
-        ours = [line.split() for line in sockets]
-        return sum(int(f[1][-4:], 16) == port and f[3] == "01" for f in ours) >= count
+    def answered() -> bool:
+        table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        # Of a connection that is open, the kernel has an interval for acknowledgements (`ato`, in
+        # the fourteenth column) as soon as bytes have come.
+        there = {
+            f"socket:[{row[9]}]"
+            for row in table
+            if int(row[2][-4:], 16) == port and row[3] == "01" and int(row[13])
+        }
+        found = set()
+        for each in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it was closed while we looked
+                found.add(os.readlink(each))
+        return bool(there & found)
 
-    wait_until(connected, "nobody follows the run")
+    wait_until(answered, "it does not follow the run")
 
 
 def test_a_run_is_followed_while_its_server_is_started_again(gated: Gated) -> None:

@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from aflow.backends import open_metadata
 from benchmarks import ui
 from tests.server.conftest import Daemon
-from tests.support.servers import missing, new_database, postgres_for_one
+from tests.support.servers import free_port, missing, new_database, postgres_for_one
 from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(240)]
@@ -125,7 +125,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
     daemon.write(FLOW)
     recorded_by_metaflow(daemon.path)
     path = {"PYTHONPATH": str(repository)}
-    daemon.begin(**path)
+    daemon.begin(port=str(free_port()), **path)  # it is started again
     assert 0 == daemon.submit("flow.py", "--wait", "--tag", "prod", **path).code
     daemon.run = daemon.newest()
     assert 1 == daemon.submit("flow.py", "--wait", "--fail", "true", **path).code

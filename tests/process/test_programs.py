@@ -26,6 +26,13 @@ WAYS = {
     "python -m aflow": [sys.executable, "-m", "aflow", "mirror.py", "--no-pylint", "run"],
     "isolation worker": [*PYTHON, "run", "--isolation", "worker"],
     "process fork": [*PYTHON, "run", "--process", "fork"],
+    "python -m package": [sys.executable, "-m", "package.mirror", "--no-pylint", "run"],
+    "Runner": [
+        sys.executable,
+        "-c",
+        "from aflow import Runner; ran = Runner('mirror.py', False, pylint=False).run(); "
+        "raise SystemExit(ran.returncode)",
+    ],
 }
 # The words of `python mirror.py` that a command of aflow stands for.
 MEANT = {"aflow run": ["run", "--no-pylint"], "python -m aflow": ["--no-pylint", "run"]}
@@ -67,6 +74,10 @@ def only(notes: list[dict[str, Any]], where: str) -> dict[str, Any]:
 def mirror(tmp_path: Path) -> Path:
     """A folder with the program that writes down what it sees."""
     shutil.copy(HERE / "mirror.py", tmp_path)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(HERE / "mirror.py", package)
     return tmp_path
 
 

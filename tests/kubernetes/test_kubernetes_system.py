@@ -14,7 +14,7 @@ import yaml
 
 from aflow._core.clock import SystemClock
 from aflow.doctor.checks import findings as checked
-from aflow.errors import InvalidInput
+from aflow.errors import InvalidInput, JobSystemBusy
 from aflow.executors.jobs import kubernetes as backend
 from aflow.executors.jobs.kubernetes import KubernetesSystem
 from aflow.flow.spec import define
@@ -155,7 +155,10 @@ def test_a_token_that_has_expired_is_asked_for_again(bench: Bench, kubernetes: C
     system = KubernetesSystem(access.Cluster())
 
     assert system.find("nothing", bench.job) is None
-    kubernetes.token = "another"
+    before, kubernetes.token = kubernetes.token, "another"
+    with pytest.raises(JobSystemBusy, match="credentials, which may have expired"):
+        system.find("nothing", bench.job)
+    assert before == token.read_text()
     token.write_text("another")
     assert system.find("nothing", bench.job) is None
     system.close()

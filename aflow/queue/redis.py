@@ -598,8 +598,9 @@ class RedisQueue:
         except (RedisError, OSError) as error:
             detail = str(error).partition(" : ")[0]  # what follows is of the library's own objects
             if isinstance(error, _NOT_PRIMARY) or detail.startswith(_NOT_PRIMARY_WORDS):
-                # These connections stay with it: the next call is to find the new primary.
-                await self._redis.connection_pool.disconnect()
+                # These connections stay with it: the next call is to find the new primary. Those
+                # that other calls use get the same answer from the server, and end here as well.
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
                 raise QueueUnavailable(
                     f"The queue {self._url} is a replica, or is being made one ({detail}): it is "
                     "asked again, which finds the primary where the address leads to it."

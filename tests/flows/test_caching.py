@@ -464,5 +464,7 @@ def test_a_step_whose_code_cannot_be_hashed_runs_each_time_and_explain_says_so(
     assert ["end runs 300000"] == printed(workspace.run("--cache"))
     reported = command(workspace, "explain", f"{runs(workspace)[0].id}/end")
     assert "nothing else has changed since" in reported.out
-    assert "this step cannot be cached: neither by its value nor by its source" in reported.out
-    assert "BIG changed" in reported.out
+    assert (
+        "this step cannot be cached: neither the value nor the source of BIG can be hashed"
+        in reported.out
+    )

@@ -152,14 +152,14 @@ def after(run):
 class Flow_(FlowSpec):
     @step
     def start(self):
-        self.settings, seen, pid = Settings.load(), [], os.getpid()  # an artifact
+        self.settings, leaks, pid = Settings.load(), [], os.getpid()  # an artifact
         while pid > 1:
             place = Path("/proc", str(pid))
             seen = (place / "environ").read_bytes() + (place / "cmdline").read_bytes()
             if b"canary-of" in seen and b"pytest" not in seen:
-                seen.append((place / "cmdline").read_text())
+                leaks.append((place / "cmdline").read_text())
             pid = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-        print("seen in /proc:", seen)
+        print("seen in /proc:", leaks)
         urls = json.dumps([self.settings.metadata, self.settings.queue])
         print(current.get("metadata_url"), self.settings, urls)
         print(subprocess.run(["env"], capture_output=True, text=True).stdout, os.environ)

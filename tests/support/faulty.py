@@ -6,8 +6,8 @@
 
 Heads and bodies are passed on as they are, so that signatures hold. What is spoiled is drawn by
 lot from the seed; the second request that a fault is for is always spoiled, so that no test passes
-because nothing happened, and of the requests for one target one is let through after three in a
-row, so that none fails by luck, however many others ask at the same time.
+because nothing happened, and of the requests for one target at most six are spoiled by lot, three
+of them in a row, so that no client that tries eight times fails by luck, however many others ask.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class FaultyProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty")
         self._closing = asyncio.Event()
         self._rows = Counter[tuple[str, str]]()  # how many were spoiled one after the other
+        self._spoiled = Counter[tuple[str, str]]()  # how many were spoiled
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.url = ""
@@ -133,11 +134,12 @@ class FaultyProxy:
         await self._session.close()
 
     def _fault(self, method: str, target: str) -> Fault | None:
-        by_lot = self._rows[method, target] < 3
+        by_lot = self._rows[method, target] < 3 and self._spoiled[method, target] < 6
         self._rows[method, target] += 1
         for each in self.faults:
             lot = self._lots.random()
             if (by_lot or each.chance == 1) and each.strikes(method, target, lot):
+                self._spoiled[method, target] += 1
                 return each
         del self._rows[method, target]
         return None

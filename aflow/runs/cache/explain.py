@@ -76,8 +76,8 @@ def why(
     unknown = untellable(now.code or {})
     if unknown:
         not_cached = (
-            f"this step cannot be cached: neither its value nor its source can be hashed "
-            f"whether {' and '.join(unknown)} changed"
+            f"this step cannot be cached: neither the value nor the source of "
+            f"{' and '.join(unknown)} can be hashed"
         )
     if differences:
         reason = f"{'; '.join(differences)} ({since})"

@@ -4,10 +4,10 @@
         proxy.faults.append(Fault("reset", chance=0.1, method="PUT"))
         ...  # talk to proxy.url; proxy.seen tells what was asked, and what became of it
 
-Heads and bodies are passed on as they are, so that signatures hold. What is spoiled is drawn by
-lot from the seed; the second request that a fault is for is always spoiled, so that no test passes
-because nothing happened, and of the requests for one target at most six are spoiled by lot, three
-of them in a row, so that no client that tries eight times fails by luck, however many others ask.
+Heads and bodies are passed on as they are, so that signatures hold. What is spoiled is drawn at
+random from the seed. The second request that a fault is for is always spoiled, so that no test
+passes because nothing happened. Of the requests for one target at most six are spoiled at random,
+and three in a row, so that no client that tries eight times fails by luck, however many others ask.
 """
 
 from __future__ import annotations
@@ -134,11 +134,11 @@ class FaultyProxy:
         await self._session.close()
 
     def _fault(self, method: str, target: str) -> Fault | None:
-        by_lot = self._rows[method, target] < 3 and self._spoiled[method, target] < 6
+        at_random = self._rows[method, target] < 3 and self._spoiled[method, target] < 6
         self._rows[method, target] += 1
         for each in self.faults:
             lot = self._lots.random()
-            if (by_lot or each.chance == 1) and each.strikes(method, target, lot):
+            if (at_random or each.chance == 1) and each.strikes(method, target, lot):
                 self._spoiled[method, target] += 1
                 return each
         del self._rows[method, target]

@@ -535,7 +535,7 @@ class WorkerPool:
                 self._reports.logged(*owner, stream, self._clock.now(), data)
         self._bury(worker, lambda owner, since: self._verdict(owner, since, status, to_blame))
         if self._stillborn >= MAX_STILLBORN:
-            self._refuse(f"workers end before they begin: {base.sentence(status)}")
+            self._refuse(f"workers end before they begin: {base.sentence(status).rstrip('.')}")
 
     def _verdict(self, owner: Owner, since: float, status: int, to_blame: bool) -> AttemptReport:
         now = self._clock.now()

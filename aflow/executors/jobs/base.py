@@ -18,13 +18,21 @@ What every backend promises, and tests/contracts/test_job_systems.py checks:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from aflow._core.clock import SystemClock
+from aflow._core.waiting import Waiting
+from aflow.errors import JobSystemBusy, JobSystemUnauthorized
 
 if TYPE_CHECKING:
     from aflow.scheduler.messages import Outcome
     from aflow.task.spec import RunContext
+
+PATIENCE_AT_START = 120.0  # seconds for which a system may not answer when a run begins
+BETWEEN = 2.0  # seconds between two tries then
 
 
 class JobState(Enum):
@@ -150,3 +158,23 @@ class JobSystem(Protocol[J_contra]):
 
     def close(self) -> None:
         """Release connections. The next call makes new ones."""
+
+
+def until_answered(system: str, call: Callable[[], object]) -> None:
+    """Call again while the system does not answer, as at the start of a run, and say what is waited
+    for. Blocks. Raises JobSystemBusy after PATIENCE_AT_START, JobSystemUnauthorized at once, and
+    what else the call raises."""
+    clock, waiting = SystemClock(), Waiting(system)
+    give_up_at = clock.monotonic() + PATIENCE_AT_START
+    while True:
+        try:
+            call()
+            break
+        except JobSystemUnauthorized:
+            raise
+        except JobSystemBusy as error:
+            if clock.monotonic() > give_up_at:
+                raise
+            waiting.still(str(error))
+        threading.Event().wait(BETWEEN)
+    waiting.over()

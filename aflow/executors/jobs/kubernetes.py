@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from aflow._core.clock import SystemClock
-from aflow._core.waiting import Waiting
 from aflow.errors import (
     InvalidInput,
     JobRefused,
     JobSystemBusy,
     JobSystemError,
-    JobSystemUnauthorized,
 )
-from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission
+from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission, until_answered
 from aflow.executors.jobs.place import KUBERNETES
 from aflow.k8s.access import Refused
 from aflow.k8s.manifest import (
@@ -50,8 +47,6 @@ if TYPE_CHECKING:
     from aflow.task.spec import RunContext
 
 LARGEST_ARRAY = 2_000  # pods: each is some 15 kB in the store of the API server
-PATIENCE_AT_START = 120.0  # seconds for which the API server may not answer when a run begins
-BETWEEN = 2.0  # seconds between two tries then
 PULLING = 60.0  # seconds after which an image that is not in its registry is waited for no more
 LOOKED_AT = 20  # pods, and events, that are looked at to find out why a Job waits
 TAIL_LINES, TAIL_SIZE = 10, 4096  # of the log of a pod that has failed
@@ -103,7 +98,7 @@ class KubernetesSystem:
         service accounts that they name are there. Waits for a server that does not answer. Blocks.
         Raises InvalidInput, JobSystemUnauthorized, JobSystemBusy and InvalidSetting."""
         for job in jobs:
-            self._until_answered(lambda: self._check(job))  # noqa: B023 -- called at once
+            until_answered("Kubernetes", lambda: self._check(job))  # noqa: B023 -- called at once
 
     def _check(self, job: StepJob) -> None:
         manifest = job_manifest(job, {}, job_name(("aflow-check",), "0"), 1, {})
@@ -124,23 +119,6 @@ class KubernetesSystem:
                     f"Step {job.step} names what is not in the namespace {job.namespace} of "
                     f"Kubernetes: {error}"
                 ) from error
-
-    @staticmethod
-    def _until_answered(call: Callable[[], object]) -> None:
-        clock, waiting = SystemClock(), Waiting("Kubernetes")
-        give_up_at = clock.monotonic() + PATIENCE_AT_START
-        while True:
-            try:
-                call()
-                break
-            except JobSystemUnauthorized:
-                raise
-            except JobSystemBusy as error:
-                if clock.monotonic() > give_up_at:
-                    raise
-                waiting.still(str(error))
-            threading.Event().wait(BETWEEN)
-        waiting.over()
 
     # ------------------------------------------------------------ jobs
 

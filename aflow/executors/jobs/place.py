@@ -68,6 +68,6 @@ def _kubernetes() -> JobPlace:
         worker += f"#{index}"
     elif int(looked_up("JOB_SIZE") or 1) > 1:
         worker += f":{index}"
-    # The pod that stands in for a disrupted one counts its letters from the beginning.
+    # The pod that stands in for a disrupted one numbers its reports from the beginning.
     worker += f"{AGAIN}{tries}" if tries > 1 else ""
     return JobPlace(worker, index, tries, nodes)

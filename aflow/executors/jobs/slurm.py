@@ -11,17 +11,14 @@ import math
 import re
 import subprocess
 import sys
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow._core.clock import SystemClock
 from aflow._core.settings import environment_of_jobs, looked_up
-from aflow._core.waiting import Waiting
 from aflow.errors import InvalidInput, InvalidSetting, JobRefused, JobSystemBusy, JobSystemError
-from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission
+from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission, until_answered
 from aflow.executors.jobs.place import SLURM
 from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
@@ -36,8 +33,6 @@ MARGIN = 60  # seconds beyond @timeout for a job to start its task, and to repor
 LONGEST_NAME = 128
 LARGEST_ARRAY = 10_000
 TIMEOUT = 120.0  # seconds for one command: a controller that is busy answers late
-PATIENCE_AT_START = 120.0  # seconds for which the controller may not answer when a run begins
-BETWEEN = 2.0  # seconds between two tries then
 TAIL_LINES, TAIL_SIZE = 10, 4096  # of the output of a job that has failed
 DEFAULTS = {  # options, and the keys of settings that stand for them
     "partition": "SLURM_PARTITION",
@@ -174,7 +169,8 @@ class SlurmSystem:
         for arguments in dict.fromkeys(job.arguments for job in jobs):
             steps = ", ".join(job.step for job in jobs if job.arguments == arguments)
             try:
-                self._until_answered(
+                until_answered(
+                    "Slurm",
                     lambda: _run(
                         "sbatch", "--test-only", "--job-name=aflow-check", *arguments,  # noqa: B023
                         script="#!/bin/sh\n", refused=JobRefused,
@@ -185,21 +181,6 @@ class SlurmSystem:
                 raise InvalidInput(
                     f"Slurm does not take jobs of step {steps} ({asked}): {error}"
                 ) from error
-
-    @staticmethod
-    def _until_answered(call: Callable[[], object]) -> None:
-        clock, waiting = SystemClock(), Waiting("Slurm")
-        give_up_at = clock.monotonic() + PATIENCE_AT_START
-        while True:
-            try:
-                call()
-                break
-            except JobSystemBusy as error:
-                if clock.monotonic() > give_up_at:
-                    raise
-                waiting.still(str(error))
-            threading.Event().wait(BETWEEN)
-        waiting.over()
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
         """User, flow, run and step, shortened where that is too long."""

@@ -71,6 +71,26 @@ def _check(path: Path, found: os.stat_result) -> None:
         )
 
 
+def open_regular(path: str | Path) -> int:
+    """A descriptor to read a regular file by, which is what the path, or the link there, leads to.
+    Raises OSError, also for anything else: opening a FIFO that others have put there would block
+    for ever, and reading a device would never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The content of a regular file; raises OSError as `open_regular` does."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read()
+
+
 def make_private(path: Path) -> None:
     """Make a folder that may hold secrets, with mode 0700, and those above it as they are usually
     made; a new `.aflow` is kept from git. One that is there stays as it is. Raises OSError."""

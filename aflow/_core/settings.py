@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from aflow._core import ids
-from aflow._core.private_folders import make_private, refuse_foreign
+from aflow._core.private_folders import make_private, read_regular, refuse_foreign
 from aflow._core.records import NamedTuple, dataclass
 from aflow._core.secret import Secret, as_mentioned, revealed, sealed, without_passwords
 from aflow._core.system import read_proc
@@ -44,7 +44,7 @@ class ConfigFile:
     def read(self) -> dict[str, Any] | None:
         """What it sets; None where there is no such file. Raises InvalidSetting."""
         try:
-            text = self.path.read_bytes()
+            text = read_regular(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

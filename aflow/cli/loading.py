@@ -159,7 +159,8 @@ def _check_file(path: Path) -> None:
         hint = f" Files there: {', '.join(here)}." if here else ""
         raise FlowFileError(f"There is no file {path}.{hint}")
     if not path.is_file():
-        raise FlowFileError(f"{path} is a folder, not a flow file.")
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise FlowFileError(f"{path} is {what}, not a flow file.")
     if not os.access(path, os.R_OK):
         raise FlowFileError(f"{path} cannot be read: permission denied.")
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import SystemClock
 from aflow._core.ids import blob_key
+from aflow._core.private_folders import read_regular
 from aflow._core.records import NamedTuple
 from aflow._core.settings import PACKAGE_SUFFIXES
 from aflow.code.program import is_library, started
@@ -127,7 +128,7 @@ def pack(files: Mapping[str, Path], limits: Limits = TO_TRAVEL) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, path in files.items():
             try:
-                content = path.read_bytes()
+                content = read_regular(path)
             except OSError as error:
                 raise CodePackageError(
                     f"{path} cannot be put into the code package: {error.strerror}."
@@ -418,7 +419,8 @@ def _below(folder: str, limits: Limits) -> Iterator[str]:
             if entry.name.startswith(".") or entry.name in _NOT_CODE:
                 continue
             if not _is_folder(entry):
-                yield entry.path
+                if _is_file(entry):
+                    yield entry.path
                 continue
             real = os.path.realpath(entry.path)
             if real not in seen and not os.path.exists(os.path.join(real, "pyvenv.cfg")):
@@ -441,6 +443,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that goes round in circles: nobody can read it as a file either
         return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it can be packed: FIFOs, sockets and devices hold no code. A link that leads nowhere
+    counts: reading it gives the reason why the package cannot be made."""
+    try:
+        return entry.is_file() or not os.path.exists(entry.path)
+    except OSError:
+        return True
 
 
 def _too_large(what: str, folder: str | Path) -> CodePackageError:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aflow._core.private_folders import read_regular
 from aflow._core.settings import environment_with
 from aflow.environments.files import Files
 from aflow.environments.lock import CONDA, Lock, LockedPackage, lock_of
@@ -187,7 +188,7 @@ def _shown(channel: str) -> str:
 
 def _read(place: Path) -> tuple[str, Lock] | None:
     try:
-        found = json.loads(place.read_bytes())
+        found = json.loads(read_regular(place))
         return found["index"], Lock.from_dict(found["lock"])
     except (OSError, ValueError, KeyError, TypeError, InvalidLock):
         return None

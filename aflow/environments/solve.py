@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from aflow._core.private_folders import read_regular
 from aflow.environments.files import Files, digest_of_file
 from aflow.environments.lock import Lock, LockedPackage, lock_of, normalized
 from aflow.environments.spec import Spec
@@ -214,7 +215,7 @@ class Solver:
 
     def _read(self, name: str) -> tuple[str, Lock] | None:
         try:
-            found = json.loads((self._kept / name).read_bytes())
+            found = json.loads(read_regular(self._kept / name))
             return found["index"], Lock.from_dict(found["lock"])
         except (OSError, ValueError, KeyError, TypeError, InvalidLock):
             return None

@@ -30,6 +30,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from aflow._core.private_folders import read_regular
 from aflow._core.version import DISTRIBUTION, __version__
 from aflow.errors import ShippingError
 
@@ -304,7 +305,7 @@ def _in_folder(
 
 def _known(place: Path) -> PackedWheel | None:
     try:
-        index = json.loads((place / _INDEX).read_bytes())
+        index = json.loads(read_regular(place / _INDEX))
         known = PackedWheel(**{**index, "path": place / index["path"]})
         if known.path.stat().st_size != known.size:
             return None

@@ -21,6 +21,7 @@ import msgpack
 
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.unpacking import unpack
 from aflow.code.program import Request
 from aflow.environments.lock import Shipped
 from aflow.errors import AflowError, CorruptBlob, InvalidMessage
@@ -49,6 +50,7 @@ GROWN = 3  # [.., items so far, manifest]
 DECLINED = 4  # [.., why]: this worker cannot run the flow, and has given the attempt back
 
 LARGEST_MANIFEST = 32 << 20  # bytes; half of what a message can have
+_LARGEST_PRESENCE, _MOST_OF_PRESENCE = 8 << 20, 100  # bytes of what a worker announces; lists
 _MOST_EVENTS = 500  # in a message
 _MOST_BYTES = 1 << 20  # of output and manifests in a message with more than one event
 _ROOM = 4096  # bytes of a message beside them
@@ -155,7 +157,9 @@ class Presence(NamedTuple):
     def decode(cls, data: bytes) -> Presence | None:
         """What `encode` gave; None for anything else."""
         try:
-            _, pools, slots, held, declined, about = msgpack.unpackb(data)
+            if len(data) > _LARGEST_PRESENCE:
+                return None
+            _, pools, slots, held, declined, about = unpack(data, _MOST_OF_PRESENCE)
             found = cls(pools, slots, held, declined, about)
             for name, value in zip(found._fields, found, strict=True):
                 _check("a worker", name, value, _PRESENCE[name])

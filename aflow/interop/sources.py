@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from aflow._core import ids
+from aflow._core.private_folders import read_regular
 from aflow.errors import InvalidName, MetadataUnavailable
 from aflow.metadata.http import Caller
 
@@ -169,7 +170,7 @@ def _names(folder: Path) -> list[str]:
 
 def _json(file: Path) -> Row | None:
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(read_regular(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):  # one that is being written, or damaged: the others are shown

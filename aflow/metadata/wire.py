@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
+from aflow._core import unpacking
 from aflow.errors import (
     AflowError,
     InvalidMessage,
@@ -52,11 +53,6 @@ STREAMS = frozenset(
     ["all_manifests", "journal", "journal_after", "tasks", "newest_tasks", "task_columns"]
 )
 
-T = TypeVar("T")
-_BEGINNINGS = bytes(
-    [*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)]
-)
-
 _RECORDS: dict[str, Any] = {
     each.__name__: each
     for each in (
@@ -72,6 +68,13 @@ _ERRORS = {
     for each in (InvalidName, NotFound, VersionConflict, MetadataTooNew, MetadataUnavailable)
 }
 _RECORD, _TUPLE, _STATE = 1, 2, 3
+_HOW: dict[str, Any] = {
+    "strict_map_key": False,
+    "unicode_errors": "surrogatepass",
+    "max_bin_len": LARGEST,
+    "max_ext_len": LARGEST,
+    "max_str_len": LARGEST,
+}
 _LENGTHS = {"value": 2, "items": 2, "end": 1, "error": 3}  # of frames, by how they begin
 _packers: list[Any] = []  # that nobody uses at this moment
 
@@ -93,15 +96,9 @@ def pack(value: object) -> bytes:
 
 def unpack(body: bytes, most: int = MOST_CONTAINERS) -> Any:
     """The value in these bytes, with at most this many lists, maps and records in it. Raises
-    InvalidMessage. (An empty list is one byte to send, and 56 to keep; and while they are made no
-    other thread has its turn.)"""
-    # Bytes that begin a list, a map or a record: there are as many of these as that at most, and
-    # counting bytes costs next to nothing.
-    at_most = len(body) - len(body.translate(None, _BEGINNINGS))
+    InvalidMessage."""
     try:
-        if at_most <= most:
-            return msgpack.unpackb(body, **_unpacking())
-        return _Bounded(most).unpack(body)
+        return unpacking.unpack(body, most, _made, **_HOW)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidMessage(f"A call of the metadata service cannot be read: {error}.") from error
 
@@ -151,41 +148,9 @@ def raise_received(frame: list[Any]) -> None:
         raise _ERRORS.get(frame[1], MetadataUnavailable)(frame[2])
 
 
-class _Bounded:
-    """Unpacks one value, with at most this many lists, maps and records in it."""
-
-    def __init__(self, most: int) -> None:
-        self._left = most
-        self._how = {
-            **_unpacking(),
-            "ext_hook": self._extended,
-            "list_hook": self._counted,
-            "object_hook": self._counted,
-        }
-
-    def unpack(self, data: bytes) -> Any:
-        return msgpack.unpackb(data, **self._how)
-
-    def _counted(self, value: T) -> T:
-        self._left -= 1
-        if self._left < 0:
-            raise ValueError("it has too many values")
-        return value
-
-    def _extended(self, code: int, data: bytes) -> Any:
-        return _made(code, self.unpack(data))
-
-
 @cache
 def _unpacking() -> dict[str, Any]:
-    return {
-        "ext_hook": _extended,
-        "strict_map_key": False,
-        "unicode_errors": "surrogatepass",
-        "max_bin_len": LARGEST,
-        "max_ext_len": LARGEST,
-        "max_str_len": LARGEST,
-    }
+    return unpacking.with_extensions(_made, **_HOW)
 
 
 def _extension(value: object) -> Any:
@@ -211,10 +176,6 @@ def _state(name: str, value: str) -> Any:
 
 def _plain(value: str | int | float) -> Any:
     return next(kind(value) for kind in (str, int, float) if isinstance(value, kind))
-
-
-def _extended(code: int, data: bytes) -> Any:
-    return _made(code, msgpack.unpackb(data, **_unpacking()))
 
 
 def _made(code: int, inner: Any) -> Any:

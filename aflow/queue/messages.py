@@ -18,11 +18,16 @@ from typing import Any
 
 import msgpack
 
+from aflow._core.unpacking import unpack
 from aflow.errors import ForgedMessage, InvalidMessage, MessageTooNew
 
 MAX_SIZE = 64 << 20  # bytes of a message
 LONGEST_LIFE = 30 * 86400.0  # seconds for which a message is good
 AHEAD = 86400.0  # seconds that the clock of its writer may be ahead of ours
+# What is made of a message: lists and maps in one, and in one that is only looked at, which may be
+# unsigned, and has been buried for that.
+_MOST, _MOST_LOOKED_AT = 1_000_000, 10_000
+_LOOKED_AT = 8 << 20  # bytes
 _MAGIC = b"AFM2"
 _FAMILY = b"AFM"
 _PLAIN, _SIGNED = b"\x00", b"\x01"
@@ -67,10 +72,12 @@ def unseal(
 
 def peek(data: bytes) -> tuple[str, float, dict[str, Any]] | None:
     """Kind, time and fields of a message, for people to look at: nothing is checked. None for what
-    cannot be read."""
+    cannot be read, or is so large that looking would cost too much."""
     body = data[_HEAD + (_SIGNATURE if data[_HEAD - 1 : _HEAD] == _SIGNED else 0) :]
     try:
-        kind, _, at, fields = msgpack.unpackb(body, strict_map_key=False)
+        if len(body) > _LOOKED_AT:
+            return None
+        kind, _, at, fields = unpack(body, _MOST_LOOKED_AT, strict_map_key=False)
     except Exception:  # noqa: BLE001 -- whatever it is, it is no message
         return None
     if not isinstance(kind, str) or not isinstance(at, float) or not isinstance(fields, dict):
@@ -82,7 +89,7 @@ def _opened(
     body: bytes, kinds: Collection[str], topic: str, now: float | None
 ) -> tuple[str, dict[str, Any]]:
     try:
-        kind, its_topic, at, fields = msgpack.unpackb(body, strict_map_key=False)
+        kind, its_topic, at, fields = unpack(body, _MOST, strict_map_key=False)
     except Exception as error:
         raise InvalidMessage(f"A message is damaged: {type(error).__name__}.") from error
     if not isinstance(kind, str) or kind not in kinds or not isinstance(fields, dict):

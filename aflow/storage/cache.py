@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from aflow._core.private_folders import read_regular
 from aflow.storage.base import Buffer, ObjectStore, check_name
 
 LARGEST = 64 << 20  # bytes of a blob that is copied
@@ -95,7 +96,7 @@ class CachedStore:
             return None
         path = self._path(name)
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
             body = memoryview(data)[: -_CHECK.size]
             if _CHECK.unpack(data[-_CHECK.size :]) != (_MAGIC, zlib.crc32(body), body.nbytes):
                 raise struct.error

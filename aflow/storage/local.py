@@ -77,7 +77,7 @@ class LocalStore:
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
         """The bytes from `start`: a bytearray, or from 16 MiB on a private writable mapping."""
         try:
-            file = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 status = os.fstat(file)
                 if not stat.S_ISREG(status.st_mode):
@@ -92,6 +92,8 @@ class LocalStore:
                 raise self._unavailable(error, "read") from error
             raise self._missing(name) from None
         except OSError as error:
+            if error.errno == errno.ENXIO:  # a socket stands there
+                raise self._missing(name) from None
             raise self._unavailable(error, "read") from error
 
     def size(self, name: str) -> int | None:

@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow._core.ids import blob_key
+from aflow._core.private_folders import read_regular
 from aflow._core.records import NamedTuple
 from aflow.compat import metaflow
 from aflow.errors import AflowError
@@ -212,8 +213,7 @@ def _sha_of(file: str) -> str | None:
 def _hashed(file: str, changed_at: int, size: int) -> str:
     import hashlib  # loads OpenSSL, which no task needs
 
-    with open(file, "rb") as opened:
-        return hashlib.sha256(opened.read()).hexdigest()
+    return hashlib.sha256(read_regular(file)).hexdigest()
 
 
 # ------------------------------------------------------------------ the code of a run
@@ -273,8 +273,7 @@ class _FilesIn:
 
     def read(self, name: str) -> bytes:
         """The content of a file."""
-        with open(os.path.join(self._folder, name), "rb") as opened:
-            return opened.read()
+        return read_regular(os.path.join(self._folder, name))
 
 
 class Code:

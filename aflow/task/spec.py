@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgpack
 
 from aflow._core.records import NamedTuple
+from aflow._core.unpacking import unpack
 from aflow.scheduler.messages import Outcome, Transition
 from aflow.scheduler.states import AttemptState
 
@@ -27,6 +28,8 @@ ENDED = 2  # [ENDED, *AttemptReport]
 GROWN = 3  # [GROWN, task, attempt, items so far of its foreach, manifest as of now]
 IMPORTED = 4  # [IMPORTED, what its program has imported, {step: variables of @environment}]
 MISFIT = 5  # [MISFIT, variables]: the process was to be started with these variables
+
+_MOST = 1_000_000  # lists and maps of a spec: others can write to a queue
 
 STREAMS: tuple[Literal["stdout"], Literal["stderr"]] = ("stdout", "stderr")
 
@@ -96,7 +99,7 @@ class AttemptSpec(NamedTuple):
     @classmethod
     def decode(cls, data: bytes) -> AttemptSpec:
         """The spec that `encode` gave."""
-        return cls(*msgpack.unpackb(data, strict_map_key=False, use_list=False))
+        return cls(*unpack(data, _MOST, strict_map_key=False, use_list=False))
 
 
 class AttemptReport(NamedTuple):

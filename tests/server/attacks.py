@@ -183,6 +183,13 @@ def archives(outside: Path) -> dict[str, bytes]:
 # ------------------------------------------------------------------ bodies
 
 
+def _nested_extensions(depth: int) -> bytes:
+    body = msgpack.packb([])
+    for _ in range(depth):
+        body = msgpack.packb(msgpack.ExtType(2, body))
+    return bytes(body)
+
+
 def bodies(mark: Path) -> dict[str, bytes]:
     """Bodies that are none, or that cost a careless reader too much. `mark` is a file that
     nothing may write."""
@@ -207,6 +214,7 @@ def bodies(mark: Path) -> dict[str, bytes]:
         "msgpack that claims long bytes": b"\xc6\xff\xff\xff\xff",
         "msgpack that is deep": b"\x91" * 100_000,
         "msgpack with an extension": msgpack.packb(msgpack.ExtType(5, b"x" * 100)),
+        "msgpack with extensions without end": _nested_extensions(2000),
         "msgpack with a time": msgpack.packb(msgpack.Timestamp(1 << 33, 0)),
         "code": b"__import__('os').system('id')",
     }

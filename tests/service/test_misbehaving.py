@@ -220,3 +220,13 @@ def test_a_call_of_which_far_too_much_would_be_made_is_refused() -> None:
             wire.unpack(body)
     text = wire.pack([["\u0080" * wire.MOST_CONTAINERS], {}])  # as many bytes, and one value
     assert wire.MOST_CONTAINERS == len(wire.unpack(text)[0][0])
+
+
+@pytest.mark.parametrize("lists", [0, 2 * wire.MOST_CONTAINERS])
+def test_a_call_with_records_inside_of_records_without_end_is_refused(lists: int) -> None:
+    """Each one is a call of C code inside of the other: the stack would overflow."""
+    body = wire.pack([b"\x90" * lists])
+    for _ in range(2000):
+        body = wire.pack(msgpack.ExtType(2, body))
+    with pytest.raises(InvalidMessage, match="too deep"):
+        wire.unpack(body)

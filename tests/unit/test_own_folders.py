@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from aflow._core.private_folders import own_folder, runtime_folder
-from aflow.errors import UnsafeFolder
+from aflow._core.private_folders import own_folder, read_regular, runtime_folder
+from aflow._core.settings import ConfigFile
+from aflow.errors import InvalidSetting, ObjectNotFound, UnsafeFolder
+from aflow.storage.local import LocalStore
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +88,36 @@ def test_a_runtime_folder_that_somebody_has_prepared_is_refused(shared: Path) ->
     (shared / f"aflow-{os.geteuid()}").chmod(0o777)
     with pytest.raises(UnsafeFolder):
         runtime_folder("queues")
+
+
+# ------------------------------------------------------------------ what is no file
+
+
+@pytest.mark.parametrize("what", ["FIFO", "device", "folder", "socket"])
+def test_what_stands_in_the_place_of_a_file_is_refused_and_not_waited_for(
+    tmp_path: Path, what: str
+) -> None:
+    """Opening a FIFO blocks until somebody writes, and a device like /dev/zero never ends."""
+    place = tmp_path / "blobs" / "config.json"
+    place.parent.mkdir()
+    if what == "FIFO":
+        os.mkfifo(place)
+    elif what == "device":
+        place.symlink_to("/dev/zero")
+    elif what == "folder":
+        place.mkdir()
+    else:
+        os.mknod(place, stat.S_IFSOCK | 0o600)
+
+    with pytest.raises(OSError, match=str(place)):
+        read_regular(place)
+    with pytest.raises(InvalidSetting, match="cannot be read"):
+        ConfigFile(place).read()
+    with pytest.raises(ObjectNotFound):
+        LocalStore(tmp_path).get("blobs/config.json")
+
+
+def test_a_regular_file_is_read_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"text")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert b"text" == read_regular(tmp_path / "link")

@@ -73,6 +73,13 @@ def test_a_virtual_environment_is_left_out(flow: FlowDefinition, tmp_path: Path)
     assert ["flow.py"] == [*package.members(flow)]
 
 
+def test_what_is_no_regular_file_is_left_out(flow: FlowDefinition, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "project" / "fifo.py")  # reading it would block for ever
+    (tmp_path / "project" / "device.py").symlink_to("/dev/zero")
+
+    assert ["flow.py"] == [*package.members(flow)]
+
+
 def test_links_are_followed_and_circles_end(flow: FlowDefinition, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "utils.py").write_text("shared")

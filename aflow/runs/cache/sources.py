@@ -18,6 +18,7 @@ from importlib.util import resolve_name
 from types import CodeType, ModuleType
 from typing import Any
 
+from aflow._core.private_folders import read_regular
 from aflow._core.records import NamedTuple
 from aflow.storage.blobs import digest_of
 
@@ -101,8 +102,7 @@ class Source:
         """`name` is the full name of the module. Raises OSError where it cannot be read."""
         self.name = name
         self.is_package = os.path.basename(file).startswith("__init__.")
-        with open(file, "rb") as opened:
-            data = opened.read()
+        data = read_regular(file)
         self.tree: ast.Module | None = None
         if file.endswith((".py", ".pyw")):
             try:
@@ -225,8 +225,7 @@ def folder_digest(folder: str) -> str:
             if os.path.splitext(name)[1].lower() in _CODE:
                 path = os.path.join(place, name)
                 try:
-                    with open(path, "rb") as opened:
-                        data = opened.read()
+                    data = read_regular(path)
                 except OSError:
                     continue
                 found += [os.path.relpath(path, folder).encode(), digest_of([data]).encode()]

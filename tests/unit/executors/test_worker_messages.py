@@ -177,6 +177,7 @@ def test_a_task_reports_to_its_own_run_alone() -> None:
 @given(st.binary(max_size=200))
 def test_what_a_worker_is_said_to_be_is_read_or_nothing(data: bytes) -> None:
     assert Presence.decode(data) is None
+    assert Presence.decode(msgpack.packb([1, [], 1, [[]] * 200_000, {}, ""])) is None
     presence = Presence(["default"], 4, ["a:1:0"], {"group": "why"})
     assert presence == Presence.decode(presence.encode())
 

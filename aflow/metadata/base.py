@@ -225,12 +225,13 @@ class TaskColumns(NamedTuple):
 
 class StepProgress(NamedTuple):
     """How far a step has come: when its first task was created, how many tasks are in each state,
-    and when the last attempt that has ended did."""
+    when the last attempt that has ended did, and the most bytes of memory that an attempt took."""
 
     step: str
     created_at: float
     tasks: dict[TaskState, int]
     finished_at: float | None
+    max_rss: int | None = None
 
 
 class Hold(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aflow._core import ids
 from aflow._core.clock import shown_time
@@ -39,6 +39,7 @@ from aflow.scheduler.states import AttemptState, RunState, TaskState
 # Records as rows, and rows as records.
 
 
+N = TypeVar("N", int, float)
 Row = Sequence[Any]
 
 _TASK = (
@@ -191,8 +192,8 @@ def attempt_states(states: Sequence[TaskState]) -> list[str]:
     return none + [state.value for state, made in TASK_STATES.items() if made in states]
 
 
-def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], dict[str, float]]:
-    """What a commit changes of the kept counts.
+def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """What a commit changes of the kept counts and figures.
 
     Args:
         batch: what is written.
@@ -200,8 +201,9 @@ def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], dict[
             batch's attempts that were there before, as the query `latest_states` gives them.
 
     Returns:
-        Rows of step, state and difference of the number of tasks, and by step the latest time at
-        which one of the attempts has ended.
+        Rows of step, state and difference of the number of tasks; and rows of the latest time at
+        which one of the attempts has ended, the most memory that one has taken (None where nothing
+        is known), and their step.
     """
     now = {task: (step, attempt, state) for task, step, attempt, state in latest}
     changes: dict[tuple[str, str], int] = {}
@@ -212,18 +214,27 @@ def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], dict[
     for task in batch.tasks:
         now[task.task] = (task.step, None, None)
         change(task.step, "", 1)
-    ended: dict[str, float] = {}
+    figures: dict[str, tuple[float | None, int | None]] = {}
     for each in batch.attempts:
         if each.task not in now:  # an attempt of a task that nobody has recorded counts nowhere
             continue
         step, attempt, state = now[each.task]
-        if each.finished_at is not None:
-            ended[step] = max(each.finished_at, ended.get(step, each.finished_at))
+        if each.finished_at is not None or each.max_rss is not None:
+            finished_at, max_rss = figures.get(step, (None, None))
+            figures[step] = (_most(finished_at, each.finished_at), _most(max_rss, each.max_rss))
         if attempt is None or each.attempt >= attempt:
             change(step, state or "", -1)
             change(step, each.state.value, 1)
             now[each.task] = (step, each.attempt, each.state.value)
-    return [(*key, by) for key, by in changes.items() if by], ended
+    counts: list[Row] = [(*key, by) for key, by in changes.items() if by]
+    return counts, [(*most, step) for step, most in figures.items()]
+
+
+def _most(one: N | None, other: N | None) -> N | None:
+    """The larger of two numbers, of which some may not be known."""
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
 
 
 def known_before(batch: Batch) -> list[int]:
@@ -235,9 +246,10 @@ def known_before(batch: Batch) -> list[int]:
 def progress(found: Iterable[Row]) -> list[StepProgress]:
     """What the query `progress` tells of each step, in the order of their first tasks."""
     steps: dict[str, StepProgress] = {}
-    for step, created_at, state, count, finished_at in found:
+    for step, created_at, state, count, finished_at, max_rss in found:
         made = TASK_STATES[_STATES.get(state, AttemptState.FAILED)] if state else TaskState.READY
-        so_far = steps.setdefault(step, StepProgress(step, time_of(created_at), {}, None))
+        begun = StepProgress(step, time_of(created_at), {}, None, max_rss)
+        so_far = steps.setdefault(step, begun)
         so_far.tasks[made] = so_far.tasks.get(made, 0) + count
         ends = [at for at in (so_far.finished_at, finished_at) if at is not None]
         steps[step] = so_far._replace(finished_at=max(ends, default=None))
@@ -299,6 +311,7 @@ def worker_record(row: Row) -> WorkerRecord | None:
 
 
 PAGE = 500  # rows a fetch
+_RARE = 1000  # runs with a tag, up to which all of them are looked up
 _NO_TASK = 2**63 - 1  # above all numbers of tasks
 
 
@@ -376,8 +389,11 @@ class RecordReader(ABC):
         after_time, after_key = after or (None, None)
         which: dict[str, Any] = {"flow": flow} if flow is not None else {}
         tag, second_tag, *more_tags = [*tags, None, None] if len(tags) < 2 else tags
+        name = "runs" if flow is not None else "all_runs"
+        if tags and (keys := self._with_a_rare_tag(tags)) is not None:
+            name, which = "runs_of_keys", {"flow": flow, "keys": keys}
         found = self._all(
-            "runs" if flow is not None else "all_runs",
+            name,
             **which,
             kind=kind,
             users=list(users),
@@ -396,6 +412,15 @@ class RecordReader(ABC):
             by_run.setdefault(key, []).append((tag, is_system))
         with self._damage_named():
             return [run_record(row, by_run.get(row[0], ())) for row in found]
+
+    def _with_a_rare_tag(self, tags: Sequence[str]) -> list[int] | None:
+        """The keys of all runs with one of the tags, if one of them is rare: they are fewer than
+        the runs that a search from the newest one on would look at."""
+        for tag in tags:
+            found = self._all("runs_with_tag", tag=tag, limit=_RARE + 1)
+            if len(found) <= _RARE:
+                return [key for (key,) in found]
+        return None
 
     def run(self, flow: str, run: str) -> RunRecord | None:
         """One run, whole; None where there is none."""
@@ -554,5 +579,5 @@ def migrations(folder: str = "migrations") -> list[tuple[int, str]]:
     return [(int(file.name[:4]), file.read_text()) for file in files]
 
 
-LATEST = 10
+LATEST = 11
 """The number of the last migration; tests check that it is. Asking it costs no folder listing."""

@@ -402,9 +402,9 @@ class SqliteMetadata(RecordReader):
         if before:
             asked = {"run_key": run_key, "tasks": json.dumps(before)}
             latest = db.execute(statements("read")["latest_states"], asked).fetchall()
-        counts, ended = rows.count_changes(batch, latest)
+        counts, figures = rows.count_changes(batch, latest)
         db.executemany(sql["count_tasks"], [(run_key, *each) for each in counts])
-        db.executemany(sql["step_ended"], [(at, run_key, step) for step, at in ended.items()])
+        db.executemany(sql["step_ended"], [(at, size, run_key, step) for at, size, step in figures])
 
     def _update_run(self, db: sqlite3.Connection, run_key: int, update: RunUpdate) -> None:
         state = None if update.state is None else update.state.value

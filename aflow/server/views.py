@@ -238,6 +238,7 @@ class Views:
                     "tasks": {s.value: n for s, n in step.tasks.items()} if step else {},
                     "created_at": step.created_at if step else None,
                     "finished_at": step.finished_at if step else None,
+                    "max_rss": step.max_rss if step else None,
                     **figures.get(name, _NO_FIGURES)._asdict(),
                 }
             )

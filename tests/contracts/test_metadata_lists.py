@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aflow.metadata import sql
 from aflow.metadata.base import TASK_STATES, Batch, MetadataStore, RunRecord
 from aflow.scheduler.states import AttemptState, TaskState
 from tests.contracts.metadata_stores import NAMES, a_run, open_store, succeeded, tasks_of
@@ -57,16 +58,21 @@ def test_the_progress_of_steps_is_reported_by_the_states_of_their_tasks(
     store: MetadataStore, run: RunRecord
 ) -> None:
     batch = Batch(tasks=[*tasks_of("a", [1]), *tasks_of("b", [2, 3, 4])])
-    lost = succeeded(2, manifest=None)._replace(state=AttemptState.LOST, finished_at=50.0)
-    failed = succeeded(3, manifest=None)._replace(state=AttemptState.FAILED, finished_at=40.0)
-    batch.attempts = [succeeded(1)._replace(finished_at=9.0), lost, failed]
+    ended = succeeded(2, manifest=None)
+    lost = ended._replace(state=AttemptState.LOST, finished_at=50.0, max_rss=1 << 20)
+    failed = ended._replace(task=3, state=AttemptState.FAILED, finished_at=40.0, max_rss=1 << 33)
+    batch.attempts = [succeeded(1)._replace(finished_at=9.0, max_rss=None), lost, failed]
     store.commit(run.key, 0, batch)
 
     first, second = store.progress(run.key)
-    assert ("a", {TaskState.SUCCEEDED: 1}, 9.0) == (first.step, first.tasks, first.finished_at)
-    assert ("b", {TaskState.FAILED: 2, TaskState.READY: 1}, 50.0) == (
-        second.step, second.tasks, second.finished_at
+    assert ("a", {TaskState.SUCCEEDED: 1}, 9.0, None) == (
+        first.step, first.tasks, first.finished_at, first.max_rss
     )  # fmt: skip
+    assert ("b", {TaskState.FAILED: 2, TaskState.READY: 1}, 50.0, 1 << 33) == (
+        second.step, second.tasks, second.finished_at, second.max_rss
+    )  # fmt: skip
+    store.commit(run.key, 1, Batch(attempts=[ended._replace(max_rss=1 << 30)]))
+    assert 1 << 33 == store.progress(run.key)[1].max_rss, "the most that any attempt has taken"
 
 
 def test_the_kept_counts_follow_tasks_through_attempts_and_commits(
@@ -107,7 +113,12 @@ def test_columns_of_tasks_are_those_of_latest_attempts_that_have_changed_since_a
     assert [] == [*store.task_columns(run.key, after=2)]
 
 
-def test_runs_of_all_flows_come_in_one_list_by_user_tag_and_page(store: MetadataStore) -> None:
+@pytest.mark.parametrize("rare", [0, 1000], ids=["common tags", "rare tags"])
+def test_runs_of_all_flows_come_in_one_list_by_user_tag_and_page(
+    store: MetadataStore, rare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Runs with a rare tag are looked up, those with another one are met on the way from the newest.
+    monkeypatch.setattr(sql, "_RARE", rare)
     for number in range(6):
         flow, user = ("Flow", "Other")[number % 2], ("ann", "bob")[number // 3]
         tags = ("odd",) if number % 2 else ()
@@ -120,6 +131,11 @@ def test_runs_of_all_flows_come_in_one_list_by_user_tag_and_page(store: Metadata
     assert "543210" == found()
     assert "543" == found(users=["bob"])
     assert "53" == found(users=["bob"], tags=["odd"])
+    assert "3" == found(until=5.0, since=2.0, tags=["odd"])
+    assert "31" == found(after=(5.0, 0), tags=["odd", "odd", "odd"], limit=2)
+    assert "" == found(tags=["odd", "none"])
+    assert "531" == "".join(each.run for each in store.runs("Other", tags=["odd"]))
+    assert [] == store.runs("Flow", tags=["odd"])
     assert "54" == found(limit=2)
     last = store.runs(None, limit=2)[-1]
     assert "32" == found(limit=2, after=(last.created_at, last.key))

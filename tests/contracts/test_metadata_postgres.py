@@ -63,6 +63,7 @@ VALUES = {
     "users": ["ann"],
     "tasks": [1, 2],
     "run_keys": [1],
+    "keys": [1],
     "kind": "",
     "mark": "m",
     "document": "d",

@@ -134,6 +134,8 @@ def test_the_overview_of_a_run_has_its_graph_figures_and_failures(served: Served
     steps = {step["step"]: step for step in reported["steps"]}
     assert {"succeeded": 2, "failed": 1} == steps["square"]["tasks"]
     assert {} == steps["end"]["tasks"], "it has not begun"
+    assert steps["square"]["max_rss"] > 1 << 20
+    assert steps["end"]["max_rss"] is None
     (failure,) = reported["failures"]
     assert ("square", "ValueError") == (failure["step"], failure["error"]["type"].split(".")[-1])
     assert "one is not allowed" in failure["error"]["traceback"]

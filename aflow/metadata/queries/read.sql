@@ -56,6 +56,26 @@ WHERE kind = :kind AND created_at >= coalesce(:since, -9e999)
     WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value)))
 ORDER BY created_at DESC, key DESC LIMIT coalesce(:limit, -1)
 
+-- name: runs_with_tag
+SELECT run_key FROM run_tags WHERE tag = :tag LIMIT :limit
+
+-- name: runs_of_keys
+-- (Of few runs: looked up by their keys, and sorted.)
+SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
+  owner, until - lease_now(), cancel
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key
+WHERE key IN (SELECT value FROM json_each(:keys)) AND (:flow IS NULL OR +flow = :flow)
+  AND +kind = :kind AND +created_at >= coalesce(:since, -9e999) AND +created_at < coalesce(:until, 9e999)
+  AND (:after_key IS NULL OR (+created_at, +key) < (:after_time, :after_key))
+  AND (:states = '[]' OR +state IN (SELECT value FROM json_each(:states)))
+  AND (:users = '[]' OR +user IN (SELECT value FROM json_each(:users)))
+  AND (:tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :tag))
+  AND (:second_tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :second_tag))
+  AND (:more_tags = '[]' OR NOT EXISTS (
+    SELECT 1 FROM json_each(:more_tags) AS wanted
+    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value)))
+ORDER BY +created_at DESC, key DESC LIMIT coalesce(:limit, -1)
+
 -- name: tags
 SELECT run_key, tag, is_system FROM run_tags
 WHERE run_key IN (SELECT value FROM json_each(:run_keys)) ORDER BY run_key, tag
@@ -98,7 +118,7 @@ WHERE t.run_key = :run_key AND t.step = :step AND t.task < :before
 ORDER BY t.task DESC LIMIT coalesce(:limit, -1)
 
 -- name: progress
-SELECT s.step, s.created_at, c.state, c.tasks, s.finished_at
+SELECT s.step, s.created_at, c.state, c.tasks, s.finished_at, s.max_rss
 FROM steps s JOIN task_counts c ON c.run_key = s.run_key AND c.step = s.step
 WHERE s.run_key = :run_key AND s.step <> '_parameters' AND c.tasks > 0 ORDER BY s.created_at, s.step
 

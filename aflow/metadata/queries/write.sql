@@ -48,7 +48,9 @@ INSERT INTO task_counts (run_key, step, state, tasks) VALUES (?, ?, ?, ?)
 ON CONFLICT (run_key, step, state) DO UPDATE SET tasks = task_counts.tasks + excluded.tasks
 
 -- name: step_ended
-UPDATE steps SET finished_at = max(coalesce(finished_at, 0), ?) WHERE run_key = ? AND step = ?
+UPDATE steps SET finished_at = nullif(max(coalesce(finished_at, 0), coalesce(?, 0)), 0),
+  max_rss = nullif(max(coalesce(max_rss, 0), coalesce(?, 0)), 0)
+WHERE run_key = ? AND step = ?
 
 -- name: add_task
 INSERT INTO tasks (run_key, task, step, created_at, split, split_index, inputs, origin, cache_key)

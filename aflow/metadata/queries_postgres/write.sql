@@ -45,7 +45,7 @@ INSERT INTO task_counts (run_key, step, state, tasks) VALUES (%s, %s, %s, %s)
 ON CONFLICT (run_key, step, state) DO UPDATE SET tasks = task_counts.tasks + excluded.tasks
 
 -- name: step_ended
-UPDATE steps SET finished_at = greatest(coalesce(finished_at, 0), %s) WHERE run_key = %s AND step = %s
+UPDATE steps SET finished_at = greatest(finished_at, %s), max_rss = greatest(max_rss, %s) WHERE run_key = %s AND step = %s
 
 -- name: add_task
 INSERT INTO tasks (run_key, task, step, created_at, split, split_index, inputs, origin, cache_key)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # What a setting needs besides aflow: the extra, and what it installs.
 _EXTRAS = {
     "aws": ("aiobotocore",),
-    "postgres": ("asyncpg", "psycopg"),
+    "postgres": ("psycopg",),
     "redis": ("redis",),
 }
 _WAIT = 10.0  # seconds for a queue

@@ -8,14 +8,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aflow.errors import MissingExtra
+from aflow._core.postgres import dict_row, psycopg
 from aflow.metadata.postgres import Place
-
-try:
-    import psycopg
-    from psycopg.rows import dict_row
-except ImportError as error:
-    raise MissingExtra("PostgreSQL needs psycopg: install aflow-runtime[postgres].") from error
 
 if TYPE_CHECKING:
     from aflow.interop.sources import Row

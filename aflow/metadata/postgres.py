@@ -21,6 +21,17 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from aflow._core import ids
+from aflow._core.postgres import (
+    REFUSALS,
+    SETTINGS,
+    TextBinaryLoader,
+    adapt_texts,
+    advice,
+    line,
+    psycopg,
+    state_of,
+    unescaped,
+)
 from aflow._core.secret import revealed, sealed, without_passwords
 from aflow._core.waiting import Waiting
 from aflow.errors import (
@@ -28,7 +39,6 @@ from aflow.errors import (
     MetadataAway,
     MetadataTooNew,
     MetadataUnavailable,
-    MissingExtra,
     NotFound,
     VersionConflict,
 )
@@ -49,17 +59,6 @@ from aflow.metadata.sql import PAGE, RecordReader, migrations, statements
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 
-# Connections to PostgreSQL: how they are made and brought up to date; what their errors mean.
-
-
-try:
-    import psycopg
-    from psycopg.types.string import StrDumper, TextBinaryLoader, TextLoader
-except ImportError as error:
-    raise MissingExtra(
-        "Metadata in PostgreSQL needs the package psycopg: install aflow-runtime[postgres]."
-    ) from error
-
 Connection = psycopg.Connection[Any]
 
 LATEST = 6
@@ -67,57 +66,11 @@ LATEST = 6
 SCHEMA = "aflow"
 _KEPT = 8  # connections that wait for the next user
 _LOCK = 0x61666C6F77  # the advisory lock that is held while migrations run
-_SETTINGS = {
-    "connect_timeout": 10,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,  # milliseconds
-    "application_name": "aflow",
-}
 _LOCK_TIMEOUT = 30_000  # milliseconds to wait for another's commit
 # Every statement is answered from an index, in its order. Without statistics, which a run that has
 # just been written has not, the server would rather collect and sort all of it for each page, or
 # read whole tables for each range of tasks.
 _PLANS = {"enable_bitmapscan": "off", "enable_seqscan": "off", "jit": "off"}
-
-# What the first characters of an SQLSTATE mean.
-_ADVICE = {
-    "28": "the user or the password is wrong: check them in the URL",
-    "3D000": "there is no such database: create it with `createdb`",
-    "53100": "the disk of the server is full: free some space and resume the run",
-    "53300": "the server has too many connections: raise its max_connections",
-    "25006": "it is read-only: name the primary server",
-    "42501": "the user may not do this: grant it CREATE on the database",
-    "55P03": "it was kept locked for too long: see what else runs there",
-    "57P01": "the server was shut down: start it and resume the run",
-    "57P02": "the server has crashed: start it and resume the run",
-    "57P03": "the server is starting: try again in a moment",
-    "XX": "it is damaged: see the log of the server",
-}
-
-_REFUSALS = ("28", "3D000")  # of a connection, by a server that answers
-
-
-class _Dumper(StrDumper):
-    """PostgreSQL holds every text but those with the character 0: it is escaped."""
-
-    def dump(self, obj: str) -> Any:
-        return super().dump(obj.replace("\x1a", "\x1a1").replace("\0", "\x1a0"))
-
-
-class _Loader(TextLoader):
-    def load(self, data: Any) -> str:
-        return _unescaped(str(super().load(data)))
-
-
-class _BinaryLoader(TextBinaryLoader):
-    def load(self, data: Any) -> str:
-        return _unescaped(str(super().load(data)))
-
-
-def _unescaped(text: str) -> str:
-    return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text
 
 
 class Place:
@@ -155,9 +108,7 @@ class Place:
         where the server does not answer."""
         given = {f"-c {name}={value}" for name, value in self._settings(read_only).items()}
         made = self._connected(" ".join(sorted(given)), read_only)
-        made.adapters.register_dumper(str, _Dumper)
-        made.adapters.register_loader("text", _Loader)
-        made.adapters.register_loader("text", _BinaryLoader)
+        adapt_texts(made.adapters)
         if self.is_pooled is None:
             self.is_pooled = _is_behind_a_pooler(made)
         if self.is_pooled:
@@ -168,12 +119,12 @@ class Place:
 
     def _connected(self, options: str, read_only: bool) -> Connection:
         try:
-            return psycopg.connect(self._conninfo, autocommit=True, options=options, **_SETTINGS)  # type: ignore[arg-type]
+            return psycopg.connect(self._conninfo, autocommit=True, options=options, **SETTINGS)
         except psycopg.Error as error:
             if options and "unsupported startup parameter" in str(error):
                 self.is_pooled = True  # a pooler, which takes none: they are set in transactions
                 return self._connected("", read_only)
-            refused = _state_of(str(error)) in _REFUSALS
+            refused = state_of(error) in REFUSALS
             raise self.named(error, away=not refused) from error
 
     def _settings(self, read_only: bool) -> dict[str, str]:
@@ -195,11 +146,7 @@ class Place:
     def named(self, error: psycopg.Error, *, away: bool = False) -> MetadataUnavailable:
         """The error as one sentence with place, reason and advice. No password is in it."""
         kind = MetadataAway if away else MetadataUnavailable
-        state = error.sqlstate or _state_of(str(error))
-        advice = next(
-            (text for prefix, text in _ADVICE.items() if state.startswith(prefix)), _line(error)
-        )
-        return kind(f"The metadata in {self.url} cannot be used: {advice}.")
+        return kind(f"The metadata in {self.url} cannot be used: {advice(error) or line(error)}.")
 
 
 def _is_behind_a_pooler(connection: Connection) -> bool:
@@ -208,21 +155,6 @@ def _is_behind_a_pooler(connection: Connection) -> bool:
     with connection.transaction():
         row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
     return row is None or row[0] != connection.info.backend_pid
-
-
-def _state_of(text: str) -> str:
-    """libpq tells no SQLSTATE of a connection that failed, only the server's words."""
-    if "authentication failed" in text or "no password supplied" in text:
-        return "28"
-    if "database" in text and "does not exist" in text:
-        return "3D000"
-    return "57P03" if "starting up" in text else ""
-
-
-def _line(error: psycopg.Error) -> str:
-    """What the library says, in one line."""
-    text = without_passwords(" ".join(str(error).split())).rstrip(".?")
-    return text or "the server cannot be reached"
 
 
 class Connections:
@@ -598,7 +530,7 @@ class PostgresMetadata(RecordReader):
             found = cursor.execute(_read(name), values).fetchall()
         if not any("\x1a" in host for host in {row[_HOST] for row in found}):
             return found
-        return [(*row[:_HOST], _unescaped(row[_HOST]), *row[_HOST + 1 :]) for row in found]
+        return [(*row[:_HOST], unescaped(row[_HOST]), *row[_HOST + 1 :]) for row in found]
 
     def _begin(
         self, sql: str, values: dict[str, Any]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import select
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -21,8 +22,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from aflow._core.postgres import SETTINGS, advice, line, psycopg, state_of
 from aflow._core.secret import as_mentioned, revealed, sealed, without_passwords
-from aflow.errors import InvalidSetting, LeaseLost, MissingExtra, QueueUnavailable
+from aflow.errors import InvalidSetting, LeaseLost, QueueUnavailable
 from aflow.queue.base import (
     MAX_DELIVERIES,
     Buried,
@@ -32,13 +34,6 @@ from aflow.queue.base import (
     check_messages,
     check_topic,
 )
-
-try:
-    import asyncpg
-except ImportError as error:
-    raise MissingExtra(
-        "A queue in PostgreSQL needs the package asyncpg: install aflow-runtime[postgres]."
-    ) from error
 
 CONNECTIONS = 8
 LONGEST_WAIT = 10.0  # seconds after which a waiter looks without having been notified
@@ -184,13 +179,7 @@ _ANNOUNCED = f"""WITH gone AS (
     DELETE FROM {{schema}}aflow_workers WHERE until < {_NOW} - 3600
 ) SELECT name, body FROM {{schema}}aflow_workers WHERE until > {_NOW}"""  # noqa: S608 -- constants
 
-_AWAY = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # its connection was cut in the middle of a call
-)
+Connection = psycopg.AsyncConnection[Any]
 
 
 class PostgresQueue:
@@ -217,10 +206,13 @@ class PostgresQueue:
         self._schema_name = given  # None: the one that the user's search_path begins with
         self._schema = ""  # as it stands before names of tables, with its dot
         self._is_pooled = False  # each transaction may be another connection's
-        self._sql: dict[str, str] = {}
+        self._sql: dict[str, bytes] = {}
         self._max_deliveries = max_deliveries
-        self._pool: Any = None
-        self._listener: Any = None
+        self._is_open = False
+        self._idle: list[Connection] = []
+        self._free = asyncio.Semaphore(CONNECTIONS)
+        self._listener: Connection | None = None
+        self._heard: set[str] = set()  # channels that the listener listens on
         self._opening = asyncio.Lock()
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._forgot_at: dict[str, float] = {}
@@ -249,7 +241,7 @@ class PostgresQueue:
             for priority, several in by_priority.items():
                 names, bodies = [each.id for each in several], [each.body for each in several]
                 channel = self._channel(topic)
-                await db.execute(self._of(_PUT), topic, names, bodies, channel, priority)
+                await self._do(db, _PUT, topic, names, bodies, channel, priority)
 
     async def lease(
         self,
@@ -280,7 +272,8 @@ class PostgresQueue:
                     async with asyncio.timeout(min(left, longest, *due)):
                         await bell.wait()
                 except TimeoutError:
-                    await self._listen(topics)  # the connection may have been lost meanwhile
+                    pass  # nobody has notified us: look whether there is something all the same
+                await self._listen(topics)  # the connection may have been lost meanwhile
 
     async def _take(
         self, topics: Sequence[str], limit: int, ttl: float, skip: Collection[str]
@@ -290,30 +283,29 @@ class PostgresQueue:
         due: list[float] = []
         async with self._transaction() as db:
             for topic in topics:
-                await db.execute(self._of(_SETTLE), topic, self._max_deliveries)
+                await self._do(db, _SETTLE, topic, self._max_deliveries)
                 token = f"{uuid.uuid4().hex}-"
-                rows = await db.fetch(
-                    self._of(_LEASE), topic, limit - len(taken), ttl, token, [*skip]
-                )
+                some = limit - len(taken)
+                rows = await self._rows(db, _LEASE, topic, some, float(ttl), token, [*skip])
                 taken += [Lease(topic, *row[3:]) for row in sorted(rows, key=lambda row: row[:3])]
                 if len(taken) >= limit:
                     break
                 await self._forget_turns(db, topic, len(rows))
-                next_due = await db.fetchval(self._of(_NEXT_DUE), topic)
+                ((next_due,),) = await self._rows(db, _NEXT_DUE, topic)
                 if next_due is not None:
                     due.append(max(next_due, 0.0))
         return taken, due
 
-    async def _forget_turns(self, db: Any, topic: str, found: int) -> None:
+    async def _forget_turns(self, db: Connection, topic: str, found: int) -> None:
         """Forget whose turn it was, now and then, where nobody waits for one."""
         now = asyncio.get_running_loop().time()
         if not found and now - self._forgot_at.get(topic, -_FORGET) >= _FORGET:
             self._forgot_at[topic] = now
-            await db.execute(self._of(_FORGET_TURNS), topic)
+            await self._do(db, _FORGET_TURNS, topic)
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Keep leases for longer; see the port."""
-        rows = await self._held(leases, _EXTEND, ttl)
+        rows = await self._held(leases, _EXTEND, float(ttl))
         until = {row[0]: row[1] for row in rows}
         extended = [
             each._replace(expires_at=until[each.token]) for each in leases if each.token in until
@@ -341,12 +333,11 @@ class PostgresQueue:
         """Do it to the messages of the leases that have not ended; what it returns."""
         if not leases:
             return []
-        columns = [[each.topic, each.id, each.token] for each in leases]
+        held = [[each.topic, each.id, each.token] for each in leases]
         # One statement is a transaction of its own, and one message to the server instead of three.
         async with self._transaction() if ring else self._connection() as db:
-            rows: list[Any] = await db.fetch(
-                self._of(sql), *map(list, zip(*columns, strict=True)), *values
-            )
+            columns = map(list, zip(*held, strict=True))
+            rows = await self._rows(db, sql, *columns, *values)
             for topic in {each.topic for each in leases} if ring else ():
                 await self._ring(db, topic)
         return rows
@@ -358,72 +349,69 @@ class PostgresQueue:
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
         async with self._settled(topic) as db:
-            await db.execute(self._of(_REMOVE), topic, [*ids], leased)
+            await self._do(db, _REMOVE, topic, [*ids], leased)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
         """Which of these there are; see the port."""
         async with self._connection() as db:
-            return {row[0] for row in await db.fetch(self._of(_KNOWN), topic, [*ids])}
+            return {row[0] for row in await self._rows(db, _KNOWN, topic, [*ids])}
 
     async def drop(self, topic: str) -> None:
         """Forget the topic; see the port."""
         async with self._connection() as db:
-            await db.execute(self._of(_DROP), topic)
+            await self._do(db, _DROP, topic)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """The buried messages; see the port."""
         async with self._settled(topic) as db:
-            return [Buried(topic, *row) for row in await db.fetch(self._of(_BURIED), topic, limit)]
+            return [Buried(topic, *row) for row in await self._rows(db, _BURIED, topic, limit)]
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
         """Make buried messages ready; see the port."""
         async with self._transaction() as db:
-            rows = await db.fetch(self._of(_REDRIVE), topic, [*ids])
+            rows = await self._rows(db, _REDRIVE, topic, [*ids])
             await self._ring(db, topic)
         return len(rows)
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
         """The messages that are ready; see the port."""
         async with self._settled(topic) as db:
-            return [Message(*row) for row in await db.fetch(self._of(_PEEK), topic, limit)]
+            return [Message(*row) for row in await self._rows(db, _PEEK, topic, limit)]
 
     async def topics(self) -> list[str] | None:
         """The topics that have messages; see the port."""
         async with self._connection() as db:
-            return [row[0] for row in await db.fetch(self._of(_TOPICS))]
+            return [row[0] for row in await self._rows(db, _TOPICS)]
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Let others see this of a worker; see the port."""
         async with self._connection() as db:
             if body:
-                await db.execute(self._of(_ANNOUNCE), name, body, ttl)
+                await self._do(db, _ANNOUNCE, name, body, float(ttl))
             else:
-                await db.execute(self._of(_UNANNOUNCE), name)
+                await self._do(db, _UNANNOUNCE, name)
 
     async def announced(self) -> Mapping[str, bytes] | None:
         """What workers have announced; see the port."""
         async with self._connection() as db:
-            return {row[0]: row[1] for row in await db.fetch(self._of(_ANNOUNCED))}
+            return dict(await self._rows(db, _ANNOUNCED))
 
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has; see the port."""
         async with self._settled(topic) as db:
-            return Depth(*await db.fetchrow(self._of(_DEPTH), topic))
+            return Depth(*(await self._rows(db, _DEPTH, topic))[0])
 
     async def longest_wait(self, topic: str) -> float | None:
         """How long the oldest message waits; see the port."""
         async with self._settled(topic) as db:
-            found = await db.fetchval(self._of(_LONGEST_WAIT), topic)
+            ((found,),) = await self._rows(db, _LONGEST_WAIT, topic)
         return 0.0 if found is None else max(float(found), 0.0)
 
     async def close(self) -> None:
         """Release connections; see the port."""
-        pool, self._pool = self._pool, None
-        listener, self._listener = self._listener, None
-        if listener is not None and not listener.is_closed():
-            await listener.close(timeout=5)
-        if pool is not None:
-            await pool.close()
+        self._is_open = False
+        self._drop_listener()
+        await self._close_idle()
 
     # ------------------------------------------------------------------ waiting
 
@@ -432,8 +420,8 @@ class PostgresQueue:
         # Names of channels are short, and topics may differ at their end alone.
         return f"aflow_{hashlib.sha256(topic.encode()).hexdigest()[:24]}"
 
-    async def _ring(self, db: Any, topic: str) -> None:
-        await db.execute("SELECT pg_notify($1, '')", self._channel(topic))
+    async def _ring(self, db: Connection, topic: str) -> None:
+        await self._do(db, "SELECT pg_notify($1, '')", self._channel(topic))
 
     @asynccontextmanager
     async def _listening(self, topics: Sequence[str]) -> AsyncIterator[asyncio.Event]:
@@ -449,117 +437,179 @@ class PostgresQueue:
                 self._bells[self._channel(topic)].discard(bell)
 
     async def _listen(self, topics: Sequence[str]) -> None:
-        if self._is_pooled:
+        new = {self._channel(topic) for topic in topics}
+        if self._is_pooled or (self._listener is not None and new <= self._heard):
             return
         async with self._errors_named(), self._opening:
-            if self._listener is None or self._listener.is_closed():
-                self._listener = await asyncpg.connect(self._dsn, timeout=10)
-                self._listener.add_termination_listener(lambda _: self._news(None))
-                self._heard: set[str] = set()
-            for channel in {self._channel(topic) for topic in topics} - self._heard:
-                await self._listener.add_listener(channel, lambda *news: self._news(news[2]))
-                self._heard.add(channel)
+            try:
+                if self._listener is None:
+                    self._listener = await self._connect()
+                    self._listener.add_notify_handler(lambda each: self._news(each.channel))
+                for channel in new - self._heard:
+                    await self._listener.execute(f"LISTEN {channel}".encode())
+                    self._heard.add(channel)
+            except BaseException:
+                self._drop_listener()  # nobody reads what comes by it
+                raise
+            # The driver itself hears of news while it waits for an answer alone.
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._hear)
 
-    def _news(self, channel: str | None) -> None:
-        """Wake the calls that wait for the channel; all, if the connection has been lost."""
-        for each in [channel] if channel is not None else [*self._bells]:
-            for bell in self._bells.get(each, ()):
-                bell.set()
+    def _hear(self) -> None:
+        """Take in what came on the listener's connection between two commands."""
+        assert self._listener is not None, "it is dropped together with its reader"
+        try:
+            self._listener.pgconn.consume_input()
+            while news := self._listener.pgconn.notifies():
+                self._news(news.relname.decode())
+        except psycopg.OperationalError:
+            self._drop_listener()
+
+    def _drop_listener(self) -> None:
+        """Close its connection, and wake all that wait: they look, and listen again."""
+        listener, self._listener = self._listener, None
+        self._heard.clear()
+        if listener is not None:
+            if not listener.closed:
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+            listener.pgconn.finish()
+            for channel in self._bells:
+                self._news(channel)
+
+    def _news(self, channel: str) -> None:
+        """Wake the calls that wait for the channel."""
+        for bell in self._bells.get(channel, ()):
+            bell.set()
 
     # ------------------------------------------------------------------ the server
 
+    async def _do(self, db: Connection, sql: str, *values: Any) -> None:
+        """Execute a statement. In a transaction it is only sent: the answer comes with that of the
+        next one that has rows, or with the end."""
+        await db.execute(self._of(sql), values, binary=True)
+
+    async def _rows(self, db: Connection, sql: str, *values: Any) -> list[Any]:
+        cursor = await db.execute(self._of(sql), values, binary=True)
+        return await cursor.fetchall()
+
     @asynccontextmanager
-    async def _settled(self, topic: str) -> AsyncIterator[Any]:
+    async def _settled(self, topic: str) -> AsyncIterator[Connection]:
         async with self._transaction() as db:
-            await db.execute(self._of(_SETTLE), topic, self._max_deliveries)
+            await self._do(db, _SETTLE, topic, self._max_deliveries)
             yield db
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Any]:
-        async with self._connection() as db, db.transaction():
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        async with self._connection() as db, db.pipeline(), db.transaction():
             yield db
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
+    async def _connection(self) -> AsyncIterator[Connection]:
         async with self._errors_named():
-            if self._pool is None:
+            if not self._is_open:
                 await self._open()
-            async with self._pool.acquire() as db:
-                if self._is_pooled and not db.is_in_transaction():
-                    async with db.transaction():
-                        yield db
-                else:
+            async with self._free:
+                db = self._next_idle() or await self._connect()
+                try:
                     yield db
+                finally:
+                    if self._is_open and _is_at_rest(db):
+                        self._idle.append(db)
+                    else:
+                        await db.close()
 
-    def _of(self, sql: str) -> str:
+    def _next_idle(self) -> Connection | None:
+        """A connection that nobody uses; those that the server has closed meanwhile are dropped."""
+        while self._idle:
+            db = self._idle.pop()
+            if _is_silent(db):
+                return db
+            db.pgconn.finish()
+        return None
+
+    async def _close_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for each in idle:
+            await each.close()
+
+    async def _connect(self) -> Connection:
+        return await psycopg.AsyncConnection.connect(
+            self._dsn,
+            autocommit=True,
+            cursor_factory=psycopg.AsyncRawCursor,
+            prepare_threshold=None if self._is_pooled else 0,
+            **SETTINGS,
+        )
+
+    def _of(self, sql: str) -> bytes:
         """The statement, with the schema that the tables are in."""
         made = self._sql.get(sql)
         if made is None:
-            made = self._sql[sql] = sql.replace("{schema}", self._schema)
+            made = self._sql[sql] = sql.replace("{schema}", self._schema).encode()
         return made
 
     async def _open(self) -> None:
         async with self._opening:
-            if self._pool is not None:
+            if self._is_open:
                 return
-            pool = await asyncpg.create_pool(
-                self._dsn,
-                min_size=0,
-                max_size=CONNECTIONS,
-                timeout=10,
-                reset=_as_it_is,
-                statement_cache_size=0 if await self._finds_pooler() else 100,
-            )
-            try:
-                async with pool.acquire() as db, db.transaction():
-                    name = self._schema_name or await db.fetchval("SELECT current_schema()")
-                    if name is None:
-                        raise QueueUnavailable(
-                            f"The queue {self._url} has no schema to put its tables into: name one "
-                            "by ?schema= in its URL."
-                        )
-                    quoted = name.replace('"', '""')
-                    self._schema, self._sql = f'"{quoted}".', {}
-                    if not await db.fetchval(_IS_THERE, name):
-                        await db.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-                        if not await db.fetchval(_HAS_SCHEMA, name):
-                            await db.execute(f'CREATE SCHEMA "{quoted}"')
-                        await db.execute(self._of(_SCHEMA))
-            except BaseException:
-                pool.terminate()
-                raise
-            self._pool = pool
+            async with await self._connect() as db, db.transaction():
+                db.prepare_threshold = None  # whether there is a pooler is not known yet
+                cursor = await db.execute("SELECT pg_backend_pid(), current_schema()")
+                pid, name = (await cursor.fetchall())[0]
+                # A pooler between us and the server gives its clients numbers of its own for the
+                # process that serves them.
+                self._is_pooled = pid != db.info.backend_pid
+                await self._make_tables(db, self._schema_name or name)
+            self._is_open = True
 
-    async def _finds_pooler(self) -> bool:
-        """Whether there is a pooler between us and the server: it gives its clients numbers of its
-        own for the process that serves them."""
-        probe = await asyncpg.connect(self._dsn, timeout=10, statement_cache_size=0)
-        try:
-            async with probe.transaction():
-                pid = await probe.fetchval("SELECT pg_backend_pid()")
-            self._is_pooled = pid != probe.get_server_pid()
-        finally:
-            await probe.close(timeout=5)
-        return self._is_pooled
+    async def _make_tables(self, db: Connection, name: str | None) -> None:
+        if name is None:
+            raise QueueUnavailable(
+                f"The queue {self._url} has no schema to put its tables into: name one "
+                "by ?schema= in its URL."
+            )
+        quoted = name.replace('"', '""')
+        self._schema, self._sql = f'"{quoted}".', {}
+        if not (await self._rows(db, _IS_THERE, name))[0][0]:
+            await self._do(db, "SELECT pg_advisory_xact_lock($1)", _LOCK)
+            if not (await self._rows(db, _HAS_SCHEMA, name))[0][0]:
+                await db.execute(f'CREATE SCHEMA "{quoted}"'.encode())
+            await db.execute(self._of(_SCHEMA))
 
     @asynccontextmanager
     async def _errors_named(self) -> AsyncIterator[None]:
         try:
             yield
-        except asyncpg.InvalidAuthorizationSpecificationError as error:
-            raise QueueUnavailable(
-                f"The queue {self._url} refuses us ({error}): correct user and password in its URL."
-            ) from error
-        except _AWAY as error:
-            detail = str(error) or type(error).__name__
-            raise QueueUnavailable(
-                f"The queue {self._url} does not answer ({detail}): see whether the server runs, "
-                "and has room."
-            ) from error
+        except psycopg.Error as error:
+            state, detail = state_of(error), line(error)
+            if state.startswith("28"):
+                raise QueueUnavailable(
+                    f"The queue {self._url} refuses us ({detail}): correct user and password in "
+                    "its URL."
+                ) from error
+            if state:
+                raise QueueUnavailable(
+                    f"The queue {self._url} cannot be used: {advice(error) or detail}."
+                ) from error
+            raise self._no_answer(detail) from error
+        except OSError as error:  # TimeoutError is one
+            raise self._no_answer(str(error) or type(error).__name__) from error
+
+    def _no_answer(self, detail: str) -> QueueUnavailable:
+        return QueueUnavailable(
+            f"The queue {self._url} does not answer ({detail}): see whether the server runs, and "
+            "has room."
+        )
 
 
-async def _as_it_is(connection: Any) -> None:
-    """Nothing is put back between two users of a connection: neither changes anything of it."""
+def _is_at_rest(db: Connection) -> bool:
+    return not db.closed and db.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+def _is_silent(db: Connection) -> bool:
+    """Whether the server has sent nothing since the connection was last used: an error, the end."""
+    poll = select.poll()
+    poll.register(db.fileno(), select.POLLIN)
+    return not poll.poll(0)
 
 
 def _shown(url: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
-import asyncpg
+import psycopg
 import pytest
 from redis import Redis
 
@@ -475,8 +475,8 @@ async def test_a_database_of_the_version_before_keeps_its_messages(postgres_serv
     words = {"number": "BIGSERIAL PRIMARY KEY", "bytes": "BYTEA", "state": '"char"',
              "float": "DOUBLE PRECISION", "name": "aflow_messages"}  # fmt: skip
     with new_database(postgres_server) as url:
-        db = await asyncpg.connect(url)
-        await db.execute(OLD.format_map(words))
+        db = await psycopg.AsyncConnection.connect(url, autocommit=True)
+        await db.execute(OLD.format_map(words).encode())
         await db.close()
         assert (["g:4"], ["g:1", "g:2", "g:3", "g:5"]) == await messages_in(url)
 

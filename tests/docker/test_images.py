@@ -83,7 +83,7 @@ def test_the_image_has_the_command_and_a_user_of_its_own(podman: Podman, data: P
 
 
 def test_the_image_has_what_it_takes_for_every_kind_of_backend(podman: Podman, data: Path) -> None:
-    libraries = "import aiobotocore, aiohttp, asyncpg, psycopg, redis, uvloop, yaml"
+    libraries = "import aiobotocore, aiohttp, psycopg, redis, uvloop, yaml"
     done = podman("run", *hardened(data), IMAGE, "python3", "-W", "error", "-c", libraries)
     assert (0, "") == (done.returncode, done.stderr)
 

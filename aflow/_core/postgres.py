@@ -1,0 +1,105 @@
+"""PostgreSQL, for metadata and queues: its driver, how connections are made, what errors mean.
+
+Importing it raises MissingExtra where the driver is not installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aflow._core.secret import without_passwords
+from aflow.errors import MissingExtra
+
+try:
+    import psycopg
+    from psycopg.rows import dict_row
+    from psycopg.types.string import StrDumper, TextBinaryLoader, TextLoader
+except ImportError as error:
+    raise MissingExtra(
+        "PostgreSQL needs the package psycopg: install aflow-runtime[postgres]."
+    ) from error
+
+__all__ = [
+    "REFUSALS", "SETTINGS", "TextBinaryLoader", "adapt_texts", "advice", "dict_row", "line",
+    "psycopg", "state_of", "unescaped",
+]  # fmt: skip
+
+SETTINGS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds
+    "application_name": "aflow",
+}
+"""Of each connection: a server that is gone is noticed in half a minute."""
+REFUSALS = ("28", "3D000")
+"""States of a connection that a server has refused: trying again does not help."""
+
+# What the first characters of an SQLSTATE mean.
+_ADVICE = {
+    "28": "the user or the password is wrong: check them in the URL",
+    "3D000": "there is no such database: create it with `createdb`",
+    "53100": "the disk of the server is full: free some space and resume the run",
+    "53300": "the server has too many connections: raise its max_connections",
+    "25006": "it is read-only: name the primary server",
+    "42501": "the user may not do this: grant it CREATE on the database",
+    "55P03": "it was kept locked for too long: see what else runs there",
+    "57P01": "the server was shut down: start it and resume the run",
+    "57P02": "the server has crashed: start it and resume the run",
+    "57P03": "the server is starting: try again in a moment",
+    "XX": "it is damaged: see the log of the server",
+}
+
+
+def state_of(error: psycopg.Error) -> str:
+    """The SQLSTATE of an error; empty where it is not known. libpq gives none for a connection that
+    failed, only the server's words."""
+    if error.sqlstate:
+        return error.sqlstate
+    text = str(error)
+    if "authentication failed" in text or "no password supplied" in text:
+        return "28"
+    if "database" in text and "does not exist" in text:
+        return "3D000"
+    return "57P03" if "starting up" in text else ""
+
+
+def advice(error: psycopg.Error) -> str | None:
+    """What is wrong and what to do, if the error's SQLSTATE tells it."""
+    state = state_of(error)
+    return next((text for prefix, text in _ADVICE.items() if state.startswith(prefix)), None)
+
+
+def line(error: psycopg.Error) -> str:
+    """What the driver says, in one line, without passwords."""
+    text = without_passwords(" ".join(str(error).split())).rstrip(".?")
+    return text or "the server cannot be reached"
+
+
+def adapt_texts(adapters: psycopg.adapt.AdaptersMap) -> None:
+    """Let a connection write and read every text. PostgreSQL holds all but those with the
+    character 0: it is escaped."""
+    adapters.register_dumper(str, _Dumper)
+    adapters.register_loader("text", _Loader)
+    adapters.register_loader("text", _BinaryLoader)
+
+
+class _Dumper(StrDumper):
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.replace("\x1a", "\x1a1").replace("\0", "\x1a0"))
+
+
+class _Loader(TextLoader):
+    def load(self, data: Any) -> str:
+        return unescaped(str(super().load(data)))
+
+
+class _BinaryLoader(TextBinaryLoader):
+    def load(self, data: Any) -> str:
+        return unescaped(str(super().load(data)))
+
+
+def unescaped(text: str) -> str:
+    """A text of the database as it was given to it; see `adapt_texts`."""
+    return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text

@@ -100,7 +100,11 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
                 help="Require no token: every user and program of this machine can run code as "
                 "you.",
             ),
-            option("--tls-cert", metavar="FILE", help="Certificate for https, in PEM form."),
+            option(
+                "--tls-cert",
+                metavar="FILE",
+                help="Certificate for https, in PEM form; it may be replaced at any time.",
+            ),
             option("--tls-key", metavar="FILE", help="Its private key, without a password."),
         ],
         callback=partial(_serve, say),
@@ -124,7 +128,7 @@ def _serve(
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
-    from aflow.server.serve import Listen, serve, tls_context
+    from aflow.server.serve import Certificate, Listen, serve
 
     keep_logbook()
     settings = Settings.load(
@@ -136,7 +140,7 @@ def _serve(
     )
     if (tls_cert is None) != (tls_key is None):
         raise InvalidSetting("TLS needs both --tls-cert and --tls-key.")
-    tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
+    tls = Certificate(tls_cert, tls_key) if tls_cert and tls_key else None
     blobs = BlobStore(open_store(settings.storage_url), durable=settings.durability == "power")
     records = open_metadata(settings.metadata_url, settings.durability)
     make_private(settings.root)

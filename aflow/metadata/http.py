@@ -85,6 +85,7 @@ class Caller:
         self._clock = clock
         self._patience = patience
         self._never = threading.Event()
+        self._answered = False  # ever
         self._idle: list[http.client.HTTPConnection] = []
         self._process = os.getpid()
 
@@ -101,9 +102,15 @@ class Caller:
         while True:
             try:
                 found = attempt(waiting)
+                self._answered = True
                 waiting.over()
                 return found, again
             except (OSError, http.client.HTTPException, InvalidMessage) as error:
+                if self._is_stranger(error):
+                    raise MetadataUnavailable(
+                        f"The metadata service at {self.url} cannot be trusted: {_why(error)}. "
+                        "Check its address, its certificate, and SSL_CERT_FILE."
+                    ) from error
                 if self._clock.monotonic() + wait > give_up_at:
                     raise MetadataUnavailable(
                         f"The metadata service at {self.url} cannot be used: {_why(error)}, for "
@@ -113,6 +120,11 @@ class Caller:
             again = True
             self._never.wait(waiting.capped(wait * random.uniform(0.5, 1.0)))
             wait = min(wait * 2, _LONGEST_WAIT)
+
+    def _is_stranger(self, error: Exception) -> bool:
+        """Whether it has shown another certificate than that of the service. One that was known
+        before may have let its own expire, and gets another while a run waits for it."""
+        return not self._answered and type(error).__name__ == "SSLCertVerificationError"
 
     def _post(self, path: str, body: bytes, waiting: Waiting) -> Iterator[list[Any]]:
         connection = self._connection()
@@ -163,6 +175,12 @@ class Caller:
 
     def _turned_down(self, response: http.client.HTTPResponse, body: bytes) -> None:
         said = body.decode("utf-8", "replace")
+        if 300 <= response.status < 400:
+            raise MetadataUnavailable(
+                f"The metadata service at {self.url} redirects to "
+                f"{response.getheader('Location', '')[:200]!r}. A key is sent nowhere but to the "
+                "address that was given: give that one, if it is the right one."
+            )
         if response.status >= 500 and response.status != 501:
             raise http.client.HTTPException(f"it answers {response.status} {response.reason}")
         advice = {401: "AFLOW_SERVICE_AUTH_KEY is missing or wrong", 403: "access is denied"}

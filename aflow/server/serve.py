@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Mount = Callable[["web.Application"], object]
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
+_CERTIFICATE_LOOK = 2.0  # seconds between looks whether it was replaced
 _LONGEST_PAUSE = 60.0  # seconds until a background task that failed begins again
 
 _log = logging.getLogger("aflow.server")
@@ -47,26 +49,69 @@ class Listen(NamedTuple):
     port: int
     tokens: Sequence[str]
     grace: float
-    tls: ssl.SSLContext | None = None
+    tls: Certificate | None = None
     recovery: float = RECOVERY
     anonymous: bool = False
 
 
-def tls_context(cert: str, key: str) -> ssl.SSLContext:
-    """TLS with this certificate and this key, both files in PEM form; raises InvalidSetting where
-    they cannot be used."""
-    import ssl
+class Certificate:
+    """TLS with this certificate and this key, both files in PEM form. They are read again when they
+    are replaced, as is usual every few weeks: connections that are open keep what they began with.
+    Raises InvalidSetting where they cannot be used."""
 
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # A key with a password is refused: nobody sits at the terminal of a server.
-        context.load_cert_chain(cert, key, password=lambda: "")
-    except (OSError, ValueError) as error:  # also those of ssl
-        why = getattr(error, "strerror", None) or error
-        raise InvalidSetting(
-            f"TLS cannot use the certificate {cert} with the key {key}: {why}."
-        ) from error
-    return context
+    def __init__(self, cert: str, key: str) -> None:
+        self._files = cert, key
+        self._stamp = self._look()
+        self.context = self._load(None)
+
+    async def look_on(self) -> None:
+        """Look whether the files were replaced, again and again. Those that cannot be used are
+        logged, and the earlier ones stay."""
+        while True:
+            await asyncio.sleep(_CERTIFICATE_LOOK)
+            await asyncio.to_thread(self._renew)
+
+    def _renew(self) -> None:
+        stamp = self._look()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._load(None)  # a certificate without its key would spoil the context that is used
+            self._load(self.context)
+        except InvalidSetting as error:
+            _log.warning("The files of TLS were replaced, and the earlier ones stay: %s", error)
+        else:
+            _log.info("The certificate %s is used from now on.", self._files[0])
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        """What tells one state of the files from the next."""
+        found: list[tuple[int, int, int] | None] = []
+        for file in self._files:
+            try:
+                status = os.stat(file)
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return found
+
+    def _load(self, context: ssl.SSLContext | None) -> ssl.SSLContext:
+        import ssl
+
+        if context is None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.options |= ssl.OP_NO_RENEGOTIATION
+        cert, key = self._files
+        try:
+            # A key with a password is refused: nobody sits at the terminal of a server.
+            context.load_cert_chain(cert, key, password=lambda: "")
+        except (OSError, ValueError) as error:  # also those of ssl
+            why = getattr(error, "strerror", None) or error
+            raise InvalidSetting(
+                f"TLS cannot use the certificate {cert} with the key {key}: {why}."
+            ) from error
+        return context
 
 
 def serve(
@@ -126,11 +171,14 @@ async def _serve(
     for mount in mounts:
         mount(app)
     try:
-        async with listening(app, listen.host, listen.port, "server", listen.tls) as port:
+        tls = None if listen.tls is None else listen.tls.context
+        async with listening(app, listen.host, listen.port, "server", tls) as port:
             scheme = "http" if listen.tls is None else "https"
             settle()
             say(f"Server on {scheme}://{listen.host}:{port}")
             loops: dict[str, Loop] = {"recovery of runs": sharing.look_on, "metrics": metrics.watch}
+            if listen.tls is not None:
+                loops["certificate"] = listen.tls.look_on
             if scheduling is not None:
                 loops["schedules"] = scheduling.look_on
             registry: Any = metadata

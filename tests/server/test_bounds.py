@@ -22,7 +22,7 @@ from aflow.server.bodies import body_of
 from aflow.server.listening import Bounds, listening, room
 from aflow.server.run_requests import Order
 from aflow.server.runs import Place, Runs
-from aflow.server.serve import tls_context
+from aflow.server.serve import Certificate
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 from tests.flows.conftest import processes_in
@@ -147,7 +147,7 @@ async def test_connections_that_ask_nothing_keep_nobody_out(sent: bytes) -> None
 
 async def test_connections_without_a_tls_handshake_are_counted_and_end(tmp_path: Path) -> None:
     make_certificate(tmp_path)
-    tls = tls_context(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    tls = Certificate(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")).context
     async with served(Bounds(5, head=0.5, grace=0), tls) as port:
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
         trusting = ssl.create_default_context()

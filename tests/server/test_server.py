@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import ssl
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -300,6 +301,12 @@ def test_submit_without_a_server_says_what_to_do(folder: Daemon) -> None:
     assert "start one with `aflow server`" in ran.err
 
 
+def until_logged(daemon: Daemon, words: str) -> None:
+    """Read the log of the daemon until a line of it has these words."""
+    assert daemon.process.stderr is not None
+    assert any(words in line for line in daemon.process.stderr)
+
+
 def test_a_server_speaks_tls_with_a_certificate_that_clients_trust(folder: Daemon) -> None:
     make_certificate(folder.path)
     tls = ("--tls-cert", "cert.pem", "--tls-key")
@@ -310,6 +317,16 @@ def test_a_server_speaks_tls_with_a_certificate_that_clients_trust(folder: Daemo
     assert folder.url.startswith("https://")
     assert 1 == folder.submit("flow.py").code
     assert 0 == folder.submit("flow.py", "--wait", SSL_CERT_FILE="cert.pem").code
+    strange = folder.call("status")  # at once: waiting does not make a certificate another
+    assert (1, True) == (strange.code, "cannot be trusted" in strange.err), strange.err
+
+    before = ssl.get_server_certificate(folder.address)
+    (folder.path / "key.pem").write_text("no key")
+    until_logged(folder, "the earlier ones stay")
+    assert before == ssl.get_server_certificate(folder.address)
+    make_certificate(folder.path)
+    until_logged(folder, "is used from now on")
+    assert before != ssl.get_server_certificate(folder.address)
     assert 0 == folder.stop()
 
 

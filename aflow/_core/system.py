@@ -24,7 +24,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +52,29 @@ def read_proc(name: str) -> bytes | None:
             return file.read()
     except OSError:
         return None
+
+
+def holds_connection(
+    users: Collection[int], local: tuple[str, int], remote: tuple[str, int]
+) -> bool:
+    """Whether a program of one of these users (uids) on this machine holds the `local` end of a TCP
+    connection over IPv4 that leads to `remote`. True where the system does not say."""
+    ends = [f"{_in_proc(host)}:{port:04X}" for host, port in (local, remote)]
+    # One that was opened by a socket of IPv6 (::ffff:127.0.0.1) is in the other table.
+    mapped = [f"0000000000000000{_in_proc('0.0.255.255')}{each}" for each in ends]
+    tables = [read_proc("net/tcp"), read_proc("net/tcp6")]
+    if tables[0] is None:
+        return True
+    for line in b"".join(each or b"" for each in tables).decode().splitlines():
+        fields = line.split()
+        if fields[1:3] in (ends, mapped):
+            return int(fields[7]) in users
+    return False
+
+
+def _in_proc(host: str) -> str:
+    """Four bytes of an address as /proc/net/tcp writes them: in the byte order of the machine."""
+    return f"{int.from_bytes(bytes(map(int, host.split('.'))), sys.byteorder):08X}"
 
 
 def processes() -> list[int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow import client
+from aflow._core.system import holds_connection
 from aflow.cards.get import FoundCard, get_cards
 from aflow.cards.page import page
 from aflow.errors import MissingExtra
@@ -84,6 +86,9 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
     ) -> web.StreamResponse:
         # A page that the user visits may have the browser ask, under a name of its own as well.
         # Following a link from elsewhere reads nothing, and is not refused.
+        # Anybody may connect who has an account on this machine.
+        if not _is_of_this_user(request):
+            raise web.HTTPForbidden(text="Cards are shown to the user who serves them alone.")
         if not names_this_machine(request):
             raise web.HTTPMisdirectedRequest(text="Ask for 127.0.0.1 or localhost.")
         visits = request.headers.get("Sec-Fetch-Mode") == "navigate"
@@ -94,6 +99,16 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
     app = web.Application(middlewares=[only_from_here])
     app.add_routes([web.get("/", index), web.get("/card/{path:.+}", one)])
     return app
+
+
+def _is_of_this_user(request: web.Request) -> bool:
+    """Whether a program of this user (or root's) asks; where the system does not say, it is
+    assumed."""
+    transport = request.transport
+    if transport is None:
+        return False
+    here, there = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+    return holds_connection((0, os.geteuid()), there[:2], here[:2])
 
 
 def _index(shown: Shown) -> str:

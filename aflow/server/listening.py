@@ -102,6 +102,7 @@ async def listening(
         bounds = Bounds(most, max(1, most // 2))
     connections = _Connections(bounds, tls)
     app.middlewares.insert(0, connections.mark_busy)
+    app.on_response_prepare.append(_guarded)
     runner = web.AppRunner(
         app,
         shutdown_timeout=_GOODBYE,
@@ -141,6 +142,16 @@ async def listening(
         for each in sockets:
             each.close()
         await runner.cleanup()
+
+
+async def _guarded(_: web.Request, response: web.StreamResponse) -> None:
+    """What an answer says unless it says otherwise: that nobody keeps it, guesses its type, or
+    shows it within a page of another site; and nothing of what the server is made of."""
+    headers = response.headers
+    headers["Server"] = "aflow"
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+    headers.setdefault("Cache-Control", "private, no-cache" if "ETag" in headers else "no-store")
 
 
 class _Malformed(logging.Filter):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +224,15 @@ def test_aflow_shows_cards_without_a_flow_file(ran: Workspace) -> None:
     assert 6 == len(done.stdout.splitlines()), done.stderr
 
 
+AS_USER = """
+import encodings.idna, os, socket, sys
+os.setuid(int(sys.argv[1]))
+with socket.create_connection((sys.argv[2], int(sys.argv[3]))) as connection:
+    connection.sendall(b"GET / HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    print(connection.recv(12).decode())
+"""
+
+
 async def test_the_server_shows_cards(ran: Workspace) -> None:
     pytest.importorskip("aiohttp")
     from aiohttp.test_utils import TestClient, TestServer
@@ -263,6 +274,15 @@ async def test_the_server_shows_cards(ran: Workspace) -> None:
         ):
             for path in ("/", f"/card/{card.pathspec}/{card.hash}"):
                 assert status == (await browser.get(path, headers=headers)).status, headers
+        if os.geteuid() == 0:  # other users of the machine read nothing, however they connect
+            port = browser.port
+            for host in ("127.0.0.1", "::ffff:127.0.0.1"):
+                for uid, status in ((0, b"200"), (65534, b"403")):
+                    asked = await asyncio.create_subprocess_exec(
+                        sys.executable, "-c", AS_USER, str(uid), host, str(port),
+                        stdout=subprocess.PIPE,
+                    )  # fmt: skip
+                    assert status in (await asked.communicate())[0], (host, uid)
         shown = card._repr_html_()
         assert 'sandbox="allow-scripts allow-popups"' in shown
 

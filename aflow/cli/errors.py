@@ -42,6 +42,7 @@ def guarded(body: Callable[[], object]) -> int:
         flush(sys.stdout)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
+        error.message = printable(error.message)
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):

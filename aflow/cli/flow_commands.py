@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow._core.version import __version__
+from aflow.cli.errors import printable
 from aflow.cli.options import (
     Command,
     Session,
@@ -158,6 +159,10 @@ class FlowGroup(click.Group):
             help=help,
             context_settings=_NORMALIZED,
         )
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help; what a flow says in it may hold controls of terminals."""
+        return printable(super().get_help(ctx))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands, without making them."""

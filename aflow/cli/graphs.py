@@ -6,6 +6,7 @@ import inspect
 
 import click
 
+from aflow.cli.errors import printable
 from aflow.cli.options import Session
 from aflow.flow.decorators.flow_base import FlowDecorator
 from aflow.flow.graph import Graph, Kind, Node
@@ -16,18 +17,18 @@ def show(session: Session) -> None:
     definition = session.define()
     graph = definition.graph
     if graph.doc:
-        click.echo(f"\n{inspect.cleandoc(graph.doc)}")
+        click.echo(printable(f"\n{inspect.cleandoc(graph.doc)}"))
     for decorator in definition.decorators:
-        click.echo(f"\n{_written(decorator)}")
+        click.echo(printable(f"\n{_written(decorator)}"))
     for node in in_order(graph):
         click.echo()
         for each in definition.steps[node.name].decorators:
             click.echo(f"@{each.name}")
         click.echo(f"Step {click.style(node.name, bold=True)}")
         for line in inspect.cleandoc(node.doc or "?").splitlines():
-            click.echo(f"    {line}".rstrip())
+            click.echo(printable(f"    {line}".rstrip()))
         if node.next:
-            click.echo(f"    => {', '.join(_labelled(node))}")
+            click.echo(printable(f"    => {', '.join(_labelled(node))}"))
     click.echo()
 
 

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from aflow._core import ids
 from aflow._core.records import dataclass
 from aflow._core.settings import Settings, metadata_place, resource_amounts
+from aflow.cli.errors import printable
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import Parameter, plain_name, type_name
@@ -61,6 +62,10 @@ class Option(click.Option):
 
 class Command(click.Command):
     """A command whose help lists its options by section."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help; what a flow says in it may hold controls of terminals."""
+        return printable(super().get_help(ctx))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one definition list a section."""

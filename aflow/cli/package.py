@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from aflow._core.version import __version__
+from aflow.cli.errors import printable
 from aflow.cli.options import Session, option
 from aflow.code import package
 from aflow.errors import CodePackageError
@@ -49,7 +50,7 @@ def list_(session: Session, archive: bool) -> None:
     session.note("Files included in the code package (change with --package-suffixes):")
     files = package.members(session.define(), session.settings().package_suffixes)
     for name, path in files.items():
-        click.echo(name if archive else str(path))
+        click.echo(printable(name if archive else str(path)))
 
 
 def save(session: Session, path: str) -> None:

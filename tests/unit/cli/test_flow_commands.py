@@ -233,3 +233,26 @@ def test_our_own_variable_is_stronger_than_the_old_one() -> None:
 def test_the_code_is_checked_unless_that_is_refused() -> None:
     assert called(["go"]).session.wants_code_check
     assert not called(["go", "--no-pylint"]).session.wants_code_check
+
+
+class Hostile(FlowSpec):
+    """Sets \x1b]0;a title\x07."""
+
+    rate = Parameter("rate", help="a \x1b[2J rate", default="\x9b2J")
+
+    @step
+    def start(self) -> None:
+        """Clears \x1b[2J the terminal."""
+        self.next(self.end)
+
+    @step
+    def end(self) -> None:
+        pass
+
+
+def test_what_a_flow_says_of_itself_does_nothing_to_a_terminal() -> None:
+    group = FlowGroup(Hostile, "flow.py")
+    for words in (["show"], ["run", "--help"], ["--help"]):
+        said = CliRunner().invoke(group, words).output
+        assert "\\x1b" in said
+        assert not set("\x1b\x07\x9b") & set(said), said

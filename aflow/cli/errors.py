@@ -42,7 +42,7 @@ def guarded(body: Callable[[], object]) -> int:
         flush(sys.stdout)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.message = printable(error.message)
+        vars(error)["message"] = printable(error.message)  # it is final to type checkers alone
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):

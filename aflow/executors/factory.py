@@ -25,7 +25,6 @@ from aflow.executors.local.admission import admission_for
 from aflow.executors.local.executor import ProcessExecutor, needs_here, needs_of
 from aflow.executors.local.ground_start import spawn_here
 from aflow.executors.local.preload import imported_here
-from aflow.flow.graph import Kind
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
@@ -261,7 +260,7 @@ def _batch_jobs(
 
     calls = Calls()
     fargate = {queue: calls.is_fargate(queue) for queue in {queue_of(s, settings) for s in steps}}
-    gangs = gang_steps(definition)
+    gangs = definition.graph.gangs
     variables = variables_of(settings, options.metadata, store.url, calls.region)
     variables |= _shipped_runtime(store, definition, steps)
     calls.close()
@@ -300,7 +299,7 @@ def _slurm_jobs(definition: FlowDefinition, of_step: dict[str, str]) -> JobOf:
     from aflow.executors.jobs.slurm import SlurmSystem, step_job
 
     steps = [step for name, step in definition.steps.items() if of_step[name] == "slurm"]
-    gangs = gang_steps(definition)
+    gangs = definition.graph.gangs
     jobs = _kept(
         steps,
         lambda step, attempt: step_job(step, sys.executable, attempt, is_gang=step.name in gangs),
@@ -325,7 +324,7 @@ def _kubernetes_jobs(
     cluster = Cluster()
     try:
         namespace = settings.namespace or cluster.namespace
-        gangs = gang_steps(definition)
+        gangs = definition.graph.gangs
         variables = variables_of(options.metadata, store.url)
 
         def submitted(step: StepDefinition, attempt: int) -> Any:
@@ -340,12 +339,6 @@ def _kubernetes_jobs(
     finally:
         cluster.close()
     return jobs
-
-
-def gang_steps(definition: FlowDefinition) -> frozenset[str]:
-    """The steps whose attempts are members of gangs (num_parallel)."""
-    nodes = definition.graph.nodes.values()
-    return frozenset(name for node in nodes if node.kind is Kind.PARALLEL for name in node.next)
 
 
 def _kept(
@@ -430,7 +423,7 @@ def _on_machine(
         return {}
     admission, demands = found
     bounds = demands.bounds(admission.slots, options.max_workers)
-    gangs = gang_steps(definition)
+    gangs = definition.graph.gangs
     return {
         "admission": admission,
         "amounts": lambda spec: demands.amounts(spec.step, spec.attempt),

@@ -20,11 +20,12 @@ from aflow.scheduler.states import AttemptState
 from aflow.task.spec import AttemptReport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from aflow._core.clock import Clock
     from aflow.executors.protocol import ReportsMessage
     from aflow.storage.base import ObjectStore
+    from aflow.task.spec import AttemptSpec
 
 CANCELLED = AttemptState.CANCELLED.value
 STOPPED = "The task was interrupted: the run was stopped."
@@ -297,9 +298,11 @@ class Mailbox:
 
 # Where the members of a gang, which are jobs on several machines, find each other: the store.
 #
-# Member 0 says its address, and the others wait for that, also those that are tried again in a job
-# of their own. The end of a multi-node job's main node is the end of all: so the others say when
-# they are done. Calls block.
+# Each attempt of member 0 says its address under its own number, and the others take that of the
+# latest one. Before an attempt of member 0 is launched again, what launches it leaves an empty
+# address for it: so members that begin from then on wait for the new one, while a member that is
+# tried again alone finds the address of the attempt that goes on. The end of a multi-node job's
+# main node is the end of all: so the others say when they are done. Calls block.
 
 
 class Rendezvous:
@@ -309,16 +312,28 @@ class Rendezvous:
         self._store = store
         self._folder = f"jobs/{flow}/{run}/gangs"
 
-    def say(self, control: int, address: str) -> None:
-        """Here is member 0 of the gang. Raises StorageError."""
-        self._store.put(f"{self._folder}/{control}/address", [address.encode()])
+    def expect(self, specs: Iterable[AttemptSpec]) -> None:
+        """Those of these attempts of members that are member 0, which begins again, are to be
+        waited for. What they have said already stays. Raises StorageError."""
+        for spec in specs:
+            if spec.split_index == 0 and spec.attempt > 0:
+                self._store.put_if_absent(self._name(spec.task, spec.attempt), [b""])
+
+    def say(self, control: int, attempt: int, address: str) -> None:
+        """Here is this attempt of member 0 of the gang. Raises StorageError."""
+        self._store.put(self._name(control, attempt), [address.encode()])
 
     def address(self, control: int) -> str | None:
-        """Where member 0 of the gang is; None where it has not said so yet. Raises StorageError."""
+        """Where the latest attempt of member 0 of the gang is; None where it has not said so yet.
+        Raises StorageError."""
+        names = [*self._store.list(f"{self._folder}/{control}/addresses/")]
         try:
-            return bytes(self._store.get(f"{self._folder}/{control}/address")).decode()
-        except ObjectNotFound:
+            return bytes(self._store.get(names[-1])).decode() or None if names else None
+        except ObjectNotFound:  # the run has ended, and was tidied up
             return None
+
+    def _name(self, control: int, attempt: int) -> str:
+        return f"{self._folder}/{control}/addresses/{attempt:010d}"
 
     def leave(self, job: str, node: int) -> None:
         """This node of a job is done. Raises StorageError."""

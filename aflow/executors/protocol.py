@@ -339,6 +339,7 @@ _SPEC: dict[str, Check] = {
     "resources": lambda value: (
         isinstance(value, list | tuple) and len(value) <= 100 and all(map(_is_amount, value))
     ),
+    "address": lambda value: value == "",  # which the machine that runs the attempt finds out
 }
 _EVENTS: dict[int, tuple[Check, ...]] = {
     STARTED: (_or_none(_number((1 << 31) - 1)), _time),
@@ -430,7 +431,7 @@ _PRESENCE: dict[str, Check] = {
 # else.
 
 
-VERSION = 2
+VERSION = 3
 
 
 class Job(NamedTuple):

@@ -35,7 +35,7 @@ from aflow.errors import (
 )
 from aflow.executors import protocol
 from aflow.executors.base import Orphan, Reports
-from aflow.executors.mailbox import STOPPED, Away, Owner, ReportInbox
+from aflow.executors.mailbox import STOPPED, Away, Owner, Rendezvous, ReportInbox
 from aflow.executors.protocol import (
     CancelMessage,
     Packer,
@@ -149,6 +149,8 @@ class QueueExecutor:
         self._packer = Packer(self._metadata, context.run_key, payloads)
         job = self._job(context._replace(remote=True))
         self._pools = {step: self._pool_of(step) for step in job.needs}
+        self._gangs = frozenset(step for step, needs in job.needs.items() if needs.gang)
+        self._rendezvous = Rendezvous(self._store, context.flow, context.run)
         self._job_key = await in_thread(payloads.put, job.encode())
         self._queue = self._open_queue()
         self._news = asyncio.Event()
@@ -295,7 +297,7 @@ class QueueExecutor:
     async def _put(self, specs: list[AttemptSpec]) -> None:
         there = [spec for spec in specs if self._mail.is_wanted((spec.task, spec.attempt))]
         try:
-            bodies = await in_thread(lambda: [self._task_message(spec) for spec in there])
+            bodies = await in_thread(self._task_messages, there)
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
             for spec in there:
                 reason = f"The task could not be handed to a worker: {error}"
@@ -327,6 +329,11 @@ class QueueExecutor:
 
     def _topic(self, step: str) -> str:
         return protocol.tasks_topic(self._pools[step])
+
+    def _task_messages(self, specs: Sequence[AttemptSpec]) -> list[bytes]:
+        """The bodies of their messages. Blocks."""
+        self._rendezvous.expect(spec for spec in specs if spec.step in self._gangs)
+        return [self._task_message(spec) for spec in specs]
 
     def _task_message(self, spec: AttemptSpec) -> bytes:
         context = self._context
@@ -493,8 +500,7 @@ class QueueExecutor:
                     waiting = _ForQueue(f"the queue {self._queue.url}")
                 waiting.still(self._away)
                 continue
-            live = self._mail.away.values()
-            if not live or not all(each.waits for each in live):
+            if not self._stands_still():
                 if waiting is not None:
                     waiting.over()
                 waiting = None
@@ -504,6 +510,20 @@ class QueueExecutor:
             reason = await self._why()
             if reason:
                 waiting.still(reason)
+
+    def _stands_still(self) -> bool:
+        """Whether attempts wait for workers, and nothing goes on but members of gangs, which wait
+        for those."""
+        waiting = [owner for owner, away in self._mail.away.items() if away.waits]
+        gangs = {gang for owner in waiting if (gang := self._gang_of(owner)) is not None}
+        return bool(waiting) and all(
+            away.waits or self._gang_of(owner) in gangs for owner, away in self._mail.away.items()
+        )
+
+    def _gang_of(self, owner: Owner) -> tuple[str, int | None] | None:
+        """The step and the split of the gang that an attempt is a member of, if it is in one."""
+        spec = self._specs.get(owner)
+        return (spec.step, spec.split) if spec is not None and spec.step in self._gangs else None
 
     async def _why(self) -> str:
         """What the attempts that wait are waiting for."""
@@ -523,6 +543,8 @@ class QueueExecutor:
         for pool, owners in sorted(waiting.items()):
             able = Ability.of(pool, self._name, workers, self._mail.declined)
             reasons.append(able.why(len(owners), self._queue.url))
+            if any(self._gang_of(owner) for owner in owners):
+                reasons.append("All members of a gang run at once, and each needs a slot.")
             self._give_up_if_none_can(pool, owners, able)
         for pool in self._unfit_since.keys() - waiting.keys():
             del self._unfit_since[pool]

@@ -85,6 +85,12 @@ class Graph:
                 levels[distance[name]].append(name)
         return [level for level in levels if level]
 
+    @property
+    def gangs(self) -> frozenset[str]:
+        """The steps whose tasks are members of gangs (num_parallel)."""
+        parallel = (node for node in self.nodes.values() if node.kind is Kind.PARALLEL)
+        return frozenset(name for node in parallel for name in node.next)
+
     def has_many_tasks(self, step: str) -> bool:
         """Whether the step has a task for each item of a foreach, or of a gang."""
         kinds = (self.nodes[split].kind for split in self.nodes[step].splits)

@@ -35,7 +35,7 @@ from aflow.executors.local.executor import ProcessExecutor, StartGround
 from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
 from aflow.executors.mailbox import Mailbox, Rendezvous
 from aflow.executors.protocol import ArraySpec
-from aflow.remote.runtime import delivered
+from aflow.remote.runtime import delivered, gang_address
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Payloads
 from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
@@ -52,6 +52,7 @@ SAY = 1.0  # seconds for which events are gathered before they become a message
 GRACE = 20.0  # seconds for a step to end when the job is to stop: systems give 30 in all
 LOOK = 0.5  # seconds between looks for the other members of a gang
 PATIENCE = 600.0  # seconds for which a main node that is done waits for the others
+ALL_AT_ONCE = 0.5  # seconds within which a system's SIGTERM comes to all processes of a job
 SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
 
 
@@ -135,6 +136,7 @@ class OneJob:
         self._ground = ground
         self._news = News(store, variables.flow, variables.run, variables.place.worker)
         self._rendezvous = Rendezvous(store, variables.flow, variables.run)
+        self._address = ""  # of member 0 of its gang, if it is in one
         self._left = [0, 0]  # bytes of each stream that are still sent
 
     async def run(self) -> int:
@@ -142,7 +144,7 @@ class OneJob:
         the end of the attempt could not be reported."""
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[AttemptReport] = loop.create_future()
-        stopping = asyncio.Event()
+        self._stopping = stopping = asyncio.Event()
         on_signal(loop, signal.SIGTERM, stopping.set)
         spec = await in_thread(self._attempt)
         try:
@@ -166,7 +168,7 @@ class OneJob:
         if executor is None:
             return
         stop = group.create_task(self._stop(stopping, executor, spec))
-        executor.launch(spec)
+        executor.launch(spec._replace(address=self._address))
         await self._ended
         stop.cancel()
         await executor.stop()
@@ -203,10 +205,9 @@ class OneJob:
                 grace=GRACE,
             )
             self._left = [job.max_log_size + SLACK] * 2
-            context = job.context
             if self._variables.is_gang:
-                context = context._replace(address=await self._meet(spec, stopping))
-            await executor.start(context, self)
+                self._address = await self._meet(spec, stopping)
+            await executor.start(job.context, self)
         except AflowError as error:
             reason = f"The job {self._variables.place.worker} cannot run the task: {error}"
             self._never_ran(spec, AttemptState.FAILED, reason)
@@ -221,28 +222,28 @@ class OneJob:
         now = self._clock.now()
         self.started(spec.task, spec.attempt, os.getpid(), now)
         report = base.stopped(spec.task, spec.attempt, state, reason, now, now)
-        self.ended(report, NO_USAGE)
+        self._end(report, NO_USAGE)
 
     async def _meet(self, spec: AttemptSpec, stopping: asyncio.Event) -> str:
-        """The address of member 0 of the gang, which says it; the others wait for that."""
-        assert spec.split_index is not None, "a member has its place"
-        control = spec.task - spec.split_index
-        if spec.split_index == 0:
-            address = own_address()
-            await in_thread(self._rendezvous.say, control, address)
-            return address
+        """Where member 0 of the gang is; nothing where the job is to stop before that is known."""
+        loop = asyncio.get_running_loop()
         patience = float(looked_up("JOB_MEETING_TIMEOUT") or math.inf)
-        give_up_at = asyncio.get_running_loop().time() + patience
-        while not stopping.is_set():
-            found = await in_thread(self._rendezvous.address, control)
-            if found is not None:
-                return found
-            if asyncio.get_running_loop().time() > give_up_at:
-                raise InvalidInput(
-                    f"Member 0 of the gang did not begin within {patience:.0f} seconds."
-                )
-            await asyncio.sleep(LOOK)
-        return ""
+        meeting = loop.create_task(gang_address(self._rendezvous, spec))
+        stopped = loop.create_task(stopping.wait())
+        try:
+            await asyncio.wait(
+                [meeting, stopped],
+                timeout=None if math.isinf(patience) else patience,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if meeting.done():
+                return await meeting
+        finally:
+            meeting.cancel()
+            stopped.cancel()
+        if stopping.is_set():
+            return ""
+        raise InvalidInput(f"Member 0 of the gang did not begin within {patience:.0f} seconds.")
 
     async def _leave(self, stopping: asyncio.Event) -> None:
         """With the main node all others would be ended: so it waits until they are done."""
@@ -306,12 +307,30 @@ class OneJob:
         self._news.add((protocol.GROWN, task, attempt, count, manifest))
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """The attempt is over."""
+        """The attempt is over. Where its process died without a word, the job may have been sent
+        SIGTERM, as Slurm does to all of its processes: we hear of ours in a moment."""
+        if _is_silent(report) and not self._stopping.is_set():
+            loop = asyncio.get_running_loop()
+            loop.call_later(ALL_AT_ONCE, self._end, report, usage)
+        else:
+            self._end(report, usage)
+
+    def _end(self, report: AttemptReport, usage: Usage) -> None:
+        if _is_silent(report) and self._stopping.is_set():
+            # No failure of the step's: the system knows why, or the coordinator has asked for it.
+            cancelled, reason = AttemptState.CANCELLED.value, "The task was cancelled."
+            report = report._replace(state=cancelled, reason=reason)
         if not self._ended.done():
             self._news.add(
                 (protocol.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
             )
             self._ended.set_result(report)
+
+
+def _is_silent(report: AttemptReport) -> bool:
+    """Whether an attempt has ended without saying how: its process died, or what starts it."""
+    died = (AttemptState.FAILED.value, AttemptState.LOST.value)
+    return report.state in died and report.manifest is None
 
 
 class News:
@@ -370,16 +389,6 @@ def remove_empty_output() -> None:
             os.unlink(path)
     except OSError:  # it is no file, or was removed before
         return
-
-
-def own_address() -> str:
-    """The address of this machine, as others of its network reach it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way out
-        except OSError:  # there is none: nobody is elsewhere
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from aflow.executors import protocol
 from aflow.executors.local.admission import SlotQueue, bounded, too_much
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.ground_start import spawn_ground
+from aflow.executors.mailbox import Rendezvous
 from aflow.executors.protocol import Job, TaskMessage, python_version
 from aflow.queue.base import Lease
 from aflow.remote.reports import ReportSender
@@ -68,6 +70,33 @@ def _message_of(error: Exception) -> str:
     return str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
 
 
+async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
+    """Where member 0 of the gang of this attempt is: it says so, and the others wait for that.
+    Raises StorageError."""
+    assert spec.split_index is not None, "a member has its place"
+    control = spec.task - spec.split_index
+    if spec.split_index == 0:
+        address = own_address()
+        await in_thread(rendezvous.say, control, spec.attempt, address)
+        return address
+    while True:
+        found = await in_thread(rendezvous.address, control)
+        if found is not None:
+            return found
+        await asyncio.sleep(LOOK_FOR_OTHERS)
+
+
+def own_address() -> str:
+    """The address of this machine, as others of its network reach it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way out
+        except OSError:  # there is none: nobody is elsewhere
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+LOOK_FOR_OTHERS = 0.5  # seconds between looks for member 0 of a gang
 LOOK = 10.0  # seconds after which it is looked again whether the run has ended
 LOOK_OF_LATE = 0.5  # the same, for what was with another worker before
 
@@ -150,6 +179,9 @@ class Runtime:
         self._packaged: dict[Shipped, ProcessExecutor] = {}  # by their environment
         self._building: dict[Shipped, asyncio.Task[None]] = {}
         self._unbuilt: dict[Shipped, list[Held]] = {}  # attempts that wait for their environment
+        self._rendezvous: Rendezvous | None = None
+        # Members of gangs that wait for member 0, and what waits.
+        self._meeting: dict[tuple[int, int], tuple[Held, asyncio.Task[None]]] = {}
 
     @property
     def name(self) -> str:
@@ -190,9 +222,13 @@ class Runtime:
         shipped = self._job.environments.get(held.spec.step)
         lacking = self._lacking(held)
         owner = (held.spec.task, held.spec.attempt)
+        needs = self._job.needs.get(held.spec.step)
         if lacking is not None:
             why = f"Step {held.spec.step} {lacking}"
             asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
+        elif needs is not None and needs.gang and not held.spec.address and held.spec.splits:
+            meeting = asyncio.create_task(self._meet(held, executor))  # noqa: TID251 -- see `_stop`
+            self._meeting[owner] = held, meeting
         elif shipped is not None:
             self._launch_packaged(held, shipped)
         elif held.spec.step in self._needs and self._job.python != python_version():
@@ -207,6 +243,20 @@ class Runtime:
             # Later: who launches does not expect the answer before launch has returned.
             why = f"{self.name} has no step {held.spec.step}."
             asyncio.get_running_loop().call_soon(self._host.refused, held, why)
+
+    async def _meet(self, held: Held, executor: ProcessExecutor) -> None:
+        """Run a member of a gang, as soon as it is known where member 0 is."""
+        assert self._rendezvous is not None, "the run has been fetched"
+        owner = (held.spec.task, held.spec.attempt)
+        try:
+            address = await gang_address(self._rendezvous, held.spec)
+        except StorageError as error:
+            self._host.cannot_run(self, _message_of(error), owner)
+            return
+        finally:
+            self._meeting.pop(owner, None)
+        held.spec = held.spec._replace(address=address)
+        self._launch(held, executor)
 
     def _launch_packaged(self, held: Held, shipped: Shipped) -> None:
         """Run the attempt in the environment of its step, as soon as that is there."""
@@ -248,6 +298,10 @@ class Runtime:
                 if (held.spec.task, held.spec.attempt) == (task, attempt):
                     waiting.remove(held)
                     self._host.never_begun(held)
+        if (task, attempt) in self._meeting:
+            held, meeting = self._meeting.pop((task, attempt))
+            meeting.cancel()
+            self._host.never_begun(held)
         for executor in self._executors:
             executor.cancel(task, attempt)
 
@@ -272,11 +326,12 @@ class Runtime:
         await self._stop()
 
     async def _stop(self) -> None:
-        building = [*self._building.values()]
-        for each in building:  # what it has started ends by itself, and is kept for the next
+        # What builds has started ends by itself, and is kept for the next.
+        ending = [*self._building.values(), *(each for _, each in self._meeting.values())]
+        for each in ending:
             each.cancel()
-        if building:
-            await asyncio.wait(building)
+        if ending:
+            await asyncio.wait(ending)
         for executor in self._executors:
             await executor.stop()
         folder, self._folder = self._folder, None
@@ -338,6 +393,7 @@ class Runtime:
         store = self._store = backends.open_store(message.store)
         if is_over(store, message.flow, message.run):
             raise RunOver(f"{self.name} has ended.")
+        self._rendezvous = Rendezvous(store, message.flow, message.run)
         job, folder = delivered(
             store,
             message.flow,

@@ -36,7 +36,8 @@ class AroundParallel(Around):
             )
         # Members start together, so their tasks are numbered one after the other.
         control = str(spec.task - spec.split_index)
-        self.gang = Gang(self.scene.context.address, spec.splits, spec.split_index, control)
+        address = spec.address or self.scene.context.address
+        self.gang = Gang(address, spec.splits, spec.split_index, control)
         self.scene.values["parallel"] = self.gang
 
 

@@ -46,10 +46,10 @@ def may_be_retried(step: StepDefinition, error: BaseException) -> bool:
 
 class RunContext(NamedTuple):
     """What all attempts of a run have in common. `current_facts` is what the flow's decorators add
-    to
-    `current`. Without `persist` nothing is stored of what steps leave, nor even pickled; `remote`
-    says that they run where the metadata is out of reach; `address` is where member 0 of their gang
-    is, for those in one. Without `previews` manifests do not show what is in artifacts."""
+    to `current`. Without `persist` nothing is stored of what steps leave, nor even pickled;
+    `remote` says that they run where the metadata is out of reach; `address` is where member 0 of
+    their gang is, for those in one whose spec does not say it. Without `previews` manifests do not
+    show what is in artifacts."""
 
     flow: str
     run: str
@@ -74,7 +74,8 @@ class AttemptSpec(NamedTuple):
     input tasks that are small enough to travel along (the others are read from the metadata).
 
     For attempts that are remote: `more` is the payload of other manifests, `pages` are those of the
-    inputs of a join over a foreach, `again` says that the task may be settled already."""
+    inputs of a join over a foreach, `again` says that the task may be settled already. `address` is
+    where member 0 of its gang is, which is known where the attempt is run."""
 
     step: str
     task: int
@@ -91,10 +92,12 @@ class AttemptSpec(NamedTuple):
     pages: tuple[str, ...] = ()
     again: bool = False
     resources: tuple[tuple[str, float], ...] = ()
+    address: str = ""
 
     def encode(self) -> bytes:
         """The spec as one message."""
-        return msgpack.packb(self)  # type: ignore[no-any-return]
+        # Workers of the version before take it without an address, which no coordinator gives.
+        return msgpack.packb(self if self.address else self[:-1])  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> AttemptSpec:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -128,32 +127,6 @@ def bench(aws: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("AFLOW_DEFAULT_METADATA", "local")
     yield Bench(tmp_path, aws)
     client.default_metadata()
-
-
-def test_a_flow_of_all_shapes_leaves_on_batch_what_a_local_run_leaves(bench: Bench) -> None:
-    local = ["--datastore", "local", "run", "--factor", "3"]
-    bench.run(SHAPES, *local)
-    expected = {step.id: _artifacts(step) for step in bench.latest("Everything")}
-
-    said = bench.run(SHAPES, "run", "--with", "batch", "--factor", "3")
-    run = bench.latest("Everything")
-
-    assert run.successful, said
-    assert expected == {step.id: _artifacts(step) for step in run}
-    assert "factor 3" in said
-    assert "factor 3\n" == run["start"].task.stdout
-    assert "Task failed. ValueError: not yet" in said
-    assert "Task is starting (retry)." in said
-
-
-def _artifacts(step: Any) -> list[dict[str, str]]:
-    """What the tasks of a step have left, in the order of their places. (The code stands in another
-    folder in each job.)"""
-    found = [
-        {each.id: re.sub(r'File ".*?/(\w+\.py)', r'File "\1', str(each.data)) for each in task}
-        for task in step
-    ]
-    return sorted(found, key=str)
 
 
 def test_steps_find_in_a_job_what_they_find_here(

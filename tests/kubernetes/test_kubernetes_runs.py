@@ -6,7 +6,6 @@ pods, to nodes, to the API server and to coordinators.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -49,10 +48,12 @@ class Bench:
         return done.stdout + done.stderr
 
     @contextmanager
-    def running(self, *words: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    def running(
+        self, *words: str, file: Path = JOBS, **env: str
+    ) -> Iterator[subprocess.Popen[str]]:
         """A run of the flow, which goes on."""
         process = subprocess.Popen(
-            [sys.executable, str(JOBS), "run", *words],
+            [sys.executable, str(file), "run", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder,
             env={**os.environ, **env},
         )  # fmt: skip
@@ -94,36 +95,16 @@ def bench(kubernetes: Cluster, tmp_path: Path) -> Iterator[Bench]:
     client.default_metadata()
 
 
-def test_a_flow_of_all_shapes_leaves_on_kubernetes_what_a_local_run_leaves(bench: Bench) -> None:
-    bench.run("run", "--factor", "3", file=SHAPES)
-    expected = {step.id: _artifacts(step) for step in bench.latest("Everything")}
-
-    said = bench.run("run", "--with", WITH, "--factor", "3", file=SHAPES)
-    run = bench.latest("Everything")
-
-    assert run.successful, said
-    assert expected == {step.id: _artifacts(step) for step in run}
-    assert "factor 3\n" == run["start"].task.stdout
-    assert "Task failed. ValueError: not yet" in said
-    jobs = bench.cluster.listed("jobs")
-    assert {"0"} == {str(each["status"]["active"]) for each in jobs}
-
-
-def _artifacts(step: Any) -> list[dict[str, str]]:
-    """What the tasks of a step have left, in the order of their places. (The code stands in another
-    folder in each job.)"""
-    found = [
-        {each.id: re.sub(r'File ".*?/(\w+\.py)', r'File "\1', str(each.data)) for each in task}
-        for task in step
-    ]
-    return sorted(found, key=str)
-
-
-def test_a_gang_is_one_job_whose_pods_meet_and_have_names(bench: Bench) -> None:
-    said = bench.run("run", file=FLOWS / "gang.py")
+def test_a_gang_is_one_job_whose_pods_meet_and_have_names_also_after_it_was_lost(
+    bench: Bench,
+) -> None:
+    with bench.running("--lost", "true", file=FLOWS / "gang.py") as run:
+        member, _ = bench.until_running(2)
+        bench.cluster.lose_node(member)
+        said = run.communicate(timeout=PATIENCE)[0]
 
     assert [(0, "hello"), (1, "")] == bench.latest("Gang").data.reported, said
-    (job,), (service,) = bench.cluster.listed("jobs"), bench.cluster.listed("services")
+    (_, job), (_, service) = bench.cluster.listed("jobs"), bench.cluster.listed("services")
     assert (2, 0) == (job["spec"]["completions"], job["spec"]["backoffLimit"])
     assert "None" == service["spec"]["clusterIP"]
     assert job["metadata"]["uid"] == service["metadata"]["ownerReferences"][0]["uid"]

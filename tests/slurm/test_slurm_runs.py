@@ -5,7 +5,6 @@ local runs leave, whatever happens to their jobs, to nodes, to the controller an
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -107,31 +106,6 @@ def bench(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     client.default_metadata()
 
 
-def test_a_flow_of_all_shapes_leaves_on_slurm_what_a_local_run_leaves(bench: Bench) -> None:
-    bench.run(SHAPES, "run", "--factor", "3")
-    expected = {step.id: _artifacts(step) for step in bench.latest("Everything")}
-
-    said = bench.run(SHAPES, "run", "--with", "slurm:cpu=1", "--factor", "3")
-    run = bench.latest("Everything")
-
-    assert run.successful, said
-    assert expected == {step.id: _artifacts(step) for step in run}
-    assert "factor 3\n" == run["start"].task.stdout
-    assert "Task failed. ValueError: not yet" in said
-    outputs = [*(bench.folder / ".aflow" / "slurm").iterdir()]
-    assert all(b"not yet" in each.read_bytes() for each in outputs), "no empty files are left"
-
-
-def _artifacts(step: Any) -> list[dict[str, str]]:
-    """What the tasks of a step have left, in the order of their places. (The code stands in another
-    folder in each job.)"""
-    found = [
-        {each.id: re.sub(r'File ".*?/(\w+\.py)', r'File "\1', str(each.data)) for each in task}
-        for task in step
-    ]
-    return sorted(found, key=str)
-
-
 def test_a_foreach_is_one_array_with_its_resources_and_without_the_key_of_messages(
     bench: Bench,
 ) -> None:
@@ -170,12 +144,6 @@ def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_three_calls(
     assert ["sbatch --test-only", "sbatch --parsable", "scancel"] == [
         " ".join(each.split()[:2]) if "sbatch" in each else each.split()[0] for each in calls
     ]
-
-
-def test_a_gang_is_one_job_of_several_nodes_whose_members_meet(bench: Bench) -> None:
-    said = bench.run(FLOWS / "gang.py", "run")
-
-    assert [(0, "hello"), (1, "")] == bench.latest("Gang").data.reported, said
 
 
 # ------------------------------------------------------------------ what happens to jobs

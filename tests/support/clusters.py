@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CPUS = 2  # of each node
+CPUS = 2  # of each node, which has a GPU besides, as far as these count
 _PATIENT = {"RAY_raylet_start_wait_time_s": "100"}  # on a busy machine
 
 
@@ -70,7 +70,7 @@ def ray() -> None:
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes = [made.add_node(num_cpus=CPUS) for _ in range(2)]
+    nodes = [made.add_node(num_cpus=CPUS, num_gpus=1) for _ in range(2)]
     print("address", made.address, flush=True)
     for _ in sys.stdin:
         made.remove_node(nodes.pop(), allow_graceful=False)
@@ -82,11 +82,12 @@ def dask() -> None:
     import distributed
 
     ways, children = [os.pipe() for _ in range(2)], []
-    for readable, writable in ways:
+    for number, (readable, writable) in enumerate(ways):
         # Forked before there is a loop or a thread: what is imported is imported once.
         child = os.fork()
         if not child:
             os.close(writable)
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
             asyncio.run(_be_a_worker(distributed.Worker, readable))
             os._exit(0)
         children.append(child)
@@ -99,7 +100,7 @@ def dask() -> None:
 
 async def _be_a_worker(kind: Any, readable: int) -> None:
     address = os.read(readable, 1000).decode()
-    async with kind(address, nthreads=CPUS, dashboard=False) as worker:
+    async with kind(address, nthreads=CPUS, dashboard=False, resources={"GPU": 1}) as worker:
         await worker.finished()
 
 

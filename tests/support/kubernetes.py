@@ -42,6 +42,7 @@ KINDS = {
     "persistentvolumeclaims": "PersistentVolumeClaim", "deployments": "Deployment",
 }  # fmt: skip
 NODES = {"node-a": {"zone": "a"}, "node-b": {"zone": "b"}}
+GPU, GPUS = "nvidia.com/gpu", 2  # of each node
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?\Z")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?\Z")
 IMMUTABLE = ("completions", "selector", "template", "completionMode", "podFailurePolicy",
@@ -76,6 +77,7 @@ class Pod:
         self.log = b""
         self.killed_for = ""
         self.is_over = False
+        self.gpus: list[int] = []  # of its node
 
     @property
     def name(self) -> str:
@@ -121,6 +123,7 @@ class Cluster:
         self._faults: list[int] = []
         self._version = 0
         self._running = 0
+        self._gpus = {name: [*range(GPUS)] for name in NODES}  # those that are free
         self._pulse = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -538,6 +541,7 @@ class Cluster:
                     await self._execute(pod, container)
             finally:
                 self._running -= 1
+                self._gpus[node] += pod.gpus
                 self._wake()
         if not pod.process:
             status["phase"] = "Failed"
@@ -563,12 +567,18 @@ class Cluster:
         fitting = [
             name for name, labels in NODES.items() if wanted.items() <= labels.items()
         ]  # fmt: skip
+        limits = (pod.body["spec"]["containers"][0].get("resources") or {}).get("limits") or {}
+        gpus = int(limits.get(GPU, 0))
         while not self._is_deleted(pod):
-            if fitting and self._running < self.slots:
+            able = [name for name in fitting if len(self._gpus[name]) >= gpus]
+            if able and self._running < self.slots:
                 self._running += 1
                 pod.status["conditions"] = []
-                return fitting[pod.index % len(fitting)]
-            why = "Insufficient cpu" if fitting else "node(s) didn't match Pod's node selector"
+                node = able[pod.index % len(able)]
+                pod.gpus, self._gpus[node] = self._gpus[node][:gpus], self._gpus[node][gpus:]
+                return node
+            why = "Insufficient cpu" if able else f"Insufficient {GPU}"
+            why = why if fitting else "node(s) didn't match Pod's node selector"
             pod.status["conditions"] = [{
                 "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                 "message": f"0/2 nodes are available: 2 {why}.",
@@ -591,6 +601,8 @@ class Cluster:
         metadata = pod.body["metadata"]
         found = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         found["JOB_COMPLETION_INDEX"] = str(pod.index)
+        if pod.gpus:
+            found["NVIDIA_VISIBLE_DEVICES"] = ",".join(f"GPU-{each}" for each in pod.gpus)
         for each in container.get("envFrom") or ():
             key = ("secrets", metadata["namespace"], each["secretRef"]["name"])
             found |= self.objects[key].get("stringData") or {}

@@ -54,8 +54,8 @@ MessageTimeout=3
 KillWait=3
 SlurmdTimeout=10
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=8 RealMemory=8000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=8 RealMemory=8000
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=8 RealMemory=8000 Gres=gpu:1
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=8 RealMemory=8000 Gres=gpu:1
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10
 PartitionName=shut Nodes=ALL MaxTime=60 State=INACTIVE
@@ -93,6 +93,10 @@ class Slurm:
         host = socket.gethostname().partition(".")[0]
         text = CONFIGURATION.format(host=host, user="root", folder=self.folder, **ports)
         (self.folder / "slurm.conf").write_text(text)
+        # Devices that there are: Slurm only counts them, and says to jobs which are theirs.
+        devices = zip(("n1", "n2"), ("/dev/null", "/dev/zero"), strict=True)
+        gres = "".join(f"NodeName={node} Name=gpu File={file}\n" for node, file in devices)
+        (self.folder / "gres.conf").write_text(gres)
         socket_file = self.folder / "munge.socket"
         self._spawn(
             "munged", "--foreground", "--force", "--socket", str(socket_file),

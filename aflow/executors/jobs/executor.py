@@ -35,7 +35,7 @@ from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.jobs.base import Submission
 from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
-from aflow.executors.mailbox import STOPPED, Mailbox, Owner, ReportInbox
+from aflow.executors.mailbox import STOPPED, Mailbox, Owner, Rendezvous, ReportInbox
 from aflow.executors.protocol import ArraySpec, Packer
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Payloads, committed
@@ -162,6 +162,7 @@ class JobExecutor:
         self._payloads = Payloads(self._store, context.flow, context.run)
         self._packer = Packer(self._metadata, context.run_key, self._payloads)
         self._box = Mailbox(self._store, context.flow, context.run)
+        self._rendezvous = Rendezvous(self._store, context.flow, context.run)
         self._threads = ThreadPoolExecutor(THREADS, "aflow-jobs")
         self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
         job = self._job(context._replace(remote=True))
@@ -320,6 +321,8 @@ class JobExecutor:
     def _written(self, specs: Sequence[AttemptSpec]) -> ArraySpec:
         """The list of these attempts, in the store. Blocks."""
         apart = len(specs) > 1  # a single attempt carries its manifests and reads no payload
+        if self._job_of(specs[0].step, specs[0].attempt).is_gang:
+            self._rendezvous.expect(specs)
         return ArraySpec.write(
             self._payloads, [self._packer.complete(s, apart=apart) for s in specs]
         )
@@ -487,7 +490,7 @@ class JobExecutor:
             over, self._over = self._over, {}
             suspects, self._suspects = self._suspects, {}
             found = await self._look()
-            await asyncio.gather(*(self._conclude(*each) for each in over.items()))
+            await asyncio.gather(*map(self._conclude, self._by_gang(over)))
             await self._note_waiting()
             for job in suspects.keys() & self._arrays.keys():
                 try:
@@ -589,25 +592,39 @@ class JobExecutor:
             self._over[owner] = status
             self._look_now.set()
 
-    async def _conclude(self, owner: Owner, status: JobStatus) -> None:
-        """The job has ended, and its reports are read: what is left is what the system says."""
+    def _by_gang(self, over: Mapping[Owner, JobStatus]) -> list[dict[Owner, JobStatus]]:
+        """Jobs that have ended: those of a gang together, every other one alone."""
+        together: dict[Any, dict[Owner, JobStatus]] = {}
+        for owner, status in over.items():
+            array, _ = self._places.get(owner, (None, 0))
+            key = array.id if array is not None and array.mark == "#" else owner
+            together.setdefault(key, {})[owner] = status
+        return [*together.values()]
+
+    async def _conclude(self, over: Mapping[Owner, JobStatus]) -> None:
+        """These jobs have ended, and their reports are read: what is left is what the system says.
+        All of a gang end at the same time, so that what is tried again of it is launched together,
+        and nobody takes an address of before for that of the new member 0."""
+        ends = await asyncio.gather(*(self._end_of(*each) for each in over.items()))
+        for owner, end in zip(over, ends, strict=True):
+            if end is not None and owner in self._mail.away:
+                end()
+
+    async def _end_of(self, owner: Owner, status: JobStatus) -> Callable[[], None] | None:
+        """What reports how the attempt of a job that has ended did end; None where it has ended for
+        us, or may still report itself."""
         if owner in self._stopping:
-            self._give_up(owner, *self._stopping[owner])
+            return partial(self._give_up, owner, *self._stopping[owner])
         if owner not in self._mail.away:
-            return
+            return None
         report = await self._patiently(partial(committed, self._store, self._context, *owner))
         if report is not None:
-            if owner in self._mail.away:
-                self._mail.end(report, NO_USAGE)
-            return
+            return partial(self._mail.end, report, NO_USAGE)
         now = self._loop.time()
         if status.succeeded and now < self._late.setdefault(owner, now + LAG):
             self._loop.call_later(LATEST, self._conclude_later, owner, status)
-            return
+            return None
         outcome = await self._blocking(partial(self._system.outcome_of, status))
-        if owner not in self._mail.away:
-            return
         if outcome.state is AttemptState.FAILED:
-            self._mail.fail(owner, outcome.reason, retryable=outcome.retryable)
-        else:
-            self._give_up(owner, outcome.state, outcome.reason)
+            return partial(self._mail.fail, owner, outcome.reason, retryable=outcome.retryable)
+        return partial(self._give_up, owner, outcome.state, outcome.reason)

@@ -50,19 +50,21 @@ Amounts = Callable[[AttemptSpec], dict[str, float]]
 class StepNeeds(NamedTuple):
     """What has to be known of a step to run it: whether it is a coroutine, after how many seconds
     it is killed from outside (None: never), and the variables of its @environment (None: they are
-    to be learned from the flow, where it is run), and whether its processes are `fresh` or a `fork`
-    of the program."""
+    to be learned from the flow, where it is run), whether its processes are `fresh` or a `fork` of
+    the program, and whether its attempts are members of gangs (num_parallel)."""
 
     is_async: bool
     limit: float | None
     environment: dict[str, str] | None = None
     start: str = "fresh"
+    gang: bool = False
 
 
 def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, StepNeeds]:
     """The needs of every step of a flow, as they are written down for other machines: without
     variables, which may hold secrets. `start` says what processes are forked from (@process), where
     a step does not say it."""
+    gangs = definition.graph.gangs
     return {
         name: StepNeeds(
             step.is_async,
@@ -70,6 +72,7 @@ def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, Step
             if (timeout := step.decorator("timeout")) is None
             else timeout.total_seconds + BACKSTOP,
             start=start if (found := step.decorator("process")) is None else found.start,
+            gang=name in gangs,
         )
         for name, step in definition.steps.items()
     }

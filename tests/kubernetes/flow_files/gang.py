@@ -2,13 +2,16 @@ import socket
 import sys
 import time
 
-from aflow import FlowSpec, current, kubernetes, parallel, step
+from aflow import FlowSpec, Parameter, current, kubernetes, parallel, retry, step
 
 PORT = 21_737
 
 
 class Gang(FlowSpec):
-    """Two members that talk to each other, each in a pod of its own."""
+    """Two members that talk to each other, each in a pod of its own; where they are to be lost,
+    their first attempts wait for that."""
+
+    lost = Parameter("lost", default=False)
 
     @step
     def start(self):
@@ -21,8 +24,12 @@ class Gang(FlowSpec):
         port=PORT,
     )
     @parallel
+    @retry(times=0)
     @step
     def meet(self):
+        if self.lost and current.retry_count == 0:
+            print("working on", flush=True)
+            time.sleep(600)
         gang = current.parallel
         self.place = gang.node_index
         self.heard = ""

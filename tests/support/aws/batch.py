@@ -173,6 +173,10 @@ class ProcessJob(models.Job):
                 "AWS_BATCH_JOB_NODE_INDEX": str(node),
                 "AWS_BATCH_JOB_NUM_NODES": str(count),
             }
+        for each in properties.get("resourceRequirements") or ():
+            if each["type"] == "GPU":
+                ids = (f"GPU-{number}" for number in range(int(each["value"])))
+                environment["NVIDIA_VISIBLE_DEVICES"] = ",".join(ids)
         if "index" in self.array_properties:
             environment["AWS_BATCH_JOB_ARRAY_INDEX"] = str(self.array_properties["index"])
         command = properties["command"]

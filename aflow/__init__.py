@@ -260,10 +260,13 @@ def _connect_the_command_line() -> None:
         pass
 
     def launch(flow: FlowSpec) -> None:
-        modules = [*sys.modules]  # those of the program: the command line imports its own next
+        from aflow._core.deferred import defer_all, loaded
+
+        modules = loaded()  # those of the program: the command line imports its own next
         from aflow._core import process
 
         process.seldom()
+        defer_all()
         from aflow.cli import loading
 
         # Before the rest of the command line is imported, since this starts a process that takes

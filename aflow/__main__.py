@@ -13,7 +13,7 @@ def main() -> None:
         from aflow._core.process import delegate
 
         delegate()
-    from aflow._core import process
+    from aflow._core import deferred, process
     from aflow._core.shadowed import keep_importable
 
     for word in sys.argv[1:]:  # `python -m aflow run queue.py`: the working folder is on sys.path
@@ -21,6 +21,7 @@ def main() -> None:
             keep_importable(word.removesuffix(".py"), "")
 
     process.seldom()
+    deferred.defer_all()
     if any(".py" in word for word in sys.argv[1:]):
         _start_early(sys.argv[1:])
     from aflow.cli.main import run_program

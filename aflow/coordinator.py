@@ -16,12 +16,12 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.records import replace
 from aflow._core.settings import Durability, Isolation, RunOptions, Settings
 from aflow._core.threads import in_thread, to_the_end
 from aflow.code.config_binding import configured

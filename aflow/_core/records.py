@@ -2,27 +2,96 @@
 
 A command defines two hundred records before its first task starts. typing.NamedTuple compiles the
 annotation of each field; a frozen dataclass compiles seven functions: together that was a tenth of
-the time of a whole command. Here annotations stay texts, and of a dataclass `__init__` alone is
-compiled. Comparing, hashing and printing take no code of their own.
+the time of a whole command. Here annotations stay texts, and what makes a record (`__init__`,
+`__new__`) is compiled when the first one is made, which most commands never do. Comparing, hashing
+and printing take no code of their own.
 
 Type checkers see the originals. `replace`, `fields`, `field` and `asdict` of `dataclasses` work as
-they always do. Modules that are not imported at the start of a command may take the originals.
+they always do, and come from here: importing this module first keeps `inspect` from being loaded
+(deferred.py). Modules that are not imported at the start of a command may take the originals.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+__all__ = ["NamedTuple", "asdict", "dataclass", "field", "fields", "is_dataclass", "replace"]
+
 if TYPE_CHECKING:
+    from dataclasses import asdict as asdict
     from dataclasses import dataclass as dataclass
+    from dataclasses import field as field
+    from dataclasses import fields as fields
+    from dataclasses import is_dataclass as is_dataclass
+    from dataclasses import replace as replace
     from typing import NamedTuple as NamedTuple
 else:
+    from aflow._core.deferred import defer
+
+    defer(("inspect",))  # dataclasses takes it for texts that are given here
     import dataclasses
-    from collections import namedtuple
+    from collections import _tuplegetter as _getter  # that of namedtuple, in C
+    from dataclasses import asdict, field, fields, is_dataclass, replace
     from reprlib import recursive_repr
 
-    _NOT_COPIED = frozenset({"__annotations__", "__module__", "__slots__"})
     _MADE = object()  # stands for a default that is made for each record
+
+    # What named tuples have in common: namedtuple would define it for each.
+
+    def _make_later(cls, /, *args, **kwargs):
+        made = next(each for each in cls.__mro__ if "_fields" in vars(each))
+        made.__new__ = staticmethod(_new(made))  # from now on that is called
+        return made.__new__(cls, *args, **kwargs)
+
+    @classmethod
+    def _make(cls, values):
+        """Make a record of a sequence or iterable."""
+        made = tuple.__new__(cls, values)
+        if len(made) != len(cls._fields):
+            raise TypeError(f"Expected {len(cls._fields)} arguments, got {len(made)}")
+        return made
+
+    def _replace(self, /, **values):
+        """A record with other values in some fields."""
+        made = self._make(map(values.pop, self._fields, self))
+        if values:
+            raise ValueError(f"Got unexpected field names: {list(values)!r}")
+        return made
+
+    def _asdict(self):
+        """A dictionary of the fields' values."""
+        return dict(zip(self._fields, self, strict=True))
+
+    def _shown(self):
+        values = ", ".join(map("{}={!r}".format, self._fields, self))
+        return f"{self.__class__.__name__}({values})"
+
+    def _values(self):
+        return tuple(self)
+
+    _COMMON = {
+        "__slots__": (),
+        "__new__": _make_later,
+        "__repr__": _shown,
+        "__getnewargs__": _values,
+        "_make": _make,
+        "_replace": _replace,
+        "_asdict": _asdict,
+    }
+
+    def _new(cls):
+        """The `__new__` of a record. Most are never made in a command: it is compiled for those
+        that are."""
+        number = {name: f"_d{place}" for place, name in enumerate(cls._field_defaults)}
+        names = {number[name]: value for name, value in cls._field_defaults.items()}
+        names["_new"] = tuple.__new__
+        parameters = [f"{each}={number[each]}" if each in number else each for each in cls._fields]
+        values = "".join(f"{each}, " for each in cls._fields)
+        made = eval(f"lambda _cls, {', '.join(parameters)}: _new(_cls, ({values}))", names)  # noqa: S307
+        made.__name__ = "__new__"
+        made.__qualname__ = f"{cls.__qualname__}.__new__"
+        made.__annotations__ = dict(cls.__annotations__)
+        return made
 
     class _Definition(type):
         """Makes a tuple with names of the body of a class."""
@@ -30,16 +99,19 @@ else:
         def __new__(meta, name, bases, namespace):
             if not bases:
                 return super().__new__(meta, name, bases, namespace)
-            fields = namespace.get("__annotations__", {})
-            defaults = [namespace[field] for field in fields if field in namespace]
-            if any(field in namespace for field in [*fields][: len(fields) - len(defaults)]):
+            fields = tuple(namespace.get("__annotations__", {}))
+            defaults = {each: namespace.pop(each) for each in fields if each in namespace}
+            if fields[len(fields) - len(defaults) :] != tuple(defaults):
                 raise TypeError(f"{name}: a field without a default follows one that has one")
-            made = namedtuple(name, fields, defaults=defaults, module=namespace["__module__"])
-            for key, value in namespace.items():
-                if key not in fields and key not in _NOT_COPIED:
-                    setattr(made, key, value)
-            made.__annotations__ = made.__new__.__annotations__ = dict(fields)
-            return made
+            namespace |= {each: _getter(place, "") for place, each in enumerate(fields)}
+            common = {
+                **_COMMON,
+                "__doc__": f"{name}({', '.join(fields)})",
+                "__match_args__": fields,
+                "_fields": fields,
+                "_field_defaults": defaults,
+            }
+            return type(name, (tuple,), common | namespace)
 
     class NamedTuple(metaclass=_Definition):
         """typing.NamedTuple, whose annotations are not looked at."""
@@ -54,7 +126,7 @@ else:
                 cls, init=False, repr=False, eq=False, slots=slots, kw_only=kw_only
             )
             fields = dataclasses.fields(made)
-            methods = {**_comparing(fields), "__init__": _init(made, fields, frozen)}
+            methods = {**_comparing(fields), "__init__": _late_init(made, fields, frozen)}
             if repr:
                 methods["__repr__"] = _repr(fields)
             if frozen:
@@ -67,6 +139,17 @@ else:
             return made
 
         return define
+
+    def _late_init(cls, fields, frozen):
+        """An `__init__` that is compiled when the first record is made: few are in a command."""
+
+        def init(self, /, *args, **kwargs):
+            made = _init(cls, fields, frozen)
+            if vars(cls).get("__init__") is init:
+                cls.__init__ = made
+            made(self, *args, **kwargs)
+
+        return init
 
     def _init(cls, fields, frozen):
         names = {"_MADE": _MADE, "_set": object.__setattr__}

@@ -18,13 +18,12 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from aflow._core import ids
 from aflow._core.private_folders import make_private, read_regular, refuse_foreign
-from aflow._core.records import NamedTuple, dataclass
+from aflow._core.records import NamedTuple, dataclass, field
 from aflow._core.secret import Secret, as_mentioned, revealed, sealed, without_passwords
 from aflow._core.system import read_proc
 from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
@@ -588,6 +587,11 @@ def environment_value(name: str) -> str | None:
 def shell_asks() -> str | None:
     """What a shell that completes a command line asks for (click's protocol), else None."""
     return os.environ.get("_AFLOW_COMPLETE")
+
+
+def has_variables(names: Collection[str], prefixes: tuple[str, ...]) -> bool:
+    """Whether the environment has one of these variables, or one that begins with a prefix."""
+    return any(name in names or name.startswith(prefixes) for name in os.environ)
 
 
 def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:

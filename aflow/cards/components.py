@@ -7,7 +7,6 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
 from datetime import UTC, datetime
 from html import escape
 from math import isfinite
@@ -15,7 +14,7 @@ from textwrap import dedent
 from typing import Any, ClassVar
 
 from aflow._core.clock import SystemClock
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 from aflow.errors import InvalidInput
 
 _MAX_TEXT = 10_000  # characters of one value

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.aws.batch import SubmittedJob, Wanted
     from aflow.aws.client import Calls
-    from aflow.cli.options import Session
+    from aflow.cli.session import Session
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 

@@ -11,8 +11,9 @@ import click
 from aflow.cards.create import keep, page_of
 from aflow.cards.get import get_cards
 from aflow.cards.server import Shown, serve
-from aflow.cli.options import Session, flag, option
+from aflow.cli.options import flag, option
 from aflow.cli.selection import pathspec_argument, tasks_of
+from aflow.cli.session import Session
 from aflow.errors import CardNotFound, StorageError
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class, shell_complete
 
-from aflow.cli.flow_commands import COMMANDS, FlowGroup
-from aflow.cli.main import OTHERS, other_command
+from aflow.cli.commands import COMMANDS, OTHERS
+from aflow.cli.flow_commands import FlowGroup
+from aflow.cli.main import other_command
 
 VARIABLE = "_AFLOW_COMPLETE"
 _PLACES = {

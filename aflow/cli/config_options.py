@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import click
-
 from aflow._core.settings import configs_in_environment
 from aflow.code.config_binding import GivenConfigs
 
@@ -28,7 +26,9 @@ def given_configs(words: Sequence[str]) -> tuple[GivenConfigs, list[str]]:
             continue
         pair = words[position + 1 : position + 3]
         if len(pair) < 2:
-            raise click.UsageError(f"{word} takes two words: a config's name, and its value.")
+            from click import UsageError  # see plain.py
+
+            raise UsageError(f"{word} takes two words: a config's name, and its value.")
         given[word][pair[0]] = pair[1]
         position += 3
     files, values = given.values()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.errors import printable
-from aflow.cli.options import Session, flag, option
+from aflow.cli.options import flag, option
 from aflow.cli.selection import pathspec_argument, tasks_of
+from aflow.cli.session import Session
 from aflow.errors import StorageError
 
 if TYPE_CHECKING:

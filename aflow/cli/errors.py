@@ -17,8 +17,6 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-import click
-
 from aflow._core.ending import Leave
 from aflow._core.process import flush
 from aflow._core.records import NamedTuple
@@ -41,13 +39,8 @@ def guarded(body: Callable[[], object]) -> int:
         code = body()
         flush(sys.stdout)
         return code if isinstance(code, int) else 0
-    except click.ClickException as error:
-        vars(error)["message"] = printable(error.message)  # it is final to type checkers alone
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.secho("Interrupted.", fg="red", err=True)
-        return INTERRUPTED
+    except KeyboardInterrupt:
+        return _interrupted()
     except BrokenPipeError:
         forget_stdout()
         return NO_READER
@@ -56,6 +49,14 @@ def guarded(body: Callable[[], object]) -> int:
         show(error.headline, str(error))
         return USAGE if isinstance(error, InvalidInput) else FAILED
     except Exception as error:  # noqa: BLE001 -- whatever it is, a person gets a sentence
+        import click  # nobody pays for it on a good day
+
+        if isinstance(error, click.ClickException):
+            vars(error)["message"] = printable(error.message)  # it is final to type checkers alone
+            error.show()
+            return error.exit_code
+        if isinstance(error, click.Abort):
+            return _interrupted()
         lacks = _lacking(error)
         if lacks is None:
             _unexpected(error)
@@ -63,6 +64,13 @@ def guarded(body: Callable[[], object]) -> int:
             _traceback_if_asked_for()
             show("The machine has no room left", lacks)
         return FAILED
+
+
+def _interrupted() -> int:
+    import click
+
+    click.secho("Interrupted.", fg="red", err=True)
+    return INTERRUPTED
 
 
 _NO_PROCESS = (
@@ -97,18 +105,22 @@ def leave(code: int) -> NoReturn:
 
 # Controls, which terminals obey (escapes set titles, clipboards and lines above), and marks that
 # turn the direction of a text.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROLS = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 
 
 def printable(text: str, *, lines: bool = True) -> str:
     """A text of tags, messages or servers as a terminal may have it: controls are spelt out
     (`\\x1b`), but for tabs and, with `lines`, ends of lines."""
-    text = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    if text.isprintable():  # most are, and need no expression to be compiled
+        return text
+    text = re.sub(_CONTROLS, lambda found: found[0].encode("unicode_escape").decode(), text)
     return text if lines else text.replace("\n", "\\n")
 
 
 def show(headline: str, message: str) -> None:
     """Write an error on stderr in the layout that users of Metaflow know."""
+    import click
+
     lines = "\n".join(f"    {line}".rstrip() for line in printable(message).splitlines())
     color = _wishes().color
     click.secho(f"    {headline}:", fg="red", bold=True, err=True, color=color)
@@ -126,11 +138,12 @@ class Frame(NamedTuple):
     @property
     def is_users(self) -> bool:
         """Whether it is of the user's own code, and of no library."""
-        return not _OF_LIBRARIES.search(self.file.replace("\\", "/"))
+        return not re.search(_OF_LIBRARIES, self.file.replace("\\", "/"))
 
 
-_FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$')
-_OF_LIBRARIES = re.compile(
+# Compiled at their first use: nobody pays for them on a good day.
+_FRAME = r'^ *File "(.+)", line (\d+), in (.+)$'
+_OF_LIBRARIES = (
     r"/(site|dist)-packages/|/lib(64)?/python3[.\d]*/|^<(frozen |string>)|"
     r"/aflow/(attempt|executors|flow|task)/"
 )
@@ -144,10 +157,10 @@ def frames_of(traceback: str) -> list[Frame]:
     for number, line in enumerate(lines):
         if line.startswith("Traceback (most recent call last)"):
             found = []
-        frame = _FRAME.match(line)
+        frame = re.match(_FRAME, line)
         if frame is not None:
             after = lines[number + 1] if number + 1 < len(lines) else ""
-            code = "" if _FRAME.match(after) or not after.startswith("    ") else after.strip()
+            code = "" if re.match(_FRAME, after) or not after.startswith("    ") else after.strip()
             found.append(Frame(frame[1], int(frame[2]), frame[3], code))
     return found
 
@@ -155,6 +168,8 @@ def frames_of(traceback: str) -> list[Frame]:
 def show_frames(traceback: str) -> None:
     """Write on stderr where a task has failed: the frames of the user's own code, the one in which
     it happened first, and how many of libraries are left out."""
+    import click
+
     frames = frames_of(traceback)
     users = [each for each in frames if each.is_users]
     color = _wishes().color

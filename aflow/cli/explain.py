@@ -11,8 +11,8 @@ import click
 from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow.cli.errors import printable
-from aflow.cli.options import Session
 from aflow.cli.selection import pathspec, pathspec_argument
+from aflow.cli.session import Session
 from aflow.errors import NotFound
 from aflow.runs.cache.explain import explain as explained
 from aflow.runs.create import Creation

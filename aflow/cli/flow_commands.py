@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aflow._core.deferred import import_asyncio
 from aflow._core.version import __version__
+from aflow.cli.commands import COMMANDS, NEED_NO_FILE
 from aflow.cli.errors import printable
 from aflow.cli.options import (
     Command,
-    Session,
     bound,
     flag,
     flow_options,
@@ -25,38 +26,13 @@ from aflow.cli.options import (
     with_file,
     write_sections,
 )
-from aflow.code.config_binding import GivenConfigs, configured, with_values
-from aflow.flow.spec import define
+from aflow.cli.session import Defined, Session
+from aflow.code.config_binding import GivenConfigs
 
 if TYPE_CHECKING:
-    from aflow.flow.definition import FlowDefinition
     from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
 
-# Name -> what it does. The order is that of the help.
-COMMANDS = {
-    "run": "Run the flow.",
-    "resume": "Run what a run of the flow has not finished.",
-    "spin": "Run one step again on the inputs that it had before.",
-    "check": "Check that the flow can run (what is done without a command).",
-    "show": "Show the steps, what they say of themselves and who leads where.",
-    "dump": "Show the artifacts of tasks.",
-    "logs": "Show what tasks have printed, or redact it.",
-    "explain": "Say why tasks ran, or did not.",
-    "card": "View, get, list or make the cards of tasks.",
-    "package": "Show, list or save the code package of the flow.",
-    "batch": "List the jobs of AWS Batch that have not ended, or end them.",
-    "kubernetes": "List the jobs of Kubernetes that have not ended, or end them.",
-    "step-functions": "Deploy the flow to AWS Step Functions, and look after its runs there.",
-    "deploy": "The same as step-functions.",
-    "tag": "Add, remove, replace or list the tags of runs.",
-    "output-dot": "Write the graph for graphviz.",
-    "output-raw": "Write the graph as text, or as JSON.",
-    "version": "Show the version of aflow.",
-    "help": "Show this help.",
-}
-# What a pathspec alone can say, without a flow.
-NEED_NO_FILE = ("batch", "card", "dump", "explain", "kubernetes", "logs")
 _NORMALIZED = {
     # --max_workers is --max-workers: a parameter keeps the underscores of its name.
     "token_normalize_func": lambda name: name.replace("_", "-"),
@@ -85,20 +61,8 @@ class FlowGroup(click.Group):
         )
         self._flow = flow
         self._script = script
-        self._configs = configs or GivenConfigs()
+        self._defined = Defined(flow, configs or GivenConfigs())
         self._words = words
-        self._definition: FlowDefinition | None = None
-
-    def _defined(self, values: Mapping[str, Any] | None = None) -> FlowDefinition:
-        """The flow with the configs that were given, made once; or with those of another run."""
-        assert self._flow is not None, "only flows are run"
-        if values is not None:
-            if self._configs.files or self._configs.values:
-                raise click.UsageError("A resumed run has the configs of its origin: give none.")
-            return with_values(define(self._flow), values)
-        if self._definition is None:
-            self._definition = configured(self._flow, self._configs)
-        return self._definition
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names; what they mean to this flow is not looked at yet."""
@@ -221,6 +185,7 @@ Maker = Callable[[Mapping[str, "Parameter"]], tuple[list[click.Parameter], Calla
 
 
 def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Callable[..., object]]:
+    import_asyncio()
     from aflow.cli.run import name_of_run, run
 
     own = parameter_options(declared)

@@ -45,7 +45,10 @@ def run(
 
         from aflow._core.process import fastest_loop
 
-        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+        # A process for each task costs so much more than its messages that the fastest loop, and
+        # what it imports, would pay off after some hundred tasks.
+        factory = None if _forks_each(definition, options) else fastest_loop()
+        with asyncio.Runner(loop_factory=factory) as runner:
             given = ground if has_local_steps else None
             return runner.run(_run(definition, options, settings, watch, given, adopt))
     finally:
@@ -61,6 +64,13 @@ def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
     from aflow.executors.factory import needs_processes, places
 
     return needs_processes(definition, places(definition, options))
+
+
+def _forks_each(definition: FlowDefinition, options: RunOptions) -> bool:
+    """Whether each task of the run has a process of its own, on this machine."""
+    is_here = options.executor == "local" and options.queue is None
+    some_wait = any(step.is_async for step in definition.steps.values())
+    return is_here and options.isolation == "task" and not some_wait
 
 
 async def _run(

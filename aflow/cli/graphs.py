@@ -7,7 +7,7 @@ import inspect
 import click
 
 from aflow.cli.errors import printable
-from aflow.cli.options import Session
+from aflow.cli.session import Session
 from aflow.flow.decorators.flow_base import FlowDecorator
 from aflow.flow.graph import Graph, Kind, Node
 

@@ -10,7 +10,7 @@ import click
 from aflow.cli.batch import Commands, wanted_jobs, whose
 
 if TYPE_CHECKING:
-    from aflow.cli.options import Session
+    from aflow.cli.session import Session
     from aflow.executors.jobs.kubernetes import SubmittedJob
     from aflow.k8s.access import Cluster
 

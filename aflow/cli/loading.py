@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from aflow._core.deferred import loaded
 from aflow._core.process import fill_descriptors
 from aflow.code.program import Started, note_start, package_of, program_in, run_as_main
 from aflow.errors import FlowFileError
@@ -87,7 +88,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
     argv, folder = [match["path"], *words], os.getcwd()
     _root, name = package_of(file) or (None, None)
-    _before = frozenset(sys.modules)
+    _before = frozenset(loaded())
     try:
         with _faults_named(Path(file)):
             module = run_as_main(file, argv, [*rest], name, root=_root)
@@ -96,7 +97,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
             raise
         sys.excepthook(type(error), error, error.__traceback__)  # as Python ends a program
         sys.exit(1)
-    names = [each for each in [*sys.modules] if each not in _before]
+    names = [each for each in loaded() if each not in _before]
     flow = _choose(module, path, match["name"])
     note_start(Started(flow, argv, name, folder, environment_at_start(), names, _root))
     return flow

@@ -17,9 +17,10 @@ from aflow._core.clock import shown_time
 from aflow._core.ids import Pathspec
 from aflow._core.process import binary, flush, is_terminal
 from aflow.cli.errors import printable
-from aflow.cli.options import Session, flag, option
+from aflow.cli.options import flag, option
 from aflow.cli.selection import pathspec, pathspec_argument, tasks_of
 from aflow.cli.server_requests import events, of_a_server
+from aflow.cli.session import Session
 from aflow.client import redact
 from aflow.errors import NotFound
 from aflow.runs.log_tail import Following

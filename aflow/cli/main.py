@@ -17,21 +17,22 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
-import click
-
 from aflow._core.process import fill_descriptors
 from aflow._core.records import NamedTuple
 from aflow._core.settings import conceal_secrets, shell_asks
 from aflow._core.version import __version__
-from aflow.cli import loading
+from aflow.cli import loading, plain
+from aflow.cli.commands import COMMANDS, NEED_NO_FILE, OTHERS
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
 from aflow.cli.errors import guarded, leave
-from aflow.cli.flow_commands import COMMANDS, NEED_NO_FILE, FlowGroup
-from aflow.cli.options import run_options, top_options
 from aflow.executors.local import ground_start
 
 if TYPE_CHECKING:
+    import click
+
     from aflow.flow.spec import FlowSpec
+
+# What needs click is imported inside of functions: a plain run does without it (plain.py).
 
 _HELP = f"""\
 aflow {__version__}: flows of steps, run with all their artifacts kept.
@@ -52,68 +53,6 @@ Examples:
   aflow logs MyFlow/1234/start          what a step has printed
   python flow.py run                    the same without this command
 """
-
-# Commands that no flow file belongs to: name -> what it does, and the function that makes the click
-# command, which is imported when the command is named.
-OTHERS = {
-    "status": (
-        "Flows that have run here: running, and last failed.",
-        "aflow.cli.status:status",
-    ),
-    "runs": (
-        "List runs of a flow or of all flows.",
-        "aflow.cli.runs:runs",
-    ),
-    "code": (
-        "Compare the code of a run with this folder, or fetch it.",
-        "aflow.cli.code:code",
-    ),
-    "gc": ("Delete old runs, and artifacts without references.", "aflow.cli.gc:gc"),
-    "adopt": ("Recover a run whose coordinator has died.", "aflow.cli.adopt:adopt"),
-    "worker": ("Lease tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
-    "workers": ("List, drain and start workers.", "aflow.cli.worker:workers"),
-    "queue": (
-        "Show, release and delete the messages of a queue.",
-        "aflow.cli.queue:queue",
-    ),
-    "configure": (
-        "Set where data and metadata are, per user, in profiles.",
-        "aflow.cli.configure:configure",
-    ),
-    "doctor": (
-        "Check the configuration and everything it refers to.",
-        "aflow.cli.doctor:doctor",
-    ),
-    "metadata-service": (
-        "Serve metadata over HTTP, also to Metaflow's clients.",
-        "aflow.cli.metadata_service:metadata_service",
-    ),
-    "cancel": ("Cancel a run.", "aflow.cli.cancel:cancel"),
-    "server": (
-        "Run flows that are submitted over HTTP.",
-        "aflow.cli.server:server",
-    ),
-    "ui": ("Show runs in a browser.", "aflow.cli.ui:ui"),
-    "submit": (
-        "Submit a flow to a server (aflow submit flow.py --alpha 0.5 --wait).",
-        "aflow.cli.submit:submit",
-    ),
-    "stack": (
-        "The CloudFormation template of what aflow needs in AWS.",
-        "aflow.cli.stack:stack",
-    ),
-    "schedule": (
-        "Manage the schedules of a server.",
-        "aflow.cli.schedule:schedule",
-    ),
-    "token": ("Create, list and revoke API tokens.", "aflow.cli.token:token"),
-    "completion": (
-        "Print the completion script of a shell (bash, zsh, fish).",
-        "aflow.cli.completion:completion",
-    ),
-    "init": ("Create a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
-    "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
-}
 
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
 _DEPLOY = ("create", "trigger", "list-runs", "terminate", "resume", "delete", "diff")
@@ -170,8 +109,13 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
     """Run a command of a flow: `words` are those behind its file."""
     shown = os.path.basename(script)
     configs, rest = given_configs(words)
-    group = FlowGroup(flow, shown, configs, tuple(words))
     try:
+        call = None if flow is None else plain.understood(flow, script, configs, words, rest)
+        if call is not None:
+            return plain.run(*call)
+        from aflow.cli.flow_commands import FlowGroup
+
+        group = FlowGroup(flow, shown, configs, tuple(words))
         return group.main(rest, prog_name=shown, standalone_mode=False)
     finally:
         ground_start.drop_ground()
@@ -202,17 +146,23 @@ def _program(words: Sequence[str]) -> object:
     if line.command in NEED_NO_FILE:
         return flow_group(None, "aflow", [*line.ahead, line.command, *line.rest])
     if line.command == "version" or "--version" in words:
-        click.echo(f"aflow {__version__}")
+        print(f"aflow {__version__}")
         return 0
     wants_help = bool({"--help", "-h"} & set(words))
     if line.command in (None, "help") or (wants_help and line.command not in COMMANDS):
-        click.echo(_help())
+        print(_help())
         return 0
     if wants_help:
         return flow_group(None, "aflow", [line.command, *line.rest])
     if line.command in COMMANDS:
-        raise click.UsageError(f"Which flow? Write: aflow {line.command} flow.py")
-    raise click.UsageError(f"There is no command {line.command!r}. See: aflow help")
+        raise _usage_error(f"Which flow? Write: aflow {line.command} flow.py")
+    raise _usage_error(f"There is no command {line.command!r}. See: aflow help")
+
+
+def _usage_error(text: str) -> click.UsageError:
+    import click
+
+    return click.UsageError(text)
 
 
 def other_command(name: str) -> click.Command:
@@ -235,9 +185,9 @@ def _with_given(words: Sequence[str]) -> Sequence[str]:
         with open(words[at].removeprefix(_WORDS_OF), "rb") as file:
             given = json.load(file)
     except (OSError, ValueError) as error:
-        raise click.UsageError(f"{words[at]}: words cannot be read there ({error}).") from error
+        raise _usage_error(f"{words[at]}: words cannot be read there ({error}).") from error
     if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
-        raise click.UsageError(f"{words[at]}: there is no list of words.")
+        raise _usage_error(f"{words[at]}: there is no list of words.")
     return [*words[:at], *given, *words[at + 1 :]]
 
 
@@ -293,11 +243,15 @@ def _takes_next(words: Sequence[str], position: int) -> bool:
 
 
 def _flags() -> set[str]:
+    from aflow.cli.options import run_options, top_options
+
     known = [each for each in (*top_options(), *run_options()) if each.is_flag]
     names = {name for each in known for name in (*each.opts, *each.secondary_opts)}
     return names | {"--help", "-h", "--version", "--production"}
 
 
 def _valued() -> set[str]:
+    from aflow.cli.options import run_options, top_options
+
     known = [each for each in (*top_options(), *run_options()) if not each.is_flag]
     return {name for each in known for name in each.opts}

@@ -13,15 +13,14 @@ import click
 from click.core import ParameterSource
 
 from aflow._core import ids
-from aflow._core.records import dataclass
-from aflow._core.settings import Settings, metadata_place, resource_amounts
+from aflow._core.settings import metadata_place, resource_amounts
 from aflow.cli.errors import printable
+from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import Parameter, plain_name, type_name
 
 if TYPE_CHECKING:
-    from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
 
 if TYPE_CHECKING:
@@ -34,23 +33,6 @@ else:  # it is generic for type checkers alone, before click 8.5
 GENERAL = "General options"
 OPTIONS = "Options"
 PARAMETERS = "Parameters of the flow"
-
-# What every command takes, before its name or after it.
-TOP_NAMES = (
-    "quiet",
-    "metadata",
-    "environment",
-    "datastore",
-    "datastore_root",
-    "package_suffixes",
-    "with_",
-    "pylint",
-    "event_logger",
-    "monitor",
-    "branch",
-    "production",
-    "trigger",
-)
 
 
 class Option(click.Option):
@@ -86,12 +68,6 @@ def write_sections(
         if records:
             with formatter.section(title):
                 formatter.write_dl(records)
-
-
-def environment_names(name: str, scope: str = "") -> list[str]:
-    """The environment variables that stand for an option, the strongest first."""
-    plain = (scope + name.lstrip("-")).replace("-", "_").upper()
-    return [f"AFLOW_{plain}", f"METAFLOW_{plain}"]
 
 
 def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest: Any) -> Option:
@@ -486,48 +462,6 @@ def _default_text(parameter: Parameter) -> str:
 # What the options of every command come to, wherever on the line they stood.
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """One call of a command. `flow` is None for commands that were given a pathspec alone. `words`
-    are those of the command line behind the flow's file."""
-
-    flow: type[FlowSpec] | None
-    script: str
-    top: dict[str, Any]
-    defined: Callable[[Mapping[str, Any] | None], FlowDefinition]
-    words: tuple[str, ...] = ()
-
-    def settings(self, **more: Any) -> Settings:
-        """The settings as the command line has them; `more` are those of the command itself."""
-        top = {
-            name: self.top.get(name)
-            for name in (
-                "metadata",
-                "environment",
-                "datastore",
-                "datastore_root",
-                "package_suffixes",
-            )
-        }
-        return Settings.load(**top, **more)
-
-    def define(self, configs: Mapping[str, Any] | None = None) -> FlowDefinition:
-        """The flow's definition, as its configs and mutators make it; `configs` are values by
-        attribute, of an earlier run. Raises InvalidFlow where the source cannot be read,
-        InvalidConfig and InvalidDecorator."""
-        return self.defined(configs)
-
-    @property
-    def wants_code_check(self) -> bool:
-        """Whether the code is to be looked at before a run."""
-        return self.top.get("pylint") is not False
-
-    def note(self, text: str) -> None:
-        """Say something about what is being done, on stderr; nothing if --quiet."""
-        if not self.top.get("quiet"):
-            click.echo(text, err=True)
-
-
 Body = Callable[..., object]
 
 
@@ -535,7 +469,7 @@ def bound(
     body: Body,
     flow: type[FlowSpec] | None,
     script: str,
-    defined: Callable[[Mapping[str, Any] | None], FlowDefinition],
+    defined: Defined,
     words: tuple[str, ...] = (),
 ) -> Callable[..., object]:
     """`body(session, **values of the command's own options)` as a callback for click."""

@@ -10,7 +10,8 @@ import click
 
 from aflow._core.version import __version__
 from aflow.cli.errors import printable
-from aflow.cli.options import Session, option
+from aflow.cli.options import option
+from aflow.cli.session import Session
 from aflow.code import package
 from aflow.errors import CodePackageError
 

@@ -11,9 +11,10 @@ import click
 
 from aflow import backends
 from aflow._core.ids import PARAMETERS_STEP
-from aflow.cli.options import Session, flag, option, run_options
+from aflow.cli.options import flag, option, run_options
 from aflow.cli.run import announcement, name_of_run, run
 from aflow.cli.selection import own_latest
+from aflow.cli.session import Session
 from aflow.errors import InvalidInput, VersionConflict
 from aflow.interop.importing import import_run
 from aflow.runs.liveness import is_driven
@@ -22,7 +23,7 @@ from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
-    from aflow.cli.options import Session
+    from aflow.cli.session import Session
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore, RunRecord
 

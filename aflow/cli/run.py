@@ -6,20 +6,18 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP
 from aflow._core.process import binary, flush, is_terminal
+from aflow._core.records import replace
 from aflow._core.settings import FOLDER, RunOptions, Settings
 from aflow._core.version import __version__
 from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.errors import show_frames
-from aflow.cli.options import Session
+from aflow.cli.session import Session
 from aflow.code.program import request_of
 from aflow.errors import AflowError, InvalidInput, InvalidName
 from aflow.executors.local import ground_start
@@ -68,18 +66,18 @@ def run(
     session: Session,
     given: Mapping[str, Any],
     *,
-    max_workers: int | None,
-    max_num_splits: int | None,
-    max_log_size: int | None,
-    isolation: str | None,
-    process: str | None,
-    executor: str | None,
-    queue: str | None,
+    max_workers: int | None = None,
+    max_num_splits: int | None = None,
+    max_log_size: int | None = None,
+    isolation: str | None = None,
+    process: str | None = None,
+    executor: str | None = None,
+    queue: str | None = None,
     resources: Mapping[str, float] | None = None,
-    runner_attribute_file: str | None,
-    progress: bool | None,
-    cache: bool,
-    dry_run: bool,
+    runner_attribute_file: str | None = None,
+    progress: bool | None = None,
+    cache: bool = False,
+    dry_run: bool = False,
     rebuild: bool = False,
     adopt: str | None = None,
     origin: Origin | None = None,
@@ -336,6 +334,8 @@ def _with_hooks(
 ) -> int:
     """Call the exit hooks, if there are any; the exit code of the run, which they do not change."""
     if any(each.kind == "exit_hook" for each in definition.decorators):
+        import click  # see plain.py
+
         from aflow.exit_hooks import run_hooks  # few flows have some
 
         run_hooks(
@@ -364,9 +364,8 @@ def _exit_code(ended: RunEnded, signum: int | None) -> int:
 
 
 def _banner(session: Session, definition: FlowDefinition, settings: Settings) -> None:
-    color = False if settings.no_color else None
     banner = f"aflow {__version__} executing {definition.name} for user:{settings.user}"
-    session.note(click.style(banner, fg="magenta") if color is None else banner)
+    session.note(banner, magenta=not settings.no_color)
 
 
 def _show_project(session: Session, definition: FlowDefinition, settings: Settings) -> None:
@@ -392,9 +391,9 @@ def _options(
     decospecs: tuple[str, ...],
     values: dict[str, Any],
     *,
-    tags: Sequence[str],
-    fail_fast: bool,
-    run_id_file: str | None,
+    tags: Sequence[str] = (),
+    fail_fast: bool = False,
+    run_id_file: str | None = None,
     namespace: str | None = None,
     **resumed: Any,
 ) -> RunOptions:
@@ -439,8 +438,15 @@ def _values(
         ds_type=settings.datastore,
         branch=session.top["branch"],
         production=session.top["production"],
-        show=click.echo,
+        show=_show,
     )
+
+
+def _show(text: str) -> None:
+    """Show what a default that is computed has to say."""
+    import click  # see plain.py
+
+    click.echo(text)
 
 
 def name_of_run(run_id: str | None) -> str | None:
@@ -467,7 +473,9 @@ def _writable(file: str | None) -> Path | None:
         return None
     path = Path(file)
     if not path.parent.is_dir():
-        raise click.BadParameter(f"There is no folder {path.parent} to write {path.name} in.")
+        from click import BadParameter  # see plain.py
+
+        raise BadParameter(f"There is no folder {path.parent} to write {path.name} in.")
     return path
 
 

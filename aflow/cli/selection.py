@@ -9,7 +9,7 @@ import click
 
 from aflow import backends, client
 from aflow._core.ids import Pathspec
-from aflow.cli.options import Session
+from aflow.cli.session import Session
 from aflow.errors import NotFound
 
 if TYPE_CHECKING:

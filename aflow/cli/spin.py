@@ -10,8 +10,9 @@ import click
 
 from aflow._core.settings import SpinOptions
 from aflow.cli.checks import CodeCheck
-from aflow.cli.options import Session, flag, option, run_options
+from aflow.cli.options import flag, option, run_options
 from aflow.cli.run import execute
+from aflow.cli.session import Session
 from aflow.errors import FlowFileError, InvalidInput
 from aflow.runs.spin import alone
 

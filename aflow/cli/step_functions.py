@@ -16,7 +16,6 @@ from aflow._core.settings import switched_on
 from aflow.cli.checks import check_graph
 from aflow.cli.errors import printable
 from aflow.cli.options import (
-    Session,
     TagType,
     flag,
     option,
@@ -25,6 +24,7 @@ from aflow.cli.options import (
     taken_out,
     with_file,
 )
+from aflow.cli.session import Session
 from aflow.errors import CommandFailed, InvalidInput
 from aflow.flow.decorators.attach import attach
 

@@ -11,7 +11,8 @@ import click
 from aflow import client
 from aflow._core.version import __version__
 from aflow.cli.errors import printable
-from aflow.cli.options import Session, flag, option
+from aflow.cli.options import flag, option
+from aflow.cli.session import Session
 from aflow.compat import metaflow
 from aflow.errors import InvalidInput, NamespaceMismatch, NotFound
 from aflow.flow.spec import define

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aflow._core.records import NamedTuple
+from aflow._core.records import NamedTuple, replace
 from aflow._core.settings import Settings, expanded
 from aflow.errors import InvalidConfig
 from aflow.flow.configs import ConfigValue, Delayed, evaluated, names_of, value_of

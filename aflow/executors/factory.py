@@ -8,13 +8,12 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aflow import backends
 from aflow._core.clock import SystemClock
-from aflow._core.records import NamedTuple
+from aflow._core.records import NamedTuple, replace
 from aflow._core.secret import without_passwords
 from aflow._core.settings import Settings, looked_up
 from aflow.code import package

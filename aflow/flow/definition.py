@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 
 if TYPE_CHECKING:
     from aflow.errors import InvalidFlow

@@ -7,11 +7,10 @@ scheduler. `as_dict` and `from_dict` are the form in which a run stores the grap
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, field, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from aflow._core.records import dataclass
+from aflow._core.records import asdict, dataclass, field, fields, replace
 from aflow.flow.names import plain
 
 if TYPE_CHECKING:

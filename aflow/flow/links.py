@@ -6,7 +6,6 @@ import ast
 import linecache
 import re
 from collections.abc import Callable, Iterator
-from inspect import unwrap
 from types import FunctionType
 from typing import Any
 
@@ -256,6 +255,17 @@ def _statements(block: ast.AST) -> Iterator[ast.AST]:
         yield from getattr(block, name, ())
 
 
+def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function below all decorators that keep `__wrapped__`. Raises ValueError for one that
+    wraps itself."""
+    if not hasattr(function, "__wrapped__"):
+        return function
+    from inspect import unwrap  # see aflow/_core/deferred.py
+
+    inner: Callable[..., Any] = unwrap(function)
+    return inner
+
+
 class Sources:
     """The sources of one flow's classes; every file is parsed once.
 
@@ -271,7 +281,7 @@ class Sources:
 
         Raises InvalidFlow where there is no source, or it is not the one that was imported.
         """
-        inner = unwrap(function)
+        inner = unwrapped(function)
         if not isinstance(inner, FunctionType):
             raise InvalidFlow(
                 f"A step of flow {self._flow} is {inner!r}, which is no function with a source: "

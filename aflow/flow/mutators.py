@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from aflow._core.records import fields, is_dataclass, replace
 from aflow.errors import AflowError, InvalidDecorator, InvalidParameter
 from aflow.flow.configs import evaluated, names_of
 from aflow.flow.custom import Custom, FlowMutator, OnStep, StepMutator, custom_named

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, cleandoc, unwrap
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
@@ -13,12 +12,16 @@ from aflow.flow.decorators.base import decorators_of, step_mark
 from aflow.flow.decorators.flow_base import flow_decorators_of
 from aflow.flow.definition import FlowDefinition, StepDefinition
 from aflow.flow.graph import Graph, Kind, Node, connect
-from aflow.flow.links import FunctionNode, Link, LinkReader, Sources
+from aflow.flow.links import FunctionNode, Link, LinkReader, Sources, unwrapped
 from aflow.flow.names import RESERVED_NAMES
 from aflow.flow.parameters import Parameter
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
+
+
+# As inspect has them, which takes as long to load as all that a flow is read with.
+_CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200
 
 
 class Members(NamedTuple):
@@ -72,7 +75,7 @@ def _known_definition(cls: type[FlowSpec], members: Members, graph: Graph) -> Fl
         name: _made_step(
             name,
             function,
-            unwrap(function).__code__.co_filename,
+            unwrapped(function).__code__.co_filename,
             graph[name].line,
             takes_inputs=graph[name].is_join,
         )
@@ -166,7 +169,7 @@ def _made_step(
         name=name,
         function=function,
         decorators=decorators_of(function),
-        is_async=bool(_flags(function) & CO_COROUTINE),
+        is_async=bool(_flags(function) & _CO_COROUTINE),
         takes_inputs=takes_inputs,
         file=file,
         line=line,
@@ -176,7 +179,7 @@ def _made_step(
 def _flags(function: Callable[..., Any]) -> int:
     """The kinds of a function and of the one that it wraps, together."""
     flags = 0
-    for each in (function, unwrap(function)):
+    for each in (function, unwrapped(function)):
         code = getattr(each, "__code__", None)
         flags |= code.co_flags if code is not None else 0
     return flags
@@ -191,7 +194,7 @@ def _function_problem(step: StepDefinition, tree: FunctionNode) -> str | None:
             f"Step {name!r} must take the argument (self), or (self, inputs) where it joins "
             "branches; it takes others."
         )
-    if _flags(step.function) & (CO_GENERATOR | CO_ASYNC_GENERATOR):
+    if _flags(step.function) & (_CO_GENERATOR | _CO_ASYNC_GENERATOR):
         return f"Step {name!r} is a generator, which would do nothing: remove its yield."
     if tree.name != name:
         return (
@@ -223,8 +226,16 @@ def _graph(
             problems.append(problem_of_link)
             link = Link(Kind.LINEAR if step.name != end else Kind.END)
         nodes[step.name] = _node(step, link)
-    doc = cleandoc(vars(cls).get("__doc__") or "")
+    doc = _doc(vars(cls).get("__doc__"))
     return Graph(cls.__name__, start, end, connect(nodes, start), doc)
+
+
+def _doc(text: str | None) -> str:
+    if not text:
+        return ""
+    from inspect import cleandoc  # see aflow/_core/deferred.py
+
+    return cleandoc(text)
 
 
 def _terminal(steps: Mapping[str, StepDefinition], word: str) -> str:
@@ -249,5 +260,5 @@ def _node(step: StepDefinition, link: Link) -> Node:
         cases=link.cases,
         file=step.file,
         line=step.line,
-        doc=cleandoc(step.function.__doc__ or ""),
+        doc=_doc(step.function.__doc__),
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import getattr_static
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
 from aflow._core.records import NamedTuple
@@ -376,6 +375,8 @@ class FlowSpec:
 def _is_computed(flow: FlowSpec, name: str) -> bool:
     """Whether the class computes the attribute (a property, say), so that an AttributeError is its
     own. Parameters and configs, which read artifacts by this name, are recognized by a mark."""
+    from inspect import getattr_static  # see aflow/_core/deferred.py
+
     found = getattr_static(type(flow), name, None)
     return hasattr(found, "__get__") and not getattr(type(found), "_aflow_reads_artifact", False)
 
@@ -465,6 +466,8 @@ def bind(flow: FlowSpec, context: TaskContext) -> None:
 def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
     """What no step may set: reserved and read-only names, and methods, which a later step would
     find in place of the artifact."""
+    from inspect import getattr_static  # see aflow/_core/deferred.py
+
     cls = definition.cls
     public = {name: getattr_static(cls, name) for name in dir(cls) if not name.startswith("_")}
     methods = [

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import field
 from hashlib import sha1
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from aflow._core.ids import PARAMETERS_STEP
-from aflow._core.records import NamedTuple, dataclass
+from aflow._core.records import NamedTuple, dataclass, field
 from aflow._core.settings import path_in
 from aflow.flow.graph import Graph
 from aflow.interop import layout

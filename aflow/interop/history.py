@@ -10,11 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aflow._core import ids
-from aflow._core.records import NamedTuple, dataclass
+from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import AflowError, InvalidName, NotFound, StoreUnavailable
 from aflow.flow.graph import Graph
 from aflow.interop import layout, theirs

@@ -22,11 +22,10 @@ Values are plain; times are seconds since the epoch, UTC.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import field
 from typing import Any, Protocol
 
 from aflow._core import ids
-from aflow._core.records import NamedTuple, dataclass
+from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import InvalidName, VersionConflict
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 

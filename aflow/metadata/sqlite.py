@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import finalize
 
@@ -200,6 +199,8 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 def _copied(path: Path, log: Path) -> sqlite3.Connection:
     """The database with its write-ahead log, whose writer has died, in memory: where it lies the
     log cannot be applied."""
+    from tempfile import TemporaryDirectory  # few databases need one
+
     with TemporaryDirectory(prefix="aflow-") as folder:
         copy = Path(folder) / path.name
         shutil.copyfile(path, copy)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -18,6 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgpack
 
 from aflow._core import unpacking
+from aflow._core.records import fields, is_dataclass
 from aflow.errors import (
     AflowError,
     InvalidMessage,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP, Pathspec
-from aflow._core.records import NamedTuple
+from aflow._core.records import NamedTuple, replace
 from aflow._core.secret import without_passwords
 from aflow._core.settings import expanded
 from aflow._core.version import __version__
@@ -443,7 +441,7 @@ class Creation:
             tags=tuple(sorted(options.tags)),
             system_tags=(
                 f"aflow_version:{__version__}",
-                f"python_version:{platform.python_version()}",
+                f"python_version:{sys.version.split()[0]}",
                 "runtime:dev",
                 f"user:{self._user}",
                 *system_tags(values),

@@ -8,10 +8,9 @@ to do.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aflow._core.records import NamedTuple
+from aflow._core.records import NamedTuple, replace
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Graph
 from aflow.metadata.base import SPIN, TaskView

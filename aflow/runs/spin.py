@@ -7,12 +7,11 @@ over by key with the numbers that they have in the origin, and one task that run
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_TASK
-from aflow._core.records import NamedTuple
+from aflow._core.records import NamedTuple, replace
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.graph import Kind
 from aflow.metadata.base import AttemptRecord, TaskRecord

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from aflow._core.records import dataclass
+from aflow._core.records import asdict, dataclass, replace
 from aflow.errors import InvalidSetting
 
 if TYPE_CHECKING:

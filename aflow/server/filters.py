@@ -6,12 +6,11 @@ Pure: text in, a filter out; the time is an argument.
 from __future__ import annotations
 
 import re
-from dataclasses import field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from aflow._core import ids
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import RunState
 

@@ -8,13 +8,12 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from aflow._core.clock import LATEST
 from aflow._core.cron import latest_ticks, next_tick, parse, zone_of
-from aflow._core.records import dataclass
+from aflow._core.records import asdict, dataclass, field, replace
 from aflow.errors import (
     AflowError,
     CodePackageError,

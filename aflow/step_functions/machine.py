@@ -24,11 +24,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from aflow._core.records import NamedTuple, dataclass
+from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Kind
 from aflow.step_functions.names import check_branches

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import field
-from hashlib import sha1
 from typing import Any
 
 import msgpack
 
-from aflow._core.records import NamedTuple, dataclass
+from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound, StorageError
 from aflow.storage import codecs
 from aflow.storage.base import Buffer
@@ -231,6 +229,8 @@ class ArtifactReader:
     def _theirs(self, name: str, key: str, size: int) -> bytes:
         """A pickle that Metaflow has stored: `key` is the name of its object, which ends with the
         SHA-1 of the pickle."""
+        from hashlib import sha1  # loads OpenSSL, which no task of ours needs
+
         where = f"{key} in {self._blobs.store.url}"
         try:
             data = gunzipped(self._blobs.store.get(key), where, size or None)

@@ -211,9 +211,16 @@ def _sha_of(file: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def _hashed(file: str, changed_at: int, size: int) -> str:
-    import hashlib  # loads OpenSSL, which no task needs
+    return str(_sha256(read_regular(file)).hexdigest())
 
-    return hashlib.sha256(read_regular(file)).hexdigest()
+
+def _sha256(data: bytes) -> Any:
+    """As in hashlib, without OpenSSL, which takes longer to load than a file to be hashed."""
+    try:
+        found = importlib.import_module("_sha256" if sys.version_info < (3, 12) else "_sha2")
+    except ImportError:  # this Python was built without it
+        found = importlib.import_module("hashlib")
+    return found.sha256(data)
 
 
 # ------------------------------------------------------------------ the code of a run

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable
-from dataclasses import field
 from importlib import import_module
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 from aflow.errors import InvalidDecorator
 from aflow.flow.graph import Kind
 

@@ -11,11 +11,11 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow._core import ending
 from aflow._core.clock import SystemClock
+from aflow._core.records import replace
 from aflow.code.config_binding import with_values
 from aflow.code.program import check_is_flow, host
 from aflow.executors.local import child, messages

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 
-from aflow._core import ending, process, system
+from aflow._core import deferred, ending, process, system
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple
@@ -230,19 +230,31 @@ _SOURCE = {
 }
 
 
-def warm_up() -> None:
-    """Import what tasks will need, and run the code that each of them runs."""
-    for name in _MODULES:
-        importlib.import_module(name)
-    is_library("")  # brings sysconfig, and what that reads
+def _preparations() -> Iterator[None]:
+    """Import what tasks will need, and run the code that each of them runs, in small steps: tasks
+    that are asked for meanwhile do not wait for the end, and do for themselves what is left."""
     for _ in range(_ROUNDS):
         threading._after_fork()  # type: ignore[attr-defined]  # what each fork does anyway
-    kept = [*sys.argv], [*sys.orig_argv], [*sys.path], sys.modules["__main__"]
     host = _RehearsedHost()
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
+        kept = [*sys.argv], [*sys.orig_argv], [*sys.path], sys.modules["__main__"]
         host.rehearse()
-    sys.argv[:], sys.orig_argv[:], sys.path[:], sys.modules["__main__"] = kept
-    set_launcher(_never)
+        sys.argv[:], sys.orig_argv[:], sys.path[:], sys.modules["__main__"] = kept
+        set_launcher(_never)
+        yield
+        if number == 0:  # what tasks need sooner than the speed of the rest
+            deferred.load_all()
+            yield
+            for name in _MODULES:
+                importlib.import_module(name)
+                yield
+            is_library("")  # brings sysconfig, and what that reads
+            yield
+    # Pages of objects that the collector has moved to its permanent generation stay shared with the
+    # forked processes: a collection there does not touch them.
+    gc.collect()
+    ending.prepare()
+    gc.freeze()
 
 
 class _RehearsedHost(Host):
@@ -359,6 +371,7 @@ class Ground:
         self._program: Program | None = None
         self._request: Request
         self._clock = SystemClock()
+        self._preparing: Iterator[None] | None = None  # what is left of it
         self._begin_to_serve()
 
     def _begin_to_serve(self) -> None:
@@ -388,6 +401,8 @@ class Ground:
             self._reap()  # what ended before signals woke us
             while True:
                 ready = {fd for fd, _ in poll.poll(self._patience())}
+                if not ready:
+                    self._prepare_more()
                 if ready & {*self._parent}:
                     return
                 if not self._parent and not system.is_there(self._coordinator):
@@ -405,6 +420,8 @@ class Ground:
 
     def _patience(self) -> float | None:
         """Milliseconds after which there is something to do, though nothing has come."""
+        if self._preparing is not None:
+            return 0
         if self._postponed:
             return _AGAIN * 1000
         return None if self._parent else system.LOOK_AGAIN * 1000
@@ -425,13 +442,24 @@ class Ground:
         inside.set_up_streams()
         inside.refuse_breakpoints()  # once: in each task it would copy some sixty pages
         self._inherited = system.open_descriptors()
-        warm_up()
-        # Pages of objects that the collector has moved to its permanent generation stay shared
-        # with the forked processes: a collection there does not touch them.
+        self._preparing = _preparations()
+        while not self._is_asked() and self._prepare_more():
+            pass
         process.as_usual()
-        gc.collect()
-        ending.prepare()
         gc.freeze()
+
+    def _is_asked(self) -> bool:
+        """Whether somebody waits for us."""
+        poll = select.poll()  # select cannot be given numbers as high as ours
+        for each in (self._control.fileno(), *self._parent):
+            poll.register(each, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _prepare_more(self) -> bool:
+        """Do a step of the preparations that are left; False where none are."""
+        if self._preparing is not None and next(self._preparing, self) is self:
+            self._preparing = None
+        return self._preparing is not None
 
     # ------------------------------------------------------------ requests
 
@@ -778,6 +806,7 @@ class Ground:
         """Run the program, and serve where it calls its flow. Comes back in the processes of tasks,
         with their exit codes, when the program has ended."""
         self._user_program = UserProgram()
+        self._preparing = None  # from here on the process is the user's
         host = self._host({}, learn=False)
         printed = inside.Printed()
 

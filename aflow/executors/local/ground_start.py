@@ -35,6 +35,7 @@ found = find_spec("aflow")
 if found is None or found.origin is None or not found.origin.startswith(own):
     sys.path.insert(0, own)
 from importlib import import_module
+import_module("aflow._core.deferred").defer_all()
 main = import_module(module).main
 sys.path[:] = path
 main()

@@ -11,14 +11,16 @@ import builtins
 import gc
 import importlib
 import os
-import random
 import sys
 import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aflow.code.program import is_library, started
+
+if TYPE_CHECKING:
+    from random import Random
 
 # What starts runs: no task needs it.
 _OF_COMMANDS = (
@@ -115,22 +117,26 @@ class Generators:
     those that were given a seed stay as they are, as in a fresh process."""
 
     def __init__(self) -> None:
-        self._unseeded: weakref.WeakSet[random.Random] = weakref.WeakSet()
+        self._unseeded: weakref.WeakSet[Random] = weakref.WeakSet()
         self._of_numpy: list[Any] = []
 
     def __enter__(self) -> Self:
-        self._seed = seed = random.Random.seed
+        from random import Random  # only grounds, which import for tasks, have any use for it
+
+        self._seed = seed = Random.seed
         unseeded = self._unseeded
 
-        def noted(generator: random.Random, a: Any = None, version: int = 2) -> None:
+        def noted(generator: Random, a: Any = None, version: int = 2) -> None:
             (unseeded.add if a is None else unseeded.discard)(generator)
             seed(generator, a, version)
 
-        random.Random.seed = noted  # type: ignore[assignment]
+        Random.seed = noted  # type: ignore[assignment]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        random.Random.seed = self._seed  # type: ignore[method-assign]
+        from random import Random
+
+        Random.seed = self._seed  # type: ignore[method-assign]
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
             kinds = (numpy_random.Generator, numpy_random.RandomState)

@@ -6,9 +6,9 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from aflow._core.records import replace
 from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.registry import KINDS, make
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from math import isfinite
 from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
-from aflow._core.records import NamedTuple, dataclass
+from aflow._core.records import NamedTuple, dataclass, fields
 from aflow.errors import InvalidDecorator
 from aflow.flow.configs import evaluated, is_delayed
 from aflow.flow.names import did_you_mean, shown

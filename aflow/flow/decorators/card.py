@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any, ClassVar
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 from aflow.flow.decorators.base import StepDecorator, decorate
 
 _ID = re.compile(r"[A-Za-z0-9_]+\Z")

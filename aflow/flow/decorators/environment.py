@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from typing import Any, ClassVar, overload
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.base import F, StepDecorator, decorate
 from aflow.flow.names import shown

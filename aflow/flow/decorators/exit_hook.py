@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from typing import Any, ClassVar
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
 

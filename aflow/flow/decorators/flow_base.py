@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, fields
 from aflow.errors import InvalidDecorator
 from aflow.flow.configs import evaluated, is_delayed
 from aflow.flow.names import did_you_mean, plain, shown

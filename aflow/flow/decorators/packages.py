@@ -4,10 +4,9 @@ where that is something else."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from typing import Any, ClassVar, overload
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 from aflow.flow.decorators.base import F, StepDecorator, decorate
 from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
 

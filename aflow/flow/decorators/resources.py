@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field, fields
 from typing import Any, ClassVar, overload
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field, fields
 from aflow.errors import InvalidDecorator
 from aflow.flow.decorators.base import F, Number, StepDecorator, as_number, decorate
 from aflow.flow.names import shown

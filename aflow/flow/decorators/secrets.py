@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Any, ClassVar
 
-from aflow._core.records import dataclass
+from aflow._core.records import dataclass, field
 from aflow.flow.decorators.base import StepDecorator, decorate
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from typing import Any, Protocol
 
-from aflow._core.records import NamedTuple, dataclass
+from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import RegistrationRefused
 from aflow.server.metaflow import checks
 from aflow.server.metaflow.database import Row, Session, sql

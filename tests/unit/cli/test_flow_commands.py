@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
-from aflow import FlowSpec, JSONType, Parameter, retry, step
-from aflow.cli.flow_commands import COMMANDS, FlowGroup
-from aflow.cli.options import Command, Session, bound, option, top_options, with_option
+from aflow import FlowSpec, JSONType, Parameter, project, retry, step
+from aflow._core.settings import RunOptions
+from aflow.cli import plain
+from aflow.cli.commands import COMMANDS
+from aflow.cli.flow_commands import FlowGroup
+from aflow.cli.options import (
+    Command,
+    bound,
+    option,
+    parameter_options,
+    run_options,
+    taken_out,
+    top_options,
+    with_option,
+)
+from aflow.cli.run import run
+from aflow.cli.session import Defined, Session
+from aflow.code.config_binding import GivenConfigs
 
 
 class ManyFlow(FlowSpec):
@@ -256,3 +273,109 @@ def test_what_a_flow_says_of_itself_does_nothing_to_a_terminal() -> None:
         said = CliRunner().invoke(group, words).output
         assert "\\x1b" in said
         assert not set("\x1b\x07\x9b") & set(said), said
+
+
+# ------------------------------------------------------------ a plain run, without click
+
+
+@project(name="many")
+class InAProject(ManyFlow):
+    pass
+
+
+class Asking(ManyFlow):
+    beta = Parameter("beta", prompt=True)
+
+
+def understood(*words: str, flow: type[FlowSpec] = ManyFlow) -> Any:
+    return plain.understood(flow, "many.py", GivenConfigs(), words, words)
+
+
+def parsed(*words: str) -> Any:
+    """What click makes of words behind `run` that are parameters or options of every command."""
+    found: list[Any] = []
+    declared = Defined(ManyFlow, GivenConfigs())().parameters
+    own = parameter_options(declared)
+
+    def body(session: Session, **values: Any) -> None:
+        found.extend((session.top, taken_out(values, declared, own)))
+
+    group = click.Group("many.py", params=list(top_options()))
+    general = top_options(after_command=True)
+    call = bound(body, ManyFlow, "many.py", Defined(ManyFlow, GivenConfigs()))
+    group.add_command(Command("run", params=[*own.values(), *general], callback=call))
+    result = CliRunner().invoke(group, words, catch_exceptions=False)
+    assert 0 == result.exit_code, result.output
+    return found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run",),
+        ("--no-pylint", "run"),
+        ("run", "--quiet", "--alpha", "0.5", "--pylint"),
+        ("run", "--names=a,b", "--some_plan", '{"a": 1}', "--today=x=y"),
+        ("--not-quiet", "run", "--names="),
+    ],
+)
+def test_a_plain_run_is_understood_as_click_understands_it(words: tuple[str, ...]) -> None:
+    session, given = understood(*words)
+
+    assert parsed(*words) == [session.top, given]
+    assert (ManyFlow, "many.py", words) == (session.flow, session.script, session.words)
+
+
+def test_what_is_not_given_to_a_plain_run_is_what_click_gives() -> None:
+    given: dict[str, Any] = {}
+    command = click.Command("run", params=[*run_options()], callback=given.update)
+    CliRunner().invoke(command, [], catch_exceptions=False)
+    of_run = {name: each.default for name, each in inspect.signature(run).parameters.items()}
+    plainly = {**vars_of(RunOptions()), **of_run, "with_": ()}
+
+    assert given == {name: plainly[name] for name in given}
+
+
+def vars_of(options: RunOptions) -> dict[str, Any]:
+    return {each.name: getattr(options, each.name) for each in fields(options)}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("check",),
+        ("run", "run"),
+        ("run", "--help"),
+        ("run", "-h"),
+        ("run", "--alpha"),
+        ("run", "--alpha", "-1"),
+        ("run", "--alpha", "fast"),
+        ("run", "--alpha", "1", "--alpha", "2"),
+        ("run", "--alhpa", "1"),
+        ("run", "--some-plan", "1"),
+        ("run", "--tag", "a"),
+        ("run", "--quiet", "--not-quiet"),
+        ("--alpha", "1", "run"),
+        ("run", "there"),
+    ],
+)
+def test_a_run_that_is_not_plain_is_left_to_click(words: tuple[str, ...]) -> None:
+    assert understood(*words) is None
+
+
+def test_a_flow_that_adds_or_asks_for_something_is_left_to_click() -> None:
+    assert understood("run", flow=InAProject) is None
+    assert understood("run", flow=Asking) is None
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["AFLOW_RUN_ALPHA", "METAFLOW_RUN_TAG", "AFLOW_QUIET", "METAFLOW_WITH", "_MANY_PY_COMPLETE"],
+)
+def test_a_variable_that_stands_for_an_option_is_left_to_click(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "1")
+
+    assert understood("run") is None

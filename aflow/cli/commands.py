@@ -1,0 +1,90 @@
+"""The commands, by name: what each does. They are made when they are named."""
+
+from __future__ import annotations
+
+# Those of a flow. The order is that of the help.
+COMMANDS = {
+    "run": "Run the flow.",
+    "resume": "Run what a run of the flow has not finished.",
+    "spin": "Run one step again on the inputs that it had before.",
+    "check": "Check that the flow can run (what is done without a command).",
+    "show": "Show the steps, what they say of themselves and who leads where.",
+    "dump": "Show the artifacts of tasks.",
+    "logs": "Show what tasks have printed, or redact it.",
+    "explain": "Say why tasks ran, or did not.",
+    "card": "View, get, list or make the cards of tasks.",
+    "package": "Show, list or save the code package of the flow.",
+    "batch": "List the jobs of AWS Batch that have not ended, or end them.",
+    "kubernetes": "List the jobs of Kubernetes that have not ended, or end them.",
+    "step-functions": "Deploy the flow to AWS Step Functions, and look after its runs there.",
+    "deploy": "The same as step-functions.",
+    "tag": "Add, remove, replace or list the tags of runs.",
+    "output-dot": "Write the graph for graphviz.",
+    "output-raw": "Write the graph as text, or as JSON.",
+    "version": "Show the version of aflow.",
+    "help": "Show this help.",
+}
+# What a pathspec alone can say, without a flow.
+NEED_NO_FILE = ("batch", "card", "dump", "explain", "kubernetes", "logs")
+
+# Commands that no flow file belongs to: name -> what it does, and the function that makes the click
+# command, which is imported when the command is named.
+OTHERS = {
+    "status": (
+        "Flows that have run here: running, and last failed.",
+        "aflow.cli.status:status",
+    ),
+    "runs": (
+        "List runs of a flow or of all flows.",
+        "aflow.cli.runs:runs",
+    ),
+    "code": (
+        "Compare the code of a run with this folder, or fetch it.",
+        "aflow.cli.code:code",
+    ),
+    "gc": ("Delete old runs, and artifacts without references.", "aflow.cli.gc:gc"),
+    "adopt": ("Recover a run whose coordinator has died.", "aflow.cli.adopt:adopt"),
+    "worker": ("Lease tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
+    "workers": ("List, drain and start workers.", "aflow.cli.worker:workers"),
+    "queue": (
+        "Show, release and delete the messages of a queue.",
+        "aflow.cli.queue:queue",
+    ),
+    "configure": (
+        "Set where data and metadata are, per user, in profiles.",
+        "aflow.cli.configure:configure",
+    ),
+    "doctor": (
+        "Check the configuration and everything it refers to.",
+        "aflow.cli.doctor:doctor",
+    ),
+    "metadata-service": (
+        "Serve metadata over HTTP, also to Metaflow's clients.",
+        "aflow.cli.metadata_service:metadata_service",
+    ),
+    "cancel": ("Cancel a run.", "aflow.cli.cancel:cancel"),
+    "server": (
+        "Run flows that are submitted over HTTP.",
+        "aflow.cli.server:server",
+    ),
+    "ui": ("Show runs in a browser.", "aflow.cli.ui:ui"),
+    "submit": (
+        "Submit a flow to a server (aflow submit flow.py --alpha 0.5 --wait).",
+        "aflow.cli.submit:submit",
+    ),
+    "stack": (
+        "The CloudFormation template of what aflow needs in AWS.",
+        "aflow.cli.stack:stack",
+    ),
+    "schedule": (
+        "Manage the schedules of a server.",
+        "aflow.cli.schedule:schedule",
+    ),
+    "token": ("Create, list and revoke API tokens.", "aflow.cli.token:token"),
+    "completion": (
+        "Print the completion script of a shell (bash, zsh, fish).",
+        "aflow.cli.completion:completion",
+    ),
+    "init": ("Create a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
+    "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
+}

@@ -1,0 +1,120 @@
+"""A plain run: one whose words can be understood without click, which takes as long to import as
+the state machine, the driver and the executor together.
+
+Plain is `run`, alone or with a few flags and the flow's own parameters, where no variable of the
+environment stands for an option. All else is left to the commands (flow_commands.py), which know
+every option, every error and the help: what is wrong in any way is not plain.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aflow._core.deferred import import_asyncio
+from aflow._core.settings import has_variables
+from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
+from aflow.errors import InvalidParameter
+from aflow.flow.decorators.flow_base import flow_decorators_of
+
+if TYPE_CHECKING:
+    from aflow.code.config_binding import GivenConfigs
+    from aflow.flow.parameters import Parameter
+    from aflow.flow.spec import FlowSpec
+
+_FLAGS = {
+    "--pylint": ("pylint", True),
+    "--no-pylint": ("pylint", False),
+    "--quiet": ("quiet", True),
+    "--not-quiet": ("quiet", False),
+}
+_ADDING_OPTIONS = frozenset({"project", "trigger_on_finish"})  # decorators that do
+_VARIABLES = frozenset(
+    variable for name in (*TOP_NAMES, "mode") for variable in environment_names(name.rstrip("_"))
+)
+_OF_RUNS = tuple(environment_names("", "run_"))  # what variables of its options begin with
+
+
+def understood(
+    flow: type[FlowSpec],
+    script: str,
+    configs: GivenConfigs,
+    words: Sequence[str],
+    rest: Sequence[str],
+) -> tuple[Session, dict[str, Any]] | None:
+    """What `run` is called with, if these words are those of a plain run: `rest` are they without
+    what is given for configs. None where they are not.
+
+    Raises what the definition of the flow raises."""
+    found = _sorted(rest)
+    asks = f"_{os.path.basename(script)}_COMPLETE".replace("-", "_").replace(".", "_").upper()
+    if found is None or has_variables(_VARIABLES | {asks}, _OF_RUNS):
+        return None
+    if _ADDING_OPTIONS & {each.kind for each in flow_decorators_of(flow)}:
+        return None
+    flags, given = found
+    defined = Defined(flow, configs)
+    values = _converted(defined().parameters, given)
+    if values is None:
+        return None
+    top = {**dict.fromkeys(TOP_NAMES), "with_": (), "trigger": (), **flags}
+    return Session(flow, script, top, defined, tuple(words)), values
+
+
+def run(session: Session, given: Mapping[str, Any]) -> int:
+    """Run the flow: the exit code."""
+    import_asyncio()
+    from aflow.cli import run as command
+
+    try:
+        return command.run(session, given)
+    except (EOFError, KeyboardInterrupt) as error:  # as click has it
+        print(file=sys.stderr)
+        raise KeyboardInterrupt from error
+
+
+def _sorted(words: Sequence[str]) -> tuple[dict[str, bool], dict[str, str]] | None:
+    """Flags, and options with their values; None where there is anything else among them."""
+    flags: dict[str, bool] = {}
+    given: dict[str, str] = {}
+    is_run = False
+    rest = iter(words)
+    for word in rest:
+        if word in _FLAGS:
+            name, value = _FLAGS[word]
+            if name in flags:
+                return None
+            flags[name] = value
+        elif not is_run and word == "run":
+            is_run = True
+        elif is_run and word.startswith("--"):
+            option, separator, text = word[2:].partition("=")
+            if not separator:
+                text = next(rest, "-")
+            if option in given or text.startswith("-"):
+                return None
+            given[option] = text
+        else:
+            return None
+    return (flags, given) if is_run else None
+
+
+def _converted(
+    declared: Mapping[str, Parameter], given: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """The values of the parameters, by attribute, None for those that were not given; None in all
+    where they cannot be had so simply."""
+    values: dict[str, Any] = {}
+    left = dict(given)
+    for attribute, parameter in declared.items():
+        is_flag = f"--{parameter.name}" in _FLAGS
+        if parameter.click_options or parameter.nargs > 1 or is_flag:
+            return None
+        text = left.pop(parameter.name, None)
+        try:
+            values[attribute] = None if text is None else parameter.convert(text)
+        except InvalidParameter:
+            return None
+    return None if left else values

@@ -10,6 +10,7 @@ class load it, and before Python 3.12 two threads that use it at once get half o
 
 from __future__ import annotations
 
+import copyreg
 import os
 import sys
 from _thread import RLock  # that of threading, which is not imported yet
@@ -38,6 +39,14 @@ class _Deferred(ModuleType):
         if name not in _KNOWN_BEFORE:
             _load(self)
         return ModuleType.__getattribute__(self, name)
+
+
+def _by_name(module: ModuleType) -> tuple[Any, tuple[str]]:
+    return import_module, (module.__name__,)
+
+
+# cloudpickle, which knows how to write a module down, looks for exactly that type.
+copyreg.pickle(_Deferred, _by_name)  # type: ignore[arg-type]
 
 
 def _load(module: ModuleType) -> None:

@@ -72,3 +72,16 @@ def test_a_deferred_module_is_loaded_by_what_asks_for_all_of_it(use: str) -> Non
     """
 
     assert ["True"] == said_by(program)
+
+
+def test_a_function_that_names_a_deferred_module_is_pickled_by_value() -> None:
+    program = """
+        import cloudpickle, sys
+        from aflow._core import deferred
+        deferred.defer(["colorsys"])
+        import colorsys
+        stored = cloudpickle.dumps(lambda: colorsys.rgb_to_hsv(0, 0, 0)[2])
+        print("colorsys" in deferred.loaded(), cloudpickle.loads(stored)())
+    """
+
+    assert ["False", "0"] == said_by(program)

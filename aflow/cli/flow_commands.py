@@ -17,6 +17,7 @@ from aflow.cli.options import (
     bound,
     flag,
     flow_options,
+    names_of,
     option,
     parameter_options,
     parameters_file,
@@ -107,7 +108,7 @@ class FlowGroup(click.Group):
         body: Callable[..., object],
         below: str | None = None,
     ) -> Command:
-        taken = {opt.lstrip("-") for each in params for opt in each.opts} - {"with"}
+        taken = names_of(params) - {"--with"}
         general = [
             *top_options(after_command=True, without=taken),
             *flow_options(self._flow, after_command=True, without=taken),
@@ -190,17 +191,16 @@ def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Call
 
     own = parameter_options(declared)
     # A parameter takes the name of an option that is not reserved: the settings have that, too.
-    taken = {name for each in own.values() for name in each.opts}
+    taken = names_of(own.values())
     named = option("--run-id", metavar="NAME", help="The run's id, which is no number.")
     all_options = (*run_options(), named, parameters_file())
-    options = [each for each in all_options if not taken & {*each.opts}]
-    absent = {each.name: each.default for each in run_options() if taken & {*each.opts}}
+    options = [each for each in all_options if not taken & names_of([each])]
 
     def body(session: Session, **values: Any) -> object:
         given = taken_out(values, declared, own)
         given = with_file(given, declared, values.pop("parameters_file", None))
-        values["run_id"] = name_of_run(values["run_id"])
-        return run(session, given, **{**absent, **values})
+        values["run_id"] = name_of_run(values.get("run_id"))
+        return run(session, given, **values)
 
     return [*own.values(), *options], body
 

@@ -6,7 +6,7 @@ for `run` and the parameters AFLOW_RUN_<OPTION>, else METAFLOW_RUN_<OPTION>.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,9 +19,6 @@ from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import Parameter, plain_name, type_name
-
-if TYPE_CHECKING:
-    from aflow.flow.spec import FlowSpec
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -80,6 +77,12 @@ def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest
     return made
 
 
+def names_of(parameters: Iterable[click.Parameter]) -> set[str]:
+    """All names of these options as they are compared: --max_workers is --max-workers."""
+    names = (name for each in parameters for name in (*each.opts, *each.secondary_opts))
+    return {name.replace("_", "-") for name in names}
+
+
 def flag(*names: str, help: str, **rest: Any) -> Option:
     """An option without a value, off unless it is given."""
     return option(*names, is_flag=True, default=False, help=help, **rest)
@@ -133,7 +136,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         _choice("--mode", ["spin"], "Accepted: spins are kept where all else is.", rest),
         with_option(GENERAL, scope),
     ]
-    return [each for each in made if not set(each.opts) & {f"--{name}" for name in without}]
+    return [each for each in made if not names_of([each]) & {*without}]
 
 
 def _choice(name: str, values: list[str], help: str, rest: Mapping[str, Any]) -> Option:
@@ -166,7 +169,7 @@ def flow_options(
         "default": None,
     }
     made = [option for kind, add in _OF_DECORATORS.items() if kind in kinds for option in add(rest)]
-    return [each for each in made if not set(each.opts) & {f"--{name}" for name in without}]
+    return [each for each in made if not names_of([each]) & {*without}]
 
 
 def _of_project(rest: Mapping[str, Any]) -> list[Option]:

@@ -108,10 +108,13 @@ def _converted(
     where they cannot be had so simply."""
     values: dict[str, Any] = {}
     left = dict(given)
+    names: set[str] = set()
     for attribute, parameter in declared.items():
-        is_flag = f"--{parameter.name}" in _FLAGS
-        if parameter.click_options or parameter.nargs > 1 or is_flag:
+        name = parameter.name.replace("_", "-")
+        is_like_another = f"--{name}" in _FLAGS or name in names
+        if parameter.click_options or parameter.nargs > 1 or is_like_another:
             return None
+        names.add(name)
         text = left.pop(parameter.name, None)
         try:
             values[attribute] = None if text is None else parameter.convert(text)

@@ -20,7 +20,6 @@ from aflow.cli.options import (
     bound,
     option,
     parameter_options,
-    run_options,
     taken_out,
     top_options,
     with_option,
@@ -205,7 +204,7 @@ def called(words: list[str], env: dict[str, str] | None = None) -> Seen:
     seen = Seen()
     group = click.Group("flow.py", params=list(top_options()))
     params: list[click.Parameter] = [option("--size", default=1), with_option("Options", "run_")]
-    general = top_options(after_command=True, without=["with"])
+    general = top_options(after_command=True, without=["--with"])
     group.add_command(
         Command("go", params=[*params, *general], callback=bound(seen, None, "flow.py", _undefined))
     )
@@ -288,25 +287,37 @@ class Asking(ManyFlow):
 
 
 def understood(*words: str, flow: type[FlowSpec] = ManyFlow) -> Any:
+    """What `run` is called with, if it is without click."""
     return plain.understood(flow, "many.py", GivenConfigs(), words, words)
 
 
-def parsed(*words: str) -> Any:
-    """What click makes of words behind `run` that are parameters or options of every command."""
+def run_command(*words: str, flow: type[FlowSpec]) -> tuple[click.Context, click.Command]:
+    """The command `run` as click knows it, below what stands ahead of its name in these words."""
+    group = FlowGroup(flow, "many.py")
+    context = group.make_context("many.py", [*words[: words.index("run") + 1]])
+    command = group.get_command(context, "run")
+    assert command is not None
+    return context, command
+
+
+def parsed(*words: str, flow: type[FlowSpec] = ManyFlow) -> tuple[Any, Any, Any]:
+    """What click makes of the same words: the options of every command, the parameters of the flow,
+    and the options of `run`."""
     found: list[Any] = []
-    declared = Defined(ManyFlow, GivenConfigs())().parameters
-    own = parameter_options(declared)
+    definition = Defined(flow, GivenConfigs())
+    context, command = run_command(*words, flow=flow)
 
     def body(session: Session, **values: Any) -> None:
-        found.extend((session.top, taken_out(values, declared, own)))
+        declared = definition().parameters
+        given = taken_out(values, declared, parameter_options(declared))
+        found.extend((session.top, given, values))
 
-    group = click.Group("many.py", params=list(top_options()))
-    general = top_options(after_command=True)
-    call = bound(body, ManyFlow, "many.py", Defined(ManyFlow, GivenConfigs()))
-    group.add_command(Command("run", params=[*own.values(), *general], callback=call))
-    result = CliRunner().invoke(group, words, catch_exceptions=False)
-    assert 0 == result.exit_code, result.output
-    return found
+    command.callback = bound(body, flow, "many.py", definition)
+    with command.make_context(
+        "run", [*words[words.index("run") + 1 :]], parent=context, allow_extra_args=False
+    ) as inner:
+        command.invoke(inner)
+    return found[0], found[1], found[2]
 
 
 @pytest.mark.parametrize(
@@ -322,22 +333,41 @@ def parsed(*words: str) -> Any:
 def test_a_plain_run_is_understood_as_click_understands_it(words: tuple[str, ...]) -> None:
     session, given = understood(*words)
 
-    assert parsed(*words) == [session.top, given]
+    top, values, options = parsed(*words)
+    assert (top, values) == (session.top, given)
+    assert {name: UNSAID[name] for name in options} == options
     assert (ManyFlow, "many.py", words) == (session.flow, session.script, session.words)
 
 
-def test_what_is_not_given_to_a_plain_run_is_what_click_gives() -> None:
-    given: dict[str, Any] = {}
-    command = click.Command("run", params=[*run_options()], callback=given.update)
-    CliRunner().invoke(command, [], catch_exceptions=False)
-    of_run = {name: each.default for name, each in inspect.signature(run).parameters.items()}
-    plainly = {**vars_of(RunOptions()), **of_run, "with_": ()}
+# What `run` is called with where nothing is said: by its own defaults, and those of a run.
+UNSAID = {
+    **{each.name: getattr(RunOptions(), each.name) for each in fields(RunOptions)},
+    **{name: each.default for name, each in inspect.signature(run).parameters.items()},
+    "run_id": None,
+    "parameters_file": None,
+}
+_, RUN = run_command("run", flow=ManyFlow)
+OF_FLOW = ["--alpha", "--names", "--some_plan", "--some-plan", "--today"]
+NAMES = [name for each in RUN.params for name in (*each.opts, *each.secondary_opts)]
 
-    assert given == {name: plainly[name] for name in given}
 
-
-def vars_of(options: RunOptions) -> dict[str, Any]:
-    return {each.name: getattr(options, each.name) for each in fields(options)}
+@pytest.mark.parametrize("name", NAMES)
+def test_no_option_is_understood_otherwise_than_click_does(name: str) -> None:
+    """Whether or not it can be had without click, and if a parameter of the flow is called so."""
+    values = ["1", "a", "{}", "", "service", "task", "./run", "--quiet"]
+    calls = [("run", name), (name, "run"), ("run", "--quiet", name.replace("-", "_"))]
+    calls += [("run", name, value) for value in values]
+    calls += [("run", f"{name}={value}") for value in values]
+    names = {name, name.replace("-", "_")} - {*OF_FLOW}
+    own = [Parameter(each.lstrip("-_")) for each in sorted(names)]
+    flows = [type("Called", (ManyFlow,), {"own": each}) for each in own]
+    for flow in (ManyFlow, *flows):
+        for words in calls:
+            call = understood(*words, flow=flow)
+            if call is not None:
+                top, given, options = parsed(*words, flow=flow)
+                assert (call[0].top, call[1]) == (top, given), words
+                assert {each: UNSAID[each] for each in options} == options, words
 
 
 @pytest.mark.parametrize(

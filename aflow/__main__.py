@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+
+from aflow._core.shadowed import keep_hidden_beside, keep_importable
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    keep_hidden_beside(None, sys.path[0])  # `python -m aflow`: the working folder is on sys.path
+
 from contextlib import suppress
 
 
@@ -14,7 +20,6 @@ def main() -> None:
 
         delegate()
     from aflow._core import deferred, process
-    from aflow._core.shadowed import keep_importable
 
     for word in sys.argv[1:]:  # `python -m aflow run queue.py`: the working folder is on sys.path
         if word.endswith(".py"):

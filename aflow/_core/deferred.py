@@ -46,7 +46,7 @@ def _by_name(module: ModuleType) -> tuple[Any, tuple[str]]:
 
 
 # cloudpickle, which knows how to write a module down, looks for exactly that type.
-copyreg.pickle(_Deferred, _by_name)  # type: ignore[arg-type]
+copyreg.pickle(_Deferred, _by_name)
 
 
 def _load(module: ModuleType) -> None:

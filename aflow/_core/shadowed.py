@@ -1,8 +1,9 @@
-"""Flow files that are named like a module that aflow needs: `queue.py`, `json.py`, `click.py`.
+"""Files of the user's that are named like a module that aflow needs: `queue.py`, `signal.py`.
 
-Python puts the folder of a program first on sys.path, so that the program's file would be imported
-in place of a module of its name. aflow imports some modules late, when they are needed: by then
-they could not be found any more.
+Python puts the folder of a program first on sys.path, so that a file there is imported in place of
+a module of its name. aflow imports some modules late, when they are needed: by then they could not
+be found any more. So they are imported before the program, which sees no difference unless it
+imports the file of that name itself. Then it is refused: both cannot be the module of that name.
 """
 
 from __future__ import annotations
@@ -14,30 +15,150 @@ import sys
 _OURS = frozenset(
     {"blake3", "click", "cloudpickle", "msgpack", "packaging", "rich", "uvloop", "zstandard"}
 )
-_EFFECTS = frozenset({"antigravity", "this"})  # importing them does something, and nobody needs it
+# Importing them does something, or takes long, and no library asks for them.
+_NEVER = frozenset(
+    {"antigravity", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
+)
+# What a run imports of the standard library, and what it talks to stores and servers with. A
+# program may have modules of all other names for itself.
+NEEDED = frozenset(
+    """
+    __future__ array ast asyncio base64 binascii bisect bz2 collections concurrent contextlib
+    contextvars copy copyreg csv ctypes dataclasses datetime decimal difflib dis email encodings enum
+    errno fcntl fnmatch functools getpass gettext glob grp gzip hashlib heapq hmac html http importlib
+    inspect ipaddress itertools json keyword linecache locale logging lzma math mimetypes mmap
+    multiprocessing ntpath numbers opcode operator pathlib pickle pkgutil platform pwd queue quopri
+    random re reprlib resource runpy secrets select selectors shlex shutil signal socket sqlite3
+    sre_compile sre_constants sre_parse ssl stat string stringprep struct subprocess sysconfig
+    tarfile tempfile termios textwrap threading time token tokenize traceback types typing
+    unicodedata urllib uuid warnings weakref zipfile zlib zoneinfo
+    """.split()  # noqa: SIM905 -- a list has a line for each
+)
 
 
 def keep_importable(name: str, folder: str) -> None:
     """Import the module that the program called `name` in this folder ("" for the working folder)
     would hide, if aflow or the standard library may ask for it later."""
-    if name in sys.modules or name in _EFFECTS:
+    if name in sys.modules or name in _NEVER:
         return
     if name not in sys.stdlib_module_names and name not in _OURS:
         return
+    _import_from_elsewhere([name], folder)
+
+
+def keep_hidden_by_main() -> None:
+    """The same for the file that Python runs as `__main__`, if it is one, and for those beside it.
+
+    Raises SystemExit, with one sentence on stderr, where the program cannot be run beside one of
+    them."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if not file or not sys.path or not sys.path[0]:
+        return
+    folder, base = os.path.split(os.path.abspath(file))
+    keep_importable(base.removesuffix(".py"), folder)
+    first = os.path.realpath(sys.path[0])
+    inside = os.path.realpath(file).removeprefix(os.path.join(first, ""))
+    # What lies elsewhere, or was installed, has not got its modules from there.
+    if not os.path.isabs(inside) and "site-packages" not in inside:
+        refusal = keep_hidden_beside(file, first)
+        if refusal is not None:
+            sys.stderr.write(f"{file}: {refusal}\n")
+            raise SystemExit(2)
+
+
+def keep_hidden_beside(file: str | None, folder: str) -> str | None:
+    """Import the modules that are hidden by what lies in this folder, where the program in `file`
+    has its modules. The sentence that says why that cannot be, where the program imports one of
+    them itself."""
+    own = "" if file is None else os.path.basename(file).removesuffix(".py")
+    hidden = [name for name in _hidden_in(folder) if name != own]
+    if not hidden:
+        return None
+    found: set[str] = set()
+    if file is not None:
+        _import_from_elsewhere(["ast"], folder)
+        found = _imported_by(file, folder)
+    _import_from_elsewhere(
+        [each for each in hidden if each not in found and (file is not None or each in NEEDED)],
+        folder,
+    )
+    for name in hidden:
+        if name in found and name in NEEDED:
+            place = os.path.join(folder, name)
+            file = place if os.path.isdir(place) else f"{place}.py"
+            return (
+                f"The module {name} is imported from {file}, which hides the one of Python's that "
+                "aflow needs. Give it another name."
+            )
+    return None
+
+
+def _hidden_in(folder: str) -> list[str]:
+    """The names of modules that are imported from this folder in place of those of others."""
+    try:
+        entries = os.listdir(folder or os.curdir)
+    except OSError:
+        return []
+    found = set()
+    for entry in entries:
+        name, _, suffix = entry.partition(".")
+        if name in _NEVER or not (name in sys.stdlib_module_names or name in _OURS):
+            continue
+        if suffix.endswith(("py", "pyc", "so")) or (
+            name == entry and os.path.isfile(os.path.join(folder, name, "__init__.py"))
+        ):
+            found.add(name)
+    return sorted(each for each in found if not _comes_first(each))
+
+
+def _comes_first(name: str) -> bool:
+    """Whether Python has this module in itself, where no file can hide it."""
+    import _imp
+
+    return name in sys.builtin_module_names or bool(_imp.is_frozen(name))
+
+
+def _import_from_elsewhere(names: list[str], folder: str) -> None:
+    """Import modules as if nothing were in this folder."""
     path = sys.path[:]
     hiding = os.path.realpath(folder or os.curdir)
     sys.path[:] = [each for each in path if os.path.realpath(each or os.curdir) != hiding]
     try:
-        __import__(name)
-    except ImportError:  # it is not there, and so nobody can need it
-        return
+        for name in names:
+            if name not in sys.modules:
+                try:
+                    __import__(name)
+                except (ImportError, Warning):  # it is not there, or on its way out of Python
+                    continue
     finally:
         sys.path[:] = path
 
 
-def keep_hidden_by_main() -> None:
-    """The same for the file that Python runs as `__main__`, if it is one."""
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    if file:
-        folder, base = os.path.split(file)
-        keep_importable(base.removesuffix(".py"), folder)
+def _imported_by(file: str, folder: str) -> set[str]:
+    """The names of the modules that a file imports, and those that files beside it import that it
+    imports itself."""
+    import ast
+
+    found: set[str] = set()
+    todo, seen = [file], set()
+    while todo:
+        each = todo.pop()
+        seen.add(each)
+        try:
+            with open(each, "rb") as opened:
+                tree = ast.parse(opened.read())
+        except (OSError, SyntaxError, ValueError):  # said where it is run
+            continue
+        names = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names.add(node.module.partition(".")[0])
+        found |= names
+        for name in names:
+            for place in (f"{name}.py", os.path.join(name, "__init__.py")):
+                beside = os.path.join(folder, place)
+                if beside not in seen and os.path.isfile(beside):
+                    todo.append(beside)
+    return found

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from aflow._core.deferred import loaded
 from aflow._core.process import fill_descriptors
+from aflow._core.shadowed import keep_hidden_beside
 from aflow.code.program import Started, note_start, package_of, program_in, run_as_main
 from aflow.errors import FlowFileError
 from aflow.executors.local.ground_start import environment_at_start, have_ground, looks_like_a_run
@@ -88,6 +89,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
     argv, folder = [match["path"], *words], os.getcwd()
     _root, name = package_of(file) or (None, None)
+    _keep_importable(target, file, _root)
     _before = frozenset(loaded())
     try:
         with _faults_named(Path(file)):
@@ -101,6 +103,14 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     flow = _choose(module, path, match["name"])
     note_start(Started(flow, argv, name, folder, environment_at_start(), names, _root))
     return flow
+
+
+def _keep_importable(target: str, file: str, root: str | None) -> None:
+    """Have what aflow needs, whatever lies beside the file. Raises FlowFileError where the program
+    cannot run there."""
+    refusal = keep_hidden_beside(file, root or os.path.dirname(os.path.realpath(file)))
+    if refusal is not None:
+        raise FlowFileError(f"{target}: {refusal}")
 
 
 def load_flow(target: str) -> type[FlowSpec]:

@@ -26,7 +26,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
-from aflow._core.shadowed import keep_importable
+from aflow._core.shadowed import keep_hidden_beside, keep_importable
 from aflow.errors import InvalidFlow, InvalidInput
 
 if TYPE_CHECKING:
@@ -278,11 +278,16 @@ class Program:
         return str(self.source.get("name", ""))
 
     def compile(self, text: str | None = None) -> None:
-        """Compile the file (or the text that stands for it), for all processes that are forked from
-        this one. What is wrong with it is raised where it is run."""
+        """Compile the file (or the text that stands for it), and import what lies hidden beside it,
+        for all processes that are forked from this one. What is wrong with it is raised where it is
+        run."""
         if text is not None:
             self._code = compile(text, self.source["file"], "exec", dont_inherit=True)
-        elif self.source["kind"] in ("main", "script") and self.source["module"] == "__main__":
+            return
+        file = self.source.get("file")
+        if file:  # a program that cannot be run there was refused where it was started
+            keep_hidden_beside(file, self.source.get("root") or _folder_of(file))
+        if self.source["kind"] in ("main", "script") and self.source["module"] == "__main__":
             try:
                 self._code = _compiled(self.source["file"])
             except (OSError, SyntaxError, ValueError):
@@ -343,13 +348,17 @@ def run_as_main(
     main = ModuleType("__main__")
     if module is not None:
         return _run_module(main, module, path, root or os.getcwd())
-    folder = os.path.dirname(os.path.realpath(file))
+    folder = _folder_of(file)
     keep_importable(os.path.basename(file).removesuffix(".py"), folder)
     sys.path[:] = path if sys.flags.safe_path else [folder, *path]
     _set_up(main, "__main__", file)
     sys.modules["__main__"] = main
     exec(code or _compiled(file), vars(main))  # noqa: S102 -- the user's own program
     return main
+
+
+def _folder_of(file: str) -> str:
+    return os.path.dirname(os.path.realpath(file))
 
 
 def _run_module(main: ModuleType, name: str, path: Sequence[str], root: str) -> ModuleType:

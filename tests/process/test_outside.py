@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _imp
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from aflow._core.shadowed import NEEDED
 from tests.flows.conftest import Workspace
 from tests.support.waiting import wait_until
 
@@ -251,3 +253,74 @@ def test_a_user_without_a_home_or_a_name_runs_flows(workspace: Workspace) -> Non
     refused = run(workspace, asked)
     assert b"the home of this user is not known" in refused.stderr
     assert b"Traceback" not in refused.stderr
+
+
+# A program beside files that are named like Python's own modules.
+BESIDE = """\
+{first}
+from aflow import FlowSpec, step
+{second}
+import sys
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        print("HAVE", *sorted(sys.modules))
+        self.next(self.end)
+
+    @step
+    def end(self):
+        {body}
+
+if __name__ == "__main__":
+    Flow_()
+"""
+OF_PYTHON = sorted(
+    name
+    for name in sys.stdlib_module_names
+    if name not in sys.builtin_module_names and not _imp.is_frozen(name)
+)
+
+
+def beside(workspace: Workspace, first: str = "", second: str = "", body: str = "pass") -> None:
+    source = BESIDE.format(first=first, second=second, body=body)
+    (workspace.path / "flow.py").write_text(source)
+
+
+@pytest.mark.parametrize("way", ["python flow.py", "aflow run", "isolation worker"])
+def test_files_beside_a_program_hide_no_module_that_aflow_needs(
+    workspace: Workspace, way: str
+) -> None:
+    for name in OF_PYTHON:
+        (workspace.path / f"{name}.py").write_text(f"raise RuntimeError('{name}.py is imported')")
+    beside(workspace)
+
+    done = run(workspace, WAYS[way])
+
+    assert 0 == done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("way", ["python flow.py", "aflow run"])
+@pytest.mark.parametrize("place", ["first", "second"])
+def test_a_program_that_imports_such_a_file_is_refused_in_one_sentence(
+    workspace: Workspace, way: str, place: str
+) -> None:
+    (workspace.path / "helper.py").write_text("def use():\n    import socket\n")
+    (workspace.path / "socket.py").write_text("MINE = 1\n")
+    (workspace.path / "wave.py").write_text("MINE = 'my wave'\n")
+    beside(workspace, **{place: "import helper, wave"}, body="print(sys.modules['wave'].MINE)")
+
+    refused = run(workspace, WAYS[way])
+    (workspace.path / "socket.py").rename(workspace.path / "sockets.py")
+    done = run(workspace, WAYS[way])
+
+    text = refused.stderr.decode()
+    assert (2, False) == (refused.returncode, "Traceback" in text)
+    assert f"The module socket is imported from {workspace.path}/socket.py," in text
+    assert "Give it another name." in text
+    assert 0 == done.returncode, done.stderr
+    assert b"my wave" in done.stdout
+    line = next(each for each in done.stdout.decode().splitlines() if " HAVE " in each)
+    used = {each.partition(".")[0] for each in line.partition(" HAVE ")[2].split()}
+    public = {name for name in used & {*OF_PYTHON} if not name.startswith("_")}
+    assert {"wave"} == public - NEEDED

@@ -24,14 +24,14 @@ _NEVER = frozenset(
 NEEDED = frozenset(
     """
     __future__ array ast asyncio base64 binascii bisect bz2 collections concurrent contextlib
-    contextvars copy copyreg csv ctypes dataclasses datetime decimal difflib dis email encodings enum
-    errno fcntl fnmatch functools getpass gettext glob grp gzip hashlib heapq hmac html http importlib
-    inspect ipaddress itertools json keyword linecache locale logging lzma math mimetypes mmap
-    multiprocessing ntpath numbers opcode operator pathlib pickle pkgutil platform pwd queue quopri
-    random re reprlib resource runpy secrets select selectors shlex shutil signal socket sqlite3
-    sre_compile sre_constants sre_parse ssl stat string stringprep struct subprocess sysconfig
-    tarfile tempfile termios textwrap threading time token tokenize traceback types typing
-    unicodedata urllib uuid warnings weakref zipfile zlib zoneinfo
+    contextvars copy copyreg csv ctypes dataclasses datetime decimal difflib dis email encodings
+    enum errno fcntl fnmatch functools getpass gettext glob grp gzip hashlib heapq hmac html
+    http importlib inspect ipaddress itertools json keyword linecache locale logging lzma math
+    mimetypes mmap multiprocessing ntpath numbers opcode operator pathlib pickle pkgutil
+    platform pwd queue quopri random re reprlib resource runpy secrets select selectors shlex
+    shutil signal socket sqlite3 sre_compile sre_constants sre_parse ssl stat string stringprep
+    struct subprocess sysconfig tarfile tempfile termios textwrap threading time token tokenize
+    traceback types typing unicodedata urllib uuid warnings weakref zipfile zlib zoneinfo
     """.split()  # noqa: SIM905 -- a list has a line for each
 )
 

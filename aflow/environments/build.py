@@ -22,8 +22,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,12 +65,14 @@ _EXTRAS = ("aws", "postgres")
 
 
 class Built(NamedTuple):
-    """An environment that is there. `runtime` is the folder of what aflow needs in it."""
+    """An environment that is there. `runtime` is the folder of what aflow needs in it; of the
+    packages `private`, which can be imported by these names, aflow has its own (private.py)."""
 
     digest: str
     prefix: Path
     python: str
     runtime: Path
+    private: tuple[str, ...] = ()
 
     def variables(self, environment: dict[str, str]) -> dict[str, str]:
         """An environment of variables for a process of its interpreter."""
@@ -154,7 +157,8 @@ class Environments:
         if lock.platform != this_platform():
             _check_platform(lock)
         prefix = self._prefix(lock)
-        self._make_folder(self._built)
+        if rebuild or not self._is_complete(prefix):
+            self._make_folder(self._built)
         _hold(prefix)  # first: what is there now stays there
         if rebuild or not self._is_complete(prefix):
             with self._alone(prefix, title):
@@ -164,7 +168,7 @@ class Environments:
             os.utime(prefix / _MARKER)
         python = os.fspath(prefix / "bin" / "python")
         minor = ".".join(lock.python.split(".")[:2])
-        return Built(lock.digest, prefix, python, self.runtime(minor))
+        return Built(lock.digest, prefix, python, self.runtime(minor), _private(lock))
 
     # ------------------------------------------------------------ building
 
@@ -212,10 +216,7 @@ class Environments:
         many = f"{count} package{'' if count == 1 else 's'}"
         self._report(f"Building the environment{title}: Python {lock.python}, {many}")
         began = SystemClock.now()
-        try:
-            new = Path(tempfile.mkdtemp(prefix=f".new-{prefix.name}-", dir=self._built))
-        except OSError as error:
-            raise EnvironmentFailed(f"{self._built} cannot be written: {error.strerror}") from error
+        new = _new_folder(self._built, f".new-{prefix.name}-")
         try:
             new.chmod(0o755)
             self._install(lock, new, prefix)
@@ -274,7 +275,7 @@ class Environments:
 
     def _linked(self, minor: str) -> Path:
         own = Path(__file__).resolve().parents[1]
-        entries = {"aflow": os.fspath(own)} | _installed_entries()
+        entries = {"aflow": os.fspath(own), **_installed_entries()}
         key = hashlib.sha256(json.dumps([_FORM, sorted(entries.items())]).encode()).hexdigest()[:24]
         place = self._cache / "runtimes" / f"{key}-py{minor}"
 
@@ -373,8 +374,16 @@ class Environments:
             with suppress(OSError):
                 os.utime(place)
             return place
-        self._make_folder(place.parent)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
+        try:
+            # Others may have built the environments, and let this user read alone.
+            below = writable_or_temporary(place.parents[1]) / place.parent.name
+        except (OSError, UnsafeFolder) as error:
+            raise EnvironmentFailed(f"{place} cannot be made: {error}") from error
+        place = below / place.name
+        if _is_runtime(place):
+            return place
+        self._make_folder(below)
+        new = _new_folder(below, ".new-")
         try:
             new.chmod(0o755)
             make(new)
@@ -515,27 +524,44 @@ def _requirements(extras: Collection[str] | None = None) -> list[str]:
     return found
 
 
-def _extras() -> list[str]:
+@cache
+def _extras() -> tuple[str, ...]:
     """Those of the extras that tasks may use which are installed here as a whole."""
     found = []
     for extra in _EXTRAS:
         with suppress(ShippingError):
             wheels.closure(frozenset({extra}))
             found.append(extra)
-    return found
+    return tuple(found)
 
 
-def _installed_entries() -> dict[str, str]:
+@cache
+def _installed_entries() -> Mapping[str, str]:
     """What lies on sys.path for all that aflow depends on: name -> path."""
     entries: dict[str, str] = {}
     for found in wheels.closure(frozenset(_extras())):
-        for top in {each.parts[0] for each in found.files or () if each.parts}:
-            if top not in ("..", "__pycache__", os.sep) and not top.endswith(".pth"):
+        for top in wheels.top_names(found):
+            if not top.endswith(".pth"):
                 entries.setdefault(top, os.fspath(Path(str(found.locate_file(top)))))
     return entries
 
 
+def _private(lock: Lock) -> tuple[str, ...]:
+    """The names of the packages of which aflow needs another version than the environment has."""
+    found = wheels.unfit(lock.versions, frozenset(_extras()))
+    tops = {name.partition(".")[0] for each in found for name in wheels.top_names(each)
+            if not name.endswith((".dist-info", ".pth"))}  # fmt: skip
+    return tuple(sorted(tops))
+
+
 # ------------------------------------------------------------------ folders
+
+
+def _new_folder(below: Path, beginning: str) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=beginning, dir=below))
+    except OSError as error:
+        raise EnvironmentFailed(f"{below} cannot be written: {error.strerror}") from error
 
 
 def _lock_file(prefix: Path) -> str:
@@ -557,8 +583,16 @@ def _hold(prefix: Path) -> None:
     if prefix in _held:
         return
     try:
-        descriptor = _opened(_use_file(prefix))
+        try:
+            descriptor = _opened(_use_file(prefix))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS):
+                raise
+            # Of another user, who lets us read. Where it is missing nobody can delete anything.
+            descriptor = os.open(_use_file(prefix), os.O_RDONLY | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
     _held[prefix] = descriptor

@@ -22,7 +22,14 @@ from aflow.environments.solve import (
     this_platform,
 )
 from aflow.environments.spec import Spec, specs_of
-from aflow.environments.uv import Report, Uv, UvFailed, interpreter_for, own_interpreter
+from aflow.environments.uv import (
+    Report,
+    Uv,
+    UvFailed,
+    interpreter_for,
+    own_interpreter,
+    without_credentials,
+)
 from aflow.errors import EnvironmentFailed, InvalidSetting
 
 if TYPE_CHECKING:
@@ -153,7 +160,7 @@ class _Solving:
         solver = Solver(self._cache, self._folder, uv, self._report, rebuild=self._rebuild)
         lock = solver.kept(spec, target)
         if lock is None:
-            what = ", ".join(spec.requirements) or (
+            what = without_credentials(", ".join(spec.requirements)) or (
                 "those of its project" if spec.project else "none"
             )
             self._report(f"Solving the packages{of_steps(names)} for Python {target.minor}: {what}")

@@ -32,6 +32,7 @@ from aflow.environments.uv import (
     Uv,
     UvFailed,
     index_identity,
+    pip_has_several_indexes,
     without_credentials,
 )
 from aflow.errors import EnvironmentFailed, InvalidLock, InvalidSetting
@@ -271,19 +272,33 @@ class Solver:
         if not target.is_here:
             words += ["--python-platform", _in_words_of_uv(target.platform)]
         given = "\n".join(spec.requirements) + "\n"
+
+        def compiled(*more: str, offline: bool = False) -> str:
+            return self._uv.run(
+                *words, *more, given=given, folder=self._folder, index=True, offline=offline,
+                solves=True,
+            )  # fmt: skip
+
         try:
-            return self._uv.run(*words, given=given, folder=self._folder, index=True)
+            try:
+                return compiled()
+            except UvFailed as error:
+                if error.is_network or not pip_has_several_indexes():
+                    raise
+                try:  # as pip, which looks for each file in all of them
+                    return compiled("--index-strategy", "unsafe-best-match")
+                except UvFailed:
+                    raise error from None
         except UvFailed as error:
             if not error.is_network:
                 raise EnvironmentFailed(_unsolved(error)) from error
             try:  # what uv has seen before may do
-                return self._uv.run(
-                    *words, given=given, folder=self._folder, index=True, offline=True
-                )
+                return compiled(offline=True)
             except UvFailed:
+                away = "a repository" if error.of_git else "the index"
                 raise EnvironmentFailed(
-                    "the index does not answer, and nothing that was solved before will do: "
-                    f"{error.explanation}"
+                    f"{away} does not answer, and nothing that was solved before will do: "
+                    f"{error.of_git or error.explanation}"
                 ) from error
 
     def _project(self, spec: Spec, target: Target) -> str:
@@ -419,6 +434,8 @@ class Solver:
 
 
 def _unsolved(error: UvFailed) -> str:
+    if error.of_git:
+        return f"a repository cannot be fetched: {error.of_git}"
     if re.search(
         r"failed to build|build backend|failed to (?:prepare|resolve).*build", error.full, re.I
     ):

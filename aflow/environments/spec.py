@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import dataclass
+from aflow.environments.lock import normalized
 from aflow.errors import InvalidDecorator
 
 if TYPE_CHECKING:
@@ -129,10 +130,22 @@ class _Asked:
         packages: dict[str, str] = {}
         python, disabled = None, None
         for each in found:
-            packages.update({**getattr(each, "libraries", {}), **each.packages})
+            given = {**getattr(each, "libraries", {}), **each.packages}
+            said = {_bare(name) for name, version in given.items() if version.strip()}
+            # A version that is given later counts, however the package's name is written there.
+            packages = {
+                **{name: text for name, text in packages.items() if _bare(name) not in said},
+                **given,
+            }
             python = each.python or python
             disabled = disabled if each.disabled is None else each.disabled
         return cls(bool(found), packages, python, _is_true(disabled))
+
+
+def _bare(name: str) -> str:
+    """The name of a package as indexes compare it, without extras; a URL or a path as it is."""
+    name = name.strip()
+    return name if _DIRECT.match(name) else normalized(re.split(r"[\[@]", name)[0].strip())
 
 
 def _is_true(value: object) -> bool:

@@ -274,6 +274,14 @@ def built(shipped: Shipped, store: ObjectStore, report: Report, steps: Iterable[
     return environments.built(supplies.lock, of_steps(steps))
 
 
+def locks(environments: Mapping[str, Shipped], store: ObjectStore) -> dict[str, Lock]:
+    """The locks of shipped environments, by step. Blocks. Raises StorageError and InvalidLock."""
+    blobs = BlobStore(store)
+    keys = {shipped.packages for shipped in environments.values()}
+    found = {key: Lock.from_dict(_manifest(blobs, key)["lock"]) for key in keys}
+    return {name: found[shipped.packages] for name, shipped in environments.items()}
+
+
 class FromStore(Supplies):
     """What builds an environment, out of the datastore."""
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 from aflow._core.private_folders import writable_or_temporary
@@ -28,6 +29,12 @@ _INDEX_VARIABLES = (
     "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
     "UV_NO_INDEX", "UV_CONFIG_FILE",
 )  # fmt: skip
+# What solving depends on besides, and installing what was locked must not.
+_SOLVING_VARIABLES = (
+    "UV_CONSTRAINT", "UV_OVERRIDE", "UV_EXCLUDE", "UV_EXCLUDE_NEWER", "UV_EXCLUDE_NEWER_PACKAGE",
+    "UV_PRERELEASE", "UV_RESOLUTION", "UV_FORK_STRATEGY", "UV_INDEX_STRATEGY", "UV_NO_SOURCES",
+    "UV_TORCH_BACKEND",
+)  # fmt: skip
 _AWAY = re.compile(
     r"error sending request|dns error|failed to (?:lookup|fetch|connect)|"
     r"connection (?:refused|reset)|timed out|timeout|network connectivity is disabled|"
@@ -35,6 +42,8 @@ _AWAY = re.compile(
     r"client error \(connect\)|http status server error|50[234]",
     re.IGNORECASE,
 )
+_GIT = re.compile(r"git operation failed.*stderr\s*(?:fatal:\s*)?(.+)", re.IGNORECASE)
+_NO_REF = "couldn't find remote ref"
 _LABEL = re.compile(r"^(?:error|cause|caused by|\xd7|╰─▶|├─▶|│)\s*:?\s*", re.IGNORECASE)
 _SHOWN = ("Downloading ", "Building ", "Built ", "Preparing ")
 _HINTS = ("hint:", "help:")
@@ -65,15 +74,17 @@ class Uv:
         index: bool = False,
         offline: bool = False,
         more: Mapping[str, str] | None = None,
+        solves: bool = False,
     ) -> str:
-        """Run a command; what it prints. With `index` it gets the index that is set. Raises
-        UvFailed."""
+        """Run a command; what it prints. With `index` it gets the index that is set, and the user's
+        constraints and the like where it `solves`. Raises UvFailed."""
         words = [self.path, *args, "--color", "never"]
         words += self._indexes if index else []
         words += ["--offline"] if offline else []
         # Interpreters are chosen by aflow, and a download of one is asked for by its own command.
         fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **(more or {})}
-        environment = environment_with(fixed, without=("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH"))
+        without = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", *_SOLVING_VARIABLES * (not solves))
+        environment = environment_with(fixed, without=without)
         environment.setdefault("UV_HTTP_RETRIES", "2")
         if "UV_CACHE_DIR" not in environment:
             environment["UV_CACHE_DIR"] = _cache_of_uv(environment)
@@ -163,7 +174,13 @@ class UvFailed(EnvironmentFailed):
     @property
     def is_network(self) -> bool:
         """Whether an index does not answer."""
-        return bool(_AWAY.search(self.full))
+        return bool(_AWAY.search(self.full)) and _NO_REF not in self.full
+
+    @property
+    def of_git(self) -> str:
+        """What git says of a repository that cannot be fetched; "" where that is not the reason."""
+        found = _GIT.search(self.explanation)
+        return found[1] if found else ""
 
 
 def explanation(said: Sequence[str], code: int) -> str:
@@ -223,6 +240,15 @@ def index_options() -> list[str]:
     return options
 
 
+def pip_has_several_indexes() -> bool:
+    """Whether packages come from several indexes that pip is set to. pip takes the files of all of
+    them together, and uv those of the first that has the package."""
+    if environment_with({}).get("UV_INDEX_STRATEGY"):
+        return False
+    options = index_options()
+    return "--index" in options and "--no-index" not in options
+
+
 def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """The settings of pip that say where packages come from: its files, then its variables."""
     home = environment.get("HOME") or os.path.expanduser("~")
@@ -258,11 +284,22 @@ def index_identity() -> list[str]:
     """What says where packages come from, without credentials: part of what a lock was made for.
     A folder counts with what is in it now."""
     environment = environment_with({})
-    said = [f"{name}={environment[name]}" for name in _INDEX_VARIABLES if environment.get(name)]
+    names = (*_INDEX_VARIABLES, *_SOLVING_VARIABLES)
+    said = [f"{name}={environment[name]}" for name in names if environment.get(name)]
     said += index_options()
     folders = [word.removeprefix("file://") for each in said for word in re.split(r"[\s,=]+", each)]
     stamps = [stamp_of(each) for each in folders if os.path.isabs(each) and os.path.isdir(each)]
-    return [*map(without_credentials, said), *stamps]
+    stamps += [_stamp_of_file(each) for each in folders if os.path.isabs(each)]
+    return [*map(without_credentials, said), *filter(None, stamps)]
+
+
+def _stamp_of_file(path: str) -> str:
+    """What changes when a file of constraints or of settings is written; "" for what is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return ""
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}" * S_ISREG(stat.st_mode)
 
 
 def stamp_of(folder: str) -> str:

@@ -145,9 +145,57 @@ def _requirements(
     texts: Iterable[str], extras: frozenset[str]
 ) -> Iterator[tuple[str, frozenset[str]]]:
     for requirement in map(Requirement, texts):
-        marker = requirement.marker
-        if marker is None or any(marker.evaluate({"extra": each}) for each in ("", *extras)):
+        if _counts(requirement, extras):
             yield canonicalize_name(requirement.name), frozenset(requirement.extras)
+
+
+# What steps and aflow have to have in common: functions that one pickles are loaded by the other.
+_SHARED = frozenset({"cloudpickle"})
+
+
+def unfit(versions: Mapping[str, str], extras: frozenset[str]) -> list[Distribution]:
+    """What aflow with these extras cannot share with an environment that has these versions: the
+    distributions of which that has one that does not fit, and all that depend on them."""
+    every = {canonicalize_name(each.name): each for each in closure(extras)}
+    if not (every.keys() & versions.keys()) - _SHARED:
+        return []
+    needs = {name: [*map(Requirement, each.requires or ())] for name, each in every.items()}
+    ours = [*map(Requirement, needs_of_aflow())]
+    found = {
+        name
+        for each in [*ours, *(each for needed in needs.values() for each in needed)]
+        if (name := canonicalize_name(each.name)) in every
+        and name in versions
+        and name not in _SHARED
+        and _counts(each, extras)
+        and not each.specifier.contains(versions[name], prereleases=True)
+    }
+    grown = bool(found)
+    while grown:
+        dependent = {
+            name
+            for name, needed in needs.items()
+            if any(canonicalize_name(each.name) in found and _counts(each, extras)
+                   for each in needed)
+        } - found - _SHARED  # fmt: skip
+        found |= dependent
+        grown = bool(dependent)
+    return [every[name] for name in sorted(found)]
+
+
+def _counts(requirement: Requirement, extras: Iterable[str]) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": each}) for each in ("", *extras))
+
+
+def top_names(distribution: Distribution) -> set[str]:
+    """What lies on `sys.path` for a distribution: folders, modules, and its metadata."""
+    record = distribution.read_text("RECORD")
+    if record is None:
+        tops = {each.parts[0] for each in distribution.files or () if each.parts}
+    else:  # thousands of lines, for some
+        tops = {re.split(r"[/,]", line, maxsplit=1)[0].strip('"') for line in record.splitlines()}
+    return {each for each in tops if each not in ("", "..", "__pycache__", os.sep)}
 
 
 def needs_of_aflow() -> list[str]:

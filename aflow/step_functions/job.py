@@ -744,6 +744,7 @@ class Job:
             namespace=order.namespace,
             script=order.script,
             trigger=given.runs,
+            locks=transport.locks(order.environments, self._store),
         )
         creation = Creation(
             self._metadata, self._store, "power", NOBODY, self._clock, deployed_by=order.user

@@ -13,9 +13,9 @@ from aflow._core.secret import revealed
 from aflow.aws.batch import Definition, definition_of, limit_of, own_queue_of, queue_of
 from aflow.aws.settings import needs_key_secret, needs_s3, passed_on
 from aflow.code.program import for_later, request_of
+from aflow.environments.prepare import job_python
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.local.executor import needs_of
-from aflow.executors.protocol import python_version
 from aflow.flow.current import current
 from aflow.metadata.object_store import SCHEME as STORE
 from aflow.scheduler.retry import policies_from
@@ -368,7 +368,7 @@ def _order(
         policies,
         code.key,
         code.script,
-        python_version(),
+        job_python(settings),
         settings.user,
         namespace,
         tuple(sorted({*wanted.tags, f"production:{token}"})),

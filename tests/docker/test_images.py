@@ -11,6 +11,7 @@ import pytest
 
 from aflow._core.version import __version__
 from tests.docker.podman import IMAGE, USER, Podman, hardened
+from tests.support import packages
 from tests.support.s3 import S3Bucket
 
 # One process of the test session builds the image, for all tests; making the base takes a while.
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.xdist_group("containers"), pytest.mark.timeout(900)]
 
 FLOW = """
 import os
-from aflow import FlowSpec, step
+from aflow import FlowSpec, pypi, step
 
 class SquaresFlow(FlowSpec):
     @step
@@ -26,8 +27,11 @@ class SquaresFlow(FlowSpec):
         self.xs = [1, 2, 3]
         self.next(self.square, foreach="xs")
 
+    @pypi(packages={"tiny": "1.0"})
     @step
     def square(self):
+        import tiny
+        assert tiny.__version__ == "1.0"
         self.y = self.input ** 2
         self.next(self.join)
 
@@ -116,12 +120,14 @@ def test_an_aflow_that_was_installed_from_a_wheel_can_be_shipped(
     assert {"botocore", "msgpack", "uvloop"} <= {each.split("-")[0] for each in names}
 
 
-def test_a_flow_runs_in_a_hardened_container_and_leaves_its_artifacts_in_s3(
+def test_a_flow_with_packages_runs_in_a_hardened_container_and_leaves_its_artifacts_in_s3(
     podman: Podman, data: Path, s3_bucket: S3Bucket
 ) -> None:
     (data / "flow.py").write_text(FLOW)
+    packages.make_wheel(data / "wheels", "tiny", "1.0")
     command = ["aflow", "run", "flow.py", "--datastore", "s3", "--datastore-root", s3_bucket.url]
     options = [*hardened(data), "--init", "--env", "AWS_*"]
+    options += ["--env", "UV_FIND_LINKS=/var/lib/aflow/wheels", "--env", "UV_OFFLINE=1"]
 
     said = podman.must("run", *options, IMAGE, *command)
 

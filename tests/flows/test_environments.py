@@ -31,6 +31,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages.make_wheel(folder, "wants", "1.0", ["tiny<3", "more; extra == 'all'"])
     packages.make_wheel(folder, "more", "1.0")
     packages.make_wheel(folder, "rich", "99.0")
+    for name in ("aiohttp", "blake3", "botocore", "msgpack", "zstandard"):
+        packages.make_wheel(folder, name, "0.1", body="class Own:\n    pass\n")
     packages.make_sdist(folder, "compiled", "1.0", "raise SystemExit('no compiler cc')")
     return folder
 
@@ -130,8 +132,12 @@ def test_workers_take_the_packages_from_the_datastore_alone(
     worker = subprocess.Popen(
         command, cwd=elsewhere, env=env, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )
+    words = ("--executor", "queue", "--queue", queue, "--isolation", isolation, "--cache")
     try:
-        ran = workspace.run("--executor", "queue", "--queue", queue, "--isolation", isolation)
+        ran = workspace.run(*words)
+        # What the store has needs no index, and the step whose package is another runs again.
+        workspace.write(FOUR.format(second="3.0", another=ANOTHER))
+        changed = workspace.run(*words, UV_FIND_LINKS="/nowhere", UV_OFFLINE="1")
     finally:
         worker.send_signal(signal.SIGTERM)
         said = worker.communicate(timeout=60)[1]
@@ -140,6 +146,10 @@ def test_workers_take_the_packages_from_the_datastore_alone(
     assert 0 == ran.code, ran.err + said
     assert str(wanted) in ran.out
     assert "Built the environment of step second" in said
+    assert 0 == changed.code, changed.err + said
+    reported = explained(workspace)
+    assert "start/1 did not run: nothing has changed" in reported
+    assert "second/2 ran: package tiny changed 2.0 -> 3.0" in reported
     workspace.check()
 
 
@@ -185,6 +195,50 @@ class Flow_(FlowSpec):
     assert f"What aflow itself needs for Python {ANOTHER} is not to be had" in ran.err
     assert 0 == again.code, again.err
     assert "not to be had" not in again.err
+    workspace.check()
+
+
+@needs_another
+def test_a_step_has_the_packages_that_it_names_where_aflow_needs_other_versions(
+    workspace: Workspace,
+) -> None:
+    names = ["aiohttp", "blake3", "botocore", "msgpack", "zstandard"]
+    old = dict.fromkeys(names, "0.1")
+    workspace.write(
+        f"""
+from aflow import pypi
+
+class Flow_(FlowSpec):
+    @pypi(packages={old!r})
+    @step
+    def start(self):
+        import aiohttp, blake3, botocore, msgpack, zstandard
+        self.seen = [each.__version__ for each in (aiohttp, blake3, botocore, msgpack, zstandard)]
+        self.own = [msgpack.Own(), blake3.Own()]
+        self.big = "to be compressed " * 100_000
+        self.next(self.other)
+
+    @pypi(packages={old!r}, python="{ANOTHER}")
+    @step
+    def other(self):
+        own = self.own  # before anything has imported the packages
+        import blake3, msgpack
+        self.same = [type(own[0]) is msgpack.Own, type(own[1]) is blake3.Own]
+        self.more = self.big * 2
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print(set(self.seen), self.same, len(self.more))
+"""
+    )
+
+    ran = workspace.run()
+    worker = workspace.run("--isolation", "worker")
+
+    for each in (ran, worker):
+        assert 0 == each.code, each.err + each.out
+        assert "{'0.1'} [True, True] 3400000" in each.lines
     workspace.check()
 
 
@@ -324,6 +378,10 @@ WRONG = {
         "pypi(packages={'tiny': '1.0'}, python='3.8')",
         ["The packages of step start cannot be solved: Steps run with Python 3.11 or newer"],
     ),
+    "a repository that is not there": (
+        "pypi(packages={'gitted': '@ git+file:///nowhere/at-all'})",
+        ["The packages of step start cannot be solved: a repository cannot be fetched: '/nowhere"],
+    ),
     "no version": (
         "pypi(packages={'tiny': 'not a version'})",
         ["Step start asks for the package 'tiny' 'not a version', which is no requirement"],
@@ -429,6 +487,50 @@ def test_a_disk_that_is_full_is_one_sentence(workspace: Workspace, tmp_path: Pat
     assert "space" in ran.err.lower()
     assert "Traceback" not in ran.err
     assert [] == left
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a disk")
+def test_what_others_have_built_is_used_where_nothing_may_be_written(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    write_one(workspace, "pypi(packages={'tiny': '3.0'})", "import tiny")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=10m,mode=700", "none", os.fspath(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    try:
+        built = workspace.run(AFLOW_ENVIRONMENTS_FOLDER=os.fspath(disk))
+        shutil.rmtree(disk / "runtimes")  # of another aflow, say
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        used = workspace.run(AFLOW_ENVIRONMENTS_FOLDER=os.fspath(disk))
+        write_one(workspace, "pypi(packages={'tiny': '4.0'})")
+        other = workspace.run(AFLOW_ENVIRONMENTS_FOLDER=os.fspath(disk))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+    assert (0, 0) == (built.code, used.code), built.err + used.err
+    assert "Building" not in used.err
+    assert 1 == other.code
+    assert "step start" in other.err
+    assert "Read-only file system" in other.err
+    assert "Traceback" not in other.err
+
+
+def test_constraints_that_are_set_for_uv_count_and_change_what_was_solved(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    write_one(workspace, "pypi(packages={'tiny': '>=1'})", "import tiny; print(tiny.__version__)")
+    constraints = tmp_path / "constraints.txt"
+
+    seen = []
+    for limit in ("tiny<2", "tiny<3.5"):
+        constraints.write_text(limit)
+        ran = workspace.run(UV_CONSTRAINT=os.fspath(constraints))
+        assert 0 == ran.code, ran.err
+        seen.append([each for each in ran.lines if not each.startswith("Task")])
+
+    assert [["1.0"], ["3.0"]] == seen
 
 
 def test_credentials_of_an_index_are_used_and_recorded_nowhere(

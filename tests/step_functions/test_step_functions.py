@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -130,7 +131,7 @@ def test_jobs_of_an_image_without_aflow_run_the_one_that_was_shipped(aws, tmp_pa
 
 
 @packages.needs_another
-def test_steps_with_packages_and_another_python_run_in_jobs_without_an_index(
+def test_steps_with_packages_and_another_python_run_in_jobs_without_an_index_and_are_explained(
     aws, tmp_path, monkeypatch
 ):
     for version in ("1.0", "2.0", "3.0", "4.0"):
@@ -141,17 +142,34 @@ def test_steps_with_packages_and_another_python_run_in_jobs_without_an_index(
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "index"))
     file = str(FLOWS.parents[1] / "batch" / "flow_files" / "packages.py")
     bare = ["--with", f"batch:executable={sys.executable} -S -P"]
+
+    def seen_by_a_run() -> tuple[str, list[tuple[str, str]]]:
+        run_file = tmp_path / "run"
+        step_functions(file, "trigger", "--run-id-file", str(run_file))
+        run = run_file.read_text()
+        assert "SUCCEEDED" == ended(aws, "Packages", run), job_logs(aws)
+        return run, run_of(aws, f"Packages/{run}").data.seen
+
     flow(file, *bare, "step-functions", "create")
     gc = [sys.executable, "-m", "aflow", "gc", "--sole-owner", "--grace", "0s"]
     subprocess.run(gc, check=True, timeout=60)
-    run_file = tmp_path / "run"
-    step_functions(file, "trigger", "--run-id-file", str(run_file))
-    run = run_file.read_text()
-
-    assert "SUCCEEDED" == ended(aws, "Packages", run), job_logs(aws)
-    seen = [("1.0", own), ("2.0", other), ("3.0", other), ("4.0", own)]
-    assert seen == run_of(aws, f"Packages/{run}").data.seen
+    first, seen = seen_by_a_run()
+    assert [("1.0", own), ("2.0", other), ("3.0", other), ("4.0", own)] == seen
     assert "" == flow(file, *bare, "step-functions", "diff", "--quiet")
+    known = run_of(aws, f"Packages/{first}").code.environments
+    assert ("2.0", other) == (known["second"]["packages"]["tiny"], known["second"]["python"])
+
+    # Deployed again, with another package: neither the index nor a file of it is left.
+    shutil.rmtree(tmp_path / "index")
+    shutil.rmtree(tmp_path / "environments" / "wheels")
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("SECOND", "3.0")
+    flow(file, *bare, "step-functions", "create")
+    second, seen = seen_by_a_run()
+    assert [("1.0", own), ("3.0", other), ("3.0", other), ("4.0", own)] == seen
+    explained = flow(file, "explain", f"Packages/{second}/second")
+    assert f"package tiny changed 2.0 -> 3.0 (since Packages/{first})" in explained
+    assert "package" not in flow(file, "explain", f"Packages/{second}/third")
     step_functions(file, "delete")
 
 

@@ -62,6 +62,12 @@ def make_wheel(
     return path
 
 
+def make_index(folder: Path, name: str, version: str, *, tag: str = "py3-none-any") -> None:
+    """Write a simple index that has one wheel, as files."""
+    wheel = make_wheel(folder / name, name, version, tag=tag)
+    (folder / name / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+
+
 def _record(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")

@@ -42,6 +42,16 @@ main()
 """
 
 
+# Before it: packages of which aflow needs another version than the environment has.
+_PRIVATE = """\
+import sys
+names = {}
+with open(sys.argv[2] + "aflow/environments/private.py") as file:
+    exec(compile(file.read(), file.name, "exec"), names)
+names["keep"](sys.argv.pop(3).split(","), sys.argv[2])
+"""
+
+
 # By its name, since the main program of a ground stands above all that starts it.
 GROUND = "aflow.executors.local.ground_main"
 
@@ -110,6 +120,9 @@ def command_of(module: str, built: Built | None = None) -> list[str]:
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     if built is not None:
         place = os.path.join(built.runtime, "")
+        if built.private:
+            names = ",".join(built.private)
+            return [built.python, *flags, "-c", _PRIVATE + _PROGRAM, module, place, names]
         return [built.python, *flags, "-c", _PROGRAM, module, place]
     own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
     return [sys.executable, *flags, "-c", _PROGRAM, module, os.path.join(own, "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,15 +11,24 @@ import pytest
 from aflow import FlowSpec, conda, conda_base, pypi, pypi_base, step
 from aflow.environments.build import Environments
 from aflow.environments.lock import LockedPackage, lock_of
-from aflow.environments.solve import Target, tags_of, this_platform
+from aflow.environments.solve import Solver, Target, tags_of, this_platform
 from aflow.environments.spec import Spec, asks, specs_of
-from aflow.environments.uv import explanation, find_uv, fits, without_credentials
+from aflow.environments.uv import (
+    Uv,
+    UvFailed,
+    explanation,
+    find_uv,
+    fits,
+    own_interpreter,
+    without_credentials,
+)
 from aflow.errors import InvalidLock, MissingExtra
 from aflow.flow.spec import define
+from tests.support import packages
 
 
 @conda_base(packages={"left-out": "1"}, disabled=True)
-@pypi_base(packages={"a": "1.0", "b": ""}, python="3.12")
+@pypi_base(packages={"a": "1.0", "b": "", "c.c": "1.0", "C-c": "1.0"}, python="3.12")
 class Asking(FlowSpec):
     @pypi(packages={"b": "~=2.0", "C_c[x]": "3.*"})
     @step
@@ -82,6 +92,26 @@ def test_a_python_fits_what_is_asked_for(version: str, asked: str, wanted: bool)
     assert wanted == fits(version, asked)
 
 
+def test_of_several_indexes_that_pip_is_set_to_each_may_have_the_file_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages.make_index(tmp_path / "first", "tiny", "1.0", tag="py3-none-win32")
+    packages.make_index(tmp_path / "second", "tiny", "1.0")
+    settings = tmp_path / "pip.conf"
+    indexes = [(tmp_path / each).as_uri() for each in ("first", "second")]
+    settings.write_text("[global]\nindex-url = {1}\nextra-index-url = {0}\n".format(*indexes))
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(settings))
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    for name in [each for each in os.environ if each.startswith("UV_")]:
+        monkeypatch.delenv(name)
+    own = own_interpreter()
+
+    solver = Solver(tmp_path / "environments", tmp_path, Uv())
+    lock = solver.solve(Spec(requirements=("tiny",)), Target(own.version, this_platform(), own))
+
+    assert ["tiny-1.0-py3-none-any.whl"] == [each.file for each in lock]
+
+
 def test_a_lock_of_another_platform_is_refused(tmp_path: Path) -> None:
     file = "x-1-cp312-cp312-win_amd64.whl"
     package = LockedPackage(name="x", version="1", file=file, sha256="1" * 64)
@@ -123,4 +153,8 @@ def test_what_uv_says_becomes_one_line_without_credentials() -> None:
     assert "No solution found: Because https://host/simple says so, you lose" == explanation(
         said, 1
     )
+    failed = "error: Git operation failed: failed --- stderr fatal: couldn't find remote ref"
+    no_branch = UvFailed(explanation([failed], 1), failed)
+    assert "couldn't find remote ref" == no_branch.of_git
+    assert not no_branch.is_network, "the repository has answered"
     assert "https://host/x" == without_credentials("https://token@host/x")

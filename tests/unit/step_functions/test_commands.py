@@ -110,6 +110,12 @@ def test_tags_and_the_namespace_make_another_order_for_the_jobs() -> None:
     assert 3 == len(comments)
 
 
+def test_the_python_that_images_are_said_to_have_makes_another_order_for_the_jobs() -> None:
+    assert create()["Comment"] != create(AFLOW_JOB_PYTHON="3.99")["Comment"]
+    wrong = invoke("step-functions", "create", "--only-json", AFLOW_JOB_PYTHON="three")
+    assert "AFLOW_JOB_PYTHON is a version such as 3.12, not 'three'." in str(wrong.exception)
+
+
 def test_a_machine_is_compressed_by_an_option_or_a_setting() -> None:
     words = ("step-functions", "create", "--only-json")
     assert 20 < len(invoke(*words).stdout.splitlines())

@@ -294,7 +294,7 @@ def index_identity() -> list[str]:
 
 
 def _stamp_of_file(path: str) -> str:
-    """What changes when a file of constraints or of settings is written; "" for what is none."""
+    """What changes when a file of constraints or of settings is written; "" for anything else."""
     try:
         stat = os.stat(path)
     except OSError:

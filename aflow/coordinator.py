@@ -461,6 +461,10 @@ class Coordinator:
             for listener in listeners:
                 listener(notices)
 
+        def takes_end(step: str, reason: str) -> bool:
+            retry = definition.steps[step].decorator("retry")
+            return retry is None or retry.takes_end(reason)
+
         return RunDriver(
             machine,
             new.record,
@@ -477,6 +481,7 @@ class Coordinator:
             settled=new.settled,
             owner=self._owner,
             unfinished=unfinished,
+            takes_end=takes_end,
         )
 
 

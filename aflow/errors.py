@@ -207,6 +207,9 @@ class MissingInMergeArtifacts(MergeArtifactsError):
         self.artifact_names = missing
 
 
+OUT_OF_MEMORY = "OutOfMemory: "  # what the reason of an attempt begins with that was ended for that
+
+
 class OutOfMemory(TaskError, MemoryError):
     """The task had more memory than its @resources ask for, or there was none left: for
     `@retry(on=OutOfMemory)`, which takes MemoryError, too."""

@@ -13,6 +13,7 @@ besides.
 | memfd | a temporary file without a name |
 | waitid | wait4: the group of a process is ended just after it was reaped |
 | /proc | ps for memory; nothing for the rest, each of which says what that means |
+| cgroups of our own | memory of tasks is measured, and who has too much is ended |
 """
 
 from __future__ import annotations
@@ -372,8 +373,197 @@ def _memory_by_ps(wanted: set[int]) -> dict[int, int]:
     return found
 
 
-def kills_of_the_system() -> int | None:
-    """How many processes the system has killed since memory ran out, on this machine so far; None
-    where it does not say."""
-    found = re.search(rb"^oom_kill (\d+)", read_proc("vmstat") or b"", re.MULTILINE)
+class MemoryGroup:
+    """The processes of one task, whose memory the kernel bounds together (a cgroup), and of which
+    it kills some where that is not enough."""
+
+    def __init__(self, path: str, *, is_unified: bool) -> None:
+        self.path = path
+        self._is_unified = is_unified
+
+    def limit(self, size: int) -> None:
+        """Let its processes have so many bytes. Raises OSError."""
+        if self._is_unified:
+            _write(f"{self.path}/memory.max", size)
+            for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
+                if os.path.exists(f"{self.path}/{name}"):  # later kernels have more of them
+                    _write(f"{self.path}/{name}", value)
+            return
+        _write(f"{self.path}/memory.limit_in_bytes", size)
+        if os.path.exists(f"{self.path}/memory.memsw.limit_in_bytes"):
+            _write(f"{self.path}/memory.memsw.limit_in_bytes", size)
+
+    def kills(self) -> int:
+        """How many of its processes were killed since memory had run out."""
+        name = "memory.events" if self._is_unified else "memory.oom_control"
+        found = re.search(rb"^oom_kill (\d+)", _read(f"{self.path}/{name}"), re.MULTILINE)
+        return 0 if found is None else int(found[1])
+
+    def remove(self) -> bool:
+        """Remove it, as far as its processes have ended; whether it is gone."""
+        try:
+            os.rmdir(self.path)
+        except FileNotFoundError:
+            return True
+        except OSError:  # its last process is on its way out
+            return False
+        return True
+
+
+def memory_group(size: int) -> MemoryGroup | None:
+    """A new group whose processes may have so many bytes; None where this process may make none."""
+    global _groups
+    found = _home_of_groups()
+    if found is None:
+        return None
+    home, is_unified = found
+    _groups += 1
+    group = MemoryGroup(f"{home}/{_GROUP}-{os.getpid()}-{_groups}", is_unified=is_unified)
+    try:
+        os.mkdir(group.path)
+        group.limit(size)
+    except OSError:  # there are too many, say
+        group.remove()
+        return None
+    return group
+
+
+def join_memory_group(path: str) -> None:
+    """Have the memory of this process, and of all that it starts, bounded by a group. Where that
+    fails it is measured, as where there are no groups."""
+    try:
+        _write(f"{path}/cgroup.procs", 0)
+    except OSError:  # the group was removed, or belongs to somebody else by now
+        return
+
+
+_GROUP = "aflow"
+_groups = 0  # that this process has made
+
+
+@functools.cache
+def _home_of_groups() -> tuple[str, bool] | None:
+    """The cgroup in which this process may make others with a limit of memory, and whether it is of
+    version 2; None where there is none."""
+    for mount, own, is_unified in _memory_controllers():
+        home = _unified_home(mount, own) if is_unified else f"{mount}{own}"
+        if home is not None and os.access(home, os.W_OK):
+            _remove_old_groups(home)
+            return home, is_unified
+    return None
+
+
+def _memory_controllers() -> list[tuple[str, str, bool]]:
+    """Where cgroups that can bound memory are mounted, this process's own below that, and whether
+    they are of version 2."""
+    own = {}
+    for line in (read_proc("self/cgroup") or b"").decode("utf-8", "replace").splitlines():
+        _, controllers, path = line.split(":", 2)
+        own.update(dict.fromkeys(controllers.split(","), path))
+    found = []
+    for line in (read_proc("self/mountinfo") or b"").decode("utf-8", "replace").splitlines():
+        fields, _, (kind, _, options, *_) = _mount_of(line)
+        root, mount = fields[3].rstrip("/"), fields[4]
+        is_unified = kind == "cgroup2"
+        if not is_unified and (kind != "cgroup" or "memory" not in options.split(",")):
+            continue
+        path = own.get("" if is_unified else "memory", "/").rstrip("/")
+        # In a container what is mounted is often the container's own group.
+        below = path.removeprefix(root) if f"{path}/".startswith(f"{root}/") else ""
+        found.append((mount, below, is_unified))
+    return sorted(found, key=lambda each: not each[2])
+
+
+def _mount_of(line: str) -> tuple[list[str], str, list[str]]:
+    before, middle, after = line.partition(" - ")
+    return before.split(), middle, [*after.split(), "", "", ""]
+
+
+def _unified_home(mount: str, own: str) -> str | None:
+    """The same of version 2, where a group has either processes or groups with limits. Its rule is
+    that one program alone writes to a group: ours are those that were delegated to us, by an owner
+    that is no administrator, or with the mark that systemd leaves; the root of a container's."""
+    here = f"{mount}{own}"
+    if b"memory" not in _read(f"{here}/cgroup.controllers").split():
+        return None
+    if b"memory" in _read(f"{here}/cgroup.subtree_control").split():
+        return here
+    if os.geteuid() != 0:
+        above = os.path.dirname(here)
+        enabled = _read(f"{above}/cgroup.subtree_control").split()
+        if b"memory" in enabled and os.access(f"{above}/cgroup.procs", os.W_OK):
+            return above
+    elif own and not _was_delegated(here):
+        return None
+    members = [int(each) for each in _read(f"{here}/cgroup.procs").split()]
+    if not os.access(here, os.W_OK) or not all(map(_is_ours, members)):
+        return None
+    ours = f"{here}/{_GROUP}-{os.getpid()}-0"
+    try:
+        os.mkdir(ours)
+        for pid in members:
+            _write(f"{ours}/cgroup.procs", pid)
+        _write(f"{here}/cgroup.subtree_control", "+memory")
+    except OSError:  # a process came meanwhile, or something forbids it
+        return None
+    return here
+
+
+def _was_delegated(path: str) -> bool:
+    for name in ("user.delegate", "trusted.delegate"):
+        try:
+            if os.getxattr(path, name) == b"1":
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process is this one, or was started by it."""
+    while pid > 1 and pid != os.getpid():
+        stat = (read_proc(f"{pid}/stat") or b"").rpartition(b")")[2].split()
+        pid = int(stat[1]) if len(stat) > 1 else 0
+    return pid == os.getpid()
+
+
+def _remove_old_groups(home: str) -> None:
+    """Remove what programs have left that were killed."""
+    for name in os.listdir(home):
+        found = re.fullmatch(rf"{_GROUP}-(\d+)-\d+", name)
+        if found is not None and not is_there(int(found[1])):
+            try:
+                os.rmdir(f"{home}/{name}")
+            except OSError:  # somebody still has a process there
+                continue
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:  # it is not there, or not for us
+        return b""
+
+
+def _write(path: str, value: object) -> None:
+    with open(path, "w") as file:
+        file.write(str(value))
+
+
+def kills_for_memory() -> int | None:
+    """How many processes the system has killed since memory ran out, of the container or cgroup
+    that this one is in, else of this machine; None where it does not say."""
+    found = re.search(rb"^oom_kill (\d+)", _read(_where_kills_are_counted()), re.MULTILINE)
     return None if found is None else int(found[1])
+
+
+@functools.cache
+def _where_kills_are_counted() -> str:
+    for mount, own, is_unified in _memory_controllers():
+        for name in (
+            ("memory.events.local", "memory.events") if is_unified else ("memory.oom_control",)
+        ):
+            if b"oom_kill " in _read(f"{mount}{own}/{name}"):
+                return f"{mount}{own}/{name}"
+    return "/proc/vmstat"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from aflow.errors import OUT_OF_MEMORY
 from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
 
@@ -76,8 +77,8 @@ def _out_of_memory(name: str, container: Mapping[str, Any]) -> str:
     limits = {each["type"]: each["value"] for each in container.get("resourceRequirements") or ()}
     memory = f" of {limits['MEMORY']} MB" if "MEMORY" in limits else ""
     return (
-        f"{name} needed more memory than the limit{memory}: give the step more, with "
-        "@resources(memory=...)."
+        f"{OUT_OF_MEMORY}{name} needed more memory than the limit{memory}: give the step more, "
+        "with @resources(memory=...)."
     )
 
 

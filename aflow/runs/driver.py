@@ -97,7 +97,8 @@ class RunDriver:
     `watch` is called with the notices of one turn of the event loop; what it raises stops the run.
     `facts`, and tasks that are `settled` before the run begins, are recorded with its first commit.
     `owner` has the run, and says so again and again. A run that was left by another coordinator has
-    a machine that stands where it ended, and its `unfinished` attempts.
+    a machine that stands where it ended, and its `unfinished` attempts. `takes_end` says whether a
+    step is tried again that has raised nothing, and whose process was ended for this reason.
     """
 
     def __init__(
@@ -118,7 +119,9 @@ class RunDriver:
         settled: Sequence[tuple[TaskRecord, AttemptRecord]] = (),
         owner: str,
         unfinished: Sequence[Unfinished] | None = None,
+        takes_end: Callable[[str, str], bool] = lambda step, reason: True,
     ) -> None:
+        self._takes_end = takes_end
         self._machine = machine
         self._run = run
         self._context = context
@@ -556,7 +559,11 @@ class RunDriver:
         if report.manifest is not None and report.state == AttemptState.SUCCEEDED.value:
             self._note_left(report.task, report.manifest, number)
         self._retry_at, self._refused = None, ""
-        self._handle(AttemptEnded(report.task, report.attempt, report.outcome))
+        outcome = report.outcome
+        died = outcome.state is AttemptState.FAILED and report.manifest is None
+        if died and outcome.retryable and not self._takes_end(live.step, report.reason):
+            outcome = outcome._replace(retryable=False)
+        self._handle(AttemptEnded(report.task, report.attempt, outcome))
         self._announced[number].append(self._end_notice(live, report, record))
 
     def _end_notice(

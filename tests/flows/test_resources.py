@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from aflow._core import system
 from tests.flows.conftest import Workspace
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -50,6 +53,7 @@ class Flow_(FlowSpec):
 """
 
 GROWING = """
+import subprocess
 from aflow import OutOfMemory
 
 class Flow_(FlowSpec):
@@ -62,6 +66,16 @@ class Flow_(FlowSpec):
         if current.retry_count == 0:
             time.sleep(60)
         self.tries = current.retry_count
+        self.next(self.middle)
+
+    @retry(times=1, seconds=0)
+    @resources(memory=lambda attempt: 80 * 5 ** attempt)
+    @step
+    def middle(self):
+        if current.retry_count == 0:
+            child = "x = bytearray(150 << 20); import time; time.sleep(60)"
+            code = subprocess.call([sys.executable, "-c", child])
+            raise ValueError(f"its child ended with {code}")
         self.next(self.end)
 
     @retry(times=1, seconds=0, on=OutOfMemory)
@@ -123,8 +137,7 @@ def test_a_task_over_its_memory_fails_as_such_and_has_more_at_the_next_try(
     ran = workspace.run()
 
     assert 0 == ran.code, ran.err
-    assert "OutOfMemory: the task had" in ran.out
-    assert "MB of memory, and asked for 80: give the step more" in ran.out
+    assert "OutOfMemory: the task needs more than the 80 MB of memory that it asked for" in ran.out
     assert "Task failed. MemoryError: none is left" in ran.out
     assert "tries 1" in ran.out
     start = workspace.latest()[1][0].attempt
@@ -132,6 +145,92 @@ def test_a_task_over_its_memory_fails_as_such_and_has_more_at_the_next_try(
     assert start.max_rss is not None
     assert start.max_rss > 150 << 20
     workspace.check()
+
+
+def test_a_task_that_somebody_kills_is_not_taken_for_one_over_its_memory(
+    workspace: Workspace,
+) -> None:
+    workspace.write("""
+    from aflow import OutOfMemory
+
+    class Flow_(FlowSpec):
+        @retry(times=3, seconds=0, on=OutOfMemory)
+        @resources(memory=500)
+        @step
+        def start(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+            self.next(self.end)
+
+        @step
+        def end(self):
+            pass
+    """)
+    ran = workspace.run()
+
+    assert 1 == ran.code
+    assert "was killed (SIGKILL)" in ran.out
+    assert "OutOfMemory" not in ran.out + ran.err
+    assert 1 == ran.out.count("Task failed."), "it is not tried again"
+    workspace.check()
+
+
+def test_a_group_of_the_kernel_bounds_all_processes_of_a_task_where_one_may_be_made(
+    tmp_path: Path,
+) -> None:
+    group = system.memory_group(60 << 20)
+    if group is None:
+        pytest.skip("this process may make no cgroup with a limit of memory")
+    program = f"""if True:
+        import os, sys
+        from aflow._core.system import join_memory_group
+        join_memory_group({group.path!r})
+        child = os.fork()
+        if not child:
+            x = bytearray(100 << 20)
+            os._exit(0)
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -9)
+    """
+    try:
+        assert 0 == group.kills()
+        killed = subprocess.run([sys.executable, "-c", program], check=False).returncode
+        assert killed in (0, -signal.SIGKILL)
+        assert group.kills() >= 1
+    finally:
+        wait_until(group.remove)
+    assert not Path(group.path).exists()
+
+
+def test_groups_of_version_2_are_those_that_were_delegated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the names of files in a folder: no kernel with version 2 was in this test."""
+    home = tmp_path / "service"
+    home.mkdir()
+    (home / "cgroup.controllers").write_text("cpu memory")
+    (home / "cgroup.subtree_control").write_text("memory")
+    proc = {
+        "self/cgroup": b"0::/service",
+        "self/mountinfo": f"30 1 0:26 / {tmp_path} rw - cgroup2 cgroup2 rw\n".encode(),
+    }
+    old = home / f"aflow-{1 << 30}-1"
+    old.mkdir()
+    monkeypatch.setattr(system, "read_proc", proc.get)
+    system._home_of_groups.cache_clear()
+    try:
+        group = system.memory_group(60 << 20)
+        assert group is not None
+        assert str(home) == os.path.dirname(group.path)
+        assert str(60 << 20) == Path(group.path, "memory.max").read_text()
+        assert not old.exists(), "what a program has left that was killed"
+        Path(group.path, "memory.events").write_text("oom 3\noom_kill 2\n")
+        assert 2 == group.kills()
+
+        (home / "cgroup.subtree_control").write_text("")
+        (home / "cgroup.procs").write_text("1\n")
+        system._home_of_groups.cache_clear()
+        assert system.memory_group(60 << 20) is None, "others are in it"
+    finally:
+        system._home_of_groups.cache_clear()
 
 
 def test_a_gang_starts_when_all_its_members_fit_and_is_refused_where_they_never_do(

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from aflow._core.clock import SystemClock
 from aflow.errors import (
+    OUT_OF_MEMORY,
     InvalidInput,
     JobRefused,
     JobSystemBusy,
@@ -594,7 +595,10 @@ def outcome_of_pod(name: str, pod: Object | None, *, succeeded: bool = False) ->
         limits = ((pod["spec"].get("containers") or [{}])[0].get("resources") or {}).get("limits")
         limit = (limits or {}).get("memory")
         over = f"than the limit of {limit}" if limit else f"than the node has{where}"
-        why = f"{which} needed more memory {over}: give the step more, with @resources(memory=...)."
+        why = (
+            f"{OUT_OF_MEMORY}{which} needed more memory {over}: give the step more, with "
+            "@resources(memory=...)."
+        )
         return Outcome(AttemptState.FAILED, reason=why)
     if reason == "Evicted":
         why = f"{which} was evicted{where}: {message}."

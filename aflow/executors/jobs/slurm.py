@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.settings import environment_of_jobs, looked_up
-from aflow.errors import InvalidInput, InvalidSetting, JobRefused, JobSystemBusy, JobSystemError
+from aflow.errors import (
+    OUT_OF_MEMORY,
+    InvalidInput,
+    InvalidSetting,
+    JobRefused,
+    JobSystemBusy,
+    JobSystemError,
+)
 from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission, until_answered
 from aflow.executors.jobs.place import SLURM
 from aflow.scheduler.messages import Outcome
@@ -435,8 +442,8 @@ def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:
         memory = details.get("MinMemoryNode") or details.get("MinMemoryCPU") or "0"
         limit = f" of {memory}" if memory != "0" else ""
         why = (
-            f"{job} needed more memory than the limit{limit}: give the step more, with "
-            "@resources(memory=...)."
+            f"{OUT_OF_MEMORY}{job} needed more memory than the limit{limit}: give the step more, "
+            "with @resources(memory=...)."
         )
         return Outcome(AttemptState.FAILED, reason=why)
     if state == "CANCELLED":

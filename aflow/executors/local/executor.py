@@ -24,7 +24,7 @@ from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
 from aflow.executors.local.admission import FREE, Granted, SlotQueue, too_much
 from aflow.executors.local.ground_client import GroundProcess, Grounds
-from aflow.executors.local.task_processes import FreshProcesses
+from aflow.executors.local.task_processes import FreshProcesses, over_memory
 from aflow.executors.local.worker_processes import MAX_AHEAD, WorkerPool
 from aflow.scheduler.slots import demand_of
 from aflow.scheduler.states import AttemptState
@@ -375,7 +375,7 @@ class ProcessExecutor:
                 continue  # it has ended meanwhile
             self._peaks[owner] = max(size, self._peaks.get(owner, 0))
             if size > limit:
-                reason = over_memory(size, limit)
+                reason = over_memory(limit, size)
                 self._fresh.fail(*owner, reason)
                 for pool in self._pools.values():
                     pool.fail(*owner, reason)
@@ -408,6 +408,7 @@ class ProcessExecutor:
         if link is not None:
             link.close()
             await in_thread(link.reap)
+            self._fresh.tidy()
 
     def _interrupt_waiting(self) -> None:
         """What waits for slots does not start any more."""
@@ -500,11 +501,3 @@ class _Releasing:
         usage = self._executor.used(report, usage)
         self._reports.ended(report, usage)
         self._executor.released(report.task, report.attempt)
-
-
-def over_memory(size: int, limit: int) -> str:
-    """Why an attempt was ended that has more memory than it has asked for."""
-    return (
-        f"OutOfMemory: the task had {size >> 20} MB of memory, and asked for {limit >> 20}: give "
-        "the step more, with @resources(memory=...)."
-    )

@@ -484,10 +484,14 @@ class Ground:
             # Decoded here, where it stays decoded for all tasks that read the same.
             self._configured.remember(attempt)
             runner = self._configured
-            self._fork(
-                child, fds, environment, learn,
-                lambda: child_task.OneAttempt(runner, attempt, fds, strict=learn), is_task=True,
-            )  # fmt: skip
+            group = environment.pop(messages.MEMORY_GROUP, "")
+
+            def one() -> child_task.Work:
+                if group:
+                    system.join_memory_group(group)
+                return child_task.OneAttempt(runner, attempt, fds, strict=learn)
+
+            self._fork(child, fds, environment, learn, one, is_task=True)
         elif kind == messages.KILL:
             child, signum = rest
             if child in self._pids:

@@ -24,6 +24,7 @@ CONFIGURE = 0  # [CONFIGURE, RunContext, token]
 RUN = 1  # [RUN, id, environment, learn?, spec] with stdout, stderr, report
 DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdin besides
 WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, stdout, stderr (twice)
+MEMORY_GROUP = "AFLOW_MEMORY_GROUP"  # among the variables of RUN: the cgroup that it is to join
 KILL = 3  # [KILL, id, signal]
 PROGRAM = 4  # [PROGRAM, *Request]: before anything is run
 ASK = 6  # [ASK, names]: whether the ground has all of these modules; answered by HAS

@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import Clock
-from aflow._core.system import end_group, kills_of_the_system
+from aflow._core.system import MemoryGroup, end_group, kills_for_memory, memory_group
+from aflow.errors import OUT_OF_MEMORY
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports, Usage
 from aflow.executors.local import messages
@@ -34,8 +35,8 @@ class FreshProcess:
     """One attempt in a process of its own, from the request to its end."""
 
     __slots__ = (
-        "again", "attempt", "ending", "fds", "granted", "kills", "limit", "pid", "report", "spec",
-        "start", "started_at", "task", "terminal", "timers", "unpacker",
+        "again", "attempt", "ending", "fds", "granted", "group", "kills", "limit", "pid", "report",
+        "spec", "start", "started_at", "task", "terminal", "timers", "unpacker",
     )  # fmt: skip
 
     def __init__(
@@ -49,7 +50,8 @@ class FreshProcess:
     ) -> None:
         self.spec = spec
         self.granted = granted
-        self.kills = kills_of_the_system() if granted.memory is not None else None
+        self.kills = kills_for_memory()
+        self.group: MemoryGroup | None = None  # which bounds its memory, where that can be had
         self.start = start
         self.terminal = terminal
         self.limit = limit
@@ -79,6 +81,7 @@ class FreshProcesses:
         self._grace = grace
         self._live: dict[int, FreshProcess] = {}
         self._by_task: dict[tuple[int, int], int] = {}
+        self._groups: list[MemoryGroup] = []  # of processes that have ended
         self._again: set[tuple[int, int]] = set()  # attempts whose start was reported before
         # What waits until there are descriptors, and how it is launched then.
         self._postponed: deque[tuple[AttemptSpec, Callable[[], None]]] = deque()
@@ -119,7 +122,11 @@ class FreshProcesses:
         kind = messages.RUN if terminal is None else messages.DEBUG
         if granted.early:
             environment = {**granted.early, **(environment or {})}
-        child = self._link.fork(kind, start, environment, spec.encode(), writers, granted.late)
+        late = granted.late
+        if granted.memory is not None and (group := memory_group(granted.memory)) is not None:
+            process.group = group
+            late = {**late, messages.MEMORY_GROUP: group.path}
+        child = self._link.fork(kind, start, environment, spec.encode(), writers, late)
         self._live[child] = process
         self._by_task[(spec.task, spec.attempt)] = child
         if limit is not None:
@@ -259,6 +266,10 @@ class FreshProcesses:
                     finished_at=now,
                 )
         elif report is not None:
+            if report.state == AttemptState.FAILED.value and _was_out_of_memory(process):
+                # One of its processes was killed, and that is what the step has failed of.
+                reason = f"{over_memory(process.granted.memory)} {report.reason}"
+                return report._replace(reason=reason, retryable=True)
             return report
         if process.ending is not None:
             state, reason = process.ending
@@ -266,9 +277,15 @@ class FreshProcesses:
                 process.task, process.attempt, state, reason, process.started_at, now
             )
         report = base.report(process.task, process.attempt, status, process.started_at, now)
-        kills = kills_of_the_system()
-        if os.WIFSIGNALED(status) and None not in (kills, process.kills) and kills != process.kills:
-            report = report._replace(reason=f"OutOfMemory: {report.reason}")
+        if process.group is not None:
+            # The kernel says of the group alone whether it has killed one: other tasks may have run
+            # out of memory meanwhile, and this one been killed by somebody.
+            if _was_out_of_memory(process):
+                report = report._replace(reason=over_memory(process.granted.memory))
+        elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            kills = kills_for_memory()
+            if None not in (kills, process.kills) and kills != process.kills:
+                report = report._replace(reason=f"{OUT_OF_MEMORY}{report.reason}")
         return report
 
     def _settle(self, child: int, report: AttemptReport, usage: Usage) -> None:
@@ -284,8 +301,15 @@ class FreshProcesses:
             self._close(process, number)
         if process.terminal is not None:
             process.terminal.take_back()
+        if process.group is not None:
+            self._groups.append(process.group)
+            self.tidy()
         if self._postponed:
             self._loop.call_soon(self._launch_postponed)
+
+    def tidy(self) -> None:
+        """Remove the groups of memory that no process is in any more."""
+        self._groups = [each for each in self._groups if not each.remove()]
 
     def _launch_postponed(self) -> None:
         """There are descriptors again, as far as is known."""
@@ -331,6 +355,20 @@ class FreshProcesses:
             process.fds[number] = -1
             self._loop.remove_reader(fd)
             os.close(fd)
+
+
+def _was_out_of_memory(process: FreshProcess) -> bool:
+    return process.group is not None and process.group.kills() > 0
+
+
+def over_memory(limit: int | None, size: int | None = None) -> str:
+    """Why an attempt was ended that needs more memory than it has asked for; `size` is what it had,
+    where that is known. Both are in bytes."""
+    had = f", and had {size >> 20}" if size is not None else ""
+    return (
+        f"{OUT_OF_MEMORY}the task needs more than the {(limit or 0) >> 20} MB of memory that it "
+        f"asked for{had}: give the step more, with @resources(memory=...)."
+    )
 
 
 def pipes(count: int) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, overload
 
 from aflow._core.records import dataclass
-from aflow.errors import OutOfMemory
+from aflow.errors import OUT_OF_MEMORY, OutOfMemory
 from aflow.flow.decorators.base import F, StepDecorator, as_number, decorate
 
 MAX_RETRIES = 50
@@ -63,6 +63,13 @@ class Retry(StepDecorator):
         if self.on is None or isinstance(error, self.on):  # type: ignore[arg-type]
             return True
         return OutOfMemory in self.on and isinstance(error, MemoryError)  # type: ignore[operator]
+
+    def takes_end(self, reason: str) -> bool:
+        """Whether a step that has raised nothing, since its process or its job was ended for this
+        reason, is tried again."""
+        if self.on is None or OutOfMemory not in self.on:  # type: ignore[operator]
+            return True
+        return reason.startswith(OUT_OF_MEMORY)
 
 
 @overload

@@ -70,6 +70,7 @@ MOST_AHEAD = 32  # attempts that a slot may hold ahead
 KEPT = 4  # runs whose processes are kept warm though nothing of them runs
 DECLINED_FOR = 60.0  # seconds after which a run that could not be run here is tried again
 _MOST_DECLINED = 200  # runs
+_MOST_OVER = 10_000  # attempts that have ended here, and are not run again when somebody says so
 ANNOUNCED = 5.0  # seconds between announcements ...
 ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is valid for this many seconds
 ENDING = 3.0  # seconds beyond the grace time in which what there is to say may still be said
@@ -131,6 +132,7 @@ class Worker:
         self._topics = [protocol.tasks_topic(pool) for pool in options.pools]
         self._own_topic = protocol.worker_topic(self.id)[:64]
         self._held: dict[tuple[str, str, int, int], Held] = {}
+        self._over: dict[tuple[str, str, int, int, int], None] = {}  # ended here; the latest last
         self._waiting: deque[Held] = deque()  # of these, those that no process has yet
         self._active = 0
         self._duration = 1.0  # seconds that attempts have taken lately
@@ -327,6 +329,13 @@ class Worker:
         if owner in self._held:  # our own lease had ended, and the message came back to us
             self._held[owner].lease = lease
             return
+        if (*owner, message.launch) in self._over and lease.deliveries <= 1:
+            self._say(
+                f"A message of {lease.topic} is dropped: task {spec.task} of {message.flow}/"
+                f"{message.run} has ended here, and somebody has put its message there again."
+            )
+            self._sender.acknowledge(lease)
+            return
         runtime = self._runtimes.get(message.job)
         if runtime is None:
             self._runtimes[message.job] = runtime = Runtime(self._site, self, message)
@@ -335,7 +344,9 @@ class Worker:
             self._sender.acknowledge(lease)
             self.run_is_over(runtime)
             return
-        spec = spec._replace(again=spec.again or lease.deliveries > 1)
+        # Others may put a signed message there again: what has settled its task is looked for.
+        looks = spec.again or lease.deliveries > 1 or bool(self._options.keys)
+        spec = spec._replace(again=looks)
         held = Held(lease, message, spec, runtime)
         held.is_suspect = lease.deliveries > TRUSTED
         self._held[owner] = held
@@ -460,6 +471,11 @@ class Worker:
         if report.state == AttemptState.INTERRUPTED.value:
             self._sender.give_back(held.lease)
             return
+        if self._options.keys:
+            its = held.message
+            self._over[(its.flow, its.run, report.task, report.attempt, its.launch)] = None
+            if len(self._over) > _MOST_OVER:
+                del self._over[next(iter(self._over))]
         report = _that_can_be_sent(report)
         event = (protocol.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
         self._sender.add(message, event, held.lease)

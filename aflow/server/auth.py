@@ -38,6 +38,7 @@ COOKIE = "aflow_token"  # of a browser that has logged in
 PAGE_HEADER = "X-Aflow-Request"  # that our own pages send, and a form of another site cannot
 LOOK = 0.5  # seconds between looks whether a client is still there, and its token valid
 _ANONYMOUS_LOOK = 2.0  # seconds between looks whether there are tokens now
+_SHORTEST_KEY = 8  # characters, where others can try
 _SHOWN = 200  # characters of a path in the log
 _LOGGED = 100  # refusals in _LOGGED_IN seconds
 _LOGGED_IN = 10.0
@@ -177,6 +178,11 @@ def check_guarded(host: str, keys: Sequence[str], store: Any, *, anonymous: bool
         raise InvalidSetting(
             f"--no-auth would let everybody who reaches {host} run code here or change records: "
             "listen on 127.0.0.1, or make tokens (aflow token create NAME)."
+        )
+    if any(len(key) < _SHORTEST_KEY for key in keys):
+        raise InvalidSetting(
+            f"Everybody who reaches {host} could guess the key: AFLOW_SERVICE_AUTH_KEY needs at "
+            f"least {_SHORTEST_KEY} characters there (`openssl rand -hex 32` makes one)."
         )
     if not keys and (kept is None or not kept.documents(tokens.KIND)):
         raise InvalidSetting(

@@ -7,10 +7,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -242,6 +244,7 @@ def test_a_worker_that_is_to_end_gives_back_what_it_cannot_finish(workers: Worke
 # The first call waits until its worker is gone; a worker with GO does not wait.
 WAITS = """
 import os, select
+from contextlib import closing
 from pathlib import Path
 
 def square(x):
@@ -314,6 +317,7 @@ def test_a_worker_that_is_drained_ends_its_task_and_takes_no_other(workers: Work
 
 WAITS_FOR_A_FILE = """
 import os, select
+from contextlib import closing
 from pathlib import Path
 
 def square(x):
@@ -378,9 +382,30 @@ def test_steps_without_a_queue_stay_here_and_those_with_gpus_have_a_pool(workers
 
 
 def test_messages_are_signed_where_there_is_a_key(workers: Workers) -> None:
-    workers.start("--slots", "1", AFLOW_SIGNING_KEY=KEY)
+    worker = workers.start("--slots", "1", AFLOW_SIGNING_KEY=KEY)
+    with closing(sqlite3.connect(workers.url.removeprefix("sqlite:///"))) as queue:
+        queue.execute("CREATE TABLE seen AS SELECT topic, id, body FROM messages")
+        queue.execute(
+            "CREATE TRIGGER see AFTER INSERT ON messages WHEN new.topic LIKE 'tasks.%' "
+            "BEGIN INSERT INTO seen VALUES (new.topic, new.id, new.body); END"
+        )
 
-    assert_ended_well(workers, workers.run(AFLOW_SIGNING_KEY=KEY))
+        assert_ended_well(workers, workers.run(AFLOW_SIGNING_KEY=KEY))
+
+        # Somebody without the key puts the same messages there again: nothing is run once more.
+        queue.execute("DROP TRIGGER see")
+        again = queue.execute(
+            "INSERT INTO messages (topic, id, body) SELECT topic, id || 'x', body FROM seen"
+        ).rowcount
+        queue.commit()
+    assert again > 3
+    assert worker.stderr is not None
+    dropped, lines = 0, 0
+    while dropped < again:
+        line = worker.stderr.readline()
+        lines += " begins." in line
+        dropped += "has ended here, and somebody has put" in line
+    assert lines == again, "each has begun once"
 
 
 def test_who_has_no_key_is_refused_by_both_sides_and_that_is_said(workers: Workers) -> None:

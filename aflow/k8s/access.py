@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from http import HTTPStatus
 from http.client import responses
 from pathlib import Path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = 60.0  # seconds for one call
 PAGE = 500  # objects of a list in one answer
+LISTINGS = 3  # times that a list is fetched of which the server has forgotten the beginning
 _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _JSON, _PATCH = "application/json", "application/merge-patch+json"
@@ -80,16 +81,27 @@ class Cluster:
         """One object."""
         return self._json("GET", path, query)
 
-    def listed(self, path: str, **query: Any) -> Iterator[Object]:
-        """The objects of a list, page after page."""
+    def listed(self, path: str, **query: Any) -> list[Object]:
+        """The objects of a list, which is fetched page after page; from the beginning, where that
+        has taken so long that the server has forgotten what the first page was of."""
         query.setdefault("limit", PAGE)
-        while True:
-            answer = self.get(path, **query)
-            yield from answer.get("items") or ()
-            more = (answer.get("metadata") or {}).get("continue")
-            if not more:
-                return
-            query["continue"] = more
+        for _ in range(LISTINGS):
+            found: list[Object] = []
+            more: dict[str, Any] = {}
+            try:
+                while True:
+                    answer = self.get(path, **query, **more)
+                    found += answer.get("items") or ()
+                    token = (answer.get("metadata") or {}).get("continue")
+                    if not token:
+                        return found
+                    more = {"continue": token}
+            except Refused as error:
+                if error.status != HTTPStatus.GONE:
+                    raise
+        raise JobSystemBusy(
+            f"The API server {self.server} forgets a list before all of it was fetched."
+        )
 
     def first(self, path: str, limit: int, **query: Any) -> list[Object]:
         """The first objects of a list."""

@@ -4,6 +4,9 @@ pods that run as processes under a stand-in."""
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +136,59 @@ def test_many_jobs_are_described_in_one_call_page_after_page(
     found = bench.system.describe(ids)
     assert (7, 3) == (sum(each.waiting for each in found.values()), len(kubernetes.calls))
     assert "Insufficient cpu" in bench.system.why_waiting(found[ids[0]])
+
+
+def test_a_list_of_a_thousand_is_whole_also_where_the_server_forgets_its_beginning(
+    kubernetes: Cluster,
+) -> None:
+    for number in range(1000):
+        kubernetes.make("secrets", f"secret-{number}")
+    cluster = access.Cluster()
+    path = "/api/v1/namespaces/default/secrets"
+    try:
+        kubernetes.calls.clear()
+        assert 1000 == len({each["metadata"]["name"] for each in cluster.listed(path)})
+        assert 2 == len(kubernetes.calls)
+        kubernetes.forget_lists(1)
+        assert 1000 == len([each["metadata"]["name"] for each in cluster.listed(path)])
+        kubernetes.forget_lists(9)
+        with pytest.raises(JobSystemBusy, match="forgets a list before all of it was fetched"):
+            cluster.listed(path)
+    finally:
+        cluster.close()
+
+
+def test_kubectl_reads_the_manifests_of_jobs_and_of_workers(
+    bench: Bench, kubernetes: Cluster
+) -> None:
+    """Its parser, and its mapping of kinds: it has no schemas, which the stand-in checks."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed (kubernetes-client of Debian)")
+    config = ["--kubeconfig", os.environ["KUBECONFIG"]]
+
+    def run(*words: str, given: str = "") -> str:
+        command = [kubectl, *config, *words]
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True,
+            env={**os.environ, "HOME": str(bench.folder)},
+        )  # fmt: skip
+        assert 0 == done.returncode, done.stderr
+        return done.stdout
+
+    given = bench.submission("end", 2, gang=True)
+    job = manifest.job_manifest(given.job, {}, given.name, 2, {"A": "b"})
+    service = manifest.service_manifest(given.job, given.name, "a-uid")
+    try_it = ["create", "--dry-run=client", "--validate=false", "-f", "-", "-o"]
+    read = json.loads(run(*try_it, "json", given=json.dumps(job)))
+    assert job["spec"] == read["spec"]
+    assert {**job["metadata"], "namespace": "default"} == read["metadata"]
+    assert "service/" in run(*try_it, "name", given=json.dumps(service))
+    base = run("kustomize", str(ROLE.parent))
+    made = run(*try_it, "name", given=base).split()
+    assert {"deployment.apps", "serviceaccount", "role.rbac.authorization.k8s.io"} <= {
+        each.partition("/")[0] for each in made
+    }
 
 
 def test_a_token_that_has_expired_is_asked_for_again(bench: Bench, kubernetes: Cluster) -> None:

@@ -121,6 +121,8 @@ class Cluster:
         self.forbidden: set[tuple[str, str]] = set()  # method and plural
         self.namespaces = {"default", "ml"}
         self._faults: list[int] = []
+        self._pages: dict[str, list[Object]] = {}  # what is left of lists, by their tokens
+        self._forgotten = 0  # how many of the next tokens are too old
         self._version = 0
         self._running = 0
         self._gpus = {name: [*range(GPUS)] for name in NODES}  # those that are free
@@ -186,6 +188,10 @@ class Cluster:
         """Answer the next calls so."""
         self._faults += [code] * times
 
+    def forget_lists(self, times: int) -> None:
+        """Have the tokens of the next pages be too old, as after a compaction."""
+        self._forgotten = times
+
     def answer_truly(self) -> None:
         self._faults.clear()
 
@@ -212,6 +218,7 @@ class Cluster:
 
     async def _serve(self) -> None:
         app = web.Application(middlewares=[self._answering], client_max_size=1 << 24)
+        app.router.add_get("/{discovery:api|apis|api/v1|apis/[a-z.0-9]+/v1}", _discovery)
         for prefix in ("/api/v1", "/apis/batch/v1", "/apis/apps/v1"):
             base = f"{prefix}/namespaces/{{namespace}}/{{plural}}"
             app.router.add_get(base, self._list)
@@ -245,6 +252,8 @@ class Cluster:
         self.quota.clear()
         self.forbidden.clear()
         self._faults.clear()
+        self._pages.clear()
+        self._forgotten = 0
         self.slots = 16
 
     @web.middleware
@@ -254,6 +263,8 @@ class Cluster:
             if self._faults:
                 code = self._faults.pop(0)
                 raise Fault(code, "InternalError", "etcdserver: request timed out")
+            if "discovery" in request.match_info:  # kubectl keeps tokens from plain HTTP
+                return await handler(request)
             if request.headers.get("Authorization") != f"Bearer {self.token}":
                 raise Fault(401, "Unauthorized", "Unauthorized")
             plural = request.match_info.get("plural", "")
@@ -282,13 +293,21 @@ class Cluster:
         return web.json_response(self._there(request))
 
     async def _list(self, request: web.Request) -> web.Response:
-        found = self._selected(request)
-        begin = int(request.query.get("continue") or 0)
-        end = begin + int(request.query.get("limit") or len(found) or 1)
-        metadata = {"resourceVersion": str(self._version)}
+        token = request.query.get("continue")
+        if token is None:
+            found = self._selected(request)
+        elif self._forgotten or token not in self._pages:
+            self._forgotten = max(0, self._forgotten - 1)
+            words = "The provided continue parameter is too old to display a consistent list result"
+            raise Fault(410, "Expired", words)
+        else:  # the list is that of the first page, whatever has happened since
+            found = self._pages[token]
+        end = int(request.query.get("limit") or len(found) or 1)
+        metadata: Object = {"resourceVersion": str(self._version)}
         if end < len(found):
-            metadata["continue"] = str(end)
-        return web.json_response({"metadata": metadata, "items": found[begin:end]})
+            metadata |= {"continue": uuid.uuid4().hex, "remainingItemCount": len(found) - end}
+            self._pages[metadata["continue"]] = found[end:]
+        return web.json_response({"metadata": metadata, "items": found[:end]})
 
     def _selected(self, request: web.Request) -> list[Object]:
         plural, namespace, _ = self._key(request)
@@ -687,6 +706,45 @@ class Cluster:
 
     def _named(self, name: str) -> Pod:
         return next(each for each in self.pods.values() if each.name == name)
+
+
+# ------------------------------------------------------------------ what kubectl asks for
+
+GROUPS = {
+    "": ["pods", "secrets", "configmaps", "services", "serviceaccounts", "events",
+         "persistentvolumeclaims"],
+    "batch": ["jobs"],
+    "apps": ["deployments"],
+    "rbac.authorization.k8s.io": ["roles", "rolebindings"],
+    "policy": ["poddisruptionbudgets"],
+}  # fmt: skip
+
+
+async def _discovery(request: web.Request) -> web.Response:
+    """Which groups there are, and which kinds are in one."""
+    asked = request.match_info["discovery"]
+    if asked == "api":
+        return web.json_response({"kind": "APIVersions", "versions": ["v1"]})
+    if asked == "apis":
+        groups = []
+        for name in filter(None, GROUPS):
+            version = {"groupVersion": f"{name}/v1", "version": "v1"}
+            groups.append({"name": name, "versions": [version], "preferredVersion": version})
+        return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+    group = asked.removeprefix("apis/").removesuffix("v1").strip("/").removeprefix("api")
+    if group not in GROUPS:
+        return Fault(404, "NotFound", "the server could not find the requested resource").answer()
+    more = {"roles": "Role", "rolebindings": "RoleBinding"}
+    kinds = {**KINDS, **more, "poddisruptionbudgets": "PodDisruptionBudget"}
+    resources = [
+        {"name": each, "singularName": "", "namespaced": True, "kind": kinds[each],
+         "verbs": ["create", "delete", "get", "list", "patch"]}
+        for each in GROUPS[group]
+    ]  # fmt: skip
+    version = f"{group}/v1".lstrip("/")
+    return web.json_response(
+        {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
+    )
 
 
 # ------------------------------------------------------------------ what a real one checks

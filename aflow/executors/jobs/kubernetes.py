@@ -280,7 +280,7 @@ class KubernetesSystem:
             return outcome
         pods = seen.pods
         if pods is None:
-            pods = [*self._pods(asked.namespace, [asked.name], ())]
+            pods = self._pods(asked.namespace, [asked.name], ())
         failed = _that_failed(pods)
         outcome = outcome_of_pod(asked.name, failed, succeeded=status.succeeded)
         if failed is not None and outcome.state is AttemptState.FAILED and outcome.retryable:
@@ -340,11 +340,9 @@ class KubernetesSystem:
             lambda: self._cluster.get(f"{_jobs_path(namespace)}/{quote(name)}")
         )
 
-    def _pods(
-        self, namespace: str, names: Sequence[str], indexes: Sequence[int]
-    ) -> Iterator[Object]:
+    def _pods(self, namespace: str, names: Sequence[str], indexes: Sequence[int]) -> list[Object]:
         path = f"{_core_path(namespace)}/pods"
-        yield from self._cluster.listed(path, labelSelector=_of_members(names, indexes))
+        return self._cluster.listed(path, labelSelector=_of_members(names, indexes))
 
     def _pending(self, asked: _Asked) -> list[Object]:
         """The first pods of a Job that have not begun."""

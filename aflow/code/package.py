@@ -185,6 +185,7 @@ def opened(data: bytes) -> tarfile.TarFile:
 _KINDS = frozenset([b"0", b"\0", b"x", b"g", b"L"])  # plain files, and headers of longer names
 _BLOCK = 512
 _LARGEST_HEADER = 64 << 10
+_MOST_CHAINED = 8  # headers of one file
 _DIGITS = re.compile(rb"\d+")
 _MOST_DIGITS = 5_000_000  # squares of the lengths of rows of digits, in all headers
 _RECORD = re.compile(rb"([1-9]\d{0,5}) ([^=\n]+)=")  # of a pax header: its length, and a keyword
@@ -195,7 +196,7 @@ def _check_headers(data: bytes) -> None:
     """Look at the headers of an archive before tarfile does, which searches long rows of digits in
     quadratic time (CVE-2024-6232, in Python before 3.11.10 and 3.12.6), follows sizes that are said
     twice, and takes sizes of any number of digits. Raises CodePackageError."""
-    offset = cost = 0
+    offset = cost = chained = 0
     while offset + _BLOCK <= len(data):
         head = data[offset : offset + _BLOCK]
         if not head.strip(b"\0"):
@@ -208,7 +209,10 @@ def _check_headers(data: bytes) -> None:
         length = int(size or b"0", 8)
         if offset + _BLOCK + length > len(data):
             raise CodePackageError("This is no code package: it is cut off.")
-        if kind in (b"x", b"g", b"L"):
+        chained = chained + 1 if kind in (b"x", b"g", b"L") else 0
+        if chained > _MOST_CHAINED:  # tarfile calls itself for each
+            raise CodePackageError("This is no code package: a file has too many headers.")
+        if chained:
             more = data[offset + _BLOCK : offset + _BLOCK + length]
             cost += sum(len(each) ** 2 for each in _DIGITS.findall(more))
             if length > _LARGEST_HEADER or cost > _MOST_DIGITS or not _is_sound(kind, more):

@@ -4,7 +4,7 @@ forgets, of messages that are not for them, and of parts of themselves that fail
 from __future__ import annotations
 
 import asyncio
-import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -480,8 +480,15 @@ async def test_a_part_of_a_worker_that_fails_ends_it_and_its_tasks_go_back(
     key = Payloads(store, "ActionFlow", "1").put(b"what describes the run")
     described = folder / "store" / "jobs" / "ActionFlow" / "1" / key
     described.unlink()
+    answers = threading.Event()
     if part != "put":  # then the worker waits for it, and has the task meanwhile
-        os.mkfifo(described)
+
+        def slow(self: LocalStore, name: str, *rest: Any) -> Any:
+            answers.wait(60)
+            return get(self, name, *rest)
+
+        get = LocalStore.get
+        monkeypatch.setattr(LocalStore, "get", slow)
     body = sealed(SPEC, store_in(folder), job=key)
     queue.failing["put"] = fail if part == "put" else lambda _: None
     await MemoryQueue.put(queue, TASKS, [Message("run:1:0", body)])
@@ -493,8 +500,7 @@ async def test_a_part_of_a_worker_that_fails_ends_it_and_its_tasks_go_back(
         odd = [Message("odd", b"")]
         await MemoryQueue.put(queue, protocol.worker_topic(worker.id)[:64], odd)  # wakes it
         await failed.wait()
-        if part != "put":
-            await asyncio.to_thread(described.write_bytes, b"")
+        answers.set()
         with pytest.raises(RuntimeError, match="a fault of ours"):
             await task
         (lease,) = await queue.lease([TASKS], 1, 60)

@@ -155,6 +155,7 @@ def archives(outside: Path) -> dict[str, bytes]:
         "another character set": pax(b"21 hdrcharset=BINARY\n"),
         "a length that is none": pax(b"9999 path=x\n"),
         "a size with a sign": bytes(odd),
+        "headers without end": pax(b"12 path=abc\n")[:1024] * 2000 + tar(flow),
         "holes in a pax header": pax(b"25 GNU.sparse.major=1\n\n\n"),
         "upward": tar(flow, member("../../escaped")),
         "absolute": tar(flow, member(f"{outside}/escaped")),

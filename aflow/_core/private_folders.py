@@ -153,6 +153,17 @@ def _shares(found: os.stat_result) -> bool:
     return group.gr_name != user.pw_name or bool(set(group.gr_mem) - {user.pw_name})
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether something stands at `path` that is no folder which only the user, or root, has
+    filled. Raises OSError."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid in (os.geteuid(), 0)
+    return not is_ours or bool(found.st_mode & stat.S_IWOTH)
+
+
 def runtime_folder(*names: str) -> Path:
     """The folder `names` inside of the user's folder for sockets and the like, which is of this
     machine and may be gone after a restart: `aflow` in XDG_RUNTIME_DIR (or /run/user/UID) where

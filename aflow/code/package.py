@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import SystemClock
 from aflow._core.ids import blob_key
-from aflow._core.private_folders import read_regular
+from aflow._core.private_folders import is_foreign, read_regular
 from aflow._core.records import NamedTuple
 from aflow._core.settings import PACKAGE_SUFFIXES
 from aflow.code.program import is_library, started
@@ -253,7 +253,7 @@ def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
     may do the same at the same time. It is in use until `release`, or the end of this process: then
     nobody sweeps it. What nobody has used for KEPT_UNUSED seconds goes. Raises CodePackageError."""
     try:
-        folder = below / blob_key(key)
+        folder = _own(below / blob_key(key))
     except InvalidName as error:  # it comes out of a record, which others may write
         raise CodePackageError(f"{str(key)[:200]!r} is no key of a code package.") from error
     while True:
@@ -262,6 +262,19 @@ def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
             _unpack_new(blobs, key, folder)
         if _held(folder):
             return folder
+
+
+def _own(folder: Path) -> Path:
+    """The folder; where another user has made one there, which may hold other code, one of our
+    own beside it. Raises CodePackageError."""
+    if is_foreign(folder):
+        folder = folder.with_name(f"{folder.name}-{os.geteuid()}")
+        if is_foreign(folder):
+            raise CodePackageError(
+                f"{folder} belongs to another user, or is open to all: have it removed, or set "
+                "AFLOW_CLIENT_CACHE_PATH to a folder of your own."
+            )
+    return folder
 
 
 def _unpack_new(blobs: BlobStore, key: str, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -212,6 +213,26 @@ def test_mutators_add_nothing_outside_of_the_package(flow: FlowDefinition, name:
 def test_two_files_of_one_name_are_refused(flow: FlowDefinition) -> None:
     with pytest.raises(CodePackageError, match=r"both .*one.* and .*two"):
         package.members(adding(flow, ("one", "same"), ("two", "same")))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder to another user")
+def test_code_that_another_user_has_put_in_its_place_is_not_run(
+    flow: FlowDefinition, tmp_path: Path
+) -> None:
+    blobs = BlobStore(MemoryStore())
+    key, below = package.store(flow, blobs).key, tmp_path / "code"
+    for count, name in enumerate((key, f"{key}-0")):
+        planted = below / name
+        planted.mkdir(parents=True)
+        (planted / "flow.py").write_text("other code")
+        os.chown(planted, 65534, 65534)
+        if count == 0:
+            folder = package.unpacked(blobs, key, below)
+            assert "the flow" in (folder / "flow.py").read_text()
+            package.release(folder)
+            shutil.rmtree(folder)
+    with pytest.raises(CodePackageError, match="belongs to another user"):
+        package.unpacked(blobs, key, below)
 
 
 def test_code_that_a_process_uses_is_not_swept(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -39,15 +40,58 @@ class Flow_(FlowSpec):
 """
 
 
-def kill_tasks_of(process: subprocess.Popen[str], chance: random.Random, kills: int) -> int:
-    """Kill that many task processes of a run, one after the other; how many it came to."""
+# The last items go on when enough processes were killed: the run does not end before.
+UNTIL_ENOUGH = SQUARES.replace(
+    "time.sleep(0.02)",
+    "time.sleep(0.02)\n        while self.input > 100 and not os.path.exists('enough'):\n"
+    "            time.sleep(0.01)",
+)
+
+
+class Log:
+    """What a run prints, which is read meanwhile."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._stdout = process.stdout
+        self.lines: list[str] = []
+        self.begun = set[int]()  # the processes in which a task has begun
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._stdout:
+            self.lines.append(line)
+            if found := re.search(r"\(pid (\d+)\)\] Task is starting", line):
+                self.begun.add(int(found[1]))
+
+    def text(self) -> str:
+        """All of it, when the run has ended."""
+        self._reader.join()
+        return "".join(self.lines)
+
+
+def descendants_of(pid: int) -> set[int]:
+    """The processes that a process has started, those that these have started, and so on."""
+    children = children_of(pid)
+    return {*children}.union(*map(descendants_of, children))
+
+
+def kill_tasks_of(
+    process: subprocess.Popen[str], log: Log, chance: random.Random, kills: int
+) -> int:
+    """Kill that many task processes of a run, one after the other; how many it came to.
+
+    Each of them has begun a task. Of processes that run many tasks three that end in a row before
+    they have begun one are taken for an environment in which none can, which ends the run."""
     killed, pause = 0, threading.Event()
     while process.poll() is None and killed < kills:
-        victims = [task for child in children_of(process.pid) for task in children_of(child)]
+        victims = sorted(log.begun & descendants_of(process.pid))
         if victims:
             victim = chance.choice(victims)
             try:
                 os.kill(victim, signal.SIGKILL)
+                log.begun.discard(victim)
                 killed += 1
             except ProcessLookupError:
                 continue
@@ -61,21 +105,20 @@ def test_tasks_killed_at_random_moments_are_run_again_and_nothing_is_lost(
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    workspace.write(SQUARES)
+    workspace.write(UNTIL_ENOUGH)
     process = workspace.start(
         "--no-pylint", "run", "--isolation", isolation, "--max-workers", "3",
         "--max-num-splits", "1000", "--with", "retry:times=50,seconds=0",
     )  # fmt: skip
-    output: list[str] = []
-    reader = threading.Thread(target=lambda: output.append(process.stdout.read()))  # type: ignore[union-attr]
-    reader.start()
-    killed = kill_tasks_of(process, random.Random(seed), KILLS // 2)
-    reader.join()
+    log = Log(process)
+    killed = kill_tasks_of(process, log, random.Random(seed), KILLS // 2)
+    (workspace.path / "enough").touch()
+    said = log.text()
     ran = workspace.finish(process)
 
-    assert 0 == ran.code, output[0] + ran.err
+    assert 0 == ran.code, said + ran.err
     assert KILLS // 2 == killed
-    assert f"total {sum(x * x for x in range(150))}" in output[0]
+    assert f"total {sum(x * x for x in range(150))}" in said
     state, tasks = workspace.latest()
     assert RunState.SUCCEEDED is state
     assert 150 + 3 == len(tasks)

@@ -255,27 +255,28 @@ def test_with_a_service_of_metaflows_own_runs_are_in_the_store_and_registered_th
     monkeypatch.setenv("AFLOW_SERVICE_URL", theirs.url)
     monkeypatch.chdir(tmp_path)
     words = ["--name", "Beside"]
-    said = step_functions("everything.py", "create", *words)
+    said = step_functions("pair.py", "create", *words)
     assert "Jobs record their runs in s3://flows/prefix" in said
     run_file = tmp_path / "run"
-    step_functions("everything.py", "trigger", "--run-id-file", str(run_file), *words)
+    step_functions("pair.py", "trigger", "--run-id-file", str(run_file), *words)
     run = run_file.read_text()
     assert "SUCCEEDED" == ended(aws, "Beside", run), job_logs(aws)
 
-    there = Run(f"Everything/{run}", _namespace_check=False)
+    there = Run(f"Pair/{run}", _namespace_check=False)
     assert there.successful
-    assert f"found {there.end_task.data.found!r}"[:40] in there.end_task.stdout
+    assert [2, 4] == there.end_task.data.found
+    assert "found [2, 4]\n" == there.end_task.stdout
     there.add_tag("good")
-    assert "good" in Run(f"Everything/{run}", _namespace_check=False).user_tags
-    assert "" == step_functions("everything.py", "diff", "--quiet", *words)
-    path = f"{theirs.url}/flows/Everything/runs/aflow-{run}"
+    assert "good" in Run(f"Pair/{run}", _namespace_check=False).user_tags
+    assert "" == step_functions("pair.py", "diff", "--quiet", *words)
+    path = f"{theirs.url}/flows/Pair/runs/aflow-{run}"
     with urllib.request.urlopen(f"{path}/steps/end/tasks") as answer:
         (task,) = json.load(answer)
     with urllib.request.urlopen(f"{path}/steps/end/tasks/{task['task_id']}/artifacts") as answer:
         artifacts = {each["name"]: each for each in json.load(answer)}
     theirs.stop()
 
-    assert {"found", "base", "_task_ok", "_success"} <= artifacts.keys()
+    assert {"found", "_task_ok", "_success"} <= artifacts.keys()
     assert "s3" == artifacts["found"]["ds_type"]
     client.default_metadata()
-    step_functions("everything.py", "delete", *words)
+    step_functions("pair.py", "delete", *words)

@@ -1,0 +1,26 @@
+from aflow import FlowSpec, Parameter, step
+
+
+class Pair(FlowSpec):
+    """A foreach of two items."""
+
+    factor = Parameter("factor", default=2)
+
+    @step
+    def start(self):
+        self.items = [1, 2]
+        self.next(self.each, foreach="items")
+
+    @step
+    def each(self):
+        self.product = self.input * self.factor
+        self.next(self.end)
+
+    @step
+    def end(self, inputs):
+        self.found = sorted(each.product for each in inputs)
+        print("found", self.found)
+
+
+if __name__ == "__main__":
+    Pair()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,17 +31,70 @@ settings.load_profile("aflow")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep garbage collection from looking at the million objects that collecting the tests makes,
+    while it makes them and again in each test: they all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file that share a server or a run in one worker of pytest-xdist.
+
+    Tests without a group are handed out one by one, so that each worker would make what a fixture
+    of wider scope in their file makes, and tests of the architecture would parse the same hundreds
+    of files in each worker.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None and (group := _group_of(item)):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group_of(item: pytest.Item) -> str | None:
+    file = item.nodeid.partition("::")[0]
+    if file.startswith("tests/architecture/"):
+        return "architecture"
+    fixtures = getattr(item, "_fixtureinfo", None)
+    for definitions in fixtures.name2fixturedefs.values() if fixtures else ():
+        made = definitions[-1]
+        if made.baseid == file and made.scope != "function":
+            # Each parameter of the fixture makes another one: these may be apart.
+            of = getattr(item, "callspec", None)
+            which = of.indices.get(made.argname, 0) if of else 0
+            return re.sub(r"\W", "_", f"{file.removeprefix('tests/')} {made.argname} {which}")
+    return None
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""
     return REPOSITORY
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No setting of the developer's shell or home reaches a test, a fixture of wider scope or the
+    processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        _forget_settings(patch, tmp_path_factory)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No setting of the developer's shell or home reaches a test or the processes it starts."""
+    """No setting that a test has made reaches another one."""
+    _forget_settings(monkeypatch, tmp_path_factory)
+
+
+def _forget_settings(patch: pytest.MonkeyPatch, folders: pytest.TempPathFactory) -> None:
     for name in os.environ:
         if name.startswith(("AFLOW_", "METAFLOW_", "AWS_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AFLOW_USER", "tester")
-    monkeypatch.setenv("AFLOW_HOME", str(tmp_path_factory.getbasetemp() / "no-home"))
+            patch.delenv(name)
+    patch.setenv("AFLOW_USER", "tester")
+    patch.setenv("AFLOW_HOME", str(folders.getbasetemp() / "no-home"))

@@ -60,7 +60,7 @@ from aflow.task.spec import AttemptReport
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.executors.base import Usage
-    from aflow.executors.local.admission import Machine
+    from aflow.executors.local.admission import MachineCapacity
     from aflow.metadata.base import WorkerRegistry
 
 WAIT = 15.0  # seconds that one call waits for messages
@@ -94,7 +94,7 @@ class WorkerOptions(NamedTuple):
     keys: tuple[bytes, ...] = ()
     quiet: bool = False
     labels: Mapping[str, str] = MappingProxyType({})
-    machine: Machine | None = None
+    machine: MachineCapacity | None = None
 
 
 class Worker:

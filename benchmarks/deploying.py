@@ -28,7 +28,7 @@ from aflow.aws.settings import AwsSettings
 from aflow.cli.loading import load_flow
 from aflow.code.package import Package
 from aflow.flow.spec import define
-from aflow.step_functions.plan import Account, Wanted, plan
+from aflow.step_functions.plan import Account, DeploymentOptions, plan
 from tests.support.aws.furnished import Account as StandIn
 
 ROLE = "arn:aws:iam::123456789012:role/flows"
@@ -101,7 +101,7 @@ def compile_time(folder: Path, times: int) -> float:
     settings = Settings.load(env=environment)
     known = AwsSettings(queue="queue", image="image", job_role=ROLE, machine_role=ROLE)
     account = Account("aws", "us-east-1", "123456789012")
-    code, wanted = Package("0" * 64, "wide.py", 1), Wanted()
+    code, wanted = Package("0" * 64, "wide.py", 1), DeploymentOptions()
     seconds = []
     for _ in range(times):
         begun = time.process_time()

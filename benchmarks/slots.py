@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any
 
-from aflow.executors.local.admission import Granted, Machine, SlotQueue
+from aflow.executors.local.admission import Granted, MachineCapacity, SlotQueue
 from aflow.scheduler.slots import Slots
 
 IN_HAND = 64  # tasks that run or wait at the same time
@@ -28,7 +28,9 @@ def run(tasks: int) -> None:
     """Let so many tasks through, a few at a time."""
     amounts = {"cpu": 16.0, "memory": 24_000.0, "gpu": 4.0}
     devices = ("0", "1", "2", "3")
-    queue = SlotQueue(Slots(amounts, devices, 16), Machine(amounts, devices, False, frozenset()))
+    queue = SlotQueue(
+        Slots(amounts, devices, 16), MachineCapacity(amounts, devices, False, frozenset())
+    )
     running: deque[Any] = deque()
 
     def begin(spec: Any, granted: Granted) -> None:

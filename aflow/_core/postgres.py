@@ -81,7 +81,7 @@ def adapt_texts(adapters: psycopg.adapt.AdaptersMap) -> None:
     """Let a connection write and read every text. PostgreSQL holds all but those with the
     character 0: it is escaped."""
     adapters.register_dumper(str, _Dumper)
-    adapters.register_loader("text", _Loader)
+    adapters.register_loader("text", _EscapedTextLoader)
     adapters.register_loader("text", _BinaryLoader)
 
 
@@ -90,7 +90,7 @@ class _Dumper(StrDumper):
         return super().dump(obj.replace("\x1a", "\x1a1").replace("\0", "\x1a0"))
 
 
-class _Loader(TextLoader):
+class _EscapedTextLoader(TextLoader):
     def load(self, data: Any) -> str:
         return unescaped(str(super().load(data)))
 

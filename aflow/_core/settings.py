@@ -229,7 +229,7 @@ class Settings:
         env = _environment() if env is None else env
         base = _working_directory() if cwd is None else Path(cwd).absolute()
         found = _walk_up(base, env)
-        sources = [_Source(env, _ENVIRONMENT), *_files(env, found)]
+        sources = [_SettingsLayer(env, _ENVIRONMENT), *_files(env, found)]
         values: dict[str, Any] = {}
         for name, (keys, parse) in _FIELDS.items():
             hit = _override(name, overrides) or _look_up(sources, keys)
@@ -549,7 +549,7 @@ def configs_in_environment(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The files and the values of configs that AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE give,
     each a JSON object by name (METAFLOW_... are read, too). Raises InvalidSetting."""
-    sources = [_Source(_environment() if env is None else env, _ENVIRONMENT)]
+    sources = [_SettingsLayer(_environment() if env is None else env, _ENVIRONMENT)]
     found = []
     for key in ("FLOW_CONFIG", "FLOW_CONFIG_VALUE"):
         hit = _look_up(sources, (key,))
@@ -601,7 +601,7 @@ def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
 
 
 def _first(keys: Sequence[str], env: Mapping[str, str]) -> _Hit | None:
-    sources = [_Source(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
+    sources = [_SettingsLayer(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
     return next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
 
 
@@ -618,7 +618,7 @@ def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[
     process that wrote the first one (a cloned project, say) would get the key of the second.
     """
     env = _environment() if env is None else env
-    sources = [_Source(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
+    sources = [_SettingsLayer(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
     headers = _look_up(sources, ("SERVICE_HEADERS",))
     key = _look_up(sources, ("SERVICE_AUTH_KEY",))
     named = (_look_up(sources, (each,)) for each in _ADDRESSES)
@@ -668,7 +668,7 @@ _NEVER_BLANK = frozenset({"SIGNING_KEY"})  # others that are set to nothing are 
 SHORTEST_KEY = 32  # characters of a key that signs messages
 
 
-class _Source(NamedTuple):
+class _SettingsLayer(NamedTuple):
     values: Mapping[str, Any]
     place: str
 
@@ -687,7 +687,7 @@ class _Hit(NamedTuple):
         raise InvalidSetting(f"{self.key} {self.place} is {shown}; allowed: {allowed}.")
 
 
-def _look_up(sources: list[_Source], keys: tuple[str, ...]) -> _Hit | None:
+def _look_up(sources: list[_SettingsLayer], keys: tuple[str, ...]) -> _Hit | None:
     for source in sources:
         for prefix in _PREFIXES:
             for key in keys:
@@ -932,7 +932,7 @@ def _walk_up(base: Path, env: Mapping[str, str]) -> Path | None:
 
 
 def _root(
-    values: Mapping[str, Any], sources: list[_Source], base: Path, found: Path | None
+    values: Mapping[str, Any], sources: list[_SettingsLayer], base: Path, found: Path | None
 ) -> Path:
     given = values.get("datastore_root")
     if given is not None and not _is_s3(given):
@@ -971,7 +971,7 @@ def _all_files(env: Mapping[str, str], found: Path | None) -> list[ConfigFile]:
     return local + config_files(None, env)
 
 
-def _files(env: Mapping[str, str], found: Path | None) -> list[_Source]:
+def _files(env: Mapping[str, str], found: Path | None) -> list[_SettingsLayer]:
     homes = config_files(None, env)
     sources = [source for file in _all_files(env, found) if (source := _source(file)) is not None]
     profile = env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
@@ -983,9 +983,9 @@ def _files(env: Mapping[str, str], found: Path | None) -> list[_Source]:
     return sources
 
 
-def _source(file: ConfigFile) -> _Source | None:
+def _source(file: ConfigFile) -> _SettingsLayer | None:
     values = file.read()
-    return None if values is None else _Source(values, f"in {file.path}")
+    return None if values is None else _SettingsLayer(values, f"in {file.path}")
 
 
 def _user_of_the_machine(env: Mapping[str, str]) -> str:

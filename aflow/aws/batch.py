@@ -301,7 +301,7 @@ class Mark(NamedTuple):
         return name_prefix(self.user, self.flow, self.run)
 
 
-class StepJob(NamedTuple):
+class BatchStepJob(NamedTuple):
     """What all jobs of a step have in common. `limit` is in seconds, of an attempt. The attempts of
     a gang are nodes of one job."""
 
@@ -337,7 +337,7 @@ def step_job(
     fargate: bool = False,
     is_gang: bool = False,
     attempt: int = 0,
-) -> StepJob:
+) -> BatchStepJob:
     """How an attempt of a step is submitted; `environment` are the variables of all jobs. Raises
     InvalidSetting for what is not set, and InvalidInput for what Batch does not take."""
     batch: Any = step.decorator("batch")
@@ -347,7 +347,7 @@ def step_job(
         environment = {**environment, "AFLOW_TEMPDIR": mounts[0]["containerPath"]}
     if is_gang:
         definition = gang_definition(definition, step.name)
-    return StepJob(
+    return BatchStepJob(
         step.name,
         definition,
         queue_of(step, settings),
@@ -377,7 +377,7 @@ def variables_of(settings: AwsSettings, metadata: str, storage: str, region: str
 
 
 def submission(
-    job: StepJob, mark: Mark, name: str, size: int, environment: Mapping[str, str]
+    job: BatchStepJob, mark: Mark, name: str, size: int, environment: Mapping[str, str]
 ) -> dict[str, Any]:
     """What `submit_job` takes for this many attempts of the step: those of a gang are nodes, others
     an array where there are more than one."""
@@ -402,7 +402,7 @@ def name_prefix(user: str, flow: str, run: str | None = None) -> str:
     return _name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
 
 
-def _containers(job: StepJob, size: int, variables: Mapping[str, str]) -> dict[str, Any]:
+def _containers(job: BatchStepJob, size: int, variables: Mapping[str, str]) -> dict[str, Any]:
     """How many containers, and their variables."""
     over = {"environment": [{"name": key, "value": variables[key]} for key in sorted(variables)]}
     if job.is_gang:

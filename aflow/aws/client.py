@@ -204,7 +204,7 @@ class AwsRefused(AwsError):
         return self.code in _DENIED
 
 
-class Answer(NamedTuple):
+class AwsAnswer(NamedTuple):
     """What a call gave; `date` is what the server's clock said (a Date of HTTP), if it said so."""
 
     values: dict[str, Any]
@@ -235,7 +235,7 @@ class Services:
         answers, and InvalidSetting where the region is not known."""
         return self.answer(service, operation, **values).values
 
-    def answer(self, service: str, operation: str, **values: Any) -> Answer:
+    def answer(self, service: str, operation: str, **values: Any) -> AwsAnswer:
         """The same, and what time it is there."""
         try:
             session = self._opened()
@@ -256,7 +256,7 @@ class Services:
             ) from error
         except (faults.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is none
             raise AwsError(f"{service} of AWS cannot be asked: {_sentence(error)}") from error
-        return Answer(given, given["ResponseMetadata"]["HTTPHeaders"].get("date"))
+        return AwsAnswer(given, given["ResponseMetadata"]["HTTPHeaders"].get("date"))
 
     def _opened(self) -> Session:
         if self._session is None:

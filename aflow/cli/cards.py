@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from aflow.cards.create import keep, page_of
 from aflow.cards.get import get_cards
 from aflow.cards.server import Shown, serve
-from aflow.cli.options import flag, option
+from aflow.cli.options import Subcommand, flag, option
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
 from aflow.errors import CardNotFound, StorageError
@@ -20,15 +20,7 @@ if TYPE_CHECKING:
     from aflow.cards.get import FoundCard
 
 
-class Command(NamedTuple):
-    """One of the commands below `card`."""
-
-    help: str
-    parameters: list[click.Parameter]
-    body: Callable[..., object]
-
-
-def card_commands() -> dict[str, Command]:
+def card_commands() -> dict[str, Subcommand]:
     """The commands below `card`, by name."""
     which = [
         option("--id", metavar="ID", help="Only the card with this id."),
@@ -43,11 +35,11 @@ def card_commands() -> dict[str, Command]:
     ]
     file = click.Argument(["file"], required=False, type=click.Path(dir_okay=False))
     return {
-        "view": Command("Show a card in a browser.", [pathspec_argument(), *which], view),
-        "get": Command(
+        "view": Subcommand("Show a card in a browser.", [pathspec_argument(), *which], view),
+        "get": Subcommand(
             "Print a card, or write it to FILE.", [pathspec_argument(), file, *which], get
         ),
-        "list": Command(
+        "list": Subcommand(
             "List the cards of tasks.",
             [
                 pathspec_argument(),
@@ -57,10 +49,10 @@ def card_commands() -> dict[str, Command]:
             ],
             list_,
         ),
-        "create": Command(
+        "create": Subcommand(
             "Make one more card of a task that has run.", _create_parameters(), create
         ),
-        "server": Command(
+        "server": Subcommand(
             "Show the cards of the latest runs in a browser, as they come.",
             _server_parameters(),
             server,

@@ -23,7 +23,7 @@ _PLACES = {
 }
 
 
-class Program(click.Group):
+class AllCommands(click.Group):
     """All commands of `aflow`, each made when it is named."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Program(click.Group):
 def complete(instruction: str) -> int:
     """Answer a shell: `bash_source` and the like ask for its script, `bash_complete` for what may
     stand where the cursor is. Returns the exit code."""
-    return shell_complete(Program(), {}, "aflow", VARIABLE, instruction)
+    return shell_complete(AllCommands(), {}, "aflow", VARIABLE, instruction)
 
 
 def completion() -> click.Command:
@@ -67,5 +67,5 @@ def completion() -> click.Command:
 def _print(shell: str) -> int:
     found = get_completion_class(shell)
     assert found is not None, "click knows the shells of the choice"
-    click.echo(found(Program(), {}, "aflow", VARIABLE).source())
+    click.echo(found(AllCommands(), {}, "aflow", VARIABLE).source())
     return 0

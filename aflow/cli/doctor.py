@@ -8,7 +8,7 @@ import click
 
 from aflow._core.clock import SystemClock
 from aflow.cli.errors import FAILED
-from aflow.cli.options import Command, flag
+from aflow.cli.options import SectionedCommand, flag
 from aflow.doctor.checks import findings
 from aflow.doctor.findings import State, worst
 
@@ -20,7 +20,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def doctor() -> click.Command:
     """The command."""
-    return Command(
+    return SectionedCommand(
         "doctor",
         help=_HELP,
         params=[flag("--json", "as_json", help="As a list of objects.")],

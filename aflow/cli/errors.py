@@ -127,7 +127,7 @@ def show(headline: str, message: str) -> None:
     click.secho(lines, fg="red", err=True, color=color)
 
 
-class Frame(NamedTuple):
+class TracebackFrame(NamedTuple):
     """A frame of a traceback: file, line, function and the line of code."""
 
     file: str
@@ -149,10 +149,10 @@ _OF_LIBRARIES = (
 )
 
 
-def frames_of(traceback: str) -> list[Frame]:
+def frames_of(traceback: str) -> list[TracebackFrame]:
     """The frames of a formatted traceback, the outermost first; of several that are chained those
     of the last one."""
-    found: list[Frame] = []
+    found: list[TracebackFrame] = []
     lines = traceback.splitlines()
     for number, line in enumerate(lines):
         if line.startswith("Traceback (most recent call last)"):
@@ -161,7 +161,7 @@ def frames_of(traceback: str) -> list[Frame]:
         if frame is not None:
             after = lines[number + 1] if number + 1 < len(lines) else ""
             code = "" if re.match(_FRAME, after) or not after.startswith("    ") else after.strip()
-            found.append(Frame(frame[1], int(frame[2]), frame[3], code))
+            found.append(TracebackFrame(frame[1], int(frame[2]), frame[3], code))
     return found
 
 

@@ -13,7 +13,7 @@ from aflow._core.version import __version__
 from aflow.cli.commands import COMMANDS, NEED_NO_FILE
 from aflow.cli.errors import printable
 from aflow.cli.options import (
-    Command,
+    SectionedCommand,
     bound,
     flag,
     flow_options,
@@ -107,7 +107,7 @@ class FlowGroup(click.Group):
         params: list[click.Parameter],
         body: Callable[..., object],
         below: str | None = None,
-    ) -> Command:
+    ) -> SectionedCommand:
         taken = names_of(params) - {"--with"}
         general = [
             *top_options(after_command=True, without=taken),
@@ -116,7 +116,7 @@ class FlowGroup(click.Group):
         if any("--with" in each.opts for each in params):  # its own stands among its options
             general = [each for each in general if each.name != "with_"]
         needs_file = self._flow is None and (below or name) not in NEED_NO_FILE
-        return Command(
+        return SectionedCommand(
             name,
             options_metavar=f"{'FLOW.PY ' if needs_file else ''}[OPTIONS]",
             params=[*params, *general],

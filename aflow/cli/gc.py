@@ -15,7 +15,7 @@ from aflow.cli.options import flag, option
 from aflow.code import package
 from aflow.environments.build import Environments, cache_folder
 from aflow.errors import InvalidInput
-from aflow.runs.gc import Wanted, collect
+from aflow.runs.gc import RunsToDelete, collect
 
 if TYPE_CHECKING:
     from aflow.runs.gc import Removed
@@ -117,7 +117,7 @@ def _gc(
         if not slash or flow not in (None, of):
             raise click.BadParameter("--run takes the flow and the id of one run, as MyFlow/1234.")
         flow = of
-    wanted = Wanted(flow, run, before, tags, failed, keep, spins)
+    wanted = RunsToDelete(flow, run, before, tags, failed, keep, spins)
     metadata = backends.open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
     try:
         store = backends.open_store(settings.storage_url)

@@ -12,7 +12,7 @@ from aflow.cli.batch import Commands, wanted_jobs, whose
 if TYPE_CHECKING:
     from aflow.cli.session import Session
     from aflow.executors.jobs.kubernetes import SubmittedJob
-    from aflow.k8s.access import Cluster
+    from aflow.k8s.access import KubernetesCluster
 
 
 def kubernetes_commands() -> Commands:
@@ -62,13 +62,13 @@ def kill(session: Session, my_runs: bool, user: str | None, run_id: str | None) 
 
 def _found(
     session: Session, my_runs: bool, user: str | None, run_id: str | None
-) -> tuple[Cluster, list[SubmittedJob]]:
+) -> tuple[KubernetesCluster, list[SubmittedJob]]:
     from aflow.executors.jobs.kubernetes import unfinished
-    from aflow.k8s.access import Cluster
+    from aflow.k8s.access import KubernetesCluster
     from aflow.k8s.settings import KubernetesSettings
 
     wanted = wanted_jobs(session, session.settings(), my_runs, user, run_id)
-    cluster = Cluster()
+    cluster = KubernetesCluster()
     common = KubernetesSettings.load().namespace or cluster.namespace
     namespaces = sorted({common, *_own_namespaces(session)})
     return cluster, unfinished(cluster, namespaces, wanted.user, wanted.flow, wanted.run)

@@ -7,7 +7,7 @@ for `run` and the parameters AFLOW_RUN_<OPTION>, else METAFLOW_RUN_<OPTION>.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -39,7 +39,15 @@ class Option(click.Option):
     parameter: Parameter | None = None  # of the flow, whose value it takes
 
 
-class Command(click.Command):
+class Subcommand(NamedTuple):
+    """A command below another: its help, its parameters, and the function that it calls."""
+
+    help: str
+    parameters: list[click.Parameter]
+    body: Callable[..., object]
+
+
+class SectionedCommand(click.Command):
     """A command whose help lists its options by section."""
 
     def get_help(self, ctx: click.Context) -> str:

@@ -17,7 +17,7 @@ from aflow._core import ids
 from aflow._core.clock import SystemClock, shown_time
 from aflow._core.settings import Settings
 from aflow.cli import tables
-from aflow.cli.options import Command, flag, option
+from aflow.cli.options import SectionedCommand, flag, option
 from aflow.cli.server_requests import of_a_server
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.names import did_you_mean
@@ -35,7 +35,7 @@ _WHEN = "a time such as 2025-12-24, 2025-12-24T18:00 or 30m, 2h, 7d, 1w (ago)"
 
 def runs() -> click.Command:
     """The command with these words: prints the runs."""
-    return Command(
+    return SectionedCommand(
         "runs",
         params=[
             click.Argument(["flow"], required=False),

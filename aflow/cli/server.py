@@ -17,7 +17,7 @@ from aflow.cli.options import flag, option
 from aflow.errors import InvalidSetting
 from aflow.metadata import tokens
 from aflow.server.recovery import KIND
-from aflow.server.runs import Place, Runs
+from aflow.server.runs import Runs, RunsLocation
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequenc
     return [tokens.local_token()]
 
 
-def _place(settings: Settings) -> Place:
+def _place(settings: Settings) -> RunsLocation:
     local = settings.datastore == "local"
     variables = {
         "DEFAULT_DATASTORE": settings.datastore,
@@ -189,7 +189,9 @@ def _place(settings: Settings) -> Place:
     # A run does not need the keys of clients, unless it asks a service for its metadata itself.
     is_service = settings.metadata_url.startswith(("http://", "https://"))
     secret = () if is_service else ("AFLOW_SERVICE_AUTH_KEY", "METAFLOW_SERVICE_AUTH_KEY")
-    return Place(settings.root, {f"AFLOW_{key}": value for key, value in variables.items()}, secret)
+    return RunsLocation(
+        settings.root, {f"AFLOW_{key}": value for key, value in variables.items()}, secret
+    )
 
 
 def _storage(url: str | None, root: str | None) -> dict[str, Any]:

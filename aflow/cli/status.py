@@ -12,7 +12,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli import tables
 from aflow.cli.errors import printable
-from aflow.cli.options import Command
+from aflow.cli.options import SectionedCommand
 from aflow.cli.server_requests import of_a_server
 from aflow.metadata.base import failed_task, why
 from aflow.scheduler.states import RunState, TaskState
@@ -27,7 +27,7 @@ _RUNNING = 20  # runs of one flow that are shown
 
 def status() -> click.Command:
     """The command."""
-    return Command(
+    return SectionedCommand(
         "status",
         params=[of_a_server()],
         callback=_status,

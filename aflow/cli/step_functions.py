@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.parameters import Parameter
-    from aflow.step_functions.deployer import Deployer
-    from aflow.step_functions.plan import Wanted
+    from aflow.step_functions.deployer import StateMachineDeployer
+    from aflow.step_functions.plan import DeploymentOptions
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
@@ -273,15 +273,17 @@ def diff(session: Session, **shape: Any) -> int:
 # ------------------------------------------------------------------ parts
 
 
-def _deployer(session: Session, **shape: Any) -> Deployer:
-    from aflow.step_functions.deployer import Deployer  # what other commands do not need
+def _deployer(session: Session, **shape: Any) -> StateMachineDeployer:
+    from aflow.step_functions.deployer import (
+        StateMachineDeployer,  # what other commands do not need
+    )
 
     settings = session.settings()
     definition = _checked(session, settings)
     group = click.get_current_context().parent
     if shape.get("name") is None and group is not None:
         shape["name"] = group.params.get("name")
-    return Deployer(definition, settings, _wanted(session, settings, **shape))
+    return StateMachineDeployer(definition, settings, _wanted(session, settings, **shape))
 
 
 def _checked(session: Session, settings: Settings) -> FlowDefinition:
@@ -303,14 +305,14 @@ def _wanted(
     compress_state_machine: bool | None = None,
     on_error: str | None = None,
     on_success: str | None = None,
-) -> Wanted:
-    from aflow.step_functions.plan import Wanted
+) -> DeploymentOptions:
+    from aflow.step_functions.plan import DeploymentOptions
 
     pairs = [each.partition("=") for each in aws_batch_tag]
     for key, equals, _ in pairs:
         if not equals or not key:
             raise InvalidInput(f"--aws-batch-tag takes KEY=VALUE, not {key!r}.")
-    return Wanted(
+    return DeploymentOptions(
         name,
         tags,
         tuple((key, value) for key, _, value in pairs),

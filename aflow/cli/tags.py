@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 
 from aflow import client
 from aflow._core.version import __version__
 from aflow.cli.errors import printable
-from aflow.cli.options import flag, option
+from aflow.cli.options import Subcommand, flag, option
 from aflow.cli.session import Session
 from aflow.compat import metaflow
 from aflow.errors import InvalidInput, NamespaceMismatch, NotFound
@@ -25,21 +25,13 @@ _WIDTH = 120  # of the columns of a list
 _GAP = 4
 
 
-class Command(NamedTuple):
-    """One of the commands below `tag`."""
-
-    help: str
-    parameters: list[click.Parameter]
-    body: Callable[..., object]
-
-
-def tag_commands() -> dict[str, Command]:
+def tag_commands() -> dict[str, Subcommand]:
     """The commands below `tag`, by name."""
     words = click.Argument(["tags"], nargs=-1, required=True)
     return {
-        "add": Command("Add tags to a run.", [words, *_which_run()], add),
-        "remove": Command("Remove tags from a run.", [words, *_which_run()], remove),
-        "replace": Command(
+        "add": Subcommand("Add tags to a run.", [words, *_which_run()], add),
+        "remove": Subcommand("Remove tags from a run.", [words, *_which_run()], remove),
+        "replace": Subcommand(
             "Remove tags from a run and add others, in one step.",
             [
                 click.Argument(["pair"], nargs=-1, metavar="[OLD NEW]"),
@@ -51,7 +43,7 @@ def tag_commands() -> dict[str, Command]:
             ],
             replace,
         ),
-        "list": Command("List the tags of runs.", _list_parameters(), list_),
+        "list": Subcommand("List the tags of runs.", _list_parameters(), list_),
     }
 
 

@@ -32,7 +32,7 @@ from aflow.executors.queue_status import chosen_worker, state_of, worker_as_json
 from aflow.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
-    from aflow.executors.clusters import Cluster, Request
+    from aflow.executors.clusters import Cluster, WorkerRequest
     from aflow.metadata.base import WorkerRecord, WorkerRegistry
 
 _MOST_LINES = 10_000  # of the log that wait to be read
@@ -196,7 +196,7 @@ async def _run(
 ) -> int:
     assert isinstance(options, WorkerOptions), "made above"
     assert settings.queue is not None, "checked above"
-    log = _Log()
+    log = _WorkerLog()
     queue = backends.open_queue(settings.queue)
     made = Worker(queue, options, SystemClock(), log.say, _registry(settings))
     loop = asyncio.get_running_loop()
@@ -236,7 +236,7 @@ def _at_eof(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
         raise InvalidInput("--until-eof needs a pipe as its standard input.") from error
 
 
-class _Log:
+class _WorkerLog:
     """Lines on the standard error, written by a thread: a reader that blocks holds
     up no task. Lines that nobody reads for too long are dropped, and counted."""
 
@@ -478,7 +478,7 @@ def _dask(**given: Any) -> int:
 
 
 def _keep(
-    kind: Callable[[str | None, Request], Cluster],
+    kind: Callable[[str | None, WorkerRequest], Cluster],
     *,
     address: str | None,
     count: int,
@@ -494,7 +494,7 @@ def _keep(
     lease: float,
     quiet: bool,
 ) -> int:
-    from aflow.executors.clusters import Crew, Request, keep
+    from aflow.executors.clusters import Crew, WorkerRequest, keep
 
     settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
     slots = slots or 1
@@ -504,7 +504,9 @@ def _keep(
     words += [f"--grace={grace:g}", f"--lease={lease:g}", *(["--quiet"] if quiet else [])]
     variables = _variables(settings, metadata)
     more = _amounts(asked)
-    request = Request(tuple(words), variables, has["cpu"], has["gpu"], has.get("memory"), more)
+    request = WorkerRequest(
+        tuple(words), variables, has["cpu"], has["gpu"], has.get("memory"), more
+    )
     cluster = kind(address, request)
     signals = 0
 

@@ -16,7 +16,7 @@ from aflow.errors import InvalidInput, InvalidName, NotFound
 
 if TYPE_CHECKING:
     from aflow.client.source import RunSource
-    from aflow.client.where import Place
+    from aflow.client.where import ClientStores
 
 _SHAPES = ("Flow", "Flow/run", "Flow/run/step", "Flow/run/step/task", "Flow/run/step/task/artifact")
 
@@ -34,7 +34,7 @@ class ClientObject:
     _depth: ClassVar[int]
     _kinds: ClassVar[dict[int, type[ClientObject]]] = {}
     _spec: Pathspec
-    _place: Place
+    _place: ClientStores
     _attempt: int | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -48,7 +48,7 @@ class ClientObject:
         attempt: int | None = None,
         *,
         _namespace_check: bool = True,
-        _place: Place | None = None,
+        _place: ClientStores | None = None,
     ) -> None:
         self._spec = self._parsed(pathspec)
         self._attempt = self._checked_attempt(attempt)
@@ -78,7 +78,7 @@ class ClientObject:
         return attempt
 
     @classmethod
-    def _blank(cls, spec: Pathspec, place: Place) -> Self:
+    def _blank(cls, spec: Pathspec, place: ClientStores) -> Self:
         """An object whose fields the caller fills in, since it has found it already."""
         self = cls.__new__(cls)
         self._spec, self._place = spec, place

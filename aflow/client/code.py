@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aflow.code import package
 from aflow.environments.record import FIELD, recorded_locks
 from aflow.storage.blobs import blob_name
-from aflow.storage.names import Code, Names, Program, code_beside, code_in
+from aflow.storage.names import CodeModules, Names, ProgramFile, code_beside, code_in
 
 if TYPE_CHECKING:
     from aflow.client.source import RunSource
@@ -104,11 +104,11 @@ def names_of(source: RunSource) -> Names:
     of the run."""
     known: dict[str, Any] = source.setting("program") or {}
     script = os.path.abspath(source.setting("script") or "")
-    program = Program(known.get("file", script), known.get("sha"), known.get("module"))
+    program = ProgramFile(known.get("file", script), known.get("sha"), known.get("module"))
     return Names(program, partial(_modules_of, source, program))
 
 
-def _modules_of(source: RunSource, program: Program, key: str | None) -> Code | None:
+def _modules_of(source: RunSource, program: ProgramFile, key: str | None) -> CodeModules | None:
     """The code of the run, or the one of another key, as modules of this process; None where it is
     not there any more."""
     facts: dict[str, Any] = source.setting("code") or {}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from aflow.client.source import RunSource
-    from aflow.client.where import Place
+    from aflow.client.where import ClientStores
 
 _RUNS_COMPARED = 500
 
@@ -35,14 +35,14 @@ def checked(what: str, check: Callable[[str], object], name: str) -> None:
         raise MissingObject(f"There is no {what} {name!r}: {error}") from error
 
 
-def missing_flow(place: Place, flow: str) -> MissingObject:
+def missing_flow(place: ClientStores, flow: str) -> MissingObject:
     """What to raise for a flow that never ran."""
     known = [name for name, _ in place.metadata.flows()]
     there = f" These have: {_listed(known)}." if known else ""
     return MissingObject(f"Flow {flow!r} has never run here.{did_you_mean(flow, known)}{there}")
 
 
-def missing_run(place: Place, flow: str, run: str) -> MissingObject:
+def missing_run(place: ClientStores, flow: str, run: str) -> MissingObject:
     """What to raise for a run that is not there, perhaps because its flow is not."""
     if flow not in (name for name, _ in place.metadata.flows()):
         return missing_flow(place, flow)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1 << 62
 
 
-class Printed(NamedTuple):
+class PrintedAttempt(NamedTuple):
     """An attempt that may have printed something."""
 
     task: TaskRecord
@@ -32,7 +32,7 @@ def redact_stream(
     metadata: MetadataStore,
     store: ObjectStore,
     run: RunRecord,
-    attempts: Iterable[Printed],
+    attempts: Iterable[PrintedAttempt],
     streams: Collection[str],
 ) -> int:
     """Put `[REDACTED task STREAM]` in the place of these streams of the attempts, which are all of
@@ -110,7 +110,7 @@ def scrub(task: Task, streams: Collection[str], *, every_attempt: bool = False) 
     done = []
     with source.place.writing() as store:
         for attempt in attempts:
-            printed = [Printed(view.task, attempt)]
+            printed = [PrintedAttempt(view.task, attempt)]
             if redact_stream(store, source.blobs.store, source.record, printed, streams):
                 path = f"{source.pathspec}/{view.task.step}/{view.task.task}"
                 done.append(f"{path} - attempt {attempt.attempt}")

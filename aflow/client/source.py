@@ -12,7 +12,7 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.storage.artifacts import ArtifactReader, Entry, Manifest
 
 if TYPE_CHECKING:
-    from aflow.client.where import Place
+    from aflow.client.where import ClientStores
     from aflow.metadata.base import MetadataStore, RunRecord
     from aflow.storage.blobs import BlobStore
     from aflow.storage.names import Names
@@ -23,14 +23,14 @@ _CACHED_MANIFESTS = 1024
 class RunSource:
     """A run's record, as last read, and the manifests that its tasks pass artifacts on from."""
 
-    def __init__(self, place: Place, record: RunRecord) -> None:
+    def __init__(self, place: ClientStores, record: RunRecord) -> None:
         self.place = place
         self.record = record
         self._graph: Graph | None = None
         self._manifests: dict[int, Manifest] = {}
 
     @classmethod
-    def find(cls, place: Place, flow: str, run: str) -> RunSource | None:
+    def find(cls, place: ClientStores, flow: str, run: str) -> RunSource | None:
         """The run; None where there is none. Raises NotFound where nothing has run yet."""
         record = place.metadata.run(flow, run)
         return None if record is None else cls(place, record)

@@ -40,7 +40,7 @@ _SERVICE = "service@"
 _POSTGRES = ("postgresql://", "postgres://")
 
 
-class Place:
+class ClientStores:
     """One metadata store, and the object stores that its runs have used.
 
     `open_metadata(read_only)` opens it, or gives one that is open already: then there is no
@@ -125,8 +125,8 @@ class Place:
         return backends.open_recorded_store(self._storage if moved and self._storage else url)
 
 
-_places: dict[str, Place] = {}
-_chosen: Place | None = None
+_places: dict[str, ClientStores] = {}
+_chosen: ClientStores | None = None
 _kind = ""  # of the runs that lists show
 _namespace: str | None = None
 _namespace_is_chosen = False
@@ -135,12 +135,12 @@ _namespace_is_chosen = False
 # ------------------------------------------------------------------ where
 
 
-def place() -> Place:
+def place() -> ClientStores:
     """Where the client looks at this moment."""
     return _chosen or _inside() or _set()
 
 
-def place_at(description: str) -> Place:
+def place_at(description: str) -> ClientStores:
     """The place that `get_metadata` gave this description of; raises MetadataUnavailable for one
     that was in the memory of another process."""
     found = _places.get(description)
@@ -197,13 +197,13 @@ def connect_to(metadata_store: MetadataStore, store: ObjectStore) -> str:
     `default_metadata` is called. They are not closed by the client."""
     global _chosen
     description = f"{metadata_store.url}#{id(metadata_store)}"
-    _chosen = _places[description] = Place(
+    _chosen = _places[description] = ClientStores(
         description, lambda read_only: metadata_store, store, borrowed=True
     )
     return description
 
 
-def _described(description: str) -> Place:
+def _described(description: str) -> ClientStores:
     if description == "local":
         return _local()
     address = description.removeprefix(_SERVICE)
@@ -221,7 +221,7 @@ def _described(description: str) -> Place:
     )
 
 
-def _inside() -> Place | None:
+def _inside() -> ClientStores | None:
     """Inside of a task: where its run is recorded, if the runner set it."""
     url = current.get("metadata_url") if current.is_running_flow else None
     if url is None or not url.startswith("postgres"):
@@ -230,28 +230,28 @@ def _inside() -> Place | None:
     return place_at(with_own_passwords(revealed(url), Settings.load()))
 
 
-def _set() -> Place:
+def _set() -> ClientStores:
     """Where `aflow run` would put runs."""
     settings = Settings.load()
     return _local() if settings.metadata == "local" else _described(settings.metadata_url)
 
 
-def _service(url: str) -> Place:
+def _service(url: str) -> ClientStores:
     found = _places.get(url)
     if found is None:
-        found = _places[url] = Place(url, partial(_open_url, url), None)
+        found = _places[url] = ClientStores(url, partial(_open_url, url), None)
     return found
 
 
-def _database(url: str) -> Place:
+def _database(url: str) -> ClientStores:
     found = _places.get(url)
     if found is None:
         file = Path(path_in(url.removeprefix(_SQLITE)))
-        found = _places[url] = Place(url, partial(_open_url, url), None, file)
+        found = _places[url] = ClientStores(url, partial(_open_url, url), None, file)
     return found
 
 
-def _server(url: str) -> Place:
+def _server(url: str) -> ClientStores:
     """Metadata on a server. A description names no password: the one of the settings is taken,
     where they name the same place, else libpq looks for one (PGPASSWORD, ~/.pgpass)."""
     url = sealed(url)
@@ -261,7 +261,7 @@ def _server(url: str) -> Place:
         ours = Settings.load().metadata
         if revealed(url) == shown == ours:
             url = ours
-        found = _places[shown] = Place(shown, partial(_open_url, url), None)
+        found = _places[shown] = ClientStores(shown, partial(_open_url, url), None)
     return found
 
 
@@ -269,7 +269,7 @@ def _open_url(url: str, read_only: bool) -> MetadataStore:
     return backends.open_to_read(url) if read_only else backends.open_metadata(url)
 
 
-def _local(path: str | None = None) -> Place:
+def _local(path: str | None = None) -> ClientStores:
     root = None if path is None else _root_in(path)
     settings = Settings.load(datastore_root=root, metadata="local")
     description = f"{_LOCAL}{settings.root}"
@@ -277,7 +277,9 @@ def _local(path: str | None = None) -> Place:
     if found is None:
         database = settings.root / "metadata.db"
         opened = partial(_open_metadata, settings)
-        found = _places[description] = Place(description, opened, settings.storage_url, database)
+        found = _places[description] = ClientStores(
+            description, opened, settings.storage_url, database
+        )
     return found
 
 

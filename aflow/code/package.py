@@ -32,7 +32,7 @@ from aflow._core.settings import PACKAGE_SUFFIXES
 from aflow.code.program import is_library, started
 from aflow.errors import CodePackageError, InvalidName, StorageError
 from aflow.flow.custom import FlowMutator, StepMutator
-from aflow.storage.names import MAIN, Program
+from aflow.storage.names import MAIN, ProgramFile
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -43,15 +43,17 @@ _LONGEST_NAME = 1000
 KEPT_UNUSED = 7 * 86400.0  # seconds after which unpacked code that nobody uses goes
 
 
-class Limits(NamedTuple):
+class PackageLimits(NamedTuple):
     """The largest package: how many files and folders are looked at, and bytes in all."""
 
     entries: int
     size: int
 
 
-FOR_THE_RECORD = Limits(1_000, 4 << 20)  # kept with each run: it may cost milliseconds at most
-TO_TRAVEL = Limits(100_000, 512 << 20)
+FOR_THE_RECORD = PackageLimits(
+    1_000, 4 << 20
+)  # kept with each run: it may cost milliseconds at most
+TO_TRAVEL = PackageLimits(100_000, 512 << 20)
 
 
 class Package(NamedTuple):
@@ -69,7 +71,7 @@ class Package(NamedTuple):
 def members(
     definition: FlowDefinition,
     suffixes: Sequence[str] = PACKAGE_SUFFIXES,
-    limits: Limits = TO_TRAVEL,
+    limits: PackageLimits = TO_TRAVEL,
 ) -> dict[str, Path]:
     """The files of the flow's package, by their names inside of it, sorted. Raises CodePackageError
     where there is no file of the flow, or too much beside it."""
@@ -89,28 +91,28 @@ def members(
     return dict(sorted(found.items()))
 
 
-def program_of(definition: FlowDefinition) -> Program:
+def program_of(definition: FlowDefinition) -> ProgramFile:
     """The program that the flow belongs to, as it is now."""
     start, main = started(), getattr(sys.modules[MAIN], "__file__", None)
     if start is not None and main:
-        return Program.of(main, start.module)
+        return ProgramFile.of(main, start.module)
     home = definition.cls.__module__
-    return Program.of(definition.file, None if home == MAIN else home)
+    return ProgramFile.of(definition.file, None if home == MAIN else home)
 
 
 def _elsewhere(
-    definition: FlowDefinition, root: str, suffixes: Sequence[str], limits: Limits
+    definition: FlowDefinition, root: str, suffixes: Sequence[str], limits: PackageLimits
 ) -> dict[str, Path]:
     """The files beside the flow, where the program has imported it from another folder."""
     file, home = os.path.abspath(definition.file), definition.cls.__module__
     if file.startswith(os.path.join(root, "")) or home == MAIN or is_library(file):
         return {}
-    folder, name = Program(file, None, home).place
+    folder, name = ProgramFile(file, None, home).place
     beside = [path for path in _files_of(folder, name, limits) if path.endswith(tuple(suffixes))]
     return {os.path.relpath(path, folder): Path(path) for path in [*beside, file]}
 
 
-def _files_of(root: str, script: str, limits: Limits) -> Iterable[str]:
+def _files_of(root: str, script: str, limits: PackageLimits) -> Iterable[str]:
     """All that stands beside the program; the package alone where that is too much."""
     package = script.partition("/")[0]
     try:
@@ -121,7 +123,7 @@ def _files_of(root: str, script: str, limits: Limits) -> Iterable[str]:
         return _below(os.path.join(root, package), limits)
 
 
-def pack(files: Mapping[str, Path], limits: Limits = TO_TRAVEL) -> bytes:
+def pack(files: Mapping[str, Path], limits: PackageLimits = TO_TRAVEL) -> bytes:
     """The archive of these files. Raises CodePackageError for what cannot be read, or is too
     large."""
     buffer = io.BytesIO()
@@ -145,7 +147,7 @@ def store(
     definition: FlowDefinition,
     blobs: BlobStore,
     suffixes: Sequence[str] = PACKAGE_SUFFIXES,
-    limits: Limits = TO_TRAVEL,
+    limits: PackageLimits = TO_TRAVEL,
 ) -> Package:
     """Pack the code of the flow and put it into the store, where it may be already. Raises
     CodePackageError and StorageError."""
@@ -424,7 +426,7 @@ def _named(what: str) -> Iterator[None]:
 # ------------------------------------------------------------------ which files
 
 
-def _below(folder: str, limits: Limits) -> Iterator[str]:
+def _below(folder: str, limits: PackageLimits) -> Iterator[str]:
     """The files below the folder, whatever they are."""
     todo, seen, entries = [folder], {os.path.realpath(folder)}, 0
     while todo:

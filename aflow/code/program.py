@@ -36,7 +36,7 @@ _DEEPEST = 20  # packages in packages
 ALIAS = "__aflow_main__"  # the name of a program while it is run without its guarded block
 
 
-class Request(NamedTuple):
+class LoadRequest(NamedTuple):
     """How a flow is loaded in another process. `source` is as `program_of` gives it, `configs` are
     pickled values, which only the process that loads the flow reads. `graph` is its graph as plain
     values, `kept` names the decorators that some steps are left with (a step that is spun).
@@ -106,11 +106,11 @@ def request_of(
     decospecs: Sequence[str] = (),
     imported: dict[str, Any] | None = None,
     spun: str | None = None,
-) -> Request:
+) -> LoadRequest:
     """What another process has to know to load the flow: plain values. Of a step that is `spun`
     the decorators count that it has here."""
     left = [] if spun is None else [each.name for each in definition.steps[spun].decorators]
-    return Request(
+    return LoadRequest(
         program_of(definition.cls),
         list(decospecs),
         _configs_of(definition),
@@ -236,7 +236,7 @@ def placed(source: dict[str, Any], folder: os.PathLike[str], script: str) -> dic
     return {**source, "file": os.path.join(where, script), "root": where}
 
 
-def packaged(request: Request, *, is_here: bool = True) -> Request:
+def packaged(request: LoadRequest, *, is_here: bool = True) -> LoadRequest:
     """The request for an interpreter that has packages of its own: of what is on sys.path here, the
     user's own folders alone are there; on another machine (not `is_here`) none."""
     source = {**request.source, "packaged": True}
@@ -251,7 +251,7 @@ def packaged(request: Request, *, is_here: bool = True) -> Request:
     return request._replace(source=source, imported=None)
 
 
-def for_later(request: Request, script: str) -> Request:
+def for_later(request: LoadRequest, script: str) -> LoadRequest:
     """The request as it is kept for runs that come later, elsewhere: the same for the same flow,
     whatever command has deployed it. `script` is the file's name in the code package."""
     source = request.source

@@ -278,12 +278,14 @@ MODULES: dict[str, dict[str, str]] = {
     "plugins": _TEST_UBF,
     "plugins.aws": {},
     "plugins.aws.batch": {},
-    "plugins.aws.batch.batch_decorator": {"BatchDecorator": "aflow.flow.decorators.compute:Batch"},
+    "plugins.aws.batch.batch_decorator": {
+        "BatchDecorator": "aflow.flow.decorators.compute:BatchDecorator"
+    },
     "plugins.aws.batch.batch": _same("BatchException BatchKilledException", _AWS),
     "plugins.aws.batch.batch_client": _same("BatchJobException", _AWS),
     "plugins.aws.step_functions": {},
     "plugins.aws.step_functions.schedule_decorator": {
-        "ScheduleDecorator": f"{_FLOW_DECORATORS}.schedule:Schedule"
+        "ScheduleDecorator": f"{_FLOW_DECORATORS}.schedule:ScheduleDecorator"
     },
     "plugins.aws.step_functions.step_functions": _same(
         "StepFunctionsException StepFunctionsSchedulingException", _AWS

@@ -259,9 +259,9 @@ def _kubernetes(settings: Settings) -> Iterator[Finding]:
     namespace = KubernetesSettings.load().namespace
     if namespace is None and settings.executor != "kubernetes":
         return
-    from aflow.k8s.access import Cluster
+    from aflow.k8s.access import KubernetesCluster
 
-    cluster = Cluster()
+    cluster = KubernetesCluster()
     try:
         namespace = namespace or cluster.namespace
         cluster.first(f"/apis/batch/v1/namespaces/{namespace}/jobs", 1)

@@ -32,7 +32,7 @@ _ECR = re.compile(
 )
 
 
-class Answered(NamedTuple):
+class HttpResponse(NamedTuple):
     """The answer of an HTTP service. `date` is its clock, if it sent one."""
 
     status: int
@@ -45,7 +45,7 @@ class Answered(NamedTuple):
         return self.headers.get("date")
 
 
-def get(url: str, headers: Mapping[str, str]) -> Answered:
+def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
     """Ask once. Raises OSError, http.client.HTTPException and InvalidSetting."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -58,7 +58,7 @@ def get(url: str, headers: Mapping[str, str]) -> Answered:
         connection.request("GET", f"{parts.path or '/'}{query}", headers=dict(headers))
         answer = connection.getresponse()
         headers = {name.lower(): value for name, value in answer.getheaders()}
-        return Answered(answer.status, headers, answer.read(1 << 20))
+        return HttpResponse(answer.status, headers, answer.read(1 << 20))
     finally:
         connection.close()
 

@@ -29,7 +29,7 @@ ENV = os.environ
 FOUND: dict[str, Any] = {}  # the credentials with the time when they were found, and the region
 
 
-class Fault(Exception):
+class BootError(Exception):
     """Why the job cannot begin, as one sentence."""
 
     def __init__(self, why: str, code: int = FINAL) -> None:
@@ -125,7 +125,7 @@ def credentials(region: str) -> tuple[str, ...]:
     except (OSError, ValueError, LookupError, HTTPException) as error:
         found, why = None, str(error)
     if not found:
-        raise Fault(
+        raise BootError(
             "The job has no credentials for its datastore (%s): give it a role that may read the "
             "bucket (AFLOW_ECS_S3_ACCESS_IAM_ROLE)." % why
         )
@@ -193,7 +193,7 @@ def opened(store: str, name: str, start: int, end: int) -> Any:
 
 
 def refused(error: urllib.error.HTTPError, store: str, name: str) -> str:
-    """Why S3 did not answer, where another try may go well; raises Fault where it would not."""
+    """Why S3 did not answer, where another try may go well; raises BootError where it would not."""
     text = error.read(4096).decode("utf-8", "replace")
     code = (re.findall("<Code>(.*?)</Code>", text) or [""])[0]
     region = error.headers.get("x-amz-bucket-region") or re.findall("<Region>(.*?)</", text)
@@ -201,19 +201,19 @@ def refused(error: urllib.error.HTTPError, store: str, name: str) -> str:
         FOUND["region"] = region if isinstance(region, str) else region[0]
         return "its bucket is in another region"
     if error.code == 404:
-        raise Fault(
+        raise BootError(
             "%s has no object %s (%s): deploy the flow again, or begin a new run."
             % (store, name, code or "404")
         )
     if error.code in (400, 401, 403) and code not in ("ExpiredToken", "RequestTimeout"):
         said = (re.findall("<Message>(.*?)</Message>", text) or [str(error.reason)])[0]
-        raise Fault("%s refuses to give %s to this job: %s (%s)." % (store, name, said, code))
+        raise BootError("%s refuses to give %s to this job: %s (%s)." % (store, name, said, code))
     FOUND.pop("credentials", None)
     return "it answers %d %s" % (error.code, code or error.reason)
 
 
 def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
-    """The first `size` bytes of an object; what was cut off goes on where it was. Raises Fault."""
+    """The first `size` bytes of an object; one that was cut off is resumed. Raises BootError."""
     patience = float(ENV.get("AFLOW_BOOT_PATIENCE") or 120)
     done, wait, give_up_at = 0, 0.5, time.monotonic() + patience
     while done < size:
@@ -231,10 +231,10 @@ def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
         except (OSError, HTTPException) as error:
             why = str(getattr(error, "reason", error))
             if isinstance(error, FileNotFoundError):
-                raise Fault("%s has no object %s." % (store, name)) from error
+                raise BootError("%s has no object %s." % (store, name)) from error
         if done < size:
             if time.monotonic() > give_up_at:
-                raise Fault("The datastore %s cannot be read: %s." % (store, why), AGAIN)
+                raise BootError("The datastore %s cannot be read: %s." % (store, why), AGAIN)
             time.sleep(wait * (0.5 + random.random()))
             wait = min(2 * wait, 10)
 
@@ -246,12 +246,14 @@ def boot(runtime: str, program: str) -> None:
         name = "blobs/" + key[:2] + "/" + key[2:]
         data = b"".join(pieces(store, name, int(size)))
         if hashlib.sha256(data).hexdigest() != digest:
-            raise Fault("The object %s of %s is damaged: its digest is another." % (name, store))
+            raise BootError(
+                "The object %s of %s is damaged: its digest is another." % (name, store)
+            )
         manifest = json.loads(data)
         names = dict(globals())
         exec(compile(manifest["installer"], "aflow-installer", "exec"), names)
         names["install"](manifest, store, program)
-    except Fault as fault:
+    except BootError as fault:
         why, code = str(fault), fault.code
     except OSError as error:
         why, code = "%s (%s)" % (error.strerror or error, error.filename or "no file"), AGAIN

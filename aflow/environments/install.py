@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aflow.environments.boot import Fault, pieces
+    from aflow.environments.boot import BootError, pieces
 
 KEPT = 7 * 86400.0  # seconds after its last use that an installation is kept
 AT_ONCE = 8
@@ -41,7 +41,7 @@ runpy.run_module(%r, run_name="__main__", alter_sys=True)
 
 
 def install(manifest: Any, store: str, program: str) -> None:
-    """Install what fits this Python, and become the program. Raises Fault and OSError."""
+    """Install what fits this Python, and become the program. Raises BootError and OSError."""
     runtime = fitting(manifest["runtimes"])
     base = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     folders = [
@@ -79,7 +79,7 @@ def fitting(runtimes: Any) -> Any:
     here = "%d.%d" % sys.version_info[:2] + "t" * ("t" in getattr(sys, "abiflags", ""))
     same = [each for each in runtimes if each["python"] == here]
     if not same:
-        raise Fault(
+        raise BootError(
             "The image of this job does not have aflow, which was shipped for Python %s, and the "
             "image has Python %s: use an image with the same, name its Python with "
             "@batch(executable=...), or say that jobs have this one (AFLOW_JOB_PYTHON)."
@@ -94,7 +94,7 @@ def fitting(runtimes: Any) -> Any:
         "%s with %s %s" % (each["machine"], each["libc"][0], ".".join(map(str, each["libc"][1])))
         for each in same
     )
-    raise Fault(
+    raise BootError(
         "The image of this job does not have aflow, which was shipped for %s, and the job runs on "
         "%s with %s %s: use an image that fits, or one that has aflow, or say what images have "
         "(@batch(platform=...), AFLOW_JOB_PLATFORM)."
@@ -163,7 +163,7 @@ def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None
 
 
 def put(wheel: Any, store: str, packages: str) -> None:
-    """Fetch a wheel, check it and unpack it. Raises Fault."""
+    """Fetch a wheel, check it and unpack it. Raises BootError."""
     name = "blobs/" + wheel["key"][:2] + "/" + wheel["key"][2:]
     digest = hashlib.sha256()
     with tempfile.TemporaryFile(dir=packages) as file:
@@ -171,7 +171,7 @@ def put(wheel: Any, store: str, packages: str) -> None:
             digest.update(piece)
             file.write(piece)
         if digest.hexdigest() != wheel["sha256"]:
-            raise Fault(
+            raise BootError(
                 "The wheel %s in %s is damaged: the digest of %s is another. Delete that object "
                 "and begin again." % (wheel["file"], store, name)
             )
@@ -190,7 +190,7 @@ def unpack(file: Any, name: str, packages: str) -> None:
                     continue
                 parts = parts[2:]
             if ".." in parts or not parts[0]:
-                raise Fault("The wheel %s has a file outside of its folder." % name)
+                raise BootError("The wheel %s has a file outside of its folder." % name)
             path = os.path.join(packages, *parts)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with archive.open(member) as source, open(path, "wb") as target:

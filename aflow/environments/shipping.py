@@ -96,7 +96,7 @@ class Shipment(NamedTuple):
             for _ in threads.map(put, self.wheels):
                 pass
         if not is_kept:
-            roots.declare(store, name, roots.Root(self.blobs, self.about, until=now + KEPT))
+            roots.declare(store, name, roots.GcRoot(self.blobs, self.about, until=now + KEPT))
 
 
 def command(python: Sequence[str], program: str) -> list[str]:

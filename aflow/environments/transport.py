@@ -56,7 +56,7 @@ _LEFT_OUT = frozenset(
 _NEEDED = "import ctypes, hashlib, json, socket, sqlite3, ssl, zlib"
 
 
-class Shipment(NamedTuple):
+class StoredEnvironments(NamedTuple):
     """The environments of steps in the datastore, and the keys of all blobs of theirs."""
 
     of_steps: dict[str, Shipped]
@@ -72,7 +72,7 @@ def ship(
     now: float,
     report: Report = lambda line: None,
     python: str | None = None,
-) -> Shipment:
+) -> StoredEnvironments:
     """Put the environments of steps into the store, as far as they are not there, for machines that
     have this Python (`3.12`; None for the one that runs). Without a store only say what that would
     be. Blocks. Raises EnvironmentFailed, MissingExtra and StorageError."""
@@ -82,7 +82,7 @@ def ship(
         for digest, lock in {lock.digest: lock for lock in locks.values()}.items()
     }
     of_steps = {name: by_digest[lock.digest] for name, lock in locks.items()}
-    return Shipment(of_steps, tuple(sender.blobs))
+    return StoredEnvironments(of_steps, tuple(sender.blobs))
 
 
 class _Sender:
@@ -195,7 +195,7 @@ class _Sender:
         is_kept = before is not None and (before.until or 0) > self._now + KEPT - RENEWED
         if self._store is not None and not (is_kept and before and [*before.blobs] == keys):
             about = f"{kind} that were shipped to jobs"
-            root = roots.Root(tuple(keys), about, until=self._now + KEPT)
+            root = roots.GcRoot(tuple(keys), about, until=self._now + KEPT)
             roots.declare(self._store, name, root)
         return keys[0]
 

@@ -5,7 +5,7 @@ The cluster gives places: an actor of Ray, or a task of Dask that goes on, each 
 of a flow is never one of the cluster's, which may lose its own.
 
 `Crew` decides, and is pure: how many workers there are to be, and what follows from the end of one.
-`RayCluster` and `DaskCluster` start, stop and look. `Place` is what runs on a node.
+`RayCluster` and `DaskCluster` start, stop and look. `ClusterWorker` is what runs on a node.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ANSWERING = 10.0  # seconds in which a scheduler has to answer
 _MB = 1 << 20
 
 
-class Request(NamedTuple):
+class WorkerRequest(NamedTuple):
     """What each worker is: the words of its `aflow worker`, variables, and what it asks of the
     cluster: CPUs, GPUs, memory in MB, and amounts of the cluster's own names."""
 
@@ -51,7 +51,7 @@ class Request(NamedTuple):
         return {name: amount for name, amount in some.items() if amount}
 
 
-class Begun(NamedTuple):
+class WorkerStarted(NamedTuple):
     """A worker runs, on this node."""
 
     node: str
@@ -70,7 +70,7 @@ class Lost(NamedTuple):
     reason: str
 
 
-Event = Begun | Ended | Lost
+Event = WorkerStarted | Ended | Lost
 
 
 class Cluster(Protocol):
@@ -166,7 +166,7 @@ class Crew:
         worker = self._workers.get(number)
         if worker is None:
             return
-        if isinstance(event, Begun):
+        if isinstance(event, WorkerStarted):
             self._workers[number] = worker._replace(begun_at=now, node=event.node)
             self._say(f"Worker {number} begins on {event.node}.")
             return
@@ -227,7 +227,7 @@ def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -
 # ------------------------------------------------------------------ what runs on a node
 
 
-class Place:
+class ClusterWorker:
     """One worker on a node of a cluster: a process of its own, which takes nothing new, and ends,
     when its standard input does. So it ends when this process does, however that goes."""
 
@@ -289,7 +289,7 @@ class RayCluster:
     """A cluster of Ray, where each worker has an actor. Raises MissingExtra, and InvalidInput where
     no cluster answers."""
 
-    def __init__(self, address: str | None, request: Request) -> None:
+    def __init__(self, address: str | None, request: WorkerRequest) -> None:
         try:
             import ray
         except ImportError as error:
@@ -322,7 +322,7 @@ class RayCluster:
     def start(self, number: int) -> None:
         """Ask for an actor with a worker."""
         request = self._request
-        made = self._ray.remote(Place).options(
+        made = self._ray.remote(ClusterWorker).options(
             num_cpus=request.cpu,
             num_gpus=request.gpu,
             memory=None if request.memory is None else int(request.memory * _MB),
@@ -359,7 +359,7 @@ class RayCluster:
         if number not in self._begun:
             self._begun.add(number)
             self._refs[self._actors[number].wait.remote()] = number
-            return number, Begun(answer)
+            return number, WorkerStarted(answer)
         self._drop(number)
         return number, Ended(*answer)
 
@@ -400,7 +400,7 @@ class DaskCluster:
     """A cluster of Dask, where each worker has a task that goes on, which holds one thread. Raises
     MissingExtra, and InvalidInput where no cluster answers."""
 
-    def __init__(self, address: str | None, request: Request) -> None:
+    def __init__(self, address: str | None, request: WorkerRequest) -> None:
         try:
             import dask
             import distributed
@@ -484,7 +484,7 @@ class DaskCluster:
             node = self._nodes[number]
             if number not in self._begun and f"{self._key}-{number}" in running:
                 self._begun.add(number)
-                events.append((number, Begun(running[f"{self._key}-{number}"])))
+                events.append((number, WorkerStarted(running[f"{self._key}-{number}"])))
             if future.status == "finished":
                 events.append((number, Ended(*future.result())))
             elif future.status == "error":
@@ -541,7 +541,7 @@ def _why_failed(error: BaseException) -> Event:
 
 
 # On a node of Dask: what its tasks run, and what its client asks of them meanwhile.
-_here: dict[str, Place] = {}
+_here: dict[str, ClusterWorker] = {}
 
 
 def _serve(key: str, words: Sequence[str], variables: Mapping[str, str]) -> tuple[int, str]:
@@ -549,7 +549,7 @@ def _serve(key: str, words: Sequence[str], variables: Mapping[str, str]) -> tupl
     from distributed import get_worker
 
     state = get_worker().state
-    place = Place(words, variables)
+    place = ClusterWorker(words, variables)
     place.start()
     _here[key] = place
     is_wanted = True

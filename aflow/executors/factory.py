@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow._core.settings import RunOptions
     from aflow.code.package import Package
-    from aflow.code.program import Request
+    from aflow.code.program import LoadRequest
     from aflow.environments.build import Built
     from aflow.environments.lock import Lock, Shipped
     from aflow.executors.base import Executor, Orphan, Reports
@@ -53,7 +53,7 @@ class Travelling(NamedTuple):
     system that runs steps of it how these are submitted. `environments` are those of steps with
     packages of their own, as they were shipped."""
 
-    request: Request
+    request: LoadRequest
     code: Package | None
     jobs: Mapping[str, JobOf]
     environments: Mapping[str, Shipped]
@@ -312,7 +312,7 @@ def _kubernetes_jobs(
 ) -> JobOf:
     """How attempts on Kubernetes are submitted; the cluster is asked whether it would take them."""
     from aflow.executors.jobs.kubernetes import KubernetesSystem
-    from aflow.k8s.access import Cluster
+    from aflow.k8s.access import KubernetesCluster
     from aflow.k8s.manifest import check_reach, step_job, variables_of
     from aflow.k8s.settings import KubernetesSettings
 
@@ -320,7 +320,7 @@ def _kubernetes_jobs(
     steps = [step for name, step in definition.steps.items() if of_step[name] == "kubernetes"]
     for step in steps:  # before anybody is asked: what cannot be meant
         check_reach(step_job(step, settings, "", {}), store.url)
-    cluster = Cluster()
+    cluster = KubernetesCluster()
     try:
         namespace = settings.namespace or cluster.namespace
         gangs = definition.graph.gangs
@@ -576,9 +576,9 @@ def _of_jobs(
         system = SlurmSystem(Settings.load().root / "slurm")
     elif place == "kubernetes":
         from aflow.executors.jobs.kubernetes import KubernetesSystem
-        from aflow.k8s.access import Cluster
+        from aflow.k8s.access import KubernetesCluster
 
-        system = KubernetesSystem(Cluster())
+        system = KubernetesSystem(KubernetesCluster())
     else:
         from aflow.aws.client import Calls
         from aflow.executors.jobs.batch import BatchSystem

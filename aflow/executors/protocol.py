@@ -22,7 +22,7 @@ import msgpack
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.unpacking import unpack
-from aflow.code.program import Request
+from aflow.code.program import LoadRequest
 from aflow.environments.lock import Shipped
 from aflow.errors import AflowError, CorruptBlob, InvalidMessage
 from aflow.executors.local.executor import StepNeeds
@@ -444,7 +444,7 @@ class Job(NamedTuple):
     """
 
     context: RunContext
-    request: Request
+    request: LoadRequest
     needs: Mapping[str, StepNeeds]
     code: str | None
     script: str
@@ -468,7 +468,7 @@ class Job(NamedTuple):
             job = cls(*fields)
             return job._replace(
                 context=RunContext(*job.context),
-                request=Request(*job.request),
+                request=LoadRequest(*job.request),
                 needs={name: StepNeeds(*each) for name, each in job.needs.items()},
                 environments={name: Shipped(*each) for name, each in job.environments.items()},
             )

@@ -130,7 +130,7 @@ def set_launcher(launcher: Callable[[FlowSpec], None]) -> None:
     _launcher = launcher
 
 
-class Frame(Protocol):
+class ForeachLevel(Protocol):
     """A level of foreach: the step that opened it, the name of its artifact, how many items, the
     place of the item and a short text of it."""
 
@@ -205,7 +205,7 @@ class TaskContext(Protocol):
         """The flow, with its configs and as its mutators have changed it."""
 
     @property
-    def stack(self) -> Sequence[Frame]:
+    def stack(self) -> Sequence[ForeachLevel]:
         """The levels of foreach around the task, outermost first, without the items."""
 
     def merge(

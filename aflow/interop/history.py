@@ -35,7 +35,7 @@ from aflow.storage.logs import STREAMS, LogBuffer
 from aflow.storage.previews import preview
 
 if TYPE_CHECKING:
-    from aflow.interop.sources import Row, Source
+    from aflow.interop.sources import RecordSource, Row
     from aflow.metadata.base import TaskView
     from aflow.storage.base import Buffer, ObjectStore
     from aflow.storage.logs import LogRecord
@@ -66,7 +66,7 @@ class _Key(NamedTuple):
     run: str
 
 
-class _Wanted(NamedTuple):
+class _RunFilter(NamedTuple):
     """Which runs are asked for, as MetadataStore.runs has it."""
 
     tags: Sequence[str] = ()
@@ -108,7 +108,7 @@ class MetaflowHistory:
 
     def __init__(
         self,
-        source: Source,
+        source: RecordSource,
         open_place: Callable[[str], ObjectStore],
         now: Callable[[], float],
         left_out: Callable[[Row], bool] = lambda _: False,
@@ -151,7 +151,7 @@ class MetaflowHistory:
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
         """The runs of the flow, or of all, newest first; see MetadataStore for what may be asked
         for."""
-        wanted = _Wanted(**which)
+        wanted = _RunFilter(**which)
         if wanted.kind:
             return []
         flows = [name for name, _ in self.flows()] if flow is None else [flow]
@@ -308,7 +308,7 @@ class MetaflowHistory:
         return list(self._threads.map(call, values))
 
     @property
-    def source(self) -> Source:
+    def source(self) -> RecordSource:
         """Where the rows come from."""
         return self._source
 
@@ -503,7 +503,7 @@ class _Reading:
         entries = {place: self._entries(self._latest(place)) for place in places}
         paths = self._paths(graph, places, entries, numbers)
         counts = self._counts(graph, places, entries, numbers)
-        standing = theirs.Places(graph, paths, counts)
+        standing = theirs.MetaflowPositions(graph, paths, counts)
         batch = Batch()
         known = self._history.in_threads(
             lambda place: self._attempts(place, numbers[place], graph, entries[place], counts),

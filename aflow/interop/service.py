@@ -22,7 +22,7 @@ from aflow.errors import MetadataUnavailable, NotFound, StorageError
 from aflow.interop import records
 from aflow.interop.copies import Copies
 from aflow.metadata.base import AttemptRecord, Batch, Hold, RunRecord, TaskRecord
-from aflow.metadata.http import Caller
+from aflow.metadata.http import ServiceClient
 from aflow.metadata.object_store import StoreMetadata
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState
@@ -66,7 +66,7 @@ class _Run(NamedTuple):
         return {**place, "user_name": user}
 
 
-class Registry(Caller):
+class Registry(ServiceClient):
     """A service of Metaflow's own. Waits for one that is away, as any caller does."""
 
     not_there = "what this would belong to is not registered"

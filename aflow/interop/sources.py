@@ -14,7 +14,7 @@ from urllib.parse import quote
 from aflow._core import ids
 from aflow._core.private_folders import read_regular
 from aflow.errors import InvalidName, MetadataUnavailable
-from aflow.metadata.http import Caller
+from aflow.metadata.http import ServiceClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 PAGE = 500  # runs that are asked for at once
 
 
-class Source(Protocol):
+class RecordSource(Protocol):
     """Rows of runs; None or no rows where there is nothing. Raises MetadataUnavailable."""
 
     @property
@@ -74,23 +74,23 @@ class FolderSource:
         self.folder: str | None = str(root)
 
     def flows(self) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._selves((), ids.flow_name)
 
     def runs(self, flow: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._selves((flow,), ids.run_id)
 
     def run(self, flow: str, run: str) -> Row | None:
-        """See Source."""
+        """See RecordSource."""
         return _json(self._root / flow / run / "_meta" / "_self.json")
 
     def steps(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._selves((flow, run), ids.step_name)
 
     def tasks(self, flow: str, run: str, step: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._selves((flow, run, step), ids.run_id)
 
     def _selves(self, place: tuple[str, ...], check: Callable[[str], object]) -> list[Row]:
@@ -106,18 +106,18 @@ class FolderSource:
         return sorted(found, key=_at)
 
     def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         folder = self._root / flow / run / step / task / "_meta"
         names = (each for each in _names(folder) if each.startswith("sysmeta_"))
         rows = (_json(folder / name) for name in names)
         return sorted((row for row in rows if row is not None), key=_at)
 
     def metadata_of_run(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return [row for place in self._places(flow, run) for row in self.metadata(*place)]
 
     def artifacts(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return [row for place in self._places(flow, run) for row in self._left(*place)]
 
     def _places(self, flow: str, run: str) -> Iterator[tuple[str, str, str, str]]:
@@ -185,7 +185,7 @@ def _at(row: Row) -> int:
 # ------------------------------------------------------------------ a service
 
 
-class ServiceSource(Caller):
+class ServiceSource(ServiceClient):
     """The routes of Metaflow's metadata service."""
 
     not_there = "it is no metadata service of Metaflow's"
@@ -194,11 +194,11 @@ class ServiceSource(Caller):
     """What is added to what is asked for, where the service tells of more than is registered."""
 
     def flows(self) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._list("/flows")
 
     def runs(self, flow: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         found: list[Row] = []
         path = f"/flows/{_quoted(flow)}/runs"
         # Services before 2.5 know no pages, and give all.
@@ -211,28 +211,28 @@ class ServiceSource(Caller):
             response, rows = self._get(f"{path}?_limit={PAGE}&_cursor={quote(cursor, safe='')}")
 
     def run(self, flow: str, run: str) -> Row | None:
-        """See Source."""
+        """See RecordSource."""
         _, found = self._get(f"/flows/{_quoted(flow)}/runs/{_quoted(run)}")
         return found or None
 
     def steps(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._list(f"{_run(flow, run)}/steps")
 
     def tasks(self, flow: str, run: str, step: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._list(f"{_run(flow, run)}/steps/{_quoted(step)}/tasks")
 
     def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._list(f"{_run(flow, run)}/steps/{_quoted(step)}/tasks/{_quoted(task)}/metadata")
 
     def metadata_of_run(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._of_all_tasks(flow, run, "metadata")
 
     def artifacts(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._of_all_tasks(flow, run, "artifacts")
 
     def _of_all_tasks(self, flow: str, run: str, what: str) -> list[Row]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.postgres import dict_row, psycopg
-from aflow.metadata.postgres import Place
+from aflow.metadata.postgres import PostgresAddress
 
 if TYPE_CHECKING:
     from aflow.interop.sources import Row
@@ -24,7 +24,7 @@ class TablesSource:
     folder: str | None = None
 
     def __init__(self, url: str) -> None:
-        place = Place(url)
+        place = PostgresAddress(url)
         self.url = place.url
         self._place = place
         self._lock = threading.Lock()

@@ -27,7 +27,7 @@ _KINDS = {
 _OPENS_ITEMS = (Kind.FOREACH, Kind.PARALLEL)
 
 
-class Frame(NamedTuple):
+class MetaflowForeachFrame(NamedTuple):
     """Metaflow's ForeachFrame."""
 
     step: str = ""
@@ -52,7 +52,7 @@ class _OnlyPlain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "ForeachFrame":
-            return Frame
+            return MetaflowForeachFrame
         if name == "MetaflowExceptionWrapper":
             return _Plain
         if (module, name) == ("collections", "OrderedDict"):
@@ -147,7 +147,7 @@ def path_of(said: Iterable[tuple[str, str]]) -> Path | None:
         return None
 
 
-class Places:
+class MetaflowPositions:
     """Where all tasks of a run stand. `paths` are the items of each task by step and number,
     `counts` the items that tasks have opened, where that is known."""
 

@@ -42,7 +42,7 @@ T = TypeVar("T")
 Object = dict[str, Any]
 
 
-class Refused(JobSystemError):
+class KubernetesApiError(JobSystemError):
     """The API server refuses a call: its status, and the reason that it names (AlreadyExists)."""
 
     def __init__(self, message: str, status: int, reason: str) -> None:
@@ -51,7 +51,7 @@ class Refused(JobSystemError):
         self.reason = reason
 
 
-class Cluster:
+class KubernetesCluster:
     """The cluster that settings and kubeconfig name. Connections are opened by the first call."""
 
     def __init__(self) -> None:
@@ -59,9 +59,9 @@ class Cluster:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._link: _Link | None = None
+        self._link: _ApiConnection | None = None
         self._making: asyncio.Lock | None = None
-        self._links: list[_Link] = []  # also earlier ones, which calls may still use
+        self._links: list[_ApiConnection] = []  # also earlier ones, which calls may still use
 
     # ------------------------------------------------------------ where it is
 
@@ -96,7 +96,7 @@ class Cluster:
                     if not token:
                         return found
                     more = {"continue": token}
-            except Refused as error:
+            except KubernetesApiError as error:
                 if error.status != HTTPStatus.GONE:
                     raise
         raise JobSystemBusy(
@@ -165,11 +165,11 @@ class Cluster:
             future = asyncio.run_coroutine_threadsafe(call, self._loop)
         return future.result()
 
-    async def _linked(self) -> _Link:
+    async def _linked(self) -> _ApiConnection:
         self._making = self._making or asyncio.Lock()
         async with self._making:  # a plugin asks for a password once
             if self._link is None:
-                self._link = await _Link.made(self._context)
+                self._link = await _ApiConnection.made(self._context)
                 self._links.append(self._link)
             return self._link
 
@@ -189,7 +189,7 @@ class Cluster:
         raise _fault(link, status, text)
 
 
-class _Link:
+class _ApiConnection:
     """Who we are at which server, and a client for that."""
 
     def __init__(self, configuration: Configuration, client: RESTClientObject, namespace: str):
@@ -199,7 +199,7 @@ class _Link:
         self.namespace = namespace
 
     @classmethod
-    async def made(cls, context: str | None) -> _Link:
+    async def made(cls, context: str | None) -> _ApiConnection:
         """Raises InvalidSetting where there is no way into a cluster, and MissingExtra."""
         try:
             from kubernetes_asyncio import config
@@ -281,7 +281,7 @@ def _own_namespace(files: str) -> str | None:
     return (_POD / "namespace").read_text().strip() or "default"
 
 
-def _fault(link: _Link, status: int, text: str) -> JobSystemError:
+def _fault(link: _ApiConnection, status: int, text: str) -> JobSystemError:
     """What an answer that is an error says."""
     try:
         said = json.loads(text)
@@ -296,4 +296,4 @@ def _fault(link: _Link, status: int, text: str) -> JobSystemError:
         )
     if status in _BUSY:
         return JobSystemBusy(f"The API server {link.host} answers {status}: {words}.")
-    return Refused(f"{words}.", status, reason)
+    return KubernetesApiError(f"{words}.", status, reason)

@@ -48,7 +48,7 @@ _QOS = ("burstable", "guaranteed")
 _VENDORS = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "intel": "gpu.intel.com/i915"}
 
 
-class StepJob(NamedTuple):
+class KubernetesStepJob(NamedTuple):
     """What all Jobs of a step have in common: where they are, the template of their pods, and what
     has to be there for these. `meeting_timeout` is in seconds, for members of a gang."""
 
@@ -84,7 +84,7 @@ def step_job(
     *,
     is_gang: bool = False,
     attempt: int = 0,
-) -> StepJob:
+) -> KubernetesStepJob:
     """How an attempt of a step is submitted; `namespace` is that of steps that name none,
     `environment` are the variables of all pods. Raises InvalidInput and InvalidSetting."""
     options = _Options(step, settings)
@@ -126,7 +126,7 @@ def step_job(
     for name, value in labels.items():
         _check_label(step.name, name, value)
     annotations = options.mapping("annotations")
-    return StepJob(
+    return KubernetesStepJob(
         step.name,
         options.text("namespace", own_only=True) or namespace,
         {"metadata": {"labels": labels, **_given(annotations=annotations)}, "spec": spec},
@@ -408,7 +408,7 @@ def variables_of(metadata: str, storage: str) -> dict[str, str]:
     return found
 
 
-def check_reach(job: StepJob, storage: str) -> None:
+def check_reach(job: KubernetesStepJob, storage: str) -> None:
     """Nothing; raises InvalidSetting where pods of the step cannot reach the store."""
     if storage.startswith("s3://"):
         return
@@ -440,7 +440,11 @@ def label_of(text: str) -> str:
 
 
 def job_manifest(
-    job: StepJob, whose: Mapping[str, str], name: str, size: int, environment: Mapping[str, str]
+    job: KubernetesStepJob,
+    whose: Mapping[str, str],
+    name: str,
+    size: int,
+    environment: Mapping[str, str],
 ) -> Manifest:
     """A Job of so many pods; `whose` are the labels that say whose it is, `environment` are
     variables beside those that all pods of the step have."""
@@ -492,7 +496,7 @@ def _own(name: str, field: str) -> Manifest:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}
 
 
-def service_manifest(job: StepJob, name: str, uid: str) -> Manifest:
+def service_manifest(job: KubernetesStepJob, name: str, uid: str) -> Manifest:
     """The headless service by which members of a gang have names: `NAME-INDEX.NAME`. It goes with
     its Job."""
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}

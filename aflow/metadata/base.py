@@ -36,7 +36,7 @@ DAMAGED: dict[str, Any] = {"damaged": True}
 """The settings of a run whose own cannot be read."""
 
 
-class Lease(NamedTuple):
+class RunLease(NamedTuple):
     """The lease holder of a run that goes on. `left` is how many seconds the owner's lease still
     had when this was read, by the store's own clock: negative once it has expired. `cancel` is why
     somebody wants the run to stop, if anybody does."""
@@ -72,7 +72,7 @@ class RunRecord(NamedTuple):
     heartbeat_at: float | None = None
     origin_run: str | None = None
     kind: str = ""
-    lease: Lease | None = None
+    lease: RunLease | None = None
 
 
 class TaskRecord(NamedTuple):

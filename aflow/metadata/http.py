@@ -52,14 +52,14 @@ _LONGEST_WAIT = 8.0
 _CHUNK = 1 << 16
 
 
-class Answered(NamedTuple):
+class FrameResponse(NamedTuple):
     """The frames of an answer; `again` says that an earlier try may have been done as well."""
 
     frames: Iterator[list[Any]]
     again: bool
 
 
-class Caller:
+class ServiceClient:
     """Calls one service. Safe from many threads; a process that is forked makes connections of its
     own."""
 
@@ -89,10 +89,10 @@ class Caller:
         self._idle: list[http.client.HTTPConnection] = []
         self._process = os.getpid()
 
-    def call(self, path: str, body: bytes) -> Answered:
+    def call(self, path: str, body: bytes) -> FrameResponse:
         """POST until the service answers. Raises MetadataUnavailable if it does not within the
         patience, or turns the call down."""
-        return Answered(*self.patiently(lambda waiting: self._post(path, body, waiting)))
+        return FrameResponse(*self.patiently(lambda waiting: self._post(path, body, waiting)))
 
     def patiently(self, attempt: Callable[[Waiting], T]) -> tuple[T, bool]:
         """What an attempt gives at last, and whether it was not the first. It is given the wait
@@ -231,7 +231,7 @@ class ServiceMetadata:
         clock: Clock,
         patience: float = PATIENCE,
     ) -> None:
-        self._caller = Caller(url, headers, clock, patience)
+        self._caller = ServiceClient(url, headers, clock, patience)
 
     @property
     def url(self) -> str:
@@ -246,7 +246,7 @@ class ServiceMetadata:
     def _call(self, name: str, *values: Any, **named: Any) -> Any:
         return _value(self._answer(name, *values, **named))
 
-    def _answer(self, name: str, *values: Any, **named: Any) -> Answered:
+    def _answer(self, name: str, *values: Any, **named: Any) -> FrameResponse:
         return self._caller.call(f"{PATH}/{name}", pack([list(values), named]))
 
     def _stream(self, name: str, *values: Any, **named: Any) -> Iterator[Any]:
@@ -445,7 +445,7 @@ class ServiceMetadata:
         self._caller.close()
 
 
-def _value(answer: Answered) -> Any:
+def _value(answer: FrameResponse) -> Any:
     found = None
     for frame in answer.frames:
         raise_received(frame)

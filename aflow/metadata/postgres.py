@@ -73,7 +73,7 @@ _LOCK_TIMEOUT = 30_000  # milliseconds to wait for another's commit
 _PLANS = {"enable_bitmapscan": "off", "enable_seqscan": "off", "jit": "off"}
 
 
-class Place:
+class PostgresAddress:
     """Where a database is: what `postgresql://user:password@host:port/name?schema=...` says.
 
     Everything but `schema` (of aflow's tables, `aflow` by default) is libpq's. Raises
@@ -160,7 +160,7 @@ def _is_behind_a_pooler(connection: Connection) -> bool:
 class Connections:
     """Connections of one store, each for one user at a time. May be used from many threads."""
 
-    def __init__(self, place: Place, read_only: bool) -> None:
+    def __init__(self, place: PostgresAddress, read_only: bool) -> None:
         self._place = place
         self._read_only = read_only
         self._idle: list[Connection] = []
@@ -228,7 +228,7 @@ class Connections:
             each.close()
 
 
-def bring_up_to_date(connection: Connection, place: Place, read_only: bool) -> None:
+def bring_up_to_date(connection: Connection, place: PostgresAddress, read_only: bool) -> None:
     """See that the schema is there and of our version; of several processes one makes it so.
 
     Raises MetadataTooNew, and MetadataUnavailable where only a writer could."""
@@ -295,7 +295,7 @@ _Rows = Generator[Any, None, None]
 
 
 class PostgresMetadata(RecordReader):
-    """The metadata store of one database, named by a URL; see `Place` for what it may say.
+    """The metadata store of one database, named by a URL (see `PostgresAddress`).
 
     `pause(seconds)` waits for a server that is away."""
 
@@ -305,7 +305,7 @@ class PostgresMetadata(RecordReader):
         read_only: bool = False,
         pause: Callable[[float], object] | None = None,
     ) -> None:
-        self._place = Place(url)
+        self._place = PostgresAddress(url)
         self._connections = Connections(self._place, read_only)
         self._pause = pause or threading.Event().wait
 

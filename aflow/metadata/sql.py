@@ -24,8 +24,8 @@ from aflow.metadata.base import (
     Batch,
     CachedTask,
     Document,
-    Lease,
     MetadataRecord,
+    RunLease,
     RunningTask,
     RunRecord,
     StepProgress,
@@ -114,7 +114,7 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
         heartbeat_at=None if row[11] is None else time_of(row[11]),
         origin_run=row[12],
         kind=row[13],
-        lease=None if row[14] is None else Lease(row[14], float(row[15]), row[16]),
+        lease=None if row[14] is None else RunLease(row[14], float(row[15]), row[16]),
     )
 
 

@@ -56,7 +56,7 @@ STREAMS = frozenset(
 _RECORDS: dict[str, Any] = {
     each.__name__: each
     for each in (
-        base.RunRecord, base.Lease, base.TaskRecord, base.CachedTask, base.AttemptRecord,
+        base.RunRecord, base.RunLease, base.TaskRecord, base.CachedTask, base.AttemptRecord,
         base.MetadataRecord, base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView,
         base.StepProgress, base.TaskColumns, base.Hold,
         base.WorkerRecord, base.RunningTask,

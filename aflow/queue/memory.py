@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aflow._core.clock import Clock
 
 
-class _Entry:
+class _StoredMessage:
     """One message. `token` is that of its lease, `due` when that ends or when its delay does."""
 
     __slots__ = (
@@ -61,9 +61,9 @@ class _Ready:
     """The ready messages of a topic: by priority, then by group; the first group is next."""
 
     def __init__(self) -> None:
-        self._classes: dict[int, OrderedDict[str, deque[_Entry]]] = {}
+        self._classes: dict[int, OrderedDict[str, deque[_StoredMessage]]] = {}
 
-    def add(self, entry: _Entry, *, first: bool = False) -> None:
+    def add(self, entry: _StoredMessage, *, first: bool = False) -> None:
         """One more; `first` of its priority, or when it is the turn of its group."""
         groups = self._classes.get(entry.priority)
         if groups is None:
@@ -78,9 +78,9 @@ class _Ready:
         else:
             members.append(entry)
 
-    def take(self, limit: int, skip: Collection[str]) -> list[_Entry]:
+    def take(self, limit: int, skip: Collection[str]) -> list[_StoredMessage]:
         """Up to this many messages, and no longer ready."""
-        taken: list[_Entry] = []
+        taken: list[_StoredMessage] = []
         for priority in sorted(self._classes, reverse=True):
             groups = self._classes[priority]
             left = {group: groups.pop(group) for group in skip if group in groups}
@@ -99,9 +99,9 @@ class _Ready:
                 del self._classes[priority]
         return taken
 
-    def listed(self, limit: int) -> list[_Entry]:
+    def listed(self, limit: int) -> list[_StoredMessage]:
         """The first of them, in the order in which they would be taken."""
-        found: list[_Entry] = []
+        found: list[_StoredMessage] = []
         for priority in sorted(self._classes, reverse=True):
             turns = deque(deque(each) for each in self._classes[priority].values())
             while turns and len(found) < limit:
@@ -120,10 +120,10 @@ class MemoryQueue:
     def __init__(self, max_deliveries: int = MAX_DELIVERIES, clock: Clock | None = None) -> None:
         self._max_deliveries = max_deliveries
         self._clock = clock or SystemClock()
-        self._entries: dict[tuple[str, str], _Entry] = {}
+        self._entries: dict[tuple[str, str], _StoredMessage] = {}
         self._ready: defaultdict[str, _Ready] = defaultdict(_Ready)
         self._announced: dict[str, tuple[bytes, float]] = {}
-        self._timed: list[tuple[float, int, _Entry]] = []
+        self._timed: list[tuple[float, int, _StoredMessage]] = []
         self._pushed = 0
         self._news = asyncio.Event()
 
@@ -142,7 +142,7 @@ class MemoryQueue:
         check_topic(topic)
         for message in check_messages(messages):
             if (topic, message.id) not in self._entries:
-                entry = self._entries[topic, message.id] = _Entry(topic, message)
+                entry = self._entries[topic, message.id] = _StoredMessage(topic, message)
                 entry.since = self._clock.monotonic()
                 self._ready[topic].add(entry)
                 self._news.set()
@@ -187,7 +187,7 @@ class MemoryQueue:
                 taken.append(self._lease_of(entry))
         return taken
 
-    def _lease_of(self, entry: _Entry) -> Lease:
+    def _lease_of(self, entry: _StoredMessage) -> Lease:
         assert entry.token is not None, "it is leased"
         assert entry.due is not None, "leases end"
         expires_at = self._clock.now() + entry.due - self._clock.monotonic()
@@ -201,7 +201,7 @@ class MemoryQueue:
             if entry.due == due and self._entries.get((entry.topic, entry.id)) is entry:
                 self._come_back(entry)
 
-    def _come_back(self, entry: _Entry) -> None:
+    def _come_back(self, entry: _StoredMessage) -> None:
         entry.token = entry.due = None
         if entry.deliveries >= self._max_deliveries:
             entry.buried_at = self._clock.now()
@@ -210,12 +210,12 @@ class MemoryQueue:
             self._ready[entry.topic].add(entry, first=True)
             self._news.set()
 
-    def _at(self, entry: _Entry, due: float) -> None:
+    def _at(self, entry: _StoredMessage, due: float) -> None:
         entry.due = due
         self._pushed += 1
         heapq.heappush(self._timed, (due, self._pushed, entry))
 
-    def _held(self, leases: Sequence[Lease]) -> tuple[list[_Entry], list[str]]:
+    def _held(self, leases: Sequence[Lease]) -> tuple[list[_StoredMessage], list[str]]:
         """The entries of the leases that have not ended, and the ids of the others."""
         self._settle()
         held, lost = [], []
@@ -278,7 +278,7 @@ class MemoryQueue:
             if entry is not None and (leased or entry.token is None):
                 self._forget(entry)
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: _StoredMessage) -> None:
         entry.is_ready = False
         del self._entries[entry.topic, entry.id]
 

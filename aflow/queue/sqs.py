@@ -85,7 +85,7 @@ _MOST_IN_BUNDLE = 20  # entries
 _ONE, _BUNDLE = 1, 2
 
 
-class Entry(NamedTuple):
+class SqsMessage(NamedTuple):
     """A message as it stands in SQS."""
 
     id: str
@@ -95,7 +95,7 @@ class Entry(NamedTuple):
     kept: str = ""
 
 
-def write(entries: Sequence[Entry]) -> str:
+def write(entries: Sequence[SqsMessage]) -> str:
     """The text of an entry, or of a bundle of several, none of which is buried or kept."""
     fields: list[Any]
     if len(entries) == 1:
@@ -109,16 +109,16 @@ def write(entries: Sequence[Entry]) -> str:
     return base64.b64encode(msgpack.packb(fields)).decode()
 
 
-def read(text: str) -> list[Entry]:
+def read(text: str) -> list[SqsMessage]:
     """The entries of a text; raises InvalidMessage if it is malformed."""
     try:
         version, *rest = msgpack.unpackb(base64.b64decode(text, validate=True))
         if version == _ONE:
             name, deliveries, buried_at, kept, body = rest
-            entries = [Entry(name, body, deliveries, buried_at, kept)]
+            entries = [SqsMessage(name, body, deliveries, buried_at, kept)]
         else:
             (several,) = rest
-            entries = [Entry(name, body, deliveries) for name, deliveries, body in several]
+            entries = [SqsMessage(name, body, deliveries) for name, deliveries, body in several]
     except Exception as error:
         raise InvalidMessage(f"A message is damaged: {type(error).__name__}.") from error
     kinds = [str, bytes, int, float, str]
@@ -128,11 +128,11 @@ def read(text: str) -> list[Entry]:
     return entries
 
 
-def bundled(entries: Sequence[Entry]) -> list[list[Entry]]:
+def bundled(entries: Sequence[SqsMessage]) -> list[list[SqsMessage]]:
     """Which entries go together in a message. As many messages as a call can have come before
     messages with several entries: few entries are for as many workers as there are."""
     most = min(-(-len(entries) // MOST), _MOST_IN_BUNDLE)
-    bundles: list[list[Entry]] = []
+    bundles: list[list[SqsMessage]] = []
     room = 0
     for entry in entries:
         weight = size_of(entry)
@@ -145,7 +145,7 @@ def bundled(entries: Sequence[Entry]) -> list[list[Entry]]:
     return bundles
 
 
-def size_of(entry: Entry) -> int:
+def size_of(entry: SqsMessage) -> int:
     """How many characters the entry takes at most, if its body goes with it."""
     return (len(entry.body) + len(entry.id) + len(entry.kept) + 64) * 4 // 3
 
@@ -342,7 +342,7 @@ class Store(Protocol):
         """Remove it, if it is there."""
 
 
-class _Held(NamedTuple):
+class _LeaseState(NamedTuple):
     """What is known of a lease: until when it is trusted (monotonic), where its body is, and the
     receipt of its message, which may have the entries of other leases."""
 
@@ -355,8 +355,8 @@ class _Rest(NamedTuple):
     """What of messages that have come is to be put again, together or each by itself, and the
     receipts of messages that are put again in parts or as a whole."""
 
-    entries: list[Entry]
-    alone: list[Entry]
+    entries: list[SqsMessage]
+    alone: list[SqsMessage]
     parts: list[str]
     whole: list[str]
 
@@ -389,7 +389,7 @@ class SqsQueue:
         self._clock = clock or SystemClock()
         self._store: Store | None = open_store(bodies) if bodies and open_store else None
         self._service = SqsService(url, region, endpoint)
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, _LeaseState] = {}
         self._unsettled: dict[str, set[str]] = {}  # by receipt, the leases of a message
         self._is_fair = True  # until the service has refused groups
         self._usual: dict[str, int] = {}  # by topic, how many entries a message had lately
@@ -411,11 +411,11 @@ class SqsQueue:
         check_topic(topic)
         check_messages(messages)
         entries = [
-            await self._fitting(topic, Entry(message.id, message.body)) for message in messages
+            await self._fitting(topic, SqsMessage(message.id, message.body)) for message in messages
         ]
         await self._send(self._name(topic), bundled(entries))
 
-    async def _fitting(self, topic: str, entry: Entry) -> Entry:
+    async def _fitting(self, topic: str, entry: SqsMessage) -> SqsMessage:
         """The entry, its body in the store if it is too large for SQS."""
         if size_of(entry) <= LARGEST:
             return entry
@@ -428,7 +428,9 @@ class SqsQueue:
         await self._keep(self._store.put, kept, [entry.body])
         return entry._replace(kept=kept)
 
-    async def _send(self, name: str, bundles: Sequence[Sequence[Entry]], delay: int = 0) -> None:
+    async def _send(
+        self, name: str, bundles: Sequence[Sequence[SqsMessage]], delay: int = 0
+    ) -> None:
         entries = [
             {"MessageBody": write(each), "DelaySeconds": delay, **self._group(each)}
             for each in bundles
@@ -455,7 +457,7 @@ class SqsQueue:
                 return dict.fromkeys(range(len(entries)), code)
             raise
 
-    def _group(self, bundle: Sequence[Entry]) -> dict[str, str]:
+    def _group(self, bundle: Sequence[SqsMessage]) -> dict[str, str]:
         """The group of a message, for SQS's fair queues; of several, that of the first."""
         group = group_of(bundle[0].id) if self._is_fair else ""
         return {"MessageGroupId": group[:128]} if group else {}
@@ -571,7 +573,7 @@ class SqsQueue:
         if not leases:
             rest.whole.append(handle)
             return []
-        self._held |= {each.token: _Held(until, "", handle) for each in leases}
+        self._held |= {each.token: _LeaseState(until, "", handle) for each in leases}
         self._unsettled[handle] = {each.token for each in leases}
         if len(leases) < len(entries):
             rest.parts.append(handle)
@@ -579,7 +581,7 @@ class SqsQueue:
         return leases
 
     async def _leased_alone(
-        self, topic: str, handle: str, entry: Entry, count: int, ttl: float
+        self, topic: str, handle: str, entry: SqsMessage, count: int, ttl: float
     ) -> list[Lease]:
         """The lease of a message with one entry; none where it is buried instead."""
         until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
@@ -588,14 +590,14 @@ class SqsQueue:
         with contextlib.suppress(ObjectNotFound):  # its body is gone: nobody can do it
             entry = await self._whole(entry)
             if not spent:
-                self._held[handle] = _Held(until, entry.kept, handle)
+                self._held[handle] = _LeaseState(until, entry.kept, handle)
                 self._unsettled[handle] = {handle}
                 return [Lease(topic, entry.id, handle, entry.body, deliveries, expires_at)]
         await self._bury(topic, entry, deliveries - spent)
         await self._delete(self._name(topic), handle)
         return []
 
-    async def _whole(self, entry: Entry) -> Entry:
+    async def _whole(self, entry: SqsMessage) -> SqsMessage:
         """The entry with its body; raises ObjectNotFound."""
         if not entry.kept:
             return entry
@@ -607,7 +609,7 @@ class SqsQueue:
         body = await self._keep(self._store.get, entry.kept)
         return entry._replace(body=bytes(body))
 
-    async def _bury(self, topic: str, entry: Entry, deliveries: int) -> None:
+    async def _bury(self, topic: str, entry: SqsMessage, deliveries: int) -> None:
         now = self._clock.now()
         buried = entry._replace(deliveries=deliveries, buried_at=now)
         if not buried.kept and len(write([buried])) > LARGEST:  # a stranger, longer as one of ours
@@ -647,11 +649,11 @@ class SqsQueue:
         """Give messages back; see the port."""
         mine, lost = self._mine(leases)
         again: list[Lease] = []
-        renewed: dict[str, list[Entry]] = {}
+        renewed: dict[str, list[SqsMessage]] = {}
         for each in mine:
             held = self._held[each.token]
             if counted and each.deliveries >= self._max_deliveries:
-                entry = Entry(each.id, each.body, kept=held.kept)
+                entry = SqsMessage(each.id, each.body, kept=held.kept)
                 await self._bury(each.topic, entry, each.deliveries)
             elif counted and held.handle == each.token:
                 again.append(each)
@@ -659,7 +661,7 @@ class SqsQueue:
                 # SQS counts on, and by the message: what is to cost nothing, or is a part of a
                 # message, becomes a new one.
                 spent = each.deliveries - (not counted)
-                entry = Entry(each.id, each.body, spent, kept=held.kept)
+                entry = SqsMessage(each.id, each.body, spent, kept=held.kept)
                 renewed.setdefault(each.topic, []).append(entry)
         for topic, entries in renewed.items():
             seconds = min(math.ceil(delay), LONGEST_DELAY)
@@ -722,7 +724,7 @@ class SqsQueue:
         """Keep messages to be looked at; see the port."""
         mine, lost = self._mine(leases)
         for each in mine:
-            entry = Entry(each.id, each.body, kept=self._held[each.token].kept)
+            entry = SqsMessage(each.id, each.body, kept=self._held[each.token].kept)
             await self._bury(each.topic, entry, each.deliveries)
         _check(lost + await self._settle(mine))
 
@@ -792,7 +794,7 @@ class SqsQueue:
         """SQS does not tell."""
         return None
 
-    async def _look(self, name: str, limit: int | None) -> list[tuple[str, Entry]]:
+    async def _look(self, name: str, limit: int | None) -> list[tuple[str, SqsMessage]]:
         """Receipts and messages of a queue, all or at least this many; they are to be given
         back."""
         found: list[Any] = []
@@ -803,7 +805,7 @@ class SqsQueue:
                 break
         return [(each["ReceiptHandle"], _entries_of(each)[0][0]) for each in found]
 
-    async def _give_back(self, name: str, looked: Sequence[tuple[str, Entry]]) -> None:
+    async def _give_back(self, name: str, looked: Sequence[tuple[str, SqsMessage]]) -> None:
         entries = [_entry(handle) | {"VisibilityTimeout": 0} for handle, _ in looked]
         await self._service.in_calls(_CHANGE, name, entries)
 
@@ -847,12 +849,12 @@ class SqsQueue:
             raise QueueUnavailable(f"Bodies of {self._url} cannot be kept: {error}") from error
 
 
-def _entries_of(message: Any) -> tuple[list[Entry], bool]:
+def _entries_of(message: Any) -> tuple[list[SqsMessage], bool]:
     """What has come, and whether it is a message of ours."""
     try:
         return read(message["Body"]), True
     except InvalidMessage:
-        return [Entry(message["MessageId"], message["Body"].encode())], False
+        return [SqsMessage(message["MessageId"], message["Body"].encode())], False
 
 
 def _entry(handle: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SHOWN = 2000  # characters of an error that is too large
 
 
-class _Reader(NamedTuple):
+class _Recipient(NamedTuple):
     """A coordinator: the topic that it reads, and its run."""
 
     topic: str
@@ -41,7 +41,7 @@ class ReportSender:
         self._clock = clock
         self._host = socket.gethostname()[:200]
         self._number = 0
-        self._events: defaultdict[_Reader, list[Any]] = defaultdict(list)
+        self._events: defaultdict[_Recipient, list[Any]] = defaultdict(list)
         self._done: list[Lease] = []
         self._back: list[Lease] = []
         self._bury: list[Lease] = []
@@ -51,7 +51,7 @@ class ReportSender:
 
     def add(self, task: TaskMessage, event: Sequence[Any], done: Lease | None = None) -> None:
         """Send it soon, to the coordinator of this task; `done` is acknowledged after that."""
-        self._events[_Reader(task.reply, task.flow, task.run)].append(event)
+        self._events[_Recipient(task.reply, task.flow, task.run)].append(event)
         if done is not None:
             self._done.append(done)
         self._note(1)
@@ -106,7 +106,7 @@ class ReportSender:
 
     async def _send(
         self,
-        events: dict[_Reader, list[Any]],
+        events: dict[_Recipient, list[Any]],
         done: list[Lease],
         back: list[Lease],
         bury: list[Lease],
@@ -119,7 +119,7 @@ class ReportSender:
         await self._until_done(lambda: self._queue.release(back, counted=False))
         await self._until_done(lambda: self._queue.bury(bury))
 
-    def _bodies(self, reader: _Reader, events: list[Any]) -> Iterator[bytes]:
+    def _bodies(self, reader: _Recipient, events: list[Any]) -> Iterator[bytes]:
         """The messages with these events, each of a size that the queue takes."""
         largest = self._queue.largest
         for part in protocol.parts(events, largest):
@@ -136,7 +136,7 @@ class ReportSender:
                 if event[0] == protocol.ENDED:
                     yield self._sealed(reader, [_too_large(event, self._queue.url)])
 
-    def _sealed(self, reader: _Reader, events: Sequence[Any]) -> bytes:
+    def _sealed(self, reader: _Recipient, events: Sequence[Any]) -> bytes:
         self._number += 1
         message = ReportsMessage(
             reader.flow, reader.run, self._worker, self._host, self._number, events

@@ -119,7 +119,7 @@ class RunOver(AflowError):
     """The run has ended: what is left of it is not to be run."""
 
 
-class Host(Protocol):
+class WorkerHost(Protocol):
     """The worker, as the processes of a run see it."""
 
     def started(self, message: TaskMessage, task: int, attempt: int) -> None:
@@ -162,7 +162,7 @@ class Held:
 class Runtime:
     """The processes of one run."""
 
-    def __init__(self, site: Site, host: Host, message: TaskMessage) -> None:
+    def __init__(self, site: Site, host: WorkerHost, message: TaskMessage) -> None:
         self._site = site
         self._host = host
         self._message = message

@@ -46,7 +46,7 @@ def program(flow_file: str) -> list[str]:
     return [sys.executable, flow_file]
 
 
-class Command:
+class RunningCommand:
     """A process that was started; `process` is its Popen, `log_files` the paths of its output,
     `metadata` the URL with a password that it was given for its metadata."""
 

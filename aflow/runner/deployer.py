@@ -17,7 +17,7 @@ from aflow._core.settings import environment_with
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.errors import CommandFailed, FlowFileError, NotFound
-from aflow.runner.command import Command, CommandLine, program
+from aflow.runner.command import CommandLine, RunningCommand, program
 
 LAST_WORDS = 20  # lines of a failed command that its error repeats
 LOOK_AGAIN = 1.0  # seconds between looks at whether a run has begun
@@ -78,7 +78,7 @@ class Deployer:
                 enclosed = f"{file}.parameters"
                 Path(enclosed).write_text(json.dumps(values))
                 words.append(f"--parameters-file={enclosed}")
-            started = Command([*program(self.flow_file), *words], self._cwd, self._env)
+            started = RunningCommand([*program(self.flow_file), *words], self._cwd, self._env)
             try:
                 code = started.wait_here(self.show_output)
                 printed = started.output("stdout")

@@ -14,11 +14,11 @@ from aflow._core.threads import in_thread
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.errors import CommandFailed, FlowFileError
-from aflow.runner.command import Announcement, Command, CommandLine, program
+from aflow.runner.command import Announcement, CommandLine, RunningCommand, program
 
 if TYPE_CHECKING:
     from aflow.client import Run, Task
-    from aflow.runner.command import Command, Stream
+    from aflow.runner.command import RunningCommand, Stream
 
 # What a Runner gives: a run, or one task, that a process executes.
 
@@ -27,7 +27,7 @@ class ExecutingProcess:
     """A command of a flow and the process that executes it. As a context, it removes the files of
     its output at the end."""
 
-    def __init__(self, command_obj: Command, run: Run) -> None:
+    def __init__(self, command_obj: RunningCommand, run: Run) -> None:
         self.command_obj = command_obj
         self._run = run
 
@@ -102,7 +102,7 @@ class ExecutingRun(ExecutingProcess):
 class ExecutingTask(ExecutingProcess):
     """A task that `spin` executes, or has executed."""
 
-    def __init__(self, command_obj: Command, run: Run, find: Callable[[Run], Task]) -> None:
+    def __init__(self, command_obj: RunningCommand, run: Run, find: Callable[[Run], Task]) -> None:
         super().__init__(command_obj, run)
         self._find = find
 
@@ -152,7 +152,7 @@ class Runner:
         self._env = environment_with({**(env or {}), **profiles})
         self._cwd = os.fspath(cwd) if cwd is not None else None
         self._line = CommandLine(Path(self.flow_file))
-        self._commands: list[Command] = []
+        self._commands: list[RunningCommand] = []
 
     # ------------------------------------------------------------ to the end
 
@@ -205,7 +205,7 @@ class Runner:
 
     def _to_the_end(
         self, name: str, arguments: list[str], kwargs: Mapping[str, Any]
-    ) -> tuple[Command, Run]:
+    ) -> tuple[RunningCommand, Run]:
         with Announcement() as announcement:
             command = self._start(name, arguments, kwargs, announcement)
             command.wait_here(self.show_output)
@@ -213,7 +213,7 @@ class Runner:
 
     async def _begun(
         self, name: str, arguments: list[str], kwargs: Mapping[str, Any]
-    ) -> tuple[Command, Run]:
+    ) -> tuple[RunningCommand, Run]:
         with Announcement() as announcement:
             # The flow's file may be imported, to see its options: that takes its time.
             command = await in_thread(self._start, name, arguments, kwargs, announcement)
@@ -228,17 +228,17 @@ class Runner:
         arguments: list[str],
         kwargs: Mapping[str, Any],
         announcement: Announcement,
-    ) -> Command:
+    ) -> RunningCommand:
         words, values = self._line.words(name, arguments, self.top_level_kwargs, kwargs)
         if values:
             words.append(f"--parameters-file={announcement.enclose(values)}")
         words.append(f"--runner-attribute-file={announcement.path}")
-        command = Command([*program(self.flow_file), *words], self._cwd, self._env)
+        command = RunningCommand([*program(self.flow_file), *words], self._cwd, self._env)
         self._commands.append(command)
         return command
 
 
-def _announced(said: bytes, command: Command) -> Run:
+def _announced(said: bytes, command: RunningCommand) -> Run:
     """The run that the command has begun; raises CommandFailed where it has not."""
     if not said:
         code = command.process.wait()
@@ -254,7 +254,7 @@ def _announced(said: bytes, command: Command) -> Run:
     )
 
 
-def _spun(pathspec: str, command: Command, run: Run) -> ExecutingTask:
+def _spun(pathspec: str, command: RunningCommand, run: Run) -> ExecutingTask:
     parts = pathspec.removeprefix(f"{run.path_components[0]}/").split("/")
     step = parts[0] if len(parts) == 1 else parts[1]
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from aflow._core.settings import Durability, RunOptions, SpinOptions
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataRecord, MetadataStore, RunRecord
-    from aflow.runs.cache.key import Code
+    from aflow.runs.cache.key import CodeFingerprints
     from aflow.runs.cache.reuse import ReusableResults
     from aflow.runs.resume import Finished
     from aflow.runs.spin import Settled
@@ -157,11 +157,11 @@ def _ended(pathspec: str, metadata: MetadataStore) -> Iterator[dict[str, Any]]:
         }
 
 
-class Plan(NamedTuple):
+class RunInputs(NamedTuple):
     """What a run begins with. `parameters` is the manifest of its task 0."""
 
     parameters: bytes
-    code: Code
+    code: CodeFingerprints
     reusable: ReusableResults | None
 
 
@@ -262,7 +262,7 @@ class Creation:
         options: RunOptions,
         given: Mapping[str, Any],
         store: ObjectStore,
-    ) -> Plan:
+    ) -> RunInputs:
         """What a run would begin with. Its parameters are stored in `store`, nothing is recorded.
         Raises what `create` raises."""
         origin = self._origin(definition, options)
@@ -270,7 +270,7 @@ class Creation:
         parameters = self._parameters(definition, values, origin, store).encode()
         code = code_of(definition, options.locks)
         reusable = self._reusable(definition, options, origin, code, parameters)
-        return Plan(parameters, code, reusable)
+        return RunInputs(parameters, code, reusable)
 
     def known_to(
         self, definition: FlowDefinition, options: RunOptions, run: RunRecord, parameters: bytes
@@ -287,7 +287,7 @@ class Creation:
         definition: FlowDefinition,
         options: RunOptions,
         origin: Finished | None,
-        code: Code,
+        code: CodeFingerprints,
         parameters: bytes,
     ) -> ReusableResults | None:
         """The sources of reusable results of the run; None where there are none."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.runs.cache.explain import why
-from aflow.runs.cache.history import History, Place, Places, item_value
+from aflow.runs.cache.history import History, TaskPosition, TaskPositions, item_value
 from aflow.runs.cache.key import key_inputs_of
 from aflow.scheduler.machine import RunMachine
 from aflow.scheduler.messages import AttemptEnded, FromTask, LaunchAttempt, Outcome, RunStarted
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.runs.cache.key import KeyInputs, Value
     from aflow.runs.cache.reuse import ReusableResult
-    from aflow.runs.create import Plan
+    from aflow.runs.create import RunInputs
     from aflow.scheduler.messages import Command
     from aflow.storage.blobs import BlobStore
 
@@ -49,7 +49,7 @@ class DryRun:
     def __init__(
         self,
         definition: FlowDefinition,
-        plan: Plan,
+        plan: RunInputs,
         metadata: MetadataStore,
         blobs: BlobStore,
         options: RunOptions,
@@ -62,7 +62,7 @@ class DryRun:
         self._items = ItemReader(blobs, hold=True)
         self._settled = KnownManifests(Manifest.decode(plan.parameters))
         self._history = History(metadata, blobs, metadata.runs(definition.name))
-        self._places = Places()
+        self._places = TaskPositions()
         self._machine = RunMachine(
             definition.graph,
             policies_from(definition),
@@ -98,7 +98,7 @@ class DryRun:
         known = f"nothing has changed since {run}" if reused.cached else f"{run} has finished it"
         return Forecast(place.step, place.position, False, f"would not run: {known}")
 
-    def _why(self, launch: LaunchAttempt, place: Place) -> str:
+    def _why(self, launch: LaunchAttempt, place: TaskPosition) -> str:
         reusable = self._plan.reusable
         key = None if reusable is None else reusable.cache_key(launch.task)
         flow = self._definition.name

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 GRACE = 3600.0  # seconds
 
 
-class Wanted(NamedTuple):
+class RunsToDelete(NamedTuple):
     """Which runs are to go: those for which all that is given holds. None of them if nothing is.
 
     `run` is the id of the only one, of `flow`. `before` is when they have ended at the latest
@@ -60,7 +60,7 @@ class Wanted(NamedTuple):
     @property
     def is_nothing(self) -> bool:
         """Whether no run is meant."""
-        return self == Wanted()
+        return self == RunsToDelete()
 
 
 class Removed(NamedTuple):
@@ -76,7 +76,7 @@ class Removed(NamedTuple):
 
 
 def runs_to_delete(
-    metadata: MetadataStore, wanted: Wanted, grace: float = GRACE
+    metadata: MetadataStore, wanted: RunsToDelete, grace: float = GRACE
 ) -> list[RunRecord]:
     """The runs that are to go. Never one that goes on, or that one which goes on has resumed; a run
     without a coordinator may still be recovered for `grace` seconds."""
@@ -87,7 +87,7 @@ def runs_to_delete(
 
 
 def _of_flow(
-    metadata: MetadataStore, flow: str, wanted: Wanted, grace: float
+    metadata: MetadataStore, flow: str, wanted: RunsToDelete, grace: float
 ) -> Iterator[RunRecord]:
     runs = metadata.runs(flow)
     spins = metadata.runs(flow, kind=SPIN)
@@ -115,7 +115,7 @@ def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
     return True
 
 
-def _is_meant(run: RunRecord, wanted: Wanted) -> bool:
+def _is_meant(run: RunRecord, wanted: RunsToDelete) -> bool:
     if wanted.run is not None and run.run != wanted.run:
         return False
     ended = run.finished_at or run.heartbeat_at or run.created_at
@@ -129,7 +129,7 @@ def _is_meant(run: RunRecord, wanted: Wanted) -> bool:
 def collect(
     metadata: MetadataStore,
     store: ObjectStore,
-    wanted: Wanted,
+    wanted: RunsToDelete,
     now: float,
     *,
     grace: float = GRACE,

@@ -202,9 +202,9 @@ def _end_slurm_jobs(jobs: Sequence[str], reason: str) -> None:
 
 def _end_kubernetes_jobs(jobs: Sequence[str], reason: str) -> None:
     from aflow.executors.jobs.kubernetes import KubernetesSystem  # few runs have jobs
-    from aflow.k8s.access import Cluster
+    from aflow.k8s.access import KubernetesCluster
 
-    system = KubernetesSystem(Cluster())
+    system = KubernetesSystem(KubernetesCluster())
     try:
         system.terminate(jobs, reason)
     finally:

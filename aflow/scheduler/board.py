@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 
 from aflow.scheduler.messages import LaunchAttempt
 from aflow.scheduler.states import TaskState
-from aflow.scheduler.tasks import Items, Step, Task
+from aflow.scheduler.tasks import Items, LiveStep, LiveTask
 
 
 class Board:
@@ -38,20 +38,20 @@ class Board:
         "workers",
     )
 
-    def __init__(self, steps: dict[str, Step], limit: int, workers: int) -> None:
+    def __init__(self, steps: dict[str, LiveStep], limit: int, workers: int) -> None:
         self.steps = steps
         self.limit = limit
         self.workers = workers
         self.held = 0
         self.launched = 0  # tasks so far, so also the number of the latest
         self.now = 0.0  # the time of the event that is handled
-        self.live: dict[int, Task] = {}
-        self.ready: deque[Task] = deque()
+        self.live: dict[int, LiveTask] = {}
+        self.ready: deque[LiveTask] = deque()
         self.cursors: list[Items] = []
-        self.waiting: list[tuple[float, int, Task]] = []  # a heap
+        self.waiting: list[tuple[float, int, LiveTask]] = []  # a heap
         self.pushed = 0  # keeps retries that are due at the same time in order
 
-    def add(self, task: Task) -> None:
+    def add(self, task: LiveTask) -> None:
         """A new task may start."""
         task.ready_at = self.now
         task.step.ready += 1
@@ -90,7 +90,7 @@ class Board:
         self.live[task.number] = task
         return task.next_attempt()
 
-    def _take(self) -> Task | None:
+    def _take(self) -> LiveTask | None:
         ready = self.ready
         has_room = len(self.live) + self.held < self.limit
         while ready:
@@ -113,7 +113,7 @@ class Board:
             items.next = index + 1
             if items.next == items.known:
                 cursors.pop()
-            task = Task(body, items, index, items.entry)
+            task = LiveTask(body, items, index, items.entry)
             task.ready_at = items.ready_at
             return task
         return None
@@ -126,12 +126,12 @@ class Board:
             and gang.body.launched + count <= gang.body.bound
         )
 
-    def begin(self, task: Task, handle: str) -> None:
+    def begin(self, task: LiveTask, handle: str) -> None:
         """The live attempt of the task runs."""
         task.handle = handle
         task.step.running += 1
 
-    def end(self, task: Task) -> None:
+    def end(self, task: LiveTask) -> None:
         """The live attempt of the task is over, and its worker free."""
         del self.live[task.number]
         step = task.step
@@ -143,14 +143,14 @@ class Board:
         elif step.parked_items:
             self.cursors.append(step.parked_items.pop())
 
-    def again(self, task: Task) -> None:
+    def again(self, task: LiveTask) -> None:
         """A task whose attempt was lost or cut short is the first to start."""
         task.move(TaskState.READY)
         self._hold(task)
         task.step.ready += 1
         self.ready.appendleft(task)
 
-    def wait(self, task: Task, at: float) -> None:
+    def wait(self, task: LiveTask, at: float) -> None:
         """A task is to be tried again, but not before `at`."""
         task.move(TaskState.WAITING)
         self._hold(task)
@@ -173,18 +173,18 @@ class Board:
             due = True
         return due
 
-    def _hold(self, task: Task) -> None:
+    def _hold(self, task: LiveTask) -> None:
         """Keep the place of a member whose gang waits for it."""
         if task.is_member and not task.holds:
             task.holds = True
             self.held += 1
 
-    def pending(self) -> list[Task]:
+    def pending(self) -> list[LiveTask]:
         """The tasks that are ready, parked or waiting, without items that have not started."""
         parked = [task for step in self.steps.values() for task in step.parked]
         return [*self.ready, *parked, *(task for _, _, task in sorted(self.waiting))]
 
-    def clear(self) -> list[Task]:
+    def clear(self) -> list[LiveTask]:
         """Forget all that is not live. The answer is those forgotten that had been launched."""
         dropped = [task for task in self.pending() if task.number]
         self.ready.clear()

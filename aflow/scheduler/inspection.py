@@ -8,7 +8,7 @@ from typing import Any
 from aflow.scheduler.board import Board
 from aflow.scheduler.messages import FinishRun
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState, TaskState
-from aflow.scheduler.tasks import Branches, Group, Items, Step, Task
+from aflow.scheduler.tasks import Branches, Group, Items, LiveStep, LiveTask
 
 _SHOWN = 20  # tasks in a story
 
@@ -44,7 +44,7 @@ def snapshot(board: Board) -> tuple[Any, ...]:
     )
 
 
-def _task(task: Task) -> tuple[Any, ...]:
+def _task(task: LiveTask) -> tuple[Any, ...]:
     return (
         task.step.name,
         None if task.group is None else task.group.serial,
@@ -62,7 +62,7 @@ def _task(task: Task) -> tuple[Any, ...]:
     )
 
 
-def _step(step: Step) -> tuple[Any, ...]:
+def _step(step: LiveStep) -> tuple[Any, ...]:
     parked = tuple(map(_task, step.parked))
     return (step.name, step.counts(), parked, tuple(each.serial for each in step.parked_items))
 

@@ -35,7 +35,7 @@ from aflow.scheduler.messages import (
 )
 from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import RUN_MOVES, AttemptState, IllegalMove, RunState, TaskState
-from aflow.scheduler.tasks import Branches, Group, Items, Step, StepCounts, Task, steps_of
+from aflow.scheduler.tasks import Branches, Group, Items, LiveStep, LiveTask, StepCounts, steps_of
 
 # Whether a step went where the graph lets it go.
 #
@@ -47,7 +47,7 @@ FAN_OUT = frozenset({Kind.FOREACH, Kind.PARALLEL})
 
 
 def disagreement(
-    task: Task, transition: Transition | None, max_num_splits: int, max_workers: int
+    task: LiveTask, transition: Transition | None, max_num_splits: int, max_workers: int
 ) -> str | None:
     """A sentence that says what is wrong with a transition of this task; None if it can be
     followed."""
@@ -81,7 +81,7 @@ def disagreement(
     return None
 
 
-def _too_large(step: Step, count: int | None, max_workers: int) -> str | None:
+def _too_large(step: LiveStep, count: int | None, max_workers: int) -> str | None:
     if count is None or count <= min(max_workers, step.targets[0].bound):
         return None
     if count > max_workers:
@@ -95,12 +95,12 @@ def _too_large(step: Step, count: int | None, max_workers: int) -> str | None:
     )
 
 
-def following(step: Step, transition: Transition) -> Step:
+def following(step: LiveStep, transition: Transition) -> LiveStep:
     """The one step that follows a linear step or a switch."""
     return step.targets[0 if step.kind is Kind.LINEAR else step.next.index(transition.steps[0])]
 
 
-def _agrees(step: Step, transition: Transition) -> bool:
+def _agrees(step: LiveStep, transition: Transition) -> bool:
     if step.kind is Kind.SWITCH:
         if len(transition.steps) != 1 or transition.steps[0] not in step.next:
             return False
@@ -111,7 +111,7 @@ def _agrees(step: Step, transition: Transition) -> bool:
     return transition.count is None
 
 
-def _story(step: Step, transition: Transition) -> str:
+def _story(step: LiveStep, transition: Transition) -> str:
     went = ", ".join(map(str, transition.steps)) or "nowhere"
     items = "" if transition.count is None else f" (for {transition.count!r} items)"
     may = (" or " if step.kind is Kind.SWITCH else ", ").join(step.next) or "nowhere"
@@ -122,7 +122,7 @@ def _story(step: Step, transition: Transition) -> str:
     )
 
 
-def _too_many(step: Step, count: int | None, limit: int) -> str | None:
+def _too_many(step: LiveStep, count: int | None, limit: int) -> str | None:
     if step.kind is not Kind.FOREACH or count is None or count <= limit:
         return None
     return (
@@ -245,7 +245,7 @@ class RunMachine:
     def _run_started(self, event: RunStarted, commands: list[Command]) -> None:
         self._handled = event
         self._move(RunState.RUNNING)
-        self._board.add(Task(self._board.steps[self._start], None, 0, NoInputs()))
+        self._board.add(LiveTask(self._board.steps[self._start], None, 0, NoInputs()))
         self._go_on(commands)
 
     def _attempt_started(self, event: AttemptStarted) -> None:
@@ -307,7 +307,7 @@ class RunMachine:
     # ------------------------------------------------------------------ ends of attempts
 
     def _succeeded(
-        self, task: Task, transition: Transition | None, commands: list[Command]
+        self, task: LiveTask, transition: Transition | None, commands: list[Command]
     ) -> None:
         fault = disagreement(task, transition, self._max_num_splits, self._max_workers)
         if fault is not None:
@@ -319,7 +319,9 @@ class RunMachine:
         if self._stop is None and transition is not None:
             self._follow(task, transition)
 
-    def _try_again(self, task: Task, outcome: Outcome, now: float, commands: list[Command]) -> None:
+    def _try_again(
+        self, task: LiveTask, outcome: Outcome, now: float, commands: list[Command]
+    ) -> None:
         wait = task.wait_after(outcome)
         # Another attempt would make its items again, while tasks for these have begun.
         if wait is None or task.stream is not None:
@@ -331,7 +333,7 @@ class RunMachine:
         else:
             self._board.again(task)
 
-    def _fail(self, task: Task, reason: str, commands: list[Command]) -> None:
+    def _fail(self, task: LiveTask, reason: str, commands: list[Command]) -> None:
         """The task is out of attempts: the run fails, unless it is stopping already."""
         self._settle(task, TaskState.FAILED, reason, commands)
         if self._stop is None:
@@ -340,7 +342,9 @@ class RunMachine:
             if self._fail_fast:
                 self._cancel_live(commands)
 
-    def _settle(self, task: Task, state: TaskState, reason: str, commands: list[Command]) -> None:
+    def _settle(
+        self, task: LiveTask, state: TaskState, reason: str, commands: list[Command]
+    ) -> None:
         task.move(state)
         if state is TaskState.FAILED:
             task.step.failed += 1
@@ -353,7 +357,7 @@ class RunMachine:
 
     # ------------------------------------------------------------------ tokens
 
-    def _follow(self, task: Task, transition: Transition) -> None:
+    def _follow(self, task: LiveTask, transition: Transition) -> None:
         """Let what follows a finished task become ready."""
         kind = task.step.kind
         if kind is Kind.LINEAR or kind is Kind.SWITCH:
@@ -365,23 +369,23 @@ class RunMachine:
         else:
             self._open_items(task, transition.count or 0)
 
-    def _enter(self, step: Step, group: Group | None, index: int, task: int) -> None:
+    def _enter(self, step: LiveStep, group: Group | None, index: int, task: int) -> None:
         """A token moves on from `task` to `step`: to the join of its group, or to any other."""
         if group is None or step is not group.join:
-            self._board.add(Task(step, group, index, FromTask(task)))
+            self._board.add(LiveTask(step, group, index, FromTask(task)))
         elif group.arrive(index, task):
             self._open -= 1
-            self._board.add(Task(step, group.group, group.index, group.inputs()))
+            self._board.add(LiveTask(step, group.group, group.index, group.inputs()))
 
-    def _open_branches(self, task: Task) -> None:
+    def _open_branches(self, task: LiveTask) -> None:
         branches = Branches(self._next_split(), task, _join_of(task))
         for index, target in enumerate(task.step.targets):
             if target is branches.join:
                 self._enter(target, branches, index, task.number)
             else:
-                self._board.add(Task(target, branches, index, branches.entry))
+                self._board.add(LiveTask(target, branches, index, branches.entry))
 
-    def _open_items(self, task: Task, count: int) -> None:
+    def _open_items(self, task: LiveTask, count: int) -> None:
         join = _join_of(task)
         if task.stream is not None:
             self._close_stream(task.stream, count)
@@ -389,7 +393,7 @@ class RunMachine:
             self._board.open(Items(self._next_split(), task, join, count))
         else:
             nothing = FromForeach(task.number, join.inlets, 0)
-            self._board.add(Task(join, task.group, task.index, nothing))
+            self._board.add(LiveTask(join, task.group, task.index, nothing))
 
     def _close_stream(self, items: Items, count: int) -> None:
         """No more items come; all of them may be at the join already."""
@@ -397,7 +401,7 @@ class RunMachine:
         items.expected = count
         if items.arrived == count:
             self._open -= 1
-            self._board.add(Task(items.join, items.group, items.index, items.inputs()))
+            self._board.add(LiveTask(items.join, items.group, items.index, items.inputs()))
 
     def _next_split(self) -> int:
         self._splits += 1
@@ -451,7 +455,7 @@ class RunMachine:
         waiting = self._board.waiting
         return waiting[0][0] if waiting else None
 
-    def _live(self) -> list[Task]:
+    def _live(self) -> list[LiveTask]:
         return sorted(self._board.live.values(), key=lambda task: task.number)
 
     def live(self) -> list[LaunchAttempt]:
@@ -499,7 +503,7 @@ class RunMachine:
             raise IllegalMove(f"{broken}\n{self.story()}")
 
 
-def _join_of(task: Task) -> Step:
+def _join_of(task: LiveTask) -> LiveStep:
     join = task.step.join
     if join is None:  # steps_of refuses such a graph
         raise IllegalMove(f"{task.story()} opens a split that no join closes.")

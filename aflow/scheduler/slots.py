@@ -46,7 +46,7 @@ class Grant(NamedTuple):
     devices: tuple[str, ...]
 
 
-class _Entry(NamedTuple):
+class _WaitingAttempts(NamedTuple):
     """Attempts that start together: one, or all members of a gang."""
 
     number: int  # in the order in which they came
@@ -67,7 +67,9 @@ class Slots:
         self._places = workers if workers is not None else 1 << 62
         self._workers = self._places
         self._held: dict[Hashable, tuple[Demand, tuple[str, ...]]] = {}
-        self._lines: dict[Demand, deque[_Entry]] = {}  # by what all of an entry need together
+        self._lines: dict[
+            Demand, deque[_WaitingAttempts]
+        ] = {}  # by what all of an entry need together
         self._waiting: dict[Hashable, Demand] = {}
         self._number = 0
         # Whether something may start since the last look: what joins a line that waits does not.
@@ -103,7 +105,7 @@ class Slots:
         if len(keys) > 1:
             whole = tuple((name, amount * len(keys)) for name, amount in each)
         self._number += 1
-        entry = _Entry(self._number, tuple(keys), each)
+        entry = _WaitingAttempts(self._number, tuple(keys), each)
         line = self._lines.get(whole)
         if line is None:
             line = self._lines[whole] = deque()
@@ -159,7 +161,7 @@ class Slots:
                 grants.append(self._give(key, entry.each))
         return grants
 
-    def _next(self) -> _Entry | None:
+    def _next(self) -> _WaitingAttempts | None:
         first: Demand | None = None  # what the one needs that has waited for the longest time
         for whole, line in sorted(self._lines.items(), key=_came):
             is_wide = len(line[0].keys) > self._workers
@@ -204,7 +206,7 @@ class Slots:
         return Grant(key, devices)
 
 
-def _came(item: tuple[Demand, deque[_Entry]]) -> int:
+def _came(item: tuple[Demand, deque[_WaitingAttempts]]) -> int:
     return item[1][0].number
 
 

@@ -53,7 +53,7 @@ class _Split:
 
     __slots__ = ("arrived", "entry", "expected", "group", "index", "join", "serial", "step", "task")
 
-    def __init__(self, serial: int, task: Task, join: Step, expected: int) -> None:
+    def __init__(self, serial: int, task: LiveTask, join: LiveStep, expected: int) -> None:
         self.serial = serial
         self.task = task.number
         self.step = task.step
@@ -76,7 +76,7 @@ class Items(_Split):
     __slots__ = ("body", "gang", "known", "next", "ready_at")
 
     def __init__(
-        self, serial: int, task: Task, join: Step, count: int, *, grows: bool = False
+        self, serial: int, task: LiveTask, join: LiveStep, count: int, *, grows: bool = False
     ) -> None:
         super().__init__(serial, task, join, UNKNOWN if grows else count)
         self.known = count
@@ -98,7 +98,7 @@ class Items(_Split):
         """The innermost foreach of a task at this index: this one."""
         return (self.task, index, None if self.expected == UNKNOWN else self.expected)
 
-    def opens(self, task: Task) -> bool:
+    def opens(self, task: LiveTask) -> bool:
         """Whether the task is the first one of its item."""
         return task.inputs is self.entry
 
@@ -108,7 +108,7 @@ class Branches(_Split):
 
     __slots__ = ("last", "outer")
 
-    def __init__(self, serial: int, task: Task, join: Step) -> None:
+    def __init__(self, serial: int, task: LiveTask, join: LiveStep) -> None:
         super().__init__(serial, task, join, len(task.step.targets))
         self.last = [0] * self.expected
         self.outer = task.place()
@@ -127,7 +127,7 @@ class Branches(_Split):
         """The innermost foreach of a task in a branch: that of the task which opened the split."""
         return self.outer
 
-    def opens(self, task: Task) -> bool:
+    def opens(self, task: LiveTask) -> bool:
         """A branch is no item."""
         return False
 
@@ -153,7 +153,7 @@ class StepCounts(NamedTuple):
     cancelled: int
 
 
-class Step:
+class LiveStep:
     """One step: what of its node and policy the machine asks for all the time, and its tallies.
 
     `parked` and `parked_items` are tasks and cursors that may start but for the step's own bound.
@@ -186,11 +186,11 @@ class Step:
         self.is_join = node.is_join
         self.next = node.next
         self.inlets = tuple(name for name in node.previous if name != node.name)
-        self.targets: tuple[Step, ...] = ()
-        self.join: Step | None = None
+        self.targets: tuple[LiveStep, ...] = ()
+        self.join: LiveStep | None = None
         self.policy = policy
         self.bound = policy.max_workers or _UNBOUNDED
-        self.parked: deque[Task] = deque()
+        self.parked: deque[LiveTask] = deque()
         self.parked_items: list[Items] = []
         self.ready = self.launched = self.running = self.waiting = 0
         self.done = self.failed = self.cancelled = 0
@@ -215,10 +215,12 @@ class Step:
         )
 
 
-def steps_of(graph: Graph, policies: Mapping[str, StepPolicy]) -> dict[str, Step]:
+def steps_of(graph: Graph, policies: Mapping[str, StepPolicy]) -> dict[str, LiveStep]:
     """The steps of a graph, tied to one another; raises InvalidFlow for a graph that cannot run."""
     default = StepPolicy()
-    steps = {name: Step(node, policies.get(name, default)) for name, node in graph.nodes.items()}
+    steps = {
+        name: LiveStep(node, policies.get(name, default)) for name, node in graph.nodes.items()
+    }
     if graph.start not in steps:
         raise InvalidFlow(f"Flow {graph.flow} has no step {graph.start!r} to start with.")
     for step in steps.values():
@@ -226,7 +228,7 @@ def steps_of(graph: Graph, policies: Mapping[str, StepPolicy]) -> dict[str, Step
     return steps
 
 
-def _tie(step: Step, node: Node, steps: dict[str, Step]) -> None:
+def _tie(step: LiveStep, node: Node, steps: dict[str, LiveStep]) -> None:
     """Turn the names that a node holds into steps."""
 
     def fault(story: str) -> InvalidFlow:
@@ -250,7 +252,7 @@ def _tie(step: Step, node: Node, steps: dict[str, Step]) -> None:
             raise fault(f"leads straight into the join {target.name}")
 
 
-class Task:
+class LiveTask:
     """One task that is not over.
 
     `number` is 0 until its first attempt is launched, `attempt` -1. `failures` and `losses` count
@@ -281,7 +283,7 @@ class Task:
 
     launch: LaunchAttempt  # the live attempt, or the last one
 
-    def __init__(self, step: Step, group: Group | None, index: int, inputs: Inputs) -> None:
+    def __init__(self, step: LiveStep, group: Group | None, index: int, inputs: Inputs) -> None:
         self.step = step
         self.group = group
         self.index = index

@@ -19,7 +19,7 @@ _LARGEST_IN_ALL = 1_000_000
 _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_workers"})
 
 
-class Order(NamedTuple):
+class RunRequest(NamedTuple):
     """A run to begin: the key of its code package, the flow file in it, and the words of the
     command line that follow the file: those of `parameters` apart, which may be secret. `flow`
     names one of several flows in the file; `command` is `run` or `resume`."""
@@ -38,7 +38,7 @@ class Order(NamedTuple):
         return json.dumps(fields).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> Order:
+    def decode(cls, data: bytes) -> RunRequest:
         """The order that was encoded. Raises InvalidInput."""
         fields = fields_of(data)
         words, command = fields.get("words"), fields.get("command")
@@ -56,7 +56,7 @@ class Order(NamedTuple):
         )
 
 
-def order(body: bytes) -> Order:
+def order(body: bytes) -> RunRequest:
     """The order that the body of a request is, a JSON object. Raises InvalidInput, which says what
     is wrong."""
     return order_of(fields_of(body))
@@ -85,7 +85,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
+def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> RunRequest:
     """The order that these fields are, and `more` words of ours. Raises InvalidInput."""
     unknown = sorted(fields.keys() - _FIELDS)
     if unknown:
@@ -99,7 +99,7 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> Order:
     if sum(map(len, (*parameters, *words))) > _LARGEST_IN_ALL:
         raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
     flow = fields.get("flow")
-    return Order(
+    return RunRequest(
         ids.blob_key(fields.get("package", "")),
         _script(fields.get("script")),
         None if flow is None else ids.flow_name(flow),
@@ -116,7 +116,7 @@ def resume_order(
     step: str | None,
     parameters: object = None,
     max_workers: object = None,
-) -> Order:
+) -> RunRequest:
     """The order to resume a run of this flow: from a step on if one is named, and with other values
     of these parameters. Raises InvalidInput."""
     given = {} if parameters is None else parameters
@@ -132,7 +132,7 @@ def resume_order(
         *_workers(max_workers),
         *([] if step is None else [ids.step_name(step)]),
     ]
-    return Order(
+    return RunRequest(
         ids.blob_key(package), _script(script), ids.flow_name(flow), tuple(words), "resume", changed
     )
 

@@ -36,7 +36,7 @@ from aflow.errors import (
     StoreUnavailable,
     UnsafeFolder,
 )
-from aflow.server.run_requests import Order, fields_of
+from aflow.server.run_requests import RunRequest, fields_of
 from aflow.storage.blobs import BlobStore
 
 _log = logging.getLogger("aflow.server")
@@ -47,7 +47,7 @@ _REMEMBERED = 1000  # runs whose last words are kept
 _SAID = 4000  # bytes of what a run that did not begin has said
 
 
-class Place(NamedTuple):
+class RunsLocation(NamedTuple):
     """Where runs leave what they make. `root` is the `.aflow` folder; `settings` are the variables
     that tell runs of it. (By the environment, since URLs may hold passwords, and everybody who may
     list the processes of the machine can read a command line.) `secret` are variables of the server
@@ -92,7 +92,7 @@ class Runs:
     seconds until it has to be recorded."""
 
     def __init__(
-        self, place: Place, blobs: BlobStore, limit: int, patience: float = _PATIENCE
+        self, place: RunsLocation, blobs: BlobStore, limit: int, patience: float = _PATIENCE
     ) -> None:
         self._patience = patience
         self._place = place
@@ -124,7 +124,7 @@ class Runs:
         """Whether one more run may begin."""
         return len(self.going_on()) + self._beginning < self._limit
 
-    async def begin(self, order: Order) -> str:
+    async def begin(self, order: RunRequest) -> str:
         """Begin the run and give its pathspec: it is recorded when this returns. Raises
         CodePackageError where the package is not there, InvalidInput where it has no such file,
         CoordinatorFull, CoordinatorClosed, and CommandFailed with what the run says where it does
@@ -164,7 +164,7 @@ class Runs:
         except (InvalidSetting, UnsafeFolder) as error:
             raise StoreUnavailable(str(error)) from error
 
-    async def _start(self, folder: Path, order: Order) -> str:
+    async def _start(self, folder: Path, order: RunRequest) -> str:
         file = folder / order.script
         target = str(file) if order.flow is None else f"{file}:{order.flow}"
         with tempfile.TemporaryFile() as said, _file_of((*order.parameters, *order.words)) as words:
@@ -194,7 +194,7 @@ class Runs:
             process.send_signal(signal.SIGHUP)  # it began while the daemon was being stopped
         return pathspec
 
-    async def _remember(self, pathspec: str, order: Order) -> None:
+    async def _remember(self, pathspec: str, order: RunRequest) -> None:
         """Keep what was ordered, to recover the run. It is kept in the datastore: the metadata may
         be written by others, who are not to say which code a server runs."""
         data, store = order.encode(pathspec), self._blobs.store
@@ -220,7 +220,7 @@ class Runs:
             except (ObjectNotFound, InvalidInput):  # gone meanwhile, or none of ours
                 continue
 
-    def ordered(self, pathspec: str) -> Order:
+    def ordered(self, pathspec: str) -> RunRequest:
         """What was ordered when a run began. Blocks. Raises NotFound for a run that no server with
         this datastore has begun, StorageError, and InvalidInput."""
         try:
@@ -230,7 +230,7 @@ class Runs:
                 f"{pathspec} was not submitted to a server with the datastore "
                 f"{self._blobs.store.url}: its code is not run here."
             ) from error
-        return Order.decode(data)
+        return RunRequest.decode(data)
 
     async def take_up(self, pathspec: str) -> None:
         """Recover a run that nobody drives, with the code and the words that it was ordered with.
@@ -252,7 +252,7 @@ class Runs:
         finally:
             package.release(folder)  # the process uses it from now on
 
-    async def _recover(self, pathspec: str, order: Order, folder: Path) -> None:
+    async def _recover(self, pathspec: str, order: RunRequest, folder: Path) -> None:
         flow, _, run = pathspec.partition("/")
         file = folder / order.script
         said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended

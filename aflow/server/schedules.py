@@ -355,7 +355,7 @@ class Scheduling:
         root = roots.root_name("schedules", self._metadata.url, name)
         if packages:
             about = f"the schedule {name} of a server on {self._metadata.url}"
-            roots.declare(self._blobs.store, root, roots.Root(packages, about))
+            roots.declare(self._blobs.store, root, roots.GcRoot(packages, about))
             self._declared[name] = (packages[0], self._clock.monotonic())
         else:
             roots.withdraw(self._blobs.store, root)

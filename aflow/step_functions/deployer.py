@@ -41,7 +41,7 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
 from aflow.step_functions import plan as planning
 from aflow.step_functions import unrecorded
 from aflow.step_functions.names import Label, authorized, checked_token, label_of, rule_name
-from aflow.step_functions.plan import Account, Plan, Ticks, Wanted, name_of
+from aflow.step_functions.plan import Account, DeploymentOptions, DeploymentPlan, Ticks, name_of
 from aflow.step_functions.records import Records
 from aflow.step_functions.spec import order_name
 from aflow.storage import roots
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.aws.settings import AwsSettings
     from aflow.environments.shipping import Shipment
-    from aflow.environments.transport import Shipment as EnvironmentShipment
+    from aflow.environments.transport import StoredEnvironments as EnvironmentShipment
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
     from aflow.step_functions.plan import Events, Ticks
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 # The calls of AWS that deploying takes: Step Functions, AWS Batch, EventBridge. Calls block.
 
 
-class Machine(NamedTuple):
+class StateMachine(NamedTuple):
     """A state machine that is there. `label` is None for one that aflow has not made."""
 
     name: str
@@ -70,7 +70,7 @@ class Machine(NamedTuple):
     label: Label | None
 
 
-class Execution(NamedTuple):
+class StateMachineExecution(NamedTuple):
     """An execution. Times are in seconds since the epoch."""
 
     arn: str
@@ -116,14 +116,14 @@ class Aws(Calls):
 
     # ------------------------------------------------------------ state machines
 
-    def machine(self, name: str) -> Machine | None:
+    def machine(self, name: str) -> StateMachine | None:
         """The state machine of this name."""
         arn = self.account.machine_arn(name)
         found = self._call("stepfunctions", "describe_state_machine", stateMachineArn=arn)
         if found is None:
             return None
         definition = found["definition"]
-        return Machine(name, arn, definition, label_of(definition))
+        return StateMachine(name, arn, definition, label_of(definition))
 
     def put_machine(self, name: str, definition: str, *, log_history: bool) -> str:
         """Make the state machine, or change the one that is there; its ARN."""
@@ -149,7 +149,7 @@ class Aws(Calls):
 
     # ------------------------------------------------------------ executions
 
-    def start(self, name: str, given: dict[str, Any]) -> Execution:
+    def start(self, name: str, given: dict[str, Any]) -> StateMachineExecution:
         """Start an execution with this input."""
         text = json.dumps(given)
         arn = self.account.machine_arn(name)
@@ -164,20 +164,20 @@ class Aws(Calls):
             raise AwsError(f"There is no state machine {name} in {self.account.region}.")
         found = made["executionArn"]
         started = made["startDate"].timestamp()
-        return Execution(found, found.rpartition(":")[2], "RUNNING", started, None)
+        return StateMachineExecution(found, found.rpartition(":")[2], "RUNNING", started, None)
 
-    def execution(self, machine: str, name: str) -> Execution | None:
+    def execution(self, machine: str, name: str) -> StateMachineExecution | None:
         """The execution of this name."""
         arn = self.account.machine_arn(machine).replace(":stateMachine:", ":execution:")
         found = self._call("stepfunctions", "describe_execution", executionArn=f"{arn}:{name}")
         return None if found is None else _execution(found)
 
-    def why(self, execution: Execution) -> tuple[str, str]:
+    def why(self, execution: StateMachineExecution) -> tuple[str, str]:
         """The error and the cause that an execution has ended with."""
         found = self._call("stepfunctions", "describe_execution", executionArn=execution.arn) or {}
         return str(found.get("error") or execution.status), str(found.get("cause") or "")
 
-    def executions(self, machine: str, states: Sequence[str]) -> Iterator[Execution]:
+    def executions(self, machine: str, states: Sequence[str]) -> Iterator[StateMachineExecution]:
         """The executions of a state machine in one of these states (all, if none is named), the
         latest first in each."""
         arn = self.account.machine_arn(machine)
@@ -189,7 +189,7 @@ class Aws(Calls):
                 following = page.get("nextToken")
                 values = {**values, "nextToken": following} if following else {}
 
-    def stop(self, execution: Execution, cause: str) -> None:
+    def stop(self, execution: StateMachineExecution, cause: str) -> None:
         """Stop an execution, and the jobs that it waits for."""
         self._call(
             "stepfunctions",
@@ -260,9 +260,9 @@ class Aws(Calls):
         self._call("scheduler", "delete_schedule", Name=name)
 
 
-def _execution(found: Any) -> Execution:
+def _execution(found: Any) -> StateMachineExecution:
     stopped = found.get("stopDate")
-    return Execution(
+    return StateMachineExecution(
         found["executionArn"],
         found["executionArn"].rpartition(":")[2],
         found["status"],
@@ -324,16 +324,18 @@ class Deployed(NamedTuple):
     """What `create` has done: the plan, how many definitions of jobs were new, and what the state
     machine said of itself before."""
 
-    plan: Plan
+    plan: DeploymentPlan
     new_jobs: int
     new_machine: bool
     before: Label | None
 
 
-class Deployer:
+class StateMachineDeployer:
     """Deploys one flow, and looks after its executions. Calls block."""
 
-    def __init__(self, definition: FlowDefinition, settings: Settings, wanted: Wanted) -> None:
+    def __init__(
+        self, definition: FlowDefinition, settings: Settings, wanted: DeploymentOptions
+    ) -> None:
         self._definition = definition
         self._settings = settings
         self._wanted = wanted
@@ -382,7 +384,7 @@ class Deployer:
         owner: str | None,
         shipment: Shipment | None,
         environments: EnvironmentShipment | None,
-    ) -> Plan:
+    ) -> DeploymentPlan:
         return planning.plan(
             self._definition,
             self._wanted,
@@ -445,7 +447,7 @@ class Deployer:
         before = None if only else roots.declared(store, name)
         former = () if before is None else before.blobs
         about = f"the state machine {self.name}, of flow {self.flow}"
-        roots.declare(store, name, roots.Root(tuple(dict.fromkeys([*blobs, *former])), about))
+        roots.declare(store, name, roots.GcRoot(tuple(dict.fromkeys([*blobs, *former])), about))
 
     def _root(self) -> str:
         return roots.root_name("deployments", self._aws.account.machine_arn(self.name))
@@ -473,7 +475,7 @@ class Deployer:
         return backends.open_metadata(self._settings.metadata_url)
 
     def _token(
-        self, there: Machine | None, authorize: str | None, new: str | None, *, generate: bool
+        self, there: StateMachine | None, authorize: str | None, new: str | None, *, generate: bool
     ) -> str:
         """The token of the new version."""
         label = None if there is None else self._ours(there, authorize, "change it")
@@ -487,7 +489,7 @@ class Deployer:
     def _arn(self) -> str:
         return self._aws.account.machine_arn(self.name)
 
-    def _ours(self, machine: Machine, token: str | None, what: str) -> Label:
+    def _ours(self, machine: StateMachine, token: str | None, what: str) -> Label:
         if machine.label is None:
             raise InvalidInput(
                 f"The state machine {self.name} was not made by aflow, and is left as it is: "
@@ -501,7 +503,7 @@ class Deployer:
             self._tokens.remember(self._arn, given)
         return machine.label
 
-    def _start_by(self, made: Plan) -> None:
+    def _start_by(self, made: DeploymentPlan) -> None:
         """See that what the flow says starts it, and nothing else does."""
         ticks, events = made.ticks, made.events
         if ticks is not None and ticks.zone is not None:
@@ -528,7 +530,7 @@ class Deployer:
 
     # ------------------------------------------------------------ executions
 
-    def machine(self) -> Machine:
+    def machine(self) -> StateMachine:
         """The state machine; raises NotFound where the flow is not deployed."""
         found = self._aws.machine(self.name)
         if found is None:
@@ -538,7 +540,7 @@ class Deployer:
             )
         return found
 
-    def trigger(self, parameters: Mapping[str, Any]) -> Execution:
+    def trigger(self, parameters: Mapping[str, Any]) -> StateMachineExecution:
         """Start a run with these values of parameters."""
         self.machine()
         declared = self._definition.parameters
@@ -555,12 +557,12 @@ class Deployer:
             )
         return self._aws.start(self.name, {"Parameters": text})
 
-    def executions(self, states: Sequence[str]) -> list[Execution]:
+    def executions(self, states: Sequence[str]) -> list[StateMachineExecution]:
         """The runs in one of these states, or all."""
         self.machine()
         return [*self._aws.executions(self.name, states)]
 
-    def reasons(self, executions: Sequence[Execution]) -> dict[str, str]:
+    def reasons(self, executions: Sequence[StateMachineExecution]) -> dict[str, str]:
         """Why runs have not succeeded, by their ids: as they are recorded, which those are now that
         failed before a job could, else as AWS says it."""
         ended = [e for e in executions if e.status in ("FAILED", "TIMED_OUT", "ABORTED")]
@@ -589,7 +591,7 @@ class Deployer:
             now = SystemClock.now()
             unrecorded.record(metadata, store, names, self._aws.last_lines, now)
 
-    def _execution(self, run: str) -> Execution:
+    def _execution(self, run: str) -> StateMachineExecution:
         found = self._aws.execution(self.name, run.removeprefix("sfn-"))
         if found is None or not run.startswith("sfn-"):
             raise NotFound(
@@ -598,7 +600,7 @@ class Deployer:
             )
         return found
 
-    def terminate(self, run: str, authorize: str | None, clock: Clock) -> Execution:
+    def terminate(self, run: str, authorize: str | None, clock: Clock) -> StateMachineExecution:
         """Stop a run, which is cancelled then. Where AWS has ended it, and nobody was left to say
         so, that is recorded. Raises InvalidInput for one whose end is known."""
         self._ours(self.machine(), authorize, "stop its runs")
@@ -627,7 +629,7 @@ class Deployer:
             records.commit(Batch(attempts=ended, run=RunUpdate(state, now, reason)))
             return True
 
-    def resume(self, run: str) -> Execution:
+    def resume(self, run: str) -> StateMachineExecution:
         """Start a run that reuses what this one has finished."""
         self.machine()
         execution = self._execution(run)
@@ -653,14 +655,14 @@ class Deployer:
             roots.withdraw(store, name)
 
 
-def _end_in_aws(execution: Execution) -> tuple[RunState, str]:
+def _end_in_aws(execution: StateMachineExecution) -> tuple[RunState, str]:
     """How a run has ended whose execution has."""
     if execution.status == "ABORTED":
         return RunState.CANCELLED, "The execution was stopped in AWS."
     return RunState.FAILED, f"Step Functions ended the execution with {execution.status}."
 
 
-def starts(made: Plan) -> list[str]:
+def starts(made: DeploymentPlan) -> list[str]:
     """What starts the flow, in sentences."""
     sentences = []
     if isinstance(made.ticks, Ticks):

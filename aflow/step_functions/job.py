@@ -74,7 +74,7 @@ from aflow.step_functions.records import Records
 from aflow.step_functions.spec import (
     NOBODY,
     WORD_OF_FAILURE,
-    JobVariables,
+    StateJobVariables,
     read_order,
     state_after,
     word_name,
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from aflow.runs.attempts import Kept
     from aflow.scheduler.retry import StepPolicy
     from aflow.step_functions.records import Records
-    from aflow.step_functions.spec import Order
+    from aflow.step_functions.spec import DeploymentSpec
     from aflow.storage.base import ObjectStore
     from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
@@ -115,12 +115,12 @@ GRACE = 20.0  # seconds for a step to end when the job is to stop: Batch gives 3
 _STATES = {state.value: state for state in AttemptState}
 
 
-class OneAttempt:
+class JobAttempt:
     """Runs one attempt, and receives its reports as a coordinator does."""
 
     def __init__(
         self,
-        order: Order,
+        order: DeploymentSpec,
         records: Records,
         store: ObjectStore,
         clock: Clock,
@@ -454,7 +454,7 @@ AGAIN = 1  # Batch tries the job again
 def main() -> int:
     """Do what the variables of this process say; its exit code."""
     try:
-        variables = JobVariables.load()
+        variables = StateJobVariables.load()
         if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
             fetch_service_key()
         store = backends.open_store(variables.storage)  # now, for the ground to have it, too
@@ -465,7 +465,7 @@ def main() -> int:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             made.callback(ground.close)
             sys.path.insert(0, folder)
-            job = Job(variables, SystemClock(), Path(folder), store, ground)
+            job = StateMachineJob(variables, SystemClock(), Path(folder), store, ground)
             made.callback(job.close)
             return job.note_failure() if variables.step is None else job.run(variables.step)
     except InvalidInput as error:  # it is as wrong the next time
@@ -476,12 +476,12 @@ def main() -> int:
         return AGAIN
 
 
-class Job:
+class StateMachineJob:
     """One job. The code of the flow is put into the folder, from which its task runs it."""
 
     def __init__(
         self,
-        variables: JobVariables,
+        variables: StateJobVariables,
         clock: Clock,
         folder: Path,
         store: ObjectStore,
@@ -492,7 +492,7 @@ class Job:
         self._ground = ground
         self._store = store
         self._metadata: MetadataStore = backends.open_metadata(variables.metadata, own=True)
-        self._order: Order = read_order(self._store, variables.order)
+        self._order: DeploymentSpec = read_order(self._store, variables.order)
         if self._order.python != python_version():
             raise InvalidInput(
                 f"The flow was deployed with Python {self._order.python}, and the image of the job "
@@ -570,7 +570,7 @@ class Job:
             start = self._start_of(step)
         except AflowError as error:
             return self._never_ran(records, spec, new, f"The job cannot run the task: {error}")
-        attempt = OneAttempt(order, records, self._store, self._clock, start)
+        attempt = JobAttempt(order, records, self._store, self._clock, start)
         report, record = asyncio.run(attempt.run(spec, self._context(records), new))
         fault = too_many_items(self._graph, step, report.splits, distributed=order.distributed)
         if fault is not None:

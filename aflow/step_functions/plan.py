@@ -21,7 +21,7 @@ from aflow.metadata.object_store import SCHEME as STORE
 from aflow.scheduler.retry import policies_from
 from aflow.step_functions.machine import LARGEST, JobOf, Where, checked_target, compiled
 from aflow.step_functions.names import DISTRIBUTED_ITEMS, LETTERS, Label, machine_name, next_token
-from aflow.step_functions.spec import NOBODY, Order, order_key
+from aflow.step_functions.spec import NOBODY, DeploymentSpec, order_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -175,7 +175,7 @@ def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) 
     )
 
 
-class Wanted(NamedTuple):
+class DeploymentOptions(NamedTuple):
     """The options of `step-functions create`."""
 
     name: str | None = None
@@ -206,7 +206,7 @@ class Account(NamedTuple):
         return f"arn:{self.partition}:states:{self.region}:{self.number}:stateMachine:{name}"
 
 
-class Plan(NamedTuple):
+class DeploymentPlan(NamedTuple):
     """A deployment: the state machine with its definition as JSON, the definitions of its jobs, the
     order for them with its key, and what starts it."""
 
@@ -220,13 +220,15 @@ class Plan(NamedTuple):
     events: Events | None
 
 
-def name_of(definition: FlowDefinition, wanted: Wanted, user: str, settings: AwsSettings) -> str:
+def name_of(
+    definition: FlowDefinition, wanted: DeploymentOptions, user: str, settings: AwsSettings
+) -> str:
     """The name of the flow's state machine; raises InvalidInput."""
     full = _place(definition, wanted, user).get("project_flow_name")
     return machine_name(definition.name, full, settings.machine_prefix, wanted.name)
 
 
-def _place(definition: FlowDefinition, wanted: Wanted, user: str) -> dict[str, Any]:
+def _place(definition: FlowDefinition, wanted: DeploymentOptions, user: str) -> dict[str, Any]:
     """Where the flow stands in its project, as `current` tells it; empty for one in none."""
     project = definition.project
     if project is not None:
@@ -243,7 +245,7 @@ def token_for(name: str, before: str | None) -> str:
 
 def plan(
     definition: FlowDefinition,
-    wanted: Wanted,
+    wanted: DeploymentOptions,
     settings: Settings,
     aws: AwsSettings,
     account: Account,
@@ -254,7 +256,7 @@ def plan(
     in_store: bool = False,
     shipped: Mapping[str, str] | None = None,
     environments: Mapping[str, Shipped] | None = None,
-) -> Plan:
+) -> DeploymentPlan:
     """The deployment of a flow, whose state machine belongs to `owner` (else to the user).
     `shipped` are the variables that lead jobs to the aflow that was shipped for them,
     `environments` those of steps with packages of their own, which were shipped, too. `in_store`
@@ -310,7 +312,7 @@ def plan(
     )
     label = Label(definition.name, owner or settings.user, token)
     machine = compiled(definition.graph, jobs, where, label.comment(key))
-    return Plan(
+    return DeploymentPlan(
         name,
         label,
         as_text(machine, compress=wanted.compress),
@@ -349,17 +351,17 @@ def _check_steps(definition: FlowDefinition) -> None:
 
 def _order(
     definition: FlowDefinition,
-    wanted: Wanted,
+    wanted: DeploymentOptions,
     settings: Settings,
     name: str,
     code: Package,
     token: str,
     events: Events | None,
     environments: Mapping[str, Shipped] | None,
-) -> Order:
+) -> DeploymentSpec:
     namespace = f"production:{token}" if wanted.namespace is None else wanted.namespace or None
     policies = {step: each.as_dict() for step, each in policies_from(definition).items()}
-    return Order(
+    return DeploymentSpec(
         definition.name,
         name,
         for_later(request_of(definition, wanted.decospecs), code.script),

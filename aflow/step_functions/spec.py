@@ -13,7 +13,7 @@ import msgpack
 
 from aflow._core.ids import blob_key
 from aflow._core.settings import looked_up
-from aflow.code.program import Request
+from aflow.code.program import LoadRequest
 from aflow.environments.lock import Shipped
 from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
 from aflow.executors.local.executor import StepNeeds
@@ -26,7 +26,7 @@ VERSION = 1
 NOBODY = "SFN"
 
 
-class Order(NamedTuple):
+class DeploymentSpec(NamedTuple):
     """A deployed flow, as its jobs run it.
 
     `code` is the key of the code package, `script` the flow file's name inside of it. `graph` and
@@ -38,7 +38,7 @@ class Order(NamedTuple):
 
     flow: str
     machine: str
-    request: Request
+    request: LoadRequest
     needs: Mapping[str, StepNeeds]
     graph: dict[str, Any]
     policies: dict[str, dict[str, Any]]
@@ -64,7 +64,7 @@ class Order(NamedTuple):
         return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
     @classmethod
-    def decode(cls, data: bytes) -> Order:
+    def decode(cls, data: bytes) -> DeploymentSpec:
         """The order that `encode` gave; raises InvalidMessage for anything else, or what is too
         new."""
         try:
@@ -75,7 +75,7 @@ class Order(NamedTuple):
                 )
             order = cls(*fields)
             return order._replace(
-                request=Request(*order.request),
+                request=LoadRequest(*order.request),
                 needs={name: StepNeeds(*each) for name, each in order.needs.items()},
                 environments={name: Shipped(*each) for name, each in order.environments.items()},
             )
@@ -93,15 +93,15 @@ def order_name(key: str) -> str:
     return f"deploy/orders/{blob_key(key)}"
 
 
-def read_order(store: ObjectStore, key: str) -> Order:
+def read_order(store: ObjectStore, key: str) -> DeploymentSpec:
     """The order of this key; raises ObjectNotFound, and CorruptBlob for any other bytes."""
     data = bytes(store.get(order_name(key)))
     if order_key(data) != key:
         raise CorruptBlob(f"{order_name(key)} in {store.url} is damaged.")
-    return Order.decode(data)
+    return DeploymentSpec.decode(data)
 
 
-class JobVariables(NamedTuple):
+class StateJobVariables(NamedTuple):
     """What the variables of one job say; the names are those of the state machine (machine.py).
 
     `step` is None in the job that notes a failure, for which `error` names it. `limit` is how many
@@ -124,7 +124,7 @@ class JobVariables(NamedTuple):
     started: str | None
 
     @classmethod
-    def load(cls) -> JobVariables:
+    def load(cls) -> StateJobVariables:
         """The variables of this process; raises InvalidInput where it is no such job."""
 
         def needed(key: str) -> str:

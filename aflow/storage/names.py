@@ -6,8 +6,8 @@ defined there is named `__main__.X`. A client, a notebook or a test is another p
 
 1. in `__main__`, if that is the same file (by its path or its content);
 2. in a module of this program that has the same file;
-3. in the code of the run (`Code`), which is imported as `aflow_code_<key>.<module>`; imports of
-   modules that stood beside the file lead into it as well.
+3. in the code of the run (`CodeModules`), which is imported as `aflow_code_<key>.<module>`; imports
+   of modules that stood beside the file lead into it as well.
 
 So a class is one class within a program, and `is`, `==` and isinstance hold. What else a pickle
 names is imported as usual, and looked for in the code of the run where that fails.
@@ -51,7 +51,7 @@ MAIN = "__main__"
 _MISSING = object()
 
 
-class Program(NamedTuple):
+class ProgramFile(NamedTuple):
     """The file that ran as a run's program: its path, the sha256 of its content, and the name of
     its module, where it has one besides `__main__`."""
 
@@ -60,7 +60,7 @@ class Program(NamedTuple):
     module: str | None = None
 
     @classmethod
-    def of(cls, file: str, module: str | None) -> Program:
+    def of(cls, file: str, module: str | None) -> ProgramFile:
         """The program of this file, as it is now."""
         return cls(os.path.abspath(file), _sha_of(file), module)
 
@@ -94,7 +94,9 @@ class Names:
     or that of another key; None where there is none."""
 
     def __init__(
-        self, program: Program, code: Callable[[str | None], Code | None] = lambda key: None
+        self,
+        program: ProgramFile,
+        code: Callable[[str | None], CodeModules | None] = lambda key: None,
     ) -> None:
         self._program = program
         self._code = lru_cache(maxsize=None)(code)  # also that there is none
@@ -226,7 +228,7 @@ def _sha256(data: bytes) -> Any:
 # ------------------------------------------------------------------ the code of a run
 
 
-class Files(Protocol):
+class CodeFiles(Protocol):
     """The files of a run's code, by their names in it, with `/` between folders."""
 
     def is_file(self, name: str) -> bool:
@@ -283,11 +285,13 @@ class _FilesIn:
         return read_regular(os.path.join(self._folder, name))
 
 
-class Code:
+class CodeModules:
     """The code of a run as modules of this process. `key` names it; `script` is the file of the
     run's program in it, `module` the program's name where it has one."""
 
-    def __init__(self, key: str, files: Files, script: str = "", module: str | None = None) -> None:
+    def __init__(
+        self, key: str, files: CodeFiles, script: str = "", module: str | None = None
+    ) -> None:
         self.prefix = PREFIX + key
         self._files = files
         # A script may have a name that is none of a module, and dots in it.
@@ -351,29 +355,31 @@ class Code:
         return module
 
 
-def code_in(blobs: BlobStore, key: str, script: str = "", module: str | None = None) -> Code | None:
+def code_in(
+    blobs: BlobStore, key: str, script: str = "", module: str | None = None
+) -> CodeModules | None:
     """The code package of this key as modules of this process; None where it cannot be read."""
     try:
         files = _FilesOfPackage(blobs.get(blob_key(key)))
     except (AflowError, OSError, ValueError):  # tarfile lets some of each out
         return None
     metaflow.install_if_missing()
-    return Code(key, files, script, module)
+    return CodeModules(key, files, script, module)
 
 
-def code_beside(program: Program) -> Code | None:
+def code_beside(program: ProgramFile) -> CodeModules | None:
     """What stands beside the program's file now; None where it is not there any more."""
     if program.sha is None or not os.path.isfile(program.file):
         return None
     metaflow.install_if_missing()
     root, script = program.place
-    return Code(program.sha, _FilesIn(root), script, program.module)
+    return CodeModules(program.sha, _FilesIn(root), script, program.module)
 
 
 class _CodeLoader(SourceLoader):
     """Loads a module from the code of a run, which is in no folder."""
 
-    def __init__(self, code: Code, path: str) -> None:
+    def __init__(self, code: CodeModules, path: str) -> None:
         self._code = code
         self._path = path
 
@@ -407,7 +413,7 @@ class _FolderLoader(Loader):
         """There is nothing to run."""
 
 
-class _Finder:
+class _CodeFinder:
     """Finds the modules of the codes that are known here, also for pickles that name them."""
 
     def find_spec(
@@ -419,5 +425,5 @@ class _Finder:
         return None if code is None else code.spec_of(module)
 
 
-_CODES: dict[str, Code] = {}
-_FINDER = _Finder()
+_CODES: dict[str, CodeModules] = {}
+_FINDER = _CodeFinder()

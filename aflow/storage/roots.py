@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "roots/"
 
 
-class Root(NamedTuple):
+class GcRoot(NamedTuple):
     """Blobs that are kept, by their keys; `until` (seconds since the epoch) they are, None for as
     long as the root is there. `about` says for people whose they are."""
 
@@ -41,13 +41,13 @@ def root_name(kind: str, *holder: str) -> str:
     return f"{FOLDER}{kind}/{digest}"
 
 
-def declare(store: ObjectStore, name: str, root: Root) -> None:
+def declare(store: ObjectStore, name: str, root: GcRoot) -> None:
     """Keep the blobs of the root from now on, in the place of those that this name kept before."""
     data = {"blobs": list(root.blobs), "about": root.about, "until": root.until}
     store.put(name, [json.dumps(data).encode()], durable=True)
 
 
-def declared(store: ObjectStore, name: str) -> Root | None:
+def declared(store: ObjectStore, name: str) -> GcRoot | None:
     """The root of this name; None where nothing is declared. Raises CorruptBlob."""
     try:
         return _read(name, bytes(store.get(name)), store.url)
@@ -60,7 +60,7 @@ def withdraw(store: ObjectStore, name: str) -> None:
     store.delete(name)
 
 
-def roots(store: ObjectStore) -> Iterator[tuple[str, Root]]:
+def roots(store: ObjectStore) -> Iterator[tuple[str, GcRoot]]:
     """All roots with their names. Raises CorruptBlob for one that cannot be read."""
     for name in store.list(FOLDER):
         root = declared(store, name)
@@ -68,25 +68,27 @@ def roots(store: ObjectStore) -> Iterator[tuple[str, Root]]:
             yield name, root
 
 
-def kept(found: Sequence[tuple[str, Root]], now: float) -> set[str]:
+def kept(found: Sequence[tuple[str, GcRoot]], now: float) -> set[str]:
     """The keys of the blobs that these roots keep at this time."""
     return {
         key for _, root in found if root.until is None or root.until > now for key in root.blobs
     }
 
 
-def expired(found: Sequence[tuple[str, Root]], now: float) -> list[str]:
+def expired(found: Sequence[tuple[str, GcRoot]], now: float) -> list[str]:
     """The names of the roots that keep nothing any more."""
     return [name for name, root in found if root.until is not None and root.until <= now]
 
 
-def _read(name: str, data: bytes, where: str) -> Root:
+def _read(name: str, data: bytes, where: str) -> GcRoot:
     try:
         record = json.loads(data)
         until = record.get("until")
         if until is not None:
             until = float(until)
-        return Root(tuple(map(ids.blob_key, record["blobs"])), str(record.get("about", "")), until)
+        return GcRoot(
+            tuple(map(ids.blob_key, record["blobs"])), str(record.get("about", "")), until
+        )
     except (ValueError, KeyError, TypeError, AttributeError, InvalidName) as error:
         raise CorruptBlob(
             f"The root {name} in {where} cannot be read, so that nobody knows what it keeps: "

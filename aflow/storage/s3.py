@@ -47,7 +47,7 @@ except ImportError as error:
     raise MissingExtra("Storage in S3 needs aiobotocore: install aflow-runtime[aws].") from error
 
 
-class Refused(StoreUnavailable):
+class ConditionFailed(StoreUnavailable):
     """A condition of a write, or of a read, does not hold."""
 
 
@@ -142,7 +142,7 @@ def _refusal(subject: Subject, error: Any) -> Exception:
     if code in _MISSING_CODES:
         return ObjectNotFound(subject.missing)
     if code == "PreconditionFailed" or status == 412:
-        return Refused(f"{subject.place} has another object there already.")
+        return ConditionFailed(f"{subject.place} has another object there already.")
     if code in _RANGE_CODES:
         return OutOfRange(f"{subject.place} ends before the range that is asked for.")
     if code in _BUSY_CODES or status in _BUSY_STATUS:
@@ -182,7 +182,7 @@ _CHUNK = 1 << 20
 _TIMES = {"connect_timeout": 10, "read_timeout": 60}
 
 
-class Source(Protocol):
+class UploadSource(Protocol):
     """Bytes that go up."""
 
     size: int
@@ -209,7 +209,7 @@ class BytesSource:
         self.size = sum(view.nbytes for view in self._views)
 
     def read(self, start: int, length: int) -> bytes:
-        """See Source."""
+        """See UploadSource."""
         taken = []
         for view in self._views:
             piece = view[start : start + length]
@@ -242,7 +242,7 @@ class BytesSink:
 # ------------------------------------------------------------------ connections
 
 
-class _Loader(Loader):  # type: ignore[misc]
+class _ServiceLoader(Loader):  # type: ignore[misc]
     """Knows S3, and what gives credentials for it. To find out which of 400 services there are, it
     would look into the folder of each, three times, which takes longer than reading what S3 is."""
 
@@ -253,7 +253,7 @@ class _Loader(Loader):  # type: ignore[misc]
 @functools.cache
 def _loader() -> Loader:
     """Reads what botocore knows of S3, once a process: tasks that are forked find it there."""
-    loader = _Loader()
+    loader = _ServiceLoader()
     for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
         loader.load_service_model("s3", kind)
     return loader
@@ -336,7 +336,7 @@ async def upload(
     s3: Any,
     subject: Subject,
     where: Mapping[str, str],
-    source: Source,
+    source: UploadSource,
     condition: Mapping[str, str] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> None:
@@ -385,7 +385,7 @@ async def upload(
         raise
 
 
-def _read(source: Source, start: int, length: int) -> tuple[bytes, str]:
+def _read(source: UploadSource, start: int, length: int) -> tuple[bytes, str]:
     """A part, and its checksum as S3 writes it."""
     data = source.read(start, length)
     return data, base64.b64encode(zlib.crc32(data).to_bytes(4)).decode()
@@ -434,7 +434,7 @@ async def download(
             retried(functools.partial(_in_lane, s3, at // part, functools.partial(fill, at)))
             for at in range(0, size, part)
         )
-    except Refused as error:
+    except ConditionFailed as error:
         raise StoreBusy(f"{subject.place} changed while it was read.") from error
     if not size:
         bodies.pop(0).close()
@@ -529,7 +529,7 @@ class S3Store:
     def _put_new(self, name: str, parts: Sequence[Buffer]) -> bool:
         try:
             self._write(name, parts, {"IfNoneMatch": "*"})
-        except Refused:
+        except ConditionFailed:
             return False
         return True
 

@@ -36,7 +36,7 @@ class Loaded(NamedTuple):
     value: Any
 
 
-class RunningTask:
+class StepContext:
     """The context that a flow instance is bound to while its step runs.
 
     Artifacts are read when the step first touches them. What it did not touch, or touched and

@@ -24,7 +24,7 @@ from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import digest_of
 from aflow.task.inputs import PAGE, Manifests
-from aflow.task.runner import Runner, sentence
+from aflow.task.runner import AttemptRunner, sentence
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _no_metadata() -> MetadataStore:
     raise AssertionError("nothing is read from the metadata here")
 
 
-class RemoteRunner(Runner):
+class RemoteRunner(AttemptRunner):
     """Runs attempts of one run where there is no metadata, and commits them in the store."""
 
     def __init__(self, context: RunContext, blobs: BlobStore, clock: Clock) -> None:

@@ -1,6 +1,6 @@
 """Inside the process of a task: run one attempt, and say how it ended.
 
-`Runner.run` reads as its table of contents: prepare, call, conclude. The answer is always a
+`AttemptRunner.run` reads as its table of contents: prepare, call, conclude. The answer is always a
 report; nothing that a step does comes out of here as an exception.
 """
 
@@ -25,11 +25,11 @@ from aflow.scheduler.messages import decode_inputs
 from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
 from aflow.storage.items import ItemReader, write_items
-from aflow.storage.names import MAIN, Names, Program, code_in
+from aflow.storage.names import MAIN, Names, ProgramFile, code_in
 from aflow.task.environment import Variables
 from aflow.task.hooks import Around, Makers, Scene, await_through, call_through, makers_of
 from aflow.task.inputs import Manifests
-from aflow.task.outputs import RunningTask, write_streamed
+from aflow.task.outputs import StepContext, write_streamed
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext, may_be_retried
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Execution:
         self.held: Mapping[str, str] = {}  # environment variables
         self.inputs: Any = None  # of a join
         self.flow: FlowSpec
-        self.task: RunningTask
+        self.task: StepContext
         self.token: Any = None
 
     @property
@@ -89,7 +89,7 @@ class Execution:
         return (self.flow, self.inputs) if self.step.takes_inputs else (self.flow,)
 
 
-class Runner:
+class AttemptRunner:
     """Runs attempts of one run, one after the other or, for coroutine steps, many at a time."""
 
     # The flow, which is known when the user's program has come to it: set before anything is run.
@@ -122,7 +122,7 @@ class Runner:
         """Finds the classes of the flow's own file, whatever name it had for who stored them."""
         home = self.definition.cls.__module__
         file = os.path.abspath(self.definition.file)
-        program = Program(file, None, None if home == MAIN else home)
+        program = ProgramFile(file, None, None if home == MAIN else home)
         # Another flow's code is in the same store, as far as one can know.
         return Names(program, lambda key: None if key is None else code_in(self._blobs, key))
 
@@ -234,7 +234,7 @@ class Runner:
         spec, definition = execution.spec, self.definition
         execution.flow = self.instance()
         reader = ArtifactReader(self._blobs, self._names)
-        execution.task = RunningTask(
+        execution.task = StepContext(
             definition,
             spec,
             decode_inputs(spec.inputs),

@@ -95,7 +95,7 @@ def _variables(source: str | Mapping[str, Any], role: str | None) -> dict[str, s
     return found
 
 
-class _Wanted(NamedTuple):
+class _SecretReference(NamedTuple):
     """A source, taken apart."""
 
     kind: str
@@ -104,7 +104,7 @@ class _Wanted(NamedTuple):
     role: str | None
 
 
-def _check(wanted: _Wanted, name: object, value: object) -> None:
+def _check(wanted: _SecretReference, name: object, value: object) -> None:
     whose = f"@secrets: backend {wanted.kind!r} gave" + (f" for {wanted.id!r}" if wanted.id else "")
     if not _NAME.match(str(name)) or type(value) is not str or "\0" in value:
         raise SecretsError(
@@ -115,19 +115,19 @@ def _check(wanted: _Wanted, name: object, value: object) -> None:
         raise SecretsError(f"{whose} {str(name)!r}: names that begin so are settings of aflow.")
 
 
-def _wanted(source: str | Mapping[str, Any]) -> _Wanted:
+def _wanted(source: str | Mapping[str, Any]) -> _SecretReference:
     if isinstance(source, str):
         kind, dot, id = source.partition(".")
         if dot and kind in known_backends():
-            return _Wanted(kind, id, {}, None)
-        return _Wanted(_default_backend(source), source, {}, None)
+            return _SecretReference(kind, id, {}, None)
+        return _SecretReference(_default_backend(source), source, {}, None)
     named, options = source.get("id"), source.get("options", {})
     if not isinstance(options, Mapping) or not isinstance(named, str | None):
         raise SecretsError(
             "@secrets: a source that is a mapping has the keys type, id, options={...} and role."
         )
     kind = source.get("type") or _default_backend(named)
-    return _Wanted(kind, named, options, source.get("role"))
+    return _SecretReference(kind, named, options, source.get("role"))
 
 
 def _default_backend(id: str | None) -> str:

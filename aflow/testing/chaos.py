@@ -108,7 +108,7 @@ def note(what=""):
 """
 
 
-class Begun(NamedTuple):
+class StartedAttempt(NamedTuple):
     """An attempt that has begun, and what it says of itself."""
 
     task: int
@@ -129,7 +129,7 @@ class Ledger:
         """What a flow's file begins with."""
         return SOURCE.format(path=str(self.path))
 
-    def lines(self) -> list[Begun]:
+    def lines(self) -> list[StartedAttempt]:
         """All that has begun so far, in order."""
         if not self.path.exists():
             return []
@@ -137,7 +137,7 @@ class Ledger:
         whole = self.path.read_text().rpartition("\n")[0]
         return [_read(line) for line in whole.splitlines()]
 
-    def begun(self) -> list[Begun]:
+    def begun(self) -> list[StartedAttempt]:
         """The same without the ends."""
         return [each for each in self.lines() if not each.what.startswith("ended")]
 
@@ -146,9 +146,9 @@ class Ledger:
         return Counter(each.task for each in self.begun())
 
 
-def _read(line: str) -> Begun:
+def _read(line: str) -> StartedAttempt:
     task, attempt, at, pid, what = line.split(" ", 4)
-    return Begun(int(task), int(attempt), float(at), int(pid), what)
+    return StartedAttempt(int(task), int(attempt), float(at), int(pid), what)
 
 
 # ------------------------------------------------------------------ the fleet

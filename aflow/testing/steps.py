@@ -35,7 +35,7 @@ from aflow.storage.blobs import BlobStore
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.memory import MemoryStore
 from aflow.task.inputs import KnownManifests, TaskArtifacts
-from aflow.task.runner import Execution, Runner
+from aflow.task.runner import AttemptRunner, Execution
 from aflow.task.spec import AttemptSpec, RunContext
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class _Bench:
         return StepResult(values, tuple(steps), each)
 
 
-class _Runner(Runner):
+class _Runner(AttemptRunner):
     """Hands a failure on, rather than reporting it."""
 
     def _fail(self, execution: Execution) -> AttemptReport:

@@ -103,7 +103,7 @@ def kubernetes_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
         manifest.step_job(step, settings, "default", variables, is_gang=each)
         for each in (False, True)
     )
-    return Bench(KubernetesSystem(access.Cluster()), job, gang, folder)
+    return Bench(KubernetesSystem(access.KubernetesCluster()), job, gang, folder)
 
 
 BENCHES = {"batch": batch_bench, "slurm": slurm_bench, "kubernetes": kubernetes_bench}

@@ -19,7 +19,7 @@ from aflow.queue.sqs import (
     LARGEST,
     LARGEST_BUNDLE,
     MOST,
-    Entry,
+    SqsMessage,
     SqsQueue,
     bundled,
     calls_of,
@@ -144,7 +144,7 @@ async def test_a_part_of_a_message_is_given_back_by_itself(queue: SqsQueue) -> N
 async def test_bundles_hold_each_message_once_and_no_more_than_a_call_takes(
     sizes: list[int],
 ) -> None:
-    entries = [Entry(str(number), bytes(size)) for number, size in enumerate(sizes)]
+    entries = [SqsMessage(str(number), bytes(size)) for number, size in enumerate(sizes)]
     bundles = bundled(entries)
 
     assert entries == [each for bundle in bundles for each in bundle]

@@ -143,7 +143,7 @@ def test_a_list_of_a_thousand_is_whole_also_where_the_server_forgets_its_beginni
 ) -> None:
     for number in range(1000):
         kubernetes.make("secrets", f"secret-{number}")
-    cluster = access.Cluster()
+    cluster = access.KubernetesCluster()
     path = "/api/v1/namespaces/default/secrets"
     try:
         kubernetes.calls.clear()
@@ -208,7 +208,7 @@ def test_a_token_that_has_expired_is_asked_for_again(bench: Bench, kubernetes: C
     execution = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin)}
     config["users"][0]["user"] = {"exec": {**execution, "interactiveMode": "Never"}}
     path.write_text(json.dumps(config))
-    system = KubernetesSystem(access.Cluster())
+    system = KubernetesSystem(access.KubernetesCluster())
 
     assert system.find("nothing", bench.job) is None
     before, kubernetes.token = kubernetes.token, "another"

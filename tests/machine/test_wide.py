@@ -15,7 +15,7 @@ from aflow.scheduler.messages import (
     Transition,
 )
 from aflow.scheduler.states import AttemptState, RunState
-from aflow.scheduler.tasks import Branches, Items, Task
+from aflow.scheduler.tasks import Branches, Items, LiveTask
 from tests.machine.graphs import FAN_OUT, NESTED, WIDE
 
 
@@ -73,7 +73,7 @@ def test_a_foreach_of_300_in_a_foreach_of_300_keeps_few_splits_open() -> None:
 def held() -> int:
     """How many values of ours are alive in this process."""
     gc.collect()
-    ours = (Task, Items, Branches, LaunchAttempt, Outcome, Transition)
+    ours = (LiveTask, Items, Branches, LaunchAttempt, Outcome, Transition)
     return sum(type(each) in ours for each in gc.get_objects())
 
 

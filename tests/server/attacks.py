@@ -21,7 +21,7 @@ from aflow.server.auth import OPEN, Authenticator
 from aflow.server.metaflow.app import mount
 from aflow.server.metaflow.database import open_database
 from aflow.server.metrics import Metrics
-from aflow.server.runs import Place, Runs
+from aflow.server.runs import Runs, RunsLocation
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 
@@ -51,7 +51,7 @@ class Route(NamedTuple):
 def routes(folder: Path) -> list[Route]:
     """All of them, asked of the router of a server: a new one is attacked like the others."""
     metadata, blobs = SqliteMetadata(":memory:"), BlobStore(MemoryStore())
-    runs = Runs(Place(folder, {}), blobs, 1)
+    runs = Runs(RunsLocation(folder, {}), blobs, 1)
     authenticator = Authenticator([], metadata, SystemClock())
     app = application(runs, blobs, metadata, Metrics(runs, metadata, None), None, authenticator)
     mount(app, open_database("memory:", "process"), SystemClock(), metadata)

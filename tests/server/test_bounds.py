@@ -20,8 +20,8 @@ from aflow.code import package
 from aflow.errors import CommandFailed
 from aflow.server.bodies import body_of
 from aflow.server.listening import Bounds, listening, room
-from aflow.server.run_requests import Order
-from aflow.server.runs import Place, Runs
+from aflow.server.run_requests import RunRequest
+from aflow.server.runs import Runs, RunsLocation
 from aflow.server.serve import Certificate
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
@@ -192,13 +192,13 @@ def test_connections_leave_descriptors_for_the_work() -> None:
 # ------------------------------------------------------------------ runs that do not begin
 
 
-def runs_with(code: str, folder: Path, patience: float) -> tuple[Runs, Order]:
+def runs_with(code: str, folder: Path, patience: float) -> tuple[Runs, RunRequest]:
     """Runs, and the order of one whose flow file holds this."""
     file = folder / "flow.py"
     file.write_text(code)
     blobs = BlobStore(MemoryStore())
     key = blobs.put(package.pack({"flow.py": file}))
-    return Runs(Place(folder, {}), blobs, 1, patience), Order(key, "flow.py", None, ())
+    return Runs(RunsLocation(folder, {}), blobs, 1, patience), RunRequest(key, "flow.py", None, ())
 
 
 FOREVER = "import signal\nprint('imported', flush=True)\nwhile True:\n    signal.pause()\n"

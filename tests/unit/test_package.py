@@ -168,9 +168,9 @@ def test_too_many_files_and_too_many_bytes_are_refused(
     write(tmp_path, "more.py", "x" * 1000)
 
     with pytest.raises(CodePackageError, match="more than 1 files"):
-        package.members(flow, limits=package.Limits(1, 1 << 20))
+        package.members(flow, limits=package.PackageLimits(1, 1 << 20))
     with pytest.raises(CodePackageError, match="folder of its own"):
-        package.pack(package.members(flow), package.Limits(100, 1000))
+        package.pack(package.members(flow), package.PackageLimits(100, 1000))
 
 
 def test_a_run_records_why_its_code_is_not_kept(flow: FlowDefinition) -> None:

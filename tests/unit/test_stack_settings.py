@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from aflow.aws.stack.settings import Output, settings_of
+from aflow.aws.stack.settings import StackOutput, settings_of
 from aflow.errors import InvalidInput
 
-DATASTORE = Output("Datastore", "s3://b/x", "URL for the datastore [METAFLOW_DATASTORE_SYSROOT_S3]")
+DATASTORE = StackOutput(
+    "Datastore", "s3://b/x", "URL for the datastore [METAFLOW_DATASTORE_SYSROOT_S3]"
+)
 
 
 def none(place: str) -> str:
@@ -16,8 +18,8 @@ def none(place: str) -> str:
 
 def test_an_output_is_the_setting_that_its_description_names() -> None:
     others = [
-        Output("VPCId", "vpc-1", "The network"),
-        Output("Empty", "", "[METAFLOW_SFN_IAM_ROLE]"),
+        StackOutput("VPCId", "vpc-1", "The network"),
+        StackOutput("Empty", "", "[METAFLOW_SFN_IAM_ROLE]"),
     ]
 
     assert {
@@ -27,8 +29,8 @@ def test_an_output_is_the_setting_that_its_description_names() -> None:
 
 
 def test_the_key_is_fetched_from_where_it_is_kept() -> None:
-    key = Output("ApiKeyId", "abc123", "Fetch the key [METAFLOW_SERVICE_AUTH_KEY]")
-    url = Output("Url", "https://host/api/", "[METAFLOW_SERVICE_URL]")
+    key = StackOutput("ApiKeyId", "abc123", "Fetch the key [METAFLOW_SERVICE_AUTH_KEY]")
+    url = StackOutput("Url", "https://host/api/", "[METAFLOW_SERVICE_URL]")
 
     found = settings_of("s", [DATASTORE, key, url], {"abc123": "the key"}.__getitem__)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aflow._core.settings import Settings
 from aflow._core.threads import Portal, in_thread
-from aflow.aws.s3.objects import PutValue, Root, S3GetObject, S3Object, S3PutObject, root_of
+from aflow.aws.s3.objects import PutValue, S3GetObject, S3Object, S3Prefix, S3PutObject, root_of
 from aflow.errors import S3AccessDenied, S3InvalidUrl, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ class AsyncS3(_Client):
 
 
 def _given(
-    root: Root,
+    root: S3Prefix,
     key: str | S3PutObject,
     obj: PutValue | None,
     content_type: str | None,

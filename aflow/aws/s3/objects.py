@@ -123,7 +123,7 @@ class S3Object:
 # Which object a key means: URLs of S3, and the prefix that a client was made for.
 
 
-class Root(NamedTuple):
+class S3Prefix(NamedTuple):
     """The prefix of a client, None where keys are whole URLs, and how its server is reached."""
 
     url: str | None
@@ -156,17 +156,17 @@ def root_of(
     prefix: str | None,
     run: Any,
     s3root: str | None,
-) -> Root:
+) -> S3Prefix:
     """The prefix of a client that is made with these arguments; raises S3InvalidUrl."""
     endpoint = settings.s3_endpoint
     if run is not None:
         return _of_run(settings, bucket, prefix, run)
     if s3root is None:
-        return Root(None, endpoint)
+        return S3Prefix(None, endpoint)
     return _read(s3root, "s3root=", endpoint)
 
 
-def _of_run(settings: Settings, bucket: str | None, prefix: str | None, run: Any) -> Root:
+def _of_run(settings: Settings, bucket: str | None, prefix: str | None, run: Any) -> S3Prefix:
     try:
         data_root = settings.data_root
     except InvalidSetting as error:
@@ -191,14 +191,14 @@ def _names_of(run: Any) -> tuple[str, str]:
         ) from None
 
 
-def _read(place: str, what: str, endpoint: str | None) -> Root:
+def _read(place: str, what: str, endpoint: str | None) -> S3Prefix:
     """s3://bucket/prefix with ?endpoint= and &region=, as datastores are named."""
     parts = urlsplit(place)
     if parts.scheme != "s3" or not parts.netloc:
         raise S3InvalidUrl(f"{what} has to be a URL, s3://bucket/prefix: {place!r} is none.")
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     url = place.partition("?")[0].rstrip("/")
-    return Root(url, options.get("endpoint", endpoint), options.get("region"))
+    return S3Prefix(url, options.get("endpoint", endpoint), options.get("region"))
 
 
 class Location(NamedTuple):

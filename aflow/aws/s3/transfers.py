@@ -30,9 +30,9 @@ from aiobotocore.session import AioSession
 from aflow.aws.s3.objects import (
     PutValue,
     RangeInfo,
-    Root,
     S3GetObject,
     S3Object,
+    S3Prefix,
     S3PutObject,
     key_of,
     range_of,
@@ -56,11 +56,11 @@ from aflow.storage.retry import retried
 from aflow.storage.s3 import (
     AccessDenied,
     BytesSource,
+    ConditionFailed,
     NoBucket,
     OutOfRange,
-    Refused,
-    Source,
     Subject,
+    UploadSource,
     translated,
 )
 
@@ -76,7 +76,7 @@ class FileSource:
         self.size = file.seek(0, os.SEEK_END)
 
     def read(self, start: int, length: int) -> bytes:
-        """See Source."""
+        """See UploadSource."""
         with self._lock:
             self._file.seek(start)
             return self._file.read(length)
@@ -131,7 +131,7 @@ def refuse_disk(path: str, error: OSError) -> NoReturn:
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
+def opened(path: str | os.PathLike[str]) -> Iterator[UploadSource]:
     """The bytes of the file at `path`; raises S3NotFound where there is none."""
     try:
         file = open(path, "rb")  # noqa: SIM115 -- closed below; only the opening may fail so
@@ -141,7 +141,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Source]:
         yield FileSource(file)
 
 
-def source_of(key: str, value: PutValue | None) -> Source:
+def source_of(key: str, value: PutValue | None) -> UploadSource:
     """The bytes of a value that is to be put; raises S3InvalidObject."""
     if isinstance(value, str):
         return BytesSource([value.encode()])
@@ -216,7 +216,7 @@ class Transfers:
     """The methods of S3, on the client `s3` of botocore, which is open."""
 
     def __init__(
-        self, s3: Any, root: Root, folder: Folder, encryption: str | None, workers: int
+        self, s3: Any, root: S3Prefix, folder: Folder, encryption: str | None, workers: int
     ) -> None:
         self.s3 = s3
         self._root = root
@@ -358,7 +358,7 @@ class Transfers:
         return [(each.key, url) for each, url in zip(objects, urls, strict=True) if url is not None]
 
     async def _send(
-        self, url: str, given: S3PutObject, source: s3_wire.Source, overwrite: bool
+        self, url: str, given: S3PutObject, source: s3_wire.UploadSource, overwrite: bool
     ) -> str | None:
         condition: dict[str, str] = {}
         if not overwrite:
@@ -394,7 +394,7 @@ class Transfers:
         subject = Subject(url, f"There is no object {url}.")
         try:
             return await retried(lambda: act(subject, place.arguments))
-        except Refused as error:
+        except ConditionFailed as error:
             raise _WasThere(str(error)) from error
         except StorageError as error:
             kind = next(kind for storage, kind in _KINDS if isinstance(error, storage))
@@ -475,13 +475,13 @@ class Identity(NamedTuple):
     client_params: Mapping[str, Any] | None = None
 
 
-async def connect(root: Root, identity: Identity) -> Any:
+async def connect(root: S3Prefix, identity: Identity) -> Any:
     """A client of S3, for `s3_wire.disconnect`. Raises AccessDenied where the role may not be
     assumed, and what `translated` does."""
     return await _connect(root, identity, lambda: _connect(root, identity, None))
 
 
-async def _connect(root: Root, identity: Identity, again: s3.Again | None) -> Any:
+async def _connect(root: S3Prefix, identity: Identity, again: s3.Again | None) -> Any:
     of_session = dict(identity.session_vars or {})
     subject = Subject(root.url or "S3", "")
     with translated(subject):

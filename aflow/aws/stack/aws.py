@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from aflow.aws.stack.settings import Output
+from aflow.aws.stack.settings import StackOutput
 from aflow.errors import InvalidInput, MissingExtra, StackUnreadable
 
 try:
@@ -28,7 +28,7 @@ class Stack:
         self._session = get_session()
         self._region = region
 
-    def outputs(self) -> list[Output]:
+    def outputs(self) -> list[StackOutput]:
         """Its outputs. Raises InvalidInput where there is no such stack or it is not finished, and
         StackUnreadable."""
         answer = self._ask("cloudformation", lambda aws: aws.describe_stacks(StackName=self._name))
@@ -39,7 +39,7 @@ class Stack:
                 "it is complete."
             )
         return [
-            Output(each["OutputKey"], each["OutputValue"], each.get("Description", ""))
+            StackOutput(each["OutputKey"], each["OutputValue"], each.get("Description", ""))
             for each in stack.get("Outputs", ())
         ]
 

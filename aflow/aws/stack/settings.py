@@ -22,7 +22,7 @@ _CHOSEN = {
 }
 
 
-class Output(NamedTuple):
+class StackOutput(NamedTuple):
     """An output of a stack."""
 
     name: str
@@ -30,13 +30,13 @@ class Output(NamedTuple):
     description: str = ""
 
 
-def is_of_metaflow(outputs: Iterable[Output]) -> bool:
+def is_of_metaflow(outputs: Iterable[StackOutput]) -> bool:
     """Whether a stack is made of Metaflow's own template, whose metadata service is Metaflow's."""
     return any(each.name in ("MetaflowDataStoreS3Url", "MigrationFunctionName") for each in outputs)
 
 
 def settings_of(
-    stack: str, outputs: Iterable[Output], fetched: Callable[[str], str]
+    stack: str, outputs: Iterable[StackOutput], fetched: Callable[[str], str]
 ) -> dict[str, str]:
     """The settings that the outputs stand for. For the key of the metadata service the output names
     a secret (an ARN), or a key of API Gateway (an id): `fetched` gives what is kept there. Raises

@@ -58,7 +58,7 @@ def compress(data: Any, level: int = 3) -> bytes:
     return result.raw[:count]
 
 
-class _Stream:
+class _FrameWriter:
     """Makes one frame when all has come."""
 
     def __init__(self, level: int) -> None:
@@ -83,19 +83,19 @@ class ZstdCompressor:
     def __init__(self, level: int = 3, threads: int = 0) -> None:
         self._level = level
 
-    def compressobj(self, size: int = -1) -> _Stream:
+    def compressobj(self, size: int = -1) -> _FrameWriter:
         """A stream of one frame."""
-        return _Stream(self._level)
+        return _FrameWriter(self._level)
 
 
-class _Reader:
+class _FrameReader:
     """Reads one frame into a buffer that has room for all of it."""
 
     def __init__(self, data: Any) -> None:
         self._data = bytes(data)
         self._is_read = False
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> _FrameReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -123,6 +123,6 @@ class _Reader:
 class ZstdDecompressor:
     """Decompresses frames."""
 
-    def stream_reader(self, data: Any) -> _Reader:
+    def stream_reader(self, data: Any) -> _FrameReader:
         """A reader of one frame."""
-        return _Reader(data)
+        return _FrameReader(data)

@@ -97,7 +97,7 @@ class Submission(NamedTuple):
     environment: Mapping[str, str]
 
 
-class Limits(NamedTuple):
+class CallLimits(NamedTuple):
     """What a system takes in one call: members of an array, ids to describe, ids to terminate."""
 
     array: int
@@ -118,7 +118,7 @@ class JobSystem(Protocol[J_contra]):
         """What to look at when jobs wait for a long time."""
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> CallLimits:
         """What it takes in one call."""
 
     @property

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aflow.aws.batch import MOST, Mark, StepJob, job_name, submission
+from aflow.aws.batch import MOST, BatchStepJob, Mark, job_name, submission
 from aflow.aws.client import MOST_DESCRIBED
 from aflow.aws.job_status import ENDED, end_of, log_of
 from aflow.errors import AwsBusy, AwsError, JobSystemBusy, JobSystemError
-from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission
+from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission
 from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
 
@@ -32,7 +32,7 @@ class BatchSystem:
         "See whether the compute environments of the job queue are enabled, large enough for what "
         "the step asks for, and not at their limit."
     )
-    limits = Limits(MOST, MOST_DESCRIBED, 1)
+    limits = CallLimits(MOST, MOST_DESCRIBED, 1)
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
@@ -49,7 +49,7 @@ class BatchSystem:
 
     def submit(self, given: Submission) -> str:
         """Submit a job; its id."""
-        job: StepJob = given.job
+        job: BatchStepJob = given.job
         name = job.definition["jobDefinitionName"]
         if name not in self._registered:
             _called(lambda: self._calls.register(job.definition))
@@ -57,7 +57,7 @@ class BatchSystem:
         values = submission(job, _mark(given.context), given.name, given.size, given.environment)
         return _called(lambda: self._calls.submit(values))
 
-    def find(self, name: str, job: StepJob) -> str | None:
+    def find(self, name: str, job: BatchStepJob) -> str | None:
         """The id of the job of this name, in the queue of its step."""
         filters = [{"name": "JOB_NAME", "values": [name]}]
         listed = _called(lambda: [*self._calls.listed(jobQueue=job.queue, filters=filters)])

@@ -75,7 +75,7 @@ class _Array:
         self.away = 0
 
 
-class _Group(NamedTuple):
+class _Submission(NamedTuple):
     """Attempts that are submitted together."""
 
     job: StepJob
@@ -262,7 +262,7 @@ class JobExecutor:
             if self._stopped and not self._news.is_set():
                 return
 
-    def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Group]:
+    def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Submission]:
         """Those that are still wanted, by step; of gangs each by itself."""
         together: list[tuple[StepJob, list[AttemptSpec]]] = []
         places: dict[tuple[str, int, int | None], int] = {}
@@ -274,7 +274,7 @@ class JobExecutor:
                 self._place(spec, together, places)
         most = self._system.limits.array
         return [
-            _Group(job, some[at : at + most])
+            _Submission(job, some[at : at + most])
             for job, some in together
             for at in range(0, len(some), most)
         ]
@@ -293,7 +293,7 @@ class JobExecutor:
             together.append((job, []))
         together[places[key]][1].append(spec)
 
-    async def _submit(self, group: _Group) -> None:
+    async def _submit(self, group: _Submission) -> None:
         owners = [(spec.task, spec.attempt) for spec in group.specs]
         try:
             array_spec = await self._patiently(partial(self._written, group.specs))
@@ -332,7 +332,7 @@ class JobExecutor:
             if owner in self._mail.away:
                 self._reports.handed(*owner, f"{handle}{mark}{index}" if mark else handle)
 
-    async def _submitted(self, group: _Group, name: str, array_spec: ArraySpec) -> str:
+    async def _submitted(self, group: _Submission, name: str, array_spec: ArraySpec) -> str:
         """The id of the job of this name, which is submitted if it is not there."""
         context = self._context
         environment = {

@@ -22,9 +22,9 @@ from aflow.errors import (
     JobSystemBusy,
     JobSystemError,
 )
-from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission, until_answered
+from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission, until_answered
 from aflow.executors.jobs.place import KUBERNETES
-from aflow.k8s.access import Refused
+from aflow.k8s.access import KubernetesApiError
 from aflow.k8s.manifest import (
     FLOW,
     INDEX,
@@ -43,8 +43,8 @@ from aflow.scheduler.states import AttemptState
 from aflow.task.spec import NO_RETRY_EXIT_CODE
 
 if TYPE_CHECKING:
-    from aflow.k8s.access import Cluster, Object
-    from aflow.k8s.manifest import StepJob
+    from aflow.k8s.access import KubernetesCluster, Object
+    from aflow.k8s.manifest import KubernetesStepJob
     from aflow.task.spec import RunContext
 
 LARGEST_ARRAY = 2_000  # pods: each is some 15 kB in the store of the API server
@@ -78,9 +78,9 @@ class KubernetesSystem:
 
     title = "Kubernetes"
     advice = "See `kubectl describe pod`, and whether the cluster has nodes for what the step asks."
-    limits = Limits(LARGEST_ARRAY, 100, 100)
+    limits = CallLimits(LARGEST_ARRAY, 100, 100)
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: KubernetesCluster) -> None:
         self._cluster = cluster
         self._clock = SystemClock()
         self._known: set[str] = set()  # ids of Jobs that have been there
@@ -94,18 +94,18 @@ class KubernetesSystem:
 
     # ------------------------------------------------------------ before a run begins
 
-    def check_all(self, jobs: Sequence[StepJob]) -> None:
+    def check_all(self, jobs: Sequence[KubernetesStepJob]) -> None:
         """Ask the API server whether it would take such Jobs, and whether the secrets, claims and
         service accounts that they name are there. Waits for a server that does not answer. Blocks.
         Raises InvalidInput, JobSystemUnauthorized, JobSystemBusy and InvalidSetting."""
         for job in jobs:
             until_answered("Kubernetes", lambda: self._check(job))  # noqa: B023 -- called at once
 
-    def _check(self, job: StepJob) -> None:
+    def _check(self, job: KubernetesStepJob) -> None:
         manifest = job_manifest(job, {}, job_name(("aflow-check",), "0"), 1, {})
         try:
             self._cluster.create(_jobs_path(job.namespace), manifest, dryRun="All")
-        except Refused as error:
+        except KubernetesApiError as error:
             raise InvalidInput(
                 f"Kubernetes does not take jobs of step {job.step} in the namespace "
                 f"{job.namespace}: {error}"
@@ -113,7 +113,7 @@ class KubernetesSystem:
         for kind, name in job.needed:
             try:
                 self._cluster.get(f"{_core_path(job.namespace)}/{kind}/{quote(name)}")
-            except Refused as error:
+            except KubernetesApiError as error:
                 if error.status != 404:  # we may not look: then it shows when pods start
                     continue
                 raise InvalidInput(
@@ -129,7 +129,7 @@ class KubernetesSystem:
 
     def submit(self, given: Submission) -> str:
         """Create a Job; its id. For a gang a headless service, too."""
-        job: StepJob = given.job
+        job: KubernetesStepJob = given.job
         id = _id(job.namespace, given.name)
         manifest = job_manifest(
             job,
@@ -154,7 +154,7 @@ class KubernetesSystem:
             made = self._cluster.create(_jobs_path(job.namespace), manifest)
             if job.is_gang:
                 self._serve(job, given.name, made["metadata"]["uid"])
-        except Refused as error:
+        except KubernetesApiError as error:
             if "exceeded quota" in str(error):  # others may end
                 raise JobSystemBusy(str(error)) from error
             if error.reason != "AlreadyExists":  # else an earlier call has come to the server
@@ -162,7 +162,7 @@ class KubernetesSystem:
         self._known.add(id)
         return id
 
-    def _serve(self, job: StepJob, name: str, uid: str) -> None:
+    def _serve(self, job: KubernetesStepJob, name: str, uid: str) -> None:
         path = f"{_core_path(job.namespace)}/services"
         try:
             self._cluster.create(path, service_manifest(job, name, uid))
@@ -170,7 +170,7 @@ class KubernetesSystem:
             # Members find each other by their addresses: it is names alone that they do not have.
             _log.warning("The gang of step %s has no names of hosts: %s", job.step, error)
 
-    def find(self, name: str, job: StepJob) -> str | None:
+    def find(self, name: str, job: KubernetesStepJob) -> str | None:
         """The id of the Job of this name, in the namespace of its step."""
         if self._job(job.namespace, name) is None:
             return None
@@ -184,7 +184,7 @@ class KubernetesSystem:
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
         """The status of each of these jobs: one list for each namespace, and one of the pods of
         members, if there are any among them."""
-        asked = {id: _Asked.parse(id) for id in ids}
+        asked = {id: _JobId.parse(id) for id in ids}
         found: dict[str, Object] = {}
         pods: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
         for namespace, some in _by_namespace(asked.values()).items():
@@ -225,7 +225,7 @@ class KubernetesSystem:
         ended = {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
         if left := self._unwanted[id] - ended:
             self._unwanted[id] = left
-            self._delete_pods(_Asked.parse(id), left)
+            self._delete_pods(_JobId.parse(id), left)
         else:
             del self._unwanted[id]
 
@@ -238,7 +238,7 @@ class KubernetesSystem:
         if now - self._waits.setdefault(id, now) < PULLING:
             return
         self._waits[id] = now
-        for pod in self._pending(_Asked.parse(id)):
+        for pod in self._pending(_JobId.parse(id)):
             for reason, message in _waiting_containers(pod):
                 if reason in _PULLS and _NO_IMAGE.search(f"{reason} {message}"):
                     self.terminate([id], f"Its image cannot be had ({reason}: {message})")
@@ -246,7 +246,7 @@ class KubernetesSystem:
 
     def why_waiting(self, status: JobStatus) -> str:
         """What its pods wait for, in the words of Kubernetes; of a Job that has none why not."""
-        asked = _Asked.parse(status.id)
+        asked = _JobId.parse(status.id)
         pods = self._pending(asked)
         reasons = [reason for pod in pods if (reason := why_pending(pod))]
         if not reasons:
@@ -258,16 +258,16 @@ class KubernetesSystem:
         """Those that have ended, which the Job says of all members."""
         if is_over:
             return members
-        asked = _Asked.parse(array)
+        asked = _JobId.parse(array)
         job = self._job(asked.namespace, asked.name)
         if job is None:
             return members
         ended = {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
-        return [each for each in members if _Asked.parse(each).place in ended]
+        return [each for each in members if _JobId.parse(each).place in ended]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
         """How the attempt ended; with the last lines of the log of one that has failed."""
-        asked = _Asked.parse(status.id)
+        asked = _JobId.parse(status.id)
         seen: _Seen = status.detail
         if seen.job is None:
             if status.version == _DELETED:
@@ -291,9 +291,9 @@ class KubernetesSystem:
     def terminate(self, ids: Sequence[str], reason: str) -> None:
         """End these jobs: of a whole Job the deadline has come, of members the pods are deleted.
         Either way pods get SIGTERM, and SIGKILL after 30 seconds."""
-        members: defaultdict[_Asked, set[int]] = defaultdict(set)
+        members: defaultdict[_JobId, set[int]] = defaultdict(set)
         for id in ids:
-            asked = _Asked.parse(id)
+            asked = _JobId.parse(id)
             if asked.place is None:
                 self._end(asked, reason)
             else:
@@ -302,7 +302,7 @@ class KubernetesSystem:
             self._unwanted[_id(asked.namespace, asked.name)] |= indexes
             self._delete_pods(asked, indexes)
 
-    def _end(self, asked: _Asked, reason: str) -> None:
+    def _end(self, asked: _JobId, reason: str) -> None:
         job = self._job(asked.namespace, asked.name)
         if job is None or _condition(job) is not None:
             return
@@ -314,7 +314,7 @@ class KubernetesSystem:
             lambda: self._cluster.patch(f"{_jobs_path(asked.namespace)}/{asked.name}", change)
         )
 
-    def _delete_pods(self, asked: _Asked, indexes: Iterable[int]) -> None:
+    def _delete_pods(self, asked: _JobId, indexes: Iterable[int]) -> None:
         selector = _of_members([asked.name], sorted(indexes))
         path = f"{_core_path(asked.namespace)}/pods"
         self._unless_gone(lambda: self._cluster.delete(path, labelSelector=selector))
@@ -324,7 +324,7 @@ class KubernetesSystem:
         """What the call gives; None where what it is about is not there."""
         try:
             return call()
-        except Refused as error:
+        except KubernetesApiError as error:
             if error.status == 404:
                 return None
             raise
@@ -344,7 +344,7 @@ class KubernetesSystem:
         path = f"{_core_path(namespace)}/pods"
         return self._cluster.listed(path, labelSelector=_of_members(names, indexes))
 
-    def _pending(self, asked: _Asked) -> list[Object]:
+    def _pending(self, asked: _JobId) -> list[Object]:
         """The first pods of a Job that have not begun."""
         index = () if asked.place is None else (asked.place,)
         return self._cluster.first(
@@ -380,7 +380,7 @@ class KubernetesSystem:
 # ------------------------------------------------------------------ ids and routes
 
 
-class _Asked(NamedTuple):
+class _JobId(NamedTuple):
     """What an id is about."""
 
     namespace: str
@@ -388,7 +388,7 @@ class _Asked(NamedTuple):
     place: int | None = None
 
     @classmethod
-    def parse(cls, id: str) -> _Asked:
+    def parse(cls, id: str) -> _JobId:
         _, namespace, rest = f"{id}@@".split("@", 2)
         name, _, index = rest.rstrip("@").partition(":")
         return cls(namespace, name, int(index) if index else None)
@@ -398,8 +398,8 @@ def _id(namespace: str, name: str) -> str:
     return f"k8s@{namespace}@{name}"
 
 
-def _by_namespace(asked: Iterable[_Asked]) -> dict[str, list[_Asked]]:
-    found: defaultdict[str, list[_Asked]] = defaultdict(list)
+def _by_namespace(asked: Iterable[_JobId]) -> dict[str, list[_JobId]]:
+    found: defaultdict[str, list[_JobId]] = defaultdict(list)
     for each in asked:
         found[each.namespace].append(each)
     return found
@@ -639,7 +639,7 @@ class SubmittedJob(NamedTuple):
 
 
 def unfinished(
-    cluster: Cluster,
+    cluster: KubernetesCluster,
     namespaces: Iterable[str],
     user: str | None,
     flow: str | None,

@@ -25,7 +25,7 @@ from aflow.errors import (
     JobSystemBusy,
     JobSystemError,
 )
-from aflow.executors.jobs.base import JobState, JobStatus, Limits, Submission, until_answered
+from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission, until_answered
 from aflow.executors.jobs.place import SLURM
 from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
@@ -162,11 +162,11 @@ class SlurmSystem:
         return f"slurm/{self._configuration.get('ClusterName', '')}"
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> CallLimits:
         """An array is as large as MaxArraySize of the cluster allows."""
         largest = self._configuration.get("MaxArraySize", "")
         size = int(largest) if largest.isdigit() else 1001  # Slurm's own default
-        return Limits(max(1, min(LARGEST_ARRAY, size)), 100, 500)
+        return CallLimits(max(1, min(LARGEST_ARRAY, size)), 100, 500)
 
     def check_all(self, jobs: Sequence[SlurmJob]) -> None:
         """Ask Slurm whether it would take such jobs (sbatch --test-only). Waits for a controller

@@ -37,7 +37,7 @@ _ASKING = 10.0  # seconds for a tool that lists GPUs
 _MB = 1 << 20
 
 
-class Machine(NamedTuple):
+class MachineCapacity(NamedTuple):
     """What a machine offers: amounts by name, memory and disk in MB, and the ids of its GPUs.
     `is_amd` says that they are AMD's. `binding` are the names whose amounts somebody has given."""
 
@@ -47,7 +47,7 @@ class Machine(NamedTuple):
     binding: frozenset[str]
 
 
-def machine_with(given: Mapping[str, float], folder: Path | None = None) -> Machine:
+def machine_with(given: Mapping[str, float], folder: Path | None = None) -> MachineCapacity:
     """This machine, where these amounts take the place of what is found. Disk is that of the
     folder. Blocks."""
     devices, is_amd = _gpus()
@@ -65,7 +65,7 @@ def machine_with(given: Mapping[str, float], folder: Path | None = None) -> Mach
     # Those that are found and seen come first; where more were given than are, they are numbered.
     more = (str(number) for number in range(count) if str(number) not in devices)
     named = (*devices, *more)[:count]
-    return Machine({**found, **given}, named, is_amd, frozenset(given))
+    return MachineCapacity({**found, **given}, named, is_amd, frozenset(given))
 
 
 def _gpus() -> tuple[tuple[str, ...], bool]:
@@ -130,7 +130,9 @@ def _memory() -> int | None:
 class Demands:
     """What the steps of a flow ask for, on one machine."""
 
-    def __init__(self, definition: FlowDefinition, machine: Machine, steps: Sequence[str]) -> None:
+    def __init__(
+        self, definition: FlowDefinition, machine: MachineCapacity, steps: Sequence[str]
+    ) -> None:
         self._machine = machine
         self._resources = {
             name: found
@@ -180,7 +182,7 @@ class Demands:
         return bounds
 
 
-def bounded(amounts: Mapping[str, float], machine: Machine) -> dict[str, float]:
+def bounded(amounts: Mapping[str, float], machine: MachineCapacity) -> dict[str, float]:
     """The amounts, but of what was found by itself no more than there is."""
     return {
         name: amount
@@ -226,7 +228,7 @@ class _Waiting(NamedTuple):
 class SlotQueue:
     """The slots of one machine, shared by all executors that run attempts on it."""
 
-    def __init__(self, slots: Slots, machine: Machine) -> None:
+    def __init__(self, slots: Slots, machine: MachineCapacity) -> None:
         self.slots = slots
         self.machine = machine
         self._waiting: dict[Hashable, _Waiting] = {}

@@ -74,11 +74,11 @@ def set_up_streams() -> None:
         getattr(sys, name).reconfigure(line_buffering=True, errors="surrogateescape")
 
 
-class Printed:
+class CapturedOutput:
     """What is printed while this context lasts, by any code: kept in `bytes` (stdout and
     stderr) rather than shown."""
 
-    def __enter__(self) -> Printed:
+    def __enter__(self) -> CapturedOutput:
         flush()
         self.bytes = (b"", b"")
         self._kept = [out_of_the_way(os.dup(number)) for number in (1, 2)]

@@ -28,11 +28,11 @@ from aflow.task.runner import describe, sentence
 from aflow.task.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
-    from aflow.code.program import Program, Request
+    from aflow.code.program import LoadRequest, Program
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.graph import Graph
     from aflow.flow.spec import FlowSpec
-    from aflow.task.runner import Runner
+    from aflow.task.runner import AttemptRunner
 
 Steps = Callable[["FlowSpec"], int]  # runs what is to be run with the flow; the exit code
 
@@ -46,9 +46,9 @@ class Host:
     def __init__(
         self,
         program: Program,
-        request: Request,
+        request: LoadRequest,
         graph: Graph | None,
-        runner: Runner,
+        runner: AttemptRunner,
         environment: Mapping[str, str],
         printed: tuple[bytes, bytes],
         before: Collection[str] | None,
@@ -192,11 +192,11 @@ class Host:
         )
 
 
-def _run(runner: Runner, spec: AttemptSpec) -> AttemptReport:
+def _run(runner: AttemptRunner, spec: AttemptSpec) -> AttemptReport:
     return runner.run(spec)
 
 
-def _debugged(runner: Runner, spec: AttemptSpec) -> AttemptReport:
+def _debugged(runner: AttemptRunner, spec: AttemptSpec) -> AttemptReport:
     """Run an attempt without a limit on its time; a coroutine step in an event loop of its own."""
     definition = runner.definition
     step = definition.steps[spec.step]
@@ -236,7 +236,7 @@ class OneAttempt:
     this one has not got the variables of its step."""
 
     def __init__(
-        self, runner: Runner, spec: AttemptSpec, fds: Sequence[int], *, strict: bool
+        self, runner: AttemptRunner, spec: AttemptSpec, fds: Sequence[int], *, strict: bool
     ) -> None:
         self.step = spec.step
         self.owner = (spec.task, spec.attempt)
@@ -289,7 +289,7 @@ class ManyAttempts:
     """Isolation `worker`: one attempt after the other (coroutines: side by side), until the
     coordinator closes its end."""
 
-    def __init__(self, runner: Runner, fds: Sequence[int], *, coroutines: bool) -> None:
+    def __init__(self, runner: AttemptRunner, fds: Sequence[int], *, coroutines: bool) -> None:
         self._runner = runner
         self._fds = fds
         self._coroutines = coroutines

@@ -21,7 +21,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.process import fastest_kind
 from aflow.executors.local import child
 from aflow.executors.local import messages as wire
-from aflow.task.runner import Runner
+from aflow.task.runner import AttemptRunner
 from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
 
 # Streams of a process that runs more than one attempt: each line knows its attempt.
@@ -199,7 +199,7 @@ HOLD = 0.01  # seconds that printed lines may wait for others
 MAX_HELD = 1 << 16  # bytes of them
 
 
-class Link:
+class WorkerSockets:
     """The worker's side of its two sockets: specs come in whole, messages go out in order.
 
     What attempts print goes out at once, unless something has just gone out: then it waits some
@@ -325,10 +325,10 @@ class SequentialWorker:
     """Runs the specs that it is sent, in order. The streams are those of attempts from the start:
     what the user's program prints before it comes to its flow belongs to the first one."""
 
-    def __init__(self, runner: Runner, descriptors: Sequence[int]) -> None:
+    def __init__(self, runner: AttemptRunner, descriptors: Sequence[int]) -> None:
         tasks, reports, *streams = descriptors
         self._runner = runner
-        self._link = Link(tasks, reports)
+        self._link = WorkerSockets(tasks, reports)
         self._clock = SystemClock()
         self._running: Owner | None = None
         self._streams = WorkerStreams(streams, lambda: self._running, self._link.log)
@@ -401,10 +401,10 @@ class CoroutineWorker:
     The loop is shared: a step cannot stop it, and what a step cancels of others' (all tasks of the
     loop, say) is not cancelled."""
 
-    def __init__(self, runner: Runner, descriptors: Sequence[int]) -> None:
+    def __init__(self, runner: AttemptRunner, descriptors: Sequence[int]) -> None:
         tasks, reports, *streams = descriptors
         self._runner = runner
-        self._link = Link(tasks, reports)
+        self._link = WorkerSockets(tasks, reports)
         self._clock = SystemClock()
         self._pid = os.getpid()
         self._first: AttemptSpec | None = None  # until it runs

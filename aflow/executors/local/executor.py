@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aflow._core.records import NamedTuple
 from aflow._core.system import memory_of
 from aflow._core.threads import in_thread
-from aflow.code.program import Request
+from aflow.code.program import LoadRequest
 from aflow.errors import InvalidDecorator
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
@@ -107,7 +107,7 @@ class ProcessExecutor:
     def __init__(
         self,
         needs: Mapping[str, StepNeeds],
-        request: Request,
+        request: LoadRequest,
         start_ground: StartGround,
         clock: Clock,
         *,

@@ -38,7 +38,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple
 from aflow._core.secret import sealed
-from aflow.code.program import Program, Request, is_library
+from aflow.code.program import LoadRequest, Program, is_library
 from aflow.executors.local import child as inside
 from aflow.executors.local import child_task, descendants, messages
 from aflow.executors.local.child_task import Host, copies_of
@@ -51,7 +51,7 @@ from aflow.scheduler.messages import FromTask, NoInputs, encode_inputs
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
-from aflow.task.runner import Runner
+from aflow.task.runner import AttemptRunner
 from aflow.task.spec import AttemptSpec, RunContext
 
 if TYPE_CHECKING:
@@ -262,9 +262,9 @@ class _RehearsedHost(Host):
         program = Program(_SOURCE, sys.path)
         program.compile(_PROGRAM)
         context = RunContext("WarmUp", "0", 0, "", None, (), "", "", "process", 10)
-        runner = Runner(context, BlobStore(MemoryStore()), _no_metadata, SystemClock())
+        runner = AttemptRunner(context, BlobStore(MemoryStore()), _no_metadata, SystemClock())
         graph = _graph()
-        request = Request(_SOURCE, [], None, False)
+        request = LoadRequest(_SOURCE, [], None, False)
         super().__init__(program, request, graph, runner, {}, (b"", b""), None)
         self._parameters = Manifest(step="_parameters").encode()
 
@@ -365,9 +365,9 @@ class Ground:
         self._user_program: UserProgram | None = None  # where tasks are forked from it
         self._refusal: str | None = None  # why none can be
         self._generators = Generators()  # of random numbers, made by the imports of this ground
-        self._runner: Runner | None = None
+        self._runner: AttemptRunner | None = None
         self._program: Program | None = None
-        self._request: Request
+        self._request: LoadRequest
         self._clock = SystemClock()
         self._preparing: Iterator[None] | None = None  # what is left of it
         self._begin_to_serve()
@@ -514,7 +514,7 @@ class Ground:
             self._token = rest[1]
             self._configure(RunContext(*rest[0]))
         elif kind == messages.PROGRAM:
-            self._load(Request(*rest))
+            self._load(LoadRequest(*rest))
         else:
             raise AssertionError(f"no such request: {kind}")
 
@@ -522,7 +522,7 @@ class Ground:
         taken, self._fds = self._fds[:count], self._fds[count:]
         return taken
 
-    def _load(self, request: Request) -> None:
+    def _load(self, request: LoadRequest) -> None:
         self._request = request
         if request.is_metaflow:
             from aflow.compat import metaflow
@@ -542,7 +542,7 @@ class Ground:
 
             self._runner = RemoteRunner(context, blobs, self._clock)
             return
-        self._runner = Runner(
+        self._runner = AttemptRunner(
             context,
             blobs,
             lambda: self._open_metadata(context.metadata_url, context.durability),
@@ -550,7 +550,7 @@ class Ground:
         )
 
     @property
-    def _configured(self) -> Runner:
+    def _configured(self) -> AttemptRunner:
         assert self._runner is not None, "CONFIGURE comes first"
         return self._runner
 
@@ -783,7 +783,7 @@ class Ground:
         code = 1
         try:
             self._become_ground()
-            with inside.Printed() as printed, Generators() as self._generators:
+            with inside.CapturedOutput() as printed, Generators() as self._generators:
                 reason = import_all(imported, environment)
             self._printed = printed.bytes
             if reason is None:
@@ -811,7 +811,7 @@ class Ground:
         self._user_program = UserProgram()
         self._preparing = None  # from here on the process is the user's
         host = self._host({}, learn=False)
-        printed = inside.Printed()
+        printed = inside.CapturedOutput()
 
         def serve(flow: FlowSpec) -> int:
             printed.__exit__()

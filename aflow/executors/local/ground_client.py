@@ -19,7 +19,7 @@ from aflow.executors.base import ended_by
 from aflow.executors.local import descendants, messages
 
 if TYPE_CHECKING:
-    from aflow.code.program import Request
+    from aflow.code.program import LoadRequest
     from aflow.task.spec import RunContext
 
 UNNOTICED = 0.05  # seconds of imports that are not reported
@@ -73,7 +73,7 @@ class Children(Protocol):
         """The first ground is gone, and every process with it."""
 
 
-class _Wanted(NamedTuple):
+class _RequestedProcess(NamedTuple):
     """A process that was asked for, and waits for what is to be known of the program."""
 
     child: int
@@ -98,7 +98,7 @@ class Grounds:
         loop: asyncio.AbstractEventLoop,
         process: GroundProcess,
         children: Children,
-        request: Request,
+        request: LoadRequest,
         context: RunContext,
     ) -> None:
         self._loop = loop
@@ -112,10 +112,12 @@ class Grounds:
         self._ids = 0
         self._open = True
         self._learning: set[int] = set()  # processes that will say what they have imported
-        self._held: deque[_Wanted] = deque()  # until one of them has, and the first ground answered
-        self._grown: dict[tuple[Any, ...], _Link] = {}  # by what they are for
-        self._of: dict[int, _Link] = {}  # child -> where it was asked for
-        self._first = _Link(self, process.control)
+        self._held: deque[_RequestedProcess] = (
+            deque()
+        )  # until one of them has, and the first ground answered
+        self._grown: dict[tuple[Any, ...], _GroundSocket] = {}  # by what they are for
+        self._of: dict[int, _GroundSocket] = {}  # child -> where it was asked for
+        self._first = _GroundSocket(self, process.control)
         self._first.send(messages.PROGRAM, *self._request)
         # The ground connects by itself. What it is sent stays in the memory of both.
         whole = context._replace(metadata_url=revealed(context.metadata_url))
@@ -144,14 +146,14 @@ class Grounds:
         is `fresh`, or a `fork` of the program; the number that it is known by. The descriptors are
         closed here."""
         self._ids += 1
-        wanted = _Wanted(
+        wanted = _RequestedProcess(
             self._ids, kind, start, dict(environment or {}), detail, [*fds], dict(late or {})
         )
         if not self._sends(wanted):
             self._held.append(wanted)
         return wanted.child
 
-    def _sends(self, wanted: _Wanted) -> bool:
+    def _sends(self, wanted: _RequestedProcess) -> bool:
         """Whether the process could be asked for: else more has to be known of the program."""
         if self._is_warm is not None or wanted.start == "fork":
             self._send(self._ground_of(wanted), wanted)
@@ -162,14 +164,14 @@ class Grounds:
             return False
         return True
 
-    def _send(self, link: _Link, wanted: _Wanted, *, learn: bool = False) -> None:
+    def _send(self, link: _GroundSocket, wanted: _RequestedProcess, *, learn: bool = False) -> None:
         self._of[wanted.child] = link
         environment = wanted.late
         if link is self._first:
             environment = {**wanted.environment, **wanted.late}
         link.send(wanted.kind, wanted.child, environment, learn, wanted.detail, fds=wanted.fds)
 
-    def _ground_of(self, wanted: _Wanted) -> _Link:
+    def _ground_of(self, wanted: _RequestedProcess) -> _GroundSocket:
         """The ground for steps with these variables: where nothing is imported, the first."""
         forks = wanted.start == "fork"
         if not forks:
@@ -184,13 +186,15 @@ class Grounds:
             return self._grow(key, wanted.environment, None if forks else self._imported)
         return self._first
 
-    def _grow(self, key: tuple[Any, ...], environment: dict[str, str], imported: Any) -> _Link:
+    def _grow(
+        self, key: tuple[Any, ...], environment: dict[str, str], imported: Any
+    ) -> _GroundSocket:
         try:
             ours, theirs = socket.socketpair()
         except OSError:  # no descriptors are left: the first ground does without
             return self._first
         self._first.send(messages.GROW, environment, imported, fds=[theirs.detach()])
-        link = self._grown[key] = _Link(self, ours)
+        link = self._grown[key] = _GroundSocket(self, ours)
         return link
 
     def learn(self, imported: Mapping[str, Any]) -> None:
@@ -220,7 +224,7 @@ class Grounds:
 
     # ------------------------------------------------------------ what grounds report
 
-    def hear(self, link: _Link, kind: int, *rest: Any) -> None:
+    def hear(self, link: _GroundSocket, kind: int, *rest: Any) -> None:
         """A ground has reported something."""
         if kind == messages.FORKED:
             self._children.forked(*rest)
@@ -247,7 +251,7 @@ class Grounds:
             self._learning.discard(child)
             self._release()
 
-    def lost(self, link: _Link) -> None:
+    def lost(self, link: _GroundSocket) -> None:
         """A ground has ended by itself."""
         reason = "the process that starts tasks has died"
         if link is self._first:
@@ -296,7 +300,7 @@ def cold_note(reason: str, seconds: float) -> str | None:
     )
 
 
-def check_warm(process: GroundProcess, request: Request) -> str | None:
+def check_warm(process: GroundProcess, request: LoadRequest) -> str | None:
     """The note, if tasks of a program would start cold. Blocks while the process imports what the
     program has imported; releases it."""
     ours, theirs = socket.socketpair()
@@ -317,7 +321,7 @@ def check_warm(process: GroundProcess, request: Request) -> str | None:
     return cold_note(*answer[1:])
 
 
-class _Link:
+class _GroundSocket:
     """The socket of one ground."""
 
     def __init__(self, grounds: Grounds, control: socket.socket) -> None:

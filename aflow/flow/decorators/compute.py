@@ -10,7 +10,7 @@ from aflow.flow.decorators.base import StepDecorator, decorate
 
 
 @dataclass(frozen=True, slots=True)
-class Batch(StepDecorator):
+class BatchDecorator(StepDecorator):
     """Run the step as a job of AWS Batch, with these resources and options of the job.
 
     Memory and shared memory are in MB. `platform` is that of the image (`linux/arm64`). None leaves
@@ -134,8 +134,8 @@ class Slurm(StepDecorator):
 
 
 def batch(function: Any = None, **options: Any) -> Any:
-    """Run the step as a job of AWS Batch; see Batch."""
-    return decorate(Batch, function, options)
+    """Run the step as a job of AWS Batch; see BatchDecorator."""
+    return decorate(BatchDecorator, function, options)
 
 
 def kubernetes(function: Any = None, **options: Any) -> Any:

@@ -16,7 +16,7 @@ FLOW_KINDS = {
     "exit_hook": ("exit_hook", "ExitHook"),
     "project": ("project", "Project"),
     "pypi_base": ("packages", "PypiBase"),
-    "schedule": ("schedule", "Schedule"),
+    "schedule": ("schedule", "ScheduleDecorator"),
     "trigger": ("trigger", "TriggeredBy"),
     "trigger_on_finish": ("trigger", "TriggeredOnFinish"),
 }

@@ -13,7 +13,7 @@ _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 
 
 @dataclass(frozen=True, slots=True)
-class Queue(StepDecorator):
+class QueueDecorator(StepDecorator):
     """The pool of workers that the step runs on, where the run has a queue; else it runs here.
     Without one it is `gpu` for a step that asks for GPUs by @resources, else `default`."""
 
@@ -40,4 +40,4 @@ def queue(function: F) -> F: ...
 def queue(*, pool: str | None = None) -> Callable[[F], F]: ...
 def queue(function: object = None, **options: Any) -> Any:
     """Run the step on a worker of this pool, in runs that have a queue (`--queue`, AFLOW_QUEUE)."""
-    return decorate(Queue, function, options)
+    return decorate(QueueDecorator, function, options)

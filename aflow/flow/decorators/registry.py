@@ -12,7 +12,7 @@ from aflow.flow.names import did_you_mean
 
 # Name -> module and class.
 KINDS = {
-    "batch": ("compute", "Batch"),
+    "batch": ("compute", "BatchDecorator"),
     "cache": ("cache", "Cache"),
     "card": ("card", "CardDecorator"),
     "catch": ("catch", "Catch"),
@@ -24,7 +24,7 @@ KINDS = {
     "pytorch_parallel": ("parallel", "PytorchParallel"),
     "pypi": ("packages", "Pypi"),
     "process": ("process", "Process"),
-    "queue": ("queue", "Queue"),
+    "queue": ("queue", "QueueDecorator"),
     "resources": ("resources", "Resources"),
     "retry": ("retry", "Retry"),
     "secrets": ("secrets", "Secrets"),

@@ -37,7 +37,7 @@ _FIELDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule(FlowDecorator):
+class ScheduleDecorator(FlowDecorator):
     """When the flow is to be run once it is deployed: `cron`, else weekly, hourly or daily.
 
     `cron` has the six fields of AWS (minutes, hours, day of month, month, day of week, year); the
@@ -106,5 +106,5 @@ def _number(word: str, field: _Field) -> int | None:
 
 
 def schedule(flow: object = None, /, **options: Any) -> Any:
-    """Say when the deployed flow is to be run; see Schedule."""
-    return decorate_flow(Schedule, flow, options)
+    """Say when the deployed flow is to be run; see ScheduleDecorator."""
+    return decorate_flow(ScheduleDecorator, flow, options)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.runs.cache.fingerprint import untellable
-from aflow.runs.cache.history import History, Place, RecordedRun
+from aflow.runs.cache.history import History, RecordedRun, TaskPosition
 from aflow.runs.cache.key import changes
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def explain(
             yield Explanation(place.step, view.task.task, this.pathspec(view.task), text)
 
 
-def _of_task(run: RecordedRun, place: Place, task: TaskRecord, history: History) -> str:
+def _of_task(run: RecordedRun, place: TaskPosition, task: TaskRecord, history: History) -> str:
     flow = run.record.flow
     if task.origin:
         origin = f"{flow}/{task.origin}"

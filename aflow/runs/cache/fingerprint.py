@@ -119,7 +119,7 @@ class _Module(NamedTuple):
     name: str
 
 
-class _Source(NamedTuple):
+class _ModuleSource(NamedTuple):
     """The text of a module, loaded or not. `raw`: with its comments and docstrings."""
 
     name: str
@@ -180,7 +180,7 @@ class _Reader:
         self._folder = os.path.dirname(self._file)
         self._known: dict[object, Known] = {}
         self._kept: list[Any] = []  # so that no id is given to another object meanwhile
-        self._sources: dict[str, sources.Source | None] = {}
+        self._sources: dict[str, sources.ModuleText | None] = {}
         self._noted: list[Reached] = []  # what the value that is being digested leads to
         self._where = ""  # the module in which it was found
         self._contents = Contents(self._named, self._opaque)
@@ -274,7 +274,7 @@ class _Reader:
         match value:
             case _Module():
                 return self._of_module(value.name)
-            case _Source():
+            case _ModuleSource():
                 return self._of_source(value)
             case _Body():
                 return self._of_body(value.name)
@@ -347,13 +347,13 @@ class _Reader:
 
     def _of_module(self, name: str) -> Known:
         """All of a module: its source, and all that it has."""
-        leads = [Reached(f"{_called(name)} (its source)", _Source(name), name)]
+        leads = [Reached(f"{_called(name)} (its source)", _ModuleSource(name), name)]
         for each, value in vars(sys.modules[name]).items():
             if each not in _OF_MODULES:
                 leads += self._lead(f"{_called(name)}.{each}", value, name)
         return Known(_NOTHING, leads, frozenset())
 
-    def _of_source(self, which: _Source) -> Known:
+    def _of_source(self, which: _ModuleSource) -> Known:
         source = self._source(which.name)
         if source is None:
             return Known(NOT_TELLABLE, [], frozenset())
@@ -390,7 +390,9 @@ class _Reader:
                 package = module.rpartition(".")[0]
             yield from self._of_imports(sources.names_of(what, package))
         if "__doc__" in mentions.attributes and self._source(module) is not None:
-            yield Reached(f"{_called(module)} (its source)", _Source(module, raw=True), module)
+            yield Reached(
+                f"{_called(module)} (its source)", _ModuleSource(module, raw=True), module
+            )
         for name in sorted(mentions.attributes):
             yield from self._of_flow(name)
 
@@ -443,7 +445,9 @@ class _Reader:
         if top in _REFLECTION_MODULES:
             yield Reached("", _Anything(), module)
         if top == "inspect":
-            yield Reached(f"{_called(module)} (its source)", _Source(module, raw=True), module)
+            yield Reached(
+                f"{_called(module)} (its source)", _ModuleSource(module, raw=True), module
+            )
 
     def _of_imports(self, names: Iterable[str]) -> Iterator[Reached]:
         """What imports inside of functions lead to: sources, since they may not be loaded yet."""
@@ -458,7 +462,7 @@ class _Reader:
                 if "." not in name:
                     yield Reached("the code in the flow's folder", _Unknown(name), name)
             elif file and sources.is_of_the_user(file):
-                yield Reached(f"{name} (its source)", _Source(name), name)
+                yield Reached(f"{name} (its source)", _ModuleSource(name), name)
             elif file:
                 yield from self._library(name)
 
@@ -579,7 +583,7 @@ class _Reader:
         name = self._where
         if self._loaded(name) is None or self._source(name) is None:
             raise NotTellable(f"holds a {type(value).__qualname__}")
-        self._noted.append(Reached(f"{_called(name)} (its source)", _Source(name), name))
+        self._noted.append(Reached(f"{_called(name)} (its source)", _ModuleSource(name), name))
         return f"opaque {_name(type(value))}".encode()
 
     # ------------------------------------------------------------ modules
@@ -601,7 +605,7 @@ class _Reader:
     def _loaded(self, name: str) -> ModuleType | None:
         return sys.modules.get(name)
 
-    def _source(self, name: str) -> sources.Source | None:
+    def _source(self, name: str) -> sources.ModuleText | None:
         """The text of a module; None where it has none that can be read."""
         if name not in self._sources:
             module = self._loaded(name)
@@ -610,7 +614,7 @@ class _Reader:
             if module is None:
                 file = sources.file_of(name, self._folder)
             try:
-                self._sources[name] = sources.Source(name, file) if file else None
+                self._sources[name] = sources.ModuleText(name, file) if file else None
             except OSError:
                 self._sources[name] = None
         return self._sources[name]
@@ -634,7 +638,7 @@ def _key(value: Any) -> object:
     return (type(value), value) if isinstance(value, _KINDS) else id(value)
 
 
-_KINDS = (_Module, _Source, _Body, _Library, _Folder, _Unknown, _Anything)
+_KINDS = (_Module, _ModuleSource, _Body, _Library, _Folder, _Unknown, _Anything)
 
 
 def _called(module: str | None) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow._core.ids import PARAMETERS_STEP
-from aflow.runs.cache.key import Code, KeyInputs, Value, key_inputs_of, recorded_code
+from aflow.runs.cache.key import CodeFingerprints, KeyInputs, Value, key_inputs_of, recorded_code
 from aflow.scheduler.messages import FromTask, decode_inputs
 from aflow.scheduler.states import TaskState
 from aflow.storage.artifacts import ArtifactReader
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOOK_BACK = 20  # earlier runs that are searched for a task
 
 
-class Place(NamedTuple):
+class TaskPosition(NamedTuple):
     """Where a task stands in any run of a flow: its step, the index in every foreach around it
     (outermost first), and for a step that a switch leads back to, which time it is."""
 
@@ -32,21 +32,21 @@ class Place(NamedTuple):
     turn: int
 
 
-class Places:
+class TaskPositions:
     """Gives tasks their places; they come in the order of their numbers."""
 
     def __init__(self) -> None:
         self._positions: dict[int, tuple[int, ...]] = {}
         self._turns: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
-    def of(self, task: int, step: str, split: int | None, index: int | None) -> Place:
+    def of(self, task: int, step: str, split: int | None, index: int | None) -> TaskPosition:
         """The place of the next task."""
         position = () if split is None else self._positions.get(split, ())
         if index is not None:
             position = (*position, index)
         self._positions[task] = position
         self._turns[step, position] += 1
-        return Place(step, position, self._turns[step, position])
+        return TaskPosition(step, position, self._turns[step, position])
 
 
 class RecordedRun:
@@ -59,21 +59,21 @@ class RecordedRun:
         self._reader = ArtifactReader(blobs)
         self._items = ItemReader(blobs, hold=True)
 
-    def tasks(self) -> Iterator[tuple[Place, TaskView]]:
+    def tasks(self) -> Iterator[tuple[TaskPosition, TaskView]]:
         """Every task with its place, in the order of their numbers; no manifests are read."""
-        places = Places()
+        places = TaskPositions()
         for view in self._metadata.tasks(self.record.key, light=True):
             task = view.task
             if task.step != PARAMETERS_STEP:
                 yield places.of(task.task, task.step, task.split, task.index), view
 
     @cached_property
-    def succeeded(self) -> dict[Place, TaskView]:
+    def succeeded(self) -> dict[TaskPosition, TaskView]:
         """Its finished tasks by their places."""
         return {place: view for place, view in self.tasks() if view.state is TaskState.SUCCEEDED}
 
     @cached_property
-    def code(self) -> Code | None:
+    def code(self) -> CodeFingerprints | None:
         """The code that it was started with."""
         return recorded_code(self._metadata, self.record.key)
 
@@ -105,7 +105,7 @@ class History:
     ) -> None:
         self._runs = [RecordedRun(metadata, blobs, run) for run in runs][:LOOK_BACK]
 
-    def find(self, place: Place) -> tuple[RecordedRun, TaskRecord] | None:
+    def find(self, place: TaskPosition) -> tuple[RecordedRun, TaskRecord] | None:
         """The latest finished task in this place, and its run."""
         for run in self._runs:
             view = run.succeeded.get(place)

@@ -33,7 +33,7 @@ PACKAGE = "package "  # before the name of a package in an environment
 _DIGITS = 16
 
 
-class Code(NamedTuple):
+class CodeFingerprints(NamedTuple):
     """Per step: its fingerprint (name -> digest), and its environment (what is declared -> a
     digest, or a plain version)."""
 
@@ -53,17 +53,19 @@ class Code(NamedTuple):
         return MetadataRecord(int(PARAMETERS_TASK), 0, FIELD, text, FIELD, at)
 
 
-def code_of(definition: FlowDefinition, locks: Mapping[str, Lock] | None = None) -> Code:
+def code_of(
+    definition: FlowDefinition, locks: Mapping[str, Lock] | None = None
+) -> CodeFingerprints:
     """The code of every step as it is now; `locks` are the packages of steps that have an
     environment of their own."""
     locks = locks or {}
     environments = {
         name: environment_of(step, locks.get(name)) for name, step in definition.steps.items()
     }
-    return Code(fingerprints(definition, locks), environments)
+    return CodeFingerprints(fingerprints(definition, locks), environments)
 
 
-def recorded_code(metadata: MetadataStore, run_key: int) -> Code | None:
+def recorded_code(metadata: MetadataStore, run_key: int) -> CodeFingerprints | None:
     """The code that a run was started with; None where that was not recorded."""
     for record in metadata.metadata(run_key, int(PARAMETERS_TASK)):
         if record.field == FIELD:
@@ -73,7 +75,7 @@ def recorded_code(metadata: MetadataStore, run_key: int) -> Code | None:
                 step: dict(names[place] for place in places)
                 for step, places in value["steps"].items()
             }
-            return Code(steps, value["environments"])
+            return CodeFingerprints(steps, value["environments"])
     return None
 
 
@@ -129,7 +131,7 @@ def key_inputs_of(
     step: str,
     inputs: Inputs,
     item: Value | None,
-    code: Code | None,
+    code: CodeFingerprints | None,
     manifests: Manifests,
     reader: ArtifactReader,
 ) -> KeyInputs:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import CachedTask, MetadataStore
     from aflow.runs.cache.fingerprint import Fingerprint
-    from aflow.runs.cache.key import Code
+    from aflow.runs.cache.key import CodeFingerprints
     from aflow.scheduler.messages import LaunchAttempt
     from aflow.storage.artifacts import Manifest
     from aflow.storage.blobs import BlobStore
@@ -138,7 +138,7 @@ class CachedTasks:
         self,
         definition: FlowDefinition,
         steps: Collection[str],
-        code: Code,
+        code: CodeFingerprints,
         metadata: MetadataStore,
         blobs: BlobStore,
         parameters: bytes,

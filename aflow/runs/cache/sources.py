@@ -95,7 +95,7 @@ def _version_of(top: str) -> str:
         return "of no version"
 
 
-class Source:
+class ModuleText:
     """The text of one module of the user."""
 
     def __init__(self, name: str, file: str) -> None:

@@ -19,13 +19,21 @@ from aflow.interop import records
 from aflow.interop.copies import Copies
 from aflow.server.metaflow import checks
 from aflow.server.metaflow.checks import is_found
-from aflow.server.metaflow.messages import CHUNK, Answer, Asked, Lister, Listing, Page, page_of
+from aflow.server.metaflow.messages import (
+    CHUNK,
+    Asked,
+    JsonResponse,
+    Lister,
+    Listing,
+    PageRequest,
+    page_of,
+)
 
 if TYPE_CHECKING:
     from aflow.interop.copies import Copies, Copy
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskView
-    from aflow.server.metaflow.database import Row, Session
-    from aflow.server.metaflow.messages import Page
+    from aflow.server.metaflow.database import Row, Transaction
+    from aflow.server.metaflow.messages import PageRequest
     from aflow.storage.base import ObjectStore
 
 # Rows of aflow's own records, by key, alone or with those of a listing of what is registered.
@@ -103,10 +111,10 @@ class Joined:
     """Rows of ours with those of a listing, if there is one; of two with the same key ours."""
 
     rows: Rows
-    page: Page | None
+    page: PageRequest | None
     listing: Listing | None = None
 
-    def first(self, session: Session) -> list[Any]:
+    def first(self, session: Transaction) -> list[Any]:
         """The page; without one, the first rows."""
         if self.page is None:
             return self.after(session, None)
@@ -114,7 +122,7 @@ class Joined:
         others = [] if self.listing is None else self.listing.first(session)
         return self._merged(own, others, self.page.limit, newest_first=True)
 
-    def after(self, session: Session, key: Any) -> list[Any]:
+    def after(self, session: Transaction, key: Any) -> list[Any]:
         """The next rows, at most CHUNK."""
         own = list(self.rows.after(key, CHUNK))
         others = [] if self.listing is None else self.listing.after(session, key)
@@ -305,7 +313,9 @@ class OwnRuns:
             self._copies[url] = None if store is None else Copies(store, self._store)
         return self._copies[url]
 
-    def joined(self, name: str, asked: Asked, answer: Answer | Lister) -> Answer | Lister:
+    def joined(
+        self, name: str, asked: Asked, answer: JsonResponse | Lister
+    ) -> JsonResponse | Lister:
         """What the route `name` answers, with ours."""
         if isinstance(answer, Listing) and name == "get_flows":
             rows = [Own(flow, flow_row(flow, at)) for flow, at in self._store.flows()]
@@ -314,35 +324,35 @@ class OwnRuns:
         if isinstance(answer, Listing) and name == "get_runs":
             found = self._runs(asked, answer.page)
             return Joined(FewRows(found), answer.page, answer) if found else answer
-        if isinstance(answer, Answer) and answer.body == []:
+        if isinstance(answer, JsonResponse) and answer.body == []:
             return self._list_of_run(name, asked) or answer
         return answer
 
-    def one(self, name: str, asked: Asked) -> Answer | None:
+    def one(self, name: str, asked: Asked) -> JsonResponse | None:
         """What the route `name` answers of something that is not registered."""
         if name == "get_flow":
             flows = dict(self._store.flows())
             if asked.flow in flows:
-                return Answer(flow_row(asked.flow, flows[asked.flow]))
+                return JsonResponse(flow_row(asked.flow, flows[asked.flow]))
             return None
         run = self._run(asked) if "run_number" in asked.names else None
         if run is None:
             return None
         if name == "get_run":
-            return Answer(run_row(run))
+            return JsonResponse(run_row(run))
         if name == "get_step":
             steps = self._steps(run)
-            return Answer(steps[asked.step]) if asked.step in steps else None
+            return JsonResponse(steps[asked.step]) if asked.step in steps else None
         if name == "change_tags":
             return self._change_tags(run, asked)
         view = self._task(run, asked) if name in ("get_task", "get_artifact") else None
         if view is None:
             return None
         if name == "get_task":
-            return Answer(task_row(run, view))
+            return JsonResponse(task_row(run, view))
         artifacts = {each["name"]: each for each in self._artifacts(run, view, write=True)}
         wanted = asked.names["artifact_name"]
-        return Answer(artifacts[wanted]) if wanted in artifacts else None
+        return JsonResponse(artifacts[wanted]) if wanted in artifacts else None
 
     def _list_of_run(self, name: str, asked: Asked) -> Joined | None:
         run = self._run(asked)
@@ -437,7 +447,7 @@ class OwnRuns:
 
         return of
 
-    def _runs(self, asked: Asked, page: Page | None) -> list[Own]:
+    def _runs(self, asked: Asked, page: PageRequest | None) -> list[Own]:
         """The runs of a flow that pass; of a page no more than that has room for."""
         key = None if page is None else page.after
         if key is not None and key < _FIRST_RUN:
@@ -470,10 +480,10 @@ class OwnRuns:
         view = self._store.task(run.key, number, None if attempt is None else int(attempt))
         return view if view is not None and view.task.step == asked.step else None
 
-    def _change_tags(self, run: RunRecord, asked: Asked) -> Answer:
+    def _change_tags(self, run: RunRecord, asked: Asked) -> JsonResponse:
         body = checks.parsed(asked.body, dict)
         add, remove = checks.tag_list(body, "tags_to_add"), checks.tag_list(body, "tags_to_remove")
         try:
-            return Answer({"tags": list(self._store.change_tags(run.key, add, remove))})
+            return JsonResponse({"tags": list(self._store.change_tags(run.key, add, remove))})
         except InvalidName as error:
             raise RegistrationRefused(422, str(error)) from error

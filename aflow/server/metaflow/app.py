@@ -33,9 +33,9 @@ from aflow.metadata.wire import WRITES
 from aflow.server.metaflow import checks
 from aflow.server.metaflow import routes as flows
 from aflow.server.metaflow.aflow_runs import OwnRuns
-from aflow.server.metaflow.messages import CHUNK, SPOKEN, Answer, Asked, Lister
+from aflow.server.metaflow.messages import CHUNK, SPOKEN, Asked, JsonResponse, Lister
 from aflow.server.metaflow.openapi import document
-from aflow.server.metaflow.routes import ROUTES, Route
+from aflow.server.metaflow.routes import ROUTES, ServiceRoute
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
@@ -118,7 +118,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.metadata.base import MetadataStore
-    from aflow.server.metaflow.database import Database, Session
+    from aflow.server.metaflow.database import Database, Transaction
     from aflow.server.metaflow.messages import Listing
     from aflow.storage.base import ObjectStore
 
@@ -207,7 +207,7 @@ class _Service:
         self._own = None if store is None else OwnRuns(store, open_store)
         self._threads = threads
 
-    def handler(self, route: Route) -> Handler:
+    def handler(self, route: ServiceRoute) -> Handler:
         """What answers requests of this route."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -221,19 +221,21 @@ class _Service:
                 self._database.words,
             )
             answer = await self._in_thread(partial(self._answer, route, asked, own))
-            if not isinstance(answer, Answer):
+            if not isinstance(answer, JsonResponse):
                 return await self._listed(request, answer)
             return _sent(request, json.dumps(answer.body).encode(), answer.status, answer.headers)
 
         return handle
 
-    def _answer(self, route: Route, asked: Asked, own: OwnRuns | None) -> Answer | Lister:
+    def _answer(
+        self, route: ServiceRoute, asked: Asked, own: OwnRuns | None
+    ) -> JsonResponse | Lister:
         """What is registered, and what aflow itself has recorded (`own`). Blocks."""
         in_transaction = self._database.write if route.writes else self._database.read
         name = route.answer.__name__
         is_new = name == "add_run" and own is not None and own.has_flow(asked.flow)
 
-        def answered_in(session: Session) -> Answer | Listing:
+        def answered_in(session: Transaction) -> JsonResponse | Listing:
             if is_new:  # the client that asked for the flow got the answer that it exists
                 flows.see_to(session, asked)
             return route.answer(session, asked)

@@ -45,7 +45,7 @@ def schema() -> list[str]:
     return [each.strip() for each in text.split(";") if each.strip()]
 
 
-class Session(Protocol):
+class Transaction(Protocol):
     """A transaction."""
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
@@ -63,10 +63,10 @@ class Database(Protocol):
 
     words: dict[str, str]
 
-    def read(self, work: Callable[[Session], T]) -> T:
+    def read(self, work: Callable[[Transaction], T]) -> T:
         """Do work that only reads. It sees what has been committed."""
 
-    def write(self, work: Callable[[Session], T]) -> T:
+    def write(self, work: Callable[[Transaction], T]) -> T:
         """Do work in one transaction, all of it or nothing."""
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class SqliteDatabase:
             self._opened.append(connection)
         return connection
 
-    def _make_tables(self, session: Session) -> None:
+    def _make_tables(self, session: Transaction) -> None:
         session.change("CREATE TABLE IF NOT EXISTS service_version (version INTEGER NOT NULL)")
         found = session.rows("SELECT max(version) FROM service_version")[0][0] or 0
         check_version(found, self._where)
@@ -140,7 +140,7 @@ class SqliteDatabase:
                 session.change(statement.replace("{serial}", self.words["serial"]))
             session.change("INSERT INTO service_version VALUES (?)", [VERSION])
 
-    def read(self, work: Callable[[Session], T]) -> T:
+    def read(self, work: Callable[[Transaction], T]) -> T:
         """Read; see the port."""
         if self._path is None:
             with self._lock:
@@ -150,7 +150,7 @@ class SqliteDatabase:
         with errors_named(self._where):
             return work(_SqliteSession(self._local.reader))
 
-    def write(self, work: Callable[[Session], T]) -> T:
+    def write(self, work: Callable[[Transaction], T]) -> T:
         """Write; see the port."""
         with self._lock, errors_named(self._where), self._transaction():
             return work(_SqliteSession(self._writer))

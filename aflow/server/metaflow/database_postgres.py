@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from aflow._core.postgres import psycopg
 from aflow.errors import MetadataAway, RegistrationRefused
-from aflow.metadata.postgres import Connection, Connections, Place
-from aflow.server.metaflow.database import VERSION, Row, Session, check_version, schema
+from aflow.metadata.postgres import Connection, Connections, PostgresAddress
+from aflow.server.metaflow.database import VERSION, Row, Transaction, check_version, schema
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ _LOCK = 0x61666C6F78  # of all processes that make these tables
 
 
 class PostgresDatabase:
-    """The database at `postgresql://user:password@host:port/database?schema=...`; see `Place`.
+    """The database at a `PostgresAddress`.
 
     A connection is made where none is idle: there are as many as threads that ask at once."""
 
@@ -29,7 +29,7 @@ class PostgresDatabase:
     }
 
     def __init__(self, url: str) -> None:
-        self._place = Place(url)
+        self._place = PostgresAddress(url)
         self._connections = Connections(self._place, read_only=False)
         try:
             self.write(self._make_tables)
@@ -37,7 +37,7 @@ class PostgresDatabase:
             self.close()
             raise
 
-    def _make_tables(self, session: Session) -> None:
+    def _make_tables(self, session: Transaction) -> None:
         session.rows("SELECT pg_advisory_xact_lock(?)", [_LOCK])
         session.change("CREATE TABLE IF NOT EXISTS service_version (version INTEGER NOT NULL)")
         found = session.rows("SELECT max(version) FROM service_version")[0][0] or 0
@@ -47,7 +47,7 @@ class PostgresDatabase:
                 session.change(statement.replace("{serial}", self.words["serial"]))
             session.change("INSERT INTO service_version VALUES (?)", [VERSION])
 
-    def read(self, work: Callable[[Session], T]) -> T:
+    def read(self, work: Callable[[Transaction], T]) -> T:
         """Read; see the port."""
         try:
             return self._read(work)
@@ -56,11 +56,11 @@ class PostgresDatabase:
                 raise
             return self._read(work)  # the connection may have been of a server that is gone
 
-    def _read(self, work: Callable[[Session], T]) -> T:
+    def _read(self, work: Callable[[Transaction], T]) -> T:
         with self._one() as connection:
             return work(_PostgresSession(connection))
 
-    def write(self, work: Callable[[Session], T]) -> T:
+    def write(self, work: Callable[[Transaction], T]) -> T:
         """Write; see the port."""
         with self._one() as connection, connection.transaction():
             return work(_PostgresSession(connection))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import RegistrationRefused
 from aflow.server.metaflow import checks
-from aflow.server.metaflow.database import Row, Session, sql
+from aflow.server.metaflow.database import Row, Transaction, sql
 
 # The run, or the task, that a path names; and rows as the service tells them.
 
@@ -78,7 +78,7 @@ class TaskScope(NamedTuple):
         }
 
 
-def find_run(session: Session, flow: str, run: str) -> RunScope | None:
+def find_run(session: Transaction, flow: str, run: str) -> RunScope | None:
     """The run that has this number or name."""
     number = checks.number(run)
     name = "run_by_name" if number is None else "run_by_number"
@@ -86,7 +86,7 @@ def find_run(session: Session, flow: str, run: str) -> RunScope | None:
     return RunScope.of(flow, found[0]) if found else None
 
 
-def find_task(session: Session, run: RunScope, step: str, task: str) -> TaskScope | None:
+def find_task(session: Transaction, run: RunScope, step: str, task: str) -> TaskScope | None:
     """The task of a step that has this number or name."""
     number = checks.number(task)
     name = "task_by_name" if number is None else "task_by_number"
@@ -136,7 +136,7 @@ _STATUSES = ("completed", "running", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PageRequest:
     """Which page: at most `limit` rows, those after the key `after`; None begins."""
 
     limit: int
@@ -170,7 +170,7 @@ class Condition:
         return " WHERE " + " AND ".join(self.parts) if self.parts else ""
 
 
-def page_of(query: Mapping[str, str], key: type = int) -> Page | None:
+def page_of(query: Mapping[str, str], key: type = int) -> PageRequest | None:
     """The page that is asked for, None for the whole list. Raises RegistrationRefused (400)."""
     if "_limit" not in query and "_cursor" not in query:
         return None
@@ -186,7 +186,7 @@ def page_of(query: Mapping[str, str], key: type = int) -> Page | None:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise RegistrationRefused.of(400, "invalid cursor") from None
         checks.word("_cursor", str(after))
-    return Page(min(int(limit), MAX_LIMIT), after)
+    return PageRequest(min(int(limit), MAX_LIMIT), after)
 
 
 def filters(
@@ -300,7 +300,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class JsonResponse:
     """What is said, as JSON."""
 
     body: Any
@@ -312,13 +312,13 @@ class Lister(Protocol):
     """Rows that are sent one after the other, those of a page or all; a row begins with its key."""
 
     @property
-    def page(self) -> Page | None:
+    def page(self) -> PageRequest | None:
         """The page that is asked for."""
 
-    def first(self, session: Session) -> list[Row]:
+    def first(self, session: Transaction) -> list[Row]:
         """The page; without one, the first rows."""
 
-    def after(self, session: Session, key: Any) -> list[Row]:
+    def after(self, session: Transaction, key: Any) -> list[Row]:
         """The next rows, at most CHUNK; fewer say that these are the last."""
 
     @property
@@ -335,19 +335,21 @@ class Listing:
     condition: Condition
     key: str
     tell: Callable[[Row], Any]
-    page: Page | None
+    page: PageRequest | None
 
-    def first(self, session: Session) -> list[Row]:
+    def first(self, session: Transaction) -> list[Row]:
         """The page; without one, the first rows."""
         if self.page is None:
             return self.after(session, None)
         return self._rows(session, self.page.after, "<", "DESC", self.page.limit)
 
-    def after(self, session: Session, key: Any) -> list[Row]:
+    def after(self, session: Transaction, key: Any) -> list[Row]:
         """The next rows, at most CHUNK; fewer say that these are the last."""
         return self._rows(session, key, ">", "ASC", CHUNK)
 
-    def _rows(self, session: Session, key: Any, beyond: str, order: str, limit: int) -> list[Row]:
+    def _rows(
+        self, session: Transaction, key: Any, beyond: str, order: str, limit: int
+    ) -> list[Row]:
         condition = Condition([*self.condition.parts], [*self.condition.values])
         if key is not None:
             condition.add(f"{self.key} {beyond} ?", key)
@@ -357,6 +359,6 @@ class Listing:
         )
 
 
-def empty() -> Answer:
+def empty() -> JsonResponse:
     """An empty list: the answer for a run or task that does not exist."""
-    return Answer([])
+    return JsonResponse([])

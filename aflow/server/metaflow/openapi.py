@@ -8,7 +8,7 @@ from typing import Any
 
 from aflow.server.metaflow.checks import MAX_ITEMS, NAMES
 from aflow.server.metaflow.messages import LIMIT, MAX_LIMIT, SPOKEN
-from aflow.server.metaflow.routes import ROUTES, Route
+from aflow.server.metaflow.routes import ROUTES, ServiceRoute
 
 _Schema = dict[str, Any]
 
@@ -122,7 +122,7 @@ def _plain(summary: str) -> dict[str, Any]:
     return {"summary": summary, "responses": {"200": {"description": "Yes.", "content": content}}}
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: ServiceRoute) -> dict[str, Any]:
     name = route.answer.__name__
     listed = not route.writes and _answer_of(name).get("type") == "array"
     operation: dict[str, Any] = {
@@ -138,7 +138,7 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation
 
 
-def _responses(route: Route, name: str) -> dict[str, Any]:
+def _responses(route: ServiceRoute, name: str) -> dict[str, Any]:
     statuses = [400, 401, 404, 503]
     if route.writes:
         statuses.append(413)

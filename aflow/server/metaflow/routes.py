@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from aflow.errors import RegistrationRefused
 from aflow.server.metaflow import checks
-from aflow.server.metaflow.database import Row, Session, sql
+from aflow.server.metaflow.database import Row, Transaction, sql
 from aflow.server.metaflow.messages import (
-    Answer,
     Asked,
     Condition,
+    JsonResponse,
     Listing,
     RunScope,
     TaskScope,
@@ -33,21 +33,21 @@ from aflow.server.metaflow.messages import (
 _FLOW_FIELDS = {"flow_id": "f.flow_id", "user": "f.user_name", "ts_epoch": "f.ts_epoch"}
 
 
-def get_flows(session: Session, asked: Asked) -> Listing:
+def get_flows(session: Transaction, asked: Asked) -> Listing:
     """All flows."""
     condition = filters(asked.query, _FLOW_FIELDS, Condition())
     return Listing(sql()["flows"], condition, "f.flow_id", _flow_answer, page_of(asked.query, str))
 
 
-def get_flow(session: Session, asked: Asked) -> Answer:
+def get_flow(session: Transaction, asked: Asked) -> JsonResponse:
     """One flow; 404."""
     found = session.rows(sql()["flow"], [asked.flow])
     if not found:
         raise missing()
-    return Answer(_flow_answer(found[0]))
+    return JsonResponse(_flow_answer(found[0]))
 
 
-def add_flow(session: Session, asked: Asked) -> Answer:
+def add_flow(session: Transaction, asked: Asked) -> JsonResponse:
     """Register a flow; 409."""
     body = checks.parsed(asked.body, dict)
     values = [
@@ -59,10 +59,10 @@ def add_flow(session: Session, asked: Asked) -> Answer:
     ]
     if not session.change(sql()["add_flow"], values):
         raise duplicate(asked.flow)
-    return Answer(_flow_answer(values))
+    return JsonResponse(_flow_answer(values))
 
 
-def see_to(session: Session, asked: Asked) -> None:
+def see_to(session: Transaction, asked: Asked) -> None:
     """Register a flow that aflow itself has run, unless it is registered already."""
     if not session.rows(sql()["flow"], [asked.flow]):
         session.change(sql()["add_flow"], [asked.flow, None, asked.ts_epoch, "[]", "[]"])
@@ -92,7 +92,7 @@ _RUN_FIELDS = {
 }
 
 
-def get_runs(session: Session, asked: Asked) -> Listing:
+def get_runs(session: Transaction, asked: Asked) -> Listing:
     """The runs of a flow."""
     condition = filters(
         asked.query,
@@ -111,12 +111,12 @@ def get_runs(session: Session, asked: Asked) -> Listing:
     )
 
 
-def get_run(session: Session, asked: Asked) -> Answer:
+def get_run(session: Transaction, asked: Asked) -> JsonResponse:
     """One run; 404."""
-    return Answer(the_run(session, asked).row())
+    return JsonResponse(the_run(session, asked).row())
 
 
-def add_run(session: Session, asked: Asked) -> Answer:
+def add_run(session: Transaction, asked: Asked) -> JsonResponse:
     """Register a run, which gets a number, or has a name; 409, 404 without its flow."""
     body = checks.parsed(asked.body, dict)
     name = checks.given_name("run_number", body.get("run_number"))
@@ -129,22 +129,22 @@ def add_run(session: Session, asked: Asked) -> Answer:
     if not added:
         raise duplicate(f"{asked.flow}/{name}")
     row = (added[0][0], name, user, asked.ts_epoch, None, tags, system_tags)
-    return Answer(RunScope.of(asked.flow, row).row())
+    return JsonResponse(RunScope.of(asked.flow, row).row())
 
 
-def beat_run(session: Session, asked: Asked) -> Answer:
+def beat_run(session: Transaction, asked: Asked) -> JsonResponse:
     """A run is alive; 404."""
     run = the_run(session, asked)
     session.change(sql()["beat_run"], [int(asked.now), run.number])
     return heard()
 
 
-def heard() -> Answer:
+def heard() -> JsonResponse:
     """What a heartbeat is answered: JSON in a text, as clients expect it."""
-    return Answer(json.dumps({"wait_time_in_seconds": WAIT}))
+    return JsonResponse(json.dumps({"wait_time_in_seconds": WAIT}))
 
 
-def change_tags(session: Session, asked: Asked) -> Answer:
+def change_tags(session: Transaction, asked: Asked) -> JsonResponse:
     """Remove tags from a run, then add others, in one step; 404, 422 for a system tag."""
     body = checks.parsed(asked.body, dict)
     if not {"tags_to_add", "tags_to_remove"} & body.keys():
@@ -158,10 +158,10 @@ def change_tags(session: Session, asked: Asked) -> Answer:
         raise RegistrationRefused(422, said)
     after = sorted((tags - set(remove)) | (set(add) - system))
     session.change(sql()["set_tags"], [json.dumps(after), run.number])
-    return Answer({"tags": after})
+    return JsonResponse({"tags": after})
 
 
-def the_run(session: Session, asked: Asked) -> RunScope:
+def the_run(session: Transaction, asked: Asked) -> RunScope:
     """The run of the path; 404."""
     found = find_run(session, asked.flow, asked.run)
     if found is None:
@@ -175,7 +175,7 @@ def the_run(session: Session, asked: Asked) -> RunScope:
 _STEP_FIELDS = {"step_name": "s.step_name", "user": "s.user_name", "ts_epoch": "s.ts_epoch"}
 
 
-def get_steps(session: Session, asked: Asked) -> Listing | Answer:
+def get_steps(session: Transaction, asked: Asked) -> Listing | JsonResponse:
     """The steps of a run that have begun."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
@@ -187,23 +187,23 @@ def get_steps(session: Session, asked: Asked) -> Listing | Answer:
     )
 
 
-def get_step(session: Session, asked: Asked) -> Answer:
+def get_step(session: Transaction, asked: Asked) -> JsonResponse:
     """One step; 404."""
     run = the_run(session, asked)
     found = session.rows(sql()["step"], [run.number, asked.step])
     if not found:
         raise missing()
-    return Answer(_step_answer(run, found[0]))
+    return JsonResponse(_step_answer(run, found[0]))
 
 
-def add_step(session: Session, asked: Asked) -> Answer:
+def add_step(session: Transaction, asked: Asked) -> JsonResponse:
     """Register a step; 409, 404 without its run."""
     user = checks.text(checks.parsed(asked.body, dict), "user_name")
     run = the_run(session, asked)
     values = [run.number, asked.step, user, asked.ts_epoch]
     if not session.change(sql()["add_step"], values):
         raise duplicate(f"{asked.flow}/{asked.run}/{asked.step}")
-    return Answer(_step_answer(run, values[1:]))
+    return JsonResponse(_step_answer(run, values[1:]))
 
 
 def _step_answer(run: RunScope, row: Row) -> dict[str, Any]:
@@ -221,7 +221,7 @@ _TASK_FIELDS = {
 }
 
 
-def get_tasks(session: Session, asked: Asked) -> Listing | Answer:
+def get_tasks(session: Transaction, asked: Asked) -> Listing | JsonResponse:
     """The tasks of a step."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
@@ -233,13 +233,13 @@ def get_tasks(session: Session, asked: Asked) -> Listing | Answer:
     )
 
 
-def get_task(session: Session, asked: Asked) -> Answer:
+def get_task(session: Transaction, asked: Asked) -> JsonResponse:
     """One task; 404."""
     run, task = the_task(session, asked)
-    return Answer(task.row(run))
+    return JsonResponse(task.row(run))
 
 
-def get_filtered_tasks(session: Session, asked: Asked) -> Listing | Answer:
+def get_filtered_tasks(session: Transaction, asked: Asked) -> Listing | JsonResponse:
     """The pathspecs of the tasks of a step that have this metadata field with a value in which the
     regular expression `pattern` is found; both may be left out."""
     run = find_run(session, asked.flow, asked.run)
@@ -261,7 +261,7 @@ def get_filtered_tasks(session: Session, asked: Asked) -> Listing | Answer:
     )
 
 
-def add_task(session: Session, asked: Asked) -> Answer:
+def add_task(session: Transaction, asked: Asked) -> JsonResponse:
     """Register a task, which gets a number, or has a name; 409, 404 without its run or step."""
     body = checks.parsed(asked.body, dict)
     name = checks.given_name("task_id", body.get("task_id"))
@@ -274,10 +274,10 @@ def add_task(session: Session, asked: Asked) -> Answer:
     if not added:
         raise duplicate(f"{asked.flow}/{asked.run}/{asked.step}/{name}")
     task = TaskScope(added[0][0], name, asked.step, user, asked.ts_epoch, None)
-    return Answer(task.row(run))
+    return JsonResponse(task.row(run))
 
 
-def beat_task(session: Session, asked: Asked) -> Answer:
+def beat_task(session: Transaction, asked: Asked) -> JsonResponse:
     """A task is alive, and its run with it; 404."""
     run, task = the_task(session, asked)
     session.change(sql()["beat_run"], [int(asked.now), run.number])
@@ -285,7 +285,7 @@ def beat_task(session: Session, asked: Asked) -> Answer:
     return heard()
 
 
-def the_task(session: Session, asked: Asked) -> tuple[RunScope, TaskScope]:
+def the_task(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
     """The run and the task of the path; 404."""
     run = the_run(session, asked)
     task = find_task(session, run, asked.step, asked.task)
@@ -310,7 +310,7 @@ _METADATA_FIELDS = {
 }
 
 
-def get_metadata_of_run(session: Session, asked: Asked) -> Listing | Answer:
+def get_metadata_of_run(session: Transaction, asked: Asked) -> Listing | JsonResponse:
     """What is said of all tasks of a run."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
@@ -318,7 +318,7 @@ def get_metadata_of_run(session: Session, asked: Asked) -> Listing | Answer:
     return _metadata_listing(run, asked, Condition().add("m.run_number = ?", run.number))
 
 
-def get_metadata(session: Session, asked: Asked) -> Listing | Answer:
+def get_metadata(session: Transaction, asked: Asked) -> Listing | JsonResponse:
     """What is said of a task."""
     run = find_run(session, asked.flow, asked.run)
     task = run and find_task(session, run, asked.step, asked.task)
@@ -327,7 +327,7 @@ def get_metadata(session: Session, asked: Asked) -> Listing | Answer:
     return _metadata_listing(run, asked, Condition().add("m.task_id = ?", task.number))
 
 
-def add_metadata(session: Session, asked: Asked) -> Answer:
+def add_metadata(session: Transaction, asked: Asked) -> JsonResponse:
     """Say more of a task; 400 where there is none. Answers with how much was said."""
     items = checks.items(asked.body)
     run, task = registered(session, asked)
@@ -344,10 +344,10 @@ def add_metadata(session: Session, asked: Asked) -> Answer:
         )
         for item in items
     ]
-    return Answer({"metadata_created": session.change_many(sql()["add_metadata"], rows)})
+    return JsonResponse({"metadata_created": session.change_many(sql()["add_metadata"], rows)})
 
 
-def registered(session: Session, asked: Asked) -> tuple[RunScope, TaskScope]:
+def registered(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
     """The run and the task of the path, to which something is to be added; 400."""
     run = find_run(session, asked.flow, asked.run)
     task = run and find_task(session, run, asked.step, asked.task)
@@ -399,7 +399,7 @@ _ARTIFACT_FIELDS = {
 }
 
 
-def get_artifacts_of_run(session: Session, asked: Asked) -> Listing | Answer:
+def get_artifacts_of_run(session: Transaction, asked: Asked) -> Listing | JsonResponse:
     """Those of all tasks of a run."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
@@ -407,7 +407,7 @@ def get_artifacts_of_run(session: Session, asked: Asked) -> Listing | Answer:
     return _artifact_listing(run, asked, _latest().add("a.run_number = ?", run.number))
 
 
-def get_artifacts_of_step(session: Session, asked: Asked) -> Listing | Answer:
+def get_artifacts_of_step(session: Transaction, asked: Asked) -> Listing | JsonResponse:
     """Those of all tasks of a step."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
@@ -416,7 +416,7 @@ def get_artifacts_of_step(session: Session, asked: Asked) -> Listing | Answer:
     return _artifact_listing(run, asked, of_step)
 
 
-def get_artifacts(session: Session, asked: Asked) -> Listing | Answer:
+def get_artifacts(session: Transaction, asked: Asked) -> Listing | JsonResponse:
     """Those of a task, or of the attempt that the path names."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
@@ -431,7 +431,7 @@ def get_artifacts(session: Session, asked: Asked) -> Listing | Answer:
     return _artifact_listing(run, asked, condition)
 
 
-def get_artifact(session: Session, asked: Asked) -> Answer:
+def get_artifact(session: Transaction, asked: Asked) -> JsonResponse:
     """One artifact of a task, by the latest attempt that has it, or by the one asked for; 404."""
     run, task = the_task(session, asked)
     condition = Condition().add("a.task_id = ?", task.number)
@@ -443,10 +443,10 @@ def get_artifact(session: Session, asked: Asked) -> Answer:
     )
     if not found:
         raise missing()
-    return Answer(_artifact_answer(run, found[0]))
+    return JsonResponse(_artifact_answer(run, found[0]))
 
 
-def add_artifacts(session: Session, asked: Asked) -> Answer:
+def add_artifacts(session: Transaction, asked: Asked) -> JsonResponse:
     """Register artifacts of a task; 400 where there is none. Answers with how many were new."""
     items = checks.items(asked.body)
     run, task = registered(session, asked)
@@ -462,7 +462,7 @@ def add_artifacts(session: Session, asked: Asked) -> Answer:
         )
         for item in items
     ]
-    return Answer({"artifacts_created": session.change_many(sql()["add_artifact"], rows)})
+    return JsonResponse({"artifacts_created": session.change_many(sql()["add_artifact"], rows)})
 
 
 def _latest() -> Condition:
@@ -494,12 +494,12 @@ def _artifact_answer(run: RunScope, row: Row) -> dict[str, Any]:
     }
 
 
-class Route(NamedTuple):
+class ServiceRoute(NamedTuple):
     """One line of the table below."""
 
     method: str
     path: str
-    answer: Callable[[Session, Asked], Answer | Listing]
+    answer: Callable[[Transaction, Asked], JsonResponse | Listing]
     writes: bool = False
 
 
@@ -510,30 +510,30 @@ _TASK = _STEP + "/tasks/{task_id}"
 _ATTEMPT = "/attempt/{attempt_id}"
 
 ROUTES = [
-    Route("GET", "/flows", get_flows),
-    Route("GET", _FLOW, get_flow),
-    Route("POST", _FLOW, add_flow, writes=True),
-    Route("GET", _FLOW + "/runs", get_runs),
-    Route("POST", _FLOW + "/run", add_run, writes=True),
-    Route("GET", _RUN, get_run),
-    Route("POST", _RUN + "/heartbeat", beat_run, writes=True),
-    Route("PATCH", _RUN + "/tag/mutate", change_tags, writes=True),
-    Route("GET", _RUN + "/steps", get_steps),
-    Route("GET", _STEP, get_step),
-    Route("POST", _STEP + "/step", add_step, writes=True),
-    Route("GET", _STEP + "/tasks", get_tasks),
-    Route("GET", _STEP + "/filtered_tasks", get_filtered_tasks),
-    Route("POST", _STEP + "/task", add_task, writes=True),
-    Route("GET", _TASK, get_task),
-    Route("POST", _TASK + "/heartbeat", beat_task, writes=True),
-    Route("GET", _RUN + "/metadata", get_metadata_of_run),
-    Route("GET", _TASK + "/metadata", get_metadata),
-    Route("POST", _TASK + "/metadata", add_metadata, writes=True),
-    Route("GET", _RUN + "/artifacts", get_artifacts_of_run),
-    Route("GET", _STEP + "/artifacts", get_artifacts_of_step),
-    Route("GET", _TASK + "/artifacts", get_artifacts),
-    Route("GET", _TASK + _ATTEMPT + "/artifacts", get_artifacts),
-    Route("GET", _TASK + "/artifacts/{artifact_name}", get_artifact),
-    Route("GET", _TASK + "/artifacts/{artifact_name}" + _ATTEMPT, get_artifact),
-    Route("POST", _TASK + "/artifact", add_artifacts, writes=True),
+    ServiceRoute("GET", "/flows", get_flows),
+    ServiceRoute("GET", _FLOW, get_flow),
+    ServiceRoute("POST", _FLOW, add_flow, writes=True),
+    ServiceRoute("GET", _FLOW + "/runs", get_runs),
+    ServiceRoute("POST", _FLOW + "/run", add_run, writes=True),
+    ServiceRoute("GET", _RUN, get_run),
+    ServiceRoute("POST", _RUN + "/heartbeat", beat_run, writes=True),
+    ServiceRoute("PATCH", _RUN + "/tag/mutate", change_tags, writes=True),
+    ServiceRoute("GET", _RUN + "/steps", get_steps),
+    ServiceRoute("GET", _STEP, get_step),
+    ServiceRoute("POST", _STEP + "/step", add_step, writes=True),
+    ServiceRoute("GET", _STEP + "/tasks", get_tasks),
+    ServiceRoute("GET", _STEP + "/filtered_tasks", get_filtered_tasks),
+    ServiceRoute("POST", _STEP + "/task", add_task, writes=True),
+    ServiceRoute("GET", _TASK, get_task),
+    ServiceRoute("POST", _TASK + "/heartbeat", beat_task, writes=True),
+    ServiceRoute("GET", _RUN + "/metadata", get_metadata_of_run),
+    ServiceRoute("GET", _TASK + "/metadata", get_metadata),
+    ServiceRoute("POST", _TASK + "/metadata", add_metadata, writes=True),
+    ServiceRoute("GET", _RUN + "/artifacts", get_artifacts_of_run),
+    ServiceRoute("GET", _STEP + "/artifacts", get_artifacts_of_step),
+    ServiceRoute("GET", _TASK + "/artifacts", get_artifacts),
+    ServiceRoute("GET", _TASK + _ATTEMPT + "/artifacts", get_artifacts),
+    ServiceRoute("GET", _TASK + "/artifacts/{artifact_name}", get_artifact),
+    ServiceRoute("GET", _TASK + "/artifacts/{artifact_name}" + _ATTEMPT, get_artifact),
+    ServiceRoute("POST", _TASK + "/artifact", add_artifacts, writes=True),
 ]

@@ -405,7 +405,7 @@ class ActionRoutes:
         return web.json_response({"token": name})
 
 
-def _wanted(fields: dict[str, Any], now: float) -> gc.Wanted:
+def _wanted(fields: dict[str, Any], now: float) -> gc.RunsToDelete:
     older, keep = fields.get("older_than"), fields.get("keep", 0)
     failed, flow = fields.get("failed", False), fields.get("flow")
     if older is not None and (type(older) not in (int, float) or not 0 <= older <= _LONGEST_LIFE):
@@ -414,7 +414,7 @@ def _wanted(fields: dict[str, Any], now: float) -> gc.Wanted:
         raise InvalidInput("'keep' has to be a whole number from 0 on.")
     if not isinstance(failed, bool):
         raise InvalidInput("'failed' has to be true or false.")
-    return gc.Wanted(
+    return gc.RunsToDelete(
         flow=None if flow is None else str(ids.flow_name(flow)),
         before=None if older is None else now - older,
         failed=failed,

@@ -16,7 +16,7 @@ from aflow.cli import plain
 from aflow.cli.commands import COMMANDS
 from aflow.cli.flow_commands import FlowGroup
 from aflow.cli.options import (
-    Command,
+    SectionedCommand,
     bound,
     option,
     parameter_options,
@@ -206,7 +206,9 @@ def called(words: list[str], env: dict[str, str] | None = None) -> Seen:
     params: list[click.Parameter] = [option("--size", default=1), with_option("Options", "run_")]
     general = top_options(after_command=True, without=["--with"])
     group.add_command(
-        Command("go", params=[*params, *general], callback=bound(seen, None, "flow.py", _undefined))
+        SectionedCommand(
+            "go", params=[*params, *general], callback=bound(seen, None, "flow.py", _undefined)
+        )
     )
     result = CliRunner().invoke(group, words, env=env, catch_exceptions=False)
     assert 0 == result.exit_code, result.output

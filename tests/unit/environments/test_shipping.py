@@ -31,7 +31,7 @@ from aflow.environments.spec import Spec
 from aflow.environments.uv import Uv, interpreter_for, own_interpreter
 from aflow.errors import EnvironmentFailed, InvalidSetting
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.runs.gc import Wanted, collect
+from aflow.runs.gc import RunsToDelete, collect
 from aflow.storage import roots
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import BlobStore, blob_name
@@ -129,7 +129,7 @@ def test_gc_leaves_a_shipment_alone_for_a_month_after_its_last_use(
     shipment.put(store, later)
 
     def left(now: float) -> int:
-        collect(metadata, store, Wanted(), now, grace=0.0)
+        collect(metadata, store, RunsToDelete(), now, grace=0.0)
         return len([*store.list("blobs/")])
 
     everything = len(shipment.wheels) + 1

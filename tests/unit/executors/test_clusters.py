@@ -9,11 +9,11 @@ import pytest
 from aflow.errors import InvalidInput, WorkersLost
 from aflow.executors.clusters import (
     HEALTHY,
-    Begun,
     Crew,
     Ended,
     Event,
     Lost,
+    WorkerStarted,
     check_answers,
     keep,
     lacking,
@@ -66,9 +66,9 @@ class Scripted:
 def test_a_worker_that_is_lost_is_replaced_and_one_that_was_drained_is_not() -> None:
     said: list[str] = []
     cluster = Scripted(
-        [(1, Begun("a")), (2, Begun("b"))],
+        [(1, WorkerStarted("a")), (2, WorkerStarted("b"))],
         [(1, Lost("a has left.")), (2, Ended(0, ""))],
-        [(3, Begun("c"))],
+        [(3, WorkerStarted("c"))],
         [(3, Ended(0, ""))],
     )
     keep(cluster, Crew(2, said.append), Clock(), lambda: 0)
@@ -80,12 +80,12 @@ def test_a_worker_that_is_lost_is_replaced_and_one_that_was_drained_is_not() -> 
 
 def test_the_first_signal_stops_those_that_run_and_the_second_ends_them() -> None:
     signals = iter([0, 1, 1, 1])
-    cluster = Scripted([(1, Begun("a"))], [(1, Lost("it is gone"))], [])
+    cluster = Scripted([(1, WorkerStarted("a"))], [(1, Lost("it is gone"))], [])
     keep(cluster, Crew(2, lambda text: None), Clock(), lambda: next(signals))
     assert [("start", 1), ("start", 2), ("kill", 2), ("stop", 1)] == cluster.done
 
     signals = iter([0, 1, 2])
-    cluster = Scripted([(1, Begun("a")), (2, Begun("b"))], [], [])
+    cluster = Scripted([(1, WorkerStarted("a")), (2, WorkerStarted("b"))], [], [])
     keep(cluster, Crew(2, lambda text: None), Clock(), lambda: next(signals))
     assert [("stop", 1), ("stop", 2), ("kill", 1), ("kill", 2)] == cluster.done[2:]
 
@@ -94,7 +94,7 @@ def test_workers_that_end_at_once_are_started_later_and_later_and_then_given_up(
     broken = Ended(1, "The queue does not answer.")
     looks: list[list[tuple[int, Event]]] = []
     for number in (1, 2, 3):
-        looks += [[(number, Begun("a"))], [(number, broken)], *([[]] * 9)]
+        looks += [[(number, WorkerStarted("a"))], [(number, broken)], *([[]] * 9)]
     clock, cluster = Clock(), Scripted(*looks)
     with pytest.raises(WorkersLost, match=r"3 workers in a row .* code 1: The queue does"):
         keep(cluster, Crew(1, lambda text: None), clock, lambda: 0)
@@ -106,7 +106,7 @@ def test_a_worker_that_has_worked_for_a_while_may_fail_again_and_again() -> None
     now = 0.0
     for number in range(1, 20):
         assert [number] == crew.to_start(now)
-        crew.note(number, Begun("a"), now)
+        crew.note(number, WorkerStarted("a"), now)
         now += HEALTHY + 1
         crew.note(number, Ended(1, "out of memory"), now)
         assert crew.failure is None

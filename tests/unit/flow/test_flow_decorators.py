@@ -12,7 +12,7 @@ from aflow.flow.decorators.exit_hook import ExitHook, exit_hook
 from aflow.flow.decorators.flow_base import flow_decorators_of
 from aflow.flow.decorators.flow_registry import FLOW_KINDS, make_flow_decorator
 from aflow.flow.decorators.project import Project, project
-from aflow.flow.decorators.schedule import Schedule, schedule
+from aflow.flow.decorators.schedule import ScheduleDecorator, schedule
 from aflow.flow.decorators.trigger import TriggeredBy, TriggeredOnFinish, namespaced_event_name
 from aflow.flow.spec import FlowSpec, define, step
 
@@ -77,7 +77,9 @@ def test_the_command_line_cannot_contradict_the_source(
     ],
 )
 def test_a_schedule_is_a_cron_expression(options: dict[str, Any], expected: str | None) -> None:
-    assert (options["cron"] if expected == "" else expected) == Schedule(**options).schedule
+    assert (options["cron"] if expected == "" else expected) == ScheduleDecorator(
+        **options
+    ).schedule
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_schedule_is_a_cron_expression(options: dict[str, Any], expected: str 
 )
 def test_a_wrong_field_of_a_schedule_is_named(cron: str, field: str) -> None:
     with pytest.raises(InvalidDecorator, match=f"cannot be its {field} "):
-        Schedule(cron=cron)
+        ScheduleDecorator(cron=cron)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_a_wrong_field_of_a_schedule_is_named(cron: str, field: str) -> None:
 )
 def test_a_schedule_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidDecorator, match=f"@schedule: {next(iter(options))} must be"):
-        Schedule(**options)
+        ScheduleDecorator(**options)
 
 
 # ------------------------------------------------------------ @trigger, @trigger_on_finish

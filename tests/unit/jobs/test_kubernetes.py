@@ -13,14 +13,14 @@ from aflow import FlowSpec, kubernetes, resources, step, timeout
 from aflow.errors import AflowError, InvalidInput
 from aflow.executors.jobs.kubernetes import outcome_of_pod, why_pending
 from aflow.flow.spec import define
-from aflow.k8s.manifest import StepJob, job_manifest, job_name, service_manifest, step_job
+from aflow.k8s.manifest import KubernetesStepJob, job_manifest, job_name, service_manifest, step_job
 from aflow.k8s.settings import KubernetesSettings
 from aflow.scheduler.states import AttemptState
 
 BASE = Path(__file__).parents[3] / "docker" / "kubernetes"
 
 
-def job_of(*decorators: Any, attempt: int = 0, is_gang: bool = False) -> StepJob:
+def job_of(*decorators: Any, attempt: int = 0, is_gang: bool = False) -> KubernetesStepJob:
     """How a step with these decorators is submitted."""
 
     def start(self):  # type: ignore[no-untyped-def]

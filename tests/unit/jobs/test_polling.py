@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from aflow.executors.jobs import polling
-from aflow.executors.jobs.base import JobState, JobStatus, Limits
+from aflow.executors.jobs.base import CallLimits, JobState, JobStatus
 
 
 class System:
     """A job system whose first answers are none."""
 
     title, scope = "a job system", "here"
-    limits = Limits(10, 10, 10)
+    limits = CallLimits(10, 10, 10)
 
     def __init__(self, *answers: Exception | dict[str, JobStatus]) -> None:
         self.answers = [*answers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aflow.metadata.base import Lease, RunRecord
+from aflow.metadata.base import RunLease, RunRecord
 from aflow.scheduler.states import RunState
 from aflow.server.recovery import LOOK, Tries, next_for, pause_after
 
@@ -18,7 +18,7 @@ def left(cancel: str | None = None, seconds: float = 0.0) -> RunRecord:
     """A run that nobody has driven for so many seconds."""
     return RunRecord(
         1, "Flow", "1", RunState.RUNNING, "ann", 1.0, None, 0, (), (), {}, {},
-        lease=Lease("server/gone", -seconds, cancel),
+        lease=RunLease("server/gone", -seconds, cancel),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from aflow.errors import CorruptBlob
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.runs.gc import Wanted, collect
+from aflow.runs.gc import RunsToDelete, collect
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, blob_name
 from aflow.storage.memory import MemoryStore
@@ -23,7 +23,7 @@ def collected(store: MemoryStore, now: float = NOW, dry_run: bool = False) -> in
     """How many objects go, or would."""
     metadata = SqliteMetadata(":memory:")
     try:
-        return collect(metadata, store, Wanted(), now, grace=0.0, dry_run=dry_run).objects
+        return collect(metadata, store, RunsToDelete(), now, grace=0.0, dry_run=dry_run).objects
     finally:
         metadata.close()
 
@@ -32,7 +32,7 @@ def test_what_a_root_names_is_kept_until_it_is_withdrawn(store: MemoryStore) -> 
     blobs = BlobStore(store)
     ours, theirs = blobs.put(b"ours"), blobs.put(b"theirs")
     name = roots.root_name("deployments", "arn:aws:states:eu:1:stateMachine:caf\u00e9/1")
-    roots.declare(store, name, roots.Root((ours,), "a machine"))
+    roots.declare(store, name, roots.GcRoot((ours,), "a machine"))
 
     assert 1 == collected(store)
     assert (True, False) == (blobs.has(ours), blobs.has(theirs))
@@ -44,7 +44,7 @@ def test_what_a_root_names_is_kept_until_it_is_withdrawn(store: MemoryStore) -> 
 def test_a_root_keeps_nothing_after_its_time_and_goes_itself(store: MemoryStore) -> None:
     key = BlobStore(store).put(b"code")
     name = roots.root_name("deployments", "machine")
-    roots.declare(store, name, roots.Root((key,), "a machine", until=NOW + 10))
+    roots.declare(store, name, roots.GcRoot((key,), "a machine", until=NOW + 10))
 
     assert 0 == collected(store, NOW + 9)
     assert 1 == collected(store, NOW + 10, dry_run=True)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -40,6 +40,7 @@ from aflow.errors import EnvironmentFailed, InvalidLock, InvalidSetting
 _FORM = 1  # of what a kept lock was made for
 _SOURCES = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz")
 _NOT_SOURCE = frozenset({".git", ".venv", "__pycache__", ".aflow", ".metaflow", "build", "dist"})
+_DIGEST = " --hash="  # before each digest of a requirement, as in a requirements.txt
 _MANYLINUX = re.compile(r"(\w+?)-manylinux_(\d+)_(\d+)\Z")
 _GLIBCS = (*range(40, 30, -1), 28, 17)  # those of manylinux_2_... that uv knows
 _ARCHES = {"amd64": "x86_64", "64": "x86_64", "arm64": "aarch64", "arm64/v8": "aarch64"}
@@ -225,7 +226,7 @@ class Solver:
         # Before: of what changes meanwhile, the older state counts.
         name, index = self._name(spec, target), self._index(spec)
         text = self._project(spec, target) if spec.project else self._compiled(spec, target)
-        packages = list(self._packages(text, target, spec.project))
+        packages = list(self._packages(text, target, spec.project, _digests_of(spec)))
         # A micro version is asked for where exactly that is: else any of its minor version will do.
         exact = re.fullmatch(r"\d+\.\d+\.\d+", spec.python or "")
         lock = lock_of(
@@ -248,6 +249,7 @@ class Solver:
 
     def _stamp(self, requirement: str) -> str:
         """What changes with the file or folder that a requirement names, if it names one."""
+        requirement = requirement.partition(_DIGEST)[0]
         place = requirement.partition(" @ ")[2] or requirement
         path = unquote(urlsplit(place).path) if place.startswith("file:") else place
         found = self._folder / path.partition(" ;")[0].partition("[")[0].strip()
@@ -271,7 +273,7 @@ class Solver:
             words += ["--python", target.python.path]
         if not target.is_here:
             words += ["--python-platform", _in_words_of_uv(target.platform)]
-        given = "\n".join(spec.requirements) + "\n"
+        given = "".join(each.partition(_DIGEST)[0] + "\n" for each in spec.requirements)
 
         def compiled(*more: str, offline: bool = False) -> str:
             return self._uv.run(
@@ -314,7 +316,13 @@ class Solver:
 
     # ------------------------------------------------------------ reading its answer
 
-    def _packages(self, text: str, target: Target, project: str | None) -> Iterator[LockedPackage]:
+    def _packages(
+        self,
+        text: str,
+        target: Target,
+        project: str | None,
+        digests: Mapping[str, Collection[str]],
+    ) -> Iterator[LockedPackage]:
         from packaging.markers import Marker
 
         here = _project_of(project) if project else self._folder
@@ -326,7 +334,9 @@ class Solver:
         tags = {tag: place for place, tag in enumerate(tags_of(target))}
         for each in tomllib.loads(text).get("packages", []):
             if "marker" not in each or Marker(each["marker"]).evaluate(markers):
-                yield self._package(each, target, tags, here)
+                wanted = digests.get(normalized(each["name"]))
+                found = each if wanted is None else _of_digests(each, wanted, here)
+                yield self._package(found, target, tags, here)
 
     def _package(
         self, found: Mapping[str, Any], target: Target, tags: Mapping[str, int], here: Path
@@ -442,6 +452,38 @@ def _unsolved(error: UvFailed) -> str:
         why = "a package has to be built, and that failed (it may need a compiler)"
         return f"{why}: {error.explanation}"
     return error.explanation
+
+
+def _digests_of(spec: Spec) -> dict[str, set[str]]:
+    """The sha256 that files of packages are asked to have, by the names of these."""
+    found: dict[str, set[str]] = {}
+    for text, *digests in (each.split(_DIGEST) for each in spec.requirements):
+        name = re.match(r"[A-Za-z0-9._-]+", text)
+        if digests and name is not None:
+            known = found.setdefault(normalized(name[0]), set())
+            known |= {each.partition(":")[2] for each in digests}
+    return found
+
+
+def _of_digests(found: Mapping[str, Any], wanted: Collection[str], here: Path) -> Mapping[str, Any]:
+    """A package with those of its files alone that have one of these digests. Raises
+    EnvironmentFailed where none has."""
+
+    def fits(file: Mapping[str, Any]) -> bool:
+        path = _path_of(file, here)
+        is_there = path is not None and path.is_file()
+        digest = digest_of_file(path) if path and is_there else file.get("hashes", {}).get("sha256")
+        return digest in wanted
+
+    kept = {each: found[each] for each in ("name", "version") if each in found}
+    wheels = [each for each in found.get("wheels", ()) if fits(each)]
+    others = {each: found[each] for each in ("sdist", "archive") if fits(found.get(each, {}))}
+    if not wheels and not others:
+        raise EnvironmentFailed(
+            f"{found['name']} {found.get('version', '')} has no file with a digest that is asked "
+            "for (--hash)"
+        )
+    return {**kept, **others, **({"wheels": wheels} if wheels else {})}
 
 
 def _best(wheels: Iterable[Mapping[str, Any]], tags: Mapping[str, int]) -> Mapping[str, Any] | None:

@@ -158,8 +158,9 @@ def _requirement(name: str, version: str, where: str) -> str:
     name, version = name.strip(), version.strip()
     _refuse_options(name, version, where)
     given = version
+    version, digests = _digests(version, name, where)
     if _DIRECT.match(name):  # a URL or a file, which may have no name
-        return name + version
+        return name + version + digests
     version, mark, marker = version.partition(";")
     version = version.strip()
     if "@" in name:  # `name@git+https://...`, as the parsers of requirements give it
@@ -181,7 +182,19 @@ def _requirement(name: str, version: str, where: str) -> str:
             f"{where.capitalize()} asks for the package {name!r} {given!r}, which is no "
             f"requirement: {str(error).splitlines()[0]}"
         ) from error
-    return text
+    return text + digests
+
+
+def _digests(version: str, name: str, where: str) -> tuple[str, str]:
+    """A version without the digests behind it, and these: one of them is that of the file."""
+    version, *found = re.split(r"\s+--hash[= ]", f" {version}")
+    for each in found:
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", each.strip()):
+            raise InvalidDecorator(
+                f"{where.capitalize()} asks for the package {name!r} with the digest {each!r}, "
+                "which is none of sha256 (--hash=sha256:...)."
+            )
+    return version.strip(), "".join(f" --hash={each.strip()}" for each in found)
 
 
 def _match_spec(name: str, version: str, where: str) -> str:

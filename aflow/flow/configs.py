@@ -296,16 +296,16 @@ def yaml_parser(content: str) -> Any:
 def requirements_txt_parser(content: str) -> dict[str, Any]:
     """What a requirements.txt asks for, as `@pypi_base` takes it: `packages` (name -> version),
     and `python` if a line says `# python==...`; markers (`; sys_platform == "win32"`) stay with the
-    version, places (`@ git+https://...`) stand for it. Raises ValueError for options such as -e and
-    -r, which name no package."""
+    version, places (`@ git+https://...`) stand for it, and digests (`--hash=sha256:...`) follow it.
+    Raises ValueError for options such as -e and -r, which name no package."""
     packages: dict[str, str] = {}
     found: dict[str, Any] = {"packages": packages}
     for line in content.replace("\\\n", " ").splitlines():
         note = re.match(r"\s*#\s*python\s*==\s*(\S+)", line)
         if note:
             found["python"] = note[1]
-        # A URL may have a `#` of its own; which file it is to be is for locks to say.
-        text = re.sub(r"\s--hash=\S+", "", re.sub(r"(?:^|\s)#.*", "", line)).strip()
+        # A URL may have a `#` of its own.
+        text = re.sub(r"(?:^|\s)#.*", "", line).strip()
         if text.startswith("-"):
             raise ValueError(f"the option {text!r} names no package")
         if text:
@@ -343,9 +343,11 @@ def _add(packages: dict[str, str], text: str) -> None:
     found = _PIN.match(text)
     if found is None:
         raise ValueError(f"{text!r} names no package")
-    version, mark, marker = found[2].partition(";")
+    digests = re.findall(r"\s--hash=\S+", f" {found[2]}")
+    version, mark, marker = re.sub(r"(?:^|\s)--hash=\S+", "", found[2]).partition(";")
     version = version.strip() if version.startswith("@") else _version(version)
-    packages[found[1]] = f"{version}; {marker.strip()}" if mark else version
+    text = f"{version}; {marker.strip()}" if mark else version
+    packages[found[1]] = text + "".join(digests)
 
 
 def _version(text: str) -> str:

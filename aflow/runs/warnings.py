@@ -30,6 +30,7 @@ def notes(
     wanted: dict[str, list[str]] = {}
     for step in definition.steps.values():
         for package, version in packages_of(definition, step).items():
+            version = version.partition("--hash=")[0].strip()
             wanted.setdefault(f"{package} {version}".strip(), []).append(step.name)
     for text, steps in wanted.items():
         package, _, version = text.partition(" ")

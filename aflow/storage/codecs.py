@@ -128,6 +128,7 @@ OUT_OF_BAND_FROM = 64 << 10  # smaller buffers are not worth an object of their 
 MAX_BUFFERS = 1024  # a list of a million arrays becomes one blob, not a million
 
 _SHORT = 1024
+_OF_NUMPY_2 = "numpy._core"  # the name there of numpy.core, which each pickled array has in it
 _SCALARS = frozenset({int, float, bool, complex, type(None)})
 
 
@@ -169,9 +170,14 @@ def load(
     """The value of a pickle and its buffers; `names` finds what it names, where this program may
     not be the one that has stored it. Raises ArtifactNotLoadable, which names `what`."""
     try:
-        if names is None:
-            return pickle.loads(data, buffers=buffers)
-        return _load_with(names, data, buffers)
+        try:
+            if names is None:
+                return pickle.loads(data, buffers=buffers)
+            return _load_with(names, data, buffers)
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith(_OF_NUMPY_2):
+                raise
+            return _Unpickler(names, data, buffers).load()  # in an environment with numpy 1
     except ModuleNotFoundError as error:
         raise ArtifactNotLoadable(
             f"{what} needs the module {error.name!r}, which is not installed here: install it, "
@@ -191,14 +197,24 @@ def _load_with(names: Names, data: Buffer, buffers: Sequence[Buffer]) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds classes and functions with the help of `names`."""
+    """Finds classes and functions with the help of `names`, and those of arrays in any numpy."""
 
-    def __init__(self, names: Names, data: Buffer, buffers: Sequence[Buffer]) -> None:
+    def __init__(self, names: Names | None, data: Buffer, buffers: Sequence[Buffer]) -> None:
         super().__init__(io.BytesIO(data), buffers=buffers)
         self._names = names
 
     def find_class(self, module: str, name: str, /) -> Any:
-        return self._names.find(module, name, super().find_class)
+        if self._names is None:
+            return self._found(module, name)
+        return self._names.find(module, name, self._found)
+
+    def _found(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except ModuleNotFoundError:
+            if not module.startswith(_OF_NUMPY_2):
+                raise
+            return super().find_class(module.replace(_OF_NUMPY_2, "numpy.core", 1), name)
 
 
 def _dump(pickler: Callable[..., pickle.Pickler], value: object, out_of_band_from: int) -> Pickled:

@@ -22,7 +22,7 @@ from aflow.environments.uv import (
     own_interpreter,
     without_credentials,
 )
-from aflow.errors import InvalidLock, MissingExtra
+from aflow.errors import EnvironmentFailed, InvalidDecorator, InvalidLock, MissingExtra
 from aflow.flow.spec import define
 from tests.support import packages
 
@@ -64,6 +64,27 @@ def test_what_a_step_asks_for_comes_on_top_of_what_its_flow_asks_for() -> None:
     assert Spec(requirements=("C_c[x]==3.*", "a==1.0", "b~=2.0"), python="3.12") == specs["start"]
     assert ("channel::d ==1.0", "e >=2", "left-out ==1") == specs["end"].conda
     assert "3.13" == specs["end"].python
+
+
+def test_digests_follow_a_version_and_are_of_sha256() -> None:
+    digest = f"--hash=sha256:{'a' * 64}"
+
+    class Pinned(Plain):
+        @pypi(packages={"a": f"1.0; os_name == 'posix' {digest}"})
+        @step
+        def start(self) -> None:
+            self.next(self.end)
+
+    class Weak(Plain):
+        @pypi(packages={"a": "1.0 --hash=md5:abc"})
+        @step
+        def start(self) -> None:
+            self.next(self.end)
+
+    spec = specs_of(define(Pinned))["start"]
+    assert (f"a==1.0 ; os_name == 'posix' {digest}",) == spec.requirements
+    with pytest.raises(InvalidDecorator, match=r"'a' with the digest 'md5:abc', which is none of"):
+        specs_of(define(Weak))
 
 
 def test_a_kind_of_environment_is_for_every_step() -> None:
@@ -110,6 +131,14 @@ def test_of_several_indexes_that_pip_is_set_to_each_may_have_the_file_that_fits(
     lock = solver.solve(Spec(requirements=("tiny",)), Target(own.version, this_platform(), own))
 
     assert ["tiny-1.0-py3-none-any.whl"] == [each.file for each in lock]
+    # With digests only a file counts that has one of them.
+    digest = next(iter(lock)).sha256
+    target = Target(own.version, this_platform(), own)
+    pinned = f"Tiny==1.0 --hash=sha256:{digest} --hash=sha256:{'0' * 64}"
+    assert lock == solver.solve(Spec(requirements=(pinned,)), target)
+    other = f"tiny==1.0 --hash=sha256:{'0' * 64}"
+    with pytest.raises(EnvironmentFailed, match=r"tiny 1.0 has no file with a digest that is ask"):
+        solver.solve(Spec(requirements=(other,)), target)
 
 
 def test_a_lock_of_another_platform_is_refused(tmp_path: Path) -> None:

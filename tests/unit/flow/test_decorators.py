@@ -15,6 +15,7 @@ from aflow.flow.decorators.base import decorators_of
 from aflow.flow.decorators.catch import Catch, catch
 from aflow.flow.decorators.concurrency import Concurrency
 from aflow.flow.decorators.environment import Environment, environment
+from aflow.flow.decorators.packages import Pypi
 from aflow.flow.decorators.registry import KINDS
 from aflow.flow.decorators.resources import Resources, resources
 from aflow.flow.decorators.retry import Retry, retry
@@ -99,6 +100,7 @@ def test_the_values_of_environment_variables_are_not_shown() -> None:
             {"hours": float("inf")},
             "@timeout: hours must be a number of 0 or more, not inf.",
         ),
+        (Pypi, {"disabled": "yes"}, "@pypi: disabled must be True or False, not 'yes'."),
         (
             Environment,
             {"vars": ["A"]},

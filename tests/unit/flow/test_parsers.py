@@ -32,13 +32,13 @@ def test_markers_and_places_of_packages_are_kept() -> None:
     text = (
         'x==1.0 ; sys_platform == "win32" and python_version < "3.12"\n'
         "mine @ git+https://host/mine.git@v2#egg=mine  # ours\n"
-        "pinned==2.0 \\\n    --hash=sha256:abc\n"
+        "pinned==2.0 \\\n    --hash=sha256:abc \\\n    --hash=sha256:def\n"
     )
     assert {
         "packages": {
             "x": '1.0; sys_platform == "win32" and python_version < "3.12"',
             "mine": "@ git+https://host/mine.git@v2#egg=mine",
-            "pinned": "2.0",
+            "pinned": "2.0 --hash=sha256:abc --hash=sha256:def",
         }
     } == configs.requirements_txt_parser(text)
 

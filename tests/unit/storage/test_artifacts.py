@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -374,3 +375,23 @@ def test_a_writer_without_previews_says_nothing_of_what_is_in_values(blobs: Blob
     assert {} == found["text"].preview == found["number"].preview
     array = writer.save("array", np.arange(12.0).reshape(3, 4)).preview
     assert {"shape", "dtype"} == array.keys()
+
+
+@pytest.mark.filterwarnings("ignore:numpy.core.* is deprecated")
+def test_an_array_of_numpy_2_is_loaded_where_numpy_has_its_older_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from aflow.storage import codecs
+
+    values = [np.arange(3), np.array([1, None], dtype=object), np.float64(2.5)]
+    stored = pickle.dumps(values, 5)
+    assert b"numpy._core" in stored
+    # As in numpy 1.25 and before it, which have no such module.
+    for name in ("numpy._core.multiarray", "numpy._core.numeric"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+    loaded = codecs.load("Artifact 'x'", stored)
+
+    assert [0, 1, 2] == loaded[0].tolist()
+    assert [1, None] == loaded[1].tolist()
+    assert 2.5 == loaded[2]

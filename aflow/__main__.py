@@ -50,7 +50,9 @@ def _start_early(words: list[str]) -> None:
 
         fill_descriptors()
         with suppress(OSError):  # no process to be had: the command asks again, and says so
-            ground_start.have_ground(fork=True)
+            # What a server gives its runs is none of their tasks' business.
+            is_servers = any(word.startswith("--aflow-words=") for word in words)
+            ground_start.have_ground(fork=True, inherits=not is_servers)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.flows.conftest import Workspace, processes_in
 from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.support.aws.furnished import Account
 
 HERE = Path(__file__).parent / "programs"
 TIMEOUT = 90  # seconds after which a program that hangs fails its test
@@ -34,6 +38,11 @@ WAYS = {
         "raise SystemExit(ran.returncode)",
     ],
 }
+NOTEBOOK = """
+import mirror
+from aflow import NBRunner
+NBRunner(mirror.MirrorFlow, False, pylint=False, base_dir=".").nbrun()
+"""
 # The words of `python mirror.py` that a command of aflow stands for.
 MEANT = {"aflow run": ["run", "--no-pylint"], "python -m aflow": ["--no-pylint", "run"]}
 # What is not the same by intention, and why.
@@ -88,9 +97,15 @@ def test_a_task_sees_what_the_program_sees_under_python(way: str, mirror: Path) 
     reference = next(each for each in notes if each["where"] == "block")
     if way in MEANT:
         reference = mirrored(mirror, [sys.executable, "mirror.py", *MEANT[way]])[0]
-    left_out = {"where", "pid", "variable"} | OURS.get(way, set())
-    expected = {key: value for key, value in reference.items() if key not in left_out}
+    assert_tasks_see(reference, notes, OURS.get(way, set()))
 
+
+def assert_tasks_see(
+    reference: dict[str, Any], notes: list[dict[str, Any]], but: Collection[str] = ()
+) -> None:
+    """Assert that tasks have seen what the program itself has, but for what these keys name."""
+    left_out = {"where", "pid", "variable", *but}
+    expected = {key: value for key, value in reference.items() if key not in left_out}
     for where in ("start, by __init__", "other"):
         found = only(notes, where)
         if where == "other":
@@ -147,6 +162,67 @@ def test_a_task_on_a_worker_runs_the_whole_file_with_the_variables_of_its_step(
     assert "PYTHONPATH" not in set(start["environ"]) - set(os.environ)
     assert "of the step" == other["environ"]["MIRROR_VARIABLE"]
     assert [] == processes_in(elsewhere)
+
+
+def test_a_flow_of_a_notebook_sees_what_a_program_sees(mirror: Path) -> None:
+    program = mirrored(mirror, WAYS["python"])[0]
+    notes = mirrored(mirror, [sys.executable, "-c", NOTEBOOK])
+
+    # It is a file that is made for the run, without what the cell does besides.
+    assert_tasks_see(program, notes, ["argv", "environ", "orig_argv", "main", "settings"])
+    start = only(notes, "start, by __init__")
+    assert {**program["environ"], "JPY_PARENT_PID": ""} == start["environ"]
+    assert {"block": "not run"} == start["settings"]
+    assert [start["argv"][0], "__main__"] == [start["main"][1], start["main"][0]]
+
+
+def test_a_task_of_a_server_sees_what_the_program_sees_that_the_server_runs(mirror: Path) -> None:
+    place = mirror.parent / f"{mirror.name}-server"
+    place.mkdir()
+    variables = {"AFLOW_HOME": str(place / "home"), "MIRROR_FILE": str(mirror / "seen")}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "aflow", "server", "--port", "0"],
+        cwd=place,
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+        command = [sys.executable, "-m", "aflow", "submit", "mirror.py", "--wait"]
+        notes = mirrored(mirror, [*command, "--server", url], **variables)
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+
+    command = next(each for each in notes if each["where"] == "block")
+    # The command itself has connections to the server, and collects garbage seldom.
+    assert_tasks_see(command, notes, ["descriptors", "collector", "orig_argv"])
+    start = only(notes, "start, by __init__")
+    assert [str(mirror / "seen.lines")] == list(start["descriptors"].values())
+    assert {"block": "run"} == start["settings"]
+    assert Path(start["argv"][0]).parent == Path(start["path"][0])
+    assert str(mirror) not in start["path"]
+    assert [] == processes_in(place)
+
+
+@pytest.mark.xdist_group("batch")
+def test_a_job_of_aws_batch_runs_the_whole_file_with_the_variables_of_its_step(
+    mirror: Path, aws: Account
+) -> None:
+    program = mirror / "mirror.py"  # jobs have an environment of their own
+    place = repr(str(mirror / "seen"))
+    program.write_text(program.read_text().replace('os.environ["MIRROR_FILE"]', place))
+    notes = mirrored(mirror, [*PYTHON, "run", "--executor", "batch"])
+
+    start, other = only(notes, "start, by __init__"), only(notes, "other")
+    assert {"block": "run"} == start["settings"] == other["settings"]
+    assert "__main__" == start["main"][0]
+    assert Path(start["argv"][0]).parent == Path(start["path"][0])
+    assert str(mirror) not in start["path"]
+    assert "of the step" == other["environ"]["MIRROR_VARIABLE"]
 
 
 def test_a_program_that_embeds_a_flow_gives_tasks_its_path_and_no_more(mirror: Path) -> None:

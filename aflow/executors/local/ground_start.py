@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from aflow._core.process import delegate_if_first
 from aflow._core.settings import environment_with, secret_variables, without_signing_key
-from aflow._core.system import read_proc
+from aflow._core.system import open_descriptors, read_proc
 from aflow.code.program import started
 
 if TYPE_CHECKING:
@@ -89,9 +89,10 @@ class SpawnedGround:
         return code << 8 if code >= 0 else -code
 
 
-def fork_ground() -> ForkedGround:
+def fork_ground(*, inherits: bool = True) -> ForkedGround:
     """Fork a ground from this process, which has one thread, no event loop, and has run nothing of
-    the user's."""
+    the user's. What it has open beside its streams is for this process alone unless the ground
+    `inherits` it."""
     ours, theirs = socket.socketpair()
     parent = os.getpid()
     pid = os.fork()
@@ -102,6 +103,9 @@ def fork_ground() -> ForkedGround:
     try:
         os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
         ours.close()
+        if not inherits:
+            for each in open_descriptors() - {0, 1, 2, theirs.fileno()}:
+                os.close(each)
         # Imported here, while the coordinator imports its own: on two cores at once.
         path = sys.path if sys.flags.safe_path else sys.path[1:]
         import_module(GROUND).serve(theirs, parent, path)
@@ -201,15 +205,16 @@ def looks_like_a_run(words: Sequence[str]) -> bool:
 _wanted: EarlyGround | None = None  # the ground of the run that this command is about to begin
 
 
-def have_ground(*, fork: bool = False) -> None:
+def have_ground(*, fork: bool = False, inherits: bool = True) -> None:
     """Start a ground for the run that this command is about to begin, if there is none yet: by a
-    fork, where nothing of the user's has run here, else as a fresh interpreter."""
+    fork (see `fork_ground`), where nothing of the user's has run here, else as a fresh
+    interpreter."""
     global _wanted
     if _wanted is None:
         delegate_if_first()  # now, since the ground is to be a child of the process that goes on
         # A fork would be traced or profiled as this process is, by a tool that does not expect it.
         alone = fork and sys.gettrace() is None and sys.getprofile() is None
-        _wanted = EarlyGround(fork_ground() if alone else spawn_here())
+        _wanted = EarlyGround(fork_ground(inherits=inherits) if alone else spawn_here())
 
 
 def drop_ground() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
@@ -42,27 +43,28 @@ _NORMALIZED = {
 
 
 class FlowGroup(click.Group):
-    """The commands of one flow; each is made when it is asked for. `flow` is None where a
-    pathspec alone says what is meant, or where only the help of a command is wanted."""
+    """The commands of one flow, in the file `script`; each is made when it is asked for. `flow` is
+    None where a pathspec alone says what is meant, or where only the help of a command is wanted.
+    """
 
     def __init__(
         self,
         flow: type[FlowSpec] | None,
         script: str,
-        configs: GivenConfigs | None = None,
+        defined: Defined | None = None,
         words: tuple[str, ...] = (),
     ) -> None:
         super().__init__(
             name=flow.__name__ if flow else "aflow",
             params=[*top_options(), *flow_options(flow)],
-            help=_help_of(flow, script),
+            help=_help_of(flow, os.path.basename(script)),
             invoke_without_command=True,
             callback=self._without_command,
             context_settings=_NORMALIZED,
         )
         self._flow = flow
         self._script = script
-        self._defined = Defined(flow, configs or GivenConfigs())
+        self._defined = defined or Defined(flow, GivenConfigs())
         self._words = words
 
     def list_commands(self, ctx: click.Context) -> list[str]:

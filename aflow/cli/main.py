@@ -25,6 +25,7 @@ from aflow.cli import loading, plain
 from aflow.cli.commands import COMMANDS, NEED_NO_FILE, OTHERS
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
 from aflow.cli.errors import guarded, leave
+from aflow.cli.session import Defined
 from aflow.executors.local import ground_start
 
 if TYPE_CHECKING:
@@ -107,16 +108,16 @@ def run_script(flow: FlowSpec) -> None:
 
 def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:
     """Run a command of a flow: `words` are those behind its file."""
-    shown = os.path.basename(script)
     configs, rest = given_configs(words)
     try:
-        call = None if flow is None else plain.understood(flow, script, configs, words, rest)
+        defined = Defined(flow, configs)
+        call = None if flow is None else plain.understood(flow, script, defined, words, rest)
         if call is not None:
             return plain.run(*call)
         from aflow.cli.flow_commands import FlowGroup
 
-        group = FlowGroup(flow, shown, configs, tuple(words))
-        return group.main(rest, prog_name=shown, standalone_mode=False)
+        group = FlowGroup(flow, script, defined, tuple(words))
+        return group.main(rest, prog_name=os.path.basename(script), standalone_mode=False)
     finally:
         ground_start.drop_ground()
 

@@ -20,7 +20,6 @@ from aflow.errors import InvalidParameter
 from aflow.flow.decorators.flow_base import flow_decorators_of
 
 if TYPE_CHECKING:
-    from aflow.code.config_binding import GivenConfigs
     from aflow.flow.parameters import Parameter
     from aflow.flow.spec import FlowSpec
 
@@ -40,7 +39,7 @@ _OF_RUNS = tuple(environment_names("", "run_"))  # what variables of its options
 def understood(
     flow: type[FlowSpec],
     script: str,
-    configs: GivenConfigs,
+    defined: Defined,
     words: Sequence[str],
     rest: Sequence[str],
 ) -> tuple[Session, dict[str, Any]] | None:
@@ -55,7 +54,6 @@ def understood(
     if _ADDING_OPTIONS & {each.kind for each in flow_decorators_of(flow)}:
         return None
     flags, given = found
-    defined = Defined(flow, configs)
     values = _converted(defined().parameters, given)
     if values is None:
         return None

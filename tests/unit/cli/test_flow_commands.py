@@ -290,7 +290,7 @@ class Asking(ManyFlow):
 
 def understood(*words: str, flow: type[FlowSpec] = ManyFlow) -> Any:
     """What `run` is called with, if it is without click."""
-    return plain.understood(flow, "many.py", GivenConfigs(), words, words)
+    return plain.understood(flow, "many.py", Defined(flow, GivenConfigs()), words, words)
 
 
 def run_command(*words: str, flow: type[FlowSpec]) -> tuple[click.Context, click.Command]:
